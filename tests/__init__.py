@@ -1,0 +1,1 @@
+"""Tests by behaviour, benchmarks (``tests/benchmarks``) and the golden values (``tests/golden``)."""

@@ -1,0 +1,20 @@
+"""Fixtures that several test files use: the shared data beside the checkout, and quiet threads."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two cores are shared by everything a test starts; libraries read this when they are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with published teachers and real CIFAR-10; tests that want it skip without it."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("no shared/data folder beside the checkout")
+    return folder

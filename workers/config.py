@@ -1,0 +1,357 @@
+"""What a job is made of: frozen pydantic models, light enough for the API process.
+
+``Plan`` is what a client decides; ``JobSpec`` is a plan with its teacher resolved to a file;
+``RunSpec`` is one (student, method, seed) of it. The upper layer embeds these and redefines none.
+Unknown keys are refused everywhere, with the nearest known one. Units stand in the names; image
+sizes are (height, width) in pixels.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from workers.errors import InvalidJob, UnknownName
+from workers.methods import MethodChoice
+from workers.students.catalog import check_student
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+Size = tuple[Side, Side]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
+
+RUNS_MAX = 1000
+
+
+class Spec(BaseModel):
+    """Base of every description: frozen, unknown keys refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: object) -> object:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise UnknownName(f"field of {cls.__name__}", str(key), cls.model_fields)
+        return data
+
+
+# ----------------------------------------------------------------------------------------- teacher
+
+
+class Preprocessing(Spec):
+    """From picture to input: resize, order channels, ``x * scale``, ``(x - mean) / std``, lay out.
+
+    Attributes:
+        size: (height, width) in pixels the network wants; None keeps the picture's own.
+        mean: per channel, in units of the scaled picture (0..1 with the default scale).
+        std: per channel, same unit, > 0.
+        channels: order and number of the channels; grey pictures are repeated, colour ones turned
+        to luma as needed.
+        layout: ``nchw`` or ``nhwc``.
+        scale: factor applied to the uint8 values before mean and std.
+    """
+
+    size: Size | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    channels: Literal["rgb", "bgr", "gray"] = "rgb"
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    scale: Positive = 1 / 255
+
+    @model_validator(mode="after")
+    def _one_per_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channel_count:
+            raise ValueError(
+                f"mean has {len(self.mean)} and std {len(self.std)} values, "
+                f"channels={self.channels!r} needs {self.channel_count} of each"
+            )
+        return self
+
+    @property
+    def channel_count(self) -> int:
+        return 1 if self.channels == "gray" else 3
+
+
+class TeacherSpec(Spec):
+    """An ONNX classifier on disk.
+
+    Attributes:
+        path: the file.
+        sha256: of its bytes (64 hex digits); None lets the pipeline compute it.
+        output: name of the output that holds the logits; None takes the only one.
+    """
+
+    path: Path
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    output: str | None = None
+    preprocessing: Preprocessing = Preprocessing()
+
+
+# ---------------------------------------------------------------------------------------- data set
+
+
+class DigitsDataset(Spec):
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey; every fifth sample is the test split."""
+
+    kind: Literal["digits"] = "digits"
+
+
+class TorchvisionDataset(Spec):
+    """A torchvision data set from local files below the data root; nothing is downloaded."""
+
+    kind: Literal["cifar10", "cifar100", "mnist", "fashion_mnist"]
+    path: RelativePath = "."
+
+
+class FolderDataset(Spec):
+    """``path/train/CLASS/*.jpg`` (or png ...) and ``path/test/CLASS/*``; classes alphabetically.
+
+    Attributes:
+        image_size: (height, width) every picture is resized to; None demands that all have one
+        size.
+    """
+
+    kind: Literal["folder"] = "folder"
+    path: RelativePath
+    image_size: Size | None = None
+
+
+class NpzDataset(Spec):
+    """One ``.npz`` of ``train_images``, ``train_labels``, ``test_images``, ``test_labels``.
+
+    Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N], ``class_names`` (optional) strings.
+    """
+
+    kind: Literal["npz"] = "npz"
+    path: RelativePath
+
+
+DatasetSpec = Annotated[
+    DigitsDataset | TorchvisionDataset | FolderDataset | NpzDataset, Field(discriminator="kind")
+]
+
+
+# ------------------------------------------------------------------------------------------- views
+
+
+class NoAugmentation(Spec):
+    """The plain picture; all views are equal, so one view is all there is."""
+
+    recipe: Literal["none"] = "none"
+
+
+class CropFlip(Spec):
+    """Zero-pad by ``pad`` pixels, crop the old size at a random place, mirror every second one."""
+
+    recipe: Literal["crop_flip"] = "crop_flip"
+    pad: Annotated[int, Field(ge=0, le=64)] = 4
+    flip: bool = True
+
+
+class ResizedCrop(Spec):
+    """Crop a random area of random aspect ratio, resize it to ``size``, mirror every second one.
+
+    Attributes:
+        size: (height, width) of the result; None keeps the picture's own.
+        scale: least and most area of the crop, as a fraction of the picture's.
+        ratio: least and most width / height of the crop.
+    """
+
+    recipe: Literal["resized_crop"] = "resized_crop"
+    size: Size | None = None
+    scale: tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]] = (0.08, 1.0)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"{name} is ({low}, {high}); the first must not exceed the second")
+        return self
+
+
+Augmentation = Annotated[NoAugmentation | CropFlip | ResizedCrop, Field(discriminator="recipe")]
+
+
+class Views(Spec):
+    """The augmentations that teacher and students share: epoch e trains on view e mod count."""
+
+    augmentation: Augmentation = NoAugmentation()
+    count: Annotated[int, Field(ge=1, le=10_000)] = 1
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if self.augmentation.recipe == "none" and self.count > 1:
+            raise ValueError(
+                f"count is {self.count}, but without augmentation all views are the same picture: "
+                "use 1, or choose the recipe crop_flip or resized_crop"
+            )
+        return self
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+class Sgd(Spec):
+    """Stochastic gradient descent with momentum; defaults are the CIFAR recipe of the KD papers."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0")
+        return self
+
+
+class AdamW(Spec):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.05
+
+
+class StepSchedule(Spec):
+    """Multiply the learning rate by ``gamma`` when each fraction of the epochs has passed.
+
+    The default is the papers' 150 / 180 / 210 of 240 epochs.
+    """
+
+    kind: Literal["step"] = "step"
+    milestones: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
+    gamma: Positive = 0.1
+
+
+class CosineSchedule(Spec):
+    """Half a cosine from the learning rate to ``final`` times it."""
+
+    kind: Literal["cosine"] = "cosine"
+    final: Fraction = 0.0
+
+
+class Training(Spec):
+    """How every run of a job is trained.
+
+    Attributes:
+        warmup_epochs: the learning rate rises linearly over so many epochs, step by step.
+        label_smoothing: of the cross-entropy term alone.
+        precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
+        device: ``auto`` is CUDA when there is one.
+        max_gradient_norm: clip the gradient's global norm; None leaves it.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 240
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    eval_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512
+    optimizer: Annotated[Sgd | AdamW, Field(discriminator="kind")] = Sgd()
+    schedule: Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")] = StepSchedule()
+    warmup_epochs: NonNegative = 0.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_gradient_norm: Positive | None = None
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}; it must stay below epochs, {self.epochs}"
+            )
+        return self
+
+
+class CacheOptions(Spec):
+    """How logits are kept: ``float16`` (default, KL below 1e-6) or ``float32`` (exact)."""
+
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class StudentSpec(Spec):
+    """A student architecture; a bare name in JSON is accepted for it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        check_student(self.name)
+        return self
+
+
+Student = Annotated[StudentSpec, BeforeValidator(_named)]
+
+
+# --------------------------------------------------------------------------------------------- job
+
+
+class RunSpec(Spec):
+    """One student to train: which network, by which method, from which seed."""
+
+    index: int
+    student: StudentSpec
+    method: MethodChoice
+    seed: Seed
+
+    @property
+    def name(self) -> str:
+        return f"{self.student.name} {self.method.label} seed {self.seed}"
+
+
+class Plan(Spec):
+    """What a client decides about a job but for the teacher: its runs are all combinations."""
+
+    name: Annotated[str, Field(max_length=200)] = ""
+    dataset: DatasetSpec
+    views: Views = Views()
+    cache: CacheOptions = CacheOptions()
+    students: Annotated[tuple[Student, ...], Field(min_length=1)]
+    methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _bounded_and_distinct(self) -> Self:
+        runs = len(self.students) * len(self.methods) * len(self.seeds)
+        if runs > RUNS_MAX:
+            raise InvalidJob(f"the job has {runs} runs, at most {RUNS_MAX} are allowed: split it")
+        for field in ("students", "methods", "seeds"):
+            values = getattr(self, field)
+            for position, value in enumerate(values):
+                if value in values[:position]:
+                    raise ValueError(
+                        f"{field} names {value!r} twice; every run of a job must be different"
+                    )
+        return self
+
+    def runs(self) -> tuple[RunSpec, ...]:
+        """Every run, students slowest and seeds fastest."""
+        combinations = [
+            (s, m, seed) for s in self.students for m in self.methods for seed in self.seeds
+        ]
+        return tuple(
+            RunSpec(index=index, student=student, method=method, seed=seed)
+            for index, (student, method, seed) in enumerate(combinations)
+        )
+
+
+class JobSpec(Plan):
+    """A plan with its teacher: what ``python -m workers.pipeline job.json`` and the engine take."""
+
+    teacher: TeacherSpec

@@ -1,0 +1,89 @@
+"""The errors of ``workers``.
+
+::
+
+    WorkerError
+    ├── UserError                 the request is wrong: nobody retries it
+    │   ├── InvalidTeacher        (ValueError)  the ONNX file or its preprocessing cannot be used
+    │   ├── InvalidDataset        (ValueError)  missing, malformed or outside the data root
+    │   ├── InvalidMethod         (ValueError)  a parameter or combination that is not defined
+    │   ├── InvalidJob            (ValueError)  the job as a whole makes no sense
+    │   ├── UnknownName           (LookupError) a method, student, parameter ... that does not exist
+    │   ├── ContractViolation     (ValueError)  teacher and data set do not belong together
+    │   └── NotFinite             (ArithmeticError) a loss or gradient stopped being a number
+    ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
+    └── DiskLow                   (OSError)     no room left for what has to be written
+
+A message holds the offending value, what is allowed, and the next step. Which HTTP status an error
+becomes is not known here (``service.problems`` holds that table).
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class WorkerError(Exception):
+    """Base of every error that ``workers`` raises on purpose."""
+
+
+class UserError(WorkerError):
+    """The request is wrong; running it again gives the same answer."""
+
+
+class InvalidTeacher(UserError, ValueError):
+    """The teacher's file or the preprocessing given with it cannot be used."""
+
+
+class InvalidDataset(UserError, ValueError):
+    """The data set is missing, malformed, unreadable or lies outside the data root."""
+
+
+class InvalidMethod(UserError, ValueError):
+    """A method's parameter or combination is outside its domain."""
+
+
+class InvalidJob(UserError, ValueError):
+    """The parts are valid, the whole is not (a student too deep for the images, say)."""
+
+
+class ContractViolation(UserError, ValueError):
+    """Teacher and data set do not belong together (class count, label order, preprocessing)."""
+
+
+class NotFinite(UserError, ArithmeticError):
+    """A loss, gradient or logit is NaN or infinite; the update was not made."""
+
+
+class UnknownName(UserError, LookupError):
+    """A name that is not in a closed list; the message gives the nearest and the whole list.
+
+    Args:
+        kind: what is being named, e.g. ``"method"``.
+        name: what was asked for.
+        allowed: every name that would have been accepted.
+    """
+
+    def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
+        self.kind = kind
+        self.name = name
+        self.allowed = tuple(sorted(allowed))
+        self.nearest = next(
+            iter(difflib.get_close_matches(name, self.allowed, n=1, cutoff=0.5)), None
+        )
+        hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
+        # Some lists run to a hundred names (torchvision's); a message is read by a person.
+        shown = ", ".join(self.allowed[:24]) + (
+            f", ... ({len(self.allowed)} in all)" if len(self.allowed) > 24 else ""
+        )
+        super().__init__(f"unknown {kind} {name!r}.{hint} Allowed: {shown}")
+
+    def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, tuple[str, ...]]]:
+        return type(self), (self.kind, self.name, self.allowed)
+
+
+class Stopped(WorkerError):
+    """The caller asked to stop; what was committed so far stays."""
+
+
+class DiskLow(WorkerError, OSError):
+    """There is no room for what has to be written; nothing half-made is left behind."""

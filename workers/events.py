@@ -1,0 +1,133 @@
+"""What workers tell: one flat record per event, JSON from the start.
+
+Workers only emit; they never move a state. The runner numbers the events of an attempt, stores
+them once, and derives progress from them. Times are seconds, rates are rows (samples) per second.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Split = Literal["train", "test"]
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Log(_Event):
+    """A sentence for a person: a decision and its reason, or a warning."""
+
+    type: Literal["log"] = "log"
+    level: Literal["info", "warning"] = "info"
+    message: str
+
+
+class Stage(_Event):
+    """A part of the work has begun."""
+
+    type: Literal["stage"] = "stage"
+    stage: Literal["preparing", "inference", "training"]
+
+
+class DatasetReady(_Event):
+    """A split is decoded and mapped. ``reused`` says that an earlier job had decoded it."""
+
+    type: Literal["dataset_ready"] = "dataset_ready"
+    split: Split
+    fingerprint: str
+    samples: int
+    classes: int
+    reused: bool
+
+
+class ContractChecked(_Event):
+    """The teacher was tried on a labelled slice before any long work."""
+
+    type: Literal["contract_checked"] = "contract_checked"
+    rows: int
+    accuracy: float
+    chance: float
+    output_kind: str
+    provider: str
+    provider_reason: str
+
+
+class InferenceProgress(_Event):
+    """Committed rows of one cache; ``rows_done`` counts those of earlier jobs, too."""
+
+    type: Literal["inference_progress"] = "inference_progress"
+    cache: str
+    split: Split
+    rows_done: int
+    rows_total: int
+    rows_per_s: float | None
+    eta_s: float | None
+
+
+class CacheReady(_Event):
+    """A cache is complete. ``rows_inferred`` rows went through the teacher for it in this job."""
+
+    type: Literal["cache_ready"] = "cache_ready"
+    cache: str
+    split: Split
+    views: int
+    rows_total: int
+    rows_inferred: int
+    seconds: float
+
+
+class Step(_Event):
+    """Progress inside an epoch, at most a few per second."""
+
+    type: Literal["step"] = "step"
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float
+
+
+class Epoch(_Event):
+    """An epoch is trained and evaluated; ``metrics`` is one line of metrics.jsonl."""
+
+    type: Literal["epoch"] = "epoch"
+    epoch: int
+    epochs: int
+    metrics: dict[str, float | None]
+
+
+class Finished(_Event):
+    """A run has written all its artifacts; ``result`` is result.json."""
+
+    type: Literal["finished"] = "finished"
+    result: dict[str, object]
+
+
+Event = Annotated[
+    Log
+    | Stage
+    | DatasetReady
+    | ContractChecked
+    | InferenceProgress
+    | CacheReady
+    | Step
+    | Epoch
+    | Finished,
+    Field(discriminator="type"),
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+Emit = Callable[[_Event], None]
+ShouldStop = Callable[[], bool]
+
+
+def ignore(event: _Event) -> None:
+    """An ``Emit`` for callers that do not listen."""
+
+
+def never() -> bool:
+    """A ``ShouldStop`` for work that nobody will stop."""
+    return False
