@@ -1,24 +1,25 @@
 """Everything that store/ raises on purpose.
 
     StoreError (Exception)
-    +-- InvalidArgument        (ValueError)       a key, block number, array shape or dtype that cannot be
+    +-- InvalidArgument        (ValueError)       a key, block, shape or dtype that cannot be
     +-- RowOutOfRange          (IndexError)       a view or sample that the cache does not have
-    +-- NotStorable            (ValueError)       logits that are not finite, or too large for float16
-    +-- CacheNotFound          (LookupError)      no such cache, or it was deleted under its writer
+    +-- NotStorable            (ValueError)       logits not finite, or too large for float16
+    +-- CacheNotFound          (LookupError)      no such cache, or deleted under its writer
     +-- AmbiguousKey           (LookupError)      a prefix that several keys share
-    +-- CacheMismatch          (ValueError)       a cache of another spec lies where this one is wanted
-    +-- CacheIncomplete        (RuntimeError)     blocks are missing, or the cache was never finished
-    +-- CacheCorrupt           (ValueError)       a file is damaged, missing, foreign or out of place
+    +-- CacheMismatch          (ValueError)       a cache of another spec lies there
+    +-- CacheIncomplete        (RuntimeError)     blocks are missing, or it was never finished
+    +-- CacheCorrupt           (ValueError)       a file is damaged, missing, foreign, misplaced
     +-- CacheBusy              (BlockingIOError)  a block is being written at this moment
     +-- ReaderClosed           (ValueError)       a reader was used after close()
-    +-- AddressSpaceExhausted  (MemoryError)      the chunk files can be neither mapped nor loaded
-    +-- DiskFull               (OSError)          no room left (errno ENOSPC); nothing was committed
+    +-- AddressSpaceExhausted  (MemoryError)      chunk files can be neither mapped nor loaded
+    +-- DiskFull               (OSError)          no room left; nothing was committed
 
-Each also inherits from the builtin in brackets, the one a caller would reach for without reading this page.
-Messages carry the offending value, what is allowed, and the next step. All of them survive pickling,
-because they travel from Ray actors to the service.
+Each also inherits from the builtin in brackets, the one a caller would reach for without reading
+this page. Messages carry the offending value, what is allowed, and the next step. All of them
+survive pickling, because they travel from Ray actors to the service.
 
-Mistakes of the machine other than a full disk (EACCES, EIO, ...) stay plain OSError: the store has nothing to add.
+Mistakes of the machine other than a full disk (EACCES, EIO, ...) stay plain OSError: the store has
+nothing to add.
 """
 
 import errno
@@ -49,7 +50,7 @@ class AmbiguousKey(StoreError, LookupError):
 
 
 class CacheMismatch(StoreError, ValueError):
-    """The cache that lies there was made from another spec; the message compares them field by field."""
+    """The cache that lies there is of another spec; the message compares them field by field."""
 
 
 class CacheIncomplete(StoreError, RuntimeError):

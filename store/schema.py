@@ -1,8 +1,9 @@
 """What identifies a cache, and how its rows are cut into blocks.
 
-`CacheSpec` holds everything that changes a stored number, and nothing else: who asked, when, on which
-device and at which batch size are provenance, not identity. The key is the SHA-256 of the spec's
-canonical JSON, so the same question always finds the same cache and any other question another one.
+`CacheSpec` holds everything that changes a stored number, and nothing else: who asked, when, on
+which device and at which batch size are provenance, not identity. The key is the SHA-256 of the
+spec's canonical JSON, so the same question always finds the same cache and any other question
+another one.
 
 Changing a field, its default or the canonical form changes every key: raise FORMAT_VERSION with it.
 """
@@ -27,22 +28,20 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 def canonical_json(value: JsonValue) -> bytes:
-    """The one spelling of a JSON value: keys sorted, no spaces, UTF-8; NaN and infinities are refused.
+    """The one spelling of a JSON value: keys sorted, no spaces, UTF-8, no NaN, no infinities.
 
     Raises ValueError for a float that JSON cannot spell.
     """
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 
 
 class CacheSpec(BaseModel):
-    """The identity of one cache: one teacher's outputs on `views` views of one split of one dataset.
+    """The identity of one cache: a teacher's outputs on `views` views of a split of a dataset.
 
     `preprocessing` and `augmentation` are opaque here: the layer above owns their meaning and their
-    canonical form, the store only demands that they are JSON. `output_kind` is "log_probabilities" when
-    the graph ended in a softmax and the log of its output was stored.
+    canonical form, the store only demands that they are JSON. `output_kind` is "log_probabilities"
+    when the graph ended in a softmax and the log of its output was stored.
     Raises pydantic.ValidationError (a ValueError) naming each wrong field.
     """
 
@@ -86,7 +85,7 @@ class CacheSpec(BaseModel):
 
     @property
     def block_rows(self) -> int:
-        """Rows of a whole block: a power of two, 4096 halved while the block exceeds 16 MiB, at least 1."""
+        """Rows of a whole block: 4096, halved while that exceeds 16 MiB of logits; at least 1."""
         rows = MAX_BLOCK_ROWS
         while rows > 1 and rows * self.row_bytes > MAX_BLOCK_BYTES:
             rows //= 2
@@ -103,14 +102,12 @@ class CacheSpec(BaseModel):
         return self.views * self.blocks_per_view
 
     def block_range(self, block: int) -> tuple[int, int, int]:
-        """(view, start, stop) of block number `block`: its rows are samples start..stop (exclusive).
+        """(view, start, stop) of a block: its rows are samples start..stop (exclusive).
 
         Raises InvalidArgument for a number outside 0..blocks-1.
         """
         if not 0 <= block < self.blocks:
-            raise InvalidArgument(
-                f"block {block} does not exist: this cache has blocks 0 to {self.blocks - 1}"
-            )
+            raise InvalidArgument(f"block {block} does not exist: this cache has blocks 0 to {self.blocks - 1}")
         view, within = divmod(block, self.blocks_per_view)
         start = within * self.block_rows
         return view, start, min(start + self.block_rows, self.samples)
@@ -120,19 +117,17 @@ class CacheSpec(BaseModel):
         return list(_differences("", self.model_dump(mode="json"), found.model_dump(mode="json")))
 
 
-_ABSENT = object()
-
-
-def _differences(
-    prefix: str, asked: Mapping[str, JsonValue], found: Mapping[str, JsonValue]
-) -> Iterator[str]:
+def _differences(prefix: str, asked: Mapping[str, JsonValue], found: Mapping[str, JsonValue]) -> Iterator[str]:
     for name in sorted({*asked, *found}):
-        mine, theirs = asked.get(name, _ABSENT), found.get(name, _ABSENT)
+        mine, theirs = asked.get(name), found.get(name)
         if isinstance(mine, dict) and isinstance(theirs, dict):
             yield from _differences(f"{prefix}{name}.", mine, theirs)
-        elif mine != theirs:
-            yield f"{prefix}{name}: asked for {_show(mine)}, found {_show(theirs)}"
+            continue
+        # Compared as they are spelled: 1, 1.0 and true are equal in Python but give different keys.
+        shown = [_spelling(values, name) for values in (asked, found)]
+        if shown[0] != shown[1]:
+            yield f"{prefix}{name}: asked for {shown[0]}, found {shown[1]}"
 
 
-def _show(value: object) -> str:
-    return "nothing" if value is _ABSENT else repr(value)
+def _spelling(values: Mapping[str, JsonValue], name: str) -> str:
+    return canonical_json(values[name]).decode() if name in values else "nothing"

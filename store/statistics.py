@@ -1,7 +1,8 @@
 """The per-row statistics that every temperature policy needs of its teacher.
 
-They are computed once, from the unrounded float32 logits, because a logsumexp taken from float16 logits is
-off by up to 4e-3. Sums run in float64, in slabs that stay in the CPU's cache; results are float32.
+They are computed once, from the unrounded float32 logits, because a logsumexp taken from float16
+logits is off by up to 4e-3. Sums run in float64, in slabs that stay in the CPU's cache; results are
+float32.
 
 Shapes: N rows, C classes.
 """
@@ -18,11 +19,11 @@ _SLAB_ROWS = 64  # 64 x 1000 float64 = 512 kB: fits in L2, 2.3x faster than a wh
 
 
 def row_statistics(logits_NC: Float32) -> dict[str, Float32]:
-    """Statistics of each row of finite logits [N, C], C >= 2: float32 arrays [N], named by STATISTICS.
+    """Statistics of each row of finite logits [N, C], C >= 2: float32 [N], named by STATISTICS.
 
-    max, min, mean: of the row. std: with C - 1 in the denominator (torch's default; logit standardization
-    of Sun et al., CVPR 2024, divides by it). sharpness: log(sum(exp(z))), natural log, at temperature 1
-    (the "sharpness" of DTKD, Wei & Bai 2024).
+    max, min, mean: of the row. std: with C - 1 in the denominator (torch's default; logit
+    standardization of Sun et al., CVPR 2024, divides by it). sharpness: log(sum(exp(z))), natural
+    log, at temperature 1 (the "sharpness" of DTKD, Wei & Bai 2024).
     """
     rows = len(logits_NC)
     result = {name: np.empty(rows, np.float32) for name in STATISTICS}
@@ -50,10 +51,11 @@ def _slab_statistics(z_NC: Float64) -> dict[str, Float64]:
 def statistic_tolerances(stored_NC: npt.NDArray[np.floating], name: str, value_N: Float32) -> Float64:
     """How far a true statistic [N] may lie from the one recomputed from stored logits [N, C].
 
-    float32 logits are exact, so only the order of summation (1e-12 of the largest |z|) and two units in
-    the last place of the float32 result are allowed. float16 logits differ from the unrounded ones by at
-    most d = max_C(2^-11 |z| + 2^-25), half a unit in the last place. max, min, mean and sharpness move by at
-    most d when every logit does (1-Lipschitz in the sup norm); std by at most d * sqrt(C / (C - 1)).
+    float32 logits are exact, so only the order of summation (1e-12 of the largest |z|) and two
+    units in the last place of the float32 result are allowed. float16 logits differ from the
+    unrounded ones by at most d = max_C(2^-11 |z| + 2^-25), half a unit in the last place. max, min,
+    mean and sharpness move by at most d when every logit does (1-Lipschitz in the sup norm); std by
+    at most d * sqrt(C / (C - 1)).
     """
     magnitude_N = np.abs(stored_NC).max(axis=1).astype(np.float64)
     tolerance_N = 2 * np.spacing(np.abs(value_N)).astype(np.float64) + 1e-12 * magnitude_N

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from store import CacheSpec
 from workers.errors import InvalidJob, UnknownName
 from workers.methods import MethodChoice
 from workers.students.catalog import check_student
@@ -132,9 +133,7 @@ class NpzDataset(Spec):
     path: RelativePath
 
 
-DatasetSpec = Annotated[
-    DigitsDataset | TorchvisionDataset | FolderDataset | NpzDataset, Field(discriminator="kind")
-]
+DatasetSpec = Annotated[DigitsDataset | TorchvisionDataset | FolderDataset | NpzDataset, Field(discriminator="kind")]
 
 
 # ------------------------------------------------------------------------------------------- views
@@ -268,9 +267,7 @@ class Training(Spec):
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}; it must stay below epochs, {self.epochs}"
-            )
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must stay below epochs, {self.epochs}")
         return self
 
 
@@ -335,16 +332,12 @@ class Plan(Spec):
             values = getattr(self, field)
             for position, value in enumerate(values):
                 if value in values[:position]:
-                    raise ValueError(
-                        f"{field} names {value!r} twice; every run of a job must be different"
-                    )
+                    raise ValueError(f"{field} names {value!r} twice; every run of a job must be different")
         return self
 
     def runs(self) -> tuple[RunSpec, ...]:
         """Every run, students slowest and seeds fastest."""
-        combinations = [
-            (s, m, seed) for s in self.students for m in self.methods for seed in self.seeds
-        ]
+        combinations = [(s, m, seed) for s in self.students for m in self.methods for seed in self.seeds]
         return tuple(
             RunSpec(index=index, student=student, method=method, seed=seed)
             for index, (student, method, seed) in enumerate(combinations)
@@ -355,3 +348,73 @@ class JobSpec(Plan):
     """A plan with its teacher: what ``python -m workers.pipeline job.json`` and the engine take."""
 
     teacher: TeacherSpec
+
+
+# ------------------------------------------------------------------------------------------- orders
+
+
+class Folders(Spec):
+    """Where everything is kept: one root, a folder per kind.
+
+    Attributes:
+        data_dir: the service's own folder.
+        data_root: the operator's data sets, read only.
+    """
+
+    data_dir: Path
+    data_root: Path
+
+    @property
+    def caches(self) -> Path:
+        return self.data_dir / "caches"
+
+    @property
+    def datasets(self) -> Path:
+        return self.data_dir / "datasets"
+
+    @property
+    def contracts(self) -> Path:
+        return self.data_dir / "contracts"
+
+    @property
+    def teachers(self) -> Path:
+        return self.data_dir / "teachers"
+
+    @property
+    def jobs(self) -> Path:
+        return self.data_dir / "jobs"
+
+
+class InferenceOrder(Spec):
+    """Blocks of one cache for one worker to infer: pure data, so that it can cross processes."""
+
+    folders: Folders
+    teacher: TeacherSpec
+    spec: CacheSpec
+    threads: Annotated[int, Field(ge=1)]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] = 256
+
+
+class TrainingOrder(Spec):
+    """One run for one worker to train.
+
+    Attributes:
+        train_cache: the teacher's cache over the training views; None trains without a teacher.
+        test_cache: the teacher's cache over the plain test split, for agreement; None likewise.
+        folder: this attempt's own folder; nobody else writes there.
+        earlier: the folders of earlier attempts, whose checkpoints may be taken up.
+    """
+
+    folders: Folders
+    run: RunSpec
+    training: Training
+    views: Views
+    train_fingerprint: str
+    test_fingerprint: str
+    train_cache: CacheSpec | None
+    test_cache: CacheSpec | None
+    folder: Path
+    earlier: tuple[Path, ...] = ()
+    threads: Annotated[int, Field(ge=1)]
+    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

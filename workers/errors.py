@@ -67,14 +67,10 @@ class UnknownName(UserError, LookupError):
         self.kind = kind
         self.name = name
         self.allowed = tuple(sorted(allowed))
-        self.nearest = next(
-            iter(difflib.get_close_matches(name, self.allowed, n=1, cutoff=0.5)), None
-        )
+        self.nearest = next(iter(difflib.get_close_matches(name, self.allowed, n=1, cutoff=0.5)), None)
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
         # Some lists run to a hundred names (torchvision's); a message is read by a person.
-        shown = ", ".join(self.allowed[:24]) + (
-            f", ... ({len(self.allowed)} in all)" if len(self.allowed) > 24 else ""
-        )
+        shown = ", ".join(self.allowed[:24]) + (f", ... ({len(self.allowed)} in all)" if len(self.allowed) > 24 else "")
         super().__init__(f"unknown {kind} {name!r}.{hint} Allowed: {shown}")
 
     def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, tuple[str, ...]]]:

@@ -107,15 +107,7 @@ class Finished(_Event):
 
 
 Event = Annotated[
-    Log
-    | Stage
-    | DatasetReady
-    | ContractChecked
-    | InferenceProgress
-    | CacheReady
-    | Step
-    | Epoch
-    | Finished,
+    Log | Stage | DatasetReady | ContractChecked | InferenceProgress | CacheReady | Step | Epoch | Finished,
     Field(discriminator="type"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

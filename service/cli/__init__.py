@@ -1,0 +1,81 @@
+"""The command line, ``retort``: a thin layer over ``service.client``, and the service's processes.
+
+Every failure is one line on standard error and exit status 1 (2 for a command line that cannot be
+read, 130 for Ctrl-C); results go to standard output, as tables or, with ``--json``, as the API's
+documents. Nothing heavy is imported before the command that needs it, so ``retort --help`` answers
+at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli import jobs, services, stock
+from service.cli.base import Session, sentence
+from service.connection import DEFAULT_URL
+
+app = typer.Typer(
+    name="retort",
+    help="Knowledge distillation as a service: run the teacher once, train students on its logits.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+services.register(app)
+jobs.register(app)
+stock.register(app)
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    url: Annotated[
+        str, typer.Option(envvar="RETORT_URL", help="Address of the service.")
+    ] = DEFAULT_URL,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(envvar="RETORT_API_KEY_FILE", help="File whose first line is the API key."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the API's JSON instead of tables.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="On failure, show where it happened.")
+    ] = False,
+) -> None:
+    given = context.get_parameter_source("url")
+    context.obj = Session(
+        url=url,
+        url_given=given is not None and given.name != "DEFAULT",
+        api_key_file=api_key_file,
+        as_json=as_json,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        status = app(args=arguments, prog_name="retort", standalone_mode=False)
+    except typer.TyperException as error:
+        return _complain(error.format_message() + " (see `retort --help`)", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--traceback" in arguments:
+            raise
+        return _complain(sentence(error), 1)
+    return status if isinstance(status, int) else 0
+
+
+def _complain(text: str, status: int) -> int:
+    sys.stderr.write(f"retort: {' '.join(text.split())}\n")
+    return status

@@ -1,0 +1,108 @@
+"""What every command shares: the session of the command line, input files, output, error text."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from pydantic import ValidationError
+from rich.console import RenderableType
+
+from service import terminal
+from service.client import Client
+from service.connection import Document
+from service.errors import ServiceError
+
+_OWN_PACKAGES = frozenset({"store", "workers", "service"})
+
+
+class CommandFailed(ServiceError, RuntimeError):
+    """The command was understood and carried out as far as it went, and its end is no success."""
+
+
+class BadInput(ServiceError, ValueError):
+    """A file or text that the user gave cannot be read as what it has to be."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options of one command line.
+
+    Attributes:
+        url: address of the service.
+        url_given: whether somebody named it (option or environment), or it is the default.
+        api_key_file: its first line is the key; None sends none.
+        as_json: print documents instead of tables.
+    """
+
+    url: str
+    url_given: bool
+    api_key_file: Path | None
+    as_json: bool
+
+    def client(self) -> Client:
+        """A client of the service that the options name."""
+        return Client(self.url, api_key=self._api_key())
+
+    def _api_key(self) -> str | None:
+        if self.api_key_file is None:
+            return None
+        lines = self.api_key_file.read_text().splitlines()
+        key = lines[0].strip() if lines else ""
+        if not key:
+            raise BadInput(f"the first line of {self.api_key_file} is empty; it has to be the key")
+        return key
+
+    def show(self, document: object, draw: Callable[[], RenderableType]) -> None:
+        """Prints a document as JSON or as ``draw`` shows it, as the options say."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        else:
+            terminal.console().print(draw())
+
+
+def session(context: typer.Context) -> Session:
+    """The session that the callback of ``retort`` has made."""
+    found = context.find_object(Session)
+    assert found is not None
+    return found
+
+
+def read_json(path: Path) -> Document:
+    """A JSON object from a file.
+
+    Raises:
+        BadInput: it is no JSON object; the message says where.
+    """
+    return parse_json(path.read_text(), str(path))
+
+
+def parse_json(text: str, what: str) -> Document:
+    """A JSON object from text; ``what`` names it in the message of BadInput."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"{what} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{what} holds a JSON {type(value).__name__}, it has to be an object")
+    return value
+
+
+def sentence(error: Exception) -> str:
+    """What a person is told about an exception, without where it happened."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{error.title} {'.'.join(map(str, item['loc']))}: {item['msg']}"
+            for item in error.errors()
+        )
+    # KeyError and its like print their argument's repr; ours are sentences.
+    if type(error).__module__.partition(".")[0] in _OWN_PACKAGES:
+        return str(error.args[0]) if len(error.args) == 1 else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename is not None else ""
+        return error.strerror + where
+    if isinstance(error, (OSError, ValueError)):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (`retort --traceback ...` shows where)"

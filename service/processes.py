@@ -1,0 +1,250 @@
+"""Starting and ending the processes of a service: the API and the engine, together.
+
+``supervise`` is ``retort serve``: two children, and none that outlives it. Each child is the
+leader of its own session, so a Ctrl-C reaches only the supervisor, which passes it on once, as
+SIGTERM. Each reads its standard input until it ends and then ends itself: the pipe's other end is
+the supervisor's, so even a supervisor that was killed takes its children along. What a child has
+left in its process group after the grace period is killed.
+
+``BackgroundService`` is the same thing as a child of a program that wants a service for a while.
+It restarts nothing: a process that ended by itself had a reason, and its job resumes at the next
+start. Times are seconds.
+"""
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from service.client import Client
+from service.connection import ClientError
+from service.errors import ServiceError
+
+GRACE_S = 60.0
+READY_S = 120.0
+_POLL_S = 0.25
+_TAIL_BYTES = 2000
+UNTIL_STDIN_CLOSES = "--until-stdin-closes"
+
+
+class StartFailed(ServiceError, RuntimeError):
+    """The service ended, or was not ready in time, after it had been started."""
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of a Retort process in this very Python."""
+    return [sys.executable, "-m", "service.cli", *arguments]
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port on which nothing listens at this moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def end_with_stdin() -> None:
+    """Sends this process a SIGTERM when its standard input closes, that is, when its parent ends."""
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def supervise(
+    children: Mapping[str, Sequence[str]],
+    *,
+    environment: Mapping[str, str],
+    is_ready: Callable[[], bool],
+    say: Callable[[str], None],
+    ready_text: str,
+    grace_s: float = GRACE_S,
+) -> int:
+    """Starts the children, waits until one ends or a signal asks for the end, and ends all.
+
+    Args:
+        children: name -> command line; each has to understand ``--until-stdin-closes``.
+        environment: theirs.
+        is_ready: asked now and then until it says yes; then ``ready_text`` is said.
+        grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
+
+    Returns:
+        The exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 when a child ended by itself.
+    """
+    # The name of a child that ended, or None for a signal. SimpleQueue may be fed by a handler.
+    news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        news.put(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, line in children.items():
+            running[name] = _start(line, environment)
+            _tell_end(name, running[name], news)
+        first = _first_news(news, is_ready, lambda: say(ready_text))
+        if first is None:
+            say("stopping")
+    finally:
+        statuses = _end_all(running, news, grace_s)
+    if first is None:
+        return 0
+    others = " and ".join(name for name in children if name != first)
+    say(f"{first} ended by itself ({_describe(statuses[first])}), so {others} was ended, too")
+    return 1
+
+
+def _start(line: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*line, UNTIL_STDIN_CLOSES],
+        stdin=subprocess.PIPE,
+        env=dict(environment),
+        start_new_session=True,
+    )
+
+
+def _tell_end(name: str, process: subprocess.Popen[bytes], news: queue.SimpleQueue[str | None]) -> None:
+    def wait() -> None:
+        process.wait()
+        news.put(name)
+
+    threading.Thread(target=wait, name=f"{name}-end", daemon=True).start()
+
+
+def _first_news(
+    news: queue.SimpleQueue[str | None], is_ready: Callable[[], bool], on_ready: Callable[[], None]
+) -> str | None:
+    while True:
+        try:
+            return news.get(timeout=_POLL_S)
+        except queue.Empty:
+            if is_ready():
+                on_ready()
+                return news.get()
+
+
+def _end_all(
+    running: Mapping[str, subprocess.Popen[bytes]],
+    news: queue.SimpleQueue[str | None],
+    grace_s: float,
+) -> dict[str, int]:
+    for process in running.values():
+        process.terminate()
+    deadline = time.monotonic() + grace_s
+    while any(process.poll() is None for process in running.values()):
+        try:
+            if news.get(timeout=max(0.0, deadline - time.monotonic())) is None:
+                break
+        except queue.Empty:
+            break
+    for process in running.values():
+        # Also what an ended child has left behind in its group.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.stdin is not None:
+            process.stdin.close()
+    return {name: process.wait() for name, process in running.items()}
+
+
+def _describe(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+class BackgroundService:
+    """``retort serve`` beside this program, its output in a file.
+
+    Args:
+        data_dir: of the service; its log goes there, too.
+        data_root: below which it looks for data sets.
+        port: where its API listens on the loopback address; a free one by default.
+        outlive: leave it running when this program ends, however it ends.
+    """
+
+    def __init__(self, data_dir: Path, data_root: Path, *, port: int | None = None, outlive: bool = False) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_path = data_dir / "service.log"
+        self.outlive = outlive
+        options = ("--port", str(self.port), "--data-dir", str(data_dir))
+        line = command("serve", *options, "--data-root", str(data_root))
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                line if outlive else [*line, UNTIL_STDIN_CLOSES],
+                stdin=subprocess.DEVNULL if outlive else subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None or not self.outlive:
+            self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor; a SIGTERM to it ends the service."""
+        return self._process.pid
+
+    def wait_ready(self, timeout_s: float = READY_S) -> None:
+        """Blocks until API and engine answer.
+
+        Raises:
+            StartFailed: they ended or did not answer in time; the message has the log's end.
+        """
+        deadline = time.monotonic() + timeout_s
+        with Client(self.url) as client:
+            while not answers_ready(client):
+                if self._process.poll() is not None:
+                    raise StartFailed(f"the service ended at its start: {self._log_tail()}")
+                if time.monotonic() > deadline:
+                    raise StartFailed(f"the service was not ready after {timeout_s:.0f} s, see {self.log_path}")
+                time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Ends it as a Ctrl-C would, and waits for that."""
+        self._process.terminate()
+        try:
+            self._process.wait(GRACE_S + 5.0)
+        except subprocess.TimeoutExpired:
+            # Its children read the pipe that closes with it.
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def _log_tail(self) -> str:
+        text = self.log_path.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        return f"{lines[-1].strip() if lines else 'no word from it'} ({self.log_path})"
+
+
+def answers_ready(client: Client) -> bool:
+    """Whether a service answers and is ready to take jobs and to work on them."""
+    try:
+        return bool(client.ready()["ready"])
+    except (ClientError, ValueError):
+        return False

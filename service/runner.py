@@ -1,0 +1,445 @@
+"""The engine: takes jobs from the database, has them done on the cluster, and writes down what happened.
+
+A single loop in a process of its own; the only writer of what workers tell, and the only one who moves states (a
+client may cancel). It keeps nothing that it cannot find again: killed at any moment, its successor adopts the
+unfinished jobs, whose committed blocks and checkpoints are where they were. One engine leads, by a lease in the
+database; a second one waits for it.
+
+How a piece of work ends decides what comes next: what raised has *failed* and is not tried again, what vanished is
+*lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times in a row.
+"""
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from service.db import Database, upgrade_to_head
+from service.jobs import TERMINAL, State
+from service.records import Records
+from service.settings import Settings
+from service.tables import JobRecord, Json, RunRecord
+from workers.artifacts import ARTIFACTS, MEDIA_TYPES
+from workers.cluster import Cluster, Numbered, Outcome, Task
+from workers.config import Folders, JobSpec, RunSpec
+from workers.pipeline import CachePlan, order_run
+
+log = structlog.get_logger("retort.engine")
+
+TICK_S = 0.2
+RENEW_S = 5.0
+LEASE_TTL_S = 30.0
+LOSSES_MAX = 3
+ACTIVE_JOBS_MAX = 8
+# A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
+STOP_GRACE_S = 30.0
+
+
+def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
+    """The job as the workers want it: its plan, with the teacher's file in place of its id."""
+    teacher = job.teacher
+    return JobSpec.model_validate(
+        {
+            **job.plan,
+            "teacher": {
+                "path": settings.teacher_path(teacher["sha256"]),
+                "sha256": teacher["sha256"],
+                "output": teacher["output"],
+                "preprocessing": teacher["preprocessing"],
+            },
+        }
+    )
+
+
+def error_of(outcome: Outcome) -> Json:
+    """What the API shows of a failure."""
+    return {"type": outcome.error_type, "message": outcome.message}
+
+
+def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:
+    """Rows for ``Records.record_artifacts``: every file of a finished attempt, with its digest."""
+    rows = []
+    for path in sorted((folder / ARTIFACTS).iterdir()):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        rows.append(
+            {
+                "name": path.name,
+                "path": path.relative_to(data_dir).as_posix(),
+                "size_bytes": path.stat().st_size,
+                "sha256": digest,
+                "media_type": MEDIA_TYPES[path.name],
+            }
+        )
+    return rows
+
+
+# ---------------------------------------------------------------------------------------- active work
+
+
+@dataclass
+class _Work:
+    """A task under way. ``stopping_since`` is a ``time.monotonic`` value once it was told to stop."""
+
+    task: Task
+    attempt: int
+    stopping_since: float | None = None
+
+    def stop(self) -> None:
+        """Tell it once, and kill it if it does not listen."""
+        if self.stopping_since is None:
+            self.stopping_since = time.monotonic()
+            self.task.stop()
+        elif time.monotonic() - self.stopping_since > STOP_GRACE_S:
+            self.task.close()
+
+
+@dataclass
+class _ActiveJob:
+    """A job that this engine works on: its caches first, then its runs."""
+
+    id: str
+    attempt: int
+    spec: JobSpec
+    caches: _Work | None = None
+    plan: CachePlan | None = None
+    cache_keys: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, _Work] = field(default_factory=dict)
+    losses: dict[str, int] = field(default_factory=dict)
+
+
+class Engine:
+    """One leading engine's work; ``tick`` does what is to be done now and never waits.
+
+    Args:
+        settings: of this process.
+        records: the database, migrated.
+        cluster: where work is done.
+        holder: this engine's name in the lease.
+    """
+
+    def __init__(self, settings: Settings, records: Records, cluster: Cluster, holder: str) -> None:
+        self._settings = settings
+        self._records = records
+        self._cluster = cluster
+        self._holder = holder
+        self._jobs: dict[str, _ActiveJob] = {}
+        data_dir = settings.data_dir.resolve()
+        self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
+        share = settings.gpu_share if cluster.gpus else settings.run_cpus
+        self._slots = max(1, int((cluster.gpus or cluster.cpus) / share))
+
+    # -------------------------------------------------------------------------------------- the loop's parts
+
+    def recover(self) -> None:
+        """Adopt what an earlier engine left unfinished; its runs are lost and start again."""
+        for job in self._records.unfinished_jobs():
+            adopted = self._records.adopt_job(job.id, self._holder)
+            if adopted is None:
+                continue
+            for run in self._records.runs(job.id):
+                if run.state in {State.RUNNING, State.CANCELLING}:
+                    self._records.move_run(run.id, run.attempt, State.LOST)
+            log.info("job adopted", job_id=job.id, attempt=adopted.attempt)
+            self._begin(adopted)
+
+    def tick(self) -> None:
+        """Advance every job by what has happened since the last call, and claim new ones."""
+        for job in list(self._jobs.values()):
+            self._advance(job)
+        while len(self._jobs) < ACTIVE_JOBS_MAX:
+            claimed = self._records.claim_job(self._holder)
+            if claimed is None:
+                return
+            log.info("job claimed", job_id=claimed.id)
+            self._begin(claimed)
+
+    def stop(self) -> None:
+        """Ask everything to stop; checkpoints and committed blocks stay for the next engine."""
+        for job in self._jobs.values():
+            for work in [job.caches, *job.runs.values()]:
+                if work is not None:
+                    work.stop()
+
+    # --------------------------------------------------------------------------------------------- one job
+
+    def _begin(self, record: JobRecord) -> None:
+        job = _ActiveJob(record.id, record.attempt, job_spec(record, self._settings))
+        self._jobs[job.id] = job
+        if not self._records.is_cancelling(job.id):
+            job.caches = _Work(self._cluster.build_caches(job.spec, self._folders), job.attempt)
+
+    def _advance(self, job: _ActiveJob) -> None:
+        cancelling = self._records.is_cancelling(job.id)
+        if cancelling:
+            for work in [job.caches, *job.runs.values()]:
+                if work is not None:
+                    work.stop()
+        if job.caches is not None:
+            self._poll_caches(job, job.caches)
+        for run_id, work in list(job.runs.items()):
+            self._poll_run(job, run_id, work)
+        if job.caches is not None or job.runs:
+            return
+        if cancelling:
+            self._end_cancelled(job)
+        elif job.plan is not None:
+            self._start_runs_or_end(job)
+
+    def _poll_caches(self, job: _ActiveJob, work: _Work) -> None:
+        events, outcome = work.task.poll()
+        if events:
+            progress = _job_progress(events, job.cache_keys)
+            self._records.record_events(job.id, None, job.attempt, events, progress=progress)
+        if outcome is None:
+            return
+        work.task.close()
+        job.caches = None
+        if outcome.kind == "done":
+            assert outcome.value is not None
+            job.plan = CachePlan.model_validate(outcome.value["plan"])
+            forwards = {
+                "run": outcome.value["teacher_forwards"],
+                "avoided": outcome.value["teacher_forwards_avoided"],
+            }
+            self._records.update_job(
+                job.id,
+                attempt=job.attempt,
+                stage="training",
+                caches={"train": job.plan.train_cache.key, "test": job.plan.test_cache.key},
+                teacher_forwards=forwards,
+                teacher_accuracy=outcome.value["teacher_accuracy"],
+            )
+            self._start_runs_or_end(job)
+        elif outcome.kind == "failed":
+            self._end_failed(job, error_of(outcome))
+        elif outcome.kind == "vanished" and not self._records.is_cancelling(job.id):
+            self._retry_caches(job, outcome)
+
+    def _retry_caches(self, job: _ActiveJob, outcome: Outcome) -> None:
+        losses = job.losses["caches"] = job.losses.get("caches", 0) + 1
+        log.warning("inference vanished", job_id=job.id, losses=losses, reason=outcome.message)
+        if losses > LOSSES_MAX:
+            self._end_failed(job, error_of(outcome))
+            return
+        self._records.move_job(job.id, State.LOST, attempt=job.attempt)
+        adopted = self._records.adopt_job(job.id, self._holder)
+        if adopted is None:
+            del self._jobs[job.id]
+            return
+        job.attempt = adopted.attempt
+        job.caches = _Work(self._cluster.build_caches(job.spec, self._folders), job.attempt)
+
+    def _end_failed(self, job: _ActiveJob, error: Json) -> None:
+        """The job ends before its runs could: they are cancelled, saying why."""
+        why = {"type": "JobFailed", "message": f"the job failed before this run began: {error['message']}"}
+        for run in self._records.runs(job.id):
+            if run.state not in TERMINAL:
+                self._records.move_run(run.id, run.attempt, State.CANCELLED, error=why)
+        self._records.move_job(job.id, State.FAILED, error=error, attempt=job.attempt)
+        log.warning("job failed", job_id=job.id, error=error)
+        del self._jobs[job.id]
+
+    def _end_cancelled(self, job: _ActiveJob) -> None:
+        for run in self._records.runs(job.id):
+            if run.state not in TERMINAL:
+                self._records.move_run(run.id, run.attempt, State.CANCELLED)
+        self._records.move_job(job.id, State.CANCELLED, attempt=job.attempt)
+        log.info("job cancelled", job_id=job.id)
+        del self._jobs[job.id]
+
+    # -------------------------------------------------------------------------------------------- its runs
+
+    def _start_runs_or_end(self, job: _ActiveJob) -> None:
+        """Fill free slots with the job's waiting runs; without any left, the job is over."""
+        runs = self._records.runs(job.id)
+        waiting = [run for run in runs if run.state in {State.QUEUED, State.LOST}]
+        specs = job.spec.runs()
+        for run in waiting:
+            if sum(len(other.runs) for other in self._jobs.values()) >= self._slots:
+                return
+            self._start_run(job, run, specs[run.index])
+        if not waiting and not job.runs:
+            self._end(job, runs)
+
+    def _start_run(self, job: _ActiveJob, run: RunRecord, spec: RunSpec) -> None:
+        attempt = self._records.start_attempt(run.id)
+        if attempt is None or job.plan is None:
+            return
+        folder = self._folders.jobs / job.id / run.id
+        order = order_run(
+            job.spec,
+            job.plan,
+            spec,
+            self._folders,
+            folder / f"a{attempt}",
+            threads=max(1, int(self._settings.run_cpus)),
+            earlier=tuple(folder / f"a{number}" for number in range(1, attempt)),
+            memory_fraction=self._settings.gpu_share,
+        )
+        task = self._cluster.train(order, self._settings.run_cpus, self._settings.gpu_share)
+        job.runs[run.id] = _Work(task, attempt)
+        log.info("run started", job_id=job.id, run_id=run.id, attempt=attempt, name=spec.name)
+
+    def _poll_run(self, job: _ActiveJob, run_id: str, work: _Work) -> None:
+        events, outcome = work.task.poll()
+        if events:
+            self._records.record_events(job.id, run_id, work.attempt, events, progress=_run_progress(events))
+        if outcome is None:
+            return
+        work.task.close()
+        del job.runs[run_id]
+        log.info("run ended", job_id=job.id, run_id=run_id, kind=outcome.kind, message=outcome.message)
+        match outcome.kind:
+            case "done":
+                folder = self._folders.jobs / job.id / run_id / f"a{work.attempt}"
+                self._records.record_artifacts(run_id, work.attempt, list_artifacts(folder, self._folders.data_dir))
+                self._records.move_run(run_id, work.attempt, State.SUCCEEDED, result=outcome.value)
+            case "failed":
+                self._records.move_run(run_id, work.attempt, State.FAILED, error=error_of(outcome))
+            case "stopped":
+                self._records.move_run(run_id, work.attempt, State.CANCELLED)
+            case "vanished":
+                self._lose_run(job, run_id, work, outcome)
+        if not self._records.is_cancelling(job.id):
+            self._start_runs_or_end(job)
+
+    def _lose_run(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
+        if work.stopping_since is not None:
+            # It was killed because it did not stop: that is what was wanted.
+            self._records.move_run(run_id, work.attempt, State.CANCELLED)
+            return
+        losses = job.losses[run_id] = job.losses.get(run_id, 0) + 1
+        if losses > LOSSES_MAX:
+            message = f"the run's process vanished {losses} times, last: {outcome.message}"
+            error = {"type": outcome.error_type, "message": message}
+            self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
+        else:
+            self._records.move_run(run_id, work.attempt, State.LOST)
+
+    def _end(self, job: _ActiveJob, runs: Sequence[RunRecord]) -> None:
+        failed = [run for run in runs if run.state is State.FAILED]
+        if failed:
+            first = (failed[0].error or {}).get("message")
+            message = f"{len(failed)} of {len(runs)} runs failed; the first, {failed[0].name!r}: {first}"
+            error = {"type": "RunsFailed", "message": message}
+            self._records.move_job(job.id, State.FAILED, error=error, attempt=job.attempt)
+        else:
+            self._records.move_job(job.id, State.SUCCEEDED, attempt=job.attempt)
+        log.info("job ended", job_id=job.id, failed=len(failed), runs=len(runs))
+        del self._jobs[job.id]
+
+
+# ------------------------------------------------------------------------------------------- progress
+
+
+def _job_progress(events: Sequence[Numbered], cache_keys: dict[str, str]) -> Mapping[str, Any]:
+    """Columns of the job that follow from its events; ``cache_keys`` remembers the keys by split."""
+    progress: dict[str, Any] = {}
+    for _, event in events:
+        match event["type"]:
+            case "stage":
+                progress["stage"] = event["stage"]
+            case "inference_progress":
+                cache_keys[event["split"]] = event["cache"]
+                progress["caches"] = dict(cache_keys)
+                if event["split"] == "train":
+                    names = ("rows_done", "rows_total", "rows_per_s", "eta_s")
+                    progress["inference"] = {name: event[name] for name in names}
+    return progress
+
+
+def _run_progress(events: Sequence[Numbered]) -> Mapping[str, Any]:
+    """Columns of the run that follow from its events."""
+    progress: dict[str, Any] = {}
+    for _, event in events:
+        match event["type"]:
+            case "step":
+                names = ("epoch", "step", "steps", "loss", "images_per_s")
+                progress["progress"] = {name: event[name] for name in names}
+            case "epoch":
+                progress |= {"epoch": event["epoch"], "metrics": event["metrics"], "progress": None}
+    return progress
+
+
+# -------------------------------------------------------------------------------------------- process
+
+
+def run_engine(settings: Settings) -> None:
+    """The engine process: wait for the lease, work until SIGTERM or SIGINT, leave everything resumable.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
+    """
+    settings.make_folders()
+    upgrade_to_head(settings.database)
+    database = Database(settings.database)
+    records = Records(database)
+    holder = f"{socket.gethostname()}:{os.getpid()}"
+    ending = threading.Event()
+    with contextlib.closing(database):
+        _on_signals(ending)
+        if not _lead(records, holder, ending):
+            return
+        with contextlib.closing(Cluster(settings.cpus, settings.gpus)) as cluster:
+            # ray.init puts handlers of its own in place.
+            _on_signals(ending)
+            log.info("engine leads", holder=holder, cpus=cluster.cpus, gpus=cluster.gpus)
+            with _Heartbeat(records, holder, ending):
+                engine = Engine(settings, records, cluster, holder)
+                engine.recover()
+                while not ending.wait(TICK_S):
+                    engine.tick()
+                engine.stop()
+        records.release_lease(holder)
+        log.info("engine ended", holder=holder)
+
+
+def _on_signals(ending: threading.Event) -> None:
+    def end(number: int, _: FrameType | None) -> None:
+        log.info("signal", signal=signal.Signals(number).name)
+        ending.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+
+
+def _lead(records: Records, holder: str, ending: threading.Event) -> bool:
+    """Wait until this engine leads; False if it was told to end meanwhile."""
+    while not records.acquire_lease(holder, LEASE_TTL_S):
+        if ending.wait(1.0):
+            return False
+    return not ending.is_set()
+
+
+class _Heartbeat:
+    """Renews the lease from a thread of its own, so that a slow tick does not cost it; losing it ends the engine."""
+
+    def __init__(self, records: Records, holder: str, ending: threading.Event) -> None:
+        self._records, self._holder, self._ending = records, holder, ending
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(RENEW_S):
+            if not self._records.acquire_lease(self._holder, LEASE_TTL_S):
+                log.error("lease lost: another engine leads", holder=self._holder)
+                self._ending.set()
+                return

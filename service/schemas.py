@@ -1,0 +1,435 @@
+"""What goes over the wire: the bodies of requests and responses. ``workers.config`` is embedded, never redefined.
+
+Times are UTC, ISO 8601. Optional facts are null, never left out. ``object`` says what a document is.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, StringConstraints, Tag
+
+from service.jobs import State
+from workers.config import DatasetSpec, Plan, Preprocessing, Seed, Spec
+
+# No control characters: a name goes into logs, headers and tables, and PostgreSQL refuses NUL.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+OptionalName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Item = TypeVar("Item")
+
+EXAMPLE_TEACHER = "tch_01m7yt5knp2b4d7r46qbv3d8r3"
+EXAMPLE_JOB = {
+    "teacher": EXAMPLE_TEACHER,
+    "dataset": {"kind": "digits"},
+    "students": ["cnn_s"],
+    "methods": ["ce", {"preset": "kd", "temperature": 4}],
+    "seeds": [0],
+    "training": {"epochs": 20, "batch_size": 64},
+}
+
+
+class Document(BaseModel):
+    """Base of every response."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Page(Document, Generic[Item]):
+    """Part of a list. Ask for the next part with ``after=last_id`` while ``has_more``."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    has_more: bool = False
+    first_id: str | None = None
+    last_id: str | None = None
+
+
+# --------------------------------------------------------------------------------------------------------- problems
+
+
+class FieldProblem(Document):
+    """One thing that is wrong with a request."""
+
+    pointer: str = Field(description="JSON pointer into the body, or `query/...`, `header/...`")
+    detail: str
+
+
+class Problem(Document):
+    """RFC 9457: what went wrong, for a program (`type`) and for a person (`detail`)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:retort:problem:unknown-name",
+                    "title": "Unknown name",
+                    "status": 422,
+                    "detail": "unknown method 'kdd'. Did you mean 'kd'? Allowed: atkd, ce, ...",
+                    "instance": "/v1/jobs",
+                    "request_id": "01m7yt5knp2b4d7r46qbv3d8r3",
+                    "errors": [],
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="path of the request")
+    request_id: str = Field(description="the same as in the header X-Request-Id and in the log")
+    errors: list[FieldProblem] = []
+
+
+# --------------------------------------------------------------------------------------------- teachers and data sets
+
+
+class Value(Document):
+    """An input or output of the graph; a size is a number, a name, or null where the graph leaves it open."""
+
+    name: str
+    dtype: str
+    shape: list[int | str | None] | None
+
+
+class Teacher(Document):
+    """An ONNX classifier that was uploaded and inspected."""
+
+    object: Literal["teacher"] = "teacher"
+    id: str = Field(examples=[EXAMPLE_TEACHER])
+    name: str
+    sha256: str
+    size_bytes: int
+    inputs: list[Value]
+    outputs: list[Value]
+    output: str = Field(description="the output that holds the logits")
+    classes: int | None = Field(description="null where the graph leaves it open")
+    preprocessing: Preprocessing
+    created_at: datetime
+
+
+class TeacherUpload(BaseModel):
+    """The parts of the multipart body of an upload; `preprocessing` is JSON text."""
+
+    file: Annotated[bytes, Field(json_schema_extra={"format": "binary"})]
+    name: Name | None = None
+    preprocessing: str | None = Field(
+        None,
+        description="JSON of Preprocessing; ImageNet's mean and std by default",
+        examples=['{"size": [32, 32], "mean": [0.491, 0.482, 0.447], "std": [0.247, 0.243, 0.262]}'],
+    )
+    output: str | None = Field(None, description="which output holds the logits, if several could")
+
+
+class DatasetRequest(Spec):
+    """A data set below the data root, and a name to use in jobs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "flowers", "spec": {"kind": "folder", "path": "flowers"}}]}
+    )
+
+    name: Name
+    spec: DatasetSpec
+
+
+class Dataset(Document):
+    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell."""
+
+    object: Literal["dataset"] = "dataset"
+    id: str
+    name: str
+    spec: DatasetSpec
+    classes: int | None
+    samples: dict[str, int] | None
+    created_at: datetime
+
+
+# ---------------------------------------------------------------------------------------------- methods and students
+
+
+class Needs(Document):
+    """What a method has to be given."""
+
+    teacher: bool
+    labels: bool
+    statistics: list[str] = Field(description="the cached statistics that its policies read")
+
+
+class Method(Document):
+    """A preset: what it computes, where it comes from, and the JSON Schema of its parameters."""
+
+    object: Literal["method"] = "method"
+    id: str
+    title: str
+    paper: str
+    formula: str
+    verified: str = Field(description="against what its numbers were checked")
+    defaults: dict[str, dict[str, JsonValue]] = Field(description="per data set family")
+    needs: Needs
+    json_schema: dict[str, Any]
+
+
+class Part(Document):
+    """A temperature policy or a distillation loss that a `custom` method can combine."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    title: str
+    formula: str
+    paper: str
+    defaults: dict[str, JsonValue]
+    json_schema: dict[str, Any]
+
+
+class MethodPage(Page[Method]):
+    """Every preset, and the parts of which `custom` is made."""
+
+    policies: list[Part]
+    losses: list[Part]
+
+
+class Student(Document):
+    """A network that can be trained."""
+
+    model_config = ConfigDict(extra="allow")
+
+    object: Literal["student"] = "student"
+    id: str
+    name: str
+    family: str
+    summary: str
+    paper: str
+    parameters_100: int = Field(description="trainable parameters with 100 classes")
+    min_side: int = Field(description="the smallest height and width in pixels")
+    torchvision: bool
+    json_schema: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------------ caches
+
+
+class Cache(Document):
+    """The logits of one teacher on one data set's views."""
+
+    object: Literal["cache"] = "cache"
+    key: str
+    state: Literal["complete", "partial", "corrupt"]
+    problem: str | None = Field(description="what is wrong with a corrupt one")
+    spec: dict[str, JsonValue] | None
+    rows_committed: int
+    size_bytes: int
+    created_at: datetime | None
+    last_used_at: datetime | None
+
+
+class CacheReport(Document):
+    """What reading every byte of a cache again has found."""
+
+    object: Literal["cache_report"] = "cache_report"
+    key: str
+    ok: bool
+    problems: list[str] = Field(description="one line each, beginning with the file it is about")
+    blocks_checked: int
+    rows_checked: int
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+DatasetChoice = Annotated[
+    Annotated[DatasetSpec, Tag("spec")] | Annotated[Name, Tag("name")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "spec"),
+]
+
+
+class JobRequest(Plan):
+    """A job: a teacher, a data set, and students x methods x seeds, each of which becomes a run.
+
+    `dataset` is a description, or the id or name of a registered data set.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_JOB]})
+
+    name: OptionalName = ""
+    teacher: Annotated[str, Field(max_length=64, examples=[EXAMPLE_TEACHER])]
+    # A client may name a data set where the plan needs its description; the route puts it in place.
+    dataset: DatasetChoice  # type: ignore[assignment]
+
+    def plan(self, dataset: DatasetSpec) -> Plan:
+        """The plan with its data set in place."""
+        kept = {name: getattr(self, name) for name in Plan.model_fields if name != "dataset"}
+        return Plan.model_construct(dataset=dataset, **kept)
+
+
+class PlannedRun(Document):
+    """A run that the job would have."""
+
+    name: str
+    student: str
+    method: str
+    seed: Seed
+
+
+class JobPreview(Document):
+    """What a job would be, had it been posted without `dry_run`."""
+
+    object: Literal["job_preview"] = "job_preview"
+    teacher: str
+    plan: Plan
+    runs: list[PlannedRun]
+
+
+class ErrorInfo(Document):
+    """Why something failed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    message: str
+
+
+class Inference(Document):
+    """Rows that have gone through the teacher, of those that have to."""
+
+    model_config = ConfigDict(extra="allow")
+
+    rows_done: int
+    rows_total: int
+    rows_per_s: float | None = None
+    eta_s: float | None = None
+
+
+class JobProgress(Document):
+    """How far a job is: the teacher's rows, and its runs by state."""
+
+    inference: Inference | None
+    runs: dict[State, int]
+
+
+class TeacherForwards(Document):
+    """Teacher forward passes that were run for a job, and those that the cache has saved it."""
+
+    run: int
+    avoided: int
+
+
+class Job(Document):
+    """A job and how far it is."""
+
+    object: Literal["job"] = "job"
+    id: str
+    name: str
+    state: State
+    stage: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: ErrorInfo | None
+    progress: JobProgress
+    teacher: str
+    teacher_sha256: str
+    plan: Plan
+    caches: dict[str, str] | None = Field(description="cache key per split")
+    teacher_forwards: TeacherForwards | None
+    teacher_accuracy: float | None
+    run_ids: list[str]
+
+
+class Run(Document):
+    """One student in training, or trained."""
+
+    object: Literal["run"] = "run"
+    id: str
+    job_id: str
+    index: int
+    name: str
+    student: str
+    method: str
+    method_spec: dict[str, JsonValue]
+    seed: Seed
+    state: State
+    attempt: int
+    epoch: int
+    epochs: int
+    progress: dict[str, JsonValue] | None = Field(description="inside the present epoch")
+    metrics: dict[str, JsonValue] | None = Field(description="of the last finished epoch")
+    result: dict[str, JsonValue] | None
+    error: ErrorInfo | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Event(Document):
+    """Something that happened, in the order of `seq`."""
+
+    seq: int
+    job_id: str
+    run_id: str | None
+    attempt: int
+    at: datetime
+    type: str
+    data: dict[str, JsonValue]
+
+
+class Artifact(Document):
+    """A file that a run has left."""
+
+    object: Literal["artifact"] = "artifact"
+    name: str
+    size_bytes: int
+    sha256: str
+    media_type: str
+
+
+class ReportRow(Document):
+    """A run in the table of results; nulls until it has them."""
+
+    run_id: str
+    student: str
+    method: str
+    seed: Seed
+    state: State
+    accuracy_last: float | None
+    accuracy_best: float | None
+    best_epoch: int | None
+    agreement: float | None
+    kl_to_teacher: float | None
+    ece: float | None
+    nll: float | None
+    student_temperature: float | None
+    teacher_temperature: float | None
+    images_per_s: float | None
+    seconds: float | None
+
+
+class TeacherResult(Document):
+    """How good the teacher is on the test split."""
+
+    accuracy: float | None
+
+
+class Report(Document):
+    """The table of results. `accuracy_last` is what a run ends with; `accuracy_best` was chosen on the test split."""
+
+    object: Literal["report"] = "report"
+    job_id: str
+    rows: list[ReportRow]
+    teacher: TeacherResult
+    teacher_forwards: TeacherForwards | None
+    caches: dict[str, str] | None
+
+
+class Health(Document):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Document):
+    """Whether jobs are taken and worked on, and if not, why."""
+
+    ready: bool
+    reasons: list[str]
+    heartbeat_age_s: float | None = Field(description="of the leading engine")

@@ -1,0 +1,96 @@
+"""Settings of the processes: API, engine, CLI. One frozen model, read from ``RETORT_*``, units in the names.
+
+What a *job* wants is no setting; it stands in the job's own JSON (``workers.config``).
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MiB = 1 << 20
+GiB = 1 << 30
+
+SizeBytes = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Where things are and how much may be used.
+
+    Attributes:
+        data_dir: everything that the service writes lies below it.
+        data_root: data sets that jobs name lie below it, and nothing outside it can be named.
+        database_url: SQLAlchemy URL; None is SQLite inside ``data_dir``.
+        host, port: where the API listens; a host that is not loopback needs ``api_key_file``.
+        api_key_file: first line is the key that every ``/v1`` request has to bring; None asks for none.
+        teacher_max_bytes: the largest ONNX file that is accepted.
+        body_max_bytes: the largest body of every other request.
+        disk_floor_bytes: with less than this free, uploads and jobs are refused.
+        inspect_timeout_s: how long the subprocess that inspects an ONNX file may take.
+        event_poll_s: how often an event stream looks for new rows.
+        keep_alive_s: after so long without an event a stream sends a comment.
+        heartbeat_max_age_s: an engine that has been silent for longer counts as gone.
+        cpus, gpus: what the engine may use; None is all that it finds.
+        run_cpus: CPU cores of one run.
+        gpu_share: the part of a GPU that one run takes (0.25 puts four runs on each).
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RETORT_", frozen=True, extra="forbid")
+
+    data_dir: Path = Path("retort-data")
+    data_root: Path = Path("data")
+    database_url: str | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8765
+    api_key_file: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    teacher_max_bytes: SizeBytes = GiB
+    body_max_bytes: SizeBytes = MiB
+    disk_floor_bytes: SizeBytes = GiB
+
+    inspect_timeout_s: Seconds = 60.0
+    event_poll_s: Seconds = 0.3
+    keep_alive_s: Seconds = 15.0
+    heartbeat_max_age_s: Seconds = 30.0
+
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    run_cpus: Annotated[float, Field(gt=0)] = 1.0
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @property
+    def database(self) -> str:
+        """The URL of the database in use."""
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'retort.sqlite3'}"
+
+    @property
+    def teachers_dir(self) -> Path:
+        """``<sha256>.onnx``, one file per teacher."""
+        return self.data_dir.resolve() / "teachers"
+
+    @property
+    def caches_dir(self) -> Path:
+        """One Zarr group per cache, by key."""
+        return self.data_dir.resolve() / "caches"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Decoded data sets, by fingerprint."""
+        return self.data_dir.resolve() / "datasets"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """``<job>/<run>/a<attempt>/``: what the attempts of runs write."""
+        return self.data_dir.resolve() / "jobs"
+
+    def teacher_path(self, sha256: str) -> Path:
+        """Where the teacher with this digest (64 hex digits) lies."""
+        return self.teachers_dir / f"{sha256}.onnx"
+
+    def make_folders(self) -> None:
+        """Creates the folders below ``data_dir``; existing ones are left alone."""
+        for folder in (self.teachers_dir, self.caches_dir, self.datasets_dir, self.jobs_dir):
+            folder.mkdir(parents=True, exist_ok=True)

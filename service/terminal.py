@@ -1,0 +1,138 @@
+"""Documents of the API as text for a terminal: tables, numbers with units, one console.
+
+It only formats; it asks the service nothing. On something that is not a terminal the tables are
+wide enough that no cell is cut, so that logs and pipes get every character.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.connection import Document
+
+_PIPE_WIDTH = 240
+COLOURS = {
+    "succeeded": "green",
+    "failed": "red",
+    "lost": "red",
+    "cancelled": "yellow",
+    "cancelling": "yellow",
+    "running": "cyan",
+}
+
+
+def console() -> Console:
+    """The console that writes to standard output; markup in names and messages is left alone."""
+    plain = Console(highlight=False, markup=False, emoji=False)
+    if plain.is_terminal:
+        return plain
+    return Console(highlight=False, markup=False, emoji=False, width=_PIPE_WIDTH)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A table without frames; a header that ends in ``>`` aligns its column to the right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in headers:
+        right = header.endswith(">")
+        made.add_column(header.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def facts(pairs: Mapping[str, str | Text | None]) -> Table:
+    """Names and values, one pair a line; pairs without a value are left out."""
+    made = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in pairs.items():
+        if value is not None and str(value):
+            made.add_row(Text(name, style="bold"), value)
+    return made
+
+
+def state(name: str) -> Text:
+    """A state in its colour."""
+    return Text(name, style=COLOURS.get(name, ""))
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """0.953 -> ``95.3 %``."""
+    return "" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number of so many decimals, or nothing."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def size(size_bytes: int) -> str:
+    """Bytes with a binary unit: 1536 -> ``1.5 KiB``."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as ``7.2 s``, ``3:05`` or ``2:03:05``."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def moment(iso: str | None) -> str:
+    """An ISO 8601 time in this machine's zone, to the second."""
+    if iso is None:
+        return ""
+    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def method(value: object) -> str:
+    """A method as it was posted: its preset and what differs from the defaults."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    options = " ".join(
+        f"{key}={option}" for key, option in value.items() if key not in ("preset", "label") and option is not None
+    )
+    return str(value.get("label") or f"{value.get('preset', '')} {options}".strip())
+
+
+def report(document: Document) -> Table:
+    """The results of a job, a run a line. Accuracies, agreement and ECE are of the last epoch."""
+    rows = document["rows"]
+    seeds = len({row["seed"] for row in rows}) > 1
+    headers = ["student", "method", *(["seed>"] if seeds else [])]
+    headers += ["top-1>", "best>", "agreement>", "ECE>", "T student>", "T teacher>", "seconds>", ""]
+    return table(headers, (_report_row(row, seeds) for row in rows))
+
+
+def _report_row(row: Document, seeds: bool) -> list[str | Text]:
+    return [
+        str(row["student"]),
+        method(row["method"]),
+        *([str(row["seed"])] if seeds else []),
+        percent(row.get("accuracy_last")),
+        percent(row.get("accuracy_best")),
+        percent(row.get("agreement")),
+        percent(row.get("ece")),
+        number(row.get("student_temperature")),
+        number(row.get("teacher_temperature")),
+        number(row.get("seconds"), 1),
+        Text() if row["state"] == "succeeded" else state(row["state"]),
+    ]
+
+
+def forwards(document: Document) -> str:
+    """How often the teacher was run for a job, and how often the cache saved it."""
+    counts = document.get("teacher_forwards")
+    if not counts:
+        return ""
+    return f"{counts['run']:,} teacher forward passes; a teacher run live would have needed {counts['avoided']:,} more"

@@ -1,0 +1,286 @@
+"""Where everything of one cache lies on disk, and how it is read back and checked.
+
+    <root>/<key>/
+        zarr.json                    Zarr v3 group; attributes {"retort": Manifest}
+        logits/zarr.json             [views, samples, classes], spec dtype, chunks (1, R, classes)
+        logits/c/<view>/<block>/0    one chunk: R rows, then their crc32c
+        <statistic>/zarr.json        [views, samples], float32, chunks (1, R); one per statistic
+        <statistic>/c/<view>/<block>
+        commits/<view>-<block>.json  BlockRecord: this block is whole; written last
+        COMPLETE                     Completion: every block is committed; written last of all
+        LAST_USED                    written by Catalog.touch; no part of the cache's identity
+
+<block> counts within its view here. Codecs are exactly bytes (little-endian) and crc32c, so a chunk file is
+R flat rows and four bytes; the last chunk of a view is padded with NaN. Any Zarr v3 client reads
+the arrays.
+
+What is there is decided by commit records alone: Zarr reads a missing chunk as fill values, without
+a word. The crc32c in a record is that of the chunk's payload and must equal the file's last four
+bytes, so a chunk in another's place is noticed although it is whole in itself.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue, ValidationError
+
+from .errors import CacheCorrupt, CacheNotFound, InvalidArgument
+from .files import CHECKSUM_BYTES, crc32c, read_trailer
+from .schema import FORMAT_VERSION, CacheSpec, canonical_json
+from .statistics import STATISTICS
+
+ARRAYS = ("logits", *STATISTICS)
+GROUP_FILE = "zarr.json"
+COMPLETE_FILE = "COMPLETE"
+LAST_USED_FILE = "LAST_USED"
+COMMITS_FOLDER = "commits"
+CREATING_PREFIX = ".creating-"
+DELETED_PREFIX = ".deleted-"
+
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Manifest(_Stored):
+    """What the group's attributes say. `provenance` is the creator's free JSON: device, versions."""
+
+    format_version: Literal[1] = 1
+    key: str
+    spec: CacheSpec
+    created_at: AwareDatetime
+    provenance: dict[str, JsonValue]
+
+
+class FileRecord(_Stored):
+    """Bytes of a chunk file, checksum included, and crc32c of its payload, checksum excluded."""
+
+    size: int
+    crc32c: int
+
+
+class BlockRecord(_Stored):
+    """A committed block: how many rows it holds and the chunk files, relative to the group."""
+
+    rows: int
+    files: dict[str, FileRecord]
+
+    def to_bytes(self) -> bytes:
+        """The commit record's content, the same for the same block."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+class Completion(_Stored):
+    """The content of COMPLETE. `commits_sha256` is over the records' bytes in block order."""
+
+    key: str
+    blocks: int
+    commits_sha256: str
+    provenance: dict[str, JsonValue]
+
+
+def group_path(root: Path, key: str) -> Path:
+    """The folder of one cache. Raises InvalidArgument unless the key is 64 hex digits."""
+    if not _KEY.fullmatch(key):
+        raise InvalidArgument(f"{key!r} is not a cache key: a key is 64 lower-case hex digits")
+    return root / key
+
+
+def group_paths(root: Path) -> list[Path]:
+    """The folders under root that are named like a cache, sorted by key."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if _KEY.fullmatch(path.name))
+
+
+def chunk_name(array: str, spec: CacheSpec, block: int) -> str:
+    """The chunk file of one block of one array, relative to the group."""
+    view, within = divmod(block, spec.blocks_per_view)
+    return f"{array}/c/{view}/{within}" + ("/0" if array == "logits" else "")
+
+
+def chunk_bytes(array: str, spec: CacheSpec) -> int:
+    """Size of every chunk file of one array, padding and checksum included."""
+    row_bytes = spec.row_bytes if array == "logits" else 4
+    return spec.block_rows * row_bytes + CHECKSUM_BYTES
+
+
+def record_name(spec: CacheSpec, block: int) -> str:
+    """The commit record of one block, relative to the group."""
+    view, within = divmod(block, spec.blocks_per_view)
+    return f"{COMMITS_FOLDER}/{view}-{within}.json"
+
+
+def array_metadata(array: str, spec: CacheSpec) -> dict[str, Any]:
+    """What <array>/zarr.json must say, apart from names and attributes."""
+    tail = [spec.classes] if array == "logits" else []
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [spec.views, spec.samples, *tail],
+        "data_type": spec.dtype if array == "logits" else "float32",
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [1, spec.block_rows, *tail]},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN",
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "storage_transformers": [],
+    }
+
+
+def read_manifest(group: Path) -> Manifest:
+    """The group's manifest. Raises CacheNotFound (no such folder), CacheCorrupt (unreadable)."""
+    if not group.is_dir():
+        raise CacheNotFound(f"there is no cache {group.name} under {group.parent}")
+    path = group / GROUP_FILE
+    attributes = _read_json(path).get("attributes")
+    stored = attributes.get("retort") if isinstance(attributes, dict) else None
+    version = stored.get("format_version") if isinstance(stored, dict) else None
+    if version != FORMAT_VERSION:
+        raise CacheCorrupt(
+            f"{path}: format version {version!r}, but this Retort reads version {FORMAT_VERSION}: "
+            "delete the cache and compute it again"
+        )
+    return _validate(Manifest, stored, path)
+
+
+def read_completion(group: Path) -> Completion | None:
+    """The content of COMPLETE, or None where the cache was never finished. Raises CacheCorrupt."""
+    path = group / COMPLETE_FILE
+    if not path.exists():
+        return None
+    return _validate(Completion, _read_json(path), path)
+
+
+def check_arrays(group: Path, spec: CacheSpec) -> None:
+    """Raise CacheCorrupt if an array's metadata are not exactly those of the format."""
+    for array in ARRAYS:
+        path = group / array / "zarr.json"
+        found = _read_json(path)
+        for field, wanted in array_metadata(array, spec).items():
+            if found.get(field) != wanted:
+                raise CacheCorrupt(f"{path}: {field} is {found.get(field)!r} and must be {wanted!r}")
+
+
+def load_record(group: Path, spec: CacheSpec, block: int) -> BlockRecord | None:
+    """The commit record of a block, or None where there is none; the chunk files are not looked at.
+
+    Raises CacheCorrupt if the record is unreadable or is not one of this block.
+    """
+    path = group / record_name(spec, block)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    record = _validate(BlockRecord, _parse(content, path), path)
+    _, start, stop = spec.block_range(block)
+    expected = {chunk_name(array, spec, block): chunk_bytes(array, spec) for array in ARRAYS}
+    sizes = {name: file.size for name, file in record.files.items()}
+    if record.rows != stop - start or sizes != expected or record.to_bytes() != content:
+        raise CacheCorrupt(f"{path}: a stale or foreign commit record: it does not describe this block")
+    return record
+
+
+def check_chunk_files(group: Path, record: BlockRecord) -> None:
+    """Raise CacheCorrupt unless each chunk file is there, has its size and ends in its checksum.
+
+    Cheap (one page per file): it finds missing, cut and swapped files, not flipped bits.
+    """
+    for name, file in record.files.items():
+        path = group / name
+        try:
+            trailer = read_trailer(path, file.size)
+        except FileNotFoundError:
+            raise CacheCorrupt(f"{path}: the file is missing") from None
+        if trailer is None:
+            raise CacheCorrupt(f"{path}: {path.stat().st_size} bytes, and must have {file.size}")
+        if trailer != file.crc32c:
+            raise CacheCorrupt(
+                f"{path}: ends in checksum {trailer:08x}, but {file.crc32c:08x} was committed: "
+                "damaged, or another chunk's file"
+            )
+
+
+def read_chunk(group: Path, spec: CacheSpec, array: str, block: int, record: BlockRecord) -> npt.NDArray[np.floating]:
+    """The values [rows] or [rows, classes] of one chunk, every byte checked against the record.
+
+    Raises CacheCorrupt naming the file.
+    """
+    name = chunk_name(array, spec, block)
+    path = group / name
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CacheCorrupt(f"{path}: the file is missing") from None
+    expected = record.files[name]
+    if len(content) != expected.size:
+        raise CacheCorrupt(f"{path}: {len(content)} bytes, and must have {expected.size}")
+    payload = np.frombuffer(content, np.uint8)[:-CHECKSUM_BYTES]
+    found = crc32c(payload)
+    if found != expected.crc32c or found != int.from_bytes(content[-CHECKSUM_BYTES:], "little"):
+        raise CacheCorrupt(
+            f"{path}: content of checksum {found:08x}, but {expected.crc32c:08x} was committed: "
+            "damaged; delete the cache and compute it again"
+        )
+    if array == "logits":
+        values = payload.view(spec.numpy_dtype).reshape(spec.block_rows, spec.classes)
+    else:
+        values = payload.view(np.dtype("<f4"))
+    return values[: record.rows]
+
+
+def commits_sha256(records: Iterator[BlockRecord]) -> str:
+    """The digest that COMPLETE holds, over every record in block order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(record.to_bytes())
+    return digest.hexdigest()
+
+
+def size_bytes(group: Path) -> int:
+    """Bytes of all files under a group; files that vanish meanwhile do not count."""
+    total = 0
+    for folder, _, names in os.walk(group):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return _parse(path.read_bytes(), path)
+    except FileNotFoundError:
+        raise CacheCorrupt(f"{path}: the file is missing") from None
+
+
+def _parse(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise CacheCorrupt(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CacheCorrupt(f"{path}: not a JSON object")
+    return value
+
+
+def _validate(model: type[Model], value: object, path: Path) -> Model:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise CacheCorrupt(f"{path}: {error}") from error

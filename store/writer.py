@@ -1,0 +1,311 @@
+"""Writing a cache: block by block, by any number of processes, through any number of crashes.
+
+A block is one chunk's rows of every array, and write_block takes a whole one: two writers never
+share a chunk. For each block:
+
+1. lock the block (a byte-range lock on the group's zarr.json, which the kernel drops when a process
+   dies);
+2. if its commit record is there and its files fit it, it is done;
+3. otherwise delete what an earlier attempt left of it: chunk files and *.partial files of this
+   block only, so a writer never touches the files that another one is writing;
+4. write the chunks through zarr's LocalStore (atomic rename), fsync files and folders;
+5. write the commit record, by temporary file, fsync and rename.
+
+So a restart needs no flag and no cleaning: open the cache, write pending_blocks(), finish(). A
+block that two processes were given (a task that Ray retried while its first actor lived on) is
+written once: the second waits and gets the first one's record, whatever logits it brought. What
+zarr does not do is left out on purpose: no per-batch writing (25-140x slower, and not safe with two
+writers).
+
+Shapes: N rows of the block, C classes.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from pydantic import JsonValue
+from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.storage import LocalStore
+
+from . import layout
+from .errors import (
+    CacheCorrupt,
+    CacheIncomplete,
+    CacheMismatch,
+    CacheNotFound,
+    DiskFull,
+    InvalidArgument,
+    NotStorable,
+)
+from .files import (
+    PARTIAL,
+    crc32c,
+    disk_full_as_error,
+    fsync,
+    fsync_tree,
+    lock_byte,
+    read_trailer,
+    write_atomically,
+)
+from .layout import ARRAYS, BlockRecord, Completion, FileRecord, Manifest
+from .schema import CacheSpec, canonical_json
+from .statistics import row_statistics
+
+FLOAT16_MAX = 65504.0
+
+# Bytes of zarr.json that are locked, far beyond its end. Byte b < 2^40 is block b.
+FINISH_BYTE = 1 << 40
+GROUP_BYTE = FINISH_BYTE + 1  # shared by whoever writes, exclusive for Catalog.delete
+
+
+class CacheWriter:
+    """Opens the cache of `spec` under `root`, or creates it; holds no lock between calls.
+
+    `provenance` is free JSON kept beside the spec (device, versions, batch size); it is written by
+    whoever creates the cache and ignored by who finds it. Creation is atomic: of several processes
+    that create the same cache at once, one wins and all open the same one.
+    Raises CacheMismatch or CacheCorrupt if something else lies at `<root>/<key>`, DiskFull.
+    """
+
+    def __init__(self, root: Path | str, spec: CacheSpec, provenance: Mapping[str, JsonValue] | None = None) -> None:
+        self.root = Path(root)
+        self.spec = spec
+        self.path = layout.group_path(self.root, spec.key)
+        if not self.path.exists():
+            with disk_full_as_error(_existing_parent(self.root), needed_bytes=1 << 16):
+                _create(self.root, spec, dict(provenance or {}))
+        found = layout.read_manifest(self.path).spec
+        if found != spec:
+            raise CacheMismatch(f"{self.path} holds another cache: {'; '.join(spec.differences(found))}")
+        layout.check_arrays(self.path, spec)
+        store = LocalStore(self.path)
+        self._arrays = {
+            name: zarr.open_array(store, path=name, mode="r+").with_config({"write_empty_chunks": True})
+            for name in ARRAYS
+        }
+
+    def pending_blocks(self) -> list[int]:
+        """Numbers of the blocks that are still to be written, in order.
+
+        A committed block whose files are missing, cut or swapped counts as pending: writing it
+        repairs it.
+        """
+        return [block for block in range(self.spec.blocks) if self._committed(block) is None]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the cache is finished and no block of it is pending."""
+        return (self.path / layout.COMPLETE_FILE).exists() and not self.pending_blocks()
+
+    def write_block(self, block: int, logits_NC: npt.NDArray[np.float32]) -> BlockRecord:
+        """Store float32 logits [rows, classes] of one whole block, with their statistics, durably.
+
+        Rows are those of spec.block_range(block). If the block is committed already, its record is
+        returned and nothing is written. Waits while another process writes the same block.
+        Raises InvalidArgument (block number, shape, dtype), NotStorable (NaN, infinite, beyond
+        float16), DiskFull (nothing of this block stays), CacheNotFound (deleted meanwhile).
+        """
+        view, start, stop = self.spec.block_range(block)
+        self._check_logits(logits_NC, view, start, stop)
+        with self._locked(block):
+            record = self._committed(block)
+            if record is not None:
+                return record
+            self._clear(block)
+            needed_bytes = sum(layout.chunk_bytes(array, self.spec) for array in ARRAYS)
+            try:
+                with disk_full_as_error(self.path, needed_bytes):
+                    return self._write_and_commit(block, logits_NC)
+            except DiskFull:
+                self._clear(block)
+                raise
+
+    def finish(self, provenance: Mapping[str, JsonValue] | None = None) -> None:
+        """Mark the cache complete, so that readers accept it; does nothing if it is already.
+
+        `provenance` joins what the creator gave, e.g. the hours it took.
+        Raises CacheIncomplete naming how many blocks are missing, DiskFull.
+        """
+        with self._locked(FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
+            pending = self.pending_blocks()
+            if pending:
+                raise CacheIncomplete(
+                    f"{self.path}: {len(pending)} of {self.spec.blocks} blocks are not committed, "
+                    f"the first is block {pending[0]}: write pending_blocks() and finish again"
+                )
+            if (self.path / layout.COMPLETE_FILE).exists():
+                return
+            for partial in self.path.glob(f"{layout.COMPLETE_FILE}.*{PARTIAL}"):
+                partial.unlink()
+            completion = Completion(
+                key=self.spec.key,
+                blocks=self.spec.blocks,
+                commits_sha256=layout.commits_sha256(self._records()),
+                provenance=dict(provenance or {}),
+            )
+            content = canonical_json(completion.model_dump(mode="json"))
+            write_atomically(self.path / layout.COMPLETE_FILE, content)
+
+    def _records(self) -> Iterator[BlockRecord]:
+        for block in range(self.spec.blocks):
+            record = layout.load_record(self.path, self.spec, block)
+            if record is not None:
+                yield record
+
+    def _committed(self, block: int) -> BlockRecord | None:
+        try:
+            record = layout.load_record(self.path, self.spec, block)
+            if record is not None:
+                layout.check_chunk_files(self.path, record)
+        except CacheCorrupt:
+            return None
+        return record
+
+    @contextlib.contextmanager
+    def _locked(self, byte: int) -> Iterator[None]:
+        """Hold one byte's lock, and keep Catalog.delete out meanwhile."""
+        path = self.path / layout.GROUP_FILE
+        deleted = CacheNotFound(f"{self.path} was deleted while it was being written")
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise deleted from None
+        try:
+            lock_byte(descriptor, GROUP_BYTE, shared=True)
+            lock_byte(descriptor, byte)
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
+                raise deleted
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_logits(self, logits_NC: npt.NDArray[np.float32], view: int, start: int, stop: int) -> None:
+        shape = (stop - start, self.spec.classes)
+        if logits_NC.shape != shape or logits_NC.dtype != np.float32:
+            raise InvalidArgument(
+                f"rows {start} to {stop} of view {view} take float32 logits of shape {shape}, "
+                f"not {logits_NC.dtype} of shape {logits_NC.shape}"
+            )
+        largest_N = np.abs(logits_NC).max(axis=1)  # NaN wins over every number, so one pass sees both
+        if not np.isfinite(largest_N).all():
+            row = start + int(np.argmin(np.isfinite(largest_N)))
+            raise NotStorable(
+                f"sample {row} of view {view} has NaN or infinite logits: no method can use them; "
+                "check the teacher and its preprocessing (a softmax output of exactly 0 has an "
+                "infinite log: export the logits instead)"
+            )
+        if self.spec.dtype == "float16" and largest_N.max() > FLOAT16_MAX:
+            row = start + int(np.argmax(largest_N > FLOAT16_MAX))
+            raise NotStorable(
+                f"sample {row} of view {view} has a logit of magnitude {largest_N[row - start]:g}, "
+                f'but float16 ends at {FLOAT16_MAX:g}: use a cache with dtype "float32"'
+            )
+
+    def _clear(self, block: int) -> None:
+        """Delete whatever is left of a block that is not committed; the caller holds its lock."""
+        chunks = [self.path / layout.chunk_name(array, self.spec, block) for array in ARRAYS]
+        record = self.path / layout.record_name(self.spec, block)
+        if not chunks[0].parent.exists() and not record.exists():
+            return  # nobody has begun this block: the logits' folder is the first thing made of it
+        complete = self.path / layout.COMPLETE_FILE
+        for path in (complete, record, *chunks):
+            path.unlink(missing_ok=True)
+            # In this order on the disk too: never a marker or record without what it vouches for.
+            if path in (complete, record):
+                fsync(path.parent)
+        for path in (record, *chunks):
+            for partial in path.parent.glob(f"{path.name}.*{PARTIAL}"):
+                partial.unlink()
+
+    def _write_and_commit(self, block: int, logits_NC: npt.NDArray[np.float32]) -> BlockRecord:
+        view, start, stop = self.spec.block_range(block)
+        values: dict[str, npt.NDArray[np.floating]] = {
+            "logits": logits_NC.astype(self.spec.numpy_dtype),
+            **row_statistics(logits_NC),
+        }
+        files: dict[str, FileRecord] = {}
+        for array in ARRAYS:
+            self._arrays[array][view, start:stop] = values[array]
+            name = layout.chunk_name(array, self.spec, block)
+            files[name] = self._settle(name, layout.chunk_bytes(array, self.spec), values[array])
+        record = BlockRecord(rows=stop - start, files=files)
+        write_atomically(self.path / layout.record_name(self.spec, block), record.to_bytes())
+        return record
+
+    def _settle(self, name: str, size: int, values: npt.NDArray[np.floating]) -> FileRecord:
+        """fsync one chunk file with its folders, and check that zarr wrote what the format says."""
+        path = self.path / name
+        checksum = crc32c(_padded(values, self.spec.block_rows))
+        fsync(path)
+        for folder in path.parents[: len(Path(name).parts) - 3]:  # up to <array>/c/<view>
+            fsync(folder)
+        if read_trailer(path, size) != checksum:
+            raise CacheCorrupt(f"{path}: what was written is not what was given")
+        return FileRecord(size=size, crc32c=checksum)
+
+
+def _padded(values: npt.NDArray[np.floating], rows: int) -> npt.NDArray[np.floating]:
+    if len(values) == rows:
+        return values
+    whole = np.full((rows, *values.shape[1:]), np.nan, values.dtype)
+    whole[: len(values)] = values
+    return whole
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+
+
+def _create(root: Path, spec: CacheSpec, provenance: dict[str, JsonValue]) -> None:
+    """Build the empty group beside its place and rename it there; a race's loser leaves nothing."""
+    root.mkdir(parents=True, exist_ok=True)
+    temporary = root / f"{layout.CREATING_PREFIX}{spec.key}-{uuid.uuid4().hex}"
+    manifest = Manifest(
+        key=spec.key,
+        spec=spec,
+        created_at=datetime.now(UTC).replace(microsecond=0),
+        provenance=provenance,
+    )
+    try:
+        _build(temporary, manifest)
+        fsync_tree(temporary)
+        temporary.rename(layout.group_path(root, spec.key))
+        fsync(root)
+    except OSError as error:
+        # Another process was faster: a folder cannot be renamed onto one that is not empty.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _build(folder: Path, manifest: Manifest) -> None:
+    spec = manifest.spec
+    attributes = {"retort": manifest.model_dump(mode="json")}
+    group = zarr.create_group(LocalStore(folder), zarr_format=3, attributes=attributes)
+    names = ("view", "sample", "class")
+    for array in ARRAYS:
+        metadata = layout.array_metadata(array, spec)
+        group.create_array(
+            array,
+            shape=metadata["shape"],
+            chunks=metadata["chunk_grid"]["configuration"]["chunk_shape"],
+            dtype=metadata["data_type"],
+            filters=None,
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+            fill_value=np.nan,
+            dimension_names=names[: len(metadata["shape"])],
+        )
+        for view in range(spec.views):
+            (folder / array / "c" / str(view)).mkdir(parents=True)
+    (folder / layout.COMMITS_FOLDER).mkdir()

@@ -1,0 +1,99 @@
+"""Which of our methods each golden id is, and which of our terms its terms are made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PAST_WARMUP = 1000
+"""An epoch at which every warm-up is over."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to reproduce one id.
+
+    Attributes:
+        method: what ``parse_method`` reads.
+        terms: golden term -> our unweighted term -> factor.
+        epoch: counted from 1.
+        rtol: allowed relative difference in float64.
+    """
+
+    method: Mapping[str, object]
+    terms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    epoch: int = PAST_WARMUP
+    rtol: float = 1e-9
+
+
+# The authors of atkd keep sqrt(3) as a float32 scalar.
+SQRT3_RTOL = 2e-7
+
+IMAGENET = {"family": "imagenet"}
+
+
+def custom(policy: Mapping[str, object], loss: Mapping[str, object], **rest: object) -> dict[str, object]:
+    """A method of one term with a policy and a loss that no preset pairs."""
+    return {"preset": "custom", "terms": [{"policy": policy, "loss": loss}], "warmup_epochs": 20, **rest}
+
+
+def _two_parts(first: str, second: str, alpha: float, beta: float, whole: str) -> dict[str, dict[str, float]]:
+    return {
+        "ce_weighted": {"ce": 1.0},
+        whole: {first: alpha, second: beta},
+        f"{first}_unweighted": {first: 1.0},
+        f"{second}_unweighted": {second: 1.0},
+    }
+
+
+def _dkd(alpha: float, beta: float) -> dict[str, dict[str, float]]:
+    return _two_parts("tckd", "nckd", alpha, beta, "dkd_weighted")
+
+
+def _rld(alpha: float, beta: float) -> dict[str, dict[str, float]]:
+    return _two_parts("scd", "mcd", alpha, beta, "rld_weighted")
+
+
+def _kd(name: str, ce: float, kd: float) -> dict[str, dict[str, float]]:
+    return {"ce_weighted": {"ce": ce}, "kd_weighted": {name: kd}}
+
+
+DTKD_TERMS = {
+    "dtkd_unweighted": {"dtkd": 1.0},
+    "kl_unweighted": {"kd": 1.0},
+    "ce_unweighted": {"ce": 1.0},
+}
+
+RECIPES: dict[str, Recipe] = {
+    "kd": Recipe({"preset": "kd"}, _kd("kd", 0.1, 0.9)),
+    "kd_imagenet": Recipe({"preset": "kd", **IMAGENET}, _kd("kd", 0.5, 0.5)),
+    "dtkd": Recipe({"preset": "dtkd"}, DTKD_TERMS),
+    "dtkd_epoch5": Recipe({"preset": "dtkd"}, DTKD_TERMS, epoch=5),
+    "normkd": Recipe({"preset": "normkd"}, _kd("normkd", 0.1, 0.9)),
+    "normkd_imagenet": Recipe({"preset": "normkd", **IMAGENET}, _kd("normkd", 0.5, 0.5)),
+    "normkd_dkd": Recipe(
+        custom({"kind": "normkd", "scale": 2}, {"kind": "dkd", "alpha": 4, "beta": 5}), _dkd(4.0, 5.0)
+    ),
+    "rld": Recipe({"preset": "rld"}, _rld(1.0, 8.0)),
+    "rld_cfgdefault": Recipe({"preset": "rld", "binary_temperature": 1}, _rld(1.0, 8.0)),
+    "rld_imagenet": Recipe({"preset": "rld", **IMAGENET}, _rld(1.0, 0.5)),
+    "rld_lskd": Recipe(
+        custom({"kind": "standardize", "temperature": 2}, {"kind": "rld", "alpha": 9, "beta": 72}),
+        _rld(9.0, 72.0),
+    ),
+    "atkd_maxlogit": Recipe(
+        {"preset": "atkd"}, {"ce_unweighted": {"ce": 1.0}, "kd_unweighted": {"atkd": 1.0}}, rtol=SQRT3_RTOL
+    ),
+    "atkd_maxlogit_dkd": Recipe(
+        custom({"kind": "max_logit"}, {"kind": "dkd"}),
+        {"ce_unweighted": {"ce": 1.0}, "dkd_sum": {"tckd": 1.0, "nckd": 8.0}},
+        rtol=SQRT3_RTOL,
+    ),
+    "lskd": Recipe({"preset": "lskd"}, _kd("lskd", 0.1, 9.0)),
+    "lskd_imagenet": Recipe({"preset": "lskd", **IMAGENET}, _kd("lskd", 1.0, 9.0)),
+    "lskd_dkd": Recipe(
+        custom({"kind": "standardize", "temperature": 2}, {"kind": "dkd", "alpha": 9, "beta": 72}),
+        _dkd(9.0, 72.0),
+    ),
+    "dkd": Recipe({"preset": "dkd"}, _dkd(1.0, 8.0)),
+    "dkd_epoch5": Recipe({"preset": "dkd"}, _dkd(0.25, 2.0), epoch=5),
+    "dkd_imagenet": Recipe({"preset": "dkd", **IMAGENET}, _dkd(1.0, 0.5)),
+}

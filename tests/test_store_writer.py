@@ -1,0 +1,266 @@
+"""Writing a cache: whole blocks, by several processes, through kills and full disks; the same bytes every time."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store import (
+    CacheBusy,
+    CacheCorrupt,
+    CacheIncomplete,
+    CacheMismatch,
+    CacheNotFound,
+    CacheReader,
+    CacheSpec,
+    CacheWriter,
+    Catalog,
+    InvalidArgument,
+    NotStorable,
+)
+from store.files import lock_byte
+from tests.store_cases import (
+    children,
+    create,
+    make_logits,
+    make_spec,
+    tree,
+    write_all,
+    write_blocks,
+    write_cache,
+)
+
+MANY_BLOCKS = make_spec(samples=4096 * 7 + 5, classes=2, views=4)  # 32 blocks, four of them short
+
+
+@pytest.fixture(scope="module")
+def peaceful(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of MANY_BLOCKS, written by one process in order."""
+    return tree(write_cache(tmp_path_factory.mktemp("peace"), MANY_BLOCKS).path)
+
+
+def test_blocks_written_out_of_order_and_in_two_sittings_give_the_same_bytes(
+    tmp_path: Path, peaceful: dict[str, bytes]
+) -> None:
+    writer = CacheWriter(tmp_path, MANY_BLOCKS, provenance={"device": "cpu"})
+    order = random.Random(0).sample(writer.pending_blocks(), MANY_BLOCKS.blocks)
+    write_blocks(writer, order[:11])
+    assert sorted(order[11:]) == CacheWriter(tmp_path, MANY_BLOCKS).pending_blocks()
+    write_blocks(CacheWriter(tmp_path, MANY_BLOCKS), order[11:])
+    writer.finish()
+    assert tree(writer.path) == peaceful
+
+
+def test_two_processes_that_race_for_every_block_give_the_same_bytes(
+    tmp_path: Path, peaceful: dict[str, bytes]
+) -> None:
+    context = children()
+    start = context.Barrier(2)
+    racers = [context.Process(target=write_all, args=(tmp_path, MANY_BLOCKS, order, start, None)) for order in (1, -1)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert [racer.exitcode for racer in racers] == [0, 0]
+    assert tree(tmp_path / MANY_BLOCKS.key) == peaceful
+
+
+def test_a_writer_killed_at_random_moments_and_restarted_gives_the_same_bytes(
+    tmp_path: Path, peaceful: dict[str, bytes]
+) -> None:
+    context, moments = children(), random.Random(1)
+    group = tmp_path / MANY_BLOCKS.key
+    kills = redone = 0
+    committed: set[str] = set()
+    while kills < 10:
+        listener, ready = context.Pipe(duplex=False)
+        child = context.Process(target=write_all, args=(tmp_path, MANY_BLOCKS, 1, None, ready))
+        child.start()
+        assert listener.recv() == "opened"
+        child.join(timeout=moments.uniform(0, 0.04))
+        if child.exitcode is not None:  # it was faster than us: take half of its work away
+            shutil.rmtree(group)
+            committed = set()
+            continue
+        child.kill()
+        child.join()
+        kills += 1
+        now = {path.name for path in (group / "commits").glob("*.json")}
+        redone += len(committed - now)
+        committed = now
+    assert redone == 0
+    writer = CacheWriter(tmp_path, MANY_BLOCKS)
+    write_blocks(writer, writer.pending_blocks())
+    writer.finish()
+    assert tree(group) == peaceful
+
+
+def test_processes_that_create_one_cache_at_once_all_open_the_same_one(tmp_path: Path) -> None:
+    context = children()
+    spec = make_spec()
+    start = context.Barrier(4)
+    listener, created_at = context.Pipe(duplex=False)
+    racers = [context.Process(target=create, args=(tmp_path, spec, start, created_at)) for _ in range(4)]
+    for racer in racers:
+        racer.start()
+    assert len({listener.recv() for _ in racers}) == 1
+    for racer in racers:
+        racer.join()
+    assert [path.name for path in tmp_path.iterdir()] == [spec.key]
+    assert CacheWriter(tmp_path, spec).pending_blocks() == [0, 1, 2]
+
+
+def test_opening_a_writer_leaves_the_files_of_another_one_alone(tmp_path: Path) -> None:
+    spec = make_spec()
+    writer = CacheWriter(tmp_path, spec)
+    write_blocks(writer, [0])
+    being_written = writer.path / "logits/c/0/1/0.0123456789abcdef.partial"
+    being_written.parent.mkdir()
+    being_written.write_bytes(b"half a block")
+    other = CacheWriter(tmp_path, spec)
+    write_blocks(other, [2])
+    assert being_written.exists()
+    write_blocks(other, [1])  # now it is nobody's: the lock on the block was free
+    assert not being_written.exists()
+
+
+def test_a_block_that_somebody_else_is_writing_is_waited_for_and_not_written_twice(tmp_path: Path) -> None:
+    spec = make_spec()
+    writer = CacheWriter(tmp_path, spec)
+    logits = make_logits(spec)[:4096]
+    with (writer.path / "zarr.json").open("r+b") as somebody:
+        lock_byte(somebody.fileno(), 0)
+        waiting = threading.Thread(target=writer.write_block, args=(0, logits))
+        waiting.start()
+        waiting.join(timeout=0.1)
+        assert waiting.is_alive()
+        assert writer.pending_blocks() == [0, 1, 2]
+    waiting.join()
+    first = (writer.path / "logits/c/0/0/0").stat()
+    record = CacheWriter(tmp_path, spec).write_block(0, logits + 1)
+    assert record.rows == 4096
+    assert (writer.path / "logits/c/0/0/0").stat() == first
+    np.testing.assert_array_equal(np.fromfile(writer.path / "max/c/0/0", "<f4", 4096), logits.max(axis=1))
+
+
+def test_a_writer_is_told_that_its_cache_was_deleted(tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path, make_spec())
+    write_blocks(writer, [0])
+    Catalog(tmp_path).delete(make_spec().key)
+    with pytest.raises(CacheNotFound, match="deleted while it was being written"):
+        write_blocks(writer, [1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_is_not_deleted_in_the_middle_of_a_block(tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path, make_spec())
+    with writer._locked(1), pytest.raises(CacheBusy, match="being written"):
+        Catalog(tmp_path).delete(make_spec().key)
+    assert writer.pending_blocks() == [0, 1, 2]
+    Catalog(tmp_path).delete(make_spec().key)
+
+
+def test_a_cut_block_is_written_again_and_the_marker_goes_meanwhile(tmp_path: Path) -> None:
+    spec = make_spec()
+    writer = write_cache(tmp_path, spec)
+    whole = tree(writer.path)
+    os.truncate(writer.path / "std/c/0/1", 100)
+    assert not writer.is_complete
+    assert CacheWriter(tmp_path, spec).pending_blocks() == [1]
+    with pytest.raises(CacheIncomplete):
+        writer.finish()
+    write_blocks(writer, [1])
+    assert not (writer.path / "COMPLETE").exists()
+    writer.finish()
+    assert tree(writer.path) == whole
+    assert writer.is_complete
+
+
+def test_finishing_too_early_says_how_much_is_missing(tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path, make_spec())
+    write_blocks(writer, [0])
+    with pytest.raises(CacheIncomplete, match="2 of 3 blocks are not committed, the first is block 1"):
+        writer.finish()
+    assert not writer.is_complete
+
+
+def test_finishing_twice_keeps_the_first_marker_and_provenance_joins(tmp_path: Path) -> None:
+    spec = make_spec()
+    writer = CacheWriter(tmp_path, spec, provenance={"device": "cpu"})
+    write_blocks(writer, range(3))
+    writer.finish({"seconds": 1.5})
+    writer.finish({"seconds": 99})
+    assert CacheReader(tmp_path, spec).provenance == {"device": "cpu", "seconds": 1.5}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_logits_that_are_not_finite_are_refused_by_sample(tmp_path: Path, value: float, dtype: str) -> None:
+    spec = make_spec(dtype=dtype, views=2)
+    writer = CacheWriter(tmp_path, spec)
+    logits = make_logits(spec, 1)[4096:8192]
+    logits[7, 3] = value
+    with pytest.raises(NotStorable, match="sample 4103 of view 1 has NaN or infinite logits"):
+        writer.write_block(4, logits)
+    assert len(writer.pending_blocks()) == 6
+
+
+def test_logits_beyond_float16_are_refused_with_the_advice_to_use_float32(tmp_path: Path) -> None:
+    for dtype in ("float16", "float32"):
+        spec = make_spec(dtype=dtype)
+        writer = CacheWriter(tmp_path, spec)
+        logits = make_logits(spec)[:4096]
+        logits[0, 0] = 65504
+        logits[9, 1] = -65505
+        if dtype == "float32":
+            writer.write_block(0, logits)
+        else:
+            with pytest.raises(NotStorable, match='sample 9 of view 0 has a logit of magnitude 65505.*dtype "float32"'):
+                writer.write_block(0, logits)
+
+
+def test_anything_but_one_whole_block_of_float32_is_refused(tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path, make_spec())
+    logits = make_logits(make_spec())
+    for wrong in (logits[:4095], logits[:4096, :9], logits[:4096].astype(np.float64), logits):
+        with pytest.raises(InvalidArgument, match=r"take float32 logits of shape \(4096, 10\), not float"):
+            writer.write_block(0, wrong)
+    with pytest.raises(InvalidArgument, match="block 3 does not exist"):
+        writer.write_block(3, logits[:4096])
+
+
+def test_a_writer_refuses_what_is_not_its_cache(tmp_path: Path) -> None:
+    spec, other = make_spec(), make_spec(samples=5000)
+    shutil.move(write_cache(tmp_path, other).path, tmp_path / spec.key)
+    with pytest.raises(CacheMismatch, match="samples: asked for 8292, found 5000"):
+        CacheWriter(tmp_path, spec)
+    (tmp_path / spec.key / "zarr.json").unlink()
+    with pytest.raises(CacheCorrupt, match=r"zarr.json: the file is missing"):
+        CacheWriter(tmp_path, spec)
+
+
+def test_a_full_disk_commits_nothing_half_way_and_is_resumed_from(tmp_path: Path) -> None:
+    mount = f'mount -t tmpfs -o size=3m tmpfs "{tmp_path}" && exec "$0" -m tests.store_cases "{tmp_path}"'
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "t", tmp_path], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    command = ["unshare", "--mount", "sh", "-c", mount, sys.executable]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(result.stdout)
+    assert report["needed_bytes"] > report["free_bytes"]
+    assert "nothing was committed" in report["message"]
+    assert 0 < len(report["pending"]) < 6
+    assert report["partial"] == report["left_of_the_block"] == []
+    assert report["right"] is True
+
+
+def test_specs_with_equal_fields_share_a_cache(tmp_path: Path) -> None:
+    first = CacheWriter(tmp_path, make_spec())
+    second = CacheWriter(str(tmp_path), CacheSpec(**make_spec().model_dump()))
+    assert first.path == second.path

@@ -1,0 +1,326 @@
+"""Every student is the published network: its size, its cost, its shapes, its refusals.
+
+The catalog's literals are the judge (they are the papers' table); the networks are held to them.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import regnet
+
+from workers.errors import InvalidJob, UnknownName
+from workers.students.build import BUILDERS, build_student
+from workers.students.catalog import (
+    PREFIX,
+    STUDENTS,
+    check_image_side,
+    check_student,
+    describe,
+    student_names,
+)
+from workers.students.shufflenet import shuffle_channels
+from workers.students.torchvision_catalog import TORCHVISION, Family
+from workers.students.torchvision_models import adapt_channels
+
+CIFAR = tuple(BUILDERS)
+# Cheap to run for real, and different in what they are made of.
+TORCHVISION_SAMPLE = (
+    "googlenet",
+    "mnasnet0_5",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Networks without numbers: shapes and sizes of the largest ones in milliseconds.
+
+    RegNet alone reads numbers back while it plans its layers; that arithmetic stays on the CPU.
+    """
+    plan = regnet.BlockParams.from_init_params
+
+    def on_cpu(*args: object, **kwargs: object) -> object:
+        with torch.device("cpu"):
+            return plan(*args, **kwargs)
+
+    monkeypatch.setattr(regnet.BlockParams, "from_init_params", on_cpu)
+    with torch.device("meta"):
+        yield
+
+
+def first_size(family: Family) -> str:
+    return next(iter(family.sizes))
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def multiply_accumulates(network: nn.Module, images: Tensor) -> int:
+    """Counted from the shapes that pass through every convolution and linear layer."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+        weight = module.get_parameter("weight")
+        per_output = weight[0].numel()
+        counts.append(output[0].numel() * per_output)
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    network.eval()(images)
+    return sum(counts)
+
+
+# -------------------------------------------------------------------------------------- the catalog
+
+
+def test_catalog_loads_without_torch() -> None:
+    program = (
+        "import sys, workers.students, workers.students.catalog as c; c.describe();"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'torchvision')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_torchvision_names_are_what_the_installed_version_lists() -> None:
+    listed = torchvision.models.list_models(module=torchvision.models)
+    ours = sorted(name.removeprefix(PREFIX) for name in STUDENTS if STUDENTS[name].torchvision)
+    assert ours == sorted(listed)
+
+
+def test_every_bare_name_has_a_builder_and_nothing_else_has() -> None:
+    assert set(BUILDERS) == {name for name in STUDENTS if not STUDENTS[name].torchvision}
+
+
+def test_every_torchvision_name_carries_the_prefix() -> None:
+    assert all(name.startswith(PREFIX) == info.torchvision for name, info in STUDENTS.items())
+
+
+def test_the_two_mobilenets_are_different_networks() -> None:
+    assert parameters(build_student("mobilenet_v2", 100)) == 812_836
+    assert parameters(build_student("torchvision/mobilenet_v2", 100)) == 2_351_972
+
+
+def test_description_is_json_and_names_every_student() -> None:
+    described = json.loads(json.dumps(describe()))
+    assert tuple(entry["name"] for entry in described) == student_names()
+    for entry in described:
+        assert entry["json_schema"]["properties"]["name"]["const"] == entry["name"]
+        assert entry["summary"]
+        assert entry["paper"]
+
+
+def test_unknown_student_is_answered_with_the_nearest_name() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'resnet56'") as caught:
+        check_student("resnet57")
+    assert set(caught.value.allowed) == set(STUDENTS)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "convnext_tiny"])
+def test_torchvision_name_without_prefix_is_answered_with_its_spelling(name: str) -> None:
+    with pytest.raises(UnknownName, match=f"torchvision/{name}"):
+        check_student(name)
+
+
+# ------------------------------------------------------------------------------- size, cost, image side
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("name", CIFAR)
+def test_parameters_are_exactly_the_published_count(name: str) -> None:
+    assert parameters(build_student(name, 100)) == STUDENTS[name].parameters_100
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("name", CIFAR)
+def test_multiply_accumulates_are_the_published_count(name: str) -> None:
+    counted = multiply_accumulates(build_student(name, 100), torch.empty(1, 3, 32, 32)) / 1e6
+    assert counted == pytest.approx(STUDENTS[name].mmacs_32, rel=0.01)
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
+def test_torchvision_parameters_are_the_catalog_s(family: Family) -> None:
+    counted = {size: parameters(build_student(PREFIX + size, 100, image_side=224)) for size in family.sizes}
+    assert counted == family.sizes
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
+def test_torchvision_least_side_is_the_least_that_can_be_trained_on(family: Family) -> None:
+    size = min(family.sizes, key=lambda name: family.sizes[name])
+    side = family.min_side
+    network = build_student(PREFIX + size, 10, image_side=side).train()
+    assert network(torch.empty(2, 3, side, side)).shape == (2, 10)
+    if side > 8:
+        with pytest.raises((RuntimeError, ValueError, AssertionError)):
+            network(torch.empty(2, 3, side - 1, side - 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "message"),
+    [
+        ("resnet8", 7, "at least 8 pixels a side, these have 7"),
+        ("torchvision/inception_v3", 74, "at least 75 pixels"),
+        ("torchvision/vit_b_16", 40, "multiple of 16 pixels, these have 40"),
+        ("torchvision/maxvit_t", 256, "multiple of 224"),
+    ],
+)
+def test_images_a_student_cannot_see_are_refused(name: str, side: int, message: str) -> None:
+    with pytest.raises(InvalidJob, match=message):
+        check_image_side(name, side)
+    with pytest.raises(InvalidJob, match=message):
+        build_student(name, 10, image_side=side)
+
+
+@pytest.mark.parametrize(("classes", "in_channels", "what"), [(1, 3, "classes is 1"), (10, 0, "in_channels is 0")])
+def test_impossible_numbers_are_refused(classes: int, in_channels: int, what: str) -> None:
+    with pytest.raises(InvalidJob, match=what):
+        build_student("resnet8", classes, in_channels)
+
+
+def test_unknown_name_is_refused_by_the_builder() -> None:
+    with pytest.raises(UnknownName, match="resnet9"):
+        build_student("resnet9", 10)
+
+
+# ------------------------------------------------------------------------------------ what they compute
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("name", CIFAR)
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize(("classes", "height", "width"), [(10, 8, 8), (100, 32, 32), (10, 9, 33)])
+def test_logits_have_one_column_per_class(name: str, in_channels: int, classes: int, height: int, width: int) -> None:
+    network = build_student(name, classes, in_channels, image_side=min(height, width))
+    assert network(torch.empty(2, in_channels, height, width)).shape == (2, classes)
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_gradient_reaches_every_parameter_and_the_images_stay_as_they_are(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_student(name, 10, in_channels=1, image_side=8).train()
+    images = torch.randn(4, 1, 8, 8)
+    untouched = images.clone()
+    network(images).logsumexp(dim=1).sum().backward()
+    assert torch.equal(images, untouched)
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "cnn_s"])
+def test_student_learns_a_handful_of_pictures(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_student(name, 10, in_channels=1, image_side=8).train()
+    images, labels = torch.randn(20, 1, 8, 8), torch.arange(20) % 10
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3
+
+
+@pytest.mark.parametrize("name", TORCHVISION_SAMPLE)
+def test_torchvision_student_trains_on_small_grey_images(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_student(PREFIX + name, 10, in_channels=1, image_side=32).train()
+    logits = network(torch.randn(2, 1, 32, 32))
+    assert logits.shape == (2, 10)
+    logits.logsumexp(dim=1).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "shufflenet_v1", "torchvision/googlenet", "torchvision/mobilenet_v3_small"]
+)
+def test_same_seed_gives_the_same_student(name: str) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(build_student(name, 10, in_channels=1).state_dict())
+    first, same, other = states
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("name", ["torchvision/inception_v3", "torchvision/googlenet"])
+def test_auxiliary_classifiers_are_left_out_in_training_too(name: str) -> None:
+    logits = build_student(name, 10, image_side=96).train()(torch.empty(2, 3, 96, 96))
+    assert isinstance(logits, Tensor)
+
+
+def test_shuffle_interleaves_the_groups() -> None:
+    channels = torch.arange(6.0).view(1, 6, 1, 1)
+    assert shuffle_channels(channels, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert shuffle_channels(channels, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+
+
+# ------------------------------------------------------------------------------------------ first weights
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_2", "vgg8", "mobilenet_v2"])
+def test_convolutions_start_at_the_reference_spread(name: str) -> None:
+    torch.manual_seed(0)
+    for module in build_student(name, 100).modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
+            fan_out = module.weight.shape[0] * module.weight[0, 0].numel()
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["vgg8", "mobilenet_v2"])
+def test_classifier_starts_small_where_the_reference_s_does(name: str) -> None:
+    torch.manual_seed(0)
+    classifier = build_student(name, 100).get_submodule("classifier")
+    assert isinstance(classifier, nn.Linear)
+    assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not classifier.bias.any()
+
+
+def test_first_convolution_takes_other_channels_at_its_own_spread() -> None:
+    torch.manual_seed(0)
+    colour = build_student("torchvision/resnet18", 10).get_submodule("conv1")
+    spectral = build_student("torchvision/resnet18", 10, in_channels=7).get_submodule("conv1")
+    assert isinstance(colour, nn.Conv2d)
+    assert isinstance(spectral, nn.Conv2d)
+    assert spectral.weight.shape == (64, 7, 7, 7)
+    assert spectral.weight.std().item() == pytest.approx(colour.weight.std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "network", [nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Conv2d(12, 8, 1)), nn.Conv2d(3, 3, 1, groups=3)]
+)
+def test_network_without_a_plain_first_convolution_says_that_it_needs_colour(network: nn.Module) -> None:
+    with pytest.raises(InvalidJob, match="'odd' cannot take images with 1 channels"):
+        adapt_channels(network, "odd", 1)
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
+def test_every_torchvision_student_begins_with_a_plain_colour_convolution(family: Family) -> None:
+    for size in family.sizes:
+        network = build_student(PREFIX + size, 10, image_side=224)
+        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        assert (first.in_channels, first.groups) == (3, 1)

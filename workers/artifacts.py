@@ -1,0 +1,186 @@
+"""What a run leaves behind: weights, ONNX, metrics, configuration, result; and its checkpoints.
+
+A finished run's folder appears under its final name in one rename, so a folder that has the name is
+complete, and a run that was stopped or killed leaves none. The exported ONNX file is compared with
+the torch student on real pictures, through the same class that reads teachers: what is exported here
+can be uploaded there.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from workers.config import Preprocessing
+from workers.errors import WorkerError
+from workers.feed import to_input
+from workers.teacher import Teacher
+
+CHECKPOINT = "checkpoint.pt"
+ARTIFACTS = "artifacts"
+MEDIA_TYPES = {
+    "student.safetensors": "application/octet-stream",
+    "student.onnx": "application/octet-stream",
+    "config.json": "application/json",
+    "metrics.jsonl": "application/jsonl",
+    "result.json": "application/json",
+}
+# float32 convolutions in another order of summation differ by about 1e-5 of the largest logit.
+_PARITY = 1e-3
+
+
+class ExportMismatch(WorkerError):
+    """The exported ONNX student does not compute what the torch student computes."""
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, object]) -> None:
+    """Replace ``folder/checkpoint.pt`` atomically: a kill at any moment leaves the old or the new."""
+    partial = folder / f"{CHECKPOINT}.partial"
+    torch.save(dict(state), partial)
+    _sync_file(partial)
+    partial.replace(folder / CHECKPOINT)
+    _sync_folder(folder)
+
+
+def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | None:
+    """The checkpoint with the most epochs among the attempts' folders, or None.
+
+    One that cannot be read, or was made for another run (``identity``), is passed over: the epochs are then trained
+    again, to the same weights.
+    """
+    best: dict[str, Any] | None = None
+    for folder in folders:
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            continue
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError):
+            continue
+        if state.get("identity") == identity and (best is None or state["epoch"] > best["epoch"]):
+            best = state
+    return best
+
+
+# ---------------------------------------------------------------------------------------- artifacts
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained network with what it needs to be used: preprocessing and class names."""
+
+    network: nn.Module
+    preprocessing: Preprocessing
+    channels_last: bool
+
+
+def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
+    """Write ``path`` and compare it with the torch student on real pictures.
+
+    Args:
+        student: evaluated in float32 on the CPU.
+        path: of the ONNX file: input ``images`` float32 [batch, K, H, W], normalised as
+            ``student.preprocessing`` says; output ``logits`` float32 [batch, C].
+        images_BHWK: uint8 pictures at the student's input size.
+
+    Returns:
+        The largest absolute difference of a logit.
+
+    Raises:
+        ExportMismatch: that difference exceeds 1e-3 of the largest logit (at least 1e-3).
+    """
+    network = student.network.cpu().eval()
+    network = network.to(memory_format=torch.contiguous_format)
+    inputs = to_input(torch.from_numpy(images_BHWK), student.preprocessing, channels_last=False)
+    with warnings.catch_warnings():
+        # torch.export warns about its own internals; the file is judged by running it, below.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (inputs,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+        )
+    with torch.no_grad():
+        expected_BC = network(inputs).numpy()
+    teacher = Teacher(path, student.preprocessing, output="logits", threads=1, device="cpu")
+    difference = float(np.abs(teacher.logits(images_BHWK) - expected_BC).max())
+    allowed = _PARITY * max(1.0, float(np.abs(expected_BC).max()))
+    if not difference <= allowed:
+        raise ExportMismatch(
+            f"student.onnx differs from the torch student by {difference:.3g} on {len(images_BHWK)} "
+            f"pictures, at most {allowed:.3g} is allowed: report the student's architecture"
+        )
+    return difference
+
+
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers, on the CPU, contiguous and unshared (what safetensors asks for)."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+
+
+def write_artifacts(
+    folder: Path,
+    student: Student,
+    images_BHWK: np.ndarray,
+    config: Mapping[str, object],
+    metrics: Sequence[Mapping[str, object]],
+    result: dict[str, object],
+) -> dict[str, object]:
+    """Write everything a run leaves to ``folder/artifacts``, in one rename at the end.
+
+    Returns:
+        ``result`` with ``onnx_max_abs_difference`` added, as in result.json.
+    """
+    final, partial = folder / ARTIFACTS, folder / f"{ARTIFACTS}.partial"
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    save_file(state_tensors(student.network), partial / "student.safetensors")
+    difference = export_onnx(student, partial / "student.onnx", images_BHWK)
+    result = {**result, "onnx_max_abs_difference": difference}
+    _write_json(partial / "config.json", config)
+    lines = [json.dumps(line, allow_nan=False) for line in metrics]
+    (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    _write_json(partial / "result.json", result)
+    for path in partial.iterdir():
+        _sync_file(path)
+    _sync_folder(partial)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync_folder(folder)
+    return result
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,408 @@
+"""Ray, and nothing else: the plain functions of ``pipeline`` and ``train`` as actors with resources.
+
+The only file that imports ray. It decides nothing about jobs: it starts an actor, passes its events on, tells whether
+it finished, raised, stopped or vanished, and ends it. One run is one actor with its share of the CPUs or of a GPU;
+the caches of a job are one coordinating actor, which fans blocks out to inference actors. Any of them may die at any
+moment: committed blocks and checkpoints stay, the caller learns that the actor vanished.
+
+Facts of Ray that shape this file: without ``address="local"`` ``ray.init`` joins whatever cluster it finds; an
+exception class that cannot be pickled kills the reply, so errors cross as text; resources are logical, memory is not
+limited by them.
+"""
+
+import os
+import queue
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+from pydantic import BaseModel
+
+from store import CacheSpec, CacheWriter, StoreError
+from workers import pipeline
+from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
+from workers.errors import Stopped, UserError, WorkerError
+from workers.events import Emit, InferenceProgress, Log, ShouldStop
+from workers.teacher import Teacher
+from workers.train import train_run
+
+Numbered = tuple[int, dict[str, Any]]
+_ACTOR_LOSSES_MAX = 3
+# Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
+_BLOCKS_PER_CALL = 4
+# Only orders, events and outcomes pass through Ray; logits and pictures are mapped files.
+_OBJECT_STORE_BYTES = 100 << 20
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class WorkerLost(WorkerError):
+    """Inference actors died again and again; what they had committed stays."""
+
+
+class InferenceFailed(WorkerError):
+    """An inference actor raised something that is not the user's mistake."""
+
+
+# ------------------------------------------------------------------------------------------ outcomes
+
+
+class Outcome(BaseModel):
+    """How a piece of work ended.
+
+    Attributes:
+        kind: ``done``; ``failed``: it raised; ``stopped``: it was asked to; ``vanished``: its process is gone.
+        value: what it returned, if done.
+        error_type, message: of the exception, if failed.
+        is_user_error: trying again would fail again.
+    """
+
+    kind: Literal["done", "failed", "stopped", "vanished"]
+    value: dict[str, Any] | None = None
+    error_type: str | None = None
+    message: str | None = None
+    is_user_error: bool = False
+
+
+def _outcome_of(work: Callable[[], dict[str, Any]]) -> Outcome:
+    try:
+        return Outcome(kind="done", value=work())
+    except Stopped as error:
+        return Outcome(kind="stopped", message=str(error))
+    except (UserError, StoreError) as error:
+        return Outcome(kind="failed", error_type=type(error).__name__, message=str(error), is_user_error=True)
+    except Exception as error:
+        # Whatever it is, the operator sees where it came from and the job sees one line of it.
+        traceback.print_exc()
+        return Outcome(kind="failed", error_type=type(error).__name__, message=str(error) or repr(error))
+
+
+class _Mailbox:
+    """Events of one piece of work, numbered from 0, kept until they are acknowledged; and the wish to stop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[Numbered] = []
+        self._next = 0
+        self.stopping = threading.Event()
+
+    def emit(self, event: BaseModel) -> None:
+        with self._lock:
+            self._events.append((self._next, event.model_dump(mode="json")))
+            self._next += 1
+
+    def take(self, acknowledged: int) -> list[Numbered]:
+        with self._lock:
+            self._events = [(n, event) for n, event in self._events if n >= acknowledged]
+            return list(self._events)
+
+
+# -------------------------------------------------------------------------------------------- actors
+
+
+class _Actor:
+    """What every actor answers beside its work (which runs in another of its threads)."""
+
+    def __init__(self) -> None:
+        self._mail = _Mailbox()
+
+    def events(self, acknowledged: int) -> list[Numbered]:
+        """Events from number ``acknowledged`` on; those before it are forgotten."""
+        return self._mail.take(acknowledged)
+
+    def stop(self) -> None:
+        self._mail.stopping.set()
+
+
+class _TrainingActor(_Actor):
+    def work(self, order_json: str) -> Outcome:
+        order = TrainingOrder.model_validate_json(order_json)
+        return _outcome_of(lambda: train_run(order, self._mail.emit, self._mail.stopping.is_set))
+
+
+class _InferenceActor(_Actor):
+    """Infers blocks of one cache with a session that lives as long as the actor."""
+
+    def __init__(self, order_json: str) -> None:
+        super().__init__()
+        self._order = InferenceOrder.model_validate_json(order_json)
+        self._teacher: Teacher | None = None
+
+    def work(self, blocks: list[int]) -> Outcome:
+        return _outcome_of(lambda: self._infer(blocks))
+
+    def _infer(self, blocks: list[int]) -> dict[str, Any]:
+        if self._teacher is None:
+            self._teacher = pipeline.open_teacher(self._order)
+        pipeline.infer_with(self._teacher, self._order, blocks, self._mail.emit, self._mail.stopping.is_set)
+        return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason}
+
+
+class _CachesActor(_Actor):
+    """Prepares the data and completes the caches of one job; its inference is fanned out."""
+
+    def work(self, job_json: str, folders_json: str, threads: int, actors: int, gpus: float) -> Outcome:
+        job = JobSpec.model_validate_json(job_json)
+        folders = Folders.model_validate_json(folders_json)
+        return _outcome_of(lambda: self._build(job, folders, threads, actors, gpus))
+
+    def _build(self, job: JobSpec, folders: Folders, threads: int, actors: int, gpus: float) -> dict[str, Any]:
+        emit, should_stop = self._mail.emit, self._mail.stopping.is_set
+
+        def fan_out(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
+            _Fan(order, list(blocks), emit, should_stop, actors, gpus).run()
+
+        # The contract check runs here, on the CPU, while a GPU may be busy; its slice is small.
+        plan = pipeline.plan_caches(job, folders, emit, should_stop, threads=threads, device="cpu")
+        device = "auto" if gpus else "cpu"
+        forwards = pipeline.build_caches(
+            plan, folders, emit, should_stop, threads=threads, device=device, infer=fan_out
+        )
+        return {
+            "plan": plan.model_dump(mode="json"),
+            "teacher_forwards": forwards,
+            "teacher_forwards_avoided": pipeline.forwards_avoided(job, plan, forwards),
+            "teacher_accuracy": pipeline.teacher_accuracy(plan, folders),
+        }
+
+
+# ------------------------------------------------------------------------------------------- fan-out
+
+
+@dataclass
+class _Hand:
+    """One inference actor and what it is doing."""
+
+    actor: Any
+    blocks: list[int] = field(default_factory=list)
+    reference: Any = None
+
+
+class _Fan:
+    """Shares the blocks of one cache among inference actors; a dead actor's blocks go back to the pile."""
+
+    def __init__(
+        self,
+        order: InferenceOrder,
+        blocks: list[int],
+        emit: Emit,
+        should_stop: ShouldStop,
+        actors: int,
+        gpus: float,
+    ) -> None:
+        self._order = order
+        self._emit = emit
+        self._should_stop = should_stop
+        self._gpus = gpus
+        self._count = max(1, min(actors, len(blocks)))
+        size = max(1, min(_BLOCKS_PER_CALL, len(blocks) // self._count))
+        self._pile: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        for start in range(0, len(blocks), size):
+            self._pile.put(blocks[start : start + size])
+        self._losses = 0
+        self._provider_told = False
+        if not gpus:
+            # A small cache has fewer blocks than there are cores; then each actor gets several.
+            self._order = order.model_copy(update={"threads": max(1, actors // self._count)})
+        spec = order.spec
+        self._writer = CacheWriter(order.folders.caches, spec)
+        self._before = self._told = spec.views * spec.samples - sum(_rows(spec, block) for block in blocks)
+        self._started = time.monotonic()
+
+    def run(self) -> None:
+        hands = [self._new_hand() for _ in range(self._count)]
+        try:
+            while True:
+                for hand in hands:
+                    if hand.reference is None and not self._pile.empty():
+                        hand.blocks = self._pile.get()
+                        hand.reference = hand.actor.work.remote(hand.blocks)
+                busy = {hand.reference: hand for hand in hands if hand.reference is not None}
+                if not busy:
+                    return
+                ready, _ = ray.wait(list(busy), num_returns=1, timeout=0.25)
+                for reference in ready:
+                    self._finish(busy[reference], hands)
+                self._tell()
+                if self._should_stop():
+                    self._stop(hands)
+        finally:
+            for hand in hands:
+                ray.kill(hand.actor)
+
+    def _new_hand(self) -> _Hand:
+        options = {"num_gpus": self._gpus, "num_cpus": 0} if self._gpus else {"num_cpus": 1}
+        actor_class = ray.remote(max_concurrency=3, **options)(_InferenceActor)
+        return _Hand(actor_class.remote(self._order.model_dump_json()))
+
+    def _finish(self, hand: _Hand, hands: list[_Hand]) -> None:
+        """Take a call's outcome; a dead actor is replaced, a bounded number of times."""
+        try:
+            outcome = ray.get(hand.reference)
+        except ray.exceptions.RayError as error:
+            self._losses += 1
+            if self._losses > _ACTOR_LOSSES_MAX:
+                raise WorkerLost(
+                    f"inference actors died {self._losses} times, the last one with: {_first_line(error)}. "
+                    "Committed blocks are kept; look for a full memory or a failing GPU and submit the job again"
+                ) from error
+            self._emit(Log(level="warning", message=f"an inference actor died and is replaced: {_first_line(error)}"))
+            self._pile.put(hand.blocks)
+            hands[hands.index(hand)] = self._new_hand()
+            return
+        hand.reference, hand.blocks = None, []
+        if outcome.kind == "stopped":
+            raise Stopped(outcome.message)
+        if outcome.kind == "failed":
+            kind = UserError if outcome.is_user_error else InferenceFailed
+            raise kind(f"{outcome.error_type}: {outcome.message}")
+        if not self._provider_told:
+            self._provider_told = True
+            self._emit(Log(message=f"inference on {outcome.value['provider']}: {outcome.value['reason']}"))
+
+    def _tell(self) -> None:
+        """One progress event for all actors together, when another block is committed."""
+        spec = self._order.spec
+        pending = sum(_rows(spec, block) for block in self._writer.pending_blocks())
+        done = spec.views * spec.samples - pending
+        if done == self._told:
+            return
+        self._told = done
+        rate = (done - self._before) / (time.monotonic() - self._started)
+        self._emit(
+            InferenceProgress(
+                cache=spec.key,
+                split=spec.split,
+                rows_done=done,
+                rows_total=spec.views * spec.samples,
+                rows_per_s=rate,
+                eta_s=pending / rate if rate > 0 else None,
+            )
+        )
+
+    def _stop(self, hands: list[_Hand]) -> None:
+        for hand in hands:
+            hand.actor.stop.remote()
+        raise Stopped("inference was stopped; committed blocks are kept")
+
+
+def _rows(spec: CacheSpec, block: int) -> int:
+    _, start, stop = spec.block_range(block)
+    return stop - start
+
+
+def _is_ready(reference: "ray.ObjectRef[Any]") -> bool:
+    ready, _ = ray.wait([reference], timeout=0)
+    return bool(ready)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# ------------------------------------------------------------------------------------------- cluster
+
+
+class Task:
+    """A piece of work on the cluster, seen from outside. Its events come in order, each exactly once.
+
+    Args:
+        actor: handle of an ``_Actor``.
+        reference: of its ``work``.
+    """
+
+    def __init__(self, actor: "ray.actor.ActorHandle", reference: "ray.ObjectRef[Outcome]") -> None:
+        self._actor = actor
+        self._reference = reference
+        self._acknowledged = 0
+        self._asked: ray.ObjectRef[list[Numbered]] | None = None
+        self._asked_after_the_end = False
+
+    def poll(self) -> tuple[list[Numbered], Outcome | None]:
+        """New (number, event) pairs, and how the work ended once it has. Never waits.
+
+        An actor that is gone is ``vanished``; events that it had not been asked for are gone with it.
+        """
+        try:
+            if self._asked is None:
+                # Asked for after the work's end, the events are all there are.
+                self._asked_after_the_end = _is_ready(self._reference)
+                self._asked = self._actor.events.remote(self._acknowledged)
+            if not _is_ready(self._asked):
+                return [], None
+            events = ray.get(self._asked)
+            outcome = ray.get(self._reference) if self._asked_after_the_end else None
+        except ray.exceptions.RayError as error:
+            return [], Outcome(kind="vanished", error_type=type(error).__name__, message=_first_line(error))
+        self._asked = None
+        if events:
+            self._acknowledged = events[-1][0] + 1
+        return events, outcome
+
+    def stop(self) -> None:
+        """Ask it to stop; it does so at its next batch. Does not wait."""
+        # The answer is not awaited, so an actor that is gone is no error here; ``poll`` tells.
+        self._actor.stop.remote()
+
+    def close(self) -> None:
+        """End its process, whatever it is doing."""
+        ray.kill(self._actor)
+
+
+class Cluster:
+    """This machine's Ray, started for the caller alone and ended with it.
+
+    Args:
+        cpus: CPU cores to use; None takes all.
+        gpus: GPUs to use; None takes all that torch sees.
+    """
+
+    def __init__(self, cpus: float | None = None, gpus: int | None = None) -> None:
+        # Read by ray.init and inherited by the processes that it starts. A token of our own, because the default one is
+        # written to the home directory, and Ray listens on every address: whoever can talk to it can run code.
+        os.environ.update(_ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
+        ray.init(
+            address="local",
+            num_cpus=None if cpus is None else max(1, int(cpus)),
+            num_gpus=gpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=True,
+            logging_level="warning",
+        )
+        resources = ray.cluster_resources()
+        self.cpus = int(resources.get("CPU", 1))
+        self.gpus = int(resources.get("GPU", 0))
+
+    def build_caches(self, job: JobSpec, folders: Folders) -> Task:
+        """Prepare the data and complete the caches of a job.
+
+        The outcome's value holds ``plan`` (``pipeline.CachePlan``), ``teacher_forwards``,
+        ``teacher_forwards_avoided`` and ``teacher_accuracy``.
+        """
+        actor = ray.remote(num_cpus=0, max_concurrency=3)(_CachesActor).remote()
+        actors = self.gpus or self.cpus
+        reference = actor.work.remote(
+            job.model_dump_json(), folders.model_dump_json(), 1, actors, 1.0 if self.gpus else 0.0
+        )
+        return Task(actor, reference)
+
+    def train(self, order: TrainingOrder, cpus: float, gpu_share: float) -> Task:
+        """Train one run; it waits until its share of the machine is free. The value is result.json."""
+        options = {"num_gpus": gpu_share} if self.gpus else {}
+        actor = ray.remote(num_cpus=cpus, max_concurrency=3, **options)(_TrainingActor).remote()
+        return Task(actor, actor.work.remote(order.model_dump_json()))
+
+    def close(self) -> None:
+        """End every process that was started."""
+        ray.shutdown()

@@ -1,0 +1,83 @@
+"""How good a student is, and how close to its teacher, on the test split.
+
+Shapes: B batch, C classes. All probabilities are at temperature 1. Sums are kept on the device in
+float64, so the result does not depend on the batch size beyond rounding.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.feed import EvaluationFeed
+
+ECE_BINS = 15
+
+
+class _Sums:
+    """Running sums over the split, one device-to-host copy at the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.rows = 0
+        self.scalars = torch.zeros(5, dtype=torch.float64, device=device)
+        # Per confidence bin: rows, correct rows, summed confidence.
+        self.bins = torch.zeros(3, ECE_BINS, dtype=torch.float64, device=device)
+
+    def add(self, logits_BC: Tensor, labels_B: Tensor, teacher_BC: Tensor | None) -> None:
+        self.rows += len(labels_B)
+        log_q_BC = F.log_softmax(logits_BC, dim=1)
+        confidence_B, predicted_B = log_q_BC.exp().max(dim=1)
+        correct_B = predicted_B == labels_B
+        top_B5 = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
+        in_top5_B = (top_B5 == labels_B[:, None]).any(dim=1)
+        nll = F.nll_loss(log_q_BC, labels_B, reduction="sum")
+        agreement = kl = torch.zeros((), device=logits_BC.device)
+        if teacher_BC is not None:
+            log_p_BC = F.log_softmax(teacher_BC.float(), dim=1)
+            agreement = (log_p_BC.argmax(dim=1) == predicted_B).sum()
+            kl = F.kl_div(log_q_BC, log_p_BC, reduction="sum", log_target=True)
+        parts = (correct_B.sum(), in_top5_B.sum(), nll, agreement, kl)
+        self.scalars += torch.stack([part.double() for part in parts])
+        # (0, 1/15], (1/15, 2/15], ...: right-closed as in Guo et al.
+        bin_B = (confidence_B.double() * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
+        ones_B = torch.ones_like(confidence_B, dtype=torch.float64)
+        for row, value_B in enumerate((ones_B, correct_B.double(), confidence_B.double())):
+            self.bins[row].index_add_(0, bin_B, value_B)
+
+    def ece(self) -> float:
+        _, correct, confidence = self.bins
+        return float((correct - confidence).abs().sum() / max(self.rows, 1))
+
+
+@torch.no_grad()
+def evaluate(
+    forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, device: torch.device
+) -> dict[str, float | None]:
+    """Measure a student on the whole test split.
+
+    Args:
+        forward: uint8 pictures [B, H, W, K] -> logits [B, C], the network in evaluation mode.
+        feed: the test split, with the teacher's cache or without.
+        device: where ``forward`` computes.
+
+    Returns:
+        ``top1``, ``top5`` (accuracies, 0..1; top5 is top-C below five classes), ``nll`` (nats),
+        ``ece`` (expected calibration error, 15 equal bins; Guo et al. 2017, arXiv 1706.04599),
+        ``agreement`` (share of samples on which student and teacher choose the same class) and
+        ``kl_to_teacher`` (mean KL(teacher || student), nats); the last two are None without a
+        teacher.
+    """
+    sums = _Sums(device)
+    for batch in feed.batches():
+        sums.add(forward(batch.images).float(), batch.labels, batch.teacher_logits)
+    correct, in_top5, nll, agreement, kl = (sums.scalars / max(sums.rows, 1)).tolist()
+    with_teacher = feed.has_teacher
+    return {
+        "top1": correct,
+        "top5": in_top5,
+        "nll": nll,
+        "ece": sums.ece(),
+        "agreement": agreement if with_teacher else None,
+        "kl_to_teacher": kl if with_teacher else None,
+    }

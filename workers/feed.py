@@ -1,0 +1,218 @@
+"""Batches for the training loop: the view that the teacher saw, its labels, the teacher's logits.
+
+Everything is resident: the decoded pictures (uint8) and the cached logits are moved to the device
+once when they fit there, and otherwise stay memory-mapped on the host, shared by all runs of the
+machine. Nothing here is random: the order of an epoch is a pure function of (seed, epoch), the
+pictures of (recipe, seed, view, sample), so a resumed run sees what it would have seen.
+
+Shapes: N samples, B batch, H x W pixels, K channels, C classes. ``images`` are uint8 BHWK until the
+last moment, then float32 BKHW.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from store import CacheReader
+from workers import views
+from workers.config import Augmentation, NoAugmentation, Preprocessing, Views
+from workers.datasets import Dataset
+
+# Left free on a GPU for weights, activations and the other runs that share it.
+_RESIDENT_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the training device.
+
+    Attributes:
+        images: uint8 [B, H, W, K], augmented.
+        labels: int64 [B].
+        teacher_logits: [B, C] in the cache's dtype, or None when the method needs no teacher.
+        teacher_statistics: float32 [B] each, by name, or None likewise.
+    """
+
+    images: Tensor
+    labels: Tensor
+    teacher_logits: Tensor | None
+    teacher_statistics: Mapping[str, Tensor] | None
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the samples in one epoch, int64 [samples]; the same on every machine."""
+    # Philox is counter-based: (seed, epoch) is its key, no state is carried from epoch to epoch.
+    key = np.array([seed, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(samples)
+
+
+def _fits(tensor_bytes: int, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return tensor_bytes < _RESIDENT_SHARE * free
+
+
+class _Pictures:
+    """uint8 pictures and labels of one split, on the device when they fit, else mapped."""
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        self.device = device
+        self.dataset = dataset
+        host = torch.from_numpy(np.asarray(dataset.images_NHWC))
+        self._resident = _fits(host.nbytes, device)
+        self._images_NHWK = host.to(device) if self._resident else host
+        self._labels_N = torch.from_numpy(np.asarray(dataset.labels_N)).to(device)
+
+    def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(uint8 [B, H, W, K], int64 [B]) on the device, for host rows int64 [B]."""
+        rows_device = rows_B.to(self.device, non_blocking=True)
+        if self._resident:
+            return self._images_NHWK.index_select(0, rows_device), self._labels_N[rows_device]
+        images = self._images_NHWK.index_select(0, rows_B).to(self.device, non_blocking=True)
+        return images, self._labels_N[rows_device]
+
+
+class _TeacherRows:
+    """The teacher's logits and statistics of one cache, by view and sample."""
+
+    def __init__(self, reader: CacheReader, device: torch.device) -> None:
+        self._reader = reader
+        self._device = device
+        spec = reader.spec
+        size_bytes = spec.views * spec.samples * spec.classes * np.dtype(spec.dtype).itemsize
+        self._resident = _fits(size_bytes, device)
+        self._view = -1
+        self._logits_NC: Tensor | None = None
+        self._statistics: dict[str, Tensor] = {}
+
+    def select_view(self, view: int) -> None:
+        """Make ``view`` current; on a GPU its logits are loaded (and verified) once per epoch."""
+        if view == self._view:
+            return
+        self._view = view
+        self._statistics = {
+            name: torch.from_numpy(np.array(values)).to(self._device)
+            for name, values in self._reader.statistics(view).items()
+        }
+        if self._resident:
+            self._logits_NC = torch.from_numpy(self._reader.logits(view)).to(self._device)
+
+    def take(self, rows_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        rows_device = rows_B.to(self._device, non_blocking=True)
+        statistics = {name: values[rows_device] for name, values in self._statistics.items()}
+        if self._logits_NC is not None:
+            return self._logits_NC.index_select(0, rows_device), statistics
+        gathered = torch.from_numpy(self._reader.gather(self._view, rows_B.numpy()))
+        return gathered.to(self._device, non_blocking=True), statistics
+
+
+class TrainingFeed:
+    """Shuffled, augmented batches of the training split, epoch by epoch.
+
+    Args:
+        dataset: the training split.
+        plan: which views there are; epoch e (from 0) uses view ``e mod plan.count``.
+        reader: the teacher's cache over the same views, or None for plain cross-entropy.
+        batch_size: rows of a batch; a last batch of one row is left out, because batch
+            normalisation cannot train on it.
+        seed: of the order.
+        device: where batches are wanted.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: Views,
+        reader: CacheReader | None,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._pictures = _Pictures(dataset, device)
+        self._plan = plan
+        self._teacher = None if reader is None else _TeacherRows(reader, device)
+        self._batch_size = batch_size
+        self._seed = seed
+        self.samples = len(dataset.labels_N)
+        full, rest = divmod(self.samples, batch_size)
+        self.steps = full + (rest > 1 or full == 0)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of epoch ``epoch`` (from 0)."""
+        dataset = self._pictures.dataset
+        view = epoch % self._plan.count
+        recipe: Augmentation = self._plan.augmentation
+        order_N = epoch_order(self.samples, self._seed, epoch)
+        parameters = views.draw(recipe, self._plan.seed, view, order_N, dataset.height, dataset.width)
+        if self._teacher is not None:
+            self._teacher.select_view(view)
+        rows_N = torch.from_numpy(order_N)
+        for step in range(self.steps):
+            part = slice(step * self._batch_size, (step + 1) * self._batch_size)
+            images, labels = self._pictures.take(rows_N[part])
+            if not isinstance(recipe, NoAugmentation):
+                images = views.apply(images, recipe, parameters[part])
+            if self._teacher is None:
+                yield Batch(images, labels, None, None)
+            else:
+                logits, statistics = self._teacher.take(rows_N[part])
+                yield Batch(images, labels, logits, statistics)
+
+
+class EvaluationFeed:
+    """The test split in its own order, plain pictures at the student's input size."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: tuple[int, int],
+        reader: CacheReader | None,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self._pictures = _Pictures(dataset, device)
+        self._size = size
+        self._teacher = None if reader is None else _TeacherRows(reader, device)
+        self._batch_size = batch_size
+        self.samples = len(dataset.labels_N)
+        self.has_teacher = reader is not None
+
+    def batches(self) -> Iterator[Batch]:
+        if self._teacher is not None:
+            self._teacher.select_view(0)
+        for start in range(0, self.samples, self._batch_size):
+            rows = torch.arange(start, min(start + self._batch_size, self.samples))
+            images, labels = self._pictures.take(rows)
+            if (images.shape[1], images.shape[2]) != self._size:
+                images = views.resize(images, *self._size)
+            if self._teacher is None:
+                yield Batch(images, labels, None, None)
+            else:
+                logits, statistics = self._teacher.take(rows)
+                yield Batch(images, labels, logits, statistics)
+
+
+def student_preprocessing(dataset: Dataset, size: tuple[int, int]) -> Preprocessing:
+    """What turns a picture into the student's input: the training split's own mean and std.
+
+    An exported student with this beside it can be uploaded as a teacher.
+    """
+    # A channel that never changes (a blank border, say) would divide by zero.
+    std = tuple(max(float(value), 1e-3) for value in dataset.channel_std)
+    mean = tuple(float(value) for value in dataset.channel_mean)
+    return Preprocessing(size=size, mean=mean, std=std, channels="gray" if len(mean) == 1 else "rgb")
+
+
+def to_input(images_BHWK: Tensor, preprocessing: Preprocessing, channels_last: bool) -> Tensor:
+    """uint8 [B, H, W, K] -> normalised float32 [B, K, H, W]; the student's own preprocessing."""
+    device = images_BHWK.device
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
+    x_BKHW = images_BHWK.permute(0, 3, 1, 2).to(torch.float32)
+    x_BKHW = (x_BKHW * preprocessing.scale - mean) / std
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return x_BKHW.contiguous(memory_format=layout)

@@ -1,0 +1,198 @@
+"""The scalar that a student descends: cross-entropy plus a method's terms, from cached or live logits.
+
+One function. It computes in float32 (float64 if the student's logits are float64) whatever the
+cache's dtype and with autocast off, reads the teacher's statistics from what it is given and never
+from the teacher's logits, and refuses a total that is not finite by naming the sample. It knows no
+model, optimizer or store.
+
+Shapes: B batch, C classes, 1 kept for broadcasting.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.composition import Method
+from workers.errors import NotFinite
+from workers.losses import LOSSES
+from workers.temperature import POLICIES, Batch, LiveStatistics, Temperatures
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One batch's loss.
+
+    Attributes:
+        total: [] with gradient: what to call ``backward`` on.
+        terms: [] each, detached and unweighted: no method weight and no warm-up, but with the
+            factors that belong to the term itself (T^2 and the like). ``ce`` is always among them.
+        student_temperature_B: [B] detached, of the first term whose temperatures vary, else of the
+            first term; None for a method without terms.
+        teacher_temperature_B: likewise.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    student_temperature_B: Tensor | None
+    teacher_temperature_B: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Summand:
+    """``factor`` x the mean of ``value``, [B] or []."""
+
+    name: str
+    factor: float
+    value: Tensor
+
+
+def objective(
+    method: Method,
+    student_logits_BC: Tensor,
+    labels_B: Tensor,
+    *,
+    epoch: int,
+    teacher_logits_BC: Tensor | None = None,
+    teacher_statistics: Mapping[str, Tensor] | None = None,
+    label_smoothing: float = 0.0,
+) -> Objective:
+    """The method's loss of one batch.
+
+    Args:
+        method: what to compute.
+        student_logits_BC: with gradient; any float dtype.
+        labels_B: true classes, int64.
+        epoch: counted from 1; the warm-up reads it.
+        teacher_logits_BC: raw cached logits of the same views; needed if the method has terms.
+        teacher_statistics: name -> [B] for at least ``method.statistics``, as cached;
+            ``row_statistics`` makes them for a teacher that is run live.
+        label_smoothing: of the cross-entropy alone.
+
+    Raises:
+        NotFinite: the total is NaN or infinite; says which sample of the batch and which part. The
+            check costs one device synchronisation per call, so that no update can use such a total.
+        ValueError: shapes that do not fit, or something of the teacher's that the method needs and
+            was not given.
+    """
+    _check(method, student_logits_BC, labels_B, epoch, teacher_logits_BC, teacher_statistics)
+    dtype = torch.float64 if student_logits_BC.dtype == torch.float64 else torch.float32
+    with torch.autocast(device_type=student_logits_BC.device.type, enabled=False):
+        z_s_BC = student_logits_BC.to(dtype)
+        ce_B = _cross_entropy(z_s_BC, labels_B, label_smoothing)
+        summands, shown = [_Summand("ce", method.ce_weight, ce_B)], None
+        if teacher_logits_BC is not None and method.needs_teacher:
+            z_t_BC = teacher_logits_BC.detach().to(dtype)
+            teacher = _columns(teacher_statistics or {}, dtype)
+            distilled, shown = _distil(method, epoch, z_s_BC, z_t_BC, labels_B, teacher)
+            summands += distilled
+        terms = {summand.name: summand.value.mean() for summand in summands}
+        total = torch.stack([summand.factor * terms[summand.name] for summand in summands]).sum()
+    if not bool(torch.isfinite(total)):
+        raise NotFinite(_culprit(method.name, student_logits_BC, teacher_logits_BC, summands))
+    return Objective(
+        total=total,
+        terms={name: value.detach() for name, value in terms.items()},
+        student_temperature_B=None if shown is None else shown.student.detach().squeeze(1),
+        teacher_temperature_B=None if shown is None else shown.teacher.detach().squeeze(1),
+    )
+
+
+def _check(
+    method: Method,
+    student_logits_BC: Tensor,
+    labels_B: Tensor,
+    epoch: int,
+    teacher_logits_BC: Tensor | None,
+    teacher_statistics: Mapping[str, Tensor] | None,
+) -> None:
+    """The shapes and the presence of everything, without touching a value on the device."""
+    shape = tuple(student_logits_BC.shape)
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
+        raise ValueError(f"student logits are {shape}; [batch >= 1, classes >= 2] is needed")
+    if tuple(labels_B.shape) != shape[:1]:
+        raise ValueError(f"labels are {tuple(labels_B.shape)}; the student's logits {shape}")
+    if epoch < 1:
+        raise ValueError(f"epoch is {epoch}; epochs are counted from 1")
+    if not method.needs_teacher:
+        return
+    if teacher_logits_BC is None or tuple(teacher_logits_BC.shape) != shape:
+        got = None if teacher_logits_BC is None else tuple(teacher_logits_BC.shape)
+        raise ValueError(f"method {method.name!r} needs teacher logits {shape}; got {got}")
+    for name in method.statistics:
+        value_B = (teacher_statistics or {}).get(name)
+        if value_B is None or tuple(value_B.shape) != shape[:1]:
+            got = None if value_B is None else tuple(value_B.shape)
+            raise ValueError(
+                f"method {method.name!r} reads the cached statistic {name!r}, {shape[:1]}; got "
+                f"{got}. Pass the cache's, or row_statistics(teacher_logits) for a live teacher"
+            )
+
+
+def _columns(statistics: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Cached statistics as [B, 1] constants."""
+    return {name: value_B.detach().to(dtype).unsqueeze(1) for name, value_B in statistics.items()}
+
+
+def _distil(
+    method: Method,
+    epoch: int,
+    z_s_BC: Tensor,
+    z_t_BC: Tensor,
+    labels_B: Tensor,
+    teacher: Mapping[str, Tensor],
+) -> tuple[list[_Summand], Temperatures | None]:
+    """Every term's parts with their full factors, and the temperatures worth showing."""
+    student = LiveStatistics(z_s_BC)
+    batch = Batch(labels_B, z_s_BC.shape[1], epoch, z_s_BC.dtype)
+    warmup = method.warmup_factor(epoch)
+    summands: list[_Summand] = []
+    varying: list[Temperatures] = []
+    constant: list[Temperatures] = []
+    for term in method.terms:
+        temperatures = POLICIES[term.policy.kind](student, teacher, term.policy, batch)
+        result = LOSSES[term.loss.kind](z_s_BC, z_t_BC, labels_B, temperatures, term.loss)
+        varies = result.temperatures is not None or term.policy.kind != "fixed"
+        (varying if varies else constant).append(result.temperatures or temperatures)
+        for name, part in zip(term.part_names, result.parts.values(), strict=True):
+            factor = warmup * term.weight * part.coefficient
+            summands.append(_Summand(name, factor, part.value))
+    return summands, next(iter(varying + constant), None)
+
+
+def _cross_entropy(z_BC: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:
+    """-log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: [B]."""
+    log_q_BC = z_BC.log_softmax(dim=1)
+    hard_B = -log_q_BC.gather(1, labels_B.unsqueeze(1)).squeeze(1)
+    if label_smoothing == 0.0:
+        return hard_B
+    return (1.0 - label_smoothing) * hard_B - label_smoothing * log_q_BC.mean(dim=1)
+
+
+def _culprit(
+    name: str,
+    student_logits_BC: Tensor,
+    teacher_logits_BC: Tensor | None,
+    summands: list[_Summand],
+) -> str:
+    """Why the total is not finite: the first sample with a bad input, else the first bad part."""
+    where = f"the loss of method {name!r} is not finite: "
+    for source, z_BC, advice in (
+        ("student", student_logits_BC, "lower the learning rate"),
+        ("teacher", teacher_logits_BC, "verify the cache"),
+    ):
+        sample = None if z_BC is None else _first_bad(torch.isfinite(z_BC).all(dim=1))
+        if sample is not None:
+            what = f"the {source}'s logits of sample {sample} of the batch hold NaN or infinity"
+            return f"{where}{what}; {advice}"
+    for part in summands:
+        sample = _first_bad(torch.isfinite(part.value).reshape(-1))
+        if sample is not None:
+            on = f"sample {sample} of the batch" if part.value.ndim else "the batch as a whole"
+            return f"{where}{part.name!r} overflows on {on}; lower the learning rate"
+    return f"{where}its parts are finite but their weighted sum is not; lower the weights"
+
+
+def _first_bad(good_B: Tensor) -> int | None:
+    return None if bool(good_B.all()) else int((~good_B).nonzero()[0, 0])

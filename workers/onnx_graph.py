@@ -1,0 +1,265 @@
+"""The rules that an ONNX file must keep to before anything runs it; each refusal is one ``InvalidTeacher`` sentence.
+
+Structure only: it parses, it is self-contained, it uses known operators, it was exported for inference. What the
+graph takes and gives is ``workers.onnx_check``'s concern. Every rule walks the main graph, the functions and all
+subgraphs, for external data or a custom operator hides in any of them.
+
+An ONNX file has no magic number, so "not ONNX" is a refusal to parse, made readable by looking for the signatures of
+what people upload by mistake.
+
+Sources: onnx.proto3 of onnx 1.23 for the fields; the operator pages of BatchNormalization and Dropout for what
+training mode looks like in each opset. Only onnx and the standard library are imported: the API process loads this.
+"""
+
+import math
+from collections import ChainMap
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+
+from workers.errors import InvalidTeacher
+
+# com.microsoft holds ONNX Runtime's own operators; its EPContext loads a compiled blob for one device, and is refused.
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+STANDARD = ("", "ai.onnx")  # two spellings of one domain
+OPSET_MIN = 7  # ONNX Runtime promises opset 7 and later
+
+EXPORT_HINT = "Export the classifier with torch.onnx.export, in eval mode, and give that one file"
+
+# (offset, bytes, what it is) of what is uploaded by mistake.
+SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"GIF8", "a GIF picture"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"PK\x03\x04", "a zip archive or a PyTorch checkpoint"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"\xfd7zXZ", "an xz archive"),
+    (0, b"\x80\x02", "a Python pickle"),
+    (0, b"\x80\x04", "a Python pickle"),
+    (0, b"\x89HDF", "an HDF5 (Keras) file"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x7fELF", "a program"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (4, b"ORTM", "a model in ONNX Runtime's own .ort format"),
+    (8, b'{"', "a safetensors file"),
+)
+
+
+class Facts(NamedTuple):
+    """What was counted on the way.
+
+    Attributes:
+        opset: version of the standard operator set.
+        nodes: operators; those in subgraphs and functions count once each.
+        parameters: floating-point values in the constants.
+    """
+
+    opset: int
+    nodes: int
+    parameters: int
+
+
+def parse(content: bytes) -> onnx.ModelProto:
+    """The model in ``content``; its external data, if any, is not touched.
+
+    Raises:
+        InvalidTeacher: saying what ``content`` is instead, as far as that can be told.
+    """
+    for offset, magic, what in SIGNATURES:
+        if content.startswith(magic, offset):
+            raise InvalidTeacher(f"not an ONNX file: it is {what}. {EXPORT_HINT}")
+    try:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise InvalidTeacher(f"not an ONNX file: {_what_instead(content)}. {EXPORT_HINT}") from error
+    if model.ir_version < 1 or not model.HasField("graph"):
+        raise InvalidTeacher(f"not an ONNX file: {_what_instead(content)}. {EXPORT_HINT}")
+    return model
+
+
+def _what_instead(content: bytes) -> str:
+    if content[0] == 0x08:  # the tag of ir_version, which exporters write first
+        return "it begins like one, and is cut short or damaged"
+    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in content[:4096]):
+        return "it is text"
+    return "it cannot be parsed as one"
+
+
+def check_graph(model: onnx.ModelProto, content: bytes, *, nodes_max: int, tensor_bytes_max: int) -> Facts:
+    """Apply every rule of this file to ``model``, which was parsed from ``content``.
+
+    Args:
+        model: what ``parse`` returned.
+        content: the file's bytes; onnx's own checker takes these.
+        nodes_max: most operators allowed.
+        tensor_bytes_max: most bytes allowed in all constants together, as their shapes declare them.
+
+    Raises:
+        InvalidTeacher: custom operators, external data, too large, too old, malformed, exported in training mode.
+    """
+    scopes = list(_scopes(model))
+    nodes = sum(len(scope.nodes) for scope in scopes)
+    if nodes > nodes_max:
+        raise InvalidTeacher(f"the graph has {nodes} operators, at most {nodes_max} are allowed")
+    _check_operators(model, scopes)
+    parameters = _check_tensors(scopes, tensor_bytes_max)
+    opset = _check_opset(model)
+    try:
+        onnx.checker.check_model(content)
+    except onnx.checker.ValidationError as error:
+        raise InvalidTeacher(f"not a valid ONNX graph: {first_line(error)}") from error
+    _check_training_mode(scopes, opset)
+    return Facts(opset, nodes, parameters)
+
+
+class _Scope(NamedTuple):
+    """One graph, subgraph or function body; ``constants`` are the tensors that its nodes can name."""
+
+    nodes: list[NodeProto]
+    tensors: list[TensorProto]
+    constants: ChainMap[str, TensorProto]
+
+
+def _scopes(model: onnx.ModelProto) -> Iterator[_Scope]:
+    """Every function, the main graph, and the subgraphs of both, outer ones first."""
+    pending: list[tuple[GraphProto, ChainMap[str, TensorProto]]] = [(model.graph, ChainMap())]
+    for function in model.functions:
+        defaults = list(_attribute_tensors(function.attribute_proto))
+        scope = _scope(list(function.node), defaults, ChainMap())
+        yield scope
+        pending += [(graph, scope.constants) for graph in _subgraphs(scope.nodes)]
+    while pending:
+        graph, outer = pending.pop()
+        sparse = [tensor for pair in graph.sparse_initializer for tensor in (pair.values, pair.indices)]
+        scope = _scope(list(graph.node), [*graph.initializer, *sparse], outer)
+        yield scope
+        pending += [(subgraph, scope.constants) for subgraph in _subgraphs(scope.nodes)]
+
+
+def _scope(nodes: list[NodeProto], held: list[TensorProto], outer: ChainMap[str, TensorProto]) -> _Scope:
+    tensors = list(held)
+    constants = {tensor.name: tensor for tensor in held}
+    for node in nodes:
+        found = list(_attribute_tensors(node.attribute))
+        tensors += found
+        if node.op_type == "Constant" and found and node.output:
+            constants[node.output[0]] = found[0]
+    return _Scope(nodes, tensors, outer.new_child(constants))
+
+
+def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    # Every field is looked at, whatever the attribute's declared type: the type is the file's own claim.
+    for attribute in attributes:
+        yield from attribute.tensors
+        if attribute.HasField("t"):
+            yield attribute.t
+        single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for pair in [*attribute.sparse_tensors, *single]:
+            yield from (pair.values, pair.indices)
+
+
+def _subgraphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from attribute.graphs
+            if attribute.HasField("g"):
+                yield attribute.g
+
+
+def _check_operators(model: onnx.ModelProto, scopes: list[_Scope]) -> None:
+    # A function that the file itself defines may have any domain: its body is one of the scopes.
+    own = {(function.domain, function.name) for function in model.functions}
+    for node in (node for scope in scopes for node in scope.nodes):
+        if (node.domain, node.op_type) in own:
+            continue
+        operator = short(f"{node.domain}::{node.op_type}" if node.domain else node.op_type)
+        if node.domain not in DOMAINS:
+            raise InvalidTeacher(
+                f"the graph uses the custom operator {operator}; only the operators of ONNX and ONNX Runtime are "
+                f"allowed (domains {listed(DOMAINS - {''})}). Export the teacher without it"
+            )
+        if node.op_type == "EPContext":
+            raise InvalidTeacher(
+                f"the graph holds {operator}, a part compiled for one device. Give the model that it was compiled from"
+            )
+
+
+def _check_tensors(scopes: list[_Scope], tensor_bytes_max: int) -> int:
+    """Refuse external data and too many bytes; returns the number of floating-point values."""
+    size_bytes = parameters = 0
+    for tensor in (tensor for scope in scopes for tensor in scope.tensors):
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise InvalidTeacher(
+                f"the weights {short(tensor.name)!r} lie outside the file (external data). Save the model as one file: "
+                "onnx.save(onnx.load(path), new_path, save_as_external_data=False)"
+            )
+        values = math.prod(max(size, 0) for size in tensor.dims)
+        itemsize, floating = _element(tensor.data_type)
+        size_bytes += values * itemsize
+        parameters += values if floating else 0
+    if size_bytes > tensor_bytes_max:
+        raise InvalidTeacher(f"the constants take {size_bytes} bytes, at most {tensor_bytes_max} are allowed")
+    return parameters
+
+
+def _element(data_type: int) -> tuple[int, bool]:
+    """(bytes per value, is it floating point?) of an ONNX element type; text counts as one byte."""
+    if data_type in (TensorProto.STRING, TensorProto.UNDEFINED):  # an absent half of a sparse pair is undefined
+        return 1, False
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(data_type)
+    except KeyError as error:
+        raise InvalidTeacher(f"a constant has the unknown element type {data_type}: the file is damaged") from error
+    return dtype.itemsize, "float" in dtype.name
+
+
+def _check_opset(model: onnx.ModelProto) -> int:
+    opset = max((entry.version for entry in model.opset_import if entry.domain in STANDARD), default=0)
+    if opset < OPSET_MIN:
+        raise InvalidTeacher(
+            f"the graph uses opset {opset or 'none'} of the standard operators, {OPSET_MIN} is the oldest that runs. "
+            "Export it again with a newer opset_version"
+        )
+    return opset
+
+
+def _check_training_mode(scopes: list[_Scope], opset: int) -> None:
+    for scope in scopes:
+        for node in scope.nodes:
+            if node.domain in STANDARD and _is_training(node, scope.constants, opset):
+                raise InvalidTeacher(
+                    f"{node.op_type} {short(node.name)!r} is in training mode, so a picture's logits would depend on "
+                    "chance or on the pictures beside it. Call model.eval() before torch.onnx.export"
+                )
+
+
+def _is_training(node: NodeProto, constants: ChainMap[str, TensorProto], opset: int) -> bool:
+    if node.op_type == "BatchNormalization":
+        if opset < 14:  # until then the batch's own statistics, as further outputs, were the sign of training
+            return any(node.output[1:])
+        return any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
+    if node.op_type == "Dropout" and len(node.input) > 2:
+        # A mode that is computed, not constant, is left to the contract check, which compares two runs.
+        mode = constants.get(node.input[2])
+        return mode is not None and bool(onnx.numpy_helper.to_array(mode).any())
+    return False
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first sixteen names in order, for a message."""
+    return ", ".join(short(name) for name in sorted(names)[:16])
+
+
+def short(text: str, length: int = 80) -> str:
+    """``text`` cut to ``length`` characters: names in a file may be as long as the file."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def first_line(error: Exception) -> str:
+    """What a C++ library's exception says, without its trace."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return short(next((line for line in lines if line), type(error).__name__), 300)

@@ -1,0 +1,551 @@
+"""The whole path as plain functions: data, teacher, caches, runs. Ray is added by ``cluster.py``.
+
+``python -m workers.pipeline job.json --data-dir DIR --data-root DIR`` runs a job in this process:
+
+1. ``prepare_data``: both splits are decoded once and mapped.
+2. ``plan_caches``: the teacher is tried on a labelled slice (unless this very pairing was tried
+   before), which settles the two cache specifications, and so their keys.
+3. ``build_caches``: blocks that are not committed yet are inferred. Complete caches cost nothing.
+4. ``order_runs`` and ``train.train_run``: each student trains on the caches.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from store import CacheReader, CacheSpec, CacheWriter, Catalog
+from workers import datasets
+from workers.config import (
+    DatasetSpec,
+    Folders,
+    InferenceOrder,
+    JobSpec,
+    NoAugmentation,
+    Preprocessing,
+    RunSpec,
+    Spec,
+    StudentSpec,
+    TeacherSpec,
+    Training,
+    TrainingOrder,
+    Views,
+)
+from workers.datasets import Dataset
+from workers.errors import InvalidTeacher, WorkerError
+from workers.events import (
+    CacheReady,
+    ContractChecked,
+    DatasetReady,
+    Emit,
+    InferenceProgress,
+    Log,
+    ShouldStop,
+    Stage,
+    ignore,
+    never,
+)
+from workers.inference import infer_blocks
+from workers.methods import parse_method
+from workers.teacher import ContractReport, Teacher
+from workers.train import train_run
+from workers.views import make_views
+
+Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
+"""Infers blocks of one cache; ``infer_here`` does it in this process, ``cluster`` on many."""
+
+
+# ------------------------------------------------------------------------------------------ 1. data
+
+
+def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: ShouldStop) -> tuple[Dataset, Dataset]:
+    """The (train, test) splits, decoded on the first call and mapped on every later one."""
+    emit(Stage(stage="preparing"))
+    ready = []
+    for split in ("train", "test"):
+        dataset = datasets.prepare(spec, split, folders.data_root, folders.datasets, emit, should_stop)
+        emit(
+            DatasetReady(
+                split=split,
+                fingerprint=dataset.fingerprint,
+                samples=len(dataset.labels_N),
+                classes=dataset.classes,
+            )
+        )
+        ready.append(dataset)
+    return ready[0], ready[1]
+
+
+# ---------------------------------------------------------------------------------------- 2. caches
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def identify(teacher: TeacherSpec) -> TeacherSpec:
+    """The same teacher with its digest filled in.
+
+    Raises:
+        InvalidTeacher: the file is not there, or not the one whose digest was given.
+    """
+    if not teacher.path.is_file():
+        raise InvalidTeacher(f"teacher file {str(teacher.path)!r} does not exist: upload it again")
+    digest = file_sha256(teacher.path)
+    if teacher.sha256 not in (None, digest):
+        raise InvalidTeacher(
+            f"teacher file {str(teacher.path)!r} has SHA-256 {digest}, expected {teacher.sha256}: "
+            "it was changed after it was uploaded; upload it again"
+        )
+    return teacher.model_copy(update={"sha256": digest})
+
+
+def check_contract(
+    teacher: TeacherSpec,
+    dataset: Dataset,
+    folders: Folders,
+    emit: Emit,
+    *,
+    threads: int,
+    device: str = "auto",
+) -> tuple[ContractReport, int]:
+    """Try the teacher on a labelled slice, once for every pairing of teacher and data.
+
+    Returns:
+        The report, and the number of rows that went through the teacher for it now: 0 when the
+        same teacher, preprocessing and data were tried before (the report is then read back).
+
+    Raises:
+        ContractViolation: they do not belong together; see ``Teacher.contract_check``.
+    """
+    identity = {
+        "teacher": teacher.model_dump(mode="json", exclude={"path"}),
+        "dataset": dataset.fingerprint,
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    record = folders.contracts / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    if record.is_file():
+        return ContractReport.model_validate_json(record.read_text()), 0
+    session = Teacher(teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device)
+    report = session.contract_check(dataset)
+    for warning in report.warnings:
+        emit(Log(level="warning", message=warning))
+    emit(
+        ContractChecked(
+            rows=report.rows,
+            accuracy=report.accuracy,
+            chance=report.chance,
+            output_kind=report.output_kind,
+            provider=session.provider,
+            provider_reason=session.provider_reason,
+        )
+    )
+    _write_atomically(record, report.model_dump_json(indent=2))
+    return report, report.rows
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    Path(stream.name).replace(path)
+
+
+class CachePlan(Spec):
+    """The two caches of a job and what is known of its teacher; JSON, so that it can be kept and passed on.
+
+    Attributes:
+        contract_rows: rows that the contract check has run through the teacher now.
+    """
+
+    teacher: TeacherSpec
+    train_cache: CacheSpec
+    test_cache: CacheSpec
+    contract_rows: int
+
+
+def plan_caches(
+    job: JobSpec,
+    folders: Folders,
+    emit: Emit,
+    should_stop: ShouldStop,
+    *,
+    threads: int,
+    device: str = "auto",
+) -> CachePlan:
+    """Prepare the data, check the teacher against it, and settle both cache specifications."""
+    train, test = prepare_data(job.dataset, folders, emit, should_stop)
+    teacher = identify(job.teacher)
+    report, rows = check_contract(teacher, train, folders, emit, threads=threads, device=device)
+
+    def spec(dataset: Dataset, views: Views) -> CacheSpec:
+        return CacheSpec(
+            teacher_sha256=teacher.sha256,
+            teacher_output=report.output,
+            output_kind=report.output_kind,
+            dataset_fingerprint=dataset.fingerprint,
+            split=dataset.split,
+            samples=len(dataset.labels_N),
+            classes=report.classes,
+            preprocessing=teacher.preprocessing.model_dump(mode="json"),
+            augmentation=views.augmentation.model_dump(mode="json"),
+            augmentation_seed=views.seed,
+            views=views.count,
+            dtype=job.cache.dtype,
+        )
+
+    # The output's name is part of a cache's identity; from here on it is always given.
+    teacher = teacher.model_copy(update={"output": report.output})
+    plain = Views(augmentation=NoAugmentation())
+    return CachePlan(
+        teacher=teacher,
+        train_cache=spec(train, job.views),
+        test_cache=spec(test, plain),
+        contract_rows=rows,
+    )
+
+
+def open_teacher(order: InferenceOrder) -> Teacher:
+    """The session that an order asks for."""
+    return Teacher(
+        order.teacher.path,
+        order.teacher.preprocessing,
+        order.teacher.output,
+        threads=order.threads,
+        device=order.device,
+        output_kind=order.spec.output_kind,
+    )
+
+
+def infer_with(
+    teacher: Teacher, order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop
+) -> None:
+    """Infer and commit blocks of one cache with a session that is open already."""
+    dataset = datasets.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint)
+    writer = CacheWriter(order.folders.caches, order.spec)
+    infer_blocks(teacher, dataset, writer, blocks, emit, should_stop, order.batch_size)
+
+
+def infer_here(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
+    """Infer and commit blocks in this process."""
+    infer_with(open_teacher(order), order, blocks, emit, should_stop)
+
+
+def build_caches(
+    plan: CachePlan,
+    folders: Folders,
+    emit: Emit,
+    should_stop: ShouldStop,
+    *,
+    threads: int,
+    device: str = "auto",
+    infer: Infer = infer_here,
+) -> int:
+    """Complete both caches, the test split's first (it is small and shows mistakes early).
+
+    Returns:
+        How many rows went through the teacher, the contract check's included.
+
+    Raises:
+        Stopped, store.StoreError, WorkerError: committed blocks stay and are not inferred again.
+    """
+    emit(Stage(stage="inference"))
+    total = plan.contract_rows
+    for spec in (plan.test_cache, plan.train_cache):
+        started = time.monotonic()
+        writer = CacheWriter(folders.caches, spec, {"retort": version("retort"), "device": device})
+        rows = 0
+        if not writer.is_complete:
+            blocks = writer.pending_blocks()
+            rows = sum(stop - start for _, start, stop in map(spec.block_range, blocks))
+            order = InferenceOrder(
+                folders=folders,
+                teacher=plan.teacher,
+                spec=spec,
+                threads=threads,
+                device=device,
+            )
+            infer(order, blocks, emit, should_stop)
+            writer.finish()
+        rows_total = spec.views * spec.samples
+        Catalog(folders.caches).touch(spec.key)
+        emit(
+            InferenceProgress(
+                cache=spec.key,
+                split=spec.split,
+                rows_done=rows_total,
+                rows_total=rows_total,
+                rows_per_s=None,
+                eta_s=0.0,
+            )
+        )
+        emit(
+            CacheReady(
+                cache=spec.key,
+                split=spec.split,
+                views=spec.views,
+                rows_total=rows_total,
+                rows_inferred=rows,
+                seconds=time.monotonic() - started,
+            )
+        )
+        total += rows
+    return total
+
+
+def teacher_accuracy(plan: CachePlan, folders: Folders) -> float:
+    """Top-1 accuracy of the teacher on the whole test split, from its cache."""
+    logits_NC = CacheReader(folders.caches, plan.test_cache).logits(0)
+    test = datasets.open_prepared(folders.datasets, plan.test_cache.dataset_fingerprint)
+    return float((logits_NC.argmax(axis=1) == np.asarray(test.labels_N)).mean())
+
+
+def forwards_avoided(job: JobSpec, plan: CachePlan, forwards: int) -> int:
+    """Teacher forward passes that a live teacher would have needed, less those that were run.
+
+    A live teacher is run on every training picture of every epoch of every run that distils, and
+    once per run on the test split (its agreement). Plain cross-entropy needs none and counts none.
+    """
+    distilling = sum(run.method.expand().needs_teacher for run in job.runs())
+    live = distilling * (job.training.epochs * plan.train_cache.samples + plan.test_cache.samples)
+    return live - forwards
+
+
+# ------------------------------------------------------------------------------------------ 3. runs
+
+
+def order_run(
+    job: JobSpec,
+    plan: CachePlan,
+    run: RunSpec,
+    folders: Folders,
+    folder: Path,
+    *,
+    threads: int,
+    earlier: tuple[Path, ...] = (),
+    memory_fraction: float = 1.0,
+) -> TrainingOrder:
+    """The order for one run of a job, to be trained in ``folder``."""
+    return TrainingOrder(
+        folders=folders,
+        run=run,
+        training=job.training,
+        views=job.views,
+        train_fingerprint=plan.train_cache.dataset_fingerprint,
+        test_fingerprint=plan.test_cache.dataset_fingerprint,
+        train_cache=plan.train_cache,
+        test_cache=plan.test_cache,
+        folder=folder,
+        earlier=earlier,
+        threads=threads,
+        memory_fraction=memory_fraction,
+    )
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """What ``run_job`` leaves: result.json of each run, in order, and the teacher's cost."""
+
+    results: tuple[dict[str, object], ...]
+    teacher_accuracy: float
+    teacher_forwards: int
+    teacher_forwards_avoided: int
+
+
+def run_job(
+    job: JobSpec,
+    folders: Folders,
+    out_dir: Path,
+    emit: Emit = ignore,
+    should_stop: ShouldStop = never,
+    *,
+    threads: int = 1,
+) -> JobOutcome:
+    """A whole job in this process, run after run: the service without HTTP, database and Ray.
+
+    Raises:
+        WorkerError, store.StoreError: as the parts do; what was finished stays.
+    """
+    plan = plan_caches(job, folders, emit, should_stop, threads=threads)
+    forwards = build_caches(plan, folders, emit, should_stop, threads=threads)
+    emit(Stage(stage="training"))
+    results = []
+    for run in job.runs():
+        folder = out_dir / f"run-{run.index}"
+        order = order_run(job, plan, run, folders, folder, threads=threads)
+        results.append(train_run(order, emit, should_stop))
+    return JobOutcome(
+        results=tuple(results),
+        teacher_accuracy=teacher_accuracy(plan, folders),
+        teacher_forwards=forwards,
+        teacher_forwards_avoided=forwards_avoided(job, plan, forwards),
+    )
+
+
+# ------------------------------------------------------------------------- a model without a teacher
+
+
+@dataclass(frozen=True)
+class SupervisedModel:
+    """A network trained on labels alone, as an ONNX file that can be uploaded as a teacher."""
+
+    onnx_path: Path
+    preprocessing: Preprocessing
+    accuracy: float
+
+
+def train_supervised(
+    dataset: DatasetSpec,
+    student: str,
+    training: Training,
+    *,
+    data_root: Path,
+    work_dir: Path,
+    out_dir: Path,
+    seed: int = 0,
+    threads: int = 1,
+    views: Views | None = None,
+    emit: Emit = ignore,
+    should_stop: ShouldStop = never,
+) -> SupervisedModel:
+    """Train a catalogued network with plain cross-entropy and export it.
+
+    Args:
+        out_dir: receives ``artifacts/student.onnx`` and the other files of a run.
+    """
+    folders = Folders(data_dir=work_dir, data_root=data_root)
+    train, test = prepare_data(dataset, folders, emit, should_stop)
+    order = TrainingOrder(
+        folders=folders,
+        run=RunSpec(index=0, student=StudentSpec(name=student), method=parse_method("ce"), seed=seed),
+        training=training,
+        views=views or Views(),
+        train_fingerprint=train.fingerprint,
+        test_fingerprint=test.fingerprint,
+        train_cache=None,
+        test_cache=None,
+        folder=out_dir,
+        threads=threads,
+    )
+    result = train_run(order, emit, should_stop)
+    artifacts = out_dir / "artifacts"
+    config = json.loads((artifacts / "config.json").read_text())
+    last = result["last"]
+    assert isinstance(last, dict)
+    return SupervisedModel(
+        onnx_path=artifacts / "student.onnx",
+        preprocessing=Preprocessing.model_validate(config["preprocessing"]),
+        accuracy=float(last["top1"]),
+    )
+
+
+# ---------------------------------------------------------------------------------------- recompute
+
+
+@dataclass(frozen=True)
+class RecomputeReport:
+    """What a teacher says today beside what the cache holds."""
+
+    rows: int
+    max_abs_difference: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.max_abs_difference <= self.allowed
+
+
+def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecomputeReport:
+    """Run the teacher again on random rows of a complete cache and compare.
+
+    Args:
+        data_dir: the service's folder, with ``caches``, ``datasets`` and ``teachers``.
+        key: of the cache.
+        rows: how many (view, sample) pairs to draw without repetition, at most all.
+
+    Returns:
+        The largest absolute difference of a logit, beside what rounding to the cache's dtype and
+        another batch size or provider explain.
+
+    Raises:
+        store.CacheNotFound, InvalidTeacher, InvalidDataset: something it was made from is gone.
+    """
+    folders = Folders(data_dir=data_dir, data_root=data_dir)
+    reader = CacheReader.from_key(folders.caches, key)
+    spec = reader.spec
+    path = folders.teachers / f"{spec.teacher_sha256}.onnx"
+    if not path.is_file():
+        raise InvalidTeacher(f"the teacher of cache {key[:12]} is gone: {path.name} is not there")
+    teacher = Teacher(
+        path,
+        Preprocessing.model_validate(spec.preprocessing),
+        spec.teacher_output,
+        threads=os.cpu_count() or 1,
+        device="auto",
+        output_kind=spec.output_kind,
+    )
+    dataset = datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
+    total = spec.views * spec.samples
+    chosen = np.random.Generator(np.random.Philox(key=seed)).choice(total, size=min(rows, total), replace=False)
+    recipe = Views.model_validate({"augmentation": spec.augmentation}).augmentation
+    worst = largest = 0.0
+    for view in np.unique(chosen // spec.samples):
+        index = np.sort(chosen[chosen // spec.samples == view] % spec.samples)
+        pictures = torch.from_numpy(dataset.images_NHWC[index])
+        fresh_BC = teacher.logits(make_views(pictures, recipe, spec.augmentation_seed, int(view), index))
+        stored_BC = reader.gather(int(view), index).astype(np.float32)
+        worst = max(worst, float(np.abs(fresh_BC - stored_BC).max()))
+        largest = max(largest, float(np.abs(fresh_BC).max()))
+    # Half a unit in the last place of float16, and 1e-4 for another order of summation.
+    unit = 2.0**-11 if spec.dtype == "float16" else 0.0
+    return RecomputeReport(len(chosen), worst, largest * (unit + 1e-4) + 1e-5)
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def _print(event: object) -> None:
+    sys.stdout.write(f"{event}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m workers.pipeline job.json``: run a job without the service."""
+    parser = argparse.ArgumentParser(prog="python -m workers.pipeline", description=main.__doc__)
+    parser.add_argument("job", type=Path, help="JSON of workers.config.JobSpec")
+    parser.add_argument("--data-dir", type=Path, default=Path("retort-data"))
+    parser.add_argument("--data-root", type=Path, default=Path())
+    parser.add_argument("--out", type=Path, default=None, help="default: DATA_DIR/local")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    folders = Folders(data_dir=options.data_dir.resolve(), data_root=options.data_root.resolve())
+    try:
+        job = JobSpec.model_validate_json(options.job.read_text())
+        out = options.out or folders.data_dir / "local"
+        outcome = run_job(job, folders, out, _print, threads=options.threads)
+    except (WorkerError, OSError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(json.dumps(outcome.results, indent=2) + "\n")
+    sys.stdout.write(
+        f"teacher forward passes: {outcome.teacher_forwards} run, "
+        f"{outcome.teacher_forwards_avoided} avoided; artifacts in {out}\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""The networks that can be trained: described in ``catalog`` (no torch), made by ``build`` (torch)."""
+
+from workers.students.catalog import (
+    STUDENTS,
+    StudentInfo,
+    check_image_side,
+    check_student,
+    describe,
+    student_names,
+)
+
+__all__ = [
+    "STUDENTS",
+    "StudentInfo",
+    "check_image_side",
+    "check_student",
+    "describe",
+    "student_names",
+]

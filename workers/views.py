@@ -1,0 +1,355 @@
+"""Deterministic augmentation: which view of a picture it is decides every byte of it.
+
+Two halves. ``draw`` turns (recipe, seed, view, sample) into integers, a box and a mirror flag per
+sample; ``apply`` cuts that box out of uint8 pictures with integer arithmetic only. So the teacher,
+every student, every machine, every batch size and order, and CPU and CUDA see the same bytes, and
+nothing about the augmentation has to be stored.
+
+The generator is counter-based; there is no state to seed, split or restore. Integers are absorbed
+one by one, ``h <- mix(h + (x + 1) * GOLDEN)`` modulo 2**64 starting from 0, where ``mix`` is
+SplitMix64's finaliser (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014, with the constants of Stafford's variant 13). Absorbing (seed, view, sample, slot)
+gives word ``slot`` of a sample, so a sample's words are a SplitMix64 sequence. Slots: 0 mirror,
+1 top, 2 left, 3 + 2t and 4 + 2t the area and aspect ratio of try t of ``resized_crop``.
+
+Floating point is used in one place, the area and aspect ratio of ``resized_crop``: float64
+additions, multiplications, divisions and square roots, which IEEE 754 defines to the last bit, and
+an exponential made of those, because the exponentials of C libraries and of NumPy's vector code
+differ between machines. It runs on the host, whatever the device of the pictures.
+
+What this does not do: colour changes (they need floating point on every device), mixing of samples,
+or smoothing before shrinking: a picture made smaller than half skips pixels, so prepare data sets
+near the size at which they are used.
+
+Legend: N samples of an epoch, B samples of a batch, H x W pixels in, h x w pixels out, C channels,
+r = w * C bytes of an output row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from decimal import Context, Decimal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.config import Augmentation, CropFlip, NoAugmentation, ResizedCrop
+from workers.errors import InvalidDataset
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SLOT_FLIP, _SLOT_TOP, _SLOT_LEFT, _SLOT_TRIES = 0, 1, 2, 3
+_TRIES = 10
+
+# Positions and weights of the bilinear kernel have 11 fractional bits (as OpenCV's have), so that
+# 255 * 2**22 fits in int32.
+_BITS = 11
+_ONE = 1 << _BITS
+
+# Elements of one int32 intermediate. Half a MiB stays in a core's cache and below the size for which
+# malloc asks for fresh pages (twice as fast as a whole batch); a GPU wants much work at once.
+_CHUNK_CPU = 1 << 17
+_CHUNK_DEVICE = 1 << 25
+
+Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What is cut out of each of N pictures, int64 [N] each; slice it to get the batch's.
+
+    Attributes:
+        top, left: corner of the box in pixels of the picture; negative where ``crop_flip`` reaches
+            into the padding.
+        height, width: of the box, in pixels of the picture.
+        flip: 1 where the result is mirrored left to right, else 0.
+    """
+
+    top: Ints
+    left: Ints
+    height: Ints
+    width: Ints
+    flip: Ints
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def __getitem__(self, rows: slice | Ints) -> "ViewParameters":
+        return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+# ------------------------------------------------------------------------------------------ drawing
+
+
+def _mix(z: Words) -> Words:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _absorb(state: Words, value: Words) -> Words:
+    return _mix(state + (value + np.uint64(1)) * _GOLDEN)
+
+
+def hash_words(seed: int, view: int, index_N: Ints, slot: int) -> Words:
+    """Random word ``slot`` of each sample, uint64 [N]: a pure function of the four integers."""
+    # Arrays of one element, because NumPy warns about the wanted overflow of scalars.
+    state = np.zeros(1, dtype=np.uint64)
+    for value in (seed, view):
+        state = _absorb(state, np.array([value], dtype=np.uint64))
+    state = _absorb(state, index_N.astype(np.uint64))
+    return _absorb(state, np.array([slot], dtype=np.uint64))
+
+
+def _below(words: Words, count: int | Ints) -> Ints:
+    """Uniform integers in [0, count): the high half of a 32 x 32 bit product, bias below 2**-32."""
+    scaled = (words >> np.uint64(32)) * np.asarray(count).astype(np.uint64)
+    return (scaled >> np.uint64(32)).astype(np.int64)
+
+
+def _unit(words: Words) -> Floats:
+    """Uniform float64 in [0, 1), multiples of 2**-53."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _log(value: float) -> float:
+    # Decimal's logarithm is rounded correctly, the C library's need not be.
+    return float(Context(prec=40).ln(Decimal(value)))
+
+
+def _exp(x: Floats) -> Floats:
+    """e**x from operations that IEEE 754 fixes: Taylor's series of x / 1024, squared ten times."""
+    reduced = x * 2.0**-10
+    result = np.ones_like(reduced)
+    for k in range(9, 0, -1):
+        result = 1.0 + reduced * result / k
+    for _ in range(10):
+        result = result * result
+    return result
+
+
+def draw(
+    recipe: Augmentation,
+    seed: int,
+    view: int,
+    index_N: NDArray[np.integer],
+    height: int,
+    width: int,
+) -> ViewParameters:
+    """The parameters of view ``view`` of the samples ``index_N`` of H x W pictures.
+
+    Args:
+        seed: of the augmentation, 0 <= seed < 2**32.
+        view: 0 <= view.
+        index_N: sample numbers, any order, any subset; each sample's parameters depend on its own
+            number alone.
+    """
+    index = np.asarray(index_N, dtype=np.int64)
+
+    def words(slot: int) -> Words:
+        return hash_words(seed, view, index, slot)
+
+    n = len(index)
+    flip = np.zeros(n, dtype=np.int64)
+    if not isinstance(recipe, NoAugmentation) and recipe.flip:
+        flip = _below(words(_SLOT_FLIP), 2)
+    heights, widths = np.full(n, height, dtype=np.int64), np.full(n, width, dtype=np.int64)
+    match recipe:
+        case NoAugmentation():
+            zero = np.zeros(n, dtype=np.int64)
+            return ViewParameters(zero, zero, heights, widths, flip)
+        case CropFlip():
+            offsets = 2 * recipe.pad + 1
+            top = _below(words(_SLOT_TOP), offsets) - recipe.pad
+            left = _below(words(_SLOT_LEFT), offsets) - recipe.pad
+            return ViewParameters(top, left, heights, widths, flip)
+        case ResizedCrop():
+            return _draw_resized_crop(recipe, words, n, height, width, flip)
+
+
+def _draw_resized_crop(
+    recipe: ResizedCrop, words: Callable[[int], Words], n: int, height: int, width: int, flip: Ints
+) -> ViewParameters:
+    """torchvision's ``RandomResizedCrop``: ten tries, then the largest central box allowed."""
+    (least, most), log_ratio = recipe.scale, [_log(value) for value in recipe.ratio]
+    box_h, box_w = _central_box(recipe, height, width)
+    heights, widths = np.full(n, box_h, dtype=np.int64), np.full(n, box_w, dtype=np.int64)
+    top, left = (height - heights) // 2, (width - widths) // 2
+    pending = np.arange(n)
+    for attempt in range(_TRIES):
+        slot = _SLOT_TRIES + 2 * attempt
+        area = height * width * (least + _unit(words(slot)[pending]) * (most - least))
+        ratio = _exp(log_ratio[0] + _unit(words(slot + 1)[pending]) * (log_ratio[1] - log_ratio[0]))
+        tried_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        tried_h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (tried_w > 0) & (tried_w <= width) & (tried_h > 0) & (tried_h <= height)
+        rows = pending[fits]
+        heights[rows], widths[rows] = tried_h[fits], tried_w[fits]
+        top[rows] = _below(words(_SLOT_TOP)[rows], height - heights[rows] + 1)
+        left[rows] = _below(words(_SLOT_LEFT)[rows], width - widths[rows] + 1)
+        pending = pending[~fits]
+        if not len(pending):
+            break
+    return ViewParameters(top, left, heights, widths, flip)
+
+
+def _central_box(recipe: ResizedCrop, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the largest box whose aspect ratio is allowed."""
+    narrowest, widest = recipe.ratio
+    if width / height < narrowest:
+        return max(1, round(width / narrowest)), width
+    if width / height > widest:
+        return height, max(1, round(height * widest))
+    return height, width
+
+
+# ----------------------------------------------------------------------------------------- applying
+
+
+def output_size(recipe: Augmentation, height: int, width: int) -> tuple[int, int]:
+    """(h, w) in pixels of a view of an H x W picture."""
+    if isinstance(recipe, ResizedCrop) and recipe.size is not None:
+        return recipe.size
+    return height, width
+
+
+def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters) -> Tensor:
+    """Make the views: uint8 [B, H, W, C] on any device -> uint8 [B, h, w, C] on the same.
+
+    Integers only, so the bytes are the same on every device and for every split into batches. The
+    recipe ``none`` returns the given tensor itself.
+
+    Raises:
+        InvalidDataset: the pictures are not uint8 [B, H, W, C].
+        ValueError: parameters of another number of samples.
+    """
+    _check_images(images_BHWC)
+    if len(parameters) != len(images_BHWC):
+        raise ValueError(f"{len(images_BHWC)} pictures with parameters of {len(parameters)}")
+    match recipe:
+        case NoAugmentation():
+            return images_BHWC
+        case CropFlip():
+            return _crop_flip(images_BHWC, recipe.pad, _to_device(parameters, images_BHWC.device))
+        case ResizedCrop():
+            size = output_size(recipe, images_BHWC.shape[1], images_BHWC.shape[2])
+            return _resample(images_BHWC, size, _to_device(parameters, images_BHWC.device))
+
+
+def resize(images_BHWC: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resize of whole pictures, uint8 [B, H, W, C] -> uint8 [B, height, width, C].
+
+    Integers only, half-pixel centres, no smoothing before shrinking, i.e. ``interpolate(mode="bilinear",
+    align_corners=False, antialias=False)`` up to rounding. Pictures that have the size already are
+    returned as they are, the given tensor itself.
+
+    Raises:
+        InvalidDataset: the pictures are not uint8 [B, H, W, C].
+    """
+    _check_images(images_BHWC)
+    batch, have_h, have_w, _ = images_BHWC.shape
+    if (have_h, have_w) == (height, width):
+        return images_BHWC
+    whole = draw(NoAugmentation(), 0, 0, np.zeros(batch, dtype=np.int64), have_h, have_w)
+    return _resample(images_BHWC, (height, width), _to_device(whole, images_BHWC.device))
+
+
+def make_views(images_BHWC: Tensor, recipe: Augmentation, seed: int, view: int, index_B: NDArray[np.integer]) -> Tensor:
+    """``draw`` and ``apply`` in one: the views of the given pictures of the samples ``index_B``."""
+    _check_images(images_BHWC)
+    return apply(images_BHWC, recipe, draw(recipe, seed, view, index_B, *images_BHWC.shape[1:3]))
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise InvalidDataset(
+            f"pictures are {images.dtype} {list(images.shape)}; views are made of uint8 "
+            "[batch, height, width, channels]"
+        )
+
+
+def _to_device(parameters: ViewParameters, device: torch.device) -> Tensor:
+    """int64 [5, B] in the order of the fields, in one transfer."""
+    return torch.from_numpy(np.stack([getattr(parameters, f.name) for f in fields(parameters)])).to(device)
+
+
+def _crop_flip(images_BHWC: Tensor, pad: int, parameters_5B: Tensor) -> Tensor:
+    """Gather each output pixel from the zero-padded picture."""
+    batch, height, width, channels = images_BHWC.shape
+    top_B1, left_B1, _, _, flip_B1 = parameters_5B[:, :, None].unbind()
+    padded_h, padded_w = height + 2 * pad, width + 2 * pad
+    padded = images_BHWC.new_zeros((batch, padded_h, padded_w, channels))
+    padded[:, pad : pad + height, pad : pad + width] = images_BHWC
+    device = images_BHWC.device
+    x_Bw = _mirrored(torch.arange(width, device=device), flip_B1, width) + left_B1 + pad
+    y_Bh = torch.arange(height, device=device) + top_B1 + pad
+    y_Bh = y_Bh + torch.arange(batch, device=device)[:, None] * padded_h
+    # One flat index over all pixels: three times as fast on a CPU as one per axis.
+    pixel_Bhw = y_Bh[:, :, None] * padded_w + x_Bw[:, None, :]
+    return padded.view(-1, channels).index_select(0, pixel_Bhw.view(-1)).view(images_BHWC.shape)
+
+
+def _mirrored(x_w: Tensor, flip_B1: Tensor, width: int) -> Tensor:
+    """Output columns [B, w], running backwards where ``flip`` is 1."""
+    return x_w + flip_B1 * (width - 1 - 2 * x_w)
+
+
+def _resample(images_BHWC: Tensor, size: tuple[int, int], parameters_5B: Tensor) -> Tensor:
+    """Cut out each box, resize it to ``size`` and mirror it, part by part to bound the memory."""
+    batch, _, width, channels = images_BHWC.shape
+    per_sample = size[0] * max(size[1], width) * channels
+    limit = _CHUNK_CPU if images_BHWC.device.type == "cpu" else _CHUNK_DEVICE
+    step = max(1, limit // per_sample)
+    result = images_BHWC.new_empty((batch, *size, channels))
+    for start in range(0, batch, step):
+        part = slice(start, start + step)
+        result[part] = _bilinear(images_BHWC[part], size, parameters_5B[:, part])
+    return result
+
+
+def _taps(start_B1: Tensor, size_B1: Tensor, out_Bo: Tensor, out_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two source positions and the weight of the second (in 1/2048), each [B, o].
+
+    The centre of output pixel o lies at (o + 1/2) * size / out_size - 1/2 in the box; what lies
+    outside the box is clamped to it.
+    """
+    doubled = (2 * out_Bo + 1) * size_B1 - out_size
+    position = torch.div(doubled * _ONE + out_size, 2 * out_size, rounding_mode="floor")
+    position = torch.minimum(position.clamp_(min=0), (size_B1 - 1) * _ONE)
+    first = position >> _BITS
+    second = torch.minimum(first + 1, size_B1 - 1)
+    return first + start_B1, second + start_B1, (position & (_ONE - 1)).to(torch.int32)
+
+
+def _bilinear(images_BHWC: Tensor, size: tuple[int, int], parameters_5B: Tensor) -> Tensor:
+    """Rows first, then columns; exact in int32: 8 bits of picture, 11 of each weight."""
+    batch, height, width, channels = images_BHWC.shape
+    out_h, out_w = size
+    top_B1, left_B1, height_B1, width_B1, flip_B1 = parameters_5B[:, :, None].unbind()
+    device = images_BHWC.device
+    y_h, x_w = torch.arange(out_h, device=device), torch.arange(out_w, device=device)
+    upper_Bh, lower_Bh, weight_Bh = _taps(top_B1, height_B1, y_h.expand(batch, -1), out_h)
+    first_Bw, second_Bw, weight_Bw = _taps(left_B1, width_B1, _mirrored(x_w, flip_B1, out_w), out_w)
+
+    rows = images_BHWC.reshape(batch * height, width * channels)
+    row_B1 = torch.arange(batch, device=device)[:, None] * height
+    upper = rows.index_select(0, (upper_Bh + row_B1).view(-1)).to(torch.int32)
+    lower = rows.index_select(0, (lower_Bh + row_B1).view(-1)).to(torch.int32)
+    mixed = _lerp(upper, lower, weight_Bh.view(-1, 1)).view(-1, channels)
+
+    row_Bh1 = (torch.arange(batch * out_h, device=device) * width).view(batch, out_h, 1)
+    left = mixed.index_select(0, (row_Bh1 + first_Bw[:, None, :]).view(-1))
+    right = mixed.index_select(0, (row_Bh1 + second_Bw[:, None, :]).view(-1))
+    # Repeated per channel, the weights are contiguous along whole rows: ten times as fast on a CPU
+    # as broadcasting them over an innermost axis of three.
+    weight_B1r = weight_Bw.repeat_interleave(channels, dim=1)[:, None, :]
+    shape = (batch, out_h, out_w * channels)
+    total = _lerp(left.view(shape), right.view(shape), weight_B1r).add_(1 << (2 * _BITS - 1))
+    return total.bitwise_right_shift_(2 * _BITS).to(torch.uint8).view(batch, out_h, out_w, channels)
+
+
+def _lerp(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """``first * (2048 - weight) + second * weight``, in place of ``second``."""
+    return second.sub_(first).mul_(weight).add_(first, alpha=_ONE)
