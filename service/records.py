@@ -51,9 +51,14 @@ class Records:
 
     def claim_job(self, holder: str) -> JobRecord | None:
         """Moves the oldest queued job to running, for ``holder`` and as a new attempt; None if there is none."""
+        query = select(JobRecord).where(JobRecord.state == State.QUEUED)
+        query = query.order_by(JobRecord.id).limit(1)
+        with self.database.read() as session:
+            # An engine asks several times a second: only an answer is worth the lock.
+            if session.scalars(query).one_or_none() is None:
+                return None
         with self.database.write() as session:
-            query = select(JobRecord).where(JobRecord.state == State.QUEUED)
-            job = session.scalars(query.order_by(JobRecord.id).limit(1)).one_or_none()
+            job = session.scalars(query).one_or_none()
             if job is None:
                 return None
             _swap(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": holder})

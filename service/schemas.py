@@ -18,7 +18,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Item = TypeVar("Item")
 
 EXAMPLE_TEACHER = "tch_01m7yt5knp2b4d7r46qbv3d8r3"
-EXAMPLE_JOB = {
+EXAMPLE_JOB: dict[str, JsonValue] = {
     "teacher": EXAMPLE_TEACHER,
     "dataset": {"kind": "digits"},
     "students": ["cnn_s"],

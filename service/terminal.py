@@ -4,6 +4,7 @@ It only formats; it asks the service nothing. On something that is not a termina
 wide enough that no cell is cut, so that logs and pipes get every character.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
@@ -24,12 +25,10 @@ COLOURS = {
 }
 
 
-def console() -> Console:
-    """The console that writes to standard output; markup in names and messages is left alone."""
-    plain = Console(highlight=False, markup=False, emoji=False)
-    if plain.is_terminal:
-        return plain
-    return Console(highlight=False, markup=False, emoji=False, width=_PIPE_WIDTH)
+def console(*, stderr: bool = False) -> Console:
+    """A console that leaves markup in names and messages alone."""
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else _PIPE_WIDTH
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:

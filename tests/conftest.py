@@ -2,8 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.digits import Digits
+
 
 # Two cores are shared by everything a test starts; libraries read this when they are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,3 +23,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared/data folder beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
+    """Real digits, a teacher trained on them for seconds, and its complete caches."""
+    from tests.digits import make_digits
+
+    return make_digits(tmp_path_factory.mktemp("digits"))

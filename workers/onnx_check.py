@@ -26,7 +26,7 @@ from onnx import TensorProto, ValueInfoProto
 from pydantic import BaseModel, ConfigDict
 
 from workers.errors import InvalidTeacher, WorkerError
-from workers.onnx_graph import EXPORT_HINT, check_graph, first_line, listed, parse, short
+from workers.onnx_graph import EXPORT_HINT, check_graph, check_structure, first_line, listed, parse, short
 
 IMAGE_DTYPES = ("float16", "float32")
 LOGIT_DTYPES = ("float16", "float32", "float64")
@@ -157,11 +157,14 @@ def check_onnx(path: Path, output: str | None = None, limits: Limits = LIMITS) -
     """
     content = _read(path, limits)
     model = parse(content)
-    facts = check_graph(model, content, nodes_max=limits.nodes, tensor_bytes_max=limits.tensor_bytes)
-    outputs = _outputs(model, content)
-    return TeacherGraph(
-        inputs=(_image_input(model),), outputs=outputs, output=_logits_output(outputs, output), **facts._asdict()
-    )
+    facts = check_graph(model, nodes_max=limits.nodes, tensor_bytes_max=limits.tensor_bytes)
+    image = _image_input(model)
+    if not all(_is_shaped(info) for info in model.graph.output):
+        content = _derive_output_shapes(model, content)
+    check_structure(content)
+    outputs = _outputs(model)
+    chosen = _logits_output(outputs, output)
+    return TeacherGraph(inputs=(image,), outputs=outputs, output=chosen, **facts._asdict())
 
 
 def _read(path: Path, limits: Limits) -> bytes:
@@ -220,22 +223,34 @@ def _image_input(model: onnx.ModelProto) -> Value:
     return image
 
 
-def _outputs(model: onnx.ModelProto, content: bytes) -> tuple[Value, ...]:
+def _is_shaped(info: ValueInfoProto) -> bool:
+    return bool(info.type.tensor_type.HasField("shape"))
+
+
+def _derive_output_shapes(model: onnx.ModelProto, content: bytes) -> bytes:
+    """Fill in output shapes that the file leaves out, in ``model`` and in the returned bytes."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(content)
+    except onnx.shape_inference.InferenceError as error:
+        raise InvalidTeacher(f"the shapes in the graph contradict each other: {first_line(error)}") from error
+    for info, found in zip(model.graph.output, inferred.graph.output, strict=True):
+        if not _is_shaped(found):
+            raise InvalidTeacher(
+                f"the shape of the output {short(info.name)!r} is not declared and cannot be derived: declare it, or "
+                "remove the output"
+            )
+        info.CopyFrom(found)
+    return bytes(model.SerializeToString())
+
+
+def _outputs(model: onnx.ModelProto) -> tuple[Value, ...]:
     infos = model.graph.output
     if len(infos) > OUTPUTS_MAX or any(len(info.name) > NAME_MAX for info in infos):
         raise InvalidTeacher(
             f"the graph has {len(infos)} outputs; at most {OUTPUTS_MAX} are allowed, with names of at most {NAME_MAX} "
             "characters"
         )
-    values = tuple(_value(info) for info in infos)
-    if all(value.shape is not None for value in values):
-        return values
-    # A file may leave shapes out. They are derived only then: it is slow, and may still not find them.
-    try:
-        inferred = onnx.shape_inference.infer_shapes(content)
-    except onnx.shape_inference.InferenceError as error:
-        raise InvalidTeacher(f"the shapes in the graph contradict each other: {first_line(error)}") from error
-    return tuple(_value(info) for info in inferred.graph.output)
+    return tuple(_value(info) for info in infos)
 
 
 def _logits_output(outputs: tuple[Value, ...], wanted: str | None) -> str:

@@ -11,6 +11,7 @@ Sources: onnx.proto3 of onnx 1.23 for the fields; the operator pages of BatchNor
 training mode looks like in each opset. Only onnx and the standard library are imported: the API process loads this.
 """
 
+import contextlib
 import math
 from collections import ChainMap
 from collections.abc import Iterable, Iterator
@@ -84,22 +85,22 @@ def parse(content: bytes) -> onnx.ModelProto:
 def _what_instead(content: bytes) -> str:
     if content[0] == 0x08:  # the tag of ir_version, which exporters write first
         return "it begins like one, and is cut short or damaged"
-    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in content[:4096]):
-        return "it is text"
+    with contextlib.suppress(UnicodeDecodeError):
+        if all(character.isprintable() or character.isspace() for character in content[:4096].decode()):
+            return "it is text"
     return "it cannot be parsed as one"
 
 
-def check_graph(model: onnx.ModelProto, content: bytes, *, nodes_max: int, tensor_bytes_max: int) -> Facts:
-    """Apply every rule of this file to ``model``, which was parsed from ``content``.
+def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int) -> Facts:
+    """Every rule that is about the graph's inside.
 
     Args:
         model: what ``parse`` returned.
-        content: the file's bytes; onnx's own checker takes these.
         nodes_max: most operators allowed.
         tensor_bytes_max: most bytes allowed in all constants together, as their shapes declare them.
 
     Raises:
-        InvalidTeacher: custom operators, external data, too large, too old, malformed, exported in training mode.
+        InvalidTeacher: custom operators, external data, too large, too old, exported in training mode.
     """
     scopes = list(_scopes(model))
     nodes = sum(len(scope.nodes) for scope in scopes)
@@ -108,12 +109,20 @@ def check_graph(model: onnx.ModelProto, content: bytes, *, nodes_max: int, tenso
     _check_operators(model, scopes)
     parameters = _check_tensors(scopes, tensor_bytes_max)
     opset = _check_opset(model)
+    _check_training_mode(scopes, opset)
+    return Facts(opset, nodes, parameters)
+
+
+def check_structure(content: bytes) -> None:
+    """onnx's own checker: names that nothing defines, wrong attributes, a shape that its data does not have.
+
+    Raises:
+        InvalidTeacher: with the checker's sentence.
+    """
     try:
         onnx.checker.check_model(content)
     except onnx.checker.ValidationError as error:
         raise InvalidTeacher(f"not a valid ONNX graph: {first_line(error)}") from error
-    _check_training_mode(scopes, opset)
-    return Facts(opset, nodes, parameters)
 
 
 class _Scope(NamedTuple):
@@ -245,7 +254,7 @@ def _is_training(node: NodeProto, constants: ChainMap[str, TensorProto], opset: 
     if node.op_type == "Dropout" and len(node.input) > 2:
         # A mode that is computed, not constant, is left to the contract check, which compares two runs.
         mode = constants.get(node.input[2])
-        return mode is not None and bool(onnx.numpy_helper.to_array(mode).any())
+        return mode is not None and any([*mode.raw_data, *mode.int32_data])
     return False
 
 

@@ -46,7 +46,6 @@ from workers.errors import InvalidTeacher, WorkerError
 from workers.events import (
     CacheReady,
     ContractChecked,
-    DatasetReady,
     Emit,
     InferenceProgress,
     Log,
@@ -71,19 +70,11 @@ Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
 def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: ShouldStop) -> tuple[Dataset, Dataset]:
     """The (train, test) splits, decoded on the first call and mapped on every later one."""
     emit(Stage(stage="preparing"))
-    ready = []
-    for split in ("train", "test"):
-        dataset = datasets.prepare(spec, split, folders.data_root, folders.datasets, emit, should_stop)
-        emit(
-            DatasetReady(
-                split=split,
-                fingerprint=dataset.fingerprint,
-                samples=len(dataset.labels_N),
-                classes=dataset.classes,
-            )
-        )
-        ready.append(dataset)
-    return ready[0], ready[1]
+    train, test = (
+        datasets.prepare(spec, split, folders.data_root, folders.datasets, emit, should_stop)
+        for split in ("train", "test")
+    )
+    return train, test
 
 
 # ---------------------------------------------------------------------------------------- 2. caches

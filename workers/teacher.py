@@ -293,7 +293,7 @@ def _open_cuda(path: Path, threads: int | None) -> tuple[Any | None, str]:
     return None, f"ONNX Runtime could not load its CUDA provider, its log says why. {hint}".rstrip()
 
 
-def _session(path: Path, threads: int | None, providers: list[Any]) -> Any:
+def _session(path: Path, threads: int | None, providers: list[Any]) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1

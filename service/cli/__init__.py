@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import jobs, services, stock
+from service.cli import caches, jobs, services, stock
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
 
@@ -28,29 +28,22 @@ app = typer.Typer(
 services.register(app)
 jobs.register(app)
 stock.register(app)
+caches.register(app)
 
 
 @app.callback()
 def _options(
     context: typer.Context,
-    url: Annotated[
-        str, typer.Option(envvar="RETORT_URL", help="Address of the service.")
-    ] = DEFAULT_URL,
+    url: Annotated[str, typer.Option(envvar="RETORT_URL", help="Address of the service.")] = DEFAULT_URL,
     api_key_file: Annotated[
         Path | None,
         typer.Option(envvar="RETORT_API_KEY_FILE", help="File whose first line is the API key."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the API's JSON instead of tables.")
-    ] = False,
-    traceback: Annotated[
-        bool, typer.Option("--traceback", help="On failure, show where it happened.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of tables.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="On failure, show where it happened.")] = False,
 ) -> None:
-    given = context.get_parameter_source("url")
     context.obj = Session(
         url=url,
-        url_given=given is not None and given.name != "DEFAULT",
         api_key_file=api_key_file,
         as_json=as_json,
     )
@@ -62,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = app(args=arguments, prog_name="retort", standalone_mode=False)
     except typer.TyperException as error:
-        return _complain(error.format_message() + " (see `retort --help`)", error.exit_code)
+        return _complain_of_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
@@ -74,6 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(sentence(error), 1)
     return status if isinstance(status, int) else 0
+
+
+def _complain_of_usage(error: typer.TyperException) -> int:
+    context: typer.Context | None = getattr(error, "ctx", None)
+    command = context.command_path if context else "retort"
+    if message := error.format_message():
+        return _complain(f"{message} (see `{command} --help`)", error.exit_code)
+    # No arguments at all: the help page is out already.
+    return error.exit_code
 
 
 def _complain(text: str, status: int) -> int:

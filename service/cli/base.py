@@ -32,19 +32,17 @@ class Session:
 
     Attributes:
         url: address of the service.
-        url_given: whether somebody named it (option or environment), or it is the default.
         api_key_file: its first line is the key; None sends none.
         as_json: print documents instead of tables.
     """
 
     url: str
-    url_given: bool
     api_key_file: Path | None
     as_json: bool
 
-    def client(self) -> Client:
-        """A client of the service that the options name."""
-        return Client(self.url, api_key=self._api_key())
+    def client(self, url: str | None = None) -> Client:
+        """A client of the service that the options name, or of the one at ``url`` with their key."""
+        return Client(url or self.url, api_key=self._api_key())
 
     def _api_key(self) -> str | None:
         if self.api_key_file is None:
@@ -93,13 +91,9 @@ def parse_json(text: str, what: str) -> Document:
 def sentence(error: Exception) -> str:
     """What a person is told about an exception, without where it happened."""
     if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{error.title} {'.'.join(map(str, item['loc']))}: {item['msg']}"
-            for item in error.errors()
-        )
-    # KeyError and its like print their argument's repr; ours are sentences.
+        return "; ".join(f"{error.title} {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     if type(error).__module__.partition(".")[0] in _OWN_PACKAGES:
-        return str(error.args[0]) if len(error.args) == 1 else str(error)
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
         return error.strerror + where

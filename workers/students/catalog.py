@@ -32,6 +32,8 @@ class StudentInfo:
             transformers at 224x224, because their position embeddings grow with the image.
         mmacs_32: millions of multiply-accumulates (convolutions and linear layers) of one forward
             pass at 3x32x32 and 100 classes; None for torchvision's networks.
+        reference_lr: learning rate of the papers' CIFAR-100 recipe (SGD with momentum 0.9, batch 64),
+            lower for the mobile architectures; None for torchvision's networks.
         min_side: the smallest height and width in pixels on which it can be trained, never below 8;
             whether such an image leaves the deep layers anything to see is the user's choice.
         side_multiple: height and width must be a multiple of it, in pixels (1: any).
@@ -44,6 +46,7 @@ class StudentInfo:
     paper: str
     parameters_100: int
     mmacs_32: float | None = None
+    reference_lr: float | None = None
     min_side: int
     side_multiple: int = 1
     torchvision: bool
@@ -63,6 +66,7 @@ def _cifar(name: str, family: str, paper: str, parameters: int, mmacs: float, su
         paper=paper,
         parameters_100=parameters,
         mmacs_32=mmacs,
+        reference_lr=0.01 if family.startswith(("MobileNet", "ShuffleNet")) else 0.05,
         min_side=8,
         torchvision=False,
     )

@@ -1,0 +1,102 @@
+"""Everything about a job that can be known before it runs, without torch: asked while the client still waits.
+
+What only running can show (a truncated picture, the teacher's accuracy) is the contract check's business, when the
+job starts.
+"""
+
+from pydantic import TypeAdapter
+
+from service.context import Context
+from service.errors import InvalidRequest
+from service.registry import Registry
+from service.schemas import JobRequest
+from service.tables import TeacherRecord
+from workers.config import (
+    DatasetSpec,
+    FolderDataset,
+    Plan,
+    ResizedCrop,
+    Size,
+)
+from workers.errors import ContractViolation, InvalidTeacher, UnknownName
+from workers.sources import Source, examine
+from workers.students.catalog import check_image_side
+
+DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
+
+# (height, width) in pixels of data sets whose pictures all have one known size.
+_SIZES: dict[str, Size] = {
+    "digits": (8, 8),
+    "cifar10": (32, 32),
+    "cifar100": (32, 32),
+    "mnist": (28, 28),
+    "fashion_mnist": (28, 28),
+}
+
+
+def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord]:
+    """The plan of a request with its data set in place, and its teacher.
+
+    Raises:
+        InvalidRequest: there is no such teacher.
+        InvalidTeacher: its file is gone.
+        UnknownName: there is no data set of that name.
+        InvalidDataset: it is missing, outside the data root, malformed or empty.
+        ContractViolation: teacher and data set have different numbers of classes.
+        InvalidJob: a student cannot be trained on pictures of that size.
+    """
+    teacher = _teacher(request.teacher, context)
+    plan = request.plan(_dataset(request, context.registry))
+    source = examine(plan.dataset, context.settings.data_root)
+    _check_classes(teacher, source)
+    side = _side(plan)
+    if side is not None:
+        for student in plan.students:
+            check_image_side(student.name, side)
+    return plan, teacher
+
+
+def classes_of(teacher: TeacherRecord) -> int | None:
+    """The number of classes that the teacher's graph declares; None where it leaves it open."""
+    shape = next(value["shape"] for value in teacher.outputs if value["name"] == teacher.output)
+    last = shape[-1] if shape else None
+    return last if isinstance(last, int) else None
+
+
+def _teacher(id: str, context: Context) -> TeacherRecord:
+    try:
+        teacher = context.registry.get(TeacherRecord, id)
+    except LookupError as error:
+        raise InvalidRequest(f"{error}: upload one with POST /v1/teachers", "#/teacher") from error
+    if not context.settings.teacher_path(teacher.sha256).is_file():
+        raise InvalidTeacher(f"the file of teacher {id} is gone: upload it again")
+    return teacher
+
+
+def _dataset(request: JobRequest, registry: Registry) -> DatasetSpec:
+    if not isinstance(request.dataset, str):
+        return request.dataset
+    found = registry.find_dataset(request.dataset)
+    if found is None:
+        raise UnknownName("dataset", request.dataset, registry.dataset_names())
+    return DATASET.validate_python(found.spec)
+
+
+def _check_classes(teacher: TeacherRecord, source: Source) -> None:
+    classes = classes_of(teacher)
+    if classes is not None and source.classes is not None and classes != source.classes:
+        raise ContractViolation(
+            f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the data set has "
+            f"{source.classes}: they must be the same classes in the same order"
+        )
+
+
+def _side(plan: Plan) -> int | None:
+    """The shorter side in pixels of the pictures that students see (test pictures are resized to it, too)."""
+    augmentation, dataset = plan.views.augmentation, plan.dataset
+    if isinstance(augmentation, ResizedCrop) and augmentation.size is not None:
+        return min(augmentation.size)
+    if isinstance(dataset, FolderDataset):
+        return min(dataset.image_size) if dataset.image_size else None
+    size = _SIZES.get(dataset.kind)
+    return min(size) if size else None

@@ -1,0 +1,256 @@
+"""Commands about caches: list, show, verify, delete; through the service, or on a folder itself.
+
+With ``--data-dir`` they open the folder's catalogue, which needs no service. Only there can the
+teacher be run again (``verify --recompute``): the API process has no teacher engine. Keys may be
+shortened to any unambiguous beginning of four digits or more.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from service import terminal
+from service.cli.base import BadInput, CommandFailed, session
+from service.cli.stock import PANEL
+from service.client import Client
+from service.connection import Document
+
+_DIGITS_SHOWN = 12
+_PREFIX_MIN = 4
+
+cache = typer.Typer(no_args_is_help=True, help="The caches of teacher logits.")
+Key = Annotated[str, typer.Argument(metavar="KEY", help="Or the beginning of one.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.add_typer(cache, name="cache", rich_help_panel=PANEL)
+
+
+class _Shelf(Protocol):
+    """Where caches are kept, seen through the documents of the API."""
+
+    def list(self) -> list[Document]: ...
+    def resolve(self, prefix: str) -> str: ...
+    def get(self, key: str) -> Document: ...
+    def verify(self, key: str) -> Document: ...
+    def delete(self, key: str) -> None: ...
+
+
+class _Remote:
+    """The caches of a service."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self) -> "Documents":
+        return list(self._client.caches())
+
+    def resolve(self, prefix: str) -> str:
+        if len(prefix) == 64:
+            return prefix
+        if len(prefix) < _PREFIX_MIN:
+            raise BadInput(f"{prefix!r} is too short for a key: give {_PREFIX_MIN} digits or more")
+        keys = [item["key"] for item in self._client.caches() if item["key"].startswith(prefix)]
+        if len(keys) != 1:
+            raise BadInput(
+                f"{prefix} starts {len(keys)} keys, give more of one: {', '.join(keys)}"
+                if keys
+                else f"no cache of {self._client.base_url} has a key that starts with {prefix}"
+            )
+        return str(keys[0])
+
+    def get(self, key: str) -> Document:
+        return self._client.cache(key)
+
+    def verify(self, key: str) -> Document:
+        return self._client.verify_cache(key)
+
+    def delete(self, key: str) -> None:
+        self._client.delete_cache(key)
+
+
+class _Folder:
+    """The caches below a service's folder on this machine."""
+
+    def __init__(self, data_dir: Path) -> None:
+        # zarr takes its time to load, and most commands never need it.
+        from store import Catalog
+
+        self._catalog = Catalog(data_dir / "caches")
+
+    def list(self) -> "Documents":
+        return [self.get(entry.key) for entry in self._catalog.list()]
+
+    def resolve(self, prefix: str) -> str:
+        return self._catalog.resolve(prefix)
+
+    def get(self, key: str) -> Document:
+        entry = self._catalog.get(key)
+        return {
+            "object": "cache",
+            "key": entry.key,
+            "state": entry.state,
+            "problem": entry.problem,
+            "spec": None if entry.spec is None else entry.spec.model_dump(mode="json"),
+            "rows_committed": entry.rows_committed,
+            "size_bytes": entry.size_bytes,
+            "created_at": entry.created_at and entry.created_at.isoformat(),
+            "last_used_at": entry.last_used_at and entry.last_used_at.isoformat(),
+        }
+
+    def verify(self, key: str) -> Document:
+        report = self._catalog.verify(key)
+        return {
+            "object": "cache_report",
+            "key": report.key,
+            "ok": report.ok,
+            "problems": report.problems,
+            "blocks_checked": report.blocks_checked,
+            "rows_checked": report.rows_checked,
+        }
+
+    def delete(self, key: str) -> None:
+        self._catalog.delete(key)
+
+
+# Inside the classes above, `list` is the method.
+Documents = list[Document]
+
+
+@cache.callback()
+def _options(
+    context: typer.Context,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Act on this folder, without asking a service."),
+    ] = None,
+) -> None:
+    if data_dir is not None:
+        context.obj = data_dir
+
+
+@contextmanager
+def _shelf(context: typer.Context) -> Iterator[_Shelf]:
+    data_dir = context.find_object(Path)
+    if data_dir is not None:
+        yield _Folder(data_dir)
+        return
+    with session(context).client() as client:
+        yield _Remote(client)
+
+
+@cache.command("list")
+def list_caches(context: typer.Context) -> None:
+    """List the caches."""
+    with _shelf(context) as shelf:
+        found = shelf.list()
+    headers = ("key", "state", "split", "rows>", "classes>", "size>", "last used")
+    session(context).show(found, lambda: terminal.table(headers, map(_row, found)))
+
+
+@cache.command("show")
+def show_cache(context: typer.Context, key: Key) -> None:
+    """Show what one cache was made from."""
+    with _shelf(context) as shelf:
+        document = shelf.get(shelf.resolve(key))
+    session(context).show(document, lambda: _page(document))
+
+
+@cache.command("verify")
+def verify_cache(
+    context: typer.Context,
+    key: Key,
+    recompute: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Also run the teacher again on N rows; needs --data-dir."),
+    ] = None,
+) -> None:
+    """Read every checksum and statistic again; exit status 1 if anything is wrong."""
+    data_dir = context.find_object(Path)
+    if recompute is not None and data_dir is None:
+        raise typer.BadParameter(
+            "--recompute runs the teacher on this machine: name the service's folder, "
+            "`retort cache --data-dir DIR verify KEY --recompute N`"
+        )
+    with _shelf(context) as shelf:
+        whole = shelf.resolve(key)
+        document = shelf.verify(whole)
+    if recompute is not None and data_dir is not None and document["ok"]:
+        document["recompute"] = _recompute(data_dir, whole, recompute)
+    session(context).show(document, lambda: _findings(document))
+    again = document.get("recompute")
+    if not document["ok"]:
+        raise CommandFailed(f"cache {whole[:_DIGITS_SHOWN]} is damaged: delete it, or restore it")
+    if again is not None and not again["ok"]:
+        raise CommandFailed(
+            f"the teacher differs by {again['max_abs_difference']:.3g} from cache "
+            f"{whole[:_DIGITS_SHOWN]}, which is more than rounding explains"
+        )
+
+
+@cache.command("delete")
+def delete_cache(context: typer.Context, key: Key) -> None:
+    """Delete a cache; the next job that wants it runs the teacher again."""
+    with _shelf(context) as shelf:
+        shelf.delete(shelf.resolve(key))
+
+
+def _recompute(data_dir: Path, key: str, rows: int) -> Document:
+    # torch and ONNX Runtime: seconds to load, and not installed beside a mere client.
+    from workers.pipeline import recompute_rows
+
+    report = recompute_rows(data_dir, key, rows)
+    return {
+        "rows": report.rows,
+        "max_abs_difference": report.max_abs_difference,
+        "allowed": report.allowed,
+        "ok": report.ok,
+    }
+
+
+def _row(item: Document) -> tuple[str | Text, ...]:
+    spec = item["spec"] or {}
+    views = f" x {spec['views']} views" if spec.get("views", 1) > 1 else ""
+    return (
+        item["key"][:_DIGITS_SHOWN],
+        terminal.state(item["state"]),
+        spec.get("split", "") + views,
+        f"{item['rows_committed']:,}",
+        str(spec.get("classes", "")),
+        terminal.size(item["size_bytes"]),
+        terminal.moment(item["last_used_at"]),
+    )
+
+
+def _page(item: Document) -> RenderableType:
+    pairs = {
+        "key": item["key"],
+        "state": terminal.state(item["state"]),
+        "problem": item["problem"],
+        "rows": f"{item['rows_committed']:,}",
+        "size": terminal.size(item["size_bytes"]),
+        "created": terminal.moment(item["created_at"]),
+        "last used": terminal.moment(item["last_used_at"]),
+    }
+    return terminal.facts(pairs | {name: str(value) for name, value in (item["spec"] or {}).items()})
+
+
+def _findings(document: Document) -> RenderableType:
+    counts = f"{document['blocks_checked']:,} blocks, {document['rows_checked']:,} rows"
+    verdict = "every checksum and statistic is right" if document["ok"] else "damaged"
+    lines = [Text(f"{counts}: {verdict}"), *map(Text, document["problems"])]
+    again = document.get("recompute")
+    if again is not None:
+        lines.append(
+            Text(
+                f"{again['rows']:,} rows through the teacher again: the largest difference is "
+                f"{again['max_abs_difference']:.3g} (rounding explains {again['allowed']:.3g})"
+            )
+        )
+    return Group(*lines)

@@ -1,0 +1,280 @@
+"""Commands about jobs and runs: submit, jobs, show, watch, cancel, download, report."""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.text import Text
+
+from service import terminal
+from service.cli.base import BadInput, CommandFailed, Session, read_json, session
+from service.client import Client
+from service.connection import Document
+from service.watch import follow
+
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
+AnyId = Annotated[str, typer.Argument(metavar="ID", help="Of a job or of a run.")]
+_TEACHER_KEYS = frozenset({"path", "preprocessing", "output", "name"})
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    for command in (submit, jobs, show, watch, cancel, download, report):
+        app.command(rich_help_panel="Jobs")(command)
+
+
+def submit(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="JOB.json", exists=True, dir_okay=False, readable=True)],
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only show its runs. A teacher file is uploaded even so."),
+    ] = False,
+) -> None:
+    """Post a job.
+
+    In the file, "teacher" is the id of an uploaded one, or {"path": "teacher.onnx",
+    "preprocessing": {...}}, which is uploaded first; the path counts from the file's folder.
+    """
+    options = session(context)
+    job = read_json(file)
+    with options.client() as client:
+        if isinstance(job.get("teacher"), dict):
+            job["teacher"] = _upload(client, job["teacher"], file.parent)["id"]
+        if dry_run:
+            preview = client.submit(job, dry_run=True)
+            options.show(preview, lambda: _preview(preview))
+            return
+        posted = client.submit(job)
+        if watch:
+            sys.stderr.write(f"{posted['id']}\n")
+            _watch_to_end(options, client, posted["id"])
+        else:
+            options.show(posted, lambda: Text(posted["id"]))
+
+
+def jobs(
+    context: typer.Context,
+    status: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+) -> None:
+    """List jobs, newest first."""
+    options = session(context)
+    with options.client() as client:
+        found = [job for job, _ in zip(client.jobs(status=status), range(limit), strict=False)]
+    headers = ("id", "state", "runs", "name", "created")
+    rows = [
+        (
+            job["id"],
+            terminal.state(job["state"]),
+            _counts(job),
+            job["name"],
+            terminal.moment(job["created_at"]),
+        )
+        for job in found
+    ]
+    options.show(found, lambda: terminal.table(headers, rows))
+
+
+def show(context: typer.Context, id: AnyId) -> None:
+    """Show a job with its runs, or a run with its files."""
+    options = session(context)
+    with options.client() as client:
+        if _is_run(id):
+            run, files = client.run(id), client.artifacts(id)
+            options.show({**run, "artifacts": files}, lambda: _run_page(run, files))
+        else:
+            job, runs = client.job(id), list(client.runs(id))
+            options.show({**job, "runs": runs}, lambda: _job_page(job, runs))
+
+
+def watch(context: typer.Context, id: AnyId) -> None:
+    """Follow a job to its end; a run's id follows the job it belongs to."""
+    options = session(context)
+    with options.client() as client:
+        _watch_to_end(options, client, client.run(id)["job_id"] if _is_run(id) else id)
+
+
+def cancel(context: typer.Context, id: JobId) -> None:
+    """Ask a job to stop."""
+    options = session(context)
+    if _is_run(id):
+        raise BadInput(f"{id} is a run; a job is cancelled as a whole: `retort show {id}` names it")
+    with options.client() as client:
+        job = client.cancel(id)
+    options.show(job, lambda: terminal.state(job["state"]))
+
+
+def download(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="RUN_ID")],
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to; RUN_ID by default.")] = None,
+) -> None:
+    """Fetch the files of a run; those that are there already are not fetched again."""
+    options = session(context)
+    folder = to or Path(id)
+    with options.client() as client:
+        files = client.artifacts(id)
+        if not files:
+            raise CommandFailed(f"{id} has no files: its state is {client.run(id)['state']}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with _transfer() as progress:
+            for file in files:
+                _download_one(client, id, file, folder, progress)
+    rows = [(str(folder / file["name"]), terminal.size(file["size_bytes"])) for file in files]
+    options.show(files, lambda: terminal.table(("file", "size>"), rows))
+
+
+def report(
+    context: typer.Context,
+    id: JobId,
+    csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+) -> None:
+    """Show the table of a job's results."""
+    options = session(context)
+    with options.client() as client:
+        if csv:
+            sys.stdout.write(client.report_csv(id))
+            return
+        document = client.report(id)
+    options.show(document, lambda: results(document))
+
+
+def results(document: Document) -> RenderableType:
+    """The report of a job with what the teacher has cost."""
+    accuracy = document["teacher"]["accuracy"]
+    notes = {
+        "teacher": f"top-1 {terminal.percent(accuracy)}" if accuracy is not None else None,
+        "cost": terminal.forwards(document),
+    }
+    return Group(terminal.report(document), Text(), terminal.facts(notes))
+
+
+def _upload(client: Client, teacher: Document, folder: Path) -> Document:
+    unknown = sorted(teacher.keys() - _TEACHER_KEYS)
+    if unknown or "path" not in teacher:
+        raise BadInput(
+            f'"teacher" has {", ".join(unknown) or "no path"}; it is an id, or an object with '
+            '"path" and perhaps "preprocessing", "output" and "name"'
+        )
+    return client.upload_teacher(
+        folder / teacher["path"],
+        name=teacher.get("name"),
+        preprocessing=teacher.get("preprocessing"),
+        output=teacher.get("output"),
+    )
+
+
+def _watch_to_end(options: Session, client: Client, job_id: str) -> None:
+    try:
+        job = follow(client, job_id, terminal.console(stderr=True))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nthe job goes on: `retort watch {job_id}`, or stop it: `retort cancel {job_id}`\n")
+        raise
+    document = client.report(job_id)
+    options.show(document, lambda: results(document))
+    if job["state"] != "succeeded":
+        message = (job["error"] or {}).get("message")
+        raise CommandFailed(f"{job_id} {job['state']}" + (f": {message}" if message else ""))
+
+
+def _is_run(id: str) -> bool:
+    if not id.startswith(("job_", "run_")):
+        raise BadInput(f"{id!r} is no id of a job (job_...) or run (run_...)")
+    return id.startswith("run_")
+
+
+def _counts(job: Document) -> str:
+    counts = job["progress"]["runs"]
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _preview(preview: Document) -> RenderableType:
+    rows = [(run["student"], run["method"], str(run["seed"])) for run in preview["runs"]]
+    return Group(Text(f"{len(rows)} runs, none started"), terminal.table(("student", "method", "seed"), rows))
+
+
+def _job_page(job: Document, runs: list[Document]) -> RenderableType:
+    caches = job["caches"] or {}
+    pairs = {
+        "job": job["id"],
+        "name": job["name"],
+        "state": terminal.state(job["state"]),
+        "stage": job["stage"] if job["state"] == "running" else None,
+        "error": (job["error"] or {}).get("message"),
+        "created": terminal.moment(job["created_at"]),
+        "started": terminal.moment(job["started_at"]),
+        "finished": terminal.moment(job["finished_at"]),
+        "teacher": job["teacher"],
+        "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
+        "cost": terminal.forwards(job),
+    }
+    headers = ("run", "state", "name", "epoch>", "top-1>", "error")
+    rows = [
+        (
+            run["id"],
+            terminal.state(run["state"]),
+            run["name"],
+            f"{run['epoch']}/{run['epochs']}",
+            terminal.percent((run["metrics"] or {}).get("top1")),
+            (run["error"] or {}).get("message", ""),
+        )
+        for run in runs
+    ]
+    return Group(terminal.facts(pairs), Text(), terminal.table(headers, rows))
+
+
+def _run_page(run: Document, files: list[Document]) -> RenderableType:
+    metrics = run["metrics"] or {}
+    pairs = {
+        "run": run["id"],
+        "job": run["job_id"],
+        "name": run["name"],
+        "state": terminal.state(run["state"]),
+        "error": (run["error"] or {}).get("message"),
+        "attempt": str(run["attempt"]),
+        "epoch": f"{run['epoch']}/{run['epochs']}",
+        "started": terminal.moment(run["started_at"]),
+        "finished": terminal.moment(run["finished_at"]),
+        "top-1": terminal.percent(metrics.get("top1")),
+        "agreement": terminal.percent(metrics.get("agreement")),
+        "ECE": terminal.percent(metrics.get("ece")),
+        "loss": terminal.number(metrics.get("train_loss"), 4),
+    }
+    rows = [(file["name"], terminal.size(file["size_bytes"]), file["sha256"]) for file in files]
+    parts: list[RenderableType] = [terminal.facts(pairs)]
+    if rows:
+        parts += [Text(), terminal.table(("file", "size>", "sha256"), rows)]
+    return Group(*parts)
+
+
+def _transfer() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    return Progress(*columns, TransferSpeedColumn(), console=terminal.console(stderr=True))
+
+
+def _download_one(client: Client, run_id: str, file: Document, folder: Path, progress: Progress) -> None:
+    path = folder / file["name"]
+    if path.parent != folder or file["name"] in ("", ".."):
+        raise BadInput(f"the service names a file {file['name']!r}; that is no plain name")
+    task = progress.add_task(file["name"], total=file["size_bytes"])
+    if not _is_there(path, file["sha256"]):
+        client.download(
+            run_id,
+            file["name"],
+            path,
+            on_bytes=lambda there: progress.update(task, completed=there),
+        )
+    progress.update(task, completed=file["size_bytes"])
+
+
+def _is_there(path: Path, sha256: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == sha256

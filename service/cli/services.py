@@ -1,0 +1,192 @@
+"""Commands that are processes: serve, api, engine, engine-health, demo.
+
+Their settings are the ``RETORT_*`` variables (``service.settings``); the few options here set the
+same variables for the processes that they start.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.base import CommandFailed, session
+from service.client import Client
+from service.processes import answers_ready, command, end_with_stdin, free_port, supervise
+
+PANEL = "The service"
+_GRACEFUL_S = 5
+
+Host = Annotated[str | None, typer.Option(help="RETORT_HOST; 127.0.0.1 by default.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="RETORT_PORT; 8765 by default, 0 a free one.")]
+DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR: everything that the service writes.")]
+DataRoot = Annotated[Path | None, typer.Option(help="RETORT_DATA_ROOT: where data sets may be read from.")]
+WithParent = Annotated[
+    bool,
+    typer.Option("--until-stdin-closes", hidden=True, help="End when standard input closes."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    for name, function in (
+        ("serve", serve),
+        ("demo", demo),
+        ("api", api),
+        ("engine", engine),
+        ("engine-health", engine_health),
+    ):
+        app.command(name, rich_help_panel=PANEL)(function)
+
+
+def serve(
+    context: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    data_root: DataRoot = None,
+    until_stdin_closes: WithParent = False,
+) -> None:
+    """Start the API and the engine; end both with Ctrl-C or SIGTERM."""
+    from service.auth import check_binding
+    from service.settings import Settings
+
+    _export(host, port, data_dir, data_root)
+    settings = Settings()
+    if settings.port == 0:
+        os.environ["RETORT_PORT"] = str(free_port(settings.host))
+        settings = Settings()
+    check_binding(settings)
+    _refuse_taken_port(settings.host, settings.port)
+    if until_stdin_closes:
+        end_with_stdin()
+    url = _reachable(settings.host, settings.port)
+    with Client(url) as client:
+        status = supervise(
+            {"api": command("api"), "engine": command("engine")},
+            environment=os.environ,
+            is_ready=lambda: answers_ready(client),
+            say=lambda text: _say(f"retort: {text}"),
+            ready_text=f"ready at {url} (API docs: {url}/docs), data in {settings.data_dir.resolve()}",
+        )
+    raise typer.Exit(status)
+
+
+def api(
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    data_root: DataRoot = None,
+    until_stdin_closes: WithParent = False,
+) -> None:
+    """Run the API alone; it takes jobs even while no engine runs."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.auth import check_binding
+    from service.db import upgrade_to_head
+    from service.logs import configure_logging
+    from service.settings import Settings
+
+    _export(host, port, data_dir, data_root)
+    settings = Settings()
+    check_binding(settings)
+    if until_stdin_closes:
+        end_with_stdin()
+    configure_logging(settings.log_level)
+    settings.make_folders()
+    upgrade_to_head(settings.database)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        # Logging is configured above; the application logs requests itself.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACEFUL_S,
+    )
+
+
+def engine(
+    data_dir: DataDir = None,
+    data_root: DataRoot = None,
+    until_stdin_closes: WithParent = False,
+) -> None:
+    """Run the engine alone: it works on the jobs in the database until it is told to stop."""
+    from service.logs import configure_logging
+    from service.runner import run_engine
+    from service.settings import Settings
+
+    _export(None, None, data_dir, data_root)
+    settings = Settings()
+    if until_stdin_closes:
+        end_with_stdin()
+    configure_logging(settings.log_level)
+    run_engine(settings)
+
+
+def engine_health(data_dir: DataDir = None) -> None:
+    """Say whether an engine leads and was heard of lately; exit status 1 if not."""
+    from service.db import Database
+    from service.records import Records
+    from service.settings import Settings
+
+    _export(None, None, data_dir, None)
+    settings = Settings()
+    database = Database(settings.database)
+    try:
+        age_s = Records(database).heartbeat_age_s() if database.is_at_head() else None
+    finally:
+        database.close()
+    if age_s is None:
+        raise CommandFailed("no engine leads: start one with `retort engine` or `retort serve`")
+    if age_s > settings.heartbeat_max_age_s:
+        raise CommandFailed(f"the engine was last heard of {age_s:.0f} s ago")
+    _say(f"the engine was last heard of {age_s:.0f} s ago")
+
+
+def demo(
+    context: typer.Context,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where its service writes; a new folder in /tmp by default.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
+) -> None:
+    """Distil digits, all the way over HTTP, in a few minutes."""
+    from service.demo import run_demo
+
+    run_demo(session(context).client, data_dir, keep=keep)
+
+
+def _export(host: str | None, port: int | None, data_dir: Path | None, data_root: Path | None) -> None:
+    """Sets the variables behind the options, for this process's settings and its children's."""
+    given = {"HOST": host, "PORT": port, "DATA_DIR": data_dir, "DATA_ROOT": data_root}
+    os.environ |= {f"RETORT_{name}": str(value) for name, value in given.items() if value is not None}
+
+
+def _reachable(host: str, port: int) -> str:
+    """The address under which this machine reaches a server that listens on ``host``."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As uvicorn does: a port that is only waiting for its last packets is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CommandFailed(
+                f"cannot listen on {host} port {port} ({error.strerror}): is a service running "
+                "there already? Choose another with --port"
+            ) from None
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

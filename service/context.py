@@ -1,0 +1,102 @@
+"""What a route needs, put together once per app, and the small things that several routes share."""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Query, Request
+
+from service.auth import load_key_digest
+from service.db import Database
+from service.errors import DiskFloor
+from service.records import Records
+from service.registry import Registry
+from service.schemas import Page
+from service.settings import Settings
+from store import Catalog
+
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+EVENTS_DEFAULT = 100
+EVENTS_MAX = 1000
+
+Item = TypeVar("Item")
+Document = TypeVar("Document")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The service behind the routes.
+
+    Attributes:
+        key_digest: SHA-256 of the API key, or None where none is asked for.
+        closing: set when the server begins to shut down; streams end then.
+    """
+
+    settings: Settings
+    database: Database
+    records: Records
+    registry: Registry
+    catalog: Catalog
+    key_digest: bytes | None
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Context":
+        """The context of a process with these settings. Raises BadKeyFile."""
+        database = Database(settings.database)
+        return cls(
+            settings=settings,
+            database=database,
+            records=Records(database),
+            registry=Registry(database),
+            catalog=Catalog(settings.caches_dir),
+            key_digest=load_key_digest(settings.api_key_file),
+        )
+
+    def check_disk(self, needed_bytes: int = 0) -> None:
+        """Refuses work that the disk has no room for.
+
+        Args:
+            needed_bytes: what the request itself will write.
+
+        Raises:
+            DiskFloor: less than ``disk_floor_bytes`` would stay free.
+        """
+        free_bytes = shutil.disk_usage(self.settings.data_dir).free
+        floor_bytes = self.settings.disk_floor_bytes
+        if free_bytes - needed_bytes < floor_bytes:
+            raise DiskFloor(
+                f"{free_bytes} bytes are free where the service keeps its data, this needs {needed_bytes} and "
+                f"{floor_bytes} stay in reserve: delete caches or teachers, or add space"
+            )
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Service = Annotated[Context, Depends(_context)]
+"""The type of a route's parameter that receives the context."""
+
+Id = Annotated[str, Query(max_length=128, pattern=r"^[\x21-\x7e]+$")]
+After = Annotated[Id | None, Query(description="the `last_id` of the page before")]
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="items of a page")]
+
+
+def page(
+    rows: Sequence[Item],
+    has_more: bool,
+    show: Callable[[Item], Document],
+    id_of: Callable[[Item], object],
+) -> Page[Document]:
+    """A page of a list, each row as its document."""
+    return Page(
+        data=[show(row) for row in rows],
+        has_more=has_more,
+        first_id=str(id_of(rows[0])) if rows else None,
+        last_id=str(id_of(rows[-1])) if rows else None,
+    )

@@ -1,0 +1,168 @@
+"""``retort demo``: a teacher, a service, two jobs, in a few minutes on two cores.
+
+1. The service starts, unless one is there already.
+2. Meanwhile a small network is trained on scikit-learn's digits and exported to ONNX: the part
+   that users bring along.
+3. From here on it is a client like any other, HTTP alone: upload the teacher, post a job of one
+   student x seven methods, follow it, show the results.
+4. A second job trains another student from the same logits and runs the teacher not once.
+
+The numbers show that the path works; digits are too easy to say which method is best.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TextColumn
+
+from service import terminal
+from service.client import Client
+from service.connection import Document
+from service.errors import ServiceError
+from service.processes import BackgroundService, answers_ready
+from service.watch import follow
+from workers.config import AdamW, CosineSchedule, CropFlip, DigitsDataset, Training, Views
+from workers.events import Epoch
+from workers.pipeline import SupervisedModel, train_supervised
+
+TEACHER = "cnn_m"
+STUDENT = "cnn_s"
+METHODS = ("ce", "kd", "dtkd", "normkd", "rld", "lud", "atkd")
+SECOND_STUDENT = "resnet8"
+SECOND_METHODS = ("kd", "dtkd", "normkd")
+
+# A digit moved by one pixel is the same digit; mirrored it is not.
+VIEWS = Views(augmentation=CropFlip(pad=1, flip=False), count=5)
+TEACHER_TRAINING = Training(epochs=15, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
+TRAINING = Training(epochs=20, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
+
+
+class DemoFailed(ServiceError, RuntimeError):
+    """A job of the demo did not succeed; its error is in the message."""
+
+
+def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, keep: bool) -> None:
+    """Shows the whole path on this machine.
+
+    Args:
+        connect: gives a client for an address, or for the one that the user named (None).
+        data_dir: where the service writes if one has to be started; None is a new temporary one.
+        keep: leave a service that was started here running.
+
+    Raises:
+        DemoFailed, StartFailed, ClientError: what went wrong; a service started here is ended.
+    """
+    started = time.monotonic()
+    console = terminal.console()
+    folder = (data_dir or Path(tempfile.mkdtemp(prefix="retort-demo-"))).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _service(connect, folder, keep, console) as (client, own):
+        teacher = _train_teacher(folder, console)
+        if own is not None:
+            own.wait_ready()
+        uploaded = client.upload_teacher(
+            teacher.onnx_path,
+            name=f"digits {TEACHER}",
+            preprocessing=teacher.preprocessing.model_dump(mode="json"),
+        )
+        _heading(console, f"Job 1: {STUDENT} x {len(METHODS)} methods, all over HTTP")
+        _do_job(client, _job(uploaded, STUDENT, METHODS), console)
+        _heading(console, "Job 2: another student on the same teacher, from its cached logits")
+        second = _do_job(client, _job(uploaded, SECOND_STUDENT, SECOND_METHODS), console)
+        counts = second["teacher_forwards"]
+        console.print(
+            f"Job 2 used {counts['run']:,} teacher forward passes; the cache has spared it {counts['avoided']:,}."
+        )
+        _heading(console, f"Done in {terminal.duration(time.monotonic() - started)}")
+        console.print(terminal.facts(_whereabouts(client, own, folder, second, keep)))
+
+
+@contextmanager
+def _service(
+    connect: Callable[[str | None], Client], folder: Path, keep: bool, console: Console
+) -> Iterator[tuple[Client, BackgroundService | None]]:
+    with connect(None) as client:
+        if answers_ready(client):
+            _heading(console, f"Using the service at {client.base_url}")
+            yield client, None
+            return
+    own = BackgroundService(folder, folder, outlive=keep)
+    _heading(console, f"Starting a service at {own.url}, data in {folder}")
+    with own, connect(own.url) as client:
+        yield client, own
+
+
+def _train_teacher(folder: Path, console: Console) -> SupervisedModel:
+    _heading(console, f"A teacher: {TEACHER}, trained on scikit-learn's handwritten digits")
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("epochs", total=TEACHER_TRAINING.epochs, note="")
+
+        def show(event: object) -> None:
+            if isinstance(event, Epoch):
+                note = f"{event.epoch}/{event.epochs}, top-1 {terminal.percent(event.metrics['top1'])}"
+                progress.update(task, completed=event.epoch, note=note)
+
+        return train_supervised(
+            DigitsDataset(),
+            TEACHER,
+            TEACHER_TRAINING,
+            data_root=folder,
+            work_dir=folder / "teacher",
+            out_dir=folder / "teacher",
+            threads=os.cpu_count() or 1,
+            views=VIEWS,
+            emit=show,
+        )
+
+
+def _job(teacher: Document, student: str, methods: tuple[str, ...]) -> dict[str, object]:
+    return {
+        "name": f"digits {student}",
+        "teacher": teacher["id"],
+        "dataset": {"kind": "digits"},
+        "views": VIEWS.model_dump(mode="json"),
+        "students": [student],
+        "methods": list(methods),
+        "training": TRAINING.model_dump(mode="json"),
+    }
+
+
+def _do_job(client: Client, job: Mapping[str, object], console: Console) -> Document:
+    posted = client.submit(job)
+    ended = follow(client, posted["id"], console)
+    if ended["state"] != "succeeded":
+        message = (ended["error"] or {}).get("message", "no reason given")
+        raise DemoFailed(f"{ended['id']} {ended['state']}: {message}")
+    report = client.report(posted["id"])
+    console.print(Padding(terminal.report(report), (1, 0)))
+    return ended
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(f"\n{text}", style="bold")
+
+
+def _whereabouts(
+    client: Client, own: BackgroundService | None, folder: Path, job: Document, keep: bool
+) -> dict[str, str]:
+    """Where to look next, by what is still running afterwards."""
+    run_id = job["run_ids"][0]
+    if own is None or keep:
+        url = client.base_url
+        return {
+            "artifacts": f"retort --url {url} download {run_id}",
+            "results": f"retort --url {url} report {job['id']}",
+            "API docs": f"{url}/docs",
+            **({} if own is None else {"to stop it": f"kill {own.pid}", "its log": str(own.log_path)}),
+        }
+    return {
+        "artifacts": f"{folder / 'jobs'}, a folder for each run",
+        "API docs": f"`retort serve --data-dir {folder}`, then http://127.0.0.1:8765/docs",
+    }

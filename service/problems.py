@@ -1,0 +1,212 @@
+"""Every error as an RFC 9457 problem: one table from exception class to status, looked up along the class's MRO.
+
+Nothing else in the project knows what HTTP status an error has. A new error class without an entry is answered as its
+nearest base; what is not foreseen at all is a 500 whose detail stays in the log.
+"""
+
+import errno
+import http
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from service import errors
+from service.schemas import FieldProblem, Problem
+from store import AmbiguousKey, CacheBusy, CacheNotFound, DiskFull, InvalidArgument, StoreError
+from workers.errors import (
+    ContractViolation,
+    DiskLow,
+    InvalidDataset,
+    InvalidJob,
+    InvalidMethod,
+    InvalidTeacher,
+    UnknownName,
+    UserError,
+    WorkerError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+URN = "urn:retort:problem:"
+RETRY_AFTER_S = 5
+_SHOWN_CHARS = 80
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What kind of problem an exception is.
+
+    Attributes:
+        status: HTTP status code.
+        slug: last part of the problem's ``type``, never changed once published.
+        title: the kind in words; the same for every occurrence.
+        shows_message: whether the exception's text is meant for the client.
+        headers: sent with it.
+    """
+
+    status: int
+    slug: str
+    title: str
+    shows_message: bool = True
+    headers: Mapping[str, str] | None = None
+
+
+_NO_ROOM = Kind(507, "disk-full", "Not enough disk space")
+_INTERNAL = Kind(500, "internal", "Internal error", shows_message=False)
+_BUSY = {"Retry-After": str(RETRY_AFTER_S)}
+
+KINDS: Mapping[type[Exception], Kind] = {
+    errors.NotFound: Kind(404, "not-found", "Not found"),
+    errors.Conflict: Kind(409, "conflict", "Conflict"),
+    errors.InvalidRequest: Kind(422, "invalid-request", "Invalid request"),
+    errors.MalformedBody: Kind(400, "malformed-body", "Malformed body"),
+    errors.IdempotencyMismatch: Kind(422, "idempotency-mismatch", "Idempotency key reused"),
+    errors.TooLarge: Kind(413, "too-large", "Content too large"),
+    errors.RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "Range not satisfiable"),
+    errors.Unauthorized: Kind(401, "unauthorized", "Unauthorized", headers={"WWW-Authenticate": "Bearer"}),
+    errors.ForeignOrigin: Kind(403, "foreign-origin", "Foreign origin"),
+    errors.DiskFloor: _NO_ROOM,
+    RequestValidationError: Kind(422, "invalid-request", "Invalid request"),
+    InvalidTeacher: Kind(422, "invalid-teacher", "Invalid teacher"),
+    InvalidDataset: Kind(422, "invalid-dataset", "Invalid data set"),
+    InvalidMethod: Kind(422, "invalid-method", "Invalid method"),
+    InvalidJob: Kind(422, "invalid-job", "Invalid job"),
+    UnknownName: Kind(422, "unknown-name", "Unknown name"),
+    ContractViolation: Kind(422, "contract-violation", "Teacher and data set do not match"),
+    UserError: Kind(422, "invalid-request", "Invalid request"),
+    DiskLow: _NO_ROOM,
+    WorkerError: _INTERNAL,
+    CacheNotFound: Kind(404, "not-found", "Not found"),
+    InvalidArgument: Kind(422, "invalid-request", "Invalid request"),
+    AmbiguousKey: Kind(409, "conflict", "Conflict"),
+    CacheBusy: Kind(409, "conflict", "Conflict"),
+    DiskFull: _NO_ROOM,
+    StoreError: _INTERNAL,
+    OperationalError: Kind(503, "database-unavailable", "Database unavailable", shows_message=False, headers=_BUSY),
+    Exception: _INTERNAL,
+}
+
+
+def kind_of(error: Exception) -> Kind:
+    """The kind of an exception: its class's entry, or that of the nearest base that has one."""
+    if isinstance(error, HTTPException):
+        status = http.HTTPStatus(error.status_code)
+        slug = status.phrase.lower().replace(" ", "-").replace("'", "")
+        return Kind(status, slug, status.phrase, headers=error.headers)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _NO_ROOM
+    if isinstance(error, RequestValidationError) and _is_not_json(error):
+        return KINDS[errors.MalformedBody]
+    return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
+
+
+def problem_response(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a request that ended in ``error``."""
+    # FastAPI wraps what goes wrong while a body is read, our limit included.
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, errors.ServiceError):
+        error = error.__cause__
+    kind = kind_of(error)
+    fields = list(_fields(error))
+    problem = Problem(
+        type=URN + kind.slug,
+        title=kind.title,
+        status=kind.status,
+        detail=_detail(error, kind, fields),
+        instance=request.url.path,
+        request_id=request.state.request_id,
+        errors=fields,
+    )
+    headers = dict(kind.headers or {})
+    if isinstance(error, errors.RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size_bytes}"
+    # A message may hold what the client sent, half a surrogate pair included.
+    content = problem.model_dump(mode="python")
+    return AsciiProblem(content, status_code=kind.status, headers=headers)
+
+
+class AsciiProblem(JSONResponse):
+    """problem+json in ASCII: whatever a message quotes can be encoded."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:  # noqa: ANN401 - the signature of JSONResponse
+        """The body."""
+        return json.dumps(content, ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def install(app: FastAPI) -> None:
+    """Lets ``problem_response`` answer every exception of the table, and those of the framework."""
+    for error in (*KINDS, HTTPException):
+        if error is not Exception:
+            app.add_exception_handler(error, _handle)
+
+
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    return problem_response(request, error)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route for OpenAPI: its problems by status."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": http.HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def _detail(error: Exception, kind: Kind, fields: Sequence[FieldProblem]) -> str:
+    if isinstance(error, RequestValidationError):
+        return "; ".join(f"{field.pointer}: {field.detail}" for field in fields)
+    if isinstance(error, HTTPException):
+        return str(error.detail)
+    if not kind.shows_message:
+        return "The details are in the service's log, under the request id."
+    return str(error)
+
+
+def _fields(error: Exception) -> Iterator[FieldProblem]:
+    if isinstance(error, errors.InvalidRequest) and error.pointer is not None:
+        yield FieldProblem(pointer=error.pointer, detail=str(error))
+    if isinstance(error, RequestValidationError):
+        found = error.errors()
+        for item in found:
+            # A list whose items are wrong is also reported as too short: its own fault is the items'.
+            inner = any(
+                len(other["loc"]) > len(item["loc"]) and other["loc"][: len(item["loc"])] == item["loc"]
+                for other in found
+            )
+            if not inner:
+                yield FieldProblem(pointer=_pointer(item, error.body), detail=_explain(item))
+
+
+def _pointer(item: Mapping[str, Any], body: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Where in the request: pydantic's location without the names of union members, which no body contains."""
+    where, *steps = item["loc"]
+    if where != "body":
+        return "/".join(str(step) for step in item["loc"])
+    pointer, node = "#", body
+    for position, step in enumerate(steps):
+        last = position == len(steps) - 1
+        in_object = isinstance(node, dict) and step in node
+        in_array = isinstance(node, list) and isinstance(step, int) and step < len(node)
+        if in_object or in_array:
+            node = node[step]
+        elif not (last and item["type"] == "missing"):
+            continue
+        pointer += "/" + str(step).replace("~", "~0").replace("/", "~1")
+    return pointer
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    sentence = str(item["msg"]).removeprefix("Value error, ")
+    given = item.get("input")
+    if item["type"] != "value_error" and isinstance(given, str | int | float | bool):
+        return f"{sentence}; got {given!r:.{_SHOWN_CHARS}}"
+    return sentence
+
+
+def _is_not_json(error: RequestValidationError) -> bool:
+    return any(item["type"] == "json_invalid" for item in error.errors())

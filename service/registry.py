@@ -1,0 +1,331 @@
+"""What the API reads and writes: teachers, data sets, new jobs with their idempotency keys, and lists of everything.
+
+Lists are paged by key: ``after`` is the last id that was seen, so a page does not move when rows are added. The engine
+has ``records`` for its half.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from service.db import Database
+from service.errors import Conflict, IdempotencyMismatch, NotFound
+from service.jobs import LIVE, WORKING, State
+from service.tables import (
+    ArtifactRecord,
+    Base,
+    DatasetRecord,
+    EventRecord,
+    IdempotencyRecord,
+    JobRecord,
+    Json,
+    RunRecord,
+    TeacherRecord,
+    new_id,
+)
+from workers.config import Plan
+
+Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord)
+_ID = re.compile(r"[a-z]{2,4}_[0-9a-z]{26}")
+_KINDS: Mapping[type[Base], str] = {
+    TeacherRecord: "teacher",
+    DatasetRecord: "dataset",
+    JobRecord: "job",
+    RunRecord: "run",
+}
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 (64 hex digits) of a JSON value, the same for every spelling of it."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Idempotency:
+    """An Idempotency-Key and the digest of the body that came with it."""
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a list of jobs says about their runs: ids in order, and counts by state."""
+
+    run_ids: tuple[str, ...]
+    counts: Mapping[State, int]
+
+
+class Registry:
+    """The rows that clients make and read.
+
+    Args:
+        database: migrated to head.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # --------------------------------------------------------------------------------------------------- anything
+
+    def get(self, table: type[Row], id: str) -> Row:
+        """One row. Raises NotFound, also for what cannot be an id at all."""
+        with self.database.read() as session:
+            return _get(session, table, id)
+
+    def page(self, table: type[Row], after: str | None, limit: int) -> tuple[list[Row], bool]:
+        """Rows before the id ``after``, newest first, and whether there are more."""
+        return self._page(select(table), table, after, limit)
+
+    def jobs(self, state: State | None, after: str | None, limit: int) -> tuple[list[JobRecord], bool]:
+        """Jobs, newest first, of one state or of all."""
+        query = select(JobRecord)
+        return self._page(
+            query if state is None else query.where(JobRecord.state == state),
+            JobRecord,
+            after,
+            limit,
+        )
+
+    def _page(self, query: Select[Row], table: type[Row], after: str | None, limit: int) -> tuple[list[Row], bool]:
+        if after is not None:
+            query = query.where(table.id < after)
+        with self.database.read() as session:
+            rows = list(session.scalars(query.order_by(table.id.desc()).limit(limit + 1)))
+        return rows[:limit], len(rows) > limit
+
+    # --------------------------------------------------------------------------------------------------- teachers
+
+    def add_teacher(self, teacher: TeacherRecord, place_file: Callable[[], None]) -> tuple[TeacherRecord, bool]:
+        """Registers a teacher, or finds the one with the same ``identity``.
+
+        Args:
+            place_file: puts the file where it belongs, replacing an equal one; called inside the transaction, so that
+                no deletion of another teacher with the same bytes can come between.
+
+        Returns:
+            The row that counts, and whether it is new.
+        """
+        with self.database.write() as session:
+            query = select(TeacherRecord).where(TeacherRecord.identity == teacher.identity)
+            known = session.scalars(query).one_or_none()
+            place_file()
+            if known is not None:
+                return known, False
+            session.add(teacher)
+            return teacher, True
+
+    def delete_teacher(self, id: str, remove_file: Callable[[str], None]) -> None:
+        """Removes a teacher, and its file (by sha256) when no other teacher has the same bytes.
+
+        Raises:
+            NotFound.
+            Conflict: a job that has not ended uses it.
+        """
+        with self.database.write() as session:
+            teacher = _get(session, TeacherRecord, id)
+            users = (JobRecord.teacher_id == id) & JobRecord.state.in_(LIVE)
+            job_id = session.scalar(select(JobRecord.id).where(users).limit(1))
+            if job_id is not None:
+                raise Conflict(f"teacher {id} is used by job {job_id}: cancel that, or wait for it")
+            session.delete(teacher)
+            session.flush()
+            same_bytes = select(func.count()).where(TeacherRecord.sha256 == teacher.sha256)
+            if not session.scalar(same_bytes):
+                remove_file(teacher.sha256)
+
+    # -------------------------------------------------------------------------------------------------- data sets
+
+    def add_dataset(self, dataset: DatasetRecord) -> tuple[DatasetRecord, bool]:
+        """Registers a data set, or finds the equal one of the same name.
+
+        Raises:
+            Conflict: the name is taken by another description.
+        """
+        with self.database.write() as session:
+            known = session.scalars(_by_name(dataset.name)).one_or_none()
+            if known is None:
+                session.add(dataset)
+                return dataset, True
+            if known.spec != dataset.spec:
+                raise Conflict(
+                    f"the name {dataset.name!r} belongs to {known.id}, which is another data set: "
+                    "choose another name, or delete that one"
+                )
+            return known, False
+
+    def find_dataset(self, name: str) -> DatasetRecord | None:
+        """The data set of this id or name."""
+        with self.database.read() as session:
+            if _ID.fullmatch(name) and (found := session.get(DatasetRecord, name)) is not None:
+                return found
+            return session.scalars(_by_name(name)).one_or_none()
+
+    def dataset_names(self) -> list[str]:
+        """The names of all registered data sets."""
+        with self.database.read() as session:
+            return list(session.scalars(select(DatasetRecord.name)))
+
+    def delete_dataset(self, id: str) -> None:
+        """Forgets a name; no files are touched, and jobs keep their copy of the description. Raises NotFound."""
+        with self.database.write() as session:
+            session.delete(_get(session, DatasetRecord, id))
+
+    # ------------------------------------------------------------------------------------------------------- jobs
+
+    def replay(self, idempotency: Idempotency | None) -> JobRecord | None:
+        """The job that this key has made before.
+
+        Raises:
+            IdempotencyMismatch: it came with another body.
+        """
+        if idempotency is None:
+            return None
+        with self.database.read() as session:
+            return _replayed(session, idempotency)
+
+    def add_job(self, plan: Plan, teacher: TeacherRecord, idempotency: Idempotency | None) -> tuple[JobRecord, bool]:
+        """Stores a job and its runs, all queued, together with its idempotency key.
+
+        Returns:
+            The job, and whether it is new: False if the key was used meanwhile.
+
+        Raises:
+            NotFound: the teacher was deleted meanwhile.
+            IdempotencyMismatch: as ``replay``.
+        """
+        with self.database.write() as session:
+            if idempotency is not None and (known := _replayed(session, idempotency)) is not None:
+                return known, False
+            _get(session, TeacherRecord, teacher.id)
+            job = _new_job(plan, teacher)
+            session.add(job)
+            session.flush()
+            session.add_all(_new_runs(plan, job.id))
+            if idempotency is not None:
+                session.add(IdempotencyRecord(**vars(idempotency), job_id=job.id))
+            return job, True
+
+    def summaries(self, job_ids: Sequence[str]) -> dict[str, Summary]:
+        """Run ids and counts of these jobs, in one query."""
+        query = select(RunRecord.job_id, RunRecord.id, RunRecord.state)
+        query = query.where(RunRecord.job_id.in_(job_ids)).order_by(RunRecord.job_id, RunRecord.index)
+        found: dict[str, list[tuple[str, State]]] = {job_id: [] for job_id in job_ids}
+        with self.database.read() as session:
+            for job_id, run_id, state in session.execute(query):
+                found[job_id].append((run_id, state))
+        return {job_id: _summary(runs) for job_id, runs in found.items()}
+
+    def runs(self, job_id: str, after: str | None = None, limit: int | None = None) -> tuple[list[RunRecord], bool]:
+        """Runs of a job in the order of its plan, those after the id ``after``. Raises NotFound for the job."""
+        # Ids of a job's runs rise with their index, see new_id.
+        query = select(RunRecord).where(RunRecord.job_id == job_id).order_by(RunRecord.id)
+        if after is not None:
+            query = query.where(RunRecord.id > after)
+        with self.database.read() as session:
+            _get(session, JobRecord, job_id)
+            rows = list(session.scalars(query.limit(None if limit is None else limit + 1)))
+        return rows[:limit], limit is not None and len(rows) > limit
+
+    def user_of_cache(self, key: str) -> str | None:
+        """The id of a job that is being worked on and uses this cache."""
+        query = select(JobRecord.id, JobRecord.caches).where(JobRecord.state.in_(WORKING))
+        with self.database.read() as session:
+            rows = session.execute(query).all()
+        return next((id for id, caches in rows if key in (caches or {}).values()), None)
+
+    # ------------------------------------------------------------------------------------- events, metrics, files
+
+    def events(self, owner: JobRecord | RunRecord, after: int, limit: int) -> tuple[list[EventRecord], bool]:
+        """Events of a job (its runs' included) or of a run, later than ``after``, oldest first."""
+        column = EventRecord.job_id if isinstance(owner, JobRecord) else EventRecord.run_id
+        query = select(EventRecord).where(column == owner.id, EventRecord.seq > after)
+        with self.database.read() as session:
+            rows = list(session.scalars(query.order_by(EventRecord.seq).limit(limit + 1)))
+        return rows[:limit], len(rows) > limit
+
+    def metrics(self, run_id: str) -> list[Json]:
+        """The metrics of every epoch of a run, in order; of an epoch that was trained twice, the later ones."""
+        query = select(EventRecord.data).where(EventRecord.run_id == run_id, EventRecord.type == "epoch")
+        with self.database.read() as session:
+            _get(session, RunRecord, run_id)
+            told = session.scalars(query.order_by(EventRecord.seq)).all()
+        epochs: dict[int, Json] = {data["epoch"]: data["metrics"] for data in told}
+        return [epochs[epoch] for epoch in sorted(epochs)]
+
+    def artifacts(self, run_id: str) -> list[ArtifactRecord]:
+        """The files of a run's newest attempt, by name. Raises NotFound."""
+        with self.database.read() as session:
+            run = _get(session, RunRecord, run_id)
+            query = select(ArtifactRecord).where(ArtifactRecord.run_id == run_id, ArtifactRecord.attempt == run.attempt)
+            return list(session.scalars(query.order_by(ArtifactRecord.name)))
+
+
+def _get(session: Session, table: type[Row], id: str) -> Row:
+    row = session.get(table, id) if _ID.fullmatch(id) else None
+    if row is None:
+        raise NotFound(_KINDS[table], id)
+    return row
+
+
+def _by_name(name: str) -> Select[DatasetRecord]:
+    return select(DatasetRecord).where(DatasetRecord.name == name)
+
+
+def _replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
+    known = session.get(IdempotencyRecord, idempotency.key)
+    if known is None:
+        return None
+    if known.digest != idempotency.digest:
+        raise IdempotencyMismatch(
+            f"the Idempotency-Key {idempotency.key!r} came with another body before, for job {known.job_id}: "
+            "use a new key for a new job"
+        )
+    return session.get_one(JobRecord, known.job_id)
+
+
+def _new_job(plan: Plan, teacher: TeacherRecord) -> JobRecord:
+    return JobRecord(
+        id=new_id("job"),
+        name=plan.name,
+        teacher_id=teacher.id,
+        teacher={
+            "id": teacher.id,
+            "name": teacher.name,
+            "sha256": teacher.sha256,
+            "output": teacher.output,
+            "preprocessing": teacher.preprocessing,
+        },
+        plan=plan.model_dump(mode="json"),
+    )
+
+
+def _new_runs(plan: Plan, job_id: str) -> list[RunRecord]:
+    return [
+        RunRecord(
+            id=new_id("run"),
+            job_id=job_id,
+            index=run.index,
+            name=run.name,
+            student=run.student.name,
+            method=run.method.label,
+            method_spec=run.method.model_dump(mode="json"),
+            seed=run.seed,
+            epochs=plan.training.epochs,
+        )
+        for run in plan.runs()
+    ]
+
+
+def _summary(runs: Sequence[tuple[str, State]]) -> Summary:
+    counts: dict[State, int] = dict.fromkeys(State, 0)
+    for _, state in runs:
+        counts[state] += 1
+    return Summary(tuple(run_id for run_id, _ in runs), counts)

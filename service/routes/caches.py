@@ -1,0 +1,67 @@
+"""Cached teacher logits: look, verify, delete. They are made by jobs alone."""
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+
+from service.context import PAGE_DEFAULT, After, Limit, Service, page
+from service.errors import Conflict
+from service.problems import responses
+from service.schemas import Cache, CacheReport, Page
+from store.catalog import CacheEntry
+
+router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500))
+
+
+def show(entry: CacheEntry) -> Cache:
+    """The document of an entry."""
+    return Cache(
+        key=entry.key,
+        state=entry.state,
+        problem=entry.problem,
+        spec=entry.spec.model_dump(mode="json") if entry.spec else None,
+        rows_committed=entry.rows_committed,
+        size_bytes=entry.size_bytes,
+        created_at=entry.created_at,
+        last_used_at=entry.last_used_at,
+    )
+
+
+@router.get("", operation_id="list_caches", summary="List caches", responses=responses(422))
+def list_caches(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Cache]:
+    """By key, in rising order; `after` is a key."""
+    entries = [entry for entry in service.catalog.list() if after is None or entry.key > after]
+    return page(entries[:limit], len(entries) > limit, show, lambda entry: entry.key)
+
+
+@router.get("/{key}", operation_id="get_cache", summary="One cache", responses=responses(404, 422))
+def get_cache(key: str, service: Service) -> Cache:
+    """By its key, 64 hex digits."""
+    return show(service.catalog.get(key))
+
+
+@router.delete(
+    "/{key}",
+    operation_id="delete_cache",
+    summary="Delete a cache",
+    status_code=204,
+    responses=responses(404, 409, 422),
+)
+def delete_cache(key: str, service: Service) -> None:
+    """Refused while a job that is being worked on uses it. A later job makes it anew."""
+    job_id = service.registry.user_of_cache(key)
+    if job_id is not None:
+        raise Conflict(f"cache {key} is used by job {job_id}: cancel that, or wait for it")
+    service.catalog.delete(key)
+
+
+@router.post(
+    "/{key}/verify",
+    operation_id="verify_cache",
+    summary="Read every byte of a cache again",
+    responses=responses(404, 422),
+)
+def verify_cache(key: str, service: Service) -> CacheReport:
+    """Compares every checksum and recomputes every statistic; takes as long as reading the files."""
+    report = service.catalog.verify(key)
+    return CacheReport(ok=report.ok, **asdict(report))

@@ -1,0 +1,78 @@
+"""Data sets with a name. The files are the operator's, below the data root; nothing is uploaded or deleted here."""
+
+from fastapi import APIRouter, Response
+
+from service.checks import DATASET
+from service.context import PAGE_DEFAULT, After, Limit, Service, page
+from service.problems import responses
+from service.schemas import Dataset, DatasetRequest, Page
+from service.tables import DatasetRecord, new_id
+from workers.sources import examine
+
+router = APIRouter(prefix="/datasets", tags=["datasets"], responses=responses(401, 403, 500, 503))
+
+
+def show(row: DatasetRecord) -> Dataset:
+    """The document of a row."""
+    return Dataset(
+        id=row.id,
+        name=row.name,
+        spec=DATASET.validate_python(row.spec),
+        classes=row.classes,
+        samples=row.samples,
+        created_at=row.created_at,
+    )
+
+
+@router.post(
+    "",
+    operation_id="create_dataset",
+    summary="Register a data set",
+    status_code=201,
+    responses={200: {"model": Dataset, "description": "It was registered before"}, **responses(400, 409, 413, 422)},
+)
+def create_dataset(request: DatasetRequest, service: Service, response: Response) -> Dataset:
+    """Looks at the files without decoding them, and remembers the description under a name."""
+    source = examine(request.spec, service.settings.data_root)
+    row, is_new = service.registry.add_dataset(
+        DatasetRecord(
+            id=new_id("ds"),
+            name=request.name,
+            spec=request.spec.model_dump(mode="json"),
+            classes=source.classes,
+            samples=dict(source.samples),
+        )
+    )
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/datasets/{row.id}"
+    return show(row)
+
+
+@router.get("", operation_id="list_datasets", summary="List data sets", responses=responses(422))
+def list_datasets(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Dataset]:
+    """Newest first."""
+    rows, has_more = service.registry.page(DatasetRecord, after, limit)
+    return page(rows, has_more, show, lambda row: row.id)
+
+
+@router.get(
+    "/{dataset_id}",
+    operation_id="get_dataset",
+    summary="One data set",
+    responses=responses(404, 422),
+)
+def get_dataset(dataset_id: str, service: Service) -> Dataset:
+    """By its id."""
+    return show(service.registry.get(DatasetRecord, dataset_id))
+
+
+@router.delete(
+    "/{dataset_id}",
+    operation_id="delete_dataset",
+    summary="Forget a data set",
+    status_code=204,
+    responses=responses(404, 422),
+)
+def delete_dataset(dataset_id: str, service: Service) -> None:
+    """The files stay, and so do jobs that have used the name: they keep their own copy of the description."""
+    service.registry.delete_dataset(dataset_id)

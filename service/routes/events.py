@@ -1,0 +1,142 @@
+"""What happens to a job or run, as pages of JSON or as a stream of server-sent events.
+
+The stream looks into the database several times a second: the engine is another process, and the database is all
+that the two share. It begins after ``Last-Event-ID`` (or ``after``) and ends with the event ``done`` once the job or
+run has ended and everything was sent, or without it when the server shuts down; the client then comes back.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.responses import JSONResponse, Response
+
+from service.context import EVENTS_DEFAULT, EVENTS_MAX, Context, Service, page
+from service.jobs import TERMINAL, State
+from service.problems import responses
+from service.schemas import Event, Page
+from service.tables import EventRecord, JobRecord, RunRecord
+
+router = APIRouter(tags=["events"], responses=responses(401, 403, 404, 422, 500, 503))
+
+SSE = "text/event-stream"
+# SQLite's and PostgreSQL's largest integer.
+Sequence = Annotated[int, Query(ge=0, lt=2**63, description="the `seq` of the last event that was seen")]
+LastEventId = Annotated[
+    str | None, Header(pattern=r"^[0-9]{1,18}$", description="as `after`; sent by browsers that come back")
+]
+EventLimit = Annotated[int, Query(ge=1, le=EVENTS_MAX, description="events of a page")]
+_DESCRIPTION = "A page of events, or with `Accept: text/event-stream` all of them as they come"
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": Page[Event], "description": _DESCRIPTION, "content": {SSE: {"schema": {"type": "string"}}}}
+}
+
+
+def show(row: EventRecord) -> Event:
+    """The document of a row."""
+    return Event(
+        seq=row.seq,
+        job_id=row.job_id,
+        run_id=row.run_id or None,
+        attempt=row.attempt,
+        at=row.at,
+        type=row.type,
+        data=row.data,
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    operation_id="list_job_events",
+    summary="Events of a job and its runs",
+    response_class=Response,
+    responses=_RESPONSES,
+)
+async def list_job_events(
+    job_id: str,
+    request: Request,
+    service: Service,
+    after: Sequence = 0,
+    limit: EventLimit = EVENTS_DEFAULT,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Oldest first. In a page `after` is exclusive, and `last_id` is the `after` of the next page."""
+    return await _answer(request, service, lambda: service.records.job(job_id), after, limit, last_event_id)
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    operation_id="list_run_events",
+    summary="Events of a run",
+    response_class=Response,
+    responses=_RESPONSES,
+)
+async def list_run_events(
+    run_id: str,
+    request: Request,
+    service: Service,
+    after: Sequence = 0,
+    limit: EventLimit = EVENTS_DEFAULT,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Oldest first. In a page `after` is exclusive, and `last_id` is the `after` of the next page."""
+    return await _answer(request, service, lambda: service.records.run(run_id), after, limit, last_event_id)
+
+
+async def _answer(
+    request: Request,
+    service: Context,
+    find: Callable[[], JobRecord | RunRecord],
+    after: int,
+    limit: int,
+    last_event_id: str | None,
+) -> Response:
+    owner = await anyio.to_thread.run_sync(find)
+    if SSE in request.headers.get("accept", ""):
+        start = int(last_event_id) if last_event_id else after
+        return StreamingResponse(
+            _stream(service, find, start),
+            media_type=SSE,
+            # Proxies must pass every event on at once.
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+    rows, has_more = await anyio.to_thread.run_sync(service.registry.events, owner, after, limit)
+    return JSONResponse(page(rows, has_more, show, lambda row: row.seq).model_dump(mode="json"))
+
+
+async def _stream(service: Context, find: Callable[[], JobRecord | RunRecord], after: int) -> AsyncIterator[bytes]:
+    """Events later than ``after`` in the wire format; the server ends it by closing when the client has left."""
+    settings = service.settings
+    sent_s = time.monotonic()
+    while not service.closing.is_set():
+        # The state first: what is told after a job has ended does not land, so the events read next are all.
+        owner = await anyio.to_thread.run_sync(find)
+        rows, has_more = await anyio.to_thread.run_sync(service.registry.events, owner, after, EVENTS_MAX)
+        for row in rows:
+            after = row.seq
+            yield _frame(show(row))
+        if has_more:
+            continue
+        if owner.state in TERMINAL:
+            yield _done(owner.state, after)
+            return
+        if rows:
+            sent_s = time.monotonic()
+        elif time.monotonic() - sent_s >= settings.keep_alive_s:
+            sent_s = time.monotonic()
+            yield KEEPALIVE_COMMENT
+        with anyio.move_on_after(settings.event_poll_s):
+            await service.closing.wait()
+
+
+def _frame(event: Event) -> bytes:
+    return format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
+
+
+def _done(state: State, after: int) -> bytes:
+    return format_sse_event(data_str=f'{{"state":"{state}"}}', event="done", id=str(after))

@@ -1,0 +1,234 @@
+"""Jobs: post, preview, look, cancel, report."""
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.checks import check_job
+from service.context import PAGE_DEFAULT, After, Context, Limit, Service, page
+from service.jobs import State
+from service.problems import responses
+from service.registry import Idempotency, Summary, digest_of
+from service.routes import runs
+from service.schemas import (
+    ErrorInfo,
+    Inference,
+    Job,
+    JobPreview,
+    JobProgress,
+    JobRequest,
+    Page,
+    PlannedRun,
+    Report,
+    ReportRow,
+    Run,
+    TeacherForwards,
+    TeacherResult,
+)
+from service.tables import JobRecord, RunRecord
+from workers.config import Plan
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503))
+
+CSV = "text/csv"
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="the same key with the same body gives the same job, however often it is sent",
+    ),
+]
+
+
+def show(row: JobRecord, summary: Summary) -> Job:
+    """The document of a row."""
+    forwards = row.teacher_forwards
+    return Job(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        stage=row.stage,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        progress=JobProgress(
+            inference=Inference.model_validate(row.inference) if row.inference else None,
+            runs=dict(summary.counts),
+        ),
+        teacher=row.teacher_id,
+        teacher_sha256=row.teacher["sha256"],
+        plan=Plan.model_validate(row.plan),
+        caches=row.caches,
+        teacher_forwards=TeacherForwards.model_validate(forwards) if forwards else None,
+        teacher_accuracy=row.teacher_accuracy,
+        run_ids=list(summary.run_ids),
+    )
+
+
+def _show_one(row: JobRecord, service: Context) -> Job:
+    return show(row, service.registry.summaries([row.id])[row.id])
+
+
+@router.post(
+    "",
+    operation_id="create_job",
+    summary="Post a job",
+    status_code=201,
+    responses={
+        200: {"model": Job | JobPreview, "description": "The same request again, or a dry run"},
+        **responses(400, 413, 422, 507),
+    },
+)
+def create_job(
+    request: JobRequest,
+    service: Service,
+    response: Response,
+    dry_run: Annotated[bool, Query(description="check it and show its runs, but make nothing")] = False,
+    idempotency_key: IdempotencyKey = None,
+) -> Job | JobPreview:
+    """Students x methods x seeds become runs. Everything that can be known now is checked now."""
+    if dry_run:
+        plan, teacher = check_job(request, service)
+        response.status_code = 200
+        return _preview(plan, teacher.id)
+    idempotency = None
+    if idempotency_key is not None:
+        idempotency = Idempotency(idempotency_key, digest_of(request.model_dump(mode="json")))
+    # A repeated request is answered as before, even if the same job could not be made any more.
+    row, is_new = service.registry.replay(idempotency), False
+    if row is None:
+        plan, teacher = check_job(request, service)
+        service.check_disk()
+        row, is_new = service.registry.add_job(plan, teacher, idempotency)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/jobs/{row.id}"
+    return _show_one(row, service)
+
+
+def _preview(plan: Plan, teacher_id: str) -> JobPreview:
+    planned = [
+        PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
+        for run in plan.runs()
+    ]
+    return JobPreview(teacher=teacher_id, plan=plan, runs=planned)
+
+
+@router.get("", operation_id="list_jobs", summary="List jobs", responses=responses(422))
+def list_jobs(
+    service: Service,
+    status: Annotated[State | None, Query(description="only jobs in this state")] = None,
+    after: After = None,
+    limit: Limit = PAGE_DEFAULT,
+) -> Page[Job]:
+    """Newest first."""
+    rows, has_more = service.registry.jobs(status, after, limit)
+    summaries = service.registry.summaries([row.id for row in rows])
+    return page(rows, has_more, lambda row: show(row, summaries[row.id]), lambda row: row.id)
+
+
+@router.get("/{job_id}", operation_id="get_job", summary="One job", responses=responses(404, 422))
+def get_job(job_id: str, service: Service) -> Job:
+    """State, stage, progress, plan, and the ids of its runs."""
+    return _show_one(service.registry.get(JobRecord, job_id), service)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="cancel_job",
+    summary="Cancel a job",
+    responses=responses(404, 422),
+)
+def cancel_job(job_id: str, service: Service) -> Job:
+    """Runs that have not begun are cancelled now, the others within a batch. Cancelling again changes nothing."""
+    return _show_one(service.records.request_cancel(job_id), service)
+
+
+@router.get(
+    "/{job_id}/runs",
+    operation_id="list_runs",
+    summary="Runs of a job",
+    responses=responses(404, 422),
+)
+def list_runs(job_id: str, service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Run]:
+    """In the order of the plan: students slowest, seeds fastest."""
+    rows, has_more = service.registry.runs(job_id, after, limit)
+    return page(rows, has_more, runs.show, lambda row: row.id)
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+@router.get(
+    "/{job_id}/report",
+    operation_id="get_report",
+    summary="The table of results",
+    response_class=Response,
+    responses={
+        200: {
+            "model": Report,
+            "description": "A row per run; with `Accept: text/csv` as CSV",
+            "content": {CSV: {"schema": {"type": "string"}}},
+        },
+        **responses(404, 422),
+    },
+)
+def get_report(job_id: str, request: Request, service: Service) -> Response:
+    """What every run has reached so far. `accuracy_best` was chosen on the test split, so `accuracy_last` counts."""
+    job = service.registry.get(JobRecord, job_id)
+    rows, _ = service.registry.runs(job_id)
+    report = report_of(job, rows)
+    if CSV in request.headers.get("accept", ""):
+        name = f'attachment; filename="{job_id}.csv"'
+        return Response(_csv(report), media_type=CSV, headers={"Content-Disposition": name})
+    return JSONResponse(report.model_dump(mode="json"))
+
+
+def report_of(job: JobRecord, rows: list[RunRecord]) -> Report:
+    """The report of a job with these runs."""
+    return Report(
+        job_id=job.id,
+        rows=[_report_row(row) for row in rows],
+        teacher=TeacherResult(accuracy=job.teacher_accuracy),
+        teacher_forwards=TeacherForwards.model_validate(job.teacher_forwards) if job.teacher_forwards else None,
+        caches=job.caches,
+    )
+
+
+def _report_row(run: RunRecord) -> ReportRow:
+    result: Mapping[str, Any] = run.result or {}
+    # A run that is still training has metrics, but no result.
+    last: Mapping[str, Any] = result.get("last") or run.metrics or {}
+    best: Mapping[str, Any] = result.get("best") or {}
+    return ReportRow(
+        run_id=run.id,
+        student=run.student,
+        method=run.method,
+        seed=run.seed,
+        state=run.state,
+        accuracy_last=last.get("top1"),
+        accuracy_best=best.get("top1"),
+        best_epoch=result.get("best_epoch"),
+        agreement=last.get("agreement"),
+        kl_to_teacher=last.get("kl_to_teacher"),
+        ece=last.get("ece"),
+        nll=last.get("nll"),
+        student_temperature=last.get("student_temperature_mean"),
+        teacher_temperature=last.get("teacher_temperature_mean"),
+        images_per_s=result.get("images_per_s", last.get("images_per_s")),
+        seconds=result.get("seconds"),
+    )
+
+
+def _csv(report: Report) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(ReportRow.model_fields), lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump(mode="json") for row in report.rows)
+    return text.getvalue()

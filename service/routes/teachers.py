@@ -1,0 +1,166 @@
+"""Teachers: upload, look, delete. An upload is streamed to disk, inspected in a process of its own, then kept."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio.to_thread
+from fastapi import APIRouter, Request, Response
+from pydantic import TypeAdapter, ValidationError
+
+from service.checks import classes_of
+from service.context import PAGE_DEFAULT, After, Context, Limit, Service, page
+from service.errors import InvalidRequest
+from service.problems import responses
+from service.registry import digest_of
+from service.schemas import Name, Page, Teacher, TeacherUpload, Value
+from service.settings import Settings
+from service.tables import TeacherRecord, new_id
+from service.uploads import Upload, receive
+from workers.config import Preprocessing
+from workers.onnx_check import check_picture, inspect_in_subprocess
+
+router = APIRouter(prefix="/teachers", tags=["teachers"], responses=responses(401, 403, 500, 503))
+
+TEXT_FIELDS = frozenset({"name", "preprocessing", "output"})
+# Each inspection may use the memory of several copies of its file.
+_INSPECTIONS = anyio.CapacityLimiter(2)
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+
+
+def show(row: TeacherRecord) -> Teacher:
+    """The document of a row."""
+    return Teacher(
+        id=row.id,
+        name=row.name,
+        sha256=row.sha256,
+        size_bytes=row.size_bytes,
+        inputs=[Value.model_validate(value) for value in row.inputs],
+        outputs=[Value.model_validate(value) for value in row.outputs],
+        output=row.output,
+        classes=classes_of(row),
+        preprocessing=Preprocessing.model_validate(row.preprocessing),
+        created_at=row.created_at,
+    )
+
+
+@router.post(
+    "",
+    operation_id="create_teacher",
+    summary="Upload a teacher",
+    status_code=201,
+    responses={200: {"model": Teacher, "description": "It was uploaded before"}, **responses(400, 413, 422, 507)},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": TeacherUpload.model_json_schema()}},
+        }
+    },
+)
+async def create_teacher(request: Request, service: Service, response: Response) -> Teacher:
+    """An ONNX classifier as the form field `file`, beside `name`, `preprocessing` (JSON) and `output`.
+
+    The file must hold its weights itself and use standard operators only; it is checked before it is kept. The same
+    bytes with the same preprocessing and output give the teacher that is there already.
+    """
+    settings = service.settings
+    service.check_disk(int(request.headers.get("content-length", "0")))
+    upload = receive(
+        request,
+        settings.teachers_dir,
+        text_fields=TEXT_FIELDS,
+        file_max_bytes=settings.teacher_max_bytes,
+    )
+    async with upload as received:
+        row, is_new = await anyio.to_thread.run_sync(_register, received, service, limiter=_INSPECTIONS)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/teachers/{row.id}"
+    return show(row)
+
+
+def _register(upload: Upload, service: Context) -> tuple[TeacherRecord, bool]:
+    preprocessing = _preprocessing(upload.fields.get("preprocessing"))
+    name = _name(upload.fields.get("name"), upload.sha256)
+    graph = inspect_in_subprocess(upload.path, upload.fields.get("output"), service.settings.inspect_timeout_s)
+    check_picture(
+        graph,
+        channels=preprocessing.channel_count,
+        size=preprocessing.size,
+        layout=preprocessing.layout,
+    )
+    described = preprocessing.model_dump(mode="json")
+    row = TeacherRecord(
+        id=new_id("tch"),
+        name=name,
+        sha256=upload.sha256,
+        identity=digest_of([upload.sha256, graph.output, described]),
+        size_bytes=upload.size_bytes,
+        inputs=[value.model_dump(mode="json") for value in graph.inputs],
+        outputs=[value.model_dump(mode="json") for value in graph.outputs],
+        output=graph.output,
+        preprocessing=described,
+    )
+    target = service.settings.teacher_path(upload.sha256)
+    return service.registry.add_teacher(row, lambda: _place(upload.path, target))
+
+
+def _place(source: Path, target: Path) -> None:
+    source.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _name(given: str | None, sha256: str) -> str:
+    if given is None:
+        return sha256[:12]
+    try:
+        return _NAME.validate_python(given)
+    except ValidationError as error:
+        raise InvalidRequest(f"the name cannot be used: {error.errors()[0]['msg']}", "#/name") from error
+
+
+def _preprocessing(text: str | None) -> Preprocessing:
+    try:
+        return Preprocessing() if text is None else Preprocessing.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"/{step}" for step in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"the preprocessing cannot be used: {message}", f"#/preprocessing{where}") from error
+
+
+@router.get("", operation_id="list_teachers", summary="List teachers", responses=responses(422))
+def list_teachers(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Teacher]:
+    """Newest first."""
+    rows, has_more = service.registry.page(TeacherRecord, after, limit)
+    return page(rows, has_more, show, lambda row: row.id)
+
+
+@router.get(
+    "/{teacher_id}",
+    operation_id="get_teacher",
+    summary="One teacher",
+    responses=responses(404, 422),
+)
+def get_teacher(teacher_id: str, service: Service) -> Teacher:
+    """By its id."""
+    return show(service.registry.get(TeacherRecord, teacher_id))
+
+
+@router.delete(
+    "/{teacher_id}",
+    operation_id="delete_teacher",
+    summary="Delete a teacher",
+    status_code=204,
+    responses=responses(404, 409, 422),
+)
+def delete_teacher(teacher_id: str, service: Service) -> None:
+    """Refused while a job that has not ended uses it. Its caches and the results of its jobs stay."""
+    service.registry.delete_teacher(teacher_id, _remover(service.settings))
+
+
+def _remover(settings: Settings) -> Callable[[str], None]:
+    return lambda sha256: settings.teacher_path(sha256).unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""The API process: uvicorn around ``create_app``, ended by SIGTERM or SIGINT within its grace period."""
+
+import socket
+from collections.abc import Sequence
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.app import create_app
+from service.auth import check_binding
+from service.context import Context
+from service.db import upgrade_to_head
+from service.logs import configure_logging
+from service.settings import Settings
+
+GRACE_S = 20
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but open event streams hear of the shutdown and end, instead of holding it up."""
+
+    async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Tells the streams, then shuts down as uvicorn does."""
+        app = self.config.app
+        if isinstance(app, FastAPI):
+            context: Context = app.state.context
+            context.closing.set()
+        await super().shutdown(list(sockets) if sockets is not None else None)
+
+
+def build_server(settings: Settings) -> Server:
+    """A server for these settings that has not begun to listen.
+
+    Raises:
+        UnsafeBinding: the host is reachable from other machines and there is no key.
+        BadKeyFile: the API key file cannot be used.
+    """
+    check_binding(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    return Server(config)
+
+
+def serve(settings: Settings) -> None:
+    """Migrates the database, then serves until SIGTERM or SIGINT.
+
+    Raises:
+        UnsafeBinding, BadKeyFile: as ``build_server``.
+        sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
+    """
+    configure_logging(settings.log_level)
+    server = build_server(settings)
+    settings.make_folders()
+    upgrade_to_head(settings.database)
+    server.run()

@@ -1,0 +1,97 @@
+"""A small real setting that many tests share: scikit-learn's digits, a teacher trained on them, its caches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from store import CacheReader
+from workers.config import (
+    AdamW,
+    CosineSchedule,
+    CropFlip,
+    DigitsDataset,
+    Folders,
+    JobSpec,
+    Preprocessing,
+    StudentSpec,
+    TeacherSpec,
+    Training,
+    TrainingOrder,
+    Views,
+)
+from workers.datasets import Dataset
+from workers.events import ignore, never
+from workers.methods import parse_method
+from workers.pipeline import CachePlan, build_caches, order_run, plan_caches, prepare_data, train_supervised
+from workers.teacher import Teacher
+
+SMALL = Training(epochs=2, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
+VIEWS = Views(augmentation=CropFlip(pad=1, flip=False), count=2)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Everything a test needs to train on digits."""
+
+    folders: Folders
+    teacher_spec: TeacherSpec
+    plan: CachePlan
+    views: Views
+    train: Dataset
+    test: Dataset
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.teacher_spec.preprocessing
+
+    def teacher(self) -> Teacher:
+        return Teacher(self.teacher_spec.path, self.preprocessing, None, threads=1, device="cpu")
+
+    def train_reader(self) -> CacheReader:
+        return CacheReader(self.folders.caches, self.plan.train_cache)
+
+    def job(self, *methods: str | Mapping[str, object], training: Training = SMALL, student: str = "cnn_s") -> JobSpec:
+        return JobSpec(
+            dataset=DigitsDataset(),
+            views=self.views,
+            students=(StudentSpec(name=student),),
+            methods=tuple(parse_method(method) for method in methods),
+            training=training,
+            teacher=self.teacher_spec,
+        )
+
+    def order(
+        self,
+        method: str | Mapping[str, object],
+        folder: Path,
+        training: Training = SMALL,
+        earlier: tuple[Path, ...] = (),
+    ) -> TrainingOrder:
+        job = self.job(method, training=training)
+        return order_run(job, self.plan, job.runs()[0], self.folders, folder, threads=1, earlier=earlier)
+
+
+def make_digits(root: Path) -> Digits:
+    """Train the teacher (seconds) and fill its caches."""
+    folders = Folders(data_dir=root / "data", data_root=root)
+    model = train_supervised(
+        DigitsDataset(),
+        "cnn_m",
+        Training(epochs=6, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule()),
+        data_root=root,
+        work_dir=folders.data_dir,
+        out_dir=root / "teacher",
+    )
+    teacher = TeacherSpec(path=model.onnx_path, preprocessing=model.preprocessing)
+    job = JobSpec(
+        dataset=DigitsDataset(),
+        views=VIEWS,
+        students=(StudentSpec(name="cnn_s"),),
+        methods=(parse_method("kd"),),
+        training=SMALL,
+        teacher=teacher,
+    )
+    plan = plan_caches(job, folders, ignore, never, threads=1, device="cpu")
+    build_caches(plan, folders, ignore, never, threads=1, device="cpu")
+    train, test = prepare_data(DigitsDataset(), folders, ignore, never)
+    return Digits(folders, teacher, plan, VIEWS, train, test)

@@ -1,0 +1,135 @@
+"""The rules of the house that a reader relies on: which way imports point, what the API loads, what lies where."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("store", "workers", "service")
+# package -> the only files that may import it
+HOMES = {
+    "zarr": ("store/",),
+    "onnxruntime": ("workers/teacher.py",),
+    "ray": ("workers/cluster.py",),
+    "fastapi": ("service/",),
+    "starlette": ("service/",),
+    "sqlalchemy": ("service/",),
+    "alembic": ("service/",),
+    "uvicorn": ("service/",),
+    "pickle": (),
+    "cloudpickle": (),
+    "dill": (),
+    "joblib": (),
+    "marshal": (),
+    "shelve": (),
+}
+# What a torch-free process must be able to import.
+LIGHT = (
+    "store",
+    "workers",
+    "workers.errors",
+    "workers.events",
+    "workers.config",
+    "workers.methods",
+    "workers.composition",
+    "workers.sources",
+    "workers.onnx_check",
+    "workers.students",
+    "workers.students.catalog",
+    "service.app",
+    "service.cli",
+    "service.client",
+)
+HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "PIL")
+TOP_LEVEL = {
+    ".ci",
+    ".gitignore",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "docker",
+    "pyproject.toml",
+    "service",
+    "store",
+    "tests",
+    "workers",
+}
+
+
+def source_files() -> list[Path]:
+    return [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every imported module of a file, imports inside functions included, with its line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module, node.lineno
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in source_files():
+        layer = LAYERS.index(path.relative_to(ROOT).parts[0])
+        for module, line in imports(path):
+            top = module.split(".")[0]
+            if (top in LAYERS and LAYERS.index(top) > layer) or top == "tests":
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not wrong
+
+
+def test_heavy_packages_stay_in_their_files() -> None:
+    wrong = []
+    for path in source_files():
+        name = path.relative_to(ROOT).as_posix()
+        for module, line in imports(path):
+            homes = HOMES.get(module.split(".")[0])
+            if homes is not None and not name.startswith(homes):
+                wrong.append(f"{name}:{line} imports {module}, which belongs to {homes or 'nobody'}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_light_module_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", f"import {module} loads {done.stdout.strip()}"
+
+
+def test_the_probe_for_heavy_modules_sees_them() -> None:
+    # The test above would pass for ever if its probe were blind.
+    code = f"import sys, workers.views; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "torch" in done.stdout
+
+
+def test_the_top_level_holds_what_the_readme_names() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert {line.split("/")[0] for line in listed.stdout.splitlines()} <= TOP_LEVEL
+
+
+def test_files_that_could_run_code_are_read_safely() -> None:
+    """``torch.load`` only with ``weights_only=True``, ``np.load`` only without pickles, no eval or exec."""
+    wrong = []
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            unsafe = (
+                (called == "torch.load" and given.get("weights_only") != "True")
+                or (called in {"np.load", "numpy.load"} and given.get("allow_pickle") != "False")
+                or called in {"eval", "exec", "os.system"}
+                or given.get("shell") == "True"
+            )
+            if unsafe:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:80]}")
+    assert not wrong

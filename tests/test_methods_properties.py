@@ -1,0 +1,229 @@
+"""What must hold of every method on any logits: invariances, signs, the scale of the gradient."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from tests.method_inputs import Logits, evaluate, ordinary
+from workers.composition import (
+    LOSS_CLASSES,
+    POLICY_CLASSES,
+    Dkd,
+    Dtkd,
+    Fixed,
+    Kl,
+    Loss,
+    Lud,
+    Method,
+    Policy,
+    Standardize,
+    Term,
+)
+from workers.methods import parse_method
+from workers.objective import objective
+
+SHIFT_INVARIANT = [cls for cls in POLICY_CLASSES if cls is not Dtkd]
+
+
+@st.composite
+def logits(draw: st.DrawFn) -> Logits:
+    """Two independent logit matrices of any moderate scale and offset, float64, with labels."""
+    batch, classes = draw(st.integers(1, 5)), draw(st.integers(2, 12))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def matrix() -> Tensor:
+        scale, offset = draw(st.floats(0.1, 10.0)), draw(st.floats(-5.0, 5.0))
+        return scale * torch.randn(batch, classes, generator=generator, dtype=torch.float64) + offset
+
+    return matrix(), matrix(), torch.randint(classes, (batch,), generator=generator)
+
+
+def _alone(policy: type[Policy], loss: type[Loss], **fields: float) -> Method:
+    term = Term.model_validate({"policy": policy(**fields), "loss": loss()})
+    return Method(name="probe", ce_weight=0.0, terms=(term,))
+
+
+def _close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+any_policy = pytest.mark.parametrize("policy", POLICY_CLASSES, ids=lambda cls: cls.__name__)
+any_loss = pytest.mark.parametrize("loss", LOSS_CLASSES, ids=lambda cls: cls.__name__)
+few = settings(max_examples=400, deadline=None)
+
+
+@any_loss
+@any_policy
+@few
+@given(logits=logits())
+def test_no_term_is_negative(policy: type[Policy], loss: type[Loss], logits: Logits) -> None:
+    result, _ = evaluate(_alone(policy, loss), logits)
+    assert all(value >= -1e-12 for value in result.terms.values())
+
+
+@any_loss
+@pytest.mark.parametrize("policy", SHIFT_INVARIANT, ids=lambda cls: cls.__name__)
+@few
+@given(logits=logits(), student=st.floats(-50, 50), teacher=st.floats(-50, 50))
+def test_adding_a_constant_to_either_networks_logits_changes_nothing(
+    policy: type[Policy], loss: type[Loss], logits: Logits, student: float, teacher: float
+) -> None:
+    method = _alone(policy, loss)
+    student_BC, teacher_BC, labels_B = logits
+    before, gradient_BC = evaluate(method, logits)
+    after, shifted_gradient_BC = evaluate(method, (student_BC + student, teacher_BC + teacher, labels_B))
+    _close(after.total, before.total)
+    _close(shifted_gradient_BC, gradient_BC)
+
+
+def test_dtkd_is_not_shift_invariant() -> None:
+    """Which is why caches hold raw logits: centring them would change this method."""
+    generator = torch.Generator().manual_seed(0)
+    student_BC, teacher_BC = (torch.randn(4, 10, generator=generator, dtype=torch.float64) for _ in range(2))
+    labels_B = torch.arange(4)
+    before, _ = evaluate(_alone(Dtkd, Kl), (student_BC, teacher_BC, labels_B))
+    after, _ = evaluate(_alone(Dtkd, Kl), (student_BC, teacher_BC + 3.0, labels_B))
+    assert abs(after.total.item() / before.total.item() - 1.0) > 0.05
+
+
+@pytest.mark.parametrize("loss", [Kl, Dkd], ids=lambda cls: cls.__name__)
+@few
+@given(logits=logits(), factor=st.floats(0.2, 5.0))
+def test_standardised_losses_ignore_the_students_scale(loss: type[Loss], logits: Logits, factor: float) -> None:
+    student_BC, teacher_BC, labels_B = logits
+    # eps is the one thing that scale does not cancel.
+    method = _alone(Standardize, loss, eps=1e-12)
+    before, gradient_BC = evaluate(method, logits)
+    after, _ = evaluate(method, (student_BC * factor, teacher_BC, labels_B))
+    _close(after.total, before.total)
+    along_B = (gradient_BC * (student_BC - student_BC.mean(dim=1, keepdim=True))).sum(dim=1)
+    _close(along_B, torch.zeros_like(along_B))
+
+
+@pytest.mark.parametrize("loss", [Kl, Dkd], ids=lambda cls: cls.__name__)
+@any_policy
+@few
+@given(logits=logits())
+def test_a_student_that_equals_its_teacher_is_left_alone(
+    policy: type[Policy], loss: type[Loss], logits: Logits
+) -> None:
+    _, teacher_BC, labels_B = logits
+    result, gradient_BC = evaluate(_alone(policy, loss), (teacher_BC, teacher_BC, labels_B))
+    _close(result.total, torch.zeros_like(result.total))
+    _close(gradient_BC, torch.zeros_like(gradient_BC))
+
+
+@few
+@given(logits=logits())
+def test_the_squared_temperature_keeps_the_gradient_at_one_scale(logits: Logits) -> None:
+    """At high T the gradient of T^2 KL tends to (z_s - z_t) / C, both centred, over the batch (Hinton et al.)."""
+    student_BC, teacher_BC, _ = logits
+    batch, classes = student_BC.shape
+    _, gradient_BC = evaluate(_alone(Fixed, Kl, temperature=1e4), logits)
+    apart_BC = student_BC - teacher_BC
+    limit_BC = (apart_BC - apart_BC.mean(dim=1, keepdim=True)) / (classes * batch)
+    torch.testing.assert_close(gradient_BC, limit_BC, rtol=0.0, atol=1e-2 * limit_BC.abs().max().item())
+
+
+@any_loss
+@any_policy
+@few
+@given(logits=logits(), data=st.data())
+def test_renaming_the_classes_only_renames_the_gradient(
+    policy: type[Policy], loss: type[Loss], logits: Logits, data: st.DataObject
+) -> None:
+    student_BC, teacher_BC, labels_B = logits
+    order_C = torch.tensor(data.draw(st.permutations(range(student_BC.shape[1]))))
+    method = _alone(policy, loss)
+    before, gradient_BC = evaluate(method, logits)
+    renamed = (student_BC[:, order_C], teacher_BC[:, order_C], order_C.argsort()[labels_B])
+    after, renamed_gradient_BC = evaluate(method, renamed)
+    _close(after.total, before.total)
+    _close(renamed_gradient_BC, gradient_BC[:, order_C])
+
+
+@any_loss
+@any_policy
+@few
+@given(logits=logits(), data=st.data())
+def test_the_order_of_the_samples_does_not_matter(
+    policy: type[Policy], loss: type[Loss], logits: Logits, data: st.DataObject
+) -> None:
+    order_B = torch.tensor(data.draw(st.permutations(range(logits[0].shape[0]))))
+    method = _alone(policy, loss)
+    before, gradient_BC = evaluate(method, logits)
+    after, ordered_gradient_BC = evaluate(method, (logits[0][order_B], logits[1][order_B], logits[2][order_B]))
+    _close(after.total, before.total)
+    _close(ordered_gradient_BC, gradient_BC[order_B])
+
+
+@pytest.mark.parametrize("loss", [cls for cls in LOSS_CLASSES if cls is not Lud], ids=lambda cls: cls.__name__)
+@few
+@given(logits=logits())
+def test_the_gradient_is_that_of_the_loss(loss: type[Loss], logits: Logits) -> None:
+    """Along a random direction, against a central difference. (LUD detaches parts of itself on purpose.)"""
+    student_BC, teacher_BC, labels_B = logits
+    generator = torch.Generator().manual_seed(1)
+    direction_BC = torch.randn(student_BC.shape, generator=generator, dtype=torch.float64)
+    method = _alone(Fixed, loss)
+    _, gradient_BC = evaluate(method, logits)
+    step = 1e-5
+    ahead, behind = (
+        evaluate(method, (student_BC + sign * step * direction_BC, teacher_BC, labels_B))[0].total for sign in (1, -1)
+    )
+    numeric = (ahead - behind) / (2 * step)
+    torch.testing.assert_close((gradient_BC * direction_BC).sum(), numeric, rtol=1e-4, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- weights and warm-up
+
+
+def test_warmup_scales_the_terms_and_not_the_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student_BC, teacher_BC = (torch.randn(4, 10, generator=generator, dtype=torch.float64) for _ in range(2))
+    inputs = (student_BC, teacher_BC, torch.arange(4))
+    method = Method(name="probe", ce_weight=0.5, terms=(Term(weight=3.0),), warmup_epochs=20)
+    for epoch, factor in ((1, 0.05), (5, 0.25), (20, 1.0), (21, 1.0)):
+        result, _ = evaluate(method, inputs, epoch=epoch)
+        _close(result.total, 0.5 * result.terms["ce"] + factor * 3.0 * result.terms["kl"])
+
+
+def test_a_part_reports_its_unweighted_value() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student_BC, teacher_BC = (torch.randn(4, 10, generator=generator, dtype=torch.float64) for _ in range(2))
+    inputs = (student_BC, teacher_BC, torch.arange(4))
+    light, heavy = (
+        Method(name="probe", terms=(Term(loss=Dkd(alpha=alpha, beta=2.0), weight=weight),))
+        for alpha, weight in ((1.0, 1.0), (7.0, 0.5))
+    )
+    assert evaluate(light, inputs)[0].terms == evaluate(heavy, inputs)[0].terms
+    terms = evaluate(heavy, inputs)[0].terms
+    _close(evaluate(heavy, inputs)[0].total, terms["ce"] + 0.5 * (7.0 * terms["tckd"] + 2.0 * terms["nckd"]))
+
+
+def test_the_temperatures_shown_are_those_that_vary() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student_BC, teacher_BC = (3.0 + torch.randn(4, 10, generator=generator, dtype=torch.float64) for _ in range(2))
+    inputs = (student_BC, teacher_BC, torch.arange(4))
+    both = Method(name="probe", terms=(Term(name="plain"), Term(policy=Dtkd(), name="dynamic")))
+    result, _ = evaluate(both, inputs)
+    assert result.student_temperature_B is not None
+    assert result.student_temperature_B.shape == (4,)
+    assert not result.student_temperature_B.requires_grad
+    assert len(set(result.student_temperature_B.tolist())) == 4
+    assert evaluate("ce", inputs)[0].student_temperature_B is None
+    torch.testing.assert_close(evaluate("kd", inputs)[0].student_temperature_B, torch.full((4,), 4.0).double())
+
+
+def test_label_smoothing_touches_the_cross_entropy_alone() -> None:
+    student_BC, teacher_BC, labels_B = ordinary()
+    method = parse_method("kd").expand()
+    results = [
+        objective(method, student_BC, labels_B, epoch=1, teacher_logits_BC=teacher_BC, label_smoothing=amount)
+        for amount in (0.0, 0.1)
+    ]
+    assert results[0].terms["kd"] == results[1].terms["kd"]
+    expected = torch.nn.functional.cross_entropy(student_BC, labels_B, label_smoothing=0.1)
+    _close(results[1].terms["ce"], expected)

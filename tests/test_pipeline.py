@@ -1,0 +1,160 @@
+"""The whole path without HTTP and Ray: what is reused, what is counted, what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.digits import SMALL, Digits
+from workers import pipeline
+from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset
+from workers.errors import ContractViolation, InvalidTeacher
+from workers.events import CacheReady, ContractChecked, InferenceProgress, ignore, never
+from workers.pipeline import file_sha256, forwards_avoided, plan_caches, recompute_rows, run_job
+
+ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
+
+
+def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
+    # A folder of its own, so that the first job has everything to do.
+    folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
+    job = digits.job("ce", "kd", training=ONE_EPOCH)
+    events: list[object] = []
+    first = run_job(job, folders, tmp_path / "first", events.append)
+    samples = {"train": len(digits.train.labels_N), "test": len(digits.test.labels_N)}
+    checked = next(e for e in events if isinstance(e, ContractChecked))
+    assert first.teacher_forwards == 2 * samples["train"] + samples["test"] + checked.rows
+
+    events.clear()
+    second = run_job(digits.job("rld", training=ONE_EPOCH, student="cnn_m"), folders, tmp_path / "second", events.append)
+    assert second.teacher_forwards == 0
+    assert second.teacher_forwards_avoided == samples["train"] + samples["test"]
+    assert [e.rows_inferred for e in events if isinstance(e, CacheReady)] == [0, 0]
+    assert not [e for e in events if isinstance(e, ContractChecked)]
+    assert second.teacher_accuracy == first.teacher_accuracy > 0.9
+
+
+def test_passes_avoided_are_those_a_live_teacher_would_have_run(digits: Digits) -> None:
+    job = digits.job("ce", "kd", "dtkd", training=SMALL.model_copy(update={"epochs": 10}))
+    train, test = digits.plan.train_cache.samples, digits.plan.test_cache.samples
+    # Cross-entropy needs no teacher; the two others would have run it in each of ten epochs.
+    assert forwards_avoided(job, digits.plan, 100) == 2 * (10 * train + test) - 100
+
+
+def test_another_augmentation_is_another_cache(digits: Digits) -> None:
+    job = digits.job("kd")
+    other = job.model_copy(update={"views": job.views.model_copy(update={"seed": 1})})
+    plan = plan_caches(other, digits.folders, ignore, never, threads=1)
+    assert plan.train_cache.key != digits.plan.train_cache.key
+    assert plan.test_cache.key == digits.plan.test_cache.key
+
+
+def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:
+    folders = Folders(data_dir=tmp_path, data_root=tmp_path)
+    events: list[object] = []
+    plan = plan_caches(digits.job("kd"), folders, events.append, never, threads=1)
+    pipeline.build_caches(plan, folders, events.append, never, threads=1)
+    last = [e for e in events if isinstance(e, InferenceProgress) and e.split == "train"][-1]
+    assert last.rows_done == last.rows_total == plan.train_cache.views * plan.train_cache.samples
+
+
+def test_a_teacher_that_changed_on_disk_is_refused(digits: Digits, tmp_path: Path) -> None:
+    path = tmp_path / "teacher.onnx"
+    path.write_bytes(digits.teacher_spec.path.read_bytes() + b"\0")
+    changed = digits.teacher_spec.model_copy(update={"path": path, "sha256": file_sha256(digits.teacher_spec.path)})
+    with pytest.raises(InvalidTeacher, match="changed after it was uploaded"):
+        pipeline.identify(changed)
+    with pytest.raises(InvalidTeacher, match="does not exist"):
+        pipeline.identify(changed.model_copy(update={"path": tmp_path / "none.onnx"}))
+
+
+def test_labels_in_another_order_are_refused_before_any_work(digits: Digits, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, split in (("train", digits.train), ("test", digits.test)):
+        arrays[f"{name}_images"] = np.asarray(split.images_NHWC)
+        arrays[f"{name}_labels"] = (np.asarray(split.labels_N) + rng.integers(1, 2)) % 10
+    np.savez(tmp_path / "shifted.npz", **arrays)
+    folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
+    job = digits.job("kd").model_copy(update={"dataset": NpzDataset(path="shifted.npz")})
+    with pytest.raises(ContractViolation, match="label"):
+        plan_caches(job, folders, ignore, never, threads=1)
+    assert not list((tmp_path / "data").glob("caches/*"))
+
+
+def test_recomputed_rows_agree_and_a_foreign_teacher_does_not(digits: Digits, tmp_path: Path) -> None:
+    data_dir = digits.folders.data_dir
+    key = digits.plan.train_cache.key
+    (data_dir / "teachers").mkdir(exist_ok=True)
+    path = data_dir / "teachers" / f"{digits.plan.train_cache.teacher_sha256}.onnx"
+    with pytest.raises(InvalidTeacher, match="is gone"):
+        recompute_rows(data_dir, key, 50)
+    path.write_bytes(digits.teacher_spec.path.read_bytes())
+    report = recompute_rows(data_dir, key, 50)
+    assert report.rows == 50
+    assert report.ok
+    assert 0 < report.max_abs_difference <= report.allowed
+
+    other = run_other_teacher(digits, tmp_path)
+    path.write_bytes(other.read_bytes())
+    assert not recompute_rows(data_dir, key, 50).ok
+
+
+def run_other_teacher(digits: Digits, folder: Path) -> Path:
+    """A network of the same shape with other weights, under the first one's name."""
+    model = pipeline.train_supervised(
+        DigitsDataset(),
+        "cnn_s",
+        ONE_EPOCH,
+        data_root=folder,
+        work_dir=digits.folders.data_dir,
+        out_dir=folder / "other",
+    )
+    return model.onnx_path
+
+
+# ---------------------------------------------------------------------------------- the command line
+
+
+def test_a_job_runs_from_the_command_line(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = digits.job("kd", training=ONE_EPOCH)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    arguments = [str(tmp_path / "job.json"), "--data-dir", str(tmp_path / "data"), "--data-root", str(tmp_path)]
+    assert pipeline.main(arguments) == 0
+    assert "teacher forward passes:" in capsys.readouterr().out
+    assert (tmp_path / "data/local/run-0/artifacts/result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ["kdd"]}, "unknown method 'kdd'. Did you mean 'kd'?"),
+        ({"students": ["resnet9"]}, "unknown student 'resnet9'"),
+        ({"training": {"epochs": 0}}, "epochs"),
+        ({"training": {"epoch": 3}}, "Did you mean 'epochs'?"),
+        ({"methods": [{"preset": "kd", "temperature": 0}]}, "temperature"),
+        ({"methods": [{"preset": "kd", "temperature": "warm"}]}, "temperature"),
+        ({"methods": ["kd", "kd"]}, "twice"),
+        ({"views": {"count": 4}}, "without augmentation all views are the same"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr(
+    change: dict[str, object],
+    message: str,
+    digits: Digits,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = {**json.loads(digits.job("kd").model_dump_json()), **change}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    assert pipeline.main([str(tmp_path / "job.json"), "--data-dir", str(tmp_path / "data")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_job_spec_reads_its_own_json(digits: Digits) -> None:
+    job = digits.job("kd", {"preset": "dtkd", "temperature": 3.0})
+    assert JobSpec.model_validate_json(job.model_dump_json()) == job

@@ -1,0 +1,194 @@
+"""``retort serve`` and its supervisor: both processes start, both end, and nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from service.client import Client
+from service.processes import BackgroundService, StartFailed, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The two children of a toy service: each says that it is up, and then does what it is told.
+CHILD = """
+import pathlib, signal, subprocess, sys, time
+from service.processes import end_with_stdin
+kind, up = sys.argv[1], pathlib.Path(sys.argv[2])
+if kind == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if kind == "littering":
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+if kind != "unattached":
+    end_with_stdin()
+up.touch()
+if kind == "failing":
+    sys.exit(3)
+time.sleep(600)
+"""
+SUPERVISOR = """
+import os, pathlib, sys
+from service.processes import supervise
+folder, kinds, grace_s = pathlib.Path(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
+ups = [folder / f"{number}.up" for number in range(len(kinds))]
+sys.exit(supervise(
+    {f"child {kind}": [sys.executable, folder / "child.py", kind, str(up)] for kind, up in zip(kinds, ups)},
+    environment=os.environ,
+    is_ready=lambda: all(up.exists() for up in ups),
+    say=lambda text: print(text, flush=True),
+    ready_text="ready",
+    grace_s=grace_s,
+))
+"""
+
+
+class Toy:
+    """A supervisor with two toy children; all of them write to the same pipe."""
+
+    def __init__(self, folder: Path, kinds: str, grace_s: float = 60.0) -> None:
+        (folder / "child.py").write_text(CHILD)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISOR, str(folder), kinds, str(grace_s)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def rest(self) -> str:
+        """What it still says. The pipe ends when the last process that holds it has: supervisor, child, grandchild."""
+        return self.process.communicate()[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_every_process_and_is_no_failure(tmp_path: Path, number: signal.Signals) -> None:
+    toy = Toy(tmp_path, "plain,plain")
+    toy.wait_ready()
+    toy.process.send_signal(number)
+    assert toy.rest() == "stopping\n"
+    assert toy.process.returncode == 0
+
+
+def test_a_child_that_ends_by_itself_takes_the_other_along(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, "plain,failing")
+    last = toy.rest().splitlines()[-1]
+    assert last == "child failing ended by itself (exit status 3), so child plain was ended, too"
+    assert toy.process.returncode == 1
+
+
+def test_a_child_that_does_not_listen_is_killed_after_the_grace(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, "plain,deaf", grace_s=0.5)
+    toy.wait_ready()
+    toy.process.terminate()
+    assert toy.rest() == "stopping\n"
+    assert toy.process.returncode == 0
+
+
+def test_a_second_signal_ends_the_grace(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, "plain,deaf", grace_s=600.0)
+    toy.wait_ready()
+    toy.process.terminate()
+    assert toy.process.stdout is not None
+    assert toy.process.stdout.readline() == "stopping\n"
+    toy.process.terminate()
+    assert toy.rest() == ""
+    assert toy.process.returncode == 0
+
+
+def test_what_a_child_leaves_in_its_group_ends_with_it(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, "plain,littering")
+    toy.wait_ready()
+    toy.process.terminate()
+    assert toy.rest() == "stopping\n"
+
+
+def test_the_children_of_a_killed_supervisor_end_by_themselves(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, "plain,plain")
+    toy.wait_ready()
+    toy.process.kill()
+    assert toy.rest() == ""
+
+
+# ------------------------------------------------------------------------------------ the real thing
+
+
+def processes_with(variable: str) -> Mapping[int, str]:
+    """Every live process that has ``NAME=value`` in its environment: its id and command line."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if variable.encode() in environment:
+            found[int(folder.name)] = line
+    return found
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[BackgroundService]:
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("counts processes by /proc")
+    with BackgroundService(tmp_path / "data", tmp_path) as running:
+        running.wait_ready()
+        yield running
+
+
+def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundService, tmp_path: Path) -> None:
+    marker = f"RETORT_DATA_DIR={tmp_path / 'data'}"
+    lines = processes_with(marker).values()
+    assert any("service.cli api" in line for line in lines)
+    assert any("service.cli engine" in line for line in lines)
+    with Client(service.url) as client:
+        assert client.ready()["ready"]
+    os.kill(service.pid, signal.SIGTERM)
+    service.wait()
+    assert _none_left(marker), processes_with(marker)
+
+
+def _none_left(marker: str) -> bool:
+    # Ray's agents notice that their raylet is gone and end by themselves, soon.
+    deadline = time.monotonic() + 20.0
+    while processes_with(marker):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
+    environment_file = tmp_path / "data" / "retort.sqlite3"
+    environment_file.mkdir(parents=True)
+    with BackgroundService(tmp_path / "data", tmp_path) as running, pytest.raises(StartFailed, match="service.log"):
+        running.wait_ready()
+
+
+def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    import socket
+
+    port = free_port()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        done = subprocess.run(
+            [sys.executable, "-m", "service.cli", "serve", "--port", str(port), "--data-dir", str(tmp_path / "data")],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+    assert done.returncode == 1
+    assert f"port {port}" in done.stderr
+    assert "--port" in done.stderr
+    assert not (tmp_path / "data").exists()

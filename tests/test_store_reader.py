@@ -1,0 +1,265 @@
+"""Reading a cache: the right rows of every chunk, mapped or loaded, and nothing but a whole, right cache."""
+
+import gc
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from store import (
+    AddressSpaceExhausted,
+    CacheCorrupt,
+    CacheIncomplete,
+    CacheMismatch,
+    CacheNotFound,
+    CacheReader,
+    CacheSpec,
+    CacheWriter,
+    InvalidArgument,
+    ReaderClosed,
+    RowOutOfRange,
+)
+from store.mapping import map_chunks
+from tests.store_cases import (
+    children,
+    gather_in_little_address_space,
+    make_logits,
+    make_spec,
+    write_blocks,
+    write_cache,
+)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> CacheReader:
+    """Three blocks in each of two views."""
+    spec = make_spec(views=2)
+    root = tmp_path_factory.mktemp("caches")
+    write_cache(root, spec)
+    return CacheReader(root, spec)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_gather_equals_take_of_the_truth(tmp_path: Path, classes: int, dtype: str) -> None:
+    spec = make_spec(classes=classes, dtype=dtype, samples=4096 + 77, views=2)
+    write_cache(tmp_path, spec)
+    reader = CacheReader(tmp_path, spec)
+    order = np.random.default_rng(0).permutation(spec.samples)
+    rows = np.concatenate([[0, 4095, 4096, spec.samples - 1, 4096, 0], order[:250]])
+    for view in (1, 0):
+        truth = make_logits(spec, view).astype(dtype)
+        np.testing.assert_array_equal(reader.logits(view), truth)
+        found = reader.gather(view, rows)
+        assert found.dtype == spec.numpy_dtype
+        np.testing.assert_array_equal(found, truth[rows])
+        epoch = reader.row_map(view, order)
+        assert len(epoch) == spec.samples
+        out = np.empty((256, classes), dtype)
+        for start in range(0, spec.samples - 256, 1000):
+            assert epoch.gather(start, start + 256, out) is out
+            np.testing.assert_array_equal(out, truth[order[start : start + 256]])
+        np.testing.assert_array_equal(epoch.gather(4096, 9999), truth[order[4096:]])
+
+
+def test_views_have_their_own_logits_and_statistics(reader: CacheReader) -> None:
+    for view in (0, 1):
+        truth = make_logits(reader.spec, view)
+        np.testing.assert_array_equal(reader.statistics(view)["max"], truth.max(axis=1))
+        np.testing.assert_array_equal(reader.gather(view, np.array([5])), truth[[5]].astype(np.float16))
+    assert not reader.statistics(0)["max"].flags.writeable
+
+
+@pytest.mark.parametrize("wrong", [8292, -1, 2**40, -(2**62)])
+def test_a_sample_outside_the_cache_is_refused_before_memory_is_touched(reader: CacheReader, wrong: int) -> None:
+    rows = np.array([1, 8291, wrong, 2])
+    for ask in (reader.gather, reader.row_map):
+        with pytest.raises(RowOutOfRange, match=f"sample {wrong} does not exist: there are 8292"):
+            ask(0, rows)
+    with pytest.raises(RowOutOfRange, match="sample 18446744073709551615 does not exist"):
+        reader.gather(0, np.array([2**64 - 1], np.uint64))
+
+
+@pytest.mark.parametrize("view", [-1, 2])
+def test_a_view_outside_the_cache_is_refused(reader: CacheReader, view: int) -> None:
+    for ask in (
+        lambda: reader.gather(view, np.array([0])),
+        lambda: reader.logits(view),
+        lambda: reader.statistics(view),
+    ):
+        with pytest.raises(RowOutOfRange, match=f"view {view} does not exist: there are 2"):
+            ask()
+
+
+def test_rows_may_be_any_integers_and_none_at_all(reader: CacheReader) -> None:
+    expected = reader.gather(0, np.array([3, 1]))
+    for dtype in (np.uint8, np.int32, np.uint64):
+        np.testing.assert_array_equal(reader.gather(0, np.array([3, 1], dtype)), expected)
+    assert reader.gather(0, np.array([], np.int64)).shape == (0, 10)
+    for wrong in (np.array([1.0]), np.array([[1]]), np.array([True])):
+        with pytest.raises(InvalidArgument, match="rows must be integers in one dimension"):
+            reader.gather(0, wrong)
+
+
+def test_an_out_array_that_would_be_copied_or_cut_is_refused(reader: CacheReader) -> None:
+    right = np.empty((2, 10), np.float16)
+    assert reader.gather(0, np.array([1, 2]), right) is right
+    for wrong in (right.astype(np.float32), right[:1], np.empty((2, 20), np.float16)[:, ::2]):
+        with pytest.raises(InvalidArgument, match=r"out must be a C-contiguous float16 array of shape \(2, 10\)"):
+            reader.gather(0, np.array([1, 2]), wrong)
+
+
+def test_a_reader_pickles_as_its_path(reader: CacheReader) -> None:
+    pickled = pickle.dumps(reader)
+    assert len(pickled) < 500
+    again = pickle.loads(pickled)
+    assert again.spec == reader.spec
+    rows = np.arange(0, 8292, 41)
+    np.testing.assert_array_equal(again.gather(1, rows), reader.gather(1, rows))
+
+
+def test_a_closed_or_forgotten_reader_maps_nothing(tmp_path: Path) -> None:
+    def mapped() -> bool:
+        return spec.key in Path("/proc/self/maps").read_text()
+
+    spec = make_spec()
+    write_cache(tmp_path, spec)
+    with CacheReader(tmp_path, spec) as reader:
+        epoch = reader.row_map(0, np.arange(10))
+        assert mapped()
+    reader.close()
+    assert not mapped()
+    for use in (lambda: reader.gather(0, np.array([0])), lambda: epoch.gather(0, 1)):
+        with pytest.raises(ReaderClosed):
+            use()
+    last = CacheReader(tmp_path, spec).row_map(0, np.arange(10))
+    gc.collect()
+    np.testing.assert_array_equal(last.gather(0, 10), make_logits(spec)[:10].astype(np.float16))  # it keeps the map
+    del last
+    gc.collect()
+    assert not mapped()
+
+
+def test_a_reader_survives_the_deletion_of_its_cache(tmp_path: Path) -> None:
+    spec = make_spec()
+    write_cache(tmp_path, spec)
+    reader = CacheReader(tmp_path, spec)
+    shutil.rmtree(reader.path)
+    np.testing.assert_array_equal(reader.gather(0, np.arange(8292)), make_logits(spec).astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("spare_bytes", "kind"),
+    [
+        (100 << 30, "huge"),  # two files, 2 MiB pages and 43682-byte rows: 92 GB of addresses
+        (400 << 20, "page"),  # 4 KiB pages: 179 MB
+        (100 << 20, "loaded"),  # the rows themselves: 22 MB
+    ],
+)
+def test_with_less_address_space_the_files_are_mapped_tighter_and_then_loaded(
+    odd_rows: tuple[Path, CacheSpec], spare_bytes: int, kind: str
+) -> None:
+    context = children()
+    listener, answer = context.Pipe(duplex=False)
+    child = context.Process(target=gather_in_little_address_space, args=(*odd_rows, spare_bytes, answer))
+    child.start()
+    answer.close()
+    found, rows = listener.recv()
+    child.join()
+    assert found == kind
+    np.testing.assert_array_equal(rows, make_logits(odd_rows[1]).astype(np.float16)[::-7])
+
+
+@pytest.fixture(scope="module")
+def odd_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CacheSpec]:
+    """ImageNet-21k rows: no power of two in their size but one, so strides of rows and pages seldom meet."""
+    spec = make_spec(classes=21841, samples=300)
+    root = tmp_path_factory.mktemp("caches")
+    write_cache(root, spec)
+    return root, spec
+
+
+def test_more_files_than_the_kernel_maps_are_loaded(tmp_path: Path) -> None:
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    if limit > 1 << 17:
+        pytest.skip("this machine maps more files than a test should open")
+    rows = np.arange(8, dtype=np.float16).reshape(4, 2)
+    path = tmp_path / "chunk"
+    path.write_bytes(rows.tobytes() + b"csum")
+    chunks = map_chunks([path] * (limit // 4 + 1), 4, 2, np.dtype("<f2"))
+    assert chunks.kind == "loaded"
+    np.testing.assert_array_equal(chunks.rows[-4:], rows)
+    with pytest.raises(AddressSpaceExhausted, match=r"can neither be mapped nor loaded: raise vm\.max_map_count"):
+        map_chunks([path] * (limit // 4 + 1), 4096, 1_000_000, np.dtype("<f2"))
+
+
+def test_another_spec_in_the_folder_is_told_field_by_field(tmp_path: Path) -> None:
+    asked, lies_there = make_spec(), make_spec(augmentation_seed=3, preprocessing={"mean": [0.5], "layout": "NCHW"})
+    shutil.move(write_cache(tmp_path, lies_there).path, tmp_path / asked.key)
+    with pytest.raises(CacheMismatch) as caught:
+        CacheReader(tmp_path, asked)
+    assert "augmentation_seed: asked for 0, found 3" in str(caught.value)
+    assert "preprocessing.mean: asked for [0.5,0.25,0.125], found [0.5]" in str(caught.value)
+    assert "classes" not in str(caught.value)
+    with pytest.raises(CacheMismatch, match="foreign or edited"):
+        CacheReader.from_key(tmp_path, asked.key)
+
+
+def test_a_missing_cache_is_answered_with_the_closest_one(tmp_path: Path) -> None:
+    for changes in ({"views": 5, "dtype": "float32"}, {"views": 7}, {"teacher_sha256": "c3" * 32}):
+        CacheWriter(tmp_path, make_spec(**changes))
+    (tmp_path / ("0" * 64)).mkdir()  # rubbish is passed over
+    closest = make_spec(views=7).key
+    with pytest.raises(CacheNotFound, match=f"closest is {closest}, which differs in views: asked for 1, found 7$"):
+        CacheReader(tmp_path, make_spec())
+    stranger = make_spec(teacher_sha256="d4" * 32, dataset_fingerprint="e5" * 32)
+    with pytest.raises(CacheNotFound, match="nor any of this teacher or dataset among the 4"):
+        CacheReader(tmp_path, stranger)
+    with pytest.raises(CacheNotFound, match="among the 0"):
+        CacheReader(tmp_path / "nowhere", stranger)
+
+
+def test_an_unfinished_cache_is_refused_with_its_progress(tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path, make_spec())
+    write_blocks(writer, [0, 2])
+    with pytest.raises(CacheIncomplete, match=r"2 of 3 blocks are committed"):
+        CacheReader(tmp_path, make_spec())
+    write_blocks(writer, [1])
+    with pytest.raises(CacheIncomplete, match=r"3 of 3 blocks are committed and there is no COMPLETE"):
+        CacheReader(tmp_path, make_spec())
+
+
+def test_a_flipped_bit_in_the_logits_is_found_by_loading_them(tmp_path: Path) -> None:
+    spec = make_spec(views=2)
+    path = write_cache(tmp_path, spec).path / "logits/c/1/1/0"
+    flip_bit(path, 40_000)
+    reader = CacheReader(tmp_path, spec)
+    reader.logits(0)
+    with pytest.raises(CacheCorrupt, match=r"logits/c/1/1/0: content of checksum .* damaged"):
+        reader.logits(1)
+
+
+def flip_bit(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_cache_of_another_format_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+    spec = make_spec()
+    path = write_cache(tmp_path, spec).path / "zarr.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    with pytest.raises(CacheCorrupt, match="format version 2, but this Retort reads version 1"):
+        CacheReader(tmp_path, spec)
+
+
+@pytest.mark.parametrize("key", ["", "abc", "../" + "a" * 61, "A" * 64])
+def test_a_key_that_is_no_key_never_becomes_a_path(tmp_path: Path, key: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not a cache key"):
+        CacheReader.from_key(tmp_path, key)
+    with pytest.raises(CacheNotFound):
+        CacheReader.from_key(tmp_path, "a" * 64)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,442 @@
+"""The teacher: preprocessing to the bit, one answer whatever the batch, and what the contract check refuses.
+
+Legend: B pictures of a batch, P values of a picture (C * H * W), N classes.
+"""
+
+import math
+import tarfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from PIL import Image
+
+from tests import onnx_models
+from workers import contract
+from workers.config import Preprocessing
+from workers.contract import Score, binomial_tail, spread
+from workers.datasets import Dataset
+from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, NotFinite
+from workers.teacher import Teacher, preprocess
+from workers.views import resize
+
+PLAIN = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
+CIFAR = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+
+
+def pictures(count: int, channels: int = 3, side: int = 8, seed: int = 0) -> NDArray[np.uint8]:
+    shape = (count, side, side, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def labelled(images: NDArray[np.uint8], labels: NDArray[np.integer], names: tuple[str, ...]) -> Dataset:
+    return Dataset(
+        images_NHWC=images,
+        labels_N=labels.astype(np.int64),
+        class_names=names,
+        fingerprint="0" * 64,
+        split="train",
+        path=Path("."),
+    )
+
+
+def teacher(built: onnx.ModelProto, tmp_path: Path, preprocessing: Preprocessing = PLAIN, **options: object) -> Teacher:
+    path = onnx_models.save(built, tmp_path / "teacher.onnx")
+    return Teacher(path, preprocessing, threads=1, device="cpu", **options)
+
+
+# --------------------------------------------------------------------------------------------------- preprocessing
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_preprocessing_is_the_formula_to_the_bit(channels: str, layout: str) -> None:
+    given = Preprocessing(channels=channels, layout=layout, scale=1 / 255)
+    images = pictures(5)
+    result = preprocess(images, given)
+    x = images[..., ::-1] if channels == "bgr" else images
+    scaled = x.astype(np.float32) * np.float32(given.scale)
+    expected = (scaled - np.float32(given.mean)) / np.float32(given.std)
+    if layout == "nchw":
+        expected = expected.transpose(0, 3, 1, 2)
+    assert result.dtype == np.float32
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_grey_pictures_are_repeated_and_colour_ones_turned_to_luma() -> None:
+    unit = {"scale": 1.0, "layout": "nhwc"}
+    grey = pictures(2, channels=1)
+    colour = preprocess(grey, Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3, **unit))
+    np.testing.assert_array_equal(colour, np.repeat(grey, 3, axis=-1))
+    images = pictures(2)
+    luma = preprocess(images, Preprocessing(channels="gray", mean=(0.0,), std=(1.0,), **unit))
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
+    np.testing.assert_array_equal(luma[..., 0], expected)
+
+
+def test_pictures_are_resized_by_the_views_own_rule() -> None:
+    images = pictures(3)
+    result = preprocess(images, PLAIN.model_copy(update={"size": (5, 12), "layout": "nhwc", "scale": 1.0}))
+    np.testing.assert_array_equal(result, resize(torch.from_numpy(images), 5, 12).numpy())
+
+
+def test_pictures_with_an_alpha_channel_are_refused() -> None:
+    with pytest.raises(InvalidTeacher, match="have 4 channels"):
+        preprocess(pictures(1, channels=4), PLAIN)
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+def test_logits_are_the_graphs_function_of_the_preprocessed_picture(tmp_path: Path) -> None:
+    images = pictures(9)
+    weight_PN = np.random.default_rng(1).normal(size=(192, 4)).astype(np.float32)
+    x = (images.astype(np.float64) / 255).transpose(0, 3, 1, 2).reshape(9, -1)
+    for given in (images, torch.from_numpy(images)):
+        logits = teacher(onnx_models.linear(weight_PN), tmp_path).logits(given)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, x @ weight_PN, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12])
+def test_a_fixed_batch_is_padded_and_cut(rows: int, tmp_path: Path) -> None:
+    free = teacher(onnx_models.random_linear(), tmp_path)
+    images = pictures(rows)
+    expected = free.logits(images)
+    fixed = teacher(onnx_models.random_linear(batch=5), tmp_path)
+    assert (free.batch, fixed.batch) == (None, 5)
+    np.testing.assert_allclose(fixed.logits(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_float16_graph_is_fed_float16_and_answers_in_float32(tmp_path: Path) -> None:
+    images = pictures(4)
+    expected = teacher(onnx_models.random_linear(), tmp_path).logits(images)
+    half = teacher(onnx_models.random_linear(dtype=np.float16), tmp_path)
+    assert half.preprocess(images).dtype == np.float16
+    logits = half.logits(images)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+
+
+def test_a_teacher_for_probabilities_takes_their_log_and_never_minus_infinity(tmp_path: Path) -> None:
+    images = np.array([0, 255], np.uint8).repeat(192).reshape(2, 8, 8, 3)
+    weight_PN = np.zeros((192, 2))
+    weight_PN[:, 0] = 1.0  # a logit gap of 0, and one of 192: the second probability underflows to 0
+    built = onnx_models.linear(weight_PN, tail=["Softmax"])
+    raw = teacher(built, tmp_path).logits(images)
+    assert raw[1, 1] == 0
+    logits = teacher(built, tmp_path, output_kind="log_probabilities").logits(images)
+    np.testing.assert_allclose(logits, [[math.log(0.5)] * 2, [0.0, math.log(np.finfo(np.float32).tiny)]], rtol=1e-6)
+
+
+def test_pictures_of_a_size_that_the_graph_does_not_take_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTeacher, match=r"are 9x9 pixels .*, the teacher wants 8x8: set `size`"):
+        teacher(onnx_models.random_linear(), tmp_path).logits(pictures(2, side=9))
+
+
+def test_a_preprocessing_that_cannot_fit_is_refused_when_the_teacher_is_made(tmp_path: Path) -> None:
+    grey = Preprocessing(channels="gray", mean=(0.5,), std=(0.5,))
+    with pytest.raises(InvalidTeacher, match=r"makes 1 channels, the teacher's input is \[batch, 3, 8, 8\]"):
+        teacher(onnx_models.random_linear(), tmp_path, grey)
+
+
+def test_what_the_runtime_cannot_compute_names_the_shape_it_was_given(tmp_path: Path) -> None:
+    built = onnx_models.random_linear()
+    for dim in list(built.graph.input[0].type.tensor_type.shape.dim)[1:]:
+        dim.dim_param = f"d{dim.dim_value}"
+    with pytest.raises(InvalidTeacher, match=r"cannot process an input of shape \[2, 3, 9, 9\]"):
+        teacher(built, tmp_path).logits(pictures(2, side=9))
+
+
+def test_what_the_runtime_cannot_load_is_refused(tmp_path: Path) -> None:
+    built = onnx_models.random_linear()
+    built.graph.node[0].attribute[0].i = 7  # flattens at an axis that does not exist: the checker lets it pass
+    with pytest.raises(InvalidTeacher, match="ONNX Runtime cannot load the teacher"):
+        teacher(built, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- device
+
+
+def test_the_provider_is_told_with_its_reason(tmp_path: Path) -> None:
+    asked = teacher(onnx_models.random_linear(), tmp_path)
+    assert (asked.provider, asked.provider_reason) == ("CPUExecutionProvider", "asked for")
+
+
+@needs_no_gpu
+def test_without_a_gpu_auto_takes_the_cpu_and_says_why(tmp_path: Path) -> None:
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    session = Teacher(path, PLAIN, threads=1)
+    assert session.provider == "CPUExecutionProvider"
+    assert "CUDA" in session.provider_reason
+
+
+@needs_no_gpu
+def test_cuda_that_is_not_there_is_an_error_and_no_fall_back(tmp_path: Path) -> None:
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    with pytest.raises(InvalidJob, match=r"on device 'cuda', but .*CUDA.*; use 'auto' or 'cpu'"):
+        Teacher(path, PLAIN, threads=1, device="cuda")
+
+
+@needs_no_gpu
+def test_a_cuda_provider_that_does_not_load_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose device is seen and whose libraries are broken: ONNX Runtime falls back in silence."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    session = Teacher(path, PLAIN, threads=1, device="auto")
+    assert session.provider == "CPUExecutionProvider"
+    assert "CUDA" in session.provider_reason
+    with pytest.raises(InvalidJob, match="CUDA"):
+        Teacher(path, PLAIN, threads=1, device="cuda")
+
+
+# --------------------------------------------------------------------------------------------------- contract check
+
+COLOURS = ("blue", "green", "red")
+
+
+def coloured(count: int = 300) -> Dataset:
+    """Pictures whose class is their strongest channel, in alphabetical order of its name."""
+    rng = np.random.default_rng(3)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
+    images[np.arange(count), :, :, 2 - labels] += 90
+    return labelled(images, labels, COLOURS)
+
+
+def sees_colour(order: tuple[int, int, int] = (2, 1, 0), **options: object) -> onnx.ModelProto:
+    """Logit k is the sum of channel ``order[k]``, in tens, over the picture's average."""
+    weight_PN = np.zeros((3, 64, 3))
+    for k, channel in enumerate(order):
+        weight_PN[channel, :, k] = 10 / 64
+    return onnx_models.linear(weight_PN.reshape(192, 3), **options)
+
+
+def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
+    session = teacher(sees_colour(), tmp_path)
+    report = session.contract_check(coloured(), rows=100)
+    assert (report.rows, report.classes, report.output, report.output_kind) == (100, 3, "logits", "logits")
+    assert report.accuracy == 1.0
+    assert report.chance == pytest.approx(1 / 3, abs=0.01)
+    assert report.batch_difference <= report.batch_tolerance
+    assert report.forwards == 1 + 100 + 4
+    assert report.provider == "CPUExecutionProvider"
+    assert report.warnings == ()
+    assert contract.ContractReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_a_softmax_in_the_graph_is_found_and_its_log_taken(tmp_path: Path) -> None:
+    expected = teacher(sees_colour(), tmp_path).logits(coloured().images_NHWC[:7])
+    session = teacher(sees_colour(tail=["Softmax"]), tmp_path)
+    report = session.contract_check(coloured())
+    assert report.output_kind == session.output_kind == "log_probabilities"
+    assert "softmax" in report.warnings[0]
+    logits = session.logits(coloured().images_NHWC[:7])
+    np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], atol=1e-4)
+
+
+def test_a_log_softmax_is_kept_as_it_is(tmp_path: Path) -> None:
+    report = teacher(sees_colour(tail=["LogSoftmax"]), tmp_path).contract_check(coloured())
+    assert report.output_kind == "logits"
+    assert "log-softmax" in report.warnings[0]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_another_class_count_is_refused_with_both_numbers(declared: bool, tmp_path: Path) -> None:
+    built = onnx_models.random_linear(4)
+    if not declared:
+        built.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    with pytest.raises(ContractViolation, match="has 4 classes, the data set has 3"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_outputs_that_are_no_numbers_are_refused_with_the_sample(tmp_path: Path) -> None:
+    data = coloured(30)
+    data.images_NHWC[20] = 0  # the logarithm of its zeros is not finite
+    built = sees_colour()
+    built.graph.node.insert(0, helper.make_node("Log", ["images"], ["log"]))
+    built.graph.node[1].input[0] = "log"
+    data.images_NHWC[:20] |= 1
+    data.images_NHWC[21:] |= 1
+    with pytest.raises(NotFinite, match="for 1 of 30 pictures, the first is sample 20"):
+        teacher(built, tmp_path).contract_check(data)
+
+
+def test_a_graph_that_mixes_the_pictures_of_a_batch_is_refused(tmp_path: Path) -> None:
+    """Batch normalisation in training mode, built of operators that no rule about attributes can see."""
+    built = sees_colour()
+    built.graph.node[1].output[0] = "z"
+    built.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", ["z"], ["mean"], axes=[0]),
+            helper.make_node("Sub", ["z", "mean"], ["logits"]),
+        ]
+    )
+    with pytest.raises(InvalidTeacher, match=r"other outputs alone than in a batch of 64 .*training mode"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_a_graph_that_answers_by_chance_is_refused(tmp_path: Path) -> None:
+    built = sees_colour()
+    built.graph.node[1].output[0] = "z"
+    built.graph.node.extend(
+        [
+            helper.make_node("RandomNormalLike", ["z"], ["noise"]),
+            helper.make_node("Add", ["z", "noise"], ["logits"]),
+        ]
+    )
+    with pytest.raises(InvalidTeacher, match="other outputs alone than in a batch"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_another_label_order_is_refused_and_recognised(tmp_path: Path) -> None:
+    session = teacher(sees_colour((1, 0, 2)), tmp_path)
+    with pytest.raises(ContractViolation, match="label order or its preprocessing does not fit") as caught:
+        session.contract_check(coloured())
+    assert "right on 0 of 300 labelled pictures (0.0%), guessing would be on 33.3%" in str(caught.value)
+    assert "its class 0 is mostly 'green' (class 1 here), its class 1 is mostly 'red'" in str(caught.value)
+    assert "so matched, 100.0% would be right" in str(caught.value)
+
+
+def test_swapped_channels_are_refused_and_recognised(tmp_path: Path) -> None:
+    swapped = PLAIN.model_copy(update={"channels": "bgr"})
+    with pytest.raises(ContractViolation, match=r"with channels='rgb', 100\.0% of 64 pictures are right"):
+        teacher(sees_colour(), tmp_path, swapped).contract_check(coloured())
+
+
+def bright(count: int = 200) -> Dataset:
+    labels = np.arange(count) % 2
+    images = pictures(count, seed=4) // 4 + (labels * 120).astype(np.uint8)[:, None, None, None]
+    return labelled(images, labels, ("dark", "light"))
+
+
+def sees_brightness() -> onnx.ModelProto:
+    """Light is a mean above 0.4 of the full scale."""
+    weight_PN = np.full((192, 2), 1 / 192) * [-1, 1]
+    return onnx_models.linear(weight_PN, np.array([0.4, -0.4]))
+
+
+def test_a_wrong_scale_is_refused_and_recognised(tmp_path: Path) -> None:
+    unscaled = PLAIN.model_copy(update={"scale": 1.0})
+    with pytest.raises(ContractViolation, match=r"with scale=0\.003922, 100\.0% of 64 pictures are right"):
+        teacher(sees_brightness(), tmp_path, unscaled).contract_check(bright())
+
+
+def test_a_better_preprocessing_is_only_mentioned_where_the_given_one_works(tmp_path: Path) -> None:
+    data = bright()
+    data.images_NHWC[::8] //= 64  # a few so dark that the wrong mean, too, calls them dark
+    shifted = PLAIN.model_copy(update={"mean": (-0.35,) * 3})
+    report = teacher(sees_brightness(), tmp_path, shifted).contract_check(data)
+    assert report.chance < report.accuracy < 0.8
+    (warning,) = report.warnings
+    assert "with mean=[0, 0, 0], 100.0% of 64 pictures are right" in warning
+    assert report.forwards > report.rows + 64
+
+
+def test_labels_without_sense_are_refused_without_a_hint(tmp_path: Path) -> None:
+    data = coloured()
+    shuffled = labelled(data.images_NHWC, np.random.default_rng(0).permutation(data.labels_N), COLOURS)
+    with pytest.raises(ContractViolation, match="No usual preprocessing does better"):
+        teacher(sees_colour(), tmp_path).contract_check(shuffled)
+
+
+def test_always_the_commonest_class_is_no_better_than_chance(tmp_path: Path) -> None:
+    data = coloured()
+    unbalanced = labelled(data.images_NHWC, np.where(np.arange(300) % 10, 1, 2), COLOURS)
+    constant = onnx_models.linear(np.zeros((192, 3)), np.array([0.0, 1.0, 0.0]))
+    with pytest.raises(ContractViolation, match=r"right on 270 of 300 .*guessing would be on 90\.0%"):
+        teacher(constant, tmp_path).contract_check(unbalanced)
+
+
+def test_a_graph_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "FIRST_TIMEOUT_S", 0.3)
+    built = sees_colour()
+    built.graph.node[1].output[0] = "z"
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["on"]), helper.make_node("Cos", ["again"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, ()),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("again", TensorProto.FLOAT, ("batch", 3)),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, ("batch", 3)),
+        ],
+    )
+    built.graph.node.append(helper.make_node("Loop", ["often", "true", "z"], ["logits"], body=body))
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 << 62), "often"))
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "true"))
+    session = teacher(built, tmp_path)
+    started = time.monotonic()
+    with pytest.raises(InvalidTeacher, match="did not finish 1 pictures in the time allowed"):
+        session.contract_check(coloured())
+    assert time.monotonic() - started < 20
+
+
+def test_the_binomial_tail_is_the_sum_it_stands_for() -> None:
+    for rows, chance, hits in ((10, 0.3, 4), (512, 0.1, 68), (7, 0.5, 7), (5, 0.25, 0)):
+        exact = sum(math.comb(rows, k) * chance**k * (1 - chance) ** (rows - k) for k in range(hits, rows + 1))
+        assert binomial_tail(hits, rows, chance) == pytest.approx(exact, rel=1e-9)
+    assert binomial_tail(3, 10, 0.0) == 0
+    assert binomial_tail(3, 10, 1.0) == 1
+
+
+def test_too_few_rows_to_tell_count_only_against_a_score_at_chance() -> None:
+    outputs_RN = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+    assert not Score.of(outputs_RN, np.array([0, 1, 0, 1])).explained_by_chance
+    assert Score.of(outputs_RN, np.array([0, 1, 1, 0])).explained_by_chance
+
+
+def test_the_slice_is_spread_over_the_whole_data_set() -> None:
+    np.testing.assert_array_equal(spread(10, 4), [0, 2, 5, 7])
+    np.testing.assert_array_equal(spread(3, 512), [0, 1, 2])
+    classes_sorted = np.repeat(np.arange(100), 500)
+    assert len(set(classes_sorted[spread(50_000, 512)])) == 100
+
+
+# ------------------------------------------------------------------------------------------------------- real data
+
+
+@pytest.fixture(scope="module")
+def cifar_test_slice(shared_data: Path) -> Dataset:
+    """Thirty test pictures of each class of CIFAR-10."""
+    images, labels = [], []
+    with tarfile.open(shared_data / "cifar10-jpeg.tar.xz") as archive:
+        for member in archive:
+            parts = Path(member.name).parts
+            if len(parts) == 3 and parts[0] == "test" and int(Path(parts[2]).stem) < 30:
+                content = archive.extractfile(member)
+                assert content is not None
+                images.append(np.asarray(Image.open(BytesIO(content.read()))))
+                labels.append(parts[1])
+    names, numbers = np.unique(labels, return_inverse=True)
+    return labelled(np.stack(images), numbers, tuple(map(str, names)))
+
+
+def test_a_published_teacher_passes_with_its_accuracy(shared_data: Path, cifar_test_slice: Dataset) -> None:
+    session = Teacher(shared_data / "resnet20-cifar10.onnx", CIFAR, threads=2, device="cpu")
+    report = session.contract_check(cifar_test_slice)
+    assert report.rows == 300
+    assert 0.76 < report.accuracy < 0.86
+    assert report.output_kind == "logits"
+    assert report.warnings == ()
+
+
+def test_a_published_teacher_with_its_classes_in_another_order_is_refused(
+    shared_data: Path, cifar_test_slice: Dataset
+) -> None:
+    data = cifar_test_slice
+    turned = labelled(data.images_NHWC, (data.labels_N + 1) % 10, data.class_names)
+    session = Teacher(shared_data / "resnet20-cifar10.onnx", CIFAR, threads=2, device="cpu")
+    with pytest.raises(ContractViolation, match=r"label order seems to differ: its class 0 is mostly 'automobile'"):
+        session.contract_check(turned)

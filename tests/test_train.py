@@ -1,0 +1,218 @@
+"""Training on cached logits: it learns, it resumes to the same bits, it stops before a bad update."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.digits import SMALL, Digits
+from workers.artifacts import load_checkpoint
+from workers.config import CosineSchedule, Sgd, StepSchedule, Training, TrainingOrder
+from workers.errors import InvalidJob, NotFinite, Stopped
+from workers.events import Epoch, Finished, Step, ignore, never
+from workers.feed import TrainingFeed, epoch_order
+from workers.teacher import Teacher
+from workers.train import choose_device, learning_rate, train_run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "artifacts" / "student.safetensors")
+
+
+def stop_after(epochs: int) -> tuple[Callable[[object], None], Callable[[], bool]]:
+    """(emit, should_stop): stops in the epoch that follows ``epochs`` finished ones."""
+    seen: list[Epoch] = []
+
+    def emit(event: object) -> None:
+        if isinstance(event, Epoch):
+            seen.append(event)
+
+    return emit, lambda: len(seen) >= epochs
+
+
+# ------------------------------------------------------------------------------------------ learning
+
+
+def test_a_student_learns_from_the_cache_and_leaves_everything(digits: Digits, tmp_path: Path) -> None:
+    events: list[object] = []
+    order = digits.order("kd", tmp_path, SMALL.model_copy(update={"epochs": 4}))
+    result = train_run(order, events.append, never)
+
+    assert result["last"]["top1"] > 0.8
+    assert result["last"]["agreement"] > 0.8
+    assert result["last"]["kl_to_teacher"] >= 0
+    assert result["last"]["student_temperature_mean"] == pytest.approx(4.0)
+    assert result["last"]["student_temperature_std"] == pytest.approx(0.0, abs=1e-6)
+    assert result["selected"] == "last"
+    best = max(json.loads(line)["top1"] for line in (tmp_path / "artifacts/metrics.jsonl").read_text().splitlines())
+    assert result["best"]["top1"] == best
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {
+        "student.safetensors",
+        "student.onnx",
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+    }
+    assert json.loads((tmp_path / "artifacts/result.json").read_text()) == result
+    assert [e.epoch for e in events if isinstance(e, Epoch)] == [1, 2, 3, 4]
+    assert isinstance(events[-1], Finished)
+
+
+def test_the_exported_student_can_be_a_teacher(digits: Digits, tmp_path: Path) -> None:
+    result = train_run(digits.order("ce", tmp_path), ignore, never)
+    config = json.loads((tmp_path / "artifacts/config.json").read_text())
+    preprocessing = digits.preprocessing.model_validate(config["preprocessing"])
+    teacher = Teacher(tmp_path / "artifacts/student.onnx", preprocessing, None, threads=1, device="cpu")
+    predicted = teacher.logits(np.asarray(digits.test.images_NHWC)).argmax(axis=1)
+    assert (predicted == digits.test.labels_N).mean() == pytest.approx(result["last"]["top1"], abs=0.004)
+    assert result["onnx_max_abs_difference"] < 1e-3
+
+
+def test_a_run_that_vanishes_resumes_to_the_same_bits(digits: Digits, tmp_path: Path) -> None:
+    training = SMALL.model_copy(update={"epochs": 4})
+    quiet = digits.order("dtkd", tmp_path / "quiet", training)
+    train_run(quiet, ignore, never)
+
+    emit, should_stop = stop_after(2)
+    first = digits.order("dtkd", tmp_path / "a1", training)
+    with pytest.raises(Stopped, match="epoch 3"):
+        train_run(first, emit, should_stop)
+    assert not (tmp_path / "a1/artifacts").exists()
+    second = digits.order("dtkd", tmp_path / "a2", training, earlier=(tmp_path / "a1",))
+    events: list[object] = []
+    train_run(second, events.append, never)
+
+    assert [e.epoch for e in events if isinstance(e, Epoch)] == [3, 4]
+    expected, resumed = weights(tmp_path / "quiet"), weights(tmp_path / "a2")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_up(digits: Digits, tmp_path: Path) -> None:
+    emit, should_stop = stop_after(1)
+    with pytest.raises(Stopped):
+        train_run(digits.order("kd", tmp_path / "a1"), emit, should_stop)
+    assert load_checkpoint([tmp_path / "a1"], "another identity") is None
+    events: list[object] = []
+    train_run(digits.order("ce", tmp_path / "a2", earlier=(tmp_path / "a1",)), events.append, never)
+    assert next(e.epoch for e in events if isinstance(e, Epoch)) == 1
+
+
+def test_a_torn_checkpoint_is_passed_over(digits: Digits, tmp_path: Path) -> None:
+    emit, should_stop = stop_after(1)
+    with pytest.raises(Stopped):
+        train_run(digits.order("kd", tmp_path / "a1"), emit, should_stop)
+    checkpoint = tmp_path / "a1/checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    train_run(digits.order("kd", tmp_path / "a2", earlier=(tmp_path / "a1",)), ignore, never)
+    train_run(digits.order("kd", tmp_path / "quiet"), ignore, never)
+    torn, quiet = weights(tmp_path / "a2"), weights(tmp_path / "quiet")
+    assert all(torch.equal(torn[name], quiet[name]) for name in quiet)
+
+
+@pytest.mark.parametrize("method", ["ce", "kd", "dtkd", "normkd", "lskd", "atkd", "dkd", "rld", "lud"])
+def test_every_preset_trains(method: str, digits: Digits, tmp_path: Path) -> None:
+    training = SMALL.model_copy(update={"epochs": 1})
+    result = train_run(digits.order(method, tmp_path, training), ignore, never)
+    assert math.isfinite(result["last"]["train_loss"])
+    temperature = result["last"]["teacher_temperature_mean"]
+    assert (temperature is None) == (method == "ce")
+
+
+# ------------------------------------------------------------------------------------------ stopping
+
+
+def test_a_loss_that_explodes_stops_before_the_update(digits: Digits, tmp_path: Path) -> None:
+    training = SMALL.model_copy(update={"optimizer": Sgd(lr=1e30, momentum=0.0, weight_decay=0.0)})
+    with pytest.raises(NotFinite, match=r"epoch 1, step \d+, before the update: .*'kd'"):
+        train_run(digits.order("kd", tmp_path, training), ignore, never)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(InvalidJob, match="torch sees no CUDA device"):
+        choose_device("cuda")
+    device, why = choose_device("auto")
+    assert device.type == "cpu"
+    assert "no CUDA" in why
+
+
+def test_stopping_is_seen_at_the_next_batch(digits: Digits, tmp_path: Path) -> None:
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 3
+
+    with pytest.raises(Stopped):
+        train_run(digits.order("ce", tmp_path), ignore, should_stop)
+    assert asked == 3
+
+
+# ----------------------------------------------------------------------------------------- the parts
+
+
+def test_learning_rate_follows_the_papers_steps() -> None:
+    training = Training(epochs=240, optimizer=Sgd(lr=0.05), schedule=StepSchedule())
+    per_epoch = [learning_rate(training, epoch * 10, 10) for epoch in range(240)]
+    assert per_epoch[149] == pytest.approx(0.05)
+    assert per_epoch[150] == pytest.approx(0.005)
+    assert per_epoch[180] == pytest.approx(0.0005)
+    assert per_epoch[210] == pytest.approx(0.00005)
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine() -> None:
+    training = Training(epochs=10, optimizer=Sgd(lr=1.0), schedule=CosineSchedule(final=0.1), warmup_epochs=2)
+    rates = [learning_rate(training, step, 5) for step in range(50)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[30] == pytest.approx(0.55)
+    assert rates[49] > 0.1
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
+
+
+def test_an_epochs_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
+    assert sorted(epoch_order(100, 0, 0)) == list(range(100))
+    assert np.array_equal(epoch_order(100, 3, 7), epoch_order(100, 3, 7))
+    assert not np.array_equal(epoch_order(100, 3, 7), epoch_order(100, 3, 8))
+    assert not np.array_equal(epoch_order(100, 3, 7), epoch_order(100, 4, 7))
+
+
+def test_a_batch_holds_the_view_the_teacher_saw(digits: Digits) -> None:
+    """Every row's cached logits are what the teacher says of exactly the picture that the student gets."""
+    feed = TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, seed=5, device=torch.device("cpu"))
+    for epoch in (0, 1, 2):
+        batch = next(iter(feed.epoch(epoch)))
+        assert batch.teacher_logits is not None
+        live = digits.teacher().logits(batch.images)
+        np.testing.assert_allclose(batch.teacher_logits.numpy(), live, atol=0.02, rtol=2e-3)
+
+
+def test_a_last_batch_of_one_is_left_out(digits: Digits) -> None:
+    samples = len(digits.train.labels_N)
+    for size, steps in ((samples - 1, 1), (samples - 2, 2), (samples, 1)):
+        feed = TrainingFeed(digits.train, digits.views, None, size, seed=0, device=torch.device("cpu"))
+        assert feed.steps == steps == len(list(feed.epoch(0)))
+
+
+def test_an_order_crosses_processes_as_json(digits: Digits, tmp_path: Path) -> None:
+    order = digits.order({"preset": "kd", "temperature": 2.0}, tmp_path)
+    assert TrainingOrder.model_validate_json(order.model_dump_json()) == order
+
+
+def test_step_events_tell_progress(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.train._STEP_EVENT_SECONDS", 0.0)
+    events: list[object] = []
+    train_run(digits.order("ce", tmp_path, SMALL.model_copy(update={"epochs": 1})), events.append, never)
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [event.step for event in steps] == list(range(1, steps[0].steps + 1))
+    assert steps[-1].images_per_s > 0

@@ -1,0 +1,89 @@
+"""Headers of the two array files that data sets come in, IDX and NPZ, read without their contents.
+
+Light: the API process loads this. Contents are read by ``workers.decoding``; nothing is unpickled, so
+object arrays are refused there.
+"""
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from workers.errors import InvalidDataset
+
+# Shape and dtype of each array by its name.
+Headers = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+
+def open_idx(path: Path) -> IO[bytes]:
+    """An IDX file's bytes, unpacked when it is named ``.gz``."""
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def idx_shape(path: Path) -> tuple[int, ...]:
+    """Dimensions in an IDX file's header (big endian: 0, 0, type 8 = uint8, rank, one uint32 each).
+
+    Raises:
+        InvalidDataset: not an IDX file of uint8 of rank 1 or 3, or unpacked and of another size than
+            its header says.
+    """
+    try:
+        with open_idx(path) as file:
+            zeros, kind, rank = struct.unpack(">HBB", file.read(4))
+            if (zeros, kind) != (0, 8) or rank not in (1, 3):
+                raise InvalidDataset(f"{path} is not an IDX file of uint8 pictures or labels")
+            shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise InvalidDataset(f"{path} cannot be read as an IDX file: {error}") from error
+    expected_bytes = 4 + 4 * rank + math.prod(shape)
+    if path.suffix != ".gz" and path.stat().st_size != expected_bytes:
+        raise InvalidDataset(
+            f"{path} has {path.stat().st_size} bytes, its header {list(shape)} asks for {expected_bytes}"
+        )
+    return shape
+
+
+def npz_headers(path: Path) -> Headers:
+    """Shape and dtype of every array in an ``.npz``, none of them loaded.
+
+    Raises:
+        InvalidDataset: not an archive of ``.npy`` files, or damaged.
+    """
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as file:
+                    shape, dtype = _npy_header(file)
+                    expected_bytes = file.tell() + math.prod(shape) * dtype.itemsize
+                if not dtype.hasobject and member.file_size != expected_bytes:
+                    raise InvalidDataset(
+                        f"{path}: {member.filename} has {member.file_size} bytes, its header "
+                        f"{dtype} {list(shape)} asks for {expected_bytes}"
+                    )
+                headers[member.filename.removesuffix(".npy")] = (shape, dtype)
+    except InvalidDataset:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
+        # RuntimeError: an encrypted archive, or a compression that this Python lacks.
+        raise InvalidDataset(f"{path} cannot be read as an .npz of arrays: {error}") from error
+    return headers
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"version {version} of the .npy format, whose field names are not Latin-1")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"shape {shape}")
+    return shape, dtype

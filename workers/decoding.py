@@ -1,0 +1,313 @@
+"""Reading one split of a source as uint8 pictures and int64 labels, block by block, in a fixed order.
+
+The order of the samples is part of a data set's identity (cached logits are joined by position):
+files as published for CIFAR and MNIST, array order for ``.npz``, class name then file name for
+folders, scikit-learn's order for the digits.
+
+Pictures of a folder are decoded by PIL to RGB, grey and palette ones included; EXIF orientation is
+not applied and transparency is dropped, as torchvision's ``ImageFolder`` does. Pictures that would
+lose values silently (16 and 32 bits) are refused. With ``image_size`` they are resized by PIL's
+bilinear filter, which smooths when it shrinks: photographs are shrunk a lot, and once. (``views.resize``
+does not smooth; it serves small changes of pictures that are prepared already.)
+
+One exception to "nothing is unpickled": torchvision unpickles the published CIFAR archives. That
+happens only after every file matched its published MD5, so only the authors' bytes are unpickled:
+a forgery would need a second preimage, which nobody can make for MD5.
+
+Legend: N samples, b samples of a block, H x W pixels, C channels.
+"""
+
+import hashlib
+import math
+import os
+import warnings
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+
+from workers.array_files import idx_shape, open_idx
+from workers.config import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
+from workers.errors import InvalidDataset, Stopped
+from workers.events import ShouldStop, Split, never
+from workers.sources import TEN_DIGITS, Source
+
+# Named, so that a file is never handed to a decoder that runs programs (PIL's EPS calls Ghostscript).
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+# Bytes of one block: small enough that stopping is prompt and a pool holds several.
+_BLOCK_BYTES = 8 << 20
+
+Pictures = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Blocks = Generator[Pictures, None, None]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A split of which everything is known but the pixels, which ``blocks`` reads.
+
+    Attributes:
+        shape: (N, H, W, C).
+        labels_N: int64, 0..classes-1.
+        class_names: in label order.
+        blocks: uint8 [b, H, W, C], in sample order, N in all; can be iterated once. Raises
+            InvalidDataset at a picture that cannot be read, Stopped when asked to stop.
+    """
+
+    shape: tuple[int, int, int, int]
+    labels_N: Labels
+    class_names: tuple[str, ...]
+    blocks: Blocks
+
+
+def decode(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
+    """Begin to read a split.
+
+    Raises:
+        InvalidDataset: unreadable, of several sizes, or with labels that are not 0..classes-1 with
+            every class in the training split.
+    """
+    match source.spec:
+        case DigitsDataset():
+            return _digits(split, should_stop)
+        case TorchvisionDataset(kind="cifar10" | "cifar100"):
+            return _cifar(source, split, should_stop)
+        case TorchvisionDataset():
+            return _idx(source, split, should_stop)
+        case FolderDataset():
+            return _folder(source, source.spec, split, should_stop)
+        case NpzDataset():
+            return _npz(source, split, should_stop)
+
+
+def _from_array(images_NHWC: Pictures, labels_N: Labels, names: Sequence[str], should_stop: ShouldStop) -> Decoding:
+    count, height, width, channels = images_NHWC.shape
+    step = _block_rows(height * width * channels)
+
+    def blocks() -> Blocks:
+        for start in range(0, count, step):
+            _check_stop(should_stop)
+            yield np.ascontiguousarray(images_NHWC[start : start + step])
+
+    return Decoding((count, height, width, channels), labels_N, tuple(names), blocks())
+
+
+def _block_rows(row_bytes: int) -> int:
+    return max(1, _BLOCK_BYTES // row_bytes)
+
+
+def _check_stop(should_stop: ShouldStop) -> None:
+    if should_stop():
+        raise Stopped("stopped while decoding a data set; the half-made copy is removed")
+
+
+def _check_labels(labels: Labels, classes: int, where: object) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise InvalidDataset(f"{where} holds the label {wrong[0]}; labels are 0..{classes - 1}")
+
+
+def _check_every_class(train_labels: Labels, names: Sequence[str], where: object) -> None:
+    missing = np.setdiff1d(np.arange(len(names)), train_labels)
+    if len(missing):
+        first = int(missing[0])
+        raise InvalidDataset(
+            f"{where}: class {first} ({names[first]!r}) has no training picture ({len(missing)} of "
+            f"{len(names)} classes have none); labels must be 0..classes-1 without gaps"
+        )
+
+
+# ------------------------------------------------------------------------------------------ digits
+
+
+def _digits(split: Split, should_stop: ShouldStop) -> Decoding:
+    # Takes a second to import, and every training process imports this module to map prepared data.
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    labels = np.asarray(digits.target, dtype=np.int64)
+    # 0..16 to 0..255, rounded half up.
+    images = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)[..., None]
+    # Every fifth of each class, not every fifth of all: the file mostly runs 0, 1, ..., 9 again and
+    # again, so the latter would be a test split of fours and nines.
+    is_test = np.zeros(len(labels), dtype=bool)
+    for label in range(10):
+        is_test[np.flatnonzero(labels == label)[4::5]] = True
+    chosen = is_test if split == "test" else ~is_test
+    return _from_array(images[chosen], labels[chosen], TEN_DIGITS, should_stop)
+
+
+# ------------------------------------------------------------------------------------------- CIFAR
+
+
+def _cifar(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
+    folder = source.files[split][0].parent
+    published = {
+        "cifar10": torchvision.datasets.CIFAR10,
+        "cifar100": torchvision.datasets.CIFAR100,
+    }[source.spec.kind]
+    _check_md5(folder, published)
+    with warnings.catch_warnings():
+        # NumPy warns that these pickles, written by an old NumPy, say 0 where it now says False.
+        warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+        data = published(str(folder.parent), train=split == "train")
+    labels = np.asarray(data.targets, dtype=np.int64)
+    _check_labels(labels, len(data.classes), folder)
+    return _from_array(data.data, labels, data.classes, should_stop)
+
+
+def _check_md5(folder: Path, published: Any) -> None:  # noqa: ANN401 - torchvision is untyped
+    meta = (published.meta["filename"], published.meta["md5"])
+    for name, expected in (*published.train_list, *published.test_list, meta):
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found != expected:
+            raise InvalidDataset(
+                f"{folder / name} has the MD5 {found}, the published file has {expected}. The file is a "
+                "pickle, which can run code, so nothing but the published bytes is read: unpack the "
+                "original archive again, or bring the pictures as kind 'folder' or 'npz'"
+            )
+
+
+# --------------------------------------------------------------------------- MNIST, Fashion-MNIST
+
+
+def _idx(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
+    images_path, labels_path = source.files[split]
+    names = source.class_names or ()
+    count, height, width = idx_shape(images_path)
+    labels = np.concatenate(list(_idx_blocks(labels_path, (count,), never))).astype(np.int64)
+    _check_labels(labels, len(names), labels_path)
+    if split == "train":
+        _check_every_class(labels, names, labels_path)
+    shape = (count, height, width, 1)
+    return Decoding(shape, labels, names, _idx_blocks(images_path, shape, should_stop))
+
+
+def _idx_blocks(path: Path, shape: tuple[int, ...], should_stop: ShouldStop) -> Blocks:
+    """The contents of an IDX file as uint8 [b, *shape[1:]]; the end of a .gz also checks its CRC."""
+    row_bytes = math.prod(shape[1:])
+    step = _block_rows(row_bytes)
+    try:
+        with open_idx(path) as file:
+            file.read(4 + 4 * len(idx_shape(path)))
+            for start in range(0, shape[0], step):
+                _check_stop(should_stop)
+                rows = min(step, shape[0] - start)
+                data = file.read(rows * row_bytes)
+                if len(data) != rows * row_bytes:
+                    raise InvalidDataset(f"{path} ends after {start + len(data) // row_bytes} of {shape[0]} rows")
+                yield np.frombuffer(data, dtype=np.uint8).reshape(rows, *shape[1:])
+            if file.read(1):
+                raise InvalidDataset(f"{path} is longer than its header says ({shape[0]} rows)")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidDataset(f"{path} cannot be read: {error}") from error
+
+
+# --------------------------------------------------------------------------------------------- npz
+
+
+def _npz(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
+    """The whole array is held in memory while it is read (it may be compressed)."""
+    path = source.files[split][0]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images = arrays[f"{split}_images"]
+            labels = arrays[f"{split}_labels"].astype(np.int64)
+            train_labels = arrays["train_labels"].astype(np.int64)
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise InvalidDataset(f"{path} cannot be read: {error}") from error
+    names = source.class_names or _counted_names(train_labels, path)
+    _check_labels(labels, len(names), f"{path}: {split}_labels")
+    _check_every_class(train_labels, names, path)
+    return _from_array(images[..., None] if images.ndim == 3 else images, labels, names, should_stop)
+
+
+def _counted_names(train_labels: Labels, path: Path) -> tuple[str, ...]:
+    """ "0", "1", ... up to the largest training label."""
+    largest = int(train_labels.max())
+    if not 1 <= largest < len(train_labels):
+        raise InvalidDataset(
+            f"{path}: the largest of {len(train_labels)} training labels is {largest}; labels must be "
+            "0..classes-1 without gaps, with at least two classes"
+        )
+    return tuple(str(label) for label in range(largest + 1))
+
+
+# ------------------------------------------------------------------------------------------ folder
+
+
+def _folder(source: Source, spec: FolderDataset, split: Split, should_stop: ShouldStop) -> Decoding:
+    files, names = source.files[split], source.class_names or ()
+    labels = np.repeat(np.arange(len(names), dtype=np.int64), source.class_counts[split])
+    size = spec.image_size
+    if size is None:
+        # The first training picture sets the size of both splits.
+        height, width, _ = _picture(source.files["train"][0], None).shape
+        size = height, width
+    shape = (len(files), *size, 3)
+    return Decoding(shape, labels, names, _folder_blocks(files, spec, size, should_stop))
+
+
+def _folder_blocks(
+    files: Sequence[Path], spec: FolderDataset, size: tuple[int, int], should_stop: ShouldStop
+) -> Blocks:
+    """Decode in threads (PIL releases the interpreter lock), a bounded number of blocks ahead."""
+    threads = len(os.sched_getaffinity(0))
+    step = min(256, _block_rows(math.prod(size) * 3))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    pending: deque[Future[Pictures]] = deque()
+    try:
+        for start in range(0, len(files), step):
+            _check_stop(should_stop)
+            pending.append(pool.submit(_pictures, files[start : start + step], spec, size))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            _check_stop(should_stop)
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pictures(files: Sequence[Path], spec: FolderDataset, size: tuple[int, int]) -> Pictures:
+    block = np.empty((len(files), *size, 3), dtype=np.uint8)
+    for row, path in zip(block, files, strict=True):
+        picture = _picture(path, spec.image_size)
+        if picture.shape != row.shape:
+            raise InvalidDataset(
+                f"{path} is {picture.shape[0]} x {picture.shape[1]} pixels (height x width), the first "
+                f"training picture {size[0]} x {size[1]}: give image_size to resize all"
+            )
+        row[:] = picture
+    return block
+
+
+def _picture(path: Path, size: tuple[int, int] | None) -> Pictures:
+    """One file as uint8 [H, W, 3], resized to (height, width) if given."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.mode not in _MODES:
+                raise ValueError(f"its pixels are of the type {image.mode}, only 8 bit ones are supported")
+            # Straight to RGB, PIL would warn about palettes with transparency.
+            opaque = image.convert("RGBA") if "transparency" in image.info else image
+            picture = opaque.convert("RGB")
+        if size is not None:
+            picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.asarray(picture)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # A damaged file makes PIL's decoders raise nearly anything (OSError, SyntaxError, KeyError ...).
+        raise InvalidDataset(f"{path} cannot be read as a picture: {error}") from error
