@@ -98,7 +98,7 @@ def kind_of(error: Exception) -> Kind:
     if isinstance(error, HTTPException):
         status = http.HTTPStatus(error.status_code)
         slug = status.phrase.lower().replace(" ", "-").replace("'", "")
-        return Kind(status, slug, status.phrase, headers=error.headers)
+        return Kind(status.value, slug, status.phrase.capitalize(), headers=error.headers)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _NO_ROOM
     if isinstance(error, RequestValidationError) and _is_not_json(error):
@@ -161,7 +161,7 @@ def _detail(error: Exception, kind: Kind, fields: Sequence[FieldProblem]) -> str
     if isinstance(error, RequestValidationError):
         return "; ".join(f"{field.pointer}: {field.detail}" for field in fields)
     if isinstance(error, HTTPException):
-        return str(error.detail)
+        return f"{error.detail}: what there is, is described at /docs"
     if not kind.shows_message:
         return "The details are in the service's log, under the request id."
     return str(error)

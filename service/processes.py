@@ -224,11 +224,15 @@ class BackgroundService:
                     raise StartFailed(f"the service was not ready after {timeout_s:.0f} s, see {self.log_path}")
                 time.sleep(_POLL_S)
 
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Blocks until it has ended, and returns its exit status."""
+        return self._process.wait(timeout_s)
+
     def stop(self) -> None:
         """Ends it as a Ctrl-C would, and waits for that."""
         self._process.terminate()
         try:
-            self._process.wait(GRACE_S + 5.0)
+            self.wait(GRACE_S + 5.0)
         except subprocess.TimeoutExpired:
             # Its children read the pipe that closes with it.
             self._process.kill()

@@ -46,12 +46,12 @@ def _alone(policy: type[Policy], loss: type[Loss], **fields: float) -> Method:
 
 
 def _close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
 any_policy = pytest.mark.parametrize("policy", POLICY_CLASSES, ids=lambda cls: cls.__name__)
 any_loss = pytest.mark.parametrize("loss", LOSS_CLASSES, ids=lambda cls: cls.__name__)
-few = settings(max_examples=400, deadline=None)
+few = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 @any_loss

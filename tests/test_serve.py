@@ -35,9 +35,9 @@ SUPERVISOR = """
 import os, pathlib, sys
 from service.processes import supervise
 folder, kinds, grace_s = pathlib.Path(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
-ups = [folder / f"{number}.up" for number in range(len(kinds))]
+ups = [folder / f"{kind}.up" for kind in kinds]
 sys.exit(supervise(
-    {f"child {kind}": [sys.executable, folder / "child.py", kind, str(up)] for kind, up in zip(kinds, ups)},
+    {f"{kind} child": [sys.executable, folder / "child.py", kind, str(up)] for kind, up in zip(kinds, ups)},
     environment=os.environ,
     is_ready=lambda: all(up.exists() for up in ups),
     say=lambda text: print(text, flush=True),
@@ -65,58 +65,70 @@ class Toy:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 
+    def __enter__(self) -> "Toy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Nothing to do but after a failure: the children end with it.
+        self.process.kill()
+        with self.process:
+            pass
+
     def rest(self) -> str:
         """What it still says. The pipe ends when the last process that holds it has: supervisor, child, grandchild."""
-        return self.process.communicate()[0]
+        assert self.process.stdout is not None
+        text = self.process.stdout.read()
+        self.process.wait()
+        return text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_every_process_and_is_no_failure(tmp_path: Path, number: signal.Signals) -> None:
-    toy = Toy(tmp_path, "plain,plain")
-    toy.wait_ready()
-    toy.process.send_signal(number)
-    assert toy.rest() == "stopping\n"
-    assert toy.process.returncode == 0
+    with Toy(tmp_path, "first,second") as toy:
+        toy.wait_ready()
+        toy.process.send_signal(number)
+        assert toy.rest() == "stopping\n"
+        assert toy.process.returncode == 0
 
 
 def test_a_child_that_ends_by_itself_takes_the_other_along(tmp_path: Path) -> None:
-    toy = Toy(tmp_path, "plain,failing")
-    last = toy.rest().splitlines()[-1]
-    assert last == "child failing ended by itself (exit status 3), so child plain was ended, too"
-    assert toy.process.returncode == 1
+    with Toy(tmp_path, "first,failing") as toy:
+        last = toy.rest().splitlines()[-1]
+        assert last == "failing child ended by itself (exit status 3), so first child was ended, too"
+        assert toy.process.returncode == 1
 
 
 def test_a_child_that_does_not_listen_is_killed_after_the_grace(tmp_path: Path) -> None:
-    toy = Toy(tmp_path, "plain,deaf", grace_s=0.5)
-    toy.wait_ready()
-    toy.process.terminate()
-    assert toy.rest() == "stopping\n"
-    assert toy.process.returncode == 0
+    with Toy(tmp_path, "first,deaf", grace_s=0.5) as toy:
+        toy.wait_ready()
+        toy.process.terminate()
+        assert toy.rest() == "stopping\n"
+        assert toy.process.returncode == 0
 
 
 def test_a_second_signal_ends_the_grace(tmp_path: Path) -> None:
-    toy = Toy(tmp_path, "plain,deaf", grace_s=600.0)
-    toy.wait_ready()
-    toy.process.terminate()
-    assert toy.process.stdout is not None
-    assert toy.process.stdout.readline() == "stopping\n"
-    toy.process.terminate()
-    assert toy.rest() == ""
-    assert toy.process.returncode == 0
+    with Toy(tmp_path, "first,deaf", grace_s=600.0) as toy:
+        toy.wait_ready()
+        toy.process.terminate()
+        assert toy.process.stdout is not None
+        assert toy.process.stdout.readline() == "stopping\n"
+        toy.process.terminate()
+        assert toy.rest() == ""
+        assert toy.process.returncode == 0
 
 
 def test_what_a_child_leaves_in_its_group_ends_with_it(tmp_path: Path) -> None:
-    toy = Toy(tmp_path, "plain,littering")
-    toy.wait_ready()
-    toy.process.terminate()
-    assert toy.rest() == "stopping\n"
+    with Toy(tmp_path, "first,littering") as toy:
+        toy.wait_ready()
+        toy.process.terminate()
+        assert toy.rest() == "stopping\n"
 
 
 def test_the_children_of_a_killed_supervisor_end_by_themselves(tmp_path: Path) -> None:
-    toy = Toy(tmp_path, "plain,plain")
-    toy.wait_ready()
-    toy.process.kill()
-    assert toy.rest() == ""
+    with Toy(tmp_path, "first,second") as toy:
+        toy.wait_ready()
+        toy.process.kill()
+        assert toy.rest() == ""
 
 
 # ------------------------------------------------------------------------------------ the real thing

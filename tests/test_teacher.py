@@ -44,6 +44,8 @@ def labelled(images: NDArray[np.uint8], labels: NDArray[np.integer], names: tupl
         fingerprint="0" * 64,
         split="train",
         path=Path("."),
+        channel_mean=(0.5,) * images.shape[3],
+        channel_std=(0.25,) * images.shape[3],
     )
 
 
@@ -393,15 +395,21 @@ def test_the_binomial_tail_is_the_sum_it_stands_for() -> None:
 
 def test_too_few_rows_to_tell_count_only_against_a_score_at_chance() -> None:
     outputs_RN = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
-    assert not Score.of(outputs_RN, np.array([0, 1, 0, 1])).explained_by_chance
+    assert not Score.of(outputs_RN, np.array([0, 1, 0, 0])).explained_by_chance
     assert Score.of(outputs_RN, np.array([0, 1, 1, 0])).explained_by_chance
 
 
+def test_a_slice_of_one_class_that_is_all_right_is_not_refused() -> None:
+    assert not Score.of(np.eye(2, dtype=np.float32)[[0] * 40], np.zeros(40, np.int64)).explained_by_chance
+
+
 def test_the_slice_is_spread_over_the_whole_data_set() -> None:
-    np.testing.assert_array_equal(spread(10, 4), [0, 2, 5, 7])
+    rows = spread(51_200, 512)
+    np.testing.assert_array_equal(rows // 100, np.arange(512))
+    np.testing.assert_array_equal(rows, spread(51_200, 512))
     np.testing.assert_array_equal(spread(3, 512), [0, 1, 2])
-    classes_sorted = np.repeat(np.arange(100), 500)
-    assert len(set(classes_sorted[spread(50_000, 512)])) == 100
+    for labels in (np.repeat(np.arange(100), 512), np.arange(51_200) % 100):
+        assert len(np.unique(labels[rows])) > 90
 
 
 # ------------------------------------------------------------------------------------------------------- real data

@@ -7,6 +7,7 @@ object arrays are refused there.
 import gzip
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,6 +20,20 @@ from workers.errors import InvalidDataset
 
 # Shape and dtype of each array by its name.
 Headers = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+# What the standard library and NumPy raise on files that are not what they seem; RuntimeError: an
+# encrypted archive, or a compression that this Python lacks; TokenError: a header that is not Python.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    tokenize.TokenError,
+)
 
 
 def open_idx(path: Path) -> IO[bytes]:
@@ -70,8 +85,7 @@ def npz_headers(path: Path) -> Headers:
                 headers[member.filename.removesuffix(".npy")] = (shape, dtype)
     except InvalidDataset:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        # RuntimeError: an encrypted archive, or a compression that this Python lacks.
+    except DAMAGED as error:
         raise InvalidDataset(f"{path} cannot be read as an .npz of arrays: {error}") from error
     return headers
 

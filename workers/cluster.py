@@ -38,7 +38,6 @@ _BLOCKS_PER_CALL = 4
 # Only orders, events and outcomes pass through Ray; logits and pictures are mapped files.
 _OBJECT_STORE_BYTES = 100 << 20
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
@@ -368,9 +367,11 @@ class Cluster:
     """
 
     def __init__(self, cpus: float | None = None, gpus: int | None = None) -> None:
-        # Read by ray.init and inherited by the processes that it starts. A token of our own, because the default one is
-        # written to the home directory, and Ray listens on every address: whoever can talk to it can run code.
-        os.environ.update(_ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
+        # Ray listens on every address, and whoever can talk to it can run code: with the mode unset it asks for a token
+        # in a cluster of its own. The token is ours, because its default one is written to the home directory.
+        os.environ.pop("RAY_AUTH_MODE", None)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.update(_ENVIRONMENT)
         ray.init(
             address="local",
             num_cpus=None if cpus is None else max(1, int(cpus)),

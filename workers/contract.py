@@ -146,9 +146,13 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
 
 
 def spread(samples: int, rows: int) -> Rows:
-    """``rows`` sample numbers (all, if there are fewer) at equal distances, so a sorted data set shows all classes."""
-    rows = min(rows, samples)
-    return np.arange(rows, dtype=np.int64) * samples // rows
+    """``rows`` sample numbers (all, if there are fewer), one at random from each of as many equal parts.
+
+    A sorted data set shows all its classes that way, and so does one whose classes take turns, of which equal
+    distances could show a single one. The same numbers on every call.
+    """
+    edges = np.arange(min(rows, samples) + 1, dtype=np.int64) * samples // min(rows, samples)
+    return np.random.default_rng(0).integers(edges[:-1], edges[1:])
 
 
 def _check_classes(classes: int | None, dataset: Dataset) -> None:
@@ -230,8 +234,10 @@ class Score:
         """Would guessing reach as many hits with probability above ``ALPHA``?
 
         So few rows that not even all of them right would be unlikely cannot tell; then only a score at or below
-        chance counts.
+        chance counts. Nothing more can be asked than that all are right.
         """
+        if self.hits == self.rows:
+            return False
         if self.chance**self.rows > ALPHA:
             return self.accuracy <= self.chance
         return binomial_tail(self.hits, self.rows, self.chance) > ALPHA

@@ -130,8 +130,7 @@ def _loaded(
 
 
 def _load(teacher: Teacher, dataset: Dataset, recipe: Augmentation, seed: int, batch: _Batch) -> NDArray[np.floating]:
-    # A copy, because torch takes no read-only array, and a mapped data set is one.
-    images = torch.from_numpy(np.array(dataset.images_NHWC[batch.start : batch.stop]))
+    images = torch.from_numpy(dataset.images_NHWC[batch.start : batch.stop])
     if not isinstance(recipe, NoAugmentation):
         images = make_views(images, recipe, seed, batch.view, np.arange(batch.start, batch.stop))
     return teacher.preprocess(images)

@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from workers.array_files import Headers, idx_shape, npz_headers
+from workers.array_files import DAMAGED, Headers, idx_shape, npz_headers
 from workers.config import (
     DatasetSpec,
     DigitsDataset,
@@ -397,7 +397,7 @@ def _npz_class_names(path: Path) -> tuple[str, ...]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = arrays["class_names"]
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         raise InvalidDataset(f"{path}: class_names cannot be read: {error}") from error
     if names.dtype.kind != "U" or names.ndim != 1:
         raise InvalidDataset(f"{path}: class_names is {names.dtype} {list(names.shape)}, not strings [C]")

@@ -1,0 +1,98 @@
+"""Fixtures of the service's tests: a database of either kind, and the API.
+
+Used by naming this module in ``pytest_plugins``.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.db import Database, upgrade_to_head
+from service.records import Records
+from service.registry import Registry
+from tests.service_helpers import Api, PostgresServer, make_settings, postgres_binaries, running_api
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server without a TCP port; skips where its binaries are not installed."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL server is installed (Debian: postgresql)")
+    # It refuses to run as root, and its user must be able to enter the folder.
+    as_user: list[str] = []
+    folder = Path(tempfile.mkdtemp(prefix="retort-pg-"))
+    if os.geteuid() == 0:
+        as_user = ["runuser", "-u", "postgres", "--"]
+        user = pwd.getpwnam("postgres")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+    data = folder / "data"
+
+    def run(program: str, *arguments: str) -> None:
+        command = [*as_user, str(binaries / program), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+    options = f"-F -c listen_addresses='' -c unix_socket_directories={folder} -c shared_buffers=16MB"
+    try:
+        run("initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            server = PostgresServer(folder)
+            server.execute(f"CREATE DATABASE {server.template}")
+            upgrade_to_head(server.url(server.template))
+            yield server
+        finally:
+            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A migrated database, once of each kind."""
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        return server.create()
+    url = f"sqlite:///{tmp_path / 'retort.sqlite3'}"
+    upgrade_to_head(url)
+    return url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """Connections to ``database_url``."""
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def records(database: Database) -> Records:
+    """The engine's half of the repository."""
+    return Records(database)
+
+
+@pytest.fixture
+def registry(database: Database) -> Registry:
+    """The API's half of the repository."""
+    return Registry(database)
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    """An API of its own, on SQLite."""
+    with running_api(make_settings(tmp_path)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API for the tests of a module that look at nothing but their own answers."""
+    with running_api(make_settings(tmp_path_factory.mktemp("api"))) as running:
+        yield running

@@ -1,0 +1,217 @@
+"""What the service's tests are made of: rows, a PostgreSQL server, and the API on a real port."""
+
+import hashlib
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import onnx
+from onnx import TensorProto, helper
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+
+from service.context import Context
+from service.db import upgrade_to_head
+from service.jobs import State
+from service.records import Records
+from service.registry import Registry, digest_of
+from service.server import build_server
+from service.settings import Settings
+from service.tables import JobRecord, TeacherRecord, new_id
+from workers.config import Plan, Preprocessing
+
+PREPROCESSING = Preprocessing(channels="gray", mean=(0.5,), std=(0.5,))
+
+# ---------------------------------------------------------------------------------------------------------- databases
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A server of our own on a socket in a folder; ``template`` is a migrated database to copy."""
+
+    folder: Path
+    template: str = "template_retort"
+
+    def url(self, name: str) -> str:
+        """SQLAlchemy URL of a database."""
+        return f"postgresql://postgres@/{name}?host={self.folder}"
+
+    def create(self) -> str:
+        """A new, migrated database; returns its URL."""
+        name = new_id("db")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {self.template}")
+        return self.url(name)
+
+    def execute(self, statement: str) -> None:
+        """Runs a statement that no transaction may hold."""
+        url = make_url(self.url("postgres")).set(drivername="postgresql+psycopg")
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(statement))
+        engine.dispose()
+
+
+def postgres_binaries() -> Path | None:
+    on_path = shutil.which("initdb")
+    folders = [Path(on_path).parent] if on_path else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+def make_plan(**changes: Any) -> Plan:
+    """A small plan: two methods, hence two runs."""
+    plan = {"dataset": {"kind": "digits"}, "students": ["cnn_s"], "methods": ["ce", "kd"]}
+    return Plan.model_validate({**plan, "training": {"epochs": 3}, **changes})
+
+
+def teacher_row(sha256: str = "a" * 64, classes: int = 10) -> TeacherRecord:
+    """A row as an upload makes it."""
+    return TeacherRecord(
+        id=new_id("tch"),
+        name="teacher",
+        sha256=sha256,
+        identity=digest_of([sha256]),
+        size_bytes=1,
+        inputs=[{"name": "x", "dtype": "float32", "shape": ["n", 1, 8, 8]}],
+        outputs=[{"name": "logits", "dtype": "float32", "shape": ["n", classes]}],
+        output="logits",
+        preprocessing=PREPROCESSING.model_dump(mode="json"),
+    )
+
+
+def add_job(registry: Registry, **changes: Any) -> JobRecord:
+    """A queued job with its runs."""
+    return registry.add_job(make_plan(**changes), registry.add_teacher(teacher_row(), lambda: None)[0], None)[0]
+
+
+def finish(records: Records, job_id: str, state: State = State.SUCCEEDED) -> None:
+    """Takes a queued job and all its runs to an end, as an engine would."""
+    claimed = records.claim_job("test")
+    assert claimed is not None
+    assert claimed.id == job_id
+    for run in records.runs(job_id):
+        attempt = records.start_attempt(run.id)
+        assert attempt is not None
+        assert records.move_run(run.id, attempt, state, result={"last": {"top1": 0.5}})
+    assert records.move_job(job_id, state)
+
+
+# ---------------------------------------------------------------------------------------------------------------- API
+
+
+@dataclass(frozen=True)
+class Api:
+    """A running API: a client for it, and the same database from inside."""
+
+    client: httpx.Client
+    context: Context
+    url: str
+    stop: Callable[[], None]
+
+    @property
+    def records(self) -> Records:
+        """The engine's half of the repository."""
+        return self.context.records
+
+    @property
+    def registry(self) -> Registry:
+        """The API's half of the repository."""
+        return self.context.registry
+
+    @property
+    def settings(self) -> Settings:
+        """Its settings."""
+        return self.context.settings
+
+    def upload(self, content: bytes | None = None, **fields: str) -> httpx.Response:
+        """Uploads a teacher for grey 8x8 pictures."""
+        fields = {"preprocessing": PREPROCESSING.model_dump_json(), **fields}
+        files = {"file": ("t.onnx", onnx_bytes() if content is None else content)}
+        return self.client.post("/v1/teachers", files=files, data=fields)
+
+    def teacher(self, classes: int = 10) -> str:
+        """The id of a teacher that is there with its file, as after an upload."""
+        content = onnx_bytes(classes)
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = self.settings.teacher_path(sha256)
+        row = teacher_row(sha256, classes)
+        return self.registry.add_teacher(row, lambda: void(path.write_bytes(content)))[0].id
+
+    def job_body(self, **changes: Any) -> dict[str, Any]:
+        """The body of a job that is accepted."""
+        plan = make_plan().model_dump(mode="json", include={"dataset", "students", "methods", "training"})
+        return {**plan, "teacher": self.teacher(), **changes}
+
+    def post_job(self, **changes: Any) -> dict[str, Any]:
+        """A job that was accepted."""
+        response = self.client.post("/v1/jobs", json=self.job_body(**changes))
+        assert response.status_code == 201, response.text
+        job: dict[str, Any] = response.json()
+        return job
+
+
+def void(_: object) -> None:
+    """Forgets a value."""
+
+
+@contextmanager
+def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
+    """The API in a thread of this process, on a free port."""
+    settings.make_folders()
+    if migrate:
+        upgrade_to_head(settings.database)
+    server = build_server(settings)
+    context: Context = server.config.app.state.context  # type: ignore[union-attr]
+    # asyncio switches Nagle's algorithm off for sockets that say what they are, and only for those.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        # From here on a client that comes before the server is ready waits in the queue.
+        listener.listen()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        def stop() -> None:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive(), "the server did not end"
+
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+            try:
+                yield Api(client, context, url, stop)
+            finally:
+                stop()
+    context.database.close()
+
+
+def make_settings(folder: Path, **changes: Any) -> Settings:
+    """Settings for a service below ``folder``."""
+    (folder / "root").mkdir(exist_ok=True)
+    given = {"data_dir": folder / "data", "data_root": folder / "root", "disk_floor_bytes": 0, "event_poll_s": 0.02}
+    return Settings(**{**given, **changes})
+
+
+# --------------------------------------------------------------------------------------------------------------- ONNX
+
+
+def onnx_bytes(classes: int = 10, channels: int = 1, side: int = 8, salt: float = 0.0) -> bytes:
+    """A linear classifier of flattened pictures; another ``salt`` makes other bytes."""
+    size = channels * side * side
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [size, classes], [salt] * (size * classes))
+    nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, side, side])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", classes])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()

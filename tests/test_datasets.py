@@ -1,0 +1,654 @@
+"""Prepared data sets: the right pixels in a fixed order, one identity per content, whole or absent."""
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.test_sources import make_folder, make_idx, make_mnist, make_npz
+from workers import datasets
+from workers.config import (
+    DatasetSpec,
+    DigitsDataset,
+    FolderDataset,
+    NpzDataset,
+    TorchvisionDataset,
+)
+from workers.datasets import Dataset, open_prepared
+from workers.errors import DiskLow, InvalidDataset, Stopped
+from workers.events import DatasetReady, Log, Split
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def work_dir(tmp_path: Path) -> Path:
+    return tmp_path / "work"
+
+
+def prepare(spec: DatasetSpec, split: Split, root: Path) -> Dataset:
+    return datasets.prepare(spec, split, root, root / "work")
+
+
+def prepared_folders(work_dir: Path) -> list[Path]:
+    return [path for path in work_dir.iterdir() if path.name != "sources"]
+
+
+# -------------------------------------------------------------------------------------------------- digits
+
+
+def test_digits_are_scikit_learns_with_every_fifth_of_each_class_for_test(tmp_path: Path) -> None:
+    train, test = (prepare(DigitsDataset(), split, tmp_path) for split in ("train", "test"))
+    published = load_digits()
+    assert (train.samples, test.samples) == (1442, 355)
+    assert train.images_NHWC.shape == (1442, 8, 8, 1)
+    assert train.class_names == tuple("0123456789")
+    for label in range(10):
+        all_of_class = published.images[published.target == label]
+        expected = np.floor(all_of_class * 255 / 16 + 0.5)[..., None]
+        np.testing.assert_array_equal(test.images_NHWC[test.labels_N == label], expected[4::5])
+        others = np.delete(expected, np.s_[4::5], axis=0)
+        np.testing.assert_array_equal(train.images_NHWC[train.labels_N == label], others)
+
+
+def test_digits_keep_the_published_order(tmp_path: Path) -> None:
+    train = prepare(DigitsDataset(), "train", tmp_path)
+    published = load_digits()
+    # None of the first forty is the fifth of its class.
+    np.testing.assert_array_equal(train.labels_N[:40], published.target[:40])
+
+
+# -------------------------------------------------------------------------------------------------- folder
+
+
+def test_a_folder_is_decoded_in_class_and_name_order(tmp_path: Path) -> None:
+    make_folder(tmp_path, ("dog", "ape", "cow"), pictures=11)
+    train = prepare(FolderDataset(path="pets"), "train", tmp_path)
+    assert train.class_names == ("ape", "cow", "dog")
+    assert train.labels_N.dtype == np.int64
+    assert train.labels_N.tolist() == [0] * 11 + [1] * 11 + [2] * 11
+    # make_folder paints (index of the class as given, number of the picture, 0).
+    numbers = sorted(range(11), key=lambda n: f"{n}.png")
+    assert train.images_NHWC[:, 0, 0, 1].tolist() == numbers * 3
+    assert train.images_NHWC[:, 3, 3, 0].tolist() == [1] * 11 + [2] * 11 + [0] * 11
+    assert (train.images_NHWC == train.images_NHWC[:, :1, :1]).all()
+
+
+def test_a_folder_larger_than_a_block_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path, ("a", "b"), pictures=40)
+    monkeypatch.setattr("workers.decoding._BLOCK_BYTES", 3 * 4 * 4 * 3)
+    train = prepare(FolderDataset(path="pets"), "train", tmp_path)
+    numbers = sorted(range(40), key=lambda n: f"{n}.png")
+    assert train.images_NHWC[:, 0, 0, 1].tolist() == numbers * 2
+
+
+def colour_bar() -> Image.Image:
+    pixels = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3) * 2
+    return Image.fromarray(pixels, "RGB")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_every_8_bit_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    folder = make_folder(tmp_path)
+    for picture in folder.rglob("*.png"):
+        picture.unlink()
+        converted = colour_bar().convert(mode)
+        converted.save(picture.with_suffix(".tiff" if mode == "CMYK" else ".png"))
+    train = prepare(FolderDataset(path="pets"), "train", tmp_path)
+    expected = np.asarray(colour_bar().convert(mode).convert("RGB"))
+    assert train.images_NHWC.shape == (4, 6, 5, 3)
+    assert (train.images_NHWC == expected).all()
+
+
+def test_a_palette_with_transparency_becomes_rgb(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    picture = colour_bar().quantize(7)
+    for path in folder.rglob("*.png"):
+        picture.save(path, transparency=bytes(range(7)))
+    train = prepare(FolderDataset(path="pets"), "train", tmp_path)
+    assert (train.images_NHWC == np.asarray(picture.convert("RGB"))).all()
+
+
+def test_jpegs_are_decoded_as_pil_decodes_them(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    for picture in folder.rglob("*.png"):
+        picture.unlink()
+        colour_bar().save(picture.with_suffix(".JPEG"), quality=80)
+    train = prepare(FolderDataset(path="pets"), "train", tmp_path)
+    with Image.open(folder / "train/cat/0.JPEG") as expected:
+        assert (train.images_NHWC == np.asarray(expected)).all()
+
+
+def truncate(path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, format="JPEG")
+    path.write_bytes(path.read_bytes()[:-900])
+
+
+def write_text(path: Path) -> None:
+    path.write_text("no picture")
+
+
+def write_16_bits(path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(path)
+
+
+def write_postscript(path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(path, format="EPS")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "truncated"),
+        (write_text, "cannot identify"),
+        (write_16_bits, "of the type I;16, only 8 bit"),
+        (write_postscript, "cannot identify"),
+    ],
+)
+def test_an_unreadable_picture_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    picture = make_folder(tmp_path) / "train/dog/1.png"
+    damage(picture)
+    with pytest.raises(InvalidDataset, match=rf"train/dog/1\.png cannot be read as a picture: .*{message}"):
+        prepare(FolderDataset(path="pets"), "train", tmp_path)
+    assert prepared_folders(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_pictures_of_several_sizes_are_refused(tmp_path: Path, split: Split) -> None:
+    folder = make_folder(tmp_path)
+    Image.new("RGB", (5, 4)).save(folder / split / "dog/1.png")
+    with pytest.raises(InvalidDataset, match=r"dog/1\.png is 4 x 5 pixels .* 4 x 4: give image_size"):
+        prepare(FolderDataset(path="pets"), split, tmp_path)
+
+
+def test_image_size_resizes_every_picture(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    colour_bar().resize((50, 40)).save(folder / "train/dog/1.png")
+    train = prepare(FolderDataset(path="pets", image_size=(6, 9)), "train", tmp_path)
+    assert (train.height, train.width) == (6, 9)
+    with Image.open(folder / "train/dog/1.png") as picture:
+        expected = np.asarray(picture.resize((9, 6), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(train.images_NHWC[3], expected)
+    assert (train.images_NHWC[2] == (1, 0, 0)).all()
+
+
+def test_files_left_out_are_reported(tmp_path: Path, work_dir: Path) -> None:
+    (make_folder(tmp_path) / "train/dog/notes.txt").write_text("hello")
+    events: list[object] = []
+    datasets.prepare(FolderDataset(path="pets"), "train", tmp_path, work_dir, events.append)
+    warnings = [event for event in events if isinstance(event, Log) and event.level == "warning"]
+    assert len(warnings) == 1
+    assert "1 files are not pictures" in warnings[0].message
+    assert "notes.txt" in warnings[0].message
+
+
+# ----------------------------------------------------------------------------------------------------- npz
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_an_npz_is_read_as_it_is(tmp_path: Path, channels: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (6, 4, 5, *channels), dtype=np.uint8)
+    test_images = generator.integers(0, 256, (3, 4, 5, *channels), dtype=np.uint8)
+    make_npz(tmp_path / "a.npz", train_images=np.asfortranarray(images), test_images=test_images)
+    train, test = (prepare(NpzDataset(path="a.npz"), split, tmp_path) for split in ("train", "test"))
+    np.testing.assert_array_equal(train.images_NHWC, images.reshape(6, 4, 5, -1))
+    np.testing.assert_array_equal(test.images_NHWC, test_images.reshape(3, 4, 5, -1))
+    assert train.labels_N.tolist() == [0, 1, 2, 2, 1, 0]
+    assert test.labels_N.tolist() == [2, 0, 1]
+    assert (train.classes, train.class_names, train.split) == (3, ("0", "1", "2"), "train")
+    assert (test.samples, test.height, test.width, test.channels) == (3, 4, 5, 3 if channels == (3,) else 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "split", "message"),
+    [
+        ({"train_labels": np.array([0, 1, 3, 3, 1, 0])}, "train", r"class 2 \('2'\) has no training picture"),
+        ({"train_labels": np.array([0, 1, 3, 3, 1, 0])}, "test", r"class 2 \('2'\) has no training picture"),
+        ({"class_names": np.array(["a", "b", "c", "d"])}, "train", r"class 3 \('d'\) has no training picture \(1 of"),
+        ({"class_names": np.array(["a", "b"])}, "train", r"train_labels holds the label 2; labels are 0..1"),
+        ({"train_labels": np.array([0, 1, 2, -1, 1, 0])}, "train", r"holds the label -1; labels are 0..2"),
+        ({"test_labels": np.array([0, 1, 3])}, "test", r"test_labels holds the label 3; labels are 0..2"),
+        ({"train_labels": np.full(6, 10**9)}, "train", r"the largest of 6 training labels is 1000000000"),
+        ({"train_labels": np.zeros(6, int)}, "train", r"the largest of 6 training labels is 0"),
+    ],
+)
+def test_labels_with_gaps_or_out_of_range_are_refused(
+    tmp_path: Path, changed: dict[str, np.ndarray], split: Split, message: str
+) -> None:
+    make_npz(tmp_path / "a.npz", **changed)
+    with pytest.raises(InvalidDataset, match=message):
+        prepare(NpzDataset(path="a.npz"), split, tmp_path)
+
+
+class Bomb:
+    """Pickled, it would create the file that its argument names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_an_npz_is_unpickled(tmp_path: Path) -> None:
+    labels = np.array([Bomb(tmp_path / "exploded")] * 6, dtype=object)
+    make_npz(tmp_path / "a.npz", train_labels=labels)
+    with pytest.raises(InvalidDataset, match="train_labels is object"):
+        prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    make_npz(tmp_path / "b.npz", class_names=labels)
+    with pytest.raises(InvalidDataset, match="class_names cannot be read"):
+        prepare(NpzDataset(path="b.npz"), "train", tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_an_npz_with_flipped_bits_is_refused(tmp_path: Path) -> None:
+    path = make_npz(tmp_path / "a.npz")
+    with zipfile.ZipFile(path) as archive:
+        offset = archive.getinfo("train_images.npy").header_offset
+    data = bytearray(path.read_bytes())
+    data[offset + 250] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InvalidDataset, match=r"a\.npz cannot be read: Bad CRC"):
+        prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+
+
+# --------------------------------------------------------------------------------------------- MNIST, CIFAR
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files_are_read_raw_and_compressed(tmp_path: Path, suffix: str) -> None:
+    make_mnist(tmp_path / "FashionMNIST/raw", suffix)
+    spec = TorchvisionDataset(kind="fashion_mnist")
+    train, test = (prepare(spec, split, tmp_path) for split in ("train", "test"))
+    expected = (np.arange(30 * 30) % 251).reshape(30, 5, 6, 1)
+    np.testing.assert_array_equal(train.images_NHWC, expected)
+    np.testing.assert_array_equal(test.images_NHWC, expected[:10])
+    assert train.labels_N.tolist() == [*range(10)] * 3
+    assert train.class_names[-1] == "Ankle boot"
+
+
+def test_idx_files_that_end_early_or_late_are_refused(tmp_path: Path) -> None:
+    make_mnist(tmp_path, ".gz")
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    good = gzip.decompress(images.read_bytes())
+    for bad, message in (
+        (gzip.compress(good[:-1]), "ends after 29 of 30 rows"),
+        (gzip.compress(good + b"x"), "is longer than its header says"),
+        (gzip.compress(good)[:-9], "cannot be read"),
+    ):
+        images.write_bytes(bad)
+        with pytest.raises(InvalidDataset, match=message):
+            prepare(TorchvisionDataset(kind="mnist"), "train", tmp_path)
+
+
+def test_idx_labels_must_be_digits_and_all_present(tmp_path: Path) -> None:
+    make_mnist(tmp_path)
+    make_idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(1, 11))
+    with pytest.raises(InvalidDataset, match=r"t10k-labels-idx1-ubyte holds the label 10; labels are 0..9"):
+        prepare(TorchvisionDataset(kind="mnist"), "test", tmp_path)
+    make_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(30) % 7)
+    with pytest.raises(InvalidDataset, match=r"class 7 \('7'\) has no training picture \(3 of 10"):
+        prepare(TorchvisionDataset(kind="mnist"), "train", tmp_path)
+
+
+def make_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four batches in the published layout, and torchvision told that their MD5 are the published ones."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name, count in (("train", 200), ("test", 100)):
+        data = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
+        content = {"data": data, "fine_labels": [n % 100 for n in range(count)]}
+        (folder / name).write_bytes(old_pickle(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {n}" for n in range(100)]}))
+    digests = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    cifar = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(cifar, "train_list", [["train", digests["train"]]])
+    monkeypatch.setattr(cifar, "test_list", [["test", digests["test"]]])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": digests["meta"]})
+    return folder
+
+
+def old_pickle(content: object) -> bytes:
+    """As the published files were written: an old NumPy said 0 and 1 where this one says False and True."""
+    data = pickle.dumps(content, protocol=2)
+    assert data.count(b"\x89\x88\x87") == 1
+    return data.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
+
+
+def test_cifar_is_read_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_cifar(tmp_path, monkeypatch)
+    published = pickle.loads((folder / "train").read_bytes())["data"]
+    for path in (".", "cifar-100-python"):
+        train = prepare(TorchvisionDataset(kind="cifar100", path=path), "train", tmp_path)
+        assert train.images_NHWC.shape == (200, 32, 32, 3)
+        np.testing.assert_array_equal(train.images_NHWC.transpose(0, 3, 1, 2).reshape(200, -1), published)
+        assert train.labels_N.tolist() == [*range(100)] * 2
+        assert train.class_names[99] == "class 99"
+    test = prepare(TorchvisionDataset(kind="cifar100"), "test", tmp_path)
+    assert test.samples == 100
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_cifar_files_that_are_not_the_published_ones_are_not_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = make_cifar(tmp_path, monkeypatch)
+    (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(InvalidDataset, match=rf"cifar-100-python/{name} has the MD5 .*, the published file has"):
+        prepare(TorchvisionDataset(kind="cifar100"), "train", tmp_path)
+    assert not (tmp_path / "exploded").exists()
+
+
+# -------------------------------------------------------------------------------------------------- identity
+
+
+def test_the_fingerprint_is_the_documented_hash(tmp_path: Path) -> None:
+    make_npz(tmp_path / "a.npz")
+    train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    header = b'{"class_names":["0","1","2"],"format":"retort-dataset-1","shape":[6,4,5,1],"split":"train"}\n'
+    labels = np.array([0, 1, 2, 2, 1, 0], dtype="<i8").tobytes()
+    expected = hashlib.sha256(header + bytes(range(120)) + labels).hexdigest()
+    assert train.fingerprint == expected
+    assert train.path.name == expected
+
+
+def test_the_same_content_from_another_source_is_the_same_data_set(tmp_path: Path, work_dir: Path) -> None:
+    make_folder(tmp_path)
+    spec = FolderDataset(path="pets")
+    train, test = (prepare(spec, split, tmp_path) for split in ("train", "test"))
+    np.savez_compressed(
+        tmp_path / "a.npz",
+        train_images=train.images_NHWC,
+        train_labels=train.labels_N.astype(np.uint8),
+        test_images=test.images_NHWC,
+        test_labels=test.labels_N,
+        class_names=np.array(["cat", "dog"]),
+    )
+    again = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    assert again.fingerprint == train.fingerprint
+    # Equal pictures in both splits are still two splits.
+    assert test.fingerprint != train.fingerprint
+    assert sorted(prepared_folders(work_dir)) == sorted([train.path, test.path])
+
+
+def test_every_part_of_the_content_changes_the_fingerprint(tmp_path: Path) -> None:
+    images = np.arange(120, dtype=np.uint8).reshape(6, 4, 5)
+    other_pixel = images.copy()
+    other_pixel[5, 3, 4] += 1
+    variants: list[dict[str, np.ndarray]] = [
+        {},
+        {"train_images": other_pixel},
+        {"train_images": images[::-1]},
+        {"train_images": images.reshape(6, 5, 4), "test_images": np.zeros((3, 5, 4), np.uint8)},
+        {"train_labels": np.array([0, 1, 2, 2, 0, 1])},
+        {"class_names": np.array(["a", "b", "c"])},
+    ]
+    fingerprints = set()
+    for number, changed in enumerate(variants):
+        make_npz(tmp_path / f"{number}.npz", **changed)
+        fingerprints.add(prepare(NpzDataset(path=f"{number}.npz"), "train", tmp_path).fingerprint)
+    assert len(fingerprints) == len(variants)
+
+
+def test_mean_and_std_are_those_of_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
+    images[..., 2] = 255
+    make_npz(tmp_path / "a.npz", train_images=images, train_labels=np.arange(50) % 3, test_images=images[:3])
+    monkeypatch.setattr("workers.decoding._BLOCK_BYTES", 7 * 4 * 5 * 3)
+    train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    np.testing.assert_allclose(train.channel_mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(train.channel_std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-12)
+    assert (train.channel_mean[2], train.channel_std[2]) == (1.0, 0.0)
+
+
+# ------------------------------------------------------------------------------------------- reuse, atomicity
+
+
+def readies(events: list[object]) -> list[bool]:
+    return [event.reused for event in events if isinstance(event, DatasetReady)]
+
+
+def test_a_second_call_maps_without_decoding(tmp_path: Path, work_dir: Path) -> None:
+    picture, spec = make_folder(tmp_path) / "train/cat/0.png", FolderDataset(path="pets")
+    events: list[object] = []
+    first = datasets.prepare(spec, "train", tmp_path, work_dir, events.append)
+    status = picture.stat()
+    picture.write_bytes(b"x" * status.st_size)
+    os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = datasets.prepare(spec, "train", tmp_path, work_dir, events.append)
+    assert second.fingerprint == first.fingerprint
+    assert readies(events) == [False, True]
+    ready = next(event for event in events if isinstance(event, DatasetReady))
+    assert (ready.split, ready.samples, ready.classes) == ("train", 4, 2)
+    assert ready.fingerprint == first.fingerprint
+
+
+def test_a_changed_source_is_decoded_again(tmp_path: Path) -> None:
+    folder, spec = make_folder(tmp_path), FolderDataset(path="pets")
+    first = prepare(spec, "train", tmp_path)
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(folder / "train/cat/0.png")
+    second = prepare(spec, "train", tmp_path)
+    assert second.fingerprint != first.fingerprint
+    assert (second.images_NHWC[0] == 9).all()
+    assert (first.images_NHWC[0] == 0).all()
+
+
+def cut_images(folder: Path) -> None:
+    with (folder / "images.npy").open("r+b") as file:
+        file.truncate(200)
+
+
+def cut_labels(folder: Path) -> None:
+    with (folder / "labels.npy").open("ab") as file:
+        file.write(b"x")
+
+
+def remove_labels(folder: Path) -> None:
+    (folder / "labels.npy").unlink()
+
+
+def cut_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("{")
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def other_format(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "format": 0}))
+
+
+def cut_pointer(folder: Path) -> None:
+    for pointer in (folder.parent / "sources").glob("*.json"):
+        pointer.write_text("")
+
+
+DAMAGES = [cut_images, cut_labels, remove_labels, cut_meta, empty, other_format]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, shutil.rmtree, cut_pointer], ids=lambda d: d.__name__)
+def test_a_damaged_copy_is_made_again(tmp_path: Path, work_dir: Path, damage: Callable[[Path], None]) -> None:
+    make_npz(tmp_path / "a.npz")
+    spec = NpzDataset(path="a.npz")
+    first = prepare(spec, "train", tmp_path)
+    damage(first.path)
+    events: list[object] = []
+    second = datasets.prepare(spec, "train", tmp_path, work_dir, events.append)
+    assert readies(events) == [False]
+    assert second.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(second.images_NHWC.ravel(), np.arange(120))
+    assert prepared_folders(work_dir) == [first.path]
+    assert readies(events) == [False]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, shutil.rmtree], ids=lambda d: d.__name__)
+def test_a_damaged_copy_is_not_opened(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    make_npz(tmp_path / "a.npz")
+    train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    damage(train.path)
+    with pytest.raises(InvalidDataset, match=rf"{train.fingerprint} cannot be used .*; prepare it again"):
+        open_prepared(tmp_path / "work", train.fingerprint)
+
+
+@pytest.mark.parametrize("fingerprint", ["", "../work", "A" * 64, "0" * 63, "0" * 64 + "\n"])
+def test_only_fingerprints_are_opened(tmp_path: Path, fingerprint: str) -> None:
+    with pytest.raises(InvalidDataset, match="is not a fingerprint"):
+        open_prepared(tmp_path, fingerprint)
+
+
+def test_a_mapped_data_set_can_be_given_to_torch_and_never_changes_its_files(tmp_path: Path) -> None:
+    make_npz(tmp_path / "a.npz")
+    train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    before = (train.path / "images.npy").read_bytes()
+    assert isinstance(train.images_NHWC, np.memmap)
+    torch.from_numpy(train.images_NHWC).fill_(7)
+    assert (train.path / "images.npy").read_bytes() == before
+    assert open_prepared(tmp_path / "work", train.fingerprint).images_NHWC[0, 0, 1, 0] == 1
+
+
+def test_a_data_set_pickles_as_its_path(tmp_path: Path) -> None:
+    make_npz(tmp_path / "a.npz")
+    train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    data = pickle.dumps(train)
+    assert len(data) < 1000
+    again = pickle.loads(data)
+    assert again.fingerprint == train.fingerprint
+    np.testing.assert_array_equal(again.images_NHWC, train.images_NHWC)
+
+
+def test_of_many_at_once_one_decodes_and_all_map(tmp_path: Path, work_dir: Path) -> None:
+    make_folder(tmp_path, pictures=20)
+    events: list[object] = []
+    everybody = threading.Barrier(6)
+
+    def work(number: int) -> str:
+        everybody.wait()
+        split: Split = "train" if number % 2 else "test"
+        return datasets.prepare(FolderDataset(path="pets"), split, tmp_path, work_dir, events.append).fingerprint
+
+    with ThreadPoolExecutor(6) as pool:
+        fingerprints = list(pool.map(work, range(6)))
+    assert len(set(fingerprints)) == 2
+    assert sorted(readies(events)) == [False, False, True, True, True, True]
+    assert {path.name for path in prepared_folders(work_dir)} == set(fingerprints)
+
+
+def test_stopping_leaves_nothing_behind(tmp_path: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path, pictures=20)
+    make_npz(tmp_path / "a.npz")
+    make_mnist(tmp_path)
+    monkeypatch.setattr("workers.decoding._BLOCK_BYTES", 100)
+    specs: list[DatasetSpec] = [FolderDataset(path="pets"), NpzDataset(path="a.npz"), TorchvisionDataset(kind="mnist")]
+    for spec in specs:
+        answers = iter([False, False, True])
+        with pytest.raises(Stopped, match="while decoding"):
+            datasets.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: next(answers))  # noqa: B023
+        assert prepared_folders(work_dir) == []
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_waiting_for_another_process_can_be_stopped(tmp_path: Path, work_dir: Path) -> None:
+    make_npz(tmp_path / "a.npz")
+    spec = NpzDataset(path="a.npz")
+    decoding, finish = threading.Event(), threading.Event()
+
+    def first_stops() -> bool:
+        decoding.set()
+        assert finish.wait(60)
+        return False
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(datasets.prepare, spec, "train", tmp_path, work_dir, should_stop=first_stops)
+        assert decoding.wait(60)
+        with pytest.raises(Stopped, match="while another process prepares"):
+            datasets.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: True)
+        finish.set()
+        assert first.result().samples == 6
+
+
+KILLED = """
+import sys, threading
+from pathlib import Path
+from workers import datasets
+from workers.config import NpzDataset
+
+calls = []
+def should_stop():
+    calls.append(1)
+    if len(calls) == 2:
+        print("half", flush=True)
+        threading.Event().wait()
+    return False
+
+root = Path(sys.argv[1])
+import workers.decoding
+workers.decoding._BLOCK_BYTES = 60
+datasets.prepare(NpzDataset(path="a.npz"), "train", root, root / "work", should_stop=should_stop)
+"""
+
+
+def test_a_killed_process_leaves_nothing_that_matters(tmp_path: Path, work_dir: Path) -> None:
+    make_npz(tmp_path / "a.npz")
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == b"half\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert [path.name.startswith(".partial-") for path in prepared_folders(work_dir)] == [True]
+    train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    np.testing.assert_array_equal(train.images_NHWC.ravel(), np.arange(120))
+    assert prepared_folders(work_dir) == [train.path]
+
+
+# --------------------------------------------------------------------------------------------------- disk full
+
+
+def test_too_little_room_is_noticed_before_decoding(
+    tmp_path: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_npz(tmp_path / "a.npz")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(DiskLow, match=r"has 1,000 bytes free, the decoded data set needs 168"):
+        prepare(NpzDataset(path="a.npz"), "train", tmp_path)
+    assert prepared_folders(work_dir) == []
+
+
+def test_a_disk_that_runs_full_is_disk_low(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DiskLow, match=r"the disk of .* ran full while a data set was written"),
+        datasets._disk_full_is_disk_low(tmp_path),
+        Path("/dev/full").open("wb") as file,
+    ):
+        file.write(b"x")
+        datasets._sync(file)
+
+
+def test_other_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), datasets._disk_full_is_disk_low(tmp_path):
+        raise PermissionError(errno.EACCES, "no")

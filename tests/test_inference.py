@@ -1,0 +1,269 @@
+"""The inference stage: what is committed is what the teacher says of each view, whoever asks and whatever happens.
+
+Legend: N samples, classes.
+"""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from store import CacheReader, CacheSpec, CacheWriter, NotStorable
+from tests import onnx_models
+from workers import inference
+from workers.config import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop
+from workers.datasets import Dataset
+from workers.errors import InvalidTeacher, Stopped
+from workers.events import InferenceProgress
+from workers.inference import infer_blocks
+from workers.teacher import Teacher
+from workers.views import make_views
+
+SAMPLES = 9000  # three blocks of a view: 4096, 4096, 808
+CLASSES = 4
+PLAIN = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    rng = np.random.default_rng(0)
+    return Dataset(
+        images_NHWC=rng.integers(0, 256, (SAMPLES, 8, 8, 3), dtype=np.uint8),
+        labels_N=rng.integers(0, CLASSES, SAMPLES),
+        class_names=("a", "b", "c", "d"),
+        fingerprint="d" * 64,
+        split="train",
+        path=Path("."),
+        channel_mean=(0.5,) * 3,
+        channel_std=(0.25,) * 3,
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    path = onnx_models.save(onnx_models.random_linear(CLASSES), tmp_path_factory.mktemp("teacher") / "teacher.onnx")
+    return Teacher(path, PLAIN, threads=1, device="cpu")
+
+
+def cache(root: Path, recipe: Augmentation | None = None, views: int = 1, **fields: object) -> CacheWriter:
+    spec = {
+        "teacher_sha256": "e" * 64,
+        "teacher_output": "logits",
+        "output_kind": "logits",
+        "dataset_fingerprint": "d" * 64,
+        "split": "train",
+        "samples": SAMPLES,
+        "classes": CLASSES,
+        "preprocessing": PLAIN.model_dump(mode="json"),
+        "augmentation": (recipe or NoAugmentation()).model_dump(mode="json"),
+        "augmentation_seed": 11,
+        "views": views,
+        "dtype": "float32",
+    }
+    return CacheWriter(root, CacheSpec(**{**spec, **fields}))
+
+
+def logits_of(writer: CacheWriter) -> NDArray[np.float32]:
+    """[views, N, classes] of a cache that is finished here."""
+    writer.finish()
+    reader = CacheReader(writer.root, writer.spec)
+    return np.stack([reader.logits(view) for view in range(writer.spec.views)])
+
+
+def live_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("retort-")]
+
+
+# ------------------------------------------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("recipe", [NoAugmentation(), CropFlip(pad=2), ResizedCrop(scale=(0.4, 1.0))])
+def test_a_row_is_the_teachers_answer_to_that_view_of_that_sample(
+    recipe: Augmentation, teacher: Teacher, dataset: Dataset, tmp_path: Path
+) -> None:
+    views = 1 if isinstance(recipe, NoAugmentation) else 2
+    writer = cache(tmp_path, recipe, views)
+    rows = infer_blocks(teacher, dataset, writer, writer.pending_blocks())
+    assert rows == views * SAMPLES
+    kept = logits_of(writer)
+    sample = np.array([0, 1, 4095, 4096, 8999])
+    for view in range(views):
+        pictures = make_views(torch.from_numpy(dataset.images_NHWC[sample]), recipe, 11, view, sample)
+        np.testing.assert_allclose(kept[view, sample], teacher.logits(pictures), rtol=1e-5, atol=1e-6)
+    if views == 2:
+        assert np.abs(kept[0] - kept[1]).max() > 0.1
+
+
+def test_the_same_batch_size_gives_the_same_bytes_and_another_one_rounding(
+    teacher: Teacher, dataset: Dataset, tmp_path: Path
+) -> None:
+    kept = {}
+    for name, batch_size in (("a", 100), ("b", 100), ("c", 333)):
+        writer = cache(tmp_path / name, CropFlip(pad=2))
+        infer_blocks(teacher, dataset, writer, writer.pending_blocks(), batch_size=batch_size)
+        kept[name] = logits_of(writer)
+    assert kept["a"].tobytes() == kept["b"].tobytes()
+    np.testing.assert_allclose(kept["a"], kept["c"], rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_may_be_shared_out_in_any_order(teacher: Teacher, dataset: Dataset, tmp_path: Path) -> None:
+    whole = cache(tmp_path / "whole", CropFlip(pad=2))
+    infer_blocks(teacher, dataset, whole, [0, 1, 2])
+    shared = cache(tmp_path / "shared", CropFlip(pad=2))
+    assert infer_blocks(teacher, dataset, shared, [2, 0]) == 808 + 4096
+    assert shared.pending_blocks() == [1]
+    assert infer_blocks(teacher, dataset, cache(tmp_path / "shared", CropFlip(pad=2)), [1]) == 4096
+    assert logits_of(shared).tobytes() == logits_of(whole).tobytes()
+
+
+def test_a_teacher_made_for_another_output_kind_is_refused(teacher: Teacher, dataset: Dataset, tmp_path: Path) -> None:
+    writer = cache(tmp_path, output_kind="log_probabilities")
+    with pytest.raises(ValueError, match="the cache holds log_probabilities, the teacher was made for logits"):
+        infer_blocks(teacher, dataset, writer, [0])
+
+
+# ------------------------------------------------------------------------------------------------- stopping, failing
+
+
+def test_stopping_keeps_whole_blocks_and_the_rest_is_done_later(
+    teacher: Teacher, dataset: Dataset, tmp_path: Path
+) -> None:
+    asked = 0
+
+    def after_five_thousand_rows() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    writer = cache(tmp_path / "stopped")
+    with pytest.raises(Stopped, match="after 5096 rows"):
+        infer_blocks(
+            teacher, dataset, writer, writer.pending_blocks(), should_stop=after_five_thousand_rows, batch_size=1000
+        )
+    assert live_threads() == []
+    assert writer.pending_blocks() == [1, 2]
+    rows = infer_blocks(teacher, dataset, writer, writer.pending_blocks(), batch_size=1000)
+    assert rows == SAMPLES - 4096
+    whole = cache(tmp_path / "whole")
+    infer_blocks(teacher, dataset, whole, whole.pending_blocks(), batch_size=1000)
+    assert logits_of(writer).tobytes() == logits_of(whole).tobytes()
+
+
+def test_a_failure_of_the_loading_thread_ends_the_call(dataset: Dataset, tmp_path: Path) -> None:
+    path = onnx_models.save(onnx_models.random_linear(CLASSES), tmp_path / "teacher.onnx")
+    wrong_size = Teacher(path, PLAIN, threads=1, device="cpu")
+    wrong = Dataset(**{**vars(dataset), "images_NHWC": np.zeros((SAMPLES, 9, 9, 3), np.uint8)})
+    writer = cache(tmp_path / "caches")
+    with pytest.raises(InvalidTeacher, match="are 9x9 pixels"):
+        infer_blocks(wrong_size, wrong, writer, writer.pending_blocks())
+    assert live_threads() == []
+    assert writer.pending_blocks() == [0, 1, 2]
+
+
+def test_a_failure_of_the_writing_thread_ends_the_call_before_the_rest_is_inferred(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sample 3 of block 0 has infinite logits; ten more blocks of views wait behind it."""
+    path = onnx_models.save(onnx_models.linear(np.full((192, CLASSES), 1.0), tail=["Sqrt"]), tmp_path / "teacher.onnx")
+    negative = PLAIN.model_copy(update={"mean": (0.001,) * 3})
+    session = Teacher(path, negative, threads=1, device="cpu")
+    images = dataset.images_NHWC | 1
+    images[3] = 0  # below zero after the mean: its square root is NaN
+    broken = Dataset(**{**vars(dataset), "images_NHWC": images})
+    writer = cache(tmp_path / "caches", CropFlip(pad=0), views=4)
+    told: list[InferenceProgress] = []
+    monkeypatch.setattr(inference, "PROGRESS_INTERVAL_S", 0.0)
+    asked = []
+    with pytest.raises(NotStorable, match="sample 3 of view 0"):
+        infer_blocks(session, broken, writer, writer.pending_blocks(), told.append, lambda: bool(asked.append(1)), 512)
+    assert live_threads() == []
+    assert len(asked) < 60  # of the 72 batches
+    assert 0 in writer.pending_blocks()
+
+
+# ---------------------------------------------------------------------------------------------------------- progress
+
+
+def test_progress_counts_what_is_committed_and_what_was_before(
+    teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "PROGRESS_INTERVAL_S", 0.0)
+    writer = cache(tmp_path)
+    infer_blocks(teacher, dataset, writer, [1])
+    told: list[InferenceProgress] = []
+    infer_blocks(teacher, dataset, writer, writer.pending_blocks(), told.append, batch_size=500)
+    done = [event.rows_done for event in told]
+    assert done == sorted(done)
+    assert set(done) <= {4096, 8192, 9000}
+    assert done[0] == 4096
+    assert done[-1] == 9000
+    assert {(event.cache, event.split, event.rows_total) for event in told} == {(writer.spec.key, "train", SAMPLES)}
+    assert all(event.rows_per_s > 0 for event in told)
+    assert told[0].eta_s > 0
+    assert told[-1].eta_s == 0
+
+
+def test_progress_is_told_at_the_end_and_else_at_most_every_quarter_second(
+    teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(np.arange(0, 100, 0.1))  # a tenth of a second passes from one look to the next
+    monkeypatch.setattr(inference.time, "monotonic", lambda: float(next(clock)))
+    told: list[InferenceProgress] = []
+    writer = cache(tmp_path)
+    infer_blocks(teacher, dataset, writer, [0], told.append, batch_size=100)
+    assert len(told) == 41 // 3 + 1
+    assert told[-1].rows_done == 4096
+
+
+# ----------------------------------------------------------------------------------------------------------- overlap
+
+
+def behind(function: Callable[..., object], opened: threading.Event) -> Callable[..., object]:
+    def waiting(*args: object) -> object:
+        assert opened.wait(20), "the other thread did not go ahead"
+        return function(*args)
+
+    return waiting
+
+
+def test_the_next_batch_is_loaded_while_one_is_inferred(
+    teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = threading.Event()
+    loads = []
+
+    def load(*args: object) -> object:
+        loads.append(args)
+        if len(loads) == 2:
+            second.set()
+        return original(*args)
+
+    original = teacher.preprocess
+    monkeypatch.setattr(teacher, "preprocess", load)
+    monkeypatch.setattr(teacher, "run", behind(teacher.run, second))
+    assert infer_blocks(teacher, dataset, cache(tmp_path), [2], batch_size=200) == 808
+
+
+def test_a_block_is_written_while_the_next_one_is_inferred(
+    teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = cache(tmp_path)
+    next_block = threading.Event()
+    rows = 0
+
+    def run(input_: NDArray[np.floating]) -> NDArray[np.float32]:
+        nonlocal rows
+        rows += len(input_)
+        if rows > 4096:
+            next_block.set()
+        return original(input_)
+
+    original = teacher.run
+    monkeypatch.setattr(teacher, "run", run)
+    monkeypatch.setattr(writer, "write_block", behind(writer.write_block, next_block))
+    assert infer_blocks(teacher, dataset, writer, [0, 1]) == 8192
+    assert writer.pending_blocks() == [2]

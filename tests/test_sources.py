@@ -1,0 +1,354 @@
+"""Finding data sets: nothing outside the data root, everything missing named, nothing decoded."""
+
+import gzip
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workers.config import (
+    DatasetSpec,
+    DigitsDataset,
+    FolderDataset,
+    NpzDataset,
+    TorchvisionDataset,
+)
+from workers.errors import InvalidDataset
+from workers.sources import TEN_DIGITS, examine, resolve, source_key
+
+
+def make_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), pictures: int = 2) -> Path:
+    """root/pets/{train,test}/CLASS/{0,1,...}.png of 4 x 4 pixels."""
+    for split in ("train", "test"):
+        for label, name in enumerate(classes):
+            folder = root / "pets" / split / name
+            folder.mkdir(parents=True)
+            for number in range(pictures):
+                Image.new("RGB", (4, 4), (label, number, 0)).save(folder / f"{number}.png")
+    return root / "pets"
+
+
+def make_npz(path: Path, **changed: np.ndarray | None) -> Path:
+    """Six training and three test pictures of 4 x 5 pixels in three classes; None leaves an array out."""
+    arrays: dict[str, np.ndarray | None] = {
+        "train_images": np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5),
+        "train_labels": np.array([0, 1, 2, 2, 1, 0]),
+        "test_images": np.zeros((3, 4, 5), dtype=np.uint8),
+        "test_labels": np.array([2, 0, 1]),
+    }
+    arrays |= changed
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+def make_idx(path: Path, array: np.ndarray) -> None:
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    data = header + array.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def make_mnist(folder: Path, suffix: str = "", dash: str = "-", train: int = 30, test: int = 10) -> None:
+    """A small MNIST of 5 x 6 pixels: pixel values count up, labels run 0..9."""
+    for prefix, count in (("train", train), ("t10k", test)):
+        images = np.arange(count * 30).reshape(count, 5, 6) % 251
+        make_idx(folder / f"{prefix}-images{dash}idx3-ubyte{suffix}", images)
+        make_idx(folder / f"{prefix}-labels{dash}idx1-ubyte{suffix}", np.arange(count) % 10)
+
+
+# --------------------------------------------------------------------------------------------- confinement
+
+
+@pytest.mark.parametrize("path", ["../pets", "pets/../../pets", "pets/..", "/etc", "pets\0"])
+def test_a_path_that_could_leave_the_root_is_refused(tmp_path: Path, path: str) -> None:
+    make_folder(tmp_path / "root")
+    with pytest.raises(InvalidDataset, match=r"not allowed: give a path relative to the data root") as caught:
+        resolve(FolderDataset(path=path), tmp_path / "root")
+    assert repr(path) in str(caught.value)
+    assert str(tmp_path / "root") in str(caught.value)
+
+
+@pytest.mark.parametrize("link", ["pets", "pets/train", "pets/test/cat", "pets/train/dog/1.png"])
+def test_a_symbolic_link_that_leaves_the_root_is_refused(tmp_path: Path, link: str) -> None:
+    root = tmp_path / "root"
+    make_folder(root)
+    outside = tmp_path / "outside"
+    (root / link).rename(outside)
+    (root / link).symlink_to(outside)
+    with pytest.raises(InvalidDataset, match=r"link that leads out of the data root") as caught:
+        examine(FolderDataset(path="pets"), root)
+    assert str(root / link) in str(caught.value)
+
+
+def test_a_symbolic_link_within_the_root_is_followed(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "animals").symlink_to(tmp_path / "pets")
+    (tmp_path / "pets/train/cat/9.png").symlink_to(tmp_path / "pets/train/dog/0.png")
+    source = examine(FolderDataset(path="animals"), tmp_path)
+    assert source.path == tmp_path / "pets"
+    assert source.samples == {"train": 5, "test": 4}
+
+
+def test_the_root_itself_may_be_a_link_and_the_data_set(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "root").symlink_to(tmp_path / "pets")
+    assert examine(FolderDataset(path="."), tmp_path / "root").path == tmp_path / "pets"
+
+
+def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pets").symlink_to(tmp_path / "pets")
+    with pytest.raises(InvalidDataset, match="pets"):
+        resolve(FolderDataset(path="pets"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "t10k-labels-idx1-ubyte"])
+def test_a_published_file_that_links_out_of_the_root_is_refused(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    make_mnist(root)
+    (root / "cifar-10-batches-py").mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(tmp_path / "secret")
+    kind = "cifar10" if "cifar" in name else "mnist"
+    with pytest.raises(InvalidDataset, match="leads out of the data root"):
+        examine(TorchvisionDataset(kind=kind), root)
+
+
+def test_missing_paths_and_roots_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDataset, match=r"'nothing' does not exist below the data root"):
+        resolve(NpzDataset(path="nothing"), tmp_path)
+    with pytest.raises(InvalidDataset, match=r"data root .*absent is not a folder; set RETORT_DATA_ROOT"):
+        resolve(NpzDataset(path="nothing"), tmp_path / "absent")
+
+
+# -------------------------------------------------------------------------------------------------- folder
+
+
+def test_a_folder_is_listed_by_class_and_file_name(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ("dog", "Zebra", "ape"), pictures=11)
+    (folder / "train/dog/.hidden.png").write_bytes(b"")
+    (folder / "train/.cache").mkdir()
+    (folder / "train/readme.txt").write_text("hello")
+    (folder / "train/dog/Thumbs.db").write_bytes(b"")
+    (folder / "train/dog/UPPER.JPG").write_bytes(b"")
+    source = examine(FolderDataset(path="pets"), tmp_path)
+    assert source.class_names == ("Zebra", "ape", "dog")
+    assert source.classes == 3
+    assert source.samples == {"train": 34, "test": 33}
+    assert source.class_counts == {"train": (11, 11, 12), "test": (11, 11, 11)}
+    names = [path.relative_to(folder).as_posix() for path in source.files["train"]]
+    numbers = sorted(f"{n}.png" for n in range(11))
+    assert names[:11] == [f"train/Zebra/{number}" for number in numbers]
+    assert names[22:] == [f"train/dog/{number}" for number in [*numbers, "UPPER.JPG"]]
+    assert source.ignored == (folder / "train/dog/Thumbs.db",)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
+    folder = make_folder(tmp_path) / split / "dog"
+    for picture in folder.iterdir():
+        picture.rename(picture.with_suffix(".txt"))
+    with pytest.raises(InvalidDataset, match=rf"{split}/dog is empty: it holds 2 files but no picture"):
+        examine(FolderDataset(path="pets"), tmp_path)
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
+def test_classes_of_one_split_only_are_named(tmp_path: Path, split: str, other: str) -> None:
+    (make_folder(tmp_path) / split / "bird").mkdir()
+    with pytest.raises(InvalidDataset, match=rf"{split}/ has the classes bird, which {other}/ lacks"):
+        examine(FolderDataset(path="pets"), tmp_path)
+
+
+def test_folders_without_a_split_or_with_one_class_are_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ("cat",))
+    with pytest.raises(InvalidDataset, match=r"\['cat'\]; at least two"):
+        examine(FolderDataset(path="pets"), tmp_path)
+    (folder / "test").rename(folder / "val")
+    with pytest.raises(InvalidDataset, match=r"pets has no folder 'test'; expected train/CLASS"):
+        examine(FolderDataset(path="pets"), tmp_path)
+
+
+def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        folder = make_folder(tmp_path / split) / split / "cat"
+        folder.rename(folder.with_name(os.fsdecode(b"caf\xe9")))
+    (tmp_path / "test/pets/test").rename(tmp_path / "train/pets/moved")
+    (tmp_path / "train/pets/test").rename(tmp_path / "train/pets/old")
+    (tmp_path / "train/pets/moved").rename(tmp_path / "train/pets/test")
+    with pytest.raises(InvalidDataset, match="not valid UTF-8"):
+        examine(FolderDataset(path="train/pets"), tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------- npz
+
+
+def test_an_npz_is_known_by_its_headers(tmp_path: Path) -> None:
+    make_npz(tmp_path / "a.npz")
+    source = examine(NpzDataset(path="a.npz"), tmp_path)
+    assert (source.samples, source.classes, source.class_names) == ({"train": 6, "test": 3}, None, None)
+    make_npz(tmp_path / "b.npz", class_names=np.array(["x", "y", "z"]))
+    source = examine(NpzDataset(path="b.npz"), tmp_path)
+    assert (source.classes, source.class_names) == (3, ("x", "y", "z"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"test_labels": None}, r"lacks test_labels; it holds train_images, train_labels, test_images"),
+        ({"train_images": np.zeros((6, 4, 5))}, r"train_images is float64 \[6, 4, 5\]; expected uint8"),
+        ({"test_images": np.zeros((3, 4, 5, 2), np.uint8)}, r"test_images is uint8 \[3, 4, 5, 2\]"),
+        ({"test_images": np.zeros((3, 20), np.uint8)}, r"test_images is uint8 \[3, 20\]"),
+        ({"test_images": np.zeros((3, 4, 6), np.uint8)}, r"\[4, 5, 1\], test pictures \[4, 6, 1\]"),
+        ({"test_images": np.zeros((0, 4, 5), np.uint8), "test_labels": np.zeros(0, int)}, "not empty"),
+        ({"train_labels": np.zeros(6)}, r"train_labels is float64 \[6\]; expected integers \[6\]"),
+        ({"train_labels": np.zeros(5, int)}, r"train_labels is int64 \[5\]; expected integers \[6\]"),
+        ({"class_names": np.array([1, 2])}, r"class_names is int64 \[2\], not strings"),
+        ({"class_names": np.array(["a", "a"])}, r"classes \['a', 'a'\]; at least two, all different"),
+        ({"class_names": np.array(["a", "b"], dtype=object)}, r"class_names cannot be read: Object arrays"),
+    ],
+)
+def test_an_npz_with_wrong_arrays_is_refused(
+    tmp_path: Path, changed: dict[str, np.ndarray | None], message: str
+) -> None:
+    make_npz(tmp_path / "a.npz", **changed)
+    with pytest.raises(InvalidDataset, match=message):
+        examine(NpzDataset(path="a.npz"), tmp_path)
+
+
+def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
+    path = make_npz(tmp_path / "a.npz")
+    path.write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "b.npz").mkdir()
+    with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:
+        archive.writestr("train_images.npy", "text")
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({10**12}, 9)}}"
+    header = np.lib.format.magic(1, 0) + struct.pack("<H", 80) + text.encode().ljust(80)
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("train_images.npy", header)
+    with zipfile.ZipFile(tmp_path / "e.npz", "w") as archive:
+        archive.writestr("train_images.npy", header.replace(b"}", b" "))
+    for name in "abcde":
+        with pytest.raises(InvalidDataset, match=rf"{name}\.npz"):
+            examine(NpzDataset(path=f"{name}.npz"), tmp_path)
+    with pytest.raises(InvalidDataset, match=r"asks for 9000000000090"):
+        examine(NpzDataset(path="d.npz"), tmp_path)
+
+
+# --------------------------------------------------------------------------------------------- MNIST, CIFAR
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder", "suffix", "dash"),
+    [
+        ("mnist", ".", "", "-"),
+        ("mnist", "MNIST/raw", ".gz", "-"),
+        ("mnist", "raw", "", "."),
+        ("fashion_mnist", ".", ".gz", "-"),
+        ("fashion_mnist", "FashionMNIST/raw", "", "-"),
+        ("fashion_mnist", "fashion-mnist", ".gz", "-"),
+    ],
+)
+def test_idx_files_are_found_in_the_usual_places(
+    tmp_path: Path, kind: str, folder: str, suffix: str, dash: str
+) -> None:
+    make_mnist(tmp_path / folder, suffix, dash)
+    source = examine(TorchvisionDataset.model_validate({"kind": kind}), tmp_path)
+    assert source.samples == {"train": 30, "test": 10}
+    assert source.path == (tmp_path / folder).resolve()
+    assert source.classes == 10
+    assert source.class_names is not None
+    assert source.class_names[9] == ("Ankle boot" if kind == "fashion_mnist" else "9")
+
+
+def test_mnist_is_not_taken_for_fashion_mnist(tmp_path: Path) -> None:
+    make_mnist(tmp_path / "MNIST/raw")
+    with pytest.raises(InvalidDataset, match=r"fashion_mnist needs train-images-idx3-ubyte.*FashionMNIST/raw"):
+        examine(TorchvisionDataset(kind="fashion_mnist"), tmp_path)
+
+
+def test_idx_files_with_wrong_headers_are_refused(tmp_path: Path) -> None:
+    spec = TorchvisionDataset(kind="mnist")
+    make_mnist(tmp_path)
+    images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "t10k-labels-idx1-ubyte"
+    good = images.read_bytes()
+    for bad, message in (
+        (good[:-1], r"has 915 bytes, its header \[30, 5, 6\] asks for 916"),
+        (good[:3], "cannot be read as an IDX file"),
+        (b"\0\0\x0d" + good[3:], "not an IDX file of uint8"),
+    ):
+        images.write_bytes(bad)
+        with pytest.raises(InvalidDataset, match=message):
+            examine(spec, tmp_path)
+    images.write_bytes(good)
+    make_idx(labels, np.zeros(9))
+    with pytest.raises(InvalidDataset, match=r"t10k-images.* holds \[10, 5, 6\] and .*t10k-labels.* \[9\]"):
+        examine(spec, tmp_path)
+    make_idx(labels, np.zeros(10))
+    make_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((10, 6, 5)))
+    with pytest.raises(InvalidDataset, match=r"training pictures are \(5, 6\), test pictures \(6, 5\)"):
+        examine(spec, tmp_path)
+    labels.rename(labels.with_suffix(".gz"))
+    with pytest.raises(InvalidDataset, match="Not a gzipped file"):
+        examine(spec, tmp_path)
+
+
+@pytest.mark.parametrize("path", [".", "cifar-10-batches-py"])
+def test_cifar_needs_every_published_file(tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"]
+    for name in names:
+        (folder / name).write_bytes(b"")
+    spec = TorchvisionDataset(kind="cifar10", path=path)
+    source = examine(spec, tmp_path)
+    assert (source.samples, source.classes) == ({"train": 50_000, "test": 10_000}, 10)
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(InvalidDataset, match=r"cifar-10-batches-py; missing: data_batch_3\. Unpack"):
+        examine(spec, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------- key
+
+
+def test_the_digits_need_no_files(tmp_path: Path) -> None:
+    source = examine(DigitsDataset(), tmp_path)
+    assert (source.path, source.classes, source.class_names) == (None, 10, TEN_DIGITS)
+    assert len(source.key()) == 64
+
+
+def test_the_key_is_stable_and_changes_with_every_file(tmp_path: Path) -> None:
+    folder, spec = make_folder(tmp_path), FolderDataset(path="pets")
+    keys = [source_key(spec, tmp_path)]
+    assert source_key(spec, tmp_path) == keys[0]
+    picture = folder / "test/dog/1.png"
+    os.utime(picture, ns=(0, 1))
+    keys.append(source_key(spec, tmp_path))
+    picture.write_bytes(picture.read_bytes() + b"x")
+    os.utime(picture, ns=(0, 1))
+    keys.append(source_key(spec, tmp_path))
+    picture.rename(picture.with_name("2.png"))
+    keys.append(source_key(spec, tmp_path))
+    (folder / "train/cat/0.png").unlink()
+    keys.append(source_key(spec, tmp_path))
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_key_depends_on_the_spec_and_the_place(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    make_npz(tmp_path / "a.npz")
+    specs: list[DatasetSpec] = [
+        FolderDataset(path="pets"),
+        FolderDataset(path="pets", image_size=(8, 8)),
+        NpzDataset(path="a.npz"),
+        DigitsDataset(),
+    ]
+    keys = {source_key(spec, tmp_path) for spec in specs}
+    before = source_key(specs[0], tmp_path)
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    keys.add(source_key(FolderDataset(path="moved"), tmp_path))
+    assert len(keys) == 5
+    assert before in keys
