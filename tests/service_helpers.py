@@ -64,7 +64,7 @@ def postgres_binaries() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
 
-def make_plan(**changes: Any) -> Plan:
+def make_plan(**changes: object) -> Plan:
     """A small plan: two methods, hence two runs."""
     plan = {"dataset": {"kind": "digits"}, "students": ["cnn_s"], "methods": ["ce", "kd"]}
     return Plan.model_validate({**plan, "training": {"epochs": 3}, **changes})
@@ -85,7 +85,7 @@ def teacher_row(sha256: str = "a" * 64, classes: int = 10) -> TeacherRecord:
     )
 
 
-def add_job(registry: Registry, **changes: Any) -> JobRecord:
+def add_job(registry: Registry, **changes: object) -> JobRecord:
     """A queued job with its runs."""
     return registry.add_job(make_plan(**changes), registry.add_teacher(teacher_row(), lambda: None)[0], None)[0]
 
@@ -107,12 +107,16 @@ def finish(records: Records, job_id: str, state: State = State.SUCCEEDED) -> Non
 
 @dataclass(frozen=True)
 class Api:
-    """A running API: a client for it, and the same database from inside."""
+    """A running API: a client for it, and the same database from inside.
+
+    ``stop`` ends it; ``requests`` is how many it is answering at this moment.
+    """
 
     client: httpx.Client
     context: Context
     url: str
     stop: Callable[[], None]
+    requests: Callable[[], int]
 
     @property
     def records(self) -> Records:
@@ -143,12 +147,12 @@ class Api:
         row = teacher_row(sha256, classes)
         return self.registry.add_teacher(row, lambda: void(path.write_bytes(content)))[0].id
 
-    def job_body(self, **changes: Any) -> dict[str, Any]:
+    def job_body(self, **changes: object) -> dict[str, Any]:
         """The body of a job that is accepted."""
         plan = make_plan().model_dump(mode="json", include={"dataset", "students", "methods", "training"})
         return {**plan, "teacher": self.teacher(), **changes}
 
-    def post_job(self, **changes: Any) -> dict[str, Any]:
+    def post_job(self, **changes: object) -> dict[str, Any]:
         """A job that was accepted."""
         response = self.client.post("/v1/jobs", json=self.job_body(**changes))
         assert response.status_code == 201, response.text
@@ -184,13 +188,13 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
 
         with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             try:
-                yield Api(client, context, url, stop)
+                yield Api(client, context, url, stop, lambda: len(server.server_state.tasks))
             finally:
                 stop()
     context.database.close()
 
 
-def make_settings(folder: Path, **changes: Any) -> Settings:
+def make_settings(folder: Path, **changes: object) -> Settings:
     """Settings for a service below ``folder``."""
     (folder / "root").mkdir(exist_ok=True)
     given = {"data_dir": folder / "data", "data_root": folder / "root", "disk_floor_bytes": 0, "event_poll_s": 0.02}

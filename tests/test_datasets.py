@@ -72,8 +72,9 @@ def test_digits_are_scikit_learns_with_every_fifth_of_each_class_for_test(tmp_pa
 def test_digits_keep_the_published_order(tmp_path: Path) -> None:
     train = prepare(DigitsDataset(), "train", tmp_path)
     published = load_digits()
-    # None of the first forty is the fifth of its class.
-    np.testing.assert_array_equal(train.labels_N[:40], published.target[:40])
+    # They hold three of each class.
+    np.testing.assert_array_equal(train.labels_N[:30], published.target[:30])
+    np.testing.assert_array_equal(train.images_NHWC[:30, ..., 0] == 255, published.images[:30] == 16)
 
 
 # -------------------------------------------------------------------------------------------------- folder
@@ -262,11 +263,12 @@ def test_nothing_in_an_npz_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_an_npz_with_flipped_bits_is_refused(tmp_path: Path) -> None:
-    path = make_npz(tmp_path / "a.npz")
+    images = np.zeros((6, 40, 50), dtype=np.uint8)
+    path = make_npz(tmp_path / "a.npz", train_images=images, test_images=images[:3])
     with zipfile.ZipFile(path) as archive:
         offset = archive.getinfo("train_images.npy").header_offset
     data = bytearray(path.read_bytes())
-    data[offset + 250] ^= 1
+    data[offset + 10_000] ^= 1
     path.write_bytes(data)
     with pytest.raises(InvalidDataset, match=r"a\.npz cannot be read: Bad CRC"):
         prepare(NpzDataset(path="a.npz"), "train", tmp_path)
@@ -502,7 +504,6 @@ def test_a_damaged_copy_is_made_again(tmp_path: Path, work_dir: Path, damage: Ca
     assert second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(second.images_NHWC.ravel(), np.arange(120))
     assert prepared_folders(work_dir) == [first.path]
-    assert readies(events) == [False]
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, shutil.rmtree], ids=lambda d: d.__name__)
@@ -564,7 +565,7 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, work_dir: Path, monkeypa
     monkeypatch.setattr("workers.decoding._BLOCK_BYTES", 100)
     specs: list[DatasetSpec] = [FolderDataset(path="pets"), NpzDataset(path="a.npz"), TorchvisionDataset(kind="mnist")]
     for spec in specs:
-        answers = iter([False, False, True])
+        answers = iter([False, True])
         with pytest.raises(Stopped, match="while decoding"):
             datasets.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: next(answers))  # noqa: B023
         assert prepared_folders(work_dir) == []
@@ -643,10 +644,8 @@ def test_a_disk_that_runs_full_is_disk_low(tmp_path: Path) -> None:
     with (
         pytest.raises(DiskLow, match=r"the disk of .* ran full while a data set was written"),
         datasets._disk_full_is_disk_low(tmp_path),
-        Path("/dev/full").open("wb") as file,
     ):
-        file.write(b"x")
-        datasets._sync(file)
+        Path("/dev/full").write_bytes(b"x")
 
 
 def test_other_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_stopping_keeps_whole_blocks_and_the_rest_is_done_later(
     def after_five_thousand_rows() -> bool:
         nonlocal asked
         asked += 1
-        return asked > 5
+        return asked > 6
 
     writer = cache(tmp_path / "stopped")
     with pytest.raises(Stopped, match="after 5096 rows"):

@@ -199,6 +199,15 @@ def test_the_policy_reads_the_cached_statistics_and_no_others(name: str) -> None
         assert any(not torch.equal(total(given), total(declared)) for given in wrong), key
 
 
+@pytest.mark.parametrize("name", ["lskd", "normkd", "atkd"])
+def test_a_small_temperature_far_from_zero_keeps_the_digits(name: str) -> None:
+    """Logits of 1000 +- 0.01 over a temperature of 0.02: dividing first would leave two digits in float32."""
+    student_BC, teacher_BC, labels_B = _as(ordinary(), torch.float32)
+    offset: Logits = (1000.0 + 0.01 * student_BC, 1000.0 + 0.01 * teacher_BC, labels_B)
+    narrow, wide = evaluate(name, offset)[0], evaluate(name, _as(offset, torch.float64))[0]
+    torch.testing.assert_close(narrow.terms[name].double(), wide.terms[name], rtol=1e-4, atol=0.0)
+
+
 def test_no_gradient_reaches_the_teacher() -> None:
     student_BC, teacher_BC, labels_B = ordinary()
     teacher_BC.requires_grad_()

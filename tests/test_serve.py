@@ -180,9 +180,9 @@ def _none_left(marker: str) -> bool:
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
-    environment_file = tmp_path / "data" / "retort.sqlite3"
-    environment_file.mkdir(parents=True)
-    with BackgroundService(tmp_path / "data", tmp_path) as running, pytest.raises(StartFailed, match="service.log"):
+    database = tmp_path / "data" / "retort.sqlite3"
+    database.mkdir(parents=True)
+    with BackgroundService(tmp_path / "data", tmp_path) as running, pytest.raises(StartFailed, match=r"service\.log"):
         running.wait_ready()
 
 

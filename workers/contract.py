@@ -180,8 +180,8 @@ def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Ro
     if not difference <= tolerance:
         raise InvalidTeacher(
             f"the same picture gives other outputs alone than in a batch of {min(BATCH, len(images))} (difference "
-            f"{difference:.3g}, {tolerance:.3g} is allowed): batch normalisation or dropout is in training mode, or the "
-            "graph mixes the pictures of a batch. Export it in eval mode"
+            f"{difference:.3g}, {tolerance:.3g} is allowed): batch normalisation or dropout is in training mode, or "
+            "the graph mixes the pictures of a batch. Export it in eval mode"
         )
     return difference, tolerance
 

@@ -14,6 +14,9 @@ One exception to "nothing is unpickled": torchvision unpickles the published CIF
 happens only after every file matched its published MD5, so only the authors' bytes are unpickled:
 a forgery would need a second preimage, which nobody can make for MD5.
 
+scikit-learn and torchvision are imported where they are used: each takes seconds, and every process
+that maps prepared data imports this module.
+
 Legend: N samples, b samples of a block, H x W pixels, C channels.
 """
 
@@ -31,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -132,7 +134,6 @@ def _check_every_class(train_labels: Labels, names: Sequence[str], where: object
 
 
 def _digits(split: Split, should_stop: ShouldStop) -> Decoding:
-    # Takes a second to import, and every training process imports this module to map prepared data.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -152,10 +153,12 @@ def _digits(split: Split, should_stop: ShouldStop) -> Decoding:
 
 
 def _cifar(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
     folder = source.files[split][0].parent
     published = {
-        "cifar10": torchvision.datasets.CIFAR10,
-        "cifar100": torchvision.datasets.CIFAR100,
+        "cifar10": CIFAR10,
+        "cifar100": CIFAR100,
     }[source.spec.kind]
     _check_md5(folder, published)
     with warnings.catch_warnings():

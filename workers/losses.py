@@ -194,12 +194,8 @@ def _in_and_out(x_BC: Tensor, in_BC: Tensor) -> Tensor:
 
 def masked_divergence(x_t_BC: Tensor, x_s_BC: Tensor, keep_BC: Tensor) -> Tensor:
     """KL between both softmaxes restricted to the kept classes; 0 with zero gradient where none is kept: [B]."""
-    some_B = keep_BC.any(dim=1)
-    # A row with nothing kept would be a softmax over nothing: it is computed over everything and then dropped.
-    keep_BC = keep_BC | ~some_B.unsqueeze(1)
-    log_p_BC = x_t_BC.masked_fill(~keep_BC, -torch.inf).log_softmax(dim=1)
-    log_q_BC = x_s_BC.masked_fill(~keep_BC, -torch.inf).log_softmax(dim=1)
-    # Left-out classes have probability 0 on both sides: alike, and -inf - -inf must not be formed.
-    lowest = torch.finfo(x_t_BC.dtype).min / 4
-    log_p_BC, log_q_BC = (log_BC.masked_fill(~keep_BC, lowest) for log_BC in (log_p_BC, log_q_BC))
-    return torch.where(some_B, divergence(log_p_BC, log_q_BC), 0.0)
+    # Low enough for a probability of exactly 0, and finite: where nothing is kept, both sides are uniform.
+    left_out = torch.finfo(x_t_BC.dtype).min / 4
+    log_p_BC = x_t_BC.masked_fill(~keep_BC, left_out).log_softmax(dim=1)
+    log_q_BC = x_s_BC.masked_fill(~keep_BC, left_out).log_softmax(dim=1)
+    return divergence(log_p_BC, log_q_BC)

@@ -123,7 +123,7 @@ def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: Batch) -
     same_sign_B1 = torch.sign(x_B1) * torch.sign(y_B1) > 0
     low_B1 = torch.minimum(x_B1.abs(), y_B1.abs())
     high_B1 = torch.maximum(x_B1.abs(), y_B1.abs())
-    inside_B1 = high_B1 <= MAX_RATIO * low_B1
+    inside_B1 = same_sign_B1 & (high_B1 <= MAX_RATIO * low_B1)
     # Equal maxima give T, so the fallback needs no second formula, and its gradient is exactly zero.
     x_B1 = torch.where(inside_B1, x_B1, 1.0)
     y_B1 = torch.where(inside_B1, y_B1, 1.0)

@@ -17,7 +17,6 @@ from service.client import Client
 from service.processes import answers_ready, command, end_with_stdin, free_port, supervise
 
 PANEL = "The service"
-_GRACEFUL_S = 5
 
 Host = Annotated[str | None, typer.Option(help="RETORT_HOST; 127.0.0.1 by default.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="RETORT_PORT; 8765 by default, 0 a free one.")]
@@ -82,32 +81,13 @@ def api(
     until_stdin_closes: WithParent = False,
 ) -> None:
     """Run the API alone; it takes jobs even while no engine runs."""
-    import uvicorn
-
-    from service.app import create_app
-    from service.auth import check_binding
-    from service.db import upgrade_to_head
-    from service.logs import configure_logging
+    from service import server
     from service.settings import Settings
 
     _export(host, port, data_dir, data_root)
-    settings = Settings()
-    check_binding(settings)
     if until_stdin_closes:
         end_with_stdin()
-    configure_logging(settings.log_level)
-    settings.make_folders()
-    upgrade_to_head(settings.database)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        # Logging is configured above; the application logs requests itself.
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_GRACEFUL_S,
-    )
+    server.serve(Settings())
 
 
 def engine(

@@ -1,0 +1,211 @@
+"""Every error is a problem of the right kind that helps, and leaves nothing half-made."""
+
+import errno
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from service import errors
+from service.problems import KINDS, kind_of
+from service.tables import JobRecord
+from store import DiskFull
+from tests.service_helpers import Api, make_settings, running_api
+from tests.test_service_api import problem
+from workers.errors import InvalidMethod, UserError
+
+pytest_plugins = ["tests.service_fixtures"]
+
+UNKNOWN = "01m7yt5knp2b4d7r46qbv3d8r3"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/nope", 404, "not-found"),
+        ("GET", "/v1/nope", 404, "not-found"),
+        ("PUT", "/v1/jobs", 405, "method-not-allowed"),
+        ("GET", "/v1/jobs/nonsense", 404, "not-found"),
+        ("GET", f"/v1/jobs/job_{UNKNOWN}", 404, "not-found"),
+        ("GET", f"/v1/jobs/job_{UNKNOWN}/runs", 404, "not-found"),
+        ("GET", f"/v1/jobs/job_{UNKNOWN}/events", 404, "not-found"),
+        ("GET", f"/v1/jobs/job_{UNKNOWN}/report", 404, "not-found"),
+        ("POST", f"/v1/jobs/job_{UNKNOWN}/cancel", 404, "not-found"),
+        ("GET", f"/v1/runs/run_{UNKNOWN}", 404, "not-found"),
+        ("GET", f"/v1/runs/run_{UNKNOWN}/metrics", 404, "not-found"),
+        ("GET", f"/v1/runs/run_{UNKNOWN}/artifacts", 404, "not-found"),
+        ("GET", f"/v1/runs/run_{UNKNOWN}/artifacts/x", 404, "not-found"),
+        ("GET", f"/v1/runs/run_{UNKNOWN}/events", 404, "not-found"),
+        ("GET", f"/v1/teachers/tch_{UNKNOWN}", 404, "not-found"),
+        ("DELETE", f"/v1/teachers/tch_{UNKNOWN}", 404, "not-found"),
+        ("GET", f"/v1/datasets/ds_{UNKNOWN}", 404, "not-found"),
+        ("DELETE", f"/v1/datasets/ds_{UNKNOWN}", 404, "not-found"),
+        ("GET", f"/v1/caches/{'a' * 64}", 404, "not-found"),
+        ("DELETE", f"/v1/caches/{'a' * 64}", 404, "not-found"),
+        ("POST", f"/v1/caches/{'a' * 64}/verify", 404, "not-found"),
+        ("GET", "/v1/jobs/%00", 404, "not-found"),
+        ("GET", "/v1/jobs?limit=0", 422, "invalid-request"),
+        ("GET", "/v1/jobs?limit=101", 422, "invalid-request"),
+        ("GET", "/v1/jobs?after=%00", 422, "invalid-request"),
+        ("GET", "/v1/jobs?status=sleeping", 422, "invalid-request"),
+        ("GET", f"/v1/jobs/job_{UNKNOWN}/events?after=-1", 422, "invalid-request"),
+        ("GET", f"/v1/jobs/job_{UNKNOWN}/events?after=99999999999999999999", 422, "invalid-request"),
+    ],
+)
+def test_a_wrong_address_is_a_problem(shared_api: Api, method: str, path: str, status: int, slug: str) -> None:
+    """With everything that RFC 9457 wants."""
+    response = shared_api.client.request(method, path)
+    body = problem(response, status, slug)
+    assert set(body) == {"type", "title", "status", "detail", "instance", "request_id", "errors"}
+    assert body["status"] == status
+    assert body["instance"] == response.request.url.path
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert body["detail"]
+
+
+BAD_JOBS: list[tuple[dict[str, Any], str, str | None, str]] = [
+    ({"methods": ["kdd"]}, "unknown-name", None, "Did you mean 'kd'"),
+    ({"students": ["resnet9"]}, "unknown-name", None, "Did you mean 'resnet8'"),
+    ({"methods": [{"preset": "kd", "temprature": 1}]}, "unknown-name", None, "Did you mean 'temperature'"),
+    ({"training": {"epoch": 1}}, "unknown-name", None, "Did you mean 'epochs'"),
+    ({"studens": ["resnet8"]}, "unknown-name", None, "Did you mean 'students'"),
+    ({"dataset": "flowers"}, "unknown-name", None, "unknown dataset 'flowers'"),
+    ({"methods": [{"preset": "kd", "temperature": 0}]}, "invalid-request", "#/methods/0", "temperature is 0"),
+    ({"methods": [{"preset": "kd", "temperature": "hot"}]}, "invalid-request", "#/methods/0", "temperature is 'hot'"),
+    ({"training": {"epochs": 0}}, "invalid-request", "#/training/epochs", "got 0"),
+    ({"students": []}, "invalid-request", "#/students", "at least 1"),
+    ({"seeds": [1, 1]}, "invalid-request", "#", "twice"),
+    ({"seeds": list(range(600))}, "invalid-request", "#", "at most 1000"),
+    ({"dataset": {"kind": "digit"}}, "invalid-request", "#/dataset", "'digits'"),
+    ({"dataset": {"kind": "folder"}}, "invalid-request", "#/dataset/path", "required"),
+    ({"dataset": 3}, "invalid-request", "#/dataset", "got 3"),
+    ({"teacher": f"tch_{UNKNOWN}"}, "invalid-request", "#/teacher", "upload one"),
+    ({"teacher": None}, "invalid-request", "#/teacher", "string"),
+    ({"name": "a\x00b"}, "invalid-request", "#/name", "match pattern"),
+    ({"name": "x" * 201}, "invalid-request", "#/name", "at most 200"),
+    ({"students": ["torchvision/vit_b_16"]}, "invalid-job", None, "at least 16 pixels"),
+]
+
+
+@pytest.mark.parametrize(("change", "slug", "pointer", "words"), BAD_JOBS)
+def test_a_bad_job_is_refused_with_what_is_wrong(
+    shared_api: Api, change: dict[str, Any], slug: str, pointer: str | None, words: str
+) -> None:
+    """Named, with what is allowed, and nothing is made."""
+    response = shared_api.client.post("/v1/jobs", json=shared_api.job_body(**change))
+    body = problem(response, 422, slug)
+    assert words in body["detail"]
+    if pointer is not None:
+        assert [error["pointer"] for error in body["errors"]] == [pointer]
+    assert shared_api.client.get("/v1/jobs").json()["data"] == []
+
+
+def test_half_a_surrogate_pair_is_a_problem_not_a_crash(shared_api: Api) -> None:
+    """JSON can spell it, UTF-8 cannot."""
+    for text in ('{"name": "\\ud800", "spec": {"kind": "digits"}}', '{"\\ud800": 1, "spec": {"kind": "digits"}}'):
+        response = shared_api.client.post("/v1/datasets", content=text, headers={"Content-Type": "application/json"})
+        assert response.status_code == 422
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_teacher_with_other_classes_than_the_data_set_is_refused(shared_api: Api) -> None:
+    """With both numbers."""
+    body = shared_api.job_body(teacher=shared_api.teacher(classes=7))
+    detail = problem(shared_api.client.post("/v1/jobs", json=body), 422, "contract-violation")["detail"]
+    assert "7 classes" in detail
+    assert "10" in detail
+
+
+def test_a_teacher_whose_file_is_gone_is_refused(api: Api) -> None:
+    """Uploading it again heals it."""
+    body = api.job_body()
+    for file in api.settings.teachers_dir.iterdir():
+        file.unlink()
+    detail = problem(api.client.post("/v1/jobs", json=body), 422, "invalid-teacher")["detail"]
+    assert "upload it again" in detail
+    api.teacher()
+    assert api.client.post("/v1/jobs", json=body).status_code == 201
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff", b"[1]", b"null"])
+def test_a_body_that_is_no_json_object_is_a_problem(shared_api: Api, content: bytes) -> None:
+    """400 for what is no JSON, 422 for another value."""
+    response = shared_api.client.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422)
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_a_body_over_the_limit_is_refused_announced_or_not(shared_api: Api) -> None:
+    """As Content-Length, and in chunks that announce nothing."""
+    big = b'{"name": "' + b"x" * (shared_api.settings.body_max_bytes + 1) + b'"}'
+    headers = {"Content-Type": "application/json"}
+    for content in (big, iter([big])):
+        response = shared_api.client.post("/v1/jobs", content=content, headers=headers)
+        assert "1048576" in problem(response, 413, "too-large")["detail"]
+
+
+def test_too_little_disk_refuses_jobs_and_uploads(tmp_path: Path) -> None:
+    """And nothing is left of either."""
+    with running_api(make_settings(tmp_path, disk_floor_bytes=1 << 60)) as api:
+        body = problem(api.client.post("/v1/jobs", json=api.job_body()), 507, "disk-full")
+        assert "stay in reserve" in body["detail"]
+        before = set(api.settings.teachers_dir.iterdir())
+        problem(api.upload(), 507, "disk-full")
+        assert set(api.settings.teachers_dir.iterdir()) == before
+        assert api.client.get("/v1/jobs").json()["data"] == []
+
+
+def test_an_unforeseen_error_is_a_500_that_tells_nothing(api: Api) -> None:
+    """What broke stays in the log, under the request id."""
+    job = api.post_job()
+    with api.context.database.write() as session:
+        session.get_one(JobRecord, job["id"]).teacher = {"secret": "value"}
+    response = api.client.get(f"/v1/jobs/{job['id']}")
+    body = problem(response, 500, "internal")
+    assert "secret" not in response.text
+    assert "sha256" not in response.text
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert api.client.get("/healthz").status_code == 200
+
+
+def test_a_request_that_is_no_http_ends_the_connection_only(shared_api: Api) -> None:
+    """The next one is served."""
+    address = urlsplit(shared_api.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(b"\x16\x03\x01 not http\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    assert shared_api.client.get("/healthz").status_code == 200
+
+
+def test_a_new_error_class_is_answered_as_its_nearest_base() -> None:
+    """So an entry that is missing is not a 500."""
+
+    class Newer(InvalidMethod):
+        pass
+
+    class Unlisted(UserError):
+        pass
+
+    assert kind_of(Newer()).slug == "invalid-method"
+    assert kind_of(Unlisted()).status == 422
+
+
+def test_a_full_disk_is_507_whoever_noticed() -> None:
+    """The store by its own class, the operating system by its number."""
+    assert kind_of(DiskFull("full", 1, 0)).status == 507
+    assert kind_of(OSError(errno.ENOSPC, "no space")).status == 507
+    assert kind_of(OSError(errno.EDQUOT, "quota")).status == 507
+    assert kind_of(OSError(errno.EIO, "broken")).status == 500
+
+
+def test_every_error_of_the_service_that_a_request_can_meet_has_an_entry() -> None:
+    """The others end a process at its start, or never leave it."""
+    at_the_start = {errors.UnsafeBinding, errors.BadKeyFile, errors.IllegalMove}
+    declared = {
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.ServiceError) and value is not errors.ServiceError
+    }
+    assert declared - at_the_start <= set(KINDS)
