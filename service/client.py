@@ -54,7 +54,6 @@ __all__ = [
     "WaitTimeout",
 ]
 
-_CHUNK_BYTES = 1 << 20  # 1 MiB
 # Checking an upload or re-reading a whole cache is work, not waiting.
 _LONG_S = 900.0
 
@@ -396,7 +395,8 @@ class Client:
                 )
             if response.status_code != 206:
                 sink.truncate(0)
-            for chunk in response.iter_bytes(_CHUNK_BYTES):
+            # No chunk size: what httpx would gather for one is lost when the connection breaks.
+            for chunk in response.iter_raw():
                 sink.write(chunk)
                 yield sink.tell()
 

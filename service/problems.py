@@ -9,7 +9,7 @@ import http
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -135,7 +135,7 @@ class AsciiProblem(JSONResponse):
 
     media_type = MEDIA_TYPE
 
-    def render(self, content: Any) -> bytes:  # noqa: ANN401 - the signature of JSONResponse
+    def render(self, content: object) -> bytes:
         """The body."""
         return json.dumps(content, ensure_ascii=True, allow_nan=False).encode("ascii")
 
@@ -182,22 +182,24 @@ def _fields(error: Exception) -> Iterator[FieldProblem]:
                 yield FieldProblem(pointer=_pointer(item, error.body), detail=_explain(item))
 
 
-def _pointer(item: Mapping[str, Any], body: Any) -> str:  # noqa: ANN401 - any JSON value
+def _pointer(item: Mapping[str, Any], body: object) -> str:
     """Where in the request: pydantic's location without the names of union members, which no body contains."""
     where, *steps = item["loc"]
     if where != "body":
         return "/".join(str(step) for step in item["loc"])
     pointer, node = "#", body
     for position, step in enumerate(steps):
-        last = position == len(steps) - 1
-        in_object = isinstance(node, dict) and step in node
-        in_array = isinstance(node, list) and isinstance(step, int) and step < len(node)
-        if in_object or in_array:
-            node = node[step]
-        elif not (last and item["type"] == "missing"):
-            continue
-        pointer += "/" + str(step).replace("~", "~0").replace("/", "~1")
+        is_missing = item["type"] == "missing" and position == len(steps) - 1
+        if is_missing or _has(node, step):
+            pointer += "/" + str(step).replace("~", "~0").replace("/", "~1")
+            node = None if is_missing else cast("Any", node)[step]
     return pointer
+
+
+def _has(node: object, step: object) -> bool:
+    if isinstance(node, list):
+        return isinstance(step, int) and step < len(node)
+    return isinstance(node, dict) and step in node
 
 
 def _explain(item: Mapping[str, Any]) -> str:

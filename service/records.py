@@ -282,6 +282,11 @@ class Records:
             released = session.execute(update(EngineRecord).where(mine).values(holder=None))
             return cast("CursorResult[Any]", released).rowcount == 1
 
+    def lease_holder(self) -> str | None:
+        """Who has the lease, heard of lately or not; None if nobody has."""
+        with self.database.read() as session:
+            return session.get_one(EngineRecord, ENGINE_ROW).holder
+
     def heartbeat_age_s(self) -> float | None:
         """Seconds since the leading engine was last heard of; None if none leads."""
         with self.database.read() as session:

@@ -416,10 +416,16 @@ def _on_signals(ending: threading.Event) -> None:
 
 def _lead(records: Records, holder: str, ending: threading.Event) -> bool:
     """Wait until this engine leads; False if it was told to end meanwhile."""
-    while not records.acquire_lease(holder, LEASE_TTL_S):
+    while not records.acquire_lease(holder, 0.0 if _has_died(records.lease_holder()) else LEASE_TTL_S):
         if ending.wait(1.0):
             return False
     return not ending.is_set()
+
+
+def _has_died(holder: str | None) -> bool:
+    """Whether the leading engine was a process of this machine and is gone: then nobody need wait for its lease."""
+    host, _, pid = (holder or "").rpartition(":")
+    return host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
 
 
 class _Heartbeat:

@@ -329,7 +329,8 @@ class Job(Document):
     progress: JobProgress
     teacher: str
     teacher_sha256: str
-    plan: Plan
+    # As it was stored: a version that names things differently still shows its predecessor's jobs.
+    plan: dict[str, JsonValue] = Field(description="what was posted, every default filled in")
     caches: dict[str, str] | None = Field(description="cache key per split")
     teacher_forwards: TeacherForwards | None
     teacher_accuracy: float | None

@@ -26,7 +26,6 @@ INCOMING = ".incoming-"
 FILE_FIELD = "file"
 TEXT_MAX_BYTES = 64 << 10
 BUFFER_BYTES = 1 << 20  # handed to a thread at a time
-HEADER_MAX_BYTES = 8 << 10
 
 
 @dataclass(frozen=True)
@@ -162,16 +161,11 @@ class _Parts:
         self._text.clear()
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
+        # The parser bounds the size and number of headers.
         self._header_name += data[start:end]
-        self._check_header()
 
     def _header_value_data(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
-        self._check_header()
-
-    def _check_header(self) -> None:
-        if len(self._header_name) + len(self._header_value) > HEADER_MAX_BYTES:
-            raise TooLarge(f"a header of a part has more than {HEADER_MAX_BYTES} bytes")
 
     def _header_end(self) -> None:
         if self._header_name.lower() == b"content-disposition":

@@ -110,7 +110,8 @@ class Catalog:
         except FileNotFoundError:
             raise CacheNotFound(f"{group} was deleted meanwhile") from None
         fsync(self.root)
-        shutil.rmtree(tombstone)
+        with contextlib.suppress(FileNotFoundError):  # somebody sweeps at the same time
+            shutil.rmtree(tombstone)
 
     def sweep(self) -> int:
         """Remove what killed deletions and creations left under the root; returns how many."""
@@ -141,14 +142,17 @@ def _describe(group: Path) -> CacheEntry:
     manifest: layout.Manifest | None = None
     rows_committed = 0
     problem = None
+    provenance: dict[str, JsonValue] = {}
     complete = (group / layout.COMPLETE_FILE).exists()
     try:
         manifest = layout.read_manifest(group)
+        provenance = manifest.provenance
         check_identity(group, manifest)
         layout.check_arrays(group, manifest.spec)
         rows_committed, damage = _count_rows(group, manifest.spec)
         if complete:
-            check_completion(group, manifest.spec)
+            _, finishing = check_completion(group, manifest.spec)
+            provenance = {**provenance, **finishing}
             problem = damage
     except StoreError as error:
         problem = str(error)
@@ -162,7 +166,7 @@ def _describe(group: Path) -> CacheEntry:
         size_bytes=layout.size_bytes(group),
         created_at=manifest.created_at if manifest else None,
         last_used_at=_last_used_at(group),
-        provenance=manifest.provenance if manifest else {},
+        provenance=provenance,
         problem=problem,
     )
 

@@ -44,8 +44,7 @@ def postgres() -> Iterator[PostgresServer]:
         run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
         try:
             server = PostgresServer(folder)
-            server.execute(f"CREATE DATABASE {server.template}")
-            upgrade_to_head(server.url(server.template))
+            upgrade_to_head(server.create("retort"))
             yield server
         finally:
             run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
@@ -58,7 +57,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A migrated database, once of each kind."""
     if request.param == "postgresql":
         server: PostgresServer = request.getfixturevalue("postgres")
-        return server.create()
+        return server.empty("retort")
     url = f"sqlite:///{tmp_path / 'retort.sqlite3'}"
     upgrade_to_head(url)
     return url

@@ -205,7 +205,7 @@ def test_a_small_temperature_far_from_zero_keeps_the_digits(name: str) -> None:
     student_BC, teacher_BC, labels_B = _as(ordinary(), torch.float32)
     offset: Logits = (1000.0 + 0.01 * student_BC, 1000.0 + 0.01 * teacher_BC, labels_B)
     narrow, wide = evaluate(name, offset)[0], evaluate(name, _as(offset, torch.float64))[0]
-    torch.testing.assert_close(narrow.terms[name].double(), wide.terms[name], rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(narrow.terms[name].double(), wide.terms[name], rtol=1e-3, atol=0.0)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

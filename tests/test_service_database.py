@@ -48,11 +48,10 @@ def test_several_processes_may_upgrade_a_new_file_at_once(tmp_path: Path) -> Non
 
 def test_several_may_upgrade_a_new_postgresql_database_at_once(postgres: PostgresServer) -> None:
     """API and engine start together."""
-    name = new_id("db")
-    postgres.execute(f"CREATE DATABASE {name}")
+    url = postgres.create("fresh")
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(upgrade_to_head, [postgres.url(name)] * 4))
-    database = Database(postgres.url(name))
+        list(pool.map(upgrade_to_head, [url] * 4))
+    database = Database(url)
     assert database.is_at_head()
     database.close()
 

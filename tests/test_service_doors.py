@@ -24,7 +24,7 @@ def test_with_a_key_every_route_of_v1_asks_for_it(tmp_path: Path) -> None:
             if response.status_code != 405:
                 problem(response, 401, "unauthorized")
                 assert response.headers["www-authenticate"] == "Bearer"
-        for wrong in (f"Bearer {KEY}x", f"Basic {KEY}", KEY, "Bearer "):
+        for wrong in (f"Bearer {KEY}x", f"Basic {KEY}", KEY, "Bearer"):
             problem(api.client.get("/v1/jobs", headers={"Authorization": wrong}), 401, "unauthorized")
         assert api.upload().status_code == 401
         assert list(api.settings.teachers_dir.iterdir()) == []

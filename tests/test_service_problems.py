@@ -167,6 +167,8 @@ def test_an_unforeseen_error_is_a_500_that_tells_nothing(api: Api) -> None:
     assert "secret" not in response.text
     assert "sha256" not in response.text
     assert body["request_id"] == response.headers["x-request-id"]
+    logged = [entry for entry in api.logs if entry["event"] == "unforeseen error"]
+    assert [(entry["log_level"], entry["path"]) for entry in logged] == [("error", f"/v1/jobs/{job['id']}")]
     assert api.client.get("/healthz").status_code == 200
 
 

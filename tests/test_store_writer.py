@@ -121,18 +121,19 @@ def test_processes_that_create_one_cache_at_once_all_open_the_same_one(tmp_path:
     assert CacheWriter(tmp_path, spec).pending_blocks() == [0, 1, 2]
 
 
-def test_opening_a_writer_leaves_the_files_of_another_one_alone(tmp_path: Path) -> None:
+def test_a_writer_leaves_the_files_of_another_one_alone(tmp_path: Path) -> None:
     spec = make_spec()
     writer = CacheWriter(tmp_path, spec)
-    write_blocks(writer, [0])
-    being_written = writer.path / "logits/c/0/1/0.0123456789abcdef.partial"
-    being_written.parent.mkdir()
-    being_written.write_bytes(b"half a block")
+    strays = [writer.path / f"logits/c/0/{within}/0.0123456789abcdef.partial" for within in (1, 2)]
+    strays += [writer.path / f"max/c/0/{within}.0123456789abcdef.partial" for within in (1, 2)]
+    for stray in strays:
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_bytes(b"half a chunk")
     other = CacheWriter(tmp_path, spec)
-    write_blocks(other, [2])
-    assert being_written.exists()
-    write_blocks(other, [1])  # now it is nobody's: the lock on the block was free
-    assert not being_written.exists()
+    write_blocks(other, [0, 2])
+    assert [stray.exists() for stray in strays] == [True, False, True, False]
+    write_blocks(other, [1])
+    assert not list(writer.path.rglob("*.partial"))
 
 
 def test_a_block_that_somebody_else_is_writing_is_waited_for_and_not_written_twice(tmp_path: Path) -> None:
@@ -242,6 +243,7 @@ def test_finishing_twice_keeps_the_first_marker_and_provenance_joins(tmp_path: P
     writer.finish({"seconds": 1.5})
     writer.finish({"seconds": 99})
     assert CacheReader(tmp_path, spec).provenance == {"device": "cpu", "seconds": 1.5}
+    assert Catalog(tmp_path).get(spec.key).provenance == {"device": "cpu", "seconds": 1.5}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -78,7 +78,7 @@ def test_grey_pictures_are_repeated_and_colour_ones_turned_to_luma() -> None:
     grey = pictures(2, channels=1)
     colour = preprocess(grey, Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3, **unit))
     np.testing.assert_array_equal(colour, np.repeat(grey, 3, axis=-1))
-    images = pictures(2)
+    images = pictures(64)
     luma = preprocess(images, Preprocessing(channels="gray", mean=(0.0,), std=(1.0,), **unit))
     expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
     np.testing.assert_array_equal(luma[..., 0], expected)

@@ -10,6 +10,7 @@ exception class that cannot be pickled kills the reply, so errors cross as text;
 limited by them.
 """
 
+import logging
 import os
 import queue
 import secrets
@@ -18,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import ray
 from pydantic import BaseModel
@@ -28,7 +29,7 @@ from workers import pipeline
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
 from workers.errors import Stopped, UserError, WorkerError
 from workers.events import Emit, InferenceProgress, Log, ShouldStop
-from workers.teacher import Teacher
+from workers.teacher import Device, Teacher
 from workers.train import train_run
 
 Numbered = tuple[int, dict[str, Any]]
@@ -163,7 +164,7 @@ class _CachesActor(_Actor):
 
         # The contract check runs here, on the CPU, while a GPU may be busy; its slice is small.
         plan = pipeline.plan_caches(job, folders, emit, should_stop, threads=threads, device="cpu")
-        device = "auto" if gpus else "cpu"
+        device: Device = "auto" if gpus else "cpu"
         forwards = pipeline.build_caches(
             plan, folders, emit, should_stop, threads=threads, device=device, infer=fan_out
         )
@@ -175,6 +176,33 @@ class _CachesActor(_Actor):
         }
 
 
+class _Method(Protocol):
+    def remote(self, *arguments: object) -> "ray.ObjectRef[Any]": ...
+
+
+class _Handle(Protocol):
+    """What ray gives for an actor; its own annotations know no methods."""
+
+    work: _Method
+    events: _Method
+    stop: _Method
+
+
+def _start(kind: type[_Actor], *arguments: str, cpus: float, gpus: float) -> _Handle:
+    """An actor with its share of the machine; it waits, without a process, until that is free."""
+    actor_class: Any = ray.remote(kind)
+    # Three threads: the work, a question for events, a wish to stop.
+    options = actor_class.options(num_cpus=cpus, num_gpus=gpus, max_concurrency=3)
+    handle: _Handle = options.remote(*arguments)
+    return handle
+
+
+def _end(handle: _Handle) -> None:
+    """End an actor's process, whatever it is doing; nothing happens if it has ended."""
+    kill: Any = ray.kill
+    kill(handle)
+
+
 # ------------------------------------------------------------------------------------------- fan-out
 
 
@@ -182,7 +210,7 @@ class _CachesActor(_Actor):
 class _Hand:
     """One inference actor and what it is doing."""
 
-    actor: Any
+    actor: _Handle
     blocks: list[int] = field(default_factory=list)
     reference: Any = None
 
@@ -237,12 +265,11 @@ class _Fan:
                     self._stop(hands)
         finally:
             for hand in hands:
-                ray.kill(hand.actor)
+                _end(hand.actor)
 
     def _new_hand(self) -> _Hand:
-        options = {"num_gpus": self._gpus, "num_cpus": 0} if self._gpus else {"num_cpus": 1}
-        actor_class = ray.remote(max_concurrency=3, **options)(_InferenceActor)
-        return _Hand(actor_class.remote(self._order.model_dump_json()))
+        cpus = 0.0 if self._gpus else 1.0
+        return _Hand(_start(_InferenceActor, self._order.model_dump_json(), cpus=cpus, gpus=self._gpus))
 
     def _finish(self, hand: _Hand, hands: list[_Hand]) -> None:
         """Take a call's outcome; a dead actor is replaced, a bounded number of times."""
@@ -320,7 +347,7 @@ class Task:
         reference: of its ``work``.
     """
 
-    def __init__(self, actor: "ray.actor.ActorHandle", reference: "ray.ObjectRef[Outcome]") -> None:
+    def __init__(self, actor: _Handle, reference: "ray.ObjectRef[Outcome]") -> None:
         self._actor = actor
         self._reference = reference
         self._acknowledged = 0
@@ -355,7 +382,7 @@ class Task:
 
     def close(self) -> None:
         """End its process, whatever it is doing."""
-        ray.kill(self._actor)
+        _end(self._actor)
 
 
 class Cluster:
@@ -379,11 +406,12 @@ class Cluster:
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=True,
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
-        resources = ray.cluster_resources()
-        self.cpus = int(resources.get("CPU", 1))
-        self.gpus = int(resources.get("GPU", 0))
+        nodes: Any = ray.nodes  # not annotated
+        [node] = nodes()
+        self.cpus = int(node["Resources"].get("CPU", 1))
+        self.gpus = int(node["Resources"].get("GPU", 0))
 
     def build_caches(self, job: JobSpec, folders: Folders) -> Task:
         """Prepare the data and complete the caches of a job.
@@ -391,7 +419,7 @@ class Cluster:
         The outcome's value holds ``plan`` (``pipeline.CachePlan``), ``teacher_forwards``,
         ``teacher_forwards_avoided`` and ``teacher_accuracy``.
         """
-        actor = ray.remote(num_cpus=0, max_concurrency=3)(_CachesActor).remote()
+        actor = _start(_CachesActor, cpus=0.0, gpus=0.0)
         actors = self.gpus or self.cpus
         reference = actor.work.remote(
             job.model_dump_json(), folders.model_dump_json(), 1, actors, 1.0 if self.gpus else 0.0
@@ -400,8 +428,7 @@ class Cluster:
 
     def train(self, order: TrainingOrder, cpus: float, gpu_share: float) -> Task:
         """Train one run; it waits until its share of the machine is free. The value is result.json."""
-        options = {"num_gpus": gpu_share} if self.gpus else {}
-        actor = ray.remote(num_cpus=cpus, max_concurrency=3, **options)(_TrainingActor).remote()
+        actor = _start(_TrainingActor, cpus=cpus, gpus=gpu_share if self.gpus else 0.0)
         return Task(actor, actor.work.remote(order.model_dump_json()))
 
     def close(self) -> None:

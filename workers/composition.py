@@ -225,7 +225,7 @@ class Lud(Loss):
         soft_rank_width: width of the soft ranks' sigmoid, in standard deviations of the ranked values.
     """
 
-    title = "label-uncertainty distillation (unverified reading)"
+    title = "logits uncertainty distillation (unverified reading)"
     formula = (
         "T_n = T_min + (T_max-T_min)(1 - exp(-max(rho_n, 0))), rho_n = Spearman(z_t, z_s); "
         "beta T_n^2 sum_c w_c (p log(p/q) - p + q) + lambda_c mean_{c: w_c=1} (1-rho_c) "

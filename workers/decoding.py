@@ -24,7 +24,6 @@ import hashlib
 import io
 import math
 import os
-import warnings
 import zlib
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -156,15 +155,9 @@ def _cifar(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     folder = source.files[split][0].parent
-    published = {
-        "cifar10": CIFAR10,
-        "cifar100": CIFAR100,
-    }[source.spec.kind]
+    published = {"cifar10": CIFAR10, "cifar100": CIFAR100}[source.spec.kind]
     _check_md5(folder, published)
-    with warnings.catch_warnings():
-        # NumPy warns that these pickles, written by an old NumPy, say 0 where it now says False.
-        warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-        data = published(str(folder.parent), train=split == "train")
+    data = published(str(folder.parent), train=split == "train")
     labels = np.asarray(data.targets, dtype=np.int64)
     _check_labels(labels, len(data.classes), folder)
     return _from_array(data.data, labels, data.classes, should_stop)

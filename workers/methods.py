@@ -247,9 +247,9 @@ class RLD(Preset):
 
 
 class LUD(Preset):
-    """Label-uncertainty distillation: a reading of the abstract, not verified against the authors' code."""
+    """Logits uncertainty distillation: a reading of the abstract, not verified against the authors' code."""
 
-    title = "label-uncertainty distillation"
+    title = "logits uncertainty distillation"
     paper = "Guo et al. 2024, Sci. Rep. 14:31249"
     formula = "CE + w (beta T_n^2 generalised KL with class weights + rank correlations over classes and samples)"
     verified = "a reading of the abstract, not verified against the authors' code"

@@ -56,7 +56,7 @@ from workers.events import (
 )
 from workers.inference import infer_blocks
 from workers.methods import parse_method
-from workers.teacher import ContractReport, Teacher
+from workers.teacher import ContractReport, Device, Teacher
 from workers.train import train_run
 from workers.views import make_views
 
@@ -110,7 +110,7 @@ def check_contract(
     emit: Emit,
     *,
     threads: int,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> tuple[ContractReport, int]:
     """Try the teacher on a labelled slice, once for every pairing of teacher and data.
 
@@ -176,7 +176,7 @@ def plan_caches(
     should_stop: ShouldStop,
     *,
     threads: int,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> CachePlan:
     """Prepare the data, check the teacher against it, and settle both cache specifications."""
     train, test = prepare_data(job.dataset, folders, emit, should_stop)
@@ -243,7 +243,7 @@ def build_caches(
     should_stop: ShouldStop,
     *,
     threads: int,
-    device: str = "auto",
+    device: Device = "auto",
     infer: Infer = infer_here,
 ) -> int:
     """Complete both caches, the test split's first (it is small and shows mistakes early).

@@ -33,7 +33,7 @@ from workers.onnx_check import check_onnx, check_picture
 from workers.onnx_graph import first_line
 from workers.views import resize
 
-__all__ = ["ContractReport", "Teacher", "preprocess"]
+__all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
 
 Device = Literal["auto", "cpu", "cuda"]
 Images = NDArray[np.uint8] | Tensor

@@ -17,7 +17,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor, nn
 
-from store import CacheReader
+from store import CacheReader, CacheSpec
 from workers import views
 from workers.artifacts import Student, load_checkpoint, save_checkpoint, write_artifacts
 from workers.composition import Method
@@ -134,7 +134,7 @@ def _checked_gradient(network: nn.Module, loss: Tensor, method: Method, clip: fl
     Raises:
         NotFinite: naming the method.
     """
-    loss.backward()
+    torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(network.parameters(), math.inf if clip is None else clip)
     if not bool(torch.isfinite(norm)):
         raise NotFinite(
@@ -191,11 +191,12 @@ def _set_up(order: TrainingOrder, emit: Emit) -> _Setting:
     test = open_prepared(order.folders.datasets, order.test_fingerprint)
     size = views.output_size(order.views.augmentation, train.height, train.width)
     torch.manual_seed(order.run.seed)
-    network = build_student(order.run.student.name, train.classes, in_channels=train.channels, image_side=min(size)).to(
-        device, memory_format=torch.channels_last
-    )
+    network = build_student(order.run.student.name, train.classes, in_channels=train.channels, image_side=min(size))
+    network.to(device)
+    # Module.to takes both at once, but its annotations do not say so.
+    network.to(memory_format=torch.channels_last)
 
-    def reader(spec: object) -> CacheReader | None:
+    def reader(spec: CacheSpec | None) -> CacheReader | None:
         return None if spec is None else CacheReader(order.folders.caches, spec)
 
     train_rows = reader(order.train_cache) if order.run.method.expand().needs_teacher else None
@@ -238,7 +239,8 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
     def forward(images_BHWK: Tensor) -> Tensor:
         inputs = to_input(images_BHWK, setting.preprocessing, channels_last=True)
         with _autocast(training, device):
-            return network(inputs)
+            logits_BC: Tensor = network(inputs)
+        return logits_BC
 
     # ---- resume
     epoch, seconds, metrics = 0, 0.0, []

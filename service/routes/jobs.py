@@ -64,7 +64,7 @@ def show(row: JobRecord, summary: Summary) -> Job:
         ),
         teacher=row.teacher_id,
         teacher_sha256=row.teacher["sha256"],
-        plan=Plan.model_validate(row.plan),
+        plan=row.plan,
         caches=row.caches,
         teacher_forwards=TeacherForwards.model_validate(forwards) if forwards else None,
         teacher_accuracy=row.teacher_accuracy,
