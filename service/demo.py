@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from service import terminal
 from service.client import Client
-from service.connection import Document
+from service.connection import Document, ServiceUnreachable
 from service.errors import ServiceError
 from service.processes import BackgroundService, answers_ready
 from service.watch import follow
@@ -41,6 +41,8 @@ VIEWS = Views(augmentation=CropFlip(pad=1, flip=False), count=5)
 TEACHER_TRAINING = Training(epochs=8, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
 TRAINING = Training(epochs=20, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
 
+_PATIENCE_S = 15.0
+
 
 class DemoFailed(ServiceError, RuntimeError):
     """A job of the demo did not succeed; its error is in the message."""
@@ -55,7 +57,7 @@ def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, 
         keep: leave a service that was started here running.
 
     Raises:
-        DemoFailed, StartFailed, ClientError: what went wrong; a service started here is ended.
+        DemoFailed, ServiceEnded, ClientError: what went wrong; a service started here is ended.
     """
     started = time.monotonic()
     console = terminal.console()
@@ -71,9 +73,9 @@ def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, 
             preprocessing=teacher.preprocessing.model_dump(mode="json"),
         )
         _heading(console, f"Job 1: {STUDENT} x {len(METHODS)} methods, all over HTTP")
-        _do_job(client, _job(uploaded, STUDENT, METHODS), console)
+        _do_job(client, own, _job(uploaded, STUDENT, METHODS), console)
         _heading(console, "Job 2: another student on the same teacher, from its cached logits")
-        second = _do_job(client, _job(uploaded, SECOND_STUDENT, SECOND_METHODS), console)
+        second = _do_job(client, own, _job(uploaded, SECOND_STUDENT, SECOND_METHODS), console)
         counts = second["teacher_forwards"]
         console.print(
             f"Job 2 used {counts['run']:,} teacher forward passes; the cache has spared it {counts['avoided']:,}."
@@ -134,14 +136,19 @@ def _job(teacher: Document, student: str, methods: tuple[str, ...]) -> dict[str,
     }
 
 
-def _do_job(client: Client, job: Mapping[str, object], console: Console) -> Document:
+def _do_job(client: Client, own: BackgroundService | None, job: Mapping[str, object], console: Console) -> Document:
     posted = client.submit(job)
-    ended = follow(client, posted["id"], console)
+    try:
+        ended = follow(client, posted["id"], console, patience_s=_PATIENCE_S)
+    except ServiceUnreachable:
+        if own is not None:
+            own.check()
+        raise
     if ended["state"] != "succeeded":
         message = (ended["error"] or {}).get("message", "no reason given")
         raise DemoFailed(f"{ended['id']} {ended['state']}: {message}")
     report = client.report(posted["id"])
-    console.print(Padding(terminal.report(report), (1, 0)))
+    console.print(Padding(terminal.report(report), (1, 0), expand=False))
     return ended
 
 

@@ -36,8 +36,8 @@ _TAIL_BYTES = 2000
 UNTIL_STDIN_CLOSES = "--until-stdin-closes"
 
 
-class StartFailed(ServiceError, RuntimeError):
-    """The service ended, or was not ready in time, after it had been started."""
+class ServiceEnded(ServiceError, RuntimeError):
+    """The service that was started here has ended, or did not get ready in time."""
 
 
 def command(*arguments: str) -> list[str]:
@@ -213,16 +213,20 @@ class BackgroundService:
         """Blocks until API and engine answer.
 
         Raises:
-            StartFailed: they ended or did not answer in time; the message has the log's end.
+            ServiceEnded: they ended or did not answer in time; the message has the log's end.
         """
         deadline = time.monotonic() + timeout_s
         with Client(self.url) as client:
             while not answers_ready(client):
-                if self._process.poll() is not None:
-                    raise StartFailed(f"the service ended at its start: {self._log_tail()}")
+                self.check()
                 if time.monotonic() > deadline:
-                    raise StartFailed(f"the service was not ready after {timeout_s:.0f} s, see {self.log_path}")
+                    raise ServiceEnded(f"the service was not ready after {timeout_s:.0f} s, see {self.log_path}")
                 time.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Raises ServiceEnded, with the last line of its log, if it has ended."""
+        if self._process.poll() is not None:
+            raise ServiceEnded(f"the service ended: {self._log_tail()}")
 
     def wait(self, timeout_s: float | None = None) -> int:
         """Blocks until it has ended, and returns its exit status."""

@@ -189,12 +189,16 @@ class Engine:
             self._poll_caches(job, job.caches)
         for run_id, work in list(job.runs.items()):
             self._poll_run(job, run_id, work)
-        if job.caches is not None or job.runs:
+        if job.id not in self._jobs:
             return
         if cancelling:
-            self._end_cancelled(job)
-        elif job.plan is not None:
+            if job.caches is None and not job.runs:
+                self._end_cancelled(job)
+        elif job.plan is not None and self._free_slots() > 0:
             self._start_runs_or_end(job)
+
+    def _free_slots(self) -> int:
+        return self._slots - sum(len(job.runs) for job in self._jobs.values())
 
     def _poll_caches(self, job: _ActiveJob, work: _Work) -> None:
         events, outcome = work.task.poll()
@@ -220,7 +224,6 @@ class Engine:
                 teacher_forwards=forwards,
                 teacher_accuracy=outcome.value["teacher_accuracy"],
             )
-            self._start_runs_or_end(job)
         elif outcome.kind == "failed":
             self._end_failed(job, error_of(outcome))
         elif outcome.kind == "vanished" and not self._records.is_cancelling(job.id):
@@ -265,9 +268,7 @@ class Engine:
         runs = self._records.runs(job.id)
         waiting = [run for run in runs if run.state in {State.QUEUED, State.LOST}]
         specs = job.spec.runs()
-        for run in waiting:
-            if sum(len(other.runs) for other in self._jobs.values()) >= self._slots:
-                return
+        for run in waiting[: self._free_slots()]:
             self._start_run(job, run, specs[run.index])
         if not waiting and not job.runs:
             self._end(job, runs)
@@ -311,8 +312,6 @@ class Engine:
                 self._records.move_run(run_id, work.attempt, State.CANCELLED)
             case "vanished":
                 self._lose_run(job, run_id, work, outcome)
-        if not self._records.is_cancelling(job.id):
-            self._start_runs_or_end(job)
 
     def _lose_run(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
         if work.stopping_since is not None:
@@ -334,6 +333,8 @@ class Engine:
             message = f"{len(failed)} of {len(runs)} runs failed; the first, {failed[0].name!r}: {first}"
             error = {"type": "RunsFailed", "message": message}
             self._records.move_job(job.id, State.FAILED, error=error, attempt=job.attempt)
+        elif any(run.state is State.CANCELLED for run in runs):
+            self._records.move_job(job.id, State.CANCELLED, attempt=job.attempt)
         else:
             self._records.move_job(job.id, State.SUCCEEDED, attempt=job.attempt)
         log.info("job ended", job_id=job.id, failed=len(failed), runs=len(runs))

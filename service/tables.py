@@ -140,10 +140,12 @@ class JobRecord(Base):
     """
 
     __tablename__ = "jobs"
+    # The oldest queued one is claimed, the newest ones of a state are listed.
+    __table_args__ = (Index(None, "state", "id"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
-    state: Mapped[State] = mapped_column(STATE, default=State.QUEUED, index=True)
+    state: Mapped[State] = mapped_column(STATE, default=State.QUEUED)
     attempt: Mapped[int] = mapped_column(default=0)
     holder: Mapped[str | None] = mapped_column(String(200))
     stage: Mapped[str | None] = mapped_column(String(32))

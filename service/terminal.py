@@ -80,7 +80,7 @@ def duration(seconds: float | None) -> str:
     """Seconds as ``7.2 s``, ``3:05`` or ``2:03:05``."""
     if seconds is None:
         return ""
-    if seconds < 60:
+    if seconds < 59.95:  # what is printed as 60.0 is a minute
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -94,38 +94,32 @@ def moment(iso: str | None) -> str:
     return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def method(value: object) -> str:
-    """A method as it was posted: its preset and what differs from the defaults."""
-    if not isinstance(value, Mapping):
-        return str(value)
-    options = " ".join(
-        f"{key}={option}" for key, option in value.items() if key not in ("preset", "label") and option is not None
-    )
-    return str(value.get("label") or f"{value.get('preset', '')} {options}".strip())
-
-
 def report(document: Document) -> Table:
-    """The results of a job, a run a line. Accuracies, agreement and ECE are of the last epoch."""
+    """The results of a job, a run a line; all but ``best`` are those of the last epoch.
+
+    Columns that say nothing (one seed for all, every run succeeded) are left out.
+    """
     rows = document["rows"]
     seeds = len({row["seed"] for row in rows}) > 1
-    headers = ["student", "method", *(["seed>"] if seeds else [])]
-    headers += ["top-1>", "best>", "agreement>", "ECE>", "T student>", "T teacher>", "seconds>", ""]
-    return table(headers, (_report_row(row, seeds) for row in rows))
+    states = any(row["state"] != "succeeded" for row in rows)
+    headers = ["student", "method", *(["seed>"] if seeds else []), *(["state"] if states else [])]
+    headers += ["top-1>", "best>", "agreement>", "ECE>", "T student>", "T teacher>", "seconds>"]
+    return table(headers, (_report_row(row, seeds, states) for row in rows))
 
 
-def _report_row(row: Document, seeds: bool) -> list[str | Text]:
+def _report_row(row: Document, seeds: bool, states: bool) -> list[str | Text]:
     return [
-        str(row["student"]),
-        method(row["method"]),
+        row["student"],
+        row["method"],
         *([str(row["seed"])] if seeds else []),
-        percent(row.get("accuracy_last")),
-        percent(row.get("accuracy_best")),
-        percent(row.get("agreement")),
-        percent(row.get("ece")),
-        number(row.get("student_temperature")),
-        number(row.get("teacher_temperature")),
-        number(row.get("seconds"), 1),
-        Text() if row["state"] == "succeeded" else state(row["state"]),
+        *([state(row["state"])] if states else []),
+        percent(row["accuracy_last"]),
+        percent(row["accuracy_best"]),
+        percent(row["agreement"]),
+        percent(row["ece"]),
+        number(row["student_temperature"]),
+        number(row["teacher_temperature"]),
+        number(row["seconds"], 1),
     ]
 
 

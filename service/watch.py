@@ -6,6 +6,7 @@ the job. Rates are rows (samples) per second, times seconds.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from service import terminal
 from service.client import Client
-from service.connection import Document
+from service.connection import PATIENCE_S, Document
 
 _BAR_WIDTH = 32
 _REFRESH_PER_S = 4
@@ -176,8 +177,11 @@ def _apply_training(run: RunLine, kind: str, data: Document) -> str:
     return f"{run.name}: {run.text}"
 
 
-def follow(client: Client, job_id: str, console: Console) -> Document:
+def follow(client: Client, job_id: str, console: Console, *, patience_s: float = PATIENCE_S) -> Document:
     """Shows a job until it ends.
+
+    Args:
+        patience_s: how long the service may not answer.
 
     Returns:
         The job at its end.
@@ -187,25 +191,26 @@ def follow(client: Client, job_id: str, console: Console) -> Document:
         ClientError: there is no such job, or the service is gone for good.
     """
     view = JobView.of(client.job(job_id), list(client.runs(job_id)))
+    events = client.events(job_id, patience_s=patience_s)
     if console.is_terminal:
-        _follow_live(client, job_id, view, console)
+        _follow_live(events, view, console)
     else:
-        _follow_lines(client, job_id, view, console)
+        _follow_lines(events, view, console)
     return client.job(job_id)
 
 
-def _follow_live(client: Client, job_id: str, view: JobView, console: Console) -> None:
+def _follow_live(events: Iterable[Document], view: JobView, console: Console) -> None:
     def draw() -> RenderableType:
         return render(view, max(4, console.height - _HEAD_LINES))
 
     with Live(get_renderable=draw, console=console, refresh_per_second=_REFRESH_PER_S):
-        for event in client.events(job_id):
+        for event in events:
             view.apply(event)
 
 
-def _follow_lines(client: Client, job_id: str, view: JobView, console: Console) -> None:
+def _follow_lines(events: Iterable[Document], view: JobView, console: Console) -> None:
     started = last_rows = time.monotonic()
-    for event in client.events(job_id):
+    for event in events:
         sentence = view.apply(event)
         now = time.monotonic()
         if event["type"] == "inference_progress":

@@ -2,7 +2,7 @@
 its edges.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -169,7 +169,7 @@ EDGES: dict[str, Callable[[], Logits]] = {
 }
 
 
-def evaluate(method: Method | str, logits: Logits, epoch: int = 1000) -> tuple[Objective, Tensor]:
+def evaluate(method: Method | str | Mapping[str, object], logits: Logits, epoch: int = 1000) -> tuple[Objective, Tensor]:
     """The objective and its gradient [B, C], with the teacher's statistics taken from its logits."""
     student_BC, teacher_BC, labels_B = logits
     student_BC = student_BC.detach().clone().requires_grad_()

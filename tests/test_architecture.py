@@ -36,6 +36,7 @@ LIGHT = (
     "workers.config",
     "workers.methods",
     "workers.composition",
+    "workers.array_files",
     "workers.sources",
     "workers.onnx_check",
     "workers.students",

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import random
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,13 +14,11 @@ from service.client import ApiProblem, Client, DamagedDownload, ServiceUnreachab
 from service.connection import parse_events
 from service.jobs import State
 from service.processes import command, free_port
-from service.tables import RunRecord
+from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.cutting_proxy import CuttingProxy
 from tests.service_helpers import PREPROCESSING, Api, add_job, finish, make_settings, onnx_bytes, running_api
 
 pytest_plugins = ["tests.service_fixtures"]
-
-NAME = "student.safetensors"
 
 
 @pytest.fixture
@@ -160,26 +157,13 @@ def test_two_submissions_of_one_job_are_two_jobs(api: Api, client: Client) -> No
     assert client.submit(body, idempotency_key="mine")["id"] == once["id"]
 
 
-def told(api: Api, job_id: str, count: int) -> None:
-    """Lets an engine tell some sentences about a job, and end it."""
-    job = api.records.claim_job("engine")
-    assert job is not None
-    events = [(n, {"type": "log", "level": "info", "message": f"line {n}"}) for n in range(count)]
-    assert api.records.record_events(job_id, None, job.attempt, events) == count
-    for run in api.records.runs(job_id):
-        attempt = api.records.start_attempt(run.id)
-        assert attempt is not None
-        assert api.records.move_run(run.id, attempt, State.SUCCEEDED)
-    assert api.records.move_job(job_id, State.SUCCEEDED)
-
-
 def messages(events: list[dict[str, object]]) -> list[object]:
     return [event["data"]["message"] for event in events if event["type"] == "log"]  # type: ignore[index]
 
 
 def test_a_stream_that_breaks_anywhere_loses_and_repeats_nothing(api: Api) -> None:
     job_id = add_job(api.registry).id
-    told(api, job_id, 40)
+    tell_and_end(api, job_id, 40)
     with Client(api.url) as client:
         whole = list(client.events(job_id))
         run_events = list(client.events(api.records.runs(job_id)[0].id))
@@ -194,7 +178,7 @@ def test_a_stream_that_breaks_anywhere_loses_and_repeats_nothing(api: Api) -> No
 
 def test_a_stream_begins_after_what_was_seen(api: Api, client: Client) -> None:
     job_id = add_job(api.registry).id
-    told(api, job_id, 5)
+    tell_and_end(api, job_id, 5)
     seen = list(client.events(job_id))
     assert list(client.events(job_id, after=seen[2]["seq"])) == seen[3:]
 
@@ -269,78 +253,53 @@ def test_a_stream_gives_up_when_the_service_stays_away(tmp_path: Path) -> None:
 @pytest.fixture
 def run_id(api: Api) -> str:
     """A run that has left one file of 3 MB."""
-    job_id = add_job(api.registry).id
-    api.records.claim_job("engine")
-    run = api.records.runs(job_id)[0]
-    attempt = api.records.start_attempt(run.id)
-    assert attempt is not None
-    path = artifact_path(api, run)
-    path.parent.mkdir(parents=True)
-    content = random.Random(0).randbytes(3_000_000)
-    path.write_bytes(content)
-    artifact = {
-        "name": NAME,
-        "path": path.relative_to(api.settings.data_dir.resolve()).as_posix(),
-        "size_bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "media_type": "application/octet-stream",
-    }
-    assert api.records.record_artifacts(run.id, attempt, [artifact])
-    return run.id
-
-
-def artifact_path(api: Api, run: RunRecord) -> Path:
-    return api.settings.jobs_dir / run.job_id / run.id / "a1" / NAME
-
-
-def original(api: Api, run_id: str) -> bytes:
-    return artifact_path(api, api.records.run(run_id)).read_bytes()
+    return run_with_artifact(api, 3_000_000)
 
 
 def test_a_download_that_breaks_goes_on_where_it_was(api: Api, run_id: str, tmp_path: Path) -> None:
-    content = original(api, run_id)
+    content = artifact_path(api, run_id).read_bytes()
     with CuttingProxy(port_of(api), [1_000_000, 1_200_000]) as proxy, Client(proxy.url) as client:
-        path = client.download(run_id, NAME, tmp_path / NAME)
+        path = client.download(run_id, ARTIFACT, tmp_path / ARTIFACT)
         assert path.read_bytes() == content
         assert len(proxy.passed) == 3
         assert sum(proxy.passed) < len(content) + 100_000
-    assert [file.name for file in tmp_path.glob(f"*{NAME}*")] == [NAME]
+    assert [file.name for file in tmp_path.glob(f"*{ARTIFACT}*")] == [ARTIFACT]
 
 
 def test_a_later_download_goes_on_where_an_earlier_process_ended(api: Api, run_id: str, tmp_path: Path) -> None:
-    content = original(api, run_id)
-    partial = tmp_path / f".{NAME}.{hashlib.sha256(content).hexdigest()[:16]}.part"
+    content = artifact_path(api, run_id).read_bytes()
+    partial = tmp_path / f".{ARTIFACT}.{hashlib.sha256(content).hexdigest()[:16]}.part"
     partial.write_bytes(content[:2_900_000])
     there: list[int] = []
     with CuttingProxy(port_of(api), []) as proxy, Client(proxy.url) as client:
-        client.download(run_id, NAME, tmp_path / NAME, on_bytes=there.append)
+        client.download(run_id, ARTIFACT, tmp_path / ARTIFACT, on_bytes=there.append)
         assert sum(proxy.passed) < 200_000
-    assert (tmp_path / NAME).read_bytes() == content
+    assert (tmp_path / ARTIFACT).read_bytes() == content
     assert there[-1] == len(content)
 
 
 def test_a_download_that_was_complete_but_not_named_is_only_checked(
     api: Api, client: Client, run_id: str, tmp_path: Path
 ) -> None:
-    content = original(api, run_id)
-    partial = tmp_path / f".{NAME}.{hashlib.sha256(content).hexdigest()[:16]}.part"
+    content = artifact_path(api, run_id).read_bytes()
+    partial = tmp_path / f".{ARTIFACT}.{hashlib.sha256(content).hexdigest()[:16]}.part"
     partial.write_bytes(content)
-    assert client.download(run_id, NAME, tmp_path / NAME).read_bytes() == content
+    assert client.download(run_id, ARTIFACT, tmp_path / ARTIFACT).read_bytes() == content
 
 
 def test_a_damaged_download_is_refused_and_not_kept(api: Api, client: Client, run_id: str, tmp_path: Path) -> None:
-    content = bytearray(original(api, run_id))
+    content = bytearray(artifact_path(api, run_id).read_bytes())
     content[1_500_000] ^= 1
-    artifact_path(api, api.records.run(run_id)).write_bytes(content)
-    (tmp_path / NAME).write_bytes(b"an earlier file")
+    artifact_path(api, run_id).write_bytes(content)
+    (tmp_path / ARTIFACT).write_bytes(b"an earlier file")
     with pytest.raises(DamagedDownload, match="SHA-256"):
-        client.download(run_id, NAME, tmp_path / NAME)
-    assert (tmp_path / NAME).read_bytes() == b"an earlier file"
+        client.download(run_id, ARTIFACT, tmp_path / ARTIFACT)
+    assert (tmp_path / ARTIFACT).read_bytes() == b"an earlier file"
     assert list(tmp_path.glob(".*")) == []
 
 
 def test_an_unknown_artifact_is_refused_with_those_there_are(client: Client, run_id: str, tmp_path: Path) -> None:
-    with pytest.raises(ApiProblem, match=NAME):
+    with pytest.raises(ApiProblem, match=ARTIFACT):
         client.download(run_id, "model.pt", tmp_path / "model.pt")
     assert list(tmp_path.glob("*model*")) == []
 

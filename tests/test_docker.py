@@ -54,7 +54,7 @@ STAGES = read_dockerfile()
 
 def lineage(target: str) -> list[str]:
     """The stages that a target consists of, from the base image's first."""
-    names = []
+    names: list[str] = []
     while target in STAGES:
         names.insert(0, target)
         target = STAGES[target][0]
@@ -361,7 +361,7 @@ def test_every_package_of_the_distribution_is_copied() -> None:
 
 def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.prefix) / "bin" / "hadolint"
-    command = [hadolint, "--no-color", "--disable-ignore-pragma", DOCKER / "Dockerfile"]
+    command: list[str | Path] = [hadolint, "--no-color", "--disable-ignore-pragma", DOCKER / "Dockerfile"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
@@ -369,7 +369,7 @@ def test_hadolint_finds_nothing() -> None:
 def test_dclint_finds_nothing() -> None:
     if not DCLINT.exists():
         pytest.skip(f"no {DCLINT.relative_to(sys.prefix)} in the virtual environment (.ci/run)")
-    command = [DCLINT, "--max-warnings", "0", DOCKER]
+    command: list[str | Path] = [DCLINT, "--max-warnings", "0", DOCKER]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:

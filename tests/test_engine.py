@@ -130,7 +130,8 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert names == {"student.safetensors", "student.onnx", "config.json", "metrics.jsonl", "result.json"}
     for name in ("student.onnx", "config.json"):
         client.download(runs[1]["id"], name, tmp_path / name)
-    preprocessing = digits.preprocessing.model_validate(json.loads((tmp_path / "config.json").read_text())["preprocessing"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    preprocessing = digits.preprocessing.model_validate(config["preprocessing"])
     student = Teacher(tmp_path / "student.onnx", preprocessing, None, threads=1, device="cpu")
     predicted = student.logits(digits.test.images_NHWC).argmax(axis=1)
     assert (predicted == digits.test.labels_N).mean() == pytest.approx(rows[1]["accuracy_last"], abs=0.004)

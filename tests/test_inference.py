@@ -6,6 +6,7 @@ Legend: N samples, classes.
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,7 +212,7 @@ def test_progress_is_told_at_the_end_and_else_at_most_every_quarter_second(
     teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(np.arange(0, 100, 0.1))  # a tenth of a second passes from one look to the next
-    monkeypatch.setattr(inference.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(inference, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     told: list[InferenceProgress] = []
     writer = cache(tmp_path)
     infer_blocks(teacher, dataset, writer, [0], told.append, batch_size=100)

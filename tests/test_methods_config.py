@@ -39,14 +39,14 @@ def test_a_bare_name_is_the_preset_with_its_defaults(name: str) -> None:
 
 
 def test_the_imagenet_family_changes_the_defaults_and_not_what_was_given() -> None:
-    method = parse_method({"preset": "dkd", "family": "imagenet", "alpha": 2})
+    method = parse_method({"preset": "dkd", "family": "imagenet", "temperature": 3})
     assert method.model_dump() == {
         "preset": "dkd",
         "family": "imagenet",
         "ce_weight": 1.0,
         "warmup_epochs": 1,
-        "temperature": 1.0,
-        "alpha": 2.0,
+        "temperature": 3.0,
+        "alpha": 1.0,
         "beta": 0.5,
     }
 

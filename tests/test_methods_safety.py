@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.method_inputs import EDGES, Logits, evaluate, ordinary
 from workers.composition import LOSS_CLASSES, POLICY_CLASSES, Loss, MaxLogit, Method, Policy, Term
 from workers.errors import NotFinite
+from workers.losses import one_hot
 from workers.methods import PRESETS, parse_method
 from workers.objective import objective
 from workers.temperature import row_statistics
@@ -103,6 +104,24 @@ def test_rld_has_nothing_below_a_label_that_is_ranked_last() -> None:
 
 def test_dkd_has_no_other_classes_with_two_classes() -> None:
     assert evaluate("dkd", EDGES["two_classes"]())[0].terms["nckd"] == 0.0
+
+
+def test_leaving_the_label_out_is_exact_however_large_the_logits() -> None:
+    """The authors subtract 1000 from it, which a gap of 1e4 outweighs."""
+    student_BC, teacher_BC, labels_B = EDGES["huge"]()
+    result, _ = evaluate({"preset": "dkd", "temperature": 1}, (student_BC, teacher_BC, labels_B))
+    others_BC = ~one_hot(labels_B, teacher_BC)
+    log_p, log_q = (z_BC[others_BC].view(8, 9).log_softmax(dim=1) for z_BC in (teacher_BC, student_BC))
+    torch.testing.assert_close(result.terms["nckd"], (log_p.exp() * (log_p - log_q)).sum(dim=1).mean())
+
+
+def test_a_small_divergence_keeps_its_digits() -> None:
+    """Late in training p and q nearly agree, and sum p log(p/q) in float32 is mostly rounding."""
+    _, teacher_BC, labels_B = _as(ordinary(), torch.float32)
+    close: Logits = (teacher_BC + 1e-3 * ordinary(seed=1)[0].float(), teacher_BC, labels_B)
+    narrow, wide = evaluate("kd", close)[0], evaluate("kd", _as(close, torch.float64))[0]
+    assert wide.terms["kd"] < 1e-5
+    torch.testing.assert_close(narrow.terms["kd"].double(), wide.terms["kd"], rtol=3e-3, atol=0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

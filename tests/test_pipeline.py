@@ -1,11 +1,13 @@
 """The whole path without HTTP and Ray: what is reused, what is counted, what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from store import CacheCorrupt
 from tests.digits import SMALL, Digits
 from workers import pipeline
 from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset
@@ -27,7 +29,8 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     assert first.teacher_forwards == 2 * samples["train"] + samples["test"] + checked.rows
 
     events.clear()
-    second = run_job(digits.job("rld", training=ONE_EPOCH, student="cnn_m"), folders, tmp_path / "second", events.append)
+    job = digits.job("rld", training=ONE_EPOCH, student="cnn_m")
+    second = run_job(job, folders, tmp_path / "second", events.append)
     assert second.teacher_forwards == 0
     assert second.teacher_forwards_avoided == samples["train"] + samples["test"]
     assert [e.rows_inferred for e in events if isinstance(e, CacheReady)] == [0, 0]
@@ -57,6 +60,18 @@ def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:
     pipeline.build_caches(plan, folders, events.append, never, threads=1)
     last = [e for e in events if isinstance(e, InferenceProgress) and e.split == "train"][-1]
     assert last.rows_done == last.rows_total == plan.train_cache.views * plan.train_cache.samples
+
+
+def test_a_flipped_bit_is_found_before_any_student_trains(digits: Digits, tmp_path: Path) -> None:
+    folders = Folders(data_dir=tmp_path, data_root=tmp_path)
+    shutil.copytree(digits.folders.data_dir, tmp_path, dirs_exist_ok=True)
+    chunk = next((folders.caches / digits.plan.train_cache.key / "logits").rglob("c/1/0/0"))
+    content = bytearray(chunk.read_bytes())
+    content[100] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(CacheCorrupt, match=r"c/1/0/0.*submit the job again"):
+        run_job(digits.job("kd", training=ONE_EPOCH), folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_that_changed_on_disk_is_refused(digits: Digits, tmp_path: Path) -> None:
@@ -117,9 +132,7 @@ def run_other_teacher(digits: Digits, folder: Path) -> Path:
 # ---------------------------------------------------------------------------------- the command line
 
 
-def test_a_job_runs_from_the_command_line(
-    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_runs_from_the_command_line(digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = digits.job("kd", training=ONE_EPOCH)
     (tmp_path / "job.json").write_text(job.model_dump_json())
     arguments = [str(tmp_path / "job.json"), "--data-dir", str(tmp_path / "data"), "--data-root", str(tmp_path)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.client import Client
-from service.processes import BackgroundService, StartFailed, free_port
+from service.processes import BackgroundService, ServiceEnded, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -182,7 +182,7 @@ def _none_left(marker: str) -> bool:
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     database = tmp_path / "data" / "retort.sqlite3"
     database.mkdir(parents=True)
-    with BackgroundService(tmp_path / "data", tmp_path) as running, pytest.raises(StartFailed, match=r"service\.log"):
+    with BackgroundService(tmp_path / "data", tmp_path) as running, pytest.raises(ServiceEnded, match=r"service\.log"):
         running.wait_ready()
 
 

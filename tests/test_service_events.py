@@ -186,6 +186,7 @@ def test_a_stream_whose_client_has_left_ends(api: Api) -> None:
     """Nothing goes on looking into the database for it."""
     running = begin(api)
     with api.client.stream("GET", f"/v1/jobs/{running.job}/events", headers=SSE) as response:
-        next(parse(response.iter_lines()))
+        events = parse(response.iter_lines())
+        assert next(events)["event"] == "state"
         assert api.requests() == 1
     wait_until(lambda: api.requests() == 0)

@@ -141,9 +141,20 @@ def test_a_body_over_the_limit_is_refused_announced_or_not(shared_api: Api) -> N
     """As Content-Length, and in chunks that announce nothing."""
     big = b'{"name": "' + b"x" * (shared_api.settings.body_max_bytes + 1) + b'"}'
     headers = {"Content-Type": "application/json"}
-    for content in (big, iter([big])):
+    for content, words in ((big, f"has {len(big)} bytes"), (iter([big]), "has more bytes")):
         response = shared_api.client.post("/v1/jobs", content=content, headers=headers)
-        assert "1048576" in problem(response, 413, "too-large")["detail"]
+        detail = problem(response, 413, "too-large")["detail"]
+        assert words in detail
+        assert "1048576" in detail
+
+
+def test_an_announced_size_over_the_limit_is_refused_before_a_byte_of_it_is_read(shared_api: Api) -> None:
+    """A client that asks first (curl does) need not send it."""
+    address = urlsplit(shared_api.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(head.encode() + b"Expect: 100-continue\r\nContent-Length: 1048577\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
 
 
 def test_too_little_disk_refuses_jobs_and_uploads(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class TeacherSpec(Spec):
 
 
 class DigitsDataset(Spec):
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey; every fifth sample is the test split."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey; every fifth of each class is the test split."""
 
     kind: Literal["digits"] = "digits"
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from store import CacheReader
@@ -42,7 +43,7 @@ class Batch:
     teacher_statistics: Mapping[str, Tensor] | None
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of the samples in one epoch, int64 [samples]; the same on every machine."""
     # Philox is counter-based: (seed, epoch) is its key, no state is carried from epoch to epoch.
     key = np.array([seed, epoch], dtype=np.uint64)
@@ -77,7 +78,7 @@ class _Pictures:
 
 
 class _TeacherRows:
-    """The teacher's logits and statistics of one cache, by view and sample."""
+    """The teacher's logits and statistics of one view, in the order of one epoch."""
 
     def __init__(self, reader: CacheReader, device: torch.device) -> None:
         self._reader = reader
@@ -89,24 +90,27 @@ class _TeacherRows:
         self._logits_NC: Tensor | None = None
         self._statistics: dict[str, Tensor] = {}
 
-    def select_view(self, view: int) -> None:
-        """Make ``view`` current; on a GPU its logits are loaded (and verified) once per epoch."""
-        if view == self._view:
-            return
-        self._view = view
-        self._statistics = {
-            name: torch.from_numpy(np.array(values)).to(self._device)
-            for name, values in self._reader.statistics(view).items()
-        }
-        if self._resident:
-            self._logits_NC = torch.from_numpy(self._reader.logits(view)).to(self._device)
+    def begin(self, view: int, order_N: NDArray[np.int64]) -> None:
+        """Make ``order_N`` of ``view`` current; on a GPU the view is loaded, and verified, once per epoch."""
+        if view != self._view:
+            self._view = view
+            self._statistics = {
+                name: torch.from_numpy(np.array(values)).to(self._device)
+                for name, values in self._reader.statistics(view).items()
+            }
+            if self._resident:
+                self._logits_NC = torch.from_numpy(self._reader.logits(view)).to(self._device)
+        self._rows_N = torch.from_numpy(order_N).to(self._device)
+        if not self._resident:
+            self._map = self._reader.row_map(view, order_N)
 
-    def take(self, rows_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        rows_device = rows_B.to(self._device, non_blocking=True)
-        statistics = {name: values[rows_device] for name, values in self._statistics.items()}
+    def take(self, start: int, stop: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """(logits [B, C], statistics [B]) of positions ``start`` to ``stop`` of the order."""
+        rows_B = self._rows_N[start:stop]
+        statistics = {name: values_N.index_select(0, rows_B) for name, values_N in self._statistics.items()}
         if self._logits_NC is not None:
-            return self._logits_NC.index_select(0, rows_device), statistics
-        gathered = torch.from_numpy(self._reader.gather(self._view, rows_B.numpy()))
+            return self._logits_NC.index_select(0, rows_B), statistics
+        gathered = torch.from_numpy(self._map.gather(start, stop))
         return gathered.to(self._device, non_blocking=True), statistics
 
 
@@ -149,17 +153,17 @@ class TrainingFeed:
         order_N = epoch_order(self.samples, self._seed, epoch)
         parameters = views.draw(recipe, self._plan.seed, view, order_N, dataset.height, dataset.width)
         if self._teacher is not None:
-            self._teacher.select_view(view)
+            self._teacher.begin(view, order_N)
         rows_N = torch.from_numpy(order_N)
-        for step in range(self.steps):
-            part = slice(step * self._batch_size, (step + 1) * self._batch_size)
+        for start in range(0, self.steps * self._batch_size, self._batch_size):
+            part = slice(start, min(start + self._batch_size, self.samples))
             images, labels = self._pictures.take(rows_N[part])
             if not isinstance(recipe, NoAugmentation):
                 images = views.apply(images, recipe, parameters[part])
             if self._teacher is None:
                 yield Batch(images, labels, None, None)
             else:
-                logits, statistics = self._teacher.take(rows_N[part])
+                logits, statistics = self._teacher.take(part.start, part.stop)
                 yield Batch(images, labels, logits, statistics)
 
 
@@ -183,7 +187,7 @@ class EvaluationFeed:
 
     def batches(self) -> Iterator[Batch]:
         if self._teacher is not None:
-            self._teacher.select_view(0)
+            self._teacher.begin(0, np.arange(self.samples))
         for start in range(0, self.samples, self._batch_size):
             rows = torch.arange(start, min(start + self._batch_size, self.samples))
             images, labels = self._pictures.take(rows)
@@ -192,7 +196,7 @@ class EvaluationFeed:
             if self._teacher is None:
                 yield Batch(images, labels, None, None)
             else:
-                logits, statistics = self._teacher.take(rows)
+                logits, statistics = self._teacher.take(start, start + len(rows))
                 yield Batch(images, labels, logits, statistics)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from store import CacheReader, CacheSpec, CacheWriter, Catalog
+from store import CacheCorrupt, CacheReader, CacheSpec, CacheWriter, Catalog
 from workers import datasets
 from workers.config import (
     DatasetSpec,
@@ -273,7 +273,7 @@ def build_caches(
             infer(order, blocks, emit, should_stop)
             writer.finish()
         rows_total = spec.views * spec.samples
-        Catalog(folders.caches).touch(spec.key)
+        _verify(folders, spec)
         emit(
             InferenceProgress(
                 cache=spec.key,
@@ -296,6 +296,22 @@ def build_caches(
         )
         total += rows
     return total
+
+
+def _verify(folders: Folders, spec: CacheSpec) -> None:
+    """Read every checksum and statistic once per job: the runs map the files and look at neither again.
+
+    Raises:
+        store.CacheCorrupt: naming what is wrong first.
+    """
+    catalog = Catalog(folders.caches)
+    report = catalog.verify(spec.key)
+    if not report.ok:
+        raise CacheCorrupt(
+            f"{report.problems[0]} ({len(report.problems)} in all): `retort cache delete {spec.key[:12]}` and "
+            "submit the job again"
+        )
+    catalog.touch(spec.key)
 
 
 def teacher_accuracy(plan: CachePlan, folders: Folders) -> float:

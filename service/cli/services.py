@@ -96,6 +96,8 @@ def engine(
     until_stdin_closes: WithParent = False,
 ) -> None:
     """Run the engine alone: it works on the jobs in the database until it is told to stop."""
+    import structlog
+
     from service.logs import configure_logging
     from service.runner import run_engine
     from service.settings import Settings
@@ -105,7 +107,12 @@ def engine(
     if until_stdin_closes:
         end_with_stdin()
     configure_logging(settings.log_level)
-    run_engine(settings)
+    try:
+        run_engine(settings)
+    except Exception:
+        # One line is for a person at a terminal; whoever reads a service's log needs to know where.
+        structlog.get_logger("retort.engine").exception("engine failed")
+        raise
 
 
 def engine_health(data_dir: DataDir = None) -> None:

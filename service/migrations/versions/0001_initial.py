@@ -83,7 +83,7 @@ def _jobs() -> None:
         sa.Column("finished_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
     )
-    op.create_index("ix_jobs_state", "jobs", ["state"])
+    op.create_index("ix_jobs_state_id", "jobs", ["state", "id"])
     op.create_index("ix_jobs_teacher_id", "jobs", ["teacher_id"])
     op.create_table(
         "runs",

@@ -1,0 +1,117 @@
+"""What a person sees of a job: the same events as bars on a terminal and as lines in a log."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from service import terminal
+from service.watch import JobView, render
+
+JOB = {"id": "job_1", "name": "digits"}
+RUNS = [{"id": f"run_{n}", "name": f"cnn_s {method} seed 0", "epochs": 4} for n, method in enumerate(["ce", "kd"])]
+
+
+def event(kind: str, run_id: str | None = None, **data: object) -> dict[str, Any]:
+    return {"type": kind, "run_id": run_id, "data": data}
+
+
+def progress(done: int, **more: object) -> dict[str, Any]:
+    fields: dict[str, Any] = {"cache": "a" * 64, "split": "train", "rows_total": 1000, "rows_per_s": 250.0, "eta_s": 3.0, **more}
+    return event("inference_progress", rows_done=done, **fields)
+
+
+def ready(inferred: int) -> dict[str, Any]:
+    return event(
+        "cache_ready", cache="a" * 64, split="train", views=1, rows_total=1000, rows_inferred=inferred, seconds=4.0
+    )
+
+
+def drawn(view: JobView, runs_max: int = 20) -> str:
+    console = Console(file=io.StringIO(), width=120, markup=False, highlight=False)
+    console.print(render(view, runs_max))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+@pytest.fixture
+def view() -> JobView:
+    return JobView.of(JOB, RUNS)
+
+
+def test_inference_shows_rows_rate_and_what_is_left(view: JobView) -> None:
+    view.apply(event("state", state="running", error=None))
+    view.apply(event("stage", stage="inference"))
+    view.apply(progress(250))
+    assert "digits: inference" in drawn(view)
+    assert "250 / 1,000 rows, 250 rows/s, 3.0 s left" in drawn(view)
+    assert view.apply(ready(1000)) == "inference, train: 1,000 / 1,000 rows in 4.0 s"
+
+
+def test_a_cache_that_was_there_is_not_shown_as_work(view: JobView) -> None:
+    view.apply(progress(1000, rows_per_s=None, eta_s=0.0))
+    assert view.apply(ready(0)) == "inference, train: 1,000 / 1,000 rows, all from the cache"
+
+
+def test_a_run_shows_epoch_accuracy_and_loss(view: JobView) -> None:
+    view.apply(event("state", "run_1", state="running", error=None))
+    view.apply(event("step", "run_1", epoch=2, epochs=4, step=5, steps=10, loss=0.5, images_per_s=1.0))
+    assert view.runs["run_1"].done == 1.5
+    assert "epoch 2/4, loss 0.500" in drawn(view)
+    line = view.apply(event("epoch", "run_1", epoch=2, epochs=4, metrics={"top1": 0.915, "train_loss": 0.25}))
+    assert line == "cnn_s kd seed 0: epoch 2/4, top-1 91.5 %, loss 0.250"
+    assert "queued" in drawn(view)
+
+
+def test_a_failure_shows_its_reason(view: JobView) -> None:
+    error = {"type": "NotFinite", "message": "loss is nan at step 7"}
+    view.apply(event("state", "run_0", state="running", error=None))
+    assert view.apply(event("state", "run_0", state="failed", error=error)).endswith("failed: loss is nan at step 7")
+    view.apply(event("state", state="failed", error={"type": "RunsFailed", "message": "1 of 2 runs failed"}))
+    assert "failed: loss is nan at step 7" in drawn(view)
+    assert "1 of 2 runs failed" in drawn(view)
+
+
+def test_a_run_that_starts_again_is_shown_as_running(view: JobView) -> None:
+    for state in ("running", "lost", "running"):
+        view.apply(event("state", "run_0", state=state, error=None))
+    assert view.runs["run_0"].state == "running"
+
+
+def test_a_warning_stays_in_view(view: JobView) -> None:
+    assert view.apply(event("log", "run_0", level="warning", message="no CUDA")) == "warning: cnn_s ce seed 0: no CUDA"
+    assert "no CUDA" in drawn(view)
+
+
+def test_an_event_of_a_later_version_is_left_alone(view: JobView) -> None:
+    assert view.apply(event("something_new", "run_0", x=1)) == ""
+
+
+def test_of_many_runs_those_that_train_are_shown() -> None:
+    runs = [{"id": f"run_{n}", "name": f"run number {n}", "epochs": 4} for n in range(30)]
+    view = JobView.of(JOB, runs)
+    for n in range(20):
+        view.apply(event("state", f"run_{n}", state="running", error=None))
+        if n < 18:
+            view.apply(event("state", f"run_{n}", state="succeeded", error=None))
+    text = drawn(view, runs_max=4)
+    assert "run number 18" in text
+    assert "run number 19" in text
+    assert "(4 of 30 shown)" in text
+    assert "18 succeeded, 2 running, 10 queued" in text
+    assert len(text.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, ""), (7.24, "7.2 s"), (59.99, "1:00"), (185.0, "3:05"), (7385.0, "2:03:05")]
+)
+def test_durations_read_well(seconds: float | None, text: str) -> None:
+    assert terminal.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 31, "2.0 GiB")]
+)
+def test_sizes_read_well(size_bytes: int, text: str) -> None:
+    assert terminal.size(size_bytes) == text
