@@ -31,8 +31,10 @@ from service.errors import ServiceError
 
 GRACE_S = 60.0
 READY_S = 120.0
-_POLL_S = 0.25
-_TAIL_BYTES = 2000
+_POLL_S = 0.5
+_REPEAT_S = 5.0
+_TAIL_BYTES = 4000
+_VOICE = "retort: "
 UNTIL_STDIN_CLOSES = "--until-stdin-closes"
 
 
@@ -143,15 +145,17 @@ def _end_all(
     news: queue.SimpleQueue[str | None],
     grace_s: float,
 ) -> dict[str, int]:
-    for process in running.values():
-        process.terminate()
     deadline = time.monotonic() + grace_s
-    while any(process.poll() is None for process in running.values()):
+    while alive := [process for process in running.values() if process.poll() is None]:
+        for process in alive:
+            # Again and again: one that comes while a library puts its own handlers in place is lost.
+            process.terminate()
         try:
-            if news.get(timeout=max(0.0, deadline - time.monotonic())) is None:
+            if news.get(timeout=max(0.0, min(_REPEAT_S, deadline - time.monotonic()))) is None:
                 break
         except queue.Empty:
-            break
+            if time.monotonic() >= deadline:
+                break
     for process in running.values():
         # Also what an ended child has left behind in its group.
         with suppress(ProcessLookupError, PermissionError):
@@ -246,8 +250,9 @@ class BackgroundService:
 
     def _log_tail(self) -> str:
         text = self.log_path.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
-        lines = [line for line in text.splitlines() if line.strip()]
-        return f"{lines[-1].strip() if lines else 'no word from it'} ({self.log_path})"
+        # What the processes say to people, the first of it being the cause; the rest is their log.
+        said = [line.removeprefix(_VOICE) for line in text.splitlines() if line.startswith(_VOICE)]
+        return f"{'; '.join(said[-2:]) or 'no word from it'} (see {self.log_path})"
 
 
 def answers_ready(client: Client) -> bool:

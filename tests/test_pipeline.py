@@ -26,7 +26,7 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     first = run_job(job, folders, tmp_path / "first", events.append)
     samples = {"train": len(digits.train.labels_N), "test": len(digits.test.labels_N)}
     checked = next(e for e in events if isinstance(e, ContractChecked))
-    assert first.teacher_forwards == 2 * samples["train"] + samples["test"] + checked.rows
+    assert first.teacher_forwards == 2 * samples["train"] + samples["test"] + checked.forwards
 
     events.clear()
     job = digits.job("rld", training=ONE_EPOCH, student="cnn_m")

@@ -182,7 +182,10 @@ def _none_left(marker: str) -> bool:
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     database = tmp_path / "data" / "retort.sqlite3"
     database.mkdir(parents=True)
-    with BackgroundService(tmp_path / "data", tmp_path) as running, pytest.raises(ServiceEnded, match=r"service\.log"):
+    with (
+        BackgroundService(tmp_path / "data", tmp_path) as running,
+        pytest.raises(ServiceEnded, match=r"database.*service\.log"),
+    ):
         running.wait_ready()
 
 

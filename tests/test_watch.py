@@ -18,7 +18,14 @@ def event(kind: str, run_id: str | None = None, **data: object) -> dict[str, Any
 
 
 def progress(done: int, **more: object) -> dict[str, Any]:
-    fields: dict[str, Any] = {"cache": "a" * 64, "split": "train", "rows_total": 1000, "rows_per_s": 250.0, "eta_s": 3.0, **more}
+    fields: dict[str, Any] = {
+        "cache": "a" * 64,
+        "split": "train",
+        "rows_total": 1000,
+        "rows_per_s": 250.0,
+        "eta_s": 3.0,
+        **more,
+    }
     return event("inference_progress", rows_done=done, **fields)
 
 

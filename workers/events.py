@@ -43,10 +43,11 @@ class DatasetReady(_Event):
 
 
 class ContractChecked(_Event):
-    """The teacher was tried on a labelled slice before any long work."""
+    """The teacher was tried on ``rows`` labelled pictures before any long work, with ``forwards`` passes."""
 
     type: Literal["contract_checked"] = "contract_checked"
     rows: int
+    forwards: int
     accuracy: float
     chance: float
     output_kind: str

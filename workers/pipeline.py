@@ -115,7 +115,7 @@ def check_contract(
     """Try the teacher on a labelled slice, once for every pairing of teacher and data.
 
     Returns:
-        The report, and the number of rows that went through the teacher for it now: 0 when the
+        The report, and the number of forward passes that it took now: 0 when the
         same teacher, preprocessing and data were tried before (the report is then read back).
 
     Raises:
@@ -136,6 +136,7 @@ def check_contract(
     emit(
         ContractChecked(
             rows=report.rows,
+            forwards=report.forwards,
             accuracy=report.accuracy,
             chance=report.chance,
             output_kind=report.output_kind,
@@ -144,7 +145,7 @@ def check_contract(
         )
     )
     _write_atomically(record, report.model_dump_json(indent=2))
-    return report, report.rows
+    return report, report.forwards
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -160,13 +161,13 @@ class CachePlan(Spec):
     """The two caches of a job and what is known of its teacher; JSON, so that it can be kept and passed on.
 
     Attributes:
-        contract_rows: rows that the contract check has run through the teacher now.
+        contract_forwards: pictures that the contract check has run through the teacher now.
     """
 
     teacher: TeacherSpec
     train_cache: CacheSpec
     test_cache: CacheSpec
-    contract_rows: int
+    contract_forwards: int
 
 
 def plan_caches(
@@ -206,7 +207,7 @@ def plan_caches(
         teacher=teacher,
         train_cache=spec(train, job.views),
         test_cache=spec(test, plain),
-        contract_rows=rows,
+        contract_forwards=rows,
     )
 
 
@@ -255,7 +256,7 @@ def build_caches(
         Stopped, store.StoreError, WorkerError: committed blocks stay and are not inferred again.
     """
     emit(Stage(stage="inference"))
-    total = plan.contract_rows
+    total = plan.contract_forwards
     for spec in (plan.test_cache, plan.train_cache):
         started = time.monotonic()
         writer = CacheWriter(folders.caches, spec, {"retort": version("retort"), "device": device})

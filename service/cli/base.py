@@ -94,6 +94,9 @@ def sentence(error: Exception) -> str:
         return "; ".join(f"{error.title} {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     if type(error).__module__.partition(".")[0] in _OWN_PACKAGES:
         return str(error)
+    if type(error).__module__.startswith("sqlalchemy."):
+        # The driver's own words, without the statement and the link to a manual.
+        return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
         return error.strerror + where
