@@ -76,10 +76,6 @@ def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, 
         _do_job(client, own, _job(uploaded, STUDENT, METHODS), console)
         _heading(console, "Job 2: another student on the same teacher, from its cached logits")
         second = _do_job(client, own, _job(uploaded, SECOND_STUDENT, SECOND_METHODS), console)
-        counts = second["teacher_forwards"]
-        console.print(
-            f"Job 2 used {counts['run']:,} teacher forward passes; the cache has spared it {counts['avoided']:,}."
-        )
         _heading(console, f"Done in {terminal.duration(time.monotonic() - started)}")
         console.print(terminal.facts(_whereabouts(client, own, folder, second, keep)))
 
@@ -148,7 +144,7 @@ def _do_job(client: Client, own: BackgroundService | None, job: Mapping[str, obj
         message = (ended["error"] or {}).get("message", "no reason given")
         raise DemoFailed(f"{ended['id']} {ended['state']}: {message}")
     report = client.report(posted["id"])
-    console.print(Padding(terminal.report(report), (1, 0), expand=False))
+    console.print(Padding(terminal.results(report), (1, 0), expand=False))
     return ended
 
 

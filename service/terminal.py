@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -94,6 +94,16 @@ def moment(iso: str | None) -> str:
     return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def results(document: Document) -> RenderableType:
+    """The report of a job, with the teacher's accuracy and what it has cost."""
+    accuracy = document["teacher"]["accuracy"]
+    notes = {
+        "teacher": f"top-1 {percent(accuracy)}" if accuracy is not None else None,
+        "cost": forwards(document),
+    }
+    return Group(report(document), Text(), facts(notes))
+
+
 def report(document: Document) -> Table:
     """The results of a job, a run a line; all but ``best`` are those of the last epoch.
 
@@ -124,8 +134,8 @@ def _report_row(row: Document, seeds: bool, states: bool) -> list[str | Text]:
 
 
 def forwards(document: Document) -> str:
-    """How often the teacher was run for a job, and how often the cache saved it."""
+    """How often the teacher was run for a job, and how much oftener a live one would have been."""
     counts = document.get("teacher_forwards")
     if not counts:
         return ""
-    return f"{counts['run']:,} teacher forward passes; a teacher run live would have needed {counts['avoided']:,} more"
+    return f"{counts['run']:,} teacher forward passes used, {counts['avoided']:,} avoided"

@@ -74,6 +74,8 @@ class RunLine:
             return f"{self.state}: {self.error or 'no reason known'}"
         if self.state == "queued" or (self.state == "cancelled" and not self.epoch):
             return self.state
+        if self.state == "running" and not self.epoch:
+            return "starting"
         parts = [f"epoch {self.epoch}/{self.epochs}"]
         if self.top1 is not None:
             parts.append(f"top-1 {terminal.percent(self.top1)}")
@@ -141,6 +143,8 @@ class JobView:
             self.state, self.error = data["state"], error
             return f"job {self.state}" + (f": {error}" if error else "")
         run.state, run.error = data["state"], error
+        if run.state == "running":
+            self.stage = "training"
         if run.state == "succeeded":
             run.done = run.epochs
         return f"{run.name}: {run.state}" + (f": {error}" if error else "")

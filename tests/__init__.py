@@ -1,1 +1,1 @@
-"""Tests by behaviour, benchmarks (``tests/benchmarks``) and the golden values (``tests/golden``)."""
+"""Tests by behaviour, and the golden values (``tests/golden``)."""

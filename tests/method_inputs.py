@@ -169,7 +169,9 @@ EDGES: dict[str, Callable[[], Logits]] = {
 }
 
 
-def evaluate(method: Method | str | Mapping[str, object], logits: Logits, epoch: int = 1000) -> tuple[Objective, Tensor]:
+def evaluate(
+    method: Method | str | Mapping[str, object], logits: Logits, epoch: int = 1000
+) -> tuple[Objective, Tensor]:
     """The objective and its gradient [B, C], with the teacher's statistics taken from its logits."""
     student_BC, teacher_BC, labels_B = logits
     student_BC = student_BC.detach().clone().requires_grad_()

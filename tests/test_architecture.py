@@ -36,6 +36,8 @@ LIGHT = (
     "workers.config",
     "workers.methods",
     "workers.composition",
+    "workers.parts",
+    "workers.presets",
     "workers.array_files",
     "workers.sources",
     "workers.onnx_check",

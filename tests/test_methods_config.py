@@ -7,7 +7,7 @@ import sys
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from workers.composition import LOSS_CLASSES, POLICY_CLASSES, Dkd, Method, Term, kinds
+from workers.composition import LOSS_CLASSES, POLICY_CLASSES, Method, Term, kinds
 from workers.errors import InvalidMethod, UnknownName
 from workers.losses import LOSSES
 from workers.methods import (
@@ -19,6 +19,7 @@ from workers.methods import (
     methods_table,
     parse_method,
 )
+from workers.parts import Dkd
 from workers.temperature import FORMULAS, POLICIES
 
 
@@ -109,6 +110,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(value: object, kind: str, 
         ({"preset": "custom", "terms": [{}, {}]}, "two terms .* are called 'kl'"),
         ({"preset": "custom", "terms": [{"policy": {"temperature": 1}}]}, 'needs "kind", one of fixed, dtkd'),
         ({"preset": "custom", "terms": [{"policy": {"kind": "fixed", "temperature": 0}}]}, "terms.0.policy.fixed"),
+        (
+            {"preset": "custom", "terms": [{"policy": {"kind": "asymmetric", "label_temperature": 4}, "loss": "wttm"}]},
+            "loss 'wttm' takes a power .* set its label_temperature to null",
+        ),
         ({"temperature": 2}, 'an object with "preset"'),
         ({"preset": ["kd"]}, 'an object with "preset"'),
         (7, "got 7"),

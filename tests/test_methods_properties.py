@@ -7,24 +7,43 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from tests.method_inputs import Logits, evaluate, ordinary
-from workers.composition import (
-    LOSS_CLASSES,
-    POLICY_CLASSES,
+from workers.composition import LOSS_CLASSES, POLICY_CLASSES, Method, Term
+from workers.methods import parse_method
+from workers.objective import objective
+from workers.parts import (
+    Annealed,
+    Asymmetric,
+    Bild,
     Dkd,
     Dtkd,
     Fixed,
     Kl,
     Loss,
     Lud,
-    Method,
+    Mlkd,
+    Mse,
+    Normkd,
     Policy,
+    Rld,
     Standardize,
-    Term,
+    Wsld,
+    Wttm,
 )
-from workers.methods import parse_method
-from workers.objective import objective
 
-SHIFT_INVARIANT = [cls for cls in POLICY_CLASSES if cls is not Dtkd]
+PAIRS = [
+    *((Fixed, loss) for loss in LOSS_CLASSES),
+    *((policy, Kl) for policy in POLICY_CLASSES[1:]),
+    *((policy, Dkd) for policy in POLICY_CLASSES[1:]),
+    (Standardize, Rld),
+    (Normkd, Lud),
+    (Annealed, Mse),
+    (Asymmetric, Wttm),
+]
+"""Every loss, every policy, and the combinations that published methods or hard cases are made of."""
+
+SHIFT_INVARIANT = [(policy, loss) for policy, loss in PAIRS if policy is not Dtkd and loss is not Mse]
+LEVEL = [cls for cls in POLICY_CLASSES if cls not in (Annealed, Asymmetric)]
+"""Policies that treat equal networks equally."""
 
 
 @st.composite
@@ -49,13 +68,11 @@ def _close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
-any_policy = pytest.mark.parametrize("policy", POLICY_CLASSES, ids=lambda cls: cls.__name__)
-any_loss = pytest.mark.parametrize("loss", LOSS_CLASSES, ids=lambda cls: cls.__name__)
+any_pair = pytest.mark.parametrize(("policy", "loss"), PAIRS, ids=lambda cls: cls.__name__)
 few = settings(max_examples=12, deadline=None, derandomize=True)
 
 
-@any_loss
-@any_policy
+@any_pair
 @few
 @given(logits=logits())
 def test_no_term_is_negative(policy: type[Policy], loss: type[Loss], logits: Logits) -> None:
@@ -63,8 +80,7 @@ def test_no_term_is_negative(policy: type[Policy], loss: type[Loss], logits: Log
     assert all(value >= -1e-12 for value in result.terms.values())
 
 
-@any_loss
-@pytest.mark.parametrize("policy", SHIFT_INVARIANT, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(("policy", "loss"), SHIFT_INVARIANT, ids=lambda cls: cls.__name__)
 @few
 @given(logits=logits(), student=st.floats(-50, 50), teacher=st.floats(-50, 50))
 def test_adding_a_constant_to_either_networks_logits_changes_nothing(
@@ -102,8 +118,8 @@ def test_standardised_losses_ignore_the_students_scale(loss: type[Loss], logits:
     _close(along_B, torch.zeros_like(along_B))
 
 
-@pytest.mark.parametrize("loss", [Kl, Dkd], ids=lambda cls: cls.__name__)
-@any_policy
+@pytest.mark.parametrize("loss", [Kl, Dkd, Bild, Mlkd], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("policy", LEVEL, ids=lambda cls: cls.__name__)
 @few
 @given(logits=logits())
 def test_a_student_that_equals_its_teacher_is_left_alone(
@@ -127,8 +143,7 @@ def test_the_squared_temperature_keeps_the_gradient_at_one_scale(logits: Logits)
     torch.testing.assert_close(gradient_BC, limit_BC, rtol=0.0, atol=1e-2 * limit_BC.abs().max().item())
 
 
-@any_loss
-@any_policy
+@any_pair
 @few
 @given(logits=logits(), data=st.data())
 def test_renaming_the_classes_only_renames_the_gradient(
@@ -144,8 +159,7 @@ def test_renaming_the_classes_only_renames_the_gradient(
     _close(renamed_gradient_BC, gradient_BC[:, order_C])
 
 
-@any_loss
-@any_policy
+@any_pair
 @few
 @given(logits=logits(), data=st.data())
 def test_the_order_of_the_samples_does_not_matter(
@@ -159,11 +173,11 @@ def test_the_order_of_the_samples_does_not_matter(
     _close(ordered_gradient_BC, gradient_BC[order_B])
 
 
-@pytest.mark.parametrize("loss", [cls for cls in LOSS_CLASSES if cls is not Lud], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("loss", [cls for cls in LOSS_CLASSES if cls not in (Lud, Wsld)], ids=lambda cls: cls.__name__)
 @few
 @given(logits=logits())
 def test_the_gradient_is_that_of_the_loss(loss: type[Loss], logits: Logits) -> None:
-    """Along a random direction, against a central difference. (LUD detaches parts of itself on purpose.)"""
+    """Along a random direction, against a central difference. (LUD and WSLD detach parts on purpose.)"""
     student_BC, teacher_BC, labels_B = logits
     generator = torch.Generator().manual_seed(1)
     direction_BC = torch.randn(student_BC.shape, generator=generator, dtype=torch.float64)
@@ -188,6 +202,31 @@ def test_warmup_scales_the_terms_and_not_the_cross_entropy() -> None:
     for epoch, factor in ((1, 0.05), (5, 0.25), (20, 1.0), (21, 1.0)):
         result, _ = evaluate(method, inputs, epoch=epoch)
         _close(result.total, 0.5 * result.terms["ce"] + factor * 3.0 * result.terms["kl"])
+
+
+def test_two_phases_never_mix() -> None:
+    inputs = ordinary()
+    method = parse_method({"preset": "annealing_kd", "steps": 2, "epochs_per_step": 3, "ce_weight": 0.5}).expand()
+    totals = []
+    for epoch in range(1, 9):
+        result, _ = evaluate(method, inputs, epoch=epoch)
+        _close(result.total, result.terms["mse"] if epoch <= 6 else 0.5 * result.terms["ce"])
+        totals.append(result.total.item())
+    # Two steps of three epochs each, then cross-entropy.
+    assert [totals.index(total) for total in totals] == [0, 0, 0, 3, 3, 3, 6, 6]
+
+
+def test_the_annealed_teacher_arrives_in_full() -> None:
+    student_BC, teacher_BC, labels_B = ordinary()
+    method = parse_method({"preset": "annealing_kd", "steps": 4}).expand()
+    for epoch in range(1, 5):
+        result, _ = evaluate(method, (student_BC, teacher_BC, labels_B), epoch=epoch)
+        _close(result.total, (student_BC - epoch / 4 * teacher_BC).square().mean())
+
+
+def test_the_labels_own_temperature_is_shown_in_the_mean() -> None:
+    result, _ = evaluate("ats", ordinary())
+    _close(torch.full((8,), 3.1).double(), torch.as_tensor(result.teacher_temperature_B))
 
 
 def test_a_part_reports_its_unweighted_value() -> None:

@@ -148,6 +148,16 @@ def processes_with(variable: str) -> Mapping[int, str]:
     return found
 
 
+def none_left(variable: str) -> bool:
+    """Whether these processes end soon. Ray's agents notice that their raylet is gone, and end by themselves."""
+    deadline = time.monotonic() + 20.0
+    while processes_with(variable):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[BackgroundService]:
     if not Path("/proc/self/environ").exists():
@@ -166,17 +176,7 @@ def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundSer
         assert client.ready()["ready"]
     os.kill(service.pid, signal.SIGTERM)
     service.wait()
-    assert _none_left(marker), processes_with(marker)
-
-
-def _none_left(marker: str) -> bool:
-    # Ray's agents notice that their raylet is gone and end by themselves, soon.
-    deadline = time.monotonic() + 20.0
-    while processes_with(marker):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+    assert none_left(marker), processes_with(marker)
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def test_a_cache_that_was_there_is_not_shown_as_work(view: JobView) -> None:
 
 def test_a_run_shows_epoch_accuracy_and_loss(view: JobView) -> None:
     view.apply(event("state", "run_1", state="running", error=None))
+    assert "digits: training" not in drawn(view)
+    view.apply(event("state", state="running", error=None))
+    assert "digits: training" in drawn(view)
+    assert "starting" in drawn(view)
     view.apply(event("step", "run_1", epoch=2, epochs=4, step=5, steps=10, loss=0.5, images_per_s=1.0))
     assert view.runs["run_1"].done == 1.5
     assert "epoch 2/4, loss 0.500" in drawn(view)

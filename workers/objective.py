@@ -30,7 +30,7 @@ class Objective:
             factors that belong to the term itself (T^2 and the like). ``ce`` is always among them.
         student_temperature_B: [B] detached, of the first term whose temperatures vary, else of the
             first term; None for a method without terms.
-        teacher_temperature_B: likewise.
+        teacher_temperature_B: likewise; the mean over classes where the label's class has its own.
     """
 
     total: Tensor
@@ -81,7 +81,7 @@ def objective(
     with torch.autocast(device_type=student_logits_BC.device.type, enabled=False):
         z_s_BC = student_logits_BC.to(dtype)
         ce_B = _cross_entropy(z_s_BC, labels_B, label_smoothing)
-        summands, shown = [_Summand("ce", method.ce_weight, ce_B)], None
+        summands, shown = [_Summand("ce", method.factors(epoch)[0], ce_B)], None
         if teacher_logits_BC is not None and method.needs_teacher:
             z_t_BC = teacher_logits_BC.detach().to(dtype)
             teacher = _columns(teacher_statistics or {}, dtype)
@@ -94,8 +94,8 @@ def objective(
     return Objective(
         total=total,
         terms={name: value.detach() for name, value in terms.items()},
-        student_temperature_B=None if shown is None else shown.student.detach().squeeze(1),
-        teacher_temperature_B=None if shown is None else shown.teacher.detach().squeeze(1),
+        student_temperature_B=None if shown is None else shown.student.detach().mean(dim=1),
+        teacher_temperature_B=None if shown is None else shown.teacher.detach().mean(dim=1),
     )
 
 
@@ -146,7 +146,7 @@ def _distil(
     """Every term's parts with their full factors, and the temperatures worth showing."""
     student = LiveStatistics(z_s_BC)
     batch = Batch(labels_B, z_s_BC.shape[1], epoch, z_s_BC.dtype)
-    warmup = method.warmup_factor(epoch)
+    _, scale = method.factors(epoch)
     summands: list[_Summand] = []
     varying: list[Temperatures] = []
     constant: list[Temperatures] = []
@@ -156,7 +156,7 @@ def _distil(
         varies = result.temperatures is not None or term.policy.kind != "fixed"
         (varying if varies else constant).append(result.temperatures or temperatures)
         for name, part in zip(term.part_names, result.parts.values(), strict=True):
-            factor = warmup * term.weight * part.coefficient
+            factor = scale * term.weight * part.coefficient
             summands.append(_Summand(name, factor, part.value))
     return summands, next(iter(varying + constant), None)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.composition import Dtkd, Fixed, MaxLogit, Normkd, Standardize
+from workers.parts import Annealed, Asymmetric, Dtkd, Fixed, MaxLogit, Normkd, Standardize
 
 Statistics = Mapping[str, Tensor]
 """Name -> [B, 1]; the names are those of ``FORMULAS``."""
@@ -97,7 +97,7 @@ class Temperatures:
 
     Attributes:
         student: tau_B1 > 0 that divides the student's logits; carries gradient where the authors' code does.
-        teacher: tau_B1 > 0 that divides the teacher's logits.
+        teacher: tau_B1 > 0 that divides the teacher's logits; [B, C] where classes differ.
         weight: [B, 1] >= 0, the factor (T^2 or its like) that keeps gradients comparable over temperatures.
     """
 
@@ -174,6 +174,22 @@ def max_logit(student: Statistics, teacher: Statistics, config: MaxLogit, batch:
     return Temperatures(tau_B1 * (student["std"] + STD_EPS), tau_B1 * (teacher["std"] + STD_EPS), tau_B1.square())
 
 
+def annealed(student: Statistics, teacher: Statistics, config: Annealed, batch: Batch) -> Temperatures:
+    """Teacher n/t at step t of n, student 1, weight 1 (Jafari et al. 2021)."""
+    step = min(1 + (batch.epoch - 1) // config.epochs_per_step, config.steps)
+    return Temperatures(batch.full(1.0), batch.full(config.steps / step), batch.full(1.0))
+
+
+def asymmetric(student: Statistics, teacher: Statistics, config: Asymmetric, batch: Batch) -> Temperatures:
+    """One temperature each, and the label's class its own on the teacher's side; weight T_s^2 (Li et al. 2022)."""
+    tau_B1, teacher_B1 = batch.full(config.student), batch.full(config.teacher)
+    if config.label_temperature is None:
+        return Temperatures(tau_B1, teacher_B1, batch.full(config.student**2))
+    label_B1 = batch.full(config.label_temperature)
+    teacher_BC = teacher_B1.repeat(1, batch.classes).scatter(1, batch.labels_B.unsqueeze(1), label_B1)
+    return Temperatures(tau_B1, teacher_BC, batch.full(config.student**2))
+
+
 def _largest_z_score(statistics: Statistics) -> Tensor:
     """max |z - mean| / (std + eps), from the two ends of the row."""
     mean_B1 = statistics["mean"]
@@ -187,5 +203,7 @@ POLICIES: dict[str, Callable[..., Temperatures]] = {
     "normkd": normkd,
     "standardize": standardize,
     "max_logit": max_logit,
+    "annealed": annealed,
+    "asymmetric": asymmetric,
 }
 """A policy by its config's ``kind``: (student statistics, teacher statistics, config, batch) -> temperatures."""

@@ -142,17 +142,7 @@ def report(
             sys.stdout.write(client.report_csv(id))
             return
         document = client.report(id)
-    options.show(document, lambda: results(document))
-
-
-def results(document: Document) -> RenderableType:
-    """The report of a job with what the teacher has cost."""
-    accuracy = document["teacher"]["accuracy"]
-    notes = {
-        "teacher": f"top-1 {terminal.percent(accuracy)}" if accuracy is not None else None,
-        "cost": terminal.forwards(document),
-    }
-    return Group(terminal.report(document), Text(), terminal.facts(notes))
+    options.show(document, lambda: terminal.results(document))
 
 
 def _upload(client: Client, teacher: Document, folder: Path) -> Document:
@@ -177,7 +167,7 @@ def _watch_to_end(options: Session, client: Client, job_id: str) -> None:
         sys.stderr.write(f"\nthe job goes on: `retort watch {job_id}`, or stop it: `retort cancel {job_id}`\n")
         raise
     document = client.report(job_id)
-    options.show(document, lambda: results(document))
+    options.show(document, lambda: terminal.results(document))
     if job["state"] != "succeeded":
         message = (job["error"] or {}).get("message")
         raise CommandFailed(f"{job_id} {job['state']}" + (f": {message}" if message else ""))

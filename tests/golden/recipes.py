@@ -56,6 +56,14 @@ def _kd(name: str, ce: float, kd: float) -> dict[str, dict[str, float]]:
     return {"ce_weighted": {"ce": ce}, "kd_weighted": {name: kd}}
 
 
+def _beside_ce(**terms: str) -> dict[str, dict[str, float]]:
+    return {"ce_unweighted": {"ce": 1.0}, **{golden: {ours: 1.0} for golden, ours in terms.items()}}
+
+
+def _nkd(gamma: float) -> dict[str, dict[str, float]]:
+    return {**_beside_ce(nkd_target="nkd_target"), "nkd_nontarget_weighted": {"nkd_nontarget": gamma}}
+
+
 DTKD_TERMS = {
     "dtkd_unweighted": {"dtkd": 1.0},
     "kl_unweighted": {"kd": 1.0},
@@ -96,4 +104,26 @@ RECIPES: dict[str, Recipe] = {
     "dkd": Recipe({"preset": "dkd"}, _dkd(1.0, 8.0)),
     "dkd_epoch5": Recipe({"preset": "dkd"}, _dkd(0.25, 2.0), epoch=5),
     "dkd_imagenet": Recipe({"preset": "dkd", **IMAGENET}, _dkd(1.0, 0.5)),
+    "nkd_imagenet": Recipe({"preset": "nkd", **IMAGENET}, _nkd(1.5)),
+    "nkd_cifar": Recipe({"preset": "nkd"}, _nkd(3.5)),
+    "wsld_imagenet": Recipe({"preset": "wsld", **IMAGENET}, _beside_ce(soft_unweighted="wsld")),
+    "wsld_cifar": Recipe({"preset": "wsld"}, _beside_ce(soft_unweighted="wsld")),
+    "dist_cifar": Recipe({"preset": "dist"}, _beside_ce(inter_tau2="dist_inter", intra_tau2="dist_intra")),
+    "dist_imagenet": Recipe(
+        {"preset": "dist", **IMAGENET}, _beside_ce(inter_tau2="dist_inter", intra_tau2="dist_intra")
+    ),
+    "ttm": Recipe({"preset": "ttm"}, _beside_ce(kd_unweighted="ttm")),
+    "wttm": Recipe({"preset": "wttm"}, _beside_ce(kd_unweighted="wttm")),
+    "bild": Recipe(
+        {"preset": "bild"}, {"teacher_led": {"bild_teacher_led": 1.0}, "student_led": {"bild_student_led": 1.0}}
+    ),
+    "mlkd_noaug": Recipe(
+        {"preset": "mlkd"},
+        {
+            "loss_ce": {"ce": 0.1},
+            **{f"loss_{part}": {f"mlkd{number}_{part}": 0.9 for number in range(1, 6)} for part in ("kd", "cc", "bc")},
+        },
+    ),
+    "ats": Recipe({"preset": "ats"}, _beside_ce(kd_unweighted="ats")),
+    "annealing_kd_T5": Recipe({"preset": "annealing_kd"}, {"mse": {"mse": 1.0}}, epoch=5),
 }

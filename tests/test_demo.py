@@ -1,0 +1,50 @@
+"""``retort demo`` as it is typed: it ends in time, says what it has to, and leaves no process behind."""
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from service.processes import command
+from tests.test_serve import none_left, processes_with
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def demo(folder: Path) -> "subprocess.Popen[str]":
+    line = command("demo", "--data-dir", str(folder))
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_the_second_job_runs_no_teacher(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with demo(tmp_path / "data") as process:
+        assert process.stdout is not None
+        text = process.stdout.read()
+    assert process.returncode == 0, text
+    assert time.monotonic() - started < 240
+    first, second = re.findall(r"([\d,]+) teacher forward passes used, ([\d,]+) avoided", text)
+    assert first[0] == "7,565"  # 5 views of 1,442 training digits, and 355 test digits
+    assert second[0] == "0"
+    for method in ("ce", "kd", "dtkd", "normkd", "rld", "lud", "atkd"):
+        accuracy = re.search(rf"^cnn_s +{method} +([\d.]+) %", text, re.MULTILINE)
+        assert accuracy is not None, text
+        assert float(accuracy[1]) > 90
+    assert none_left(f"RETORT_DATA_DIR={tmp_path / 'data'}")
+
+
+def test_ctrl_c_ends_the_service_that_it_had_started(tmp_path: Path) -> None:
+    marker = f"RETORT_DATA_DIR={tmp_path / 'data'}"
+    with demo(tmp_path / "data") as process:
+        assert process.stdout is not None
+        while "A teacher" not in process.stdout.readline():
+            pass
+        assert processes_with(marker)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert none_left(marker), processes_with(marker)

@@ -1,0 +1,28 @@
+"""The README says what is there: its table of methods and its list of files are those of the repository."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from workers.methods import methods_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_methods_is_the_generated_one() -> None:
+    assert methods_table().strip() in README, (
+        'replace it by: python -c "import workers.methods as m; print(m.methods_table())"'
+    )
+
+
+def test_the_list_of_files_is_complete_and_explains_each() -> None:
+    listing = README.split("## Files")[1].split("```")[1]
+    named = dict(re.findall(r"^(\S+) +(\S.*)$", listing, flags=re.MULTILINE))
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert set(named) == set(tracked.stdout.split()) - {"README.md"}
+
+
+def test_links_and_commands_name_things_that_exist() -> None:
+    for path in re.findall(r"`((?:service|store|workers|tests|docker)/[\w./]+)`", README):
+        assert (ROOT / path).exists(), path
