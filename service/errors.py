@@ -14,6 +14,7 @@
     ├── ForeignOrigin               (PermissionError)  without a key only this machine's own pages may call
     ├── DiskFloor                   (OSError)          less disk is free than the service keeps in reserve
     ├── IllegalMove                 (ValueError)       a state that cannot follow the present one
+    ├── InvalidSettings             (ValueError)       settings that contradict each other or the machine
     ├── UnsafeBinding               (ValueError)       the API would be open to the network without a key
     └── BadKeyFile                  (ValueError)       the file with the API key cannot be used
 
@@ -96,6 +97,10 @@ class DiskFloor(ServiceError, OSError):
 
 class IllegalMove(ServiceError, ValueError):
     """A state that cannot follow the present one."""
+
+
+class InvalidSettings(ServiceError, ValueError):
+    """Settings that contradict each other, or what the machine has."""
 
 
 class UnsafeBinding(ServiceError, ValueError):

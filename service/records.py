@@ -259,8 +259,11 @@ class Records:
 
     # ------------------------------------------------------------------------------------------------------- lease
 
-    def acquire_lease(self, holder: str, ttl_s: float = 30.0) -> bool:
+    def acquire_lease(self, holder: str, ttl_s: float = 30.0, gone: str | None = None) -> bool:
         """Takes the lease, or renews it: call it as the heartbeat, several times per ``ttl_s``.
+
+        Args:
+            gone: a holder that is known to have died; nobody waits for its lease to run out.
 
         Returns:
             Whether ``holder`` leads: False while another one's heartbeat is younger than ``ttl_s``.
@@ -270,7 +273,7 @@ class Records:
             lease = session.get_one(EngineRecord, ENGINE_ROW)
             beat = lease.heartbeat_at
             alive = beat is not None and now - beat < timedelta(seconds=ttl_s)
-            if alive and lease.holder not in (None, holder):
+            if alive and lease.holder not in (None, holder, gone):
                 return False
             lease.holder, lease.heartbeat_at = holder, now
             return True

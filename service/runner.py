@@ -6,7 +6,7 @@ unfinished jobs, whose committed blocks and checkpoints are where they were. One
 database; a second one waits for it.
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again, what vanished is
-*lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times in a row.
+*lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between.
 """
 
 import contextlib
@@ -23,13 +23,15 @@ from types import FrameType
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database, upgrade_to_head
+from service.errors import InvalidSettings
 from service.jobs import TERMINAL, State
 from service.records import Records
 from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
-from workers.artifacts import ARTIFACTS, MEDIA_TYPES
+from workers.artifacts import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
 from workers.cluster import Cluster, Numbered, Outcome, Task
 from workers.config import Folders, JobSpec, RunSpec
 from workers.pipeline import CachePlan, order_run
@@ -40,6 +42,8 @@ TICK_S = 0.2
 RENEW_S = 5.0
 LEASE_TTL_S = 30.0
 LOSSES_MAX = 3
+# Whatever the cause, kills of the engine included: a run that takes the engine down with it must end some time.
+ATTEMPTS_MAX = 100
 ACTIVE_JOBS_MAX = 8
 # A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
 STOP_GRACE_S = 30.0
@@ -59,6 +63,21 @@ def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
             },
         }
     )
+
+
+def run_slots(settings: Settings, cpus: int, gpus: int) -> int:
+    """How many runs fit at once: by cores, and on GPUs by whole shares of each.
+
+    Raises:
+        InvalidSettings: one run asks for more cores than there are, so none could ever start.
+    """
+    slots = int(cpus / settings.run_cpus)
+    if slots < 1:
+        raise InvalidSettings(
+            f"RETORT_RUN_CPUS is {settings.run_cpus:g}, but the engine has {cpus} cores: a run would wait for ever. "
+            f"Set it to {cpus} or less, or RETORT_CPUS to more"
+        )
+    return min(slots, gpus * int(1 / settings.gpu_share)) if gpus else slots
 
 
 def error_of(outcome: Outcome) -> Json:
@@ -111,9 +130,9 @@ class _ActiveJob:
     id: str
     attempt: int
     spec: JobSpec
+    progress: "_CacheProgress"
     caches: _Work | None = None
     plan: CachePlan | None = None
-    cache_keys: dict[str, str] = field(default_factory=dict)
     runs: dict[str, _Work] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
 
@@ -136,8 +155,7 @@ class Engine:
         self._jobs: dict[str, _ActiveJob] = {}
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
-        share = settings.gpu_share if cluster.gpus else settings.run_cpus
-        self._slots = max(1, int((cluster.gpus or cluster.cpus) / share))
+        self._slots = run_slots(settings, cluster.cpus, cluster.gpus)
 
     # -------------------------------------------------------------------------------------- the loop's parts
 
@@ -164,20 +182,24 @@ class Engine:
             log.info("job claimed", job_id=claimed.id)
             self._begin(claimed)
 
-    def stop(self) -> None:
-        """Ask everything to stop; checkpoints and committed blocks stay for the next engine."""
-        for job in self._jobs.values():
-            for work in [job.caches, *job.runs.values()]:
-                if work is not None:
-                    work.stop()
-
     # --------------------------------------------------------------------------------------------- one job
 
     def _begin(self, record: JobRecord) -> None:
-        job = _ActiveJob(record.id, record.attempt, job_spec(record, self._settings))
+        try:
+            spec = job_spec(record, self._settings)
+        except (ValueError, LookupError) as error:
+            # Stored by another version, say. Raised from here it would stop the engine at every start.
+            self._fail(record.id, record.attempt, {"type": type(error).__name__, "message": str(error)})
+            return
+        spent = (record.teacher_forwards or {}).get("run", 0)
+        job = _ActiveJob(record.id, record.attempt, spec, _CacheProgress(spent))
         self._jobs[job.id] = job
         if not self._records.is_cancelling(job.id):
-            job.caches = _Work(self._cluster.build_caches(job.spec, self._folders), job.attempt)
+            self._build_caches(job)
+
+    def _build_caches(self, job: _ActiveJob) -> None:
+        task = self._cluster.build_caches(job.spec, self._folders, self._settings.gpu_share)
+        job.caches = _Work(task, job.attempt)
 
     def _advance(self, job: _ActiveJob) -> None:
         cancelling = self._records.is_cancelling(job.id)
@@ -203,7 +225,7 @@ class Engine:
     def _poll_caches(self, job: _ActiveJob, work: _Work) -> None:
         events, outcome = work.task.poll()
         if events:
-            progress = _job_progress(events, job.cache_keys)
+            progress = job.progress.columns(events)
             self._records.record_events(job.id, None, job.attempt, events, progress=progress)
         if outcome is None:
             return
@@ -212,9 +234,10 @@ class Engine:
         if outcome.kind == "done":
             assert outcome.value is not None
             job.plan = CachePlan.model_validate(outcome.value["plan"])
+            spent = job.progress.spent_before
             forwards = {
-                "run": outcome.value["teacher_forwards"],
-                "avoided": outcome.value["teacher_forwards_avoided"],
+                "run": outcome.value["teacher_forwards"] + spent,
+                "avoided": outcome.value["teacher_forwards_avoided"] - spent,
             }
             self._records.update_job(
                 job.id,
@@ -225,7 +248,7 @@ class Engine:
                 teacher_accuracy=outcome.value["teacher_accuracy"],
             )
         elif outcome.kind == "failed":
-            self._end_failed(job, error_of(outcome))
+            self._fail(job.id, job.attempt, error_of(outcome))
         elif outcome.kind == "vanished" and not self._records.is_cancelling(job.id):
             self._retry_caches(job, outcome)
 
@@ -233,25 +256,26 @@ class Engine:
         losses = job.losses["caches"] = job.losses.get("caches", 0) + 1
         log.warning("inference vanished", job_id=job.id, losses=losses, reason=outcome.message)
         if losses > LOSSES_MAX:
-            self._end_failed(job, error_of(outcome))
+            self._fail(job.id, job.attempt, error_of(outcome))
             return
-        self._records.move_job(job.id, State.LOST, attempt=job.attempt)
+        # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
         adopted = self._records.adopt_job(job.id, self._holder)
         if adopted is None:
             del self._jobs[job.id]
             return
         job.attempt = adopted.attempt
-        job.caches = _Work(self._cluster.build_caches(job.spec, self._folders), job.attempt)
+        job.progress = _CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
+        self._build_caches(job)
 
-    def _end_failed(self, job: _ActiveJob, error: Json) -> None:
+    def _fail(self, job_id: str, attempt: int, error: Json) -> None:
         """The job ends before its runs could: they are cancelled, saying why."""
-        why = {"type": "JobFailed", "message": f"the job failed before this run began: {error['message']}"}
-        for run in self._records.runs(job.id):
+        why = {"type": "JobFailed", "message": f"the job failed before this run could end: {error['message']}"}
+        for run in self._records.runs(job_id):
             if run.state not in TERMINAL:
                 self._records.move_run(run.id, run.attempt, State.CANCELLED, error=why)
-        self._records.move_job(job.id, State.FAILED, error=error, attempt=job.attempt)
-        log.warning("job failed", job_id=job.id, error=error)
-        del self._jobs[job.id]
+        self._records.move_job(job_id, State.FAILED, error=error, attempt=attempt)
+        log.warning("job failed", job_id=job_id, error=error)
+        self._jobs.pop(job_id, None)
 
     def _end_cancelled(self, job: _ActiveJob) -> None:
         for run in self._records.runs(job.id):
@@ -274,6 +298,10 @@ class Engine:
             self._end(job, runs)
 
     def _start_run(self, job: _ActiveJob, run: RunRecord, spec: RunSpec) -> None:
+        if run.attempt >= ATTEMPTS_MAX:
+            error = {"type": "TooManyAttempts", "message": f"the run did not end in {run.attempt} attempts"}
+            self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
+            return
         attempt = self._records.start_attempt(run.id)
         if attempt is None or job.plan is None:
             return
@@ -286,6 +314,7 @@ class Engine:
             folder / f"a{attempt}",
             threads=max(1, int(self._settings.run_cpus)),
             earlier=tuple(folder / f"a{number}" for number in range(1, attempt)),
+            told_epoch=run.epoch,
             memory_fraction=self._settings.gpu_share,
         )
         task = self._cluster.train(order, self._settings.run_cpus, self._settings.gpu_share)
@@ -295,7 +324,10 @@ class Engine:
     def _poll_run(self, job: _ActiveJob, run_id: str, work: _Work) -> None:
         events, outcome = work.task.poll()
         if events:
-            self._records.record_events(job.id, run_id, work.attempt, events, progress=_run_progress(events))
+            progress = _run_progress(events)
+            self._records.record_events(job.id, run_id, work.attempt, events, progress=progress)
+            if "epoch" in progress:
+                job.losses.pop(run_id, None)
         if outcome is None:
             return
         work.task.close()
@@ -303,15 +335,27 @@ class Engine:
         log.info("run ended", job_id=job.id, run_id=run_id, kind=outcome.kind, message=outcome.message)
         match outcome.kind:
             case "done":
-                folder = self._folders.jobs / job.id / run_id / f"a{work.attempt}"
-                self._records.record_artifacts(run_id, work.attempt, list_artifacts(folder, self._folders.data_dir))
-                self._records.move_run(run_id, work.attempt, State.SUCCEEDED, result=outcome.value)
+                self._succeed(job, run_id, work, outcome)
             case "failed":
                 self._records.move_run(run_id, work.attempt, State.FAILED, error=error_of(outcome))
             case "stopped":
                 self._records.move_run(run_id, work.attempt, State.CANCELLED)
             case "vanished":
                 self._lose_run(job, run_id, work, outcome)
+
+    def _succeed(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
+        """List what the run has left; its checkpoints have done their duty."""
+        folder = self._folders.jobs / job.id / run_id
+        try:
+            artifacts = list_artifacts(folder / f"a{work.attempt}", self._folders.data_dir)
+        except (OSError, KeyError) as error:
+            why = {"type": type(error).__name__, "message": f"the run's artifacts cannot be listed: {error}"}
+            self._records.move_run(run_id, work.attempt, State.FAILED, error=why)
+            return
+        self._records.record_artifacts(run_id, work.attempt, artifacts)
+        if self._records.move_run(run_id, work.attempt, State.SUCCEEDED, result=outcome.value):
+            for checkpoint in folder.glob(f"a*/{CHECKPOINT}"):
+                checkpoint.unlink(missing_ok=True)
 
     def _lose_run(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
         if work.stopping_since is not None:
@@ -344,20 +388,38 @@ class Engine:
 # ------------------------------------------------------------------------------------------- progress
 
 
-def _job_progress(events: Sequence[Numbered], cache_keys: dict[str, str]) -> Mapping[str, Any]:
-    """Columns of the job that follow from its events; ``cache_keys`` remembers the keys by split."""
-    progress: dict[str, Any] = {}
-    for _, event in events:
-        match event["type"]:
-            case "stage":
-                progress["stage"] = event["stage"]
-            case "inference_progress":
-                cache_keys[event["split"]] = event["cache"]
-                progress["caches"] = dict(cache_keys)
-                if event["split"] == "train":
-                    names = ("rows_done", "rows_total", "rows_per_s", "eta_s")
-                    progress["inference"] = {name: event[name] for name in names}
-    return progress
+class _CacheProgress:
+    """What a job's events say of its caches and of the teacher's work, over all events of one attempt.
+
+    Attributes:
+        spent_before: forward passes that earlier attempts have run.
+    """
+
+    def __init__(self, spent_before: int) -> None:
+        self.spent_before = spent_before
+        self._contract = 0
+        self._inferred: dict[str, int] = {}
+        self._keys: dict[str, str] = {}
+
+    def columns(self, events: Sequence[Numbered]) -> Mapping[str, Any]:
+        """Columns of the job that follow from its events."""
+        columns: dict[str, Any] = {}
+        for _, event in events:
+            match event["type"]:
+                case "stage":
+                    columns["stage"] = event["stage"]
+                case "contract_checked":
+                    self._contract = event["forwards"]
+                case "inference_progress":
+                    self._keys[event["split"]] = event["cache"]
+                    self._inferred[event["split"]] = event["rows_inferred"]
+                    columns["caches"] = dict(self._keys)
+                    if event["split"] == "train":
+                        names = ("rows_done", "rows_total", "rows_per_s", "eta_s")
+                        columns["inference"] = {name: event[name] for name in names}
+        run = self.spent_before + self._contract + sum(self._inferred.values())
+        # What is avoided is known when both caches are complete.
+        return {**columns, "teacher_forwards": {"run": run, "avoided": 0}}
 
 
 def _run_progress(events: Sequence[Numbered]) -> Mapping[str, Any]:
@@ -399,9 +461,9 @@ def run_engine(settings: Settings) -> None:
             with _Heartbeat(records, holder, ending):
                 engine = Engine(settings, records, cluster, holder)
                 engine.recover()
+                # At the end the cluster goes, and with it every task; the next engine finds the checkpoints.
                 while not ending.wait(TICK_S):
                     engine.tick()
-                engine.stop()
         records.release_lease(holder)
         log.info("engine ended", holder=holder)
 
@@ -417,16 +479,16 @@ def _on_signals(ending: threading.Event) -> None:
 
 def _lead(records: Records, holder: str, ending: threading.Event) -> bool:
     """Wait until this engine leads; False if it was told to end meanwhile."""
-    while not records.acquire_lease(holder, 0.0 if _has_died(records.lease_holder()) else LEASE_TTL_S):
+    while not records.acquire_lease(holder, LEASE_TTL_S, _gone(records.lease_holder())):
         if ending.wait(1.0):
             return False
     return not ending.is_set()
 
 
-def _has_died(holder: str | None) -> bool:
-    """Whether the leading engine was a process of this machine and is gone: then nobody need wait for its lease."""
+def _gone(holder: str | None) -> str | None:
+    """The holder, if it was a process of this machine and has died: then nobody need wait for its lease."""
     host, _, pid = (holder or "").rpartition(":")
-    return host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
+    return holder if host == socket.gethostname() and not Path(f"/proc/{pid}").exists() else None
 
 
 class _Heartbeat:
@@ -445,8 +507,17 @@ class _Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
+        renewed = time.monotonic()
         while not self._closed.wait(RENEW_S):
-            if not self._records.acquire_lease(self._holder, LEASE_TTL_S):
+            try:
+                if self._records.acquire_lease(self._holder, LEASE_TTL_S):
+                    renewed = time.monotonic()
+                    continue
                 log.error("lease lost: another engine leads", holder=self._holder)
-                self._ending.set()
-                return
+            except SQLAlchemyError as error:
+                log.warning("heartbeat failed", error=str(error))
+                if time.monotonic() - renewed < LEASE_TTL_S - RENEW_S:
+                    continue
+                log.error("lease about to run out: ending, so that another engine can lead", holder=self._holder)
+            self._ending.set()
+            return

@@ -10,7 +10,7 @@ Changing a field, its default or the canonical form changes every key: raise FOR
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -100,6 +100,10 @@ class CacheSpec(BaseModel):
     def blocks(self) -> int:
         """Blocks of the whole cache, numbered view by view."""
         return self.views * self.blocks_per_view
+
+    def rows_in(self, blocks: Iterable[int]) -> int:
+        """How many rows these blocks hold together."""
+        return sum(stop - start for _, start, stop in map(self.block_range, blocks))
 
     def block_range(self, block: int) -> tuple[int, int, int]:
         """(view, start, stop) of a block: its rows are samples start..stop (exclusive).

@@ -27,11 +27,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 def actor_processes(kind: str) -> list[int]:
-    """Processes that Ray named after this actor class, as ``ray::KIND.method``."""
+    """Processes of this test's own cluster that Ray named after this actor class, as ``ray::KIND.method``."""
+    token = f"RAY_AUTH_TOKEN={os.environ['RAY_AUTH_TOKEN']}".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if f"ray::{kind}".encode() in path.read_bytes():
+            if f"ray::{kind}".encode() in path.read_bytes() and token in (path.parent / "environ").read_bytes():
                 found.append(int(path.parent.name))
     return found
 
@@ -68,6 +69,35 @@ def test_caches_are_built_by_actors_and_equal_those_built_here(
     again = follow(cluster.build_caches(digits.job("kd"), folders))
     assert again.value is not None
     assert again.value["teacher_forwards"] == 0
+
+
+def test_an_inference_actor_that_is_killed_is_replaced(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+    folders = Folders(data_dir=tmp_path, data_root=tmp_path)
+    # Many views, so that there are blocks enough to be in the middle of.
+    views = digits.views.model_copy(update={"count": 60})
+    job = digits.job("kd").model_copy(update={"views": views})
+    logs: list[str] = []
+    killed: list[int] = []
+
+    def kill_one_in_the_middle(event: dict[str, Any]) -> None:
+        if event["type"] == "log":
+            logs.append(event["message"])
+        if event["type"] == "inference_progress" and event["split"] == "train" and not killed:
+            killed.extend(actor_processes("_InferenceActor")[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    outcome = follow(cluster.build_caches(job, folders), kill_one_in_the_middle)
+    assert outcome.kind == "done", outcome.message
+    assert any("died and is replaced" in line for line in logs)
+    assert outcome.value is not None
+    assert Catalog(folders.caches).verify(CachePlan.model_validate(outcome.value["plan"]).train_cache.key).ok
+
+
+def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+    task = cluster.train(digits.order("kd", tmp_path), cpus=64, gpu_share=1.0)
+    assert task.poll() == ([], None)
+    task.stop()
+    assert follow(task).kind == "vanished"
 
 
 def test_runs_train_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:

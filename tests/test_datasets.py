@@ -33,6 +33,7 @@ from workers.config import (
     TorchvisionDataset,
 )
 from workers.datasets import Dataset, open_prepared
+from workers.durable import disk_full_is_disk_low
 from workers.errors import DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Log, Split
 
@@ -645,12 +646,12 @@ def test_too_little_room_is_noticed_before_decoding(
 
 def test_a_disk_that_runs_full_is_disk_low(tmp_path: Path) -> None:
     with (
-        pytest.raises(DiskLow, match=r"the disk of .* ran full while a data set was written"),
-        datasets._disk_full_is_disk_low(tmp_path),
+        pytest.raises(DiskLow, match=r"the disk of .* ran full while writing a data set"),
+        disk_full_is_disk_low(tmp_path, "a data set"),
     ):
         Path("/dev/full").write_bytes(b"x")
 
 
 def test_other_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), datasets._disk_full_is_disk_low(tmp_path):
+    with pytest.raises(PermissionError), disk_full_is_disk_low(tmp_path, "a data set"):
         raise PermissionError(errno.EACCES, "no")

@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from workers.config import CosineSchedule, Sgd, StepSchedule, Training, Training
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import Epoch, Finished, Step, ignore, never
 from workers.feed import TrainingFeed, epoch_order
+from workers.methods import PRESETS
 from workers.teacher import Teacher
 from workers.train import choose_device, learning_rate, train_run
 
@@ -86,7 +90,7 @@ def test_a_run_that_vanishes_resumes_to_the_same_bits(digits: Digits, tmp_path: 
     assert not (tmp_path / "a1/artifacts").exists()
     second = digits.order("dtkd", tmp_path / "a2", training, earlier=(tmp_path / "a1",))
     events: list[object] = []
-    train_run(second, events.append, never)
+    train_run(second.model_copy(update={"told_epoch": 2}), events.append, never)
 
     assert [e.epoch for e in events if isinstance(e, Epoch)] == [3, 4]
     expected, resumed = weights(tmp_path / "quiet"), weights(tmp_path / "a2")
@@ -104,25 +108,38 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(digits: Digits, tmp_path: P
     assert next(e.epoch for e in events if isinstance(e, Epoch)) == 1
 
 
-def test_a_torn_checkpoint_is_passed_over(digits: Digits, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda _: b"hello\n", lambda _: b""])
+def test_a_torn_checkpoint_is_passed_over(damage: Callable[[bytes], bytes], digits: Digits, tmp_path: Path) -> None:
     emit, should_stop = stop_after(1)
     with pytest.raises(Stopped):
         train_run(digits.order("kd", tmp_path / "a1"), emit, should_stop)
     checkpoint = tmp_path / "a1/checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     train_run(digits.order("kd", tmp_path / "a2", earlier=(tmp_path / "a1",)), ignore, never)
     train_run(digits.order("kd", tmp_path / "quiet"), ignore, never)
     torn, quiet = weights(tmp_path / "a2"), weights(tmp_path / "quiet")
     assert all(torch.equal(torn[name], quiet[name]) for name in quiet)
 
 
-@pytest.mark.parametrize("method", ["ce", "kd", "dtkd", "normkd", "lskd", "atkd", "dkd", "rld", "lud"])
+@pytest.mark.parametrize("method", sorted(set(PRESETS) - {"custom"}))
 def test_every_preset_trains(method: str, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 1})
     result = train_run(digits.order(method, tmp_path, training), ignore, never)
     assert math.isfinite(result["last"]["train_loss"])
+    # Of the presets, these alone have no temperature: no teacher, or logits that are matched as they are.
     temperature = result["last"]["teacher_temperature_mean"]
     assert (temperature is None) == (method == "ce")
+
+
+def test_an_epoch_that_nobody_was_told_of_is_told_on_resuming(digits: Digits, tmp_path: Path) -> None:
+    training = SMALL.model_copy(update={"epochs": 3})
+    emit, should_stop = stop_after(2)
+    with pytest.raises(Stopped):
+        train_run(digits.order("kd", tmp_path / "a1", training), emit, should_stop)
+    order = digits.order("kd", tmp_path / "a2", training, earlier=(tmp_path / "a1",))
+    events: list[object] = []
+    train_run(order.model_copy(update={"told_epoch": 1}), events.append, never)
+    assert [e.epoch for e in events if isinstance(e, Epoch)] == [2, 3]
 
 
 # ------------------------------------------------------------------------------------------ stopping
@@ -133,6 +150,29 @@ def test_a_loss_that_explodes_stops_before_the_update(digits: Digits, tmp_path: 
     with pytest.raises(NotFinite, match=r"epoch 1, step \d+, before the update: .*'kd'"):
         train_run(digits.order("kd", tmp_path, training), ignore, never)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_metrics_that_are_not_numbers_end_the_run_and_keep_no_checkpoint(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {"top1": 0.5, "top5": 1.0, "nll": math.nan, "ece": 0.1, "agreement": None, "kl_to_teacher": None}
+    monkeypatch.setattr("workers.train.evaluate", lambda *_: measured)
+    with pytest.raises(NotFinite, match=r"nll of method 'kd' is nan after epoch 1"):
+        train_run(digits.order("kd", tmp_path), ignore, never)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_ends_the_run_in_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    mount = 'mount -t tmpfs -o size=300k tmpfs "$1" && exec "$0" -m tests.full_disk "$1"'
+    if not shutil.which("unshare") or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    command = ["unshare", "--mount", "sh", "-c", mount, sys.executable, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    for kind in ("checkpoint", "artifacts"):
+        assert report[kind]["error"] == "DiskLow"
+        assert "ran full while" in report[kind]["message"]
+        assert report[kind]["left"] == []
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -174,6 +214,9 @@ def test_learning_rate_warms_up_and_follows_the_cosine() -> None:
     training = Training(epochs=10, optimizer=Sgd(lr=1.0), schedule=CosineSchedule(final=0.1), warmup_epochs=2)
     rates = [learning_rate(training, step, 5) for step in range(50)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    # A warm-up of a fraction of a step is over at once; it must not overshoot.
+    short = training.model_copy(update={"warmup_epochs": 0.01})
+    assert learning_rate(short, 0, 5) == pytest.approx(1.0)
     assert rates[10] == pytest.approx(1.0)
     assert rates[30] == pytest.approx(0.55)
     assert rates[49] > 0.1

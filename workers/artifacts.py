@@ -6,8 +6,8 @@ the torch student on real pictures, through the same class that reads teachers: 
 can be uploaded there.
 """
 
+import io
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from workers.config import Preprocessing
+from workers.durable import disk_full_is_disk_low, replacing, sync, sync_folder
 from workers.errors import WorkerError
 from workers.feed import to_input
 from workers.teacher import Teacher
@@ -42,29 +43,20 @@ class ExportMismatch(WorkerError):
     """The exported ONNX student does not compute what the torch student computes."""
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
 # -------------------------------------------------------------------------------------- checkpoints
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, object]) -> None:
-    """Replace ``folder/checkpoint.pt`` atomically: a kill at any moment leaves the old or the new."""
-    partial = folder / f"{CHECKPOINT}.partial"
-    torch.save(dict(state), partial)
-    _sync_file(partial)
-    partial.replace(folder / CHECKPOINT)
-    _sync_folder(folder)
+    """Replace ``folder/checkpoint.pt`` atomically: a kill at any moment leaves the old or the new.
+
+    Raises:
+        DiskLow: no room for it; the old one stays.
+    """
+    # By way of memory, because torch's own writer turns a full disk into an internal error.
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    with replacing(folder / CHECKPOINT, "a checkpoint") as file:
+        file.write(content.getbuffer())
 
 
 def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | None:
@@ -80,7 +72,8 @@ def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | 
             continue
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError):
+        except Exception:
+            # A damaged file makes torch raise whatever its parts raise: KeyError, UnpicklingError, EOFError ...
             continue
         if state.get("identity") == identity and (best is None or state["epoch"] > best["epoch"]):
             best = state
@@ -92,11 +85,10 @@ def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | 
 
 @dataclass(frozen=True)
 class Student:
-    """A trained network with what it needs to be used: preprocessing and class names."""
+    """A trained network with the preprocessing that makes its input."""
 
     network: nn.Module
     preprocessing: Preprocessing
-    channels_last: bool
 
 
 def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
@@ -160,25 +152,32 @@ def write_artifacts(
 
     Returns:
         ``result`` with ``onnx_max_abs_difference`` added, as in result.json.
+
+    Raises:
+        DiskLow: no room; nothing is left of it.
+        ExportMismatch: see ``export_onnx``.
     """
     final, partial = folder / ARTIFACTS, folder / f"{ARTIFACTS}.partial"
-    if partial.exists():
-        shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(state_tensors(student.network), partial / "student.safetensors")
-    difference = export_onnx(student, partial / "student.onnx", images_BHWK)
-    result = {**result, "onnx_max_abs_difference": difference}
-    _write_json(partial / "config.json", config)
-    lines = [json.dumps(line, allow_nan=False) for line in metrics]
-    (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-    _write_json(partial / "result.json", result)
-    for path in partial.iterdir():
-        _sync_file(path)
-    _sync_folder(partial)
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    _sync_folder(folder)
+    try:
+        with disk_full_is_disk_low(folder, "a run's artifacts"):
+            (partial / "student.safetensors").write_bytes(save(state_tensors(student.network)))
+            difference = export_onnx(student, partial / "student.onnx", images_BHWK)
+            result = {**result, "onnx_max_abs_difference": difference}
+            _write_json(partial / "config.json", config)
+            lines = [json.dumps(line, allow_nan=False) for line in metrics]
+            (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+            _write_json(partial / "result.json", result)
+            for path in partial.iterdir():
+                with path.open("rb+") as file:
+                    sync(file)
+            sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_folder(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return result
 
 

@@ -17,18 +17,18 @@ import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import ray
 from pydantic import BaseModel
 
-from store import CacheSpec, CacheWriter, StoreError
+from store import CacheWriter, StoreError
 from workers import pipeline
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
 from workers.errors import Stopped, UserError, WorkerError
-from workers.events import Emit, InferenceProgress, Log, ShouldStop
+from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage, ignore
 from workers.teacher import Device, Teacher
 from workers.train import train_run
 
@@ -36,13 +36,15 @@ Numbered = tuple[int, dict[str, Any]]
 _ACTOR_LOSSES_MAX = 3
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
 _BLOCKS_PER_CALL = 4
+_WAITING_S = 5.0
 # Only orders, events and outcomes pass through Ray; logits and pictures are mapped files.
 _OBJECT_STORE_BYTES = 100 << 20
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # An actor without a share of a GPU sees none.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 
 
@@ -50,8 +52,12 @@ class WorkerLost(WorkerError):
     """Inference actors died again and again; what they had committed stays."""
 
 
-class InferenceFailed(WorkerError):
-    """An inference actor raised something that is not the user's mistake."""
+class WorkFailed(WorkerError):
+    """A worker's own error, brought here as it was told there."""
+
+    def __init__(self, outcome: "Outcome") -> None:
+        self.outcome = outcome
+        super().__init__(f"{outcome.error_type}: {outcome.message}")
 
 
 # ------------------------------------------------------------------------------------------ outcomes
@@ -79,6 +85,8 @@ def _outcome_of(work: Callable[[], dict[str, Any]]) -> Outcome:
         return Outcome(kind="done", value=work())
     except Stopped as error:
         return Outcome(kind="stopped", message=str(error))
+    except WorkFailed as error:
+        return error.outcome
     except (UserError, StoreError) as error:
         return Outcome(kind="failed", error_type=type(error).__name__, message=str(error), is_user_error=True)
     except Exception as error:
@@ -126,8 +134,10 @@ class _Actor:
 
 class _TrainingActor(_Actor):
     def work(self, order_json: str) -> Outcome:
-        order = TrainingOrder.model_validate_json(order_json)
-        return _outcome_of(lambda: train_run(order, self._mail.emit, self._mail.stopping.is_set))
+        return _outcome_of(lambda: self._train(TrainingOrder.model_validate_json(order_json)))
+
+    def _train(self, order: TrainingOrder) -> dict[str, Any]:
+        return train_run(order, self._mail.emit, self._mail.stopping.is_set)
 
 
 class _InferenceActor(_Actor):
@@ -135,39 +145,40 @@ class _InferenceActor(_Actor):
 
     def __init__(self, order_json: str) -> None:
         super().__init__()
-        self._order = InferenceOrder.model_validate_json(order_json)
+        self._order_json = order_json
         self._teacher: Teacher | None = None
 
     def work(self, blocks: list[int]) -> Outcome:
         return _outcome_of(lambda: self._infer(blocks))
 
     def _infer(self, blocks: list[int]) -> dict[str, Any]:
+        order = InferenceOrder.model_validate_json(self._order_json)
         if self._teacher is None:
-            self._teacher = pipeline.open_teacher(self._order)
-        pipeline.infer_with(self._teacher, self._order, blocks, self._mail.emit, self._mail.stopping.is_set)
+            self._teacher = pipeline.open_teacher(order)
+        # The coordinator tells of progress, for all actors together.
+        pipeline.infer_with(self._teacher, order, blocks, ignore, self._mail.stopping.is_set)
         return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason}
 
 
 class _CachesActor(_Actor):
     """Prepares the data and completes the caches of one job; its inference is fanned out."""
 
-    def work(self, job_json: str, folders_json: str, threads: int, actors: int, gpus: float) -> Outcome:
+    def work(self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float) -> Outcome:
+        return _outcome_of(lambda: self._build(job_json, folders_json, cpus, actors, gpu_share))
+
+    def _build(self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float) -> dict[str, Any]:
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
-        return _outcome_of(lambda: self._build(job, folders, threads, actors, gpus))
-
-    def _build(self, job: JobSpec, folders: Folders, threads: int, actors: int, gpus: float) -> dict[str, Any]:
         emit, should_stop = self._mail.emit, self._mail.stopping.is_set
 
         def fan_out(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
-            _Fan(order, list(blocks), emit, should_stop, actors, gpus).run()
+            _Fan(order, list(blocks), emit, should_stop, actors, gpu_share).run()
 
-        # The contract check runs here, on the CPU, while a GPU may be busy; its slice is small.
-        plan = pipeline.plan_caches(job, folders, emit, should_stop, threads=threads, device="cpu")
-        device: Device = "auto" if gpus else "cpu"
-        forwards = pipeline.build_caches(
-            plan, folders, emit, should_stop, threads=threads, device=device, infer=fan_out
-        )
+        # The contract check runs here, on the CPU, for this actor has no share of a GPU; it is some hundred pictures.
+        plan = pipeline.plan_caches(job, folders, emit, should_stop, threads=cpus, device="cpu")
+        device: Device = "auto" if gpu_share else "cpu"
+        forwards = pipeline.build_caches(plan, folders, emit, should_stop, threads=1, device=device, infer=fan_out)
+        emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
             "teacher_forwards": forwards,
@@ -211,6 +222,8 @@ class _Hand:
     """One inference actor and what it is doing."""
 
     actor: _Handle
+    # Answered once the actor has its share of the machine; until then it is given nothing to do.
+    born: Any
     blocks: list[int] = field(default_factory=list)
     reference: Any = None
 
@@ -225,12 +238,12 @@ class _Fan:
         emit: Emit,
         should_stop: ShouldStop,
         actors: int,
-        gpus: float,
+        gpu_share: float,
     ) -> None:
         self._order = order
         self._emit = emit
         self._should_stop = should_stop
-        self._gpus = gpus
+        self._gpu_share = gpu_share
         self._count = max(1, min(actors, len(blocks)))
         size = max(1, min(_BLOCKS_PER_CALL, len(blocks) // self._count))
         self._pile: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
@@ -238,28 +251,32 @@ class _Fan:
             self._pile.put(blocks[start : start + size])
         self._losses = 0
         self._provider_told = False
-        if not gpus:
+        if not gpu_share:
             # A small cache has fewer blocks than there are cores; then each actor gets several.
             self._order = order.model_copy(update={"threads": max(1, actors // self._count)})
         spec = order.spec
         self._writer = CacheWriter(order.folders.caches, spec)
-        self._before = self._told = spec.views * spec.samples - sum(_rows(spec, block) for block in blocks)
+        self._before = self._told = spec.views * spec.samples - spec.rows_in(blocks)
         self._started = time.monotonic()
+        self._look_again = self._started
+        self._waiting_told = False
 
     def run(self) -> None:
         hands = [self._new_hand() for _ in range(self._count)]
         try:
             while True:
                 for hand in hands:
-                    if hand.reference is None and not self._pile.empty():
+                    if hand.reference is None and not self._pile.empty() and _is_ready(hand.born):
                         hand.blocks = self._pile.get()
                         hand.reference = hand.actor.work.remote(hand.blocks)
                 busy = {hand.reference: hand for hand in hands if hand.reference is not None}
-                if not busy:
+                if not busy and self._pile.empty():
                     return
-                ready, _ = ray.wait(list(busy), num_returns=1, timeout=0.25)
+                self._tell_of_waiting(busy)
+                ready, _ = ray.wait(list(busy) or [hand.born for hand in hands], num_returns=1, timeout=0.25)
                 for reference in ready:
-                    self._finish(busy[reference], hands)
+                    if reference in busy:
+                        self._finish(busy[reference], hands)
                 self._tell()
                 if self._should_stop():
                     self._stop(hands)
@@ -268,8 +285,9 @@ class _Fan:
                 _end(hand.actor)
 
     def _new_hand(self) -> _Hand:
-        cpus = 0.0 if self._gpus else 1.0
-        return _Hand(_start(_InferenceActor, self._order.model_dump_json(), cpus=cpus, gpus=self._gpus))
+        cpus = 0.0 if self._gpu_share else 1.0
+        actor = _start(_InferenceActor, self._order.model_dump_json(), cpus=cpus, gpus=self._gpu_share)
+        return _Hand(actor, born=actor.events.remote(0))
 
     def _finish(self, hand: _Hand, hands: list[_Hand]) -> None:
         """Take a call's outcome; a dead actor is replaced, a bounded number of times."""
@@ -290,17 +308,30 @@ class _Fan:
         if outcome.kind == "stopped":
             raise Stopped(outcome.message)
         if outcome.kind == "failed":
-            kind = UserError if outcome.is_user_error else InferenceFailed
-            raise kind(f"{outcome.error_type}: {outcome.message}")
+            raise WorkFailed(outcome)
         if not self._provider_told:
             self._provider_told = True
-            self._emit(Log(message=f"inference on {outcome.value['provider']}: {outcome.value['reason']}"))
+            provider, reason = outcome.value["provider"], outcome.value["reason"]
+            is_fallback = self._gpu_share > 0 and "CUDA" not in provider
+            level: Literal["info", "warning"] = "warning" if is_fallback else "info"
+            self._emit(Log(level=level, message=f"inference on {provider}: {reason}"))
+
+    def _tell_of_waiting(self, busy: Mapping[Any, _Hand]) -> None:
+        if not busy and not self._waiting_told and time.monotonic() - self._started > _WAITING_S:
+            self._waiting_told = True
+            kind = "share of a GPU" if self._gpu_share else "CPU core"
+            self._emit(Log(message=f"inference waits for a free {kind}: other runs have them all"))
 
     def _tell(self) -> None:
         """One progress event for all actors together, when another block is committed."""
+        looked = time.monotonic()
+        if looked < self._look_again:
+            return
         spec = self._order.spec
-        pending = sum(_rows(spec, block) for block in self._writer.pending_blocks())
+        pending = spec.rows_in(self._writer.pending_blocks())
         done = spec.views * spec.samples - pending
+        # Looking reads a record for every block: of very many blocks, less often.
+        self._look_again = looked + max(0.5, 20 * (time.monotonic() - looked))
         if done == self._told:
             return
         self._told = done
@@ -311,6 +342,7 @@ class _Fan:
                 split=spec.split,
                 rows_done=done,
                 rows_total=spec.views * spec.samples,
+                rows_inferred=done - self._before,
                 rows_per_s=rate,
                 eta_s=pending / rate if rate > 0 else None,
             )
@@ -320,11 +352,6 @@ class _Fan:
         for hand in hands:
             hand.actor.stop.remote()
         raise Stopped("inference was stopped; committed blocks are kept")
-
-
-def _rows(spec: CacheSpec, block: int) -> int:
-    _, start, stop = spec.block_range(block)
-    return stop - start
 
 
 def _is_ready(reference: "ray.ObjectRef[Any]") -> bool:
@@ -353,6 +380,7 @@ class Task:
         self._acknowledged = 0
         self._asked: ray.ObjectRef[list[Numbered]] | None = None
         self._asked_after_the_end = False
+        self._has_begun = False
 
     def poll(self) -> tuple[list[Numbered], Outcome | None]:
         """New (number, event) pairs, and how the work ended once it has. Never waits.
@@ -367,6 +395,7 @@ class Task:
             if not _is_ready(self._asked):
                 return [], None
             events = ray.get(self._asked)
+            self._has_begun = True
             outcome = ray.get(self._reference) if self._asked_after_the_end else None
         except ray.exceptions.RayError as error:
             return [], Outcome(kind="vanished", error_type=type(error).__name__, message=_first_line(error))
@@ -376,9 +405,14 @@ class Task:
         return events, outcome
 
     def stop(self) -> None:
-        """Ask it to stop; it does so at its next batch. Does not wait."""
-        # The answer is not awaited, so an actor that is gone is no error here; ``poll`` tells.
-        self._actor.stop.remote()
+        """Ask it to stop, without waiting: at its next batch, or at once if it still waits for its share.
+
+        An actor that is gone is no error here; ``poll`` tells.
+        """
+        if self._has_begun:
+            self._actor.stop.remote()
+        else:
+            self.close()
 
     def close(self) -> None:
         """End its process, whatever it is doing."""
@@ -413,18 +447,17 @@ class Cluster:
         self.cpus = int(node["Resources"].get("CPU", 1))
         self.gpus = int(node["Resources"].get("GPU", 0))
 
-    def build_caches(self, job: JobSpec, folders: Folders) -> Task:
-        """Prepare the data and complete the caches of a job.
+    def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 1.0) -> Task:
+        """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core without any.
 
         The outcome's value holds ``plan`` (``pipeline.CachePlan``), ``teacher_forwards``,
         ``teacher_forwards_avoided`` and ``teacher_accuracy``.
         """
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0)
         actors = self.gpus or self.cpus
-        reference = actor.work.remote(
-            job.model_dump_json(), folders.model_dump_json(), 1, actors, 1.0 if self.gpus else 0.0
-        )
-        return Task(actor, reference)
+        share = gpu_share if self.gpus else 0.0
+        order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, share)
+        return Task(actor, actor.work.remote(*order))
 
     def train(self, order: TrainingOrder, cpus: float, gpu_share: float) -> Task:
         """Train one run; it waits until its share of the machine is free. The value is result.json."""

@@ -19,6 +19,7 @@ from workers.students.catalog import check_student
 Side = Annotated[int, Field(ge=1, le=4096)]
 Size = tuple[Side, Side]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -30,7 +31,7 @@ RUNS_MAX = 1000
 class Spec(BaseModel):
     """Base of every description: frozen, unknown keys refused by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
@@ -204,7 +205,7 @@ class Sgd(Spec):
 
     kind: Literal["sgd"] = "sgd"
     lr: Positive = 0.05
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    momentum: Momentum = 0.9
     weight_decay: NonNegative = 5e-4
     nesterov: bool = False
 
@@ -220,7 +221,7 @@ class AdamW(Spec):
 
     kind: Literal["adamw"] = "adamw"
     lr: Positive = 1e-3
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     weight_decay: NonNegative = 0.05
 
 
@@ -404,6 +405,7 @@ class TrainingOrder(Spec):
         test_cache: the teacher's cache over the plain test split, for agreement; None likewise.
         folder: this attempt's own folder; nobody else writes there.
         earlier: the folders of earlier attempts, whose checkpoints may be taken up.
+        told_epoch: the last epoch whose event has been stored; later ones of a checkpoint are told again.
     """
 
     folders: Folders
@@ -416,5 +418,6 @@ class TrainingOrder(Spec):
     test_cache: CacheSpec | None
     folder: Path
     earlier: tuple[Path, ...] = ()
+    told_epoch: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)]
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

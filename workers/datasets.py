@@ -21,16 +21,13 @@ Legend: N samples, b samples of a block, H x W pixels, C channels.
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -41,12 +38,13 @@ from numpy.typing import NDArray
 from workers import sources
 from workers.config import DatasetSpec
 from workers.decoding import Decoding, decode
-from workers.errors import DiskLow, InvalidDataset, Stopped
+from workers.durable import alone, disk_full_is_disk_low, replacing, sync, sync_folder
+from workers.errors import DiskLow, InvalidDataset
 from workers.events import DatasetReady, Emit, Log, ShouldStop, Split, ignore, never
 
 _FORMAT = 1
 _LOG_EVERY_S = 10.0
-_WAIT_S = 0.1
+_PREPARES = "prepares the same data set"
 # Left free on the disk besides the copy itself.
 _MARGIN_BYTES = 64 << 20
 
@@ -153,7 +151,8 @@ def prepare(
     name = f"{source.key()}.{split}"
     pointer = work_dir / "sources" / f"{name}.json"
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(pointer.with_suffix(".lock"), should_stop), _disk_full_is_disk_low(work_dir):
+    lock = pointer.with_suffix(".lock")
+    with alone(lock, should_stop, _PREPARES), disk_full_is_disk_low(work_dir, "a data set"):
         dataset = _remembered(pointer, work_dir)
         reused = dataset is not None
         if dataset is None:
@@ -244,13 +243,13 @@ def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit) -> str:
             if time.monotonic() - logged_s > _LOG_EVERY_S:
                 logged_s = time.monotonic()
                 emit(Log(message=f"decoded {done:,} of {samples:,} pictures of {split}"))
-        _sync(file)
+        sync(file)
     labels = decoding.labels_N.astype("<i8")
     digest.update(labels.data)
     with (folder / "labels.npy").open("wb") as file:
         _write_npy_header(file, labels.dtype, labels.shape)
         file.write(labels.data)
-        _sync(file)
+        sync(file)
     mean, std = moments.mean_and_std()
     fingerprint = digest.hexdigest()
     meta = {
@@ -286,55 +285,23 @@ def _write_npy_header(file: BinaryIO, dtype: np.dtype[np.generic], shape: tuple[
 def _publish(partial: Path, fingerprint: str) -> Dataset:
     """Give a finished folder its name; another source with the same content may have been first."""
     work_dir = partial.parent
-    with _alone(work_dir / "sources" / "publish.lock", never):
+    with alone(work_dir / "sources" / "publish.lock", never, _PREPARES):
         try:
             return open_prepared(work_dir, fingerprint)
         except InvalidDataset:
             # None there, or a damaged one: processes that have mapped that keep their mapping.
             shutil.rmtree(work_dir / fingerprint, ignore_errors=True)
         partial.rename(work_dir / fingerprint)
-        _sync_folder(work_dir)
+        sync_folder(work_dir)
         return open_prepared(work_dir, fingerprint)
 
 
 def _write_durably(path: Path, content: Mapping[str, object]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replacing(path, "a data set") as file:
         file.write(json.dumps(content, indent=1).encode())
-        _sync(file)
-    partial.replace(path)
-    _sync_folder(path.parent)
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# ------------------------------------------------------------------------------- locks, disk space
-
-
-@contextlib.contextmanager
-def _alone(path: Path, should_stop: ShouldStop) -> Iterator[None]:
-    """Hold the lock file ``path``; the kernel lets go of it when the process dies."""
-    with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if should_stop():
-                    raise Stopped("stopped while another process prepares the same data set") from None
-                time.sleep(_WAIT_S)
-        yield
+# -------------------------------------------------------------------------------------- disk space
 
 
 def _check_room(folder: Path, needed_bytes: int) -> None:
@@ -344,13 +311,3 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
             f"{folder.parent} has {free:,} bytes free, the decoded data set needs {needed_bytes:,} and a "
             f"margin of {_MARGIN_BYTES:,}: free some space, or set RETORT_DATA_DIR to a larger disk"
         )
-
-
-@contextlib.contextmanager
-def _disk_full_is_disk_low(work_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskLow(f"the disk of {work_dir} ran full while a data set was written: free some space") from error
-        raise

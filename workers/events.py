@@ -56,13 +56,17 @@ class ContractChecked(_Event):
 
 
 class InferenceProgress(_Event):
-    """Committed rows of one cache; ``rows_done`` counts those of earlier jobs, too."""
+    """Committed rows of one cache.
+
+    ``rows_done`` counts all that are there, ``rows_inferred`` those that this attempt has put there.
+    """
 
     type: Literal["inference_progress"] = "inference_progress"
     cache: str
     split: Split
     rows_done: int
     rows_total: int
+    rows_inferred: int
     rows_per_s: float | None
     eta_s: float | None
 

@@ -51,10 +51,12 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def _fits(tensor_bytes: int, device: torch.device) -> bool:
+    """Whether a tensor may stay on a GPU: in a quarter of what is free there and within the process's own limit."""
     if device.type != "cuda":
         return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return tensor_bytes < _RESIDENT_SHARE * free
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
+    return tensor_bytes < _RESIDENT_SHARE * min(free, allowed)
 
 
 class _Pictures:
@@ -70,10 +72,10 @@ class _Pictures:
 
     def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
         """(uint8 [B, H, W, K], int64 [B]) on the device, for host rows int64 [B]."""
-        rows_device = rows_B.to(self.device, non_blocking=True)
+        rows_device = rows_B.to(self.device)
         if self._resident:
             return self._images_NHWK.index_select(0, rows_device), self._labels_N[rows_device]
-        images = self._images_NHWK.index_select(0, rows_B).to(self.device, non_blocking=True)
+        images = self._images_NHWK.index_select(0, rows_B).to(self.device)
         return images, self._labels_N[rows_device]
 
 
@@ -84,8 +86,7 @@ class _TeacherRows:
         self._reader = reader
         self._device = device
         spec = reader.spec
-        size_bytes = spec.views * spec.samples * spec.classes * np.dtype(spec.dtype).itemsize
-        self._resident = _fits(size_bytes, device)
+        self._resident = _fits(spec.samples * spec.row_bytes, device)
         self._view = -1
         self._logits_NC: Tensor | None = None
         self._statistics: dict[str, Tensor] = {}
@@ -111,7 +112,7 @@ class _TeacherRows:
         if self._logits_NC is not None:
             return self._logits_NC.index_select(0, rows_B), statistics
         gathered = torch.from_numpy(self._map.gather(start, stop))
-        return gathered.to(self._device, non_blocking=True), statistics
+        return gathered.to(self._device), statistics
 
 
 class TrainingFeed:

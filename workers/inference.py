@@ -155,9 +155,9 @@ class _Progress:
         self.committed = 0
         self._emit = emit
         self._spec = spec
-        self._wanted = _rows(writer, blocks)
+        self._wanted = spec.rows_in(blocks)
         self._total = spec.views * spec.samples
-        self._before = self._total - _rows(writer, {*writer.pending_blocks(), *blocks})
+        self._before = self._total - spec.rows_in({*writer.pending_blocks(), *blocks})
         self._started = self._told = time.monotonic()
 
     def tell(self, *, at_end: bool = False) -> None:
@@ -172,11 +172,8 @@ class _Progress:
                 split=self._spec.split,
                 rows_done=self._before + self.committed,
                 rows_total=self._total,
+                rows_inferred=self.committed,
                 rows_per_s=rate,
                 eta_s=(self._wanted - self.inferred) / rate if rate else None,
             )
         )
-
-
-def _rows(writer: CacheWriter, blocks: Iterable[int]) -> int:
-    return sum(stop - start for _, start, stop in map(writer.spec.block_range, blocks))

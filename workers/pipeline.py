@@ -10,11 +10,11 @@
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from store import CacheCorrupt, CacheReader, CacheSpec, CacheWriter, Catalog
+from store import CacheCorrupt, CacheReader, CacheSpec, CacheWriter, Catalog, StoreError
 from workers import datasets
+from workers.artifacts import ARTIFACTS
 from workers.config import (
     DatasetSpec,
     Folders,
@@ -42,6 +44,7 @@ from workers.config import (
     Views,
 )
 from workers.datasets import Dataset
+from workers.durable import alone, replacing
 from workers.errors import InvalidTeacher, WorkerError
 from workers.events import (
     CacheReady,
@@ -56,9 +59,10 @@ from workers.events import (
 )
 from workers.inference import infer_blocks
 from workers.methods import parse_method
+from workers.students import check_image_side
 from workers.teacher import ContractReport, Device, Teacher
 from workers.train import train_run
-from workers.views import make_views
+from workers.views import make_views, output_size
 
 Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
 """Infers blocks of one cache; ``infer_here`` does it in this process, ``cluster`` on many."""
@@ -127,7 +131,8 @@ def check_contract(
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     record = folders.contracts / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-    if record.is_file():
+    # A record that an older version wrote in another shape is as good as none.
+    with contextlib.suppress(FileNotFoundError, ValidationError):
         return ContractReport.model_validate_json(record.read_text()), 0
     session = Teacher(teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device)
     report = session.contract_check(dataset)
@@ -144,17 +149,10 @@ def check_contract(
             provider_reason=session.provider_reason,
         )
     )
-    _write_atomically(record, report.model_dump_json(indent=2))
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(record, "a contract report") as file:
+        file.write(report.model_dump_json(indent=2).encode())
     return report, report.forwards
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(stream.name).replace(path)
 
 
 class CachePlan(Spec):
@@ -181,6 +179,9 @@ def plan_caches(
 ) -> CachePlan:
     """Prepare the data, check the teacher against it, and settle both cache specifications."""
     train, test = prepare_data(job.dataset, folders, emit, should_stop)
+    for student in job.students:
+        # Known now, and cheaper to hear now than after the inference.
+        check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
     teacher = identify(job.teacher)
     report, rows = check_contract(teacher, train, folders, emit, threads=threads, device=device)
 
@@ -259,20 +260,21 @@ def build_caches(
     total = plan.contract_forwards
     for spec in (plan.test_cache, plan.train_cache):
         started = time.monotonic()
-        writer = CacheWriter(folders.caches, spec, {"retort": version("retort"), "device": device})
-        rows = 0
-        if not writer.is_complete:
-            blocks = writer.pending_blocks()
-            rows = sum(stop - start for _, start, stop in map(spec.block_range, blocks))
-            order = InferenceOrder(
-                folders=folders,
-                teacher=plan.teacher,
-                spec=spec,
-                threads=threads,
-                device=device,
-            )
-            infer(order, blocks, emit, should_stop)
-            writer.finish()
+        order = InferenceOrder(
+            folders=folders,
+            teacher=plan.teacher,
+            spec=spec,
+            threads=threads,
+            device=device,
+            batch_size=inference_batch(
+                plan.teacher, datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
+            ),
+        )
+        # A second job that wants the same cache waits here, and then finds it complete.
+        locks = folders.data_dir / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with alone(locks / spec.key, should_stop, "infers the same cache"):
+            rows = _complete(order, infer, emit, should_stop)
         rows_total = spec.views * spec.samples
         _verify(folders, spec)
         emit(
@@ -281,6 +283,7 @@ def build_caches(
                 split=spec.split,
                 rows_done=rows_total,
                 rows_total=rows_total,
+                rows_inferred=rows,
                 rows_per_s=None,
                 eta_s=0.0,
             )
@@ -297,6 +300,25 @@ def build_caches(
         )
         total += rows
     return total
+
+
+def _complete(order: InferenceOrder, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
+    """Infer what is missing of one cache; returns how many rows that was."""
+    spec = order.spec
+    provenance = {"retort": version("retort"), "device": order.device}
+    writer = CacheWriter(order.folders.caches, spec, provenance)
+    if writer.is_complete:
+        return 0
+    blocks = writer.pending_blocks()
+    infer(order, blocks, emit, should_stop)
+    writer.finish()
+    return spec.rows_in(blocks)
+
+
+def inference_batch(teacher: TeacherSpec, dataset: Dataset) -> int:
+    """Pictures per call of the teacher: 256 up to 128 x 128 pixels, fewer of larger ones, as memory grows with both."""
+    height, width = teacher.preprocessing.size or (dataset.height, dataset.width)
+    return max(1, min(256, 256 * 128 * 128 // (height * width)))
 
 
 def _verify(folders: Folders, spec: CacheSpec) -> None:
@@ -326,7 +348,8 @@ def forwards_avoided(job: JobSpec, plan: CachePlan, forwards: int) -> int:
     """Teacher forward passes that a live teacher would have needed, less those that were run.
 
     A live teacher is run on every training picture of every epoch of every run that distils, and
-    once per run on the test split (its agreement). Plain cross-entropy needs none and counts none.
+    once per run on the test split (its agreement). Plain cross-entropy needs none and counts none. Negative when the
+    cache cost more than it has saved yet: more views than epochs, or nothing but cross-entropy.
     """
     distilling = sum(run.method.expand().needs_teacher for run in job.runs())
     live = distilling * (job.training.epochs * plan.train_cache.samples + plan.test_cache.samples)
@@ -345,6 +368,7 @@ def order_run(
     *,
     threads: int,
     earlier: tuple[Path, ...] = (),
+    told_epoch: int = 0,
     memory_fraction: float = 1.0,
 ) -> TrainingOrder:
     """The order for one run of a job, to be trained in ``folder``."""
@@ -359,6 +383,7 @@ def order_run(
         test_cache=plan.test_cache,
         folder=folder,
         earlier=earlier,
+        told_epoch=told_epoch,
         threads=threads,
         memory_fraction=memory_fraction,
     )
@@ -450,7 +475,7 @@ def train_supervised(
         threads=threads,
     )
     result = train_run(order, emit, should_stop)
-    artifacts = out_dir / "artifacts"
+    artifacts = out_dir / ARTIFACTS
     config = json.loads((artifacts / "config.json").read_text())
     last = result["last"]
     assert isinstance(last, dict)
@@ -530,6 +555,12 @@ def _print(event: object) -> None:
     sys.stdout.write(f"{event}\n")
 
 
+def one_line(error: ValidationError) -> str:
+    """Every mistake of a description in one line: where it is, and what is allowed there."""
+    mistakes = error.errors(include_url=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, item['loc'])) or 'the job'}: {item['msg']}" for item in mistakes)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m workers.pipeline job.json``: run a job without the service."""
     parser = argparse.ArgumentParser(prog="python -m workers.pipeline", description=main.__doc__)
@@ -544,7 +575,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         job = JobSpec.model_validate_json(options.job.read_text())
         out = options.out or folders.data_dir / "local"
         outcome = run_job(job, folders, out, _print, threads=options.threads)
-    except (WorkerError, OSError, ValueError) as error:
+    except ValidationError as error:
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        return 1
+    except (WorkerError, StoreError, OSError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     sys.stdout.write(json.dumps(outcome.results, indent=2) + "\n")

@@ -62,14 +62,14 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     total_steps = training.epochs * steps_per_epoch
     schedule = training.schedule
     if step < warmup_steps:
-        factor = (step + 1) / warmup_steps
+        factor = min((step + 1) / warmup_steps, 1.0)
     elif isinstance(schedule, CosineSchedule):
         done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
         factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
     else:
         # Rounded down to whole epochs, as the papers' 150 / 180 / 210 of 240.
         epoch = step // steps_per_epoch
-        passed = sum(epoch >= math.floor(m * training.epochs) for m in schedule.milestones)
+        passed = sum(epoch >= math.floor(m * training.epochs + 1e-9) for m in schedule.milestones)
         factor = schedule.gamma**passed
     return training.optimizer.lr * factor
 
@@ -91,7 +91,7 @@ def _optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:
 
 @dataclass
 class _EpochSums:
-    """What an epoch adds up, on the device: no host synchronisation per batch."""
+    """What an epoch adds up, on the device; it is read once, at the epoch's end."""
 
     device: torch.device
     rows: int = 0
@@ -143,6 +143,20 @@ def _checked_gradient(network: nn.Module, loss: Tensor, method: Method, clip: fl
         )
 
 
+def _raise_unless_finite(line: Mapping[str, float | None], method: Method, epoch: int) -> None:
+    """Refuse an epoch whose metrics are not numbers: the last update, or batch statistics, went astray.
+
+    Raises:
+        NotFinite: naming the first such metric.
+    """
+    for name, value in line.items():
+        if value is not None and not math.isfinite(value):
+            raise NotFinite(
+                f"{name} of method {method.name!r} is {value} after epoch {epoch + 1}; the epoch is not kept. "
+                "Lower the learning rate or the weights, or set training.max_gradient_norm"
+            )
+
+
 def _batch_objective(method: Method, logits_BC: Tensor, batch: Batch, epoch: int, smoothing: float) -> Objective:
     return objective(
         method,
@@ -155,9 +169,10 @@ def _batch_objective(method: Method, logits_BC: Tensor, batch: Batch, epoch: int
     )
 
 
-def _autocast(training: Training, device: torch.device) -> torch.autocast:
+def _autocast(training: Training, device: torch.device, learning: bool) -> torch.autocast:
+    """bfloat16 while it learns, if that was chosen; what is evaluated is the float32 network that is kept."""
     wanted = training.precision
-    enabled = wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda")
+    enabled = learning and (wanted == "bfloat16" or (wanted == "auto" and device.type == "cuda"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -218,7 +233,7 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
 
     Args:
         order: what to train, on which data, where to leave it.
-        emit: told about steps (at most two a second), epochs and the end.
+        emit: told about steps (at most one in two seconds), epochs and the end.
         should_stop: asked before every batch.
 
     Returns:
@@ -238,7 +253,7 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
 
     def forward(images_BHWK: Tensor) -> Tensor:
         inputs = to_input(images_BHWK, setting.preprocessing, channels_last=True)
-        with _autocast(training, device):
+        with _autocast(training, device, network.training):
             logits_BC: Tensor = network(inputs)
         return logits_BC
 
@@ -251,13 +266,17 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
         optimizer.load_state_dict(state["optimizer"])
         epoch, seconds, metrics = state["epoch"], state["seconds"], state["metrics"]
         emit(Log(message=f"resumed after epoch {epoch} of {training.epochs}"))
+        # An attempt that was killed between its checkpoint and its event told nobody.
+        for number, missed in enumerate(metrics[order.told_epoch :], start=order.told_epoch + 1):
+            emit(Epoch(epoch=number, epochs=training.epochs, metrics=missed))
+        del state
 
     while epoch < training.epochs:
         # ---- step
         torch.manual_seed(_dropout_seed(order.run.seed, epoch))
         network.train()
         sums = _EpochSums(device)
-        started = told = time.monotonic()
+        started = last_told = time.monotonic()
         for step, batch in enumerate(feed.epoch(epoch)):
             if should_stop():
                 raise Stopped(f"run {order.run.name!r} was stopped in epoch {epoch + 1}")
@@ -272,8 +291,8 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
                 raise NotFinite(f"epoch {epoch + 1}, step {step + 1}, before the update: {error}") from error
             optimizer.step()
             sums.add(outcome, (logits_BC.argmax(1) == batch.labels).sum(), len(batch.labels))
-            if time.monotonic() - told > _STEP_EVENT_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - last_told > _STEP_EVENT_SECONDS:
+                last_told = time.monotonic()
                 emit(
                     Step(
                         epoch=epoch + 1,
@@ -281,7 +300,7 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
                         step=step + 1,
                         steps=feed.steps,
                         loss=float(outcome.total.detach()),
-                        images_per_s=sums.rows / (told - started),
+                        images_per_s=sums.rows / (last_told - started),
                     )
                 )
 
@@ -297,6 +316,7 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
             **evaluate(forward, setting.evaluation, device),
             "seconds": time.monotonic() - started,
         }
+        _raise_unless_finite(line, method, epoch)
         metrics.append(line)
         epoch, seconds = epoch + 1, seconds + (line["seconds"] or 0.0)
 
@@ -322,7 +342,7 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
 
 def _identity(order: TrainingOrder) -> str:
     """What a checkpoint must have been made for to be taken up: everything but where it lies and who computes."""
-    text = order.model_dump_json(exclude={"folders", "folder", "earlier", "threads", "memory_fraction"})
+    text = order.model_dump_json(exclude={"folders", "folder", "earlier", "told_epoch", "threads", "memory_fraction"})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -374,5 +394,5 @@ def _leave(
     pictures = torch.from_numpy(setting.test.images_NHWC[:_PARITY_PICTURES].copy())
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = views.resize(pictures, *setting.size)
-    student = Student(setting.network, setting.preprocessing, channels_last=True)
+    student = Student(setting.network, setting.preprocessing)
     return write_artifacts(order.folder, student, pictures.numpy(), config, metrics, result)
