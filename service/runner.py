@@ -439,10 +439,11 @@ def _run_progress(events: Sequence[Numbered]) -> Mapping[str, Any]:
 
 
 def run_engine(settings: Settings) -> None:
-    """The engine process: wait for the lease, work until SIGTERM or SIGINT, leave everything resumable.
+    """The engine process: start Ray, wait for the lease, work until SIGTERM or SIGINT, leave everything resumable.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
+        InvalidSettings: no run could ever start.
     """
     settings.make_folders()
     upgrade_to_head(settings.database)
@@ -452,14 +453,15 @@ def run_engine(settings: Settings) -> None:
     ending = threading.Event()
     with contextlib.closing(database):
         _on_signals(ending)
-        if not _lead(records, holder, ending):
-            return
+        # Before the lease: who leads is asked for work, and Ray takes seconds to start.
         with contextlib.closing(Cluster(settings.cpus, settings.gpus)) as cluster:
             # ray.init puts handlers of its own in place.
             _on_signals(ending)
+            engine = Engine(settings, records, cluster, holder)
+            if not _lead(records, holder, ending):
+                return
             log.info("engine leads", holder=holder, cpus=cluster.cpus, gpus=cluster.gpus)
             with _Heartbeat(records, holder, ending):
-                engine = Engine(settings, records, cluster, holder)
                 engine.recover()
                 # At the end the cluster goes, and with it every task; the next engine finds the checkpoints.
                 while not ending.wait(TICK_S):

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from service.processes import command
+from service.processes import command, free_port
 from tests.test_serve import none_left, processes_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def demo(folder: Path) -> "subprocess.Popen[str]":
-    line = command("demo", "--data-dir", str(folder))
+    # A service that is running on this machine is none of our business.
+    line = command("--url", f"http://127.0.0.1:{free_port()}", "demo", "--data-dir", str(folder))
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -27,17 +28,18 @@ def test_the_second_job_runs_no_teacher(tmp_path: Path) -> None:
     assert process.returncode == 0, text
     assert time.monotonic() - started < 240
     first, second = re.findall(r"([\d,]+) teacher forward passes used, ([\d,]+) avoided", text)
-    assert first[0] == "7,565"  # 5 views of 1,442 training digits, and 355 test digits
+    # 5 views of 1,442 training digits and 355 test digits, and the slice that the teacher is tried on first.
+    assert 5 * 1442 + 355 <= int(first[0].replace(",", "")) < 5 * 1442 + 355 + 1000
     assert second[0] == "0"
     for method in ("ce", "kd", "dtkd", "normkd", "rld", "lud", "atkd"):
         accuracy = re.search(rf"^cnn_s +{method} +([\d.]+) %", text, re.MULTILINE)
         assert accuracy is not None, text
         assert float(accuracy[1]) > 90
-    assert none_left(f"RETORT_DATA_DIR={tmp_path / 'data'}")
+    assert none_left(str(tmp_path / "data"))
 
 
 def test_ctrl_c_ends_the_service_that_it_had_started(tmp_path: Path) -> None:
-    marker = f"RETORT_DATA_DIR={tmp_path / 'data'}"
+    marker = str(tmp_path / "data")
     with demo(tmp_path / "data") as process:
         assert process.stdout is not None
         while "A teacher" not in process.stdout.readline():

@@ -134,24 +134,24 @@ def test_the_children_of_a_killed_supervisor_end_by_themselves(tmp_path: Path) -
 # ------------------------------------------------------------------------------------ the real thing
 
 
-def processes_with(variable: str) -> Mapping[int, str]:
-    """Every live process that has ``NAME=value`` in its environment: its id and command line."""
+def processes_with(text: str) -> Mapping[int, str]:
+    """Every live process that has ``text`` in its command line or environment: its id and command line."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            environment = (folder / "environ").read_bytes()
+            line = (folder / "cmdline").read_bytes()
         except OSError:
             continue
-        if variable.encode() in environment:
-            found[int(folder.name)] = line
+        if text.encode() in environment + line:
+            found[int(folder.name)] = line.replace(b"\0", b" ").decode(errors="replace")
     return found
 
 
-def none_left(variable: str) -> bool:
+def none_left(text: str) -> bool:
     """Whether these processes end soon. Ray's agents notice that their raylet is gone, and end by themselves."""
     deadline = time.monotonic() + 20.0
-    while processes_with(variable):
+    while processes_with(text):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
@@ -168,7 +168,7 @@ def service(tmp_path: Path) -> Iterator[BackgroundService]:
 
 
 def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundService, tmp_path: Path) -> None:
-    marker = f"RETORT_DATA_DIR={tmp_path / 'data'}"
+    marker = str(tmp_path / "data")
     lines = processes_with(marker).values()
     assert any("service.cli api" in line for line in lines)
     assert any("service.cli engine" in line for line in lines)

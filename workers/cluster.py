@@ -283,6 +283,8 @@ class _Fan:
         finally:
             for hand in hands:
                 _end(hand.actor)
+            self._look_again = 0.0
+            self._tell()
 
     def _new_hand(self) -> _Hand:
         cpus = 0.0 if self._gpu_share else 1.0

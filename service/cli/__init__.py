@@ -6,7 +6,6 @@ documents. Nothing heavy is imported before the command that needs it, so ``reto
 at once.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,10 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain_of_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; the flush at exit must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if "--traceback" in arguments:
             raise
