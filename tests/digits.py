@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from store import CacheReader
+from workers.caching import CachePlan, build_caches, plan_caches, prepare_data
 from workers.config import (
     AdamW,
     CosineSchedule,
@@ -22,7 +23,7 @@ from workers.config import (
 from workers.datasets import Dataset
 from workers.events import ignore, never
 from workers.methods import parse_method
-from workers.pipeline import CachePlan, build_caches, order_run, plan_caches, prepare_data, train_supervised
+from workers.pipeline import order_run, train_supervised
 from workers.teacher import Teacher
 
 SMALL = Training(epochs=2, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())

@@ -12,9 +12,9 @@ import pytest
 
 from store import CacheReader, Catalog
 from tests.digits import SMALL, Digits
+from workers.caching import CachePlan
 from workers.cluster import Cluster, Outcome, Task
 from workers.config import Folders
-from workers.pipeline import CachePlan
 
 pytestmark = pytest.mark.timeout(180)
 

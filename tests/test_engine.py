@@ -17,9 +17,10 @@ from sqlalchemy.exc import OperationalError
 
 from service.client import Client
 from service.db import Database
+from service.engine import Heartbeat
 from service.errors import InvalidSettings
 from service.processes import answers_ready, command, free_port
-from service.runner import _Heartbeat, run_slots
+from service.runner import run_slots
 from service.settings import Settings
 from service.tables import JobRecord
 from tests.digits import Digits
@@ -289,10 +290,10 @@ class _DatabaseThatFails:
 def test_a_heartbeat_survives_a_locked_database_and_ends_the_engine_before_its_lease_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.runner.RENEW_S", 0.01)
-    monkeypatch.setattr("service.runner.LEASE_TTL_S", 0.2)
+    monkeypatch.setattr("service.engine.RENEW_S", 0.01)
+    monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.2)
     ending = threading.Event()
     started = time.monotonic()
-    with _Heartbeat(_DatabaseThatFails(), "engine", ending):
+    with Heartbeat(_DatabaseThatFails(), "engine", ending):
         assert ending.wait(10)
     assert time.monotonic() - started > 0.1

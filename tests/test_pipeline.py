@@ -10,10 +10,11 @@ import pytest
 from store import CacheCorrupt
 from tests.digits import SMALL, Digits
 from workers import pipeline
+from workers.caching import build_caches, file_sha256, forwards_avoided, identify, plan_caches, recompute_rows
 from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset
 from workers.errors import ContractViolation, InvalidTeacher
 from workers.events import CacheReady, ContractChecked, InferenceProgress, ignore, never
-from workers.pipeline import file_sha256, forwards_avoided, plan_caches, recompute_rows, run_job
+from workers.pipeline import run_job
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 
@@ -57,7 +58,7 @@ def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:
     folders = Folders(data_dir=tmp_path, data_root=tmp_path)
     events: list[object] = []
     plan = plan_caches(digits.job("kd"), folders, events.append, never, threads=1)
-    pipeline.build_caches(plan, folders, events.append, never, threads=1)
+    build_caches(plan, folders, events.append, never, threads=1)
     last = [e for e in events if isinstance(e, InferenceProgress) and e.split == "train"][-1]
     assert last.rows_done == last.rows_total == plan.train_cache.views * plan.train_cache.samples
 
@@ -79,9 +80,9 @@ def test_a_teacher_that_changed_on_disk_is_refused(digits: Digits, tmp_path: Pat
     path.write_bytes(digits.teacher_spec.path.read_bytes() + b"\0")
     changed = digits.teacher_spec.model_copy(update={"path": path, "sha256": file_sha256(digits.teacher_spec.path)})
     with pytest.raises(InvalidTeacher, match="changed after it was uploaded"):
-        pipeline.identify(changed)
+        identify(changed)
     with pytest.raises(InvalidTeacher, match="does not exist"):
-        pipeline.identify(changed.model_copy(update={"path": tmp_path / "none.onnx"}))
+        identify(changed.model_copy(update={"path": tmp_path / "none.onnx"}))
 
 
 def test_labels_in_another_order_are_refused_before_any_work(digits: Digits, tmp_path: Path) -> None:

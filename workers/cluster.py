@@ -1,4 +1,4 @@
-"""Ray, and nothing else: the plain functions of ``pipeline`` and ``train`` as actors with resources.
+"""Ray, and nothing else: the plain functions of ``caching`` and ``train`` as actors with resources.
 
 The only file that imports ray. It decides nothing about jobs: it starts an actor, passes its events on, tells whether
 it finished, raised, stopped or vanished, and ends it. One run is one actor with its share of the CPUs or of a GPU;
@@ -25,7 +25,7 @@ import ray
 from pydantic import BaseModel
 
 from store import CacheWriter, StoreError
-from workers import pipeline
+from workers import caching
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
 from workers.errors import Stopped, UserError, WorkerError
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage, ignore
@@ -154,9 +154,9 @@ class _InferenceActor(_Actor):
     def _infer(self, blocks: list[int]) -> dict[str, Any]:
         order = InferenceOrder.model_validate_json(self._order_json)
         if self._teacher is None:
-            self._teacher = pipeline.open_teacher(order)
+            self._teacher = caching.open_teacher(order)
         # The coordinator tells of progress, for all actors together.
-        pipeline.infer_with(self._teacher, order, blocks, ignore, self._mail.stopping.is_set)
+        caching.infer_with(self._teacher, order, blocks, ignore, self._mail.stopping.is_set)
         return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason}
 
 
@@ -175,15 +175,15 @@ class _CachesActor(_Actor):
             _Fan(order, list(blocks), emit, should_stop, actors, gpu_share).run()
 
         # The contract check runs here, on the CPU, for this actor has no share of a GPU; it is some hundred pictures.
-        plan = pipeline.plan_caches(job, folders, emit, should_stop, threads=cpus, device="cpu")
+        plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus, device="cpu")
         device: Device = "auto" if gpu_share else "cpu"
-        forwards = pipeline.build_caches(plan, folders, emit, should_stop, threads=1, device=device, infer=fan_out)
+        forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, device=device, infer=fan_out)
         emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
             "teacher_forwards": forwards,
-            "teacher_forwards_avoided": pipeline.forwards_avoided(job, plan, forwards),
-            "teacher_accuracy": pipeline.teacher_accuracy(plan, folders),
+            "teacher_forwards_avoided": caching.forwards_avoided(job, plan, forwards),
+            "teacher_accuracy": caching.teacher_accuracy(plan, folders),
         }
 
 
@@ -452,7 +452,7 @@ class Cluster:
     def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 1.0) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core without any.
 
-        The outcome's value holds ``plan`` (``pipeline.CachePlan``), ``teacher_forwards``,
+        The outcome's value holds ``plan`` (``caching.CachePlan``), ``teacher_forwards``,
         ``teacher_forwards_avoided`` and ``teacher_accuracy``.
         """
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0)

@@ -203,7 +203,7 @@ def delete_cache(context: typer.Context, key: Key) -> None:
 
 def _recompute(data_dir: Path, key: str, rows: int) -> Document:
     # torch and ONNX Runtime: seconds to load, and not installed beside a mere client.
-    from workers.pipeline import recompute_rows
+    from workers.caching import recompute_rows
 
     report = recompute_rows(data_dir, key, rows)
     return {

@@ -98,8 +98,8 @@ def engine(
     """Run the engine alone: it works on the jobs in the database until it is told to stop."""
     import structlog
 
+    from service.engine import run_engine
     from service.logs import configure_logging
-    from service.runner import run_engine
     from service.settings import Settings
 
     _export(None, None, data_dir, data_root)

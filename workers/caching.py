@@ -1,0 +1,399 @@
+"""From a job to complete caches: the data, the contract check, the specifications, the blocks; and their recheck.
+
+1. ``prepare_data``: both splits are decoded once and mapped.
+2. ``plan_caches``: the teacher is tried on a labelled slice, unless this very pairing was tried before; that settles
+   the two specifications, and so the keys.
+3. ``build_caches``: blocks that are not committed yet are inferred, in this process or wherever ``infer`` has it done.
+   A complete cache costs a verification, and no teacher is opened for it.
+
+``recompute_rows`` runs the teacher again on random rows of a cache, long after.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from store import CacheCorrupt, CacheReader, CacheSpec, CacheWriter, Catalog
+from workers import datasets
+from workers.config import (
+    DatasetSpec,
+    Folders,
+    InferenceOrder,
+    JobSpec,
+    NoAugmentation,
+    Preprocessing,
+    Spec,
+    TeacherSpec,
+    Views,
+)
+from workers.datasets import Dataset
+from workers.durable import alone, replacing
+from workers.errors import InvalidTeacher
+from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress, Log, ShouldStop, Stage
+from workers.inference import infer_blocks
+from workers.students import check_image_side
+from workers.teacher import ContractReport, Device, Teacher
+from workers.views import make_views, output_size
+
+Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
+"""Infers blocks of one cache; ``infer_here`` does it in this process, ``cluster`` on many."""
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: ShouldStop) -> tuple[Dataset, Dataset]:
+    """The (train, test) splits, decoded on the first call and mapped on every later one."""
+    emit(Stage(stage="preparing"))
+    train, test = (
+        datasets.prepare(spec, split, folders.data_root, folders.datasets, emit, should_stop)
+        for split in ("train", "test")
+    )
+    return train, test
+
+
+# ----------------------------------------------------------------------------------------------------------- caches
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def identify(teacher: TeacherSpec) -> TeacherSpec:
+    """The same teacher with its digest filled in.
+
+    Raises:
+        InvalidTeacher: the file is not there, or not the one whose digest was given.
+    """
+    if not teacher.path.is_file():
+        raise InvalidTeacher(f"teacher file {str(teacher.path)!r} does not exist: upload it again")
+    digest = file_sha256(teacher.path)
+    if teacher.sha256 not in (None, digest):
+        raise InvalidTeacher(
+            f"teacher file {str(teacher.path)!r} has SHA-256 {digest}, expected {teacher.sha256}: "
+            "it was changed after it was uploaded; upload it again"
+        )
+    return teacher.model_copy(update={"sha256": digest})
+
+
+def check_contract(
+    teacher: TeacherSpec,
+    dataset: Dataset,
+    folders: Folders,
+    emit: Emit,
+    *,
+    threads: int,
+    device: Device = "auto",
+) -> tuple[ContractReport, int]:
+    """Try the teacher on a labelled slice, once for every pairing of teacher and data.
+
+    Returns:
+        The report, and the number of forward passes that it took now: 0 when the
+        same teacher, preprocessing and data were tried before (the report is then read back).
+
+    Raises:
+        ContractViolation: they do not belong together; see ``Teacher.contract_check``.
+    """
+    identity = {
+        "teacher": teacher.model_dump(mode="json", exclude={"path"}),
+        "dataset": dataset.fingerprint,
+    }
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    record = folders.contracts / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    # A record that an older version wrote in another shape is as good as none.
+    with contextlib.suppress(FileNotFoundError, ValidationError):
+        return ContractReport.model_validate_json(record.read_text()), 0
+    session = Teacher(teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device)
+    report = session.contract_check(dataset)
+    for warning in report.warnings:
+        emit(Log(level="warning", message=warning))
+    emit(
+        ContractChecked(
+            rows=report.rows,
+            forwards=report.forwards,
+            accuracy=report.accuracy,
+            chance=report.chance,
+            output_kind=report.output_kind,
+            provider=session.provider,
+            provider_reason=session.provider_reason,
+        )
+    )
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(record, "a contract report") as file:
+        file.write(report.model_dump_json(indent=2).encode())
+    return report, report.forwards
+
+
+class CachePlan(Spec):
+    """The two caches of a job and what is known of its teacher; JSON, so that it can be kept and passed on.
+
+    Attributes:
+        contract_forwards: pictures that the contract check has run through the teacher now.
+    """
+
+    teacher: TeacherSpec
+    train_cache: CacheSpec
+    test_cache: CacheSpec
+    contract_forwards: int
+
+
+def plan_caches(
+    job: JobSpec,
+    folders: Folders,
+    emit: Emit,
+    should_stop: ShouldStop,
+    *,
+    threads: int,
+    device: Device = "auto",
+) -> CachePlan:
+    """Prepare the data, check the teacher against it, and settle both cache specifications."""
+    train, test = prepare_data(job.dataset, folders, emit, should_stop)
+    for student in job.students:
+        # Known now, and cheaper to hear now than after the inference.
+        check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
+    teacher = identify(job.teacher)
+    report, rows = check_contract(teacher, train, folders, emit, threads=threads, device=device)
+
+    def spec(dataset: Dataset, views: Views) -> CacheSpec:
+        return CacheSpec(
+            teacher_sha256=teacher.sha256,
+            teacher_output=report.output,
+            output_kind=report.output_kind,
+            dataset_fingerprint=dataset.fingerprint,
+            split=dataset.split,
+            samples=len(dataset.labels_N),
+            classes=report.classes,
+            preprocessing=teacher.preprocessing.model_dump(mode="json"),
+            augmentation=views.augmentation.model_dump(mode="json"),
+            augmentation_seed=views.seed,
+            views=views.count,
+            dtype=job.cache.dtype,
+        )
+
+    # The output's name is part of a cache's identity; from here on it is always given.
+    teacher = teacher.model_copy(update={"output": report.output})
+    plain = Views(augmentation=NoAugmentation())
+    return CachePlan(
+        teacher=teacher,
+        train_cache=spec(train, job.views),
+        test_cache=spec(test, plain),
+        contract_forwards=rows,
+    )
+
+
+def open_teacher(order: InferenceOrder) -> Teacher:
+    """The session that an order asks for."""
+    return Teacher(
+        order.teacher.path,
+        order.teacher.preprocessing,
+        order.teacher.output,
+        threads=order.threads,
+        device=order.device,
+        output_kind=order.spec.output_kind,
+    )
+
+
+def infer_with(
+    teacher: Teacher, order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop
+) -> None:
+    """Infer and commit blocks of one cache with a session that is open already."""
+    dataset = datasets.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint)
+    writer = CacheWriter(order.folders.caches, order.spec)
+    infer_blocks(teacher, dataset, writer, blocks, emit, should_stop, order.batch_size)
+
+
+def infer_here(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
+    """Infer and commit blocks in this process."""
+    infer_with(open_teacher(order), order, blocks, emit, should_stop)
+
+
+def build_caches(
+    plan: CachePlan,
+    folders: Folders,
+    emit: Emit,
+    should_stop: ShouldStop,
+    *,
+    threads: int,
+    device: Device = "auto",
+    infer: Infer = infer_here,
+) -> int:
+    """Complete both caches, the test split's first (it is small and shows mistakes early).
+
+    Returns:
+        How many rows went through the teacher, the contract check's included.
+
+    Raises:
+        Stopped, store.StoreError, WorkerError: committed blocks stay and are not inferred again.
+    """
+    emit(Stage(stage="inference"))
+    total = plan.contract_forwards
+    for spec in (plan.test_cache, plan.train_cache):
+        started = time.monotonic()
+        order = InferenceOrder(
+            folders=folders,
+            teacher=plan.teacher,
+            spec=spec,
+            threads=threads,
+            device=device,
+            batch_size=inference_batch(
+                plan.teacher, datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
+            ),
+        )
+        # A second job that wants the same cache waits here, and then finds it complete.
+        locks = folders.data_dir / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with alone(locks / spec.key, should_stop, "infers the same cache"):
+            rows = _complete(order, infer, emit, should_stop)
+        rows_total = spec.views * spec.samples
+        _verify(folders, spec)
+        emit(
+            InferenceProgress(
+                cache=spec.key,
+                split=spec.split,
+                rows_done=rows_total,
+                rows_total=rows_total,
+                rows_inferred=rows,
+                rows_per_s=None,
+                eta_s=0.0,
+            )
+        )
+        emit(
+            CacheReady(
+                cache=spec.key,
+                split=spec.split,
+                views=spec.views,
+                rows_total=rows_total,
+                rows_inferred=rows,
+                seconds=time.monotonic() - started,
+            )
+        )
+        total += rows
+    return total
+
+
+def _complete(order: InferenceOrder, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
+    """Infer what is missing of one cache; returns how many rows that was."""
+    spec = order.spec
+    provenance = {"retort": version("retort"), "device": order.device}
+    writer = CacheWriter(order.folders.caches, spec, provenance)
+    if writer.is_complete:
+        return 0
+    blocks = writer.pending_blocks()
+    infer(order, blocks, emit, should_stop)
+    writer.finish()
+    return spec.rows_in(blocks)
+
+
+def inference_batch(teacher: TeacherSpec, dataset: Dataset) -> int:
+    """Pictures per call of the teacher: 256 up to 128 x 128 pixels, fewer of larger ones, as memory grows with both."""
+    height, width = teacher.preprocessing.size or (dataset.height, dataset.width)
+    return max(1, min(256, 256 * 128 * 128 // (height * width)))
+
+
+def _verify(folders: Folders, spec: CacheSpec) -> None:
+    """Read every checksum and statistic once per job: the runs map the files and look at neither again.
+
+    Raises:
+        store.CacheCorrupt: naming what is wrong first.
+    """
+    catalog = Catalog(folders.caches)
+    report = catalog.verify(spec.key)
+    if not report.ok:
+        raise CacheCorrupt(
+            f"{report.problems[0]} ({len(report.problems)} in all): `retort cache delete {spec.key[:12]}` and "
+            "submit the job again"
+        )
+    catalog.touch(spec.key)
+
+
+def teacher_accuracy(plan: CachePlan, folders: Folders) -> float:
+    """Top-1 accuracy of the teacher on the whole test split, from its cache."""
+    logits_NC = CacheReader(folders.caches, plan.test_cache).logits(0)
+    test = datasets.open_prepared(folders.datasets, plan.test_cache.dataset_fingerprint)
+    return float((logits_NC.argmax(axis=1) == np.asarray(test.labels_N)).mean())
+
+
+def forwards_avoided(job: JobSpec, plan: CachePlan, forwards: int) -> int:
+    """Teacher forward passes that a live teacher would have needed, less those that were run.
+
+    A live teacher is run on every training picture of every epoch of every run that distils, and
+    once per run on the test split (its agreement). Plain cross-entropy needs none and counts none. Negative when the
+    cache cost more than it has saved yet: more views than epochs, or nothing but cross-entropy.
+    """
+    distilling = sum(run.method.expand().needs_teacher for run in job.runs())
+    live = distilling * (job.training.epochs * plan.train_cache.samples + plan.test_cache.samples)
+    return live - forwards
+
+
+# -------------------------------------------------------------------------------------------------------- recompute
+
+
+@dataclass(frozen=True)
+class RecomputeReport:
+    """What a teacher says today beside what the cache holds."""
+
+    rows: int
+    max_abs_difference: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.max_abs_difference <= self.allowed
+
+
+def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecomputeReport:
+    """Run the teacher again on random rows of a complete cache and compare.
+
+    Args:
+        data_dir: the service's folder, with ``caches``, ``datasets`` and ``teachers``.
+        key: of the cache.
+        rows: how many (view, sample) pairs to draw without repetition, at most all.
+
+    Returns:
+        The largest absolute difference of a logit, beside what rounding to the cache's dtype and
+        another batch size or provider explain.
+
+    Raises:
+        store.CacheNotFound, InvalidTeacher, InvalidDataset: something it was made from is gone.
+    """
+    folders = Folders(data_dir=data_dir, data_root=data_dir)
+    reader = CacheReader.from_key(folders.caches, key)
+    spec = reader.spec
+    path = folders.teachers / f"{spec.teacher_sha256}.onnx"
+    if not path.is_file():
+        raise InvalidTeacher(f"the teacher of cache {key[:12]} is gone: {path.name} is not there")
+    teacher = Teacher(
+        path,
+        Preprocessing.model_validate(spec.preprocessing),
+        spec.teacher_output,
+        threads=os.cpu_count() or 1,
+        device="auto",
+        output_kind=spec.output_kind,
+    )
+    dataset = datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
+    total = spec.views * spec.samples
+    chosen = np.random.Generator(np.random.Philox(key=seed)).choice(total, size=min(rows, total), replace=False)
+    recipe = Views.model_validate({"augmentation": spec.augmentation}).augmentation
+    worst = largest = 0.0
+    for view in np.unique(chosen // spec.samples):
+        index = np.sort(chosen[chosen // spec.samples == view] % spec.samples)
+        pictures = torch.from_numpy(dataset.images_NHWC[index])
+        fresh_BC = teacher.logits(make_views(pictures, recipe, spec.augmentation_seed, int(view), index))
+        stored_BC = reader.gather(int(view), index).astype(np.float32)
+        worst = max(worst, float(np.abs(fresh_BC - stored_BC).max()))
+        largest = max(largest, float(np.abs(fresh_BC).max()))
+    # Half a unit in the last place of float16, and 1e-4 for another order of summation.
+    unit = 2.0**-11 if spec.dtype == "float16" else 0.0
+    return RecomputeReport(len(chosen), worst, largest * (unit + 1e-4) + 1e-5)
