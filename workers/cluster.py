@@ -29,7 +29,7 @@ from workers import caching
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
 from workers.errors import Stopped, UserError, WorkerError
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage, ignore
-from workers.teacher import Device, Teacher
+from workers.teacher import Teacher
 from workers.train import train_run
 
 Numbered = tuple[int, dict[str, Any]]
@@ -174,10 +174,9 @@ class _CachesActor(_Actor):
         def fan_out(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
             _Fan(order, list(blocks), emit, should_stop, actors, gpu_share).run()
 
-        # The contract check runs here, on the CPU, for this actor has no share of a GPU; it is some hundred pictures.
-        plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus, device="cpu")
-        device: Device = "auto" if gpu_share else "cpu"
-        forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, device=device, infer=fan_out)
+        # The contract check is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
+        plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus)
+        forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, infer=fan_out)
         emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
