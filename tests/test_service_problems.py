@@ -215,7 +215,7 @@ def test_a_full_disk_is_507_whoever_noticed() -> None:
 
 def test_every_error_of_the_service_that_a_request_can_meet_has_an_entry() -> None:
     """The others end a process at its start, or never leave it."""
-    at_the_start = {errors.UnsafeBinding, errors.BadKeyFile, errors.IllegalMove}
+    at_the_start = {errors.InvalidSettings, errors.UnsafeBinding, errors.BadKeyFile, errors.IllegalMove}
     declared = {
         value
         for value in vars(errors).values()
