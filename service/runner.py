@@ -9,7 +9,6 @@ How a piece of work ends decides what comes next: what raised has *failed* and i
 *lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between.
 """
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from service.records import Records
 from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
 from workers.artifacts import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
-from workers.caching import CachePlan
+from workers.caching import CachePlan, file_sha256
 from workers.cluster import Cluster, Numbered, Outcome, Task
 from workers.config import Folders, JobSpec, RunSpec
 from workers.pipeline import order_run
@@ -79,14 +78,12 @@ def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:
     """Rows for ``Records.record_artifacts``: every file of a finished attempt, with its digest."""
     rows = []
     for path in sorted((folder / ARTIFACTS).iterdir()):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         rows.append(
             {
                 "name": path.name,
                 "path": path.relative_to(data_dir).as_posix(),
                 "size_bytes": path.stat().st_size,
-                "sha256": digest,
+                "sha256": file_sha256(path),
                 "media_type": MEDIA_TYPES[path.name],
             }
         )

@@ -9,11 +9,12 @@ sizes are (height, width) in pixels.
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from store import CacheSpec
-from workers.errors import InvalidJob, UnknownName
+from workers.errors import InvalidJob
 from workers.methods import MethodChoice
+from workers.parts import Config
 from workers.students.catalog import check_student
 
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -28,19 +29,12 @@ RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 RUNS_MAX = 1000
 
 
-class Spec(BaseModel):
+class Spec(Config):
     """Base of every description: frozen, unknown keys refused by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, data: object) -> object:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    raise UnknownName(f"field of {cls.__name__}", str(key), cls.model_fields)
-        return data
+    def _kind_of_key(cls) -> str:
+        return f"field of {cls.__name__}"
 
 
 # ----------------------------------------------------------------------------------------- teacher

@@ -33,16 +33,16 @@ class Config(BaseModel):
         if isinstance(data, Mapping):
             for key in data:
                 if key not in cls.model_fields:
-                    raise UnknownName(f"parameter of {cls._noun()}", str(key), cls.model_fields)
+                    raise UnknownName(cls._kind_of_key(), str(key), cls.model_fields)
         return data
 
     @classmethod
-    def _noun(cls) -> str:
-        """What a message calls this class: the value of its ``kind`` or ``preset``, else its name."""
+    def _kind_of_key(cls) -> str:
+        """What a message calls a key of this class, after its ``kind`` or ``preset``, else after its name."""
         for tag in ("preset", "kind"):
             if tag in cls.model_fields:
-                return repr(cls.model_fields[tag].default)
-        return cls.__name__.lower()
+                return f"parameter of {cls.model_fields[tag].default!r}"
+        return f"parameter of {cls.__name__.lower()}"
 
 
 class Part(Config):
