@@ -1,16 +1,69 @@
-"""Inputs that the tests of methods share: ordinary logits, and those that real training meets at
-its edges.
-"""
+"""What the tests of methods share: policies and losses, ordinary logits, and those that training meets at its edges."""
 
 from collections.abc import Callable, Mapping
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from workers.composition import Method
+from workers.composition import Method, Term
+from workers.live import row_statistics
+from workers.loss_configs import LOSS_CLASSES, Loss
 from workers.methods import parse_method
-from workers.objective import Objective, objective
-from workers.temperature import row_statistics
+from workers.objective import Objective, View, objective
+from workers.policy_configs import (
+    Annealed,
+    Asymmetric,
+    Dtkd,
+    Expression,
+    Fixed,
+    Learned,
+    MaxLogit,
+    Normkd,
+    Policy,
+    Standardize,
+)
+
+POLICIES: dict[str, Policy] = {
+    "fixed": Fixed(),
+    "dtkd": Dtkd(),
+    "dtkd_sharpness": Dtkd(statistic="sharpness"),
+    "normkd": Normkd(),
+    "standardize": Standardize(),
+    "max_logit": MaxLogit(),
+    "max_logit_teacher": MaxLogit(form="teacher_only"),
+    "annealed": Annealed(),
+    "asymmetric": Asymmetric(),
+    "asymmetric_label": Asymmetric(label_temperature=4.0),
+    "learned": Learned(),
+    "learned_standardized": Learned(standardize=True),
+    "expression": Expression(temperature="clip(abs(max - mean) / log(classes), 1, 16)"),
+    "expression_apart": Expression(
+        student="clip(student_std, 0.5, 9)", teacher="clip(abs(student_max - min) / 4, 0.5, 9)", weight="4"
+    ),
+}
+"""Every policy in every form."""
+
+LOSSES: dict[str, Loss] = {kind: cls() for kind, cls in LOSS_CLASSES.items()}
+
+
+def alone(policy: Policy, loss: Loss) -> Method:
+    """One term and no cross-entropy."""
+    return Method(name="probe", ce_weight=0.0, terms=(Term(policy=policy, loss=loss),))
+
+
+def _defined(policy: Policy, loss: Loss) -> bool:
+    try:
+        Term(policy=policy, loss=loss)
+    except ValidationError:
+        return False
+    return True
+
+
+ALL_PAIRS = {(policy, loss): _defined(POLICIES[policy], LOSSES[loss]) for policy in POLICIES for loss in LOSSES}
+"""Whether each policy goes with each loss, by their names above."""
+
+PAIRS = [pair for pair, defined in ALL_PAIRS.items() if defined]
 
 Logits = tuple[Tensor, Tensor, Tensor]
 """Student logits [B, C], teacher logits [B, C], labels [B]."""
@@ -172,16 +225,24 @@ EDGES: dict[str, Callable[[], Logits]] = {
 def evaluate(
     method: Method | str | Mapping[str, object], logits: Logits, epoch: int = 1000
 ) -> tuple[Objective, Tensor]:
-    """The objective and its gradient [B, C], with the teacher's statistics taken from its logits."""
+    """The objective and its gradient [B, C], with the teacher's statistics taken from its logits.
+
+    The second view of a method that has two is the first with its rows turned round.
+    """
     student_BC, teacher_BC, labels_B = logits
     student_BC = student_BC.detach().clone().requires_grad_()
+    method = method if isinstance(method, Method) else parse_method(method).expand()
+    turned_BC = teacher_BC.flip(0)
     result = objective(
-        method if isinstance(method, Method) else parse_method(method).expand(),
+        method,
         student_BC,
         labels_B,
         epoch=epoch,
+        epochs=2000,
         teacher_logits_BC=teacher_BC,
         teacher_statistics=row_statistics(teacher_BC),
+        second=View(student_BC.detach().flip(0), turned_BC, row_statistics(turned_BC)),
+        learned={name: torch.tensor(theta) for name, theta in method.learned.items()},
     )
     (gradient_BC,) = torch.autograd.grad(result.total, student_BC)
     return result, gradient_BC

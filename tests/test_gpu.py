@@ -9,10 +9,10 @@ import torch
 from tests.digits import SMALL, Digits
 from workers.events import ignore, never
 from workers.feed import TrainingFeed
+from workers.live import row_statistics
 from workers.methods import PRESETS, parse_method
-from workers.objective import objective
+from workers.objective import View, objective
 from workers.teacher import Teacher
-from workers.temperature import row_statistics
 from workers.train import train_run
 
 pytestmark = [
@@ -31,21 +31,22 @@ def test_the_teacher_runs_on_cuda_and_says_what_it_says_on_the_cpu(digits: Digit
 
 def test_resident_batches_are_the_mapped_ones(digits: Digits) -> None:
     feeds = [
-        TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, seed=3, device=torch.device(device))
+        TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, 3, torch.device(device), views_per_step=2)
         for device in ("cpu", "cuda")
     ]
     for epoch in (0, 1):
         for here, there in zip(*(feed.epoch(epoch) for feed in feeds), strict=True):
-            assert there.images.is_cuda
-            assert torch.equal(here.images, there.images.cpu())
             assert torch.equal(here.labels, there.labels.cpu())
-            assert here.teacher_logits is not None
-            assert there.teacher_logits is not None
-            assert torch.equal(here.teacher_logits, there.teacher_logits.cpu())
-            assert here.teacher_statistics is not None
-            assert there.teacher_statistics is not None
-            for name, values in here.teacher_statistics.items():
-                assert torch.equal(values, there.teacher_statistics[name].cpu())
+            for near, far in zip(here.views, there.views, strict=True):
+                assert far.images.is_cuda
+                assert torch.equal(near.images, far.images.cpu())
+                assert near.teacher_logits is not None
+                assert far.teacher_logits is not None
+                assert torch.equal(near.teacher_logits, far.teacher_logits.cpu())
+                assert near.teacher_statistics is not None
+                assert far.teacher_statistics is not None
+                for name, values in near.teacher_statistics.items():
+                    assert torch.equal(values, far.teacher_statistics[name].cpu())
 
 
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"custom"}))
@@ -57,13 +58,16 @@ def test_a_methods_loss_and_gradient_are_those_of_the_cpu(preset: str) -> None:
     for device in ("cpu", "cuda"):
         z = student.to(device).requires_grad_()
         cached = teacher.to(device)
+        method = parse_method(preset).expand()
         outcome = objective(
-            parse_method(preset).expand(),
+            method,
             z,
             labels.to(device),
             epoch=1000,
             teacher_logits_BC=cached,
             teacher_statistics=row_statistics(cached),
+            second=View(z.flip(0), cached.flip(0), row_statistics(cached.flip(0))),
+            learned={name: torch.tensor(theta, device=device) for name, theta in method.learned.items()},
         )
         torch.autograd.backward(outcome.total)
         assert z.grad is not None

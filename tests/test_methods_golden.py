@@ -10,7 +10,7 @@ import torch
 
 from tests.golden.__main__ import main
 from tests.golden.check import HERE, Case, check, gradient_differences, load, number, relative, run
-from tests.golden.recipes import RECIPES
+from tests.golden.recipes import NOT_TARGETS, RECIPES
 
 CASES = {case.name: case for case in load(HERE)}
 
@@ -28,10 +28,10 @@ def test_float64_equals_the_authors_code(name: str, case: Case) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_float32_is_as_close_as_float32_can_be(name: str, case: Case) -> None:
     reference = case.results[name]
-    result, gradient_BC = run(RECIPES[name], case, torch.float32)
-    assert result.total.dtype == torch.float32
-    assert relative(result.total.item(), number(reference["total"])) < 1e-5
-    differences = gradient_differences(reference, gradient_BC)
+    ours = run(RECIPES[name], case, torch.float32)
+    assert ours.result.total.dtype == torch.float32
+    assert relative(ours.result.total.item(), number(reference["total"])) < 1e-5
+    differences = gradient_differences(reference, ours)
     assert differences is not None
     assert max(differences.values()) < 1e-4
 
@@ -76,10 +76,43 @@ def test_the_checker_names_what_it_cannot_check(tmp_path: Path, capsys: pytest.C
     document = _copy(tmp_path)
     document["cases"]["s0_C10"]["results"]["of_tomorrow"] = {"total": 1.0}
     (tmp_path / "golden.json").write_text(json.dumps(document))
-    assert main([str(tmp_path)]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("not implemented: ")
-    assert last.endswith("of_tomorrow")
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "not implemented: of_tomorrow"
+
+
+def test_every_id_is_a_target_but_one_that_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    ids = set(json.loads((HERE / "golden.json").read_text())["methods"])
+    assert ids == set(RECIPES) | set(NOT_TARGETS)
+    assert set(NOT_TARGETS) == {"lud_transcription"}
+    assert main([str(HERE)]) == 0
+    assert "lud_transcription    not a target" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("mlld", "grad_view2_norm", 0.68420254),
+        ("mlld", "grad_view2_first5", [0.0, -0.0138816700, 0.0589750364, 0.0542222629, -0.0077812657]),
+        ("ctkd_epoch3", "grad_theta_after_reversal", 0.007261722490801699),
+    ],
+)
+def test_the_checker_sees_a_wrong_second_view_and_a_gradient_that_is_not_reversed(
+    name: str, field: str, value: object, tmp_path: Path
+) -> None:
+    document = _copy(tmp_path)
+    document["cases"]["s0_C10"]["results"] = {name: document["cases"]["s0_C10"]["results"][name] | {field: value}}
+    (tmp_path / "golden.json").write_text(json.dumps(document))
+    assert main([str(tmp_path)]) == 1
+
+
+def test_the_checker_refuses_numbers_of_other_hyperparameters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = _copy(tmp_path)
+    document["methods"]["kd"]["hyperparameters"]["T"] = 2
+    (tmp_path / "golden.json").write_text(json.dumps(document))
+    assert main([str(tmp_path)]) == 1
+    assert "its hyper-parameters are {'T': 2, 'ce': 0.1, 'kd': 0.9}, the recipe's {'T': 4" in capsys.readouterr().out
 
 
 def test_a_reference_that_is_not_a_number_is_met_with_a_finite_loss(

@@ -10,8 +10,8 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from tests.method_inputs import EDGES, Logits, evaluate, ordinary
 from workers import ranks
 from workers.composition import Method, Term
+from workers.loss_configs import Lud
 from workers.methods import parse_method
-from workers.parts import Lud
 from workers.ranks import average_ranks, correlation, soft_ranks, spearman
 
 Array = npt.NDArray[np.float64]

@@ -78,20 +78,22 @@ def test_the_exported_student_can_be_a_teacher(digits: Digits, tmp_path: Path) -
     assert result["onnx_max_abs_difference"] < 1e-3
 
 
-def test_a_run_that_vanishes_resumes_to_the_same_bits(digits: Digits, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["dtkd", "ctkd", "mlld"])
+def test_a_run_that_vanishes_resumes_to_the_same_bits(method: str, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 4})
-    quiet = digits.order("dtkd", tmp_path / "quiet", training)
-    train_run(quiet, ignore, never)
+    quiet = digits.order(method, tmp_path / "quiet", training)
+    undisturbed = train_run(quiet, ignore, never)
 
     emit, should_stop = stop_after(2)
-    first = digits.order("dtkd", tmp_path / "a1", training)
+    first = digits.order(method, tmp_path / "a1", training)
     with pytest.raises(Stopped, match="epoch 3"):
         train_run(first, emit, should_stop)
     assert not (tmp_path / "a1/artifacts").exists()
-    second = digits.order("dtkd", tmp_path / "a2", training, earlier=(tmp_path / "a1",))
+    second = digits.order(method, tmp_path / "a2", training, earlier=(tmp_path / "a1",))
     events: list[object] = []
-    train_run(second.model_copy(update={"told_epoch": 2}), events.append, never)
+    resumed_result = train_run(second.model_copy(update={"told_epoch": 2}), events.append, never)
 
+    assert resumed_result["last"]["teacher_temperature_mean"] == undisturbed["last"]["teacher_temperature_mean"]
     assert [e.epoch for e in events if isinstance(e, Epoch)] == [3, 4]
     expected, resumed = weights(tmp_path / "quiet"), weights(tmp_path / "a2")
     assert expected.keys() == resumed.keys()
@@ -142,7 +144,30 @@ def test_an_epoch_that_nobody_was_told_of_is_told_on_resuming(digits: Digits, tm
     assert [e.epoch for e in events if isinstance(e, Epoch)] == [2, 3]
 
 
+def test_a_learned_temperature_works_against_the_student(digits: Digits, tmp_path: Path) -> None:
+    """Its gradient is reversed: it moves to where the loss is larger; without strength it only decays."""
+    temperatures = {}
+    for name, strength in (("against", 1.0), ("decay", 0.0)):
+        method = {"preset": "ctkd", "strength": strength, "reversal_epochs": 1}
+        events: list[object] = []
+        train_run(digits.order(method, tmp_path / name), events.append, never)
+        temperatures[name] = [e.metrics["student_temperature_mean"] for e in events if isinstance(e, Epoch)]
+    assert temperatures["decay"][0] == pytest.approx(15.62, abs=0.05)
+    assert abs(temperatures["against"][1] - temperatures["decay"][1]) > 0.05
+
+
 # ------------------------------------------------------------------------------------------ stopping
+
+
+def test_an_expression_that_fails_names_the_sample_of_the_split(digits: Digits, tmp_path: Path) -> None:
+    """Only one picture has the largest maximum, so the row that is named can be known beforehand."""
+    tops_N = digits.train_reader().statistics(0)["max"]
+    row = int(tops_N.argmax())
+    limit = float((np.sort(tops_N)[-1] + np.sort(tops_N)[-2]) / 2)
+    policy = {"kind": "expression", "temperature": f"where(max > {limit}, 0, 4)"}
+    method = {"preset": "custom", "terms": [{"policy": policy}]}
+    with pytest.raises(NotFinite, match=rf"epoch 1, step \d+, .*\(sample {row} of the training split\)"):
+        train_run(digits.order(method, tmp_path), ignore, never)
 
 
 def test_a_loss_that_explodes_stops_before_the_update(digits: Digits, tmp_path: Path) -> None:
@@ -230,14 +255,28 @@ def test_an_epochs_order_is_a_permutation_that_depends_on_seed_and_epoch_alone()
     assert not np.array_equal(epoch_order(100, 3, 7), epoch_order(100, 4, 7))
 
 
-def test_a_batch_holds_the_view_the_teacher_saw(digits: Digits) -> None:
+@pytest.mark.parametrize("views_per_step", [1, 2])
+def test_a_batch_holds_the_views_the_teacher_saw(views_per_step: int, digits: Digits) -> None:
     """Every row's cached logits are what the teacher says of exactly the picture that the student gets."""
-    feed = TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, seed=5, device=torch.device("cpu"))
+    feed = TrainingFeed(
+        digits.train, digits.views, digits.train_reader(), 64, 5, torch.device("cpu"), views_per_step=views_per_step
+    )
     for epoch in (0, 1, 2):
         batch = next(iter(feed.epoch(epoch)))
-        assert batch.teacher_logits is not None
-        live = digits.teacher().logits(batch.images)
-        np.testing.assert_allclose(batch.teacher_logits.numpy(), live, atol=0.02, rtol=2e-3)
+        np.testing.assert_array_equal(batch.labels, digits.train.labels_N[batch.rows])
+        assert len(batch.views) == views_per_step
+        for seen in batch.views:
+            assert seen.teacher_logits is not None
+            live = digits.teacher().logits(seen.images)
+            np.testing.assert_allclose(seen.teacher_logits.numpy(), live, atol=0.02, rtol=2e-3)
+
+
+def test_the_second_view_is_another_one_and_comes_first_in_the_next_epoch(digits: Digits) -> None:
+    feed = TrainingFeed(digits.train, digits.views, None, 4096, 5, torch.device("cpu"), views_per_step=2)
+    (now,), (later,) = feed.epoch(0), feed.epoch(1)
+    first, second = (seen.images[now.rows.argsort()] for seen in now.views)
+    assert not torch.equal(first, second)
+    assert torch.equal(later.views[0].images[later.rows.argsort()], second)
 
 
 def test_a_last_batch_of_one_is_left_out(digits: Digits) -> None:

@@ -328,13 +328,14 @@ def teacher_accuracy(plan: CachePlan, folders: Folders) -> float:
 def forwards_avoided(job: JobSpec, plan: CachePlan, forwards: int) -> int:
     """Teacher forward passes that a live teacher would have needed, less those that were run.
 
-    A live teacher is run on every training picture of every epoch of every run that distils, and
-    once per run on the test split (its agreement). Plain cross-entropy needs none and counts none. Negative when the
-    cache cost more than it has saved yet: more views than epochs, or nothing but cross-entropy.
+    A live teacher is run on every training picture of every epoch of every run that distils (on two views of it, if
+    the method compares two), and once per run on the test split (its agreement). Plain cross-entropy needs none and
+    counts none. Negative when the cache cost more than it has saved yet: more views than epochs, or nothing but
+    cross-entropy.
     """
-    distilling = sum(run.method.expand().needs_teacher for run in job.runs())
-    live = distilling * (job.training.epochs * plan.train_cache.samples + plan.test_cache.samples)
-    return live - forwards
+    distilling = [method for method in (run.method.expand() for run in job.runs()) if method.needs_teacher]
+    passes = sum(job.training.epochs * method.views * plan.train_cache.samples for method in distilling)
+    return passes + len(distilling) * plan.test_cache.samples - forwards
 
 
 # -------------------------------------------------------------------------------------------------------- recompute

@@ -7,55 +7,23 @@ combinations are in ``presets.py``.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from workers.errors import InvalidMethod, UnknownName
-from workers.parts import (
-    Annealed,
-    Asymmetric,
-    Bild,
-    Config,
-    Count,
-    CrossEntropy,
-    Dist,
-    Dkd,
-    Dtkd,
-    Fixed,
-    Kl,
-    Loss,
-    Lud,
-    MaxLogit,
-    Mlkd,
-    Mse,
-    Nkd,
-    Normkd,
-    Part,
-    Policy,
-    Rld,
-    Standardize,
-    Weight,
-    Wsld,
-    Wttm,
-)
+from workers.loss_configs import LOSS_CLASSES, Kl, Loss
+from workers.parts import Config, Count, Part, Weight
+from workers.policy_configs import POLICY_CLASSES, Fixed, Learned, Policy
 
 Epochs = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
-def kinds(classes: tuple[type[Part], ...]) -> dict[str, type[Part]]:
-    """Each class by the value of its ``kind``."""
-    return {cls.model_fields["kind"].default: cls for cls in classes}
-
-
-POLICY_CLASSES: tuple[type[Policy], ...] = (Fixed, Dtkd, Normkd, Standardize, MaxLogit, Annealed, Asymmetric)
-LOSS_CLASSES: tuple[type[Loss], ...] = (Kl, CrossEntropy, Dkd, Rld, Nkd, Wsld, Dist, Wttm, Bild, Mlkd, Mse, Lud)
-
-
-def _known_kind(noun: str, classes: tuple[type[Part], ...]) -> BeforeValidator:
+def _known_kind(noun: str, known: Mapping[str, type[Part]]) -> BeforeValidator:
     """Accept a bare name for a mapping with only a ``kind``; refuse an unknown one with the nearest."""
-    known = kinds(classes)
 
     def check(value: object) -> object:
         value = {"kind": value} if isinstance(value, str) else value
@@ -69,16 +37,19 @@ def _known_kind(noun: str, classes: tuple[type[Part], ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-PolicyConfig = Annotated[
-    Fixed | Dtkd | Normkd | Standardize | MaxLogit | Annealed | Asymmetric,
-    Field(discriminator="kind"),
-    _known_kind("temperature policy", POLICY_CLASSES),
-]
-LossConfig = Annotated[
-    Kl | CrossEntropy | Dkd | Rld | Nkd | Wsld | Dist | Wttm | Bild | Mlkd | Mse | Lud,
-    Field(discriminator="kind"),
-    _known_kind("loss", LOSS_CLASSES),
-]
+if TYPE_CHECKING:
+    PolicyConfig = Policy
+    LossConfig = Loss
+else:
+    # Unions of every class there is, so that a new one is written down once.
+    PolicyConfig = Annotated[
+        reduce(or_, POLICY_CLASSES.values()),
+        Field(discriminator="kind"),
+        _known_kind("temperature policy", POLICY_CLASSES),
+    ]
+    LossConfig = Annotated[
+        reduce(or_, LOSS_CLASSES.values()), Field(discriminator="kind"), _known_kind("loss", LOSS_CLASSES)
+    ]
 
 
 class Term(Config):
@@ -86,27 +57,41 @@ class Term(Config):
 
     Attributes:
         name: what metrics call it; None takes the names of the loss's parts.
+        view: which of a step's two views of each sample it compares; 2 makes the method train on both.
     """
 
     policy: PolicyConfig = Fixed()
     loss: LossConfig = Kl()
     weight: Weight = 1.0
     name: TermName | None = None
+    view: Literal[1, 2] = 1
 
     @model_validator(mode="after")
     def _defined(self) -> Self:
-        own = isinstance(self.policy, Asymmetric) and self.policy.label_temperature is not None
-        if self.loss.one_temperature and own:
-            raise InvalidMethod(
-                f"loss {self.loss.kind!r} takes a power of the teacher's probabilities, which needs one temperature "
-                "per sample; policy 'asymmetric' gives the label its own: set its label_temperature to null"
+        policy, loss = self.policy, self.loss
+        if loss.one_temperature and policy.gives_label_its_own:
+            reason = (
+                "takes a power of the teacher's probabilities, which needs one temperature per sample, and the policy "
+                "gives the label its own: set its label_temperature to null"
             )
-        return self
+        elif policy.z_scores and not loss.shift_invariant:
+            reason = (
+                "compares the logits themselves, and the policy's z-scores are temperatures only where a shift of the "
+                "logits changes nothing, as under softmax: take a policy that scales raw logits"
+            )
+        elif isinstance(policy, Learned) and loss.own_temperature:
+            reason = (
+                "sets the temperature of its divergence itself, so that nothing would teach the policy's: "
+                "take a policy that is not learned"
+            )
+        else:
+            return self
+        raise InvalidMethod(f"loss {loss.kind!r} is not defined with policy {policy.kind!r}: it {reason}")
 
     @property
     def part_names(self) -> tuple[str, ...]:
         """What metrics call the loss's parts: the term's name if there is one part, else both names."""
-        parts = self.loss.parts
+        parts = self.loss.active_parts
         if self.name is None:
             return parts
         return (self.name,) if len(parts) == 1 else tuple(f"{self.name}_{part}" for part in parts)
@@ -114,6 +99,8 @@ class Term(Config):
 
 class Method(Config):
     """``ce_weight`` x cross-entropy of the raw student logits at T=1, plus the warmed-up terms.
+
+    With two views the cross-entropy is the sum over both.
 
     Attributes:
         name: for messages and metrics.
@@ -155,7 +142,18 @@ class Method(Config):
     @property
     def statistics(self) -> tuple[str, ...]:
         """Names of the cached teacher statistics that the policies read, sorted."""
-        return tuple(sorted({name for term in self.terms for name in term.policy.statistics}))
+        return tuple(sorted({name for term in self.terms for name in term.policy.reads}))
+
+    @property
+    def views(self) -> int:
+        """How many views of each sample a step trains on: 1 or 2."""
+        return max((term.view for term in self.terms), default=1)
+
+    @property
+    def learned(self) -> dict[str, float]:
+        """Initial value of every learned temperature's theta, by its term's place in ``terms``."""
+        policies = {str(place): term.policy for place, term in enumerate(self.terms)}
+        return {place: policy.theta for place, policy in policies.items() if isinstance(policy, Learned)}
 
     def factors(self, epoch: int) -> tuple[float, float]:
         """Scales of the cross-entropy and of the terms in an epoch (counted from 1), phases and warm-up included.

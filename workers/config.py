@@ -330,6 +330,16 @@ class Plan(Spec):
                     raise ValueError(f"{field} names {value!r} twice; every run of a job must be different")
         return self
 
+    @model_validator(mode="after")
+    def _enough_views(self) -> Self:
+        for method in self.methods:
+            if method.expand().views > self.views.count:
+                raise InvalidJob(
+                    f"method {method.label!r} compares two views of each sample, and views.count is "
+                    f"{self.views.count}: use 2 or more, with the recipe crop_flip or resized_crop"
+                )
+        return self
+
     def runs(self) -> tuple[RunSpec, ...]:
         """Every run, students slowest and seeds fastest."""
         combinations = [(s, m, seed) for s in self.students for m in self.methods for seed in self.seeds]

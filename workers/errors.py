@@ -51,7 +51,15 @@ class ContractViolation(UserError, ValueError):
 
 
 class NotFinite(UserError, ArithmeticError):
-    """A loss, gradient or logit is NaN or infinite; the update was not made."""
+    """A loss, gradient, temperature or logit is NaN, infinite or out of its domain; the update was not made.
+
+    Attributes:
+        sample: the culprit's place in the batch, where one is known.
+    """
+
+    def __init__(self, message: str, sample: int | None = None) -> None:
+        self.sample = sample
+        super().__init__(message)
 
 
 class UnknownName(UserError, LookupError):

@@ -70,7 +70,8 @@ def evaluate(
     """
     sums = _Sums(device)
     for batch in feed.batches():
-        sums.add(forward(batch.images).float(), batch.labels, batch.teacher_logits)
+        (seen,) = batch.views
+        sums.add(forward(seen.images).float(), batch.labels, seen.teacher_logits)
     correct, in_top5, nll, agreement, kl = (sums.scalars / max(sums.rows, 1)).tolist()
     with_teacher = feed.has_teacher
     return {

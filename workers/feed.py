@@ -27,20 +27,33 @@ _RESIDENT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch on the training device.
+class Seen:
+    """What both networks see of one view of a batch, on the training device.
 
     Attributes:
         images: uint8 [B, H, W, K], augmented.
-        labels: int64 [B].
         teacher_logits: [B, C] in the cache's dtype, or None when the method needs no teacher.
         teacher_statistics: float32 [B] each, by name, or None likewise.
     """
 
     images: Tensor
-    labels: Tensor
     teacher_logits: Tensor | None
     teacher_statistics: Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch.
+
+    Attributes:
+        rows: which samples of the split these are, int64 [B], on the host.
+        labels: int64 [B], on the training device.
+        views: one view of them, or two for a method that compares two.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    views: tuple[Seen, ...]
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -120,12 +133,13 @@ class TrainingFeed:
 
     Args:
         dataset: the training split.
-        plan: which views there are; epoch e (from 0) uses view ``e mod plan.count``.
+        plan: which views there are; epoch e (from 0) uses view ``e mod plan.count``, and the next one as the second.
         reader: the teacher's cache over the same views, or None for plain cross-entropy.
         batch_size: rows of a batch; a last batch of one row is left out, because batch
             normalisation cannot train on it.
         seed: of the order.
         device: where batches are wanted.
+        views_per_step: 1 or 2.
     """
 
     def __init__(
@@ -136,10 +150,11 @@ class TrainingFeed:
         batch_size: int,
         seed: int,
         device: torch.device,
+        views_per_step: int = 1,
     ) -> None:
         self._pictures = _Pictures(dataset, device)
         self._plan = plan
-        self._teacher = None if reader is None else _TeacherRows(reader, device)
+        self._teachers = [None if reader is None else _TeacherRows(reader, device) for _ in range(views_per_step)]
         self._batch_size = batch_size
         self._seed = seed
         self.samples = len(dataset.labels_N)
@@ -148,24 +163,28 @@ class TrainingFeed:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of epoch ``epoch`` (from 0)."""
-        dataset = self._pictures.dataset
-        view = epoch % self._plan.count
-        recipe: Augmentation = self._plan.augmentation
+        dataset, plan = self._pictures.dataset, self._plan
+        recipe: Augmentation = plan.augmentation
         order_N = epoch_order(self.samples, self._seed, epoch)
-        parameters = views.draw(recipe, self._plan.seed, view, order_N, dataset.height, dataset.width)
-        if self._teacher is not None:
-            self._teacher.begin(view, order_N)
+        parameters = []
+        for place, teacher in enumerate(self._teachers):
+            view = (epoch + place) % plan.count
+            parameters.append(views.draw(recipe, plan.seed, view, order_N, dataset.height, dataset.width))
+            if teacher is not None:
+                teacher.begin(view, order_N)
         rows_N = torch.from_numpy(order_N)
         for start in range(0, self.steps * self._batch_size, self._batch_size):
             part = slice(start, min(start + self._batch_size, self.samples))
-            images, labels = self._pictures.take(rows_N[part])
-            if not isinstance(recipe, NoAugmentation):
-                images = views.apply(images, recipe, parameters[part])
-            if self._teacher is None:
-                yield Batch(images, labels, None, None)
-            else:
-                logits, statistics = self._teacher.take(part.start, part.stop)
-                yield Batch(images, labels, logits, statistics)
+            plain, labels = self._pictures.take(rows_N[part])
+            seen = []
+            for drawn, teacher in zip(parameters, self._teachers, strict=True):
+                images = plain if isinstance(recipe, NoAugmentation) else views.apply(plain, recipe, drawn[part])
+                seen.append(Seen(images, *_take(teacher, part.start, part.stop)))
+            yield Batch(rows_N[part], labels, tuple(seen))
+
+
+def _take(teacher: _TeacherRows | None, start: int, stop: int) -> tuple[Tensor | None, dict[str, Tensor] | None]:
+    return (None, None) if teacher is None else teacher.take(start, stop)
 
 
 class EvaluationFeed:
@@ -194,11 +213,7 @@ class EvaluationFeed:
             images, labels = self._pictures.take(rows)
             if (images.shape[1], images.shape[2]) != self._size:
                 images = views.resize(images, *self._size)
-            if self._teacher is None:
-                yield Batch(images, labels, None, None)
-            else:
-                logits, statistics = self._teacher.take(start, start + len(rows))
-                yield Batch(images, labels, logits, statistics)
+            yield Batch(rows, labels, (Seen(images, *_take(self._teacher, start, start + len(rows))),))
 
 
 def student_preprocessing(dataset: Dataset, size: tuple[int, int]) -> Preprocessing:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.parts import Bild, CrossEntropy, Dist, Dkd, Kl, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
+from workers.loss_configs import Bild, CrossEntropy, Dist, Dkd, Kl, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
 from workers.ranks import average_ranks, correlation, soft_ranks, spearman
 from workers.softmax import (
     binary_divergence,
@@ -188,10 +188,12 @@ def mlkd(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures
     log_p_BC, log_q_BC = _log_softmaxes(z_s_BC, z_t_BC, temperatures)
     p_BC, q_BC = log_p_BC.exp(), log_q_BC.exp()
     samples, classes = _fractions(z_t_BC.softmax(dim=1))
-    kd_B = samples * temperatures.weight.squeeze(1) * divergence(log_p_BC, log_q_BC)
-    cc = classes * (p_BC.t() @ p_BC - q_BC.t() @ q_BC).square().sum() / p_BC.shape[1]
-    bc = samples * (p_BC @ p_BC.t() - q_BC @ q_BC.t()).square().sum() / p_BC.shape[0]
-    return LossResult({"kd": Part(config.kd, kd_B), "cc": Part(config.cc, cc), "bc": Part(config.bc, bc)})
+    parts: dict[str, Callable[[], Tensor]] = {
+        "kd": lambda: samples * temperatures.weight.squeeze(1) * divergence(log_p_BC, log_q_BC),
+        "cc": lambda: classes * (p_BC.t() @ p_BC - q_BC.t() @ q_BC).square().sum() / p_BC.shape[1],
+        "bc": lambda: samples * (p_BC @ p_BC.t() - q_BC @ q_BC.t()).square().sum() / p_BC.shape[0],
+    }
+    return LossResult({name: Part(getattr(config, name), parts[name]()) for name in config.active_parts})
 
 
 def _fractions(p_BC: Tensor) -> tuple[Tensor, Tensor]:

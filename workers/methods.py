@@ -6,23 +6,26 @@ To add a method:
 
 1. its mathematics, one function: a policy in ``temperature.py`` or a loss in ``losses.py``;
 2. one entry in the dict literal under those functions (``POLICIES`` or ``LOSSES``);
-3. one config class in ``parts.py``, named in its union in ``composition.py``. From here on it can be posted inside
-   ``custom``;
-4. if a paper gave it a name, one preset class in ``presets.py``, named in ``PresetUnion``; ``tests/golden`` proves it.
+3. one config class in ``policy_configs.py`` or ``loss_configs.py``, whose ``kind`` is that entry's key. From here on it
+   can be posted inside ``custom``, is documented by ``GET /v1/methods``, and a policy can be previewed;
+4. if a paper gave it a name, one preset class in ``presets.py``; ``tests/golden`` proves it.
+
+A temperature that only needs arithmetic over the statistics needs none of this: post an ``expression`` policy.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from workers.composition import LOSS_CLASSES, POLICY_CLASSES
+from workers.combinations import PRESETS
 from workers.errors import InvalidMethod, UnknownName
-from workers.parts import Loss, Policy
-from workers.presets import Family, Preset, PresetUnion
-
-PRESETS: dict[str, type[Preset]] = {cls.id(): cls for cls in get_args(PresetUnion)}
-
+from workers.loss_configs import LOSS_CLASSES
+from workers.parts import Part
+from workers.policy_configs import POLICY_CLASSES
+from workers.presets import Family, Preset
 
 # ----------------------------------------------------------------------------------------------------------- parsing
 
@@ -63,12 +66,15 @@ def _explain(name: str, error: ValidationError) -> str:
     return f"method {name!r}: " + "; ".join(sentences)
 
 
-MethodChoice = Annotated[
-    PresetUnion,
-    Field(discriminator="preset"),
-    BeforeValidator(parse_method, json_schema_input_type=PresetUnion | Literal[tuple(PRESETS)]),
-]
-"""The type of a method field in a larger model; reads what ``parse_method`` reads."""
+if TYPE_CHECKING:
+    MethodChoice = Preset
+else:
+    MethodChoice = Annotated[
+        reduce(or_, PRESETS.values()),
+        Field(discriminator="preset"),
+        BeforeValidator(parse_method, json_schema_input_type=reduce(or_, (*PRESETS.values(), Literal[tuple(PRESETS)]))),
+    ]
+    """The type of a method field in a larger model; reads what ``parse_method`` reads."""
 
 
 # ----------------------------------------------------------------------------------------------------- documentation
@@ -95,14 +101,24 @@ def _describe_preset(cls: type[Preset]) -> dict[str, Any]:
             "teacher": method.needs_teacher,
             "labels": method.needs_labels,
             "statistics": list(method.statistics),
+            "views": method.views,
+            "whole_batch": any(term.loss.needs_batch for term in method.terms),
+            "learned": bool(method.learned),
         },
         "json_schema": cls.model_json_schema(),
     }
 
 
 def describe_policies() -> list[dict[str, Any]]:
-    """Every temperature policy that a ``custom`` method can use, with the cached statistics it reads."""
-    return [{**_describe_part(cls), "statistics": list(cls.statistics)} for cls in POLICY_CLASSES]
+    """Every temperature policy that a ``custom`` method can use, with the statistics it reads of both networks."""
+    return [
+        {
+            **_describe_part(cls),
+            "statistics": list(cls.statistics),
+            "student_statistics": list(cls.student_statistics),
+        }
+        for cls in POLICY_CLASSES.values()
+    ]
 
 
 def describe_losses() -> list[dict[str, Any]]:
@@ -114,17 +130,18 @@ def describe_losses() -> list[dict[str, Any]]:
             "needs_labels": cls.needs_labels,
             "needs_batch": cls.needs_batch,
         }
-        for cls in LOSS_CLASSES
+        for cls in LOSS_CLASSES.values()
     ]
 
 
-def _describe_part(cls: type[Policy] | type[Loss]) -> dict[str, Any]:
+def _describe_part(cls: type[Part]) -> dict[str, Any]:
+    fields = {name: field for name, field in cls.model_fields.items() if name != "kind"}
     return {
         "kind": cls.model_fields["kind"].default,
         "title": cls.title,
         "formula": cls.formula,
         "paper": cls.paper,
-        "defaults": cls().model_dump(mode="json", exclude={"kind"}),
+        "defaults": {name: field.default for name, field in fields.items() if not field.is_required()},
         "json_schema": cls.model_json_schema(),
     }
 

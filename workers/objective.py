@@ -16,8 +16,26 @@ from torch import Tensor
 
 from workers.composition import Method
 from workers.errors import NotFinite
+from workers.live import LiveBatch, LiveStatistics
 from workers.losses import LOSSES
-from workers.temperature import POLICIES, Batch, LiveStatistics, Temperatures
+from workers.policy_configs import Expression
+from workers.temperature import POLICIES, Temperatures, first_unusable
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a batch, seen by both networks.
+
+    Attributes:
+        student_logits_BC: with gradient; any float dtype.
+        teacher_logits_BC: raw cached logits of the same view; needed if the method has terms.
+        teacher_statistics: name -> [B] for at least ``method.statistics``, as cached;
+            ``live.row_statistics`` makes them for a teacher that is run live.
+    """
+
+    student_logits_BC: Tensor
+    teacher_logits_BC: Tensor | None = None
+    teacher_statistics: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,43 +72,57 @@ def objective(
     labels_B: Tensor,
     *,
     epoch: int,
+    epochs: int | None = None,
     teacher_logits_BC: Tensor | None = None,
     teacher_statistics: Mapping[str, Tensor] | None = None,
+    second: View | None = None,
+    learned: Mapping[str, Tensor] | None = None,
     label_smoothing: float = 0.0,
 ) -> Objective:
     """The method's loss of one batch.
 
     Args:
         method: what to compute.
-        student_logits_BC: with gradient; any float dtype.
+        student_logits_BC: as in ``View``, of the first view.
         labels_B: true classes, int64.
         epoch: counted from 1; the warm-up reads it.
-        teacher_logits_BC: raw cached logits of the same views; needed if the method has terms.
-        teacher_statistics: name -> [B] for at least ``method.statistics``, as cached;
-            ``row_statistics`` makes them for a teacher that is run live.
+        epochs: of the whole run; only expressions read it.
+        teacher_logits_BC: as in ``View``.
+        teacher_statistics: as in ``View``.
+        second: another view of the same samples, for a method of two views.
+        learned: [] for each of ``method.learned``, with gradient: the parameters beside the student's.
         label_smoothing: of the cross-entropy alone.
 
     Raises:
-        NotFinite: the total is NaN or infinite; says which sample of the batch and which part. The
-            check costs one device synchronisation per call, so that no update can use such a total.
-        ValueError: shapes that do not fit, or something of the teacher's that the method needs and
-            was not given.
+        NotFinite: the total is NaN or infinite, or an expression gave a temperature that is not positive and finite;
+            says which sample of the batch and which part. The check costs one device synchronisation per call, so
+            that no update can use such a total.
+        ValueError: shapes that do not fit, or something that the method needs and was not given.
     """
-    _check(method, student_logits_BC, labels_B, epoch, teacher_logits_BC, teacher_statistics)
+    views = [View(student_logits_BC, teacher_logits_BC, teacher_statistics)]
+    if method.views == 2:
+        if second is None:
+            raise ValueError(f"method {method.name!r} trains on two views of each sample; give the second")
+        views.append(second)
+    if epoch < 1:
+        raise ValueError(f"epoch is {epoch}; epochs are counted from 1")
+    if missing := sorted(set(method.learned) - set(learned or {})):
+        raise ValueError(f"method {method.name!r} learns the temperature of its terms {missing}; give their parameters")
+    for view in views:
+        _check(method, view, labels_B)
     dtype = torch.float64 if student_logits_BC.dtype == torch.float64 else torch.float32
     with torch.autocast(device_type=student_logits_BC.device.type, enabled=False):
-        z_s_BC = student_logits_BC.to(dtype)
-        ce_B = _cross_entropy(z_s_BC, labels_B, label_smoothing)
-        summands, shown = [_Summand("ce", method.factors(epoch)[0], ce_B)], None
-        if teacher_logits_BC is not None and method.needs_teacher:
-            z_t_BC = teacher_logits_BC.detach().to(dtype)
-            teacher = _columns(teacher_statistics or {}, dtype)
-            distilled, shown = _distil(method, epoch, z_s_BC, z_t_BC, labels_B, teacher)
+        cast = [_cast(view, dtype) for view in views]
+        ce_B = torch.stack([_cross_entropy(view.student_logits_BC, labels_B, label_smoothing) for view in cast]).sum(0)
+        ce_factor, scale = method.factors(epoch)
+        summands, shown = [_Summand("ce", ce_factor, ce_B)], None
+        if method.needs_teacher:
+            distilled, shown = _distil(method, scale, cast, labels_B, epoch, epochs, learned or {})
             summands += distilled
         terms = {summand.name: summand.value.mean() for summand in summands}
         total = torch.stack([summand.factor * terms[summand.name] for summand in summands]).sum()
     if not bool(torch.isfinite(total)):
-        raise NotFinite(_culprit(method.name, student_logits_BC, teacher_logits_BC, summands))
+        raise _not_finite(method.name, views, summands)
     return Objective(
         total=total,
         terms={name: value.detach() for name, value in terms.items()},
@@ -99,29 +131,20 @@ def objective(
     )
 
 
-def _check(
-    method: Method,
-    student_logits_BC: Tensor,
-    labels_B: Tensor,
-    epoch: int,
-    teacher_logits_BC: Tensor | None,
-    teacher_statistics: Mapping[str, Tensor] | None,
-) -> None:
+def _check(method: Method, view: View, labels_B: Tensor) -> None:
     """The shapes and the presence of everything, without touching a value on the device."""
-    shape = tuple(student_logits_BC.shape)
+    shape = tuple(view.student_logits_BC.shape)
     if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
         raise ValueError(f"student logits are {shape}; [batch >= 1, classes >= 2] is needed")
     if tuple(labels_B.shape) != shape[:1]:
         raise ValueError(f"labels are {tuple(labels_B.shape)}; the student's logits {shape}")
-    if epoch < 1:
-        raise ValueError(f"epoch is {epoch}; epochs are counted from 1")
     if not method.needs_teacher:
         return
-    if teacher_logits_BC is None or tuple(teacher_logits_BC.shape) != shape:
-        got = None if teacher_logits_BC is None else tuple(teacher_logits_BC.shape)
+    if view.teacher_logits_BC is None or tuple(view.teacher_logits_BC.shape) != shape:
+        got = None if view.teacher_logits_BC is None else tuple(view.teacher_logits_BC.shape)
         raise ValueError(f"method {method.name!r} needs teacher logits {shape}; got {got}")
     for name in method.statistics:
-        value_B = (teacher_statistics or {}).get(name)
+        value_B = (view.teacher_statistics or {}).get(name)
         if value_B is None or tuple(value_B.shape) != shape[:1]:
             got = None if value_B is None else tuple(value_B.shape)
             raise ValueError(
@@ -130,28 +153,38 @@ def _check(
             )
 
 
-def _columns(statistics: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Cached statistics as [B, 1] constants."""
-    return {name: value_B.detach().to(dtype).unsqueeze(1) for name, value_B in statistics.items()}
+def _cast(view: View, dtype: torch.dtype) -> View:
+    """The same in the dtype of the arithmetic; the teacher's statistics as [B, 1], and constants."""
+    return View(
+        view.student_logits_BC.to(dtype),
+        None if view.teacher_logits_BC is None else view.teacher_logits_BC.detach().to(dtype),
+        {name: x_B.detach().to(dtype).unsqueeze(1) for name, x_B in (view.teacher_statistics or {}).items()},
+    )
 
 
 def _distil(
     method: Method,
-    epoch: int,
-    z_s_BC: Tensor,
-    z_t_BC: Tensor,
+    scale: float,
+    views: list[View],
     labels_B: Tensor,
-    teacher: Mapping[str, Tensor],
+    epoch: int,
+    epochs: int | None,
+    learned: Mapping[str, Tensor],
 ) -> tuple[list[_Summand], Temperatures | None]:
     """Every term's parts with their full factors, and the temperatures worth showing."""
-    student = LiveStatistics(z_s_BC)
-    batch = Batch(labels_B, z_s_BC.shape[1], epoch, z_s_BC.dtype)
-    _, scale = method.factors(epoch)
+    students = [LiveStatistics(view.student_logits_BC) for view in views]
     summands: list[_Summand] = []
     varying: list[Temperatures] = []
     constant: list[Temperatures] = []
-    for term in method.terms:
+    for place, term in enumerate(method.terms):
+        view, student = views[term.view - 1], students[term.view - 1]
+        z_s_BC, z_t_BC, teacher = view.student_logits_BC, view.teacher_logits_BC, view.teacher_statistics
+        assert z_t_BC is not None
+        assert teacher is not None
+        batch = LiveBatch(z_s_BC, labels_B, epoch, epochs, learned.get(str(place)))
         temperatures = POLICIES[term.policy.kind](student, teacher, term.policy, batch)
+        if isinstance(term.policy, Expression) and (unusable := first_unusable(temperatures, torch)):
+            raise NotFinite(f"method {method.name!r}: {unusable.explain(term.policy)}", unusable.sample)
         result = LOSSES[term.loss.kind](z_s_BC, z_t_BC, labels_B, temperatures, term.loss)
         varies = result.temperatures is not None or term.policy.kind != "fixed"
         (varying if varies else constant).append(result.temperatures or temperatures)
@@ -170,28 +203,27 @@ def _cross_entropy(z_BC: Tensor, labels_B: Tensor, label_smoothing: float) -> Te
     return (1.0 - label_smoothing) * hard_B - label_smoothing * log_q_BC.mean(dim=1)
 
 
-def _culprit(
-    name: str,
-    student_logits_BC: Tensor,
-    teacher_logits_BC: Tensor | None,
-    summands: list[_Summand],
-) -> str:
+def _not_finite(name: str, views: list[View], summands: list[_Summand]) -> NotFinite:
     """Why the total is not finite: the first sample with a bad input, else the first bad part."""
     where = f"the loss of method {name!r} is not finite: "
-    for source, z_BC, advice in (
-        ("student", student_logits_BC, "lower the learning rate"),
-        ("teacher", teacher_logits_BC, "verify the cache"),
-    ):
-        sample = None if z_BC is None else _first_bad(torch.isfinite(z_BC).all(dim=1))
-        if sample is not None:
-            what = f"the {source}'s logits of sample {sample} of the batch hold NaN or infinity"
-            return f"{where}{what}; {advice}"
+    for view in views:
+        for source, z_BC, advice in (
+            ("student", view.student_logits_BC, "lower the learning rate"),
+            ("teacher", view.teacher_logits_BC, "verify the cache"),
+        ):
+            sample = None if z_BC is None else _first_bad(torch.isfinite(z_BC).all(dim=1))
+            if sample is not None:
+                what = f"the {source}'s logits of sample {sample} of the batch hold NaN or infinity"
+                return NotFinite(f"{where}{what}; {advice}", sample)
     for part in summands:
         sample = _first_bad(torch.isfinite(part.value).reshape(-1))
+        if sample is not None and part.value.ndim:
+            return NotFinite(
+                f"{where}{part.name!r} overflows on sample {sample} of the batch; lower the learning rate", sample
+            )
         if sample is not None:
-            on = f"sample {sample} of the batch" if part.value.ndim else "the batch as a whole"
-            return f"{where}{part.name!r} overflows on {on}; lower the learning rate"
-    return f"{where}its parts are finite but their weighted sum is not; lower the weights"
+            return NotFinite(f"{where}{part.name!r} overflows on the batch as a whole; lower the learning rate")
+    return NotFinite(f"{where}its parts are finite but their weighted sum is not; lower the weights")
 
 
 def _first_bad(good_B: Tensor) -> int | None:

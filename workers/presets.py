@@ -1,8 +1,9 @@
 """The papers' methods by name, a frozen pydantic class each. No torch here.
 
-The defaults are the authors' for CIFAR; ``family: imagenet`` swaps in their ImageNet values, and every field can be
-overridden. ``expand()`` turns a preset into a ``Method`` (``composition.py``), which is all that ``objective.py``
-knows. Where the released code and the paper differ, the code is followed.
+Methods that join two papers are in ``combinations.py``. The defaults are the authors' for CIFAR; ``family: imagenet``
+swaps in their ImageNet values, and every field can be overridden. ``expand()`` turns a preset into a ``Method``
+(``composition.py``), which is all that ``objective.py`` knows. Where the released code and the paper differ, the code
+is followed.
 """
 
 from collections.abc import Mapping
@@ -10,32 +11,18 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.composition import Epochs, Method, Term, TermName
-from workers.parts import (
+from workers.composition import Epochs, Method, Term
+from workers.loss_configs import Bild, CrossEntropy, Dist, Dkd, Kl, Loss, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
+from workers.parts import Config, Count, Finite, Fraction, Temperature, Weight
+from workers.policy_configs import (
     Annealed,
     Asymmetric,
-    Bild,
-    Config,
-    Count,
-    CrossEntropy,
-    Dist,
-    Dkd,
     Dtkd,
     Fixed,
-    Fraction,
-    Kl,
-    Lud,
+    Learned,
     MaxLogit,
-    Mlkd,
-    Mse,
-    Nkd,
     Normkd,
-    Rld,
     Standardize,
-    Temperature,
-    Weight,
-    Wsld,
-    Wttm,
 )
 
 Family = Literal["cifar", "imagenet"]
@@ -142,7 +129,10 @@ class KD(Preset):
 
 
 class DTKD(Preset):
-    """Dynamic temperatures beside plain KD. The authors give no ImageNet values; the same ones are used."""
+    """Dynamic temperatures beside plain KD. The authors give no ImageNet values; the same ones are used.
+
+    ``statistic`` ``sharpness`` is the paper's definition, the logsumexp; ``max`` what its code and results use.
+    """
 
     title = "dynamic temperature KD"
     paper = "Wei & Bai 2024, arXiv 2404.12711"
@@ -153,10 +143,12 @@ class DTKD(Preset):
     temperature: Temperature = 4.0
     alpha: Weight = 3.0
     beta: Weight = 1.0
+    statistic: Literal["max", "sharpness"] = "max"
 
     def _terms(self) -> tuple[Term, ...]:
+        policy = Dtkd(temperature=self.temperature, statistic=self.statistic)
         return (
-            Term(policy=Dtkd(temperature=self.temperature), loss=Kl(), weight=self.alpha, name="dtkd"),
+            Term(policy=policy, loss=Kl(), weight=self.alpha, name="dtkd"),
             Term(policy=Fixed(temperature=self.temperature), loss=Kl(), weight=self.beta, name="kd"),
         )
 
@@ -353,7 +345,7 @@ class BiLD(Preset):
 
 
 class MLKD(Preset):
-    """Multi-level KD on one view, at the base temperature and four more; the two-view method is another."""
+    """Multi-level KD on one view, at the base temperature and four more; ``mlld`` is the method of two views."""
 
     title = "multi-level KD, one view"
     paper = "Jin et al. CVPR 2023; MLKD_NOAUG in the repository of arXiv 2408.07703"
@@ -371,6 +363,71 @@ class MLKD(Preset):
             Term(policy=Fixed(temperature=temperature), loss=Mlkd(), weight=self.kd_weight, name=f"mlkd{number}")
             for number, temperature in enumerate((self.temperature, *self.more_temperatures), start=1)
         )
+
+
+class MLLD(Preset):
+    """Multi-level KD as released, on two views of each sample.
+
+    The second view is the cache's next one; the authors' is RandAugment of the first. Of the second, the released code
+    computes the divergence at three temperatures only; the other two are of the first view once more.
+    """
+
+    title = "multi-level KD, two views"
+    paper = "Jin et al. CVPR 2023"
+    formula = "a (CE + CE_2) + b (mlkd at 5 temperatures + T^2 KL_2 at T, 3, 5 + T^2 KL at 2, 6)"
+    imagenet = {"temperature": 1.0, "ce_weight": 0.5, "kd_weight": 0.5}
+
+    preset: Literal["mlld"] = "mlld"
+    ce_weight: Weight = 0.1
+    kd_weight: Weight = 0.9
+    temperature: Temperature = 4.0
+
+    def _terms(self) -> tuple[Term, ...]:
+        return two_view_terms(self.temperature, self.kd_weight, standardized=False)
+
+
+def two_view_terms(temperature: float, weight: float, *, standardized: bool) -> tuple[Term, ...]:
+    """The 10 (``standardized``: 15) terms of the two-view method; only its divergences are ever of z-scores."""
+    terms: list[Term] = []
+
+    def divergence(loss: Loss, tau: float, name: str, view: Literal[1, 2] = 1) -> None:
+        policy = Standardize(temperature=tau) if standardized else Fixed(temperature=tau)
+        terms.append(Term(policy=policy, loss=loss, weight=weight, name=name, view=view))
+
+    for number, tau in enumerate((temperature, 3.0, 5.0, 2.0, 6.0), start=1):
+        if standardized:
+            divergence(Mlkd(cc=0.0, bc=0.0), tau, f"mlkd{number}_kd")
+            matrices = Mlkd(kd=0.0)
+            terms.append(Term(policy=Fixed(temperature=tau), loss=matrices, weight=weight, name=f"mlkd{number}"))
+        else:
+            divergence(Mlkd(), tau, f"mlkd{number}")
+    for number, tau in enumerate((temperature, 3.0, 5.0), start=1):
+        divergence(Kl(), tau, f"second{number}_kd", view=2)
+    for number, tau in enumerate((2.0, 6.0), start=4):
+        divergence(Kl(), tau, f"again{number}_kd")
+    return tuple(terms)
+
+
+class CTKD(Preset):
+    """Curriculum temperature: one learned temperature that works against the student, ever more strongly."""
+
+    title = "curriculum temperature KD"
+    paper = "Li et al. AAAI 2023, arXiv 2211.16231"
+    formula = "a CE + b T^2 KL(S(z_t/T) || S(z_s/T)), T = start + span sigmoid(theta), dL/dtheta reversed"
+    imagenet = {"ce_weight": 1.0, "kd_weight": 1.0, "reversal_epochs": 5}
+
+    preset: Literal["ctkd"] = "ctkd"
+    ce_weight: Weight = 0.1
+    kd_weight: Weight = 0.9
+    start: Temperature = 1.0
+    span: Temperature = 20.0
+    theta: Finite = 1.0
+    strength: Weight = 1.0
+    reversal_epochs: Count = 10
+
+    def _terms(self) -> tuple[Term, ...]:
+        learned = {field: getattr(self, field) for field in Learned.model_fields if field in type(self).model_fields}
+        return (Term(policy=Learned(**learned), loss=Kl(), weight=self.kd_weight, name="ctkd"),)
 
 
 class ATS(Preset):
@@ -442,46 +499,3 @@ class LUD(Preset):
     def _terms(self) -> tuple[Term, ...]:
         loss = Lud(**{field: getattr(self, field) for field in Lud.model_fields if field in type(self).model_fields})
         return (Term(policy=Fixed(temperature=self.temperature), loss=loss, name="lud"),)
-
-
-class Custom(Preset):
-    """Any policies with any losses: ``terms`` are given outright, nothing is filled in."""
-
-    title = "your own combination"
-    paper = "none"
-    formula = "ce_weight CE + w sum_i weight_i loss_i(policy_i)"
-    verified = "each part on its own"
-
-    preset: Literal["custom"] = "custom"
-    name: TermName = "custom"
-    terms: Annotated[tuple[Term, ...], Field(max_length=32)] = ()
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    def _terms(self) -> tuple[Term, ...]:
-        return self.terms
-
-
-PresetUnion = (
-    CE
-    | KD
-    | DTKD
-    | NormKD
-    | LSKD
-    | ATKD
-    | DKD
-    | RLD
-    | NKD
-    | WSLD
-    | DIST
-    | TTM
-    | WTTM
-    | BiLD
-    | MLKD
-    | ATS
-    | AnnealingKD
-    | LUD
-    | Custom
-)

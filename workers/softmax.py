@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 
 def tempered(z_BC: Tensor, tau_B1: Tensor) -> Tensor:
@@ -28,17 +29,47 @@ def one_hot(y_B: Tensor, z_BC: Tensor) -> Tensor:
 
 
 def pointwise(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
-    """p log(p/q) - p + q of each class, whose sum is KL(p || q): [B, C].
+    """p log(p/q) - p + q of each class, whose sum is KL(p || q): [B, C]. Differentiable in both, once.
 
     No class is ever negative, so neither is a sum, weighted or not; and a small divergence keeps its
     digits, where sum p log(p/q) loses them to cancellation. Finite for finite logarithms.
     """
-    p_BC = log_p_BC.exp()
-    gap_BC = log_q_BC - log_p_BC
-    near_BC = gap_BC.abs() < 0.5
-    small_BC = torch.where(near_BC, gap_BC, 0.0)
-    near = p_BC * (small_BC.expm1() - small_BC)
-    return torch.where(near_BC, near, log_q_BC.exp() - p_BC - p_BC * gap_BC)
+    values: Tensor = _Pointwise.apply(log_p_BC, log_q_BC)
+    return values
+
+
+class _Pointwise(torch.autograd.Function):
+    """``pointwise``, whose derivatives are simpler than what would be differentiated."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
+        p_BC, q_BC = log_p_BC.exp(), log_q_BC.exp()
+        gap_BC = log_q_BC - log_p_BC
+        near_BC = gap_BC.abs() < 0.5
+        small_BC = torch.where(near_BC, gap_BC, 0.0)
+        # q - p, by either network's probability: the one loses digits where they agree, the other may overflow.
+        excess_BC = torch.where(near_BC, p_BC * small_BC.expm1(), q_BC - p_BC)
+        moved_BC = p_BC * gap_BC
+        ctx.save_for_backward(moved_BC, excess_BC)
+        return torch.where(near_BC, p_BC * _exp_beyond_first_order(small_BC), excess_BC - moved_BC)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: BackwardCFunction, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        # torch's annotations give both tuples one element.
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        needed: tuple[bool, ...] = ctx.needs_input_grad
+        (moved_BC, excess_BC), (for_p, for_q) = saved, needed
+        return -moved_BC * gradients[0] if for_p else None, excess_BC * gradients[0] if for_q else None
+
+
+def _exp_beyond_first_order(x: Tensor) -> Tensor:
+    """e^x - 1 - x for |x| < 1/2, to the last digits: Taylor's series, whose rest is below the dtype's epsilon."""
+    highest = 15 if x.dtype == torch.float64 else 8
+    tail = torch.ones_like(x)
+    for power in range(highest, 2, -1):
+        tail = 1.0 + x / power * tail
+    return x * x / 2.0 * tail
 
 
 def divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:

@@ -1,26 +1,40 @@
-"""Temperature policies: from the statistics of two logit rows to their temperatures. Pure functions of tensors.
+"""Temperature policies: from the statistics of two logit rows to their temperatures. Pure functions of arrays.
+
+The same functions serve training, on tensors with gradient (``live.py``), and the preview of a method, on NumPy arrays
+in a process without torch (``preview.py``): array functions are taken from ``batch.xp``, whose NumPy and torch forms
+agree in name and arguments.
 
 A policy sees statistics (``store.STATISTICS``), never logits: the teacher's come from the cache as they were measured
-on the unrounded logits, the student's are computed here, with gradient, when a policy asks for them. Z-scoring is a
-temperature too, because softmax ignores shifts: S((z - mean) / (std + eps) / T) = S(z / (T (std + eps))).
+on the unrounded logits, the student's are computed when a policy asks for them. Z-scoring is a temperature too, because
+softmax ignores shifts: S((z - mean) / (std + eps) / T) = S(z / (T (std + eps))).
 
-Every policy returns positive, finite temperatures for finite statistics. Where its formula gives none (a maximum of
-the other sign, a constant row), that one sample falls back as the function's docstring says.
+Every policy but the expression returns positive, finite temperatures for finite statistics. Where its formula gives
+none (a maximum of the other sign, a constant row), that one sample falls back as the function's docstring says.
 
-Shapes: B batch, C classes, 1 kept for broadcasting; z_BC logits, tau_B1 temperatures. float32 or float64.
+Shapes: B batch, C classes, 1 kept for broadcasting; tau_B1 temperatures. float32 or float64.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
 
-import torch
-from torch import Tensor
+from workers.expression import Array
+from workers.policy_configs import (
+    Annealed,
+    Asymmetric,
+    Dtkd,
+    Expression,
+    Fixed,
+    Learned,
+    MaxLogit,
+    Normkd,
+    Standardize,
+)
 
-from workers.parts import Annealed, Asymmetric, Dtkd, Fixed, MaxLogit, Normkd, Standardize
-
-Statistics = Mapping[str, Tensor]
-"""Name -> [B, 1]; the names are those of ``FORMULAS``."""
+Statistics = Mapping[str, Array]
+"""Name -> [B, 1]; the names are those of ``store.STATISTICS``."""
 
 STD_EPS = 1e-7
 """Added to a standard deviation by the authors of logit standardisation; below it a row counts as constant."""
@@ -28,67 +42,37 @@ STD_EPS = 1e-7
 MAX_RATIO = 100.0
 """DTKD's domain: the two maxima have one sign and differ by at most this factor."""
 
-FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": lambda z_BC: z_BC.amax(dim=1, keepdim=True),
-    "min": lambda z_BC: z_BC.amin(dim=1, keepdim=True),
-    "mean": lambda z_BC: z_BC.mean(dim=1, keepdim=True),
-    # Unbiased, as in every released code, although one paper divides by C.
-    "std": lambda z_BC: z_BC.std(dim=1, keepdim=True),
-    "sharpness": lambda z_BC: z_BC.logsumexp(dim=1, keepdim=True),
-}
 
+class Batch(Protocol):
+    """What a policy may know beside the statistics, and may do beside arithmetic."""
 
-class LiveStatistics(Mapping[str, Tensor]):
-    """Statistics of logits at hand, each computed when first asked for and differentiable.
+    @property
+    def xp(self) -> ModuleType:
+        """``torch`` or ``numpy``."""
 
-    Args:
-        z_BC: logits, float32 or float64, C >= 2.
-    """
+    @property
+    def classes(self) -> int:
+        """C."""
 
-    def __init__(self, z_BC: Tensor) -> None:
-        self._z_BC = z_BC
-        self._grad = torch.is_grad_enabled()
-        self._known: dict[str, Tensor] = {}
+    @property
+    def epoch(self) -> int:
+        """Counted from 1."""
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._known:
-            # Kept for every later reader, so it must not depend on the first one's grad mode.
-            with torch.set_grad_enabled(self._grad):
-                self._known[name] = FORMULAS[name](self._z_BC)
-        return self._known[name]
+    @property
+    def epochs(self) -> int | None:
+        """How many the run has; None where nobody knows."""
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(FORMULAS)
-
-    def __len__(self) -> int:
-        return len(FORMULAS)
-
-
-def row_statistics(z_BC: Tensor) -> dict[str, Tensor]:
-    """What a cache holds per row, for a teacher that is run live: name -> [B], in z_BC's dtype (at least float32)."""
-    z_BC = z_BC.detach().to(torch.promote_types(z_BC.dtype, torch.float32))
-    return {name: value_B1.squeeze(1) for name, value_B1 in LiveStatistics(z_BC).items()}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a policy may know beside the statistics.
-
-    Attributes:
-        labels_B: true classes, int64.
-        classes: C.
-        epoch: counted from 1.
-        dtype: of the arithmetic, float32 or float64.
-    """
-
-    labels_B: Tensor
-    classes: int
-    epoch: int
-    dtype: torch.dtype
-
-    def full(self, value: float) -> Tensor:
+    def full(self, value: float) -> Array:
         """[B, 1] of one value."""
-        return torch.full((self.labels_B.shape[0], 1), value, dtype=self.dtype, device=self.labels_B.device)
+
+    def is_label(self) -> Array:
+        """Boolean [B, C], true at the sample's class."""
+
+    def detached(self, values: Array) -> Array:
+        """The same values without gradient."""
+
+    def theta(self, config: Learned, gradient_scale: float) -> Array:
+        """The learned parameter [] of this term; its gradient is multiplied by ``gradient_scale``."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +85,9 @@ class Temperatures:
         weight: [B, 1] >= 0, the factor (T^2 or its like) that keeps gradients comparable over temperatures.
     """
 
-    student: Tensor
-    teacher: Tensor
-    weight: Tensor
+    student: Array
+    teacher: Array
+    weight: Array
 
 
 def fixed(student: Statistics, teacher: Statistics, config: Fixed, batch: Batch) -> Temperatures:
@@ -119,14 +103,15 @@ def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: Batch) -
     returns that) and within a factor of ``MAX_RATIO`` (a maximum that crosses zero sends the gradient to infinity).
     A sample outside takes the base temperature T for both networks. The formula is not shift invariant.
     """
-    x_B1, y_B1 = teacher["max"], student["max"]
-    same_sign_B1 = torch.sign(x_B1) * torch.sign(y_B1) > 0
-    low_B1 = torch.minimum(x_B1.abs(), y_B1.abs())
-    high_B1 = torch.maximum(x_B1.abs(), y_B1.abs())
+    xp = batch.xp
+    x_B1, y_B1 = teacher[config.statistic], student[config.statistic]
+    same_sign_B1 = xp.sign(x_B1) * xp.sign(y_B1) > 0
+    low_B1 = xp.minimum(xp.abs(x_B1), xp.abs(y_B1))
+    high_B1 = xp.maximum(xp.abs(x_B1), xp.abs(y_B1))
     inside_B1 = same_sign_B1 & (high_B1 <= MAX_RATIO * low_B1)
     # Equal maxima give T, so the fallback needs no second formula, and its gradient is exactly zero.
-    x_B1 = torch.where(inside_B1, x_B1, 1.0)
-    y_B1 = torch.where(inside_B1, y_B1, 1.0)
+    x_B1 = xp.where(inside_B1, x_B1, 1.0)
+    y_B1 = xp.where(inside_B1, y_B1, 1.0)
     scale_B1 = 2.0 * config.temperature / (x_B1 + y_B1)
     student_B1, teacher_B1 = y_B1 * scale_B1, x_B1 * scale_B1
     return Temperatures(student_B1, teacher_B1, student_B1 * teacher_B1)
@@ -139,9 +124,9 @@ def normkd(student: Statistics, teacher: Statistics, config: Normkd, batch: Batc
     constant student row takes the teacher's temperature.
     """
     student_B1, teacher_B1 = config.scale * student["std"], config.scale * teacher["std"]
-    weight_B1 = teacher_B1.square()
-    teacher_B1 = torch.where(teacher["std"] > STD_EPS, teacher_B1, config.scale)
-    student_B1 = torch.where(student["std"] > STD_EPS, student_B1, teacher_B1)
+    weight_B1 = teacher_B1 * teacher_B1
+    teacher_B1 = batch.xp.where(teacher["std"] > STD_EPS, teacher_B1, config.scale)
+    student_B1 = batch.xp.where(student["std"] > STD_EPS, student_B1, teacher_B1)
     return Temperatures(student_B1, teacher_B1, weight_B1)
 
 
@@ -164,14 +149,22 @@ def max_logit(student: Statistics, teacher: Statistics, config: MaxLogit, batch:
     ``released``: the largest |z'| of either network; ``teacher_only``: the teacher's largest z'. If every row that
     counts is constant, T_n would be 0: it is 1, and both distributions are uniform or the weight is finite.
     """
-    with torch.no_grad():
-        if config.form == "released":
-            largest_B1 = torch.maximum(_largest_z_score(student), _largest_z_score(teacher))
-        else:
-            largest_B1 = (teacher["max"] - teacher["mean"]) / (teacher["std"] + STD_EPS)
-        tau_B1 = (1.0 + math.sqrt(3.0)) / 2.0 * largest_B1
-        tau_B1 = torch.where(tau_B1 > 0, tau_B1, 1.0)
-    return Temperatures(tau_B1 * (student["std"] + STD_EPS), tau_B1 * (teacher["std"] + STD_EPS), tau_B1.square())
+    xp = batch.xp
+    if config.form == "released":
+        own = {name: batch.detached(student[name]) for name in config.reads_of_student}
+        largest_B1 = xp.maximum(_largest_z_score(own, xp), _largest_z_score(teacher, xp))
+    else:
+        largest_B1 = (teacher["max"] - teacher["mean"]) / (teacher["std"] + STD_EPS)
+    tau_B1 = (1.0 + math.sqrt(3.0)) / 2.0 * largest_B1
+    tau_B1 = xp.where(tau_B1 > 0, tau_B1, 1.0)
+    return Temperatures(tau_B1 * (student["std"] + STD_EPS), tau_B1 * (teacher["std"] + STD_EPS), tau_B1 * tau_B1)
+
+
+def _largest_z_score(statistics: Statistics, xp: ModuleType) -> Array:
+    """max |z - mean| / (std + eps), from the two ends of the row."""
+    mean_B1 = statistics["mean"]
+    reach_B1 = xp.maximum(statistics["max"] - mean_B1, mean_B1 - statistics["min"])
+    return reach_B1 / (statistics["std"] + STD_EPS)
 
 
 def annealed(student: Statistics, teacher: Statistics, config: Annealed, batch: Batch) -> Temperatures:
@@ -182,19 +175,81 @@ def annealed(student: Statistics, teacher: Statistics, config: Annealed, batch: 
 
 def asymmetric(student: Statistics, teacher: Statistics, config: Asymmetric, batch: Batch) -> Temperatures:
     """One temperature each, and the label's class its own on the teacher's side; weight T_s^2 (Li et al. 2022)."""
-    tau_B1, teacher_B1 = batch.full(config.student), batch.full(config.teacher)
-    if config.label_temperature is None:
-        return Temperatures(tau_B1, teacher_B1, batch.full(config.student**2))
-    label_B1 = batch.full(config.label_temperature)
-    teacher_BC = teacher_B1.repeat(1, batch.classes).scatter(1, batch.labels_B.unsqueeze(1), label_B1)
-    return Temperatures(tau_B1, teacher_BC, batch.full(config.student**2))
+    tau_B1, teacher_tau = batch.full(config.student), batch.full(config.teacher)
+    if config.label_temperature is not None:
+        teacher_tau = batch.xp.where(batch.is_label(), batch.full(config.label_temperature), teacher_tau)
+    return Temperatures(tau_B1, teacher_tau, batch.full(config.student**2))
 
 
-def _largest_z_score(statistics: Statistics) -> Tensor:
-    """max |z - mean| / (std + eps), from the two ends of the row."""
-    mean_B1 = statistics["mean"]
-    reach_B1 = torch.maximum(statistics["max"] - mean_B1, mean_B1 - statistics["min"])
-    return reach_B1 / (statistics["std"] + STD_EPS)
+def learned(student: Statistics, teacher: Statistics, config: Learned, batch: Batch) -> Temperatures:
+    """start + span sigmoid(theta), weight T^2, differentiated in all three; dL/dtheta reversed (Li et al. 2023)."""
+    lam = (1.0 - math.cos(math.pi * min(batch.epoch, config.reversal_epochs) / config.reversal_epochs)) / 2.0
+    theta = batch.theta(config, -config.strength * lam)
+    tau_B1 = batch.full(1.0) * (config.start + config.span / (1.0 + batch.xp.exp(-theta)))
+    if config.standardize:
+        student_B1, teacher_B1 = tau_B1 * (student["std"] + STD_EPS), tau_B1 * (teacher["std"] + STD_EPS)
+        return Temperatures(student_B1, teacher_B1, tau_B1 * tau_B1)
+    return Temperatures(tau_B1, tau_B1, tau_B1 * tau_B1)
+
+
+def expression(student: Statistics, teacher: Statistics, config: Expression, batch: Batch) -> Temperatures:
+    """What the text says, weight T_s T_t unless that is said too; whether it is positive is the caller's to check.
+
+    Raises:
+        ValueError: the text reads ``epochs``, which is not known here.
+    """
+    names: dict[str, Array] = {"classes": batch.full(batch.classes), "epoch": batch.full(batch.epoch)}
+    names |= {name: teacher[name] for name in config.reads}
+    names |= {f"student_{name}": student[name] for name in config.reads_of_student}
+    if batch.epochs is not None:
+        names["epochs"] = batch.full(batch.epochs)
+    elif any("epochs" in one.names for one in config.parsed.values()):
+        raise ValueError("the expression reads 'epochs': say how many epochs the run has")
+    if config.detach:
+        names = {name: batch.detached(values_B1) for name, values_B1 in names.items()}
+    given = {side: one.evaluate(names, batch.xp, batch.full) for side, one in config.parsed.items()}
+    return Temperatures(given["student"], given["teacher"], given.get("weight", given["student"] * given["teacher"]))
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A temperature or weight that no loss can use.
+
+    Attributes:
+        sample: its place in the batch.
+        side: ``student``, ``teacher`` or ``weight``.
+        value: what it is.
+    """
+
+    sample: int
+    side: str
+    value: float
+
+    def explain(self, config: Expression) -> str:
+        """A sentence with the text that gave the value."""
+        what = "weight" if self.side == "weight" else f"{self.side} temperature"
+        allowed = "finite and not negative" if self.side == "weight" else "positive and finite"
+        parsed = config.parsed
+        text = parsed[self.side].text if self.side in parsed else "T_s T_t"
+        return (
+            f"the {what} of sample {self.sample} is {self.value:g}, from {text!r}; it must be {allowed}: "
+            "bound it, with clip(x, low, high) or where(condition, x, otherwise) for instance"
+        )
+
+
+def first_unusable(temperatures: Temperatures, xp: ModuleType) -> Unusable | None:
+    """The first sample with a temperature that is not positive and finite, or such a weight; the weight may be 0."""
+    sides = {
+        "student": (temperatures.student, temperatures.student > 0),
+        "teacher": (temperatures.teacher, temperatures.teacher > 0),
+        "weight": (temperatures.weight, temperatures.weight >= 0),
+    }
+    usable = {side: xp.isfinite(values_B1) & positive_B1 for side, (values_B1, positive_B1) in sides.items()}
+    if bool((usable["student"] & usable["teacher"] & usable["weight"]).all()):
+        return None
+    samples = {side: good_B1.reshape(-1).tolist() for side, good_B1 in usable.items()}
+    sample, side = min((good.index(False), side) for side, good in samples.items() if False in good)
+    return Unusable(sample, side, float(sides[side][0].reshape(-1)[sample]))
 
 
 POLICIES: dict[str, Callable[..., Temperatures]] = {
@@ -205,5 +260,7 @@ POLICIES: dict[str, Callable[..., Temperatures]] = {
     "max_logit": max_logit,
     "annealed": annealed,
     "asymmetric": asymmetric,
+    "learned": learned,
+    "expression": expression,
 }
 """A policy by its config's ``kind``: (student statistics, teacher statistics, config, batch) -> temperatures."""

@@ -10,7 +10,7 @@ nothing is drawn from a generator with a history: order, views and dropout seeds
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -33,7 +33,7 @@ from workers.feed import (
     student_preprocessing,
     to_input,
 )
-from workers.objective import Objective, objective
+from workers.objective import Objective, View, objective
 from workers.students.build import build_student
 
 # A person watches; an event is a row in the database.
@@ -74,9 +74,8 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     return training.optimizer.lr * factor
 
 
-def _optimizer(training: Training, network: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     chosen = training.optimizer
-    parameters = [p for p in network.parameters() if p.requires_grad]
     if isinstance(chosen, Sgd):
         return torch.optim.SGD(
             parameters,
@@ -128,14 +127,14 @@ class _EpochSums:
         return result
 
 
-def _checked_gradient(network: nn.Module, loss: Tensor, method: Method, clip: float | None) -> None:
+def _checked_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Method, clip: float | None) -> None:
     """Differentiate; clip the gradient's norm if asked; a finite loss can still have a gradient that is not.
 
     Raises:
         NotFinite: naming the method.
     """
     torch.autograd.backward(loss)
-    norm = nn.utils.clip_grad_norm_(network.parameters(), math.inf if clip is None else clip)
+    norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
     if not bool(torch.isfinite(norm)):
         raise NotFinite(
             f"the gradient of method {method.name!r} is not finite (norm {float(norm):g}, loss {float(loss):g}); "
@@ -157,16 +156,41 @@ def _raise_unless_finite(line: Mapping[str, float | None], method: Method, epoch
             )
 
 
-def _batch_objective(method: Method, logits_BC: Tensor, batch: Batch, epoch: int, smoothing: float) -> Objective:
-    return objective(
-        method,
-        logits_BC,
-        batch.labels,
-        teacher_logits_BC=batch.teacher_logits,
-        teacher_statistics=batch.teacher_statistics,
-        epoch=epoch + 1,
-        label_smoothing=smoothing,
-    )
+def _batch_objective(
+    method: Method,
+    logits: Sequence[Tensor],
+    batch: Batch,
+    learned: Mapping[str, Tensor],
+    training: Training,
+    epoch: int,
+) -> Objective:
+    """The loss of a batch whose views have these student logits, [B, C] each.
+
+    Raises:
+        NotFinite: with the sample's place in the training split, where one sample is the cause.
+    """
+    both = [
+        View(logits_BC, seen.teacher_logits, seen.teacher_statistics)
+        for logits_BC, seen in zip(logits, batch.views, strict=True)
+    ]
+    try:
+        return objective(
+            method,
+            both[0].student_logits_BC,
+            batch.labels,
+            epoch=epoch + 1,
+            epochs=training.epochs,
+            teacher_logits_BC=both[0].teacher_logits_BC,
+            teacher_statistics=both[0].teacher_statistics,
+            second=both[1] if len(both) > 1 else None,
+            learned=learned,
+            label_smoothing=training.label_smoothing,
+        )
+    except NotFinite as error:
+        if error.sample is None:
+            raise
+        row = int(batch.rows[error.sample])
+        raise NotFinite(f"{error} (sample {row} of the training split)", error.sample) from error
 
 
 def _autocast(training: Training, device: torch.device, learning: bool) -> torch.autocast:
@@ -214,8 +238,8 @@ def _set_up(order: TrainingOrder, emit: Emit) -> _Setting:
     def reader(spec: CacheSpec | None) -> CacheReader | None:
         return None if spec is None else CacheReader(order.folders.caches, spec)
 
-    train_rows = reader(order.train_cache) if order.run.method.expand().needs_teacher else None
-    training = order.training
+    method, training = order.run.method.expand(), order.training
+    train_rows = reader(order.train_cache) if method.needs_teacher else None
     return _Setting(
         device=device,
         train=train,
@@ -223,7 +247,7 @@ def _set_up(order: TrainingOrder, emit: Emit) -> _Setting:
         preprocessing=student_preprocessing(train, size),
         size=size,
         network=network,
-        feed=TrainingFeed(train, order.views, train_rows, training.batch_size, order.run.seed, device),
+        feed=TrainingFeed(train, order.views, train_rows, training.batch_size, order.run.seed, device, method.views),
         evaluation=EvaluationFeed(test, size, reader(order.test_cache), training.eval_batch_size, device),
     )
 
@@ -249,7 +273,13 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
     order.folder.mkdir(parents=True, exist_ok=True)
     setting = _set_up(order, emit)
     device, network, feed = setting.device, setting.network, setting.feed
-    optimizer = _optimizer(training, network)
+    # The learned temperatures of a method, trained beside the student and not part of it.
+    learned = {
+        name: nn.Parameter(torch.tensor(value, dtype=torch.float32, device=device))
+        for name, value in method.learned.items()
+    }
+    parameters = [p for p in network.parameters() if p.requires_grad] + list(learned.values())
+    optimizer = _optimizer(training, parameters)
 
     def forward(images_BHWK: Tensor) -> Tensor:
         inputs = to_input(images_BHWK, setting.preprocessing, channels_last=True)
@@ -264,6 +294,8 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
     if state is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
+        for name, parameter in learned.items():
+            parameter.data.copy_(state["learned"][name])
         epoch, seconds, metrics = state["epoch"], state["seconds"], state["metrics"]
         emit(Log(message=f"resumed after epoch {epoch} of {training.epochs}"))
         # An attempt that was killed between its checkpoint and its event told nobody.
@@ -282,15 +314,15 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
                 raise Stopped(f"run {order.run.name!r} was stopped in epoch {epoch + 1}")
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(training, epoch * feed.steps + step, feed.steps)
-            logits_BC = forward(batch.images)
+            logits = [forward(seen.images) for seen in batch.views]
             optimizer.zero_grad(set_to_none=True)
             try:
-                outcome = _batch_objective(method, logits_BC, batch, epoch, training.label_smoothing)
-                _checked_gradient(network, outcome.total, method, training.max_gradient_norm)
+                outcome = _batch_objective(method, logits, batch, learned, training, epoch)
+                _checked_gradient(parameters, outcome.total, method, training.max_gradient_norm)
             except NotFinite as error:
                 raise NotFinite(f"epoch {epoch + 1}, step {step + 1}, before the update: {error}") from error
             optimizer.step()
-            sums.add(outcome, (logits_BC.argmax(1) == batch.labels).sum(), len(batch.labels))
+            sums.add(outcome, (logits[0].argmax(1) == batch.labels).sum(), len(batch.labels))
             if time.monotonic() - last_told > _STEP_EVENT_SECONDS:
                 last_told = time.monotonic()
                 emit(
@@ -327,6 +359,7 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
                 "identity": identity,
                 "network": network.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "learned": {name: parameter.detach().clone() for name, parameter in learned.items()},
                 "epoch": epoch,
                 "seconds": seconds,
                 "metrics": metrics,

@@ -2,14 +2,15 @@
 
 The reference gives a gradient as four numbers and five entries. Each is compared on its own scale: the norm and the
 absolute sum relative to themselves, the checksum (a sum with cancellation) relative to the gradient's norm at least,
-the five entries relative to the largest of them or the root mean square of all, whichever is larger.
+the five entries relative to the largest of them or the root mean square of all, whichever is larger. A learned
+temperature's gradient, all cancellation (d(T^2 KL)/dT tends to 0 as T grows), is compared on the scale of the norm.
 
 The teacher's statistics are computed here with numpy, so that nothing under test supplies its own reference.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,33 @@ from torch import Tensor
 from tests.golden.recipes import RECIPES, Recipe
 from workers.errors import NotFinite
 from workers.methods import parse_method
-from workers.objective import Objective, objective
+from workers.objective import Objective, View, objective
 from workers.temperature import MAX_RATIO
 
 HERE = Path(__file__).parent
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    name: method["hyperparameters"]
+    for name, method in json.loads((HERE / "golden.json").read_text())["methods"].items()
+}
+"""For which hyper-parameters the recipes are written."""
 
 Reference = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One golden input: B samples of C classes, float64."""
+    """One golden input: B samples of C classes, float64; one view of them, or two.
+
+    Attributes:
+        settings: the hyper-parameters that the file gives for each id.
+    """
 
     name: str
-    teacher_BC: npt.NDArray[np.float64]
-    student_BC: npt.NDArray[np.float64]
+    teachers: Sequence[npt.NDArray[np.float64]]
+    students: Sequence[npt.NDArray[np.float64]]
     labels_B: npt.NDArray[np.int64]
     results: Mapping[str, Reference]
+    settings: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass
@@ -58,12 +69,16 @@ class Outcome:
 
 def load(folder: Path) -> list[Case]:
     """The cases of a ``golden.json`` / ``golden.npz`` pair."""
-    described = json.loads((folder / "golden.json").read_text())["cases"]
+    document = json.loads((folder / "golden.json").read_text())
+    settings = {name: method["hyperparameters"] for name, method in document.get("methods", {}).items()}
     cases = []
     with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
-        for name, case in described.items():
-            teacher_BC, student_BC, labels_B = (arrays[f"{name}/{part}"] for part in ("teacher", "student", "labels"))
-            cases.append(Case(name, teacher_BC, student_BC, labels_B, case["results"]))
+        for name, case in document["cases"].items():
+            teachers, students = (
+                [arrays[f"{name}/{network}{view}"] for view in ("", "2") if f"{name}/{network}{view}" in arrays]
+                for network in ("teacher", "student")
+            )
+            cases.append(Case(name, teachers, students, arrays[f"{name}/labels"], case["results"], settings))
     return cases
 
 
@@ -79,44 +94,72 @@ def reference_statistics(z_BC: npt.NDArray[np.float64]) -> dict[str, npt.NDArray
     }
 
 
-def run(recipe: Recipe, case: Case, dtype: torch.dtype = torch.float64) -> tuple[Objective, Tensor]:
-    """Our objective of a case, and its gradient with respect to the student's logits [B, C]."""
-    student_BC = torch.tensor(case.student_BC, dtype=dtype, requires_grad=True)
-    statistics = reference_statistics(case.teacher_BC)
+@dataclass(frozen=True)
+class Run:
+    """What our code makes of a case.
+
+    Attributes:
+        gradients: with respect to the student's logits of each view, [B, C].
+        theta: gradients with respect to the learned parameters, after their reversal.
+    """
+
+    result: Objective
+    gradients: Sequence[Tensor]
+    theta: Sequence[Tensor]
+
+
+def run(recipe: Recipe, case: Case, dtype: torch.dtype = torch.float64) -> Run:
+    """Our objective of a case, and its gradients."""
+    method = parse_method(recipe.method).expand()
+    views = [
+        View(
+            torch.tensor(student_BC, dtype=dtype, requires_grad=True),
+            torch.tensor(teacher_BC, dtype=dtype),
+            {name: torch.tensor(x_B, dtype=dtype) for name, x_B in reference_statistics(teacher_BC).items()},
+        )
+        for teacher_BC, student_BC in zip(case.teachers, case.students, strict=True)
+    ]
+    learned = {name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in method.learned.items()}
     result = objective(
-        parse_method(recipe.method).expand(),
-        student_BC,
+        method,
+        views[0].student_logits_BC,
         torch.from_numpy(case.labels_B),
         epoch=recipe.epoch,
-        teacher_logits_BC=torch.tensor(case.teacher_BC, dtype=dtype),
-        teacher_statistics={name: torch.tensor(value, dtype=dtype) for name, value in statistics.items()},
+        teacher_logits_BC=views[0].teacher_logits_BC,
+        teacher_statistics=views[0].teacher_statistics,
+        second=views[1] if method.views == 2 else None,
+        learned=learned,
     )
-    (gradient_BC,) = torch.autograd.grad(result.total, student_BC)
-    return result, gradient_BC
+    inputs = [view.student_logits_BC for view in views[: method.views]]
+    gradients = torch.autograd.grad(result.total, [*inputs, *learned.values()])
+    return Run(result, gradients[: len(inputs)], gradients[len(inputs) :])
 
 
 def check(name: str, case: Case) -> Outcome:
     """One implemented id on one case, in float64."""
     recipe, reference = RECIPES[name], case.results[name]
+    if (given := case.settings.get(name, SETTINGS[name])) != SETTINGS[name]:
+        return Outcome(problem=f"its hyper-parameters are {given}, the recipe's {SETTINGS[name]}")
     total = number(reference["total"])
     try:
-        result, gradient_BC = run(recipe, case)
+        ours = run(recipe, case)
     except NotFinite as error:
         if math.isfinite(total):
             return Outcome(problem=f"refused, but the reference is {total:.6g}: {error}")
         return Outcome(note=f"reference {total}, refused: {error}")
-    ours = result.total.item()
-    if not bool(torch.isfinite(gradient_BC).all()):
-        return Outcome(problem=f"our gradient is not finite (total {ours:.6g}, reference {total:.6g})")
+    value = ours.result.total.item()
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in (*ours.gradients, *ours.theta)):
+        return Outcome(problem=f"our gradient is not finite (total {value:.6g}, reference {total:.6g})")
     if not math.isfinite(total):
-        return Outcome(note=f"reference {total}, ours {ours:.6g} with a finite gradient")
+        return Outcome(note=f"reference {total}, ours {value:.6g} with a finite gradient")
     if name.startswith("dtkd") and (outside := samples_outside_dtkd(case)):
-        return _fallback(ours, total, outside)
-    outcome = Outcome({"total": relative(ours, total)})
-    outcome.differences["terms"] = max(_term_differences(recipe, reference, result), default=0.0)
-    gradient = gradient_differences(reference, gradient_BC)
+        return _fallback(value, total, outside)
+    outcome = Outcome({"total": relative(value, total)})
+    outcome.differences["terms"] = max(_term_differences(recipe, reference, ours.result), default=0.0)
+    gradient = gradient_differences(reference, ours)
     if gradient is None:
-        outcome.note = f"reference gradient is not finite, ours is (norm {float(gradient_BC.norm()):.6g})"
+        norm = float(ours.gradients[0].norm())
+        outcome.note = f"reference gradient is not finite, ours is (norm {norm:.6g})"
     else:
         outcome.differences["gradient"] = max(gradient.values(), default=0.0)
     worst = max(outcome.differences, key=lambda kind: outcome.differences[kind])
@@ -127,7 +170,7 @@ def check(name: str, case: Case) -> Outcome:
 
 def samples_outside_dtkd(case: Case) -> int:
     """How many samples have maxima for which the dynamic temperatures are not defined here."""
-    x_B, y_B = case.teacher_BC.max(axis=1), case.student_BC.max(axis=1)
+    x_B, y_B = case.teachers[0].max(axis=1), case.students[0].max(axis=1)
     low_B, high_B = np.minimum(abs(x_B), abs(y_B)), np.maximum(abs(x_B), abs(y_B))
     return int((~((np.sign(x_B) * np.sign(y_B) > 0) & (high_B <= MAX_RATIO * low_B))).sum())
 
@@ -150,23 +193,38 @@ def _term_differences(recipe: Recipe, reference: Reference, result: Objective) -
             yield relative(float(ours_B[place]), number(value))
 
 
-def gradient_differences(reference: Reference, gradient_BC: Tensor) -> dict[str, float] | None:
-    """Relative differences of the gradient's summary; None if the reference's is not finite."""
+def gradient_differences(reference: Reference, ours: Run) -> dict[str, float] | None:
+    """Relative differences of the gradients' summaries; None if a reference is not finite."""
+    differences: dict[str, float] = {}
+    for view, gradient_BC in enumerate(ours.gradients):
+        prefix = "grad_view2_" if view else "grad_"
+        found = _summary_differences(reference, prefix, gradient_BC)
+        if found is None:
+            return None
+        differences |= found
+    if "grad_theta_after_reversal" in reference:
+        (theta,) = ours.theta
+        apart = abs(float(theta) - number(reference["grad_theta_after_reversal"]))
+        differences["grad_theta"] = apart / number(reference["grad_norm"])
+    return differences
+
+
+def _summary_differences(reference: Reference, prefix: str, gradient_BC: Tensor) -> dict[str, float] | None:
     g = gradient_BC.double().reshape(-1)
     ours: dict[str, list[float]] = {
-        "grad_norm": [float(g.norm())],
-        "grad_abs_sum": [float(g.abs().sum())],
-        "grad_cos_checksum": [float((g * torch.arange(len(g), dtype=torch.float64).cos()).sum())],
-        "grad_first5": g[:5].tolist(),
+        "norm": [float(g.norm())],
+        "abs_sum": [float(g.abs().sum())],
+        "cos_checksum": [float((g * torch.arange(len(g), dtype=torch.float64).cos()).sum())],
+        "first5": g[:5].tolist(),
     }
-    given = {name: np.atleast_1d(reference[name]).tolist() for name in ours if name in reference}
+    given = {name: np.atleast_1d(reference[prefix + name]).tolist() for name in ours if prefix + name in reference}
     theirs = {name: [number(value) for value in values] for name, values in given.items()}
     if not all(math.isfinite(value) for values in theirs.values() for value in values):
         return None
-    norm = theirs.get("grad_norm", ours["grad_norm"])[0]
-    least = {"grad_cos_checksum": norm, "grad_first5": norm / math.sqrt(len(g))}
+    norm = theirs.get("norm", ours["norm"])[0]
+    least = {"cos_checksum": norm, "first5": norm / math.sqrt(len(g))}
     return {
-        name: max(abs(a - b) for a, b in zip(ours[name], values, strict=True))
+        prefix + name: max(abs(a - b) for a, b in zip(ours[name], values, strict=True))
         / max(*map(abs, values), least.get(name, 0.0), 1e-12)
         for name, values in theirs.items()
     }
