@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from store.statistics import STATISTICS
 from workers.composition import Method, Term
+from workers.config import Plan
 from workers.errors import InvalidMethod, UnknownName
 from workers.live import FORMULAS
 from workers.loss_configs import LOSS_CLASSES, Dkd
@@ -189,6 +190,48 @@ def test_the_description_holds_the_defaults_of_both_families() -> None:
     assert rld["defaults"]["cifar"]["binary_temperature"] is None
     assert rld["defaults"]["imagenet"]["binary_temperature"] == 1.0
     assert rld["defaults"]["imagenet"]["beta"] == 0.5
+
+
+IMAGENET: dict[str, dict[str, float | None]] = {
+    "kd": {"temperature": 1.0, "ce_weight": 0.5, "kd_weight": 0.5},
+    "normkd": {"scale": 1.0, "ce_weight": 0.5, "kd_weight": 0.5},
+    "normkd_dkd": {"scale": 0.5, "alpha": 1.0, "beta": 1.0, "warmup_epochs": 1},
+    "lskd": {"temperature": 2.0, "ce_weight": 1.0, "kd_weight": 9.0},
+    "dkd": {"temperature": 1.0, "alpha": 1.0, "beta": 0.5, "warmup_epochs": 1},
+    "rld": {"temperature": 1.0, "binary_temperature": 1.0, "alpha": 1.0, "beta": 0.5, "warmup_epochs": 1},
+    "nkd": {"temperature": 1.0, "gamma": 1.5},
+    "wsld": {"temperature": 2.0, "alpha": 2.5},
+    "dist": {"temperature": 1.0, "kd_weight": 2.0, "beta": 1.0, "gamma": 1.0},
+    "ctkd": {"ce_weight": 1.0, "kd_weight": 1.0, "start": 1.0, "span": 20.0, "theta": 1.0, "reversal_epochs": 5},
+    "mlkd": {"temperature": 1.0, "ce_weight": 0.5, "kd_weight": 0.5},
+    "mlld": {"temperature": 1.0, "ce_weight": 0.5, "kd_weight": 0.5},
+    "lskd_ctkd": {"ce_weight": 1.0, "kd_weight": 9.0, "reversal_epochs": 5},
+}
+"""What the authors give for ImageNet (ResNet-34 to ResNet-18); the other methods' authors give nothing."""
+
+
+def test_the_imagenet_defaults_are_the_authors() -> None:
+    for entry in describe():
+        cifar, imagenet = entry["defaults"]["cifar"], entry["defaults"]["imagenet"]
+        published = IMAGENET.get(entry["id"], cifar)
+        assert {name: imagenet[name] for name in published} == published, entry["id"]
+        assert (imagenet != cifar) == (entry["id"] in IMAGENET), entry["id"]
+
+
+def test_a_method_says_which_views_and_how_much_of_the_batch_it_needs() -> None:
+    needs = {entry["id"]: entry["needs"] for entry in describe()}
+    assert {name for name, need in needs.items() if need["views"] == 2} == {"mlld", "lskd_mlkd"}
+    assert {name for name, need in needs.items() if need["learned"]} == {"ctkd", "lskd_ctkd"}
+    whole_batch = {name for name, need in needs.items() if need["whole_batch"]}
+    assert whole_batch == {"dist", "mlkd", "mlld", "lskd_mlkd", "lud"}
+
+
+def test_two_views_need_two_views() -> None:
+    plan = {"dataset": {"kind": "digits"}, "students": ["cnn_s"], "methods": ["mlld"]}
+    with pytest.raises(ValidationError, match=r"'mlld' compares two views .* views\.count is 1: use 2 or more"):
+        Plan.model_validate(plan)
+    views = {"augmentation": {"recipe": "crop_flip"}, "count": 2}
+    assert Plan.model_validate({**plan, "views": views}).methods[0].expand().views == 2
 
 
 def test_lud_says_that_it_is_unverified() -> None:

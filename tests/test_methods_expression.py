@@ -43,7 +43,7 @@ VALUES: dict[str, list[float]] = {
     "epoch": [3.0] * 3,
     "epochs": [20.0] * 3,
 }
-"""Name -> one value per sample; exact in binary, and no two that a text compares are equal."""
+"""Name -> one value per sample, exact in binary."""
 
 MEANINGS: list[tuple[str, Callable[[Row], float]]] = [
     ("4", lambda v: 4.0),
@@ -67,6 +67,7 @@ MEANINGS: list[tuple[str, Callable[[Row], float]]] = [
     ("sqrt(sharpness * student_sharpness)", lambda v: math.sqrt(v.sharpness * v.student_sharpness)),
     ("abs(student_min) + abs(std)", lambda v: -v.student_min + v.std),
     ("where(max < student_max, max, 2)", lambda v: v.max if v.max < v.student_max else 2.0),
+    ("where(max < 3.5, 1, 2)", lambda v: 1.0 if v.max < 3.5 else 2.0),
     ("where((max <= 3.5), 1, 2)", lambda v: 1.0 if v.max <= 3.5 else 2.0),
     ("where(max > 3.5, 1, 2)", lambda v: 1.0 if v.max > 3.5 else 2.0),
     ("where(max >= 3.5, 1, 2)", lambda v: 1.0 if v.max >= 3.5 else 2.0),
@@ -242,6 +243,8 @@ REFUSALS: dict[str, tuple[str, int, str]] = {
     "comment": ("max # 2", 5, f"'#' {NO_PLACE}"),
     "statement": ("max; min", 4, f"';' {NO_PLACE}"),
     "fullwidth letters": ("2 * ｍax", 5, rf"'\uff4d' {NO_PLACE}"),
+    "fullwidth digit": ("max２", 4, rf"'\uff12' {NO_PLACE}"),
+    "Arabic digit": ("2 * ٣", 5, rf"'\u0663' {NO_PLACE}"),
     "lone surrogate": ("\ud800", 1, rf"'\ud800' {NO_PLACE}"),
     "newline": ("max\n", 4, rf"'\n' {NO_PLACE}"),
     "tab": ("\tmax", 1, rf"'\t' {NO_PLACE}"),
@@ -307,6 +310,17 @@ def test_anything_else_is_refused_where_it_stands(text: str, place: int, problem
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("name", "count"), [("clip", 3), ("log", 1), ("exp", 1), ("sqrt", 1), ("abs", 1), ("tanh", 1), ("where", 3)]
+)
+def test_a_function_of_so_many_arguments_takes_no_other_number(name: str, count: int) -> None:
+    arguments = ["1 < 2" if name == "where" else "1", *["2"] * count]
+    parse(f"{name}({', '.join(arguments[:count])})")
+    for wrong in (count - 1, count + 1):
+        with pytest.raises(InvalidMethod, match=f"wrong number of arguments, {wrong}; {name} takes {count}"):
+            parse(f"{name}({', '.join(arguments[:wrong])})")
+
+
 def test_a_refusal_of_a_word_lists_every_name_and_function() -> None:
     with pytest.raises(InvalidMethod) as caught:
         parse("temperature")
@@ -321,6 +335,7 @@ def test_a_refusal_of_a_word_lists_every_name_and_function() -> None:
         "+".join(["max"] * 20),
         "(" * 20 + "1" + ")" * 20,
         f"min({','.join(['1'] * 199)})",
+        f"min({','.join(['(1)'] * 30)})",
         "2 ** -8 + 1e9",
     ],
 )

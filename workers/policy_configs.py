@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from workers.errors import InvalidMethod
+from workers.expression import TEACHER_STATISTICS, parse
 from workers.expression import Expression as ParsedExpression
-from workers.expression import parse
 from workers.parts import Count, Finite, Part, Temperature, Weight, by_kind
 
 
@@ -242,6 +242,8 @@ class Expression(Policy):
     title = "expression over the statistics"
     formula = "T_s, T_t and W as written, W = T_s T_t if it is not given"
     paper = "none"
+    statistics = TEACHER_STATISTICS
+    student_statistics = TEACHER_STATISTICS
 
     kind: Literal["expression"] = "expression"
     temperature: ExpressionText | None = None
