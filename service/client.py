@@ -103,6 +103,31 @@ class Client:
         """What a job's ``methods`` can name, with formula, defaults and JSON Schema."""
         return list(self._connection.pages("/v1/methods"))
 
+    def preview_method(
+        self,
+        method: str | Mapping[str, object],
+        cache: str,
+        *,
+        student_cache: str | None = None,
+        epoch: int | None = None,
+        epochs: int | None = None,
+        bins: int | None = None,
+    ) -> Document:
+        """The temperatures that a method would give on a cache, from its statistics; nothing is trained.
+
+        Args:
+            method: as in a job: a name, or an object with ``preset``.
+            cache: the key of a complete cache.
+            student_cache: the key of another network's, which stands for the student's; None takes the teacher's.
+            epoch: in which epoch, counted from 1; None for this and the next two takes the service's default.
+            epochs: of how many.
+            bins: of each histogram.
+        """
+        options = {"student_cache": student_cache, "epoch": epoch, "epochs": epochs, "bins": bins}
+        given = {name: value for name, value in options.items() if value is not None}
+        body = {"method": method, "cache": cache, **given}
+        return self._connection.json("POST", "/v1/methods/preview", json=body, timeout=_LONG_S)
+
     def students(self) -> list[Document]:
         """What a job's ``students`` can name."""
         return list(self._connection.pages("/v1/students"))

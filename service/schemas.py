@@ -154,6 +154,9 @@ class Needs(Document):
     teacher: bool
     labels: bool
     statistics: list[str] = Field(description="the cached statistics that its policies read")
+    views: int = Field(description="views of each sample that a step compares: 1 or 2")
+    whole_batch: bool = Field(description="whether a sample's loss depends on the others of its batch")
+    learned: bool = Field(description="whether a temperature is a parameter that is trained beside the student")
 
 
 class Method(Document):

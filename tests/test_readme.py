@@ -2,17 +2,21 @@
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
-from workers.methods import methods_table
+import pytest
+
+from workers.methods import methods_table, parts_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_table_of_methods_is_the_generated_one() -> None:
-    assert methods_table().strip() in README, (
-        'replace it by: python -c "import workers.methods as m; print(m.methods_table())"'
+@pytest.mark.parametrize("table", [methods_table, parts_table])
+def test_the_tables_of_methods_are_the_generated_ones(table: Callable[[], str]) -> None:
+    assert table().strip() in README, (
+        f'replace it by: python -c "import workers.methods as m; print(m.{table.__name__}())"'
     )
 
 

@@ -184,7 +184,8 @@ def _distil(
         batch = LiveBatch(z_s_BC, labels_B, epoch, epochs, learned.get(str(place)))
         temperatures = POLICIES[term.policy.kind](student, teacher, term.policy, batch)
         if isinstance(term.policy, Expression) and (unusable := first_unusable(temperatures, torch)):
-            raise NotFinite(f"method {method.name!r}: {unusable.explain(term.policy)}", unusable.sample)
+            sample = f"sample {unusable.sample} of the batch"
+            raise NotFinite(f"method {method.name!r}: {unusable.explain(term.policy, sample)}", unusable.sample)
         result = LOSSES[term.loss.kind](z_s_BC, z_t_BC, labels_B, temperatures, term.loss)
         varies = result.temperatures is not None or term.policy.kind != "fixed"
         (varying if varies else constant).append(result.temperatures or temperatures)

@@ -225,14 +225,14 @@ class Unusable:
     side: str
     value: float
 
-    def explain(self, config: Expression) -> str:
-        """A sentence with the text that gave the value."""
+    def explain(self, config: Expression, sample: str) -> str:
+        """A sentence with the text that gave the value, about the sample as ``sample`` calls it."""
         what = "weight" if self.side == "weight" else f"{self.side} temperature"
         allowed = "finite and not negative" if self.side == "weight" else "positive and finite"
         parsed = config.parsed
         text = parsed[self.side].text if self.side in parsed else "T_s T_t"
         return (
-            f"the {what} of sample {self.sample} is {self.value:g}, from {text!r}; it must be {allowed}: "
+            f"the {what} of {sample} is {self.value:g}, from {text!r}; it must be {allowed}: "
             "bound it, with clip(x, low, high) or where(condition, x, otherwise) for instance"
         )
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import caches, jobs, services, stock
+from service.cli import caches, jobs, methods, parity, services, stock
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
 
@@ -27,7 +27,9 @@ app = typer.Typer(
 services.register(app)
 jobs.register(app)
 stock.register(app)
+methods.register(app)
 caches.register(app)
+parity.register(app)
 
 
 @app.callback()

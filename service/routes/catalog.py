@@ -1,11 +1,22 @@
-"""What a job can ask for: methods and students, with the JSON Schemas of their parameters."""
+"""What a job can ask for: methods and students with the JSON Schemas of their parameters, and methods on trial."""
 
+from dataclasses import asdict
+
+import numpy as np
 from fastapi import APIRouter
 
+from service.context import Context, Service
+from service.errors import Conflict, InvalidRequest
 from service.problems import responses
 from service.schemas import Method, MethodPage, Page, Part, Student
+from service.schemas_methods import MethodPreview, PreviewRequest, PreviewTerm
+from store import CacheCorrupt, CacheIncomplete, CacheMismatch, CacheReader, CacheSpec
 from workers import methods
+from workers.preview import Float32, preview
 from workers.students import catalog
+
+# Two caches that agree in these are about the same rows.
+_SAME_ROWS = ("dataset_fingerprint", "split", "samples", "classes", "augmentation", "augmentation_seed", "views")
 
 router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500))
 
@@ -21,6 +32,62 @@ def list_methods() -> MethodPage:
         policies=[Part.model_validate(entry) for entry in methods.describe_policies()],
         losses=[Part.model_validate(entry) for entry in methods.describe_losses()],
     )
+
+
+@router.post(
+    "/methods/preview",
+    operation_id="preview_method",
+    summary="Temperatures that a method would give",
+    responses=responses(400, 404, 409, 413, 422),
+)
+def preview_method(request: PreviewRequest, service: Service) -> MethodPreview:
+    """For every row of a complete cache, from its statistics alone; learned temperatures are the initial ones.
+
+    A temperature with which a run would stop is refused with the sample that has it.
+    """
+    spec, teacher = _statistics(service, request.cache)
+    student = None
+    if request.student_cache is not None:
+        other, student = _statistics(service, request.student_cache)
+        _check_same_rows(spec, other)
+    terms = preview(
+        request.method.expand(),
+        teacher,
+        spec.classes,
+        student=student,
+        epoch=request.epoch,
+        epochs=request.epochs,
+        bins=request.bins,
+    )
+    return MethodPreview(
+        method=request.method.label,
+        cache=request.cache,
+        student_cache=request.student_cache,
+        views=spec.views,
+        samples=spec.samples,
+        classes=spec.classes,
+        epoch=request.epoch,
+        epochs=request.epochs,
+        terms=[PreviewTerm.model_validate(asdict(term)) for term in terms],
+    )
+
+
+def _statistics(service: Context, key: str) -> tuple[CacheSpec, dict[str, Float32]]:
+    """What a complete cache is of, and its statistics, float32 [views, samples] by name."""
+    try:
+        with CacheReader.from_key(service.settings.caches_dir, key) as reader:
+            views = [reader.statistics(view) for view in range(reader.spec.views)]
+    except (CacheIncomplete, CacheCorrupt, CacheMismatch) as error:
+        raise Conflict(f"cache {key} cannot be read: {error}") from error
+    return reader.spec, {name: np.stack([view[name] for view in views]) for name in views[0]}
+
+
+def _check_same_rows(spec: CacheSpec, other: CacheSpec) -> None:
+    beside_rows = {name: getattr(other, name) for name in CacheSpec.model_fields if name not in _SAME_ROWS}
+    if differences := spec.model_copy(update=beside_rows).differences(other):
+        raise InvalidRequest(
+            f"cache {other.key} is not of the rows of cache {spec.key}: {'; '.join(differences)}", "#/student_cache"
+        )
 
 
 @router.get("/students", operation_id="list_students", summary="Networks that can be trained")
