@@ -69,7 +69,9 @@ class Dtkd(Policy):
     """Dynamic temperatures that make both networks equally sharp: 2T is shared in proportion to their sharpness.
 
     ``max`` is what the released code and the paper's result use, the signed maximum logit; ``sharpness`` is the
-    paper's definition of the word, the logsumexp, from which the maximum is derived.
+    paper's definition of the word, the logsumexp, from which the maximum is derived. The formula is used where both
+    networks' values have one sign and differ by a factor of at most 100; beyond, one temperature and with it the loss
+    would be negative or the gradient unbounded, and the sample takes the base temperature for both networks.
     """
 
     title = "dynamic temperature"

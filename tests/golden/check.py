@@ -140,6 +140,8 @@ def check(name: str, case: Case) -> Outcome:
     recipe, reference = RECIPES[name], case.results[name]
     if (given := case.settings.get(name, SETTINGS[name])) != SETTINGS[name]:
         return Outcome(problem=f"its hyper-parameters are {given}, the recipe's {SETTINGS[name]}")
+    if parse_method(recipe.method).expand().views > len(case.students):
+        return Outcome(problem="the method compares two views, and the case has one")
     total = number(reference["total"])
     try:
         ours = run(recipe, case)
@@ -151,7 +153,9 @@ def check(name: str, case: Case) -> Outcome:
     if not all(bool(torch.isfinite(gradient).all()) for gradient in (*ours.gradients, *ours.theta)):
         return Outcome(problem=f"our gradient is not finite (total {value:.6g}, reference {total:.6g})")
     if not math.isfinite(total):
-        return Outcome(note=f"reference {total}, ours {value:.6g} with a finite gradient")
+        # Every term is a divergence, a distance or a cross-entropy.
+        problem = f"negative loss {value:.6g}" if value < -1e-9 else None
+        return Outcome(note=f"reference {total}, ours {value:.6g} with a finite gradient", problem=problem)
     if name.startswith("dtkd") and (outside := samples_outside_dtkd(case)):
         return _fallback(value, total, outside)
     outcome = Outcome({"total": relative(value, total)})
@@ -205,7 +209,7 @@ def gradient_differences(reference: Reference, ours: Run) -> dict[str, float] | 
     if "grad_theta_after_reversal" in reference:
         (theta,) = ours.theta
         apart = abs(float(theta) - number(reference["grad_theta_after_reversal"]))
-        differences["grad_theta"] = apart / number(reference["grad_norm"])
+        differences["grad_theta"] = apart / max(number(reference["grad_norm"]), 1e-12)
     return differences
 
 
