@@ -68,11 +68,10 @@ def dkd(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures,
     """Label against rest (tckd) and the rest among themselves (nckd) (Zhao et al. 2022). With C=2 nckd is 0."""
     x_s_BC, x_t_BC = tempered(z_s_BC, temperatures.student), tempered(z_t_BC, temperatures.teacher)
     weight_B = temperatures.weight.squeeze(1)
-    label_BC = one_hot(y_B, z_s_BC)
     return LossResult(
         {
-            "tckd": Part(config.alpha, weight_B * binary_divergence(x_t_BC, label_BC, x_s_BC, label_BC)),
-            "nckd": Part(config.beta, weight_B * masked_divergence(x_t_BC, x_s_BC, ~label_BC)),
+            "tckd": Part(config.alpha, weight_B * binary_divergence(x_t_BC, y_B, x_s_BC, y_B)),
+            "nckd": Part(config.beta, weight_B * masked_divergence(x_t_BC, x_s_BC, ~one_hot(y_B, z_s_BC))),
         }
     )
 
@@ -82,14 +81,13 @@ def rld(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures,
 
     Classes that tie with the label's logit count as not below it. Where none is below, mcd is 0 with zero gradient.
     """
-    label_BC = one_hot(y_B, z_t_BC)
-    top_BC = one_hot(z_t_BC.argmax(dim=1), z_t_BC)
+    top_B = z_t_BC.argmax(dim=1)
     below_BC = z_t_BC < z_t_BC.gather(1, y_B.unsqueeze(1))
     binary = temperatures
     if config.binary_temperature is not None:
         tau_B1 = torch.full_like(temperatures.weight, config.binary_temperature)
         binary = Temperatures(tau_B1, tau_B1, tau_B1.square())
-    scd_B = binary_divergence(tempered(z_t_BC, binary.teacher), top_BC, tempered(z_s_BC, binary.student), label_BC)
+    scd_B = binary_divergence(tempered(z_t_BC, binary.teacher), top_B, tempered(z_s_BC, binary.student), y_B)
     mcd_B = masked_divergence(tempered(z_t_BC, temperatures.teacher), tempered(z_s_BC, temperatures.student), below_BC)
     return LossResult(
         {
@@ -199,7 +197,8 @@ def mlkd(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures
 def _fractions(p_BC: Tensor) -> tuple[Tensor, Tensor]:
     """Share of samples, and of classes, whose confidence is at most the median: two []."""
     peak_B, mass_C = p_BC.amax(dim=1), p_BC.sum(dim=0)
-    samples, classes = ((x <= x.quantile(0.5)).to(p_BC.dtype).mean() for x in (peak_B, mass_C))
+    # The lower of two middle values selects what their mean does.
+    samples, classes = ((x <= x.median()).to(p_BC.dtype).mean() for x in (peak_B, mass_C))
     return samples, classes
 
 

@@ -43,15 +43,12 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
-        p_BC, q_BC = log_p_BC.exp(), log_q_BC.exp()
-        gap_BC = log_q_BC - log_p_BC
-        near_BC = gap_BC.abs() < 0.5
-        small_BC = torch.where(near_BC, gap_BC, 0.0)
-        # q - p, by either network's probability: the one loses digits where they agree, the other may overflow.
-        excess_BC = torch.where(near_BC, p_BC * small_BC.expm1(), q_BC - p_BC)
-        moved_BC = p_BC * gap_BC
-        ctx.save_for_backward(moved_BC, excess_BC)
-        return torch.where(near_BC, p_BC * _exp_beyond_first_order(small_BC), excess_BC - moved_BC)
+        # p (e^gap - 1 - gap). Where q > e^40 p, e^gap could overflow; there it is q, and would be for any smaller p.
+        base_BC = torch.maximum(log_p_BC, log_q_BC - 40.0)
+        gap_BC = log_q_BC - base_BC
+        p_BC, excess_BC = base_BC.exp(), gap_BC.expm1()
+        ctx.save_for_backward(p_BC, gap_BC, excess_BC)
+        return p_BC * (excess_BC - gap_BC)
 
     @staticmethod
     @once_differentiable
@@ -59,17 +56,9 @@ class _Pointwise(torch.autograd.Function):
         # torch's annotations give both tuples one element.
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         needed: tuple[bool, ...] = ctx.needs_input_grad
-        (moved_BC, excess_BC), (for_p, for_q) = saved, needed
-        return -moved_BC * gradients[0] if for_p else None, excess_BC * gradients[0] if for_q else None
-
-
-def _exp_beyond_first_order(x: Tensor) -> Tensor:
-    """e^x - 1 - x for |x| < 1/2, to the last digits: Taylor's series, whose rest is below the dtype's epsilon."""
-    highest = 15 if x.dtype == torch.float64 else 8
-    tail = torch.ones_like(x)
-    for power in range(highest, 2, -1):
-        tail = 1.0 + x / power * tail
-    return x * x / 2.0 * tail
+        (p_BC, gap_BC, excess_BC), (for_p, for_q) = saved, needed
+        flow_BC = gradients[0] * p_BC
+        return -flow_BC * gap_BC if for_p else None, flow_BC * excess_BC if for_q else None
 
 
 def divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
@@ -82,19 +71,16 @@ def cross_entropy(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     return -(log_p_BC.exp() * log_q_BC).sum(dim=1)
 
 
-def binary_divergence(x_t_BC: Tensor, in_t_BC: Tensor, x_s_BC: Tensor, in_s_BC: Tensor) -> Tensor:
-    """KL([p_in, p_out] || [q_in, q_out]) per row, each side split by its own mask (true for one class): [B]."""
-    p = _in_and_out(x_t_BC, in_t_BC)
-    q = _in_and_out(x_s_BC, in_s_BC)
-    return divergence(p, q)
+def binary_divergence(x_t_BC: Tensor, y_t_B: Tensor, x_s_BC: Tensor, y_s_B: Tensor) -> Tensor:
+    """KL([p_y, 1 - p_y] || [q_y, 1 - q_y]) per row, each side split by its own class y: [B]."""
+    return divergence(_one_and_rest(x_t_BC, y_t_B), _one_and_rest(x_s_BC, y_s_B))
 
 
-def _in_and_out(x_BC: Tensor, in_BC: Tensor) -> Tensor:
-    """log [S(x)_in, 1 - S(x)_in]: [B, 2]. The second is a logsumexp of the others, never log(1 - S)."""
-    log_p_BC = x_BC.log_softmax(dim=1)
-    within_B = log_p_BC.masked_fill(~in_BC, -torch.inf).logsumexp(dim=1)
-    without_B = log_p_BC.masked_fill(in_BC, -torch.inf).logsumexp(dim=1)
-    return torch.stack((within_B, without_B), dim=1)
+def _one_and_rest(x_BC: Tensor, y_B: Tensor) -> Tensor:
+    """log [S(x)_y, 1 - S(x)_y]: [B, 2]. The second is a logsumexp of the others, never log(1 - S)."""
+    log_p_BC, y_B1 = x_BC.log_softmax(dim=1), y_B.unsqueeze(1)
+    rest_B1 = log_p_BC.scatter(1, y_B1, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat((log_p_BC.gather(1, y_B1), rest_B1), dim=1)
 
 
 def masked_log_softmax(x_BC: Tensor, keep_BC: Tensor) -> Tensor:
