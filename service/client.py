@@ -210,8 +210,16 @@ class Client:
         return self._connection.json("POST", path, timeout=_LONG_S)
 
     def delete_cache(self, key: str) -> None:
-        """Deletes a cache; refused while a job that has not ended uses it."""
+        """Deletes a cache; refused while it is pinned or a job that is being worked on uses it."""
         self._connection.done("DELETE", f"/v1/caches/{_part(key)}", repeat=False)
+
+    def pin_cache(self, key: str) -> Document:
+        """Keeps a cache from eviction and deletion."""
+        return self._connection.json("POST", f"/v1/caches/{_part(key)}/pin")
+
+    def unpin_cache(self, key: str) -> None:
+        """Lets a cache be evicted and deleted again."""
+        self._connection.done("DELETE", f"/v1/caches/{_part(key)}/pin")
 
     # --------------------------------------------------------------------------------------- jobs
 

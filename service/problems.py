@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from service import errors
 from service.schemas import FieldProblem, Problem
-from store import AmbiguousKey, CacheBusy, CacheNotFound, DiskFull, InvalidArgument, StoreError
+from store import AmbiguousKey, CacheBusy, CacheNotFound, CachePinned, DiskFull, InvalidArgument, StoreError
 from workers.errors import (
     ContractViolation,
     DiskLow,
@@ -86,6 +86,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     InvalidArgument: Kind(422, "invalid-request", "Invalid request"),
     AmbiguousKey: Kind(409, "conflict", "Conflict"),
     CacheBusy: Kind(409, "conflict", "Conflict"),
+    CachePinned: Kind(409, "conflict", "Conflict"),
     DiskFull: _NO_ROOM,
     StoreError: _INTERNAL,
     OperationalError: Kind(503, "database-unavailable", "Database unavailable", shows_message=False, headers=_BUSY),

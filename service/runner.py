@@ -18,10 +18,12 @@ from typing import Any
 import structlog
 
 from service.errors import InvalidSettings
+from service.holds import CacheHolds
 from service.jobs import TERMINAL, State
 from service.records import Records
 from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
+from store import Catalog
 from workers.artifacts import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
 from workers.caching import CachePlan, file_sha256
 from workers.cluster import Cluster, Numbered, Outcome, Task
@@ -142,15 +144,21 @@ class Engine:
         self._jobs: dict[str, _ActiveJob] = {}
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
+        self._holds = CacheHolds(Catalog(self._folders.caches))
         self._slots = run_slots(settings, cluster.cpus, cluster.gpus)
 
     # -------------------------------------------------------------------------------------- the loop's parts
 
     def recover(self) -> None:
         """Adopt what an earlier engine left unfinished; its runs are lost and start again."""
-        for job in self._records.unfinished_jobs():
+        unfinished = self._records.unfinished_jobs()
+        # All of them before the first one makes room for itself.
+        for job in unfinished:
+            self._holds.take(job.id, (job.caches or {}).values())
+        for job in unfinished:
             adopted = self._records.adopt_job(job.id, self._holder)
             if adopted is None:
+                self._forget(job.id)
                 continue
             for run in self._records.runs(job.id):
                 if run.state in {State.RUNNING, State.CANCELLING}:
@@ -185,7 +193,8 @@ class Engine:
             self._build_caches(job)
 
     def _build_caches(self, job: _ActiveJob) -> None:
-        task = self._cluster.build_caches(job.spec, self._folders, self._settings.gpu_share)
+        settings = self._settings
+        task = self._cluster.build_caches(job.spec, self._folders, settings.gpu_share, settings.caches_max_bytes)
         job.caches = _Work(task, job.attempt)
 
     def _advance(self, job: _ActiveJob) -> None:
@@ -216,28 +225,33 @@ class Engine:
             self._records.record_events(job.id, None, job.attempt, events, progress=progress)
         if outcome is None:
             return
+        if outcome.value is not None:
+            self._take_caches(job, outcome.value)
+        # Its process holds the caches, so it ends after they were taken.
         work.task.close()
         job.caches = None
-        if outcome.kind == "done":
-            assert outcome.value is not None
-            job.plan = CachePlan.model_validate(outcome.value["plan"])
-            spent = job.progress.spent_before
-            forwards = {
-                "run": outcome.value["teacher_forwards"] + spent,
-                "avoided": outcome.value["teacher_forwards_avoided"] - spent,
-            }
-            self._records.update_job(
-                job.id,
-                attempt=job.attempt,
-                stage="training",
-                caches={"train": job.plan.train_cache.key, "test": job.plan.test_cache.key},
-                teacher_forwards=forwards,
-                teacher_accuracy=outcome.value["teacher_accuracy"],
-            )
-        elif outcome.kind == "failed":
+        if outcome.kind == "failed":
             self._fail(job.id, job.attempt, error_of(outcome))
         elif outcome.kind == "vanished" and not self._records.is_cancelling(job.id):
             self._retry_caches(job, outcome)
+
+    def _take_caches(self, job: _ActiveJob, value: Json) -> None:
+        """The caches are complete: from here on they are held for the job's runs."""
+        job.plan = CachePlan.model_validate(value["plan"])
+        caches = {"train": job.plan.train_cache.key, "test": job.plan.test_cache.key}
+        self._holds.take(job.id, caches.values())
+        spent = job.progress.spent_before
+        self._records.update_job(
+            job.id,
+            attempt=job.attempt,
+            stage="training",
+            caches=caches,
+            teacher_forwards={
+                "run": value["teacher_forwards"] + spent,
+                "avoided": value["teacher_forwards_avoided"] - spent,
+            },
+            teacher_accuracy=value["teacher_accuracy"],
+        )
 
     def _retry_caches(self, job: _ActiveJob, outcome: Outcome) -> None:
         losses = job.losses["caches"] = job.losses.get("caches", 0) + 1
@@ -248,7 +262,7 @@ class Engine:
         # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
         adopted = self._records.adopt_job(job.id, self._holder)
         if adopted is None:
-            del self._jobs[job.id]
+            self._forget(job.id)
             return
         job.attempt = adopted.attempt
         job.progress = _CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
@@ -262,6 +276,10 @@ class Engine:
                 self._records.move_run(run.id, run.attempt, State.CANCELLED, error=why)
         self._records.move_job(job_id, State.FAILED, error=error, attempt=attempt)
         log.warning("job failed", job_id=job_id, error=error)
+        self._forget(job_id)
+
+    def _forget(self, job_id: str) -> None:
+        self._holds.release(job_id)
         self._jobs.pop(job_id, None)
 
     def _end_cancelled(self, job: _ActiveJob) -> None:
@@ -270,7 +288,7 @@ class Engine:
                 self._records.move_run(run.id, run.attempt, State.CANCELLED)
         self._records.move_job(job.id, State.CANCELLED, attempt=job.attempt)
         log.info("job cancelled", job_id=job.id)
-        del self._jobs[job.id]
+        self._forget(job.id)
 
     # -------------------------------------------------------------------------------------------- its runs
 
@@ -369,7 +387,7 @@ class Engine:
         else:
             self._records.move_job(job.id, State.SUCCEEDED, attempt=job.attempt)
         log.info("job ended", job_id=job.id, failed=len(failed), runs=len(runs))
-        del self._jobs[job.id]
+        self._forget(job.id)
 
 
 # ------------------------------------------------------------------------------------------- progress

@@ -225,6 +225,14 @@ class Cache(Document):
     size_bytes: int
     created_at: datetime | None
     last_used_at: datetime | None
+    pinned: bool = Field(description="whether it is kept from eviction and deletion")
+
+
+class CachePage(Page[Cache]):
+    """Part of the list of caches, and what all of them take together."""
+
+    total_bytes: int
+    quota_bytes: int | None = Field(description="the most they may take; null where there is no quota")
 
 
 class CacheReport(Document):

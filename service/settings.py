@@ -27,6 +27,7 @@ class Settings(BaseSettings):
         api_key_file: first line is the key that every ``/v1`` request has to bring; None asks for none.
         teacher_max_bytes: the largest ONNX file that is accepted.
         body_max_bytes: the largest body of every other request.
+        caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         disk_floor_bytes: with less than this free, uploads and jobs are refused.
         inspect_timeout_s: how long the subprocess that inspects an ONNX file may take.
         event_poll_s: how often an event stream looks for new rows.
@@ -49,6 +50,7 @@ class Settings(BaseSettings):
 
     teacher_max_bytes: SizeBytes = GiB
     body_max_bytes: SizeBytes = MiB
+    caches_max_bytes: SizeBytes = 0
     disk_floor_bytes: SizeBytes = GiB
 
     inspect_timeout_s: Seconds = 60.0

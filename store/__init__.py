@@ -22,14 +22,17 @@ from .errors import (
     CacheIncomplete,
     CacheMismatch,
     CacheNotFound,
+    CachePinned,
     DiskFull,
     InvalidArgument,
     NotStorable,
+    QuotaExceeded,
     ReaderClosed,
     RowOutOfRange,
     StoreError,
 )
 from .reader import CacheReader
+from .room import Hold, Reservation
 from .schema import CacheSpec
 from .writer import CacheWriter
 
@@ -41,14 +44,18 @@ __all__ = [
     "CacheIncomplete",
     "CacheMismatch",
     "CacheNotFound",
+    "CachePinned",
     "CacheReader",
     "CacheSpec",
     "CacheWriter",
     "Catalog",
     "DiskFull",
+    "Hold",
     "InvalidArgument",
     "NotStorable",
+    "QuotaExceeded",
     "ReaderClosed",
+    "Reservation",
     "RowOutOfRange",
     "StoreError",
 ]

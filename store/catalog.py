@@ -1,15 +1,14 @@
-"""The caches under one root: what there is, how complete, how large, when used last; delete, verify.
+"""The caches under one root: what there is, how complete, how large, when used last; delete, pin, evict, verify.
 
 The folder is the catalog: there is no index beside it that could disagree. Listing reads each
-cache's manifest and commit records and looks at file sizes; verify() reads every byte.
+cache's manifest and commit records and looks at file sizes; verify() reads every byte. What may be
+evicted, and how that is kept from those who use it, is room.py's.
 """
 
 import contextlib
-import os
 import shutil
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,20 +16,13 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from . import layout
-from .errors import (
-    AmbiguousKey,
-    CacheBusy,
-    CacheCorrupt,
-    CacheNotFound,
-    InvalidArgument,
-    StoreError,
-)
-from .files import disk_full_as_error, fsync, lock_byte, write_atomically
+from . import layout, room
+from .errors import AmbiguousKey, CacheCorrupt, CacheNotFound, InvalidArgument, StoreError
+from .files import disk_full_as_error, write_atomically
 from .reader import check_completion, check_identity
+from .room import Evicted, Hold, Reservation
 from .schema import CacheSpec
 from .verify import VerifyReport, verify_group
-from .writer import GROUP_BYTE
 
 MIN_PREFIX = 4  # hex digits, as in git
 _ABANDONED_S = 3600.0  # creating a group takes milliseconds
@@ -47,11 +39,13 @@ class CacheEntry:
     size_bytes: int
     created_at: datetime | None
     last_used_at: datetime | None
+    pinned: bool
     provenance: dict[str, JsonValue]
     problem: str | None = None
 
 
 CacheEntries = list[CacheEntry]  # inside Catalog, `list` is the method
+Evictions = list[Evicted]
 
 
 class Catalog:
@@ -100,18 +94,48 @@ class Catalog:
         """Remove a cache: at once for everybody who looks for it, then its files one by one.
 
         A process that has it open keeps reading; one that is writing it is told at its next block.
-        Raises CacheNotFound, InvalidArgument, CacheBusy while a block is being written.
+        Raises CacheNotFound, InvalidArgument, CachePinned, CacheBusy while a block is being written.
         """
-        group = self._existing(key)
-        tombstone = self.root / f"{layout.DELETED_PREFIX}{key}-{uuid.uuid4().hex}"
-        try:
-            with _without_writers(group):
-                group.rename(tombstone)
-        except FileNotFoundError:
-            raise CacheNotFound(f"{group} was deleted meanwhile") from None
-        fsync(self.root)
-        with contextlib.suppress(FileNotFoundError):  # somebody sweeps at the same time
-            shutil.rmtree(tombstone)
+        room.remove(self._existing(key), even_if_held=True)
+
+    def pin(self, key: str) -> None:
+        """Keep a cache from eviction and deletion until unpin(), across restarts. May be called twice.
+
+        Raises CacheNotFound, InvalidArgument, DiskFull.
+        """
+        room.pin(self._existing(key))
+
+    def unpin(self, key: str) -> None:
+        """Take the pin away, if there is one. Raises CacheNotFound, InvalidArgument."""
+        room.unpin(self._existing(key))
+
+    def hold(self, key: str) -> Hold:
+        """Keep a cache from eviction while this process needs it. Raises CacheNotFound, InvalidArgument."""
+        return Hold(layout.group_path(self.root, key))
+
+    def make_room(self, needed_bytes: int, quota_bytes: int, in_use: Collection[str] = ()) -> Evictions:
+        """Evict caches, the least recently used first, until `needed_bytes` more fit into the quota.
+
+        Complete, partial and corrupt ones alike; never one that is pinned, held, being written or
+        named by `in_use`. Those in use count as large as they will be when they are complete.
+        Raises QuotaExceeded, having evicted nothing (unless a cache was pinned or taken into use in
+        the very moment).
+        """
+        with room.turn(self.root):
+            return room.make_room(self.root, needed_bytes, quota_bytes, in_use)
+
+    def reserve(
+        self, specs: Sequence[CacheSpec], quota_bytes: int = 0, provenance: Mapping[str, JsonValue] | None = None
+    ) -> Reservation:
+        """Hold these caches; those that do not exist are created, empty, once there is room for them.
+
+        `quota_bytes` is for all caches under the root together; 0 is no quota. Nothing is evicted
+        for caches that are complete already. `provenance` is what CacheWriter takes.
+        Raises QuotaExceeded as make_room does, and what CacheWriter raises.
+        """
+        with room.turn(self.root):
+            self.sweep()
+            return room.reserve(self.root, specs, quota_bytes, provenance or {})
 
     def sweep(self) -> int:
         """Remove what killed deletions and creations left under the root; returns how many."""
@@ -165,7 +189,8 @@ def _describe(group: Path) -> CacheEntry:
         rows_committed=rows_committed,
         size_bytes=layout.size_bytes(group),
         created_at=manifest.created_at if manifest else None,
-        last_used_at=_last_used_at(group),
+        last_used_at=room.last_used_at(group),
+        pinned=room.is_pinned(group),
         provenance=provenance,
         problem=problem,
     )
@@ -183,30 +208,6 @@ def _count_rows(group: Path, spec: CacheSpec) -> tuple[int, str | None]:
         except CacheCorrupt as error:
             damage = damage or str(error)
     return rows, damage
-
-
-def _last_used_at(group: Path) -> datetime | None:
-    try:
-        return datetime.fromisoformat((group / layout.LAST_USED_FILE).read_text())
-    except (FileNotFoundError, ValueError):
-        return None  # never touched, or not by us: nothing depends on it
-
-
-@contextlib.contextmanager
-def _without_writers(group: Path) -> Iterator[None]:
-    """Keep writers out of a group. Raises CacheBusy if one is at work."""
-    try:
-        descriptor = os.open(group / layout.GROUP_FILE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield  # no manifest: nobody can be writing it
-        return
-    try:
-        lock_byte(descriptor, GROUP_BYTE, wait=False)
-        yield
-    except CacheBusy as error:
-        raise CacheBusy(f"{group} is being written: stop its job, then delete it") from error
-    finally:
-        os.close(descriptor)
 
 
 def _is_abandoned(path: Path) -> bool:

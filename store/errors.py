@@ -10,6 +10,8 @@
     +-- CacheIncomplete        (RuntimeError)     blocks are missing, or it was never finished
     +-- CacheCorrupt           (ValueError)       a file is damaged, missing, foreign, misplaced
     +-- CacheBusy              (BlockingIOError)  a block is being written at this moment
+    +-- CachePinned            (PermissionError)  a pinned cache was to be deleted
+    +-- QuotaExceeded          (RuntimeError)     no room within the quota, whatever is evicted
     +-- ReaderClosed           (ValueError)       a reader was used after close()
     +-- AddressSpaceExhausted  (MemoryError)      chunk files can be neither mapped nor loaded
     +-- DiskFull               (OSError)          no room left; nothing was committed
@@ -63,6 +65,14 @@ class CacheCorrupt(StoreError, ValueError):
 
 class CacheBusy(StoreError, BlockingIOError):
     """A writer is in the middle of a block of this cache."""
+
+
+class CachePinned(StoreError, PermissionError):
+    """The cache is pinned; whoever wants it deleted has to unpin it first."""
+
+
+class QuotaExceeded(StoreError, RuntimeError):
+    """The caches that must stay and the new ones are more than the quota; the message has the figures."""
 
 
 class ReaderClosed(StoreError, ValueError):

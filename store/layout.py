@@ -9,6 +9,8 @@
         commits/<view>-<block>.json  BlockRecord: this block is whole; written last
         COMPLETE                     Completion: every block is committed; written last of all
         LAST_USED                    written by Catalog.touch; no part of the cache's identity
+        PINNED                       written by Catalog.pin, and gone after unpin; no part of it either
+    <root>/.turn                     locked by whoever evicts or reserves, see room.py
 
 <block> counts within its view here. Codecs are exactly bytes (little-endian) and crc32c, so a chunk file is
 R flat rows and four bytes; the last chunk of a view is padded with NaN. Any Zarr v3 client reads
@@ -40,9 +42,11 @@ ARRAYS = ("logits", *STATISTICS)
 GROUP_FILE = "zarr.json"
 COMPLETE_FILE = "COMPLETE"
 LAST_USED_FILE = "LAST_USED"
+PINNED_FILE = "PINNED"
 COMMITS_FOLDER = "commits"
 CREATING_PREFIX = ".creating-"
 DELETED_PREFIX = ".deleted-"
+TURN_FILE = ".turn"
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 

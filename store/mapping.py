@@ -17,8 +17,13 @@ The holes are PROT_NONE: an index into one kills the process. So `rows` never le
 indices are checked before they come here, and nothing here is ever pickled. Files must not be cut
 while they are mapped; the writer never does, it replaces them, and a mapping keeps the old file
 alive.
+
+Rows that are not in memory yet come one page fault at a time, each with megabytes around it that
+the kernel reads ahead. That soon loads files that fit in memory, and is ruin for those that do not:
+for them there is `prefetch`.
 """
 
+import contextlib
 import ctypes
 import errno
 import math
@@ -52,7 +57,14 @@ _libc.mmap.argtypes = (
     ctypes.c_long,
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MAP_FAILED = ctypes.c_void_p(-1).value
+
+# What this process, or the container that it is in, may use: cgroup v2, cgroup v1.
+_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,15 @@ class ChunkRows:
     stride_rows: int
     kind: Literal["huge", "page", "loaded"]
     _range: "_Range | None" = None
+
+    def prefetch(self, indices_B: npt.NDArray[np.int64]) -> None:
+        """Have these rows read in the background, and from now on no page but those asked for.
+
+        1-2 us a row, also for those in memory already. Does nothing where the files are loaded.
+        """
+        if self._range is not None:
+            row_bytes = self.rows.strides[0]
+            self._range.prefetch(indices_B * row_bytes, row_bytes)
 
     def release(self) -> None:
         """Unmap the files. May be called twice."""
@@ -98,6 +119,7 @@ class _Range:
     def __init__(self, size_bytes: int, alignment: int) -> None:
         """Raises OSError (ENOMEM) when there is no such range."""
         self.size_bytes = size_bytes
+        self._reads_ahead = True
         reserved_bytes = size_bytes + alignment
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         address = _mmap(None, reserved_bytes, _PROT_NONE, flags, -1)
@@ -113,6 +135,16 @@ class _Range:
             _mmap(self.start + offset_bytes, length_bytes, mmap.PROT_READ, flags, descriptor)
         finally:
             os.close(descriptor)
+
+    def prefetch(self, offsets_B: npt.NDArray[np.int64], length_bytes: int) -> None:
+        """Advise the kernel, which may refuse: then a page is read when it is touched."""
+        if self._reads_ahead:
+            _libc.madvise(self.start, self.size_bytes, mmap.MADV_RANDOM)
+            self._reads_ahead = False
+        firsts_B = (self.start + offsets_B) & -mmap.PAGESIZE
+        lengths_B = self.start + offsets_B + length_bytes - firsts_B
+        for first, length in zip(firsts_B.tolist(), lengths_B.tolist(), strict=True):
+            _libc.madvise(first, length, mmap.MADV_WILLNEED)
 
     def array(self, dtype: np.dtype[np.floating]) -> npt.NDArray[np.floating]:
         """The whole range as a read-only flat array; it does not keep the range alive."""
@@ -144,12 +176,11 @@ def _load_all(
 ) -> npt.NDArray[np.floating]:
     """The rows of every file, one chunk after the other, in memory."""
     needed_bytes = len(paths) * block_rows * classes * dtype.itemsize
-    physical_bytes = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
     refusal = (
         f"{len(paths)} chunk files ({needed_bytes} bytes) can neither be mapped nor loaded: raise "
         "vm.max_map_count or RLIMIT_AS, or use a machine with more memory"
     )
-    if needed_bytes > physical_bytes:
+    if needed_bytes > memory_bytes():
         raise AddressSpaceExhausted(refusal)
     try:
         rows = np.empty((len(paths) * block_rows, classes), dtype)
@@ -160,6 +191,15 @@ def _load_all(
             file.readinto(rows[index * block_rows : (index + 1) * block_rows].view(np.uint8).data)
     rows.flags.writeable = False
     return rows
+
+
+def memory_bytes(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
+    """The machine's memory, or the least of the limits (files that hold a number or "max") on it."""
+    found = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
+    for path in limits:
+        with contextlib.suppress(FileNotFoundError, ValueError):  # no such limit; "max"
+            found.append(int(path.read_text()))
+    return min(found)
 
 
 def _mmap(address: int | None, length: int, protection: int, flags: int, descriptor: int) -> int:

@@ -11,7 +11,8 @@ Three ways to the logits, by size:
 - logits(view): one view copied into memory and verified. For what fits in memory or on the GPU.
 - gather(view, rows): the rows of a batch, straight from the page cache, which all processes share.
 - row_map(view, order).gather(start, stop): the same with the index arithmetic and bounds check of a
-  whole epoch done once, which makes it as fast as np.memmap over one flat file.
+  whole epoch done once, which makes it as fast as np.memmap over one flat file. Its prefetch() is
+  for logits that memory cannot hold.
 
 Gather in the training process. Through a DataLoader worker the same rows cost 15 to 100 times as
 much. Never index the zarr arrays per batch: zarr decodes a whole chunk for each row (700-5000x
@@ -39,7 +40,7 @@ from .errors import (
     StoreError,
 )
 from .layout import BlockRecord
-from .mapping import map_chunks
+from .mapping import map_chunks, memory_bytes
 from .schema import CacheSpec
 from .statistics import STATISTICS, Float32
 
@@ -87,6 +88,8 @@ class CacheReader:
             self.spec.classes,
             self.spec.numpy_dtype,
         )
+        #: A view's logits take more than half of the memory there is: see RowMap.prefetch.
+        self.exceeds_memory = 2 * self.spec.samples * self.spec.row_bytes > memory_bytes()
         self._block_shift = self.spec.block_rows.bit_length() - 1  # block_rows is a power of two
         self._hole_rows = self._chunks.stride_rows - self.spec.block_rows
         self._closed = False
@@ -106,7 +109,7 @@ class CacheReader:
 
         Raises RowOutOfRange, InvalidArgument, ReaderClosed.
         """
-        return RowMap(self._take, self._physical_rows(view, rows))
+        return RowMap(self, self._physical_rows(view, rows))
 
     def logits(self, view: int) -> Logits:
         """All logits [N, C] of one view, copied, in the cache's dtype; every byte is verified.
@@ -163,8 +166,7 @@ class CacheReader:
         return physical_B
 
     def _take(self, physical_B: Rows, out: Logits | None) -> Logits:
-        if self._closed:
-            raise ReaderClosed(f"{self!r} is closed")
+        self._check_open()
         shape, dtype = (len(physical_B), self.spec.classes), self.spec.numpy_dtype
         if out is None:
             out = np.empty(shape, dtype)
@@ -174,6 +176,14 @@ class CacheReader:
             )
         # The indices are checked; "clip" only spares numpy a second check and a buffered copy.
         return np.take(self._chunks.rows, physical_B, axis=0, out=out, mode="clip")
+
+    def _prefetch(self, physical_B: Rows) -> None:
+        self._check_open()
+        self._chunks.prefetch(physical_B)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ReaderClosed(f"{self!r} is closed")
 
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.spec.views:
@@ -197,9 +207,10 @@ class CacheReader:
 class RowMap:
     """Where an epoch's rows lie, in the order they will be asked for. See CacheReader.row_map."""
 
-    def __init__(self, take: Callable[[Rows, Logits | None], Logits], physical_M: Rows) -> None:
-        self._take = take
+    def __init__(self, reader: CacheReader, physical_M: Rows) -> None:
+        self._reader = reader
         self._physical_M = physical_M
+        self._prefetched = 0
 
     def __len__(self) -> int:
         return len(self._physical_M)
@@ -210,7 +221,19 @@ class RowMap:
         Raises InvalidArgument (for `out`), ReaderClosed. Positions beyond the end are cut off, as
         in a slice.
         """
-        return self._take(self._physical_M[start:stop], out)
+        return self._reader._take(self._physical_M[start:stop], out)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Have the rows of these positions read from the disk in the background.
+
+        Before each gather(start, stop), prefetch(start, stop + 4 * (stop - start)): positions that
+        were asked for before are passed over, those beyond the end cut off. Only where the reader
+        exceeds_memory, so that every epoch finds its rows on the disk. From the first call on, the
+        reader's page faults read single pages; logits that fit in memory get there sooner without.
+        Raises ReaderClosed.
+        """
+        self._reader._prefetch(self._physical_M[max(start, self._prefetched) : stop])
+        self._prefetched = max(stop, self._prefetched)
 
 
 def check_identity(group: Path, manifest: layout.Manifest, asked: CacheSpec | None = None) -> None:

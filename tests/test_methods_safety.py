@@ -163,11 +163,14 @@ def test_a_term_that_overflows_is_refused_by_sample_and_part() -> None:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"temperature": "max - 12"}, "student temperature of sample 3 of the batch is -1.5, from 'max - 12'.* positive and finite"),
-        ({"teacher": "max - 12", "student": "2"}, "teacher temperature of sample 3 of the batch is -1.5, from 'max - 12'"),
+        (
+            {"temperature": "max - 12"},
+            "student temperature of sample 3 of the batch is -1.5, from .* positive and finite",
+        ),
+        ({"teacher": "max - 12", "student": "2"}, "teacher temperature of sample 3 of .* is -1.5, from 'max - 12'"),
         ({"temperature": "1 / (max - 10.5)"}, "temperature of sample 3 of the batch is inf"),
         ({"temperature": "log(max - 12)"}, "temperature of sample 3 of the batch is nan"),
-        ({"temperature": "2", "weight": "max - 12"}, "weight of sample 3 of the batch is -1.5.*finite and not negative"),
+        ({"temperature": "2", "weight": "max - 12"}, "weight of sample 3 of the .* is -1.5.*finite and not negative"),
         ({"temperature": "0 * max"}, "temperature of sample 0 of the batch is 0"),
     ],
 )

@@ -3,7 +3,8 @@
 1. ``prepare_data``: both splits are decoded once and mapped.
 2. ``plan_caches``: the teacher is tried on a labelled slice, unless this very pairing was tried before; that settles
    the two specifications, and so the keys.
-3. ``build_caches``: blocks that are not committed yet are inferred, in this process or wherever ``infer`` has it done.
+3. ``reserve_caches``: both are created and kept from eviction; others are evicted for them where there is a quota.
+4. ``build_caches``: blocks that are not committed yet are inferred, in this process or wherever ``infer`` has it done.
    A complete cache costs a verification, and no teacher is opened for it.
 
 ``recompute_rows`` runs the teacher again on random rows of a cache, long after.
@@ -21,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
-from store import CacheCorrupt, CacheReader, CacheSpec, CacheWriter, Catalog
+from store import CacheCorrupt, CacheReader, CacheSpec, CacheWriter, Catalog, Reservation
 from workers import datasets
 from workers.config import (
     DatasetSpec,
@@ -219,6 +220,34 @@ def infer_here(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_
     infer_with(open_teacher(order), order, blocks, emit, should_stop)
 
 
+def _provenance(device: Device) -> dict[str, JsonValue]:
+    return {"retort": version("retort"), "device": device}
+
+
+def reserve_caches(
+    plan: CachePlan, folders: Folders, quota_bytes: int, emit: Emit, *, device: Device = "auto"
+) -> Reservation:
+    """Hold both caches until the reservation is released or this process ends.
+
+    Args:
+        quota_bytes: for all caches together; others are evicted, the least recently used first. 0 is no quota.
+
+    Raises:
+        store.QuotaExceeded, store.StoreError.
+    """
+    specs = (plan.test_cache, plan.train_cache)
+    reservation = Catalog(folders.caches).reserve(specs, quota_bytes, _provenance(device))
+    for gone in reservation.evicted:
+        used = gone.used_at.isoformat(sep=" ", timespec="seconds")
+        emit(
+            Log(
+                message=f"cache {gone.key[:12]} ({gone.size_bytes:,} bytes, last used {used}) was evicted: "
+                f"the quota of {quota_bytes:,} bytes has no room for this job's caches beside it"
+            )
+        )
+    return reservation
+
+
 def build_caches(
     plan: CachePlan,
     folders: Folders,
@@ -286,8 +315,7 @@ def build_caches(
 def _complete(order: InferenceOrder, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
     """Infer what is missing of one cache; returns how many rows that was."""
     spec = order.spec
-    provenance = {"retort": version("retort"), "device": order.device}
-    writer = CacheWriter(order.folders.caches, spec, provenance)
+    writer = CacheWriter(order.folders.caches, spec, _provenance(order.device))
     if writer.is_complete:
         return 0
     blocks = writer.pending_blocks()

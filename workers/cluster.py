@@ -163,10 +163,14 @@ class _InferenceActor(_Actor):
 class _CachesActor(_Actor):
     """Prepares the data and completes the caches of one job; its inference is fanned out."""
 
-    def work(self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float) -> Outcome:
-        return _outcome_of(lambda: self._build(job_json, folders_json, cpus, actors, gpu_share))
+    def work(
+        self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
+    ) -> Outcome:
+        return _outcome_of(lambda: self._build(job_json, folders_json, cpus, actors, gpu_share, quota_bytes))
 
-    def _build(self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float) -> dict[str, Any]:
+    def _build(
+        self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
+    ) -> dict[str, Any]:
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
         emit, should_stop = self._mail.emit, self._mail.stopping.is_set
@@ -176,6 +180,8 @@ class _CachesActor(_Actor):
 
         # The contract check is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
         plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus)
+        # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
+        self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
         forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, infer=fan_out)
         emit(Stage(stage="training"))
         return {
@@ -448,16 +454,19 @@ class Cluster:
         self.cpus = int(node["Resources"].get("CPU", 1))
         self.gpus = int(node["Resources"].get("GPU", 0))
 
-    def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 1.0) -> Task:
+    def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 1.0, quota_bytes: int = 0) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core without any.
 
         The outcome's value holds ``plan`` (``caching.CachePlan``), ``teacher_forwards``,
-        ``teacher_forwards_avoided`` and ``teacher_accuracy``.
+        ``teacher_forwards_avoided`` and ``teacher_accuracy``. Until ``Task.close`` neither cache is evicted.
+
+        Args:
+            quota_bytes: see ``caching.reserve_caches``.
         """
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0)
         actors = self.gpus or self.cpus
         share = gpu_share if self.gpus else 0.0
-        order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, share)
+        order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, share, quota_bytes)
         return Task(actor, actor.work.remote(*order))
 
     def train(self, order: TrainingOrder, cpus: float, gpu_share: float) -> Task:

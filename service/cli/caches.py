@@ -1,4 +1,4 @@
-"""Commands about caches: list, show, verify, delete; through the service, or on a folder itself.
+"""Commands about caches: list, show, verify, pin, unpin, delete; through the service, or on a folder itself.
 
 With ``--data-dir`` they open the folder's catalogue, which needs no service. Only there can the
 teacher be run again (``verify --recompute``): the API process has no teacher engine. Keys may be
@@ -39,6 +39,8 @@ class _Shelf(Protocol):
     def resolve(self, prefix: str) -> str: ...
     def get(self, key: str) -> Document: ...
     def verify(self, key: str) -> Document: ...
+    def pin(self, key: str) -> None: ...
+    def unpin(self, key: str) -> None: ...
     def delete(self, key: str) -> None: ...
 
 
@@ -71,6 +73,12 @@ class _Remote:
     def verify(self, key: str) -> Document:
         return self._client.verify_cache(key)
 
+    def pin(self, key: str) -> None:
+        self._client.pin_cache(key)
+
+    def unpin(self, key: str) -> None:
+        self._client.unpin_cache(key)
+
     def delete(self, key: str) -> None:
         self._client.delete_cache(key)
 
@@ -102,6 +110,7 @@ class _Folder:
             "size_bytes": entry.size_bytes,
             "created_at": entry.created_at and entry.created_at.isoformat(),
             "last_used_at": entry.last_used_at and entry.last_used_at.isoformat(),
+            "pinned": entry.pinned,
         }
 
     def verify(self, key: str) -> Document:
@@ -114,6 +123,12 @@ class _Folder:
             "blocks_checked": report.blocks_checked,
             "rows_checked": report.rows_checked,
         }
+
+    def pin(self, key: str) -> None:
+        self._catalog.pin(key)
+
+    def unpin(self, key: str) -> None:
+        self._catalog.unpin(key)
 
     def delete(self, key: str) -> None:
         self._catalog.delete(key)
@@ -194,6 +209,20 @@ def verify_cache(
         )
 
 
+@cache.command("pin")
+def pin_cache(context: typer.Context, key: Key) -> None:
+    """Keep a cache from eviction and deletion."""
+    with _shelf(context) as shelf:
+        shelf.pin(shelf.resolve(key))
+
+
+@cache.command("unpin")
+def unpin_cache(context: typer.Context, key: Key) -> None:
+    """Let a cache be evicted and deleted again."""
+    with _shelf(context) as shelf:
+        shelf.unpin(shelf.resolve(key))
+
+
 @cache.command("delete")
 def delete_cache(context: typer.Context, key: Key) -> None:
     """Delete a cache; the next job that wants it runs the teacher again."""
@@ -219,7 +248,7 @@ def _row(item: Document) -> tuple[str | Text, ...]:
     views = f" x {spec['views']} views" if spec.get("views", 1) > 1 else ""
     return (
         item["key"][:_DIGITS_SHOWN],
-        terminal.state(item["state"]),
+        _state(item),
         spec.get("split", "") + views,
         f"{item['rows_committed']:,}",
         str(spec.get("classes", "")),
@@ -228,10 +257,15 @@ def _row(item: Document) -> tuple[str | Text, ...]:
     )
 
 
+def _state(item: Document) -> Text:
+    # A service that is older than pins does not speak of them.
+    return terminal.state(item["state"]) + Text(", pinned" if item.get("pinned") else "")
+
+
 def _page(item: Document) -> RenderableType:
     pairs = {
         "key": item["key"],
-        "state": terminal.state(item["state"]),
+        "state": _state(item),
         "problem": item["problem"],
         "rows": f"{item['rows_committed']:,}",
         "size": terminal.size(item["size_bytes"]),

@@ -1,4 +1,4 @@
-"""Cached teacher logits: look, verify, delete. They are made by jobs alone."""
+"""Cached teacher logits: look, verify, pin, delete. They are made by jobs alone."""
 
 from dataclasses import asdict
 
@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.errors import Conflict
 from service.problems import responses
-from service.schemas import Cache, CacheReport, Page
+from service.schemas import Cache, CachePage, CacheReport
 from store.catalog import CacheEntry
 
 router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500))
@@ -24,14 +24,21 @@ def show(entry: CacheEntry) -> Cache:
         size_bytes=entry.size_bytes,
         created_at=entry.created_at,
         last_used_at=entry.last_used_at,
+        pinned=entry.pinned,
     )
 
 
 @router.get("", operation_id="list_caches", summary="List caches", responses=responses(422))
-def list_caches(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Cache]:
-    """By key, in rising order; `after` is a key."""
-    entries = [entry for entry in service.catalog.list() if after is None or entry.key > after]
-    return page(entries[:limit], len(entries) > limit, show, lambda entry: entry.key)
+def list_caches(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> CachePage:
+    """By key, in rising order; `after` is a key. The total is that of all caches, whatever the page."""
+    everything = service.catalog.list()
+    entries = [entry for entry in everything if after is None or entry.key > after]
+    part = page(entries[:limit], len(entries) > limit, show, lambda entry: entry.key)
+    return CachePage(
+        **dict(part),
+        total_bytes=sum(entry.size_bytes for entry in everything),
+        quota_bytes=service.settings.caches_max_bytes or None,
+    )
 
 
 @router.get("/{key}", operation_id="get_cache", summary="One cache", responses=responses(404, 422))
@@ -48,11 +55,26 @@ def get_cache(key: str, service: Service) -> Cache:
     responses=responses(404, 409, 422),
 )
 def delete_cache(key: str, service: Service) -> None:
-    """Refused while a job that is being worked on uses it. A later job makes it anew."""
+    """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew."""
     job_id = service.registry.user_of_cache(key)
     if job_id is not None:
         raise Conflict(f"cache {key} is used by job {job_id}: cancel that, or wait for it")
     service.catalog.delete(key)
+
+
+@router.post("/{key}/pin", operation_id="pin_cache", summary="Pin a cache", responses=responses(404, 422, 507))
+def pin_cache(key: str, service: Service) -> Cache:
+    """It is neither evicted nor deleted until it is unpinned. Pinning it again changes nothing."""
+    service.catalog.pin(key)
+    return show(service.catalog.get(key))
+
+
+@router.delete(
+    "/{key}/pin", operation_id="unpin_cache", summary="Unpin a cache", status_code=204, responses=responses(404, 422)
+)
+def unpin_cache(key: str, service: Service) -> None:
+    """It may be evicted and deleted again. Unpinning it again changes nothing."""
+    service.catalog.unpin(key)
 
 
 @router.post(
