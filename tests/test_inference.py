@@ -3,8 +3,14 @@
 Legend: N samples, classes.
 """
 
+import contextlib
+import multiprocessing
+import random
+import signal
 import threading
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from store import CacheReader, CacheSpec, CacheWriter, NotStorable
+from store.layout import BlockRecord
 from tests import onnx_models
+from tests.store_cases import tree
 from workers import inference
 from workers.config import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop
 from workers.datasets import Dataset
@@ -29,8 +37,7 @@ CLASSES = 4
 PLAIN = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
-@pytest.fixture(scope="module")
-def dataset() -> Dataset:
+def random_dataset() -> Dataset:
     rng = np.random.default_rng(0)
     return Dataset(
         images_NHWC=rng.integers(0, 256, (SAMPLES, 8, 8, 3), dtype=np.uint8),
@@ -42,6 +49,11 @@ def dataset() -> Dataset:
         channel_mean=(0.5,) * 3,
         channel_std=(0.25,) * 3,
     )
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return random_dataset()
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +137,62 @@ def test_a_teacher_made_for_another_output_kind_is_refused(teacher: Teacher, dat
     writer = cache(tmp_path, output_kind="log_probabilities")
     with pytest.raises(ValueError, match="the cache holds log_probabilities, the teacher was made for logits"):
         infer_blocks(teacher, dataset, writer, [0])
+
+
+# ---------------------------------------------------------------------------------------------------- many processes
+
+
+class TellingWriter(CacheWriter):
+    """Tells what it has committed itself; a block that another process was faster with is not told."""
+
+    told: Connection
+
+    def _write_and_commit(self, block: int, logits_NC: NDArray[np.float32]) -> BlockRecord:
+        record = super()._write_and_commit(block, logits_NC)
+        self.told.send(block)
+        return record
+
+
+def infer_all(root: Path, spec: CacheSpec, teacher: Path, seed: int, start: Barrier, told: Connection) -> None:
+    """A process: all blocks of the cache, in an order of its own."""
+    session = Teacher(teacher, PLAIN, threads=1, device="cpu")
+    writer = TellingWriter(root, spec)
+    writer.told = told
+    blocks = random.Random(seed).sample(range(spec.blocks), spec.blocks)
+    start.wait()
+    infer_blocks(session, random_dataset(), writer, blocks)
+
+
+def test_processes_that_infer_one_cache_at_once_commit_every_block_once_although_one_is_killed(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    path = onnx_models.save(onnx_models.random_linear(CLASSES), tmp_path / "teacher.onnx")
+    alone, shared = (cache(tmp_path / name, CropFlip(pad=2), views=8) for name in ("alone", "shared"))
+    infer_blocks(Teacher(path, PLAIN, threads=1, device="cpu"), dataset, alone, alone.pending_blocks())
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(3)
+    processes, told = [], []
+    for seed in range(3):
+        listener, speaker = context.Pipe(duplex=False)
+        arguments = (shared.root, shared.spec, path, seed, start, speaker)
+        processes.append(context.Process(target=infer_all, args=arguments))
+        processes[-1].start()
+        speaker.close()
+        told.append(listener)
+    committed = [told[0].recv(), told[0].recv()]
+    processes[0].kill()  # in the middle of its third block, or of inferring it
+    for listener, process in zip(told, processes, strict=True):
+        with contextlib.suppress(EOFError):
+            while True:
+                committed.append(listener.recv())
+        process.join()
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0, 0]
+    # The killed one may have died after a commit and before telling of it.
+    assert len(committed) == len(set(committed)) >= shared.spec.blocks - 1
+    assert shared.pending_blocks() == []
+    for writer in (alone, shared):
+        writer.finish()
+    assert tree(shared.path) == tree(alone.path)
 
 
 # ------------------------------------------------------------------------------------------------- stopping, failing

@@ -11,6 +11,7 @@ last moment, then float32 BKHW.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -106,24 +107,24 @@ class _TeacherRows:
 
     def begin(self, view: int, order_N: NDArray[np.int64]) -> None:
         """Make ``order_N`` of ``view`` current; on a GPU the view is loaded, and verified, once per epoch."""
-        if view != self._view:
-            self._view = view
-            self._statistics = {
-                name: torch.from_numpy(np.array(values)).to(self._device)
-                for name, values in self._reader.statistics(view).items()
-            }
-            if self._resident:
-                self._logits_NC = torch.from_numpy(self._reader.logits(view)).to(self._device)
-        self._rows_N = torch.from_numpy(order_N).to(self._device)
+        # Put in order once per epoch, a batch's statistics are slices.
+        self._statistics = {
+            name: torch.from_numpy(values_N[order_N]).to(self._device)
+            for name, values_N in self._reader.statistics(view).items()
+        }
         if not self._resident:
             self._map = self._reader.row_map(view, order_N)
+            return
+        self._rows_N = torch.from_numpy(order_N).to(self._device)
+        if view != self._view:
+            self._view = view
+            self._logits_NC = torch.from_numpy(self._reader.logits(view)).to(self._device)
 
     def take(self, start: int, stop: int) -> tuple[Tensor, dict[str, Tensor]]:
         """(logits [B, C], statistics [B]) of positions ``start`` to ``stop`` of the order."""
-        rows_B = self._rows_N[start:stop]
-        statistics = {name: values_N.index_select(0, rows_B) for name, values_N in self._statistics.items()}
+        statistics = {name: values_N[start:stop] for name, values_N in self._statistics.items()}
         if self._logits_NC is not None:
-            return self._logits_NC.index_select(0, rows_B), statistics
+            return self._logits_NC.index_select(0, self._rows_N[start:stop]), statistics
         gathered = torch.from_numpy(self._map.gather(start, stop))
         return gathered.to(self._device), statistics
 
@@ -229,10 +230,21 @@ def student_preprocessing(dataset: Dataset, size: tuple[int, int]) -> Preprocess
 
 def to_input(images_BHWK: Tensor, preprocessing: Preprocessing, channels_last: bool) -> Tensor:
     """uint8 [B, H, W, K] -> normalised float32 [B, K, H, W]; the student's own preprocessing."""
-    device = images_BHWK.device
-    mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
-    std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
-    x_BKHW = images_BHWK.permute(0, 3, 1, 2).to(torch.float32)
-    x_BKHW = (x_BKHW * preprocessing.scale - mean) / std
+    batch, height, width, channels = images_BHWK.shape
+    mean_r, std_r = (
+        _along_row(values, width, images_BHWK.device) for values in (preprocessing.mean, preprocessing.std)
+    )
+    x_BHr = images_BHWK.reshape(batch, height, width * channels).to(torch.float32)
+    x_BHr.mul_(preprocessing.scale).sub_(mean_r).div_(std_r)
+    x_BKHW = x_BHr.view(batch, height, width, channels).permute(0, 3, 1, 2)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return x_BKHW.contiguous(memory_format=layout)
+
+
+@lru_cache(maxsize=8)
+def _along_row(values_K: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    """A value per channel, repeated for the pixels of a row: [W * K].
+
+    As contiguous as a picture: three times as fast on a CPU as broadcasting over an innermost axis of three.
+    """
+    return torch.tensor(values_K, device=device).repeat(width)

@@ -112,7 +112,9 @@ class _EpochSums:
                 self._add(f"{side}_temperature_square", tau_B.square().sum())
 
     def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.double()
+        if name not in self.sums:
+            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.sums[name] += value
 
     def means(self) -> dict[str, float | None]:
         means = {name: float(value) / max(self.rows, 1) for name, value in self.sums.items()}
@@ -134,7 +136,10 @@ def _checked_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: 
         NotFinite: naming the method.
     """
     torch.autograd.backward(loss)
-    norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
+    if clip is None:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    else:
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
     if not bool(torch.isfinite(norm)):
         raise NotFinite(
             f"the gradient of method {method.name!r} is not finite (norm {float(norm):g}, loss {float(loss):g}); "

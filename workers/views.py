@@ -276,19 +276,20 @@ def _to_device(parameters: ViewParameters, device: torch.device) -> Tensor:
 
 
 def _crop_flip(images_BHWC: Tensor, pad: int, parameters_5B: Tensor) -> Tensor:
-    """Gather each output pixel from the zero-padded picture."""
+    """Cut each row out of the zero-padded picture, and mirror it."""
     batch, height, width, channels = images_BHWC.shape
     top_B1, left_B1, _, _, flip_B1 = parameters_5B[:, :, None].unbind()
     padded_h, padded_w = height + 2 * pad, width + 2 * pad
     padded = images_BHWC.new_zeros((batch, padded_h, padded_w, channels))
     padded[:, pad : pad + height, pad : pad + width] = images_BHWC
     device = images_BHWC.device
-    x_Bw = _mirrored(torch.arange(width, device=device), flip_B1, width) + left_B1 + pad
     y_Bh = torch.arange(height, device=device) + top_B1 + pad
     y_Bh = y_Bh + torch.arange(batch, device=device)[:, None] * padded_h
-    # One flat index over all pixels: three times as fast on a CPU as one per axis.
-    pixel_Bhw = y_Bh[:, :, None] * padded_w + x_Bw[:, None, :]
-    return padded.view(-1, channels).index_select(0, pixel_Bhw.view(-1)).view(images_BHWC.shape)
+    first_Bh = y_Bh * padded_w + left_B1 + pad
+    # All runs of ``width`` pixels, overlapping: whole rows are copied, which a CPU does faster than pixels.
+    runs = padded.view(-1).unfold(0, width * channels, channels)
+    cropped = runs.index_select(0, first_Bh.view(-1)).view(images_BHWC.shape)
+    return torch.where(flip_B1.bool()[:, :, None, None], cropped.flip(2), cropped)
 
 
 def _mirrored(x_w: Tensor, flip_B1: Tensor, width: int) -> Tensor:

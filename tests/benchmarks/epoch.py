@@ -1,0 +1,378 @@
+"""A student's step on the cache, and with the teacher in the loop: ``python -m tests.benchmarks.epoch [--json FILE]``.
+
+Three loops train the same student with the same optimizer, precision and threads. They take turns within one process,
+and each row of the table has a process of its own:
+
+- floor: cross-entropy on batches that lie ready in memory as float32, channels last; nothing is augmented, normalised,
+  checked or counted on the way. What any loop over this student costs.
+- cache: ``train_run`` itself with method kd on a cache of two views (crop_flip, padded by 4). A step is everything from
+  one batch to the next: pictures, cached logits, student, loss, checks, update, metrics.
+- live: the usual loop, which runs the teacher forward at every step, on the floor's batches. The teacher is a torch
+  module in evaluation mode, without gradient.
+
+cache / floor is what the service adds to a step, live / cache what it saves. If both networks computed equally fast,
+live / floor would be 1 + F_T / (3 F_S), where F counts the operations of a forward pass. Weights, pictures and logits
+are random, and cost what any others do.
+
+Shapes: B batch, C classes; x_BKHW pictures, y_B labels, z_BC logits.
+"""
+
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from store import CacheReader, CacheSpec, CacheWriter
+from tests.benchmarks.bench import Options, Timing, options, show, write
+from workers.config import (
+    CropFlip,
+    Folders,
+    NpzDataset,
+    RunSpec,
+    Sgd,
+    StudentSpec,
+    Training,
+    TrainingOrder,
+    Views,
+)
+from workers.datasets import Dataset, open_prepared, prepare
+from workers.errors import Stopped
+from workers.events import ignore
+from workers.feed import TrainingFeed, student_preprocessing, to_input
+from workers.methods import parse_method
+from workers.students.build import build_student
+from workers.train import train_run
+
+SAMPLES, CLASSES, SIDE = 50_000, 100, 32
+READY_BATCHES = 64
+"""For the loops that prepare none: at least 50 MB, more than a processor's caches hold."""
+
+MOST_ADDED = 1.05
+LEAST_SAVED = {("resnet56", "resnet8"): 3.4, ("resnet56", "resnet20"): 2.1}
+PAIRS = (*LEAST_SAVED, ("resnet32x4", "resnet8x4"))
+
+CE_WEIGHT, KD_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0
+LOOPS = ("floor", "cache", "live")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A row of the table.
+
+    Attributes:
+        order: of the run on the cache; names the student, the batch size and the device.
+        rounds: turns of each loop.
+        turn: steps of a turn.
+    """
+
+    teacher: str
+    order: TrainingOrder
+    rounds: int
+    turn: int
+
+    @property
+    def student(self) -> str:
+        return self.order.run.student.name
+
+    @property
+    def batch(self) -> int:
+        return self.order.training.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.order.training.device)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What was measured of a plan.
+
+    Attributes:
+        steps: by loop; the n-th turns of all loops follow each other.
+        start: what an epoch on the cache does before its first batch is there, and that batch.
+        predicted: live / floor by counted operations.
+    """
+
+    plan: Plan
+    steps: Mapping[str, Timing]
+    start: Timing
+    predicted: float
+
+    def ratio(self, loop: str, to: str) -> float:
+        return self.steps[loop].median_s / self.steps[to].median_s
+
+    def spread(self, loop: str, to: str) -> float:
+        """Half of the interquartile range of the ratio, turn by turn."""
+        ratios = [a / b for a, b in zip(self._turns(loop), self._turns(to), strict=True)]
+        low, _, high = quantiles(ratios, n=4, method="inclusive")
+        return (high - low) / 2
+
+    def _turns(self, loop: str) -> list[float]:
+        seconds, turn = self.steps[loop].seconds, self.plan.turn
+        return [median(seconds[first : first + turn]) for first in range(0, len(seconds), turn)]
+
+    @property
+    def start_share(self) -> float:
+        """The start of an epoch on the cache, as a share of its steps."""
+        return self.start.median_s / (self.steps["cache"].median_s * SAMPLES / self.plan.batch)
+
+
+# -------------------------------------------------------------------------------------------------------- what is timed
+
+
+def write_data(folder: Path, threads: int) -> TrainingOrder:
+    """Prepare random pictures of CIFAR's size and fill a cache with random logits of their views: an order for them."""
+    generator = np.random.default_rng(0)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for split, samples in (("train", SAMPLES), ("test", CLASSES)):
+        arrays[f"{split}_images"] = generator.integers(0, 256, (samples, SIDE, SIDE, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(samples) % CLASSES
+    np.savez(folder / "pictures.npz", allow_pickle=False, **arrays)
+    folders, dataset = Folders(data_dir=folder, data_root=folder), NpzDataset(path="pictures.npz")
+    train = prepare(dataset, "train", folder, folders.datasets)
+    test = prepare(dataset, "test", folder, folders.datasets)
+    views = Views(augmentation=CropFlip(pad=4), count=2)
+    spec = CacheSpec(
+        teacher_sha256="0" * 64,
+        teacher_output="logits",
+        output_kind="logits",
+        dataset_fingerprint=train.fingerprint,
+        split="train",
+        samples=SAMPLES,
+        classes=CLASSES,
+        preprocessing={},
+        augmentation=views.augmentation.model_dump(mode="json"),
+        augmentation_seed=views.seed,
+        views=views.count,
+        dtype="float16",
+    )
+    writer = CacheWriter(folders.caches, spec)
+    for block in writer.pending_blocks():
+        _, start, stop = spec.block_range(block)
+        writer.write_block(block, generator.normal(0.0, 3.0, (stop - start, CLASSES)).astype(np.float32))
+    writer.finish()
+    kd = {"preset": "kd", "ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT, "temperature": TEMPERATURE}
+    return TrainingOrder(
+        folders=folders,
+        run=RunSpec(index=0, student=StudentSpec(name=PAIRS[0][1]), method=parse_method(kd), seed=0),
+        training=Training(),
+        views=views,
+        train_fingerprint=train.fingerprint,
+        test_fingerprint=test.fingerprint,
+        train_cache=spec,
+        test_cache=None,
+        folder=folder / "run",
+        threads=threads,
+    )
+
+
+def network(name: str, device: torch.device) -> nn.Module:
+    """As ``train_run`` builds it."""
+    torch.manual_seed(0)
+    made = build_student(name, CLASSES, in_channels=3, image_side=SIDE).to(device)
+    return made.to(memory_format=torch.channels_last)
+
+
+def ready_batches(feed: TrainingFeed, train: Dataset) -> list[tuple[Tensor, Tensor]]:
+    """(x_BKHW, y_B) of an epoch's first steps, as the student gets them."""
+    preprocessing = student_preprocessing(train, (SIDE, SIDE))
+    batches = itertools.islice(feed.epoch(0), READY_BATCHES)
+    return [(to_input(batch.views[0].images, preprocessing, channels_last=True), batch.labels) for batch in batches]
+
+
+def hand_written(
+    student: nn.Module, batches: list[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[], None]:
+    """A step of a loop without any trimmings; ``loss`` is told x_BKHW, y_B and the student's z_BC."""
+    device = batches[0][0].device
+    chosen = Sgd()
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
+    )
+    turns = itertools.cycle(batches)
+
+    def step() -> None:
+        x_BKHW, y_B = next(turns)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            z_BC = student(x_BKHW)
+            value = loss(x_BKHW, y_B, z_BC)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(value)
+        optimizer.step()
+
+    return step
+
+
+def distilled(teacher: nn.Module, x_BKHW: Tensor, y_B: Tensor, z_BC: Tensor) -> Tensor:
+    """Cross-entropy and KL, as the usual repositories of distillation methods write them."""
+    with torch.no_grad():
+        z_t_BC = teacher(x_BKHW)
+    log_q_BC = F.log_softmax(z_BC / TEMPERATURE, dim=1)
+    p_BC = F.softmax(z_t_BC / TEMPERATURE, dim=1)
+    kl = F.kl_div(log_q_BC, p_BC, reduction="none").sum(1).mean() * TEMPERATURE**2
+    return CE_WEIGHT * F.cross_entropy(z_BC, y_B) + KD_WEIGHT * kl
+
+
+def operations(counted: nn.Module, x_BKHW: Tensor) -> int:
+    """Of a forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        counted(x_BKHW)
+    return int(counter.get_total_flops())
+
+
+def turns(others: Mapping[str, Callable[[], None]], plan: Plan, timings: Mapping[str, Timing]) -> Iterator[bool]:
+    """What ``train_run`` is answered when it asks before each batch whether to stop.
+
+    While it waits for the answer the other loops have their turns; its own steps are between two answers.
+    """
+    generator, order = random.Random(0), list(LOOPS)
+    for step in others.values():
+        step()
+    yield False  # untimed, as the others' first steps are
+    for _ in range(plan.rounds):
+        generator.shuffle(order)
+        for name in order:
+            for _ in range(plan.turn):
+                synchronize(plan.device)
+                started = time.perf_counter()
+                if name == "cache":
+                    yield False
+                else:
+                    others[name]()
+                synchronize(plan.device)
+                timings[name].seconds.append(time.perf_counter() - started)
+    yield True
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(plan: Plan) -> Cell:
+    """One row of the table, in a process of its own."""
+    order, device = plan.order, plan.device
+    assert order.train_cache is not None
+    torch.set_num_threads(order.threads)
+    train = open_prepared(order.folders.datasets, order.train_fingerprint)
+    reader = CacheReader(order.folders.caches, order.train_cache)
+    feed = TrainingFeed(train, order.views, reader, plan.batch, order.run.seed, device)
+    batches = ready_batches(feed, train)
+    teacher = network(plan.teacher, device).eval()
+    student = network(plan.student, device)
+    forward_teacher, forward_student = (operations(counted, batches[0][0]) for counted in (teacher, student))
+    others = {
+        "floor": hand_written(student, batches, lambda _, y_B, z_BC: F.cross_entropy(z_BC, y_B)),
+        "live": hand_written(network(plan.student, device), batches, partial(distilled, teacher)),
+    }
+    steps = {name: Timing() for name in LOOPS}
+    answers = turns(others, plan, steps)
+    with contextlib.suppress(Stopped):
+        train_run(order, ignore, lambda: next(answers))
+    start = Timing()
+    for epoch in range(1, 6):
+        started = time.perf_counter()
+        next(feed.epoch(epoch))
+        synchronize(device)
+        start.seconds.append(time.perf_counter() - started)
+    return Cell(plan, steps, start, 1 + forward_teacher / (3 * forward_student))
+
+
+# --------------------------------------------------------------------------------------------------------- what is told
+
+
+def plans(given: Options, folder: Path) -> list[Plan]:
+    """The rows of the table."""
+    sizes = (64,) if given.quick else (64, 128)
+    rounds, turn = (3, 2) if given.quick else (25, 6)
+    order = write_data(folder, torch.get_num_threads())
+    made = []
+    for batch, (teacher, student) in itertools.product(sizes, PAIRS[:1] if given.quick else PAIRS):
+        training = Training(epochs=2, batch_size=batch, device="cuda" if given.device.type == "cuda" else "cpu")
+        run = order.run.model_copy(update={"student": StudentSpec(name=student)})
+        changed = {"run": run, "training": training, "folder": folder / f"{student}-{batch}"}
+        made.append(Plan(teacher, order.model_copy(update=changed), rounds, turn))
+    return made
+
+
+def title(cell: Cell) -> str:
+    return f"{cell.plan.teacher} to {cell.plan.student} at B={cell.plan.batch}"
+
+
+def row(cell: Cell) -> list[str]:
+    return [
+        title(cell),
+        *(f"{cell.steps[loop].median_s:.4f}" for loop in LOOPS),
+        f"{cell.ratio('cache', 'floor'):.3f} ±{cell.spread('cache', 'floor'):.3f}",
+        f"{cell.ratio('live', 'cache'):.2f} ±{cell.spread('live', 'cache'):.2f}",
+        f"{cell.predicted:.2f}",
+    ]
+
+
+def verdict(cells: list[Cell]) -> str:
+    """Which rows miss which bar."""
+    missed = []
+    for cell in cells:
+        added, saved = cell.ratio("cache", "floor"), cell.ratio("live", "cache")
+        least = LEAST_SAVED.get((cell.plan.teacher, cell.plan.student), 0.0)
+        if added > MOST_ADDED:
+            missed.append(f"{title(cell)}: cache/floor {added:.3f}")
+        if saved < least:
+            missed.append(f"{title(cell)}: live/cache {saved:.2f}, not {least:g}")
+    bars = f"cache/floor at most {MOST_ADDED:g}; live/cache at least " + ", ".join(
+        f"{least:g} for {teacher} to {student}" for (teacher, student), least in LEAST_SAVED.items()
+    )
+    return f"On two cores, {bars}: {'missed by ' + '; '.join(missed) if missed else 'all rows hold'}"
+
+
+def as_json(cell: Cell) -> dict[str, object]:
+    """The row's figures; times in seconds."""
+    plan = cell.plan
+    return {
+        "teacher": plan.teacher,
+        "student": plan.student,
+        "batch": plan.batch,
+        "steps": len(cell.steps["cache"].seconds),
+        "median_s": {loop: cell.steps[loop].median_s for loop in LOOPS},
+        "cache_to_floor": cell.ratio("cache", "floor"),
+        "cache_to_floor_spread": cell.spread("cache", "floor"),
+        "live_to_cache": cell.ratio("live", "cache"),
+        "live_to_cache_spread": cell.spread("live", "cache"),
+        "live_to_floor_by_operations": cell.predicted,
+        "epoch_start_s": cell.start.median_s,
+        "epoch_start_share": cell.start_share,
+    }
+
+
+def main() -> None:
+    given = options("A student's step on the cache, beside the bare one and the one with the teacher in the loop.")
+    cells = []
+    with TemporaryDirectory() as folder:
+        for plan in plans(given, Path(folder)):
+            # A process of its own: no row inherits what another left in the allocator or in torch's caches.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                cells.append(process.submit(measure, plan).result())
+    print(f"Median seconds of a step, ± half the interquartile range of the ratios turn by turn; {CLASSES} classes")
+    show(["", *(f"{loop}>" for loop in LOOPS), "cache/floor>", "live/cache>", "1 + F_T/(3 F_S)>"], map(row, cells))
+    print(f"What an epoch on the cache does before its first step: {max(cell.start_share for cell in cells):.2%} of it")
+    print(verdict(cells))
+    write(given, {"benchmark": "epoch", "cells": [as_json(cell) for cell in cells]})
+
+
+if __name__ == "__main__":
+    main()
