@@ -218,32 +218,45 @@ def check_chunk_files(group: Path, record: BlockRecord) -> None:
             )
 
 
-def read_chunk(group: Path, spec: CacheSpec, array: str, block: int, record: BlockRecord) -> npt.NDArray[np.floating]:
+def read_chunk(
+    group: Path,
+    spec: CacheSpec,
+    array: str,
+    block: int,
+    record: BlockRecord,
+    out: npt.NDArray[np.floating] | None = None,
+) -> npt.NDArray[np.floating]:
     """The values [rows] or [rows, classes] of one chunk, every byte checked against the record.
 
+    They are read into `out` if it is given: C-contiguous, of the array's dtype and just these rows.
     Raises CacheCorrupt naming the file.
     """
     name = chunk_name(array, spec, block)
     path = group / name
+    expected = record.files[name]
+    dtype, tail = (spec.numpy_dtype, (spec.classes,)) if array == "logits" else (np.dtype("<f4"), ())
+    whole = out if out is not None and len(out) == spec.block_rows else np.empty((spec.block_rows, *tail), dtype)
+    trailer = bytearray(CHECKSUM_BYTES)
     try:
-        content = path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == expected.size:
+                size = os.preadv(file.fileno(), [whole.reshape(-1).view(np.uint8).data, trailer], 0)
     except FileNotFoundError:
         raise CacheCorrupt(f"{path}: the file is missing") from None
-    expected = record.files[name]
-    if len(content) != expected.size:
-        raise CacheCorrupt(f"{path}: {len(content)} bytes, and must have {expected.size}")
-    payload = np.frombuffer(content, np.uint8)[:-CHECKSUM_BYTES]
-    found = crc32c(payload)
-    if found != expected.crc32c or found != int.from_bytes(content[-CHECKSUM_BYTES:], "little"):
+    if size != expected.size:
+        raise CacheCorrupt(f"{path}: {size} bytes, and must have {expected.size}")
+    found = crc32c(whole)
+    if found != expected.crc32c or found != int.from_bytes(trailer, "little"):
         raise CacheCorrupt(
             f"{path}: content of checksum {found:08x}, but {expected.crc32c:08x} was committed: "
             "damaged; delete the cache and compute it again"
         )
-    if array == "logits":
-        values = payload.view(spec.numpy_dtype).reshape(spec.block_rows, spec.classes)
-    else:
-        values = payload.view(np.dtype("<f4"))
-    return values[: record.rows]
+    if out is None:
+        return whole[: record.rows]
+    if out is not whole:
+        out[:] = whole[: record.rows]
+    return out
 
 
 def commits_sha256(records: Iterator[BlockRecord]) -> str:

@@ -7,7 +7,9 @@ as fast as np.memmap over one big file.
 
 In order of preference:
 
-- "huge": stride = lcm(2 MiB, row bytes), so that the kernel may use 2 MiB pages for the page cache;
+- "huge": stride = lcm(2 MiB, row bytes), so that the page cache's 2 MiB pages can be mapped whole. A
+  file has such pages once it was written, or read through this mapping, but not once it was read
+  with read(2), which costs a quarter of the speed for as long as the file stays in memory;
 - "page": stride = lcm(page size, row bytes), where the first needs more address space than there is
   (odd row sizes times many files, or RLIMIT_AS): 0.65-0.8x the speed;
 - "loaded": the files' rows copied into memory, where mapping is refused (vm.max_map_count,
@@ -136,10 +138,15 @@ class _Range:
         finally:
             os.close(descriptor)
 
+    def advise(self, advice: int) -> None:
+        """Tell the kernel how the range will be used; it may take no notice."""
+        _libc.madvise(self.start, self.size_bytes, advice)
+
     def prefetch(self, offsets_B: npt.NDArray[np.int64], length_bytes: int) -> None:
-        """Advise the kernel, which may refuse: then a page is read when it is touched."""
+        """Have these parts of the range read; where the kernel refuses, a touch will do it."""
         if self._reads_ahead:
-            _libc.madvise(self.start, self.size_bytes, mmap.MADV_RANDOM)
+            self.advise(mmap.MADV_NOHUGEPAGE)  # it would take precedence
+            self.advise(mmap.MADV_RANDOM)
             self._reads_ahead = False
         firsts_B = (self.start + offsets_B) & -mmap.PAGESIZE
         lengths_B = self.start + offsets_B + length_bytes - firsts_B
@@ -163,6 +170,8 @@ def _map_all(paths: Sequence[Path], length_bytes: int, stride_bytes: int, alignm
         reserved = _Range(len(paths) * stride_bytes, alignment)
         for index, path in enumerate(paths):
             reserved.map_file(path, index * stride_bytes, length_bytes)
+        if alignment == HUGE_PAGE_BYTES:
+            reserved.advise(mmap.MADV_HUGEPAGE)
     except OSError as error:
         # ENODEV: a file system that cannot map files at all.
         if error.errno not in (errno.ENOMEM, errno.ENODEV):
@@ -197,7 +206,7 @@ def memory_bytes(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
     """The machine's memory, or the least of the limits (files that hold a number or "max") on it."""
     found = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
     for path in limits:
-        with contextlib.suppress(FileNotFoundError, ValueError):  # no such limit; "max"
+        with contextlib.suppress(OSError, ValueError):  # no such limit; "max"
             found.append(int(path.read_text()))
     return min(found)
 

@@ -194,7 +194,7 @@ class CacheReader:
             block = view * self.spec.blocks_per_view + within
             _, start, stop = self.spec.block_range(block)
             record = self._records[block]
-            into[start:stop] = layout.read_chunk(self.path, self.spec, array, block, record)
+            layout.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
 
     def _load_statistic(self, name: str) -> Float32:
         values_VN = np.empty((self.spec.views, self.spec.samples), np.float32)
@@ -255,7 +255,7 @@ def check_completion(group: Path, spec: CacheSpec) -> tuple[list[BlockRecord], d
     """Every block's commit record, and the provenance in COMPLETE.
 
     Raises CacheIncomplete without COMPLETE, CacheCorrupt if a record is missing or not the one it
-    vouches for.
+    vouches for: naming the record if its files tell which, COMPLETE otherwise.
     """
     completion = layout.read_completion(group)
     found = [layout.load_record(group, spec, block) for block in range(spec.blocks)]
@@ -272,6 +272,12 @@ def check_completion(group: Path, spec: CacheSpec) -> tuple[list[BlockRecord], d
     if completion.key != spec.key or completion.blocks != spec.blocks:
         raise CacheCorrupt(f"{marker}: written for another cache, {completion.key}")
     if completion.commits_sha256 != layout.commits_sha256(iter(records)):
+        for block, record in enumerate(records):
+            try:
+                layout.check_chunk_files(group, record)
+            except CacheCorrupt as error:
+                path = group / layout.record_name(spec, block)
+                raise CacheCorrupt(f"{path}: a stale or foreign commit record: {error}") from error
         raise CacheCorrupt(f"{marker}: the commit records are not those that it was written for")
     return records, completion.provenance
 

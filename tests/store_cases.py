@@ -6,6 +6,8 @@ costs milliseconds and killing one kills nothing else.
 Shapes: N samples, C classes.
 """
 
+import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -72,6 +74,11 @@ def tree(group: Path) -> dict[str, bytes]:
     return {**files, "zarr.json": json.dumps(attributes).encode()}
 
 
+def digests(group: Path) -> dict[str, str]:
+    """tree(), shorter."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in tree(group).items()}
+
+
 def children() -> ForkServerContext:
     """Where to start processes that have this module loaded already."""
     context = multiprocessing.get_context("forkserver")
@@ -102,7 +109,9 @@ def gather_in_little_address_space(root: Path, spec: CacheSpec, spare_bytes: int
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + spare_bytes, resource.RLIM_INFINITY))
     reader = CacheReader(root, spec)
-    answer.send((reader._chunks.kind, reader.gather(0, np.arange(spec.samples)[::-7])))
+    rows = reader.row_map(0, np.arange(spec.samples)[::-7])
+    rows.prefetch(0, 10)
+    answer.send((reader._chunks.kind, rows.gather(0, len(rows))))
 
 
 def fill_the_disk(root: Path, spec: CacheSpec, ballast: Path) -> dict[str, object]:
@@ -120,13 +129,41 @@ def fill_the_disk(root: Path, spec: CacheSpec, ballast: Path) -> dict[str, objec
     ballast.unlink()
     write_blocks(writer, pending)
     writer.finish()
-    reader = CacheReader(root, spec)
-    report["right"] = bool((reader.logits(0) == make_logits(spec).astype(spec.dtype)).all())
+    report["files"] = digests(writer.path)
     return report
+
+
+def crawl_on_a_full_disk(root: Path, spec: CacheSpec, ballast: Path) -> dict[str, object]:
+    """From a disk without one free page to a finished cache, a page more at every refusal."""
+    with ballast.open("ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+    refused_at = []
+    strays: list[str] = []
+    while True:
+        try:
+            writer = CacheWriter(root, spec, provenance={"device": "cpu"})
+            write_blocks(writer, writer.pending_blocks())
+            writer.finish()
+        except DiskFull:
+            group = root / spec.key
+            refused_at.append(len(writer.pending_blocks()) if group.exists() else -1)
+            records = len(list(group.glob("commits/*.json")))
+            chunks = [path for path in group.glob("*/c/**/*") if path.is_file()]
+            strays += [str(path) for path in root.rglob("*.partial")] + [str(p) for p in root.glob(".creating*")]
+            strays += [str(path) for path in chunks if len(chunks) != 6 * records]
+            os.truncate(ballast, ballast.stat().st_size - 4096)
+        else:
+            return {"refused_at": refused_at, "strays": strays, "files": digests(writer.path)}
 
 
 if __name__ == "__main__":  # inside a mount namespace of its own, see test_store_writer.py
     folder = Path(sys.argv[1])
     ballast = folder / "ballast"
     ballast.write_bytes(os.urandom(1 << 20))
-    sys.stdout.write(json.dumps(fill_the_disk(folder / "caches", make_spec(samples=4096 * 6), ballast)))
+    scenario = {"fill": fill_the_disk, "crawl": crawl_on_a_full_disk}[sys.argv[2]]
+    sys.stdout.write(json.dumps(scenario(folder / "caches", make_spec(samples=int(sys.argv[3])), ballast)))

@@ -1,6 +1,7 @@
 """The catalog: what there is, removing it, and finding and naming every kind of damage."""
 
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -81,7 +82,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str, str]] = [
     ("statistic deleted", lambda g: (g / "sharpness/c/0/0").unlink(), "sharpness/c/0/0", "listing"),
     ("chunks swapped", lambda g: swap(g / "logits/c/0/0/0", g / "logits/c/1/1/0"), "logits/c/0/0/0", "listing"),
     ("statistics swapped", lambda g: swap(g / "max/c/0/0", g / "max/c/0/1"), "max/c/0/0", "listing"),
-    ("record stale", bring_stale_record, "commits/0-1.json|COMPLETE", "listing"),
+    ("record stale", bring_stale_record, "commits/0-1.json", "listing"),
     (
         "record of another block",
         lambda g: swap(g / "commits/0-1.json", g / "commits/0-0.json"),
@@ -126,6 +127,73 @@ def test_every_damage_is_found_and_named(
         assert entry.state == ("partial" if name == "not complete" else "corrupt")
     else:
         assert (entry.state, entry.problem) == ("complete", None)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Whole caches of the same shape with other logits: another teacher's, and an older writing of the same."""
+    found = {}
+    for name, spec in (("another", make_spec(views=2, teacher_sha256="c3" * 32)), ("older", SPEC)):
+        writer = CacheWriter(tmp_path_factory.mktemp(name), spec)
+        for block in range(spec.blocks):
+            view, start, stop = spec.block_range(block)
+            writer.write_block(block, make_logits(spec, view)[start:stop] + 1)
+        writer.finish()
+        found[name] = writer.path
+    return found
+
+
+BLOCK = ["logits/c/0/1/0", *(f"{name}/c/0/1" for name in STATISTICS), "commits/0-1.json"]
+ALL_BUT_MANIFEST = ["logits", *STATISTICS, "commits", "COMPLETE"]
+FOREIGN: list[tuple[str, list[str], str]] = [
+    # from which cache, what is brought from there, the file that must be named
+    ("another", ["logits/c/1/1/0"], "logits/c/1/1/0"),
+    ("another", ["std/c/0/2"], "std/c/0/2"),
+    ("another", ["commits/0-1.json"], "commits/0-1.json"),
+    ("another", BLOCK, "COMPLETE"),
+    ("another", ["COMPLETE"], "COMPLETE"),
+    ("another", ["zarr.json"], "zarr.json"),
+    ("another", ALL_BUT_MANIFEST, "COMPLETE"),
+    ("another", ["zarr.json", *ALL_BUT_MANIFEST], "zarr.json"),  # a folder under another key
+    ("older", ["logits/c/1/1/0"], "logits/c/1/1/0"),
+    ("older", ["commits/0-1.json"], "commits/0-1.json"),
+    ("older", BLOCK, "COMPLETE"),
+    ("older", ["COMPLETE"], "COMPLETE"),
+]
+
+
+@pytest.mark.parametrize(("source", "brought", "named"), FOREIGN)
+def test_what_comes_from_another_cache_or_an_older_writing_is_found_and_named(
+    group: Path, others: dict[str, Path], source: str, brought: list[str], named: str
+) -> None:
+    for name in brought:
+        if (group / name).is_dir():
+            shutil.rmtree(group / name)
+            shutil.copytree(others[source] / name, group / name)
+        else:
+            shutil.copy(others[source] / name, group / name)
+    start = f"{group / named}: "
+    problems = Catalog(group.parent).verify(SPEC.key).problems
+    assert any(problem.startswith(start) for problem in problems), problems
+    with pytest.raises(StoreError, match=f"^{re.escape(start)}"):
+        CacheReader.from_key(group.parent, SPEC.key)
+    assert Catalog(group.parent).get(SPEC.key).state == "corrupt"
+
+
+def test_a_flipped_bit_in_any_file_but_the_manifests_is_found_and_named(group: Path) -> None:
+    generator = random.Random(0)
+    for path in sorted(group.rglob("*")):
+        if not path.is_file() or path.name == "zarr.json":
+            continue
+        whole = path.read_bytes()
+        for _ in range(1 if "c" in path.parts else 5):  # a record's few fields are each found in another way
+            flipped = bytearray(whole)
+            flipped[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+            path.write_bytes(flipped)
+            problems = Catalog(group.parent).verify(SPEC.key).problems
+            assert any(problem.startswith(f"{path}: ") for problem in problems), (path, problems)
+        path.write_bytes(whole)
+    assert Catalog(group.parent).verify(SPEC.key).ok
 
 
 def test_both_of_two_swapped_chunks_are_named(group: Path) -> None:

@@ -1,9 +1,12 @@
 """Reading a cache: the right rows of every chunk, mapped or loaded, and nothing but a whole, right cache."""
 
+import ctypes
 import gc
+import mmap
 import os
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from store import (
     ReaderClosed,
     RowOutOfRange,
 )
-from store.mapping import map_chunks
+from store.mapping import map_chunks, memory_bytes
 from tests.store_cases import (
     children,
     gather_in_little_address_space,
@@ -132,7 +135,7 @@ def test_a_closed_or_forgotten_reader_maps_nothing(tmp_path: Path) -> None:
         assert mapped()
     reader.close()
     assert not mapped()
-    for use in (lambda: reader.gather(0, np.array([0])), lambda: epoch.gather(0, 1)):
+    for use in (lambda: reader.gather(0, np.array([0])), lambda: epoch.gather(0, 1), lambda: epoch.prefetch(0, 1)):
         with pytest.raises(ReaderClosed):
             use()
     last = CacheReader(tmp_path, spec).row_map(0, np.arange(10))
@@ -194,6 +197,91 @@ def test_more_files_than_the_kernel_maps_are_loaded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(chunks.rows[-4:], rows)
     with pytest.raises(AddressSpaceExhausted, match=r"can neither be mapped nor loaded: raise vm\.max_map_count"):
         map_chunks([path] * (limit // 4 + 1), 4096, 1_000_000, np.dtype("<f2"))
+
+
+def pages_in_memory(path: Path) -> set[tuple[str, int]]:
+    """(block, page) of the pages of a logits chunk file that are in the page cache."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        address = np.frombuffer(mapped, np.uint8).ctypes.data
+        flags = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), flags) == 0
+    return {(path.parent.name, page) for page, flag in enumerate(flags) if flag & 1}
+
+
+def test_prefetch_reads_the_rows_of_positions_not_asked_for_before_and_nothing_else(tmp_path: Path) -> None:
+    def found() -> set[tuple[str, int]]:
+        return set[tuple[str, int]]().union(*map(pages_in_memory, files))
+
+    def drop() -> None:
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def pages(*rows: int) -> set[tuple[str, int]]:
+        byte_ranges = [(row // 4096, row % 4096 * 2000, row % 4096 * 2000 + 2000) for row in rows]
+        return {
+            (str(block), page)
+            for block, start, stop in byte_ranges
+            for page in range(start // mmap.PAGESIZE, (stop - 1) // mmap.PAGESIZE + 1)
+        }
+
+    def wait_for(expected: set[tuple[str, int]]) -> None:
+        deadline = time.monotonic() + 20
+        while not expected <= found():  # it goes on in the background
+            assert time.monotonic() < deadline, expected - found()
+        assert found() == expected
+
+    spec = make_spec(classes=1000, samples=3 * 4096)
+    files = sorted((write_cache(tmp_path, spec).path / "logits/c/0").glob("*/0"))
+    order = np.array([7000, 3, 12287, 5000, 9000, 2000])
+    with CacheReader(tmp_path, spec) as reader:
+        rows = reader.row_map(0, order)
+        drop()
+        if found():
+            pytest.skip("needs a file system whose pages can be dropped from memory")
+        rows.prefetch(0, 3)
+        wait_for(pages(7000, 3, 12287))
+        rows.gather(3, 4)  # a page fault now reads nothing around it
+        assert found() == pages(7000, 3, 12287, 5000)
+        drop()  # what nobody has touched yet
+        assert found() == pages(5000)
+        rows.prefetch(0, 99)
+        wait_for(pages(5000, 9000, 2000))
+        np.testing.assert_array_equal(rows.gather(0, 6), make_logits(spec)[order].astype(np.float16))
+
+
+def test_a_mapping_asks_for_huge_pages_until_single_rows_are_prefetched(reader: CacheReader) -> None:
+    def flags() -> set[str]:
+        smaps = Path("/proc/self/smaps").read_text()
+        mapped = smaps[smaps.index(f"{reader.spec.key}/logits/c/0/0/0") :]
+        return set(mapped[mapped.index("VmFlags:") :].splitlines()[0].split())
+
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("this kernel has no transparent huge pages")
+    assert "hg" in flags()
+    reader.row_map(0, np.array([5])).prefetch(0, 1)
+    assert {"hg", "rr"} & flags() == {"rr"}
+
+
+def test_memory_is_the_machine_s_or_the_least_limit_on_it(tmp_path: Path) -> None:
+    contents = {"unlimited": "max", "wide": str(1 << 62), "narrow": "123456789\n", "strange": ""}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    machine = memory_bytes([])
+    assert machine == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_bytes([tmp_path / name for name in ("unlimited", "wide", "strange", "absent")]) == machine
+    assert memory_bytes([tmp_path / name for name in ("wide", "narrow", "unlimited")]) == 123456789
+
+
+def test_a_view_of_more_than_half_of_the_memory_exceeds_it(
+    reader: CacheReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not reader.exceeds_memory
+    view_bytes = 8292 * 10 * 2
+    for memory, exceeds in ((2 * view_bytes, False), (2 * view_bytes - 1, True)):
+        monkeypatch.setattr("store.reader.memory_bytes", lambda memory=memory: memory)
+        assert pickle.loads(pickle.dumps(reader)).exceeds_memory is exceeds
 
 
 def test_another_spec_in_the_folder_is_told_field_by_field(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from store.statistics import STATISTICS
 from tests.store_cases import (
     children,
     create,
+    digests,
     make_logits,
     make_spec,
     tree,
@@ -292,23 +294,38 @@ def test_a_writer_refuses_what_is_not_its_cache(tmp_path: Path) -> None:
         CacheWriter(tmp_path, spec)
 
 
-def test_a_full_disk_commits_nothing_half_way_and_is_resumed_from(tmp_path: Path) -> None:
-    # 1 MiB of ballast leaves room for four of six blocks; without it, all fit.
-    mount = 'mount -t tmpfs -o size=1800k tmpfs "$1" && exec "$0" -m tests.store_cases "$1"'
+def on_a_small_disk(folder: Path, scenario: str, samples: int) -> dict[str, Any]:
+    """What a scenario of store_cases reports of 1800 KiB, of which 1 MiB is taken by ballast."""
+    mount = 'mount -t tmpfs -o size=1800k tmpfs "$1" && exec "$0" -m tests.store_cases "$@"'
     command = ["unshare", "--mount", "sh", "-c"]
     if (
         not shutil.which("unshare")
         or subprocess.run([*command, "mount -t tmpfs t /mnt"], capture_output=True).returncode
     ):
         pytest.skip("needs the right to mount a small file system")
-    command += [mount, sys.executable, str(tmp_path)]
+    command += [mount, sys.executable, str(folder), scenario, str(samples)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    report = json.loads(result.stdout)
+    return dict(json.loads(result.stdout))
+
+
+def test_a_full_disk_commits_nothing_half_way_and_is_resumed_from(tmp_path: Path) -> None:
+    # The ballast leaves room for four of six blocks; without it, all fit.
+    (tmp_path / "disk").mkdir()
+    report = on_a_small_disk(tmp_path / "disk", "fill", 4096 * 6)
     assert report["needed_bytes"] > report["free_bytes"]
     assert "nothing was committed" in report["message"]
     assert 0 < len(report["pending"]) < 6
     assert report["partial"] == report["left_of_the_block"] == []
-    assert report["right"] is True
+    assert report["files"] == digests(write_cache(tmp_path / "peace", make_spec(samples=4096 * 6)).path)
+
+
+def test_a_disk_that_is_full_at_every_step_delays_a_cache_and_changes_no_byte_of_it(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    report = on_a_small_disk(tmp_path / "disk", "crawl", 4096 + 10)
+    # Refused while it was created, at both blocks, and at the marker.
+    assert list(dict.fromkeys(report["refused_at"])) == [-1, 2, 1, 0]
+    assert report["strays"] == []
+    assert report["files"] == digests(write_cache(tmp_path / "peace", make_spec(samples=4096 + 10)).path)
 
 
 def test_specs_with_equal_fields_share_a_cache(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 The same logits (float16) lie in a cache, in one flat file and in plain Zarr arrays of several chunk shapes. Batches are
 256 rows of a shuffled epoch.
 
-- shuffled: everything is in memory (read once from start to end after the cache was dropped, so that all contenders
-  have pages of the size that the kernel chooses). Zarr is tuned first: chunk rows, way of indexing, concurrency.
+- shuffled: everything is in memory. The page cache of the files is dropped, each contender reads an epoch through its
+  own mapping, and then the time is taken. Zarr is tuned first: chunk rows, way of indexing, concurrency. A second table
+  has the same after the files were read with read(2), which leaves short files in small pages (see store/mapping.py).
 - load: a whole view into a new array. The store compares every checksum, and so does Zarr, on the same files.
 - cold: the page cache of the files is dropped before each trial. The first 40 batches stand for logits that memory
   cannot hold, where every batch is like the first; a whole epoch shows what fits in memory, where the kernel's own
@@ -24,7 +25,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from tests.benchmarks.bench import Timing, interleaved, options, show, write
 
 BATCH = 256
 AHEAD = 4  # batches, as RowMap.prefetch advises
+REPEAT = 50  # batches per timed call where one takes microseconds
 COLD_BATCHES = 40
 READERS = 4
 
@@ -113,11 +115,9 @@ class Case:
     def memmap(self) -> np.memmap:
         return np.memmap(self.flat, np.float16, "r", shape=(self.spec.samples, self.spec.classes))
 
-    def batches(self, first: int = 0) -> Iterator[Order]:
-        """The batches of epoch after epoch."""
-        whole = self.spec.samples // BATCH
-        for number in itertools.count(first):
-            start = number % whole * BATCH
+    def batches(self) -> Iterator[Order]:
+        """The batches of epoch after epoch, without the short last one."""
+        for start in itertools.cycle(range(0, self.spec.samples - BATCH + 1, BATCH)):
             yield self.order_N[start : start + BATCH]
 
 
@@ -240,13 +240,43 @@ def time_tunings(case: Case, tunings: Sequence[Tuned], rounds: int) -> list[tupl
 def tune_zarr(case: Case, rounds: int) -> list[tuple[float, Tuned]]:
     """Chunk rows and indexing at zarr's default concurrency, then the concurrency of the two fastest."""
     samples, flat = case.spec.samples, case.memmap()
-    chunk_rows = sorted({rows for rows in (256, 1024, 4096, 16384, 65536) if rows < samples} | {min(samples, 65536)})
+    whole = {samples} if flat.nbytes < 64 << 20 else set()
+    chunk_rows = sorted({256, 1024, 4096, 16384} | whole)
     arrays = [plain_zarr(case.folder / f"plain-{rows}", flat, rows) for rows in chunk_rows]
     for rows in chunk_rows:
         warm([path for path in (case.folder / f"plain-{rows}").rglob("*") if path.is_file()])
     first = time_tunings(case, [Tuned(array, name, 10) for array in arrays for name in INDEXING], rounds)
     others = [Tuned(t.array, t.indexing, concurrency) for _, t in first[:2] for concurrency in (1, 4, 64)]
     return sorted(first + time_tunings(case, others, rounds), key=lambda pair: pair[0])
+
+
+def many(read: Callable[[int], object], samples: int) -> Callable[[], None]:
+    """Read REPEAT batches, given where each starts in the order, epoch after epoch."""
+    starts = itertools.cycle(range(0, samples - BATCH + 1, BATCH))
+
+    def call() -> None:
+        for start in itertools.islice(starts, REPEAT):
+            read(start)
+
+    return call
+
+
+def gathered(case: Case, others: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Times of REPEAT batches from the store and from a memmap, after an epoch that is not timed, and of others."""
+    flat, samples = case.memmap(), case.spec.samples
+    batch = np.empty((BATCH, case.spec.classes), np.float16)
+    with case.reader() as reader:
+        rows = reader.row_map(0, case.order_N)
+        reads: dict[str, Callable[[int], object]] = {
+            "RowMap.gather": lambda start: rows.gather(start, start + BATCH, batch),
+            "CacheReader.gather": lambda start: reader.gather(0, case.order_N[start : start + BATCH], batch),
+            "memmap": lambda start: np.take(flat, case.order_N[start : start + BATCH], axis=0, out=batch, mode="clip"),
+        }
+        for read in reads.values():
+            for start in range(0, samples - BATCH + 1, BATCH):
+                read(start)
+        calls = {name: many(read, samples) for name, read in reads.items()}
+        return interleaved({**calls, **others}, rounds=rounds, turn_s=0.02)
 
 
 def shuffled(case: Case, quick: bool) -> Table:
@@ -256,48 +286,37 @@ def shuffled(case: Case, quick: bool) -> Table:
     # One way to read each other array: the fastest.
     others = {tuned.array.chunks: (seconds, tuned) for seconds, tuned in reversed(tried)}
     del others[best.array.chunks]
+    batches = case.batches()
+    drop(case.files)
+    timings = gathered(case, {"zarr": lambda: best.read(next(batches))}, 5 if quick else 31)
+    store_s = timings["RowMap.gather"].median_s / REPEAT
+    return Table(
+        f"Shuffled batches, {case.name}, warm",
+        "us per batch",
+        "/ store",
+        [
+            *_store_and_memmap(timings, least=0.9),
+            _row(best.name, timings["zarr"].median_s, store_s, least=200),
+            *(_row(way.name, seconds, store_s) for seconds, way in sorted(others.values(), key=lambda pair: pair[0])),
+        ],
+    )
+
+
+def shuffled_after_read(case: Case, quick: bool) -> Table:
+    """The same after the files came to memory through read(2)."""
     warm(case.files)
-    flat, reader = case.memmap(), case.reader()
-    batch = np.empty((BATCH, case.spec.classes), np.float16)
-    rows, whole, repeat = reader.row_map(0, case.order_N), case.spec.samples // BATCH, 50
-    positions = {name: itertools.count() for name in ("store", "memmap", "located anew")}
+    timings = gathered(case, {}, 5 if quick else 31)
+    title = f"Shuffled batches, {case.name}, warm, the files read with read(2) before"
+    return Table(title, "us per batch", "/ store", _store_and_memmap(timings))
 
-    def by_store() -> None:
-        for number in itertools.islice(positions["store"], repeat):
-            start = number % whole * BATCH
-            rows.gather(start, start + BATCH, batch)
 
-    def by_memmap() -> None:
-        for number in itertools.islice(positions["memmap"], repeat):
-            start = number % whole * BATCH
-            np.take(flat, case.order_N[start : start + BATCH], axis=0, out=batch, mode="clip")
-
-    def located_anew() -> None:
-        for number in itertools.islice(positions["located anew"], repeat):
-            start = number % whole * BATCH
-            reader.gather(0, case.order_N[start : start + BATCH], batch)
-
-    for start in range(0, case.spec.samples, BATCH):  # the first touch of a page is a fault
-        rows.gather(start, start + BATCH)
-        flat[start : start + BATCH].max()
-    zarr_batches = case.batches()
-    calls = {
-        "store": by_store,
-        "memmap": by_memmap,
-        "anew": located_anew,
-        "zarr": lambda: best.read(next(zarr_batches)),
-    }
-    timings = interleaved(calls, rounds=5 if quick else 31, turn_s=0.02)
-    store_s = timings["store"].median_s / repeat
-    table = [
-        Row("store, RowMap.gather", 1e6 * store_s, 1.0),
-        _row("store, CacheReader.gather", timings["anew"].median_s / repeat, store_s),
-        _row("np.take from one np.memmap", timings["memmap"].median_s / repeat, store_s, least=0.9),
-        _row(best.name, timings["zarr"].median_s, store_s, least=200),
-        *(_row(tuned.name, seconds, store_s) for seconds, tuned in sorted(others.values(), key=lambda pair: pair[0])),
+def _store_and_memmap(timings: Mapping[str, Timing], least: float | None = None) -> list[Row]:
+    store_s, anew_s, memmap_s = (timings[name].median_s / REPEAT for name in list(timings)[:3])
+    return [
+        _row("store, RowMap.gather", store_s, store_s),
+        _row("store, CacheReader.gather", anew_s, store_s),
+        _row("np.take from one np.memmap", memmap_s, store_s, least),
     ]
-    reader.close()
-    return Table(f"Shuffled batches, {case.name}, warm", "us per batch", "/ store", table)
 
 
 def _row(contender: str, seconds: float, store_s: float, least: float | None = None) -> Row:
@@ -447,6 +466,7 @@ def main() -> None:
         with TemporaryDirectory(prefix="retort-reading-") as folder:
             case = make_case(Path(folder), samples, classes)
             done(shuffled(case, quick))
+            done(shuffled_after_read(case, quick))
             done(load(case, quick))
             if quick or classes == 1000:
                 done(cold(case, COLD_BATCHES, 2 if quick else 5, f"First {COLD_BATCHES} batches", 4.0))
