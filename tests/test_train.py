@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from tests.digits import SMALL, Digits
 from workers.artifacts import load_checkpoint
-from workers.config import CosineSchedule, Sgd, StepSchedule, Training, TrainingOrder
+from workers.config import CosineSchedule, Preprocessing, Sgd, StepSchedule, Training, TrainingOrder
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import Epoch, Finished, Step, ignore, never
-from workers.feed import TrainingFeed, epoch_order
-from workers.methods import PRESETS
+from workers.feed import TrainingFeed, epoch_order, to_input
+from workers.methods import PRESETS, parse_method
+from workers.students.build import build_student
 from workers.teacher import Teacher
-from workers.train import choose_device, learning_rate, train_run
+from workers.train import _checked_gradient, choose_device, learning_rate, train_run
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -177,6 +178,32 @@ def test_a_loss_that_explodes_stops_before_the_update(digits: Digits, tmp_path: 
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_finite_loss_with_an_infinite_gradient_is_refused(clip: float | None) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(())), torch.nn.Parameter(torch.ones(()))]
+    loss = parameters[0].sqrt() + parameters[1]
+    with pytest.raises(NotFinite, match=r"gradient of method 'kd' is not finite \(norm inf, loss 1\)"):
+        _checked_gradient(parameters, loss, parse_method("kd").expand(), clip)
+
+
+def test_a_gradient_is_clipped_to_the_norm_that_is_asked_for(digits: Digits, tmp_path: Path) -> None:
+    """Without momentum an update is as long as learning rate times norm, and an epoch's at most their sum."""
+    torch.manual_seed(0)
+    start = dict(build_student("cnn_s", 10, in_channels=1, image_side=8).named_parameters())
+    moved = {}
+    for norm in (1e-3, None):
+        training = SMALL.model_copy(
+            update={"epochs": 1, "optimizer": Sgd(lr=1.0, momentum=0.0, weight_decay=0.0), "max_gradient_norm": norm}
+        )
+        train_run(digits.order("ce", tmp_path / str(norm), training), ignore, never)
+        end = weights(tmp_path / str(norm))
+        squares = [(end[name] - start[name].detach()).square().sum() for name in start]
+        moved[norm] = math.sqrt(sum(squares))
+    steps = math.ceil(len(digits.train.labels_N) / SMALL.batch_size)
+    assert 0 < moved[1e-3] <= 1e-3 * steps
+    assert moved[None] > 10 * 1e-3 * steps
+
+
 def test_metrics_that_are_not_numbers_end_the_run_and_keep_no_checkpoint(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,17 +285,33 @@ def test_an_epochs_order_is_a_permutation_that_depends_on_seed_and_epoch_alone()
 @pytest.mark.parametrize("views_per_step", [1, 2])
 def test_a_batch_holds_the_views_the_teacher_saw(views_per_step: int, digits: Digits) -> None:
     """Every row's cached logits are what the teacher says of exactly the picture that the student gets."""
-    feed = TrainingFeed(
-        digits.train, digits.views, digits.train_reader(), 64, 5, torch.device("cpu"), views_per_step=views_per_step
-    )
+    reader = digits.train_reader()
+    feed = TrainingFeed(digits.train, digits.views, reader, 64, 5, torch.device("cpu"), views_per_step=views_per_step)
     for epoch in (0, 1, 2):
-        batch = next(iter(feed.epoch(epoch)))
+        _, batch, *_ = feed.epoch(epoch)
         np.testing.assert_array_equal(batch.labels, digits.train.labels_N[batch.rows])
         assert len(batch.views) == views_per_step
-        for seen in batch.views:
+        for place, seen in enumerate(batch.views):
             assert seen.teacher_logits is not None
+            assert seen.teacher_statistics is not None
+            for name, values_N in reader.statistics((epoch + place) % digits.views.count).items():
+                np.testing.assert_array_equal(seen.teacher_statistics[name], values_N[batch.rows])
             live = digits.teacher().logits(seen.images)
             np.testing.assert_allclose(seen.teacher_logits.numpy(), live, atol=0.02, rtol=2e-3)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_students_input_is_the_normalised_picture_to_the_last_bit(channels: int, channels_last: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 5, 7, channels), dtype=torch.uint8, generator=generator)
+    mean, std = (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
+    preprocessing = Preprocessing(mean=mean, std=std, channels="rgb" if channels == 3 else "gray")
+    made = to_input(images, preprocessing, channels_last)
+    scaled = images.permute(0, 3, 1, 2).float() * preprocessing.scale
+    expected = (scaled - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    assert torch.equal(made, expected)
+    assert made.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def test_the_second_view_is_another_one_and_comes_first_in_the_next_epoch(digits: Digits) -> None:

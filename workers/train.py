@@ -142,7 +142,7 @@ def _checked_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: 
         norm = nn.utils.clip_grad_norm_(parameters, clip)
     if not bool(torch.isfinite(norm)):
         raise NotFinite(
-            f"the gradient of method {method.name!r} is not finite (norm {float(norm):g}, loss {float(loss):g}); "
+            f"the gradient of method {method.name!r} is not finite (norm {float(norm):g}, loss {float(loss.detach()):g}); "
             "lower the learning rate or the weights, or set training.max_gradient_norm"
         )
 

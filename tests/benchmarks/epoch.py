@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -62,6 +61,9 @@ SAMPLES, CLASSES, SIDE = 50_000, 100, 32
 READY_BATCHES = 64
 """For the loops that prepare none: at least 50 MB, more than a processor's caches hold."""
 
+WARM_UP_ROUNDS, MOST_ROUNDS = 3, 300
+"""So few that all are in one epoch, at any batch size measured here."""
+
 MOST_ADDED = 1.05
 LEAST_SAVED = {("resnet56", "resnet8"): 3.4, ("resnet56", "resnet20"): 2.1}
 PAIRS = (*LEAST_SAVED, ("resnet32x4", "resnet8x4"))
@@ -76,14 +78,12 @@ class Plan:
 
     Attributes:
         order: of the run on the cache; names the student, the batch size and the device.
-        rounds: turns of each loop.
-        turn: steps of a turn.
+        seconds: how long the loops take turns, if ``MOST_ROUNDS`` do not end it earlier.
     """
 
     teacher: str
     order: TrainingOrder
-    rounds: int
-    turn: int
+    seconds: float
 
     @property
     def student(self) -> str:
@@ -103,7 +103,7 @@ class Cell:
     """What was measured of a plan.
 
     Attributes:
-        steps: by loop; the n-th turns of all loops follow each other.
+        steps: by loop; the n-th of each were made in the same round.
         start: what an epoch on the cache does before its first batch is there, and that batch.
         predicted: live / floor by counted operations.
     """
@@ -117,14 +117,9 @@ class Cell:
         return self.steps[loop].median_s / self.steps[to].median_s
 
     def spread(self, loop: str, to: str) -> float:
-        """Half of the interquartile range of the ratio, turn by turn."""
-        ratios = [a / b for a, b in zip(self._turns(loop), self._turns(to), strict=True)]
-        low, _, high = quantiles(ratios, n=4, method="inclusive")
-        return (high - low) / 2
-
-    def _turns(self, loop: str) -> list[float]:
-        seconds, turn = self.steps[loop].seconds, self.plan.turn
-        return [median(seconds[first : first + turn]) for first in range(0, len(seconds), turn)]
+        """Half of the interquartile range of the ratio, round by round."""
+        ratios = [a / b for a, b in zip(self.steps[loop].seconds, self.steps[to].seconds, strict=True)]
+        return Timing(ratios).spread_s
 
     @property
     def start_share(self) -> float:
@@ -235,27 +230,28 @@ def operations(counted: nn.Module, x_BKHW: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def turns(others: Mapping[str, Callable[[], None]], plan: Plan, timings: Mapping[str, Timing]) -> Iterator[bool]:
-    """What ``train_run`` is answered when it asks before each batch whether to stop.
+def turns(others: Mapping[str, Callable[[], None]], plan: Plan, steps: Mapping[str, Timing]) -> Iterator[bool]:
+    """What ``train_run`` is answered when it asks, before each batch, whether to stop.
 
-    While it waits for the answer the other loops have their turns; its own steps are between two answers.
+    While it waits for the answer the other loops make their steps; its own lies between two answers. Every round has
+    one step of each loop, in another order.
     """
     generator, order = random.Random(0), list(LOOPS)
-    for step in others.values():
-        step()
-    yield False  # untimed, as the others' first steps are
-    for _ in range(plan.rounds):
+    end = time.perf_counter() + plan.seconds
+    for number in range(MOST_ROUNDS):
         generator.shuffle(order)
         for name in order:
-            for _ in range(plan.turn):
-                synchronize(plan.device)
-                started = time.perf_counter()
-                if name == "cache":
-                    yield False
-                else:
-                    others[name]()
-                synchronize(plan.device)
-                timings[name].seconds.append(time.perf_counter() - started)
+            synchronize(plan.device)
+            started = time.perf_counter()
+            if name == "cache":
+                yield False
+            else:
+                others[name]()
+            synchronize(plan.device)
+            if number >= WARM_UP_ROUNDS:
+                steps[name].seconds.append(time.perf_counter() - started)
+        if time.perf_counter() > end and number > WARM_UP_ROUNDS:
+            break
     yield True
 
 
@@ -299,14 +295,14 @@ def measure(plan: Plan) -> Cell:
 def plans(given: Options, folder: Path) -> list[Plan]:
     """The rows of the table."""
     sizes = (64,) if given.quick else (64, 128)
-    rounds, turn = (3, 2) if given.quick else (25, 6)
+    seconds = 1.0 if given.quick else 60.0
     order = write_data(folder, torch.get_num_threads())
     made = []
     for batch, (teacher, student) in itertools.product(sizes, PAIRS[:1] if given.quick else PAIRS):
         training = Training(epochs=2, batch_size=batch, device="cuda" if given.device.type == "cuda" else "cpu")
         run = order.run.model_copy(update={"student": StudentSpec(name=student)})
         changed = {"run": run, "training": training, "folder": folder / f"{student}-{batch}"}
-        made.append(Plan(teacher, order.model_copy(update=changed), rounds, turn))
+        made.append(Plan(teacher, order.model_copy(update=changed), seconds))
     return made
 
 
@@ -367,7 +363,7 @@ def main() -> None:
             # A process of its own: no row inherits what another left in the allocator or in torch's caches.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 cells.append(process.submit(measure, plan).result())
-    print(f"Median seconds of a step, ± half the interquartile range of the ratios turn by turn; {CLASSES} classes")
+    print(f"Median seconds of a step, ± half the interquartile range of the ratios round by round; {CLASSES} classes")
     show(["", *(f"{loop}>" for loop in LOOPS), "cache/floor>", "live/cache>", "1 + F_T/(3 F_S)>"], map(row, cells))
     print(f"What an epoch on the cache does before its first step: {max(cell.start_share for cell in cells):.2%} of it")
     print(verdict(cells))

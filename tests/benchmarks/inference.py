@@ -48,7 +48,7 @@ from workers.views import make_views
 
 BAR = 0.95
 BLOCKS_PER_TURN = 2
-BLOCK_ROWS, ROUNDS = 2048, 8
+BLOCK_ROWS, ROUNDS = 2048, 7
 QUICK_BLOCK_ROWS, QUICK_ROUNDS = 256, 3
 
 PUBLISHED = SHARED / "data" / "resnet56-cifar10.onnx"
