@@ -141,8 +141,9 @@ def _checked_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: 
     else:
         norm = nn.utils.clip_grad_norm_(parameters, clip)
     if not bool(torch.isfinite(norm)):
+        found = f"norm {float(norm):g}, loss {float(loss.detach()):g}"
         raise NotFinite(
-            f"the gradient of method {method.name!r} is not finite (norm {float(norm):g}, loss {float(loss.detach()):g}); "
+            f"the gradient of method {method.name!r} is not finite ({found}); "
             "lower the learning rate or the weights, or set training.max_gradient_norm"
         )
 
