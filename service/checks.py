@@ -4,11 +4,9 @@ What only running can show (a truncated picture, the teacher's accuracy) is the 
 job starts.
 """
 
-from pydantic import TypeAdapter
-
 from service.context import Context
 from service.errors import InvalidRequest
-from service.registry import Registry
+from service.registry import DATASET, Registry
 from service.schemas import JobRequest
 from service.tables import TeacherRecord
 from workers.config import (
@@ -17,12 +15,11 @@ from workers.config import (
     Plan,
     ResizedCrop,
     Size,
+    check_encoding,
 )
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
 from workers.sources import Source, examine
 from workers.students.catalog import check_image_side
-
-DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
 
 # (height, width) in pixels of data sets whose pictures all have one known size.
 _SIZES: dict[str, Size] = {
@@ -43,12 +40,15 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
         UnknownName: there is no data set of that name.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
         ContractViolation: teacher and data set have different numbers of classes.
-        InvalidJob: a student cannot be trained on pictures of that size.
+        InvalidJob: a student cannot be trained on pictures of that size, or the cache's encoding saves nothing.
     """
     teacher = _teacher(request.teacher, context)
     plan = request.plan(_dataset(request, context.registry))
     source = examine(plan.dataset, context.settings.data_root)
     _check_classes(teacher, source)
+    classes = classes_of(teacher) or source.classes
+    if classes is not None:
+        check_encoding(plan.cache.encoding, classes)
     side = _side(plan)
     if side is not None:
         for student in plan.students:

@@ -19,7 +19,18 @@ from starlette.exceptions import HTTPException
 
 from service import errors
 from service.schemas import FieldProblem, Problem
-from store import AmbiguousKey, CacheBusy, CacheNotFound, CachePinned, DiskFull, InvalidArgument, StoreError
+from store import (
+    AmbiguousKey,
+    CacheBusy,
+    CacheCorrupt,
+    CacheIncomplete,
+    CacheMismatch,
+    CacheNotFound,
+    CachePinned,
+    DiskFull,
+    InvalidArgument,
+    StoreError,
+)
 from workers.errors import (
     ContractViolation,
     DiskLow,
@@ -58,12 +69,13 @@ class Kind:
 
 
 _NO_ROOM = Kind(507, "disk-full", "Not enough disk space")
+_CONFLICT = Kind(409, "conflict", "Conflict")
 _INTERNAL = Kind(500, "internal", "Internal error", shows_message=False)
 _BUSY = {"Retry-After": str(RETRY_AFTER_S)}
 
 KINDS: Mapping[type[Exception], Kind] = {
     errors.NotFound: Kind(404, "not-found", "Not found"),
-    errors.Conflict: Kind(409, "conflict", "Conflict"),
+    errors.Conflict: _CONFLICT,
     errors.InvalidRequest: Kind(422, "invalid-request", "Invalid request"),
     errors.MalformedBody: Kind(400, "malformed-body", "Malformed body"),
     errors.IdempotencyMismatch: Kind(422, "idempotency-mismatch", "Idempotency key reused"),
@@ -84,9 +96,12 @@ KINDS: Mapping[type[Exception], Kind] = {
     WorkerError: _INTERNAL,
     CacheNotFound: Kind(404, "not-found", "Not found"),
     InvalidArgument: Kind(422, "invalid-request", "Invalid request"),
-    AmbiguousKey: Kind(409, "conflict", "Conflict"),
-    CacheBusy: Kind(409, "conflict", "Conflict"),
-    CachePinned: Kind(409, "conflict", "Conflict"),
+    AmbiguousKey: _CONFLICT,
+    CacheBusy: _CONFLICT,
+    CacheCorrupt: _CONFLICT,
+    CacheIncomplete: _CONFLICT,
+    CacheMismatch: _CONFLICT,
+    CachePinned: _CONFLICT,
     DiskFull: _NO_ROOM,
     StoreError: _INTERNAL,
     OperationalError: Kind(503, "database-unavailable", "Database unavailable", shows_message=False, headers=_BUSY),

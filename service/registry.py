@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pydantic import TypeAdapter
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
@@ -29,9 +30,10 @@ from service.tables import (
     TeacherRecord,
     new_id,
 )
-from workers.config import Plan
+from workers.config import DatasetSpec, Plan
 
 Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord)
+DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
 _ID = re.compile(r"[a-z]{2,4}_[0-9a-z]{26}")
 _KINDS: Mapping[type[Base], str] = {
     TeacherRecord: "teacher",
@@ -154,7 +156,8 @@ class Registry:
             if known is None:
                 session.add(dataset)
                 return dataset, True
-            if known.spec != dataset.spec:
+            # As descriptions: what an older version has stored may lack a field that has a default.
+            if DATASET.validate_python(known.spec) != DATASET.validate_python(dataset.spec):
                 raise Conflict(
                     f"the name {dataset.name!r} belongs to {known.id}, which is another data set: "
                     "choose another name, or delete that one"

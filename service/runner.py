@@ -26,9 +26,10 @@ from service.tables import JobRecord, Json, RunRecord
 from store import Catalog
 from workers.artifacts import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
 from workers.caching import CachePlan, file_sha256
-from workers.cluster import Cluster, Numbered, Outcome, Task
-from workers.config import Folders, JobSpec, RunSpec
-from workers.pipeline import order_run
+from workers.cluster import Cluster, Task
+from workers.config import Folders, JobSpec, RunSpec, TrainingOrder
+from workers.outcomes import Numbered, Outcome
+from workers.pipeline import order_run, share_out
 
 log = structlog.get_logger("retort.engine")
 
@@ -114,7 +115,7 @@ class _Work:
 
 @dataclass
 class _ActiveJob:
-    """A job that this engine works on: its caches first, then its runs."""
+    """A job that this engine works on: its caches first, then its runs. ``alone``: runs that share no process."""
 
     id: str
     attempt: int
@@ -124,6 +125,7 @@ class _ActiveJob:
     plan: CachePlan | None = None
     runs: dict[str, _Work] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
 
 
 class Engine:
@@ -216,7 +218,8 @@ class Engine:
             self._start_runs_or_end(job)
 
     def _free_slots(self) -> int:
-        return self._slots - sum(len(job.runs) for job in self._jobs.values())
+        crews = {work.task.crew for job in self._jobs.values() for work in job.runs.values()}
+        return self._slots - sum(crew.size for crew in crews)
 
     def _poll_caches(self, job: _ActiveJob, work: _Work) -> None:
         events, outcome = work.task.poll()
@@ -297,21 +300,55 @@ class Engine:
         runs = self._records.runs(job.id)
         waiting = [run for run in runs if run.state in {State.QUEUED, State.LOST}]
         specs = job.spec.runs()
-        for run in waiting[: self._free_slots()]:
-            self._start_run(job, run, specs[run.index])
+        actors = job.spec.training.actors
+        if actors > self._slots:
+            message = (
+                f"training.actors is {actors}, but the engine has room for {self._slots} at once: "
+                f"use {self._slots} or fewer, or give the engine more with RETORT_CPUS or RETORT_GPUS"
+            )
+            self._fail(job.id, job.attempt, {"type": "TooFewSlots", "message": message})
+            return
+        by_index = {run.index: run for run in waiting}
+        alone = {run.index for run in waiting if run.id in job.alone}
+        together = [specs[run.index] for run in waiting]
+        for group in share_out(together, self._free_slots() // actors, job.spec.largest_group, alone):
+            self._start_runs(job, [by_index[spec.index] for spec in group], group)
         if not waiting and not job.runs:
             self._end(job, runs)
 
-    def _start_run(self, job: _ActiveJob, run: RunRecord, spec: RunSpec) -> None:
+    def _start_runs(self, job: _ActiveJob, runs: Sequence[RunRecord], specs: Sequence[RunSpec]) -> None:
+        """Start runs that share their batches, or a single one, in one process."""
+        begun = {}
+        for run, spec in zip(runs, specs, strict=True):
+            order = self._order(job, run, spec)
+            if order is not None:
+                begun[run.id] = order
+        if not begun:
+            return
+        tasks = self._cluster.train(list(begun.values()), self._settings.run_cpus, self._settings.gpu_share)
+        for (run_id, order), task in zip(begun.items(), tasks, strict=True):
+            attempt = len(order.earlier) + 1
+            job.runs[run_id] = _Work(task, attempt)
+            log.info(
+                "run started",
+                job_id=job.id,
+                run_id=run_id,
+                attempt=attempt,
+                name=order.run.name,
+                group=len(begun),
+            )
+
+    def _order(self, job: _ActiveJob, run: RunRecord, spec: RunSpec) -> TrainingOrder | None:
+        """The order of the run's next attempt, which begins with it; None if it may not have one."""
         if run.attempt >= ATTEMPTS_MAX:
             error = {"type": "TooManyAttempts", "message": f"the run did not end in {run.attempt} attempts"}
             self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
-            return
+            return None
         attempt = self._records.start_attempt(run.id)
         if attempt is None or job.plan is None:
-            return
+            return None
         folder = self._folders.jobs / job.id / run.id
-        order = order_run(
+        return order_run(
             job.spec,
             job.plan,
             spec,
@@ -321,10 +358,8 @@ class Engine:
             earlier=tuple(folder / f"a{number}" for number in range(1, attempt)),
             told_epoch=run.epoch,
             memory_fraction=self._settings.gpu_share,
+            checkpoint_s=self._settings.checkpoint_s,
         )
-        task = self._cluster.train(order, self._settings.run_cpus, self._settings.gpu_share)
-        job.runs[run.id] = _Work(task, attempt)
-        log.info("run started", job_id=job.id, run_id=run.id, attempt=attempt, name=spec.name)
 
     def _poll_run(self, job: _ActiveJob, run_id: str, work: _Work) -> None:
         events, outcome = work.task.poll()
@@ -341,6 +376,9 @@ class Engine:
         match outcome.kind:
             case "done":
                 self._succeed(job, run_id, work, outcome)
+            case "failed" if outcome.error_type == "OutOfMemoryError" and work.task.crew.tasks > 1:
+                # Alone on its GPU it may fit.
+                self._lose_run(job, run_id, work, outcome)
             case "failed":
                 self._records.move_run(run_id, work.attempt, State.FAILED, error=error_of(outcome))
             case "stopped":
@@ -367,6 +405,8 @@ class Engine:
             # It was killed because it did not stop: that is what was wanted.
             self._records.move_run(run_id, work.attempt, State.CANCELLED)
             return
+        # Whatever ended the process, the runs that were trained in it shall not end each other again.
+        job.alone.add(run_id)
         losses = job.losses[run_id] = job.losses.get(run_id, 0) + 1
         if losses > LOSSES_MAX:
             message = f"the run's process vanished {losses} times, last: {outcome.message}"

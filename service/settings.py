@@ -36,6 +36,7 @@ class Settings(BaseSettings):
         cpus, gpus: what the engine may use; None is all that it finds.
         run_cpus: CPU cores of one run.
         gpu_share: the part of a GPU that one run takes (0.25 puts four runs on each).
+        checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.
     """
 
     model_config = SettingsConfigDict(env_prefix="RETORT_", frozen=True, extra="forbid")
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     gpus: Annotated[int, Field(ge=0)] | None = None
     run_cpus: Annotated[float, Field(gt=0)] = 1.0
     gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    checkpoint_s: Seconds = 60.0
 
     @property
     def database(self) -> str:

@@ -14,6 +14,7 @@ Knows nothing of torch, Ray or HTTP. See layout.py for the format on disk.
 """
 
 from .catalog import Catalog
+from .encoding import Encoding, SparseEncoding
 from .errors import (
     AddressSpaceExhausted,
     AmbiguousKey,
@@ -32,6 +33,7 @@ from .errors import (
     StoreError,
 )
 from .reader import CacheReader
+from .reference import Reference, read_reference
 from .room import Hold, Reservation
 from .schema import CacheSpec
 from .writer import CacheWriter
@@ -50,12 +52,16 @@ __all__ = [
     "CacheWriter",
     "Catalog",
     "DiskFull",
+    "Encoding",
     "Hold",
     "InvalidArgument",
     "NotStorable",
     "QuotaExceeded",
     "ReaderClosed",
+    "Reference",
     "Reservation",
     "RowOutOfRange",
+    "SparseEncoding",
     "StoreError",
+    "read_reference",
 ]

@@ -17,9 +17,9 @@ from typing import Literal
 from pydantic import JsonValue
 
 from . import layout, room
+from .completeness import check_completion, check_identity
 from .errors import AmbiguousKey, CacheCorrupt, CacheNotFound, InvalidArgument, StoreError
 from .files import disk_full_as_error, write_atomically
-from .reader import check_completion, check_identity
 from .room import Evicted, Hold, Reservation
 from .schema import CacheSpec
 from .verify import VerifyReport, verify_group

@@ -4,8 +4,12 @@
         zarr.json                    Zarr v3 group; attributes {"retort": Manifest}
         logits/zarr.json             [views, samples, classes], spec dtype, chunks (1, R, classes)
         logits/c/<view>/<block>/0    one chunk: R rows, then their crc32c
+        <other>/zarr.json            what else the encoding needs of a row, see encoding.py; lossy ones alone
+        <other>/c/<view>/<block>     (and /0 if it has several values a row)
         <statistic>/zarr.json        [views, samples], float32, chunks (1, R); one per statistic
         <statistic>/c/<view>/<block>
+        reference/zarr.json          [rows, classes], float32, one chunk; lossy encodings alone
+        reference/c/0/0              exact logits of block 0's first rows, committed with it
         commits/<view>-<block>.json  BlockRecord: this block is whole; written last
         COMPLETE                     Completion: every block is committed; written last of all
         LAST_USED                    written by Catalog.touch; no part of the cache's identity
@@ -13,8 +17,8 @@
     <root>/.turn                     locked by whoever evicts or reserves, see room.py
 
 <block> counts within its view here. Codecs are exactly bytes (little-endian) and crc32c, so a chunk file is
-R flat rows and four bytes; the last chunk of a view is padded with NaN. Any Zarr v3 client reads
-the arrays.
+R flat rows and four bytes; the last chunk of a view is padded with NaN, or with 0 if it has
+integers. Any Zarr v3 client reads the arrays.
 
 What is there is decided by commit records alone: Zarr reads a missing chunk as fill values, without
 a word. The crc32c in a record is that of the chunk's payload and must equal the file's last four
@@ -36,9 +40,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue, Validation
 from .errors import CacheCorrupt, CacheNotFound, InvalidArgument
 from .files import CHECKSUM_BYTES, crc32c, read_trailer
 from .schema import FORMAT_VERSION, CacheSpec, canonical_json
-from .statistics import STATISTICS
 
-ARRAYS = ("logits", *STATISTICS)
 GROUP_FILE = "zarr.json"
 COMPLETE_FILE = "COMPLETE"
 LAST_USED_FILE = "LAST_USED"
@@ -111,13 +113,18 @@ def group_paths(root: Path) -> list[Path]:
 def chunk_name(array: str, spec: CacheSpec, block: int) -> str:
     """The chunk file of one block of one array, relative to the group."""
     view, within = divmod(block, spec.blocks_per_view)
-    return f"{array}/c/{view}/{within}" + ("/0" if array == "logits" else "")
+    stored = spec.arrays[array]
+    return f"{array}/c/{view}/{within}" + ("/0" if stored.columns and stored.rows is None else "")
+
+
+def chunk_rows(array: str, spec: CacheSpec) -> int:
+    """Rows of every chunk of one array, padding included."""
+    return spec.arrays[array].rows or spec.block_rows
 
 
 def chunk_bytes(array: str, spec: CacheSpec) -> int:
     """Size of every chunk file of one array, padding and checksum included."""
-    row_bytes = spec.row_bytes if array == "logits" else 4
-    return spec.block_rows * row_bytes + CHECKSUM_BYTES
+    return chunk_rows(array, spec) * spec.arrays[array].row_bytes + CHECKSUM_BYTES
 
 
 def record_name(spec: CacheSpec, block: int) -> str:
@@ -128,19 +135,22 @@ def record_name(spec: CacheSpec, block: int) -> str:
 
 def array_metadata(array: str, spec: CacheSpec) -> dict[str, Any]:
     """What <array>/zarr.json must say, apart from names and attributes."""
-    tail = [spec.classes] if array == "logits" else []
+    stored, rows = spec.arrays[array], chunk_rows(array, spec)
+    columns = [] if stored.columns is None else [stored.columns]
+    whole = stored.rows is not None
+    endian = {"configuration": {"endian": "little"}} if stored.numpy_dtype.itemsize > 1 else {}
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [spec.views, spec.samples, *tail],
-        "data_type": spec.dtype if array == "logits" else "float32",
+        "shape": [rows, *columns] if whole else [spec.views, spec.samples, *columns],
+        "data_type": stored.dtype,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [1, spec.block_rows, *tail]},
+            "configuration": {"chunk_shape": [rows, *columns] if whole else [1, rows, *columns]},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN",
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "fill_value": "NaN" if stored.is_float else 0,
+        "codecs": [{"name": "bytes", **endian}, {"name": "crc32c"}],
         "storage_transformers": [],
     }
 
@@ -171,7 +181,7 @@ def read_completion(group: Path) -> Completion | None:
 
 def check_arrays(group: Path, spec: CacheSpec) -> None:
     """Raise CacheCorrupt if an array's metadata are not exactly those of the format."""
-    for array in ARRAYS:
+    for array in spec.arrays:
         path = group / array / "zarr.json"
         found = _read_json(path)
         for field, wanted in array_metadata(array, spec).items():
@@ -191,7 +201,7 @@ def load_record(group: Path, spec: CacheSpec, block: int) -> BlockRecord | None:
         return None
     record = _validate(BlockRecord, _parse(content, path), path)
     _, start, stop = spec.block_range(block)
-    expected = {chunk_name(array, spec, block): chunk_bytes(array, spec) for array in ARRAYS}
+    expected = {chunk_name(a.name, spec, block): chunk_bytes(a.name, spec) for a in spec.arrays_of(block)}
     sizes = {name: file.size for name, file in record.files.items()}
     if record.rows != stop - start or sizes != expected or record.to_bytes() != content:
         raise CacheCorrupt(f"{path}: a stale or foreign commit record: it does not describe this block")
@@ -224,9 +234,9 @@ def read_chunk(
     array: str,
     block: int,
     record: BlockRecord,
-    out: npt.NDArray[np.floating] | None = None,
-) -> npt.NDArray[np.floating]:
-    """The values [rows] or [rows, classes] of one chunk, every byte checked against the record.
+    out: npt.NDArray[np.generic] | None = None,
+) -> npt.NDArray[Any]:
+    """The values [rows] or [rows, columns] of one chunk, every byte checked against the record.
 
     They are read into `out` if it is given: C-contiguous, of the array's dtype and just these rows.
     Raises CacheCorrupt naming the file.
@@ -234,8 +244,9 @@ def read_chunk(
     name = chunk_name(array, spec, block)
     path = group / name
     expected = record.files[name]
-    dtype, tail = (spec.numpy_dtype, (spec.classes,)) if array == "logits" else (np.dtype("<f4"), ())
-    whole = out if out is not None and len(out) == spec.block_rows else np.empty((spec.block_rows, *tail), dtype)
+    stored, rows = spec.arrays[array], chunk_rows(array, spec)
+    shape = (rows,) if stored.columns is None else (rows, stored.columns)
+    whole = out if out is not None and len(out) == rows else np.empty(shape, stored.numpy_dtype)
     trailer = bytearray(CHECKSUM_BYTES)
     try:
         with path.open("rb", buffering=0) as file:

@@ -14,6 +14,9 @@ Three ways to the logits, by size:
   whole epoch done once, which makes it as fast as np.memmap over one flat file. Its prefetch() is
   for logits that memory cannot hold.
 
+A lossy cache hands out the same, decoded to float32 (see encoding.py); only logits() decodes all at
+once.
+
 Gather in the training process. Through a DataLoader worker the same rows cost 15 to 100 times as
 much. Never index the zarr arrays per batch: zarr decodes a whole chunk for each row (700-5000x
 slower).
@@ -22,6 +25,7 @@ Shapes: B rows of a batch, N samples, C classes.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +33,16 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 from . import layout
+from .completeness import check_completion, check_identity, describe_absence
+from .encoded import EncodedRows, load_block
 from .errors import (
-    CacheCorrupt,
-    CacheIncomplete,
-    CacheMismatch,
     CacheNotFound,
     InvalidArgument,
     ReaderClosed,
     RowOutOfRange,
-    StoreError,
 )
-from .layout import BlockRecord
-from .mapping import map_chunks, memory_bytes
+from .mapping import ChunkRows, map_chunks, memory_bytes
+from .room import Hold
 from .schema import CacheSpec
 from .statistics import STATISTICS, Float32
 
@@ -52,14 +54,14 @@ class CacheReader:
     """An open, complete cache. Pickles as its path: the process that unpickles it opens it again.
 
     Raises CacheNotFound (naming the closest cache there is), CacheMismatch, CacheIncomplete,
-    CacheCorrupt (naming the file), AddressSpaceExhausted. Threads may share a reader, as long as
-    none closes it under the others.
+    CacheCorrupt (naming the file), AddressSpaceExhausted. While it is open the cache is not
+    evicted. Threads may share a reader, as long as none closes it under the others.
     """
 
     def __init__(self, root: Path | str, spec: CacheSpec) -> None:
         root = Path(root)
         if not layout.group_path(root, spec.key).is_dir():
-            raise CacheNotFound(_describe_absence(root, spec))
+            raise CacheNotFound(describe_absence(root, spec))
         self._open(root, spec.key, spec)
 
     @classmethod
@@ -73,6 +75,14 @@ class CacheReader:
         self._root = root
         self.path = layout.group_path(root, key)
         manifest = layout.read_manifest(self.path)
+        self._hold = Hold(self.path)
+        try:
+            self._load(manifest, asked)
+        except BaseException:
+            self._hold.release()  # the error's traceback refers to it for as long as the error is kept
+            raise
+
+    def _load(self, manifest: layout.Manifest, asked: CacheSpec | None) -> None:
         check_identity(self.path, manifest, asked)
         self.spec = manifest.spec
         layout.check_arrays(self.path, self.spec)
@@ -82,14 +92,19 @@ class CacheReader:
         #: What the cache's creator and finisher wrote down: free JSON, no part of the identity.
         self.provenance: dict[str, JsonValue] = {**manifest.provenance, **finishing}
         self._statistics = {name: self._load_statistic(name) for name in STATISTICS}
-        self._chunks = map_chunks(
-            [self.path / layout.chunk_name("logits", self.spec, block) for block in range(self.spec.blocks)],
-            self.spec.block_rows,
-            self.spec.classes,
-            self.spec.numpy_dtype,
-        )
+        self._mapped = {
+            array.name: self._map(array.name, array.columns, array.numpy_dtype)
+            for array in self.spec.logit_arrays.values()
+            if array.columns is not None
+        }
+        self._chunks = self._mapped["logits"]
+        #: None where rows are stored as they are handed out: nothing is decoded then.
+        self._encoded: EncodedRows | None = None
+        if self.spec.is_lossy:
+            single = [name for name in self.spec.logit_arrays if name not in self._mapped]
+            self._encoded = EncodedRows(self.spec, self._mapped, {name: self._load_statistic(name) for name in single})
         #: A view's logits take more than half of the memory there is: see RowMap.prefetch.
-        self.exceeds_memory = 2 * self.spec.samples * self.spec.row_bytes > memory_bytes()
+        self.exceeds_memory = 2 * self.spec.samples * self.spec.stored_row_bytes > memory_bytes()
         self._block_shift = self.spec.block_rows.bit_length() - 1  # block_rows is a power of two
         self._hole_rows = self._chunks.stride_rows - self.spec.block_rows
         self._closed = False
@@ -102,6 +117,8 @@ class CacheReader:
         Raises RowOutOfRange, InvalidArgument (not one-dimensional integers, another `out`),
         ReaderClosed.
         """
+        if self._encoded is not None:
+            return self._decode(view, self._checked_rows(view, rows), out)
         return self._take(self._physical_rows(view, rows), out)
 
     def row_map(self, view: int, rows: npt.NDArray[np.integer]) -> "RowMap":
@@ -109,7 +126,10 @@ class CacheReader:
 
         Raises RowOutOfRange, InvalidArgument, ReaderClosed.
         """
-        return RowMap(self, self._physical_rows(view, rows))
+        if self._encoded is not None:
+            samples_M = self._checked_rows(view, rows).copy()
+            return RowMap(samples_M, partial(self._decode, view), partial(self._prefetch_encoded, view))
+        return RowMap(self._physical_rows(view, rows), self._take, self._prefetch)
 
     def logits(self, view: int) -> Logits:
         """All logits [N, C] of one view, copied, in the cache's dtype; every byte is verified.
@@ -132,7 +152,9 @@ class CacheReader:
     def close(self) -> None:
         """Unmap the logits; statistics that were handed out stay valid. May be called twice."""
         self._closed = True
-        self._chunks.release()
+        for chunks in self._mapped.values():
+            chunks.release()
+        self._hold.release()
 
     def __enter__(self) -> "CacheReader":
         return self
@@ -146,8 +168,8 @@ class CacheReader:
     def __repr__(self) -> str:
         return f"CacheReader({str(self.path)!r})"
 
-    def _physical_rows(self, view: int, rows: npt.NDArray[np.integer]) -> Rows:
-        """Checked sample indices as row numbers of the mapped range."""
+    def _checked_rows(self, view: int, rows: npt.NDArray[np.integer]) -> Rows:
+        """Sample indices that this cache has; perhaps the given array itself."""
         self._check_view(view)
         rows = np.asarray(rows)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
@@ -157,6 +179,11 @@ class CacheReader:
         if rows_B.size and int(rows_B.view(np.uint64).max()) >= self.spec.samples:
             wrong = rows[(rows_B < 0) | (rows_B >= self.spec.samples)][0]
             raise RowOutOfRange(f"sample {wrong} does not exist: there are {self.spec.samples}")
+        return rows_B
+
+    def _physical_rows(self, view: int, rows: npt.NDArray[np.integer]) -> Rows:
+        """Checked sample indices as row numbers of the mapped range."""
+        rows_B = self._checked_rows(view, rows)
         first_block = view * self.spec.blocks_per_view
         physical_B = rows_B >> self._block_shift
         physical_B *= self._hole_rows
@@ -166,20 +193,35 @@ class CacheReader:
         return physical_B
 
     def _take(self, physical_B: Rows, out: Logits | None) -> Logits:
+        out = self._checked_out(len(physical_B), out)
+        self._chunks.take(physical_B, out)
+        return out
+
+    def _decode(self, view: int, samples_B: Rows, out: Logits | None) -> Logits:
+        assert self._encoded is not None
+        out = self._checked_out(len(samples_B), out)
+        self._encoded.gather(view, samples_B, out)
+        return out
+
+    def _checked_out(self, rows: int, out: Logits | None) -> Logits:
         self._check_open()
-        shape, dtype = (len(physical_B), self.spec.classes), self.spec.numpy_dtype
+        shape, dtype = (rows, self.spec.classes), self.spec.numpy_dtype
         if out is None:
             out = np.empty(shape, dtype)
         elif out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
             raise InvalidArgument(
                 f"out must be a C-contiguous {dtype.name} array of shape {shape}, not {out.dtype} of shape {out.shape}"
             )
-        # The indices are checked; "clip" only spares numpy a second check and a buffered copy.
-        return np.take(self._chunks.rows, physical_B, axis=0, out=out, mode="clip")
+        return out
 
     def _prefetch(self, physical_B: Rows) -> None:
         self._check_open()
         self._chunks.prefetch(physical_B)
+
+    def _prefetch_encoded(self, view: int, samples_B: Rows) -> None:
+        self._check_open()
+        assert self._encoded is not None
+        self._encoded.prefetch(view, samples_B)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -194,7 +236,14 @@ class CacheReader:
             block = view * self.spec.blocks_per_view + within
             _, start, stop = self.spec.block_range(block)
             record = self._records[block]
-            layout.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
+            if array == "logits" and self.spec.is_lossy:
+                load_block(self.path, self.spec, block, record, into[start:stop])
+            else:
+                layout.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
+
+    def _map(self, array: str, columns: int, dtype: np.dtype[np.generic]) -> ChunkRows:
+        paths = [self.path / layout.chunk_name(array, self.spec, block) for block in range(self.spec.blocks)]
+        return map_chunks(paths, self.spec.block_rows, columns, dtype)
 
     def _load_statistic(self, name: str) -> Float32:
         values_VN = np.empty((self.spec.views, self.spec.samples), np.float32)
@@ -207,13 +256,17 @@ class CacheReader:
 class RowMap:
     """Where an epoch's rows lie, in the order they will be asked for. See CacheReader.row_map."""
 
-    def __init__(self, reader: CacheReader, physical_M: Rows) -> None:
-        self._reader = reader
-        self._physical_M = physical_M
+    def __init__(
+        self, rows_M: Rows, take: Callable[[Rows, Logits | None], Logits], prefetch: Callable[[Rows], None]
+    ) -> None:
+        """`take` and `prefetch` are the reader's, for some of `rows_M`."""
+        self._rows_M = rows_M
+        self._take = take
+        self._prefetch = prefetch
         self._prefetched = 0
 
     def __len__(self) -> int:
-        return len(self._physical_M)
+        return len(self._rows_M)
 
     def gather(self, start: int, stop: int, out: Logits | None = None) -> Logits:
         """Logits [B, C] of positions start..stop (exclusive) of the order given to row_map.
@@ -221,7 +274,7 @@ class RowMap:
         Raises InvalidArgument (for `out`), ReaderClosed. Positions beyond the end are cut off, as
         in a slice.
         """
-        return self._reader._take(self._physical_M[start:stop], out)
+        return self._take(self._rows_M[start:stop], out)
 
     def prefetch(self, start: int, stop: int) -> None:
         """Have the rows of these positions read from the disk in the background.
@@ -232,73 +285,5 @@ class RowMap:
         reader's page faults read single pages; logits that fit in memory get there sooner without.
         Raises ReaderClosed.
         """
-        self._reader._prefetch(self._physical_M[max(start, self._prefetched) : stop])
+        self._prefetch(self._rows_M[max(start, self._prefetched) : stop])
         self._prefetched = max(stop, self._prefetched)
-
-
-def check_identity(group: Path, manifest: layout.Manifest, asked: CacheSpec | None = None) -> None:
-    """Raise CacheMismatch unless the group's name, its manifest and the spec asked for agree."""
-    found = manifest.spec
-    if asked is not None and found != asked:
-        raise CacheMismatch(
-            f"{group} holds another cache than its name says: "
-            f"{'; '.join(asked.differences(found))}: delete it and compute it again"
-        )
-    if not group.name == found.key == manifest.key:
-        raise CacheMismatch(
-            f"{group / layout.GROUP_FILE}: its key is {manifest.key}, its spec has key {found.key}, and "
-            "both must be the folder's name: a foreign or edited cache; delete it"
-        )
-
-
-def check_completion(group: Path, spec: CacheSpec) -> tuple[list[BlockRecord], dict[str, JsonValue]]:
-    """Every block's commit record, and the provenance in COMPLETE.
-
-    Raises CacheIncomplete without COMPLETE, CacheCorrupt if a record is missing or not the one it
-    vouches for: naming the record if its files tell which, COMPLETE otherwise.
-    """
-    completion = layout.read_completion(group)
-    found = [layout.load_record(group, spec, block) for block in range(spec.blocks)]
-    records = [record for record in found if record is not None]
-    if completion is None:
-        raise CacheIncomplete(
-            f"{group} is not complete: {len(records)} of {spec.blocks} blocks are committed and there "
-            f"is no {layout.COMPLETE_FILE} marker: let a CacheWriter write the pending blocks and finish"
-        )
-    if len(records) < spec.blocks:
-        missing = group / layout.record_name(spec, found.index(None))
-        raise CacheCorrupt(f"{missing}: the commit record is missing from a finished cache")
-    marker = group / layout.COMPLETE_FILE
-    if completion.key != spec.key or completion.blocks != spec.blocks:
-        raise CacheCorrupt(f"{marker}: written for another cache, {completion.key}")
-    if completion.commits_sha256 != layout.commits_sha256(iter(records)):
-        for block, record in enumerate(records):
-            try:
-                layout.check_chunk_files(group, record)
-            except CacheCorrupt as error:
-                path = group / layout.record_name(spec, block)
-                raise CacheCorrupt(f"{path}: a stale or foreign commit record: {error}") from error
-        raise CacheCorrupt(f"{marker}: the commit records are not those that it was written for")
-    return records, completion.provenance
-
-
-def _describe_absence(root: Path, spec: CacheSpec) -> str:
-    """Say that there is none, and which comes closest: same teacher or dataset, few differences."""
-    related = []
-    groups = layout.group_paths(root)
-    for group in groups:
-        try:
-            found = layout.read_manifest(group).spec
-        except StoreError:
-            continue  # it cannot be the one that was meant
-        same_teacher = found.teacher_sha256 == spec.teacher_sha256
-        same_dataset = found.dataset_fingerprint == spec.dataset_fingerprint
-        if same_teacher or same_dataset:
-            differences = spec.differences(found)
-            rank = (not (same_teacher and same_dataset), len(differences), group.name)
-            related.append((rank, group.name, differences))
-    absent = f"there is no cache {spec.key} under {root}"
-    if not related:
-        return f"{absent}, nor any of this teacher or dataset among the {len(groups)} that are there"
-    _, name, differences = min(related)
-    return f"{absent}; the closest is {name}, which differs in {'; '.join(differences)}"

@@ -35,9 +35,10 @@ from .writer import GROUP_BYTE, CacheWriter
 
 USE_BYTE = GROUP_BYTE + 1  # shared by whoever holds the cache, exclusive for an eviction
 
-# Upper bounds of what lies beside the chunks: a commit record has about 320 bytes, the rest of a cache about 5,000.
-_RECORD_BYTES = 512
-_METADATA_BYTES = 8192
+# Upper bounds of what lies beside the chunks: per chunk file what its commit record says of it, about 55 bytes; and
+# what describes a cache and each of its arrays, about 1,000 and 700 bytes beside 3,000 of provenance.
+_RECORD_BYTES = 85
+_GROUP_BYTES, _ARRAY_BYTES = 4096, 768
 _KEYS_SHOWN = 4
 
 
@@ -92,8 +93,12 @@ class Reservation:
 
 def full_bytes(spec: CacheSpec) -> int:
     """How large a cache is when it is complete, at most (its provenance has to stay below some 3,000 bytes)."""
-    chunks = sum(layout.chunk_bytes(array, spec) for array in layout.ARRAYS)
-    return spec.blocks * (chunks + _RECORD_BYTES) + _METADATA_BYTES
+    metadata_bytes = _GROUP_BYTES + _ARRAY_BYTES * len(spec.arrays)
+    every, first = (
+        sum(layout.chunk_bytes(array.name, spec) + _RECORD_BYTES for array in arrays)
+        for arrays in (spec.arrays_of(1), spec.arrays_of(0))
+    )
+    return metadata_bytes + (spec.blocks - 1) * every + first
 
 
 def pin(group: Path) -> None:

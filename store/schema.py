@@ -12,17 +12,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator, model_validator
 
+from .encoding import REFERENCE_ROWS, Encoding, SparseEncoding, StoredArray, logit_arrays, statistic_arrays
 from .errors import InvalidArgument
 
 FORMAT_VERSION = 1
 
 MAX_BLOCK_ROWS = 4096
-MAX_BLOCK_BYTES = 16 << 20  # 16 MiB of logits
+MAX_BLOCK_BYTES = 16 << 20  # 16 MiB of logits, as they are stored
+MAX_DECODED_BYTES = 256 << 20  # of which a writer is given float32 rows; only sparse rows can shrink so much
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -41,7 +43,8 @@ class CacheSpec(BaseModel):
 
     `preprocessing` and `augmentation` are opaque here: the layer above owns their meaning and their
     canonical form, the store only demands that they are JSON. `output_kind` is "log_probabilities"
-    when the graph ended in a softmax and the log of its output was stored.
+    when the graph ended in a softmax and the log of its output was stored. `dtype` is that of the
+    rows that a reader hands out, and of those that are stored if the encoding is "dense".
     Raises pydantic.ValidationError (a ValueError) naming each wrong field.
     """
 
@@ -60,7 +63,7 @@ class CacheSpec(BaseModel):
     augmentation_seed: int = Field(strict=True)
     views: int = Field(ge=1, strict=True)
     dtype: Literal["float16", "float32"]
-    encoding: Literal["dense"] = "dense"
+    encoding: Encoding = "dense"
 
     @field_validator("preprocessing", "augmentation")
     @classmethod
@@ -68,26 +71,63 @@ class CacheSpec(BaseModel):
         canonical_json(value)
         return value
 
+    @model_validator(mode="after")
+    def _encodable(self) -> Self:
+        if self.is_lossy and self.dtype != "float32":
+            raise ValueError(f"encoding {self.encoding!r} is decoded to float32, but dtype is {self.dtype!r}")
+        if isinstance(self.encoding, SparseEncoding) and (refusal := self.encoding.refusal(self.classes)):
+            raise ValueError(f"a sparse encoding makes no sense here: {refusal}")
+        return self
+
     @cached_property
     def key(self) -> str:
         """64 hex digits: SHA-256 of the canonical JSON of every field."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
     @property
+    def is_lossy(self) -> bool:
+        """Whether rows are not stored as they are handed out."""
+        return self.encoding != "dense"
+
+    @property
     def numpy_dtype(self) -> np.dtype[np.floating]:
-        """Little-endian numpy dtype of the stored logits."""
+        """Little-endian numpy dtype of the rows that a reader hands out."""
         return np.dtype("<f2" if self.dtype == "float16" else "<f4")
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one stored row of logits."""
+        """Bytes of one row of logits, as a reader hands it out."""
         return self.classes * self.numpy_dtype.itemsize
 
+    @cached_property
+    def logit_arrays(self) -> dict[str, StoredArray]:
+        """The arrays that spell the logits of every row, `logits` first."""
+        return logit_arrays(self.encoding, self.dtype, self.classes)
+
+    @cached_property
+    def arrays(self) -> dict[str, StoredArray]:
+        """Every array of the cache, by name, in the order in which a block's parts are written."""
+        arrays = {**self.logit_arrays, **statistic_arrays()}
+        if self.is_lossy:
+            rows = min(REFERENCE_ROWS, self.block_rows, self.samples)
+            arrays["reference"] = StoredArray("reference", "float32", self.classes, rows)
+        return arrays
+
+    def arrays_of(self, block: int) -> list[StoredArray]:
+        """The arrays that a block has a part of: all, but the reference is block 0's alone."""
+        return [array for array in self.arrays.values() if array.rows is None or block == 0]
+
     @property
+    def stored_row_bytes(self) -> int:
+        """Bytes of one row of logits, as it is stored."""
+        return sum(array.row_bytes for array in self.logit_arrays.values())
+
+    @cached_property
     def block_rows(self) -> int:
-        """Rows of a whole block: 4096, halved while that exceeds 16 MiB of logits; at least 1."""
+        """Rows of a whole block: 4096, halved while any array has more than 16 MiB (or 256 MiB decoded); at least 1."""
         rows = MAX_BLOCK_ROWS
-        while rows > 1 and rows * self.row_bytes > MAX_BLOCK_BYTES:
+        widest_bytes = max(array.row_bytes for array in self.logit_arrays.values())
+        while rows > 1 and (rows * widest_bytes > MAX_BLOCK_BYTES or rows * self.row_bytes > MAX_DECODED_BYTES):
             rows //= 2
         return rows
 

@@ -48,20 +48,27 @@ def _slab_statistics(z_NC: Float64) -> dict[str, Float64]:
     }
 
 
-def statistic_tolerances(stored_NC: npt.NDArray[np.floating], name: str, value_N: Float32) -> Float64:
-    """How far a true statistic [N] may lie from the one recomputed from stored logits [N, C].
+def rounding_errors(stored_NC: npt.NDArray[np.floating]) -> Float64:
+    """How far logits [N, C] of float16 may lie from the unrounded ones: [N]. float32 is exact.
 
-    float32 logits are exact, so only the order of summation (1e-12 of the largest |z|) and two
-    units in the last place of the float32 result are allowed. float16 logits differ from the
-    unrounded ones by at most d = max_C(2^-11 |z| + 2^-25), half a unit in the last place. max, min,
-    mean and sharpness move by at most d when every logit does (1-Lipschitz in the sup norm); std by
-    at most d * sqrt(C / (C - 1)).
+    d = max_C(2^-11 |z| + 2^-25), half a unit in the last place.
     """
-    magnitude_N = np.abs(stored_NC).max(axis=1).astype(np.float64)
+    if stored_NC.dtype != np.float16:
+        return np.zeros(len(stored_NC))
+    errors_N: Float64 = np.abs(stored_NC).max(axis=1).astype(np.float64) * 2.0**-11 + 2.0**-25
+    return errors_N
+
+
+def statistic_tolerances(logits_NC: npt.NDArray[np.floating], error_N: Float64, name: str, value_N: Float32) -> Float64:
+    """How far a true statistic [N] may lie from the one recomputed from logits [N, C] that are off by up to error_N.
+
+    The order of summation (1e-12 of the largest |z|) and two units in the last place of the float32
+    result are allowed to exact logits, too. max, min, mean and sharpness move by at most d when every
+    logit does (1-Lipschitz in the sup norm); std by at most d * sqrt(C / (C - 1)).
+    """
+    classes = logits_NC.shape[1]
+    magnitude_N = np.abs(logits_NC).max(axis=1).astype(np.float64)
     tolerance_N = 2 * np.spacing(np.abs(value_N)).astype(np.float64) + 1e-12 * magnitude_N
-    if stored_NC.dtype == np.float16:
-        classes = stored_NC.shape[1]
-        factor = np.sqrt(classes / (classes - 1)) if name == "std" else 1.0
-        tolerance_N += factor * (magnitude_N * 2.0**-11 + 2.0**-25)
-    result: Float64 = tolerance_N
+    factor = np.sqrt(classes / (classes - 1)) if name == "std" else 1.0
+    result: Float64 = tolerance_N + factor * error_N
     return result

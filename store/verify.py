@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from . import layout
+from .completeness import check_completion, check_identity
+from .consistency import findings
 from .errors import CacheCorrupt, StoreError
 from .files import PARTIAL
 from .layout import BlockRecord
-from .reader import check_completion, check_identity
+from .room import Hold
 from .schema import CacheSpec
-from .statistics import STATISTICS, Float32, row_statistics, statistic_tolerances
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,20 @@ class VerifyReport:
 def verify_group(group: Path) -> VerifyReport:
     """Check the cache in one folder. Raises CacheNotFound; all else is a problem in the report.
 
-    A recomputed statistic may differ from the stored one only as statistic_tolerances says: by
-    rounding, where the logits are float16. Holds one block in memory at a time.
+    A recomputed statistic may differ from the stored one only as statistic_tolerances says: by what
+    the encoding loses of the logits. Where most of them are lost, the statistic has to be a possible
+    one of those that are kept. Holds one block in memory at a time, and the cache against
+    eviction.
     """
     try:
         manifest = layout.read_manifest(group)
     except CacheCorrupt as error:
         return VerifyReport(group.name, [str(error)], 0, 0)
+    with Hold(group):
+        return _verify(group, manifest)
+
+
+def _verify(group: Path, manifest: layout.Manifest) -> VerifyReport:
     spec = manifest.spec
     problems = [
         *_problem(lambda: check_identity(group, manifest)),
@@ -91,31 +97,11 @@ def _check_block(group: Path, spec: CacheSpec, block: int, finished: bool) -> tu
         return None, [f"{path}: the commit record is missing from a finished cache"] if finished else []
     problems: list[str] = []
     chunks = {}
-    for array in layout.ARRAYS:
+    for array in spec.arrays_of(block):
         try:
-            chunks[array] = layout.read_chunk(group, spec, array, block, record)
+            chunks[array.name] = layout.read_chunk(group, spec, array.name, block, record)
         except CacheCorrupt as error:
             problems.append(str(error))
-    if "logits" in chunks:
-        logits_NC = chunks.pop("logits")
-        recomputed = row_statistics(logits_NC.astype(np.float32))
-        for name in STATISTICS:
-            if name in chunks:
-                tolerance_N = statistic_tolerances(logits_NC, name, recomputed[name])
-                wrong = _first_wrong(chunks[name], recomputed[name], tolerance_N)
-                if wrong:
-                    problems.append(f"{group / layout.chunk_name(name, spec, block)}: {wrong}")
+    for name, wrong in findings(spec, chunks):
+        problems.append(f"{group / layout.chunk_name(name, spec, block)}: {wrong}")
     return record, problems
-
-
-def _first_wrong(stored_N: np.ndarray, recomputed_N: Float32, tolerance_N: np.ndarray) -> str | None:
-    apart_N = np.abs(stored_N.astype(np.float64) - recomputed_N)
-    right_N = apart_N <= tolerance_N  # false for NaN
-    if right_N.all():
-        return None
-    row = int(np.argmin(right_N))
-    return (
-        f"{np.count_nonzero(~right_N)} values do not belong to the logits; row {row} of this block "
-        f"has {stored_N[row]}, recomputed {recomputed_N[row]}; rounding explains "
-        f"{tolerance_N[row]:.3g}"
-    )

@@ -36,7 +36,7 @@ from pydantic import JsonValue
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
-from . import layout
+from . import codec, layout
 from .errors import (
     CacheCorrupt,
     CacheIncomplete,
@@ -56,7 +56,7 @@ from .files import (
     read_trailer,
     write_atomically,
 )
-from .layout import ARRAYS, BlockRecord, Completion, FileRecord, Manifest
+from .layout import BlockRecord, Completion, FileRecord, Manifest
 from .schema import CacheSpec, canonical_json
 from .statistics import row_statistics
 
@@ -90,7 +90,7 @@ class CacheWriter:
         store = LocalStore(self.path)
         self._arrays = {
             name: zarr.open_array(store, path=name, mode="r+").with_config({"write_empty_chunks": True})
-            for name in ARRAYS
+            for name in spec.arrays
         }
 
     def pending_blocks(self) -> list[int]:
@@ -106,12 +106,15 @@ class CacheWriter:
         """Whether the cache is finished and no block of it is pending."""
         return (self.path / layout.COMPLETE_FILE).exists() and not self.pending_blocks()
 
-    def write_block(self, block: int, logits_NC: npt.NDArray[np.float32]) -> BlockRecord:
+    def write_block(
+        self, block: int, logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer] | None = None
+    ) -> BlockRecord:
         """Store float32 logits [rows, classes] of one whole block, with their statistics, durably.
 
-        Rows are those of spec.block_range(block). If the block is committed already, its record is
-        returned and nothing is written. Waits while another process writes the same block.
-        Raises InvalidArgument (block number, shape, dtype), NotStorable (NaN, infinite, beyond
+        Rows are those of spec.block_range(block); `labels_N` are their classes, which a sparse cache
+        needs and others ignore. If the block is committed already, its record is returned and nothing
+        is written. Waits while another process writes the same block.
+        Raises InvalidArgument (block number, shape, dtype, labels), NotStorable (NaN, infinite, beyond
         float16), DiskFull (nothing of this block stays), CacheNotFound (deleted meanwhile).
         """
         view, start, stop = self.spec.block_range(block)
@@ -121,10 +124,11 @@ class CacheWriter:
             if record is not None:
                 return record
             self._clear(block)
-            needed_bytes = sum(layout.chunk_bytes(array, self.spec) for array in ARRAYS)
+            values = self._values(block, logits_NC, labels_N)
+            needed_bytes = sum(layout.chunk_bytes(array, self.spec) for array in values)
             try:
                 with disk_full_as_error(self.path, needed_bytes):
-                    return self._write_and_commit(block, logits_NC)
+                    return self._write_and_commit(block, values)
             except DiskFull:
                 self._clear(block)
                 raise
@@ -203,16 +207,17 @@ class CacheWriter:
                 "check the teacher and its preprocessing (a softmax output of exactly 0 has an "
                 "infinite log: export the logits instead)"
             )
-        if self.spec.dtype == "float16" and largest_N.max() > FLOAT16_MAX:
+        if (self.spec.dtype == "float16" or self.spec.is_lossy) and largest_N.max() > FLOAT16_MAX:
             row = start + int(np.argmax(largest_N > FLOAT16_MAX))
             raise NotStorable(
                 f"sample {row} of view {view} has a logit of magnitude {largest_N[row - start]:g}, "
-                f'but float16 ends at {FLOAT16_MAX:g}: use a cache with dtype "float32"'
+                f'but float16 ends at {FLOAT16_MAX:g}: use a dense cache with dtype "float32"'
             )
 
     def _clear(self, block: int) -> None:
         """Delete whatever is left of a block that is not committed; the caller holds its lock."""
-        chunks = [self.path / layout.chunk_name(array, self.spec, block) for array in ARRAYS]
+        arrays = self.spec.arrays_of(block)
+        chunks = [self.path / layout.chunk_name(array.name, self.spec, block) for array in arrays]
         record = self.path / layout.record_name(self.spec, block)
         if not chunks[0].parent.exists() and not record.exists():
             return  # nobody has begun this block: the logits' folder is the first thing made of it
@@ -226,25 +231,33 @@ class CacheWriter:
             for partial in path.parent.glob(f"{path.name}.*{PARTIAL}"):
                 partial.unlink()
 
-    def _write_and_commit(self, block: int, logits_NC: npt.NDArray[np.float32]) -> BlockRecord:
+    def _values(
+        self, block: int, logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer] | None
+    ) -> dict[str, npt.NDArray[np.generic]]:
+        """What the block's part of every array holds, in the order of writing."""
+        view, start, _ = self.spec.block_range(block)
+        stored = {**codec.encode(self.spec, logits_NC, view, start, labels_N), **row_statistics(logits_NC)}
+        if self.spec.is_lossy:
+            stored["reference"] = logits_NC[: self.spec.arrays["reference"].rows]
+        return {array.name: stored[array.name] for array in self.spec.arrays_of(block)}
+
+    def _write_and_commit(self, block: int, values: Mapping[str, npt.NDArray[np.generic]]) -> BlockRecord:
         view, start, stop = self.spec.block_range(block)
-        values: dict[str, npt.NDArray[np.floating]] = {
-            "logits": logits_NC.astype(self.spec.numpy_dtype),
-            **row_statistics(logits_NC),
-        }
         files: dict[str, FileRecord] = {}
-        for array in ARRAYS:
-            self._arrays[array][view, start:stop] = values[array]
+        for array, part in values.items():
+            whole = self.spec.arrays[array].rows is not None
+            self._arrays[array][... if whole else (view, slice(start, stop))] = part
             name = layout.chunk_name(array, self.spec, block)
-            files[name] = self._settle(name, layout.chunk_bytes(array, self.spec), values[array])
+            padded = _padded(part, layout.chunk_rows(array, self.spec))
+            files[name] = self._settle(name, layout.chunk_bytes(array, self.spec), padded)
         record = BlockRecord(rows=stop - start, files=files)
         write_atomically(self.path / layout.record_name(self.spec, block), record.to_bytes())
         return record
 
-    def _settle(self, name: str, size: int, values: npt.NDArray[np.floating]) -> FileRecord:
+    def _settle(self, name: str, size: int, padded: npt.NDArray[np.generic]) -> FileRecord:
         """fsync one chunk file with its folders, and check that zarr wrote what the format says."""
         path = self.path / name
-        checksum = crc32c(_padded(values, self.spec.block_rows))
+        checksum = crc32c(padded)
         fsync(path)
         for folder in path.parents[: len(Path(name).parts) - 3]:  # up to <array>/c/<view>
             fsync(folder)
@@ -253,10 +266,10 @@ class CacheWriter:
         return FileRecord(size=size, crc32c=checksum)
 
 
-def _padded(values: npt.NDArray[np.floating], rows: int) -> npt.NDArray[np.floating]:
+def _padded(values: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
     if len(values) == rows:
         return values
-    whole = np.full((rows, *values.shape[1:]), np.nan, values.dtype)
+    whole = np.full((rows, *values.shape[1:]), np.nan if values.dtype.kind == "f" else 0, values.dtype)
     whole[: len(values)] = values
     return whole
 
@@ -292,20 +305,20 @@ def _build(folder: Path, manifest: Manifest) -> None:
     spec = manifest.spec
     attributes = {"retort": manifest.model_dump(mode="json")}
     group = zarr.create_group(LocalStore(folder), zarr_format=3, attributes=attributes)
-    names = ("view", "sample", "class")
-    for array in ARRAYS:
+    for array, stored in spec.arrays.items():
         metadata = layout.array_metadata(array, spec)
+        names = ("view", "sample", "class") if stored.rows is None else ("sample", "class")
         group.create_array(
             array,
             shape=metadata["shape"],
             chunks=metadata["chunk_grid"]["configuration"]["chunk_shape"],
             dtype=metadata["data_type"],
             filters=None,
-            serializer=BytesCodec(endian="little"),
+            serializer=BytesCodec(endian="little" if stored.numpy_dtype.itemsize > 1 else None),
             compressors=[Crc32cCodec()],
-            fill_value=np.nan,
+            fill_value=np.nan if stored.is_float else 0,
             dimension_names=names[: len(metadata["shape"])],
         )
-        for view in range(spec.views):
+        for view in range(spec.views if stored.rows is None else 1):
             (folder / array / "c" / str(view)).mkdir(parents=True)
     (folder / layout.COMMITS_FOLDER).mkdir()

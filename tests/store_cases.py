@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from store import CacheReader, CacheSpec, CacheWriter, DiskFull
+from store import CacheReader, CacheSpec, CacheWriter, Catalog, DiskFull, QuotaExceeded
 
 
 def make_spec(**changes: object) -> CacheSpec:
@@ -50,12 +50,18 @@ def make_logits(spec: CacheSpec, view: int = 0) -> npt.NDArray[np.float32]:
     return generator.normal(0, 3, (spec.samples, spec.classes)).astype(np.float32)
 
 
+def make_labels(spec: CacheSpec) -> npt.NDArray[np.int64]:
+    """The true class of every sample, int64 [N]."""
+    return np.random.default_rng(spec.samples).integers(0, spec.classes, spec.samples)
+
+
 def write_blocks(writer: CacheWriter, blocks: Iterable[int]) -> None:
     """Write the true logits of some blocks."""
     logits = {view: make_logits(writer.spec, view) for view in range(writer.spec.views)}
+    labels = make_labels(writer.spec)
     for block in blocks:
         view, start, stop = writer.spec.block_range(block)
-        writer.write_block(block, logits[view][start:stop])
+        writer.write_block(block, logits[view][start:stop], labels[start:stop])
 
 
 def write_cache(root: Path, spec: CacheSpec) -> CacheWriter:
@@ -77,6 +83,16 @@ def tree(group: Path) -> dict[str, bytes]:
 def digests(group: Path) -> dict[str, str]:
     """tree(), shorter."""
     return {name: hashlib.sha256(content).hexdigest() for name, content in tree(group).items()}
+
+
+def is_held(catalog: Catalog, key: str) -> bool:
+    """Whether it is in use: among what stands in the way when everything has to go, which evicts nothing."""
+    try:
+        catalog.make_room(1, 0)
+    except QuotaExceeded as error:
+        _, in_use = str(error).split("bytes pinned")
+        return key[:12] in in_use
+    raise AssertionError("a quota of no byte had room for one")
 
 
 def children() -> ForkServerContext:

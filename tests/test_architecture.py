@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("store", "workers", "service")
 # package -> the only files that may import it
@@ -106,18 +104,26 @@ def test_heavy_packages_stay_in_their_files() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_a_light_module_loads_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", f"import {module} loads {done.stdout.strip()}"
+def first_heavy(*modules: str) -> str:
+    """Which of these, imported in this order by one fresh process, loads something heavy, and what; empty if none."""
+    code = f"""if True:
+        import importlib, sys
+        for module in {modules!r}:
+            importlib.import_module(module)
+            if loaded := [heavy for heavy in {HEAVY!r} if heavy in sys.modules]:
+                print(f"import {{module}} loads {{', '.join(loaded)}}")
+                break
+    """
+    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
 
 
-def test_the_probe_for_heavy_modules_sees_them() -> None:
-    # The test above would pass for ever if its probe were blind.
-    code = f"import sys, workers.views; print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "torch" in done.stdout
+def test_light_modules_load_nothing_heavy() -> None:
+    assert not first_heavy(*LIGHT)
+
+
+def test_the_probe_for_heavy_modules_sees_them_and_torchvision_is_none_of_every_workers() -> None:
+    # The test above would pass for ever if its probe were blind. torchvision would add a second to a worker's start.
+    assert first_heavy("workers.errors", "workers.students.build") == "import workers.students.build loads torch\n"
 
 
 def test_the_top_level_holds_what_the_readme_names() -> None:

@@ -4,14 +4,19 @@ import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.benchmarks.bench import Options, Timing, interleaved
 from tests.benchmarks.methods import BAR, CALL_LIMIT_S, METHODS, Cell, as_json, measure, report, verdict, whole_batch
+from tests.benchmarks.plot import Chart, write_svg
+from tests.benchmarks.scaling import MEMORY, TIMES, Sweep
+from tests.benchmarks.scaling_process import watched
 from workers.combinations import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,3 +114,115 @@ def test_the_program_prints_what_it_writes(tmp_path: Path) -> None:
     }
     last = done.stdout.splitlines()[-1]
     assert set(re.findall(r"(\w+) at B=64", last)) == missed
+
+
+# -------------------------------------------------------------------------------------------------------------- scaling
+
+
+def sweep(name: str, sizes: list[int], seconds: list[float], memory: list[float]) -> Sweep:
+    """All times are ``seconds``, all memory is ``memory``."""
+    points = [(1000, size) if name == "classes" else (size, 10) for size in sizes]
+    figures = [
+        {**dict.fromkeys(TIMES.values(), time), **dict.fromkeys(MEMORY.values(), bytes_)}
+        for time, bytes_ in zip(seconds, memory, strict=True)
+    ]
+    return Sweep(name, dict(zip(points, figures, strict=True)))
+
+
+@pytest.mark.parametrize("name", ["rows-100", "classes"])
+def test_exponents_and_bytes_are_those_of_what_grows(name: str) -> None:
+    found = sweep(name, [10, 100, 1000], [0.1, 1.0, 10.0], [1070.0, 1700.0, 8000.0])
+    assert found.exponent("epoch_s") == pytest.approx(1.0)
+    assert sweep(name, [1, 10, 100], [1.0, 1.0, 100.0], [5.0] * 3).exponent("epoch_s", 2) == pytest.approx(2.0)
+    assert found.memory("reader_bytes") == pytest.approx((1000.0, 7.0))
+    assert sweep(name, [10, 1000], [3.0, 3.0], [5.0, 5.0]).exponent("open_s") == pytest.approx(0.0)
+
+
+def test_private_memory_is_seen_at_its_highest_and_without_mapped_files(tmp_path: Path) -> None:
+    np.zeros(20 << 20, np.uint8).tofile(tmp_path / "mapped")
+    figures: dict[str, float] = {}
+    with watched(figures):
+        assert int(np.memmap(tmp_path / "mapped", np.uint8, "r").max()) == 0
+    assert figures["private_bytes"] < 10 << 20
+    with watched(figures):
+        for _ in range(20):
+            assert np.ones(40 << 20, np.uint8).all()
+    assert 40 << 20 <= figures["private_bytes"] < 60 << 20
+
+
+def test_a_chart_has_its_points_where_the_decades_say(tmp_path: Path) -> None:
+    path = tmp_path / "chart.svg"
+    write_svg(
+        path, [Chart("times & sizes", "rows", "s", {"a": [(1, 1), (10, 10), (100, 100)], "b": [(1, 1), (100, 1)]})]
+    )
+    drawn = ET.parse(path).getroot()
+    places = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in drawn.iter("{http://www.w3.org/2000/svg}circle")]
+    (x1, y1), (x2, y2), (x3, y3), lowest, _ = places
+    assert (x1, y1) == lowest
+    assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2)  # rounded to a tenth of a pixel
+    assert y1 - y2 == pytest.approx(y2 - y3, abs=0.2)
+    assert x2 > x1
+    assert y1 > y2
+    assert {"times & sizes", "a", "b", "1", "10", "100"} <= {text.text for text in drawn.iter() if text.text}
+
+
+def test_scaling_prints_what_it_writes_and_draws_it(tmp_path: Path) -> None:
+    path = tmp_path / "scaling.json"
+    command = [sys.executable, "-m", "tests.benchmarks.scaling", "--quick", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    (only,) = json.loads(path.read_text())["sweeps"]
+    assert [(point["samples"], point["classes"]) for point in only["points"]] == [(500, 100), (5000, 100)]
+    for point in only["points"]:
+        times = " +".join(f"{1e3 * point[name]:,.2f}" for name in TIMES.values())
+        memory = " +".join(f"{point[name] / 1e6:.1f}" for name in MEMORY.values())
+        assert re.search(rf"^ *{point['samples']:,} +[\d.]+ +{times} +{memory}$", done.stdout, re.MULTILINE)
+    exponents = " +".join(f"{only['exponents'][name]:.2f}" for name in TIMES.values())
+    assert re.search(rf"^exponent +{exponents} *$", done.stdout, re.MULTILINE)
+    assert "<polyline" in path.with_suffix(".svg").read_text()
+
+
+# -------------------------------------------------------------------------------------------- reading, inference, epoch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["reading", "inference", "epoch"])
+def test_the_other_programs_run(name: str, tmp_path: Path) -> None:
+    run_quickly(name, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["methods", "inference", "epoch"])
+def test_what_computes_is_measured_on_a_gpu_where_asked(name: str, tmp_path: Path) -> None:
+    assert run_quickly(name, tmp_path, "--device", "cuda")["device"] not in ("cpu", "cuda")
+
+
+def run_quickly(name: str, folder: Path, *options: str) -> dict[str, object]:
+    """Returns where it says that it was measured."""
+    path = folder / "figures.json"
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--quick", "--json", str(path), *options]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    written = json.loads(path.read_text())
+    assert written["benchmark"] == name
+    environment: dict[str, object] = written["environment"]
+    return environment
+
+
+# ------------------------------------------------------------------------------------------------------------ encodings
+
+
+def test_the_encodings_program_prints_what_it_writes(tmp_path: Path) -> None:
+    path = tmp_path / "encodings.json"
+    command = [sys.executable, "-m", "tests.benchmarks.encodings", "--quick", "--threads", "1", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    written = json.loads(path.read_text())
+    assert written["benchmark"] == "encodings"
+    for line in written["fidelity"]:
+        shown = rf"^{re.escape(line['encoding'])} +{line['row_bytes']:,} +{line['kl'][0]:.1e} "
+        assert re.search(shown, done.stdout, re.MULTILINE), line
+        alike = line["cosine"] == line["averaged"]
+        assert alike != line["encoding"].startswith("sparse")
+    best = {line["encoding"]: line["cosine"][2] for line in written["fidelity"]}
+    assert 0.999 < best["uint8"] < best["float16"] <= 1
+    for one in written["decoding"]:
+        shown = rf"^ +{one['classes']:,} +{re.escape(one['encoding'])} +{1e3 * one['batch_s']:.3f} "
+        assert re.search(shown, done.stdout, re.MULTILINE), one

@@ -15,11 +15,11 @@ from service.holds import CacheHolds
 from service.records import Records
 from service.registry import Registry
 from service.runner import Engine
-from store import Catalog, QuotaExceeded
+from store import Catalog
 from store.room import full_bytes
 from tests.digits import Digits
 from tests.service_helpers import Api, add_job, make_settings, running_api
-from tests.store_cases import make_spec, write_cache
+from tests.store_cases import is_held, make_spec, write_cache
 from tests.test_engine import Processes, events_until, job_of
 from tests.test_service_api import problem
 from workers.cluster import Cluster
@@ -30,13 +30,6 @@ pytest_plugins = ["tests.service_fixtures"]
 def small_cache(root: Path, seed: int = 0) -> str:
     """A complete cache; returns its key."""
     return write_cache(root, make_spec(samples=100, augmentation_seed=seed)).spec.key
-
-
-def is_held(catalog: Catalog, key: str) -> bool:
-    """Whether it is among those in use that stand in the way when everything has to go."""
-    with pytest.raises(QuotaExceeded) as caught:
-        catalog.make_room(1, 0)
-    return key[:12] in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------- HTTP and command line

@@ -325,6 +325,9 @@ def test_data_sets_can_be_added_listed_and_deleted(api: Api, cli: Retort) -> Non
     assert status == 1
     assert is_one_line(err)
     assert "pets" in err
+    status, _, err = cli("datasets", "add", "pets", "folder", "--path", "pets", "--storage", "tape")
+    assert status == 1
+    assert "'decoded' or 'files'" in err
 
 
 def test_methods_and_students_are_listed(cli: Retort) -> None:

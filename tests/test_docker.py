@@ -261,6 +261,12 @@ def test_everything_that_is_written_lies_on_a_volume(name: str) -> None:
     assert set(GPU["volumes"]) == {"data", "cache"}
 
 
+def test_quota_of_the_caches_is_the_nodes_for_both_and_none_without_one() -> None:
+    given = {name: GPU["services"][name]["environment"]["RETORT_CACHES_MAX_BYTES"] for name in TARGETS}
+    default = Settings.model_fields["caches_max_bytes"].default
+    assert given == dict.fromkeys(TARGETS, f"${{RETORT_CACHES_MAX_BYTES:-{default}}}")
+
+
 @SERVICES
 def test_data_sets_are_mounted_read_only_at_the_data_root(name: str) -> None:
     mounts = {mount["target"]: mount for mount in GPU["services"][name]["volumes"]}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,18 +154,34 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert second["caches"] == done["caches"]
 
 
+def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service: Processes, teacher_id: str) -> None:
+    client = service.client
+    methods = ("kd", "dtkd", "ce", "rld", "normkd")
+    five = client.submit(job_of(teacher_id, *methods, epochs=1))
+    two = client.submit(job_of(teacher_id, "kd", epochs=1, actors=2))
+    many = client.submit(job_of(teacher_id, "kd", epochs=1, actors=3))
+    done = client.wait(five["id"])
+    assert done["state"] == "succeeded", done["error"]
+    messages = [event["data"]["message"] for event in client.events(five["id"]) if event["type"] == "log"]
+    groups = Counter(message.split(" runs ")[0] for message in messages if message.startswith("one of"))
+    assert groups == {"one of 3": 3, "one of 2": 2}
+    assert client.wait(two["id"])["state"] == "succeeded"
+    refused = client.wait(many["id"])
+    assert refused["state"] == "failed"
+    assert "training.actors is 3, but the engine has room for 2" in refused["error"]["message"]
+
+
 def test_an_engine_that_is_killed_loses_nothing(service: Processes, teacher_id: str) -> None:
     client = service.client
     plan = job_of(teacher_id, "kd", epochs=30)
-    quiet = client.wait(client.submit(plan)["id"])
-    assert quiet["state"] == "succeeded", quiet["error"]
-
     stormy = client.submit(plan)
     events_until(client, stormy["id"], "epoch")
     service.kill("engine")
     service.start("engine")
-    done = client.wait(stormy["id"])
-    assert done["state"] == "succeeded", (done["error"], service.logs())
+    quiet = client.submit(plan)
+    for job in (quiet, stormy):
+        done = client.wait(job["id"])
+        assert done["state"] == "succeeded", (done["error"], service.logs())
     [run] = client.runs(stormy["id"])
     assert run["attempt"] == 2
     epochs = [event["data"]["epoch"] for event in client.events(stormy["id"]) if event["type"] == "epoch"]
@@ -194,26 +211,34 @@ def test_a_cancelled_job_stops_within_its_epoch_and_leaves_no_artifacts(service:
     assert not list(service.data_dir.glob(f"jobs/{job['id']}/*/*/artifacts"))
 
 
-def test_a_run_that_diverges_fails_alone_and_says_why(service: Processes, teacher_id: str) -> None:
-    client = service.client
+@pytest.fixture(scope="module")
+def doomed(service: Processes, teacher_id: str, digits: Digits) -> dict[str, str]:
+    """Jobs that cannot go well, side by side: one diverges, one has labels in another order than its teacher."""
     optimizer = {"kind": "sgd", "lr": 1e30, "momentum": 0.0}
-    job = client.wait(client.submit(job_of(teacher_id, "kd", optimizer=optimizer))["id"])
-    assert job["state"] == "failed"
-    [run] = client.runs(job["id"])
-    assert run["error"]["type"] == "NotFinite"
-    assert "before the update" in run["error"]["message"]
-
-
-def test_a_data_set_that_does_not_fit_the_teacher_fails_before_training(
-    service: Processes, teacher_id: str, digits: Digits
-) -> None:
     arrays: dict[str, Any] = {}
     for name, split in (("train", digits.train), ("test", digits.test)):
         arrays[f"{name}_images"] = np.asarray(split.images_NHWC)
         arrays[f"{name}_labels"] = (np.asarray(split.labels_N) + 1) % 10
     np.savez(service.data_dir / "shifted.npz", **arrays)
-    plan = job_of(teacher_id, "kd") | {"dataset": {"kind": "npz", "path": "shifted.npz"}}
-    job = service.client.wait(service.client.submit(plan)["id"])
+    plans = {
+        "diverges": job_of(teacher_id, "kd", optimizer=optimizer),
+        "shifted": job_of(teacher_id, "kd") | {"dataset": {"kind": "npz", "path": "shifted.npz"}},
+    }
+    return {name: service.client.submit(plan)["id"] for name, plan in plans.items()}
+
+
+def test_a_run_that_diverges_fails_alone_and_says_why(service: Processes, doomed: dict[str, str]) -> None:
+    job = service.client.wait(doomed["diverges"])
+    assert job["state"] == "failed"
+    [run] = service.client.runs(job["id"])
+    assert run["error"]["type"] == "NotFinite"
+    assert "before the update" in run["error"]["message"]
+
+
+def test_a_data_set_that_does_not_fit_the_teacher_fails_before_training(
+    service: Processes, doomed: dict[str, str]
+) -> None:
+    job = service.client.wait(doomed["shifted"])
     assert job["state"] == "failed"
     assert job["error"]["type"] == "ContractViolation"
     assert "label" in job["error"]["message"]
@@ -221,19 +246,38 @@ def test_a_data_set_that_does_not_fit_the_teacher_fails_before_training(
     assert run["state"] == "cancelled"
 
 
-def test_a_terminated_engine_ends_quietly_and_another_takes_over(service: Processes, teacher_id: str) -> None:
+def test_a_terminated_engine_ends_quietly_and_another_takes_over_what_it_finds(
+    service: Processes, teacher_id: str
+) -> None:
     client = service.client
     job = client.submit(job_of(teacher_id, "kd", epochs=30))
     events_until(client, job["id"], "epoch")
     assert service.terminate("engine") == 0
+
+    # Nobody is there to ask, so a job that waits is cancelled at once.
+    waiting = client.submit(job_of(teacher_id, "kd"))
+    assert client.cancel(waiting["id"])["state"] == "cancelled"
+
+    # What the next engine cannot read is of a later version.
+    unreadable = client.submit(job_of(teacher_id, "kd"))
+    database = Database(f"sqlite:///{service.data_dir / 'retort.sqlite3'}")
+    with database.write() as session:
+        record = session.get_one(JobRecord, unreadable["id"])
+        record.plan = {**record.plan, "methods": ["of-tomorrow"]}
+    database.close()
+
     service.start("engine")
+    failed = client.wait(unreadable["id"])
+    assert failed["state"] == "failed"
+    assert "of-tomorrow" in failed["error"]["message"]
     done = client.wait(job["id"])
     assert done["state"] == "succeeded", (done["error"], service.logs())
     [run] = client.runs(job["id"])
     assert run["attempt"] == 2
+    assert client.job(waiting["id"])["state"] == "cancelled"
 
 
-def test_a_job_that_waits_is_cancelled_at_once_and_one_in_inference_soon(service: Processes, teacher_id: str) -> None:
+def test_a_job_in_inference_is_cancelled_soon_and_keeps_what_it_inferred(service: Processes, teacher_id: str) -> None:
     client = service.client
     plan = job_of(teacher_id, "kd")
     plan["views"]["count"] = 400
@@ -244,28 +288,6 @@ def test_a_job_that_waits_is_cancelled_at_once_and_one_in_inference_soon(service
     client.cancel(busy["id"])
     assert client.wait(busy["id"])["state"] == "cancelled"
     assert client.job(busy["id"])["teacher_forwards"]["run"] > 0
-
-    assert service.terminate("engine") == 0
-    waiting = client.submit(job_of(teacher_id, "kd"))
-    assert client.cancel(waiting["id"])["state"] == "cancelled"
-    service.start("engine")
-    service.wait_ready()
-
-
-def test_a_job_that_this_version_cannot_read_fails_and_the_engine_lives(service: Processes, teacher_id: str) -> None:
-    client = service.client
-    assert service.terminate("engine") == 0
-    job = client.submit(job_of(teacher_id, "kd"))
-    database = Database(f"sqlite:///{service.data_dir / 'retort.sqlite3'}")
-    with database.write() as session:
-        record = session.get_one(JobRecord, job["id"])
-        record.plan = {**record.plan, "methods": ["of-tomorrow"]}
-    database.close()
-    service.start("engine")
-    done = client.wait(job["id"])
-    assert done["state"] == "failed"
-    assert "of-tomorrow" in done["error"]["message"]
-    assert client.wait(client.submit(job_of(teacher_id, "ce"))["id"])["state"] == "succeeded"
 
 
 # ------------------------------------------------------------------------------------ without processes

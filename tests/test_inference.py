@@ -25,7 +25,7 @@ from tests import onnx_models
 from tests.store_cases import tree
 from workers import inference
 from workers.config import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop
-from workers.datasets import Dataset
+from workers.datasets import DecodedDataset
 from workers.errors import InvalidTeacher, Stopped
 from workers.events import InferenceProgress
 from workers.inference import infer_blocks
@@ -37,9 +37,9 @@ CLASSES = 4
 PLAIN = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
-def random_dataset() -> Dataset:
+def random_dataset() -> DecodedDataset:
     rng = np.random.default_rng(0)
-    return Dataset(
+    return DecodedDataset(
         images_NHWC=rng.integers(0, 256, (SAMPLES, 8, 8, 3), dtype=np.uint8),
         labels_N=rng.integers(0, CLASSES, SAMPLES),
         class_names=("a", "b", "c", "d"),
@@ -52,7 +52,7 @@ def random_dataset() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def dataset() -> Dataset:
+def dataset() -> DecodedDataset:
     return random_dataset()
 
 
@@ -96,7 +96,7 @@ def live_threads() -> list[str]:
 
 @pytest.mark.parametrize("recipe", [NoAugmentation(), CropFlip(pad=2), ResizedCrop(scale=(0.4, 1.0))])
 def test_a_row_is_the_teachers_answer_to_that_view_of_that_sample(
-    recipe: Augmentation, teacher: Teacher, dataset: Dataset, tmp_path: Path
+    recipe: Augmentation, teacher: Teacher, dataset: DecodedDataset, tmp_path: Path
 ) -> None:
     views = 1 if isinstance(recipe, NoAugmentation) else 2
     writer = cache(tmp_path, recipe, views)
@@ -112,7 +112,7 @@ def test_a_row_is_the_teachers_answer_to_that_view_of_that_sample(
 
 
 def test_the_same_batch_size_gives_the_same_bytes_and_another_one_rounding(
-    teacher: Teacher, dataset: Dataset, tmp_path: Path
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path
 ) -> None:
     kept = {}
     for name, batch_size in (("a", 100), ("b", 100), ("c", 333)):
@@ -123,7 +123,7 @@ def test_the_same_batch_size_gives_the_same_bytes_and_another_one_rounding(
     np.testing.assert_allclose(kept["a"], kept["c"], rtol=1e-5, atol=1e-6)
 
 
-def test_blocks_may_be_shared_out_in_any_order(teacher: Teacher, dataset: Dataset, tmp_path: Path) -> None:
+def test_blocks_may_be_shared_out_in_any_order(teacher: Teacher, dataset: DecodedDataset, tmp_path: Path) -> None:
     whole = cache(tmp_path / "whole", CropFlip(pad=2))
     infer_blocks(teacher, dataset, whole, [0, 1, 2])
     shared = cache(tmp_path / "shared", CropFlip(pad=2))
@@ -133,7 +133,9 @@ def test_blocks_may_be_shared_out_in_any_order(teacher: Teacher, dataset: Datase
     assert logits_of(shared).tobytes() == logits_of(whole).tobytes()
 
 
-def test_a_teacher_made_for_another_output_kind_is_refused(teacher: Teacher, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_teacher_made_for_another_output_kind_is_refused(
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path
+) -> None:
     writer = cache(tmp_path, output_kind="log_probabilities")
     with pytest.raises(ValueError, match="the cache holds log_probabilities, the teacher was made for logits"):
         infer_blocks(teacher, dataset, writer, [0])
@@ -164,7 +166,7 @@ def infer_all(root: Path, spec: CacheSpec, teacher: Path, seed: int, start: Barr
 
 
 def test_processes_that_infer_one_cache_at_once_commit_every_block_once_although_one_is_killed(
-    dataset: Dataset, tmp_path: Path
+    dataset: DecodedDataset, tmp_path: Path
 ) -> None:
     path = onnx_models.save(onnx_models.random_linear(CLASSES), tmp_path / "teacher.onnx")
     alone, shared = (cache(tmp_path / name, CropFlip(pad=2), views=8) for name in ("alone", "shared"))
@@ -199,7 +201,7 @@ def test_processes_that_infer_one_cache_at_once_commit_every_block_once_although
 
 
 def test_stopping_keeps_whole_blocks_and_the_rest_is_done_later(
-    teacher: Teacher, dataset: Dataset, tmp_path: Path
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path
 ) -> None:
     asked = 0
 
@@ -222,10 +224,10 @@ def test_stopping_keeps_whole_blocks_and_the_rest_is_done_later(
     assert logits_of(writer).tobytes() == logits_of(whole).tobytes()
 
 
-def test_a_failure_of_the_loading_thread_ends_the_call(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_failure_of_the_loading_thread_ends_the_call(dataset: DecodedDataset, tmp_path: Path) -> None:
     path = onnx_models.save(onnx_models.random_linear(CLASSES), tmp_path / "teacher.onnx")
     wrong_size = Teacher(path, PLAIN, threads=1, device="cpu")
-    wrong = Dataset(**{**vars(dataset), "images_NHWC": np.zeros((SAMPLES, 9, 9, 3), np.uint8)})
+    wrong = DecodedDataset(**{**vars(dataset), "images_NHWC": np.zeros((SAMPLES, 9, 9, 3), np.uint8)})
     writer = cache(tmp_path / "caches")
     with pytest.raises(InvalidTeacher, match="are 9x9 pixels"):
         infer_blocks(wrong_size, wrong, writer, writer.pending_blocks())
@@ -234,7 +236,7 @@ def test_a_failure_of_the_loading_thread_ends_the_call(dataset: Dataset, tmp_pat
 
 
 def test_a_failure_of_the_writing_thread_ends_the_call_before_the_rest_is_inferred(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sample 3 of block 0 has infinite logits; ten more blocks of views wait behind it."""
     path = onnx_models.save(onnx_models.linear(np.full((192, CLASSES), 1.0), tail=["Sqrt"]), tmp_path / "teacher.onnx")
@@ -242,7 +244,7 @@ def test_a_failure_of_the_writing_thread_ends_the_call_before_the_rest_is_inferr
     session = Teacher(path, negative, threads=1, device="cpu")
     images = dataset.images_NHWC | 1
     images[3] = 0  # below zero after the mean: its square root is NaN
-    broken = Dataset(**{**vars(dataset), "images_NHWC": images})
+    broken = DecodedDataset(**{**vars(dataset), "images_NHWC": images})
     writer = cache(tmp_path / "caches", CropFlip(pad=0), views=4)
     told: list[InferenceProgress] = []
     monkeypatch.setattr(inference, "PROGRESS_INTERVAL_S", 0.0)
@@ -258,7 +260,7 @@ def test_a_failure_of_the_writing_thread_ends_the_call_before_the_rest_is_inferr
 
 
 def test_progress_counts_what_is_committed_and_what_was_before(
-    teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inference, "PROGRESS_INTERVAL_S", 0.0)
     writer = cache(tmp_path)
@@ -277,7 +279,7 @@ def test_progress_counts_what_is_committed_and_what_was_before(
 
 
 def test_progress_is_told_at_the_end_and_else_at_most_every_quarter_second(
-    teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(np.arange(0, 100, 0.1))  # a tenth of a second passes from one look to the next
     monkeypatch.setattr(inference, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
@@ -300,7 +302,7 @@ def behind(function: Callable[..., object], opened: threading.Event) -> Callable
 
 
 def test_the_next_batch_is_loaded_while_one_is_inferred(
-    teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = threading.Event()
     loads = []
@@ -318,7 +320,7 @@ def test_the_next_batch_is_loaded_while_one_is_inferred(
 
 
 def test_a_block_is_written_while_the_next_one_is_inferred(
-    teacher: Teacher, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = cache(tmp_path)
     next_block = threading.Event()

@@ -1,20 +1,26 @@
 """The whole path without HTTP and Ray: what is reused, what is counted, what is refused."""
 
 import json
+import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from store import CacheCorrupt
+from store import CacheCorrupt, Catalog
 from tests.digits import SMALL, Digits
+from tests.full_disk import on_a_small_disk, run_outputs
+from tests.store_cases import is_held
 from workers import pipeline
-from workers.caching import build_caches, file_sha256, forwards_avoided, identify, plan_caches, recompute_rows
-from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset
+from workers.caching import build_caches, file_sha256, forwards_avoided, identify, plan_caches
+from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
 from workers.errors import ContractViolation, InvalidTeacher
-from workers.events import CacheReady, ContractChecked, InferenceProgress, ignore, never
-from workers.pipeline import run_job
+from workers.events import CacheReady, ContractChecked, InferenceProgress, Stage, ignore, never
+from workers.methods import parse_method
+from workers.pipeline import run_job, share_out
+from workers.recompute import recompute_rows
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 
@@ -37,6 +43,23 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     assert [e.rows_inferred for e in events if isinstance(e, CacheReady)] == [0, 0]
     assert not [e for e in events if isinstance(e, ContractChecked)]
     assert second.teacher_accuracy == first.teacher_accuracy > 0.9
+
+
+def test_the_caches_of_a_job_are_kept_from_eviction_until_it_ends(digits: Digits, tmp_path: Path) -> None:
+    folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
+    shutil.copytree(digits.folders.data_dir, folders.data_dir)
+    catalog = Catalog(folders.caches)
+    held: dict[str, list[bool]] = {}
+
+    def look(event: object) -> None:
+        if isinstance(event, Stage):
+            held[event.stage] = [
+                is_held(catalog, spec.key) for spec in (digits.plan.test_cache, digits.plan.train_cache)
+            ]
+
+    run_job(digits.job("ce", training=ONE_EPOCH), folders, tmp_path / "out", look)
+    look(Stage(stage="preparing"))
+    assert held == {"preparing": [False, False], "inference": [True, True], "training": [True, True]}
 
 
 def test_passes_avoided_are_those_a_live_teacher_would_have_run(digits: Digits) -> None:
@@ -73,6 +96,32 @@ def test_a_flipped_bit_is_found_before_any_student_trains(digits: Digits, tmp_pa
     with pytest.raises(CacheCorrupt, match=r"c/1/0/0.*submit the job again"):
         run_job(digits.job("kd", training=ONE_EPOCH), folders, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_on_a_full_disk_goes_on_with_every_byte_of_room_it_is_given(digits: Digits, tmp_path: Path) -> None:
+    job = digits.job("kd", training=ONE_EPOCH)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    (tmp_path / "disk").mkdir()
+    report = on_a_small_disk("4m", tmp_path / "disk", tmp_path / "job.json", digits.folders.data_dir)
+    refusals = report["refusals"]
+    assert [one["left"] for one in refusals] == [[]] * len(refusals)
+    # Whatever has to be written is refused in its turn, with what it takes, and what is there stays.
+    full = [one for one in refusals if one["error"] == "DiskFull"]
+    assert all(re.search(r"no room to write \d+ bytes under .* \(\d+ bytes are free", one["message"]) for one in full)
+    assert {0, 1} < {one["blocks"] for one in full}
+    low = [one["message"] for one in refusals if one["error"] == "DiskLow"]
+    pattern = r"writing (a contract report|a checkpoint of|a run's artifacts)( [\d,]+ bytes)? \([\d,]+ bytes are free"
+    written = [found[1] for message in low if (found := re.search(pattern, message))]
+    assert list(dict.fromkeys(written)) == ["a contract report", "a checkpoint of", "a run's artifacts"]
+    assert len(full) + len(written) == len(refusals)
+    blocks = [one["blocks"] for one in refusals]
+    assert blocks == sorted(blocks)
+    # The last time everything was inferred already; and all is as if there had been room from the start.
+    assert report["forwards"] == 0
+    folders = Folders(data_dir=tmp_path / "peace", data_root=tmp_path)
+    shutil.copytree(digits.folders.datasets, folders.datasets)
+    run_job(job, folders, tmp_path / "out")
+    assert report["outputs"] == run_outputs(folders, tmp_path / "out")
 
 
 def test_a_teacher_that_changed_on_disk_is_refused(digits: Digits, tmp_path: Path) -> None:
@@ -172,3 +221,22 @@ def test_a_mistake_is_one_line_on_stderr(
 def test_a_job_spec_reads_its_own_json(digits: Digits) -> None:
     job = digits.job("kd", {"preset": "dtkd", "temperature": 3.0})
     assert JobSpec.model_validate_json(job.model_dump_json()) == job
+
+
+def test_waiting_runs_share_processes_only_where_there_are_more_of_them_than_slots() -> None:
+    def runs(*seeds: int) -> list[RunSpec]:
+        student, method = StudentSpec(name="cnn_s"), parse_method("kd")
+        return [RunSpec(index=n, student=student, method=method, seed=seed) for n, seed in enumerate(seeds)]
+
+    def indices(waiting: list[RunSpec], slots: int, largest: int, alone: Collection[int] = ()) -> list[list[int]]:
+        return [[run.index for run in group] for group in share_out(waiting, slots, largest, alone)]
+
+    assert indices(runs(0, 0), 2, 4) == [[0], [1]]
+    assert indices(runs(0, 0, 0, 0, 0), 2, 4) == [[0, 1, 2], [3, 4]]
+    assert indices(runs(*[0] * 12), 2, 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert indices(runs(0, 1, 0, 1), 1, 4) == [[0, 2]]
+    assert indices(runs(0, 1, 0, 1, 0), 2, 4) == [[0, 2, 4], [1, 3]]
+    assert indices(runs(0, 0, 0, 0), 1, 1) == [[0]]
+    assert indices(runs(0, 0, 0, 0), 1, 4, alone={0}) == [[0]]
+    assert indices(runs(0, 0, 0, 0), 1, 4, alone={2}) == [[0, 1, 3]]
+    assert indices(runs(0, 0), 0, 4) == []

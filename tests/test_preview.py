@@ -4,6 +4,7 @@ Shapes: V views, N samples, C classes.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -481,6 +482,10 @@ def test_a_cache_that_cannot_be_read_is_named(api: Api) -> None:
     chunk = api.settings.caches_dir / damaged.key / "std" / "c" / "1" / "0"
     chunk.write_bytes(b"\1" + chunk.read_bytes()[1:])
     assert "std/c/1/0" in problem(ask(api, "kd", damaged.key), 409, "conflict")["detail"]
+    foreign = "ef" * 32
+    shutil.copytree(api.settings.caches_dir / partial.key, api.settings.caches_dir / foreign)
+    said = problem(ask(api, "kd", foreign), 409, "conflict")["detail"]
+    assert all(part in said for part in (foreign, partial.key, "must be the folder's name"))
 
 
 @pytest.mark.parametrize(

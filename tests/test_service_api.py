@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.jobs import State
-from service.tables import EngineRecord, utc_now
+from service.tables import DatasetRecord, EngineRecord, new_id, utc_now
 from store import CacheSpec, CacheWriter
 from tests.service_helpers import Api, finish, make_settings, running_api
 
@@ -81,6 +82,30 @@ def test_a_name_that_is_taken_is_refused(api: Api) -> None:
     assert api.client.post("/v1/datasets", json={"name": "d", "spec": {"kind": "digits"}}).status_code == 201
     other = {"name": "d", "spec": {"kind": "folder", "path": "pets"}}
     assert "choose another name" in problem(api.client.post("/v1/datasets", json=other), 409, "conflict")["detail"]
+
+
+def test_a_folder_of_pictures_may_stay_files(api: Api) -> None:
+    """Another storage is another description; one that was stored before there was a choice is decoded."""
+    folder(api.settings.data_root / "pets", tuple("0123456789"))
+    spec = {"kind": "folder", "path": "pets", "storage": "files"}
+    made = api.client.post("/v1/datasets", json={"name": "streamed", "spec": spec})
+    assert (made.status_code, made.json()["spec"]) == (201, {**spec, "image_size": None})
+    assert api.client.post("/v1/datasets", json={"name": "streamed", "spec": spec}).status_code == 200
+    decoded = {**spec, "storage": "decoded"}
+    problem(api.client.post("/v1/datasets", json={"name": "streamed", "spec": decoded}), 409, "conflict")
+    assert api.post_job(dataset="streamed")["plan"]["dataset"]["storage"] == "files"
+
+    row = DatasetRecord(id=new_id("ds"), name="old", spec={"kind": "folder", "path": "pets", "image_size": None})
+    api.registry.add_dataset(row)
+    assert api.client.post("/v1/datasets", json={"name": "old", "spec": decoded}).status_code == 200
+    problem(api.client.post("/v1/datasets", json={"name": "old", "spec": spec}), 409, "conflict")
+
+    for wrong, slug, message in (
+        ({**spec, "storage": "tape"}, "invalid-request", "'decoded' or 'files'"),
+        ({"kind": "digits", "storage": "files"}, "unknown-name", "field of DigitsDataset 'storage'"),
+    ):
+        told = problem(api.client.post("/v1/datasets", json={"name": "new", "spec": wrong}), 422, slug)
+        assert message in json.dumps(told)
 
 
 def folder(path: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:

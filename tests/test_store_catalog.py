@@ -24,7 +24,7 @@ from store import (
     StoreError,
 )
 from store.layout import chunk_name, commits_sha256, load_record
-from store.statistics import STATISTICS, row_statistics, statistic_tolerances
+from store.statistics import STATISTICS, rounding_errors, row_statistics, statistic_tolerances
 from tests.store_cases import make_logits, make_spec, write_blocks, write_cache
 
 SPEC = make_spec(views=2)
@@ -258,7 +258,7 @@ def test_rounding_to_float16_never_exceeds_the_stated_bound(classes: int, scale:
     exact, recomputed = row_statistics(logits), row_statistics(rounded.astype(np.float32))
     for name in STATISTICS:
         apart = np.abs(exact[name].astype(np.float64) - recomputed[name])
-        assert (apart <= statistic_tolerances(rounded, name, recomputed[name])).all()
+        assert (apart <= statistic_tolerances(rounded, rounding_errors(rounded), name, recomputed[name])).all()
 
 
 def test_the_list_tells_state_progress_size_and_times(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Room for new caches: what goes, in which order, what stays, and that nobody is overtaken."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ import pytest
 
 from store import (
     CacheBusy,
+    CacheIncomplete,
     CacheNotFound,
     CachePinned,
     CacheReader,
@@ -21,10 +23,11 @@ from store import (
     CacheWriter,
     Catalog,
     QuotaExceeded,
+    layout,
 )
 from store.layout import size_bytes
 from store.room import full_bytes, remove
-from tests.store_cases import children, make_logits, make_spec, tree, write_blocks, write_cache
+from tests.store_cases import children, is_held, make_logits, make_spec, tree, write_blocks, write_cache
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -152,6 +155,74 @@ def test_a_killed_process_holds_nothing(catalog: Catalog) -> None:
     process.kill()
     process.join()
     assert [gone.key for gone in catalog.make_room(1, 1)] == [key]
+
+
+def test_an_open_reader_keeps_its_cache_from_eviction(catalog: Catalog) -> None:
+    spec = make_spec(samples=100)
+    write_cache(catalog.root, spec)
+
+    descriptors = len(os.listdir("/proc/self/fd"))
+    readers = [CacheReader.from_key(catalog.root, spec.key) for _ in range(50)]
+    while len(readers) > 1:
+        readers.pop().close()
+    assert is_held(catalog, spec.key)
+    copy = pickle.loads(pickle.dumps(readers[0]))
+    readers.pop()  # whoever forgets a reader lets go of it all the same
+    assert is_held(catalog, spec.key)
+    for _ in range(2):
+        copy.close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert not is_held(catalog, spec.key)
+
+
+def test_a_reader_that_could_not_be_opened_keeps_nothing(catalog: Catalog) -> None:
+    spec = make_spec(samples=100)
+    CacheWriter(catalog.root, spec)
+    with pytest.raises(CacheIncomplete) as caught:
+        CacheReader(catalog.root, spec)
+    assert not is_held(catalog, spec.key)
+    assert spec.key in str(caught.value)
+
+
+def close_in_a_fork(root: Path, spec: CacheSpec, pipe: Connection) -> None:
+    """Child: open a reader that a fork of this process closes; say so, and keep it until told."""
+    reader = CacheReader(root, spec)
+    fork = os.fork()
+    if not fork:
+        reader.close()
+        os._exit(0)
+    os.waitpid(fork, 0)
+    pipe.send("closed in the fork")
+    pipe.recv()
+
+
+def test_a_fork_that_closes_its_reader_takes_nothing_from_its_parent(catalog: Catalog) -> None:
+    spec = make_spec(samples=100)
+    write_cache(catalog.root, spec)
+    here, there = children().Pipe()
+    process = children().Process(target=close_in_a_fork, args=(catalog.root, spec, there))
+    process.start()
+    assert here.recv() == "closed in the fork"
+    assert is_held(catalog, spec.key)
+    here.send("enough")
+    process.join()
+    assert process.exitcode == 0
+    assert not is_held(catalog, spec.key)
+
+
+def test_a_cache_is_not_evicted_while_it_is_verified(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = make_cache(catalog, 0, 0)
+    held = []
+    read_chunk = layout.read_chunk
+
+    def read_and_look(group: Path, spec: CacheSpec, array: str, block: int, record: layout.BlockRecord) -> object:
+        held.append(is_held(catalog, key))
+        return read_chunk(group, spec, array, block, record)
+
+    monkeypatch.setattr(layout, "read_chunk", read_and_look)
+    assert catalog.verify(key).ok
+    assert set(held) == {True}
+    assert not is_held(catalog, key)
 
 
 def test_a_reader_keeps_what_it_has_mapped_of_a_cache_that_is_gone(catalog: Catalog) -> None:

@@ -29,14 +29,18 @@ def test_the_public_names_of_store_are_these() -> None:
         "CacheWriter",
         "Catalog",
         "DiskFull",
+        "Encoding",
         "Hold",
         "InvalidArgument",
         "NotStorable",
         "QuotaExceeded",
         "ReaderClosed",
+        "Reference",
         "Reservation",
         "RowOutOfRange",
+        "SparseEncoding",
         "StoreError",
+        "read_reference",
     ]
     assert all(hasattr(store, name) for name in store.__all__)
 

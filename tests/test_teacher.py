@@ -21,7 +21,7 @@ from tests import onnx_models
 from workers import contract
 from workers.config import Preprocessing
 from workers.contract import Score, binomial_tail, spread
-from workers.datasets import Dataset
+from workers.datasets import DecodedDataset
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, NotFinite
 from workers.teacher import Teacher, preprocess
 from workers.views import resize
@@ -36,8 +36,8 @@ def pictures(count: int, channels: int = 3, side: int = 8, seed: int = 0) -> NDA
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def labelled(images: NDArray[np.uint8], labels: NDArray[np.integer], names: tuple[str, ...]) -> Dataset:
-    return Dataset(
+def labelled(images: NDArray[np.uint8], labels: NDArray[np.integer], names: tuple[str, ...]) -> DecodedDataset:
+    return DecodedDataset(
         images_NHWC=images,
         labels_N=labels.astype(np.int64),
         class_names=names,
@@ -205,7 +205,7 @@ def test_a_cuda_provider_that_does_not_load_is_noticed(tmp_path: Path, monkeypat
 COLOURS = ("blue", "green", "red")
 
 
-def coloured(count: int = 300) -> Dataset:
+def coloured(count: int = 300) -> DecodedDataset:
     """Pictures whose class is their strongest channel, in alphabetical order of its name."""
     rng = np.random.default_rng(3)
     labels = np.arange(count) % 3
@@ -314,7 +314,7 @@ def test_swapped_channels_are_refused_and_recognised(tmp_path: Path) -> None:
         teacher(sees_colour(), tmp_path, swapped).contract_check(coloured())
 
 
-def bright(count: int = 200) -> Dataset:
+def bright(count: int = 200) -> DecodedDataset:
     labels = np.arange(count) % 2
     images = pictures(count, seed=4) // 4 + (labels * 120).astype(np.uint8)[:, None, None, None]
     return labelled(images, labels, ("dark", "light"))
@@ -416,7 +416,7 @@ def test_the_slice_is_spread_over_the_whole_data_set() -> None:
 
 
 @pytest.fixture(scope="module")
-def cifar_test_slice(shared_data: Path) -> Dataset:
+def cifar_test_slice(shared_data: Path) -> DecodedDataset:
     """Thirty test pictures of each class of CIFAR-10."""
     images, labels = [], []
     with tarfile.open(shared_data / "cifar10-jpeg.tar.xz") as archive:
@@ -431,7 +431,7 @@ def cifar_test_slice(shared_data: Path) -> Dataset:
     return labelled(np.stack(images), numbers, tuple(map(str, names)))
 
 
-def test_a_published_teacher_passes_with_its_accuracy(shared_data: Path, cifar_test_slice: Dataset) -> None:
+def test_a_published_teacher_passes_with_its_accuracy(shared_data: Path, cifar_test_slice: DecodedDataset) -> None:
     session = Teacher(shared_data / "resnet20-cifar10.onnx", CIFAR, threads=2, device="cpu")
     report = session.contract_check(cifar_test_slice)
     assert report.rows == 300
@@ -441,7 +441,7 @@ def test_a_published_teacher_passes_with_its_accuracy(shared_data: Path, cifar_t
 
 
 def test_a_published_teacher_with_its_classes_in_another_order_is_refused(
-    shared_data: Path, cifar_test_slice: Dataset
+    shared_data: Path, cifar_test_slice: DecodedDataset
 ) -> None:
     data = cifar_test_slice
     turned = labelled(data.images_NHWC, (data.labels_N + 1) % 10, data.class_names)

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
+from store.words import below, hash_words, unit
 from workers import views
 from workers.config import Augmentation, CropFlip, NoAugmentation, ResizedCrop
 from workers.errors import InvalidDataset
@@ -68,22 +69,22 @@ def test_the_reference_is_the_published_splitmix64() -> None:
 @pytest.mark.parametrize(("seed", "view", "slot"), [(0, 0, 0), (1, 0, 0), (0, 1, 0), (2**32 - 1, 9_999, 22)])
 def test_words_are_the_documented_hash(seed: int, view: int, slot: int) -> None:
     index = np.array([0, 1, 49_999, 2**40])
-    words = views.hash_words(seed, view, index, slot)
+    words = hash_words(seed, view, index, slot)
     assert words.dtype == np.uint64
     assert [int(word) for word in words] == [reference_word(seed, view, int(i), slot) for i in index]
 
 
 def test_words_of_all_coordinates_are_distinct() -> None:
     index = np.arange(1000)
-    words = [views.hash_words(s, v, index, k) for s in range(3) for v in range(3) for k in range(23)]
+    words = [hash_words(s, v, index, k) for s in range(3) for v in range(3) for k in range(23)]
     assert len(np.unique(np.concatenate(words))) == 3 * 3 * 23 * 1000
 
 
 def test_integers_cover_exactly_their_range() -> None:
     words = np.array([0, 2**32 - 1, 2**63, 2**64 - 1], dtype=np.uint64)
-    assert views._below(words, 9).tolist() == [0, 0, 4, 8]
-    assert views._unit(words)[[0, 2]].tolist() == [0.0, 0.5]
-    assert views._unit(words)[3] == 1 - 2**-53
+    assert below(words, 9).tolist() == [0, 0, 4, 8]
+    assert unit(words)[[0, 2]].tolist() == [0.0, 0.5]
+    assert unit(words)[3] == 1 - 2**-53
 
 
 def test_the_portable_exponential_is_accurate() -> None:

@@ -55,17 +55,18 @@ def save_checkpoint(folder: Path, state: Mapping[str, object]) -> None:
     # By way of memory, because torch's own writer turns a full disk into an internal error.
     content = io.BytesIO()
     torch.save(dict(state), content)
-    with replacing(folder / CHECKPOINT, "a checkpoint") as file:
-        file.write(content.getbuffer())
+    buffer = content.getbuffer()
+    with replacing(folder / CHECKPOINT, f"a checkpoint of {buffer.nbytes:,} bytes") as file:
+        file.write(buffer)
 
 
 def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | None:
-    """The checkpoint with the most epochs among the attempts' folders, or None.
+    """The checkpoint with the most epochs and steps among the attempts' folders, or None.
 
-    One that cannot be read, or was made for another run (``identity``), is passed over: the epochs are then trained
+    One that cannot be read, or was made for another run (``identity``), is passed over: what it held is then trained
     again, to the same weights.
     """
-    best: dict[str, Any] | None = None
+    farthest: dict[str, Any] | None = None
     for folder in folders:
         path = folder / CHECKPOINT
         if not path.is_file():
@@ -75,9 +76,13 @@ def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | 
         except Exception:
             # A damaged file makes torch raise whatever its parts raise: KeyError, UnpicklingError, EOFError ...
             continue
-        if state.get("identity") == identity and (best is None or state["epoch"] > best["epoch"]):
-            best = state
-    return best
+        if state.get("identity") == identity and (farthest is None or _place(state) > _place(farthest)):
+            farthest = state
+    return farthest
+
+
+def _place(state: Mapping[str, Any]) -> tuple[int, int]:
+    return state["epoch"], state["step"]
 
 
 # ---------------------------------------------------------------------------------------- artifacts
@@ -159,9 +164,9 @@ def write_artifacts(
     """
     final, partial = folder / ARTIFACTS, folder / f"{ARTIFACTS}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        with disk_full_is_disk_low(folder, "a run's artifacts"):
+    with disk_full_is_disk_low(folder, "a run's artifacts"):
+        try:
+            partial.mkdir(parents=True)
             (partial / "student.safetensors").write_bytes(save(state_tensors(student.network)))
             difference = export_onnx(student, partial / "student.onnx", images_BHWK)
             result = {**result, "onnx_max_abs_difference": difference}
@@ -176,8 +181,8 @@ def write_artifacts(
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             sync_folder(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return result
 
 

@@ -1,22 +1,20 @@
-"""From a job to complete caches: the data, the contract check, the specifications, the blocks; and their recheck.
+"""From a job to complete caches: the data, the contract check, the specifications, the blocks.
 
 1. ``prepare_data``: both splits are decoded once and mapped.
 2. ``plan_caches``: the teacher is tried on a labelled slice, unless this very pairing was tried before; that settles
    the two specifications, and so the keys.
 3. ``reserve_caches``: both are created and kept from eviction; others are evicted for them where there is a quota.
 4. ``build_caches``: blocks that are not committed yet are inferred, in this process or wherever ``infer`` has it done.
+   Of a lossy cache the first one comes first, and ``lossy`` judges by it whether the rest is worth the teacher's time.
    A complete cache costs a verification, and no teacher is opened for it.
-
-``recompute_rows`` runs the teacher again on random rows of a cache, long after.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +22,16 @@ import numpy as np
 import torch
 from pydantic import JsonValue, ValidationError
 
-from store import CacheCorrupt, CacheReader, CacheSpec, CacheWriter, Catalog, Reservation
+from store import (
+    CacheCorrupt,
+    CacheReader,
+    CacheSpec,
+    CacheWriter,
+    Catalog,
+    Encoding,
+    Reservation,
+    read_reference,
+)
 from workers import datasets
 from workers.config import (
     DatasetSpec,
@@ -32,19 +39,20 @@ from workers.config import (
     InferenceOrder,
     JobSpec,
     NoAugmentation,
-    Preprocessing,
     Spec,
     TeacherSpec,
     Views,
+    check_encoding,
 )
 from workers.datasets import Dataset
 from workers.durable import alone, replacing
 from workers.errors import InvalidTeacher
 from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.inference import infer_blocks
+from workers.lossy import Guard, judge
 from workers.students import check_image_side
 from workers.teacher import ContractReport, Device, Teacher
-from workers.views import make_views, output_size
+from workers.views import output_size
 
 Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
 """Infers blocks of one cache; ``infer_here`` does it in this process, ``cluster`` on many."""
@@ -142,12 +150,14 @@ class CachePlan(Spec):
 
     Attributes:
         contract_forwards: pictures that the contract check has run through the teacher now.
+        guard: what the training split's cache is judged by before most of it is inferred; None for a dense one.
     """
 
     teacher: TeacherSpec
     train_cache: CacheSpec
     test_cache: CacheSpec
     contract_forwards: int
+    guard: Guard | None = None
 
 
 def plan_caches(
@@ -159,7 +169,10 @@ def plan_caches(
     threads: int,
     device: Device = "auto",
 ) -> CachePlan:
-    """Prepare the data, check the teacher against it, and settle both cache specifications."""
+    """Prepare the data, check the teacher against it, and settle both cache specifications.
+
+    The encoding is for the training split alone: the test split's cache is small, and results are measured on it.
+    """
     train, test = prepare_data(job.dataset, folders, emit, should_stop)
     for student in job.students:
         # Known now, and cheaper to hear now than after the inference.
@@ -167,7 +180,10 @@ def plan_caches(
     teacher = identify(job.teacher)
     report, rows = check_contract(teacher, train, folders, emit, threads=threads, device=device)
 
-    def spec(dataset: Dataset, views: Views) -> CacheSpec:
+    encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]
+    check_encoding(encoding, report.classes)
+
+    def spec(dataset: Dataset, views: Views, encoding: Encoding) -> CacheSpec:
         return CacheSpec(
             teacher_sha256=teacher.sha256,
             teacher_output=report.output,
@@ -180,17 +196,21 @@ def plan_caches(
             augmentation=views.augmentation.model_dump(mode="json"),
             augmentation_seed=views.seed,
             views=views.count,
-            dtype=job.cache.dtype,
+            dtype=job.cache.dtype if encoding == "dense" else "float32",
+            encoding=encoding,
         )
 
     # The output's name is part of a cache's identity; from here on it is always given.
     teacher = teacher.model_copy(update={"output": report.output})
     plain = Views(augmentation=NoAugmentation())
+    train_cache = spec(train, job.views, encoding)
+    guard = Guard(methods=tuple(methods), epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
         teacher=teacher,
-        train_cache=spec(train, job.views),
-        test_cache=spec(test, plain),
+        train_cache=train_cache,
+        test_cache=spec(test, plain, "dense"),
         contract_forwards=rows,
+        guard=guard if train_cache.is_lossy else None,
     )
 
 
@@ -260,31 +280,36 @@ def build_caches(
 ) -> int:
     """Complete both caches, the test split's first (it is small and shows mistakes early).
 
+    Before them comes one block of a lossy training split, and the judgement on it.
+
     Returns:
         How many rows went through the teacher, the contract check's included.
 
     Raises:
         Stopped, store.StoreError, WorkerError: committed blocks stay and are not inferred again.
+        LossyCache: a method would learn something else from the training split's cache, see ``lossy``.
     """
-    emit(Stage(stage="inference"))
-    total = plan.contract_forwards
-    for spec in (plan.test_cache, plan.train_cache):
-        started = time.monotonic()
-        order = InferenceOrder(
+
+    def order(spec: CacheSpec) -> InferenceOrder:
+        dataset = datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
+        return InferenceOrder(
             folders=folders,
             teacher=plan.teacher,
             spec=spec,
             threads=threads,
             device=device,
-            batch_size=inference_batch(
-                plan.teacher, datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
-            ),
+            batch_size=inference_batch(plan.teacher, dataset),
         )
-        # A second job that wants the same cache waits here, and then finds it complete.
-        locks = folders.data_dir / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with alone(locks / spec.key, should_stop, "infers the same cache"):
-            rows = _complete(order, infer, emit, should_stop)
+
+    emit(Stage(stage="inference"))
+    total = plan.contract_forwards
+    already: dict[str, int] = {}
+    if plan.guard is not None:
+        already[plan.train_cache.key] = _judge(plan.guard, order(plan.train_cache), infer, emit, should_stop)
+    for spec in (plan.test_cache, plan.train_cache):
+        started = time.monotonic()
+        with _in_turn(folders, spec, should_stop):
+            rows = _complete(order(spec), infer, emit, should_stop) + already.get(spec.key, 0)
         rows_total = spec.views * spec.samples
         _verify(folders, spec)
         emit(
@@ -310,6 +335,29 @@ def build_caches(
         )
         total += rows
     return total
+
+
+def _in_turn(folders: Folders, spec: CacheSpec, should_stop: ShouldStop) -> AbstractContextManager[None]:
+    """A second job that wants the same cache waits here, and then finds it complete."""
+    locks = folders.data_dir / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return alone(locks / spec.key, should_stop, "infers the same cache")
+
+
+def _judge(guard: Guard, order: InferenceOrder, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
+    """Judge a lossy cache by its first block, which is inferred if need be; returns how many rows that was."""
+    spec, folders = order.spec, order.folders
+    rows = 0
+    with _in_turn(folders, spec, should_stop):
+        writer = CacheWriter(folders.caches, spec, _provenance(order.device))
+        if 0 in writer.pending_blocks():
+            infer(order, [0], emit, should_stop)
+            rows = spec.rows_in([0])
+        reference = read_reference(folders.caches, spec)
+    dataset = datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
+    labels_R = torch.from_numpy(dataset.labels_N[: len(reference.exact)])
+    judge(guard, spec, reference, labels_R, emit)
+    return rows
 
 
 def _complete(order: InferenceOrder, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
@@ -364,65 +412,3 @@ def forwards_avoided(job: JobSpec, plan: CachePlan, forwards: int) -> int:
     distilling = [method for method in (run.method.expand() for run in job.runs()) if method.needs_teacher]
     passes = sum(job.training.epochs * method.views * plan.train_cache.samples for method in distilling)
     return passes + len(distilling) * plan.test_cache.samples - forwards
-
-
-# -------------------------------------------------------------------------------------------------------- recompute
-
-
-@dataclass(frozen=True)
-class RecomputeReport:
-    """What a teacher says today beside what the cache holds."""
-
-    rows: int
-    max_abs_difference: float
-    allowed: float
-
-    @property
-    def ok(self) -> bool:
-        return self.max_abs_difference <= self.allowed
-
-
-def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecomputeReport:
-    """Run the teacher again on random rows of a complete cache and compare.
-
-    Args:
-        data_dir: the service's folder, with ``caches``, ``datasets`` and ``teachers``.
-        key: of the cache.
-        rows: how many (view, sample) pairs to draw without repetition, at most all.
-
-    Returns:
-        The largest absolute difference of a logit, beside what rounding to the cache's dtype and
-        another batch size or provider explain.
-
-    Raises:
-        store.CacheNotFound, InvalidTeacher, InvalidDataset: something it was made from is gone.
-    """
-    folders = Folders(data_dir=data_dir, data_root=data_dir)
-    reader = CacheReader.from_key(folders.caches, key)
-    spec = reader.spec
-    path = folders.teachers / f"{spec.teacher_sha256}.onnx"
-    if not path.is_file():
-        raise InvalidTeacher(f"the teacher of cache {key[:12]} is gone: {path.name} is not there")
-    teacher = Teacher(
-        path,
-        Preprocessing.model_validate(spec.preprocessing),
-        spec.teacher_output,
-        threads=os.cpu_count() or 1,
-        device="auto",
-        output_kind=spec.output_kind,
-    )
-    dataset = datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
-    total = spec.views * spec.samples
-    chosen = np.random.Generator(np.random.Philox(key=seed)).choice(total, size=min(rows, total), replace=False)
-    recipe = Views.model_validate({"augmentation": spec.augmentation}).augmentation
-    worst = largest = 0.0
-    for view in np.unique(chosen // spec.samples):
-        index = np.sort(chosen[chosen // spec.samples == view] % spec.samples)
-        pictures = torch.from_numpy(dataset.images_NHWC[index])
-        fresh_BC = teacher.logits(make_views(pictures, recipe, spec.augmentation_seed, int(view), index))
-        stored_BC = reader.gather(int(view), index).astype(np.float32)
-        worst = max(worst, float(np.abs(fresh_BC - stored_BC).max()))
-        largest = max(largest, float(np.abs(fresh_BC).max()))
-    # Half a unit in the last place of float16, and 1e-4 for another order of summation.
-    unit = 2.0**-11 if spec.dtype == "float16" else 0.0
-    return RecomputeReport(len(chosen), worst, largest * (unit + 1e-4) + 1e-5)

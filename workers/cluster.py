@@ -2,37 +2,37 @@
 
 The only file that imports ray. It decides nothing about jobs: it starts an actor, passes its events on, tells whether
 it finished, raised, stopped or vanished, and ends it. One run is one actor with its share of the CPUs or of a GPU;
-the caches of a job are one coordinating actor, which fans blocks out to inference actors. Any of them may die at any
-moment: committed blocks and checkpoints stay, the caller learns that the actor vanished.
+runs that share their batches can share an actor, and a large student can have several. The caches of a job are one
+coordinating actor, which fans blocks out to inference actors. Any of them may die at any moment: committed blocks and
+checkpoints stay, the caller learns that the actor vanished.
 
-Facts of Ray that shape this file: without ``address="local"`` ``ray.init`` joins whatever cluster it finds; an
-exception class that cannot be pickled kills the reply, so errors cross as text; resources are logical, memory is not
-limited by them.
+Facts of Ray that shape this file: without ``address="local"`` ``ray.init`` joins whatever cluster it finds; resources
+are logical, memory is not limited by them.
 """
 
 import logging
 import os
 import queue
 import secrets
-import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import ray
-from pydantic import BaseModel
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from store import CacheWriter, StoreError
+from store import CacheWriter
 from workers import caching
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
-from workers.errors import Stopped, UserError, WorkerError
+from workers.errors import Stopped, WorkerError
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage, ignore
+from workers.learner import Member
+from workers.outcomes import Mailbox, Numbered, Outcome, WorkFailed, outcome, outcome_of
 from workers.teacher import Teacher
-from workers.train import train_run
+from workers.train import train_group
 
-Numbered = tuple[int, dict[str, Any]]
 _ACTOR_LOSSES_MAX = 3
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
 _BLOCKS_PER_CALL = 4
@@ -52,92 +52,39 @@ class WorkerLost(WorkerError):
     """Inference actors died again and again; what they had committed stays."""
 
 
-class WorkFailed(WorkerError):
-    """A worker's own error, brought here as it was told there."""
-
-    def __init__(self, outcome: "Outcome") -> None:
-        self.outcome = outcome
-        super().__init__(f"{outcome.error_type}: {outcome.message}")
-
-
-# ------------------------------------------------------------------------------------------ outcomes
-
-
-class Outcome(BaseModel):
-    """How a piece of work ended.
-
-    Attributes:
-        kind: ``done``; ``failed``: it raised; ``stopped``: it was asked to; ``vanished``: its process is gone.
-        value: what it returned, if done.
-        error_type, message: of the exception, if failed.
-        is_user_error: trying again would fail again.
-    """
-
-    kind: Literal["done", "failed", "stopped", "vanished"]
-    value: dict[str, Any] | None = None
-    error_type: str | None = None
-    message: str | None = None
-    is_user_error: bool = False
-
-
-def _outcome_of(work: Callable[[], dict[str, Any]]) -> Outcome:
-    try:
-        return Outcome(kind="done", value=work())
-    except Stopped as error:
-        return Outcome(kind="stopped", message=str(error))
-    except WorkFailed as error:
-        return error.outcome
-    except (UserError, StoreError) as error:
-        return Outcome(kind="failed", error_type=type(error).__name__, message=str(error), is_user_error=True)
-    except Exception as error:
-        # Whatever it is, the operator sees where it came from and the job sees one line of it.
-        traceback.print_exc()
-        return Outcome(kind="failed", error_type=type(error).__name__, message=str(error) or repr(error))
-
-
-class _Mailbox:
-    """Events of one piece of work, numbered from 0, kept until they are acknowledged; and the wish to stop."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._events: list[Numbered] = []
-        self._next = 0
-        self.stopping = threading.Event()
-
-    def emit(self, event: BaseModel) -> None:
-        with self._lock:
-            self._events.append((self._next, event.model_dump(mode="json")))
-            self._next += 1
-
-    def take(self, acknowledged: int) -> list[Numbered]:
-        with self._lock:
-            self._events = [(n, event) for n, event in self._events if n >= acknowledged]
-            return list(self._events)
-
-
 # -------------------------------------------------------------------------------------------- actors
 
 
 class _Actor:
-    """What every actor answers beside its work (which runs in another of its threads)."""
+    """What every actor answers beside its work (which runs in another of its threads).
 
-    def __init__(self) -> None:
-        self._mail = _Mailbox()
+    Args:
+        pieces: of work that it does at once, each with its own mailbox.
+    """
 
-    def events(self, acknowledged: int) -> list[Numbered]:
-        """Events from number ``acknowledged`` on; those before it are forgotten."""
-        return self._mail.take(acknowledged)
+    def __init__(self, pieces: int = 1) -> None:
+        self._mails = [Mailbox() for _ in range(pieces)]
 
-    def stop(self) -> None:
-        self._mail.stopping.set()
+    def answer(self, piece: int, acknowledged: int) -> tuple[list[Numbered], Outcome | None]:
+        """Events from number ``acknowledged`` on (those before it are forgotten), and how the work has ended."""
+        return self._mails[piece].take(acknowledged)
+
+    def stop(self, piece: int) -> None:
+        self._mails[piece].stopping.set()
 
 
 class _TrainingActor(_Actor):
-    def work(self, order_json: str) -> Outcome:
-        return _outcome_of(lambda: self._train(TrainingOrder.model_validate_json(order_json)))
-
-    def _train(self, order: TrainingOrder) -> dict[str, Any]:
-        return train_run(order, self._mail.emit, self._mail.stopping.is_set)
+    def work(self, orders_json: list[str]) -> None:
+        try:
+            orders = map(TrainingOrder.model_validate_json, orders_json)
+            members = [
+                Member(order, mail.emit, mail.stopping.is_set) for order, mail in zip(orders, self._mails, strict=True)
+            ]
+            for place, how in train_group(members):
+                self._mails[place].outcome = outcome(how)
+        except Exception as error:
+            for mail in self._mails:
+                mail.outcome = mail.outcome or outcome(error)
 
 
 class _InferenceActor(_Actor):
@@ -149,14 +96,14 @@ class _InferenceActor(_Actor):
         self._teacher: Teacher | None = None
 
     def work(self, blocks: list[int]) -> Outcome:
-        return _outcome_of(lambda: self._infer(blocks))
+        return outcome_of(lambda: self._infer(blocks))
 
     def _infer(self, blocks: list[int]) -> dict[str, Any]:
         order = InferenceOrder.model_validate_json(self._order_json)
         if self._teacher is None:
             self._teacher = caching.open_teacher(order)
         # The coordinator tells of progress, for all actors together.
-        caching.infer_with(self._teacher, order, blocks, ignore, self._mail.stopping.is_set)
+        caching.infer_with(self._teacher, order, blocks, ignore, self._mails[0].stopping.is_set)
         return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason}
 
 
@@ -165,15 +112,17 @@ class _CachesActor(_Actor):
 
     def work(
         self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
-    ) -> Outcome:
-        return _outcome_of(lambda: self._build(job_json, folders_json, cpus, actors, gpu_share, quota_bytes))
+    ) -> None:
+        self._mails[0].outcome = outcome_of(
+            lambda: self._build(job_json, folders_json, cpus, actors, gpu_share, quota_bytes)
+        )
 
     def _build(
         self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
     ) -> dict[str, Any]:
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
-        emit, should_stop = self._mail.emit, self._mail.stopping.is_set
+        emit, should_stop = self._mails[0].emit, self._mails[0].stopping.is_set
 
         def fan_out(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
             _Fan(order, list(blocks), emit, should_stop, actors, gpu_share).run()
@@ -200,15 +149,21 @@ class _Handle(Protocol):
     """What ray gives for an actor; its own annotations know no methods."""
 
     work: _Method
-    events: _Method
+    answer: _Method
     stop: _Method
 
 
-def _start(kind: type[_Actor], *arguments: str, cpus: float, gpus: float) -> _Handle:
+def _start(
+    kind: type[_Actor],
+    *arguments: str | int,
+    cpus: float,
+    gpus: float,
+    place: PlacementGroupSchedulingStrategy | None = None,
+) -> _Handle:
     """An actor with its share of the machine; it waits, without a process, until that is free."""
     actor_class: Any = ray.remote(kind)
     # Three threads: the work, a question for events, a wish to stop.
-    options = actor_class.options(num_cpus=cpus, num_gpus=gpus, max_concurrency=3)
+    options = actor_class.options(num_cpus=cpus, num_gpus=gpus, max_concurrency=3, scheduling_strategy=place)
     handle: _Handle = options.remote(*arguments)
     return handle
 
@@ -294,7 +249,7 @@ class _Fan:
     def _new_hand(self) -> _Hand:
         cpus = 0.0 if self._gpu_share else 1.0
         actor = _start(_InferenceActor, self._order.model_dump_json(), cpus=cpus, gpus=self._gpu_share)
-        return _Hand(actor, born=actor.events.remote(0))
+        return _Hand(actor, born=actor.answer.remote(0, 0))
 
     def _finish(self, hand: _Hand, hands: list[_Hand]) -> None:
         """Take a call's outcome; a dead actor is replaced, a bounded number of times."""
@@ -357,7 +312,7 @@ class _Fan:
 
     def _stop(self, hands: list[_Hand]) -> None:
         for hand in hands:
-            hand.actor.stop.remote()
+            hand.actor.stop.remote(0)
         raise Stopped("inference was stopped; committed blocks are kept")
 
 
@@ -373,39 +328,66 @@ def _first_line(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------- cluster
 
 
+class Crew:
+    """The actors behind one task or, where runs share their batches, behind several; ended with the last of these.
+
+    Attributes:
+        size: how many shares of the machine they take.
+        tasks: how many tasks they do at once.
+    """
+
+    def __init__(self, actors: Sequence[_Handle], tasks: int = 1, places: PlacementGroup | None = None) -> None:
+        self.size, self.tasks = len(actors), tasks
+        # Of several processes of one student the first tells, and its wish to stop is the others'.
+        self.first = actors[0]
+        self._actors = actors
+        self._places = places
+        self._open = set(range(tasks))
+
+    def close(self, piece: int) -> None:
+        """One of its tasks is over or unwanted; the processes end when all are."""
+        self._open.discard(piece)
+        if self._open:
+            return
+        for actor in self._actors:
+            _end(actor)
+        if self._places is not None:
+            remove: Any = remove_placement_group
+            remove(self._places)
+
+
 class Task:
     """A piece of work on the cluster, seen from outside. Its events come in order, each exactly once.
 
     Args:
-        actor: handle of an ``_Actor``.
-        reference: of its ``work``.
+        crew: who does it.
+        piece: which of the crew's tasks it is.
     """
 
-    def __init__(self, actor: _Handle, reference: "ray.ObjectRef[Outcome]") -> None:
-        self._actor = actor
-        self._reference = reference
+    def __init__(self, crew: Crew, piece: int = 0) -> None:
+        self.crew = crew
+        self._piece = piece
         self._acknowledged = 0
-        self._asked: ray.ObjectRef[list[Numbered]] | None = None
-        self._asked_after_the_end = False
+        self._asked: ray.ObjectRef[tuple[list[Numbered], Outcome | None]] | None = None
         self._has_begun = False
+        self._is_closed = False
 
     def poll(self) -> tuple[list[Numbered], Outcome | None]:
         """New (number, event) pairs, and how the work ended once it has. Never waits.
 
         An actor that is gone is ``vanished``; events that it had not been asked for are gone with it.
         """
+        if self._is_closed:
+            return [], Outcome(kind="vanished", error_type="Closed", message="it was ended from outside")
         try:
             if self._asked is None:
-                # Asked for after the work's end, the events are all there are.
-                self._asked_after_the_end = _is_ready(self._reference)
-                self._asked = self._actor.events.remote(self._acknowledged)
+                self._asked = self.crew.first.answer.remote(self._piece, self._acknowledged)
             if not _is_ready(self._asked):
                 return [], None
-            events = ray.get(self._asked)
-            self._has_begun = True
-            outcome = ray.get(self._reference) if self._asked_after_the_end else None
+            events, outcome = ray.get(self._asked)
         except ray.exceptions.RayError as error:
             return [], Outcome(kind="vanished", error_type=type(error).__name__, message=_first_line(error))
+        self._has_begun = True
         self._asked = None
         if events:
             self._acknowledged = events[-1][0] + 1
@@ -416,14 +398,14 @@ class Task:
 
         An actor that is gone is no error here; ``poll`` tells.
         """
-        if self._has_begun:
-            self._actor.stop.remote()
-        else:
+        self.crew.first.stop.remote(self._piece)
+        if not self._has_begun:
             self.close()
 
     def close(self) -> None:
-        """End its process, whatever it is doing."""
-        _end(self._actor)
+        """End its process, whatever that is doing, unless it still works on another task."""
+        self._is_closed = True
+        self.crew.close(self._piece)
 
 
 class Cluster:
@@ -467,12 +449,39 @@ class Cluster:
         actors = self.gpus or self.cpus
         share = gpu_share if self.gpus else 0.0
         order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, share, quota_bytes)
-        return Task(actor, actor.work.remote(*order))
+        actor.work.remote(*order)
+        return Task(Crew([actor]))
 
-    def train(self, order: TrainingOrder, cpus: float, gpu_share: float) -> Task:
-        """Train one run; it waits until its share of the machine is free. The value is result.json."""
-        actor = _start(_TrainingActor, cpus=cpus, gpus=gpu_share if self.gpus else 0.0)
-        return Task(actor, actor.work.remote(order.model_dump_json()))
+    def train(self, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[Task]:
+        """Train runs that share their batches, in one process; it waits until its share of the machine is free.
+
+        A run with several ``training.actors`` is alone and has that many processes, each with such a share, in a
+        placement group.
+
+        Args:
+            orders: see ``train.train_group``.
+            cpus, gpu_share: of each process.
+
+        Returns:
+            A task for each run, whose value is result.json.
+        """
+        gpus = gpu_share if self.gpus else 0.0
+        count = orders[0].training.actors
+        if count == 1:
+            actor = _start(_TrainingActor, len(orders), cpus=cpus, gpus=gpus)
+            actor.work.remote([order.model_dump_json() for order in orders])
+            crew = Crew([actor], len(orders))
+            return [Task(crew, piece) for piece in range(len(orders))]
+        [order] = orders
+        bundle = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+        places = placement_group([bundle] * count, strategy="PACK")
+        actors = []
+        for rank in range(count):
+            place = PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=rank)
+            actor = _start(_TrainingActor, 1, cpus=cpus, gpus=gpus, place=place)
+            actor.work.remote([order.model_copy(update={"rank": rank}).model_dump_json()])
+            actors.append(actor)
+        return [Task(Crew(actors, places=places))]
 
     def close(self) -> None:
         """End every process that was started."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from store import CacheSpec
+from store import CacheSpec, Encoding, SparseEncoding
 from workers.errors import InvalidJob
 from workers.methods import MethodChoice
 from workers.parts import Config
@@ -111,11 +111,15 @@ class FolderDataset(Spec):
     Attributes:
         image_size: (height, width) every picture is resized to; None demands that all have one
         size.
+        storage: ``decoded`` keeps a decoded copy, which is mapped; ``files`` keeps none and decodes a
+        picture whenever it is wanted, for data larger than memory or disk. Both give the same bits,
+        and so the same caches and weights.
     """
 
     kind: Literal["folder"] = "folder"
     path: RelativePath
     image_size: Size | None = None
+    storage: Literal["decoded", "files"] = "decoded"
 
 
 class NpzDataset(Spec):
@@ -246,6 +250,8 @@ class Training(Spec):
         precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
         device: ``auto`` is CUDA when there is one.
         max_gradient_norm: clip the gradient's global norm; None leaves it.
+        actors: processes that train one student together, each with its own share of the CPUs or its own GPU and
+            with its part of every batch; for students and batches that are too large for one.
     """
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 240
@@ -258,6 +264,7 @@ class Training(Spec):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_gradient_norm: Positive | None = None
+    actors: Annotated[int, Field(ge=1, le=64)] = 1
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
@@ -265,11 +272,38 @@ class Training(Spec):
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must stay below epochs, {self.epochs}")
         return self
 
+    @model_validator(mode="after")
+    def _a_row_for_each_actor(self) -> Self:
+        if self.actors > self.batch_size:
+            raise ValueError(
+                f"actors is {self.actors} and batch_size {self.batch_size}: each needs a row of every batch"
+            )
+        return self
+
 
 class CacheOptions(Spec):
-    """How logits are kept: ``float16`` (default, KL below 1e-6) or ``float32`` (exact)."""
+    """How logits are kept.
+
+    Attributes:
+        dtype: of dense logits: ``float16`` (default, KL below 1e-6) or ``float32`` (exact).
+        encoding: of the training split, which is the large one: ``dense``, ``uint8`` or sparse. The last two are lossy;
+            the test split is always dense.
+        allow_lossy: train although an encoding changes the direction of a method's gradient.
+    """
 
     dtype: Literal["float16", "float32"] = "float16"
+    encoding: Encoding = "dense"
+    allow_lossy: bool = False
+
+
+def check_encoding(encoding: Encoding, classes: int) -> None:
+    """Refuse an encoding that saves nothing for so many classes.
+
+    Raises:
+        InvalidJob: saying how it compares with dense rows.
+    """
+    if isinstance(encoding, SparseEncoding) and (refusal := encoding.refusal(classes)):
+        raise InvalidJob(f"cache.encoding: {refusal}")
 
 
 def _named(value: object) -> object:
@@ -307,7 +341,12 @@ class RunSpec(Spec):
 
 
 class Plan(Spec):
-    """What a client decides about a job but for the teacher: its runs are all combinations."""
+    """What a client decides about a job but for the teacher: its runs are all combinations.
+
+    Attributes:
+        group_size: where more runs wait than there is room for, at most so many of one seed are trained in one process
+            on the same batches; 1 trains each apart. It changes no result.
+    """
 
     name: Annotated[str, Field(max_length=200)] = ""
     dataset: DatasetSpec
@@ -317,6 +356,7 @@ class Plan(Spec):
     methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     training: Training = Training()
+    group_size: Annotated[int, Field(ge=1, le=64)] = 4
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
@@ -339,6 +379,11 @@ class Plan(Spec):
                     f"{self.views.count}: use 2 or more, with the recipe crop_flip or resized_crop"
                 )
         return self
+
+    @property
+    def largest_group(self) -> int:
+        """``group_size``, unless each run has processes of its own."""
+        return self.group_size if self.training.actors == 1 else 1
 
     def runs(self) -> tuple[RunSpec, ...]:
         """Every run, students slowest and seeds fastest."""
@@ -410,6 +455,10 @@ class TrainingOrder(Spec):
         folder: this attempt's own folder; nobody else writes there.
         earlier: the folders of earlier attempts, whose checkpoints may be taken up.
         told_epoch: the last epoch whose event has been stored; later ones of a checkpoint are told again.
+        threads: of this process.
+        memory_fraction: of a GPU's memory that this process may take.
+        checkpoint_s: within an epoch, a checkpoint is made after so many seconds.
+        rank: of this process among the ``training.actors`` that train the student.
     """
 
     folders: Folders
@@ -425,3 +474,5 @@ class TrainingOrder(Spec):
     told_epoch: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)]
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    checkpoint_s: Annotated[float, Field(gt=0.0)] = 60.0
+    rank: Annotated[int, Field(ge=0)] = 0

@@ -111,7 +111,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
         ContractViolation: wrong class count, or no better than chance.
     """
     index_R = spread(len(dataset.labels_N), rows)
-    images, labels_R = dataset.images_NHWC[index_R], dataset.labels_N[index_R]
+    images, labels_R = dataset.take(index_R), dataset.labels_N[index_R]
     _check_classes(teacher.graph.classes, dataset)
     first = teacher.outputs(images[:1], timeout_s=FIRST_TIMEOUT_S)
     _check_classes(first.shape[1], dataset)

@@ -293,8 +293,23 @@ def _pictures(files: Sequence[Path], spec: FolderDataset, size: tuple[int, int])
 def _picture(path: Path, size: tuple[int, int] | None) -> Pictures:
     """One file as uint8 [H, W, 3], resized to (height, width) if given."""
     try:
-        # Read whole: PIL's many short reads of an open file cost as much again as small pictures do.
-        with Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS) as image:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidDataset(f"{path} cannot be read as a picture: {error}") from error
+    return decode_picture(data, path, size)
+
+
+def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pictures:
+    """The content of the file ``path`` as uint8 [H, W, 3], resized to (height, width) if given.
+
+    Whoever decodes a picture does it here, so that all get the same bits.
+
+    Raises:
+        InvalidDataset: it is damaged, or no picture of 8 bits a channel.
+    """
+    try:
+        # From memory: PIL's many short reads of an open file cost as much again as small pictures do.
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.mode not in _MODES:
                 raise ValueError(f"its pixels are of the type {image.mode}, only 8 bit ones are supported")
             # Straight to RGB, PIL would warn about palettes with transparency.

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,25 +45,28 @@ def replacing(path: Path, what: str) -> Iterator[BinaryIO]:
         DiskLow: the disk ran full; ``what`` says of what.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with disk_full_is_disk_low(path.parent, what):
+    with disk_full_is_disk_low(path.parent, what):
+        try:
             with partial.open("wb") as file:
                 yield file
                 sync(file)
             partial.replace(path)
             sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def disk_full_is_disk_low(folder: Path, what: str) -> Iterator[None]:
-    """Turn the operating system's "no space left" into DiskLow, naming the folder and what was being written."""
+    """Turn the operating system's "no space left" into DiskLow: where, writing what, and what is free by then."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, DiskLow):
-            raise DiskLow(f"the disk of {folder} ran full while writing {what}: free some space") from error
+            free = shutil.disk_usage(folder).free
+            raise DiskLow(
+                f"the disk of {folder} ran full while writing {what} ({free:,} bytes are free): free some space"
+            ) from error
         raise
 
 

@@ -10,6 +10,7 @@
     │   ├── InvalidJob            (ValueError)  the job as a whole makes no sense
     │   ├── UnknownName           (LookupError) a method, student, parameter ... that does not exist
     │   ├── ContractViolation     (ValueError)  teacher and data set do not belong together
+    │   ├── LossyCache            (ValueError)  an encoding has lost what is asked of its cache
     │   └── NotFinite             (ArithmeticError) a loss or gradient stopped being a number
     ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
     └── DiskLow                   (OSError)     no room left for what has to be written
@@ -48,6 +49,10 @@ class InvalidJob(UserError, ValueError):
 
 class ContractViolation(UserError, ValueError):
     """Teacher and data set do not belong together (class count, label order, preprocessing)."""
+
+
+class LossyCache(UserError, ValueError):
+    """What an encoding has kept of the logits does not do for a method, or for a comparison."""
 
 
 class NotFinite(UserError, ArithmeticError):

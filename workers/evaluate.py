@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.feed import EvaluationFeed
+from workers.config import Preprocessing
+from workers.feed import EvaluationFeed, to_input
+from workers.replicas import Replicas
 
 ECE_BINS = 15
 
@@ -19,7 +21,7 @@ class _Sums:
     """Running sums over the split, one device-to-host copy at the end."""
 
     def __init__(self, device: torch.device) -> None:
-        self.rows = 0
+        self.rows = torch.zeros((), dtype=torch.float64, device=device)
         self.scalars = torch.zeros(5, dtype=torch.float64, device=device)
         # Per confidence bin: rows, correct rows, summed confidence.
         self.bins = torch.zeros(3, ECE_BINS, dtype=torch.float64, device=device)
@@ -45,21 +47,26 @@ class _Sums:
         for row, value_B in enumerate((ones_B, correct_B.double(), confidence_B.double())):
             self.bins[row].index_add_(0, bin_B, value_B)
 
+    def gather(self, replicas: Replicas) -> None:
+        """Add what the other processes have summed."""
+        self.rows, self.scalars, self.bins = (replicas.sum(x) for x in (self.rows, self.scalars, self.bins))
+
     def ece(self) -> float:
         _, correct, confidence = self.bins
-        return float((correct - confidence).abs().sum() / max(self.rows, 1))
+        return float((correct - confidence).abs().sum() / self.rows)
 
 
 @torch.no_grad()
 def evaluate(
-    forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, device: torch.device
+    forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
 ) -> dict[str, float | None]:
     """Measure a student on the whole test split.
 
     Args:
-        forward: uint8 pictures [B, H, W, K] -> logits [B, C], the network in evaluation mode.
-        feed: the test split, with the teacher's cache or without.
-        device: where ``forward`` computes.
+        forward: float32 [B, K, H, W] -> logits [B, C], the network in evaluation mode.
+        feed: this process's share of the test split, with the teacher's cache or without.
+        preprocessing: from picture to ``forward``'s input.
+        replicas: the processes that measure together.
 
     Returns:
         ``top1``, ``top5`` (accuracies, 0..1; top5 is top-C below five classes), ``nll`` (nats),
@@ -68,11 +75,13 @@ def evaluate(
         ``kl_to_teacher`` (mean KL(teacher || student), nats); the last two are None without a
         teacher.
     """
-    sums = _Sums(device)
+    sums = _Sums(feed.device)
     for batch in feed.batches():
         (seen,) = batch.views
-        sums.add(forward(seen.images).float(), batch.labels, seen.teacher_logits)
-    correct, in_top5, nll, agreement, kl = (sums.scalars / max(sums.rows, 1)).tolist()
+        inputs = to_input(seen.images, preprocessing, channels_last=True)
+        sums.add(forward(inputs).float(), batch.labels, seen.teacher_logits)
+    sums.gather(replicas)
+    correct, in_top5, nll, agreement, kl = (sums.scalars / sums.rows).tolist()
     with_teacher = feed.has_teacher
     return {
         "top1": correct,

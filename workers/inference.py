@@ -92,7 +92,8 @@ def infer_blocks(
             logits_RN[batch.start - batch.block_start : batch.stop - batch.block_start] = teacher.run(input_)
             progress.inferred += batch.stop - batch.start
             if batch.is_last:
-                commits.append(committer.submit(_commit, writer, batch.block, logits_RN))
+                labels_R = np.asarray(dataset.labels_N[batch.block_start : batch.block_stop])
+                commits.append(committer.submit(_commit, writer, batch.block, logits_RN, labels_R))
             while commits and (commits[0].done() or len(commits) > BLOCKS_AHEAD):
                 progress.committed += commits.popleft().result()
             progress.tell()
@@ -130,14 +131,14 @@ def _loaded(
 
 
 def _load(teacher: Teacher, dataset: Dataset, recipe: Augmentation, seed: int, batch: _Batch) -> NDArray[np.floating]:
-    images = torch.from_numpy(dataset.images_NHWC[batch.start : batch.stop])
+    images = torch.from_numpy(dataset.take(slice(batch.start, batch.stop)))
     if not isinstance(recipe, NoAugmentation):
         images = make_views(images, recipe, seed, batch.view, np.arange(batch.start, batch.stop))
     return teacher.preprocess(images)
 
 
-def _commit(writer: CacheWriter, block: int, logits_RN: NDArray[np.float32]) -> int:
-    writer.write_block(block, logits_RN)
+def _commit(writer: CacheWriter, block: int, logits_RN: NDArray[np.float32], labels_R: NDArray[np.int64]) -> int:
+    writer.write_block(block, logits_RN, labels_R)
     return len(logits_RN)
 
 

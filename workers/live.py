@@ -3,7 +3,7 @@
 Shapes: B batch, C classes, 1 kept for broadcasting; z_BC logits.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -44,6 +44,19 @@ class LiveStatistics(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(FORMULAS)
+
+
+class Known:
+    """Values derived from one batch's teacher, kept for the next student that trains on the same batch."""
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, Tensor] = {}
+
+    def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """The value of ``key``; computed by whoever asks first. It must not depend on a student."""
+        if key not in self._values:
+            self._values[key] = compute()
+        return self._values[key]
 
 
 def row_statistics(z_BC: Tensor) -> dict[str, Tensor]:

@@ -58,10 +58,10 @@ def kl(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, 
 
 def _log_softmaxes(z_s_BC: Tensor, z_t_BC: Tensor, temperatures: Temperatures) -> tuple[Tensor, Tensor]:
     """log p of the teacher and log q of the student, each at its temperature: [B, C] both."""
-    return (
-        tempered(z_t_BC, temperatures.teacher).log_softmax(dim=1),
-        tempered(z_s_BC, temperatures.student).log_softmax(dim=1),
-    )
+    log_q_BC = tempered(z_s_BC, temperatures.student).log_softmax(dim=1)
+    if temperatures.teacher_softened is not None:
+        return temperatures.teacher_softened(), log_q_BC
+    return tempered(z_t_BC, temperatures.teacher).log_softmax(dim=1), log_q_BC
 
 
 def dkd(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Dkd) -> LossResult:

@@ -8,17 +8,18 @@ model, optimizer or store.
 Shapes: B batch, C classes, 1 kept for broadcasting.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from workers.composition import Method
 from workers.errors import NotFinite
-from workers.live import LiveBatch, LiveStatistics
+from workers.live import Known, LiveBatch, LiveStatistics
 from workers.losses import LOSSES
-from workers.policy_configs import Expression
+from workers.policy_configs import Expression, Fixed
+from workers.softmax import tempered
 from workers.temperature import POLICIES, Temperatures, first_unusable
 
 
@@ -31,11 +32,13 @@ class View:
         teacher_logits_BC: raw cached logits of the same view; needed if the method has terms.
         teacher_statistics: name -> [B] for at least ``method.statistics``, as cached;
             ``live.row_statistics`` makes them for a teacher that is run live.
+        known: what other students have derived from the same teacher logits.
     """
 
     student_logits_BC: Tensor
     teacher_logits_BC: Tensor | None = None
     teacher_statistics: Mapping[str, Tensor] | None = None
+    known: Known = field(default_factory=Known)
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def objective(
     teacher_statistics: Mapping[str, Tensor] | None = None,
     second: View | None = None,
     learned: Mapping[str, Tensor] | None = None,
+    known: Known | None = None,
     label_smoothing: float = 0.0,
 ) -> Objective:
     """The method's loss of one batch.
@@ -90,6 +94,7 @@ def objective(
         teacher_logits_BC: as in ``View``.
         teacher_statistics: as in ``View``.
         second: another view of the same samples, for a method of two views.
+        known: as in ``View``.
         learned: [] for each of ``method.learned``, with gradient: the parameters beside the student's.
         label_smoothing: of the cross-entropy alone.
 
@@ -99,7 +104,7 @@ def objective(
             that no update can use such a total.
         ValueError: shapes that do not fit, or something that the method needs and was not given.
     """
-    views = [View(student_logits_BC, teacher_logits_BC, teacher_statistics)]
+    views = [View(student_logits_BC, teacher_logits_BC, teacher_statistics, known or Known())]
     if method.views == 2:
         if second is None:
             raise ValueError(f"method {method.name!r} trains on two views of each sample; give the second")
@@ -155,10 +160,12 @@ def _check(method: Method, view: View, labels_B: Tensor) -> None:
 
 def _cast(view: View, dtype: torch.dtype) -> View:
     """The same in the dtype of the arithmetic; the teacher's statistics as [B, 1], and constants."""
+    logits_BC = view.teacher_logits_BC
     return View(
         view.student_logits_BC.to(dtype),
-        None if view.teacher_logits_BC is None else view.teacher_logits_BC.detach().to(dtype),
+        None if logits_BC is None else view.known.get(dtype, lambda: logits_BC.detach().to(dtype)),
         {name: x_B.detach().to(dtype).unsqueeze(1) for name, x_B in (view.teacher_statistics or {}).items()},
+        view.known,
     )
 
 
@@ -186,6 +193,8 @@ def _distil(
         if isinstance(term.policy, Expression) and (unusable := first_unusable(temperatures, torch)):
             sample = f"sample {unusable.sample} of the batch"
             raise NotFinite(f"method {method.name!r}: {unusable.explain(term.policy, sample)}", unusable.sample)
+        if isinstance(term.policy, Fixed):
+            temperatures = replace(temperatures, teacher_softened=_softener(view, temperatures, term.policy))
         result = LOSSES[term.loss.kind](z_s_BC, z_t_BC, labels_B, temperatures, term.loss)
         varies = result.temperatures is not None or term.policy.kind != "fixed"
         (varying if varies else constant).append(result.temperatures or temperatures)
@@ -193,6 +202,14 @@ def _distil(
             factor = scale * term.weight * part.coefficient
             summands.append(_Summand(name, factor, part.value))
     return summands, next(iter(varying + constant), None)
+
+
+def _softener(view: View, temperatures: Temperatures, policy: Fixed) -> Callable[[], Tensor]:
+    """log S(z_t / T), the same for every student that asks for this T and dtype."""
+    z_t_BC = view.teacher_logits_BC
+    assert z_t_BC is not None
+    key = (z_t_BC.dtype, policy.temperature)
+    return lambda: view.known.get(key, lambda: tempered(z_t_BC, temperatures.teacher).log_softmax(dim=1))
 
 
 def _cross_entropy(z_BC: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:

@@ -35,9 +35,10 @@ from workers.caching import identify, open_teacher
 from workers.composition import Method
 from workers.config import Folders, InferenceOrder, Preprocessing, Sgd, TeacherSpec, Training, Views
 from workers.datasets import Dataset, open_prepared
-from workers.errors import InvalidMethod
+from workers.errors import InvalidMethod, LossyCache
 from workers.feed import TrainingFeed, student_preprocessing, to_input
 from workers.live import row_statistics
+from workers.lossy import describe
 from workers.objective import View, objective
 from workers.presets import Preset
 from workers.students.build import build_student
@@ -200,6 +201,7 @@ def check_parity(
         threads: of the teacher and of the student, which take turns.
 
     Raises:
+        LossyCache: its rows are not what the teacher said.
         InvalidMethod: the method has no use for a teacher in this epoch, or for a cache of so few views.
         InvalidTeacher, InvalidDataset: what the cache was made from is gone or has changed.
         UnknownName, InvalidJob: the student is none, or cannot take these pictures.
@@ -209,6 +211,11 @@ def check_parity(
     folders = Folders(data_dir=data_dir, data_root=data_dir)
     reader = CacheReader.from_key(folders.caches, Catalog(folders.caches).resolve(key))
     spec, method = reader.spec, preset.expand()
+    if spec.is_lossy:
+        raise LossyCache(
+            f"cache {spec.key[:12]} has the encoding {describe(spec)}, which is not meant to train as the live teacher "
+            "does: check a dense cache, or `retort cache verify` this one"
+        )
     _check_method(method, spec, epoch)
     teacher = _open_teacher(folders, spec, threads)
     dataset = open_prepared(folders.datasets, spec.dataset_fingerprint)

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,15 @@ from pydantic import ValidationError
 
 from store import StoreError
 from workers.artifacts import ARTIFACTS
-from workers.caching import CachePlan, build_caches, forwards_avoided, plan_caches, prepare_data, teacher_accuracy
+from workers.caching import (
+    CachePlan,
+    build_caches,
+    forwards_avoided,
+    plan_caches,
+    prepare_data,
+    reserve_caches,
+    teacher_accuracy,
+)
 from workers.config import (
     DatasetSpec,
     Folders,
@@ -29,10 +37,11 @@ from workers.config import (
     TrainingOrder,
     Views,
 )
-from workers.errors import WorkerError
+from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Stage, ignore, never
+from workers.learner import Member
 from workers.methods import parse_method
-from workers.train import train_run
+from workers.train import train_group, train_run
 
 # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -48,6 +57,7 @@ def order_run(
     earlier: tuple[Path, ...] = (),
     told_epoch: int = 0,
     memory_fraction: float = 1.0,
+    checkpoint_s: float = 60.0,
 ) -> TrainingOrder:
     """The order for one run of a job, to be trained in ``folder``."""
     return TrainingOrder(
@@ -64,7 +74,35 @@ def order_run(
         told_epoch=told_epoch,
         threads=threads,
         memory_fraction=memory_fraction,
+        checkpoint_s=checkpoint_s,
     )
+
+
+def share_out(
+    runs: Sequence[RunSpec], slots: int, largest_group: int, alone: Collection[int] = ()
+) -> list[list[RunSpec]]:
+    """Which of the waiting runs to start now, each list in one process.
+
+    Runs of one seed see the same batches, and so can share a process. They do where there are more of them than slots,
+    and then no more than it takes to start all of them.
+
+    Args:
+        runs: in the order in which they wait.
+        slots: how many processes there is room for.
+        largest_group: of runs in one process.
+        alone: indices of runs that are not to share one.
+
+    Returns:
+        At most ``slots`` groups.
+    """
+    waiting, groups = list(runs), list[list[RunSpec]]()
+    while waiting and len(groups) < slots:
+        first = waiting[0]
+        size = 1 if first.index in alone else min(largest_group, -(-len(waiting) // (slots - len(groups))))
+        others = [run for run in waiting[1:] if run.seed == first.seed and run.index not in alone]
+        groups.append([first, *others[: size - 1]])
+        waiting = [run for run in waiting if run not in groups[-1]]
+    return groups
 
 
 @dataclass(frozen=True)
@@ -86,25 +124,42 @@ def run_job(
     *,
     threads: int = 1,
 ) -> JobOutcome:
-    """A whole job in this process, run after run: the service without HTTP, database and Ray.
+    """A whole job in this process, group of runs after group: the service without HTTP, database and Ray.
+
+    Its caches are kept from eviction until it ends; there is no quota here, so none is evicted for them.
 
     Raises:
         WorkerError, store.StoreError: as the parts do; what was finished stays.
     """
+    if job.training.actors > 1:
+        raise InvalidJob(
+            f"training.actors is {job.training.actors}, and this is one process: "
+            "use 1, or submit the job to the service"
+        )
     plan = plan_caches(job, folders, emit, should_stop, threads=threads)
-    forwards = build_caches(plan, folders, emit, should_stop, threads=threads)
-    emit(Stage(stage="training"))
-    results = []
-    for run in job.runs():
-        folder = out_dir / f"run-{run.index}"
-        order = order_run(job, plan, run, folders, folder, threads=threads)
-        results.append(train_run(order, emit, should_stop))
-    return JobOutcome(
-        results=tuple(results),
-        teacher_accuracy=teacher_accuracy(plan, folders),
-        teacher_forwards=forwards,
-        teacher_forwards_avoided=forwards_avoided(job, plan, forwards),
-    )
+    with reserve_caches(plan, folders, 0, emit):
+        forwards = build_caches(plan, folders, emit, should_stop, threads=threads)
+        emit(Stage(stage="training"))
+        results = {}
+        waiting = job.runs()
+        while waiting:
+            [group] = share_out(waiting, 1, job.largest_group)
+            orders = [
+                order_run(job, plan, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
+            ]
+            ended = dict(train_group([Member(order, emit, should_stop) for order in orders]))
+            for place, run in enumerate(group):
+                how = ended[place]
+                if isinstance(how, Exception):
+                    raise how
+                results[run.index] = how
+            waiting = tuple(run for run in waiting if run not in group)
+        return JobOutcome(
+            results=tuple(results[run.index] for run in job.runs()),
+            teacher_accuracy=teacher_accuracy(plan, folders),
+            teacher_forwards=forwards,
+            teacher_forwards_avoided=forwards_avoided(job, plan, forwards),
+        )
 
 
 # ------------------------------------------------------------------------- a model without a teacher

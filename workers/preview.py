@@ -252,7 +252,7 @@ def _temperatures(method: Method, term: Term, table: _Table, classes: int, epoch
             raise _refusal(method, term, unusable, *table.place(start + unusable.sample))
         for side, values_R in whole.items():
             values_R[part] = getattr(given, side)[:, 0]
-    return Temperatures(**whole)
+    return Temperatures(whole["student"], whole["teacher"], whole["weight"])
 
 
 def _refusal(method: Method, term: Term, unusable: Unusable, view: int, sample: int) -> NotFinite:

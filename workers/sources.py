@@ -83,9 +83,10 @@ class Source:
         """SHA-256 (64 hex) of the spec and of every file's path, size and modification time.
 
         A file changed in place without a new size or time is not noticed, as with make and rsync.
+        How the pictures are stored is left out: it does not change what they are.
         """
         digest = hashlib.sha256()
-        header = [_RULES, self.spec.model_dump(mode="json"), str(self.path)]
+        header = [_RULES, self.spec.model_dump(mode="json", exclude={"storage"}), str(self.path)]
         if self.path is None:
             header.append(importlib.metadata.version("scikit-learn"))
         digest.update(json.dumps(header, sort_keys=True).encode())

@@ -83,11 +83,14 @@ class Temperatures:
         student: tau_B1 > 0 that divides the student's logits; carries gradient where the authors' code does.
         teacher: tau_B1 > 0 that divides the teacher's logits; [B, C] where classes differ.
         weight: [B, 1] >= 0, the factor (T^2 or its like) that keeps gradients comparable over temperatures.
+        teacher_softened: gives [B, C], the log-softmax of the teacher's logits at ``teacher``, where someone may have
+            computed it already; None: nobody has.
     """
 
     student: Array
     teacher: Array
     weight: Array
+    teacher_softened: Callable[[], Array] | None = None
 
 
 def fixed(student: Statistics, teacher: Statistics, config: Fixed, batch: Batch) -> Temperatures:

@@ -5,11 +5,7 @@ sample; ``apply`` cuts that box out of uint8 pictures with integer arithmetic on
 every student, every machine, every batch size and order, and CPU and CUDA see the same bytes, and
 nothing about the augmentation has to be stored.
 
-The generator is counter-based; there is no state to seed, split or restore. Integers are absorbed
-one by one, ``h <- mix(h + (x + 1) * GOLDEN)`` modulo 2**64 starting from 0, where ``mix`` is
-SplitMix64's finaliser (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014, with the constants of Stafford's variant 13). Absorbing (seed, view, sample, slot)
-gives word ``slot`` of a sample, so a sample's words are a SplitMix64 sequence. Slots: 0 mirror,
+The generator is counter-based, see store/words.py: word ``slot`` of (seed, view, sample). Slots: 0 mirror,
 1 top, 2 left, 3 + 2t and 4 + 2t the area and aspect ratio of try t of ``resized_crop``.
 
 Floating point is used in one place, the area and aspect ratio of ``resized_crop``: float64
@@ -34,10 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from store.words import Floats, Ints, Words, below, hash_words, unit
 from workers.config import Augmentation, CropFlip, NoAugmentation, ResizedCrop
 from workers.errors import InvalidDataset
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SLOT_FLIP, _SLOT_TOP, _SLOT_LEFT, _SLOT_TRIES = 0, 1, 2, 3
 _TRIES = 10
 
@@ -50,10 +46,6 @@ _ONE = 1 << _BITS
 # malloc asks for fresh pages (twice as fast as a whole batch); a GPU wants much work at once.
 _CHUNK_CPU = 1 << 17
 _CHUNK_DEVICE = 1 << 25
-
-Ints = NDArray[np.int64]
-Words = NDArray[np.uint64]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -81,37 +73,6 @@ class ViewParameters:
 
 
 # ------------------------------------------------------------------------------------------ drawing
-
-
-def _mix(z: Words) -> Words:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _absorb(state: Words, value: Words) -> Words:
-    return _mix(state + (value + np.uint64(1)) * _GOLDEN)
-
-
-def hash_words(seed: int, view: int, index_N: Ints, slot: int) -> Words:
-    """Random word ``slot`` of each sample, uint64 [N]: a pure function of the four integers."""
-    # Arrays of one element, because NumPy warns about the wanted overflow of scalars.
-    state = np.zeros(1, dtype=np.uint64)
-    for value in (seed, view):
-        state = _absorb(state, np.array([value], dtype=np.uint64))
-    state = _absorb(state, index_N.astype(np.uint64))
-    return _absorb(state, np.array([slot], dtype=np.uint64))
-
-
-def _below(words: Words, count: int | Ints) -> Ints:
-    """Uniform integers in [0, count): the high half of a 32 x 32 bit product, bias below 2**-32."""
-    scaled = (words >> np.uint64(32)) * np.asarray(count).astype(np.uint64)
-    return (scaled >> np.uint64(32)).astype(np.int64)
-
-
-def _unit(words: Words) -> Floats:
-    """Uniform float64 in [0, 1), multiples of 2**-53."""
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _log(value: float) -> float:
@@ -154,7 +115,7 @@ def draw(
     n = len(index)
     flip = np.zeros(n, dtype=np.int64)
     if not isinstance(recipe, NoAugmentation) and recipe.flip:
-        flip = _below(words(_SLOT_FLIP), 2)
+        flip = below(words(_SLOT_FLIP), 2)
     heights, widths = np.full(n, height, dtype=np.int64), np.full(n, width, dtype=np.int64)
     match recipe:
         case NoAugmentation():
@@ -162,8 +123,8 @@ def draw(
             return ViewParameters(zero, zero, heights, widths, flip)
         case CropFlip():
             offsets = 2 * recipe.pad + 1
-            top = _below(words(_SLOT_TOP), offsets) - recipe.pad
-            left = _below(words(_SLOT_LEFT), offsets) - recipe.pad
+            top = below(words(_SLOT_TOP), offsets) - recipe.pad
+            left = below(words(_SLOT_LEFT), offsets) - recipe.pad
             return ViewParameters(top, left, heights, widths, flip)
         case ResizedCrop():
             return _draw_resized_crop(recipe, words, n, height, width, flip)
@@ -180,15 +141,15 @@ def _draw_resized_crop(
     pending = np.arange(n)
     for attempt in range(_TRIES):
         slot = _SLOT_TRIES + 2 * attempt
-        area = height * width * (least + _unit(words(slot)[pending]) * (most - least))
-        ratio = _exp(log_ratio[0] + _unit(words(slot + 1)[pending]) * (log_ratio[1] - log_ratio[0]))
+        area = height * width * (least + unit(words(slot)[pending]) * (most - least))
+        ratio = _exp(log_ratio[0] + unit(words(slot + 1)[pending]) * (log_ratio[1] - log_ratio[0]))
         tried_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
         tried_h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
         fits = (tried_w > 0) & (tried_w <= width) & (tried_h > 0) & (tried_h <= height)
         rows = pending[fits]
         heights[rows], widths[rows] = tried_h[fits], tried_w[fits]
-        top[rows] = _below(words(_SLOT_TOP)[rows], height - heights[rows] + 1)
-        left[rows] = _below(words(_SLOT_LEFT)[rows], width - widths[rows] + 1)
+        top[rows] = below(words(_SLOT_TOP)[rows], height - heights[rows] + 1)
+        left[rows] = below(words(_SLOT_LEFT)[rows], width - widths[rows] + 1)
         pending = pending[~fits]
         if not len(pending):
             break
@@ -218,8 +179,8 @@ def output_size(recipe: Augmentation, height: int, width: int) -> tuple[int, int
 def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters) -> Tensor:
     """Make the views: uint8 [B, H, W, C] on any device -> uint8 [B, h, w, C] on the same.
 
-    Integers only, so the bytes are the same on every device and for every split into batches. The
-    recipe ``none`` returns the given tensor itself.
+    Integers only, so the bytes are the same on every device and for every split into batches, an empty one
+    included. The recipe ``none`` returns the given tensor itself.
 
     Raises:
         InvalidDataset: the pictures are not uint8 [B, H, W, C].
@@ -228,6 +189,8 @@ def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters)
     _check_images(images_BHWC)
     if len(parameters) != len(images_BHWC):
         raise ValueError(f"{len(images_BHWC)} pictures with parameters of {len(parameters)}")
+    if not len(images_BHWC):
+        return images_BHWC.new_empty((0, *output_size(recipe, *images_BHWC.shape[1:3]), images_BHWC.shape[3]))
     match recipe:
         case NoAugmentation():
             return images_BHWC

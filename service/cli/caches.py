@@ -44,7 +44,7 @@ class _Shelf(Protocol):
     def delete(self, key: str) -> None: ...
 
 
-class _Remote:
+class Remote:
     """The caches of a service."""
 
     def __init__(self, client: Client) -> None:
@@ -157,7 +157,7 @@ def _shelf(context: typer.Context) -> Iterator[_Shelf]:
         yield _Folder(data_dir)
         return
     with session(context).client() as client:
-        yield _Remote(client)
+        yield Remote(client)
 
 
 @cache.command("list")
@@ -232,7 +232,7 @@ def delete_cache(context: typer.Context, key: Key) -> None:
 
 def _recompute(data_dir: Path, key: str, rows: int) -> Document:
     # torch and ONNX Runtime: seconds to load, and not installed beside a mere client.
-    from workers.caching import recompute_rows
+    from workers.recompute import recompute_rows
 
     report = recompute_rows(data_dir, key, rows)
     return {
@@ -246,10 +246,12 @@ def _recompute(data_dir: Path, key: str, rows: int) -> Document:
 def _row(item: Document) -> tuple[str | Text, ...]:
     spec = item["spec"] or {}
     views = f" x {spec['views']} views" if spec.get("views", 1) > 1 else ""
+    encoding = spec.get("encoding", "dense")
+    kind = encoding if isinstance(encoding, str) else encoding["kind"]
     return (
         item["key"][:_DIGITS_SHOWN],
         _state(item),
-        spec.get("split", "") + views,
+        spec.get("split", "") + views + ("" if kind == "dense" else f", {kind}"),
         f"{item['rows_committed']:,}",
         str(spec.get("classes", "")),
         terminal.size(item["size_bytes"]),

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from service import terminal
 from service.cli.base import parse_json, session
-from service.cli.caches import _Remote
+from service.cli.caches import Remote
 from service.cli.stock import PANEL
 from service.connection import Document
 
@@ -39,7 +39,7 @@ def preview(
     options = session(context)
     chosen = parse_json(method, "METHOD") if method.lstrip().startswith("{") else method
     with options.client() as client:
-        shelf = _Remote(client)
+        shelf = Remote(client)
         document = client.preview_method(
             chosen,
             shelf.resolve(cache),

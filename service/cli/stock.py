@@ -112,6 +112,10 @@ def add_dataset(
         tuple[int, int] | None,
         typer.Option(metavar="HEIGHT WIDTH", help="Resize the pictures of a folder to this."),
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="decoded|files", help="Of a folder: keep a decoded copy, or decode whenever needed."),
+    ] = None,
 ) -> None:
     """Give a data set a name that jobs can use. KIND folder is a folder of pictures per class."""
     options = session(context)
@@ -120,6 +124,8 @@ def add_dataset(
         spec["path"] = path
     if image_size is not None:
         spec["image_size"] = list(image_size)
+    if storage is not None:
+        spec["storage"] = storage
     with options.client() as client:
         made = client.create_dataset(name, spec)
     options.show(made, lambda: Text(made["id"]))

@@ -6,11 +6,11 @@ import numpy as np
 from fastapi import APIRouter
 
 from service.context import Context, Service
-from service.errors import Conflict, InvalidRequest
+from service.errors import InvalidRequest
 from service.problems import responses
 from service.schemas import Method, MethodPage, Page, Part, Student
 from service.schemas_methods import MethodPreview, PreviewRequest, PreviewTerm
-from store import CacheCorrupt, CacheIncomplete, CacheMismatch, CacheReader, CacheSpec
+from store import CacheReader, CacheSpec
 from workers import methods
 from workers.preview import Float32, preview
 from workers.students import catalog
@@ -74,11 +74,8 @@ def preview_method(request: PreviewRequest, service: Service) -> MethodPreview:
 
 def _statistics(service: Context, key: str) -> tuple[CacheSpec, dict[str, Float32]]:
     """What a complete cache is of, and its statistics, float32 [views, samples] by name."""
-    try:
-        with CacheReader.from_key(service.settings.caches_dir, key) as reader:
-            views = [reader.statistics(view) for view in range(reader.spec.views)]
-    except (CacheIncomplete, CacheCorrupt, CacheMismatch) as error:
-        raise Conflict(f"cache {key} cannot be read: {error}") from error
+    with CacheReader.from_key(service.settings.caches_dir, key) as reader:
+        views = [reader.statistics(view) for view in range(reader.spec.views)]
     return reader.spec, {name: np.stack([view[name] for view in views]) for name in views[0]}
 
 

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Response
 
-from service.checks import DATASET
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.problems import responses
+from service.registry import DATASET
 from service.schemas import Dataset, DatasetRequest, Page
 from service.tables import DatasetRecord, new_id
 from workers.sources import examine

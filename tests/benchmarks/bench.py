@@ -28,23 +28,45 @@ class Options:
         json: where to write the figures; None for nowhere.
         quick: few rounds of the smallest case, to see that the benchmark runs.
         device: where to measure.
+        parts: which parts of the program to run; none where it has no parts.
+        plot: where to draw the figures as SVG; None for nowhere.
     """
 
     json: Path | None
     quick: bool
     device: torch.device
+    parts: tuple[str, ...] = ()
+    plot: Path | None = None
 
 
-def options(description: str) -> Options:
-    """Read the command line and set torch's threads."""
+def options(
+    description: str, parts: Sequence[str] = (), quick_parts: Sequence[str] = (), *, plots: bool = False
+) -> Options:
+    """Read the command line and set torch's threads.
+
+    Args:
+        description: for ``--help``.
+        parts: what ``--parts`` may choose from; all of them unless it is given.
+        quick_parts: those of ``--quick``.
+        plots: whether the program draws.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--quick", action="store_true", help="few rounds of the smallest case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's (default %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default %(default)s)")
+    if parts:
+        choices = [*dict.fromkeys([*parts, *quick_parts])]
+        parser.add_argument("--parts", nargs="+", choices=choices, metavar="PART", help=f"of {', '.join(choices)}")
+    if plots:
+        parser.add_argument("--plot", type=Path, metavar="FILE", help="an SVG (default: beside the figures)")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    return Options(given.json, given.quick, torch.device(given.device))
+    chosen = (quick_parts if given.quick else parts) if not parts or given.parts is None else given.parts
+    plot = given.plot if plots else None
+    if plots and plot is None and given.json is not None:
+        plot = given.json.with_suffix(".svg")
+    return Options(given.json, given.quick, torch.device(given.device), tuple(chosen), plot)
 
 
 @dataclass

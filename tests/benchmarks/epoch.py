@@ -1,7 +1,7 @@
 """A student's step on the cache, and with the teacher in the loop: ``python -m tests.benchmarks.epoch [--json FILE]``.
 
 Three loops train the same student with the same optimizer, precision and threads. They take turns within one process,
-and each row of the table has a process of its own:
+and each row of the table, which is one of ``--parts`` and takes a minute, has a process of its own:
 
 - floor: cross-entropy on batches that lie ready in memory as float32, channels last; nothing is augmented, normalised,
   checked or counted on the way. What any loop over this student costs.
@@ -67,6 +67,8 @@ WARM_UP_ROUNDS, MOST_ROUNDS = 3, 300
 MOST_ADDED = 1.05
 LEAST_SAVED = {("resnet56", "resnet8"): 3.4, ("resnet56", "resnet20"): 2.1}
 PAIRS = (*LEAST_SAVED, ("resnet32x4", "resnet8x4"))
+BATCHES = (64, 128)
+PARTS = {f"{student}-{batch}": (teacher, student, batch) for batch in BATCHES for teacher, student in PAIRS}
 
 CE_WEIGHT, KD_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0
 LOOPS = ("floor", "cache", "live")
@@ -294,11 +296,10 @@ def measure(plan: Plan) -> Cell:
 
 def plans(given: Options, folder: Path) -> list[Plan]:
     """The rows of the table."""
-    sizes = (64,) if given.quick else (64, 128)
-    seconds = 1.0 if given.quick else 60.0
+    seconds = 1.0 if given.quick else 50.0
     order = write_data(folder, torch.get_num_threads())
     made = []
-    for batch, (teacher, student) in itertools.product(sizes, PAIRS[:1] if given.quick else PAIRS):
+    for teacher, student, batch in (PARTS[name] for name in given.parts):
         training = Training(epochs=2, batch_size=batch, device="cuda" if given.device.type == "cuda" else "cpu")
         run = order.run.model_copy(update={"student": StudentSpec(name=student)})
         changed = {"run": run, "training": training, "folder": folder / f"{student}-{batch}"}
@@ -356,7 +357,8 @@ def as_json(cell: Cell) -> dict[str, object]:
 
 
 def main() -> None:
-    given = options("A student's step on the cache, beside the bare one and the one with the teacher in the loop.")
+    told = "A student's step on the cache, beside the bare one and the one with the teacher in the loop."
+    given = options(told, tuple(PARTS), tuple(PARTS)[:1])
     cells = []
     with TemporaryDirectory() as folder:
         for plan in plans(given, Path(folder)):

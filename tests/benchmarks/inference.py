@@ -202,7 +202,7 @@ class Loops:
 
     def _pictures(self, view: int, samples: range) -> torch.Tensor:
         """Views of neighbours, uint8 [B, H, W, K]."""
-        pictures = torch.from_numpy(self._dataset.images_NHWC[samples.start : samples.stop])
+        pictures = torch.from_numpy(self._dataset.take(slice(samples.start, samples.stop)))
         return make_views(pictures, RECIPE, self._spec.augmentation_seed, view, np.array(samples))
 
 

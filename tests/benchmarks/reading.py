@@ -1,11 +1,12 @@
-"""How fast cached logits are read: ``python -m tests.benchmarks.reading [--json FILE] [--quick]``.
+"""How fast cached logits are read: ``python -m tests.benchmarks.reading [--json FILE] [--quick] [--parts ...]``.
 
 The same logits (float16) lie in a cache, in one flat file and in plain Zarr arrays of several chunk shapes. Batches are
 256 rows of a shuffled epoch.
 
-- shuffled: everything is in memory. The page cache of the files is dropped, each contender reads an epoch through its
-  own mapping, and then the time is taken. Zarr is tuned first: chunk rows, way of indexing, concurrency. A second table
-  has the same after the files were read with read(2), which leaves short files in small pages (see store/mapping.py).
+- shuffled: everything is in memory. Zarr is tuned first: chunk rows, way of indexing, concurrency. How a file came to
+  memory decides which pages it has there, so the memmap is met in three states: as written, its best, for one large
+  file gets the largest pages; after the page cache was dropped and each contender has read an epoch through its own
+  mapping; and after read(2), which leaves the store's short files in small pages (see store/mapping.py).
 - load: a whole view into a new array. The store compares every checksum, and so does Zarr, on the same files.
 - cold: the page cache of the files is dropped before each trial. The first 40 batches stand for logits that memory
   cannot hold, where every batch is like the first; a whole epoch shows what fits in memory, where the kernel's own
@@ -13,6 +14,7 @@ The same logits (float16) lie in a cache, in one flat file and in plain Zarr arr
 - memory: the sum of PSS of four processes that have each read every row, over the bytes of the logits.
 
 The files go to the folder of temporary files (TMPDIR), which must be on a disk: 7 GB. With --quick no bar is judged.
+Each part takes a minute or less; ``--parts`` chooses some of them, by what is measured and the number of classes.
 
 Shapes: N samples, C classes, B = 256 rows of a batch.
 """
@@ -279,8 +281,11 @@ def gathered(case: Case, others: Mapping[str, Callable[[], object]], rounds: int
         return interleaved({**calls, **others}, rounds=rounds, turn_s=0.02)
 
 
-def shuffled(case: Case, quick: bool) -> Table:
+def shuffled(case: Case, quick: bool) -> Iterator[Table]:
     """Warm batches from the store, from a memmap and from zarr."""
+    rounds = 5 if quick else 31
+    # First of all: nothing else has asked for memory since the files were written.
+    yield _against_memmap(f"Shuffled batches, {case.name}, warm, as written", gathered(case, {}, rounds))
     tried = tune_zarr(case, 2 if quick else 3)
     best = tried[0][1]
     # One way to read each other array: the fastest.
@@ -288,35 +293,27 @@ def shuffled(case: Case, quick: bool) -> Table:
     del others[best.array.chunks]
     batches = case.batches()
     drop(case.files)
-    timings = gathered(case, {"zarr": lambda: best.read(next(batches))}, 5 if quick else 31)
+    timings = gathered(case, {"zarr": lambda: best.read(next(batches))}, rounds)
     store_s = timings["RowMap.gather"].median_s / REPEAT
-    return Table(
-        f"Shuffled batches, {case.name}, warm",
-        "us per batch",
-        "/ store",
-        [
-            *_store_and_memmap(timings, least=0.9),
-            _row(best.name, timings["zarr"].median_s, store_s, least=200),
-            *(_row(way.name, seconds, store_s) for seconds, way in sorted(others.values(), key=lambda pair: pair[0])),
-        ],
+    yield _against_memmap(
+        f"Shuffled batches, {case.name}, warm, the files read through mappings before",
+        timings,
+        _row(best.name, timings["zarr"].median_s, store_s, least=200),
+        *(_row(way.name, seconds, store_s) for seconds, way in sorted(others.values(), key=lambda pair: pair[0])),
     )
-
-
-def shuffled_after_read(case: Case, quick: bool) -> Table:
-    """The same after the files came to memory through read(2)."""
     warm(case.files)
-    timings = gathered(case, {}, 5 if quick else 31)
     title = f"Shuffled batches, {case.name}, warm, the files read with read(2) before"
-    return Table(title, "us per batch", "/ store", _store_and_memmap(timings))
+    yield _against_memmap(title, gathered(case, {}, rounds))
 
 
-def _store_and_memmap(timings: Mapping[str, Timing], least: float | None = None) -> list[Row]:
+def _against_memmap(title: str, timings: Mapping[str, Timing], *others: Row) -> Table:
     store_s, anew_s, memmap_s = (timings[name].median_s / REPEAT for name in list(timings)[:3])
-    return [
+    rows = [
         _row("store, RowMap.gather", store_s, store_s),
         _row("store, CacheReader.gather", anew_s, store_s),
-        _row("np.take from one np.memmap", memmap_s, store_s, least),
+        _row("np.take from one np.memmap", memmap_s, store_s, least=0.9),
     ]
+    return Table(title, "us per batch", "/ store", [*rows, *others])
 
 
 def _row(contender: str, seconds: float, store_s: float, least: float | None = None) -> Row:
@@ -326,7 +323,7 @@ def _row(contender: str, seconds: float, store_s: float, least: float | None = N
 # ----------------------------------------------------------------------------------------------------------------- load
 
 
-def load(case: Case, quick: bool) -> Table:
+def load(case: Case, quick: bool) -> Iterator[Table]:
     """A whole view, verified, and the same arrays through zarr."""
     warm(case.files)
     array = zarr.open_array(case.folder / case.spec.key / "logits", mode="r")
@@ -338,7 +335,7 @@ def load(case: Case, quick: bool) -> Table:
         Row("store, CacheReader.logits", 1e3 * store_s, 1.0),
         Row("zarr, z[:] of the same array", 1e3 * zarr_s, zarr_s / store_s, least=1.3),
     ]
-    return Table(f"Load {case.name}, checksums compared, warm", "ms", "/ store", table)
+    yield Table(f"Load {case.name}, checksums compared, warm", "ms", "/ store", table)
 
 
 # ----------------------------------------------------------------------------------------------------------------- cold
@@ -369,8 +366,14 @@ def cold_store(case: Case, batches: int, ahead: int | None) -> float:
         return time.perf_counter() - started
 
 
-def cold(case: Case, batches: int, rounds: int, title: str, bar: float | None) -> Table:
+def cold(case: Case, quick: bool) -> Iterator[Table]:
     """From the disk, the same order for all."""
+    yield cold_batches(case, COLD_BATCHES, 2 if quick else 5, f"First {COLD_BATCHES} batches", 4.0)
+    yield cold_batches(case, case.spec.samples // BATCH, 2 if quick else 3, "Whole epoch", None)
+
+
+def cold_batches(case: Case, batches: int, rounds: int, title: str, bar: float | None) -> Table:
+    """The first batches of the order."""
     calls: dict[str, Callable[[], float]] = {
         f"store, prefetch {AHEAD} batches ahead": lambda: cold_store(case, batches, AHEAD),
         "store": lambda: cold_store(case, batches, None),
@@ -419,20 +422,20 @@ def readers_pss_bytes(case: Case, kind: str) -> int:
         return total
 
 
-def memory(case: Case, rounds: int) -> Table:
+def memory(case: Case, quick: bool) -> Iterator[Table]:
     """Four readers at once, interpreters and libraries included."""
     copy_bytes = case.spec.samples * case.spec.row_bytes
     warm(case.files)
     names = {"store": "store", "memmap": "one np.memmap", "copy": "a copy in each process"}
     found: dict[str, list[int]] = {kind: [] for kind in names}
-    for _ in range(rounds):
+    for _ in range(1 if quick else 3):
         for kind in names:
             found[kind].append(readers_pss_bytes(case, kind))
     table = []
     for kind, name in names.items():
         total = median(found[kind])
         table.append(Row(name, total / 1e6, total / copy_bytes, most=1.3 if kind == "store" else None))
-    return Table(f"PSS of {READERS} readers, {case.name}", "MB", "/ one copy", table)
+    yield Table(f"PSS of {READERS} readers, {case.name}", "MB", "/ one copy", table)
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
@@ -447,8 +450,20 @@ def as_json(table: Table) -> dict[str, object]:
     return {"title": table.title, "unit": table.unit, "ratio": table.ratio, "rows": rows}
 
 
+SAMPLES = {100: 50_000, 1000: 400_000}  # by classes
+MEASURES: dict[str, Callable[[Case, bool], Iterator[Table]]] = {
+    "shuffled": shuffled,
+    "load": load,
+    "cold": cold,
+    "memory": memory,
+}
+# Of the small case only what fits in memory matters; --quick has nothing else.
+PARTS = ("shuffled-100", "load-100", *(f"{name}-1000" for name in MEASURES))
+QUICK_PARTS = tuple(f"{name}-100" for name in MEASURES)
+
+
 def main() -> None:
-    given = options("How fast cached logits are read, and in how much memory.")
+    given = options("How fast cached logits are read, and in how much memory.", PARTS, QUICK_PARTS)
     quick, tables = given.quick, []
 
     def done(table: Table) -> None:
@@ -462,16 +477,15 @@ def main() -> None:
         show(["contender", f"{table.unit}>", f"{table.ratio}>", "bar", "met"], rows)
         print(flush=True)
 
-    for classes, samples in ((100, 50_000),) if quick else ((100, 50_000), (1000, 400_000)):
+    for classes, samples in SAMPLES.items():
+        chosen = [name for name in MEASURES if f"{name}-{classes}" in given.parts]
+        if not chosen:
+            continue
         with TemporaryDirectory(prefix="retort-reading-") as folder:
             case = make_case(Path(folder), samples, classes)
-            done(shuffled(case, quick))
-            done(shuffled_after_read(case, quick))
-            done(load(case, quick))
-            if quick or classes == 1000:
-                done(cold(case, COLD_BATCHES, 2 if quick else 5, f"First {COLD_BATCHES} batches", 4.0))
-                done(cold(case, samples // BATCH, 2 if quick else 3, "Whole epoch", None))
-                done(memory(case, 1 if quick else 3))
+            for name in chosen:
+                for table in MEASURES[name](case, quick):
+                    done(table)
     write(given, {"benchmark": "reading", "quick": quick, "tables": [as_json(table) for table in tables]})
 
 

@@ -8,7 +8,6 @@ tensor of logits.
 from collections.abc import Mapping
 
 import torch
-import torchvision
 from torch import nn
 
 from workers.errors import InvalidJob
@@ -33,6 +32,9 @@ def build_torchvision(name: str, classes: int, in_channels: int, image_side: int
     Raises:
         InvalidJob: the network cannot be adapted to ``in_channels``.
     """
+    # It loads torch's whole compiler: a second of every worker's start that only these students need.
+    import torchvision
+
     options: Mapping[str, object] = {}
     if name in ("googlenet", "inception_v3"):
         options = _ONE_OUTPUT

@@ -1,0 +1,186 @@
+"""Many students, one cache: ``python -m tests.benchmarks.students [--json FILE] [--quick]``.
+
+- memory: up to four processes train students on the same data set and cache; each has read every picture and every
+  logit before it is measured. "Total" is the sum of their PSS (a page that n processes map counts 1/n in each), "data"
+  the part of it that lies in the files of pictures and logits, over the bytes of those files: 1.0 is one copy for all.
+- group: the same students in one process, by ``train_group``, instead of one after the other: time of the same steps.
+
+What is trained on is random and of CIFAR's size, as in ``tests.benchmarks.epoch``.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+
+from store import CacheReader
+from tests.benchmarks.bench import options, show, write
+from tests.benchmarks.epoch import write_data
+from workers.config import StudentSpec, TrainingOrder
+from workers.datasets import open_prepared
+from workers.events import ignore
+from workers.feed import TrainingFeed
+from workers.learner import Member
+from workers.train import train_group
+
+PROCESSES = (1, 2, 3, 4)
+GROUPS = (1, 2, 4)
+STUDENTS = ("resnet8", "resnet8x4", "vgg8", "resnet20")
+MiB = 1 << 20
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def mapped(files: Sequence[Path]) -> int:
+    """PSS in bytes of this process's mappings of files in these folders."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split(maxsplit=5)
+        if not name.endswith(":"):
+            counts = len(values) == 5 and any(values[4].startswith(f"{folder}/") for folder in files)
+        elif name == "Pss:" and counts:
+            total += int(values[0]) << 10
+    return total
+
+
+def rollup(field: str) -> int:
+    """Bytes of this process, by the kernel's own sum."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) << 10
+    raise LookupError(field)
+
+
+def member(order: TrainingOrder, steps: int, asked: list[float]) -> Member:
+    """A run that is stopped after some steps; ``asked`` receives when each began, and when the last ended."""
+
+    def should_stop() -> bool:
+        asked.append(time.perf_counter())
+        return len(asked) > steps
+
+    return Member(order, ignore, should_stop)
+
+
+def reader_process(order: TrainingOrder) -> None:
+    """Read everything, train a little; then, line by line from standard input, report memory until it ends."""
+    torch.set_num_threads(1)
+    train = open_prepared(order.folders.datasets, order.train_fingerprint)
+    assert order.train_cache is not None
+    reader = CacheReader(order.folders.caches, order.train_cache)
+    feed = TrainingFeed(train, order.views, reader, 256, 0, torch.device("cpu"))
+    for epoch in range(order.train_cache.views):
+        for _ in feed.epoch(epoch):
+            pass
+    list(train_group([member(order, 3, [])]))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for _ in sys.stdin:
+        files = [train.path, reader.path]
+        sys.stdout.write(json.dumps({"pss": rollup("Pss"), "data": mapped(files)}) + "\n")
+        sys.stdout.flush()
+
+
+def measure_processes(order: TrainingOrder, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Bytes of so many processes together, ``pss`` and ``data``."""
+    found: dict[int, dict[str, float]] = {}
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for number in range(1, max(counts) + 1):
+            mine = order.model_copy(update={"folder": order.folder / f"process-{number}", "threads": 1})
+            command = [sys.executable, "-m", "tests.benchmarks.students", "--process", mine.model_dump_json()]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            running.append(process)
+            assert process.stdout.readline() == "ready\n"
+            if number in counts:
+                told = [ask(each) for each in running]
+                found[number] = {name: sum(one[name] for one in told) for name in ("pss", "data")}
+    finally:
+        for process in running:
+            process.communicate()
+    return found
+
+
+def ask(process: "subprocess.Popen[str]") -> dict[str, int]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("now\n")
+    process.stdin.flush()
+    return dict(json.loads(process.stdout.readline()))
+
+
+# --------------------------------------------------------------------------------------------------------------- group
+
+
+def seconds_of(orders: Sequence[TrainingOrder], steps: int) -> float:
+    """Time of so many steps of every run, in one group; starting up is left out."""
+    asked: list[list[float]] = [[] for _ in orders]
+    list(train_group([member(order, steps, times) for order, times in zip(orders, asked, strict=True)]))
+    return asked[-1][-1] - asked[0][0]
+
+
+def measure_groups(order: TrainingOrder, sizes: Sequence[int], steps: int, rounds: int) -> dict[int, dict[str, float]]:
+    """By size of the group: ``ratio`` of its time to that of its runs apart."""
+
+    def orders(size: int) -> list[TrainingOrder]:
+        runs = [order.run.model_copy(update={"student": StudentSpec(name=name)}) for name in STUDENTS[:size]]
+        return [order.model_copy(update={"run": run, "folder": order.folder / run.student.name}) for run in runs]
+
+    ratios: dict[int, list[float]] = {size: [] for size in sizes}
+    for number in range(rounds + 1):
+        for size in sizes:
+            apart = sum(seconds_of([each], steps) for each in orders(size))
+            together = seconds_of(orders(size), steps)
+            if number:
+                ratios[size].append(together / apart)
+    return {size: {"ratio": median(values)} for size, values in ratios.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- told
+
+
+def told_memory(memory: Mapping[int, Mapping[str, float]], data_bytes: int) -> list[tuple[str, ...]]:
+    rows, before = list[tuple[str, ...]](), 0.0
+    for count, figures in memory.items():
+        extra = f"{(figures['pss'] - before) / MiB:,.0f}"
+        rows.append((str(count), f"{figures['pss'] / MiB:,.0f}", extra, f"{figures['data'] / data_bytes:.2f}"))
+        before = figures["pss"]
+    return rows
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--process"]:
+        reader_process(TrainingOrder.model_validate_json(sys.argv[2]))
+        return
+    given = options("What another student on the same cache costs.", ("memory", "group"), ("group",))
+    figures: dict[str, object] = {}
+    with TemporaryDirectory() as folder:
+        order = write_data(Path(folder), torch.get_num_threads())
+        assert order.train_cache is not None
+        train = open_prepared(order.folders.datasets, order.train_fingerprint)
+        logits_bytes = order.train_cache.views * order.train_cache.samples * order.train_cache.row_bytes
+        data_bytes = train.samples * math.prod(train.picture_shape) + logits_bytes
+        if "memory" in given.parts:
+            memory = measure_processes(order, PROCESSES)
+            figures["memory"] = {"data_bytes": data_bytes, "processes": memory}
+            print(f"Memory in MiB; pictures and logits are {data_bytes / MiB:,.0f}")
+            show(("processes>", "total PSS>", "of the last>", "data (copies)>"), told_memory(memory, data_bytes))
+        if "group" in given.parts:
+            sizes, steps, rounds = (GROUPS[:2], 3, 1) if given.quick else (GROUPS, 40, 5)
+            groups = measure_groups(order, sizes, steps, rounds)
+            figures["groups"] = groups
+            print("A group of students in one process")
+            show(("students>", "time / apart>"), [(str(size), f"{each['ratio']:.3f}") for size, each in groups.items()])
+    write(given, figures)
+
+
+if __name__ == "__main__":
+    main()

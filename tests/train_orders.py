@@ -1,0 +1,22 @@
+"""Train groups of runs, one after the other: ``python -m tests.train_orders GROUP...``, each a JSON list of orders."""
+
+import json
+import sys
+
+from workers.config import TrainingOrder
+from workers.events import ignore, never
+from workers.learner import Member
+from workers.train import train_group
+
+
+def main() -> int:
+    failed = False
+    for group in map(json.loads, sys.argv[1:]):
+        orders = map(TrainingOrder.model_validate, group)
+        ended = list(train_group([Member(order, ignore, never) for order in orders]))
+        failed |= any(isinstance(how, Exception) for _, how in ended)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""How work on the cluster is told about: numbered events, a wish to stop, and one outcome. Without Ray.
+
+An exception class that cannot be pickled kills an actor's reply, so errors cross processes as text.
+"""
+
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from store import StoreError
+from workers.errors import Stopped, UserError, WorkerError
+from workers.replicas import PeerLost
+
+Numbered = tuple[int, dict[str, Any]]
+
+
+class WorkFailed(WorkerError):
+    """A worker's own error, brought here as it was told there."""
+
+    def __init__(self, outcome: "Outcome") -> None:
+        self.outcome = outcome
+        super().__init__(f"{outcome.error_type}: {outcome.message}")
+
+
+class Outcome(BaseModel):
+    """How a piece of work ended.
+
+    Attributes:
+        kind: ``done``; ``failed``: it raised; ``stopped``: it was asked to; ``vanished``: its process is gone.
+        value: what it returned, if done.
+        error_type, message: of the exception, if failed.
+        is_user_error: trying again would fail again.
+    """
+
+    kind: Literal["done", "failed", "stopped", "vanished"]
+    value: dict[str, Any] | None = None
+    error_type: str | None = None
+    message: str | None = None
+    is_user_error: bool = False
+
+
+def outcome_of(work: Callable[[], dict[str, Any]]) -> Outcome:
+    try:
+        return outcome(work())
+    except Exception as error:
+        return outcome(error)
+
+
+def outcome(how: dict[str, Any] | Exception) -> Outcome:
+    """A result, or an exception as text."""
+    kind = type(how).__name__
+    match how:
+        case dict():
+            return Outcome(kind="done", value=how)
+        case Stopped():
+            return Outcome(kind="stopped", message=str(how))
+        case WorkFailed():
+            return how.outcome
+        case PeerLost():
+            return Outcome(kind="vanished", error_type=kind, message=str(how))
+        case UserError() | StoreError():
+            return Outcome(kind="failed", error_type=kind, message=str(how), is_user_error=True)
+    # Whatever it is, the operator sees where it came from and the job sees one line of it.
+    traceback.print_exception(how)
+    return Outcome(kind="failed", error_type=kind, message=str(how) or repr(how))
+
+
+class Mailbox:
+    """Events of one piece of work, numbered from 0, kept until they are acknowledged; the wish to stop; the outcome."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._events: list[Numbered] = []
+        self._next = 0
+        self.stopping = threading.Event()
+        self.outcome: Outcome | None = None
+
+    def emit(self, event: BaseModel) -> None:
+        with self._lock:
+            self._events.append((self._next, event.model_dump(mode="json")))
+            self._next += 1
+
+    def take(self, acknowledged: int) -> tuple[list[Numbered], Outcome | None]:
+        # Looked at first: with an outcome, the events are all there are.
+        outcome = self.outcome
+        with self._lock:
+            self._events = [(n, event) for n, event in self._events if n >= acknowledged]
+            return list(self._events), outcome
