@@ -131,13 +131,15 @@ def _tell_end(name: str, process: subprocess.Popen[bytes], news: queue.SimpleQue
 def _first_news(
     news: queue.SimpleQueue[str | None], is_ready: Callable[[], bool], on_ready: Callable[[], None]
 ) -> str | None:
+    told = False
     while True:
         try:
+            # Never without a time limit: a signal that comes just before the wait is seen only after it.
             return news.get(timeout=_POLL_S)
         except queue.Empty:
-            if is_ready():
+            if not told and is_ready():
+                told = True
                 on_ready()
-                return news.get()
 
 
 def _end_all(

@@ -24,7 +24,9 @@ slower).
 Shapes: B rows of a batch, N samples, C classes.
 """
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +47,8 @@ from .mapping import ChunkRows, map_chunks, memory_bytes
 from .room import Hold
 from .schema import CacheSpec
 from .statistics import STATISTICS, Float32
+
+_LOADERS = 4  # threads that load a view
 
 Rows = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.floating]
@@ -232,14 +236,23 @@ class CacheReader:
             raise RowOutOfRange(f"view {view} does not exist: there are {self.spec.views}")
 
     def _load_view(self, into: Logits, array: str, view: int) -> None:
-        for within in range(self.spec.blocks_per_view):
-            block = view * self.spec.blocks_per_view + within
+        def load(block: int) -> None:
             _, start, stop = self.spec.block_range(block)
             record = self._records[block]
             if array == "logits" and self.spec.is_lossy:
                 load_block(self.path, self.spec, block, record, into[start:stop])
             else:
                 layout.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
+
+        first = view * self.spec.blocks_per_view
+        blocks = range(first, first + self.spec.blocks_per_view)
+        if array != "logits":  # too small to be worth threads
+            for block in blocks:
+                load(block)
+            return
+        # Reading and the first touch of new memory leave the interpreter to the others. An error cancels the rest.
+        with ThreadPoolExecutor(_LOADERS) as pool:
+            deque(pool.map(load, blocks), maxlen=0)
 
     def _map(self, array: str, columns: int, dtype: np.dtype[np.generic]) -> ChunkRows:
         paths = [self.path / layout.chunk_name(array, self.spec, block) for block in range(self.spec.blocks)]

@@ -333,7 +333,7 @@ def test_an_order_crosses_processes_as_json(digits: Digits, tmp_path: Path) -> N
 
 
 def test_step_events_tell_progress(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.train._STEP_EVENT_SECONDS", 0.0)
+    monkeypatch.setattr("workers.learner._STEP_EVENT_SECONDS", 0.0)
     events: list[object] = []
     train_run(digits.order("ce", tmp_path, SMALL.model_copy(update={"epochs": 1})), events.append, never)
     steps = [event for event in events if isinstance(event, Step)]

@@ -140,7 +140,8 @@ def report(sweep: Sweep) -> None:
     show([*headers, *(f"{name}'s memory, MB>" for name in MEMORY)], rows)
     for name, figure in MEMORY.items():
         constant, slope = sweep.memory(figure)
-        print(f"The {name}'s private memory: {constant / 1e6:.1f} MB and {slope:.1f} bytes per {sweep.grows[:-1]}")
+        each = {"rows": "row", "classes": "class"}[sweep.grows]
+        print(f"The {name}'s private memory: {constant / 1e6:.1f} MB and {slope:.1f} bytes per {each}")
     print(flush=True)
 
 
