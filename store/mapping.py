@@ -9,9 +9,9 @@ In order of preference:
 
 - "huge": stride = lcm(2 MiB, row bytes), so that the page cache's 2 MiB pages can be mapped whole. A
   file has such pages once it was written, or read through this mapping, but not once it was read
-  with read(2), which costs a quarter of the speed for as long as the file stays in memory;
+  with read(2), which costs about a tenth of the speed for as long as the file stays in memory;
 - "page": stride = lcm(page size, row bytes), where the first needs more address space than there is
-  (odd row sizes times many files, or RLIMIT_AS): 0.65-0.8x the speed;
+  (odd row sizes times many files, or RLIMIT_AS): about a tenth slower, too;
 - "loaded": the files' rows copied into memory, where mapping is refused (vm.max_map_count,
   RLIMIT_AS).
 
@@ -92,7 +92,7 @@ class ChunkRows:
         if classes * self.rows.itemsize >= TOUCH_BYTES:
             # Copying row after row waits for the memory and the page table at each. Single values
             # are fetched side by side, and with both ends of a row there the copy hardly waits:
-            # in 0.6 times the time where pages are small, in 0.8 where they are huge.
+            # in 0.6 times the time where pages are small, in 0.75 where they are huge.
             ends_B2 = indices_B[:, None] * classes + (0, classes - 1)
             self.rows.reshape(-1).take(ends_B2, mode="clip")
         self.rows.take(indices_B, axis=0, out=out, mode="clip")

@@ -177,7 +177,7 @@ def test_scaling_prints_what_it_writes_and_draws_it(tmp_path: Path) -> None:
         memory = " +".join(f"{point[name] / 1e6:.1f}" for name in MEMORY.values())
         assert re.search(rf"^ *{point['samples']:,} +[\d.]+ +{times} +{memory}$", done.stdout, re.MULTILINE)
     exponents = " +".join(f"{only['exponents'][name]:.2f}" for name in TIMES.values())
-    assert re.search(rf"^exponent +{exponents} *$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^ *exponent +{exponents} *$", done.stdout, re.MULTILINE)
     assert "<polyline" in path.with_suffix(".svg").read_text()
 
 

@@ -10,8 +10,11 @@ Shapes: B batch, C classes, 1 kept for broadcasting.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workers.composition import Method
@@ -118,14 +121,14 @@ def objective(
     dtype = torch.float64 if student_logits_BC.dtype == torch.float64 else torch.float32
     with torch.autocast(device_type=student_logits_BC.device.type, enabled=False):
         cast = [_cast(view, dtype) for view in views]
-        ce_B = torch.stack([_cross_entropy(view.student_logits_BC, labels_B, label_smoothing) for view in cast]).sum(0)
+        ce_B = reduce(add, [_cross_entropy(view.student_logits_BC, labels_B, label_smoothing) for view in cast])
         ce_factor, scale = method.factors(epoch)
         summands, shown = [_Summand("ce", ce_factor, ce_B)], None
         if method.needs_teacher:
             distilled, shown = _distil(method, scale, cast, labels_B, epoch, epochs, learned or {})
             summands += distilled
         terms = {summand.name: summand.value.mean() for summand in summands}
-        total = torch.stack([summand.factor * terms[summand.name] for summand in summands]).sum()
+        total = reduce(add, [summand.factor * terms[summand.name] for summand in summands])
     if not bool(torch.isfinite(total)):
         raise _not_finite(method.name, views, summands)
     return Objective(
@@ -214,11 +217,8 @@ def _softener(view: View, temperatures: Temperatures, policy: Fixed) -> Callable
 
 def _cross_entropy(z_BC: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:
     """-log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: [B]."""
-    log_q_BC = z_BC.log_softmax(dim=1)
-    hard_B = -log_q_BC.gather(1, labels_B.unsqueeze(1)).squeeze(1)
-    if label_smoothing == 0.0:
-        return hard_B
-    return (1.0 - label_smoothing) * hard_B - label_smoothing * log_q_BC.mean(dim=1)
+    ce_B: Tensor = F.cross_entropy(z_BC, labels_B, reduction="none", label_smoothing=label_smoothing)
+    return ce_B
 
 
 def _not_finite(name: str, views: list[View], summands: list[_Summand]) -> NotFinite:

@@ -122,7 +122,9 @@ class Result:
 class ForgetfulWriter(CacheWriter):
     """Takes blocks and keeps none."""
 
-    def write_block(self, block: int, logits_NC: npt.NDArray[np.float32]) -> BlockRecord:
+    def write_block(
+        self, block: int, logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer] | None = None
+    ) -> BlockRecord:
         return BlockRecord(rows=len(logits_NC), files={})
 
 

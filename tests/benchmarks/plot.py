@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-WIDTH, HEIGHT = 520, 380  # of a chart, in pixels
-LEFT, RIGHT, TOP, BOTTOM = 70, 150, 40, 50  # margins; the names of the lines stand in the right one
+WIDTH, HEIGHT = 540, 380  # of a chart, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 70, 170, 40, 50  # margins; the names of the lines stand in the right one
 
 # Okabe and Ito's, which the colour-blind can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -3,7 +3,8 @@
 - memory: up to four processes train students on the same data set and cache; each has read every picture and every
   logit before it is measured. "Total" is the sum of their PSS (a page that n processes map counts 1/n in each), "data"
   the part of it that lies in the files of pictures and logits, over the bytes of those files: 1.0 is one copy for all.
-- group: the same students in one process, by ``train_group``, instead of one after the other: time of the same steps.
+- group: resnet8 by several methods in one process, by ``train_group``, instead of one after the other: time of the same
+  steps.
 
 What is trained on is random and of CIFAR's size, as in ``tests.benchmarks.epoch``.
 """
@@ -23,16 +24,17 @@ import torch
 from store import CacheReader
 from tests.benchmarks.bench import options, show, write
 from tests.benchmarks.epoch import write_data
-from workers.config import StudentSpec, TrainingOrder
+from workers.config import TrainingOrder
 from workers.datasets import open_prepared
 from workers.events import ignore
 from workers.feed import TrainingFeed
 from workers.learner import Member
+from workers.methods import parse_method
 from workers.train import train_group
 
 PROCESSES = (1, 2, 3, 4)
 GROUPS = (1, 2, 4)
-STUDENTS = ("resnet8", "resnet8x4", "vgg8", "resnet20")
+METHODS = ("kd", "dkd", "normkd", "dtkd")
 MiB = 1 << 20
 
 
@@ -131,8 +133,8 @@ def measure_groups(order: TrainingOrder, sizes: Sequence[int], steps: int, round
     """By size of the group: ``ratio`` of its time to that of its runs apart."""
 
     def orders(size: int) -> list[TrainingOrder]:
-        runs = [order.run.model_copy(update={"student": StudentSpec(name=name)}) for name in STUDENTS[:size]]
-        return [order.model_copy(update={"run": run, "folder": order.folder / run.student.name}) for run in runs]
+        runs = [order.run.model_copy(update={"method": parse_method(name)}) for name in METHODS[:size]]
+        return [order.model_copy(update={"run": run, "folder": order.folder / run.method.label}) for run in runs]
 
     ratios: dict[int, list[float]] = {size: [] for size in sizes}
     for number in range(rounds + 1):
@@ -174,7 +176,7 @@ def main() -> None:
             print(f"Memory in MiB; pictures and logits are {data_bytes / MiB:,.0f}")
             show(("processes>", "total PSS>", "of the last>", "data (copies)>"), told_memory(memory, data_bytes))
         if "group" in given.parts:
-            sizes, steps, rounds = (GROUPS[:2], 3, 1) if given.quick else (GROUPS, 40, 5)
+            sizes, steps, rounds = (GROUPS[:2], 3, 1) if given.quick else (GROUPS, 25, 5)
             groups = measure_groups(order, sizes, steps, rounds)
             figures["groups"] = groups
             print("A group of students in one process")
