@@ -251,6 +251,20 @@ def test_stopping_is_seen_at_the_next_batch(digits: Digits, tmp_path: Path) -> N
 # ----------------------------------------------------------------------------------------- the parts
 
 
+@pytest.mark.parametrize(
+    "name", ["cnn_s", "resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1", "shufflenet_v2"]
+)
+def test_gradients_lie_in_memory_as_their_parameters_do(name: str) -> None:
+    """What the fused optimizers take for granted: with another layout they update the wrong weights, in silence."""
+    network = build_student(name, 10).to(memory_format=torch.channels_last)
+    pictures = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
+    torch.autograd.backward(network(pictures).square().sum())
+    for parameter in network.parameters():
+        assert parameter.grad is not None
+        beside = torch.empty_like(parameter)
+        assert parameter.grad.stride() == parameter.stride() == beside.stride()
+
+
 def test_learning_rate_follows_the_papers_steps() -> None:
     training = Training(epochs=240, optimizer=Sgd(lr=0.05), schedule=StepSchedule())
     per_epoch = [learning_rate(training, epoch * 10, 10) for epoch in range(240)]

@@ -45,6 +45,8 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
 
 
 def _optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    # Fused: one pass over all weights. It takes gradients to lie as their parameters do, and would be silently wrong
+    # if one did not; autograd keeps to that, and so does ``Replicas.sum_gradients``.
     chosen = training.optimizer
     if isinstance(chosen, Sgd):
         return torch.optim.SGD(
@@ -53,9 +55,10 @@ def _optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> torch.
             momentum=chosen.momentum,
             weight_decay=chosen.weight_decay,
             nesterov=chosen.nesterov,
+            fused=True,
         )
     assert isinstance(chosen, AdamW)
-    return torch.optim.AdamW(parameters, lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay)
+    return torch.optim.AdamW(parameters, lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True)
 
 
 @dataclass

@@ -101,14 +101,17 @@ class Replicas:
         return torch.cat((logits_BC[: mine.start], logits_bC, logits_BC[mine.stop :]))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace the gradient of each parameter by the sum over all processes, in one exchange."""
+        """Replace the gradient of each parameter by the sum over all processes, in one exchange.
+
+        It lies in memory as the parameter does, which a fused optimizer relies on.
+        """
         if self._count == 1:
             return
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         total = self.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         parts = torch.split(total, [gradient.numel() for gradient in gradients])
         for parameter, gradient, part in zip(parameters, gradients, parts, strict=True):
-            parameter.grad = part.view_as(gradient)
+            parameter.grad = torch.empty_like(parameter).copy_(part.view_as(gradient))
 
     def normalise_whole_batches(self, network: nn.Module) -> None:
         """Let every batch normalisation of the network see the whole batch; names and values of its state stay."""
