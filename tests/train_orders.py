@@ -1,6 +1,7 @@
 """Train groups of runs, one after the other: ``python -m tests.train_orders GROUP...``, each a JSON list of orders."""
 
 import json
+import os
 import sys
 
 from workers.config import TrainingOrder
@@ -19,4 +20,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not sys.exit: torch keeps threads of a process group that was destroyed, and now and then aborts on them while the
+    # interpreter ends, after all work is done. Actors do not end that way: they are killed.
+    os._exit(main())

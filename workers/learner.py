@@ -67,7 +67,7 @@ class EpochSums:
 
     Attributes:
         steps, rows: that were trained on.
-        seconds: that earlier attempts have spent on this epoch.
+        seconds: this run's share of the time that its process, and those of earlier attempts, have spent on it.
     """
 
     device: torch.device
@@ -157,23 +157,13 @@ class Learner:
         self.sums = EpochSums(device)
         self.metrics: list[dict[str, float | None]] = []
         self._identity = _identity(member.order)
-        self._begun = self._told = time.monotonic()
+        self._told = time.monotonic()
 
     # -------------------------------------------------------------------------------------------------- its epoch
 
     @property
     def is_done(self) -> bool:
         return self.epoch >= self.training.epochs
-
-    @property
-    def epoch_seconds(self) -> float:
-        """Spent on the epoch that is under way, by all attempts."""
-        return self.sums.seconds + time.monotonic() - self._begun
-
-    def begin_epoch(self) -> None:
-        """Start the clock, and training mode; sums that were resumed stay."""
-        self.network.train()
-        self._begun = self._told = time.monotonic()
 
     def prepare_step(self, step: int, steps: int) -> None:
         """Learning rate and random draws of a step; both depend on where it is in the run and on nothing else."""
@@ -208,7 +198,7 @@ class Learner:
                     step=self.sums.steps,
                     steps=steps,
                     loss=float(loss.detach()),
-                    images_per_s=self.sums.rows / self.epoch_seconds,
+                    images_per_s=self.sums.rows / self.sums.seconds if self.sums.seconds else 0.0,
                 )
             )
 
@@ -243,7 +233,7 @@ class Learner:
                 "step": self.sums.steps,
                 "rows": self.sums.rows,
                 "sums": dict(self.sums.sums),
-                "epoch_seconds": self.epoch_seconds,
+                "epoch_seconds": self.sums.seconds,
                 "seconds": self.seconds,
                 "metrics": self.metrics,
             },
@@ -260,7 +250,7 @@ class Learner:
             parameter.data.copy_(state["learned"][name])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
         sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self.sums = EpochSums(self.device, state["step"], state["rows"], state["epoch_seconds"] if sums else 0.0, sums)
+        self.sums = EpochSums(self.device, state["step"], state["rows"], state["epoch_seconds"], sums)
         within = f" and {self.sums.steps} steps" if self.sums.steps else ""
         self.emit(Log(message=f"resumed after epoch {self.epoch} of {self.training.epochs}{within}"))
         # An attempt that was killed between its checkpoint and its event told nobody.

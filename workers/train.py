@@ -14,7 +14,7 @@ nothing is drawn from a generator with a history: order, views and dropout are f
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -136,7 +136,7 @@ class _Setting:
     replicas: Replicas
 
 
-def _set_up(orders: Sequence[TrainingOrder], emit: Emit) -> _Setting:
+def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Setting:
     """Choose the device, meet the other processes of the student, map data and caches.
 
     Raises:
@@ -148,7 +148,7 @@ def _set_up(orders: Sequence[TrainingOrder], emit: Emit) -> _Setting:
             "the runs of a group share everything but student and method, and one process: train them apart"
         )
     device, why = choose_device(order.training.device)
-    emit(Log(message=f"training on {device.type}: {why}"))
+    tell(Log(message=f"training on {device.type}: {why}"))
     torch.set_num_threads(order.threads)
     if device.type == "cuda" and order.memory_fraction < 1.0:
         torch.cuda.set_per_process_memory_fraction(order.memory_fraction)
@@ -272,7 +272,12 @@ def train_group(members: Sequence[Member]) -> Iterator[Ended]:
     """
     for member in members:
         member.order.folder.mkdir(parents=True, exist_ok=True)
-    setting = _set_up([member.order for member in members], members[0].emit)
+
+    def tell_all(event: Log) -> None:
+        for member in members:
+            member.emit(event)
+
+    setting = _set_up([member.order for member in members], tell_all)
     with contextlib.closing(setting.feed):
         yield from _train_together(members, setting)
 
@@ -306,15 +311,17 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
         # Whoever was resumed from a later checkpoint waits until the others are there.
         behind = [learner for learner in group.learners if learner.epoch == epoch]
         for learner in behind:
-            learner.begin_epoch()
+            learner.network.train()
         first_step = min(learner.sums.steps for learner in behind)
+        counted = time.monotonic()
         for step, batch in enumerate(feed.epoch(epoch, first_step), start=first_step):
             inputs = [to_input(seen.images, setting.preprocessing, channels_last=True) for seen in batch.views]
             for learner in behind:
                 if learner.sums.steps == step:
                     with group.on_behalf_of(learner.place):
                         _train_step(learner, step, batch, inputs, setting)
-            if time.monotonic() - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
+            counted = _share_time(behind, since=counted)
+            if counted - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
                 saved, saving_s = _save_all(group, behind)
             yield from group.take_ended()
             behind = [learner for learner in behind if learner in group.learners]
@@ -324,15 +331,15 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
         for learner in behind:
             with group.on_behalf_of(learner.place):
                 # ---- measure
-                means, train_seconds = learner.sums.means(), learner.epoch_seconds
+                started = time.monotonic()
                 learner.network.eval()
                 line: dict[str, float | None] = {
                     "epoch": epoch + 1,
                     "lr": learner.optimizer.param_groups[0]["lr"],
-                    "images_per_s": learner.sums.rows / train_seconds,
-                    **means,
+                    "images_per_s": learner.sums.rows / learner.sums.seconds,
+                    **learner.sums.means(),
                     **evaluate(learner.forward, setting.evaluation, setting.preprocessing, replicas),
-                    "seconds": learner.epoch_seconds,
+                    "seconds": learner.sums.seconds + time.monotonic() - started,
                 }
                 _raise_unless_finite(line, learner.method, epoch)
 
@@ -370,6 +377,14 @@ def _train_step(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tens
     learner.optimizer.step()
     learner.sums.add(outcome, (logits[0].argmax(1) == batch.labels).sum(), rows)
     learner.tell_step(outcome.total, steps)
+
+
+def _share_time(learners: Sequence[Learner], since: float) -> float:
+    """Divide the time since then among those who have used it; returns what time it is."""
+    now = time.monotonic()
+    for learner in learners:
+        learner.sums.seconds += (now - since) / len(learners)
+    return now
 
 
 def _save_all(group: _Group, learners: Sequence[Learner]) -> tuple[float, float]:
