@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from store import SparseEncoding
 from tests.digits import SMALL, Digits
 from tests.store_cases import digests
 from workers.caching import CachePlan, build_caches, plan_caches
 from workers.cluster import Cluster, Task
-from workers.config import Folders
+from workers.config import CacheOptions, Folders
 from workers.events import ignore, never
 from workers.outcomes import Outcome
 
@@ -101,6 +102,25 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     again = follow(cluster.build_caches(job, folders))
     assert again.value is not None
     assert again.value["teacher_forwards"] == 0
+
+
+def test_a_lossy_cache_that_is_refused_has_cost_one_block_and_says_so(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    sparse = SparseEncoding(kind="sparse", top=1, tail=2, temperature=4.0)
+    job = digits.job("kd").model_copy(update={"cache": CacheOptions(encoding=sparse)})
+    told: list[tuple[int, int]] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["type"] == "inference_progress" and event["split"] == "train":
+            told.append((event["rows_done"], event["rows_inferred"]))
+
+    outcome = follow(cluster.build_caches(job, Folders(data_dir=tmp_path, data_root=tmp_path)), hear)
+    assert outcome.error_type == "LossyCache"
+    assert outcome.is_user_error
+    block = digits.train.samples
+    assert told[-1] == (block, block)
+    assert all(0 <= inferred <= done <= block for done, inferred in told)
 
 
 def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:

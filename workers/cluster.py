@@ -216,7 +216,9 @@ class _Fan:
             self._order = order.model_copy(update={"threads": max(1, actors // self._count)})
         spec = order.spec
         self._writer = CacheWriter(order.folders.caches, spec)
-        self._before = self._told = spec.views * spec.samples - spec.rows_in(blocks)
+        # Not by the blocks given: those may be some of the missing ones.
+        missing = spec.rows_in(self._writer.pending_blocks())
+        self._before = self._told = spec.views * spec.samples - missing
         self._started = time.monotonic()
         self._look_again = self._started
         self._waiting_told = False
