@@ -318,39 +318,33 @@ class Engine:
 
     def _start_runs(self, job: _ActiveJob, runs: Sequence[RunRecord], specs: Sequence[RunSpec]) -> None:
         """Start runs that share their batches, or a single one, in one process."""
-        begun = {}
-        for run, spec in zip(runs, specs, strict=True):
-            order = self._order(job, run, spec)
-            if order is not None:
-                begun[run.id] = order
+        begun = [
+            (run.id, attempt, self._order(job, job.plan, run, spec, attempt))
+            for run, spec in zip(runs, specs, strict=True)
+            if job.plan is not None and (attempt := self._next_attempt(run)) is not None
+        ]
         if not begun:
             return
-        tasks = self._cluster.train(list(begun.values()), self._settings.run_cpus, self._settings.gpu_share)
-        for (run_id, order), task in zip(begun.items(), tasks, strict=True):
-            attempt = len(order.earlier) + 1
+        orders = [order for _, _, order in begun]
+        tasks = self._cluster.train(orders, self._settings.run_cpus, self._settings.gpu_share)
+        for (run_id, attempt, order), task in zip(begun, tasks, strict=True):
             job.runs[run_id] = _Work(task, attempt)
-            log.info(
-                "run started",
-                job_id=job.id,
-                run_id=run_id,
-                attempt=attempt,
-                name=order.run.name,
-                group=len(begun),
-            )
+            told = {"attempt": attempt, "name": order.run.name, "group": len(begun)}
+            log.info("run started", job_id=job.id, run_id=run_id, **told)
 
-    def _order(self, job: _ActiveJob, run: RunRecord, spec: RunSpec) -> TrainingOrder | None:
-        """The order of the run's next attempt, which begins with it; None if it may not have one."""
+    def _next_attempt(self, run: RunRecord) -> int | None:
+        """The number of the run's next attempt, which begins; None if it may not have one."""
         if run.attempt >= ATTEMPTS_MAX:
             error = {"type": "TooManyAttempts", "message": f"the run did not end in {run.attempt} attempts"}
             self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
             return None
-        attempt = self._records.start_attempt(run.id)
-        if attempt is None or job.plan is None:
-            return None
+        return self._records.start_attempt(run.id)
+
+    def _order(self, job: _ActiveJob, plan: CachePlan, run: RunRecord, spec: RunSpec, attempt: int) -> TrainingOrder:
         folder = self._folders.jobs / job.id / run.id
         return order_run(
             job.spec,
-            job.plan,
+            plan,
             spec,
             self._folders,
             folder / f"a{attempt}",

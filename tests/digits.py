@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import load_file
+from torch import Tensor
+
 from store import CacheReader
 from workers.caching import CachePlan, build_caches, plan_caches, prepare_data
 from workers.config import (
@@ -70,6 +73,11 @@ class Digits:
     ) -> TrainingOrder:
         job = self.job(method, training=training)
         return order_run(job, self.plan, job.runs()[0], self.folders, folder, threads=1, earlier=earlier)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Of the student that a run has left there, with its buffers."""
+    return load_file(folder / "artifacts" / "student.safetensors")
 
 
 def make_digits(root: Path) -> Digits:

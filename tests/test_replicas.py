@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.digits import SMALL, Digits
+from tests.digits import SMALL, Digits, weights
 from tests.replica_gradient import gradients
 from tests.test_train_group import train_in_a_process
 from workers.artifacts import CHECKPOINT
@@ -36,10 +35,6 @@ def train_in_processes(*orders: TrainingOrder) -> list["subprocess.Popen[bytes]"
         order.folder.mkdir(parents=True)
     ranks = range(orders[0].training.actors)
     return [train_in_a_process(*([order.model_copy(update={"rank": rank})] for order in orders)) for rank in ranks]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "artifacts" / "student.safetensors")
 
 
 def assert_same_but_for_rounding(folder: Path, expected: Path) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.digits import SMALL, Digits
+from tests.digits import SMALL, Digits, weights
 from tests.full_disk import on_a_small_disk
 from workers.artifacts import load_checkpoint
 from workers.config import CosineSchedule, Preprocessing, Sgd, StepSchedule, Training, TrainingOrder
@@ -24,10 +23,6 @@ from workers.methods import PRESETS, parse_method
 from workers.students.build import build_student
 from workers.teacher import Teacher
 from workers.train import _check_gradient, choose_device, train_run
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "artifacts" / "student.safetensors")
 
 
 def stop_after(epochs: int) -> tuple[Callable[[object], None], Callable[[], bool]]:

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.digits import SMALL, Digits
+from tests.digits import SMALL, Digits, weights
 from workers import objective
 from workers.artifacts import CHECKPOINT
 from workers.config import StudentSpec, TrainingOrder
@@ -27,10 +26,6 @@ from workers.students.build import build_student
 from workers.train import train_group, train_run
 
 CLOCKS = {"images_per_s", "seconds"}
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "artifacts" / "student.safetensors")
 
 
 def assert_same_run(left: Mapping[str, object], right: Mapping[str, object], *folders: Path) -> None:

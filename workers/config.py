@@ -27,6 +27,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 
 RUNS_MAX = 1000
+# Within an epoch, unless the operator sets another.
+CHECKPOINT_S = 60.0
 
 
 class Spec(Config):
@@ -474,5 +476,5 @@ class TrainingOrder(Spec):
     told_epoch: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=1)]
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    checkpoint_s: Annotated[float, Field(gt=0.0)] = 60.0
+    checkpoint_s: Annotated[float, Field(gt=0.0)] = CHECKPOINT_S
     rank: Annotated[int, Field(ge=0)] = 0

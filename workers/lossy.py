@@ -15,7 +15,7 @@ cancel over many views; a cosine sees each row alone. Whoever trusts in that, tr
 Shapes: R rows, b of a batch, C classes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from workers.config import Spec
 from workers.errors import LossyCache
 from workers.events import Emit, Log
 from workers.methods import MethodChoice
-from workers.objective import View, objective
+from workers.objective import View, objective_of
 
 BAR = 0.98
 BATCH = 64
@@ -122,29 +122,8 @@ def _gradients(
         rows = slice(start, start + BATCH)
         given = [z_RC[rows].requires_grad_() for z_RC in students]
         here = {name: values_R[rows] for name, values_R in statistics.items()}
-        total = _total(terms_alone, given, logits_RC[rows], here, labels_R[rows], epoch, epochs)
+        views = [View(z_bC, logits_RC[rows], here) for z_bC in given]
+        learned = {place: torch.tensor(value) for place, value in method.learned.items()}
+        total = objective_of(terms_alone, views, labels_R[rows], epoch=epoch, epochs=epochs, learned=learned).total
         gradients = torch.autograd.grad(total, given, materialize_grads=True)
         yield torch.cat(gradients, dim=1)
-
-
-def _total(
-    method: Method,
-    students: Sequence[Tensor],
-    teacher_bC: Tensor,
-    statistics: Mapping[str, Tensor],
-    labels_b: Tensor,
-    epoch: int,
-    epochs: int,
-) -> Tensor:
-    first, *others = (View(z_bC, teacher_bC, statistics) for z_bC in students)
-    return objective(
-        method,
-        first.student_logits_BC,
-        labels_b,
-        epoch=epoch,
-        epochs=epochs,
-        teacher_logits_BC=first.teacher_logits_BC,
-        teacher_statistics=first.teacher_statistics,
-        second=others[0] if others else None,
-        learned={place: torch.tensor(value) for place, value in method.learned.items()},
-    ).total

@@ -8,7 +8,7 @@ model, optimizer or store.
 Shapes: B batch, C classes, 1 kept for broadcasting.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
@@ -83,21 +83,35 @@ def objective(
     teacher_statistics: Mapping[str, Tensor] | None = None,
     second: View | None = None,
     learned: Mapping[str, Tensor] | None = None,
-    known: Known | None = None,
+    label_smoothing: float = 0.0,
+) -> Objective:
+    """``objective_of`` a first view, given by its parts as in ``View``, and of a second for a method of two."""
+    views = [View(student_logits_BC, teacher_logits_BC, teacher_statistics)]
+    if second is not None:
+        views.append(second)
+    return objective_of(
+        method, views, labels_B, epoch=epoch, epochs=epochs, learned=learned, label_smoothing=label_smoothing
+    )
+
+
+def objective_of(
+    method: Method,
+    views: Sequence[View],
+    labels_B: Tensor,
+    *,
+    epoch: int,
+    epochs: int | None = None,
+    learned: Mapping[str, Tensor] | None = None,
     label_smoothing: float = 0.0,
 ) -> Objective:
     """The method's loss of one batch.
 
     Args:
         method: what to compute.
-        student_logits_BC: as in ``View``, of the first view.
+        views: of the same samples, at least ``method.views``; more are not looked at.
         labels_B: true classes, int64.
         epoch: counted from 1; the warm-up reads it.
         epochs: of the whole run; only expressions read it.
-        teacher_logits_BC: as in ``View``.
-        teacher_statistics: as in ``View``.
-        second: another view of the same samples, for a method of two views.
-        known: as in ``View``.
         learned: [] for each of ``method.learned``, with gradient: the parameters beside the student's.
         label_smoothing: of the cross-entropy alone.
 
@@ -107,19 +121,18 @@ def objective(
             that no update can use such a total.
         ValueError: shapes that do not fit, or something that the method needs and was not given.
     """
-    views = [View(student_logits_BC, teacher_logits_BC, teacher_statistics, known or Known())]
-    if method.views == 2:
-        if second is None:
-            raise ValueError(f"method {method.name!r} trains on two views of each sample; give the second")
-        views.append(second)
+    if len(views) < method.views:
+        raise ValueError(f"method {method.name!r} trains on two views of each sample; give the second")
+    views = views[: method.views]
     if epoch < 1:
         raise ValueError(f"epoch is {epoch}; epochs are counted from 1")
     if missing := sorted(set(method.learned) - set(learned or {})):
         raise ValueError(f"method {method.name!r} learns the temperature of its terms {missing}; give their parameters")
     for view in views:
         _check(method, view, labels_B)
-    dtype = torch.float64 if student_logits_BC.dtype == torch.float64 else torch.float32
-    with torch.autocast(device_type=student_logits_BC.device.type, enabled=False):
+    first_BC = views[0].student_logits_BC
+    dtype = torch.float64 if first_BC.dtype == torch.float64 else torch.float32
+    with torch.autocast(device_type=first_BC.device.type, enabled=False):
         cast = [_cast(view, dtype) for view in views]
         ce_B = reduce(add, [_cross_entropy(view.student_logits_BC, labels_B, label_smoothing) for view in cast])
         ce_factor, scale = method.factors(epoch)
@@ -221,7 +234,7 @@ def _cross_entropy(z_BC: Tensor, labels_B: Tensor, label_smoothing: float) -> Te
     return ce_B
 
 
-def _not_finite(name: str, views: list[View], summands: list[_Summand]) -> NotFinite:
+def _not_finite(name: str, views: Sequence[View], summands: list[_Summand]) -> NotFinite:
     """Why the total is not finite: the first sample with a bad input, else the first bad part."""
     where = f"the loss of method {name!r} is not finite: "
     for view in views:

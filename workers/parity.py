@@ -39,7 +39,7 @@ from workers.errors import InvalidMethod, LossyCache
 from workers.feed import TrainingFeed, student_preprocessing, to_input
 from workers.live import row_statistics
 from workers.lossy import describe
-from workers.objective import View, objective
+from workers.objective import View, objective_of
 from workers.presets import Preset
 from workers.students.build import build_student
 from workers.teacher import Teacher
@@ -321,16 +321,12 @@ class _Learner:
 
     def differentiate(self, both: Sequence[View], labels_B: Tensor, epoch: int) -> _Step:
         """Loss and gradient of one view or two; the graph of the student's pass stays for another teacher's rows."""
-        first, *rest = both
-        outcome = objective(
+        outcome = objective_of(
             self._method,
-            first.student_logits_BC,
+            both,
             labels_B,
             epoch=epoch,
             epochs=max(epoch, Training().epochs),
-            teacher_logits_BC=first.teacher_logits_BC,
-            teacher_statistics=first.teacher_statistics,
-            second=rest[0] if rest else None,
             learned=self._learned,
         )
         gradients = torch.autograd.grad(outcome.total, self._parameters, retain_graph=True, materialize_grads=True)

@@ -27,6 +27,7 @@ from workers.caching import (
     teacher_accuracy,
 )
 from workers.config import (
+    CHECKPOINT_S,
     DatasetSpec,
     Folders,
     JobSpec,
@@ -57,7 +58,7 @@ def order_run(
     earlier: tuple[Path, ...] = (),
     told_epoch: int = 0,
     memory_fraction: float = 1.0,
-    checkpoint_s: float = 60.0,
+    checkpoint_s: float = CHECKPOINT_S,
 ) -> TrainingOrder:
     """The order for one run of a job, to be trained in ``folder``."""
     return TrainingOrder(

@@ -32,7 +32,7 @@ from workers.evaluate import evaluate
 from workers.events import Emit, Finished, Log, ShouldStop
 from workers.feed import Batch, EvaluationFeed, TrainingFeed, student_preprocessing, to_input
 from workers.learner import Learner, Member, best
-from workers.objective import Objective, View, objective
+from workers.objective import Objective, View, objective_of
 from workers.replicas import Replicas
 from workers.students.build import build_student
 
@@ -102,17 +102,13 @@ def _batch_objective(learner: Learner, logits: Sequence[Tensor], batch: Batch) -
         for logits_BC, seen in zip(logits, batch.views, strict=False)
     ]
     try:
-        return objective(
+        return objective_of(
             learner.method,
-            both[0].student_logits_BC,
+            both,
             batch.labels,
             epoch=learner.epoch + 1,
             epochs=learner.training.epochs,
-            teacher_logits_BC=both[0].teacher_logits_BC,
-            teacher_statistics=both[0].teacher_statistics,
-            second=both[1] if len(both) > 1 else None,
             learned=learner.learned,
-            known=both[0].known,
             label_smoothing=learner.training.label_smoothing,
         )
     except NotFinite as error:

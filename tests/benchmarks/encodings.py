@@ -42,6 +42,7 @@ from store import CacheReader, CacheSpec, CacheWriter, Encoding, SparseEncoding,
 from store.encoding import logit_arrays
 from tests.benchmarks.bench import Options, interleaved, options, show, write
 from tests.conftest import SHARED
+from tests.store_cases import make_spec
 from workers.config import Preprocessing
 from workers.teacher import Teacher
 
@@ -175,7 +176,7 @@ def contenders(source: Source) -> Iterator[tuple[str, int, Callable[[int], Logit
     for e in sparse_encodings(source.classes):
         encodings.append((f"sparse {e.top} + {e.tail}, T {e.temperature:g}", e))
     for name, encoding in encodings:
-        spec = make_spec(encoding, len(source.logits), source.classes)
+        spec = spec_of(encoding, len(source.logits), source.classes)
         yield name, spec.stored_row_bytes, partial(through, spec, source)
     for sparse_bytes in dict.fromkeys(row_bytes(e, source.classes) for e in sparse_encodings(source.classes)):
         count = (sparse_bytes - 4) // 4
@@ -186,22 +187,9 @@ def row_bytes(encoding: Encoding, classes: int) -> int:
     return sum(array.row_bytes for array in logit_arrays(encoding, "float32", classes).values())
 
 
-def make_spec(encoding: Encoding, samples: int, classes: int) -> CacheSpec:
-    return CacheSpec(
-        teacher_sha256="a1" * 32,
-        teacher_output="logits",
-        output_kind="logits",
-        dataset_fingerprint="b2" * 32,
-        split="train",
-        samples=samples,
-        classes=classes,
-        preprocessing={},
-        augmentation={"recipe": "none"},
-        augmentation_seed=0,
-        views=1,
-        dtype="float16" if encoding == "dense" else "float32",
-        encoding=encoding,
-    )
+def spec_of(encoding: Encoding, samples: int, classes: int) -> CacheSpec:
+    dtype = "float16" if encoding == "dense" else "float32"
+    return make_spec(samples=samples, classes=classes, dtype=dtype, encoding=encoding)
 
 
 def measure(source: Source, name: str, size: int, decoded: Callable[[int], Logits], draws: int) -> Line:
@@ -254,7 +242,7 @@ def decoding(given: Options) -> list[Decoding]:
         with TemporaryDirectory() as folder:
             calls = {}
             for encoding in encodings:
-                spec = make_spec(encoding, rows, classes)
+                spec = spec_of(encoding, rows, classes)
                 writer = CacheWriter(folder, spec)
                 for block in writer.pending_blocks():
                     _, start, stop = spec.block_range(block)

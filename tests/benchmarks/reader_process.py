@@ -4,13 +4,13 @@ It reads every row once, in batches of 256 in an order of its own, says so on a 
 sent answers how much memory is its own: PSS in kB, in which a page that n processes share counts 1/n for each.
 """
 
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from store import CacheReader
+from tests.benchmarks.memory import own_bytes
 
 
 def main() -> None:
@@ -32,9 +32,7 @@ def main() -> None:
     sys.stdout.write("read\n")
     sys.stdout.flush()
     for _ in sys.stdin:
-        found = re.search(r"^Pss: +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
-        assert found is not None
-        sys.stdout.write(f"{found[1]}\n")
+        sys.stdout.write(f"{own_bytes('Pss', 'smaps_rollup') >> 10}\n")
         sys.stdout.flush()
 
 

@@ -41,6 +41,7 @@ from zarr.codecs import BytesCodec
 
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.benchmarks.bench import Timing, interleaved, options, show, write
+from tests.store_cases import make_spec
 
 BATCH = 256
 AHEAD = 4  # batches, as RowMap.prefetch advises
@@ -125,20 +126,7 @@ class Case:
 
 def make_case(folder: Path, samples: int, classes: int) -> Case:
     """Write the cache and the flat file."""
-    spec = CacheSpec(
-        teacher_sha256="a1" * 32,
-        teacher_output="logits",
-        output_kind="logits",
-        dataset_fingerprint="b2" * 32,
-        split="train",
-        samples=samples,
-        classes=classes,
-        preprocessing={},
-        augmentation={"recipe": "none"},
-        augmentation_seed=0,
-        views=1,
-        dtype="float16",
-    )
+    spec = make_spec(samples=samples, classes=classes)
     generator = np.random.default_rng(0)
     some = generator.normal(0, 1.5, (spec.block_rows, classes)).astype(np.float32)
     writer = CacheWriter(folder, spec)

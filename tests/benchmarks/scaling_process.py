@@ -7,7 +7,6 @@ that are written and the order of the epoch are the caller's, and there before i
 """
 
 import json
-import re
 import sys
 import threading
 import time
@@ -19,6 +18,8 @@ from statistics import median
 import numpy as np
 
 from store import CacheReader, CacheSpec, CacheWriter
+from tests.benchmarks.memory import own_bytes
+from tests.store_cases import make_spec
 
 BATCH = 256
 LOOK_EVERY_S = 0.004
@@ -27,27 +28,12 @@ OPENINGS, ROW_MAPS, EPOCHS = 5, 3, 3
 
 def spec_of(samples: int, classes: int) -> CacheSpec:
     """A cache of one view, float16."""
-    return CacheSpec(
-        teacher_sha256="a1" * 32,
-        teacher_output="logits",
-        output_kind="logits",
-        dataset_fingerprint="b2" * 32,
-        split="train",
-        samples=samples,
-        classes=classes,
-        preprocessing={},
-        augmentation={"recipe": "none"},
-        augmentation_seed=0,
-        views=1,
-        dtype="float16",
-    )
+    return make_spec(samples=samples, classes=classes)
 
 
 def private_bytes() -> int:
     """Anonymous memory of this process."""
-    found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    return own_bytes("RssAnon", "status")
 
 
 @contextmanager

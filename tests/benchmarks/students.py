@@ -24,6 +24,7 @@ import torch
 from store import CacheReader
 from tests.benchmarks.bench import options, show, write
 from tests.benchmarks.epoch import write_data
+from tests.benchmarks.memory import own_bytes
 from workers.config import TrainingOrder
 from workers.datasets import open_prepared
 from workers.events import ignore
@@ -53,14 +54,6 @@ def mapped(files: Sequence[Path]) -> int:
     return total
 
 
-def rollup(field: str) -> int:
-    """Bytes of this process, by the kernel's own sum."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    raise LookupError(field)
-
-
 def member(order: TrainingOrder, steps: int, asked: list[float]) -> Member:
     """A run that is stopped after some steps; ``asked`` receives when each began, and when the last ended."""
 
@@ -86,7 +79,7 @@ def reader_process(order: TrainingOrder) -> None:
     sys.stdout.flush()
     for _ in sys.stdin:
         files = [train.path, reader.path]
-        sys.stdout.write(json.dumps({"pss": rollup("Pss"), "data": mapped(files)}) + "\n")
+        sys.stdout.write(json.dumps({"pss": own_bytes("Pss", "smaps_rollup"), "data": mapped(files)}) + "\n")
         sys.stdout.flush()
 
 
