@@ -1,11 +1,13 @@
-"""The engine process: Ray, the lease, the heartbeat, the end. What it does in between is ``runner``'s."""
+"""The engine process: the lease, the heartbeat, Ray, the end. What it does in between is ``runner``'s."""
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -13,6 +15,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database, upgrade_to_head
+from service.errors import InvalidSettings, LeaseLost
 from service.records import Records
 from service.runner import Engine
 from service.settings import Settings
@@ -23,38 +26,71 @@ log = structlog.get_logger("retort.engine")
 TICK_S = 0.2
 RENEW_S = 5.0
 LEASE_TTL_S = 30.0
+# From the signal to the end: runs leave a checkpoint at their next batch, which may be followed by an evaluation.
+PUT_DOWN_S = 30.0
 
 
 def run_engine(settings: Settings) -> None:
-    """The engine process: start Ray, wait for the lease, work until SIGTERM or SIGINT, leave everything resumable.
+    """The engine process: wait for the lease, find or start Ray, work until SIGTERM or SIGINT, leave all resumable.
+
+    Ray is a process of its own. When it dies, a new one is started here and every run goes on from its checkpoint; when
+    this process dies, its successor finds Ray with the runs in it.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
         InvalidSettings: no run could ever start.
+        HeadFailed: Ray does not start.
     """
     settings.make_folders()
     upgrade_to_head(settings.database)
     database = Database(settings.database)
-    records = Records(database)
-    holder = f"{socket.gethostname()}:{os.getpid()}"
+    # A number alone is not enough: after a restart in a container the new process has the old one's.
+    records = Records(database, f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
     ending = threading.Event()
     with contextlib.closing(database):
         _on_signals(ending)
-        # Before the lease: who leads is asked for work, and Ray takes seconds to start.
-        with contextlib.closing(Cluster(settings.cpus, settings.gpus)) as cluster:
-            # ray.init puts handlers of its own in place.
-            _on_signals(ending)
-            engine = Engine(settings, records, cluster, holder)
-            if not _lead(records, holder, ending):
-                return
-            log.info("engine leads", holder=holder, cpus=cluster.cpus, gpus=cluster.gpus)
-            with Heartbeat(records, holder, ending):
-                engine.recover()
-                # At the end the cluster goes, and with it every task; the next engine finds the checkpoints.
-                while not ending.wait(TICK_S):
-                    engine.tick()
-        records.release_lease(holder)
-        log.info("engine ended", holder=holder)
+        if not _lead(records, ending):
+            return
+        log.info("engine leads", holder=records.holder)
+        engine = Engine(settings, records)
+        with Heartbeat(records, ending):
+            try:
+                while not ending.is_set():
+                    with _cluster(settings) as cluster:
+                        # ray.init puts handlers of its own in place.
+                        _on_signals(ending)
+                        _work(engine, cluster, ending)
+            except LeaseLost as error:
+                log.error("lease lost", error=str(error))
+        records.release_lease()
+        log.info("engine ended", holder=records.holder)
+
+
+@contextlib.contextmanager
+def _cluster(settings: Settings) -> Iterator[Cluster]:
+    """Ray, ended afterwards; not if this engine fails, because its runs can go on until a successor finds them."""
+    cluster = Cluster(settings.data_dir, settings.cpus, settings.gpus)
+    try:
+        yield cluster
+    except InvalidSettings:
+        cluster.close()
+        raise
+    except Exception:
+        cluster.leave()
+        raise
+    cluster.close()
+
+
+def _work(engine: Engine, cluster: Cluster, ending: threading.Event) -> None:
+    """Until the end, or until Ray is gone."""
+    engine.recover(cluster)
+    log.info("engine works", cpus=cluster.cpus, gpus=cluster.gpus)
+    while not ending.wait(TICK_S):
+        if not cluster.is_alive:
+            log.error("Ray is gone: starting it again")
+            return
+        engine.tick()
+    engine.put_down(PUT_DOWN_S)
 
 
 def _on_signals(ending: threading.Event) -> None:
@@ -66,9 +102,9 @@ def _on_signals(ending: threading.Event) -> None:
     signal.signal(signal.SIGINT, end)
 
 
-def _lead(records: Records, holder: str, ending: threading.Event) -> bool:
+def _lead(records: Records, ending: threading.Event) -> bool:
     """Wait until this engine leads; False if it was told to end meanwhile."""
-    while not records.acquire_lease(holder, LEASE_TTL_S, _gone(records.lease_holder())):
+    while not records.acquire_lease(LEASE_TTL_S, _gone(records.lease_holder())):
         if ending.wait(1.0):
             return False
     return not ending.is_set()
@@ -76,15 +112,16 @@ def _lead(records: Records, holder: str, ending: threading.Event) -> bool:
 
 def _gone(holder: str | None) -> str | None:
     """The holder, if it was a process of this machine and has died: then nobody need wait for its lease."""
-    host, _, pid = (holder or "").rpartition(":")
-    return holder if host == socket.gethostname() and not Path(f"/proc/{pid}").exists() else None
+    host, pid, *_ = [*(holder or "").split(":"), ""]
+    has_died = pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists()
+    return holder if host == socket.gethostname() and has_died else None
 
 
 class Heartbeat:
     """Renews the lease from a thread of its own, so that a slow tick does not cost it; losing it ends the engine."""
 
-    def __init__(self, records: Records, holder: str, ending: threading.Event) -> None:
-        self._records, self._holder, self._ending = records, holder, ending
+    def __init__(self, records: Records, ending: threading.Event) -> None:
+        self._records, self._ending = records, ending
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -99,14 +136,16 @@ class Heartbeat:
         renewed = time.monotonic()
         while not self._closed.wait(RENEW_S):
             try:
-                if self._records.acquire_lease(self._holder, LEASE_TTL_S):
+                if self._records.acquire_lease(LEASE_TTL_S):
                     renewed = time.monotonic()
                     continue
-                log.error("lease lost: another engine leads", holder=self._holder)
+                log.error("lease lost: another engine leads", holder=self._records.holder)
             except SQLAlchemyError as error:
                 log.warning("heartbeat failed", error=str(error))
                 if time.monotonic() - renewed < LEASE_TTL_S - RENEW_S:
                     continue
-                log.error("lease about to run out: ending, so that another engine can lead", holder=self._holder)
+                log.error(
+                    "lease about to run out: ending, so that another engine can lead", holder=self._records.holder
+                )
             self._ending.set()
             return

@@ -23,7 +23,7 @@ class CacheHolds:
     def take(self, job_id: str, keys: Iterable[str]) -> None:
         """Hold these caches for a job; those that are gone are left out: the job makes them anew, or fails on them."""
         held = self._held.setdefault(job_id, {})
-        for key in keys:
+        for key in set(keys) - held.keys():
             with suppress(StoreError):
                 held[key] = self._catalog.hold(key)
 

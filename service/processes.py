@@ -1,6 +1,7 @@
 """Starting and ending the processes of a service: the API and the engine, together.
 
-``supervise`` is ``retort serve``: two children, and none that outlives it. Each child is the
+``supervise`` is ``retort serve``: two children, and none that outlives it. One that is killed, or ends
+by itself once all were ready, is started again, and the other goes on. Each child is the
 leader of its own session, so a Ctrl-C reaches only the supervisor, which passes it on once, as
 SIGTERM. Each reads its standard input until it ends and then ends itself: the pipe's other end is
 the supervisor's, so even a supervisor that was killed takes its children along. What a child has
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +35,9 @@ GRACE_S = 60.0
 READY_S = 120.0
 _POLL_S = 0.5
 _REPEAT_S = 5.0
+# A child that ends so often in so long will not stay up; whoever started this process has to know.
+RESTARTS_MAX = 8
+RESTARTS_WINDOW_S = 120.0
 _TAIL_BYTES = 4000
 _VOICE = "retort: "
 UNTIL_STDIN_CLOSES = "--until-stdin-closes"
@@ -75,16 +80,17 @@ def supervise(
     ready_text: str,
     grace_s: float = GRACE_S,
 ) -> int:
-    """Starts the children, waits until one ends or a signal asks for the end, and ends all.
+    """Starts the children and keeps them up until a signal asks for the end; then ends all.
 
     Args:
         children: name -> command line; each has to understand ``--until-stdin-closes``.
         environment: theirs.
-        is_ready: asked now and then until it says yes; then ``ready_text`` is said.
+        is_ready: asked now and then until it says yes; then ``ready_text`` is said. A child that gives up before that
+            ends all.
         grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
 
     Returns:
-        The exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 when a child ended by itself.
+        The exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 when a child did not come up or does not stay up.
     """
     # The name of a child that ended, or None for a signal. SimpleQueue may be fed by a handler.
     news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -95,19 +101,24 @@ def supervise(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
     running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(name: str) -> None:
+        running[name] = _start(children[name], environment)
+        _tell_end(name, running[name], news)
+
+    gone: str | None = None
     try:
-        for name, line in children.items():
-            running[name] = _start(line, environment)
-            _tell_end(name, running[name], news)
-        first = _first_news(news, is_ready, lambda: say(ready_text))
-        if first is None:
+        for name in children:
+            start(name)
+        gone = _keep_up(running, news, start, is_ready, lambda: say(ready_text), say)
+        if gone is None:
             say("stopping")
     finally:
         statuses = _end_all(running, news, grace_s)
-    if first is None:
+    if gone is None:
         return 0
-    others = " and ".join(name for name in children if name != first)
-    say(f"{first} ended by itself ({_describe(statuses[first])}), so {others} was ended, too")
+    others = " and ".join(name for name in children if name != gone)
+    say(f"{gone} ended by itself ({_describe(statuses[gone])}), so {others} was ended, too")
     return 1
 
 
@@ -128,18 +139,50 @@ def _tell_end(name: str, process: subprocess.Popen[bytes], news: queue.SimpleQue
     threading.Thread(target=wait, name=f"{name}-end", daemon=True).start()
 
 
-def _first_news(
-    news: queue.SimpleQueue[str | None], is_ready: Callable[[], bool], on_ready: Callable[[], None]
+def _keep_up(
+    running: Mapping[str, subprocess.Popen[bytes]],
+    news: queue.SimpleQueue[str | None],
+    start: Callable[[str], None],
+    is_ready: Callable[[], bool],
+    on_ready: Callable[[], None],
+    say: Callable[[str], None],
 ) -> str | None:
-    told = False
+    """Until a signal comes, and then None; or until this child has to be given up."""
+    was_ready = False
+    ends: dict[str, deque[float]] = {name: deque(maxlen=RESTARTS_MAX) for name in running}
+    due: dict[str, float] = {}
     while True:
         try:
             # Never without a time limit: a signal that comes just before the wait is seen only after it.
-            return news.get(timeout=_POLL_S)
+            ended = news.get(timeout=_POLL_S)
         except queue.Empty:
-            if not told and is_ready():
-                told = True
+            if not was_ready and is_ready():
+                was_ready = True
                 on_ready()
+        else:
+            if ended is None:
+                return None
+            now, recent = time.monotonic(), ends[ended]
+            # A status of its own before all were ready is a reason that will not go away; a signal is none.
+            is_hopeless = not was_ready and running[ended].wait() > 0
+            if is_hopeless or (len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_WINDOW_S):
+                return ended
+            recent.append(now)
+            lately = sum(now - end < RESTARTS_WINDOW_S for end in recent)
+            due[ended] = now + min(2.0 ** (lately - 1) - 1.0, 15.0)
+            say(f"{ended} ended by itself ({_describe(running[ended].wait())}), starting it again")
+            _clear(running[ended])
+        for name in [name for name, when in due.items() if time.monotonic() >= when]:
+            del due[name]
+            start(name)
+
+
+def _clear(process: subprocess.Popen[bytes]) -> None:
+    """End what a child has left behind in its group, and close the pipe to it."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _end_all(
@@ -159,11 +202,7 @@ def _end_all(
             if time.monotonic() >= deadline:
                 break
     for process in running.values():
-        # Also what an ended child has left behind in its group.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.stdin is not None:
-            process.stdin.close()
+        _clear(process)
     return {name: process.wait() for name, process in running.items()}
 
 

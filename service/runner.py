@@ -1,34 +1,41 @@
 """The engine: takes jobs from the database, has them done on the cluster, and writes down what happened.
 
 A single loop in a process of its own; the only writer of what workers tell, and the only one who moves states (a
-client may cancel). It keeps nothing that it cannot find again: killed at any moment, its successor adopts the
-unfinished jobs, whose committed blocks and checkpoints are where they were. One engine leads, by a lease in the
-database; a second one waits for it.
+client may cancel, pause and resume). It keeps nothing that it cannot find again. Killed at any moment, its successor
+adopts the unfinished jobs: runs that are still training are found again by the names of their processes and lose
+nothing, the others start again from their checkpoints, and committed blocks are where they were. One engine leads, by a
+lease in the database; a second one waits for it.
 
-How a piece of work ends decides what comes next: what raised has *failed* and is not tried again, what vanished is
-*lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between.
+How a piece of work ends decides what comes next: what raised has *failed* and is not tried again; what vanished is
+*lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between; what was
+told to put its work down has done so, and is paused, or queued if nobody wants it paused.
 """
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from service.errors import InvalidSettings
+from service.fairness import Claim, allot
 from service.holds import CacheHolds
-from service.jobs import TERMINAL, State
+from service.jobs import WORKING, State
+from service.progress import CacheProgress, run_progress
 from service.records import Records
+from service.rows import end_of
 from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
 from store import Catalog
 from workers.artifacts import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
 from workers.caching import CachePlan, file_sha256
-from workers.cluster import Cluster, Task
+from workers.cluster import Cluster, Crew, Task
 from workers.config import Folders, JobSpec, RunSpec, TrainingOrder
-from workers.outcomes import Numbered, Outcome
+from workers.outcomes import Outcome
 from workers.pipeline import order_run, share_out
 
 log = structlog.get_logger("retort.engine")
@@ -39,6 +46,11 @@ ATTEMPTS_MAX = 100
 ACTIVE_JOBS_MAX = 8
 # A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
 STOP_GRACE_S = 30.0
+_POLL_S = 0.05
+
+# What becomes of a run by what was wanted of it, when its process is gone and when it has put its work down.
+_GONE = MappingProxyType({State.RUNNING: State.LOST, State.PAUSING: State.PAUSED, State.CANCELLING: State.CANCELLED})
+_PUT_DOWN = MappingProxyType({**_GONE, State.RUNNING: State.QUEUED})
 
 
 def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
@@ -78,7 +90,7 @@ def error_of(outcome: Outcome) -> Json:
 
 
 def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:
-    """Rows for ``Records.record_artifacts``: every file of a finished attempt, with its digest."""
+    """Rows for ``Records.record_result``: every file of a finished attempt, with its digest."""
     rows = []
     for path in sorted((folder / ARTIFACTS).iterdir()):
         rows.append(
@@ -93,39 +105,80 @@ def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:
     return rows
 
 
+def sweep_attempts(folder: Path, kept: Path | None, *, checkpoints: bool) -> None:
+    """Remove what the attempts of an ended run have left unfinished.
+
+    Args:
+        folder: of the run.
+        kept: the attempt whose artifacts count, if one has succeeded.
+        checkpoints: whether these have done their duty, too.
+    """
+    for attempt in folder.glob("a*"):
+        for path in attempt.iterdir():
+            if path.name.endswith(".partial") or (path.name == ARTIFACTS and attempt != kept):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            elif path.name == CHECKPOINT and checkpoints:
+                path.unlink(missing_ok=True)
+
+
 # ---------------------------------------------------------------------------------------- active work
 
 
 @dataclass
 class _Work:
-    """A task under way. ``stopping_since`` is a ``time.monotonic`` value once it was told to stop."""
+    """A task under way. ``ending_since`` is a ``time.monotonic`` value once it was told to stop or to pause."""
 
     task: Task
     attempt: int
-    stopping_since: float | None = None
+    told: State | None = None
+    ending_since: float = 0.0
 
-    def stop(self) -> None:
-        """Tell it once, and kill it if it does not listen."""
-        if self.stopping_since is None:
-            self.stopping_since = time.monotonic()
+    def tell(self, wanted: State | None) -> None:
+        """Have it stop or pause as the state says, by telling it once, and kill it if it does not listen."""
+        if wanted not in {State.PAUSING, State.CANCELLING, None}:
+            return
+        if self.told == wanted and self.ending_since:
+            if time.monotonic() - self.ending_since > STOP_GRACE_S:
+                self.task.close()
+            return
+        self.told, self.ending_since = wanted, time.monotonic()
+        if wanted is State.PAUSING:
+            self.task.pause()
+        else:
             self.task.stop()
-        elif time.monotonic() - self.stopping_since > STOP_GRACE_S:
-            self.task.close()
 
 
 @dataclass
 class _ActiveJob:
-    """A job that this engine works on: its caches first, then its runs. ``alone``: runs that share no process."""
+    """A job that this engine works on: its caches first, then its runs.
+
+    Attributes:
+        state, states: of the job and of its runs, as of the last look; None is a job that is gone.
+        alone: runs that share no process.
+    """
 
     id: str
     attempt: int
+    record: JobRecord
     spec: JobSpec
-    progress: "_CacheProgress"
+    progress: CacheProgress
+    state: State | None
+    states: Mapping[str, State] = field(default_factory=dict)
     caches: _Work | None = None
     plan: CachePlan | None = None
     runs: dict[str, _Work] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
+
+    @property
+    def crews(self) -> set[Crew]:
+        """The processes that train its runs."""
+        return {work.task.crew for work in self.runs.values()}
+
+    @property
+    def waiting(self) -> list[str]:
+        """Runs that may start, in the order of the plan."""
+        return [run_id for run_id, state in self.states.items() if state in {State.QUEUED, State.LOST}]
 
 
 class Engine:
@@ -133,66 +186,125 @@ class Engine:
 
     Args:
         settings: of this process.
-        records: the database, migrated.
-        cluster: where work is done.
-        holder: this engine's name in the lease.
+        records: the database, migrated, for a holder of the lease.
     """
 
-    def __init__(self, settings: Settings, records: Records, cluster: Cluster, holder: str) -> None:
+    def __init__(self, settings: Settings, records: Records) -> None:
         self._settings = settings
         self._records = records
-        self._cluster = cluster
-        self._holder = holder
         self._jobs: dict[str, _ActiveJob] = {}
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
         self._holds = CacheHolds(Catalog(self._folders.caches))
-        self._slots = run_slots(settings, cluster.cpus, cluster.gpus)
+        self._is_ending = False
 
     # -------------------------------------------------------------------------------------- the loop's parts
 
-    def recover(self) -> None:
-        """Adopt what an earlier engine left unfinished; its runs are lost and start again."""
+    def recover(self, cluster: Cluster) -> None:
+        """Take up what is unfinished on this cluster: runs that are being trained there, and the rest anew.
+
+        Raises:
+            InvalidSettings: no run could ever start there.
+            LeaseLost: another engine leads.
+        """
+        self._cluster = cluster
+        self._slots = run_slots(self._settings, cluster.cpus, cluster.gpus)
         unfinished = self._records.unfinished_jobs()
+        for ended in set(self._jobs) - {job.id for job in unfinished}:
+            self._holds.release(ended)
+        self._jobs.clear()
         # All of them before the first one makes room for itself.
         for job in unfinished:
             self._holds.take(job.id, (job.caches or {}).values())
+        crews: dict[str, int] = {}
         for job in unfinished:
-            adopted = self._records.adopt_job(job.id, self._holder)
+            adopted = self._records.adopt_job(job.id)
             if adopted is None:
                 self._forget(job.id)
                 continue
-            for run in self._records.runs(job.id):
-                if run.state in {State.RUNNING, State.CANCELLING}:
-                    self._records.move_run(run.id, run.attempt, State.LOST)
-            log.info("job adopted", job_id=job.id, attempt=adopted.attempt)
-            self._begin(adopted)
+            active = self._begin(adopted)
+            if active is not None:
+                crews |= self._find_runs(active)
+                log.info("job adopted", job_id=job.id, attempt=adopted.attempt, runs_found=len(active.runs))
+        strays = cluster.end_others(crews)
+        if strays:
+            log.info("ended processes that nobody waits for", processes=strays)
 
     def tick(self) -> None:
-        """Advance every job by what has happened since the last call, and claim new ones."""
+        """Advance every job by what has happened since the last call, claim new ones, and fill free slots.
+
+        Raises:
+            LeaseLost: another engine leads.
+        """
         for job in list(self._jobs.values()):
-            self._advance(job)
+            with bound_contextvars(job_id=job.id):
+                self._advance(job)
         while len(self._jobs) < ACTIVE_JOBS_MAX:
-            claimed = self._records.claim_job(self._holder)
+            claimed = self._records.claim_job()
             if claimed is None:
-                return
+                break
             log.info("job claimed", job_id=claimed.id)
             self._begin(claimed)
+        self._fill_slots()
+
+    def put_down(self, patience_s: float) -> None:
+        """Have every run leave a checkpoint and end, so that the next engine goes on from there.
+
+        Args:
+            patience_s: what has not ended by then is lost, and goes on from an earlier checkpoint.
+
+        Raises:
+            LeaseLost: another engine leads.
+        """
+        self._is_ending = True
+        deadline = time.monotonic() + patience_s
+        while True:
+            for job in list(self._jobs.values()):
+                for work in job.runs.values():
+                    work.tell(State.PAUSING)
+                if job.caches is not None:
+                    job.caches.tell(None)
+                self._poll(job)
+            busy = sum(len(job.runs) + (job.caches is not None) for job in self._jobs.values())
+            if not busy or time.monotonic() > deadline:
+                log.info("work put down", still_busy=busy)
+                return
+            time.sleep(_POLL_S)
 
     # --------------------------------------------------------------------------------------------- one job
 
-    def _begin(self, record: JobRecord) -> None:
+    def _begin(self, record: JobRecord) -> _ActiveJob | None:
         try:
             spec = job_spec(record, self._settings)
         except (ValueError, LookupError) as error:
             # Stored by another version, say. Raised from here it would stop the engine at every start.
             self._fail(record.id, record.attempt, {"type": type(error).__name__, "message": str(error)})
-            return
+            return None
         spent = (record.teacher_forwards or {}).get("run", 0)
-        job = _ActiveJob(record.id, record.attempt, spec, _CacheProgress(spent))
+        job = _ActiveJob(record.id, record.attempt, record, spec, CacheProgress(spent), record.state)
         self._jobs[job.id] = job
-        if not self._records.is_cancelling(job.id):
+        if record.state is State.RUNNING:
             self._build_caches(job)
+        return job
+
+    def _find_runs(self, job: _ActiveJob) -> dict[str, int]:
+        """Take up the runs that an earlier engine has left in training; returns their crews and sizes."""
+        crews: dict[str, list[RunRecord]] = {}
+        for run in self._records.runs(job.id):
+            if run.state in WORKING:
+                crews.setdefault(run.actor or "", []).append(run)
+        found = {}
+        for name, runs in crews.items():
+            acknowledged = {run.piece or 0: self._records.next_event(job.id, run.id, run.attempt) for run in runs}
+            tasks = self._cluster.attach(name, job.spec.training.actors, acknowledged) if name else {}
+            for run in runs:
+                if tasks:
+                    job.runs[run.id] = _Work(tasks[run.piece or 0], run.attempt)
+                else:
+                    self._move_on(run.id, run.attempt, _GONE)
+            if tasks:
+                found[name] = job.spec.training.actors
+        return found
 
     def _build_caches(self, job: _ActiveJob) -> None:
         settings = self._settings
@@ -200,32 +312,44 @@ class Engine:
         job.caches = _Work(task, job.attempt)
 
     def _advance(self, job: _ActiveJob) -> None:
-        cancelling = self._records.is_cancelling(job.id)
-        if cancelling:
-            for work in [job.caches, *job.runs.values()]:
-                if work is not None:
-                    work.stop()
+        """Pass on what clients want, take what workers tell, and end the job if that was the last of it."""
+        job.state, job.states = self._records.states(job.id)
+        for run_id, work in job.runs.items():
+            work.tell(job.states.get(run_id))
+        if job.caches is not None and job.state is not State.RUNNING:
+            job.caches.tell(None)
+        self._poll(job)
+        if job.id not in self._jobs or job.caches is not None or job.runs:
+            return
+        job.state, job.states = self._records.states(job.id)
+        match job.state:
+            case None | State.CANCELLING | State.CANCELLED:
+                self._records.move_job(job.id, State.CANCELLED, attempt=job.attempt)
+                log.info("job cancelled", job_id=job.id)
+                self._forget(job.id)
+            case State.RUNNING | State.PAUSING if not job.waiting:
+                if self._records.settle_job(job.id, job.attempt):
+                    log.info("job paused", job_id=job.id)
+                    self._forget(job.id)
+                elif all(state not in WORKING | {State.PAUSED} for state in job.states.values()):
+                    self._end(job)
+            case State.RUNNING if job.plan is None:
+                # It was resumed before its caches had been put down.
+                self._build_caches(job)
+
+    def _poll(self, job: _ActiveJob) -> None:
         if job.caches is not None:
             self._poll_caches(job, job.caches)
         for run_id, work in list(job.runs.items()):
-            self._poll_run(job, run_id, work)
-        if job.id not in self._jobs:
-            return
-        if cancelling:
-            if job.caches is None and not job.runs:
-                self._end_cancelled(job)
-        elif job.plan is not None and self._free_slots() > 0:
-            self._start_runs_or_end(job)
-
-    def _free_slots(self) -> int:
-        crews = {work.task.crew for job in self._jobs.values() for work in job.runs.values()}
-        return self._slots - sum(crew.size for crew in crews)
+            with bound_contextvars(run_id=run_id, attempt=work.attempt):
+                self._poll_run(job, run_id, work)
 
     def _poll_caches(self, job: _ActiveJob, work: _Work) -> None:
         events, outcome = work.task.poll()
         if events:
             progress = job.progress.columns(events)
             self._records.record_events(job.id, None, job.attempt, events, progress=progress)
+            work.task.acknowledge(events)
         if outcome is None:
             return
         if outcome.value is not None:
@@ -235,7 +359,7 @@ class Engine:
         job.caches = None
         if outcome.kind == "failed":
             self._fail(job.id, job.attempt, error_of(outcome))
-        elif outcome.kind == "vanished" and not self._records.is_cancelling(job.id):
+        elif outcome.kind == "vanished" and job.state is State.RUNNING and not self._is_ending:
             self._retry_caches(job, outcome)
 
     def _take_caches(self, job: _ActiveJob, value: Json) -> None:
@@ -263,110 +387,134 @@ class Engine:
             self._fail(job.id, job.attempt, error_of(outcome))
             return
         # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
-        adopted = self._records.adopt_job(job.id, self._holder)
+        adopted = self._records.adopt_job(job.id)
         if adopted is None:
             self._forget(job.id)
             return
         job.attempt = adopted.attempt
-        job.progress = _CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
+        job.progress = CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
         self._build_caches(job)
 
     def _fail(self, job_id: str, attempt: int, error: Json) -> None:
-        """The job ends before its runs could: they are cancelled, saying why."""
-        why = {"type": "JobFailed", "message": f"the job failed before this run could end: {error['message']}"}
-        for run in self._records.runs(job_id):
-            if run.state not in TERMINAL:
-                self._records.move_run(run.id, run.attempt, State.CANCELLED, error=why)
+        """The job ends before its runs could, and takes them along."""
         self._records.move_job(job_id, State.FAILED, error=error, attempt=attempt)
         log.warning("job failed", job_id=job_id, error=error)
         self._forget(job_id)
 
     def _forget(self, job_id: str) -> None:
         self._holds.release(job_id)
-        self._jobs.pop(job_id, None)
+        job = self._jobs.pop(job_id, None)
+        if job is not None:
+            # A job that has failed as a whole has left some.
+            for work in job.runs.values():
+                work.task.close()
 
-    def _end_cancelled(self, job: _ActiveJob) -> None:
-        for run in self._records.runs(job.id):
-            if run.state not in TERMINAL:
-                self._records.move_run(run.id, run.attempt, State.CANCELLED)
-        self._records.move_job(job.id, State.CANCELLED, attempt=job.attempt)
-        log.info("job cancelled", job_id=job.id)
+    def _end(self, job: _ActiveJob) -> None:
+        """Every run has ended."""
+        state, error = end_of(self._records.runs(job.id))
+        self._records.move_job(job.id, state, error=error, attempt=job.attempt)
+        log.info("job ended", job_id=job.id, state=state)
         self._forget(job.id)
 
     # -------------------------------------------------------------------------------------------- its runs
 
-    def _start_runs_or_end(self, job: _ActiveJob) -> None:
-        """Fill free slots with the job's waiting runs; without any left, the job is over."""
-        runs = self._records.runs(job.id)
-        waiting = [run for run in runs if run.state in {State.QUEUED, State.LOST}]
+    def _fill_slots(self) -> None:
+        """Share the free slots among the jobs whose runs wait."""
+        free = self._slots - sum(crew.size for job in self._jobs.values() for crew in job.crews)
+        if free <= 0:
+            return
+        claims = []
+        for job in list(self._jobs.values()):
+            actors = job.spec.training.actors
+            if job.plan is None or job.state is not State.RUNNING or not job.waiting:
+                continue
+            if actors > self._slots:
+                message = (
+                    f"training.actors is {actors}, but the engine has room for {self._slots} at once: "
+                    f"use {self._slots} or fewer, or give the engine more with RETORT_CPUS or RETORT_GPUS"
+                )
+                self._fail(job.id, job.attempt, {"type": "TooFewSlots", "message": message})
+                continue
+            has = sum(crew.size for crew in job.crews)
+            wants = len(job.waiting[: self._room(job)])
+            claims.append(Claim(job.id, job.record.key_id, job.record.priority, has, wants, actors))
+        for job_id, processes in allot(claims, free).items():
+            self._start_waiting(self._jobs[job_id], processes)
+
+    @staticmethod
+    def _room(job: _ActiveJob) -> int | None:
+        """How many more runs of the job may be at work; None is no limit."""
+        at_once = job.record.parallel_runs
+        return None if at_once is None else max(0, at_once - len(job.runs))
+
+    def _start_waiting(self, job: _ActiveJob, processes: int) -> None:
+        """Start waiting runs of the job in so many processes."""
+        wanted = job.waiting[: self._room(job)]
+        by_index = {run.index: run for run in self._records.runs(job.id) if run.id in wanted}
         specs = job.spec.runs()
-        actors = job.spec.training.actors
-        if actors > self._slots:
-            message = (
-                f"training.actors is {actors}, but the engine has room for {self._slots} at once: "
-                f"use {self._slots} or fewer, or give the engine more with RETORT_CPUS or RETORT_GPUS"
-            )
-            self._fail(job.id, job.attempt, {"type": "TooFewSlots", "message": message})
-            return
-        by_index = {run.index: run for run in waiting}
-        alone = {run.index for run in waiting if run.id in job.alone}
-        together = [specs[run.index] for run in waiting]
-        for group in share_out(together, self._free_slots() // actors, job.spec.largest_group, alone):
-            self._start_runs(job, [by_index[spec.index] for spec in group], group)
-        if not waiting and not job.runs:
-            self._end(job, runs)
+        alone = {run.index for run in by_index.values() if run.id in job.alone}
+        waiting = [specs[index] for index in by_index]
+        for group in share_out(waiting, processes, job.spec.largest_group, alone):
+            self._start_runs(job, [by_index[spec.index] for spec in group])
 
-    def _start_runs(self, job: _ActiveJob, runs: Sequence[RunRecord], specs: Sequence[RunSpec]) -> None:
+    def _start_runs(self, job: _ActiveJob, runs: Sequence[RunRecord]) -> None:
         """Start runs that share their batches, or a single one, in one process."""
-        begun = [
-            (run.id, attempt, self._order(job, job.plan, run, spec, attempt))
-            for run, spec in zip(runs, specs, strict=True)
-            if job.plan is not None and (attempt := self._next_attempt(run)) is not None
-        ]
-        if not begun:
+        able = [run for run in runs if not self._has_had_enough(run)]
+        begun = self._records.start_attempts([run.id for run in able])
+        if not begun or job.plan is None:
             return
-        orders = [order for _, _, order in begun]
-        tasks = self._cluster.train(orders, self._settings.run_cpus, self._settings.gpu_share)
-        for (run_id, attempt, order), task in zip(begun, tasks, strict=True):
-            job.runs[run_id] = _Work(task, attempt)
-            told = {"attempt": attempt, "name": order.run.name, "group": len(begun)}
-            log.info("run started", job_id=job.id, run_id=run_id, **told)
+        specs, name = job.spec.runs(), begun[0].actor or ""
+        orders = [self._order(job, job.plan, run, specs[run.index]) for run in begun]
+        tasks = self._cluster.train(name, orders, self._settings.run_cpus, self._settings.gpu_share)
+        for run, task in zip(begun, tasks, strict=True):
+            job.runs[run.id] = _Work(task, run.attempt)
+            told = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
+            log.info("run started", job_id=job.id, run_id=run.id, **told)
 
-    def _next_attempt(self, run: RunRecord) -> int | None:
-        """The number of the run's next attempt, which begins; None if it may not have one."""
-        if run.attempt >= ATTEMPTS_MAX:
-            error = {"type": "TooManyAttempts", "message": f"the run did not end in {run.attempt} attempts"}
-            self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
-            return None
-        return self._records.start_attempt(run.id)
+    def _has_had_enough(self, run: RunRecord) -> bool:
+        """Whether the run may not start again; then it has failed."""
+        if run.attempt < ATTEMPTS_MAX:
+            return False
+        error = {"type": "TooManyAttempts", "message": f"the run did not end in {run.attempt} attempts"}
+        self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
+        return True
 
-    def _order(self, job: _ActiveJob, plan: CachePlan, run: RunRecord, spec: RunSpec, attempt: int) -> TrainingOrder:
-        folder = self._folders.jobs / job.id / run.id
+    def _order(self, job: _ActiveJob, plan: CachePlan, run: RunRecord, spec: RunSpec) -> TrainingOrder:
         return order_run(
             job.spec,
             plan,
             spec,
             self._folders,
-            folder / f"a{attempt}",
+            self._run_folder(run) / f"a{run.attempt}",
             threads=max(1, int(self._settings.run_cpus)),
-            earlier=tuple(folder / f"a{number}" for number in range(1, attempt)),
+            earlier=tuple(self._earlier(run)),
             told_epoch=run.epoch,
             memory_fraction=self._settings.gpu_share,
             checkpoint_s=self._settings.checkpoint_s,
         )
 
+    def _run_folder(self, run: RunRecord) -> Path:
+        return self._folders.jobs / run.job_id / run.id
+
+    def _earlier(self, run: RunRecord) -> list[Path]:
+        """The folders of earlier attempts, and of those of the run that this one tries again."""
+        folders = [self._run_folder(run) / f"a{number}" for number in range(1, run.attempt)]
+        while run.retry_of is not None:
+            run = self._records.run(run.retry_of)
+            folders += [self._run_folder(run) / f"a{number}" for number in range(1, run.attempt + 1)]
+        return folders
+
     def _poll_run(self, job: _ActiveJob, run_id: str, work: _Work) -> None:
         events, outcome = work.task.poll()
         if events:
-            progress = _run_progress(events)
+            progress = run_progress(events)
             self._records.record_events(job.id, run_id, work.attempt, events, progress=progress)
+            work.task.acknowledge(events)
             if "epoch" in progress:
                 job.losses.pop(run_id, None)
         if outcome is None:
             return
-        work.task.close()
-        del job.runs[run_id]
-        log.info("run ended", job_id=job.id, run_id=run_id, kind=outcome.kind, message=outcome.message)
+        log.info("run ended", kind=outcome.kind, message=outcome.message)
         match outcome.kind:
             case "done":
                 self._succeed(job, run_id, work, outcome)
@@ -377,98 +525,48 @@ class Engine:
                 self._records.move_run(run_id, work.attempt, State.FAILED, error=error_of(outcome))
             case "stopped":
                 self._records.move_run(run_id, work.attempt, State.CANCELLED)
+            case "paused":
+                self._move_on(run_id, work.attempt, _PUT_DOWN)
             case "vanished":
                 self._lose_run(job, run_id, work, outcome)
+        # Last, because until then a successor would find its outcome there.
+        work.task.close()
+        del job.runs[run_id]
+        self._sweep(self._records.run(run_id))
 
     def _succeed(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
-        """List what the run has left; its checkpoints have done their duty."""
-        folder = self._folders.jobs / job.id / run_id
+        """List what the run has left."""
+        attempt = self._folders.jobs / job.id / run_id / f"a{work.attempt}"
         try:
-            artifacts = list_artifacts(folder / f"a{work.attempt}", self._folders.data_dir)
+            artifacts = list_artifacts(attempt, self._folders.data_dir)
         except (OSError, KeyError) as error:
             why = {"type": type(error).__name__, "message": f"the run's artifacts cannot be listed: {error}"}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=why)
             return
-        self._records.record_artifacts(run_id, work.attempt, artifacts)
-        if self._records.move_run(run_id, work.attempt, State.SUCCEEDED, result=outcome.value):
-            for checkpoint in folder.glob(f"a*/{CHECKPOINT}"):
-                checkpoint.unlink(missing_ok=True)
+        self._records.record_result(run_id, work.attempt, artifacts, outcome.value or {})
+
+    def _sweep(self, run: RunRecord) -> None:
+        """Take away what no later attempt, and nobody who retries the run, has a use for."""
+        if run.state in WORKING:
+            return
+        folder, has_succeeded = self._run_folder(run), run.state is State.SUCCEEDED
+        sweep_attempts(folder, folder / f"a{run.attempt}" if has_succeeded else None, checkpoints=has_succeeded)
 
     def _lose_run(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
-        if work.stopping_since is not None:
-            # It was killed because it did not stop: that is what was wanted.
-            self._records.move_run(run_id, work.attempt, State.CANCELLED)
-            return
         # Whatever ended the process, the runs that were trained in it shall not end each other again.
         job.alone.add(run_id)
         losses = job.losses[run_id] = job.losses.get(run_id, 0) + 1
-        if losses > LOSSES_MAX:
+        if losses > LOSSES_MAX and job.states.get(run_id) is State.RUNNING:
             message = f"the run's process vanished {losses} times, last: {outcome.message}"
             error = {"type": outcome.error_type, "message": message}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
         else:
-            self._records.move_run(run_id, work.attempt, State.LOST)
+            self._move_on(run_id, work.attempt, _GONE)
 
-    def _end(self, job: _ActiveJob, runs: Sequence[RunRecord]) -> None:
-        failed = [run for run in runs if run.state is State.FAILED]
-        if failed:
-            first = (failed[0].error or {}).get("message")
-            message = f"{len(failed)} of {len(runs)} runs failed; the first, {failed[0].name!r}: {first}"
-            error = {"type": "RunsFailed", "message": message}
-            self._records.move_job(job.id, State.FAILED, error=error, attempt=job.attempt)
-        elif any(run.state is State.CANCELLED for run in runs):
-            self._records.move_job(job.id, State.CANCELLED, attempt=job.attempt)
-        else:
-            self._records.move_job(job.id, State.SUCCEEDED, attempt=job.attempt)
-        log.info("job ended", job_id=job.id, failed=len(failed), runs=len(runs))
-        self._forget(job.id)
-
-
-# ------------------------------------------------------------------------------------------- progress
-
-
-class _CacheProgress:
-    """What a job's events say of its caches and of the teacher's work, over all events of one attempt.
-
-    Attributes:
-        spent_before: forward passes that earlier attempts have run.
-    """
-
-    def __init__(self, spent_before: int) -> None:
-        self.spent_before = spent_before
-        self._contract = 0
-        self._inferred: dict[str, int] = {}
-        self._keys: dict[str, str] = {}
-
-    def columns(self, events: Sequence[Numbered]) -> Mapping[str, Any]:
-        """Columns of the job that follow from its events."""
-        columns: dict[str, Any] = {}
-        for _, event in events:
-            match event["type"]:
-                case "stage":
-                    columns["stage"] = event["stage"]
-                case "contract_checked":
-                    self._contract = event["forwards"]
-                case "inference_progress":
-                    self._keys[event["split"]] = event["cache"]
-                    self._inferred[event["split"]] = event["rows_inferred"]
-                    columns["caches"] = dict(self._keys)
-                    if event["split"] == "train":
-                        names = ("rows_done", "rows_total", "rows_per_s", "eta_s")
-                        columns["inference"] = {name: event[name] for name in names}
-        run = self.spent_before + self._contract + sum(self._inferred.values())
-        # What is avoided is known when both caches are complete.
-        return {**columns, "teacher_forwards": {"run": run, "avoided": 0}}
-
-
-def _run_progress(events: Sequence[Numbered]) -> Mapping[str, Any]:
-    """Columns of the run that follow from its events."""
-    progress: dict[str, Any] = {}
-    for _, event in events:
-        match event["type"]:
-            case "step":
-                names = ("epoch", "step", "steps", "loss", "images_per_s")
-                progress["progress"] = {name: event[name] for name in names}
-            case "epoch":
-                progress |= {"epoch": event["epoch"], "metrics": event["metrics"], "progress": None}
-    return progress
+    def _move_on(self, run_id: str, attempt: int, after: Mapping[State, State]) -> None:
+        """Move a run that nobody works on any more to the state that follows from what was wanted of it."""
+        # A client may want something else between the look and the move; there are three things to want.
+        for _ in range(3):
+            wanted = after.get(self._records.run(run_id).state)
+            if wanted is None or self._records.move_run(run_id, attempt, wanted):
+                return

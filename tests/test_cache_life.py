@@ -142,7 +142,7 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
     keys = [small_cache(settings.caches_dir, seed) for seed in range(2)]
     for key in keys:
         add_job(registry)
-        claimed = records.claim_job("the dead one")
+        claimed = records.claim_job()
         assert claimed is not None
         records.update_job(claimed.id, caches={"train": key})
     looks: list[list[bool]] = []

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(cpus=2, gpus=0)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("data"), cpus=2, gpus=0)
     yield cluster
     cluster.close()
 
@@ -42,6 +43,10 @@ def actor_processes(kind: str) -> list[int]:
     return found
 
 
+def new_name() -> str:
+    return f"run-{uuid.uuid4().hex}-a1"
+
+
 def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: None) -> Outcome:
     """Poll to the end, as the engine does; ``seen`` is told every event."""
     numbers = []
@@ -50,6 +55,7 @@ def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: No
         for number, event in events:
             numbers.append(number)
             seen(event)
+        task.acknowledge(events)
         if outcome is not None:
             assert numbers == list(range(len(numbers)))
             task.close()
@@ -124,7 +130,7 @@ def test_a_lossy_cache_that_is_refused_has_cost_one_block_and_says_so(
 
 
 def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
-    [task] = cluster.train([digits.order("kd", tmp_path)], cpus=64, gpu_share=1.0)
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path)], cpus=64, gpu_share=1.0)
     assert task.poll() == ([], None)
     task.stop()
     assert follow(task).kind == "vanished"
@@ -132,7 +138,7 @@ def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, di
 
 def test_runs_train_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "rld")]
-    tasks = [task for order in orders for task in cluster.train([order], cpus=1, gpu_share=1.0)]
+    tasks = [task for order in orders for task in cluster.train(new_name(), [order], cpus=1, gpu_share=1.0)]
     outcomes = [follow(task) for task in tasks]
     assert [outcome.kind for outcome in outcomes] == ["done", "done"]
     assert all((order.folder / "artifacts/student.onnx").is_file() for order in orders)
@@ -142,7 +148,7 @@ def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits:
     """One of them is stopped, and is no reason for the others to end."""
     training = SMALL.model_copy(update={"epochs": 4})
     orders = [digits.order(method, tmp_path / method, training) for method in ("kd", "rld", "ce")]
-    tasks = cluster.train(orders, cpus=1, gpu_share=1.0)
+    tasks = cluster.train(new_name(), orders, cpus=1, gpu_share=1.0)
     assert {task.crew for task in tasks} == {tasks[0].crew}
 
     def stop_the_second(event: dict[str, Any]) -> None:
@@ -162,7 +168,7 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
 ) -> None:
     training = SMALL.model_copy(update={"actors": 2})
     order = digits.order("kd", tmp_path / "two", training)
-    outcome = follow(*cluster.train([order], cpus=1, gpu_share=1.0))
+    outcome = follow(*cluster.train(new_name(), [order], cpus=1, gpu_share=1.0))
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert outcome.value["last"]["top1"] > 0.6
@@ -176,7 +182,7 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
             # Processes are numbered in the order of their birth, more or less: either may be the first of the two.
             os.kill(killed[-1], signal.SIGKILL)
 
-    assert follow(*cluster.train([endless], cpus=1, gpu_share=1.0), kill_one).kind == "vanished"
+    assert follow(*cluster.train(new_name(), [endless], cpus=1, gpu_share=1.0), kill_one).kind == "vanished"
     assert len(killed) == 2
     assert (endless.folder / "checkpoint.pt").exists()
     assert not (endless.folder / "artifacts").exists()
@@ -184,7 +190,7 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
 
 def test_a_users_mistake_comes_back_as_one(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"optimizer": SMALL.optimizer.model_copy(update={"lr": 1e30})})
-    outcome = follow(*cluster.train([digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0))
+    outcome = follow(*cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0))
     assert outcome.kind == "failed"
     assert outcome.error_type == "NotFinite"
     assert outcome.is_user_error
@@ -193,7 +199,7 @@ def test_a_users_mistake_comes_back_as_one(cluster: Cluster, digits: Digits, tmp
 
 def test_a_run_that_is_told_to_stop_stops(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 500})
-    [task] = cluster.train([digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0)
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0)
 
     def stop_at_the_first_epoch(event: dict[str, Any]) -> None:
         if event["type"] == "epoch" and event["epoch"] == 1:
@@ -206,7 +212,7 @@ def test_a_run_that_is_told_to_stop_stops(cluster: Cluster, digits: Digits, tmp_
 
 def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 500})
-    [task] = cluster.train([digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0)
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0)
 
     def kill_at_the_first_epoch(event: dict[str, Any]) -> None:
         if event["type"] == "epoch" and event["epoch"] == 1:

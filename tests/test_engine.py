@@ -1,5 +1,6 @@
 """The whole service for real: API and engine processes, jobs over HTTP, kills and cancels in between."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from safetensors.torch import load_file
@@ -25,11 +27,12 @@ from service.runner import run_slots
 from service.settings import Settings
 from service.tables import JobRecord
 from tests.digits import Digits
+from workers.ray_head import machine_folder
 from workers.teacher import Teacher
 
 pytestmark = pytest.mark.timeout(300)
 
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 64,
     "optimizer": {"kind": "adamw", "lr": 0.003},
@@ -138,9 +141,17 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert all(row["accuracy_last"] > 0.5 and row["state"] == "succeeded" for row in rows)
     runs = list(client.runs(job["id"]))
     names = {artifact["name"] for artifact in client.artifacts(runs[1]["id"])}
-    assert names == {"student.safetensors", "student.onnx", "config.json", "metrics.jsonl", "result.json"}
-    for name in ("student.onnx", "config.json"):
+    assert names == {"student.safetensors", "student.onnx", "config.json", "metrics.jsonl", "result.json", "log.jsonl"}
+    for name in ("student.onnx", "config.json", "log.jsonl"):
         client.download(runs[1]["id"], name, tmp_path / name)
+    said = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in said if line["event"] in ("attempt begins", "epoch", "attempt succeeded")] == [
+        "attempt begins",
+        *["epoch"] * TRAINING["epochs"],
+        "attempt succeeded",
+    ]
+    ids = {"job_id": job["id"], "run_id": runs[1]["id"], "attempt": 1}
+    assert all(line.items() >= ids.items() for line in said)
     config = json.loads((tmp_path / "config.json").read_text())
     preprocessing = digits.preprocessing.model_validate(config["preprocessing"])
     student = Teacher(tmp_path / "student.onnx", preprocessing, None, threads=1, device="cpu")
@@ -152,6 +163,8 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert second["teacher_forwards"]["run"] == 0
     assert second["teacher_forwards"]["avoided"] > 0
     assert second["caches"] == done["caches"]
+    for path in service.data_dir.glob("*.log"):
+        assert all(json.loads(line)["event"] for line in path.read_text().splitlines()), path.name
 
 
 def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service: Processes, teacher_id: str) -> None:
@@ -171,23 +184,80 @@ def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service
     assert "training.actors is 3, but the engine has room for 2" in refused["error"]["message"]
 
 
-def test_an_engine_that_is_killed_loses_nothing(service: Processes, teacher_id: str) -> None:
+def test_whatever_is_killed_a_run_goes_on_and_ends_with_the_same_weights(service: Processes, teacher_id: str) -> None:
+    """The engine, its Ray, the run's own process; at last the engine is asked to end while the run is in training."""
     client = service.client
-    plan = job_of(teacher_id, "kd", epochs=30)
+    plan = job_of(teacher_id, "kd", epochs=60)
     stormy = client.submit(plan)
-    events_until(client, stormy["id"], "epoch")
+    [run] = client.runs(stormy["id"])
+
+    def trained_on(attempt: int) -> None:
+        """Wait until this attempt tells of an epoch that nobody had told of."""
+        before = client.run(run["id"])["epoch"]
+        for event in client.events(stormy["id"]):
+            if event["type"] == "epoch" and event["attempt"] == attempt and event["data"]["epoch"] > before:
+                return
+        pytest.fail("the run ended too early")
+
+    trained_on(1)
     service.kill("engine")
     service.start("engine")
+    trained_on(1)
+    os.kill(keeper_of(service.data_dir), signal.SIGKILL)
+    trained_on(2)
+    [trainer] = processes_of(service.data_dir, "ray::_TrainingActor")
+    os.kill(trainer, signal.SIGKILL)
+    trained_on(3)
+    assert service.terminate("engine") == 0
+    assert client.run(run["id"])["state"] == "queued"
+    assert not processes_of(service.data_dir, "")
+    assert not machine_folder(service.data_dir).exists()
+    service.start("engine")
+    trained_on(4)
+
     quiet = client.submit(plan)
     for job in (quiet, stormy):
         done = client.wait(job["id"])
         assert done["state"] == "succeeded", (done["error"], service.logs())
-    [run] = client.runs(stormy["id"])
-    assert run["attempt"] == 2
-    epochs = [event["data"]["epoch"] for event in client.events(stormy["id"]) if event["type"] == "epoch"]
-    assert epochs == list(range(1, 31))
+    events = list(client.events(stormy["id"]))
+    assert [event["data"]["epoch"] for event in events if event["type"] == "epoch"] == list(range(1, 61))
+    resumed = [e["data"]["message"] for e in events if e["type"] == "log" and "resumed after" in e["data"]["message"]]
+    assert len(resumed) == 3
     first, second = (weights_of(service, client, job["id"]) for job in (quiet, stormy))
     assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def keeper_of(data_dir: Path) -> int:
+    return int((machine_folder(data_dir) / "keeper.lock").read_text())
+
+
+def processes_of(data_dir: Path, title: str) -> list[int]:
+    """Processes of the Ray that works for this data directory, by the beginning of what they are called."""
+    mark = f"RETORT_RAY_FOLDER={machine_folder(data_dir)}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0") and title in (folder / "cmdline").read_text():
+                found.append(int(folder.name))
+    return found
+
+
+def test_ray_listens_on_the_loopback_alone(service: Processes) -> None:
+    pids = processes_of(service.data_dir, "")
+    inodes = set()
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.add(os.readlink(path))
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                addresses.add(fields[1].partition(":")[0])
+    # 127.0.0.1, as it is and as an IPv6 address.
+    assert addresses
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
 def weights_of(service: Processes, client: Client, job_id: str) -> dict[str, Any]:
@@ -208,6 +278,9 @@ def test_a_cancelled_job_stops_within_its_epoch_and_leaves_no_artifacts(service:
     for run in client.runs(job["id"]):
         assert run["state"] == "cancelled"
         assert list(client.artifacts(run["id"])) == []
+        # Its log is there all the same.
+        log = httpx.get(f"{client.base_url}/v1/runs/{run['id']}/log", trust_env=False)
+        assert json.loads(log.text.splitlines()[-1])["event"] == "attempt stopped"
     assert not list(service.data_dir.glob(f"jobs/{job['id']}/*/*/artifacts"))
 
 
@@ -305,7 +378,9 @@ def test_slots_are_whole_shares_of_what_there_is() -> None:
 class _DatabaseThatFails:
     """Records whose lease cannot be renewed, as when another process holds the database."""
 
-    def acquire_lease(self, holder: str, ttl_s: float) -> bool:
+    holder = "engine"
+
+    def acquire_lease(self, ttl_s: float) -> bool:
         raise OperationalError("select", {}, Exception("database is locked"))
 
 
@@ -316,6 +391,6 @@ def test_a_heartbeat_survives_a_locked_database_and_ends_the_engine_before_its_l
     monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.2)
     ending = threading.Event()
     started = time.monotonic()
-    with Heartbeat(_DatabaseThatFails(), "engine", ending):
+    with Heartbeat(_DatabaseThatFails(), ending):
         assert ending.wait(10)
     assert time.monotonic() - started > 0.1

@@ -91,7 +91,29 @@ def test_a_signal_ends_every_process_and_is_no_failure(tmp_path: Path, number: s
         assert toy.process.returncode == 0
 
 
-def test_a_child_that_ends_by_itself_takes_the_other_along(tmp_path: Path) -> None:
+def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    with Toy(tmp_path, "first,second") as toy:
+        toy.wait_ready()
+        for number in (1, 2):
+            (victim,) = (
+                pid
+                for pid, line in processes_with(str(tmp_path)).items()
+                if "second" in line and pid != toy.process.pid
+            )
+            os.kill(victim, signal.SIGKILL)
+            assert toy.process.stdout is not None
+            assert toy.process.stdout.readline() == "second child ended by itself (signal SIGKILL), starting it again\n"
+            up = tmp_path / "second.up"
+            up.unlink()
+            while not up.exists():
+                assert toy.process.poll() is None, number
+                time.sleep(0.02)
+        toy.process.terminate()
+        assert toy.rest() == "stopping\n"
+        assert toy.process.returncode == 0
+
+
+def test_a_child_that_never_comes_up_takes_the_other_along(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,failing") as toy:
         last = toy.rest().splitlines()[-1]
         assert last == "failing child ended by itself (exit status 3), so first child was ended, too"
@@ -172,6 +194,7 @@ def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundSer
     lines = processes_with(marker).values()
     assert any("service.cli api" in line for line in lines)
     assert any("service.cli engine" in line for line in lines)
+    assert '"there is no API key, so only this machine may call"' in service.log_path.read_text()
     with Client(service.url) as client:
         assert client.ready()["ready"]
     os.kill(service.pid, signal.SIGTERM)

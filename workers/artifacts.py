@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights, ONNX, metrics, configuration, result; and its checkpoints.
+"""What a run leaves behind: weights, ONNX, metrics, configuration, result, log; and its checkpoints.
 
 A finished run's folder appears under its final name in one rename, so a folder that has the name is
 complete, and a run that was stopped or killed leaves none. The exported ONNX file is compared with
@@ -24,6 +24,7 @@ from workers.config import Preprocessing
 from workers.durable import disk_full_is_disk_low, replacing, sync, sync_folder
 from workers.errors import WorkerError
 from workers.feed import to_input
+from workers.logs import RUN_LOG
 from workers.teacher import Teacher
 
 CHECKPOINT = "checkpoint.pt"
@@ -33,6 +34,7 @@ MEDIA_TYPES = {
     "student.onnx": "application/octet-stream",
     "config.json": "application/json",
     "metrics.jsonl": "application/jsonl",
+    RUN_LOG: "application/jsonl",
     "result.json": "application/json",
 }
 # float32 convolutions in another order of summation differ by about 1e-5 of the largest logit.

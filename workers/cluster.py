@@ -6,46 +6,52 @@ runs that share their batches can share an actor, and a large student can have s
 coordinating actor, which fans blocks out to inference actors. Any of them may die at any moment: committed blocks and
 checkpoints stay, the caller learns that the actor vanished.
 
-Facts of Ray that shape this file: without ``address="local"`` ``ray.init`` joins whatever cluster it finds; resources
-are logical, memory is not limited by them.
+Training actors have names and belong to nobody: when the engine is killed they go on, and its successor finds them by
+name. What they have told since is kept until somebody acknowledges it. The actors of a cache end with their engine; the
+blocks they have committed are there.
+
+Facts of Ray that shape this file: without an address ``ray.init`` joins whatever cluster it finds; a driver that is
+without Ray for a minute is aborted; resources are logical, memory is not limited by them.
 """
 
-import logging
+import contextlib
 import os
 import queue
-import secrets
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
 from store import CacheWriter
-from workers import caching
+from workers import caching, logs
+from workers.artifacts import ARTIFACTS
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
 from workers.errors import Stopped, WorkerError
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage, ignore
 from workers.learner import Member
+from workers.logs import RunLog
 from workers.outcomes import Mailbox, Numbered, Outcome, WorkFailed, outcome, outcome_of
+from workers.ray_head import ENVIRONMENT, RayHead
 from workers.teacher import Teacher
 from workers.train import train_group
+
+# Ray reads whether it has to show a token when it is imported, and not again.
+os.environ.update(ENVIRONMENT)
+
+import ray
+from ray.util import get_placement_group, list_named_actors
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 _ACTOR_LOSSES_MAX = 3
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
 _BLOCKS_PER_CALL = 4
 _WAITING_S = 5.0
-# Only orders, events and outcomes pass through Ray; logits and pictures are mapped files.
-_OBJECT_STORE_BYTES = 100 << 20
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_worker_prestart": "0",
-    "RAY_prestart_worker_first_driver": "0",
-    # An actor without a share of a GPU sees none.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-}
+_NAMESPACE = "retort"
+# An actor that does not answer may be busy starting its process; after so long it counts as gone.
+_UNAVAILABLE_S = 20.0
 
 
 class WorkerLost(WorkerError):
@@ -63,6 +69,7 @@ class _Actor:
     """
 
     def __init__(self, pieces: int = 1) -> None:
+        logs.configure("info")
         self._mails = [Mailbox() for _ in range(pieces)]
 
     def answer(self, piece: int, acknowledged: int) -> tuple[list[Numbered], Outcome | None]:
@@ -72,19 +79,40 @@ class _Actor:
     def stop(self, piece: int) -> None:
         self._mails[piece].stopping.set()
 
+    def pause(self, piece: int) -> None:
+        self._mails[piece].pausing.set()
+
 
 class _TrainingActor(_Actor):
-    def work(self, orders_json: list[str]) -> None:
+    """It works from its birth on: whoever finds it by name need not know whether it was told to."""
+
+    def __init__(self, orders_json: list[str]) -> None:
+        super().__init__(len(orders_json))
+        threading.Thread(target=self._work, args=(orders_json,), name="training", daemon=True).start()
+
+    def _work(self, orders_json: list[str]) -> None:
+        run_logs: list[RunLog] = []
         try:
-            orders = map(TrainingOrder.model_validate_json, orders_json)
+            orders = [TrainingOrder.model_validate_json(order) for order in orders_json]
+            # Of several processes of one student the first writes.
+            run_logs += [RunLog(order.folder, order.folder / ARTIFACTS, order.rank == 0) for order in orders]
+            logs.speak_for(run_logs)
             members = [
-                Member(order, mail.emit, mail.stopping.is_set) for order, mail in zip(orders, self._mails, strict=True)
+                Member(order, log.emitting(mail.emit), mail.stopping.is_set, mail.pausing.is_set)
+                for order, log, mail in zip(orders, run_logs, self._mails, strict=True)
             ]
             for place, how in train_group(members):
-                self._mails[place].outcome = outcome(how)
+                self._end(place, how, run_logs)
         except Exception as error:
-            for mail in self._mails:
-                mail.outcome = mail.outcome or outcome(error)
+            for place, mail in enumerate(self._mails):
+                if mail.outcome is None:
+                    self._end(place, error, run_logs)
+
+    def _end(self, place: int, how: dict[str, Any] | Exception, run_logs: Sequence[RunLog]) -> None:
+        # The log first: once the outcome is there, this process may be ended.
+        with run_logs[place].ending(how) if run_logs else contextlib.nullcontext():
+            told = outcome(how)
+        self._mails[place].outcome = told
 
 
 class _InferenceActor(_Actor):
@@ -151,20 +179,39 @@ class _Handle(Protocol):
     work: _Method
     answer: _Method
     stop: _Method
+    pause: _Method
 
 
 def _start(
     kind: type[_Actor],
-    *arguments: str | int,
+    *arguments: str | int | list[str],
     cpus: float,
     gpus: float,
+    name: str | None = None,
     place: PlacementGroupSchedulingStrategy | None = None,
 ) -> _Handle:
-    """An actor with its share of the machine; it waits, without a process, until that is free."""
+    """An actor with its share of the machine; it waits, without a process, until that is free.
+
+    With a name it outlives whoever has started it.
+    """
     actor_class: Any = ray.remote(kind)
     # Three threads: the work, a question for events, a wish to stop.
-    options = actor_class.options(num_cpus=cpus, num_gpus=gpus, max_concurrency=3, scheduling_strategy=place)
+    options = actor_class.options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_concurrency=3,
+        scheduling_strategy=place,
+        name=name,
+        lifetime="detached" if name else None,
+    )
     handle: _Handle = options.remote(*arguments)
+    return handle
+
+
+def _found(name: str) -> _Handle:
+    """The actor of this name. Raises ValueError if there is none."""
+    get_actor: Any = ray.get_actor
+    handle: _Handle = get_actor(name)
     return handle
 
 
@@ -333,18 +380,23 @@ def _first_line(error: BaseException) -> str:
 class Crew:
     """The actors behind one task or, where runs share their batches, behind several; ended with the last of these.
 
+    Args:
+        actors: the first of several processes of one student tells, and its wish to stop is the others'.
+        pieces: the tasks that they do at once.
+
     Attributes:
         size: how many shares of the machine they take.
-        tasks: how many tasks they do at once.
+        tasks: how many tasks they were given.
     """
 
-    def __init__(self, actors: Sequence[_Handle], tasks: int = 1, places: PlacementGroup | None = None) -> None:
-        self.size, self.tasks = len(actors), tasks
-        # Of several processes of one student the first tells, and its wish to stop is the others'.
+    def __init__(
+        self, actors: Sequence[_Handle], pieces: Collection[int], places: PlacementGroup | None = None
+    ) -> None:
+        self.size, self.tasks = len(actors), len(pieces)
         self.first = actors[0]
         self._actors = actors
         self._places = places
-        self._open = set(range(tasks))
+        self._open = set(pieces)
 
     def close(self, piece: int) -> None:
         """One of its tasks is over or unwanted; the processes end when all are."""
@@ -359,23 +411,25 @@ class Crew:
 
 
 class Task:
-    """A piece of work on the cluster, seen from outside. Its events come in order, each exactly once.
+    """A piece of work on the cluster, seen from outside. Its events come in order, and again until acknowledged.
 
     Args:
         crew: who does it.
         piece: which of the crew's tasks it is.
+        acknowledged: the number of the first event that is wanted.
     """
 
-    def __init__(self, crew: Crew, piece: int = 0) -> None:
+    def __init__(self, crew: Crew, piece: int = 0, acknowledged: int = 0) -> None:
         self.crew = crew
         self._piece = piece
-        self._acknowledged = 0
+        self._acknowledged = acknowledged
         self._asked: ray.ObjectRef[tuple[list[Numbered], Outcome | None]] | None = None
+        self._unavailable_since: float | None = None
         self._has_begun = False
         self._is_closed = False
 
     def poll(self) -> tuple[list[Numbered], Outcome | None]:
-        """New (number, event) pairs, and how the work ended once it has. Never waits.
+        """(number, event) pairs that were not acknowledged, and how the work ended once it has. Never waits.
 
         An actor that is gone is ``vanished``; events that it had not been asked for are gone with it.
         """
@@ -386,14 +440,21 @@ class Task:
                 self._asked = self.crew.first.answer.remote(self._piece, self._acknowledged)
             if not _is_ready(self._asked):
                 return [], None
-            events, outcome = ray.get(self._asked)
+            asked, self._asked = self._asked, None
+            events, outcome = ray.get(asked)
+        except ray.exceptions.ActorUnavailableError as error:
+            now = time.monotonic()
+            self._unavailable_since = self._unavailable_since or now
+            return [], _vanished(error) if now - self._unavailable_since > _UNAVAILABLE_S else None
         except ray.exceptions.RayError as error:
-            return [], Outcome(kind="vanished", error_type=type(error).__name__, message=_first_line(error))
-        self._has_begun = True
-        self._asked = None
+            return [], _vanished(error)
+        self._has_begun, self._unavailable_since = True, None
+        return events, outcome
+
+    def acknowledge(self, events: Sequence[Numbered]) -> None:
+        """These need not be told again: they are stored."""
         if events:
             self._acknowledged = events[-1][0] + 1
-        return events, outcome
 
     def stop(self) -> None:
         """Ask it to stop, without waiting: at its next batch, or at once if it still waits for its share.
@@ -404,39 +465,62 @@ class Task:
         if not self._has_begun:
             self.close()
 
+    def pause(self) -> None:
+        """Ask it to leave a checkpoint and end as ``paused``, as ``stop`` does."""
+        self.crew.first.pause.remote(self._piece)
+        if not self._has_begun:
+            self.close()
+
     def close(self) -> None:
         """End its process, whatever that is doing, unless it still works on another task."""
         self._is_closed = True
         self.crew.close(self._piece)
 
 
+def _vanished(error: BaseException) -> Outcome:
+    return Outcome(kind="vanished", error_type=type(error).__name__, message=_first_line(error))
+
+
+def _names(name: str, count: int) -> list[str]:
+    """Of the actors that train one student; the first has the name itself."""
+    return [name] + [f"{name}-{rank}" for rank in range(1, count)]
+
+
 class Cluster:
-    """This machine's Ray, started for the caller alone and ended with it.
+    """This machine's Ray, found alive or started; it goes on without the caller until it is closed.
 
     Args:
+        data_dir: whose jobs it works on; one head for each, see ``ray_head``.
         cpus: CPU cores to use; None takes all.
-        gpus: GPUs to use; None takes all that torch sees.
+        gpus: GPUs to use; None takes all that Ray sees.
+
+    Raises:
+        HeadFailed: Ray does not start.
     """
 
-    def __init__(self, cpus: float | None = None, gpus: int | None = None) -> None:
-        # Ray listens on every address, and whoever can talk to it can run code: with the mode unset it asks for a token
-        # in a cluster of its own. The token is ours, because its default one is written to the home directory.
-        os.environ.pop("RAY_AUTH_MODE", None)
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.update(_ENVIRONMENT)
-        ray.init(
-            address="local",
-            num_cpus=None if cpus is None else max(1, int(cpus)),
-            num_gpus=gpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=True,
-            logging_level=logging.WARNING,
-        )
+    def __init__(self, data_dir: Path, cpus: float | None = None, gpus: int | None = None) -> None:
+        whole = None if cpus is None else max(1, int(cpus))
+        self._head = RayHead(data_dir, whole, gpus, os.environ.get("RAY_AUTH_TOKEN"))
+        os.environ["RAY_AUTH_TOKEN"] = self._head.head.token
+        try:
+            ray.init(
+                address=self._head.head.address,
+                namespace=_NAMESPACE,
+                log_to_driver=True,
+                configure_logging=False,
+            )
+        except Exception:
+            self._head.close()
+            raise
         nodes: Any = ray.nodes  # not annotated
         [node] = nodes()
         self.cpus = int(node["Resources"].get("CPU", 1))
         self.gpus = int(node["Resources"].get("GPU", 0))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether Ray is there. If not, nothing here may be asked; a new cluster can be started."""
+        return self._head.is_alive
 
     def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 1.0, quota_bytes: int = 0) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core without any.
@@ -452,15 +536,16 @@ class Cluster:
         share = gpu_share if self.gpus else 0.0
         order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, share, quota_bytes)
         actor.work.remote(*order)
-        return Task(Crew([actor]))
+        return Task(Crew([actor], [0]))
 
-    def train(self, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[Task]:
+    def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[Task]:
         """Train runs that share their batches, in one process; it waits until its share of the machine is free.
 
         A run with several ``training.actors`` is alone and has that many processes, each with such a share, in a
         placement group.
 
         Args:
+            name: by which ``attach`` finds it; never used before.
             orders: see ``train.train_group``.
             cpus, gpu_share: of each process.
 
@@ -470,21 +555,64 @@ class Cluster:
         gpus = gpu_share if self.gpus else 0.0
         count = orders[0].training.actors
         if count == 1:
-            actor = _start(_TrainingActor, len(orders), cpus=cpus, gpus=gpus)
-            actor.work.remote([order.model_dump_json() for order in orders])
-            crew = Crew([actor], len(orders))
+            told = [order.model_dump_json() for order in orders]
+            crew = Crew([_start(_TrainingActor, told, cpus=cpus, gpus=gpus, name=name)], range(len(orders)))
             return [Task(crew, piece) for piece in range(len(orders))]
         [order] = orders
         bundle = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-        places = placement_group([bundle] * count, strategy="PACK")
+        places = placement_group([bundle] * count, strategy="PACK", name=name, lifetime="detached")
         actors = []
-        for rank in range(count):
+        for rank, own_name in enumerate(_names(name, count)):
             place = PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=rank)
-            actor = _start(_TrainingActor, 1, cpus=cpus, gpus=gpus, place=place)
-            actor.work.remote([order.model_copy(update={"rank": rank}).model_dump_json()])
-            actors.append(actor)
-        return [Task(Crew(actors, places=places))]
+            told = [order.model_copy(update={"rank": rank}).model_dump_json()]
+            actors.append(_start(_TrainingActor, told, cpus=cpus, gpus=gpus, name=own_name, place=place))
+        return [Task(Crew(actors, [0], places))]
+
+    def attach(self, name: str, count: int, acknowledged: Mapping[int, int]) -> dict[int, Task]:
+        """The tasks of a crew that was started before, by another process perhaps.
+
+        Args:
+            name: that ``train`` was given.
+            count: how many processes one student has.
+            acknowledged: for each piece that is still wanted, the number of the first event that is not stored.
+
+        Returns:
+            A task for each piece; none if one of the processes is gone.
+        """
+        try:
+            actors = [_found(own_name) for own_name in _names(name, count)]
+            places = get_placement_group(name) if count > 1 else None
+        except ValueError:
+            return {}
+        crew = Crew(actors, acknowledged, places)
+        return {piece: Task(crew, piece, number) for piece, number in acknowledged.items()}
+
+    def end_others(self, names: Mapping[str, int]) -> int:
+        """End all training actors but those of these crews (name -> processes); returns how many were ended."""
+        wanted = {own_name for name, count in names.items() for own_name in _names(name, count)}
+        others = [name for name in list_named_actors() if name not in wanted]
+        for name in others:
+            _end(_found(name))
+            if name not in names:
+                _remove_places(name)
+        return len(others)
 
     def close(self) -> None:
-        """End every process that was started."""
+        """End Ray with every process that it has started."""
         ray.shutdown()
+        self._head.close()
+
+    def leave(self) -> None:
+        """Let go of it: its actors go on, for whoever comes next."""
+        ray.shutdown()
+        self._head.leave()
+
+
+def _remove_places(name: str) -> None:
+    """The placement group of this crew, if it has one."""
+    try:
+        places = get_placement_group(name)
+    except ValueError:
+        return
+    remove: Any = remove_placement_group
+    remove(places)

@@ -13,6 +13,7 @@
     │   ├── LossyCache            (ValueError)  an encoding has lost what is asked of its cache
     │   └── NotFinite             (ArithmeticError) a loss or gradient stopped being a number
     ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
+    ├── Paused                    somebody asked for it: a checkpoint of the very step was left
     └── DiskLow                   (OSError)     no room left for what has to be written
 
 A message holds the offending value, what is allowed, and the next step. Which HTTP status an error
@@ -92,6 +93,10 @@ class UnknownName(UserError, LookupError):
 
 class Stopped(WorkerError):
     """The caller asked to stop; what was committed so far stays."""
+
+
+class Paused(WorkerError):
+    """The caller asked to put the work down; it can be taken up where it was left."""
 
 
 class DiskLow(WorkerError, OSError):

@@ -10,13 +10,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import torch
 from torch import Tensor, nn
 
 from workers.artifacts import load_checkpoint, save_checkpoint
 from workers.config import AdamW, CosineSchedule, Sgd, Training, TrainingOrder
-from workers.events import Emit, Epoch, Log, ShouldStop, Step
+from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
 from workers.objective import Objective
 from workers.replicas import Replicas
 
@@ -110,13 +111,22 @@ class EpochSums:
         return result
 
 
+class Wish(IntEnum):
+    """What somebody wants of a run; of several, the greatest counts."""
+
+    GO_ON = 0
+    PAUSE = 1
+    STOP = 2
+
+
 @dataclass(frozen=True)
 class Member:
-    """One run of a group: what to train, who is told, who may stop it."""
+    """One run of a group: what to train, who is told, who may stop or pause it."""
 
     order: TrainingOrder
     emit: Emit
     should_stop: ShouldStop
+    should_pause: ShouldStop = never
 
 
 class Learner:
@@ -139,7 +149,8 @@ class Learner:
     def __init__(
         self, member: Member, place: int, network: nn.Module, device: torch.device, replicas: Replicas
     ) -> None:
-        self.order, self.emit, self.should_stop = member.order, member.emit, member.should_stop
+        self.order, self.emit = member.order, member.emit
+        self._member = member
         self.place = place
         self.network = network
         self.training = member.order.training
@@ -160,6 +171,12 @@ class Learner:
         self._told = time.monotonic()
 
     # -------------------------------------------------------------------------------------------------- its epoch
+
+    def wish(self) -> Wish:
+        """What is wanted of it now."""
+        if self._member.should_stop():
+            return Wish.STOP
+        return Wish.PAUSE if self._member.should_pause() else Wish.GO_ON
 
     @property
     def is_done(self) -> bool:

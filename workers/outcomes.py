@@ -3,18 +3,19 @@
 An exception class that cannot be pickled kills an actor's reply, so errors cross processes as text.
 """
 
+import logging
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from store import StoreError
-from workers.errors import Stopped, UserError, WorkerError
+from workers.errors import Paused, Stopped, UserError, WorkerError
 from workers.replicas import PeerLost
 
 Numbered = tuple[int, dict[str, Any]]
+_log = logging.getLogger("workers")
 
 
 class WorkFailed(WorkerError):
@@ -29,13 +30,14 @@ class Outcome(BaseModel):
     """How a piece of work ended.
 
     Attributes:
-        kind: ``done``; ``failed``: it raised; ``stopped``: it was asked to; ``vanished``: its process is gone.
+        kind: ``done``; ``failed``: it raised; ``stopped``: it was asked to; ``paused``: it was asked to, and left a
+            checkpoint of the very step; ``vanished``: its process is gone.
         value: what it returned, if done.
         error_type, message: of the exception, if failed.
         is_user_error: trying again would fail again.
     """
 
-    kind: Literal["done", "failed", "stopped", "vanished"]
+    kind: Literal["done", "failed", "stopped", "paused", "vanished"]
     value: dict[str, Any] | None = None
     error_type: str | None = None
     message: str | None = None
@@ -57,6 +59,8 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
             return Outcome(kind="done", value=how)
         case Stopped():
             return Outcome(kind="stopped", message=str(how))
+        case Paused():
+            return Outcome(kind="paused", message=str(how))
         case WorkFailed():
             return how.outcome
         case PeerLost():
@@ -64,18 +68,18 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
         case UserError() | StoreError():
             return Outcome(kind="failed", error_type=kind, message=str(how), is_user_error=True)
     # Whatever it is, the operator sees where it came from and the job sees one line of it.
-    traceback.print_exception(how)
+    _log.error("work failed", exc_info=how)
     return Outcome(kind="failed", error_type=kind, message=str(how) or repr(how))
 
 
 class Mailbox:
-    """Events of one piece of work, numbered from 0, kept until they are acknowledged; the wish to stop; the outcome."""
+    """Events of one piece of work, numbered from 0, kept until they are acknowledged; wishes to it; the outcome."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._events: list[Numbered] = []
         self._next = 0
-        self.stopping = threading.Event()
+        self.stopping, self.pausing = threading.Event(), threading.Event()
         self.outcome: Outcome | None = None
 
     def emit(self, event: BaseModel) -> None:

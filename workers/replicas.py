@@ -75,11 +75,14 @@ class Replicas:
         if self._count > 1:
             dist.destroy_process_group()
 
-    def any(self, wish: bool) -> bool:
-        """Whether any of them wishes it."""
+    def greatest(self, number: int) -> int:
+        """The greatest of the numbers that they bring."""
         if self._count == 1:
-            return wish
-        return bool(self.sum(torch.tensor(float(wish), device=self._device)))
+            return number
+        value = torch.tensor(number, device=self._device)
+        with _with_peers():
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, without gradient; the tensor itself where there is one."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
+from structlog.contextvars import bound_contextvars
 from torch import Tensor, nn
 
 from store import CacheReader, CacheSpec
@@ -27,11 +28,12 @@ from workers.artifacts import Student, write_artifacts
 from workers.composition import Method
 from workers.config import Preprocessing, TrainingOrder
 from workers.datasets import Dataset, open_prepared
-from workers.errors import InvalidJob, NotFinite, Stopped
+from workers.errors import InvalidJob, NotFinite, Paused, Stopped
 from workers.evaluate import evaluate
 from workers.events import Emit, Finished, Log, ShouldStop
 from workers.feed import Batch, EvaluationFeed, TrainingFeed, student_preprocessing, to_input
-from workers.learner import Learner, Member, best
+from workers.learner import Learner, Member, Wish, best
+from workers.logs import ids_of
 from workers.objective import Objective, View, objective_of
 from workers.replicas import Replicas
 from workers.students.build import build_student
@@ -212,15 +214,17 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
 class _Group:
     """The learners that are still training, and how the others have ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: Sequence[Member]) -> None:
         self.learners: list[Learner] = []
+        self._ids = [ids_of(member.order.folder) for member in members]
         self._ended: list[Ended] = []
 
     @contextlib.contextmanager
     def on_behalf_of(self, place: int) -> Iterator[None]:
-        """What is raised inside ends this member's run, and no one else's."""
+        """What is raised inside ends this member's run, and what is logged is about it, and no one else's."""
         try:
-            yield
+            with bound_contextvars(**self._ids[place]):
+                yield
         except Exception as error:
             self.end(place, error)
 
@@ -281,7 +285,7 @@ def train_group(members: Sequence[Member]) -> Iterator[Ended]:
 def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[Ended]:
     """``train_group`` from its first checkpoint on."""
     feed, replicas = setting.feed, setting.replicas
-    group = _Group()
+    group = _Group(members)
 
     # ---- resume
     for place, member in enumerate(members):
@@ -354,11 +358,16 @@ def _train_step(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tens
         inputs: normalised float32 [b, K, H, W] of each view of the batch; a method of one view sees the first.
 
     Raises:
-        Stopped, NotFinite.
+        Stopped, Paused, NotFinite.
     """
     epoch, replicas, steps = learner.epoch, setting.replicas, setting.feed.steps
-    if replicas.any(learner.should_stop()):
-        raise Stopped(f"run {learner.order.run.name!r} was stopped in epoch {epoch + 1}")
+    where = f"in epoch {epoch + 1} after {step} of {steps} steps"
+    match replicas.greatest(learner.wish()):
+        case Wish.STOP:
+            raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
+        case Wish.PAUSE:
+            learner.save()
+            raise Paused(f"run {learner.order.run.name!r} was paused {where}")
     learner.prepare_step(step, steps)
     rows = len(batch.labels)
     logits = [replicas.whole(learner.forward(x), rows, batch.mine) for x in inputs[: learner.method.views]]

@@ -1,0 +1,284 @@
+"""A job of six runs while its processes are killed, in random order, again and again; then the same job in peace.
+
+What has to hold is asserted: every run succeeds, once; its weights are those of the quiet run, bit for bit; no event is
+lost or doubled, as read by a client that followed the stream throughout; when the service has ended, no process of it
+is there 90 s later, and no temporary file. What is shown is what it took.
+
+``python -m tests.benchmarks.kill_storm --kills 50``; ``--seed`` draws another order.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+
+from service.client import Client
+from service.connection import Document
+from service.processes import BackgroundService, free_port
+from tests.benchmarks.bench import show
+from tests.digits import Digits, make_digits
+from workers.ray_head import machine_folder
+
+# What is killed, how often in a hundred, and how it is found: by what stands in its command line.
+VICTIMS = {
+    "API": (20, r"service\.cli api"),
+    "engine": (20, r"service\.cli engine"),
+    "Ray's keeper": (4, r"workers\.ray_head"),
+    "Ray's head (gcs_server)": (4, r"/gcs_server "),
+    "Ray's head (raylet)": (4, r"/raylet/raylet "),
+    "Ray's head (ray start)": (4, r"ray\.scripts"),
+    "trainer": (34, r"^ray::_TrainingActor"),
+    "actor of the caches": (2, r"^ray::_(Caches|Inference)Actor"),
+    "supervisor": (4, r"service\.cli serve"),
+    "SIGTERM to all": (4, r"service\.cli serve"),
+}
+ORPHANS_S = 90.0
+GRACE_S = 60.0
+ANSWER_S = 120.0
+METHODS = ("kd", "dtkd", "rld")
+SEEDS = (0, 1)
+
+
+def processes_of(data_dir: Path) -> dict[int, str]:
+    """Every process that has this data directory, or the folder of its Ray, in its environment: id and command line."""
+    marks = [f"RETORT_DATA_DIR={data_dir}".encode(), f"RETORT_RAY_FOLDER={machine_folder(data_dir)}".encode()]
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            own = set((folder / "environ").read_bytes().split(b"\0"))
+            if (own & set(marks) or str(data_dir) in line) and int(folder.name) != os.getpid():
+                found[int(folder.name)] = line
+    return found
+
+
+class Storm:
+    """A service under fire, and a client that follows what happens.
+
+    Args:
+        folder: for everything.
+        epochs: of each run.
+    """
+
+    def __init__(self, folder: Path, digits: Digits, epochs: int) -> None:
+        self.data_dir = folder / "data"
+        self._root = folder
+        self._port = free_port()
+        self._epochs = epochs
+        self._service = self._start()
+        self.client = Client(self._service.url, timeout_s=60)
+        self._service.wait_ready()
+        teacher = self._patiently(
+            lambda: self.client.upload_teacher(
+                digits.teacher_spec.path, preprocessing=digits.preprocessing.model_dump(mode="json")
+            )
+        )
+        self._plan = {
+            "teacher": teacher["id"],
+            "dataset": {"kind": "digits"},
+            "views": {"augmentation": {"recipe": "crop_flip", "pad": 1, "flip": False}, "count": 4},
+            "students": ["cnn_s"],
+            "methods": list(METHODS),
+            "seeds": list(SEEDS),
+            "training": {"epochs": epochs, "optimizer": {"kind": "adamw", "lr": 0.003}},
+        }
+        self.kills: Counter[str] = Counter()
+        self.recovery_s: dict[str, list[float]] = defaultdict(list)
+        self.ending_s: list[float] = []
+        self.told: list[Document] = []
+        self._news = threading.Event()
+
+    def _start(self) -> BackgroundService:
+        return BackgroundService(self.data_dir, self._root, port=self._port)
+
+    def _patiently(self, ask: Callable[[], Document]) -> Document:
+        """Ask until somebody answers."""
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                return ask()
+            except (OSError, ValueError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def submit(self) -> str:
+        return str(
+            self._patiently(lambda: self.client.submit(self._plan, idempotency_key=f"storm-{os.urandom(8).hex()}"))[
+                "id"
+            ]
+        )
+
+    def follow(self, job_id: str) -> threading.Thread:
+        """Follow the stream of the job to its end, through whatever happens to the API."""
+
+        def listen() -> None:
+            with Client(self._service.url, timeout_s=60) as client:
+                for event in client.events(job_id, patience_s=ANSWER_S):
+                    self.told.append(event)
+                    if event["type"] in {"epoch", "step"}:
+                        self._news.set()
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        return thread
+
+    def rage(self, job_id: str, kills: int, dice: random.Random) -> None:
+        """Kill until so many have been killed, or the job has ended; after each kill wait for a sign of training."""
+        while sum(self.kills.values()) < kills and not self._is_over(job_id):
+            names = [*VICTIMS]
+            name = dice.choices(names, [VICTIMS[each][0] for each in names])[0]
+            pids = sorted(p for p, line in processes_of(self.data_dir).items() if re.search(VICTIMS[name][1], line))
+            if not pids:
+                time.sleep(0.05)
+                continue
+            self._news.clear()
+            killed = time.monotonic()
+            if name == "SIGTERM to all":
+                self._service.stop()
+                self.ending_s.append(time.monotonic() - killed)
+                self._service = self._start()
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(dice.choice(pids), signal.SIGKILL)
+            if name == "supervisor":
+                self._service.wait(10)
+                self._restart_when_free()
+            self.kills[name] += 1
+            # Sometimes the next blow falls before the last one is got over.
+            if self._news.wait(dice.choice((1.0, 5.0, 60.0))):
+                self.recovery_s[name].append(time.monotonic() - killed)
+            time.sleep(dice.uniform(0.0, 1.0))
+
+    def _restart_when_free(self) -> None:
+        """The children of a killed supervisor end by themselves; until then they have the port."""
+        self._service.stop()
+        while any("service.cli api" in line for line in processes_of(self.data_dir).values()):
+            time.sleep(0.1)
+        self._service = self._start()
+
+    def _is_over(self, job_id: str) -> bool:
+        return bool(self._patiently(lambda: self.client.job(job_id))["state"] in {"succeeded", "failed", "cancelled"})
+
+    def check(self, job_id: str, quiet_id: str) -> int:
+        """Everything that has to hold of the job; returns how many attempts its runs took."""
+        job = self.client.job(job_id)
+        assert job["state"] == "succeeded", job["error"]
+        runs = list(self.client.runs(job_id))
+        assert len(runs) == len(METHODS) * len(SEEDS)
+        stored = list(self.client.events(job_id))
+        told = [event for event in self.told if event["type"] != "done"]
+        stored = [event for event in stored if event["type"] != "done"]
+        assert [event["seq"] for event in told] == [event["seq"] for event in stored]
+        assert told == stored
+        for run in runs:
+            own = [event for event in stored if event["run_id"] == run["id"]]
+            epochs = [event["data"]["epoch"] for event in own if event["type"] == "epoch"]
+            assert epochs == [*range(1, self._epochs + 1)], (run["name"], epochs)
+            states = [event["data"]["state"] for event in own if event["type"] == "state"]
+            assert states.count("succeeded") == 1
+            assert states[-1] == "succeeded"
+            assert run["state"] == "succeeded"
+        quiet = {run["name"]: self._weights(run["id"]) for run in self.client.runs(quiet_id)}
+        assert {run["name"]: self._weights(run["id"]) for run in runs} == quiet
+        return sum(run["attempt"] for run in runs)
+
+    def _weights(self, run_id: str) -> str:
+        [digest] = [a["sha256"] for a in self.client.artifacts(run_id) if a["name"] == "student.safetensors"]
+        return str(digest)
+
+    def end(self) -> float:
+        """End the service and look for what it has left; returns how long its last process took to go."""
+        started = time.monotonic()
+        self._service.stop()
+        assert self._service.wait() == 0
+        self.ending_s.append(time.monotonic() - started)
+        assert self.ending_s[-1] < GRACE_S
+        while left := processes_of(self.data_dir):
+            assert time.monotonic() - started < ORPHANS_S, left
+            time.sleep(0.1)
+        gone_s = time.monotonic() - started
+        names = [path.relative_to(self.data_dir).as_posix() for path in self.data_dir.rglob("*")]
+        temporary = [name for name in names if re.search(r"partial|incoming|\.tmp|__|(-wal|-shm|-journal)$", name)]
+        assert not temporary, temporary
+        assert not machine_folder(self.data_dir).exists()
+        self.client.close()
+        return gone_s
+
+
+def main() -> int:
+    """The program; 0 if all of it holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=0, help="of each run; by default so many that it lasts")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    given = parser.parse_args()
+    # A run goes on for about an epoch and a half in the time that a kill takes.
+    epochs = given.epochs or 10 + 6 * given.kills
+    # After a failure it stays, with the service's log.
+    folder = Path(tempfile.mkdtemp(prefix="storm-")).resolve()
+    sys.stdout.write(f"in {folder}\n")
+    storm = Storm(folder, make_digits(folder / "digits"), epochs)
+    job_id = storm.submit()
+    listener = storm.follow(job_id)
+    started = time.monotonic()
+    storm.rage(job_id, given.kills, random.Random(given.seed))
+    storm.client.wait(job_id)
+    listener.join(60)
+    stormy_s = time.monotonic() - started
+    started = time.monotonic()
+    quiet_id = storm.submit()
+    storm.client.wait(quiet_id)
+    quiet_s = time.monotonic() - started
+    attempts = storm.check(job_id, quiet_id)
+    gone_s = storm.end()
+    figures = {
+        "kills": sum(storm.kills.values()),
+        "runs": len(METHODS) * len(SEEDS),
+        "attempts": attempts,
+        "events": len(storm.told),
+        "stormy_s": stormy_s,
+        "quiet_s": quiet_s,
+        "ending_s": max(storm.ending_s),
+        "gone_s": gone_s,
+    }
+    _show(storm, figures)
+    shutil.rmtree(folder)
+    if given.json is not None:
+        given.json.write_text(json.dumps(figures | {"kills_of": dict(storm.kills)}, indent=2) + "\n")
+    if figures["kills"] < given.kills:
+        sys.stdout.write(f"the job had ended after {figures['kills']} of {given.kills} kills: give it more --epochs\n")
+        return 1
+    return 0
+
+
+def _show(storm: Storm, figures: Mapping[str, float]) -> None:
+    rows = []
+    for name, count in sorted(storm.kills.items(), key=lambda item: -item[1]):
+        seconds = storm.recovery_s.get(name, [])
+        shown = [f"{median(seconds):.1f}", f"{max(seconds):.1f}"] if seconds else ["-", "-"]
+        rows.append([name, str(count), *shown])
+    show(["killed", "times>", "to the next step, median s>", "longest s>"], rows)
+    sys.stdout.write(
+        f"{figures['kills']} kills; {figures['runs']} runs succeeded once each, in {figures['attempts']} attempts; "
+        f"weights equal to the quiet job's; {figures['events']} events, none lost, none doubled\n"
+        f"{figures['stormy_s']:.0f} s, the quiet job {figures['quiet_s']:.0f} s; SIGTERM to the end at most "
+        f"{figures['ending_s']:.1f} s; the last process was gone after {figures['gone_s']:.1f} s; no temporary file\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
