@@ -10,9 +10,10 @@
 
 Answers are the JSON documents of the API as plain dictionaries (``/openapi.json`` describes their
 fields), so that a newer service does not break an older client by a field it does not know. Lists
-are walked to their end. Reads, cancels, submissions (by their Idempotency-Key), event streams (by
-Last-Event-ID) and downloads (by Range) survive a broken connection; the errors are those of
-``service.connection``. It needs httpx alone and imports nothing else of Retort.
+are walked to their end. Reads, wishes (cancel, pause, resume, retry), submissions (by their
+Idempotency-Key), event streams (by Last-Event-ID) and downloads (by Range) survive a broken
+connection; the errors are those of ``service.connection``. It needs httpx alone and imports nothing
+else of Retort.
 """
 
 import hashlib
@@ -251,9 +252,21 @@ class Client:
         """One job with its state, stage and progress."""
         return self._connection.json("GET", f"/v1/jobs/{_part(job_id)}")
 
-    def cancel(self, job_id: str) -> Document:
-        """Asks a job to stop; asking twice, or after its end, changes nothing."""
-        return self._connection.json("POST", f"/v1/jobs/{_part(job_id)}/cancel")
+    def cancel(self, job_or_run_id: str) -> Document:
+        """Asks a job or a run to stop; asking twice, or after its end, changes nothing."""
+        return self._connection.json("POST", f"{_path(job_or_run_id)}/cancel")
+
+    def pause(self, job_or_run_id: str) -> Document:
+        """Asks a job or a run to save its state and stop for now; asking twice changes nothing."""
+        return self._connection.json("POST", f"{_path(job_or_run_id)}/pause")
+
+    def resume(self, job_or_run_id: str) -> Document:
+        """Lets a paused job or run go on where it stopped; what is not paused stays as it is."""
+        return self._connection.json("POST", f"{_path(job_or_run_id)}/resume")
+
+    def retry(self, job_or_run_id: str) -> Document:
+        """The job that tries the runs again that failed or were cancelled; asking twice gives the same one."""
+        return self._connection.json("POST", f"{_path(job_or_run_id)}/retry")
 
     def runs(self, job_id: str) -> Iterator[Document]:
         """The runs of a job, in their order."""
@@ -301,8 +314,7 @@ class Client:
             ServiceUnreachable: after ``patience_s`` without an answer.
             WaitTimeout: after ``timeout_s``.
         """
-        kind = "runs" if job_or_run_id.startswith("run_") else "jobs"
-        path = f"/v1/{kind}/{_part(job_or_run_id)}/events"
+        path = f"{_path(job_or_run_id)}/events"
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         patience = Patience(patience_s)
         while True:
@@ -321,6 +333,8 @@ class Client:
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Document:
         """Blocks until the job has ended and returns it, whatever its end.
+
+        A paused job has not ended: this waits on until it is resumed or cancelled.
 
         Raises:
             WaitTimeout: it had not ended after ``timeout_s``.
@@ -432,6 +446,11 @@ class Client:
             for chunk in response.iter_raw():
                 sink.write(chunk)
                 yield sink.tell()
+
+
+def _path(job_or_run_id: str) -> str:
+    kind = "runs" if job_or_run_id.startswith("run_") else "jobs"
+    return f"/v1/{kind}/{_part(job_or_run_id)}"
 
 
 def _part(text: str) -> str:

@@ -3,18 +3,22 @@
 import asyncio
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Query, Request
 
-from service.auth import load_key_digest
+from service.auth import is_loopback, load_key_digest
 from service.db import Database
 from service.errors import DiskFloor
+from service.keys import KeyRing, Keys
+from service.limits import RateLimit, StreamLimit
 from service.records import Records
 from service.registry import Registry
 from service.schemas import Page
 from service.settings import Settings
+from service.tail import Tail
+from service.wishes import Wishes
 from store import Catalog
 
 PAGE_DEFAULT = 20
@@ -31,7 +35,9 @@ class Context:
     """The service behind the routes.
 
     Attributes:
-        key_digest: SHA-256 of the API key, or None where none is asked for.
+        ring: knows who a key belongs to.
+        rate, streams: what every caller may ask for at once.
+        tail: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
     """
 
@@ -39,21 +45,36 @@ class Context:
     database: Database
     records: Records
     registry: Registry
+    wishes: Wishes
     catalog: Catalog
-    key_digest: bytes | None
-    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    keys: Keys
+    ring: KeyRing
+    rate: RateLimit
+    streams: StreamLimit
+    tail: Tail
+    closing: asyncio.Event
 
     @classmethod
     def of(cls, settings: Settings) -> "Context":
         """The context of a process with these settings. Raises BadKeyFile."""
+        file_digest = load_key_digest(settings.api_key_file)
         database = Database(settings.database)
+        keys = Keys(database)
+        registry = Registry(database, settings.key_live_jobs_max)
+        closing = asyncio.Event()
         return cls(
             settings=settings,
             database=database,
             records=Records(database),
-            registry=Registry(database),
+            registry=registry,
+            wishes=Wishes(database),
             catalog=Catalog(settings.caches_dir),
-            key_digest=load_key_digest(settings.api_key_file),
+            keys=keys,
+            ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),
+            rate=RateLimit(settings.requests_per_s, settings.requests_burst),
+            streams=StreamLimit(settings.streams_max),
+            tail=Tail(registry, settings.event_poll_s, closing),
+            closing=closing,
         )
 
     def check_disk(self, needed_bytes: int = 0) -> None:

@@ -9,11 +9,16 @@
     ├── MalformedBody               (ValueError)       the body is not what its Content-Type says
     ├── IdempotencyMismatch         (ValueError)       the same Idempotency-Key came with another body
     ├── TooLarge                    (ValueError)       a body or file over its limit
+    ├── SlowBody                    (TimeoutError)     an upload that hardly moves
     ├── RangeNotSatisfiable         (ValueError)       a Range that the file does not have
     ├── Unauthorized                (PermissionError)  no key, or a wrong one
+    ├── Forbidden                   (PermissionError)  the key's scope is too small
     ├── ForeignOrigin               (PermissionError)  without a key only this machine's own pages may call
+    ├── TooManyRequests             (RuntimeError)     more than a key may have at once; ``retry_after_s``
+    │   └── QueueFull                                  as many jobs of the key are live as may be
     ├── DiskFloor                   (OSError)          less disk is free than the service keeps in reserve
     ├── IllegalMove                 (ValueError)       a state that cannot follow the present one
+    ├── LeaseLost                   (RuntimeError)     an engine writes though another one leads
     ├── InvalidSettings             (ValueError)       settings that contradict each other or the machine
     ├── UnsafeBinding               (ValueError)       the API would be open to the network without a key
     └── BadKeyFile                  (ValueError)       the file with the API key cannot be used
@@ -70,6 +75,10 @@ class TooLarge(ServiceError, ValueError):
     """A body or file that is larger than its limit."""
 
 
+class SlowBody(ServiceError, TimeoutError):
+    """An upload brings too little in the time that it is given."""
+
+
 class RangeNotSatisfiable(ServiceError, ValueError):
     """A Range header that cannot be read or lies outside the file.
 
@@ -87,8 +96,29 @@ class Unauthorized(ServiceError, PermissionError):
     """The request brings no API key, or not the right one."""
 
 
+class Forbidden(ServiceError, PermissionError):
+    """The API key is a right one, and its scope does not cover the request."""
+
+
 class ForeignOrigin(ServiceError, PermissionError):
     """A page from elsewhere, or a host name that is not this machine's, while no key protects the service."""
+
+
+class TooManyRequests(ServiceError, RuntimeError):
+    """More requests, or more event streams at once, than one key or address may have.
+
+    Args:
+        message: the sentence for a person.
+        retry_after_s: when it is worth coming back, in whole seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class QueueFull(TooManyRequests):
+    """As many jobs of one key wait or are worked on as it may have."""
 
 
 class DiskFloor(ServiceError, OSError):
@@ -97,6 +127,10 @@ class DiskFloor(ServiceError, OSError):
 
 class IllegalMove(ServiceError, ValueError):
     """A state that cannot follow the present one."""
+
+
+class LeaseLost(ServiceError, RuntimeError):
+    """This engine does not lead any more: nothing of what it writes may land."""
 
 
 class InvalidSettings(ServiceError, ValueError):

@@ -2,27 +2,31 @@
 
 ::
 
-    queued ─────> running ─────> cancelling
-      ^            ^  │             │
-      │            │  v             │
-      └─────────── lost <───────────┘
+    queued ──> running ──> pausing ──> paused ──> queued     a client pauses it, and resumes it
+    pausing ──> running                                      resumed before it had stopped
+    running ──> queued                                       put down in good order: the engine ends, say
+    queued, lost ──> paused                                  there is nothing to stop
+    running, pausing ──> cancelling
+    running, pausing, cancelling ──> lost                    its process vanished
+    lost ──> queued, running
+    queued, paused, lost ──> failed, cancelled
+    running, pausing, cancelling ──> failed, cancelled, succeeded
 
-    queued, lost ──────────> failed, cancelled
-    running, cancelling ───> failed, cancelled, succeeded        (these three are final)
+    from \\ to    queued  running  pausing  paused  cancelling  lost  succeeded  failed  cancelled
+    queued        .        x        .       x         .        .        .        x         x
+    running       x        .        x       .         x        x        x        x         x
+    pausing       .        x        .       x         x        x        x        x         x
+    paused        x        .        .       .         .        .        .        x         x
+    cancelling    .        .        .       .         .        x        x        x         x
+    lost          x        x        .       x         .        .        .        x         x
+    succeeded     .        .        .       .         .        .        .        .         .
+    failed        .        .        .       .         .        .        .        .         .
+    cancelled     .        .        .       .         .        .        .        .         .
 
-    from \\ to    queued  running  cancelling  lost  succeeded  failed  cancelled
-    queued          .       x         .         .       .         x        x
-    running         .       .         x         x       x         x        x
-    cancelling      .       .         .         x       x         x        x
-    lost            x       x         .         .       .         x        x
-    succeeded       .       .         .         .       .         .        .
-    failed          .       .         .         .       .         .        .
-    cancelled       .       .         .         .       .         .        .
-
-*failed* is not *lost*: failed means that it raised, and the same request would raise again; lost means that it
-vanished (its process died), and it is tried again a bounded number of times. The stage of a job (inference,
-training) is progress, not a state. Workers only emit events; the runner alone moves states, except that a client
-may cancel.
+The last three are final: nothing follows them, and a retry is a job of its own. *failed* is not *lost*: failed means
+that it raised, and the same request would raise again; lost means that it vanished (its process died), and it is tried
+again a bounded number of times. The stage of a job (inference, training) is progress, not a state. Workers only emit
+events; the engine alone moves states, except that a client may cancel, pause and resume.
 """
 
 from collections.abc import Mapping
@@ -36,6 +40,8 @@ class State(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     CANCELLING = "cancelling"
     LOST = "lost"
     SUCCEEDED = "succeeded"
@@ -45,14 +51,16 @@ class State(StrEnum):
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 LIVE = frozenset(State) - TERMINAL
-WORKING = frozenset({State.RUNNING, State.CANCELLING})
+WORKING = frozenset({State.RUNNING, State.PAUSING, State.CANCELLING})
 """States in which somebody works on it, and in which its writes land."""
 
 TABLE: Mapping[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.FAILED, State.CANCELLED}),
-    State.RUNNING: frozenset({State.CANCELLING, State.LOST}) | TERMINAL,
+    State.QUEUED: frozenset({State.RUNNING, State.PAUSED, State.FAILED, State.CANCELLED}),
+    State.RUNNING: frozenset({State.QUEUED, State.PAUSING, State.CANCELLING, State.LOST}) | TERMINAL,
+    State.PAUSING: frozenset({State.RUNNING, State.PAUSED, State.CANCELLING, State.LOST}) | TERMINAL,
+    State.PAUSED: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
     State.CANCELLING: frozenset({State.LOST}) | TERMINAL,
-    State.LOST: frozenset({State.QUEUED, State.RUNNING, State.FAILED, State.CANCELLED}),
+    State.LOST: frozenset({State.QUEUED, State.RUNNING, State.PAUSED, State.FAILED, State.CANCELLED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),

@@ -1,35 +1,35 @@
 """What the engine reads and writes: claims, states, attempts, events, artifacts, its lease.
 
-Each method is one short transaction. Every move of a state is a compare-and-swap through ``jobs.move``, and every
-write on behalf of a run or job is fenced by its ``attempt``: it lands only while that attempt is the newest one and
-still works on it. A method that can be overtaken says so by returning False, None or 0; it never raises for that.
-A change of state adds its own event (type ``state``) in the same transaction.
+Each method is one short transaction, and three things keep a late writer out of it. Every write asks that the lease
+still names this ``holder``, else it raises ``LeaseLost``: an engine that was stopped or cut off cannot write beside its
+successor. Every move of a state is a compare-and-swap through ``jobs.TABLE``. Every write on behalf of a run or job is
+fenced by its ``attempt``: it lands only while that attempt is the newest one and still works on it. A method that can
+be overtaken in the last two ways says so by returning False or None; it never raises for that. What clients ask for
+(cancel, pause, resume) is ``wishes``'.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from types import MappingProxyType
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import Any, TypeGuard, cast
 
-from sqlalchemy import CursorResult, Select, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import CursorResult, func, insert, select, update
+from sqlalchemy.orm import Session, aliased
 
 from service.db import Database
-from service.errors import IllegalMove, NotFound
-from service.jobs import LIVE, TERMINAL, WORKING, State, move
-from service.tables import (
-    ArtifactRecord,
-    EngineRecord,
-    EventRecord,
-    JobRecord,
-    Json,
-    RunRecord,
-    utc_now,
-)
+from service.errors import LeaseLost
+from service.jobs import LIVE, TABLE, TERMINAL, WORKING, State
+from service.rows import all_paused, event_row, existing, pause_at_once, runs_of, swap
+from service.tables import ArtifactRecord, EngineRecord, EventRecord, JobRecord, Json, RunRecord
 
 ENGINE_ROW = 1
 JOB_FIELDS = frozenset({"stage", "inference", "caches", "teacher_forwards", "teacher_accuracy"})
 RUN_FIELDS = frozenset({"epoch", "epochs", "progress", "metrics"})
+
+
+def actor_name(run_id: str, attempt: int) -> str:
+    """The name of the process that trains this attempt, and perhaps other runs beside it."""
+    return f"run-{run_id}-a{attempt}"
 
 
 class Records:
@@ -37,31 +37,61 @@ class Records:
 
     Args:
         database: migrated to head.
+        holder: this engine's name in the lease; None writes without asking for the lease, as the API and tests do.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, holder: str | None = None) -> None:
         self.database = database
+        self.holder = holder
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        """A transaction of the engine. Raises LeaseLost."""
+        with self.database.write() as session:
+            if self.holder is not None:
+                leader = session.get_one(EngineRecord, ENGINE_ROW).holder
+                if leader != self.holder:
+                    raise LeaseLost(f"{self.holder} writes, but {leader or 'no engine'} has the lease: end this engine")
+            yield session
 
     # -------------------------------------------------------------------------------------------------------- jobs
 
     def job(self, job_id: str) -> JobRecord:
         """One job. Raises NotFound."""
         with self.database.read() as session:
-            return _existing(session, JobRecord, "job", job_id)
+            return existing(session, JobRecord, job_id)
 
-    def claim_job(self, holder: str) -> JobRecord | None:
-        """Moves the oldest queued job to running, for ``holder`` and as a new attempt; None if there is none."""
-        query = select(JobRecord).where(JobRecord.state == State.QUEUED)
-        query = query.order_by(JobRecord.id).limit(1)
+    def states(self, job_id: str) -> tuple[State | None, dict[str, State]]:
+        """The states of a job and of its runs by id, of the same moment; None if the job is gone."""
+        query = select(JobRecord.state, RunRecord.id, RunRecord.state)
+        query = query.outerjoin(RunRecord, RunRecord.job_id == JobRecord.id).where(JobRecord.id == job_id)
+        with self.database.read() as session:
+            rows = session.execute(query.order_by(RunRecord.index)).all()
+        return rows[0][0] if rows else None, {id: state for _, id, state in rows if id is not None}
+
+    def claim_job(self) -> JobRecord | None:
+        """Moves the queued job whose turn it is to running, as a new attempt; None if there is none.
+
+        First comes the highest priority; among equals the API key of which the fewest jobs are being worked on, all
+        jobs without a key counting as one key's; among these the oldest job.
+        """
         with self.database.read() as session:
             # An engine asks several times a second: only an answer is worth the lock.
-            if session.scalars(query).one_or_none() is None:
+            waiting = select(JobRecord.id).where(JobRecord.state == State.QUEUED).limit(1)
+            if session.scalar(waiting) is None:
                 return None
-        with self.database.write() as session:
-            job = session.scalars(query).one_or_none()
-            if job is None:
+        other = aliased(JobRecord)
+        busy = select(other.key_id, func.count().label("jobs")).where(other.state.in_(WORKING))
+        share = busy.group_by(other.key_id).subquery()
+        query = select(JobRecord.id).where(JobRecord.state == State.QUEUED)
+        query = query.outerjoin(share, share.c.key_id.is_not_distinct_from(JobRecord.key_id))
+        query = query.order_by(JobRecord.priority.desc(), func.coalesce(share.c.jobs, 0), JobRecord.id)
+        with self._write() as session:
+            next_id = session.scalar(query.limit(1))
+            if next_id is None:
                 return None
-            _swap(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": holder})
+            job = session.get_one(JobRecord, next_id)
+            swap(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": self.holder})
             return job
 
     def unfinished_jobs(self) -> list[JobRecord]:
@@ -70,18 +100,18 @@ class Records:
             query = select(JobRecord).where(JobRecord.state.in_(WORKING | {State.LOST}))
             return list(session.scalars(query.order_by(JobRecord.id)))
 
-    def adopt_job(self, job_id: str, holder: str) -> JobRecord | None:
-        """Makes ``holder`` the one who works on an unfinished job: a new attempt, so its former engine is fenced off.
+    def adopt_job(self, job_id: str) -> JobRecord | None:
+        """Makes this engine the one who works on an unfinished job: a new attempt, so its former one is fenced off.
 
-        A lost job runs again. None if the job is queued or has ended.
+        A lost job runs again, any other keeps its state. None if the job is queued or paused, or has ended.
         """
-        with self.database.write() as session:
+        with self._write() as session:
             job = session.get(JobRecord, job_id)
             if job is None or job.state not in WORKING | {State.LOST}:
                 return None
-            begun: Json = {"attempt": job.attempt + 1, "holder": holder}
+            begun: Json = {"attempt": job.attempt + 1, "holder": self.holder}
             if job.state is State.LOST:
-                _swap(session, job, State.RUNNING, begun)
+                swap(session, job, State.RUNNING, begun)
             else:
                 _assign(job, begun)
             return job
@@ -97,19 +127,48 @@ class Records:
     ) -> bool:
         """Moves a job's state and sets ``fields`` with it (see ``update_job``).
 
+        A job that fails or is cancelled takes its runs along: those that have not ended are cancelled, saying why.
+
         Args:
             error: ``{"type", "message"}`` of what went wrong.
             attempt: refuse if the job has a newer one; None does not ask.
 
         Returns:
-            Whether it landed: False if the table has no such move from the present state.
+            Whether it landed: False if the table has no such move from the present state, or if the job shall have
+            succeeded while a run of it has not ended.
         """
         _check_fields(fields, JOB_FIELDS)
-        with self.database.write() as session:
+        with self._write() as session:
             job = session.get(JobRecord, job_id)
-            if job is None or attempt not in (None, job.attempt):
+            if job is None or attempt not in (None, job.attempt) or wanted not in TABLE[job.state]:
                 return False
-            return _swap(session, job, wanted, fields, error)
+            if wanted in TERMINAL:
+                left = list(session.scalars(runs_of(job_id).where(RunRecord.state.in_(LIVE))))
+                if left and wanted is State.SUCCEEDED:
+                    return False
+                for run in left:
+                    swap(session, run, State.CANCELLED, error=_because_of(error))
+            return swap(session, job, wanted, fields, error)
+
+    def settle_job(self, job_id: str, attempt: int) -> bool:
+        """Moves a job to paused of which nothing is left but what is paused; its worker has put it down.
+
+        Of a pausing job, what waits (it vanished, say, before it could save its state) is set aside first.
+
+        Returns:
+            Whether it landed: False if a run is neither paused nor final, if none is paused, if the job is neither
+            running nor pausing, or if it has a newer attempt.
+        """
+        with self._write() as session:
+            job = session.get(JobRecord, job_id)
+            if job is None or job.attempt != attempt or job.state not in {State.RUNNING, State.PAUSING}:
+                return False
+            runs = list(session.scalars(runs_of(job_id)))
+            if job.state is State.PAUSING:
+                for run in runs:
+                    if run.state in {State.QUEUED, State.LOST}:
+                        pause_at_once(session, run)
+            return all_paused(runs) and pause_at_once(session, job)
 
     def update_job(self, job_id: str, *, attempt: int | None = None, **fields: object) -> bool:
         """Sets ``stage``, ``inference``, ``caches``, ``teacher_forwards`` or ``teacher_accuracy`` of a running job.
@@ -121,59 +180,46 @@ class Records:
             TypeError: another field.
         """
         _check_fields(fields, JOB_FIELDS)
-        with self.database.write() as session:
+        with self._write() as session:
             job = session.get(JobRecord, job_id)
             if job is None or job.state not in WORKING or attempt not in (None, job.attempt):
                 return False
             _assign(job, fields)
             return True
 
-    def request_cancel(self, job_id: str) -> JobRecord:
-        """Asks for a job to end: what has not begun is cancelled now, what runs is told to stop. Idempotent.
-
-        A job that has ended stays as it is. Raises NotFound.
-        """
-        with self.database.write() as session:
-            job = _existing(session, JobRecord, "job", job_id)
-            if job.state in TERMINAL or job.state is State.CANCELLING:
-                return job
-            # Of a job that is queued or lost nobody would ever end a run that is merely told to stop.
-            attended = job.state is State.RUNNING
-            for run in session.scalars(_runs_of(job_id).where(RunRecord.state.in_(LIVE))):
-                _swap(session, run, _cancelled(run.state) if attended else State.CANCELLED)
-            _swap(session, job, _cancelled(job.state))
-            return job
-
-    def is_cancelling(self, job_id: str) -> bool:
-        """Whether work on this job should stop: it is being cancelled, or it is gone."""
-        with self.database.read() as session:
-            state = session.scalar(select(JobRecord.state).where(JobRecord.id == job_id))
-            return state is None or state in {State.CANCELLING, State.CANCELLED}
-
     # -------------------------------------------------------------------------------------------------------- runs
 
     def run(self, run_id: str) -> RunRecord:
         """One run. Raises NotFound."""
         with self.database.read() as session:
-            return _existing(session, RunRecord, "run", run_id)
+            return existing(session, RunRecord, run_id)
 
     def runs(self, job_id: str) -> list[RunRecord]:
         """The runs of a job in the order of its plan; empty if there is no such job."""
         with self.database.read() as session:
-            return list(session.scalars(_runs_of(job_id)))
+            return list(session.scalars(runs_of(job_id)))
 
-    def start_attempt(self, run_id: str) -> int | None:
-        """Moves a queued or lost run to running.
+    def start_attempts(self, run_ids: Sequence[str]) -> list[RunRecord]:
+        """Moves those of these runs that are queued or lost to running, to be trained together in one process.
 
         Returns:
-            The number of the new attempt, from 1; None if the run is in another state or its job is not running.
+            Those that have started, in the given order: with ``attempt`` counted up (from 1), ``actor`` the
+            ``actor_name`` of the first of them, and ``piece`` 0, 1, ... Left out is a run in another state, or whose
+            job is not running.
         """
-        with self.database.write() as session:
-            run = session.get(RunRecord, run_id)
-            if run is None or session.get_one(JobRecord, run.job_id).state is not State.RUNNING:
-                return None
-            began = _swap(session, run, State.RUNNING, {"attempt": run.attempt + 1})
-            return run.attempt if began else None
+        started: list[RunRecord] = []
+        with self._write() as session:
+            for run_id in run_ids:
+                run = session.get(RunRecord, run_id)
+                if run is None or session.get_one(JobRecord, run.job_id).state is not State.RUNNING:
+                    continue
+                attempt = run.attempt + 1
+                actor = started[0].actor if started else actor_name(run.id, attempt)
+                if run.state in {State.QUEUED, State.LOST} and swap(
+                    session, run, State.RUNNING, {"attempt": attempt, "actor": actor, "piece": len(started)}
+                ):
+                    started.append(run)
+        return started
 
     def move_run(
         self,
@@ -187,33 +233,44 @@ class Records:
         """Moves a run's state on behalf of one attempt (0 for a run that never started).
 
         Returns:
-            Whether it landed: False if a newer attempt has begun or the table has no such move.
+            Whether it landed: False if a newer attempt has begun, if the table has no such move, or if the run shall
+            be running, which begins an attempt and is ``start_attempts``'.
         """
-        with self.database.write() as session:
+        with self._write() as session:
             run = session.get(RunRecord, run_id)
-            if run is None or run.attempt != attempt:
+            if run is None or run.attempt != attempt or wanted is State.RUNNING:
                 return False
-            values = {} if result is None else {"result": result}
-            return _swap(session, run, wanted, values, error)
+            return swap(session, run, wanted, {} if result is None else {"result": result}, error)
 
-    def record_artifacts(self, run_id: str, attempt: int, artifacts: Sequence[Json]) -> bool:
-        """Lists files that this attempt has left; one of the same name replaces the earlier entry.
+    def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:
+        """Ends a run that has succeeded, and lists the files that this attempt has left, both or neither.
+
+        It has succeeded even if it was told to pause or to cancel meanwhile.
 
         Args:
             artifacts: each ``{"name", "path", "size_bytes", "sha256", "media_type"}``, path relative to the data
                 directory.
 
         Returns:
-            Whether they landed: False if this attempt does not work on the run any more.
+            Whether it landed: False if this attempt does not work on the run any more.
         """
-        with self.database.write() as session:
-            if not _works_on(session.get(RunRecord, run_id), attempt):
+        with self._write() as session:
+            run = session.get(RunRecord, run_id)
+            if not _works_on(run, attempt):
                 return False
-            for artifact in artifacts:
-                session.merge(ArtifactRecord(run_id=run_id, attempt=attempt, **artifact))
-            return True
+            session.add_all(ArtifactRecord(run_id=run_id, attempt=attempt, **artifact) for artifact in artifacts)
+            return swap(session, run, State.SUCCEEDED, {"result": result})
 
     # ------------------------------------------------------------------------------------------------------ events
+
+    def next_event(self, job_id: str, run_id: str | None, attempt: int) -> int:
+        """The number from which a worker that was found again goes on: one more than the largest that is stored."""
+        query = select(func.max(EventRecord.n)).where(
+            EventRecord.job_id == job_id, EventRecord.run_id == (run_id or ""), EventRecord.attempt == attempt
+        )
+        with self.database.read() as session:
+            largest = session.scalar(query)
+        return 0 if largest is None else largest + 1
 
     def record_events(
         self,
@@ -223,7 +280,7 @@ class Records:
         events: Sequence[tuple[int, Json]],
         *,
         progress: Mapping[str, Any] | None = None,
-    ) -> int:
+    ) -> int | None:
         """Stores what a worker told, and the progress that follows from it, in one transaction.
 
         Args:
@@ -234,14 +291,14 @@ class Records:
                 ``update_job``).
 
         Returns:
-            How many events were new; 0 if this attempt does not work on it any more.
+            How many events were new; None if this attempt does not work on it any more.
         """
         fields = dict(progress or {})
         _check_fields(fields, RUN_FIELDS if run_id else JOB_FIELDS)
-        with self.database.write() as session:
+        with self._write() as session:
             owner = session.get(RunRecord, run_id) if run_id else session.get(JobRecord, job_id)
-            if owner is None or not _works_on(owner, attempt):
-                return 0
+            if not _works_on(owner, attempt):
+                return None
             _assign(owner, fields)
             # What the service adds of its own has no n.
             known = select(EventRecord.n).where(
@@ -252,35 +309,36 @@ class Records:
             )
             stored = set(session.scalars(known))
             new = {n: event for n, event in events if n not in stored}
-            rows = [_event_row(job_id, run_id, attempt, n, new[n]) for n in sorted(new)]
+            rows = [event_row(job_id, run_id, attempt, n, new[n]) for n in sorted(new)]
             if rows:
                 session.execute(insert(EventRecord), rows)
             return len(rows)
 
     # ------------------------------------------------------------------------------------------------------- lease
 
-    def acquire_lease(self, holder: str, ttl_s: float = 30.0, gone: str | None = None) -> bool:
+    def acquire_lease(self, ttl_s: float = 30.0, gone: str | None = None) -> bool:
         """Takes the lease, or renews it: call it as the heartbeat, several times per ``ttl_s``.
 
         Args:
             gone: a holder that is known to have died; nobody waits for its lease to run out.
 
         Returns:
-            Whether ``holder`` leads: False while another one's heartbeat is younger than ``ttl_s``.
+            Whether this holder leads: False while another one's heartbeat is younger than ``ttl_s``.
         """
+        assert self.holder is not None, "a lease has a holder"
         with self.database.write() as session:
             now = self.database.now(session)
             lease = session.get_one(EngineRecord, ENGINE_ROW)
             beat = lease.heartbeat_at
             alive = beat is not None and now - beat < timedelta(seconds=ttl_s)
-            if alive and lease.holder not in (None, holder, gone):
+            if alive and lease.holder not in (None, self.holder, gone):
                 return False
-            lease.holder, lease.heartbeat_at = holder, now
+            lease.holder, lease.heartbeat_at = self.holder, now
             return True
 
-    def release_lease(self, holder: str) -> bool:
-        """Gives the lease back, so that the next engine need not wait; False if ``holder`` did not have it."""
-        mine = (EngineRecord.id == ENGINE_ROW) & (EngineRecord.holder == holder)
+    def release_lease(self) -> bool:
+        """Gives the lease back, so that the next engine need not wait; False if this holder did not have it."""
+        mine = (EngineRecord.id == ENGINE_ROW) & (EngineRecord.holder == self.holder)
         with self.database.write() as session:
             released = session.execute(update(EngineRecord).where(mine).values(holder=None))
             return cast("CursorResult[Any]", released).rowcount == 1
@@ -299,68 +357,15 @@ class Records:
             return (self.database.now(session) - lease.heartbeat_at).total_seconds()
 
 
-Row = TypeVar("Row", JobRecord, RunRecord)
-
-
-def _existing(session: Session, table: type[Row], kind: str, id: str) -> Row:
-    row = session.get(table, id)
-    if row is None:
-        raise NotFound(kind, id)
-    return row
-
-
-def _runs_of(job_id: str) -> Select[RunRecord]:
-    return select(RunRecord).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
-
-
 def _works_on(row: JobRecord | RunRecord | None, attempt: int) -> TypeGuard[JobRecord | RunRecord]:
     return row is not None and row.attempt == attempt and row.state in WORKING
 
 
-def _cancelled(state: State) -> State:
-    """What a request to cancel makes of a live state."""
-    return State.CANCELLING if state in WORKING else State.CANCELLED
-
-
-def _swap(
-    session: Session,
-    row: JobRecord | RunRecord,
-    wanted: State,
-    fields: Mapping[str, object] = MappingProxyType({}),
-    error: Json | None = None,
-) -> bool:
-    """Compare and swap: state and fields are set if the row is still as it was read; with the event of it."""
-    try:
-        values: dict[str, object] = {**fields, "state": move(row.state, wanted)}
-    except IllegalMove:
-        return False
-    now = utc_now()
-    if error is not None:
-        values["error"] = error
-    if wanted is State.RUNNING:
-        values["started_at"] = row.started_at or now
-    if wanted in TERMINAL:
-        values["finished_at"] = now
-    table = type(row)
-    unchanged = (table.id == row.id) & (table.state == row.state) & (table.attempt == row.attempt)
-    result = session.execute(update(table).where(unchanged).values(values))
-    if cast("CursorResult[Any]", result).rowcount != 1:
-        return False
-    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
-    told = {"type": "state", "state": wanted, "error": error}
-    session.execute(insert(EventRecord), [_event_row(job_id, run_id, row.attempt, None, told)])
-    return True
-
-
-def _event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, told: Json) -> Json:
-    return {
-        "job_id": job_id,
-        "run_id": run_id or "",
-        "attempt": attempt,
-        "n": n,
-        "type": told["type"],
-        "data": {key: value for key, value in told.items() if key != "type"},
-    }
+def _because_of(error: Json | None) -> Json | None:
+    """Why a run was cancelled whose job has failed with ``error``."""
+    if error is None:
+        return None
+    return {"type": "JobFailed", "message": f"the job failed before this run could end: {error['message']}"}
 
 
 def _check_fields(fields: Mapping[str, Any], allowed: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the API reads and writes: teachers, data sets, new jobs with their idempotency keys, and lists of everything.
+"""What the API reads and writes: teachers, data sets, new jobs with their idempotency keys, retries, lists of all.
 
 Lists are paged by key: ``after`` is the last id that was seen, so a page does not move when rows are added. The engine
 has ``records`` for its half.
@@ -6,21 +6,19 @@ has ``records`` for its half.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from pydantic import TypeAdapter
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.errors import Conflict, IdempotencyMismatch, NotFound
-from service.jobs import LIVE, WORKING, State
+from service.errors import Conflict, IdempotencyMismatch, QueueFull
+from service.jobs import LIVE, State
+from service.rows import Row, existing, is_id, runs_of
 from service.tables import (
     ArtifactRecord,
-    Base,
     DatasetRecord,
     EventRecord,
     IdempotencyRecord,
@@ -32,15 +30,12 @@ from service.tables import (
 )
 from workers.config import DatasetSpec, Plan
 
-Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord)
+# What a retry has in common with what it tries again.
+_KEPT_JOB = ("name", "teacher_id", "teacher", "plan", "priority", "parallel_runs")
+_KEPT_RUN = ("index", "name", "student", "method", "method_spec", "seed", "epochs")
+_NAMED_RUNS = 3
+QUEUE_RETRY_S = 30
 DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
-_ID = re.compile(r"[a-z]{2,4}_[0-9a-z]{26}")
-_KINDS: Mapping[type[Base], str] = {
-    TeacherRecord: "teacher",
-    DatasetRecord: "dataset",
-    JobRecord: "job",
-    RunRecord: "run",
-}
 
 
 def digest_of(value: object) -> str:
@@ -51,8 +46,12 @@ def digest_of(value: object) -> str:
 
 @dataclass(frozen=True)
 class Idempotency:
-    """An Idempotency-Key and the digest of the body that came with it."""
+    """An Idempotency-Key and the digest of the body that came with it.
 
+    ``key_id`` is the API key that brought it, empty without one: what one key has made is no other's to see.
+    """
+
+    key_id: str
     key: str
     digest: str
 
@@ -70,17 +69,19 @@ class Registry:
 
     Args:
         database: migrated to head.
+        key_live_jobs_max: jobs of one API key that have not ended; None for no limit.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, key_live_jobs_max: int | None = None) -> None:
         self.database = database
+        self._key_live_jobs_max = key_live_jobs_max
 
     # --------------------------------------------------------------------------------------------------- anything
 
     def get(self, table: type[Row], id: str) -> Row:
         """One row. Raises NotFound, also for what cannot be an id at all."""
         with self.database.read() as session:
-            return _get(session, table, id)
+            return existing(session, table, id)
 
     def page(self, table: type[Row], after: str | None, limit: int) -> tuple[list[Row], bool]:
         """Rows before the id ``after``, newest first, and whether there are more."""
@@ -132,7 +133,7 @@ class Registry:
             Conflict: a job that has not ended uses it.
         """
         with self.database.write() as session:
-            teacher = _get(session, TeacherRecord, id)
+            teacher = existing(session, TeacherRecord, id)
             users = (JobRecord.teacher_id == id) & JobRecord.state.in_(LIVE)
             job_id = session.scalar(select(JobRecord.id).where(users).limit(1))
             if job_id is not None:
@@ -167,7 +168,7 @@ class Registry:
     def find_dataset(self, name: str) -> DatasetRecord | None:
         """The data set of this id or name."""
         with self.database.read() as session:
-            if _ID.fullmatch(name) and (found := session.get(DatasetRecord, name)) is not None:
+            if is_id(name) and (found := session.get(DatasetRecord, name)) is not None:
                 return found
             return session.scalars(_by_name(name)).one_or_none()
 
@@ -179,7 +180,7 @@ class Registry:
     def delete_dataset(self, id: str) -> None:
         """Forgets a name; no files are touched, and jobs keep their copy of the description. Raises NotFound."""
         with self.database.write() as session:
-            session.delete(_get(session, DatasetRecord, id))
+            session.delete(existing(session, DatasetRecord, id))
 
     # ------------------------------------------------------------------------------------------------------- jobs
 
@@ -194,8 +195,22 @@ class Registry:
         with self.database.read() as session:
             return _replayed(session, idempotency)
 
-    def add_job(self, plan: Plan, teacher: TeacherRecord, idempotency: Idempotency | None) -> tuple[JobRecord, bool]:
+    def add_job(
+        self,
+        plan: Plan,
+        teacher: TeacherRecord,
+        idempotency: Idempotency | None,
+        *,
+        priority: int = 0,
+        parallel_runs: int | None = None,
+        key_id: str | None = None,
+    ) -> tuple[JobRecord, bool]:
         """Stores a job and its runs, all queued, together with its idempotency key.
+
+        Args:
+            priority: the highest is claimed first.
+            parallel_runs: how many of its runs may be at work at once; None for as many as there is room for.
+            key_id: of the API key that posts it.
 
         Returns:
             The job, and whether it is new: False if the key was used meanwhile.
@@ -203,18 +218,76 @@ class Registry:
         Raises:
             NotFound: the teacher was deleted meanwhile.
             IdempotencyMismatch: as ``replay``.
+            QueueFull: the API key has as many live jobs as it may have.
         """
         with self.database.write() as session:
             if idempotency is not None and (known := _replayed(session, idempotency)) is not None:
                 return known, False
-            _get(session, TeacherRecord, teacher.id)
+            self._check_queue(session, key_id)
+            existing(session, TeacherRecord, teacher.id)
             job = _new_job(plan, teacher)
+            job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
             session.add(job)
             session.flush()
             session.add_all(_new_runs(plan, job.id))
             if idempotency is not None:
                 session.add(IdempotencyRecord(**vars(idempotency), job_id=job.id))
             return job, True
+
+    def retry_job(self, job_id: str, check: Callable[[], None], key_id: str | None = None) -> tuple[JobRecord, bool]:
+        """Makes a job of the runs of this one that failed or were cancelled, with the same plan and teacher.
+
+        Each run is retried once: what an earlier retry has taken stays out.
+
+        Args:
+            check: called before anything is made, inside the transaction; what it raises is passed on.
+            key_id: of the API key that asks.
+
+        Returns:
+            The job, and whether it is new: False if all of these runs were retried before; then the newest job that
+            has taken some.
+
+        Raises:
+            NotFound.
+            Conflict: no run of it has failed or was cancelled, or its teacher was deleted.
+            QueueFull: the API key has as many live jobs as it may have.
+        """
+        with self.database.write() as session:
+            job = existing(session, JobRecord, job_id)
+            runs = list(session.scalars(runs_of(job_id)))
+            return self._retry(session, job, runs, check, key_id)
+
+    def retry_run(self, run_id: str, check: Callable[[], None], key_id: str | None = None) -> tuple[JobRecord, bool]:
+        """As ``retry_job``, of one run. Raises NotFound, Conflict and QueueFull."""
+        with self.database.write() as session:
+            run = existing(session, RunRecord, run_id)
+            return self._retry(session, session.get_one(JobRecord, run.job_id), [run], check, key_id)
+
+    def _retry(
+        self,
+        session: Session,
+        job: JobRecord,
+        runs: Sequence[RunRecord],
+        check: Callable[[], None],
+        key_id: str | None,
+    ) -> tuple[JobRecord, bool]:
+        def check_all() -> None:
+            check()
+            self._check_queue(session, key_id)
+
+        return _retry(session, job, runs, check_all, key_id)
+
+    def _check_queue(self, session: Session, key_id: str | None) -> None:
+        if self._key_live_jobs_max is None:
+            return
+        live = (JobRecord.key_id == key_id) & JobRecord.state.in_(LIVE)
+        count = session.scalar(select(func.count()).select_from(JobRecord).where(live)) or 0
+        if count >= self._key_live_jobs_max:
+            raise QueueFull(
+                f"{count} jobs of this API key (or of all callers without one) have not ended, at most "
+                f"{self._key_live_jobs_max} may wait or be worked on: wait for one, or cancel one",
+                QUEUE_RETRY_S,
+            )
 
     def summaries(self, job_ids: Sequence[str]) -> dict[str, Summary]:
         """Run ids and counts of these jobs, in one query."""
@@ -233,13 +306,13 @@ class Registry:
         if after is not None:
             query = query.where(RunRecord.id > after)
         with self.database.read() as session:
-            _get(session, JobRecord, job_id)
+            existing(session, JobRecord, job_id)
             rows = list(session.scalars(query.limit(None if limit is None else limit + 1)))
         return rows[:limit], limit is not None and len(rows) > limit
 
     def user_of_cache(self, key: str) -> str | None:
-        """The id of a job that is being worked on and uses this cache."""
-        query = select(JobRecord.id, JobRecord.caches).where(JobRecord.state.in_(WORKING))
+        """The id of a job that has not ended and uses this cache; paused, say, it would have to infer it again."""
+        query = select(JobRecord.id, JobRecord.caches).where(JobRecord.state.in_(LIVE))
         with self.database.read() as session:
             rows = session.execute(query).all()
         return next((id for id, caches in rows if key in (caches or {}).values()), None)
@@ -254,28 +327,42 @@ class Registry:
             rows = list(session.scalars(query.order_by(EventRecord.seq).limit(limit + 1)))
         return rows[:limit], len(rows) > limit
 
-    def metrics(self, run_id: str) -> list[Json]:
-        """The metrics of every epoch of a run, in order; of an epoch that was trained twice, the later ones."""
-        query = select(EventRecord.data).where(EventRecord.run_id == run_id, EventRecord.type == "epoch")
+    def last_event(self) -> int:
+        """The number of the newest event of all; 0 before the first."""
         with self.database.read() as session:
-            _get(session, RunRecord, run_id)
-            told = session.scalars(query.order_by(EventRecord.seq)).all()
-        epochs: dict[int, Json] = {data["epoch"]: data["metrics"] for data in told}
+            return session.scalar(select(func.max(EventRecord.seq))) or 0
+
+    def later_events(self, after: int, limit: int) -> list[EventRecord]:
+        """Events of all jobs later than ``after``, oldest first."""
+        query = select(EventRecord).where(EventRecord.seq > after).order_by(EventRecord.seq).limit(limit)
+        with self.database.read() as session:
+            return list(session.scalars(query))
+
+    def metrics(self, run_id: str) -> list[Json]:
+        """The metrics of every epoch of a run, in order; of an epoch that was trained twice, the later ones.
+
+        The epochs before the checkpoint from which a retry began are those of the run that it tries again.
+        """
+        with self.database.read() as session:
+            run = existing(session, RunRecord, run_id)
+            epochs = _epochs(session, run_id)
+            while run.retry_of and epochs and (began := min(epochs)) > 1:
+                run = session.get_one(RunRecord, run.retry_of)
+                earlier = _epochs(session, run.id)
+                epochs |= {epoch: told for epoch, told in earlier.items() if epoch < began}
         return [epochs[epoch] for epoch in sorted(epochs)]
 
     def artifacts(self, run_id: str) -> list[ArtifactRecord]:
         """The files of a run's newest attempt, by name. Raises NotFound."""
         with self.database.read() as session:
-            run = _get(session, RunRecord, run_id)
+            run = existing(session, RunRecord, run_id)
             query = select(ArtifactRecord).where(ArtifactRecord.run_id == run_id, ArtifactRecord.attempt == run.attempt)
             return list(session.scalars(query.order_by(ArtifactRecord.name)))
 
 
-def _get(session: Session, table: type[Row], id: str) -> Row:
-    row = session.get(table, id) if _ID.fullmatch(id) else None
-    if row is None:
-        raise NotFound(_KINDS[table], id)
-    return row
+def _epochs(session: Session, run_id: str) -> dict[int, Json]:
+    query = select(EventRecord.data).where(EventRecord.run_id == run_id, EventRecord.type == "epoch")
+    return {data["epoch"]: data["metrics"] for data in session.scalars(query.order_by(EventRecord.seq))}
 
 
 def _by_name(name: str) -> Select[DatasetRecord]:
@@ -283,7 +370,7 @@ def _by_name(name: str) -> Select[DatasetRecord]:
 
 
 def _replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
-    known = session.get(IdempotencyRecord, idempotency.key)
+    known = session.get(IdempotencyRecord, (idempotency.key_id, idempotency.key))
     if known is None:
         return None
     if known.digest != idempotency.digest:
@@ -325,6 +412,36 @@ def _new_runs(plan: Plan, job_id: str) -> list[RunRecord]:
         )
         for run in plan.runs()
     ]
+
+
+def _retry(
+    session: Session, job: JobRecord, runs: Sequence[RunRecord], check: Callable[[], None], key_id: str | None
+) -> tuple[JobRecord, bool]:
+    """The job that tries those of these runs again that failed or were cancelled, and whether it is new."""
+    ended = [run for run in runs if run.state in {State.FAILED, State.CANCELLED}]
+    if not ended:
+        found = ", ".join(f"{run.id} {run.state}" for run in runs[:_NAMED_RUNS])
+        raise Conflict(f"only what has failed or was cancelled can be retried, and there is {found}")
+    taken = select(RunRecord.retry_of, RunRecord.job_id).where(RunRecord.retry_of.in_([run.id for run in ended]))
+    retried = {row.retry_of: row.job_id for row in session.execute(taken)}
+    left = [run for run in ended if run.id not in retried]
+    if not left:
+        return session.get_one(JobRecord, max(retried.values())), False
+    if session.get(TeacherRecord, job.teacher_id) is None:
+        raise Conflict(f"the teacher {job.teacher_id} of {job.id} was deleted: upload it again and post a new job")
+    check()
+    again = JobRecord(
+        id=new_id("job"), retry_of=job.id, key_id=key_id, **{name: getattr(job, name) for name in _KEPT_JOB}
+    )
+    session.add(again)
+    session.flush()
+    kept = [{name: getattr(run, name) for name in _KEPT_RUN} for run in left]
+    made = [
+        RunRecord(id=new_id("run"), job_id=again.id, retry_of=run.id, **same)
+        for run, same in zip(left, kept, strict=True)
+    ]
+    session.add_all(made)
+    return again, True
 
 
 def _summary(runs: Sequence[tuple[str, State]]) -> Summary:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, StringConstraints, Tag
 
 from service.jobs import State
+from service.scopes import Scope
 from workers.config import DatasetSpec, Plan, Preprocessing, Seed, Spec
 
 # No control characters: a name goes into logs, headers and tables, and PostgreSQL refuses NUL.
@@ -105,6 +106,9 @@ class Teacher(Document):
     outputs: list[Value]
     output: str = Field(description="the output that holds the logits")
     classes: int | None = Field(description="null where the graph leaves it open")
+    smoke_run: Literal["passed", "pending"] = Field(
+        description="whether it was run on noise; pending where the API could not, the first job does it then"
+    )
     preprocessing: Preprocessing
     created_at: datetime
 
@@ -266,6 +270,14 @@ class JobRequest(Plan):
     teacher: Annotated[str, Field(max_length=64, examples=[EXAMPLE_TEACHER])]
     # A client may name a data set where the plan needs its description; the route puts it in place.
     dataset: DatasetChoice  # type: ignore[assignment]
+    priority: int = Field(0, strict=True, ge=-100, le=100, description="jobs with a higher one are begun first")
+    parallel_runs: int | None = Field(
+        None,
+        strict=True,
+        ge=1,
+        le=10_000,
+        description="how many of its runs may be at work at once; null for as many as fit",
+    )
 
     def plan(self, dataset: DatasetSpec) -> Plan:
         """The plan with its data set in place."""
@@ -346,6 +358,9 @@ class Job(Document):
     teacher_forwards: TeacherForwards | None
     teacher_accuracy: float | None
     run_ids: list[str]
+    priority: int
+    parallel_runs: int | None
+    retry_of: str | None = Field(description="the job whose failed or cancelled runs it tries again")
 
 
 class Run(Document):
@@ -368,6 +383,7 @@ class Run(Document):
     metrics: dict[str, JsonValue] | None = Field(description="of the last finished epoch")
     result: dict[str, JsonValue] | None
     error: ErrorInfo | None
+    retry_of: str | None = Field(description="the run that it tries again")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -431,6 +447,39 @@ class Report(Document):
     teacher: TeacherResult
     teacher_forwards: TeacherForwards | None
     caches: dict[str, str] | None
+
+
+# -------------------------------------------------------------------------------------------------------- API keys
+
+
+class KeyRequest(Spec):
+    """A key to be made."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "ci", "scope": "write"}]})
+
+    name: Name
+    scope: Scope = Field(description="each includes those before it: read, write, admin")
+
+
+class Key(Document):
+    """An API key, without its secret."""
+
+    object: Literal["api_key"] = "api_key"
+    id: str
+    name: str
+    scope: Scope
+    created_at: datetime
+    last_used_at: datetime | None = Field(description="to within a minute or two")
+    revoked_at: datetime | None = Field(description="null while it is good")
+
+
+class NewKey(Key):
+    """An API key that was just made, with its secret."""
+
+    secret: str = Field(description="sent as `Authorization: Bearer SECRET`; it is nowhere kept")
+
+
+# ---------------------------------------------------------------------------------------------------------- health
 
 
 class Health(Document):

@@ -136,12 +136,14 @@ class DatasetRecord(Base):
 class JobRecord(Base):
     """A posted job. ``plan`` and ``teacher`` are copies: a teacher may be deleted after its jobs have ended.
 
-    ``attempt`` counts the engines that have worked on it, and fences the writes of earlier ones.
+    ``attempt`` counts the engines that have worked on it, and fences the writes of earlier ones. ``parallel_runs`` is
+    how many of its runs may be at work at once, NULL for as many as there is room for; ``key_id`` is the API key that
+    posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again.
     """
 
     __tablename__ = "jobs"
-    # The oldest queued one is claimed, the newest ones of a state are listed.
-    __table_args__ = (Index(None, "state", "id"),)
+    # The engine looks for queued ones, the newest ones of a state are listed; the live ones of a key are counted.
+    __table_args__ = (Index(None, "state", "id"), Index(None, "key_id", "state"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -157,16 +159,26 @@ class JobRecord(Base):
     teacher_forwards: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     teacher_accuracy: Mapped[float | None] = mapped_column()
     error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    parallel_runs: Mapped[int | None] = mapped_column()
+    key_id: Mapped[str | None] = mapped_column(String(40))
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()
 
 
 class RunRecord(Base):
-    """One student to train. ``attempt`` rises with every start; a write that brings an older one does not land."""
+    """One student to train. ``attempt`` rises with every start; a write that brings an older one does not land.
+
+    ``actor`` names the process that the newest attempt was given to, ``piece`` is its place among the runs there.
+    ``losses`` counts the attempts whose process vanished.
+    ``retry_of`` is the run that this one tries again, each at most once.
+    """
 
     __tablename__ = "runs"
-    __table_args__ = (UniqueConstraint("job_id", "index"),)
+    # /metrics counts states, attempts and losses of all runs from the index alone.
+    __table_args__ = (UniqueConstraint("job_id", "index"), Index(None, "state", "attempt", "losses"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -184,6 +196,10 @@ class RunRecord(Base):
     metrics: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     result: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    losses: Mapped[int] = mapped_column(default=0, server_default="0")
+    actor: Mapped[str | None] = mapped_column(String(80))
+    piece: Mapped[int | None] = mapped_column()
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True, unique=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()
@@ -230,11 +246,29 @@ class ArtifactRecord(Base):
     media_type: Mapped[str] = mapped_column(String(200))
 
 
+class KeyRecord(Base):
+    """An API key: never the secret itself, only its SHA-256. A revoked one stays, so that its jobs keep their name."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    scope: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    last_used_at: Mapped[datetime | None] = mapped_column()
+    revoked_at: Mapped[datetime | None] = mapped_column()
+
+
 class IdempotencyRecord(Base):
-    """An Idempotency-Key that was used, a digest of the body it came with, and the job that it made."""
+    """An Idempotency-Key that was used, a digest of the body it came with, and the job that it made.
+
+    Each API key has its own; ``key_id`` is empty for whoever calls without one of the table.
+    """
 
     __tablename__ = "idempotency_keys"
 
+    key_id: Mapped[str] = mapped_column(String(40), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     digest: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))

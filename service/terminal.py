@@ -21,6 +21,8 @@ COLOURS = {
     "lost": "red",
     "cancelled": "yellow",
     "cancelling": "yellow",
+    "paused": "magenta",
+    "pausing": "magenta",
     "running": "cyan",
 }
 

@@ -24,6 +24,7 @@ _REFRESH_PER_S = 4
 # Lines that the live view needs beside the runs.
 _HEAD_LINES = 6
 _TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+_WAITING_STATES = frozenset({"queued", "paused"})
 # In a log, a line per so much progress is enough.
 _LOG_EVERY_S = 5.0
 _LOG_EPOCHS = 5
@@ -72,7 +73,7 @@ class RunLine:
         """What stands beside the bar."""
         if self.state in ("failed", "lost"):
             return f"{self.state}: {self.error or 'no reason known'}"
-        if self.state == "queued" or (self.state == "cancelled" and not self.epoch):
+        if self.state in ("queued", "pausing", "paused", "cancelled") and not self.epoch:
             return self.state
         if self.state == "running" and not self.epoch:
             return "starting"
@@ -91,11 +92,13 @@ class JobView:
     """What the events of a job have said so far.
 
     Attributes:
+        id: the job's id.
         name: the job's name, or its id.
         runs: by run id, in the job's order.
         caches: by key, in order of appearance.
     """
 
+    id: str
     name: str
     runs: dict[str, RunLine]
     state: str = "queued"
@@ -108,7 +111,12 @@ class JobView:
     def of(cls, job: Document, runs: list[Document]) -> "JobView":
         """The view before the first event."""
         lines = {run["id"]: RunLine(run["name"], "queued", run["epochs"]) for run in runs}
-        return cls(name=job.get("name") or job["id"], runs=lines)
+        return cls(id=job["id"], name=job.get("name") or job["id"], runs=lines)
+
+    @property
+    def note(self) -> str:
+        """What a person has to know who waits for a job that does not go on by itself; empty when there is nothing."""
+        return f"paused, this waits until `retort resume {self.id}`" if self.state == "paused" else ""
 
     def apply(self, event: Document) -> str:
         """Takes one event in.
@@ -141,7 +149,7 @@ class JobView:
         error = (data.get("error") or {}).get("message")
         if run is None:
             self.state, self.error = data["state"], error
-            return f"job {self.state}" + (f": {error}" if error else "")
+            return f"job {self.note or self.state}" + (f": {error}" if error else "")
         run.state, run.error = data["state"], error
         if run.state == "running":
             self.stage = "training"
@@ -182,7 +190,7 @@ def _apply_training(run: RunLine, kind: str, data: Document) -> str:
 
 
 def follow(client: Client, job_id: str, console: Console, *, patience_s: float = PATIENCE_S) -> Document:
-    """Shows a job until it ends.
+    """Shows a job until it ends; a paused one has not ended.
 
     Args:
         patience_s: how long the service may not answer.
@@ -252,6 +260,8 @@ def render(view: JobView, runs_max: int) -> RenderableType:
     parts: list[RenderableType] = [Text(f"{view.name}: {stage}; runs: {counts}"), grid]
     if view.error:
         parts.append(Text(view.error, style="red"))
+    elif view.note:
+        parts.append(Text(view.note, style=terminal.COLOURS["paused"]))
     elif view.warnings:
         parts.append(Text(view.warnings[-1], style="yellow"))
     return Group(*parts)
@@ -261,7 +271,7 @@ def _shown(view: JobView, runs_max: int) -> list[RunLine]:
     runs = list(view.runs.values())
     if len(runs) <= runs_max:
         return runs
-    ranked = sorted(runs, key=lambda run: (run.state == "queued", run.state in _TERMINAL_STATES))
+    ranked = sorted(runs, key=lambda run: (run.state in _WAITING_STATES, run.state in _TERMINAL_STATES))
     chosen = {id(run) for run in ranked[:runs_max]}
     return [run for run in runs if id(run) in chosen]
 

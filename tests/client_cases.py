@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from service.jobs import State
-from tests.service_helpers import Api, add_job
+from tests.service_helpers import Api, add_job, start_run
 
 ARTIFACT = "student.safetensors"
 
@@ -13,24 +13,24 @@ ARTIFACT = "student.safetensors"
 def tell_and_end(api: Api, job_id: str, sentences: int, state: State = State.SUCCEEDED) -> None:
     """Claims a queued job, says ``line 0``, ``line 1`` ... about it, and ends it and its runs in ``state``."""
     error = {"type": "NotFinite", "message": "loss is nan at step 7"} if state is State.FAILED else None
-    job = api.records.claim_job("engine")
+    job = api.records.claim_job()
     assert job is not None
     assert job.id == job_id
     events = [(n, {"type": "log", "level": "info", "message": f"line {n}"}) for n in range(sentences)]
     assert api.records.record_events(job_id, None, job.attempt, events) == sentences
     for run in api.records.runs(job_id):
-        attempt = api.records.start_attempt(run.id)
+        attempt = start_run(api.records, run.id)
         assert attempt is not None
         assert api.records.move_run(run.id, attempt, state, error=error)
     assert api.records.move_job(job_id, state, error=error)
 
 
 def run_with_artifact(api: Api, size_bytes: int) -> str:
-    """The id of a running run that has left one file of random bytes."""
+    """The id of a succeeded run that has left one file of random bytes."""
     job_id = add_job(api.registry).id
-    assert api.records.claim_job("engine") is not None
+    assert api.records.claim_job() is not None
     run = api.records.runs(job_id)[0]
-    attempt = api.records.start_attempt(run.id)
+    attempt = start_run(api.records, run.id)
     assert attempt is not None
     path = artifact_path(api, run.id)
     path.parent.mkdir(parents=True)
@@ -43,7 +43,7 @@ def run_with_artifact(api: Api, size_bytes: int) -> str:
         "sha256": hashlib.sha256(content).hexdigest(),
         "media_type": "application/octet-stream",
     }
-    assert api.records.record_artifacts(run.id, attempt, [artifact])
+    assert api.records.record_result(run.id, attempt, [artifact], {})
     return run.id
 
 

@@ -1,8 +1,12 @@
 """What the service's tests are made of: rows, a PostgreSQL server, and the API on a real port."""
 
 import hashlib
+import os
+import pwd
 import shutil
 import socket
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from service.context import Context
@@ -70,6 +75,36 @@ def postgres_binaries() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
 
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server without a TCP port and with no database of ours; its binaries must be installed."""
+    binaries = postgres_binaries()
+    assert binaries is not None, "no PostgreSQL server is installed"
+    # It refuses to run as root, and its user must be able to enter the folder.
+    as_user: list[str] = []
+    folder = Path(tempfile.mkdtemp(prefix="retort-pg-"))
+    if os.geteuid() == 0:
+        as_user = ["runuser", "-u", "postgres", "--"]
+        user = pwd.getpwnam("postgres")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+    data = folder / "data"
+
+    def run(program: str, *arguments: str) -> None:
+        command = [*as_user, str(binaries / program), *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+    options = f"-F -c listen_addresses='' -c unix_socket_directories={folder} -c shared_buffers=16MB"
+    try:
+        run("initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
+        try:
+            yield PostgresServer(folder)
+        finally:
+            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
 def make_plan(**changes: object) -> Plan:
     """A small plan: two methods, hence two runs."""
     plan = {"dataset": {"kind": "digits"}, "students": ["cnn_s"], "methods": ["ce", "kd"]}
@@ -96,13 +131,19 @@ def add_job(registry: Registry, **changes: object) -> JobRecord:
     return registry.add_job(make_plan(**changes), registry.add_teacher(teacher_row(), lambda: None)[0], None)[0]
 
 
+def start_run(records: Records, run_id: str) -> int | None:
+    """Starts one run; returns the number of its new attempt, or None if it may not start."""
+    started = records.start_attempts([run_id])
+    return started[0].attempt if started else None
+
+
 def finish(records: Records, job_id: str, state: State = State.SUCCEEDED) -> None:
     """Takes a queued job and all its runs to an end, as an engine would."""
-    claimed = records.claim_job("test")
+    claimed = records.claim_job()
     assert claimed is not None
     assert claimed.id == job_id
     for run in records.runs(job_id):
-        attempt = records.start_attempt(run.id)
+        attempt = start_run(records, run.id)
         assert attempt is not None
         assert records.move_run(run.id, attempt, state, result={"last": {"top1": 0.5}})
     assert records.move_job(job_id, state)
@@ -193,7 +234,10 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
             thread.join(30)
             assert not thread.is_alive(), "the server did not end"
 
-        with capture_logs() as logs, httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+        with (
+            capture_logs([merge_contextvars]) as logs,
+            httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+        ):
             try:
                 yield Api(client, context, url, stop, lambda: len(server.server_state.tasks), logs)
             finally:
@@ -204,7 +248,13 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
 def make_settings(folder: Path, **changes: object) -> Settings:
     """Settings for a service below ``folder``."""
     (folder / "root").mkdir(exist_ok=True)
-    given = {"data_dir": folder / "data", "data_root": folder / "root", "disk_floor_bytes": 0, "event_poll_s": 0.02}
+    given = {
+        "data_dir": folder / "data",
+        "data_root": folder / "root",
+        "disk_floor_bytes": 0,
+        "event_poll_s": 0.02,
+        "requests_per_s": 0,
+    }
     return Settings(**{**given, **changes})
 
 

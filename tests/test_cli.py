@@ -14,6 +14,7 @@ import pytest
 from service.cli import main
 from service.jobs import State
 from service.processes import command, free_port
+from service.records import Records
 from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.service_helpers import PREPROCESSING, Api, add_job, make_settings, onnx_bytes, running_api
 from tests.store_cases import make_spec, write_cache
@@ -110,7 +111,7 @@ def test_a_reader_that_has_gone_is_no_failure_to_talk_about(api: Api, words: lis
         (["jobs", "--limit", "many"], 2, "--limit"),
         (["jobs", "--limit", "0"], 2, "--limit"),
         (["show", "cnn_s"], 1, "job_..."),
-        (["cancel", "run_1"], 1, "retort show run_1"),
+        *(([verb, "cnn_s"], 1, "no id of a job (job_...) or run (run_...)") for verb in ("cancel", "pause", "retry")),
         (["--url", "localhost", "jobs"], 1, "is not a service address"),
         (["cache", "verify", "abcd", "--recompute", "8"], 2, "--data-dir"),
         (["cache", "--data-dir", "nowhere", "list"], 2, "nowhere"),
@@ -213,6 +214,41 @@ def test_submit_prints_the_id_and_the_job_is_there(api: Api, cli: Retort, job_fi
     assert cli("jobs", "--status", "cancelled")[1].count(job_id) == 1
 
 
+def test_jobs_and_runs_are_paused_resumed_cancelled_and_retried(
+    api: Api, cli: Retort, job_file: Callable[..., Path]
+) -> None:
+    job_id = cli("submit", job_file(priority=-2, parallel_runs=1))[1].strip()
+    shown = cli("show", job_id)[1].splitlines()
+    assert ["priority", "-2"] in [line.split() for line in shown]
+    assert ["runs", "at", "once", "1"] in [line.split() for line in shown]
+    first, second = (run.id for run in api.records.runs(job_id))
+    assert cli("pause", job_id)[:2] == (0, "paused\n")
+    assert cli("resume", first)[:2] == (0, "queued\n")
+    assert cli("pause", first)[:2] == (0, "paused\n")
+    assert cli("resume", job_id)[:2] == (0, "queued\n")
+    assert cli("cancel", second)[:2] == (0, "cancelled\n")
+    status, out, _ = cli("retry", second)
+    assert status == 0
+    again = out.strip()
+    assert json.loads(cli("--json", "retry", job_id)[1])["id"] == again
+    assert job_id in cli("show", again)[1]
+    assert second in cli("show", api.records.runs(again)[0].id)[1]
+    status, _, err = cli("resume", second)
+    assert status == 1
+    assert "it was cancelled, but it can be retried" in err
+
+
+def test_a_retry_can_be_watched_to_its_end(api: Api, cli: Retort, job_file: Callable[..., Path]) -> None:
+    job_id = cli("submit", job_file())[1].strip()
+    cli("cancel", job_id)
+    again = cli("retry", job_id)[1].strip()
+    tell_and_end(api, again, 1)
+    status, out, err = cli("retry", "--watch", job_id)
+    assert status == 0
+    assert err.splitlines()[0] == again
+    assert out.split()[:2] == ["student", "method"]
+
+
 def test_submit_uploads_a_teacher_that_is_given_by_its_path(
     cli: Retort, job_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -257,7 +293,7 @@ def test_who_stops_watching_does_not_stop_the_job(api: Api) -> None:
     job_id = add_job(api.registry).id
     with subprocess.Popen(command("--url", api.url, "watch", job_id), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        job = api.records.claim_job("engine")
+        job = api.records.claim_job()
         assert job is not None
         assert "job running" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
@@ -272,7 +308,7 @@ def test_report_and_show_run(api: Api, cli: Retort) -> None:
     run_id = run_with_artifact(api, 10)
     run = api.records.run(run_id)
     assert cli("report", "--csv", run.job_id)[1].splitlines()[1].startswith(run_id)
-    assert "running" in cli("report", run.job_id)[1]
+    assert "queued" in cli("report", run.job_id)[1]
     assert ARTIFACT in cli("show", run_id)[1]
     assert json.loads(cli("--json", "show", run_id)[1])["artifacts"][0]["size_bytes"] == 10
 
@@ -398,7 +434,7 @@ def test_engine_health_needs_an_engine(api: Api, retort: Retort) -> None:
     status, _, err = retort(*line)
     assert status == 1
     assert "no engine leads" in err
-    assert api.records.acquire_lease("engine")
+    assert Records(api.context.database, "engine").acquire_lease()
     assert retort(*line)[0] == 0
 
 

@@ -79,6 +79,33 @@ def test_a_job_can_be_previewed_posted_seen_and_cancelled(api: Api, client: Clie
     assert client.report_csv(job["id"]).splitlines()[0].startswith("run_id,student,method")
 
 
+def test_a_job_and_a_run_can_be_paused_resumed_cancelled_and_retried(api: Api, client: Client) -> None:
+    job = client.submit({**api.job_body(), "priority": 3})
+    first, second = job["run_ids"]
+    assert client.pause(job["id"])["state"] == "paused"
+    assert client.resume(second)["state"] == "queued"
+    assert client.pause(second)["state"] == "paused"
+    assert client.resume(job["id"])["state"] == "queued"
+    assert client.cancel(first)["state"] == "cancelled"
+    again = client.retry(first)
+    assert (again["retry_of"], again["priority"], len(again["run_ids"])) == (job["id"], 3, 1)
+    assert client.retry(job["id"])["id"] == again["id"]
+    assert client.cancel(job["id"])["state"] == "cancelled"
+    with pytest.raises(ApiProblem, match="was cancelled, but it can be retried") as refused:
+        client.pause(job["id"])
+    assert refused.value.status == 409
+
+
+def test_waiting_for_a_paused_job_goes_on_until_it_has_ended(api: Api, client: Client) -> None:
+    job = client.submit(api.job_body())
+    client.pause(job["id"])
+    with pytest.raises(WaitTimeout, match="it goes on"):
+        client.wait(job["id"], timeout_s=0.3)
+    client.resume(job["id"])
+    tell_and_end(api, job["id"], 1)
+    assert client.wait(job["id"])["state"] == "succeeded"
+
+
 def test_a_list_is_walked_to_its_end(api: Api, client: Client) -> None:
     expected = [add_job(api.registry).id for _ in range(103)]
     assert [job["id"] for job in client.jobs()] == expected[::-1]
@@ -211,7 +238,7 @@ def test_a_service_that_is_killed_and_comes_back_continues_the_stream(tmp_path: 
 
     with running_api(settings) as inside, Client(f"http://127.0.0.1:{port}") as client:
         job_id = add_job(inside.registry).id
-        job = inside.records.claim_job("engine")
+        job = inside.records.claim_job()
         assert job is not None
 
         def tell(n: int) -> None:
@@ -235,7 +262,7 @@ def test_a_service_that_is_killed_and_comes_back_continues_the_stream(tmp_path: 
             second.terminate()
             second.wait()
     assert messages(seen) == ["line 0", "line 1"]
-    assert rest == ["state", "done"]
+    assert rest == ["state", "state", "state", "done"]
 
 
 def test_a_stream_gives_up_when_the_service_stays_away(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from service.jobs import State
+from service.records import Records
 from service.tables import DatasetRecord, EngineRecord, new_id, utc_now
 from store import CacheSpec, CacheWriter
-from tests.service_helpers import Api, finish, make_settings, running_api
+from tests.service_helpers import Api, finish, make_settings, running_api, start_run
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -262,10 +263,10 @@ def test_a_key_survives_a_restart(tmp_path: Path) -> None:
 def train(api: Api, *, attempts: int = 1) -> tuple[str, str]:
     """A job whose first run has told two epochs, the first one in every attempt."""
     job = api.post_job()
-    api.records.claim_job("engine")
+    api.records.claim_job()
     run = job["run_ids"][0]
     for attempt in range(1, attempts + 1):
-        assert api.records.start_attempt(run) == attempt
+        assert start_run(api.records, run) == attempt
         for epoch in (1, 2):
             metrics = {"epoch": epoch, "top1": (10 * epoch + attempt) / 100, "agreement": 0.5}
             told = [(epoch, {"type": "epoch", "epoch": epoch, "epochs": 3, "metrics": metrics})]
@@ -289,7 +290,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     """Of a run in training what it has reached, of a finished one its result."""
     job, run = train(api)
     other = api.client.get(f"/v1/jobs/{job}").json()["run_ids"][1]
-    api.records.start_attempt(other)
+    start_run(api.records, other)
     last = {"top1": 0.9, "agreement": 0.8, "student_temperature_mean": 4.0, "ece": 0.1}
     result = {"last": last, "best": {"top1": 0.95}, "best_epoch": 2, "seconds": 12.5, "images_per_s": 100.0}
     api.records.move_run(other, 1, State.SUCCEEDED, result=result)
@@ -362,7 +363,7 @@ def test_a_cache_in_use_is_not_deleted(api: Api) -> None:
     """Until its job has ended."""
     key = make_cache(api, complete=True)
     job = api.post_job()
-    api.records.claim_job("engine")
+    api.records.claim_job()
     api.records.update_job(job["id"], caches={"train": key, "test": "d" * 64})
     assert job["id"] in problem(api.client.delete(f"/v1/caches/{key}"), 409, "conflict")["detail"]
     api.records.move_job(job["id"], State.FAILED)
@@ -378,7 +379,7 @@ def test_ready_means_migrated_and_an_engine_that_lives(api: Api) -> None:
     response = api.client.get("/readyz")
     assert response.status_code == 503
     assert response.json()["reasons"] == ["no engine leads: start `retort engine`"]
-    api.records.acquire_lease("engine")
+    Records(api.context.database, "engine").acquire_lease()
     response = api.client.get("/readyz")
     assert (response.status_code, response.json()["ready"]) == (200, True)
     with api.context.database.write() as session:

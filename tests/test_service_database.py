@@ -1,32 +1,270 @@
 """Migrations and transactions, on SQLite and on a real PostgreSQL."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import MetaData, create_engine, text
 
-from service.db import Database, upgrade_to_head
+from service.db import MIGRATIONS, Database, upgrade_to_head
 from service.jobs import State
 from service.records import Records
-from service.registry import Registry
-from service.tables import Base, JobRecord, new_id, utc_now
-from tests.service_helpers import PostgresServer, add_job
+from service.registry import Idempotency, Registry
+from service.routes import events, jobs, runs
+from service.tables import Base, JobRecord, TeacherRecord, new_id, utc_now
+from service.wishes import Wishes
+from tests.service_helpers import PostgresServer, add_job, make_plan, start_run, teacher_row
 
 pytest_plugins = ["tests.service_fixtures"]
 
 
-def test_the_migrations_make_the_tables_that_the_code_expects(database: Database) -> None:
-    """Nothing is missing, left over, or of another type."""
+def differences(database: Database) -> list[Any]:
+    """What autogeneration would write into another migration."""
     engine = create_engine(database.url)
     options = {"compare_type": True, "compare_server_default": True}
     with engine.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
+        found: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
     engine.dispose()
-    assert differences == []
+    return found
+
+
+def test_the_migrations_make_the_tables_that_the_code_expects(database: Database) -> None:
+    """Nothing is missing, left over, or of another type."""
+    assert differences(database) == []
     assert database.is_at_head()
+
+
+# ---------------------------------------------------------------------------------------- upgrades with data in place
+
+CONFIG = Config()
+CONFIG.set_main_option("script_location", str(MIGRATIONS))
+REVISIONS = [script.revision for script in reversed(list(ScriptDirectory.from_config(CONFIG).walk_revisions()))]
+AT = datetime(2026, 11, 21, 20, 0, tzinfo=UTC)
+PLAN = make_plan()
+TEACHER = {
+    name: value
+    for name, value in vars(teacher_row()).items()
+    if name in TeacherRecord.__table__.columns and name != "created_at"
+}
+JOB_ID, RETRIED_ID, RUN_IDS = new_id("job"), new_id("job"), [new_id("run"), new_id("run")]
+ERROR = {"type": "NotFinite", "message": "loss is nan"}
+
+
+def _run(index: int, **values: object) -> dict[str, object]:
+    run = PLAN.runs()[index]
+    described = {"name": run.name, "student": "cnn_s", "method": run.method.label, "seed": 0, "epochs": 3}
+    spec = run.method.model_dump(mode="json")
+    return {"id": RUN_IDS[index], "job_id": JOB_ID, "index": index, **described, "method_spec": spec, **values}
+
+
+# Every column that any version has had, but for those that the database counts up. A value that a version has no column
+# for is left out there.
+ROWS: Mapping[str, list[dict[str, object]]] = {
+    "teachers": [{**TEACHER, "created_at": AT}],
+    "datasets": [
+        {
+            "id": new_id("ds"),
+            "name": "flowers",
+            "spec": {"kind": "folder", "path": "flowers"},
+            "classes": 5,
+            "samples": {"train": 10, "test": 5},
+            "created_at": AT,
+        }
+    ],
+    "api_keys": [
+        {
+            "id": "key_1",
+            "name": "ci",
+            "digest": "d" * 64,
+            "scope": "write",
+            "created_at": AT,
+            "last_used_at": AT,
+            "revoked_at": AT,
+        }
+    ],
+    "jobs": [
+        {
+            "id": JOB_ID,
+            "name": "first",
+            "state": "failed",
+            "attempt": 2,
+            "holder": "host:1",
+            "stage": "training",
+            "teacher_id": TEACHER["id"],
+            "teacher": {name: TEACHER[name] for name in ("id", "name", "sha256", "output", "preprocessing")},
+            "plan": PLAN.model_dump(mode="json"),
+            "inference": {"rows_done": 5, "rows_total": 5, "rows_per_s": 1.5, "eta_s": 0.0},
+            "caches": {"train": "a" * 64, "test": "b" * 64},
+            "teacher_forwards": {"run": 10, "avoided": 20},
+            "teacher_accuracy": 0.75,
+            "error": ERROR,
+            "priority": 3,
+            "parallel_runs": 2,
+            "key_id": "key_1",
+            "retry_of": None,
+            "created_at": AT,
+            "started_at": AT,
+            "finished_at": AT,
+        }
+    ],
+    "runs": [
+        _run(
+            0,
+            state="succeeded",
+            attempt=2,
+            epoch=3,
+            progress=None,
+            metrics={"top1": 0.5},
+            result={"last": {"top1": 0.5}},
+            error=None,
+            losses=1,
+            actor="run-x-a2",
+            piece=0,
+            retry_of=None,
+            created_at=AT,
+            started_at=AT,
+            finished_at=AT,
+        ),
+        _run(
+            1,
+            state="failed",
+            attempt=1,
+            epoch=1,
+            progress={"step": 1},
+            metrics=None,
+            result=None,
+            error=ERROR,
+            losses=0,
+            actor=None,
+            piece=None,
+            retry_of=None,
+            created_at=AT,
+            started_at=AT,
+            finished_at=AT,
+        ),
+    ],
+    "events": [
+        {
+            "job_id": JOB_ID,
+            "run_id": RUN_IDS[0],
+            "attempt": 2,
+            "n": 1,
+            "type": "epoch",
+            "data": {"epoch": 1, "metrics": {"top1": 0.5}},
+            "at": AT,
+        }
+    ],
+    "artifacts": [
+        {
+            "run_id": RUN_IDS[0],
+            "attempt": 2,
+            "name": "student.onnx",
+            "path": "jobs/x/student.onnx",
+            "size_bytes": 2**40,
+            "sha256": "c" * 64,
+            "media_type": "application/octet-stream",
+        }
+    ],
+    "idempotency_keys": [{"key_id": "", "key": "mine", "digest": "e" * 64, "job_id": JOB_ID, "created_at": AT}],
+}
+
+
+def make_as_of(url: str, revision: str) -> dict[str, list[dict[str, object]]]:
+    """A database as an older version has left it, with a row in every table; returns what was put into it."""
+    database = Database(url)
+    engine = create_engine(database.url)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    tables = MetaData()
+    tables.reflect(engine)
+    kept: dict[str, list[dict[str, object]]] = {}
+    with engine.begin() as connection:
+        for table in tables.sorted_tables:
+            if table.name in {"alembic_version", "engine"}:
+                continue
+            columns = set(table.columns.keys()) - {"seq"}
+            rows = [{name: row[name] for name in columns} for row in ROWS[table.name]]
+            connection.execute(table.insert(), rows)
+            kept[table.name] = rows
+    engine.dispose()
+    database.close()
+    return kept
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_database_of_any_earlier_version_is_upgraded_with_its_data(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, revision: str
+) -> None:
+    """The same tables as a new one, every row as it was, and today's code reads it and goes on with it."""
+    url = f"sqlite:///{tmp_path / 'db'}"
+    if kind == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        url = server.create(f"as_of_{revision}")
+    kept = make_as_of(url, revision)
+    upgrade_to_head(url)
+    database = Database(url)
+    try:
+        assert database.is_at_head()
+        assert differences(database) == []
+        check_rows(database, kept)
+        check_use(database, kept)
+    finally:
+        database.close()
+
+
+def check_rows(database: Database, kept: Mapping[str, list[dict[str, object]]]) -> None:
+    """Nothing that was stored is gone or changed; SQLite's foreign keys still lead somewhere."""
+    with database.read() as session:
+        for name, rows in kept.items():
+            table = Base.metadata.tables[name]
+            found = [dict(row._mapping) for row in session.execute(table.select().order_by(*table.primary_key))]
+            assert [{column: row[column] for column in rows[0]} for row in found] == rows, name
+        if database.is_sqlite:
+            assert session.execute(text("PRAGMA foreign_key_check")).all() == []
+
+
+def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -> None:
+    """Documents, a retry, a new job and its claim, the lease."""
+    registry, records = Registry(database), Records(database, "engine")
+    teacher = registry.get(TeacherRecord, str(TEACHER["id"]))
+    job = registry.get(JobRecord, JOB_ID)
+    shown = jobs.show(job, registry.summaries([JOB_ID])[JOB_ID])
+    assert (shown.state, shown.created_at, shown.run_ids) == (State.FAILED, AT, RUN_IDS)
+    assert (shown.priority, shown.parallel_runs) == ((3, 2) if "priority" in kept["jobs"][0] else (0, None))
+    assert [runs.show(run).state for run in registry.runs(JOB_ID)[0]] == [State.SUCCEEDED, State.FAILED]
+    (event,) = registry.events(job, 0, 10)[0]
+    assert events.show(event).data == {"epoch": 1, "metrics": {"top1": 0.5}}
+    assert registry.metrics(RUN_IDS[0]) == [{"top1": 0.5}]
+    assert [file.size_bytes for file in registry.artifacts(RUN_IDS[0])] == [2**40]
+    replayed = registry.replay(Idempotency(key_id="", key="mine", digest="e" * 64))
+    assert replayed is not None
+    assert replayed.id == JOB_ID
+
+    again, is_new = registry.retry_job(JOB_ID, lambda: None)
+    assert is_new
+    assert records.acquire_lease()
+    claimed = records.claim_job()
+    assert claimed is not None
+    assert claimed.id == again.id
+    (retried,) = records.runs(again.id)
+    assert retried.retry_of == RUN_IDS[1]
+    assert start_run(records, retried.id) == 1
+    assert records.record_events(again.id, retried.id, 1, [(0, {"type": "log"})]) == 1
+    assert registry.events(again, event.seq, 10)[0][-1].run_id == retried.id
+    assert Wishes(database).pause_run(retried.id).state is State.PAUSING
+    assert registry.add_job(PLAN, teacher, None)[1]
 
 
 def test_upgrading_again_keeps_the_rows(database_url: str, registry: Registry, records: Records) -> None:

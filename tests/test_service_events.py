@@ -1,17 +1,28 @@
 """Events over HTTP: pages, streams, resumption, and the end."""
 
 import json
+import random
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import pytest
+import sqlalchemy.event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import QueuePool
 
+import service.tail
 from service.jobs import State
-from tests.service_helpers import Api, make_settings, running_api
+from service.tables import EventRecord
+from tests.cutting_proxy import CuttingProxy
+from tests.service_helpers import Api, make_settings, running_api, start_run
 from tests.test_service_uploads import wait_until
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -36,7 +47,7 @@ class Running:
     def end(self) -> None:
         """The run and its job succeed."""
         for run in self.api.records.runs(self.job):
-            self.api.records.start_attempt(run.id)
+            start_run(self.api.records, run.id)
             assert self.api.records.move_run(run.id, 1, State.SUCCEEDED)
         assert self.api.records.move_job(self.job, State.SUCCEEDED)
 
@@ -44,8 +55,8 @@ class Running:
 def begin(api: Api) -> Running:
     """A job that runs."""
     job = api.post_job()
-    api.records.claim_job("engine")
-    api.records.start_attempt(job["run_ids"][0])
+    api.records.claim_job()
+    start_run(api.records, job["run_ids"][0])
     return Running(api, job["id"], job["run_ids"][0])
 
 
@@ -190,3 +201,112 @@ def test_a_stream_whose_client_has_left_ends(api: Api) -> None:
         assert next(events)["event"] == "state"
         assert api.requests() == 1
     wait_until(lambda: api.requests() == 0)
+
+
+def test_a_stream_that_breaks_anywhere_is_resumed_with_nothing_lost_or_doubled(api: Api) -> None:
+    """Cut after any number of bytes, in the middle of a line or a character, while events go on being told."""
+    running = begin(api)
+    path = f"/v1/jobs/{running.job}/events"
+    chance = random.Random(7)
+    seen: list[dict[str, Any]] = []
+    with CuttingProxy(urlsplit(api.url).port or 0, [chance.randrange(150, 2500) for _ in range(20)]) as proxy:
+
+        def tell() -> None:
+            while len(proxy.passed) <= 20:
+                running.tell(1)
+            running.end()
+
+        teller = threading.Thread(target=tell)
+        teller.start()
+        while not seen or seen[-1]["event"] != "done":
+            headers = {**SSE, **({"Last-Event-ID": str(seen[-1]["id"])} if seen else {})}
+            with (
+                suppress(httpx.TransportError),
+                httpx.Client(base_url=proxy.url, timeout=30, trust_env=False) as client,
+                client.stream("GET", path, headers=headers) as response,
+            ):
+                for event in parse(response.iter_lines()):
+                    seen.append(event)
+        teller.join()
+    stored = api.client.get(path, params={"limit": 1000}).json()["data"]
+    assert [event["seq"] for event in seen[:-1]] == [event["seq"] for event in stored]
+    assert [event["data"]["message"] for event in seen if event["event"] == "log"] == [str(n) for n in range(running.n)]
+
+
+def test_a_client_that_does_not_read_holds_no_connection_and_no_memory(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are served meanwhile; what it has missed it gets, in order, once it reads again."""
+    monkeypatch.setattr(service.tail, "KEPT", 20)
+    running = begin(api)
+    message = "x" * 10_000
+    address = urlsplit(api.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+        head = f"GET /v1/runs/{running.run}/events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
+        lazy.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        wait_until(lambda: api.requests() == 1)
+        for first in range(0, 1000, 100):
+            told = [(n, {"type": "log", "message": message}) for n in range(first, first + 100)]
+            assert api.records.record_events(running.job, running.run, 1, told) == 100
+        running.n = 1000
+        running.end()
+        # Ten megabytes are more than the sockets hold.
+        assert len(stream(api, f"/v1/runs/{running.run}/events")) == 1003
+        assert api.requests() == 1
+        pool = api.context.database._reading.pool
+        assert isinstance(pool, QueuePool)
+        wait_until(lambda: pool.checkedout() == 0)
+        answer = b"".join(iter(lambda: lazy.recv(65536), b""))
+    lines = [line for line in answer.split(b"\r\n") for line in line.split(b"\n") if line.startswith(b"id: ")]
+    numbers = [int(line[4:]) for line in lines]
+    assert numbers == [*sorted(set(numbers)), numbers[-1]]  # the last one is that of `done`
+    assert len(numbers) == 1003
+
+
+def test_streams_that_wait_share_one_look_into_the_database(api: Api) -> None:
+    """However many there are; and nobody looks when there are none."""
+    running = begin(api)
+    asked: list[str] = []
+    with ExitStack() as open_streams:
+        for _ in range(8):
+            response = open_streams.enter_context(
+                api.client.stream("GET", f"/v1/jobs/{running.job}/events", headers=SSE)
+            )
+            events = parse(response.iter_lines())
+            assert [next(events)["event"] for _ in range(2)] == ["state", "state"]
+        wait_until(lambda: api.context.tail.head > 0)
+
+        @sqlalchemy.event.listens_for(api.context.database._reading, "before_cursor_execute")
+        def note(*arguments: object) -> None:
+            asked.append(str(arguments[2]))
+
+        del asked[:]
+        wait_until(lambda: len(asked) > 40)
+        looks = [statement for statement in asked if "FROM events" in statement and "events.seq >" in statement]
+        assert all("events.job_id =" not in statement for statement in looks)
+        assert {statement for statement in asked if not statement.startswith("BEGIN")} == set(looks)
+    wait_until(lambda: api.context.tail._reader is None)
+    assert api.requests() == 0
+
+
+def test_a_stream_outlives_a_database_that_cannot_be_read_for_a_while(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on where it was."""
+    running = begin(api)
+    failures: list[int] = []
+
+    def fail(after: int, limit: int) -> list[EventRecord]:
+        failures.append(after)
+        raise OperationalError("select", {}, Exception("gone"))
+
+    with api.client.stream("GET", f"/v1/jobs/{running.job}/events", headers=SSE) as response:
+        events = parse(response.iter_lines())
+        assert [next(events)["event"] for _ in range(2)] == ["state", "state"]
+        with monkeypatch.context() as patched:
+            patched.setattr(api.registry, "later_events", fail)
+            running.tell(2)
+            wait_until(lambda: len(failures) > 3)
+        assert [next(events)["data"]["message"] for _ in range(2)] == ["0", "1"]
+    assert [entry["log_level"] for entry in api.logs if entry["event"] == "events cannot be read"][:1] == ["warning"]

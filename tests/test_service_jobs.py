@@ -1,13 +1,47 @@
 """The life of a job: the table alone, without a database."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import jobs
 from service.errors import IllegalMove
 from service.jobs import LIVE, TABLE, TERMINAL, WORKING, State, move
 
 states = st.sampled_from(State)
+
+
+def drawn_table() -> dict[State, frozenset[State]]:
+    """The table in the module's docstring: a row per state, an x for every move."""
+    lines = (jobs.__doc__ or "").splitlines()
+    top = next(n for n, line in enumerate(lines) if line.split()[:1] == ["from"])
+    columns = [State(word) for word in lines[top].split()[3:]]
+    rows = [line.split() for line in lines[top + 1 : top + 1 + len(columns)]]
+    assert all(set(marks) <= {"x", "."} and len(marks) == len(columns) for _, *marks in rows)
+    return {
+        State(name): frozenset(state for state, mark in zip(columns, marks, strict=True) if mark == "x")
+        for name, *marks in rows
+    }
+
+
+def drawn_arrows() -> dict[State, set[State]]:
+    """The moves of the picture above the table: lines of ``a, b ──> c, d ──> e``, perhaps with a remark."""
+    moves: dict[State, set[State]] = {state: set() for state in State}
+    for line in (jobs.__doc__ or "").splitlines():
+        path = line.strip().split("  ")[0]
+        steps = [[State(word) for word in part.split(", ")] for part in path.split(" ──> ")] if "──>" in path else []
+        for before, after in pairwise(steps):
+            for state in before:
+                moves[state] |= set(after)
+    return moves
+
+
+def test_the_table_is_as_it_is_drawn() -> None:
+    """Both drawings show every move, and no other."""
+    assert drawn_table() == TABLE
+    assert drawn_arrows() == TABLE
 
 
 @given(st.lists(states, max_size=30))
@@ -39,6 +73,12 @@ def test_every_live_state_can_still_end_and_nothing_else_is_live() -> None:
     assert set(State) == LIVE | TERMINAL
     for state in LIVE:
         assert {State.FAILED, State.CANCELLED} <= TABLE[state]
+
+
+def test_only_what_is_put_down_is_paused_and_only_queued_work_follows_a_pause() -> None:
+    """What works goes through pausing, so that its worker saves its state; what is paused waits for its turn again."""
+    assert {state for state in State if State.PAUSED in TABLE[state]} == {State.QUEUED, State.LOST, State.PAUSING}
+    assert TABLE[State.PAUSED] & LIVE == {State.QUEUED}
 
 
 def test_only_what_is_being_worked_on_can_succeed() -> None:

@@ -90,6 +90,23 @@ def test_a_run_that_starts_again_is_shown_as_running(view: JobView) -> None:
     assert view.runs["run_0"].state == "running"
 
 
+def test_a_paused_job_is_waited_for_and_says_what_it_waits_for(view: JobView) -> None:
+    view.apply(event("state", state="running", error=None))
+    view.apply(event("step", "run_0", epoch=2, epochs=4, step=5, steps=10, loss=0.5, images_per_s=1.0))
+    assert view.apply(event("state", state="pausing", error=None)) == "job pausing"
+    for run in ("run_0", "run_1"):
+        view.apply(event("state", run, state="paused", error=None))
+    told = "paused, this waits until `retort resume job_1`"
+    assert view.apply(event("state", state="paused", error=None)) == f"job {told}"
+    text = drawn(view)
+    assert "digits: paused; runs: 2 paused" in text
+    assert told in text
+    assert "epoch 2/4, loss 0.500, paused" in text
+    assert text.count("epoch") == 1, "one has not begun"
+    view.apply(event("state", state="queued", error=None))
+    assert told not in drawn(view)
+
+
 def test_a_warning_stays_in_view(view: JobView) -> None:
     assert view.apply(event("log", "run_0", level="warning", message="no CUDA")) == "warning: cnn_s ce seed 0: no CUDA"
     assert "no CUDA" in drawn(view)

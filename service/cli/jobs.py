@@ -1,7 +1,8 @@
-"""Commands about jobs and runs: submit, jobs, show, watch, cancel, download, report."""
+"""Commands about jobs and runs: submit, jobs, show, watch, cancel, pause, resume, retry, download, report."""
 
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ _TEACHER_KEYS = frozenset({"path", "preprocessing", "output", "name"})
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    for command in (submit, jobs, show, watch, cancel, download, report):
+    for command in (submit, jobs, show, watch, cancel, pause, resume, retry, download, report):
         app.command(rich_help_panel="Jobs")(command)
 
 
@@ -100,14 +101,36 @@ def watch(context: typer.Context, id: AnyId) -> None:
         _watch_to_end(options, client, client.run(id)["job_id"] if _is_run(id) else id)
 
 
-def cancel(context: typer.Context, id: JobId) -> None:
-    """Ask a job to stop."""
+def cancel(context: typer.Context, id: AnyId) -> None:
+    """Ask a job or a run to stop."""
+    _wish(context, id, Client.cancel)
+
+
+def pause(context: typer.Context, id: AnyId) -> None:
+    """Ask a job or a run to save its state and stop for now."""
+    _wish(context, id, Client.pause)
+
+
+def resume(context: typer.Context, id: AnyId) -> None:
+    """Let a paused job or run go on where it stopped."""
+    _wish(context, id, Client.resume)
+
+
+def retry(
+    context: typer.Context,
+    id: AnyId,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
+) -> None:
+    """Post what failed or was cancelled of a job (or one such run) again, as a new job."""
     options = session(context)
-    if _is_run(id):
-        raise BadInput(f"{id} is a run; a job is cancelled as a whole: `retort show {id}` names it")
+    _check_id(id)
     with options.client() as client:
-        job = client.cancel(id)
-    options.show(job, lambda: terminal.state(job["state"]))
+        made = client.retry(id)
+        if watch:
+            sys.stderr.write(f"{made['id']}\n")
+            _watch_to_end(options, client, made["id"])
+        else:
+            options.show(made, lambda: Text(made["id"]))
 
 
 def download(
@@ -160,6 +183,14 @@ def _upload(client: Client, teacher: Document, folder: Path) -> Document:
     )
 
 
+def _wish(context: typer.Context, id: str, ask: Callable[[Client, str], Document]) -> None:
+    options = session(context)
+    _check_id(id)
+    with options.client() as client:
+        document = ask(client, id)
+    options.show(document, lambda: terminal.state(document["state"]))
+
+
 def _watch_to_end(options: Session, client: Client, job_id: str) -> None:
     try:
         job = follow(client, job_id, terminal.console(stderr=True))
@@ -173,9 +204,13 @@ def _watch_to_end(options: Session, client: Client, job_id: str) -> None:
         raise CommandFailed(f"{job_id} {job['state']}" + (f": {message}" if message else ""))
 
 
-def _is_run(id: str) -> bool:
+def _check_id(id: str) -> None:
     if not id.startswith(("job_", "run_")):
         raise BadInput(f"{id!r} is no id of a job (job_...) or run (run_...)")
+
+
+def _is_run(id: str) -> bool:
+    _check_id(id)
     return id.startswith("run_")
 
 
@@ -200,6 +235,9 @@ def _job_page(job: Document, runs: list[Document]) -> RenderableType:
         "created": terminal.moment(job["created_at"]),
         "started": terminal.moment(job["started_at"]),
         "finished": terminal.moment(job["finished_at"]),
+        "priority": str(job["priority"]) if job["priority"] else None,
+        "runs at once": str(job["parallel_runs"]) if job["parallel_runs"] else None,
+        "retry of": job["retry_of"],
         "teacher": job["teacher"],
         "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
         "cost": terminal.forwards(job),
@@ -224,6 +262,7 @@ def _run_page(run: Document, files: list[Document]) -> RenderableType:
     pairs = {
         "run": run["id"],
         "job": run["job_id"],
+        "retry of": run["retry_of"],
         "name": run["name"],
         "state": terminal.state(run["state"]),
         "error": (run["error"] or {}).get("message"),

@@ -1,4 +1,4 @@
-"""Jobs: post, preview, look, cancel, report."""
+"""Jobs: post, preview, look, report. What ends, pauses and repeats them is in `life`."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.auth import Who
 from service.checks import check_job
 from service.context import PAGE_DEFAULT, After, Context, Limit, Service, page
 from service.jobs import State
@@ -69,10 +70,14 @@ def show(row: JobRecord, summary: Summary) -> Job:
         teacher_forwards=TeacherForwards.model_validate(forwards) if forwards else None,
         teacher_accuracy=row.teacher_accuracy,
         run_ids=list(summary.run_ids),
+        priority=row.priority,
+        parallel_runs=row.parallel_runs,
+        retry_of=row.retry_of,
     )
 
 
-def _show_one(row: JobRecord, service: Context) -> Job:
+def show_one(row: JobRecord, service: Context) -> Job:
+    """The document of a row, which is asked how its runs are."""
     return show(row, service.registry.summaries([row.id])[row.id])
 
 
@@ -89,6 +94,7 @@ def _show_one(row: JobRecord, service: Context) -> Job:
 def create_job(
     request: JobRequest,
     service: Service,
+    who: Who,
     response: Response,
     dry_run: Annotated[bool, Query(description="check it and show its runs, but make nothing")] = False,
     idempotency_key: IdempotencyKey = None,
@@ -100,16 +106,23 @@ def create_job(
         return _preview(plan, teacher.id)
     idempotency = None
     if idempotency_key is not None:
-        idempotency = Idempotency(idempotency_key, digest_of(request.model_dump(mode="json")))
+        idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = service.registry.replay(idempotency), False
     if row is None:
         plan, teacher = check_job(request, service)
         service.check_disk()
-        row, is_new = service.registry.add_job(plan, teacher, idempotency)
+        row, is_new = service.registry.add_job(
+            plan,
+            teacher,
+            idempotency,
+            priority=request.priority,
+            parallel_runs=request.parallel_runs,
+            key_id=who.key_id,
+        )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return _show_one(row, service)
+    return show_one(row, service)
 
 
 def _preview(plan: Plan, teacher_id: str) -> JobPreview:
@@ -136,18 +149,7 @@ def list_jobs(
 @router.get("/{job_id}", operation_id="get_job", summary="One job", responses=responses(404, 422))
 def get_job(job_id: str, service: Service) -> Job:
     """State, stage, progress, plan, and the ids of its runs."""
-    return _show_one(service.registry.get(JobRecord, job_id), service)
-
-
-@router.post(
-    "/{job_id}/cancel",
-    operation_id="cancel_job",
-    summary="Cancel a job",
-    responses=responses(404, 422),
-)
-def cancel_job(job_id: str, service: Service) -> Job:
-    """Runs that have not begun are cancelled now, the others within a batch. Cancelling again changes nothing."""
-    return _show_one(service.records.request_cancel(job_id), service)
+    return show_one(service.registry.get(JobRecord, job_id), service)
 
 
 @router.get(

@@ -1,6 +1,5 @@
 """Runs: look, metrics, artifacts. They are made by posting a job."""
 
-import base64
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from starlette.responses import Response
 
+from service.conditional import digest_headers, names
 from service.context import Context, Service, page
 from service.errors import NotFound, RangeNotSatisfiable
 from service.problems import responses
@@ -17,7 +17,8 @@ from service.tables import ArtifactRecord, RunRecord
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=responses(401, 403, 404, 422, 500, 503))
 
-_RANGE = re.compile(r"bytes=\s*(?:\d+-\d*|-\d+)(?:\s*,\s*(?:\d+-\d*|-\d+))*\s*")
+_PART = r"(?:\d{1,18}-\d{0,18}|-\d{1,18})"
+_RANGE = re.compile(rf"bytes=\s*{_PART}(?:\s*,\s*{_PART})*\s*")
 
 
 def show(row: RunRecord) -> Run:
@@ -39,6 +40,7 @@ def show(row: RunRecord) -> Run:
         metrics=row.metrics,
         result=row.result,
         error=ErrorInfo.model_validate(row.error) if row.error else None,
+        retry_of=row.retry_of,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
@@ -76,7 +78,7 @@ def _show_artifact(file: ArtifactRecord) -> Artifact:
     responses={
         200: {
             "description": "The file; its ETag is its SHA-256",
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {"*/*": {}},
         },
         206: {"description": "The part that Range has asked for"},
         304: {"description": "If-None-Match names the present ETag"},
@@ -89,13 +91,11 @@ def download_artifact(run_id: str, name: str, request: Request, service: Service
     if file is None:
         raise NotFound("artifact", f"{run_id}/{name}")
     path = _path(file, service)
-    digest = base64.b64encode(bytes.fromhex(file.sha256)).decode()
-    etag = f'"{file.sha256}"'
     # Nothing that a run left is ever shown as a page of this origin.
-    headers = {"ETag": etag, "Repr-Digest": f"sha-256=:{digest}:", "X-Content-Type-Options": "nosniff"}
-    if _names(request.headers.get("if-none-match", ""), etag):
+    headers = {**digest_headers(bytes.fromhex(file.sha256)), "X-Content-Type-Options": "nosniff"}
+    if names(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    _check_range(request, etag, path.stat().st_size)
+    _check_range(request, headers["ETag"], path.stat().st_size)
     return FileResponse(path, media_type=file.media_type, filename=name, headers=headers)
 
 
@@ -106,11 +106,6 @@ def _path(file: ArtifactRecord, service: Context) -> Path:
     if not path.is_relative_to(root) or not path.is_file():
         raise NotFound("file for artifact", f"{file.run_id}/{file.name}")
     return path
-
-
-def _names(if_none_match: str, etag: str) -> bool:
-    given = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    return bool(given & {etag, "*"})
 
 
 def _check_range(request: Request, etag: str, size_bytes: int) -> None:

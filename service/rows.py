@@ -1,0 +1,135 @@
+"""What ``records``, ``wishes`` and ``registry`` do with rows inside a transaction of theirs.
+
+Every change of a state, whoever asks for it, goes through ``swap``: it obeys ``jobs.TABLE`` and adds its own event
+(type ``state``) in the same transaction.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import CursorResult, Select, insert, select, update
+from sqlalchemy.orm import Session
+
+from service.errors import IllegalMove, NotFound
+from service.jobs import TERMINAL, State, move
+from service.tables import (
+    Base,
+    DatasetRecord,
+    EventRecord,
+    JobRecord,
+    Json,
+    KeyRecord,
+    RunRecord,
+    TeacherRecord,
+    utc_now,
+)
+
+Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord, KeyRecord)
+_KINDS: Mapping[type[Base], str] = {
+    TeacherRecord: "teacher",
+    DatasetRecord: "dataset",
+    JobRecord: "job",
+    RunRecord: "run",
+    KeyRecord: "API key",
+}
+_ID = re.compile(r"[a-z]{2,4}_[0-9a-z]{26}")
+
+
+def is_id(text: str) -> bool:
+    """Whether this could be an id of ours; what is none is not asked for (PostgreSQL refuses a NUL, say)."""
+    return _ID.fullmatch(text) is not None
+
+
+def existing(session: Session, table: type[Row], id: str) -> Row:
+    """One row. Raises NotFound, also for what cannot be an id at all."""
+    row = session.get(table, id) if is_id(id) else None
+    if row is None:
+        raise NotFound(_KINDS[table], id)
+    return row
+
+
+def runs_of(job_id: str) -> Select[RunRecord]:
+    """The runs of a job in the order of its plan."""
+    return select(RunRecord).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
+
+
+def swap(
+    session: Session,
+    row: JobRecord | RunRecord,
+    wanted: State,
+    fields: Mapping[str, object] = MappingProxyType({}),
+    error: Json | None = None,
+) -> bool:
+    """Compare and swap: state and fields are set if the row is still as it was read; with the event of it.
+
+    Args:
+        error: ``{"type", "message"}`` of what went wrong.
+
+    Returns:
+        Whether it landed: False if the table has no such move from the present state.
+    """
+    try:
+        values: dict[str, object] = {**fields, "state": move(row.state, wanted)}
+    except IllegalMove:
+        return False
+    now = utc_now()
+    if error is not None:
+        values["error"] = error
+    if wanted is State.RUNNING:
+        values["started_at"] = row.started_at or now
+    if wanted in TERMINAL:
+        values["finished_at"] = now
+    if wanted is State.LOST and isinstance(row, RunRecord):
+        values["losses"] = row.losses + 1
+    table = type(row)
+    unchanged = (table.id == row.id) & (table.state == row.state) & (table.attempt == row.attempt)
+    result = session.execute(update(table).where(unchanged).values(values))
+    if cast("CursorResult[Any]", result).rowcount != 1:
+        return False
+    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
+    told = {"type": "state", "state": wanted, "error": error}
+    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, told)])
+    return True
+
+
+def pause_at_once(session: Session, row: JobRecord | RunRecord) -> bool:
+    """Moves what nobody works on (any more) to paused; False if its state has no way there."""
+    if row.state is State.RUNNING:
+        swap(session, row, State.PAUSING)
+    return swap(session, row, State.PAUSED)
+
+
+def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, told: Json) -> Json:
+    """Columns of an event; ``run_id`` None is the job itself, ``n`` None what the service adds of its own."""
+    return {
+        "job_id": job_id,
+        "run_id": run_id or "",
+        "attempt": attempt,
+        "n": n,
+        "type": told["type"],
+        "data": {key: value for key, value in told.items() if key != "type"},
+    }
+
+
+def all_paused(runs: Iterable[RunRecord]) -> bool:
+    """Whether nothing is left of a job but what is paused: every run is paused or final, and one at least is paused."""
+    states = {run.state for run in runs}
+    return State.PAUSED in states and states <= TERMINAL | {State.PAUSED}
+
+
+def end_of(runs: Iterable[RunRecord]) -> tuple[State, Json | None]:
+    """How a job ends whose runs have all ended: failed if one has failed, else cancelled if one was, else succeeded.
+
+    Returns:
+        The state, and the error that says how many runs failed, and why the first one did.
+    """
+    ended = list(runs)
+    failed = [run for run in ended if run.state is State.FAILED]
+    if failed:
+        why = (failed[0].error or {}).get("message")
+        message = f"{len(failed)} of {len(ended)} runs failed; the first, {failed[0].name!r}: {why}"
+        return State.FAILED, {"type": "RunsFailed", "message": message}
+    cancelled = any(run.state is State.CANCELLED for run in ended)
+    return State.CANCELLED if cancelled else State.SUCCEEDED, None
