@@ -1,24 +1,39 @@
 """The HTTP API, put together: ``create_app(settings)``. Importing this module starts and opens nothing."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import structlog
 from fastapi import Depends, FastAPI
-from fastapi.openapi.utils import get_openapi
+from sqlalchemy.exc import SQLAlchemyError
 
 from service import problems
-from service.auth import authenticate
+from service.auth import authorize
+from service.conditional import ConditionalGet
 from service.context import Context
-from service.middleware import BodyLimit, RequestContext
-from service.routes import caches, catalog, datasets, events, health, jobs, runs, teachers
-from service.schemas import FieldProblem, Problem
+from service.keys import NOTE_USES_S, KeyRing
+from service.metrics import MeasureRequests, Metrics
+from service.middleware import BodyLimit, Doors, RequestContext
+from service.openapi import describe, service_version
+from service.paths import API_PREFIX
+from service.routes import (
+    caches,
+    catalog,
+    datasets,
+    events,
+    health,
+    jobs,
+    keys,
+    life,
+    metrics,
+    run_logs,
+    runs,
+    teachers,
+)
 from service.settings import MiB, Settings
 from service.uploads import sweep
 
-API_PREFIX = "/v1"
 UPLOAD_PATH = f"{API_PREFIX}/teachers"
 UPLOAD_EXTRA_BYTES = MiB  # boundaries, part headers and text fields beside the file
 DESCRIPTION = """Distil students from a teacher whose logits are computed once.
@@ -28,6 +43,9 @@ DESCRIPTION = """Distil students from a teacher whose logits are computed once.
 3. `GET /v1/jobs/{id}/events` with `Accept: text/event-stream`, then `GET /v1/jobs/{id}/report`.
 
 Every error is `application/problem+json` (RFC 9457). Lists go on with `after=last_id` while `has_more`.
+
+Where there are API keys, send `Authorization: Bearer KEY`. GET needs a key with the scope read; what changes something,
+write; deleting a teacher, data set or cache, and `/v1/keys`, admin.
 """
 log = structlog.get_logger("service.app")
 
@@ -41,21 +59,27 @@ def create_app(settings: Settings) -> FastAPI:
     context = Context.of(settings)
     app = FastAPI(
         title="Retort",
-        version=_version(),
+        version=service_version(),
         description=DESCRIPTION,
         lifespan=_lifespan,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.context = context
+    app.state.metrics = Metrics(context, app.version)
     problems.install(app)
     upload_bytes = {UPLOAD_PATH: settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES}
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, default_bytes=settings.body_max_bytes, paths_bytes=upload_bytes)
+    app.add_middleware(Doors, ring=context.ring, rate=context.rate, streams=context.streams)
+    app.add_middleware(ConditionalGet)
     app.add_middleware(RequestContext)
+    app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    for module in (teachers, datasets, catalog, caches, jobs, runs, events):
-        app.include_router(module.router, prefix=API_PREFIX, dependencies=[Depends(authenticate)])
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    doors = [Depends(authorize)]
+    app.include_router(metrics.router, dependencies=doors, responses=problems.responses(429))
+    for module in (teachers, datasets, catalog, caches, jobs, runs, run_logs, life, events, keys):
+        app.include_router(module.router, prefix=API_PREFIX, dependencies=doors, responses=problems.responses(429))
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -64,31 +88,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.settings.make_folders()
     log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
+    noting = asyncio.create_task(_note_uses(context.ring))
     yield
+    noting.cancel()
+    await _note_uses_once(context.ring)
     context.database.close()
     log.info("api ended")
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the problem that every route refers to."""
-    if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
-            license_info=app.license_info,
-        )
-        schemas = app.openapi_schema["components"]["schemas"]
-        for model in (Problem, FieldProblem):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schema.pop("$defs", None)
-            schemas[model.__name__] = schema
-    return app.openapi_schema
+async def _note_uses(ring: KeyRing) -> None:
+    while True:
+        await asyncio.sleep(NOTE_USES_S)
+        await _note_uses_once(ring)
 
 
-def _version() -> str:
+async def _note_uses_once(ring: KeyRing) -> None:
     try:
-        return version("retort")
-    except PackageNotFoundError:
-        return "0+source"
+        await ring.note_uses()
+    except SQLAlchemyError as error:
+        log.warning("when keys were used last cannot be noted", error=type(error).__name__)

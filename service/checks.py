@@ -8,6 +8,7 @@ from service.context import Context
 from service.errors import InvalidRequest
 from service.registry import DATASET, Registry
 from service.schemas import JobRequest
+from service.settings import Settings
 from service.tables import TeacherRecord
 from workers.config import (
     DatasetSpec,
@@ -35,13 +36,14 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     """The plan of a request with its data set in place, and its teacher.
 
     Raises:
-        InvalidRequest: there is no such teacher.
+        InvalidRequest: there is no such teacher, or more runs or epochs than the settings allow.
         InvalidTeacher: its file is gone.
         UnknownName: there is no data set of that name.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
         ContractViolation: teacher and data set have different numbers of classes.
         InvalidJob: a student cannot be trained on pictures of that size, or the cache's encoding saves nothing.
     """
+    _check_size(request, context.settings)
     teacher = _teacher(request.teacher, context)
     plan = request.plan(_dataset(request, context.registry))
     source = examine(plan.dataset, context.settings.data_root)
@@ -61,6 +63,18 @@ def classes_of(teacher: TeacherRecord) -> int | None:
     shape = next(value["shape"] for value in teacher.outputs if value["name"] == teacher.output)
     last = shape[-1] if shape else None
     return last if isinstance(last, int) else None
+
+
+def _check_size(request: JobRequest, settings: Settings) -> None:
+    runs = len(request.students) * len(request.methods) * len(request.seeds)
+    if runs > settings.job_runs_max:
+        raise InvalidRequest(f"the job has {runs} runs, at most {settings.job_runs_max} are allowed: split it", "#")
+    epochs = request.training.epochs
+    if epochs > settings.job_epochs_max:
+        raise InvalidRequest(
+            f"a run would train for {epochs} epochs, at most {settings.job_epochs_max} are allowed here",
+            "#/training/epochs",
+        )
 
 
 def _teacher(id: str, context: Context) -> TeacherRecord:

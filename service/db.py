@@ -28,6 +28,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 WRITE_LOCK = 0x5245544F5254  # "RETORT": any constant that no other user of the database takes
 _IMMEDIATE = "retort_immediate"
+# One for each of the API's threads (anyio's 40), so that none waits for a connection; half of them stay open.
+_POOL = {"pool_size": 20, "max_overflow": 20}
 
 
 class Database:
@@ -62,6 +64,10 @@ class Database:
         with Session(self._writing, expire_on_commit=False) as session, session.begin():
             self._wait_for_turn(session.connection())
             yield session
+
+    def exists(self) -> bool:
+        """Whether there is anything to open: an SQLite file may not have been made yet. Of a server it is taken."""
+        return not self.is_sqlite or Path(self.url.database or "").is_file()
 
     def now(self, session: Session) -> datetime:
         """The clock by which leases run: PostgreSQL's own, since its clients' may differ; else this machine's."""
@@ -138,11 +144,13 @@ def _server_engine(url: URL) -> Engine:
         pool_pre_ping=True,
         connect_args={"options": options},
         json_serializer=_dump_json,
+        **_POOL,
     )
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000}, json_serializer=_dump_json)
+    timeout = {"timeout": BUSY_TIMEOUT_MS / 1000}
+    engine = create_engine(url, connect_args=timeout, json_serializer=_dump_json, **_POOL)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

@@ -1,27 +1,39 @@
-"""What happens around every request: an id, a log line, a limit on its body, and an answer to the unforeseen.
+"""What happens around every request: an id, log lines, who calls and how often, limits of its body, an answer to the
+unforeseen.
 
 Plain ASGI, because a stream must pass through untouched.
 """
 
 import re
 import time
+from contextlib import ExitStack
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TooLarge
+from service.auth import SAFE_METHODS, identify
+from service.errors import ServiceError, TooLarge
+from service.keys import KeyRing
+from service.limits import SSE, RateLimit, StreamLimit, check_depth
+from service.paths import API_PREFIX, HEALTH_PATHS, POLLED_PATHS, route_of
 from service.problems import problem_response
+from service.scopes import Caller
 from service.tables import new_id
 
 REQUEST_ID_HEADER = "X-Request-Id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LOGGED_CHARS = 200
 log = structlog.get_logger("service.http")
+audit = structlog.get_logger("service.audit")
 
 
 class RequestContext:
-    """Gives each request its id, in its state, its log lines and its response; logs its end."""
+    """Gives each request its id, in its state, its log lines and its response; logs its end.
+
+    What might change something is logged once more as ``audit``: who, what, to which object, with what end.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -32,15 +44,19 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope))
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
         status: int | None = None
+        location = ""
         started_s = time.monotonic()
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, location
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                location = headers.get("Location", "")
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -55,22 +71,89 @@ class RequestContext:
                 response = problem_response(Request(scope), error)
                 await response(scope, receive, send_with_id)
             finally:
-                log.info(
+                caller: Caller | None = state.get("caller")
+                key_id = caller.key_id if caller else None
+                # What is asked every few seconds, and answered as ever, would drown the rest.
+                tell = log.debug if scope["path"] in POLLED_PATHS and status == 200 else log.info
+                tell(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
                     seconds=round(time.monotonic() - started_s, 4),
-                    client=(scope.get("client") or ("unknown",))[0],
+                    client=_address(scope),
+                    key_id=key_id,
                 )
+                if scope["method"] not in SAFE_METHODS and scope["path"].startswith(f"{API_PREFIX}/"):
+                    audit.info(
+                        "audit",
+                        key_id=key_id,
+                        key_name=caller.name if caller else None,
+                        method=scope["method"],
+                        route=route_of(scope),
+                        object_id=_object_id(scope, location),
+                        status=status,
+                    )
+
+
+class Doors:
+    """Finds out who calls and how often, and turns away at once, unread, what must not go on.
+
+    The state of a request that goes on has its ``caller``, and the ``refusal`` that ``auth.authorize`` raises where the
+    caller may not; outside of the API's own paths that may be no hindrance. Health is open to all, at any rate.
+
+    Args:
+        ring: whom keys belong to.
+        rate: of each key, or address without a key.
+        streams: that each may have open.
+    """
+
+    def __init__(self, app: ASGIApp, ring: KeyRing, rate: RateLimit, streams: StreamLimit) -> None:
+        self.app = app
+        self._ring = ring
+        self._rate = rate
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application; needs the request id of ``RequestContext``."""
+        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        with ExitStack() as held:
+            try:
+                await self._admit(request, held)
+            except Exception as error:
+                response = problem_response(request, error)
+                await response(scope, receive, send)
+                return
+            await self.app(scope, receive, send)
+
+    async def _admit(self, request: Request, held: ExitStack) -> None:
+        """Raises TooManyRequests, and for a path of the API what ``identify`` does."""
+        state = request.state
+        state.caller = state.refusal = None
+        try:
+            caller = state.caller = await identify(request, self._ring)
+        except ServiceError as error:
+            state.refusal = error
+            name = _address(request.scope)
+        else:
+            # Those without an id of their own: the key file's by name, a service without keys by address.
+            name = caller.key_id or caller.name or _address(request.scope)
+        self._rate.take(name)
+        if state.refusal is not None and request.url.path.startswith(f"{API_PREFIX}/"):
+            raise state.refusal
+        if SSE in request.headers.get("accept", ""):
+            held.enter_context(self._streams.held(name))
 
 
 class BodyLimit:
-    """Ends the reading of a body that is larger than its limit, as announced or as it comes.
+    """Ends the reading of a body that is larger than its limit, as announced or as it comes, or nested too deep.
 
     Args:
         default_bytes: for every path but those of ``paths_bytes``.
-        paths_bytes: limits of single paths.
+        paths_bytes: limits of single paths, whose bodies are no JSON.
     """
 
     def __init__(self, app: ASGIApp, default_bytes: int, paths_bytes: dict[str, int]) -> None:
@@ -79,21 +162,28 @@ class BodyLimit:
         self.paths_bytes = paths_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application; ``TooLarge`` is raised where the body is read."""
+        """An ASGI application; ``TooLarge``, or what ``check_depth`` raises, is raised where the body is read."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         limit_bytes = self.paths_bytes.get(scope["path"], self.default_bytes)
         announced = Headers(scope=scope).get("content-length", "")
         announced_bytes = int(announced) if announced.isdecimal() else 0
+        is_json = scope["path"] not in self.paths_bytes
         received_bytes = 0
+        text = bytearray()
 
         async def receive_some() -> Message:
             nonlocal received_bytes
             if announced_bytes <= limit_bytes:
                 message = await receive()
-                received_bytes += len(message.get("body", b""))
+                body = message.get("body", b"")
+                received_bytes += len(body)
                 if received_bytes <= limit_bytes:
+                    if is_json:
+                        text.extend(body)
+                        if not message.get("more_body", False):
+                            check_depth(bytes(text))
                     return message
             size = f"{announced_bytes}" if announced_bytes else "more"
             raise TooLarge(f"the body has {size} bytes, at most {limit_bytes} are allowed here")
@@ -105,3 +195,14 @@ def _request_id(headers: Headers) -> str:
     """The client's own id if it is harmless, else a new one."""
     given = headers.get(REQUEST_ID_HEADER, "")
     return given if _REQUEST_ID.fullmatch(given) else new_id("req")
+
+
+def _address(scope: Scope) -> str:
+    client: tuple[str, int] | None = scope.get("client")
+    return client[0] if client else "unknown"
+
+
+def _object_id(scope: Scope, location: str) -> str | None:
+    """What a request is about: the first id in its path, or that of what it has made."""
+    ids = [*scope.get("path_params", {}).values(), location.rpartition("/")[2]]
+    return next((id[:_LOGGED_CHARS] for id in ids if id), None)

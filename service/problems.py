@@ -15,9 +15,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from service import errors
+from service.openapi import allowed_methods
 from service.schemas import FieldProblem, Problem
 from store import (
     AmbiguousKey,
@@ -72,6 +74,7 @@ _NO_ROOM = Kind(507, "disk-full", "Not enough disk space")
 _CONFLICT = Kind(409, "conflict", "Conflict")
 _INTERNAL = Kind(500, "internal", "Internal error", shows_message=False)
 _BUSY = {"Retry-After": str(RETRY_AFTER_S)}
+_NO_DATABASE = Kind(503, "database-unavailable", "Database unavailable", shows_message=False, headers=_BUSY)
 
 KINDS: Mapping[type[Exception], Kind] = {
     errors.NotFound: Kind(404, "not-found", "Not found"),
@@ -80,9 +83,13 @@ KINDS: Mapping[type[Exception], Kind] = {
     errors.MalformedBody: Kind(400, "malformed-body", "Malformed body"),
     errors.IdempotencyMismatch: Kind(422, "idempotency-mismatch", "Idempotency key reused"),
     errors.TooLarge: Kind(413, "too-large", "Content too large"),
+    errors.SlowBody: Kind(408, "too-slow", "Upload too slow"),
     errors.RangeNotSatisfiable: Kind(416, "range-not-satisfiable", "Range not satisfiable"),
     errors.Unauthorized: Kind(401, "unauthorized", "Unauthorized", headers={"WWW-Authenticate": "Bearer"}),
+    errors.Forbidden: Kind(403, "forbidden", "Forbidden"),
     errors.ForeignOrigin: Kind(403, "foreign-origin", "Foreign origin"),
+    errors.TooManyRequests: Kind(429, "too-many-requests", "Too many requests"),
+    errors.QueueFull: Kind(429, "queue-full", "Queue full"),
     errors.DiskFloor: _NO_ROOM,
     RequestValidationError: Kind(422, "invalid-request", "Invalid request"),
     InvalidTeacher: Kind(422, "invalid-teacher", "Invalid teacher"),
@@ -104,7 +111,8 @@ KINDS: Mapping[type[Exception], Kind] = {
     CachePinned: _CONFLICT,
     DiskFull: _NO_ROOM,
     StoreError: _INTERNAL,
-    OperationalError: Kind(503, "database-unavailable", "Database unavailable", shows_message=False, headers=_BUSY),
+    OperationalError: _NO_DATABASE,
+    PoolTimeout: _NO_DATABASE,
     Exception: _INTERNAL,
 }
 
@@ -139,8 +147,13 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
         errors=fields,
     )
     headers = dict(kind.headers or {})
+    if kind.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework names those of the first route that has the path.
+        headers["Allow"] = ", ".join(allowed_methods(request.app, request.url.path))
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
+    if isinstance(error, errors.TooManyRequests):
+        headers["Retry-After"] = str(error.retry_after_s)
     # A message may hold what the client sent, half a surrogate pair included.
     content = problem.model_dump(mode="python")
     return AsciiProblem(content, status_code=kind.status, headers=headers)

@@ -3,17 +3,19 @@
 import socket
 from collections.abc import Sequence
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.auth import check_binding
+from service.auth import check_binding, has_keys
 from service.context import Context
 from service.db import upgrade_to_head
 from service.logs import configure_logging
 from service.settings import Settings
 
 GRACE_S = 20
+log = structlog.get_logger("service.server")
 
 
 class Server(uvicorn.Server):
@@ -59,4 +61,6 @@ def serve(settings: Settings) -> None:
     server = build_server(settings)
     settings.make_folders()
     upgrade_to_head(settings.database)
+    if not has_keys(settings):
+        log.warning("there is no API key, so only this machine may call", host=settings.host)
     server.run()

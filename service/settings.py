@@ -13,6 +13,7 @@ MiB = 1 << 20
 GiB = 1 << 30
 
 SizeBytes = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -23,13 +24,19 @@ class Settings(BaseSettings):
         data_dir: everything that the service writes lies below it.
         data_root: data sets that jobs name lie below it, and nothing outside it can be named.
         database_url: SQLAlchemy URL; None is SQLite inside ``data_dir``.
-        host, port: where the API listens; a host that is not loopback needs ``api_key_file``.
-        api_key_file: first line is the key that every ``/v1`` request has to bring; None asks for none.
+        host, port: where the API listens; a host that is not loopback needs an API key.
+        api_key_file: its first line is a key with scope admin, beside those that ``retort keys`` makes.
         teacher_max_bytes: the largest ONNX file that is accepted.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         disk_floor_bytes: with less than this free, uploads and jobs are refused.
-        inspect_timeout_s: how long the subprocess that inspects an ONNX file may take.
+        key_live_jobs_max: jobs of one API key (or of all callers without keys) that have not ended.
+        job_runs_max, job_epochs_max: runs of one job, and epochs of each.
+        requests_per_s: of one key, or of one address without keys, in the long run; 0 is no limit.
+        requests_burst: how many of them may come at once.
+        streams_max: event streams that one key or address may have open.
+        upload_stall_s: an upload that brings less than a MiB in so long is given up.
+        inspect_timeout_s: how long the subprocess that inspects an ONNX file may take, and then the one that tries it.
         event_poll_s: how often an event stream looks for new rows.
         keep_alive_s: after so long without an event a stream sends a comment.
         heartbeat_max_age_s: an engine that has been silent for longer counts as gone.
@@ -53,7 +60,14 @@ class Settings(BaseSettings):
     body_max_bytes: SizeBytes = MiB
     caches_max_bytes: SizeBytes = 0
     disk_floor_bytes: SizeBytes = GiB
+    key_live_jobs_max: Count = 1000
+    job_runs_max: Count = 1000
+    job_epochs_max: Count = 10_000
+    requests_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 200.0
+    requests_burst: Count = 1000
+    streams_max: Count = 100
 
+    upload_stall_s: Seconds = 60.0
     inspect_timeout_s: Seconds = 60.0
     event_poll_s: Seconds = 0.3
     keep_alive_s: Seconds = 15.0
@@ -74,6 +88,11 @@ class Settings(BaseSettings):
     def teachers_dir(self) -> Path:
         """``<sha256>.onnx``, one file per teacher."""
         return self.data_dir.resolve() / "teachers"
+
+    @property
+    def smoke_dir(self) -> Path:
+        """Markers of the teachers that have passed their smoke run."""
+        return self.data_dir.resolve() / "smoke"
 
     @property
     def caches_dir(self) -> Path:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import caches, jobs, methods, parity, services, stock
+from service.cli import caches, doctor, jobs, keys, methods, parity, services, stock
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
 
@@ -25,11 +25,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 services.register(app)
+doctor.register(app)
 jobs.register(app)
 stock.register(app)
 methods.register(app)
 caches.register(app)
 parity.register(app)
+keys.register(app)
 
 
 @app.callback()

@@ -8,13 +8,17 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.cli.base import CommandFailed, session
 from service.client import Client
+from service.paths import local_url
 from service.processes import answers_ready, command, end_with_stdin, free_port, supervise
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 PANEL = "The service"
 
@@ -61,16 +65,26 @@ def serve(
     _refuse_taken_port(settings.host, settings.port)
     if until_stdin_closes:
         end_with_stdin()
-    url = _reachable(settings.host, settings.port)
+    url = local_url(settings.host, settings.port)
     with Client(url) as client:
         status = supervise(
             {"api": command("api"), "engine": command("engine")},
             environment=os.environ,
             is_ready=lambda: answers_ready(client),
             say=lambda text: _say(f"retort: {text}"),
-            ready_text=f"ready at {url} (API docs: {url}/docs), data in {settings.data_dir.resolve()}",
+            ready_text=ready_text(settings, url),
         )
     raise typer.Exit(status)
+
+
+def ready_text(settings: "Settings", url: str) -> str:
+    """What ``serve`` says once it is ready: where it is, where its data are, and whether it is open to this machine."""
+    from service.auth import has_keys
+
+    text = f"ready at {url} (API docs: {url}/docs), data in {settings.data_dir.resolve()}"
+    if has_keys(settings):
+        return text
+    return f"{text}; there is no API key (`retort keys create` makes one), so only this machine may call"
 
 
 def api(
@@ -96,6 +110,8 @@ def engine(
     until_stdin_closes: WithParent = False,
 ) -> None:
     """Run the engine alone: it works on the jobs in the database until it is told to stop."""
+    # Ray reads these when it is imported: workers print lines of JSON, which it is not to add to, nor to summarise.
+    os.environ |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_DEDUP_LOGS": "0"}
     import structlog
 
     from service.engine import run_engine
@@ -152,12 +168,6 @@ def _export(host: str | None, port: int | None, data_dir: Path | None, data_root
     """Sets the variables behind the options, for this process's settings and its children's."""
     given = {"HOST": host, "PORT": port, "DATA_DIR": data_dir, "DATA_ROOT": data_root}
     os.environ |= {f"RETORT_{name}": str(value) for name, value in given.items() if value is not None}
-
-
-def _reachable(host: str, port: int) -> str:
-    """The address under which this machine reaches a server that listens on ``host``."""
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

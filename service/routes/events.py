@@ -1,8 +1,9 @@
 """What happens to a job or run, as pages of JSON or as a stream of server-sent events.
 
-The stream looks into the database several times a second: the engine is another process, and the database is all
-that the two share. It begins after ``Last-Event-ID`` (or ``after``) and ends with the event ``done`` once the job or
-run has ended and everything was sent, or without it when the server shuts down; the client then comes back.
+A stream begins after ``Last-Event-ID`` (or ``after``) and ends with the event ``done`` once the job or run has ended
+and everything was sent, or without it when the server shuts down; the client then comes back. It catches up from the
+database and then waits with all others for news (``service.tail``); while its client does not read, it holds a page of
+events and no connection to the database.
 """
 
 import time
@@ -18,13 +19,16 @@ from starlette.responses import JSONResponse, Response
 
 from service.context import EVENTS_DEFAULT, EVENTS_MAX, Context, Service, page
 from service.jobs import TERMINAL, State
+from service.limits import SSE
 from service.problems import responses
 from service.schemas import Event, Page
-from service.tables import EventRecord, JobRecord, RunRecord
+from service.tables import JobRecord, RunRecord
+from service.tail import ends, frame, show
 
 router = APIRouter(tags=["events"], responses=responses(401, 403, 404, 422, 500, 503))
 
-SSE = "text/event-stream"
+# Events that a stream holds at a time while it catches up.
+CATCH_UP = 200
 # SQLite's and PostgreSQL's largest integer.
 Sequence = Annotated[int, Query(ge=0, lt=2**63, description="the `seq` of the last event that was seen")]
 LastEventId = Annotated[
@@ -35,19 +39,6 @@ _DESCRIPTION = "A page of events, or with `Accept: text/event-stream` all of the
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": Page[Event], "description": _DESCRIPTION, "content": {SSE: {"schema": {"type": "string"}}}}
 }
-
-
-def show(row: EventRecord) -> Event:
-    """The document of a row."""
-    return Event(
-        seq=row.seq,
-        job_id=row.job_id,
-        run_id=row.run_id or None,
-        attempt=row.attempt,
-        at=row.at,
-        type=row.type,
-        data=row.data,
-    )
 
 
 @router.get(
@@ -110,32 +101,39 @@ async def _answer(
 
 
 async def _stream(service: Context, find: Callable[[], JobRecord | RunRecord], after: int) -> AsyncIterator[bytes]:
-    """Events later than ``after`` in the wire format; the server ends it by closing when the client has left."""
-    settings = service.settings
-    sent_s = time.monotonic()
-    while not service.closing.is_set():
-        # The state first: what is told after a job has ended does not land, so the events read next are all.
-        owner = await anyio.to_thread.run_sync(find)
-        rows, has_more = await anyio.to_thread.run_sync(service.registry.events, owner, after, EVENTS_MAX)
-        for row in rows:
-            after = row.seq
-            yield _frame(show(row))
-        if has_more:
-            continue
-        if owner.state in TERMINAL:
-            yield _done(owner.state, after)
-            return
-        if rows:
-            sent_s = time.monotonic()
-        elif time.monotonic() - sent_s >= settings.keep_alive_s:
-            sent_s = time.monotonic()
-            yield KEEPALIVE_COMMENT
-        with anyio.move_on_after(settings.event_poll_s):
-            await service.closing.wait()
-
-
-def _frame(event: Event) -> bytes:
-    return format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
+    """Events later than ``after`` in the wire format."""
+    tail, keep_alive_s = service.tail, service.settings.keep_alive_s
+    # ``sent`` is the last event of this stream; up to ``after`` there is none that was not sent.
+    sent, told_s = after, time.monotonic()
+    async with tail.followed():
+        while not service.closing.is_set():
+            head = tail.head
+            # The state first: what is told after a job has ended does not land, so the events read next are all.
+            owner = await anyio.to_thread.run_sync(find)
+            rows, has_more = await anyio.to_thread.run_sync(service.registry.events, owner, after, CATCH_UP)
+            for row in rows:
+                sent = after = row.seq
+                yield frame(row)
+            if has_more:
+                continue
+            if owner.state in TERMINAL:
+                yield _done(owner.state, sent)
+                return
+            after = max(after, head)
+            # Its end may be among what was just sent, and is looked for here again and again, come what may.
+            looks_again = any(ends(row, owner) for row in rows)
+            while not looks_again and not service.closing.is_set() and (news := tail.later(after)) is not None:
+                for told in news:
+                    after = told.row.seq
+                    if owner.id in (told.row.job_id, told.row.run_id):
+                        sent, told_s = after, time.monotonic()
+                        looks_again |= ends(told.row, owner)
+                        yield told.frame
+                if not news:
+                    await tail.wait(told_s + keep_alive_s - time.monotonic())
+                if time.monotonic() - told_s >= keep_alive_s:
+                    told_s, looks_again = time.monotonic(), True
+                    yield KEEPALIVE_COMMENT
 
 
 def _done(state: State, after: int) -> bytes:

@@ -1,0 +1,123 @@
+"""How much a caller may ask for: requests a second, event streams at once, nesting of a body.
+
+The limits are per name: the id of an API key, or the address of a caller without one. What is remembered of a name is
+forgotten once it is quiet, so memory is bounded by the rate of requests and not by the number of callers.
+"""
+
+import math
+import re
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from service.errors import InvalidRequest, MalformedBody, TooManyRequests
+
+SSE = "text/event-stream"
+"""Whoever accepts this asks for a stream of events."""
+
+JSON_DEPTH_MAX = 64
+NAMES_MAX = 10_000
+STREAM_RETRY_S = 5
+
+# One that never ends counts to the end, as it does for a parser; nothing here backtracks.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = np.zeros(256, np.int8)
+_STEP[list(b"[{")] = 1
+_STEP[list(b"]}")] = -1
+
+
+class RateLimit:
+    """A token bucket per name: it holds ``burst`` tokens, a request takes one, and ``per_s`` come back each second.
+
+    Args:
+        per_s: 0 lets everything pass.
+        burst: requests that may come at once.
+        clock: seconds that never go backwards.
+    """
+
+    def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_s = per_s
+        self.burst = burst
+        self._clock = clock
+        # name -> (tokens, when they were counted), the one that was quiet for longest first.
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many names are remembered."""
+        return len(self._buckets)
+
+    def take(self, name: str) -> None:
+        """Lets a request pass. Raises TooManyRequests."""
+        if not self.per_s:
+            return
+        now_s = self._clock()
+        tokens, counted_s = self._buckets.pop(name, (float(self.burst), now_s))
+        tokens = min(float(self.burst), tokens + (now_s - counted_s) * self.per_s)
+        passes = tokens >= 1
+        self._buckets[name] = (tokens - passes, now_s)
+        self._forget(now_s)
+        if not passes:
+            raise TooManyRequests(
+                f"at most {self.per_s:g} requests a second, and {self.burst} at once, are answered for one API key or "
+                "address: slow down",
+                math.ceil((1 - tokens) / self.per_s),
+            )
+
+    def _forget(self, now_s: float) -> None:
+        full_after_s = self.burst / self.per_s
+        while self._buckets:
+            name, (_, counted_s) = next(iter(self._buckets.items()))
+            if now_s - counted_s < full_after_s and len(self._buckets) <= NAMES_MAX:
+                return
+            del self._buckets[name]
+
+
+class StreamLimit:
+    """How many event streams each name has open.
+
+    Args:
+        at_once: streams of one name.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+        self.open: Counter[str] = Counter()
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Counts a stream while it is open. Raises TooManyRequests."""
+        if self.open[name] >= self.at_once:
+            raise TooManyRequests(
+                f"{self.at_once} event streams of one API key or address may be open at once: close one, or follow "
+                "the job instead of each of its runs",
+                STREAM_RETRY_S,
+            )
+        self.open[name] += 1
+        try:
+            yield
+        finally:
+            self.open[name] -= 1
+            if not self.open[name]:
+                del self.open[name]
+
+
+def check_depth(body: bytes) -> None:
+    """Refuses JSON text that no parser should be given, without parsing it.
+
+    Raises:
+        InvalidRequest: arrays and objects lie more than 64 deep in each other.
+        MalformedBody: it holds a NUL, as UTF-16 and UTF-32 do; JSON between programs is UTF-8 (RFC 8259, 8.1).
+    """
+    if b"\0" in body:
+        raise MalformedBody("the body holds a NUL byte: send JSON in UTF-8")
+    brackets = _STRING.sub(b"", body).translate(None, delete=_NO_BRACKET)
+    depth = np.cumsum(_STEP[np.frombuffer(brackets, np.uint8)], dtype=np.int64)
+    if depth.size and depth.max() > JSON_DEPTH_MAX:
+        raise InvalidRequest(
+            f"the body's arrays and objects lie {depth.max()} deep in each other, at most {JSON_DEPTH_MAX} are allowed",
+            "#",
+        )

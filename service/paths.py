@@ -1,0 +1,25 @@
+"""Where the API is, and the template of the route that answers a request."""
+
+from starlette.types import Scope
+
+API_PREFIX = "/v1"
+# Asked by load balancers and supervisors, which have no key and must not be kept waiting.
+HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
+# Asked by machines, again and again.
+POLLED_PATHS = HEALTH_PATHS | {"/metrics"}
+OTHER = "other"
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that answers, such as ``/v1/jobs/{job_id}``; ``other`` where there is none."""
+    template: str | None = getattr(scope.get("route"), "path", None)
+    if template is None:
+        return OTHER
+    # A route that was included under the prefix does not have it in its own path.
+    return API_PREFIX + template if scope["path"].startswith(f"{API_PREFIX}/") else template
+
+
+def local_url(host: str, port: int) -> str:
+    """The address under which this machine reaches a server that listens on ``host``."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
