@@ -11,7 +11,7 @@ LAYERS = ("store", "workers", "service")
 # package -> the only files that may import it
 HOMES = {
     "zarr": ("store/",),
-    "onnxruntime": ("workers/teacher.py",),
+    "onnxruntime": ("workers/onnx_session.py",),
     "ray": ("workers/cluster.py",),
     "fastapi": ("service/",),
     "starlette": ("service/",),
@@ -36,6 +36,7 @@ LIGHT = (
     "workers.composition",
     "workers.combinations",
     "workers.expression",
+    "workers.logs",
     "workers.loss_configs",
     "workers.parts",
     "workers.policy_configs",
@@ -45,11 +46,14 @@ LIGHT = (
     "workers.array_files",
     "workers.sources",
     "workers.onnx_check",
+    "workers.sandbox",
+    "workers.smoke",
     "workers.students",
     "workers.students.catalog",
     "service.app",
     "service.cli",
     "service.client",
+    "service.doctor",
 )
 HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "PIL")
 TOP_LEVEL = {

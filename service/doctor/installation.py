@@ -1,0 +1,168 @@
+"""What belongs to the service: database, migrations, keys, engine, port, data sets."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.auth import check_binding, has_keys, is_loopback, load_key_digest
+from service.db import Database
+from service.doctor.finding import Finding
+from service.errors import ServiceError
+from service.paths import local_url
+from service.records import Records
+from service.schemas import Health
+from service.settings import Settings
+from workers.config import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
+from workers.errors import InvalidDataset
+from workers.sources import examine
+
+ENTRIES_MAX = 200
+KINDS: tuple[Literal["cifar10", "cifar100", "mnist", "fashion_mnist"], ...] = (
+    "cifar10",
+    "cifar100",
+    "mnist",
+    "fashion_mnist",
+)
+_START = "`retort serve` (or `retort api` and `retort engine`)"
+
+
+def check_database(settings: Settings) -> Finding:
+    """Can it be reached and written?"""
+    with closing(Database(settings.database)) as database:
+        where = database.url.render_as_string(hide_password=True)
+        if _is_missing(database):
+            return Finding("ok", f"{where} is not there yet; {_START} makes it")
+        try:
+            # A transaction that writes nothing, but waits for its turn to.
+            with database.write() as session:
+                version = "sqlite_version()" if database.is_sqlite else "current_setting('server_version')"
+                found = f"{where}, version {session.scalar(text(f'SELECT {version}'))}"
+        except SQLAlchemyError as error:
+            advice = "mend or restore it" if database.is_sqlite else "start the server, or mend RETORT_DATABASE_URL"
+            return Finding("fail", f"{where}: {_first_line(error)}", advice)
+    return Finding("ok", found)
+
+
+def check_migrations(settings: Settings) -> Finding:
+    """Are its tables those that this version expects?"""
+    with closing(Database(settings.database)) as database:
+        if _is_missing(database):
+            return Finding("ok", "none yet; they are run with the first start")
+        try:
+            if database.is_at_head():
+                return Finding("ok", "the database is at the newest one")
+        except SQLAlchemyError as error:
+            return Finding("fail", f"not known: {_first_line(error)}", "see `database`")
+    advice = f"start {_START}, which migrates; a database of a newer Retort needs that version"
+    return Finding("fail", "the database is not at the newest one of this version", advice)
+
+
+def check_keys(settings: Settings) -> Finding:
+    """Who may call?"""
+    try:
+        load_key_digest(settings.api_key_file)
+        check_binding(settings)
+        keys = has_keys(settings)
+    except ServiceError as error:
+        return Finding("fail", str(error), "do what this says: without it the API does not start")
+    except SQLAlchemyError as error:
+        return Finding("fail", f"keys cannot be looked up: {_first_line(error)}", "see `database`")
+    if not keys:
+        return Finding("ok", f"there are none, so only this machine may call, at {settings.host}")
+    path = settings.api_key_file
+    if path is not None and path.stat().st_mode & 0o004:
+        return Finding("warn", f"everybody on this machine can read {path}", f"chmod o-r {path}")
+    reach = "this machine alone" if is_loopback(settings.host) else f"others, at {settings.host}"
+    return Finding("ok", f"a key is asked for; the service is reachable for {reach}")
+
+
+def check_engine(settings: Settings) -> Finding:
+    """Has one been heard of?"""
+    with closing(Database(settings.database)) as database:
+        if _is_missing(database):
+            return Finding("warn", "none has ever led", f"start {_START}")
+        try:
+            age_s = Records(database).heartbeat_age_s()
+        except SQLAlchemyError as error:
+            return Finding("fail", f"not known: {_first_line(error)}", "see `database` and `migrations`")
+    if age_s is None:
+        return Finding("warn", "none leads: jobs wait", f"start {_START}")
+    found = f"the leading one was last heard of {max(age_s, 0):.0f} s ago"
+    if age_s > settings.heartbeat_max_age_s:
+        return Finding("fail", f"{found}: it has died", f"start {_START}; its log says why it ended")
+    return Finding("ok", found)
+
+
+def check_port(settings: Settings) -> Finding:
+    """Is it free, or this service's?"""
+    host, port = settings.host, settings.port
+    if port == 0:
+        return Finding("ok", "a free one is taken at the start")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            return Finding("ok", f"{port} on {host} is free")
+        except OSError as error:
+            reason = error.strerror
+    try:
+        answer = httpx.get(f"{local_url(host, port)}/healthz", timeout=5, trust_env=False)
+        if answer.json() == Health().model_dump(mode="json"):
+            return Finding("ok", f"a service of ours answers at {host} port {port}")
+    except (httpx.HTTPError, ValueError):
+        pass
+    return Finding("fail", f"cannot listen at {host} port {port}: {reason}", "set RETORT_PORT or RETORT_HOST")
+
+
+def check_data_root(settings: Settings) -> Finding:
+    """Can it be read, and is there a data set that a job could name?"""
+    root = settings.data_root.resolve()
+    if not root.is_dir():
+        advice = "set RETORT_DATA_ROOT to the folder with your data sets"
+        return Finding("warn", f"there is no folder {root}: jobs can use the built-in digits alone", advice)
+    sets = [_named(spec) for spec in _candidates(root) if _is_data_set(spec, root)]
+    if not sets:
+        advice = "put one there: see the README for folders of pictures, .npz files, CIFAR and MNIST"
+        return Finding("warn", f"no data set lies in {root}: jobs can use the built-in digits alone", advice)
+    more = f" and {len(sets) - 5} more" if len(sets) > 5 else ""
+    return Finding("ok", f"{root} has {', '.join(sets[:5])}{more}")
+
+
+def _candidates(root: Path) -> Iterator[DatasetSpec]:
+    """What might be a data set in the root itself or one folder below it."""
+    entries = sorted(root.iterdir())[:ENTRIES_MAX]
+    for path in (root, *(entry for entry in entries if entry.is_dir())):
+        name = path.relative_to(root).as_posix()
+        if (path / "train").is_dir():
+            yield FolderDataset(path=name)
+        yield from (TorchvisionDataset(kind=kind, path=name) for kind in KINDS)
+    yield from (NpzDataset(path=entry.name) for entry in entries if entry.suffix == ".npz")
+
+
+def _is_data_set(spec: DatasetSpec, root: Path) -> bool:
+    try:
+        examine(spec, root)
+    except (InvalidDataset, OSError):
+        return False
+    return True
+
+
+def _named(spec: DatasetSpec) -> str:
+    return f"{spec.kind} {getattr(spec, 'path', '')}".strip()
+
+
+def _is_missing(database: Database) -> bool:
+    """Whether it is a file that was not made yet; to connect would make it."""
+    return database.is_sqlite and not Path(database.url.database or "").is_file()
+
+
+def _first_line(error: SQLAlchemyError) -> str:
+    """The driver's own words, without the statement and the link to a manual."""
+    return (str(getattr(error, "orig", None) or error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,137 @@
+"""What is installed, and whether it works: Python, packages, Ray, GPUs. Nothing heavy is imported here."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from service.doctor.finding import Finding
+from service.settings import Settings
+from workers.ray_head import describe
+
+PROBE_S = 100.0
+_PYTHON_MIN = Version("3.11")
+_ABSENT = "not installed here: the engine needs it"
+_INSTALL = "where the engine is to run: pip install 'retort[engine]' with Retort's constraints.txt"
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def check_packages(settings: Settings) -> Finding:
+    """Python and every package, against what this version asks for."""
+    python = Version(platform.python_version())
+    if python < _PYTHON_MIN:
+        return Finding("fail", f"Python {python}, {_PYTHON_MIN} is the oldest that works", "install a newer Python")
+    needed, wrong = list(_requirements("")), []
+    for requirement in needed:
+        installed = _installed(requirement.name)
+        if installed is None or not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} {installed or 'is missing'} ({requirement.specifier})")
+    # What is not there of the engine's is the other checks' affair.
+    for requirement in _requirements("engine"):
+        installed = _installed(requirement.name)
+        if installed is not None and not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement.name} {installed} ({requirement.specifier})")
+    found = f"Python {python}, {len(needed)} packages"
+    if wrong:
+        return Finding("fail", f"{found}, of these do not fit: {', '.join(wrong)}", "install from constraints.txt")
+    return Finding("ok", found)
+
+
+def check_ray(settings: Settings) -> Finding:
+    """Can Ray be imported, and is there one?"""
+    if find_spec("ray") is None:
+        return Finding("warn", _ABSENT, _INSTALL)
+    probed = _probe("ray")
+    address = describe(settings.data_dir)
+    answers = f"a head answers at {address}" if address else "no head runs now, the engine starts one"
+    return probed if isinstance(probed, Finding) else Finding("ok", f"{probed[0]}; {answers}")
+
+
+def check_gpu(settings: Settings) -> Finding:
+    """What the driver says."""
+    gpus = _gpus()
+    wanted = settings.gpus or 0
+    if len(gpus) < wanted:
+        advice = "set RETORT_GPUS to what there is, or mend the driver (in a container: `--gpus all`)"
+        return Finding("fail", f"RETORT_GPUS is {wanted}, the driver shows {len(gpus)}", advice)
+    return Finding("ok", "; ".join(gpus) or "no NVIDIA GPU, everything runs on the CPU")
+
+
+def check_torch(settings: Settings) -> Finding:
+    """Can students be trained, and on every GPU?"""
+    return _on_gpus("torch", "torch", "install the torch that is built for this driver's CUDA, or update the driver")
+
+
+def check_onnxruntime(settings: Settings) -> Finding:
+    """Can teachers be run, and on a GPU if there is one?"""
+    advice = "install onnxruntime-gpu with the extras cuda and cudnn (not beside onnxruntime), or update the driver"
+    return _on_gpus("onnxruntime", "onnxruntime", advice)
+
+
+def _on_gpus(module: str, probe: str, advice: str) -> Finding:
+    if find_spec(module) is None:
+        return Finding("warn", _ABSENT, _INSTALL)
+    probed = _probe(probe)
+    if isinstance(probed, Finding):
+        return probed
+    found, gpus = probed
+    if not gpus and (shown := _gpus()):
+        return Finding("fail", f"{found}; the driver shows {'; '.join(shown)}", advice)
+    return Finding("ok", found)
+
+
+def _probe(what: str) -> tuple[str, int] | Finding:
+    """What ``workers.probe`` found and on how many GPUs; or that it could not."""
+    line = [sys.executable, "-m", "workers.probe", what]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=PROBE_S - 5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            found = f"trying it took longer than {PROBE_S - 5:g} s"
+            return Finding("fail", found, f"see where `{' '.join(line[1:])}` hangs: a driver, perhaps")
+    if process.returncode:
+        ended = f"signal {-process.returncode}" if process.returncode < 0 else f"exit status {process.returncode}"
+        said = next((text for text in reversed(err.splitlines()) if text.strip()), ended)
+        return Finding("fail", f"it does not work: {said.strip()}", f"`{' '.join(line[1:])}` shows more")
+    told = json.loads(out.splitlines()[-1])
+    return told["found"], told["gpus"]
+
+
+def _gpus() -> Sequence[str]:
+    """Name, driver and memory of every GPU that the driver shows."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=15)
+    return tuple(line.strip() for line in done.stdout.splitlines()) if done.returncode == 0 else ()
+
+
+def _requirements(extra: str) -> Iterator[Requirement]:
+    """What Retort asks for on this machine: without an extra, or what that adds."""
+    for text in importlib.metadata.requires("retort") or []:
+        requirement = Requirement(text)
+        marker = requirement.marker
+        plain = marker is None or marker.evaluate({"extra": ""})
+        if plain if not extra else (not plain and marker is not None and marker.evaluate({"extra": extra})):
+            yield requirement
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
