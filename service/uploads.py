@@ -8,18 +8,19 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import anyio
 import anyio.to_thread
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from service.errors import InvalidRequest, MalformedBody, TooLarge
+from service.errors import InvalidRequest, MalformedBody, SlowBody, TooLarge
 from workers.errors import UnknownName
 
 INCOMING = ".incoming-"
@@ -46,7 +47,13 @@ class Upload:
 
 @asynccontextmanager
 async def receive(
-    request: Request, folder: Path, *, text_fields: frozenset[str], file_max_bytes: int
+    request: Request,
+    folder: Path,
+    *,
+    text_fields: frozenset[str],
+    file_max_bytes: int,
+    stall_s: float,
+    check_room: Callable[[], None],
 ) -> AsyncIterator[Upload]:
     """Reads a multipart/form-data request with one file; the file is removed at the end unless it was renamed.
 
@@ -54,23 +61,29 @@ async def receive(
         folder: where the file is written; on the file system on which it is to stay.
         text_fields: the other fields that may come.
         file_max_bytes: of the file.
+        stall_s: the body is given up when it has brought less than BUFFER_BYTES in so many seconds.
+        check_room: called for every BUFFER_BYTES; raises when no more may be written.
 
     Raises:
         MalformedBody: not multipart/form-data, or cut off.
         InvalidRequest: no file, a field twice, or text that is not UTF-8.
         UnknownName: a field that is not expected.
         TooLarge: the file or a text field is over its limit.
+        SlowBody: it stalls.
         OSError: it cannot be written (ENOSPC: the disk is full).
     """
     boundary = _boundary(request.headers.get("content-type", ""))
     with _incoming_file(folder) as (path, file):
         parts = _Parts(file, boundary, text_fields, file_max_bytes)
         buffer = bytearray()
-        async for chunk in request.stream():
-            buffer += chunk
-            if len(buffer) >= BUFFER_BYTES:
-                await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
-                buffer.clear()
+        with _patience(stall_s) as scope:
+            async for chunk in request.stream():
+                buffer += chunk
+                if len(buffer) >= BUFFER_BYTES:
+                    check_room()
+                    await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
+                    buffer.clear()
+                    scope.deadline = anyio.current_time() + stall_s
         await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
         await anyio.to_thread.run_sync(parts.finish)
         yield Upload(path, parts.digest.hexdigest(), parts.size_bytes, parts.texts)
@@ -96,6 +109,17 @@ def _incoming_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
             yield path, file
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _patience(stall_s: float) -> Iterator[anyio.CancelScope]:
+    try:
+        with anyio.fail_after(stall_s) as scope:
+            yield scope
+    except TimeoutError as error:
+        raise SlowBody(
+            f"the upload has brought less than {BUFFER_BYTES} bytes in {stall_s:g} s: send it again over a faster way"
+        ) from error
 
 
 def _boundary(content_type: str) -> bytes:

@@ -1,6 +1,5 @@
 """What an uploaded file is refused for, and in which words; nothing that is refused may have been run."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import onnx_models
-from workers import onnx_check
+from workers import sandbox
 from workers.errors import InvalidTeacher
 from workers.onnx_check import Limits, check_onnx, check_picture, inspect_in_subprocess
+from workers.onnx_graph import refusing
 
 GEMM = helper.make_node("Gemm", ["flat", "weight"], ["logits"])
 FLATTEN = helper.make_node("Flatten", ["images"], ["flat"])
@@ -258,6 +258,22 @@ def test_a_malformed_graph_is_refused(tmp_path: Path) -> None:
         check_onnx(saved(built, tmp_path))
 
 
+def test_whatever_onnx_raises_about_a_file_is_a_refusal(tmp_path: Path) -> None:
+    """Its shape inference raises the checker's error here; what means no fault of the file passes."""
+    built = with_function("Relu", "")
+    built.functions.append(built.functions[0])
+    built.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(
+        InvalidTeacher, match=r"the shapes in the graph contradict each other: .*same implementation id"
+    ):
+        check_onnx(saved(built, tmp_path))
+    for error in (RuntimeError("r"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")):
+        with pytest.raises(InvalidTeacher, match=r"^it is bad: "), refusing("it is bad"):
+            raise error
+    with pytest.raises(MemoryError), refusing("it is bad"):
+        raise MemoryError
+
+
 def test_an_old_opset_is_refused(tmp_path: Path) -> None:
     built = onnx_models.model([FLATTEN, GEMM], constants=WEIGHT, opset=6)
     with pytest.raises(InvalidTeacher, match="opset 6 of the standard operators, 7 is the oldest"):
@@ -338,17 +354,6 @@ def test_a_preprocessing_of_another_shape_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the child process
 
 
-def test_the_module_answers_in_json_on_its_command_line(tmp_path: Path) -> None:
-    path = saved(onnx_models.random_linear(), tmp_path)
-    for file, ok in ((path, True), (tmp_path, False)):
-        done = subprocess.run(
-            [sys.executable, "-m", "workers.onnx_check", str(file)], capture_output=True, check=False, text=True
-        )
-        answer = json.loads(done.stdout)
-        assert answer["ok"] is ok
-        assert done.returncode == (0 if ok else 1)
-
-
 def test_a_file_that_takes_too_long_is_given_up_and_its_process_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +366,7 @@ def test_a_file_that_takes_too_long_is_given_up_and_its_process_killed(
             super().__init__(*args, **options)
             children.append(self)
 
-    monkeypatch.setattr(onnx_check.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(sandbox.subprocess, "Popen", Recorded)
     started = time.monotonic()
     with pytest.raises(InvalidTeacher, match=r"takes longer than the 1.5 s allowed"):
         inspect_in_subprocess(pipe, timeout_s=1.5)
@@ -377,16 +382,3 @@ def test_a_child_that_crashes_is_the_files_fault(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys, "executable", str(crashing))
     with pytest.raises(InvalidTeacher, match=r"crashes its reader \(SIGSEGV\)"):
         inspect_in_subprocess(path)
-
-
-def test_the_child_bounds_its_memory(tmp_path: Path) -> None:
-    """A run of main() in a child that then tries to take more than the limit."""
-    path = saved(onnx_models.random_linear(), tmp_path)
-    code = f"from workers.onnx_check import main; main([{str(path)!r}]); import resource as r; " + (
-        "print(*(r.getrlimit(k)[0] for k in (r.RLIMIT_AS, r.RLIMIT_CPU, r.RLIMIT_FSIZE, r.RLIMIT_NOFILE)))\n"
-        "try: bytearray(3 << 30)\nexcept MemoryError: print('refused')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    _, limits, refused = done.stdout.splitlines()
-    assert limits == f"{(2 << 30) + 5 * path.stat().st_size} 30 {1 << 20} 64"
-    assert refused == "refused"

@@ -110,9 +110,9 @@ def test_a_job_on_a_full_disk_goes_on_with_every_byte_of_room_it_is_given(digits
     assert all(re.search(r"no room to write \d+ bytes under .* \(\d+ bytes are free", one["message"]) for one in full)
     assert {0, 1} < {one["blocks"] for one in full}
     low = [one["message"] for one in refusals if one["error"] == "DiskLow"]
-    pattern = r"writing (a contract report|a checkpoint of|a run's artifacts)( [\d,]+ bytes)? \([\d,]+ bytes are free"
+    pattern = r"writing (a marker of a smoke run|a checkpoint of|a run's artifacts)( [\d,]+ bytes)? \([\d,]+ bytes are"
     written = [found[1] for message in low if (found := re.search(pattern, message))]
-    assert list(dict.fromkeys(written)) == ["a contract report", "a checkpoint of", "a run's artifacts"]
+    assert list(dict.fromkeys(written)) == ["a marker of a smoke run", "a checkpoint of", "a run's artifacts"]
     assert len(full) + len(written) == len(refusals)
     blocks = [one["blocks"] for one in refusals]
     assert blocks == sorted(blocks)

@@ -13,10 +13,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from service.context import Context
+from service.errors import DiskFloor
 from service.jobs import State
+from service.tables import TeacherRecord
 from service.uploads import sweep
 from tests.service_helpers import PREPROCESSING, Api, make_settings, onnx_bytes, running_api
 from tests.test_service_api import problem
+from workers import smoke
+from workers.config import TeacherSpec
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -53,6 +58,37 @@ def test_an_upload_is_kept_under_its_digest_and_described(api: Api) -> None:
     assert left(api) == [f"{teacher['sha256']}.onnx"]
     assert api.client.delete(f"/v1/teachers/{other['id']}").status_code == 204
     assert nothing_left(api)
+
+
+def test_a_teacher_is_tried_at_its_upload_where_that_is_possible(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it says so, until whoever tries it, an upload or a job, has left its marker; that goes with the teacher."""
+    with monkeypatch.context() as patch:
+        patch.setattr(smoke, "is_possible", lambda: False)
+        teacher = api.upload().json()
+    assert teacher["smoke_run"] == "pending"
+    path = f"/v1/teachers/{teacher['id']}"
+    assert api.client.get(path).json()["smoke_run"] == "pending"
+    assert api.upload().json()["smoke_run"] == "passed"
+    assert api.client.get("/v1/teachers").json()["data"][0]["smoke_run"] == "passed"
+    smoke.forget(api.settings.smoke_dir, spec := order_of(api, teacher["id"]))
+    assert api.client.get(path).json()["smoke_run"] == "pending"
+    smoke.remember(api.settings.smoke_dir, spec)
+    assert api.client.get(path).json()["smoke_run"] == "passed"
+    assert api.client.delete(path).status_code == 204
+    assert list(api.settings.smoke_dir.iterdir()) == []
+
+
+def order_of(api: Api, teacher_id: str) -> TeacherSpec:
+    """The teacher as the engine has it, made from what a job stores."""
+    row = api.registry.get(TeacherRecord, teacher_id)
+    return TeacherSpec.model_validate(
+        {
+            "path": api.settings.teacher_path(row.sha256),
+            "sha256": row.sha256,
+            "output": row.output,
+            "preprocessing": row.preprocessing,
+        }
+    )
 
 
 def test_a_teacher_in_use_is_not_deleted(api: Api) -> None:
@@ -209,6 +245,34 @@ def test_a_client_that_leaves_halfway_leaves_nothing(api: Api) -> None:
         connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=B\r\n\r\n" + FILE)
         wait_until(lambda: left(api))
     wait_until(lambda: not left(api))
+    assert nothing_left(api)
+
+
+def test_an_upload_that_stalls_is_given_up(tmp_path: Path) -> None:
+    """Its client hears why, though it is still sending."""
+    with running_api(make_settings(tmp_path, upload_stall_s=0.3)) as api:
+        address = urlsplit(api.url)
+        with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+            head = "POST /v1/teachers HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
+            connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=B\r\n\r\n" + FILE)
+            answer = b""
+            while b"request_id" not in answer and (piece := connection.recv(1 << 16)):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"urn:retort:problem:too-slow" in answer
+        assert nothing_left(api)
+
+
+def test_an_upload_ends_when_the_disk_has_no_more_room(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may have filled it since this one began."""
+    full = iter([False, False])
+
+    def check(_: Context, needed_bytes: int = 0) -> None:
+        if next(full, True):
+            raise DiskFloor("full")
+
+    monkeypatch.setattr(Context, "check_disk", check)
+    problem(api.upload(b"x" * (8 << 20)), 507, "disk-full")
     assert nothing_left(api)
 
 

@@ -1,8 +1,8 @@
 """From a job to complete caches: the data, the contract check, the specifications, the blocks.
 
 1. ``prepare_data``: both splits are decoded once and mapped.
-2. ``plan_caches``: the teacher is tried on a labelled slice, unless this very pairing was tried before; that settles
-   the two specifications, and so the keys.
+2. ``plan_caches``: the teacher is tried on noise in a confined process (``smoke``), unless it was before, then on a
+   labelled slice, unless this very pairing was tried before; that settles the two specifications, and so the keys.
 3. ``reserve_caches``: both are created and kept from eviction; others are evicted for them where there is a quota.
 4. ``build_caches``: blocks that are not committed yet are inferred, in this process or wherever ``infer`` has it done.
    Of a lossy cache the first one comes first, and ``lossy`` judges by it whether the rest is worth the teacher's time.
@@ -32,7 +32,7 @@ from store import (
     Reservation,
     read_reference,
 )
-from workers import datasets
+from workers import datasets, smoke
 from workers.config import (
     DatasetSpec,
     Folders,
@@ -50,6 +50,7 @@ from workers.errors import InvalidTeacher
 from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.inference import infer_blocks
 from workers.lossy import Guard, judge
+from workers.onnx_check import check_onnx, check_picture
 from workers.students import check_image_side
 from workers.teacher import ContractReport, Device, Teacher
 from workers.views import output_size
@@ -95,6 +96,19 @@ def identify(teacher: TeacherSpec) -> TeacherSpec:
             "it was changed after it was uploaded; upload it again"
         )
     return teacher.model_copy(update={"sha256": digest})
+
+
+def _smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: Emit) -> None:
+    """Run a teacher that no one has run yet where it can harm nobody. Raises InvalidTeacher."""
+    if smoke.has_passed(folders.smoke, teacher):
+        return
+    started = time.monotonic()
+    wanted = teacher.preprocessing
+    graph = check_onnx(teacher.path, teacher.output)
+    check_picture(graph, channels=wanted.channel_count, size=wanted.size, layout=wanted.layout)
+    smoke.smoke_run(teacher.path, graph, wanted, (dataset.height, dataset.width))
+    smoke.remember(folders.smoke, teacher)
+    emit(Log(message=f"the teacher has passed its smoke run in {time.monotonic() - started:.1f} s"))
 
 
 def check_contract(
@@ -178,6 +192,7 @@ def plan_caches(
         # Known now, and cheaper to hear now than after the inference.
         check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
     teacher = identify(job.teacher)
+    _smoke_run(teacher, train, folders, emit)
     report, rows = check_contract(teacher, train, folders, emit, threads=threads, device=device)
 
     encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]

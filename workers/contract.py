@@ -31,6 +31,7 @@ from workers.config import Preprocessing
 from workers.datasets import Dataset
 from workers.errors import ContractViolation, InvalidTeacher, NotFinite
 from workers.onnx_check import TeacherGraph
+from workers.smoke import BATCH_TOLERANCE
 
 OutputKind = Literal["logits", "log_probabilities"]
 Rows = NDArray[np.int64]
@@ -42,9 +43,6 @@ BATCH = 64
 FIRST_TIMEOUT_S = 120.0  # for one picture: a hostile graph may loop for ever
 ALONE_ROWS = 4  # pictures compared alone and in a batch
 
-# Largest difference between alone and in a batch, relative to the largest output. Kernels for another batch size add
-# in another order, which float32 shows near 1e-6 and float16 near 1e-3.
-BATCH_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 2e-2}
 # Probabilities of a row sum to 1 up to their own rounding.
 SUM_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2}
 
@@ -176,7 +174,7 @@ def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Ro
     """(largest difference, largest allowed) between ``rows`` alone and in their batch."""
     alone = np.concatenate([teacher.outputs(images[row : row + 1]) for row in rows])
     difference = float(np.abs(alone - outputs_RN[rows]).max())
-    tolerance = BATCH_TOLERANCE[_output_dtype(teacher.graph)] * float(np.abs(outputs_RN).max())
+    tolerance = BATCH_TOLERANCE[teacher.graph.output_dtype] * float(np.abs(outputs_RN).max())
     if not difference <= tolerance:
         raise InvalidTeacher(
             f"the same picture gives other outputs alone than in a batch of {min(BATCH, len(images))} (difference "
@@ -187,7 +185,7 @@ def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Ro
 
 
 def _output_kind(teacher: Session, outputs_RN: Outputs) -> tuple[OutputKind, list[str]]:
-    tolerance = SUM_TOLERANCE[_output_dtype(teacher.graph)]
+    tolerance = SUM_TOLERANCE[teacher.graph.output_dtype]
     z_RN = outputs_RN.astype(np.float64)
     if (z_RN >= 0).all() and np.abs(z_RN.sum(axis=1) - 1).max() <= tolerance:
         return "log_probabilities", [
@@ -200,10 +198,6 @@ def _output_kind(teacher: Session, outputs_RN: Outputs) -> tuple[OutputKind, lis
             "logits' size (max, norm) mean logits without it"
         ]
     return "logits", []
-
-
-def _output_dtype(graph: TeacherGraph) -> str:
-    return next(value.dtype for value in graph.outputs if value.name == graph.output)
 
 
 # --------------------------------------------------------------------------------------------------------- accuracy

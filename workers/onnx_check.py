@@ -1,32 +1,22 @@
 """Is this file an ONNX image classifier that may be run here? Decided by reading it, without running it.
 
 Two ways in: ``check_onnx`` in this process, for files that were let in before, and ``inspect_in_subprocess`` for
-uploads: a child process that limits its own memory, processor time, open files and output reads the file, so a
-hostile one takes down no more than that child. ``python -m workers.onnx_check FILE`` is that child; it prints one
-JSON object: ``{"ok": true, "graph": {...}}`` or ``{"ok": false, "error": "..."}``.
+uploads: the same in a confined child process (``workers.sandbox``), so a hostile file takes down no more than that.
 
-What it will not do: run the graph (``workers.teacher`` does, under the contract check), follow external data, or load
-custom operators. The rules about the graph's inside are in ``workers.onnx_graph``. Only onnx, pydantic and the
+What it will not do: run the graph (``workers.smoke`` does, and after it ``workers.teacher``), follow external data, or
+load custom operators. The rules about the graph's inside are in ``workers.onnx_graph``. Only onnx, pydantic and the
 standard library are imported: the API process loads this file.
 """
 
-import argparse
-import contextlib
-import json
-import os
-import resource
-import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, ValueInfoProto
 from pydantic import BaseModel, ConfigDict
 
-from workers.errors import InvalidTeacher, WorkerError
-from workers.onnx_graph import EXPORT_HINT, check_graph, check_structure, first_line, listed, parse, short
+from workers import sandbox
+from workers.errors import InvalidTeacher
+from workers.onnx_graph import EXPORT_HINT, check_graph, check_structure, listed, parse, refusing, short
 
 IMAGE_DTYPES = ("float16", "float32")
 LOGIT_DTYPES = ("float16", "float32", "float64")
@@ -34,11 +24,9 @@ NAME_MAX = 256  # characters of an input's or output's name
 OUTPUTS_MAX = 64
 RANK_MAX = 8
 
-# The child's limits. Reading, parsing and onnx's own checker hold about five copies of the file at once.
+# The child's memory. Reading, parsing and onnx's own checker hold about five copies of the file at once.
 CHILD_BASE_BYTES = 2 << 30
 CHILD_FILE_COPIES = 5
-CHILD_OUTPUT_BYTES = 1 << 20
-CHILD_OPEN_FILES = 64
 
 Shape = tuple[int | str | None, ...]
 
@@ -101,13 +89,22 @@ class TeacherGraph(BaseModel):
     @property
     def classes(self) -> int | None:
         """The number of classes if the graph declares it, else None."""
-        shape = next(value.shape for value in self.outputs if value.name == self.output)
+        shape = self._logits.shape
         return None if shape is None else _fixed(shape[1])
+
+    @property
+    def output_dtype(self) -> str:
+        """Element type of the logits."""
+        return self._logits.dtype
 
     def picture(self, layout: str) -> tuple[int | None, int | None, int | None]:
         """(channels, height, width) that the input declares, read in ``layout``; None where it leaves one open."""
         first, second, third = (_fixed(size) for size in self._image_shape[1:])
         return (first, second, third) if layout == "nchw" else (third, first, second)
+
+    @property
+    def _logits(self) -> Value:
+        return next(value for value in self.outputs if value.name == self.output)
 
     @property
     def _image_shape(self) -> Shape:
@@ -181,6 +178,8 @@ def _read(path: Path, limits: Limits) -> bytes:
 
 
 def _value(info: ValueInfoProto) -> Value:
+    if not isinstance(info.name, str):
+        raise InvalidTeacher(f"the name {short(info.name)!r} of an input or output is not UTF-8")
     if not info.type.HasField("tensor_type"):
         return Value(name=info.name, dtype=info.type.WhichOneof("value") or "undeclared", shape=None)
     tensor = info.type.tensor_type
@@ -229,10 +228,8 @@ def _is_shaped(info: ValueInfoProto) -> bool:
 
 def _derive_output_shapes(model: onnx.ModelProto, content: bytes) -> bytes:
     """Fill in output shapes that the file leaves out, in ``model`` and in the returned bytes."""
-    try:
+    with refusing("the shapes in the graph contradict each other"):
         inferred = onnx.shape_inference.infer_shapes(content)
-    except onnx.shape_inference.InferenceError as error:
-        raise InvalidTeacher(f"the shapes in the graph contradict each other: {first_line(error)}") from error
     for info, found in zip(model.graph.output, inferred.graph.output, strict=True):
         if not _is_shaped(found):
             raise InvalidTeacher(
@@ -279,17 +276,14 @@ def _shape_text(shape: Shape | None) -> str:
 
 
 class _Answer(BaseModel):
-    """What the child prints."""
+    """What the child found: either what the file declares, or why it is refused."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    ok: bool
     graph: TeacherGraph | None = None
     error: str = ""
 
 
 def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: float = 30) -> TeacherGraph:
-    """``check_onnx`` in a child process that limits itself and is killed, with its group, after ``timeout_s`` seconds.
+    """``check_onnx`` in a confined child process that is killed after ``timeout_s`` seconds.
 
     Args:
         path: the file; nobody else may be writing it.
@@ -302,78 +296,32 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
     """
     if output is not None and not (output.isprintable() and 0 < len(output) <= NAME_MAX):
         raise InvalidTeacher(f"the output {short(output)!r} does not exist: no name holds such characters")
-    answer, returncode = _ask_child(path, output, timeout_s)
-    try:
-        parsed = _Answer.model_validate_json(answer)
-    except ValueError as error:
-        if returncode >= 0:
-            raise WorkerError(f"the check of the teacher's file could not run (exit status {returncode})") from error
-        name = signal.Signals(-returncode).name
-        raise InvalidTeacher(f"the teacher's file crashes its reader ({name}): it is damaged or hostile") from error
+    path = path.resolve()
+    outcome = sandbox.call(
+        "workers.onnx_check:answer",
+        {"path": str(path), "output": output},
+        readable=[path],
+        memory_bytes=CHILD_BASE_BYTES + CHILD_FILE_COPIES * size_of(path),
+        timeout_s=timeout_s,
+    )
+    if outcome.breach is not None:
+        raise InvalidTeacher(f"reading the teacher's file {outcome.breach}")
+    parsed = _Answer.model_validate(outcome.value)
     if parsed.graph is None:
         raise InvalidTeacher(parsed.error)
     return parsed.graph
 
 
-def _ask_child(path: Path, output: str | None, timeout_s: float) -> tuple[bytes, int]:
-    # -I ignores the environment and the working directory, so the place of this package is handed over.
-    start = "import sys; sys.path.append(sys.argv.pop(1)); from workers.onnx_check import main; sys.exit(main())"
-    arguments = [str(path.resolve()), f"--cpu-s={max(1, round(timeout_s))}"]
-    arguments += [] if output is None else [f"--output={output}"]
-    # One BLAS thread: each would reserve address space, which is what the child's memory limit counts.
-    environment = {"OPENBLAS_NUM_THREADS": "1", "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
-    with subprocess.Popen(
-        [sys.executable, "-I", "-B", "-c", start, str(Path(__file__).resolve().parents[1]), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        cwd="/",
-        start_new_session=True,
-    ) as child:
-        try:
-            answer, _ = child.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise InvalidTeacher(f"reading the teacher's file takes longer than the {timeout_s:g} s allowed") from error
-        finally:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-    return answer, child.returncode
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return path.stat().st_size if path.is_file() else 0
 
 
-def _limit_self(file_bytes: int, cpu_s: int) -> None:
-    """Bound what this process may use; where a system knows no such limit, the parent's timeout remains."""
-    wanted = {
-        resource.RLIMIT_AS: CHILD_BASE_BYTES + CHILD_FILE_COPIES * file_bytes,
-        resource.RLIMIT_CPU: cpu_s,
-        resource.RLIMIT_FSIZE: CHILD_OUTPUT_BYTES,
-        resource.RLIMIT_NOFILE: CHILD_OPEN_FILES,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, value in wanted.items():
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (value, value))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check one file under the child's limits and print the answer; returns 0 if it is accepted, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m workers.onnx_check", description=check_onnx.__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--output", help="name of the output that holds the logits")
-    parser.add_argument("--cpu-s", type=int, default=30, help="processor seconds allowed")
-    given = parser.parse_args(arguments)
+def answer(path: str, output: str | None) -> sandbox.Json:
+    """The child's half of ``inspect_in_subprocess``."""
     try:
-        _limit_self(given.file.stat().st_size, given.cpu_s)
-        answer = {"ok": True, "graph": check_onnx(given.file, given.output).model_dump(mode="json")}
+        found = _Answer(graph=check_onnx(Path(path), output))
     except InvalidTeacher as error:
-        answer = {"ok": False, "error": str(error)}
-    except OSError as error:
-        answer = {"ok": False, "error": f"the teacher's file cannot be read: {error.strerror}"}
-    except MemoryError:
-        answer = {"ok": False, "error": "reading the teacher's file needs more memory than its size can explain"}
-    sys.stdout.write(json.dumps(answer) + "\n")
-    return 0 if answer["ok"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        found = _Answer(error=str(error))
+    described: sandbox.Json = found.model_dump(mode="json")
+    return described

@@ -13,13 +13,13 @@ training mode looks like in each opset. Only onnx and the standard library are i
 
 import contextlib
 import math
-from collections import ChainMap
-from collections.abc import Iterable, Iterator
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto
 
 from workers.errors import InvalidTeacher
 
@@ -27,6 +27,8 @@ from workers.errors import InvalidTeacher
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 STANDARD = ("", "ai.onnx")  # two spellings of one domain
 OPSET_MIN = 7  # ONNX Runtime promises opset 7 and later
+TENSORS_MAX = 500_000  # each takes some hundred bytes once parsed, however empty it is
+TENSOR_RANK_MAX = 32
 
 EXPORT_HINT = "Export the classifier with torch.onnx.export, in eval mode, and give that one file"
 
@@ -102,11 +104,16 @@ def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int
     Raises:
         InvalidTeacher: custom operators, external data, too large, too old, exported in training mode.
     """
+    if model.training_info:
+        raise InvalidTeacher(f"the file holds a training graph beside the model. {EXPORT_HINT}")
+    if len(model.graph.node) > nodes_max:  # before anything looks at each of them
+        raise InvalidTeacher(f"the graph has {len(model.graph.node)} operators, at most {nodes_max} are allowed")
     scopes = list(_scopes(model))
     nodes = sum(len(scope.nodes) for scope in scopes)
     if nodes > nodes_max:
         raise InvalidTeacher(f"the graph has {nodes} operators, at most {nodes_max} are allowed")
     _check_operators(model, scopes)
+    _check_functions(model, nodes_max)
     parameters = _check_tensors(scopes, tensor_bytes_max)
     opset = _check_opset(model)
     _check_training_mode(scopes, opset)
@@ -119,17 +126,33 @@ def check_structure(content: bytes) -> None:
     Raises:
         InvalidTeacher: with the checker's sentence.
     """
-    try:
+    with refusing("not a valid ONNX graph"):
         onnx.checker.check_model(content)
-    except onnx.checker.ValidationError as error:
-        raise InvalidTeacher(f"not a valid ONNX graph: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn whatever onnx's C++ raises about a file into InvalidTeacher; ``what`` begins the sentence."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # of many classes: its own, and what pybind11 makes of the standard library's
+        raise InvalidTeacher(f"{what}: {first_line(error)}") from error
 
 
 class _Scope(NamedTuple):
-    """One graph, subgraph or function body; ``constants`` are the tensors that its nodes can name."""
+    """One graph, subgraph or function body.
+
+    Attributes:
+        tensors: in it, the halves of sparse ones among them.
+        sparse: the sparse ones, which have a shape of their own.
+        constants: the tensors that its nodes can name.
+    """
 
     nodes: list[NodeProto]
     tensors: list[TensorProto]
+    sparse: list[SparseTensorProto]
     constants: ChainMap[str, TensorProto]
 
 
@@ -137,27 +160,34 @@ def _scopes(model: onnx.ModelProto) -> Iterator[_Scope]:
     """Every function, the main graph, and the subgraphs of both, outer ones first."""
     pending: list[tuple[GraphProto, ChainMap[str, TensorProto]]] = [(model.graph, ChainMap())]
     for function in model.functions:
-        defaults = list(_attribute_tensors(function.attribute_proto))
-        scope = _scope(list(function.node), defaults, ChainMap())
+        scope = _scope(list(function.node), [], [], ChainMap(), function.attribute_proto)
         yield scope
         pending += [(graph, scope.constants) for graph in _subgraphs(scope.nodes)]
     while pending:
         graph, outer = pending.pop()
-        sparse = [tensor for pair in graph.sparse_initializer for tensor in (pair.values, pair.indices)]
-        scope = _scope(list(graph.node), [*graph.initializer, *sparse], outer)
+        scope = _scope(list(graph.node), list(graph.initializer), list(graph.sparse_initializer), outer)
         yield scope
         pending += [(subgraph, scope.constants) for subgraph in _subgraphs(scope.nodes)]
 
 
-def _scope(nodes: list[NodeProto], held: list[TensorProto], outer: ChainMap[str, TensorProto]) -> _Scope:
-    tensors = list(held)
-    constants = {tensor.name: tensor for tensor in held}
+def _scope(
+    nodes: list[NodeProto],
+    tensors: list[TensorProto],
+    sparse: list[SparseTensorProto],
+    outer: ChainMap[str, TensorProto],
+    defaults: Iterable[AttributeProto] = (),
+) -> _Scope:
+    constants = {tensor.name: tensor for tensor in tensors}
     for node in nodes:
         found = list(_attribute_tensors(node.attribute))
         tensors += found
+        sparse += _attribute_sparse(node.attribute)
         if node.op_type == "Constant" and found and node.output:
             constants[node.output[0]] = found[0]
-    return _Scope(nodes, tensors, outer.new_child(constants))
+    tensors += _attribute_tensors(defaults)
+    sparse += _attribute_sparse(defaults)
+    tensors += [half for pair in sparse for half in (pair.values, pair.indices)]
+    return _Scope(nodes, tensors, sparse, outer.new_child(constants))
 
 
 def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
@@ -166,9 +196,13 @@ def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorP
         yield from attribute.tensors
         if attribute.HasField("t"):
             yield attribute.t
-        single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-        for pair in [*attribute.sparse_tensors, *single]:
-            yield from (pair.values, pair.indices)
+
+
+def _attribute_sparse(attributes: Iterable[AttributeProto]) -> Iterator[SparseTensorProto]:
+    for attribute in attributes:
+        yield from attribute.sparse_tensors
+        if attribute.HasField("sparse_tensor"):
+            yield attribute.sparse_tensor
 
 
 def _subgraphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
@@ -183,10 +217,8 @@ def _check_operators(model: onnx.ModelProto, scopes: list[_Scope]) -> None:
     # A function that the file itself defines may have any domain: its body is one of the scopes.
     own = {(function.domain, function.name) for function in model.functions}
     for node in (node for scope in scopes for node in scope.nodes):
-        if (node.domain, node.op_type) in own:
-            continue
         operator = short(f"{node.domain}::{node.op_type}" if node.domain else node.op_type)
-        if node.domain not in DOMAINS:
+        if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
             raise InvalidTeacher(
                 f"the graph uses the custom operator {operator}; only the operators of ONNX and ONNX Runtime are "
                 f"allowed (domains {listed(DOMAINS - {''})}). Export the teacher without it"
@@ -197,22 +229,60 @@ def _check_operators(model: onnx.ModelProto, scopes: list[_Scope]) -> None:
             )
 
 
+def _check_functions(model: onnx.ModelProto, nodes_max: int) -> None:
+    """Refuse functions that grow without bound when they are put in place: ten that double make a thousand."""
+    bodies = {(function.domain, function.name): function for function in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    calls = {key: Counter(_calls(function.node)) for key, function in bodies.items()}
+    pending = dict(calls)
+    while pending:
+        ready = [key for key, called in pending.items() if all(name in sizes or name not in bodies for name in called)]
+        if not ready:
+            raise InvalidTeacher(f"the functions {listed(name for _, name in pending)} call themselves")
+        for key in ready:
+            size = sum(times * sizes.get(name, 1) for name, times in pending.pop(key).items())
+            sizes[key] = min(size, nodes_max + 1)
+    total = sum(times * sizes.get(name, 1) for name, times in Counter(_calls(model.graph.node)).items())
+    if total > nodes_max:
+        raise InvalidTeacher(f"the graph has {total} operators with its functions, at most {nodes_max} are allowed")
+
+
+def _calls(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
+    """What these nodes and those of their subgraphs call, by domain and name."""
+    pending = [nodes]
+    while pending:
+        for node in pending.pop():
+            yield node.domain, node.op_type
+            pending += [graph.node for graph in _subgraphs([node])]
+
+
 def _check_tensors(scopes: list[_Scope], tensor_bytes_max: int) -> int:
     """Refuse external data and too many bytes; returns the number of floating-point values."""
     size_bytes = parameters = 0
+    count = sum(len(scope.tensors) for scope in scopes)
+    if count > TENSORS_MAX:
+        raise InvalidTeacher(f"the graph has {count} constants, at most {TENSORS_MAX} are allowed")
     for tensor in (tensor for scope in scopes for tensor in scope.tensors):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise InvalidTeacher(
                 f"the weights {short(tensor.name)!r} lie outside the file (external data). Save the model as one file: "
                 "onnx.save(onnx.load(path), new_path, save_as_external_data=False)"
             )
-        values = math.prod(max(size, 0) for size in tensor.dims)
+        values = _count(tensor.dims)
         itemsize, floating = _element(tensor.data_type)
         size_bytes += values * itemsize
         parameters += values if floating else 0
+    for pair in (pair for scope in scopes for pair in scope.sparse):
+        size_bytes += _count(pair.dims) * _element(pair.values.data_type)[0]  # as it is once it is loaded
     if size_bytes > tensor_bytes_max:
         raise InvalidTeacher(f"the constants take {size_bytes} bytes, at most {tensor_bytes_max} are allowed")
     return parameters
+
+
+def _count(dims: Sequence[int]) -> int:
+    if len(dims) > TENSOR_RANK_MAX:
+        raise InvalidTeacher(f"a constant has rank {len(dims)}, at most {TENSOR_RANK_MAX} is allowed")
+    return math.prod(max(size, 0) for size in dims)
 
 
 def _element(data_type: int) -> tuple[int, bool]:
@@ -254,18 +324,24 @@ def _is_training(node: NodeProto, constants: ChainMap[str, TensorProto], opset: 
     if node.op_type == "Dropout" and len(node.input) > 2:
         # A mode that is computed, not constant, is left to the contract check, which compares two runs.
         mode = constants.get(node.input[2])
-        return mode is not None and any([*mode.raw_data, *mode.int32_data])
+        return mode is not None and any((mode.raw_data.strip(b"\0"), *mode.int32_data))
     return False
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str | bytes]) -> str:
     """The first sixteen names in order, for a message."""
-    return ", ".join(short(name) for name in sorted(names)[:16])
+    return ", ".join(short(name) for name in sorted(map(readable, names))[:16])
 
 
-def short(text: str, length: int = 80) -> str:
+def short(text: str | bytes, length: int = 80) -> str:
     """``text`` cut to ``length`` characters: names in a file may be as long as the file."""
+    text = readable(text)
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def readable(text: str | bytes) -> str:
+    """Text of a file for a message: what is not UTF-8 comes out of protobuf as bytes."""
+    return text if isinstance(text, str) else text.decode(errors="replace")
 
 
 def first_line(error: Exception) -> str:

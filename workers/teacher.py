@@ -1,8 +1,8 @@
 """The teacher: an ONNX classifier behind ONNX Runtime, from uint8 pictures to float32 logits.
 
-The only file that imports onnxruntime. A teacher's numbers depend on its file, its preprocessing and the picture, not
-on the batch it came in or the machine: whatever makes them do so is refused (``contract_check``) or switched off
-(TF32, algorithm search, temporary files, profiling). What it does not do: draw views, write caches, train.
+A teacher's numbers depend on its file, its preprocessing and the picture, not on the batch it came in or the machine:
+whatever makes them do so is refused (``contract_check``) or switched off (``onnx_session``). What it does not do: draw
+views, write caches, train.
 
 Where it runs is decided once, when it is made, and the reason kept as text: CUDA if it was asked for or nothing was,
 and a device and a working CUDA provider are there; else the CPU. Asking for ``cuda`` and not getting it is an error,
@@ -11,26 +11,21 @@ for ONNX Runtime itself would fall back without a word.
 Legend: B pictures of a batch, H x W pixels, C channels; N classes in ``z_BN``.
 """
 
-import contextlib
-import io
-import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
 from workers import contract
 from workers.config import Preprocessing
 from workers.contract import ContractReport, OutputKind
 from workers.datasets import Dataset
-from workers.errors import InvalidJob, InvalidTeacher, WorkerError
-from workers.onnx_check import check_onnx, check_picture
-from workers.onnx_graph import first_line
+from workers.errors import InvalidJob, InvalidTeacher
+from workers.onnx_check import TeacherGraph, check_onnx, check_picture
+from workers.onnx_session import CUDA, Session, has_cuda, load_cuda
 from workers.views import resize
 
 __all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
@@ -40,29 +35,6 @@ Images = NDArray[np.uint8] | Tensor
 
 # A probability that was rounded to 0 has no logarithm; the smallest normal float32 has -87.3.
 LOG_FLOOR = float(np.finfo(np.float32).tiny)
-
-CUDA_OPTIONS = {
-    # The arena takes what a run needs and no power of two above it: the GPU is shared with the students.
-    "arena_extend_strategy": "kSameAsRequested",
-    # An exhaustive search picks by timing, so two sessions could differ in the last bits.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # TF32 has 10 bits of mantissa: a cache filled on a GPU would differ from one filled on a CPU.
-    "use_tf32": "0",
-}
-
-# ONNX Runtime's exceptions share no base but Exception.
-ORT_ERRORS = (
-    ort_errors.EPFail,
-    ort_errors.EngineError,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 class Teacher:
@@ -112,8 +84,8 @@ class Teacher:
         self.batch = self.graph.batch
         self.classes = self.graph.classes
         self._dtype = np.dtype(self.graph.inputs[0].dtype)
-        self._session, self.provider_reason = _open(path, threads, device)
-        self.provider: str = self._session.get_providers()[0]
+        self._session, self.provider_reason = _open(path, self.graph, threads, device)
+        self.provider = self._session.provider
 
     def preprocess(self, images_BHWC: Images) -> NDArray[np.floating]:
         """The network's input for uint8 pictures [B, H, W, C]: contiguous, in the graph's dtype and layout.
@@ -174,42 +146,13 @@ class Teacher:
 
     def _run(self, input_: NDArray[np.floating], timeout_s: float | None = None) -> NDArray[np.float32]:
         if self.batch is None:
-            return self._run_once(input_, timeout_s)
+            return self._session.run(input_, timeout_s)
         parts = []
         for start in range(0, len(input_), self.batch):
             part = input_[start : start + self.batch]
             padded = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
-            parts.append(self._run_once(padded, timeout_s)[: len(part)])
+            parts.append(self._session.run(padded, timeout_s)[: len(part)])
         return np.concatenate(parts)
-
-    def _run_once(self, input_: NDArray[np.floating], timeout_s: float | None) -> NDArray[np.float32]:
-        options = onnxruntime.RunOptions()
-        timer = threading.Timer(timeout_s or 0, setattr, (options, "terminate", True))
-        if timeout_s is not None:
-            timer.start()
-        try:
-            output = self._session.run([self.output_name], {self.graph.inputs[0].name: input_}, options)[0]
-        except ORT_ERRORS as error:
-            raise self._explained(error, input_, timed_out=bool(options.terminate)) from error
-        finally:
-            timer.cancel()
-        if output.ndim != 2 or len(output) != len(input_):
-            raise InvalidTeacher(
-                f"{len(input_)} pictures give the output {self.output_name!r} the shape {list(output.shape)}, it must "
-                f"be [{len(input_)}, classes]"
-            )
-        return np.ascontiguousarray(output, dtype=np.float32)
-
-    def _explained(self, error: Exception, input_: NDArray[np.floating], *, timed_out: bool) -> WorkerError:
-        if timed_out:
-            return InvalidTeacher(f"the teacher did not finish {len(input_)} pictures in the time allowed")
-        said = first_line(error)
-        if "allocate memory" in str(error) or "out of memory" in str(error).lower():
-            return WorkerError(f"no memory for {len(input_)} pictures at once, use a smaller batch: {said}")
-        return InvalidTeacher(
-            f"the teacher cannot process an input of shape {list(input_.shape)} and dtype {input_.dtype}: correct "
-            f"`size`, `channels` or `layout` of its preprocessing. ONNX Runtime says: {said}"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------- preprocessing
@@ -257,52 +200,34 @@ def _luma(rgb_BHWC: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- session
 
 
-def _open(path: Path, threads: int | None, device: Device) -> tuple[Any, str]:
+def _open(path: Path, graph: TeacherGraph, threads: int | None, device: Device) -> tuple[Session, str]:
     """A session on the best device allowed, and why it is that one."""
+    names = (graph.inputs[0].name, graph.output)
     absent = _why_no_cuda() if device != "cpu" else "asked for"
     if absent is None:
-        session, absent = _open_cuda(path, threads)
+        session, absent = _open_cuda(path, names, threads)
         if session is not None:
             return session, f"{torch.cuda.get_device_name()} is there"
     if device == "cuda":
         raise InvalidJob(f"the teacher was to run on device 'cuda', but {absent}; use 'auto' or 'cpu'")
-    return _session(path, threads, ["CPUExecutionProvider"]), absent
+    return Session(path, *names, threads=threads), absent
 
 
 def _why_no_cuda() -> str | None:
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if not has_cuda():
         return "the installed ONNX Runtime has no CUDA provider (package onnxruntime-gpu)"
     if not torch.cuda.is_available():
         return "no CUDA device is visible"
     return None
 
 
-def _open_cuda(path: Path, threads: int | None) -> tuple[Any | None, str]:
+def _open_cuda(path: Path, names: tuple[str, str], threads: int | None) -> tuple[Session | None, str]:
     """(session, "") on CUDA, or (None, why not)."""
-    said = io.StringIO()
-    # It prints what it cannot load; without that, the provider's own failure says nothing to a person.
-    with contextlib.redirect_stdout(said):
-        onnxruntime.preload_dlls(directory="")
-    hint = " ".join(said.getvalue().split())
+    hint = load_cuda()
     try:
-        session = _session(path, threads, [("CUDAExecutionProvider", CUDA_OPTIONS), "CPUExecutionProvider"])
+        session = Session(path, *names, threads=threads, providers=CUDA)
     except InvalidTeacher as error:
         return None, f"CUDA failed: {error} {hint}".rstrip()
-    if session.get_providers()[0] == "CUDAExecutionProvider":
+    if session.provider == "CUDAExecutionProvider":
         return session, ""
     return None, f"ONNX Runtime could not load its CUDA provider, its log says why. {hint}".rstrip()
-
-
-def _session(path: Path, threads: int | None, providers: list[Any]) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors
-    options.use_deterministic_compute = True
-    # Idle threads must not spin: loading and writing share the cores with inference.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        # Without its own fallback, which prints to stdout and goes on elsewhere.
-        return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
-    except ORT_ERRORS as error:
-        raise InvalidTeacher(f"ONNX Runtime cannot load the teacher: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Teachers: upload, look, delete. An upload is streamed to disk, inspected in a process of its own, then kept."""
+"""Teachers: upload, look, delete. An upload is streamed to disk, read and tried in confined processes, then kept."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from service.schemas import Name, Page, Teacher, TeacherUpload, Value
 from service.settings import Settings
 from service.tables import TeacherRecord, new_id
 from service.uploads import Upload, receive
-from workers.config import Preprocessing
+from workers import smoke
+from workers.config import Preprocessing, TeacherSpec
 from workers.onnx_check import check_picture, inspect_in_subprocess
 
 router = APIRouter(prefix="/teachers", tags=["teachers"], responses=responses(401, 403, 500, 503))
@@ -28,8 +29,9 @@ _INSPECTIONS = anyio.CapacityLimiter(2)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
-def show(row: TeacherRecord) -> Teacher:
+def show(row: TeacherRecord, settings: Settings) -> Teacher:
     """The document of a row."""
+    has_passed = smoke.has_passed(settings.smoke_dir, _spec(row, settings))
     return Teacher(
         id=row.id,
         name=row.name,
@@ -39,8 +41,19 @@ def show(row: TeacherRecord) -> Teacher:
         outputs=[Value.model_validate(value) for value in row.outputs],
         output=row.output,
         classes=classes_of(row),
+        smoke_run="passed" if has_passed else "pending",
         preprocessing=Preprocessing.model_validate(row.preprocessing),
         created_at=row.created_at,
+    )
+
+
+def _spec(row: TeacherRecord, settings: Settings) -> TeacherSpec:
+    """The teacher as the workers know it."""
+    return TeacherSpec(
+        path=settings.teacher_path(row.sha256),
+        sha256=row.sha256,
+        output=row.output,
+        preprocessing=Preprocessing.model_validate(row.preprocessing),
     )
 
 
@@ -49,7 +62,7 @@ def show(row: TeacherRecord) -> Teacher:
     operation_id="create_teacher",
     summary="Upload a teacher",
     status_code=201,
-    responses={200: {"model": Teacher, "description": "It was uploaded before"}, **responses(400, 413, 422, 507)},
+    responses={200: {"model": Teacher, "description": "It was uploaded before"}, **responses(400, 408, 413, 422, 507)},
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -60,8 +73,9 @@ def show(row: TeacherRecord) -> Teacher:
 async def create_teacher(request: Request, service: Service, response: Response) -> Teacher:
     """An ONNX classifier as the form field `file`, beside `name`, `preprocessing` (JSON) and `output`.
 
-    The file must hold its weights itself and use standard operators only; it is checked before it is kept. The same
-    bytes with the same preprocessing and output give the teacher that is there already.
+    The file must hold its weights itself and use standard operators only; it is checked before it is kept, and run on
+    noise if ONNX Runtime is there. The same bytes with the same preprocessing and output give the teacher that is there
+    already.
     """
     settings = service.settings
     service.check_disk(int(request.headers.get("content-length", "0")))
@@ -70,18 +84,21 @@ async def create_teacher(request: Request, service: Service, response: Response)
         settings.teachers_dir,
         text_fields=TEXT_FIELDS,
         file_max_bytes=settings.teacher_max_bytes,
+        stall_s=settings.upload_stall_s,
+        check_room=service.check_disk,
     )
     async with upload as received:
         row, is_new = await anyio.to_thread.run_sync(_register, received, service, limiter=_INSPECTIONS)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/teachers/{row.id}"
-    return show(row)
+    return show(row, settings)
 
 
 def _register(upload: Upload, service: Context) -> tuple[TeacherRecord, bool]:
     preprocessing = _preprocessing(upload.fields.get("preprocessing"))
     name = _name(upload.fields.get("name"), upload.sha256)
-    graph = inspect_in_subprocess(upload.path, upload.fields.get("output"), service.settings.inspect_timeout_s)
+    settings = service.settings
+    graph = inspect_in_subprocess(upload.path, upload.fields.get("output"), settings.inspect_timeout_s)
     check_picture(
         graph,
         channels=preprocessing.channel_count,
@@ -100,8 +117,13 @@ def _register(upload: Upload, service: Context) -> tuple[TeacherRecord, bool]:
         output=graph.output,
         preprocessing=described,
     )
-    target = service.settings.teacher_path(upload.sha256)
-    return service.registry.add_teacher(row, lambda: _place(upload.path, target))
+    spec = _spec(row, settings)
+    may_run = smoke.is_possible() and not smoke.has_passed(settings.smoke_dir, spec)
+    has_run = may_run and smoke.smoke_run(upload.path, graph, preprocessing, timeout_s=settings.inspect_timeout_s)
+    kept, is_new = service.registry.add_teacher(row, lambda: _place(upload.path, spec.path))
+    if has_run:
+        smoke.remember(settings.smoke_dir, spec)
+    return kept, is_new
 
 
 def _place(source: Path, target: Path) -> None:
@@ -136,7 +158,7 @@ def _preprocessing(text: str | None) -> Preprocessing:
 def list_teachers(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Teacher]:
     """Newest first."""
     rows, has_more = service.registry.page(TeacherRecord, after, limit)
-    return page(rows, has_more, show, lambda row: row.id)
+    return page(rows, has_more, lambda row: show(row, service.settings), lambda row: row.id)
 
 
 @router.get(
@@ -147,7 +169,7 @@ def list_teachers(service: Service, after: After = None, limit: Limit = PAGE_DEF
 )
 def get_teacher(teacher_id: str, service: Service) -> Teacher:
     """By its id."""
-    return show(service.registry.get(TeacherRecord, teacher_id))
+    return show(service.registry.get(TeacherRecord, teacher_id), service.settings)
 
 
 @router.delete(
@@ -159,7 +181,9 @@ def get_teacher(teacher_id: str, service: Service) -> Teacher:
 )
 def delete_teacher(teacher_id: str, service: Service) -> None:
     """Refused while a job that has not ended uses it. Its caches and the results of its jobs stay."""
+    spec = _spec(service.registry.get(TeacherRecord, teacher_id), service.settings)
     service.registry.delete_teacher(teacher_id, _remover(service.settings))
+    smoke.forget(service.settings.smoke_dir, spec)
 
 
 def _remover(settings: Settings) -> Callable[[str], None]:

@@ -1,0 +1,108 @@
+"""What the tests of the sandbox have done inside it. Each function answers with what fits into JSON."""
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def _outcome(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except Exception as error:
+        return type(error).__name__
+    return "done"
+
+
+def escapes(given: str, other: str, folder: str) -> dict[str, str]:
+    """Tries to get out; ``given`` may be read, ``other`` and ``folder`` exist."""
+    parent = os.getppid()
+    is_arm = platform.machine() == "aarch64"
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(number: int, *arguments: int) -> None:
+        if libc.syscall(number, *arguments) < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    actions: dict[str, Callable[[], object]] = {
+        "read the given file": lambda: Path(given).read_bytes(),
+        "start a thread": lambda: threading.Thread(target=int).start(),
+        "import a module": lambda: __import__("wave"),
+        "signal itself": lambda: os.kill(os.getpid(), 0),
+        "open a socket": lambda: socket.socket(),
+        "open a local socket": lambda: socket.socket(socket.AF_UNIX),
+        "make a pair of sockets": lambda: socket.socketpair(),
+        "fork": os.fork,
+        "run a program": lambda: os.execv("/bin/true", ["true"]),
+        "signal its parent": lambda: os.kill(parent, 0),
+        "change its parent's limits": lambda: resource.prlimit(parent, resource.RLIMIT_CORE, (0, 0)),
+        "trace its parent": lambda: call(117 if is_arm else 101, 16, parent, 0, 0),
+        "leave for other namespaces": lambda: call(97 if is_arm else 272, 0x20000),
+        "set up io_uring": lambda: call(425, 1, 0),
+        "read another file": lambda: Path(other).read_bytes(),
+        "read its parent's environment": lambda: Path(f"/proc/{parent}/environ").read_bytes(),
+        "list a folder": lambda: os.listdir(folder),
+        "write the given file": lambda: os.open(given, os.O_RDWR),
+        "make a file": lambda: Path(folder, "new").write_bytes(b""),
+        "make a folder": lambda: Path(folder, "new").mkdir(),
+        "remove the given file": lambda: Path(given).unlink(),
+        "rename the given file": lambda: Path(given).rename(other),
+        "link to the given file": lambda: os.link(given, Path(folder, "new")),
+        "change the given file's mode": lambda: Path(given).chmod(0o777),
+        "truncate the given file": lambda: os.truncate(given, 0),
+    }
+    return {name: _outcome(action) for name, action in actions.items()}
+
+
+def surroundings() -> dict[str, object]:
+    """What it finds about itself."""
+    limits = ("AS", "CPU", "FSIZE", "NOFILE", "CORE")
+    return {
+        "environment": sorted(os.environ),
+        "limits": {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0] for name in limits},
+        "leads its session": os.getsid(0) == os.getpid(),
+    }
+
+
+def sleep() -> None:
+    """Longer than any test."""
+    time.sleep(600)
+
+
+def compute() -> None:
+    """For ever."""
+    while True:
+        pass
+
+
+def take(size_bytes: int) -> int:
+    """So much memory at once."""
+    return len(bytearray(size_bytes))
+
+
+def crash() -> None:
+    """As a library with a fault would."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def chatter(size_bytes: int) -> str:
+    """A long answer."""
+    return "x" * size_bytes
+
+
+def print_and_answer() -> int:
+    """Prints where a careless library would."""
+    print("noise")  # noqa: T201
+    os.write(1, b"noise")
+    return 7
+
+
+def fail() -> None:
+    """By mistake."""
+    raise ValueError("a mistake of ours")

@@ -1,0 +1,199 @@
+"""What a confined process can no longer do, and what becomes of one that breaks its bounds."""
+
+import errno
+import logging
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from workers import confinement, sandbox
+from workers.errors import WorkerError
+from workers.sandbox import ROOT, Outcome, call
+
+PROBES = "tests.sandbox_probes"
+MEMORY_BYTES = 1 << 30
+
+
+def probe(function: str, timeout_s: float = 20, **arguments: sandbox.Json) -> Outcome:
+    given = [Path(str(arguments["given"]))] if "given" in arguments else []
+    return call(
+        f"{PROBES}:{function}",
+        arguments,
+        readable=[ROOT / "tests", *given],
+        memory_bytes=MEMORY_BYTES,
+        timeout_s=timeout_s,
+    )
+
+
+def test_nothing_gets_out_of_the_sandbox(tmp_path: Path) -> None:
+    """Root included: these tests may run as root."""
+    given, other = tmp_path / "given", tmp_path / "other"
+    given.write_bytes(b"given")
+    other.write_bytes(b"other")
+    value, breach = probe("escapes", given=str(given), other=str(other), folder=str(tmp_path))
+    assert breach is None
+    assert isinstance(value, dict)
+    allowed = {name for name, outcome in value.items() if outcome == "done"}
+    assert allowed == {"read the given file", "start a thread", "import a module", "signal itself"}
+    assert value.pop("set up io_uring") == "OSError"  # ENOSYS, as on an older kernel
+    assert {outcome for name, outcome in value.items() if name not in allowed} == {"PermissionError"}
+    assert (given.read_bytes(), other.read_bytes(), sorted(os.listdir(tmp_path))) == (
+        b"given",
+        b"other",
+        ["given", "other"],
+    )
+
+
+def test_the_child_knows_nothing_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETORT_SECRET", "x")
+    value, _ = probe("surroundings", timeout_s=11)
+    assert isinstance(value, dict)
+    assert set(value["environment"]) <= {"LC_CTYPE", "LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS"}
+    assert value["limits"] == {"AS": MEMORY_BYTES, "CPU": 11, "FSIZE": 0, "NOFILE": 64, "CORE": 0}
+    assert value["leads its session"] is True
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "timeout_s", "breach"),
+    [
+        ("sleep", {}, 1, "takes longer than the 1 s allowed"),
+        ("take", {"size_bytes": 2 << 30}, 20, f"needs more memory than the {MEMORY_BYTES} bytes allowed"),
+        ("crash", {}, 20, "crashes its reader (SIGSEGV): it is damaged or hostile"),
+        ("chatter", {"size_bytes": 2 << 20}, 20, "has an answer of more than 1048576 bytes: it is damaged or hostile"),
+    ],
+)
+def test_a_breach_is_told(function: str, arguments: dict[str, sandbox.Json], timeout_s: float, breach: str) -> None:
+    assert probe(function, timeout_s, **arguments) == Outcome(None, breach)
+
+
+def test_processor_time_is_bounded_too() -> None:
+    """A second of it, where the clock would allow more: a child in a debugger, say."""
+    confine = "from workers.confinement import *; confine(Bounds(1 << 30, 1), [])\nwhile True: pass"
+    done = subprocess.run([sys.executable, "-c", confine], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGXCPU
+    assert "1 s of processor time" in str(sandbox._outcome(b"", done.returncode, 1, 0).breach)
+
+
+def test_an_answer_is_the_functions_and_not_what_libraries_print() -> None:
+    assert probe("print_and_answer") == Outcome(7, None)
+
+
+def test_a_mistake_of_ours_is_no_breach() -> None:
+    with pytest.raises(WorkerError, match="ValueError: a mistake of ours"):
+        probe("fail")
+    with pytest.raises(WorkerError, match="has no attribute 'nothing'"):
+        probe("nothing")
+
+
+def children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def test_a_child_dies_with_its_parent() -> None:
+    """Killed, the parent cannot clean up."""
+    code = "from tests.test_onnx_sandbox import probe; probe('sleep', 600)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
+        deadline_s = time.monotonic() + 30
+        while not (found := children(parent.pid)) and time.monotonic() < deadline_s:
+            os.sched_yield()
+        # The child is not confined at once; it dies all the same.
+        gone = os.pidfd_open(found[0])
+        parent.kill()
+    assert wait_for_end(gone)
+
+
+def wait_for_end(descriptor: int) -> bool:
+    """Whether the process of a pidfd ends within 10 s."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    try:
+        return bool(poll.poll(10_000))
+    finally:
+        os.close(descriptor)
+
+
+def test_what_a_system_lacks_is_said_once_and_the_rest_holds(caplog: pytest.LogCaptureFixture) -> None:
+    code = (
+        "import platform; platform.machine = lambda: 'vax'\n"
+        "from workers.confinement import *\n"
+        "print(*confine(Bounds(1 << 30, 10), []))\n"
+        "try: open('/etc/passwd')\nexcept PermissionError: print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True, capture_output=True)
+    assert done.stdout.splitlines() == ["a filter of system calls (its system calls are not known on vax)", "refused"]
+    sandbox._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            sandbox._outcome(b'{"value": 1, "missing": ["a filter of system calls (vax)"]}', 0, 1, 1)
+    assert [record.message for record in caplog.records] == [
+        "uploads are read without a filter of system calls (vax): the other bounds hold"
+    ]
+
+
+# ------------------------------------------------------------------------------------------- the filter, interpreted
+
+
+def verdict(program: list[bytes], audit: int, number: int, *arguments: int) -> int:
+    """What the kernel would answer: a classic BPF machine for the four instructions that the filter uses."""
+    data = struct.pack("=IIQ6Q", number, audit, 0, *(*arguments, *[0] * (6 - len(arguments))))
+    at, word = 0, 0
+    while True:
+        code, if_true, if_false, operand = struct.unpack("HBBI", program[at])
+        at += 1
+        if code == 0x06:
+            return operand
+        if code == 0x20:
+            word = struct.unpack_from("=I", data, operand)[0]
+        else:
+            holds = {0x15: word == operand, 0x35: word >= operand, 0x45: bool(word & operand)}[code]
+            at += if_true if holds else if_false
+
+
+ALLOWED, EPERM, ENOSYS, KILLED = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 0x80000000
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "socket", "clone", "openat", "kill", "prlimit"),
+    [("x86_64", 0, 41, 56, 257, 62, 302), ("aarch64", 63, 198, 220, 56, 129, 261)],
+)
+def test_the_filter_of_each_machine_decides_as_it_should(
+    name: str, read: int, socket: int, clone: int, openat: int, kill: int, prlimit: int
+) -> None:
+    machine = confinement._MACHINES[name]
+    program = confinement._program(machine, process=42)
+
+    def answer(number: int, *arguments: int) -> int:
+        return verdict(program, machine.audit, number, *arguments)
+
+    assert (answer(read), answer(socket), answer(425), answer(1 << 30 | read)) == (ALLOWED, EPERM, ENOSYS, ENOSYS)
+    assert verdict(program, 0x40000003, read) == KILLED  # the 32-bit calls of x86
+    assert (answer(clone, 0x3D0F00), answer(clone, 0x11)) == (ALLOWED, EPERM)  # a thread, a fork
+    assert (answer(openat, 0, 0, os.O_RDONLY | os.O_CLOEXEC), answer(openat, 0, 0, os.O_RDWR)) == (ALLOWED, EPERM)
+    assert answer(openat, 0, 0, os.O_CREAT) == EPERM
+    assert (answer(kill, 42), answer(kill, 43)) == (ALLOWED, EPERM)
+    assert (answer(prlimit, 0), answer(prlimit, 42)) == (ALLOWED, EPERM)
+
+
+@pytest.mark.parametrize(
+    ("header", "of_machine"),
+    [("x86_64-linux-gnu/asm/unistd_64.h", 0), ("asm-generic/unistd.h", 1)],
+)
+def test_the_numbers_are_the_kernels(header: str, of_machine: int) -> None:
+    path = Path("/usr/include", header)
+    if not path.exists():
+        pytest.skip(f"{path} is not installed (Debian: linux-libc-dev)")
+    found = {name: int(n) for name, n in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", path.read_text())}
+    table = {name: numbers[of_machine] for name, numbers in confinement._REFUSED.items()}
+    machine = confinement._MACHINES["aarch64" if of_machine else "x86_64"]
+    table |= {"kill": machine.kill, "tgkill": machine.tgkill, "prlimit64": machine.prlimit64, "clone": machine.clone}
+    table |= {"openat": machine.openat, **({} if of_machine else {**confinement._REFUSED_X86, "open": machine.open_})}
+    assert {name: found.get(name) for name in table} == table

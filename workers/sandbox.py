@@ -1,0 +1,173 @@
+"""A function called in a child process that has confined itself first: for reading and running what strangers send.
+
+The child is a fresh interpreter with an empty environment, in a session of its own. Before it imports the function it
+gives up what ``workers.confinement`` lists; it may then read Python's own files and those it was given, and answer with
+one JSON value. The parent waits so many seconds, reads so many bytes, and then kills the child with its group. A child
+whose parent dies, dies, too.
+
+What it is not: a virtual machine. A hole in the kernel's own interface, as far as the filter lets it be reached, is a
+way out; run the service as a user with nothing to lose, as the container images do.
+"""
+
+import functools
+import importlib
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from workers.confinement import Bounds, confine, die_with_parent
+from workers.errors import WorkerError
+
+ANSWER_MAX_BYTES = 1 << 20
+ROOT = Path(__file__).resolve().parents[1]
+# -I ignores the environment and the working directory, so the place of this package is handed over.
+_START = "import sys; sys.path.append(sys.argv[1]); from workers.sandbox import child; child(sys.argv[2])"
+# What Python, NumPy and ONNX Runtime read besides Python's own folders: libraries, and what the processor can do.
+_SYSTEM_FILES = ("/lib", "/lib64", "/usr/lib", "/etc/ld.so.cache", "/proc/cpuinfo", "/sys/devices/system")
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+_logger = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What became of a call.
+
+    Attributes:
+        value: what the function returned; None if there is a breach.
+        breach: which bound it broke, to follow a subject in a sentence ("takes longer than the 5 s allowed"); or None.
+    """
+
+    value: Json
+    breach: str | None
+
+
+def call(
+    target: str,
+    arguments: Mapping[str, Json],
+    *,
+    readable: Sequence[Path] = (),
+    memory_bytes: int,
+    timeout_s: float,
+) -> Outcome:
+    """Calls ``module:function(**arguments)`` in a confined child.
+
+    Args:
+        target: must be importable from the folder that holds ``workers``; what it returns must fit into JSON.
+        readable: files that it may read.
+        memory_bytes: of address space.
+        timeout_s: wall-clock seconds; it has as many of processor time.
+
+    Raises:
+        WorkerError: the child could not start, or the function raised.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    request = {
+        "target": target,
+        "arguments": arguments,
+        "readable": [str(path) for path in readable],
+        "memory_bytes": memory_bytes,
+        "cpu_s": max(1, round(timeout_s)),
+        "parent": os.getpid(),
+    }
+    # One BLAS thread: each would reserve address space, which is what the child's memory limit counts.
+    environment = {"OPENBLAS_NUM_THREADS": "1", "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-B", "-c", _START, str(ROOT), json.dumps(request)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        cwd="/",
+        start_new_session=True,
+    ) as process:
+        try:
+            text = _read(process, deadline_s)
+            if text is None:
+                return Outcome(None, f"has an answer of more than {ANSWER_MAX_BYTES} bytes: it is damaged or hostile")
+            process.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return Outcome(None, f"takes longer than the {timeout_s:g} s allowed")
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    return _outcome(text, process.returncode, timeout_s, memory_bytes)
+
+
+def _read(process: subprocess.Popen[bytes], deadline_s: float) -> bytes | None:
+    """All that the child writes; None if it is too much. Raises TimeoutExpired."""
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    text = bytearray()
+    while len(text) <= ANSWER_MAX_BYTES:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0 or not poll.poll(left_s * 1000):
+            raise subprocess.TimeoutExpired(process.args, left_s)
+        piece = os.read(pipe, 1 << 16)
+        if not piece:
+            return bytes(text)
+        text += piece
+    return None
+
+
+def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int) -> Outcome:
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        if name == "SIGXCPU":
+            return Outcome(None, f"takes longer than the {timeout_s:g} s of processor time allowed")
+        return Outcome(None, f"crashes its reader ({name}): it is damaged or hostile")
+    try:
+        answer = json.loads(text)
+    except ValueError as error:
+        raise WorkerError(f"a confined process could not run (exit status {returncode})") from error
+    for what in answer.get("missing", ()):
+        _say_once(what)
+    if "raised" in answer:
+        raise WorkerError(f"a confined process failed: {answer['raised']}")
+    if "value" not in answer:
+        return Outcome(None, f"needs more memory than the {memory_bytes} bytes allowed")
+    return Outcome(answer["value"], None)
+
+
+@functools.cache
+def _say_once(what: str) -> None:
+    _logger.warning("uploads are read without %s: the other bounds hold", what)
+
+
+# ------------------------------------------------------------------------------------------------------ in the child
+
+
+def child(request_json: str) -> None:
+    """Confines this process, calls the function and writes the answer; the whole of a child's life."""
+    request = json.loads(request_json)
+    die_with_parent(request["parent"])
+    # Libraries print to the standard output, too; theirs goes nowhere.
+    answers = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    folders = [Path(name) for name in (*sys.path, sys.prefix, sys.base_prefix) if Path(name) != ROOT]
+    libraries = [Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if name]
+    own = [ROOT / package for package in ("store", "workers")]
+    readable = [*own, *folders, *libraries, *map(Path, _SYSTEM_FILES), *map(Path, request["readable"])]
+    answer: dict[str, Json] = {}
+    answer["missing"] = cast(Json, confine(Bounds(request["memory_bytes"], request["cpu_s"]), readable))
+    try:
+        module, function = request["target"].split(":")
+        target: Callable[..., Json] = getattr(importlib.import_module(module), function)
+        answer["value"] = target(**request["arguments"])
+    except MemoryError:
+        pass
+    except Exception as error:
+        answer["raised"] = f"{type(error).__name__}: {error}"
+    with os.fdopen(answers, "wb") as stream:
+        stream.write(json.dumps(answer).encode())
