@@ -10,7 +10,7 @@ from workers.methods import MethodChoice
 from workers.preview import StudentIs
 
 EXAMPLE_CACHE = "3f" * 32
-Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Epochs = Annotated[int, Field(strict=True, ge=1, le=100_000)]
 
 
 class PreviewRequest(Spec):
@@ -39,7 +39,7 @@ class PreviewRequest(Spec):
     )
     epoch: Epochs = Field(1, description="counted from 1; annealed and expression policies may read it")
     epochs: Epochs = Field(Training().epochs, description="of the whole run; expression policies may read it")
-    bins: Annotated[int, Field(ge=1, le=200)] = Field(32, description="of each histogram")
+    bins: Annotated[int, Field(strict=True, ge=1, le=200)] = Field(32, description="of each histogram")
 
     @model_validator(mode="after")
     def _within_the_run(self) -> Self:

@@ -3,11 +3,6 @@
 Used by naming this module in ``pytest_plugins``.
 """
 
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,40 +11,17 @@ import pytest
 from service.db import Database, upgrade_to_head
 from service.records import Records
 from service.registry import Registry
-from tests.service_helpers import Api, PostgresServer, make_settings, postgres_binaries, running_api
+from tests.service_helpers import Api, PostgresServer, make_settings, postgres_binaries, running_api, running_postgres
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server without a TCP port; skips where its binaries are not installed."""
-    binaries = postgres_binaries()
-    if binaries is None:
+    if postgres_binaries() is None:
         pytest.skip("no PostgreSQL server is installed (Debian: postgresql)")
-    # It refuses to run as root, and its user must be able to enter the folder.
-    as_user: list[str] = []
-    folder = Path(tempfile.mkdtemp(prefix="retort-pg-"))
-    if os.geteuid() == 0:
-        as_user = ["runuser", "-u", "postgres", "--"]
-        user = pwd.getpwnam("postgres")
-        os.chown(folder, user.pw_uid, user.pw_gid)
-    data = folder / "data"
-
-    def run(program: str, *arguments: str) -> None:
-        command = [*as_user, str(binaries / program), *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
-
-    options = f"-F -c listen_addresses='' -c unix_socket_directories={folder} -c shared_buffers=16MB"
-    try:
-        run("initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
-        run("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
-        try:
-            server = PostgresServer(folder)
-            upgrade_to_head(server.create("retort"))
-            yield server
-        finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
+    with running_postgres() as server:
+        upgrade_to_head(server.create("retort"))
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -226,3 +226,28 @@ def test_the_encodings_program_prints_what_it_writes(tmp_path: Path) -> None:
     for one in written["decoding"]:
         shown = rf"^ +{one['classes']:,} +{re.escape(one['encoding'])} +{1e3 * one['batch_s']:.3f} "
         assert re.search(shown, done.stdout, re.MULTILINE), one
+
+
+# ----------------------------------------------------------------------------------------------------------------- load
+
+
+@pytest.mark.slow
+def test_the_load_program_prints_what_it_writes(tmp_path: Path) -> None:
+    path = tmp_path / "load.json"
+    command = [sys.executable, "-m", "tests.benchmarks.load", "--quick", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    written = json.loads(path.read_text())
+    assert written["benchmark"] == "load"
+    clients = written["clients"]
+    assert len(clients["routes"]) == 4
+    for route, of in clients["routes"].items():
+        assert of["requests"] > 0
+        assert of["errors"] == 0
+        shown = rf"^{re.escape(route)} +{of['requests']:,} +{of['unchanged']:,} +0 +{of['p50_ms']:.1f} "
+        assert re.search(shown, done.stdout, re.MULTILINE), route
+    events = clients["events"]
+    assert events["received"] > 0
+    assert [events[name] for name in ("lost", "doubled", "broken", "silent")] == [0] * 4
+    for database, pages in written["lists"]["databases"].items():
+        for page, of in pages.items():
+            assert re.search(rf"^{database} +{re.escape(page)} +{of['items']} ", done.stdout, re.MULTILINE)

@@ -2,11 +2,16 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tests.service_helpers import Api
+from workers.config import InferenceOrder, RunSpec, TrainingOrder
+from workers.parts import Config
 
 pytest_plugins = ["tests.service_fixtures"]
 HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "PIL")
@@ -52,3 +57,37 @@ def test_importing_the_api_loads_nothing_heavy() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def derived(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Every class below this one."""
+    for cls in base.__subclasses__():
+        yield cls
+        yield from derived(cls)
+
+
+def wrong_values(schema: Mapping[str, Any]) -> list[object]:
+    """What a lax reading would take for a value of this field: text or a truth for a number, a number for a truth."""
+    kinds = [schema, *schema.get("anyOf", ())]
+    types = {kind.get("type") for kind in kinds}
+    if types & {"array", "object", "string"} or any("$ref" in kind for kind in kinds):
+        return []
+    if "boolean" in types:
+        return [1, "true"]
+    return [True, "1"] if types & {"integer", "number"} else []
+
+
+def test_a_value_of_another_type_is_refused_wherever_a_request_may_hold_it() -> None:
+    """The document says number, so "1" and true are none."""
+    checked = 0
+    for cls in {cls for cls in derived(Config) if cls.__module__.startswith(("service", "workers"))}:
+        if cls in (TrainingOrder, InferenceOrder, RunSpec):
+            continue  # never read from a request
+        for field in cls.model_fields.values():
+            metadata = (field.annotation, *field.metadata)
+            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[metadata] if field.metadata else field.annotation)
+            for value in wrong_values(adapter.json_schema()):
+                with pytest.raises(ValidationError):
+                    adapter.validate_python(value)
+                checked += 1
+    assert checked > 100

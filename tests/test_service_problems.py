@@ -7,6 +7,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service import errors
 from service.problems import KINDS, kind_of
@@ -86,6 +88,11 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None, str]] = [
     ({"name": "a\x00b"}, "invalid-request", "#/name", "match pattern"),
     ({"name": "x" * 201}, "invalid-request", "#/name", "at most 200"),
     ({"students": ["torchvision/vit_b_16"]}, "invalid-job", None, "at least 16 pixels"),
+    ({"training": {"epochs": "3"}}, "invalid-request", "#/training/epochs", "valid integer"),
+    ({"training": {"label_smoothing": False}}, "invalid-request", "#/training/label_smoothing", "valid number"),
+    ({"views": {"augmentation": {"recipe": "crop_flip", "flip": 1}}}, "invalid-request", None, "valid boolean"),
+    ({"methods": [{"preset": "custom", "terms": [{"loss": {"kind": {}}}]}]}, "unknown-name", None, "loss '{}'"),
+    ({"dataset": {"kind": "npz", "path": "x" * 300}}, "invalid-dataset", None, "name too long"),
 ]
 
 
@@ -205,6 +212,15 @@ def test_a_new_error_class_is_answered_as_its_nearest_base() -> None:
     assert kind_of(Unlisted()).status == 422
 
 
+def test_a_database_that_has_no_connection_left_is_unavailable() -> None:
+    """Not broken: the client comes back."""
+    for error in (PoolTimeout("no connection"), OperationalError("select", {}, Exception("gone"))):
+        kind = kind_of(error)
+        assert (kind.status, kind.slug) == (503, "database-unavailable")
+        assert kind.headers
+        assert int(kind.headers["Retry-After"]) > 0
+
+
 def test_a_full_disk_is_507_whoever_noticed() -> None:
     """The store by its own class, the operating system by its number."""
     assert kind_of(DiskFull("full", 1, 0)).status == 507
@@ -215,7 +231,13 @@ def test_a_full_disk_is_507_whoever_noticed() -> None:
 
 def test_every_error_of_the_service_that_a_request_can_meet_has_an_entry() -> None:
     """The others end a process at its start, or never leave it."""
-    at_the_start = {errors.InvalidSettings, errors.UnsafeBinding, errors.BadKeyFile, errors.IllegalMove}
+    at_the_start = {
+        errors.InvalidSettings,
+        errors.UnsafeBinding,
+        errors.BadKeyFile,
+        errors.IllegalMove,
+        errors.LeaseLost,
+    }
     declared = {
         value
         for value in vars(errors).values()

@@ -30,11 +30,12 @@ def _known_kind(noun: str, known: Mapping[str, type[Part]]) -> BeforeValidator:
         if isinstance(value, Mapping):
             if "kind" not in value:
                 raise InvalidMethod(f'a {noun} needs "kind", one of {", ".join(known)}; got {dict(value)!r:.80}')
-            if value["kind"] not in known:
+            if not isinstance(value["kind"], str) or value["kind"] not in known:
                 raise UnknownName(noun, str(value["kind"]), known)
         return value
 
-    return BeforeValidator(check)
+    names = Literal[tuple(known)]  # type: ignore[valid-type]  # known when this module is loaded, and not before
+    return BeforeValidator(check, json_schema_input_type=reduce(or_, (*known.values(), names)))
 
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Term(Config):
     loss: LossConfig = Kl()
     weight: Weight = 1.0
     name: TermName | None = None
-    view: Literal[1, 2] = 1
+    view: Annotated[int, Field(strict=True, ge=1, le=2)] = 1
 
     @model_validator(mode="after")
     def _defined(self) -> Self:

@@ -14,16 +14,18 @@ from pydantic import BeforeValidator, Field, model_validator
 from store import CacheSpec, Encoding, SparseEncoding
 from workers.errors import InvalidJob
 from workers.methods import MethodChoice
-from workers.parts import Config
+from workers.parts import Config, Flag
 from workers.students.catalog import check_student
 
-Side = Annotated[int, Field(ge=1, le=4096)]
+# Strict, as in parts.py: "4" and true are mistakes, not numbers.
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Side = Annotated[int, Field(strict=True, ge=1, le=4096)]
 Size = tuple[Side, Side]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Momentum = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0, allow_inf_nan=False)]
+Momentum = Annotated[float, Field(strict=True, ge=0.0, lt=1.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 
 RUNS_MAX = 1000
@@ -56,7 +58,7 @@ class Preprocessing(Spec):
     """
 
     size: Size | None = None
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    mean: tuple[Real, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
     channels: Literal["rgb", "bgr", "gray"] = "rgb"
     layout: Literal["nchw", "nhwc"] = "nchw"
@@ -150,8 +152,8 @@ class CropFlip(Spec):
     """Zero-pad by ``pad`` pixels, crop the old size at a random place, mirror every second one."""
 
     recipe: Literal["crop_flip"] = "crop_flip"
-    pad: Annotated[int, Field(ge=0, le=64)] = 4
-    flip: bool = True
+    pad: Annotated[int, Field(strict=True, ge=0, le=64)] = 4
+    flip: Flag = True
 
 
 class ResizedCrop(Spec):
@@ -165,9 +167,9 @@ class ResizedCrop(Spec):
 
     recipe: Literal["resized_crop"] = "resized_crop"
     size: Size | None = None
-    scale: tuple[Positive, Annotated[float, Field(gt=0.0, le=1.0)]] = (0.08, 1.0)
+    scale: tuple[Positive, Annotated[float, Field(strict=True, gt=0.0, le=1.0)]] = (0.08, 1.0)
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    flip: bool = True
+    flip: Flag = True
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -184,7 +186,7 @@ class Views(Spec):
     """The augmentations that teacher and students share: epoch e trains on view e mod count."""
 
     augmentation: Augmentation = NoAugmentation()
-    count: Annotated[int, Field(ge=1, le=10_000)] = 1
+    count: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -207,7 +209,7 @@ class Sgd(Spec):
     lr: Positive = 0.05
     momentum: Momentum = 0.9
     weight_decay: NonNegative = 5e-4
-    nesterov: bool = False
+    nesterov: Flag = False
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -256,17 +258,17 @@ class Training(Spec):
             with its part of every batch; for students and batches that are too large for one.
     """
 
-    epochs: Annotated[int, Field(ge=1, le=100_000)] = 240
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
-    eval_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512
+    epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 64
+    eval_batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512
     optimizer: Annotated[Sgd | AdamW, Field(discriminator="kind")] = Sgd()
     schedule: Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")] = StepSchedule()
     warmup_epochs: NonNegative = 0.0
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    label_smoothing: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_gradient_norm: Positive | None = None
-    actors: Annotated[int, Field(ge=1, le=64)] = 1
+    actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
@@ -295,7 +297,7 @@ class CacheOptions(Spec):
 
     dtype: Literal["float16", "float32"] = "float16"
     encoding: Encoding = "dense"
-    allow_lossy: bool = False
+    allow_lossy: Flag = False
 
 
 def check_encoding(encoding: Encoding, classes: int) -> None:
@@ -323,7 +325,7 @@ class StudentSpec(Spec):
         return self
 
 
-Student = Annotated[StudentSpec, BeforeValidator(_named)]
+Student = Annotated[StudentSpec, BeforeValidator(_named, json_schema_input_type=StudentSpec | str)]
 
 
 # --------------------------------------------------------------------------------------------- job
@@ -358,7 +360,7 @@ class Plan(Spec):
     methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     training: Training = Training()
-    group_size: Annotated[int, Field(ge=1, le=64)] = 4
+    group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
@@ -429,6 +431,10 @@ class Folders(Spec):
         return self.data_dir / "contracts"
 
     @property
+    def smoke(self) -> Path:
+        return self.data_dir / "smoke"
+
+    @property
     def teachers(self) -> Path:
         return self.data_dir / "teachers"
 
@@ -443,9 +449,9 @@ class InferenceOrder(Spec):
     folders: Folders
     teacher: TeacherSpec
     spec: CacheSpec
-    threads: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(strict=True, ge=1)]
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: Annotated[int, Field(ge=1)] = 256
+    batch_size: Annotated[int, Field(strict=True, ge=1)] = 256
 
 
 class TrainingOrder(Spec):
@@ -473,8 +479,8 @@ class TrainingOrder(Spec):
     test_cache: CacheSpec | None
     folder: Path
     earlier: tuple[Path, ...] = ()
-    told_epoch: Annotated[int, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=1)]
-    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    checkpoint_s: Annotated[float, Field(gt=0.0)] = CHECKPOINT_S
-    rank: Annotated[int, Field(ge=0)] = 0
+    told_epoch: Annotated[int, Field(strict=True, ge=0)] = 0
+    threads: Annotated[int, Field(strict=True, ge=1)]
+    memory_fraction: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 1.0
+    checkpoint_s: Annotated[float, Field(strict=True, gt=0.0)] = CHECKPOINT_S
+    rank: Annotated[int, Field(strict=True, ge=0)] = 0

@@ -21,6 +21,7 @@ Temperature = Annotated[float, Field(strict=True, ge=1e-3, le=1e4, allow_inf_nan
 Weight = Annotated[float, Field(strict=True, ge=0.0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Flag = Annotated[bool, Field(strict=True)]
 Finite = Annotated[float, Field(strict=True, ge=-1e4, le=1e4, allow_inf_nan=False)]
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from workers.errors import InvalidMethod
 from workers.expression import TEACHER_STATISTICS, parse
 from workers.expression import Expression as ParsedExpression
-from workers.parts import Count, Finite, Part, Temperature, Weight, by_kind
+from workers.parts import Count, Finite, Flag, Part, Temperature, Weight, by_kind
 
 
 def _readable(text: str) -> str:
@@ -210,7 +210,7 @@ class Learned(Policy):
     theta: Finite = 1.0
     strength: Weight = 1.0
     reversal_epochs: Count = 10
-    standardize: bool = False
+    standardize: Flag = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -252,7 +252,7 @@ class Expression(Policy):
     student: ExpressionText | None = None
     teacher: ExpressionText | None = None
     weight: ExpressionText | None = None
-    detach: bool = False
+    detach: Flag = False
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -138,7 +138,11 @@ def resolve(spec: TorchvisionDataset | FolderDataset | NpzDataset, data_root: Pa
             f"dataset path {spec.path!r} is not allowed: give a path relative to the data root {root}, without '..'"
         )
     path = _inside(root / given, root)
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:
+        raise InvalidDataset(f"dataset path {spec.path!r:.200} cannot be looked at: {error.strerror}") from error
+    if not found:
         raise InvalidDataset(f"dataset path {spec.path!r} does not exist below the data root {root}")
     return path
 

@@ -1,8 +1,9 @@
 """Cached teacher logits: look, verify, pin, delete. They are made by jobs alone."""
 
 from dataclasses import asdict
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.errors import Conflict
@@ -11,6 +12,7 @@ from service.schemas import Cache, CachePage, CacheReport
 from store.catalog import CacheEntry
 
 router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500))
+Key = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of what the cache is of, in hex")]
 
 
 def show(entry: CacheEntry) -> Cache:
@@ -42,7 +44,7 @@ def list_caches(service: Service, after: After = None, limit: Limit = PAGE_DEFAU
 
 
 @router.get("/{key}", operation_id="get_cache", summary="One cache", responses=responses(404, 422))
-def get_cache(key: str, service: Service) -> Cache:
+def get_cache(key: Key, service: Service) -> Cache:
     """By its key, 64 hex digits."""
     return show(service.catalog.get(key))
 
@@ -54,7 +56,7 @@ def get_cache(key: str, service: Service) -> Cache:
     status_code=204,
     responses=responses(404, 409, 422),
 )
-def delete_cache(key: str, service: Service) -> None:
+def delete_cache(key: Key, service: Service) -> None:
     """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew."""
     job_id = service.registry.user_of_cache(key)
     if job_id is not None:
@@ -63,7 +65,7 @@ def delete_cache(key: str, service: Service) -> None:
 
 
 @router.post("/{key}/pin", operation_id="pin_cache", summary="Pin a cache", responses=responses(404, 422, 507))
-def pin_cache(key: str, service: Service) -> Cache:
+def pin_cache(key: Key, service: Service) -> Cache:
     """It is neither evicted nor deleted until it is unpinned. Pinning it again changes nothing."""
     service.catalog.pin(key)
     return show(service.catalog.get(key))
@@ -72,7 +74,7 @@ def pin_cache(key: str, service: Service) -> Cache:
 @router.delete(
     "/{key}/pin", operation_id="unpin_cache", summary="Unpin a cache", status_code=204, responses=responses(404, 422)
 )
-def unpin_cache(key: str, service: Service) -> None:
+def unpin_cache(key: Key, service: Service) -> None:
     """It may be evicted and deleted again. Unpinning it again changes nothing."""
     service.catalog.unpin(key)
 
@@ -83,7 +85,7 @@ def unpin_cache(key: str, service: Service) -> None:
     summary="Read every byte of a cache again",
     responses=responses(404, 422),
 )
-def verify_cache(key: str, service: Service) -> CacheReport:
+def verify_cache(key: Key, service: Service) -> CacheReport:
     """Compares every checksum and recomputes every statistic; takes as long as reading the files."""
     report = service.catalog.verify(key)
     return CacheReport(ok=report.ok, **asdict(report))

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 
-def own_bytes(field: str, file: str) -> int:
-    """A figure of /proc/self/FILE that is given in kB, such as RssAnon of status or Pss of smaps_rollup."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self", file).read_text(), re.MULTILINE)
+def own_bytes(field: str, file: str, pid: int | None = None) -> int:
+    """A figure of /proc/self/FILE, or another process's, that is in kB: RssAnon of status, Pss of smaps_rollup."""
+    text = Path("/proc", "self" if pid is None else str(pid), file).read_text()
+    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
     assert found is not None
     return 1024 * int(found[1])

@@ -1,0 +1,147 @@
+"""The newest events of all jobs, read once for every stream that waits for them.
+
+The engine is another process, and the database is all that it shares with this one, so somebody has to look there
+several times a second. ``Tail`` does it for all streams together, with one query, however many there are, and only
+while there are any. What it has read it keeps for a while, also as the bytes that go over the wire. A stream that is
+further behind (it has just begun, or its client reads slowly) reads from the database until it has caught up.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+import structlog
+from fastapi.sse import format_sse_event
+
+from service.jobs import TERMINAL
+from service.registry import Registry
+from service.schemas import Event
+from service.tables import EventRecord, JobRecord, RunRecord
+
+KEPT = 2000
+_AT_ONCE = 500
+_ENDS = frozenset(state.value for state in TERMINAL)
+log = structlog.get_logger("service.tail")
+
+
+def show(row: EventRecord) -> Event:
+    """The document of a row."""
+    return Event(
+        seq=row.seq,
+        job_id=row.job_id,
+        run_id=row.run_id or None,
+        attempt=row.attempt,
+        at=row.at,
+        type=row.type,
+        data=row.data,
+    )
+
+
+def frame(row: EventRecord) -> bytes:
+    """A row as server-sent event."""
+    event = show(row)
+    return format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
+
+
+def ends(row: EventRecord, owner: JobRecord | RunRecord) -> bool:
+    """Whether this job or run has ended with this event."""
+    own = row.run_id == owner.id if isinstance(owner, RunRecord) else (row.job_id, row.run_id) == (owner.id, "")
+    return own and row.type == "state" and row.data.get("state") in _ENDS
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An event that was read, and its ``frame``."""
+
+    row: EventRecord
+    frame: bytes
+
+
+class Tail:
+    """The last ``KEPT`` events, for streams of one event loop.
+
+    Args:
+        registry: where they are read.
+        poll_s: how often.
+        closing: set when the server shuts down; nobody is kept waiting then.
+
+    Attributes:
+        head: number of the newest event that was read; meaningful to followers only.
+    """
+
+    def __init__(self, registry: Registry, poll_s: float, closing: asyncio.Event) -> None:
+        self.head = 0
+        self._registry = registry
+        self._poll_s = poll_s
+        self._closing = closing
+        self._kept: deque[Told] = deque()
+        # All events later than this one, up to the head, are kept.
+        self._floor = 0
+        self._news = asyncio.Event()
+        self._followers = 0
+        self._reader: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+
+    @asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """Reads on as long as anybody follows. Raises SQLAlchemyError if there is no first look."""
+        self._followers += 1
+        try:
+            async with self._starting:
+                if self._reader is None:
+                    self.head = self._floor = await anyio.to_thread.run_sync(self._registry.last_event)
+                    self._reader = asyncio.create_task(self._read())
+            yield
+        finally:
+            self._followers -= 1
+            if not self._followers and self._reader is not None:
+                self._reader.cancel()
+                self._reader = None
+                self._kept.clear()
+
+    def later(self, position: int) -> Sequence[Told] | None:
+        """Every event that was read after ``position``, oldest first; None if not all of them are kept any more."""
+        if position < self._floor:
+            return None
+        found: list[Told] = []
+        for told in reversed(self._kept):
+            if told.row.seq <= position:
+                break
+            found.append(told)
+        return found[::-1]
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until there is news, the server shuts down, or the time is over."""
+        if not self._closing.is_set():
+            with anyio.move_on_after(timeout_s):
+                await self._news.wait()
+
+    async def _read(self) -> None:
+        while not self._closing.is_set():
+            rows: Sequence[EventRecord] = ()
+            try:
+                rows = await anyio.to_thread.run_sync(self._registry.later_events, self.head, _AT_ONCE)
+            except Exception as error:
+                # The streams stay open: what they miss now, they get when the database is back.
+                log.warning("events cannot be read", error=type(error).__name__)
+            if rows:
+                self._keep([Told(row, frame(row)) for row in rows])
+            if len(rows) < _AT_ONCE:
+                with anyio.move_on_after(self._poll_s):
+                    await self._closing.wait()
+        self._wake()
+
+    def _keep(self, told: Sequence[Told]) -> None:
+        self._kept.extend(told)
+        self.head = told[-1].row.seq
+        while len(self._kept) > KEPT:
+            self._floor = self._kept.popleft().row.seq
+        self._wake()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()

@@ -1,0 +1,160 @@
+"""HTTP itself: validators and checksums, pages that hold still, one job however often and wherever it is asked for."""
+
+import base64
+import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.jobs import State
+from tests.service_helpers import Api, finish, make_settings, running_api
+from tests.test_service_api import pages, problem
+
+pytest_plugins = ["tests.service_fixtures"]
+
+
+def documents(job: dict[str, Any]) -> list[str]:
+    """What clients poll."""
+    path, run = f"/v1/jobs/{job['id']}", f"/v1/runs/{job['run_ids'][0]}"
+    of_job = [path, f"{path}/runs", f"{path}/report", f"{path}/events"]
+    return ["/v1/jobs", "/v1/jobs?status=queued", *of_job, run, f"{run}/metrics", f"{run}/artifacts"]
+
+
+# --------------------------------------------------------------------------------------------------- conditional GET
+
+
+def test_a_document_is_not_sent_to_a_client_that_has_it(shared_api: Api) -> None:
+    """Its ETag and digest are those of its bytes, and no shared cache may keep it."""
+    for path in documents(shared_api.post_job()):
+        whole = shared_api.client.get(path)
+        sha256 = hashlib.sha256(whole.content)
+        assert whole.headers["etag"] == f'"{sha256.hexdigest()}"', path
+        assert whole.headers["repr-digest"] == f"sha-256=:{base64.b64encode(sha256.digest()).decode()}:"
+        assert whole.headers["cache-control"] == "private, no-cache"
+        for tag in (whole.headers["etag"], f'"other", W/{whole.headers["etag"]}', "*"):
+            same = shared_api.client.get(path, headers={"If-None-Match": tag})
+            assert (same.status_code, same.content) == (304, b""), (path, tag)
+            assert {name: same.headers[name] for name in ("etag", "cache-control", "vary")} == {
+                "etag": whole.headers["etag"],
+                "cache-control": "private, no-cache",
+                "vary": "Accept",
+            }
+            assert not {"content-length", "content-type"} & set(same.headers)
+            assert same.headers["x-request-id"]
+        assert shared_api.client.get(path, headers={"If-None-Match": '"other"'}).content == whole.content
+
+
+def test_a_document_that_has_changed_is_sent(api: Api) -> None:
+    """A job that has ended: itself, its runs, its report, the list."""
+    job = api.post_job()
+    paths = [path for path in documents(job) if not path.endswith(("/metrics", "/artifacts"))]
+    before = {path: api.client.get(path).headers["etag"] for path in paths}
+    finish(api.records, job["id"])
+    for path, etag in before.items():
+        response = api.client.get(path, headers={"If-None-Match": etag})
+        assert response.status_code == 200, path
+        assert response.headers["etag"] != etag
+
+
+def test_every_kind_of_a_document_has_its_own_validator(shared_api: Api) -> None:
+    """The report as CSV is not the report as JSON."""
+    path = f"/v1/jobs/{shared_api.post_job()['id']}/report"
+    etag = shared_api.client.get(path).headers["etag"]
+    table = shared_api.client.get(path, headers={"Accept": "text/csv", "If-None-Match": etag})
+    assert table.status_code == 200
+    again = shared_api.client.get(path, headers={"Accept": "text/csv", "If-None-Match": table.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_what_is_no_document_is_not_kept(shared_api: Api) -> None:
+    """Neither a problem nor what a POST has made; a stream has no validator."""
+    job = shared_api.post_job()
+    for response in (
+        shared_api.client.get("/v1/jobs/job_nothing", headers={"If-None-Match": "*"}),
+        shared_api.client.post(f"/v1/jobs/{job['id']}/cancel"),
+        shared_api.client.post("/v1/jobs", json={}),
+    ):
+        assert response.headers["cache-control"] == "no-store"
+        assert "etag" not in response.headers
+        assert response.content
+    headers = {"Accept": "text/event-stream", "If-None-Match": "*"}
+    with shared_api.client.stream("GET", f"/v1/jobs/{job['id']}/events", headers=headers) as stream:
+        assert stream.status_code == 200
+        assert "etag" not in stream.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/jobs", "GET, POST"), ("/v1/teachers/x", "DELETE, GET"), ("/v1/jobs/x/cancel", "POST"), ("/healthz", "GET")],
+)
+def test_a_method_that_there_is_not_is_answered_with_those_there_are(shared_api: Api, path: str, methods: str) -> None:
+    """All of them, whichever route they belong to."""
+    response = shared_api.client.request("PATCH", path)
+    problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"] == methods
+
+
+# ------------------------------------------------------------------------------------------------------------- paging
+
+
+def test_pages_of_a_state_hold_still_while_jobs_leave_it_and_come(api: Api) -> None:
+    """Every job that stays in it comes once; who left before his page was asked for does not come at all."""
+    posted = [api.post_job()["id"] for _ in range(8)]
+    seen = []
+    for number, page in enumerate(pages(api, "/v1/jobs", 2, status="queued")):
+        seen += [job["id"] for job in page["data"]]
+        if number == 0:
+            api.client.post(f"/v1/jobs/{posted[7]}/cancel")  # seen already
+            api.client.post(f"/v1/jobs/{posted[5]}/cancel")  # the first of the next page
+        api.post_job()
+    assert seen == [posted[n] for n in (7, 6, 4, 3, 2, 1, 0)]
+
+
+def test_pages_of_events_hold_still_while_more_are_told(api: Api) -> None:
+    """In the order of their numbers, none twice."""
+    job = api.post_job()
+    api.records.claim_job()
+
+    def tell(number: int) -> None:
+        assert api.records.record_events(job["id"], None, 1, [(number, {"type": "log", "message": str(number)})])
+
+    tell(0)
+    seen = []
+    for number, page in enumerate(pages(api, f"/v1/jobs/{job['id']}/events", 1), start=1):
+        seen += page["data"]
+        if number < 5:
+            tell(number)
+    assert [event["data"].get("message") for event in seen] == [None, *"01234"]
+    assert [event["seq"] for event in seen] == sorted({event["seq"] for event in seen})
+
+
+# -------------------------------------------------------------------------------------------------------- idempotency
+
+
+def test_one_job_though_two_servers_are_asked_at_once(tmp_path: Path, database_url: str) -> None:
+    """Both look into the same database; one answers 201, all others 200, and after a restart still 200."""
+    settings = make_settings(tmp_path, database_url=database_url)
+    with running_api(settings) as one, running_api(settings) as two:
+        body, key = one.job_body(), {"Idempotency-Key": "k1"}
+        barrier = threading.Barrier(8)
+
+        def post(number: int) -> tuple[int, str]:
+            with httpx.Client(base_url=(one, two)[number % 2].url, timeout=30, trust_env=False) as client:
+                barrier.wait()
+                response = client.post("/v1/jobs", json=body, headers=key)
+                return response.status_code, response.json()["id"]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(post, range(8)))
+        assert sorted(status for status, _ in answers) == [200] * 7 + [201]
+        (job,) = {id for _, id in answers}
+    with running_api(settings) as api:
+        again = api.client.post("/v1/jobs", json=body, headers=key)
+        assert (again.status_code, again.json()["id"]) == (200, job)
+        problem(api.client.post("/v1/jobs", json={**body, "seeds": [9]}, headers=key), 422, "idempotency-mismatch")
+        assert [job["id"] for job in api.client.get("/v1/jobs").json()["data"]] == [job]
+        assert api.records.job(job).state is State.QUEUED
