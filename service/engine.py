@@ -57,8 +57,6 @@ def run_engine(settings: Settings) -> None:
             try:
                 while not ending.is_set():
                     with _cluster(settings) as cluster:
-                        # ray.init puts handlers of its own in place.
-                        _on_signals(ending)
                         _work(engine, cluster, ending)
             except LeaseLost as error:
                 log.error("lease lost", error=str(error))
@@ -133,6 +131,8 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
+        # The main thread's, which makes them wait while ray has put its handlers in place of ours.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         renewed = time.monotonic()
         while not self._closed.wait(RENEW_S):
             try:

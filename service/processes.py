@@ -64,6 +64,8 @@ def end_with_stdin() -> None:
     """Sends this process a SIGTERM when its standard input closes, that is, when its parent ends."""
 
     def watch() -> None:
+        # Signals are the main thread's.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         while os.read(sys.stdin.fileno(), 1024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)

@@ -17,9 +17,10 @@ without Ray for a minute is aborted; resources are logical, memory is not limite
 import contextlib
 import os
 import queue
+import signal
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -502,18 +503,15 @@ class Cluster:
         whole = None if cpus is None else max(1, int(cpus))
         self._head = RayHead(data_dir, whole, gpus, os.environ.get("RAY_AUTH_TOKEN"))
         os.environ["RAY_AUTH_TOKEN"] = self._head.head.token
+        address = self._head.head.address
+        nodes: Any = ray.nodes  # not annotated
         try:
-            ray.init(
-                address=self._head.head.address,
-                namespace=_NAMESPACE,
-                log_to_driver=True,
-                configure_logging=False,
-            )
+            with _signals_waiting():
+                ray.init(address=address, namespace=_NAMESPACE, log_to_driver=True, configure_logging=False)
+            [node] = nodes()
         except Exception:
             self._head.close()
             raise
-        nodes: Any = ray.nodes  # not annotated
-        [node] = nodes()
         self.cpus = int(node["Resources"].get("CPU", 1))
         self.gpus = int(node["Resources"].get("GPU", 0))
 
@@ -599,13 +597,35 @@ class Cluster:
 
     def close(self) -> None:
         """End Ray with every process that it has started."""
-        ray.shutdown()
+        with _signals_waiting():
+            ray.shutdown()
         self._head.close()
 
     def leave(self) -> None:
         """Let go of it: its actors go on, for whoever comes next."""
-        ray.shutdown()
+        with _signals_waiting():
+            ray.shutdown()
         self._head.leave()
+
+
+@contextlib.contextmanager
+def _signals_waiting() -> Iterator[None]:
+    """Keep the caller's handlers: ray puts its own in place when it connects, and none when it leaves.
+
+    A signal that comes meanwhile waits, unless another thread takes it (see ``signal.pthread_sigmask``).
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = [(number, signal.getsignal(number)) for number in numbers]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remove_places(name: str) -> None:

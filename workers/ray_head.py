@@ -266,7 +266,11 @@ def main() -> int:
         (folder / "head.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "ray", ignore_errors=True)
         with _running_ray(folder, given.cpus, given.gpus) as ray:
-            return _keep(folder, ray, ending)
+            status = _keep(folder, ray, ending)
+        # An engine that is there wants to know what has happened, and removes it itself.
+        if not _is_held(folder / "engine.lock"):
+            shutil.rmtree(folder, ignore_errors=True)
+        return status
 
 
 @contextlib.contextmanager
