@@ -26,7 +26,7 @@ log = structlog.get_logger("retort.engine")
 TICK_S = 0.2
 RENEW_S = 5.0
 LEASE_TTL_S = 30.0
-# From the signal to the end: runs leave a checkpoint at their next batch, which may be followed by an evaluation.
+# From the signal to the end: runs leave a checkpoint at their next batch; an evaluation may have to end first.
 PUT_DOWN_S = 30.0
 
 
@@ -45,7 +45,7 @@ def run_engine(settings: Settings) -> None:
     upgrade_to_head(settings.database)
     database = Database(settings.database)
     # A number alone is not enough: after a restart in a container the new process has the old one's.
-    records = Records(database, f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}")
+    records = Records(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")
     ending = threading.Event()
     with contextlib.closing(database):
         _on_signals(ending)
@@ -57,7 +57,7 @@ def run_engine(settings: Settings) -> None:
             try:
                 while not ending.is_set():
                     with _cluster(settings) as cluster:
-                        _work(engine, cluster, ending)
+                        _work(engine, cluster, records, ending)
             except LeaseLost as error:
                 log.error("lease lost", error=str(error))
         records.release_lease()
@@ -79,16 +79,30 @@ def _cluster(settings: Settings) -> Iterator[Cluster]:
     cluster.close()
 
 
-def _work(engine: Engine, cluster: Cluster, ending: threading.Event) -> None:
-    """Until the end, or until Ray is gone."""
+def _work(engine: Engine, cluster: Cluster, records: Records, ending: threading.Event) -> None:
+    """Until the end, or until Ray is gone.
+
+    Raises:
+        LeaseLost: another engine leads, and what runs on the cluster is its.
+    """
     engine.recover(cluster)
     log.info("engine works", cpus=cluster.cpus, gpus=cluster.gpus)
     while not ending.wait(TICK_S):
         if not cluster.is_alive:
             log.error("Ray is gone: starting it again")
-            return
+            break
         engine.tick()
-    engine.put_down(PUT_DOWN_S)
+    # The heartbeat ends an engine, too, that may not touch the runs any more, nor Ray.
+    _check_lease(records)
+    if ending.is_set():
+        engine.put_down(PUT_DOWN_S)
+        # Ray is ended next, unless it has become another's meanwhile.
+        _check_lease(records)
+
+
+def _check_lease(records: Records) -> None:
+    if not records.acquire_lease(LEASE_TTL_S):
+        raise LeaseLost(f"{records.holder} leaves Ray and its runs alone: another engine has the lease")
 
 
 def _on_signals(ending: threading.Event) -> None:
@@ -110,9 +124,14 @@ def _lead(records: Records, ending: threading.Event) -> bool:
 
 def _gone(holder: str | None) -> str | None:
     """The holder, if it was a process of this machine and has died: then nobody need wait for its lease."""
-    host, pid, *_ = [*(holder or "").split(":"), ""]
+    machine, _, pid = (holder or "").rpartition(":")[0].rpartition(":")
     has_died = pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists()
-    return holder if host == socket.gethostname() and has_died else None
+    return holder if machine == _machine() and has_died else None
+
+
+def _machine() -> str:
+    """Where a process has its number: two containers may have one name, and number their own processes."""
+    return f"{socket.gethostname()}:{os.readlink('/proc/self/ns/pid')}"
 
 
 class Heartbeat:

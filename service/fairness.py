@@ -37,10 +37,13 @@ def allot(claims: Sequence[Claim], free: int) -> Counter[str]:
         of_key[claim.key_id] += claim.has
     given: Counter[str] = Counter()
     while True:
-        able = [claim for claim in claims if given[claim.job_id] < claim.wants and claim.size <= free]
-        if not able:
+        waiting = [claim for claim in claims if given[claim.job_id] < claim.wants]
+        if not waiting:
             return given
-        turn = min(able, key=lambda c: (-c.priority, of_key[c.key_id], of_job[c.job_id], c.job_id))
+        turn = min(waiting, key=lambda c: (-c.priority, of_key[c.key_id], of_job[c.job_id], c.job_id))
+        if turn.size > free:
+            # What is free is kept for it: smaller runs would take every slot before there are enough.
+            return given
         given[turn.job_id] += 1
         of_job[turn.job_id] += turn.size
         of_key[turn.key_id] += turn.size

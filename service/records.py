@@ -8,7 +8,7 @@ be overtaken in the last two ways says so by returning False or None; it never r
 (cancel, pause, resume) is ``wishes``'.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeGuard, cast
@@ -69,11 +69,14 @@ class Records:
             rows = session.execute(query.order_by(RunRecord.index)).all()
         return rows[0][0] if rows else None, {id: state for _, id, state in rows if id is not None}
 
-    def claim_job(self) -> JobRecord | None:
+    def claim_job(self, accepts: Callable[[JobRecord], bool] = lambda job: True) -> JobRecord | None:
         """Moves the queued job whose turn it is to running, as a new attempt; None if there is none.
 
         First comes the highest priority; among equals the API key of which the fewest jobs are being worked on, all
         jobs without a key counting as one key's; among these the oldest job.
+
+        Args:
+            accepts: asked of that job; no other is taken instead.
         """
         with self.database.read() as session:
             # An engine asks several times a second: only an answer is worth the lock.
@@ -91,6 +94,8 @@ class Records:
             if next_id is None:
                 return None
             job = session.get_one(JobRecord, next_id)
+            if not accepts(job):
+                return None
             swap(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": self.holder})
             return job
 
@@ -241,6 +246,23 @@ class Records:
             if run is None or run.attempt != attempt or wanted is State.RUNNING:
                 return False
             return swap(session, run, wanted, {} if result is None else {"result": result}, error)
+
+    def move_on(self, run_id: str, attempt: int, after: Mapping[State, State]) -> State | None:
+        """Moves a run that nobody works on any more to the state that follows from what was wanted of it just now.
+
+        Args:
+            after: by the present state.
+
+        Returns:
+            The new state; None if it did not land: a newer attempt has begun, or ``after`` has nothing for its state.
+        """
+        with self._write() as session:
+            run = session.get(RunRecord, run_id)
+            if run is None or run.attempt != attempt or run.state not in after:
+                return None
+            # The swap changes the row's state.
+            wanted = after[run.state]
+            return wanted if swap(session, run, wanted) else None
 
     def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:
         """Ends a run that has succeeded, and lists the files that this attempt has left, both or neither.

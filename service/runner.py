@@ -4,7 +4,7 @@ A single loop in a process of its own; the only writer of what workers tell, and
 client may cancel, pause and resume). It keeps nothing that it cannot find again. Killed at any moment, its successor
 adopts the unfinished jobs: runs that are still training are found again by the names of their processes and lose
 nothing, the others start again from their checkpoints, and committed blocks are where they were. One engine leads, by a
-lease in the database; a second one waits for it.
+lease in the database; a second one waits for it. (How often a run was lost since its last epoch it forgets.)
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again; what vanished is
 *lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between; what was
@@ -21,10 +21,10 @@ from types import MappingProxyType
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from service.errors import InvalidSettings
+from service.errors import InvalidSettings, LeaseLost
 from service.fairness import Claim, allot
 from service.holds import CacheHolds
-from service.jobs import WORKING, State
+from service.jobs import TERMINAL, WORKING, State
 from service.progress import CacheProgress, run_progress
 from service.records import Records
 from service.rows import end_of
@@ -41,9 +41,11 @@ from workers.pipeline import order_run, share_out
 log = structlog.get_logger("retort.engine")
 
 LOSSES_MAX = 3
-# Whatever the cause, kills of the engine included: a run that takes the engine down with it must end some time.
-ATTEMPTS_MAX = 100
+# Whatever the cause, the end of Ray included: a run that takes everything down with it must end some time.
+LOSSES_EVER_MAX = 100
+# Each is looked at several times a second. Beyond the first number only what would otherwise wait for others is taken.
 ACTIVE_JOBS_MAX = 8
+ACTIVE_JOBS_EVER_MAX = 64
 # A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
 STOP_GRACE_S = 30.0
 _POLL_S = 0.05
@@ -154,6 +156,7 @@ class _ActiveJob:
 
     Attributes:
         state, states: of the job and of its runs, as of the last look; None is a job that is gone.
+        has_built: whether this engine has told of its caches before.
         alone: runs that share no process.
     """
 
@@ -165,6 +168,7 @@ class _ActiveJob:
     state: State | None
     states: Mapping[str, State] = field(default_factory=dict)
     caches: _Work | None = None
+    has_built: bool = False
     plan: CachePlan | None = None
     runs: dict[str, _Work] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
@@ -239,13 +243,21 @@ class Engine:
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
-        while len(self._jobs) < ACTIVE_JOBS_MAX:
-            claimed = self._records.claim_job()
+        while len(self._jobs) < ACTIVE_JOBS_EVER_MAX:
+            claimed = self._records.claim_job(self._has_turn)
             if claimed is None:
                 break
             log.info("job claimed", job_id=claimed.id)
             self._begin(claimed)
         self._fill_slots()
+
+    def _has_turn(self, job: JobRecord) -> bool:
+        """Whether to take this job as well: nobody's jobs shall keep those of another key, or urgent ones, waiting."""
+        if len(self._jobs) < ACTIVE_JOBS_MAX:
+            return True
+        active = [other.record for other in self._jobs.values()]
+        is_urgent = all(job.priority > other.priority for other in active)
+        return is_urgent or job.key_id not in {other.key_id for other in active}
 
     def put_down(self, patience_s: float) -> None:
         """Have every run leave a checkpoint and end, so that the next engine goes on from there.
@@ -280,11 +292,16 @@ class Engine:
             # Stored by another version, say. Raised from here it would stop the engine at every start.
             self._fail(record.id, record.attempt, {"type": type(error).__name__, "message": str(error)})
             return None
+        if spec.training.actors > self._slots:
+            message = (
+                f"training.actors is {spec.training.actors}, but the engine has room for {self._slots} at once: "
+                f"use {self._slots} or fewer, or give the engine more with RETORT_CPUS or RETORT_GPUS"
+            )
+            self._fail(record.id, record.attempt, {"type": "TooFewSlots", "message": message})
+            return None
         spent = (record.teacher_forwards or {}).get("run", 0)
         job = _ActiveJob(record.id, record.attempt, record, spec, CacheProgress(spent), record.state)
         self._jobs[job.id] = job
-        if record.state is State.RUNNING:
-            self._build_caches(job)
         return job
 
     def _find_runs(self, job: _ActiveJob) -> dict[str, int]:
@@ -301,12 +318,21 @@ class Engine:
                 if tasks:
                     job.runs[run.id] = _Work(tasks[run.piece or 0], run.attempt)
                 else:
-                    self._move_on(run.id, run.attempt, _GONE)
+                    self._records.move_on(run.id, run.attempt, _GONE)
             if tasks:
                 found[name] = job.spec.training.actors
         return found
 
     def _build_caches(self, job: _ActiveJob) -> None:
+        if job.has_built:
+            # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
+            adopted = self._records.adopt_job(job.id)
+            if adopted is None:
+                self._forget(job.id)
+                return
+            job.attempt = adopted.attempt
+            job.progress = CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
+        job.has_built = True
         settings = self._settings
         task = self._cluster.build_caches(job.spec, self._folders, settings.gpu_share, settings.caches_max_bytes)
         job.caches = _Work(task, job.attempt)
@@ -319,7 +345,12 @@ class Engine:
         if job.caches is not None and job.state is not State.RUNNING:
             job.caches.tell(None)
         self._poll(job)
-        if job.id not in self._jobs or job.caches is not None or job.runs:
+        if job.id not in self._jobs or job.caches is not None:
+            return
+        if job.plan is None and job.state is State.RUNNING and job.waiting:
+            # Not for runs that were found in training: those have theirs.
+            self._build_caches(job)
+        if job.caches is not None or job.runs:
             return
         job.state, job.states = self._records.states(job.id)
         match job.state:
@@ -327,15 +358,12 @@ class Engine:
                 self._records.move_job(job.id, State.CANCELLED, attempt=job.attempt)
                 log.info("job cancelled", job_id=job.id)
                 self._forget(job.id)
-            case State.RUNNING | State.PAUSING if not job.waiting:
+            case State.PAUSING | State.RUNNING if job.state is State.PAUSING or not job.waiting:
                 if self._records.settle_job(job.id, job.attempt):
                     log.info("job paused", job_id=job.id)
                     self._forget(job.id)
-                elif all(state not in WORKING | {State.PAUSED} for state in job.states.values()):
+                elif all(state in TERMINAL for state in job.states.values()):
                     self._end(job)
-            case State.RUNNING if job.plan is None:
-                # It was resumed before its caches had been put down.
-                self._build_caches(job)
 
     def _poll(self, job: _ActiveJob) -> None:
         if job.caches is not None:
@@ -360,7 +388,7 @@ class Engine:
         if outcome.kind == "failed":
             self._fail(job.id, job.attempt, error_of(outcome))
         elif outcome.kind == "vanished" and job.state is State.RUNNING and not self._is_ending:
-            self._retry_caches(job, outcome)
+            self._count_loss(job, outcome)
 
     def _take_caches(self, job: _ActiveJob, value: Json) -> None:
         """The caches are complete: from here on they are held for the job's runs."""
@@ -380,20 +408,12 @@ class Engine:
             teacher_accuracy=value["teacher_accuracy"],
         )
 
-    def _retry_caches(self, job: _ActiveJob, outcome: Outcome) -> None:
+    def _count_loss(self, job: _ActiveJob, outcome: Outcome) -> None:
+        """They are built again, a bounded number of times."""
         losses = job.losses["caches"] = job.losses.get("caches", 0) + 1
         log.warning("inference vanished", job_id=job.id, losses=losses, reason=outcome.message)
         if losses > LOSSES_MAX:
             self._fail(job.id, job.attempt, error_of(outcome))
-            return
-        # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
-        adopted = self._records.adopt_job(job.id)
-        if adopted is None:
-            self._forget(job.id)
-            return
-        job.attempt = adopted.attempt
-        job.progress = CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
-        self._build_caches(job)
 
     def _fail(self, job_id: str, attempt: int, error: Json) -> None:
         """The job ends before its runs could, and takes them along."""
@@ -411,8 +431,11 @@ class Engine:
 
     def _end(self, job: _ActiveJob) -> None:
         """Every run has ended."""
-        state, error = end_of(self._records.runs(job.id))
+        runs = self._records.runs(job.id)
+        state, error = end_of(runs)
         self._records.move_job(job.id, state, error=error, attempt=job.attempt)
+        for run in runs:
+            self._sweep(run)
         log.info("job ended", job_id=job.id, state=state)
         self._forget(job.id)
 
@@ -424,20 +447,13 @@ class Engine:
         if free <= 0:
             return
         claims = []
-        for job in list(self._jobs.values()):
-            actors = job.spec.training.actors
+        for job in self._jobs.values():
             if job.plan is None or job.state is not State.RUNNING or not job.waiting:
-                continue
-            if actors > self._slots:
-                message = (
-                    f"training.actors is {actors}, but the engine has room for {self._slots} at once: "
-                    f"use {self._slots} or fewer, or give the engine more with RETORT_CPUS or RETORT_GPUS"
-                )
-                self._fail(job.id, job.attempt, {"type": "TooFewSlots", "message": message})
                 continue
             has = sum(crew.size for crew in job.crews)
             wants = len(job.waiting[: self._room(job)])
-            claims.append(Claim(job.id, job.record.key_id, job.record.priority, has, wants, actors))
+            size = job.spec.training.actors
+            claims.append(Claim(job.id, job.record.key_id, job.record.priority, has, wants, size))
         for job_id, processes in allot(claims, free).items():
             self._start_waiting(self._jobs[job_id], processes)
 
@@ -460,12 +476,16 @@ class Engine:
     def _start_runs(self, job: _ActiveJob, runs: Sequence[RunRecord]) -> None:
         """Start runs that share their batches, or a single one, in one process."""
         able = [run for run in runs if not self._has_had_enough(run)]
-        begun = self._records.start_attempts([run.id for run in able])
-        if not begun or job.plan is None:
+        if job.plan is None or not (begun := self._records.start_attempts([run.id for run in able])):
             return
         specs, name = job.spec.runs(), begun[0].actor or ""
         orders = [self._order(job, job.plan, run, specs[run.index]) for run in begun]
         tasks = self._cluster.train(name, orders, self._settings.run_cpus, self._settings.gpu_share)
+        if self._records.lease_holder() != self._records.holder:
+            # An engine that was stopped in the last few lines: its successor has looked for them, and found none.
+            for task in tasks:
+                task.close()
+            raise LeaseLost(f"{self._records.holder} has started {name}, but another engine leads: it was ended again")
         for run, task in zip(begun, tasks, strict=True):
             job.runs[run.id] = _Work(task, run.attempt)
             told = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
@@ -473,9 +493,9 @@ class Engine:
 
     def _has_had_enough(self, run: RunRecord) -> bool:
         """Whether the run may not start again; then it has failed."""
-        if run.attempt < ATTEMPTS_MAX:
+        if run.losses < LOSSES_EVER_MAX:
             return False
-        error = {"type": "TooManyAttempts", "message": f"the run did not end in {run.attempt} attempts"}
+        error = {"type": "TooManyLosses", "message": f"the run's process has vanished {run.losses} times"}
         self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
         return True
 
@@ -526,7 +546,10 @@ class Engine:
             case "stopped":
                 self._records.move_run(run_id, work.attempt, State.CANCELLED)
             case "paused":
-                self._move_on(run_id, work.attempt, _PUT_DOWN)
+                self._records.move_on(run_id, work.attempt, _PUT_DOWN)
+            case "vanished" if work.told is not None:
+                # It had not begun when it was told, or did not listen: that is no fault of the run's.
+                self._records.move_on(run_id, work.attempt, _PUT_DOWN)
             case "vanished":
                 self._lose_run(job, run_id, work, outcome)
         # Last, because until then a successor would find its outcome there.
@@ -551,6 +574,9 @@ class Engine:
             return
         folder, has_succeeded = self._run_folder(run), run.state is State.SUCCEEDED
         sweep_attempts(folder, folder / f"a{run.attempt}" if has_succeeded else None, checkpoints=has_succeeded)
+        while has_succeeded and run.retry_of is not None:
+            run = self._records.run(run.retry_of)
+            sweep_attempts(self._run_folder(run), None, checkpoints=True)
 
     def _lose_run(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
         # Whatever ended the process, the runs that were trained in it shall not end each other again.
@@ -561,12 +587,4 @@ class Engine:
             error = {"type": outcome.error_type, "message": message}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
         else:
-            self._move_on(run_id, work.attempt, _GONE)
-
-    def _move_on(self, run_id: str, attempt: int, after: Mapping[State, State]) -> None:
-        """Move a run that nobody works on any more to the state that follows from what was wanted of it."""
-        # A client may want something else between the look and the move; there are three things to want.
-        for _ in range(3):
-            wanted = after.get(self._records.run(run_id).state)
-            if wanted is None or self._records.move_run(run_id, attempt, wanted):
-                return
+            self._records.move_on(run_id, work.attempt, _GONE)

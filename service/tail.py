@@ -41,24 +41,32 @@ def show(row: EventRecord) -> Event:
     )
 
 
-def frame(row: EventRecord) -> bytes:
-    """A row as server-sent event."""
-    event = show(row)
-    return format_sse_event(data_str=event.model_dump_json(), event=event.type, id=str(event.seq))
-
-
-def ends(row: EventRecord, owner: JobRecord | RunRecord) -> bool:
-    """Whether this job or run has ended with this event."""
-    own = row.run_id == owner.id if isinstance(owner, RunRecord) else (row.job_id, row.run_id) == (owner.id, "")
-    return own and row.type == "state" and row.data.get("state") in _ENDS
-
-
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An event that was read, and its ``frame``."""
+    """What streams need of an event. Its row would take four times the memory, for as long as this is kept.
 
-    row: EventRecord
+    Attributes:
+        is_end: whether its run, or its job where ``run_id`` is empty, has ended with it.
+        frame: the whole event as it goes over the wire.
+    """
+
+    seq: int
+    job_id: str
+    run_id: str
+    is_end: bool
     frame: bytes
+
+    @classmethod
+    def of(cls, row: EventRecord) -> "Told":
+        """The event of a row."""
+        is_end = row.type == "state" and row.data.get("state") in _ENDS
+        frame = format_sse_event(data_str=show(row).model_dump_json(), event=row.type, id=str(row.seq))
+        return cls(row.seq, row.job_id, row.run_id, is_end, frame)
+
+    def ends(self, owner: JobRecord | RunRecord) -> bool:
+        """Whether this job or run has ended with it."""
+        own = self.run_id == owner.id if isinstance(owner, RunRecord) else (self.job_id, self.run_id) == (owner.id, "")
+        return own and self.is_end
 
 
 class Tail:
@@ -109,7 +117,7 @@ class Tail:
             return None
         found: list[Told] = []
         for told in reversed(self._kept):
-            if told.row.seq <= position:
+            if told.seq <= position:
                 break
             found.append(told)
         return found[::-1]
@@ -129,7 +137,7 @@ class Tail:
                 # The streams stay open: what they miss now, they get when the database is back.
                 log.warning("events cannot be read", error=type(error).__name__)
             if rows:
-                self._keep([Told(row, frame(row)) for row in rows])
+                self._keep([Told.of(row) for row in rows])
             if len(rows) < _AT_ONCE:
                 with anyio.move_on_after(self._poll_s):
                     await self._closing.wait()
@@ -137,9 +145,9 @@ class Tail:
 
     def _keep(self, told: Sequence[Told]) -> None:
         self._kept.extend(told)
-        self.head = told[-1].row.seq
+        self.head = told[-1].seq
         while len(self._kept) > KEPT:
-            self._floor = self._kept.popleft().row.seq
+            self._floor = self._kept.popleft().seq
         self._wake()
 
     def _wake(self) -> None:

@@ -18,9 +18,9 @@ from service.runner import Engine
 from store import Catalog
 from store.room import full_bytes
 from tests.digits import Digits
+from tests.processes import Processes, events_until, job_of
 from tests.service_helpers import Api, add_job, make_settings, running_api
 from tests.store_cases import is_held, make_spec, write_cache
-from tests.test_engine import Processes, events_until, job_of
 from tests.test_service_api import problem
 from workers.cluster import Cluster
 

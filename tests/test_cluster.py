@@ -188,6 +188,50 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
     assert not (endless.folder / "artifacts").exists()
 
 
+def test_a_run_is_found_by_name_goes_on_telling_and_leaves_a_checkpoint(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    training = SMALL.model_copy(update={"epochs": 500})
+    name = new_name()
+    [task] = cluster.train(name, [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0)
+    told: list[tuple[int, dict[str, Any]]] = []
+    while len(told) < 4:
+        # Not acknowledged, so they are told again.
+        told, outcome = task.poll()
+        assert outcome is None
+        time.sleep(0.02)
+    found = cluster.attach(name, 1, {0: told[2][0]})[0]
+    found.pause()
+    numbers, outcome = [], None
+    while outcome is None:
+        events, outcome = found.poll()
+        found.acknowledge(events)
+        numbers += [number for number, _ in events]
+        time.sleep(0.02)
+    assert outcome.kind == "paused", outcome
+    assert numbers == list(range(2, len(numbers) + 2))
+    assert (tmp_path / "checkpoint.pt").exists()
+    found.close()
+    assert cluster.attach(new_name(), 1, {0: 0}) == {}
+
+
+def test_what_nobody_waits_for_is_ended_and_gives_back_its_share(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    endless = SMALL.model_copy(update={"actors": 2, "epochs": 500})
+    name = new_name()
+    [task] = cluster.train(name, [digits.order("kd", tmp_path / "two", endless)], cpus=1, gpu_share=1.0)
+    while not task.poll()[0]:
+        time.sleep(0.02)
+    os.kill(min(actor_processes("_TrainingActor")), signal.SIGKILL)
+    while cluster.attach(name, 2, {0: 0}):
+        time.sleep(0.02)
+    assert cluster.end_others({}) == 1
+    # It wants both cores, of which the lost run had one each.
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path / "one")], cpus=2, gpu_share=1.0)
+    assert follow(task).kind == "done"
+
+
 def test_a_users_mistake_comes_back_as_one(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"optimizer": SMALL.optimizer.model_copy(update={"lr": 1e30})})
     outcome = follow(*cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0))

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -15,116 +14,41 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 from sqlalchemy.exc import OperationalError
 
-from service.client import Client
 from service.db import Database
 from service.engine import Heartbeat
 from service.errors import InvalidSettings
-from service.processes import answers_ready, command, free_port
 from service.runner import run_slots
 from service.settings import Settings
 from service.tables import JobRecord
 from tests.digits import Digits
+from tests.processes import (
+    TRAINING,
+    Processes,
+    events_until,
+    job_of,
+    keeper_of,
+    processes_of,
+    running_service,
+    uploaded,
+    weights_of,
+)
 from workers.ray_head import machine_folder
 from workers.teacher import Teacher
 
 pytestmark = pytest.mark.timeout(300)
 
-TRAINING: dict[str, Any] = {
-    "epochs": 2,
-    "batch_size": 64,
-    "optimizer": {"kind": "adamw", "lr": 0.003},
-    "schedule": {"kind": "cosine"},
-}
-
-
-class Processes:
-    """An API and an engine over one data directory, each of which can be killed and started again."""
-
-    def __init__(self, data_dir: Path) -> None:
-        port = free_port()
-        self.client = Client(f"http://127.0.0.1:{port}")
-        self.data_dir = data_dir
-        data_dir.mkdir()
-        self._environment = {
-            **os.environ,
-            "RETORT_DATA_DIR": str(data_dir),
-            "RETORT_DATA_ROOT": str(data_dir),
-            "RETORT_PORT": str(port),
-            "RETORT_CPUS": "2",
-            "RETORT_GPUS": "0",
-        }
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        for name in ("api", "engine"):
-            self.start(name)
-
-    def start(self, name: str) -> None:
-        with (self.data_dir / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
-                command(name), env=self._environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def kill(self, name: str) -> None:
-        self._running[name].kill()
-        self._running[name].wait()
-
-    def terminate(self, name: str) -> int:
-        self._running[name].terminate()
-        return self._running[name].wait(timeout=60)
-
-    def wait_ready(self) -> None:
-        while not answers_ready(self.client):
-            assert all(process.poll() is None for process in self._running.values()), self.logs()
-            signal.sigtimedwait([], 0.1)
-
-    def logs(self) -> str:
-        return "\n".join(path.read_text()[-3000:] for path in self.data_dir.glob("*.log"))
-
-    def close(self) -> None:
-        self.client.close()
-        for process in self._running.values():
-            if process.poll() is None:
-                process.terminate()
-        for process in self._running.values():
-            process.wait(timeout=60)
-
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    processes = Processes(tmp_path_factory.mktemp("service") / "data")
-    try:
-        processes.wait_ready()
+    with running_service(tmp_path_factory.mktemp("service") / "data") as processes:
         yield processes
-    finally:
-        processes.close()
 
 
 @pytest.fixture(scope="module")
 def teacher_id(service: Processes, digits: Digits) -> str:
-    preprocessing = digits.preprocessing.model_dump(mode="json")
-    teacher = service.client.upload_teacher(digits.teacher_spec.path, preprocessing=preprocessing)
-    return str(teacher["id"])
-
-
-def job_of(teacher: str, *methods: object, student: str = "cnn_s", **training: object) -> dict[str, Any]:
-    return {
-        "teacher": teacher,
-        "dataset": {"kind": "digits"},
-        "views": {"augmentation": {"recipe": "crop_flip", "pad": 1, "flip": False}, "count": 2},
-        "students": [student],
-        "methods": list(methods),
-        "training": {**TRAINING, **training},
-    }
-
-
-def events_until(client: Client, job_id: str, kind: str) -> dict[str, Any]:
-    """Follow a job's stream until an event of this type; returns it."""
-    for event in client.events(job_id):
-        if event["type"] == kind:
-            return event
-    pytest.fail(f"the stream of {job_id} ended without {kind!r}")
+    return uploaded(service, digits)
 
 
 def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
@@ -227,21 +151,6 @@ def test_whatever_is_killed_a_run_goes_on_and_ends_with_the_same_weights(service
     assert all(bool((first[name] == second[name]).all()) for name in first)
 
 
-def keeper_of(data_dir: Path) -> int:
-    return int((machine_folder(data_dir) / "keeper.lock").read_text())
-
-
-def processes_of(data_dir: Path, title: str) -> list[int]:
-    """Processes of the Ray that works for this data directory, by the beginning of what they are called."""
-    mark = f"RETORT_RAY_FOLDER={machine_folder(data_dir)}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0") and title in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-    return found
-
-
 def test_ray_listens_on_the_loopback_alone(service: Processes) -> None:
     pids = processes_of(service.data_dir, "")
     inodes = set()
@@ -258,13 +167,6 @@ def test_ray_listens_on_the_loopback_alone(service: Processes) -> None:
     # 127.0.0.1, as it is and as an IPv6 address.
     assert addresses
     assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
-
-
-def weights_of(service: Processes, client: Client, job_id: str) -> dict[str, Any]:
-    [run] = client.runs(job_id)
-    path = service.data_dir / f"{job_id}.safetensors"
-    client.download(run["id"], "student.safetensors", path)
-    return load_file(path)
 
 
 def test_a_cancelled_job_stops_within_its_epoch_and_leaves_no_artifacts(service: Processes, teacher_id: str) -> None:

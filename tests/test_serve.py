@@ -1,11 +1,14 @@
 """``retort serve`` and its supervisor: both processes start, both end, and nothing stays behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -187,6 +190,27 @@ def service(tmp_path: Path) -> Iterator[BackgroundService]:
     with BackgroundService(tmp_path / "data", tmp_path) as running:
         running.wait_ready()
         yield running
+
+
+def heaps(pid: int) -> int:
+    """How many heaps glibc has made in a process beside the first: 64 MiB each, at such an address, in use in part."""
+    size = 64 << 20
+    found = re.findall(r"^(\w+)-(\w+) (\S+)", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE)
+    spans = [(int(start, 16), int(end, 16), rights[:3]) for start, end, rights in found]
+    return sum(
+        start % size == 0 and middle == rest and end - start == size and (used, spare) == ("rw-", "---")
+        for (start, middle, used), (rest, end, spare) in pairwise(spans)
+    )
+
+
+def test_the_threads_of_the_api_share_one_heap(service: BackgroundService) -> None:
+    """Or its memory would grow with every thread that has ever been at work beside others."""
+    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
+    (api,) = (int(pid) for pid in children if b"\0api\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    with Client(service.url) as client, ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(lambda _: list(client.jobs()), range(200))) == [[]] * 200
+    assert len(os.listdir(f"/proc/{api}/task")) > 2
+    assert heaps(api) == 0
 
 
 def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundService, tmp_path: Path) -> None:

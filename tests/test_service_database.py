@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,18 @@ def test_a_reader_does_not_wait_for_a_writer(database_url: str, database: Databa
         assert Records(other).job(job.id).stage is None
     assert Records(other).job(job.id).stage == "training"
     other.close()
+
+
+def test_reads_that_follow_each_other_share_a_connection(database: Database) -> None:
+    """Though others are open: else the cache of every one would fill in turn, and memory grow for hours."""
+    with ExitStack() as open_reads:
+        for _ in range(5):
+            open_reads.enter_context(database.read()).execute(text("SELECT 1"))
+    used = set()
+    for _ in range(10):
+        with database.read() as session:
+            used.add(id(session.connection().connection.driver_connection))
+    assert len(used) == 1
 
 
 def test_times_keep_their_zone(database: Database, registry: Registry) -> None:

@@ -1,5 +1,6 @@
 """Events over HTTP: pages, streams, resumption, and the end."""
 
+import gc
 import json
 import random
 import socket
@@ -262,6 +263,27 @@ def test_a_client_that_does_not_read_holds_no_connection_and_no_memory(
     numbers = [int(line[4:]) for line in lines]
     assert numbers == [*sorted(set(numbers)), numbers[-1]]  # the last one is that of `done`
     assert len(numbers) == 1003
+
+
+def test_streams_that_have_caught_up_keep_no_rows(tmp_path: Path) -> None:
+    """Neither of the page that they began with, nor of the news; there would be hundreds for each stream."""
+    # A quiet stream looks again, and forgets the page before then; here none is quiet for long enough.
+    with running_api(make_settings(tmp_path, keep_alive_s=600)) as api, ExitStack() as open_streams:
+        running = begin(api)
+        running.tell(100)
+        opened = [
+            open_streams.enter_context(api.client.stream("GET", f"/v1/jobs/{running.job}/events", headers=SSE))
+            for _ in range(3)
+        ]
+        streams = [parse(response.iter_lines()) for response in opened]
+        for events in streams:
+            assert [next(events)["event"] for _ in range(102)][2:] == ["log"] * 100
+        wait_until(lambda: api.context.tail.head > 0)
+        running.tell(50)
+        for events in streams:
+            assert [next(events)["event"] for _ in range(50)] == ["log"] * 50
+        wait_until(lambda: not any(type(each) is EventRecord for each in gc.get_objects()))
+        assert api.requests() == 3
 
 
 def test_streams_that_wait_share_one_look_into_the_database(api: Api) -> None:

@@ -43,7 +43,12 @@ os.environ.update(ENVIRONMENT)
 
 import ray
 from ray.util import get_placement_group, list_named_actors
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 _ACTOR_LOSSES_MAX = 3
@@ -51,8 +56,10 @@ _ACTOR_LOSSES_MAX = 3
 _BLOCKS_PER_CALL = 4
 _WAITING_S = 5.0
 _NAMESPACE = "retort"
-# An actor that does not answer may be busy starting its process; after so long it counts as gone.
+# An actor that Ray cannot reach may come back; after so long it counts as gone.
 _UNAVAILABLE_S = 20.0
+# One that is there and does not answer is stopped or stuck in native code; answering takes another of its threads.
+_SILENT_S = 600.0
 
 
 class WorkerLost(WorkerError):
@@ -104,10 +111,12 @@ class _TrainingActor(_Actor):
             ]
             for place, how in train_group(members):
                 self._end(place, how, run_logs)
-        except Exception as error:
+        except BaseException as error:
+            # Whatever it is, a run without an outcome would never end.
+            why = error if isinstance(error, Exception) else WorkerError(f"its process cannot go on: {error!r}")
             for place, mail in enumerate(self._mails):
                 if mail.outcome is None:
-                    self._end(place, error, run_logs)
+                    self._end(place, why, run_logs)
 
     def _end(self, place: int, how: dict[str, Any] | Exception, run_logs: Sequence[RunLog]) -> None:
         # The log first: once the outcome is there, this process may be ended.
@@ -407,8 +416,7 @@ class Crew:
         for actor in self._actors:
             _end(actor)
         if self._places is not None:
-            remove: Any = remove_placement_group
-            remove(self._places)
+            _remove(self._places)
 
 
 class Task:
@@ -418,15 +426,17 @@ class Task:
         crew: who does it.
         piece: which of the crew's tasks it is.
         acknowledged: the number of the first event that is wanted.
+        has_begun: whether it is known to have its share of the machine; one that has not need not be asked to stop.
     """
 
-    def __init__(self, crew: Crew, piece: int = 0, acknowledged: int = 0) -> None:
+    def __init__(self, crew: Crew, piece: int = 0, acknowledged: int = 0, has_begun: bool = False) -> None:
         self.crew = crew
         self._piece = piece
         self._acknowledged = acknowledged
         self._asked: ray.ObjectRef[tuple[list[Numbered], Outcome | None]] | None = None
+        self._asked_s = 0.0
         self._unavailable_since: float | None = None
-        self._has_begun = False
+        self._has_begun = has_begun
         self._is_closed = False
 
     def poll(self) -> tuple[list[Numbered], Outcome | None]:
@@ -439,8 +449,10 @@ class Task:
         try:
             if self._asked is None:
                 self._asked = self.crew.first.answer.remote(self._piece, self._acknowledged)
+                self._asked_s = time.monotonic()
             if not _is_ready(self._asked):
-                return [], None
+                is_silent = self._has_begun and time.monotonic() - self._asked_s > _SILENT_S
+                return [], _vanished(TimeoutError(f"no answer in {_SILENT_S:.0f} s")) if is_silent else None
             asked, self._asked = self._asked, None
             events, outcome = ray.get(asked)
         except ray.exceptions.ActorUnavailableError as error:
@@ -501,19 +513,33 @@ class Cluster:
 
     def __init__(self, data_dir: Path, cpus: float | None = None, gpus: int | None = None) -> None:
         whole = None if cpus is None else max(1, int(cpus))
-        self._head = RayHead(data_dir, whole, gpus, os.environ.get("RAY_AUTH_TOKEN"))
+        try:
+            node = self._connect(data_dir, whole, gpus)
+        except Exception:
+            # One that was found may be dying; the second one is new.
+            node = self._connect(data_dir, whole, gpus)
+        self.cpus = int(node["Resources"].get("CPU", 1))
+        self.gpus = int(node["Resources"].get("GPU", 0))
+
+    def _connect(self, data_dir: Path, cpus: int | None, gpus: int | None) -> dict[str, Any]:
+        """Find or start Ray and become its driver; returns what it says of this machine. If that fails, it is ended."""
+        self._head = RayHead(data_dir, cpus, gpus, os.environ.get("RAY_AUTH_TOKEN"))
         os.environ["RAY_AUTH_TOKEN"] = self._head.head.token
-        address = self._head.head.address
         nodes: Any = ray.nodes  # not annotated
         try:
             with _signals_waiting():
-                ray.init(address=address, namespace=_NAMESPACE, log_to_driver=True, configure_logging=False)
+                ray.init(
+                    address=self._head.head.address,
+                    namespace=_NAMESPACE,
+                    log_to_driver=True,
+                    configure_logging=False,
+                )
             [node] = nodes()
         except Exception:
-            self._head.close()
+            self.close()
             raise
-        self.cpus = int(node["Resources"].get("CPU", 1))
-        self.gpus = int(node["Resources"].get("GPU", 0))
+        found: dict[str, Any] = node
+        return found
 
     @property
     def is_alive(self) -> bool:
@@ -583,16 +609,22 @@ class Cluster:
         except ValueError:
             return {}
         crew = Crew(actors, acknowledged, places)
-        return {piece: Task(crew, piece, number) for piece, number in acknowledged.items()}
+        return {piece: Task(crew, piece, number, has_begun=True) for piece, number in acknowledged.items()}
 
     def end_others(self, names: Mapping[str, int]) -> int:
         """End all training actors but those of these crews (name -> processes); returns how many were ended."""
         wanted = {own_name for name, count in names.items() for own_name in _names(name, count)}
         others = [name for name in list_named_actors() if name not in wanted]
         for name in others:
-            _end(_found(name))
-            if name not in names:
-                _remove_places(name)
+            # It may end by itself in between.
+            with contextlib.suppress(ValueError):
+                _end(_found(name))
+        table: Any = placement_group_table  # not annotated
+        for places in table().values():
+            # Also those whose actors are gone: they keep their share of the machine.
+            if places["state"] != "REMOVED" and places["name"] not in names:
+                with contextlib.suppress(ValueError):
+                    _remove(get_placement_group(places["name"]))
         return len(others)
 
     def close(self) -> None:
@@ -628,11 +660,7 @@ def _signals_waiting() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _remove_places(name: str) -> None:
-    """The placement group of this crew, if it has one."""
-    try:
-        places = get_placement_group(name)
-    except ValueError:
-        return
+def _remove(places: PlacementGroup) -> None:
+    """Give back a share of the machine."""
     remove: Any = remove_placement_group
     remove(places)

@@ -72,6 +72,10 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
     return Outcome(kind="failed", error_type=kind, message=str(how) or repr(how))
 
 
+# Of one answer: what has gathered while nobody asked is told bit by bit.
+_EVENTS_MAX = 1000
+
+
 class Mailbox:
     """Events of one piece of work, numbered from 0, kept until they are acknowledged; wishes to it; the outcome."""
 
@@ -92,4 +96,5 @@ class Mailbox:
         outcome = self.outcome
         with self._lock:
             self._events = [(n, event) for n, event in self._events if n >= acknowledged]
-            return list(self._events), outcome
+            some = self._events[:_EVENTS_MAX]
+            return some, outcome if len(some) == len(self._events) else None

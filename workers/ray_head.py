@@ -89,11 +89,11 @@ def describe(data_dir: Path) -> str | None:
     """The address of the living head for this data directory; None if there is none."""
     folder = machine_folder(data_dir)
     head = _read(folder)
-    return head.address if head is not None and _is_held(folder / "keeper.lock") else None
+    return head.address if head is not None and _keeper_lives(folder) else None
 
 
 class RayHead:
-    """The head for one data directory, found alive or started; one engine has it at a time.
+    """The head for one data directory, found alive or started, for the engine that leads.
 
     Args:
         data_dir: whose jobs are worked on.
@@ -108,18 +108,14 @@ class RayHead:
     def __init__(self, data_dir: Path, cpus: int | None, gpus: int | None, token: str | None = None) -> None:
         self._folder = machine_folder(data_dir)
         self._keeper: subprocess.Popen[bytes] | None = None
-        _make_private(self._folder)
         # Held until this engine ends, however it ends.
-        self._engine_lock = _open_lock(self._folder / "engine.lock")
-        fcntl.flock(self._engine_lock, fcntl.LOCK_SH)
+        self._engine_lock = _hold_engine_lock(self._folder)
         self.head = self._find(cpus, gpus, token) or self._start(cpus, gpus, token or secrets.token_hex(32))
 
     @property
     def is_alive(self) -> bool:
         """Whether Ray is there; asked often, it costs a system call."""
-        if self._keeper is not None:
-            self._keeper.poll()
-        return _is_held(self._folder / "keeper.lock")
+        return _keeper_lives(self._folder)
 
     def close(self) -> None:
         """End Ray with every process that it has started, and remove what it has left on this machine."""
@@ -136,7 +132,7 @@ class RayHead:
     def _find(self, cpus: int | None, gpus: int | None, token: str | None) -> Head | None:
         deadline = time.monotonic() + START_S
         # One that is just starting will say so.
-        while _is_held(self._folder / "keeper.lock") and time.monotonic() < deadline:
+        while _keeper_lives(self._folder) and time.monotonic() < deadline:
             head = _read(self._folder)
             if head is not None:
                 fits = (head.cpus, head.gpus) == (cpus, gpus) and token in (None, head.token)
@@ -150,6 +146,9 @@ class RayHead:
     def _start(self, cpus: int | None, gpus: int | None, token: str) -> Head:
         options = [f"--{name}={value}" for name, value in (("cpus", cpus), ("gpus", gpus)) if value is not None]
         log_path = self._folder / "keeper.log"
+        # Of a keeper that was killed, with the address of a Ray that is gone.
+        for name in ("head.json", "keeper.lock"):
+            (self._folder / name).unlink(missing_ok=True)
         with log_path.open("wb") as log:
             self._keeper = subprocess.Popen(
                 [sys.executable, "-m", "workers.ray_head", str(self._folder), *options],
@@ -160,6 +159,7 @@ class RayHead:
                 stderr=log,
                 start_new_session=True,
             )
+        threading.Thread(target=_await_end, args=(self._keeper,), name="keeper-end", daemon=True).start()
         deadline = time.monotonic() + START_S
         while self._keeper.poll() is None and time.monotonic() < deadline:
             if (head := _read(self._folder)) is not None:
@@ -172,7 +172,7 @@ class RayHead:
     def _end_keeper(self) -> None:
         lock = self._folder / "keeper.lock"
         deadline = time.monotonic() + STOP_S
-        while _is_held(lock):
+        while _keeper_lives(self._folder):
             # Its number stands in the file that it holds; without the lock it is not believed.
             pid = int(lock.read_text() or 0)
             if pid:
@@ -180,8 +180,17 @@ class RayHead:
                     os.kill(pid, signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
             time.sleep(_POLL_S)
         if self._keeper is not None:
+            # Without the lock it has not begun, or it is another one's turn.
+            self._keeper.kill()
             self._keeper.wait()
             self._keeper = None
+
+
+def _await_end(keeper: subprocess.Popen[bytes]) -> None:
+    """Whenever that is: without a parent that waits it would stay in the table of processes."""
+    # Signals are the main thread's.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    keeper.wait()
 
 
 # ------------------------------------------------------------------------------------------ what both sides know
@@ -203,11 +212,32 @@ def _open_lock(path: Path) -> IO[bytes]:
     return path.open("ab")
 
 
-def _is_held(path: Path) -> bool:
-    """Whether a living process holds this lock."""
+def _hold_engine_lock(folder: Path) -> IO[bytes]:
+    """Say that an engine is here, in the folder that is there now: a keeper that ends takes its own along."""
+    while True:
+        _make_private(folder)
+        with contextlib.suppress(FileNotFoundError):
+            lock = _open_lock(folder / "engine.lock")
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), (folder / "engine.lock").stat()):
+                    return lock
+            lock.close()
+
+
+def _keeper_lives(folder: Path) -> bool:
+    return _is_held(folder / "keeper.lock", fcntl.LOCK_SH)
+
+
+def _engine_lives(folder: Path) -> bool:
+    return _is_held(folder / "engine.lock", fcntl.LOCK_EX)
+
+
+def _is_held(path: Path, probe: int) -> bool:
+    """Whether a living process holds this lock in a way that excludes the probe's."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, probe | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
@@ -257,8 +287,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: ending.set())
     signal.signal(signal.SIGINT, lambda *_: ending.set())
     with _open_lock(folder / "keeper.lock") as lock:
-        # Blocking: somebody may be looking whether it is held, and if another keeper has it, that one goes first.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _take(lock):
+            return 1
         lock.truncate(0)
         lock.write(str(os.getpid()).encode())
         lock.flush()
@@ -268,9 +298,23 @@ def main() -> int:
         with _running_ray(folder, given.cpus, given.gpus) as ray:
             status = _keep(folder, ray, ending)
         # An engine that is there wants to know what has happened, and removes it itself.
-        if not _is_held(folder / "engine.lock"):
+        if not _engine_lives(folder):
             shutil.rmtree(folder, ignore_errors=True)
         return status
+
+
+def _take(lock: IO[bytes]) -> bool:
+    """Whether this keeper is the only one; who looks whether it is held, holds it for a moment."""
+    deadline = time.monotonic() + 2.0
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 @contextlib.contextmanager
@@ -331,7 +375,7 @@ def _keep(folder: Path, ray: subprocess.Popen[bytes], ending: threading.Event) -
         if ray.poll() is not None:
             return 1
         now = time.monotonic()
-        if _is_held(folder / "engine.lock"):
+        if _engine_lives(folder):
             seen = now
         elif now - seen > ORPHANED_S:
             return 0

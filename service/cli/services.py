@@ -99,6 +99,8 @@ def api(
     from service.settings import Settings
 
     _export(host, port, data_dir, data_root)
+    # Before the first thread, which the next lines may begin.
+    server.share_one_heap()
     if until_stdin_closes:
         end_with_stdin()
     server.serve(Settings())

@@ -23,7 +23,7 @@ from service.limits import SSE
 from service.problems import responses
 from service.schemas import Event, Page
 from service.tables import JobRecord, RunRecord
-from service.tail import ends, frame, show
+from service.tail import Told, show
 
 router = APIRouter(tags=["events"], responses=responses(401, 403, 404, 422, 500, 503))
 
@@ -111,23 +111,26 @@ async def _stream(service: Context, find: Callable[[], JobRecord | RunRecord], a
             # The state first: what is told after a job has ended does not land, so the events read next are all.
             owner = await anyio.to_thread.run_sync(find)
             rows, has_more = await anyio.to_thread.run_sync(service.registry.events, owner, after, CATCH_UP)
-            for row in rows:
-                sent = after = row.seq
-                yield frame(row)
+            # Its end may be among these, and is looked for here again and again, come what may.
+            looks_again = False
+            for told in map(Told.of, rows):
+                sent = after = told.seq
+                looks_again |= told.ends(owner)
+                yield told.frame
+            # A stream may last for days, and would keep its last page as long.
+            del rows
             if has_more:
                 continue
             if owner.state in TERMINAL:
                 yield _done(owner.state, sent)
                 return
             after = max(after, head)
-            # Its end may be among what was just sent, and is looked for here again and again, come what may.
-            looks_again = any(ends(row, owner) for row in rows)
             while not looks_again and not service.closing.is_set() and (news := tail.later(after)) is not None:
                 for told in news:
-                    after = told.row.seq
-                    if owner.id in (told.row.job_id, told.row.run_id):
+                    after = told.seq
+                    if owner.id in (told.job_id, told.run_id):
                         sent, told_s = after, time.monotonic()
-                        looks_again |= ends(told.row, owner)
+                        looks_again |= told.ends(owner)
                         yield told.frame
                 if not news:
                     await tail.wait(told_s + keep_alive_s - time.monotonic())

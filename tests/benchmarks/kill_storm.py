@@ -31,6 +31,7 @@ from tests.benchmarks.bench import show
 from tests.digits import Digits, make_digits
 from workers.ray_head import machine_folder
 
+ENGINE_AND_KEEPER = "engine and keeper at once"
 # What is killed, how often in a hundred, and how it is found: by what stands in its command line.
 VICTIMS = {
     "API": (20, r"service\.cli api"),
@@ -39,7 +40,8 @@ VICTIMS = {
     "Ray's head (gcs_server)": (4, r"/gcs_server "),
     "Ray's head (raylet)": (4, r"/raylet/raylet "),
     "Ray's head (ray start)": (4, r"ray\.scripts"),
-    "trainer": (34, r"^ray::_TrainingActor"),
+    ENGINE_AND_KEEPER: (4, r"service\.cli engine|workers\.ray_head"),
+    "trainer": (30, r"^ray::_TrainingActor"),
     "actor of the caches": (2, r"^ray::_(Caches|Inference)Actor"),
     "supervisor": (4, r"service\.cli serve"),
     "SIGTERM to all": (4, r"service\.cli serve"),
@@ -151,8 +153,9 @@ class Storm:
                 self.ending_s.append(time.monotonic() - killed)
                 self._service = self._start()
             else:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(dice.choice(pids), signal.SIGKILL)
+                for pid in pids if name == ENGINE_AND_KEEPER else [dice.choice(pids)]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             if name == "supervisor":
                 self._service.wait(10)
                 self._restart_when_free()
