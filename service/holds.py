@@ -23,9 +23,13 @@ class CacheHolds:
     def take(self, job_id: str, keys: Iterable[str]) -> None:
         """Hold these caches for a job; those that are gone are left out: the job makes them anew, or fails on them."""
         held = self._held.setdefault(job_id, {})
-        for key in set(keys) - held.keys():
+        for key in keys:
             with suppress(StoreError):
-                held[key] = self._catalog.hold(key)
+                # Also one that is held already: it may have been made again since.
+                fresh = self._catalog.hold(key)
+                if key in held:
+                    held[key].release()
+                held[key] = fresh
 
     def release(self, job_id: str) -> None:
         """Let go of a job's caches, whose last use was now. Nothing happens if nothing is held."""

@@ -127,6 +127,9 @@ class _Watcher:
     def __init__(self, look: Callable[[], None]) -> None:
         self._look = look
 
+    def end_others(self, _: object) -> int:
+        return 0
+
     def build_caches(self, *_: object) -> object:
         self._look()
         return object()
@@ -147,7 +150,9 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
         records.update_job(claimed.id, caches={"train": key})
     looks: list[list[bool]] = []
     watcher = _Watcher(lambda: looks.append([is_held(catalog, key) for key in keys]))
-    Engine(settings, records, cast("Cluster", watcher), "its successor").recover()
+    engine = Engine(settings, records)
+    engine.recover(cast("Cluster", watcher))
+    engine.tick()
     database.close()
     assert looks == [[True, True], [True, True]]
 
