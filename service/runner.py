@@ -11,16 +11,16 @@ How a piece of work ends decides what comes next: what raised has *failed* and i
 told to put its work down has done so, and is paused, or queued if nobody wants it paused.
 """
 
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
+from service.active import ActiveJob, Work, job_spec
+from service.attempts import list_artifacts, sweep_attempts
 from service.errors import InvalidSettings, LeaseLost
 from service.fairness import Claim, allot
 from service.holds import CacheHolds
@@ -31,10 +31,9 @@ from service.rows import end_of
 from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
 from store import Catalog
-from workers.artifacts import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
-from workers.caching import CachePlan, file_sha256
-from workers.cluster import Cluster, Crew, Task
-from workers.config import Folders, JobSpec, RunSpec, TrainingOrder
+from workers.caching import CachePlan
+from workers.cluster import Cluster
+from workers.config import Folders, RunSpec, TrainingOrder
 from workers.outcomes import Outcome
 from workers.pipeline import order_run, share_out
 
@@ -46,29 +45,11 @@ LOSSES_EVER_MAX = 100
 # Each is looked at several times a second. Beyond the first number only what would otherwise wait for others is taken.
 ACTIVE_JOBS_MAX = 8
 ACTIVE_JOBS_EVER_MAX = 64
-# A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
-STOP_GRACE_S = 30.0
 _POLL_S = 0.05
 
 # What becomes of a run by what was wanted of it, when its process is gone and when it has put its work down.
 _GONE = MappingProxyType({State.RUNNING: State.LOST, State.PAUSING: State.PAUSED, State.CANCELLING: State.CANCELLED})
 _PUT_DOWN = MappingProxyType({**_GONE, State.RUNNING: State.QUEUED})
-
-
-def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
-    """The job as the workers want it: its plan, with the teacher's file in place of its id."""
-    teacher = job.teacher
-    return JobSpec.model_validate(
-        {
-            **job.plan,
-            "teacher": {
-                "path": settings.teacher_path(teacher["sha256"]),
-                "sha256": teacher["sha256"],
-                "output": teacher["output"],
-                "preprocessing": teacher["preprocessing"],
-            },
-        }
-    )
 
 
 def run_slots(settings: Settings, cpus: int, gpus: int) -> int:
@@ -91,100 +72,6 @@ def error_of(outcome: Outcome) -> Json:
     return {"type": outcome.error_type, "message": outcome.message}
 
 
-def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:
-    """Rows for ``Records.record_result``: every file of a finished attempt, with its digest."""
-    rows = []
-    for path in sorted((folder / ARTIFACTS).iterdir()):
-        rows.append(
-            {
-                "name": path.name,
-                "path": path.relative_to(data_dir).as_posix(),
-                "size_bytes": path.stat().st_size,
-                "sha256": file_sha256(path),
-                "media_type": MEDIA_TYPES[path.name],
-            }
-        )
-    return rows
-
-
-def sweep_attempts(folder: Path, kept: Path | None, *, checkpoints: bool) -> None:
-    """Remove what the attempts of an ended run have left unfinished.
-
-    Args:
-        folder: of the run.
-        kept: the attempt whose artifacts count, if one has succeeded.
-        checkpoints: whether these have done their duty, too.
-    """
-    for attempt in folder.glob("a*"):
-        for path in attempt.iterdir():
-            if path.name.endswith(".partial") or (path.name == ARTIFACTS and attempt != kept):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-            elif path.name == CHECKPOINT and checkpoints:
-                path.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------------------------- active work
-
-
-@dataclass
-class _Work:
-    """A task under way. ``ending_since`` is a ``time.monotonic`` value once it was told to stop or to pause."""
-
-    task: Task
-    attempt: int
-    told: State | None = None
-    ending_since: float = 0.0
-
-    def tell(self, wanted: State | None) -> None:
-        """Have it stop or pause as the state says, by telling it once, and kill it if it does not listen."""
-        if wanted not in {State.PAUSING, State.CANCELLING, None}:
-            return
-        if self.told == wanted and self.ending_since:
-            if time.monotonic() - self.ending_since > STOP_GRACE_S:
-                self.task.close()
-            return
-        self.told, self.ending_since = wanted, time.monotonic()
-        if wanted is State.PAUSING:
-            self.task.pause()
-        else:
-            self.task.stop()
-
-
-@dataclass
-class _ActiveJob:
-    """A job that this engine works on: its caches first, then its runs.
-
-    Attributes:
-        state, states: of the job and of its runs, as of the last look; None is a job that is gone.
-        has_built: whether this engine has told of its caches before.
-        alone: runs that share no process.
-    """
-
-    id: str
-    attempt: int
-    record: JobRecord
-    spec: JobSpec
-    progress: CacheProgress
-    state: State | None
-    states: Mapping[str, State] = field(default_factory=dict)
-    caches: _Work | None = None
-    has_built: bool = False
-    plan: CachePlan | None = None
-    runs: dict[str, _Work] = field(default_factory=dict)
-    losses: dict[str, int] = field(default_factory=dict)
-    alone: set[str] = field(default_factory=set)
-
-    @property
-    def crews(self) -> set[Crew]:
-        """The processes that train its runs."""
-        return {work.task.crew for work in self.runs.values()}
-
-    @property
-    def waiting(self) -> list[str]:
-        """Runs that may start, in the order of the plan."""
-        return [run_id for run_id, state in self.states.items() if state in {State.QUEUED, State.LOST}]
-
-
 class Engine:
     """One leading engine's work; ``tick`` does what is to be done now and never waits.
 
@@ -196,7 +83,7 @@ class Engine:
     def __init__(self, settings: Settings, records: Records) -> None:
         self._settings = settings
         self._records = records
-        self._jobs: dict[str, _ActiveJob] = {}
+        self._jobs: dict[str, ActiveJob] = {}
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
         self._holds = CacheHolds(Catalog(self._folders.caches))
@@ -285,7 +172,7 @@ class Engine:
 
     # --------------------------------------------------------------------------------------------- one job
 
-    def _begin(self, record: JobRecord) -> _ActiveJob | None:
+    def _begin(self, record: JobRecord) -> ActiveJob | None:
         try:
             spec = job_spec(record, self._settings)
         except (ValueError, LookupError) as error:
@@ -300,11 +187,11 @@ class Engine:
             self._fail(record.id, record.attempt, {"type": "TooFewSlots", "message": message})
             return None
         spent = (record.teacher_forwards or {}).get("run", 0)
-        job = _ActiveJob(record.id, record.attempt, record, spec, CacheProgress(spent), record.state)
+        job = ActiveJob(record.id, record.attempt, record, spec, CacheProgress(spent), record.state)
         self._jobs[job.id] = job
         return job
 
-    def _find_runs(self, job: _ActiveJob) -> dict[str, int]:
+    def _find_runs(self, job: ActiveJob) -> dict[str, int]:
         """Take up the runs that an earlier engine has left in training; returns their crews and sizes."""
         crews: dict[str, list[RunRecord]] = {}
         for run in self._records.runs(job.id):
@@ -316,14 +203,14 @@ class Engine:
             tasks = self._cluster.attach(name, job.spec.training.actors, acknowledged) if name else {}
             for run in runs:
                 if tasks:
-                    job.runs[run.id] = _Work(tasks[run.piece or 0], run.attempt)
+                    job.runs[run.id] = Work(tasks[run.piece or 0], run.attempt)
                 else:
                     self._records.move_on(run.id, run.attempt, _GONE)
             if tasks:
                 found[name] = job.spec.training.actors
         return found
 
-    def _build_caches(self, job: _ActiveJob) -> None:
+    def _build_caches(self, job: ActiveJob) -> None:
         if job.has_built:
             # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
             adopted = self._records.adopt_job(job.id)
@@ -335,9 +222,9 @@ class Engine:
         job.has_built = True
         settings = self._settings
         task = self._cluster.build_caches(job.spec, self._folders, settings.gpu_share, settings.caches_max_bytes)
-        job.caches = _Work(task, job.attempt)
+        job.caches = Work(task, job.attempt)
 
-    def _advance(self, job: _ActiveJob) -> None:
+    def _advance(self, job: ActiveJob) -> None:
         """Pass on what clients want, take what workers tell, and end the job if that was the last of it."""
         job.state, job.states = self._records.states(job.id)
         for run_id, work in job.runs.items():
@@ -365,14 +252,14 @@ class Engine:
                 elif all(state in TERMINAL for state in job.states.values()):
                     self._end(job)
 
-    def _poll(self, job: _ActiveJob) -> None:
+    def _poll(self, job: ActiveJob) -> None:
         if job.caches is not None:
             self._poll_caches(job, job.caches)
         for run_id, work in list(job.runs.items()):
             with bound_contextvars(run_id=run_id, attempt=work.attempt):
                 self._poll_run(job, run_id, work)
 
-    def _poll_caches(self, job: _ActiveJob, work: _Work) -> None:
+    def _poll_caches(self, job: ActiveJob, work: Work) -> None:
         events, outcome = work.task.poll()
         if events:
             progress = job.progress.columns(events)
@@ -390,7 +277,7 @@ class Engine:
         elif outcome.kind == "vanished" and job.state is State.RUNNING and not self._is_ending:
             self._count_loss(job, outcome)
 
-    def _take_caches(self, job: _ActiveJob, value: Json) -> None:
+    def _take_caches(self, job: ActiveJob, value: Json) -> None:
         """The caches are complete: from here on they are held for the job's runs."""
         job.plan = CachePlan.model_validate(value["plan"])
         caches = {"train": job.plan.train_cache.key, "test": job.plan.test_cache.key}
@@ -408,7 +295,7 @@ class Engine:
             teacher_accuracy=value["teacher_accuracy"],
         )
 
-    def _count_loss(self, job: _ActiveJob, outcome: Outcome) -> None:
+    def _count_loss(self, job: ActiveJob, outcome: Outcome) -> None:
         """They are built again, a bounded number of times."""
         losses = job.losses["caches"] = job.losses.get("caches", 0) + 1
         log.warning("inference vanished", job_id=job.id, losses=losses, reason=outcome.message)
@@ -429,7 +316,7 @@ class Engine:
             for work in job.runs.values():
                 work.task.close()
 
-    def _end(self, job: _ActiveJob) -> None:
+    def _end(self, job: ActiveJob) -> None:
         """Every run has ended."""
         runs = self._records.runs(job.id)
         state, error = end_of(runs)
@@ -458,12 +345,12 @@ class Engine:
             self._start_waiting(self._jobs[job_id], processes)
 
     @staticmethod
-    def _room(job: _ActiveJob) -> int | None:
+    def _room(job: ActiveJob) -> int | None:
         """How many more runs of the job may be at work; None is no limit."""
         at_once = job.record.parallel_runs
         return None if at_once is None else max(0, at_once - len(job.runs))
 
-    def _start_waiting(self, job: _ActiveJob, processes: int) -> None:
+    def _start_waiting(self, job: ActiveJob, processes: int) -> None:
         """Start waiting runs of the job in so many processes."""
         wanted = job.waiting[: self._room(job)]
         by_index = {run.index: run for run in self._records.runs(job.id) if run.id in wanted}
@@ -473,7 +360,7 @@ class Engine:
         for group in share_out(waiting, processes, job.spec.largest_group, alone):
             self._start_runs(job, [by_index[spec.index] for spec in group])
 
-    def _start_runs(self, job: _ActiveJob, runs: Sequence[RunRecord]) -> None:
+    def _start_runs(self, job: ActiveJob, runs: Sequence[RunRecord]) -> None:
         """Start runs that share their batches, or a single one, in one process."""
         able = [run for run in runs if not self._has_had_enough(run)]
         if job.plan is None or not (begun := self._records.start_attempts([run.id for run in able])):
@@ -487,7 +374,7 @@ class Engine:
                 task.close()
             raise LeaseLost(f"{self._records.holder} has started {name}, but another engine leads: it was ended again")
         for run, task in zip(begun, tasks, strict=True):
-            job.runs[run.id] = _Work(task, run.attempt)
+            job.runs[run.id] = Work(task, run.attempt)
             told = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
             log.info("run started", job_id=job.id, run_id=run.id, **told)
 
@@ -499,7 +386,7 @@ class Engine:
         self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
         return True
 
-    def _order(self, job: _ActiveJob, plan: CachePlan, run: RunRecord, spec: RunSpec) -> TrainingOrder:
+    def _order(self, job: ActiveJob, plan: CachePlan, run: RunRecord, spec: RunSpec) -> TrainingOrder:
         return order_run(
             job.spec,
             plan,
@@ -524,7 +411,7 @@ class Engine:
             folders += [self._run_folder(run) / f"a{number}" for number in range(1, run.attempt + 1)]
         return folders
 
-    def _poll_run(self, job: _ActiveJob, run_id: str, work: _Work) -> None:
+    def _poll_run(self, job: ActiveJob, run_id: str, work: Work) -> None:
         events, outcome = work.task.poll()
         if events:
             progress = run_progress(events)
@@ -557,7 +444,7 @@ class Engine:
         del job.runs[run_id]
         self._sweep(self._records.run(run_id))
 
-    def _succeed(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
+    def _succeed(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
         """List what the run has left."""
         attempt = self._folders.jobs / job.id / run_id / f"a{work.attempt}"
         try:
@@ -578,7 +465,7 @@ class Engine:
             run = self._records.run(run.retry_of)
             sweep_attempts(self._run_folder(run), None, checkpoints=True)
 
-    def _lose_run(self, job: _ActiveJob, run_id: str, work: _Work, outcome: Outcome) -> None:
+    def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
         # Whatever ended the process, the runs that were trained in it shall not end each other again.
         job.alone.add(run_id)
         losses = job.losses[run_id] = job.losses.get(run_id, 0) + 1

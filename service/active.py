@@ -1,0 +1,91 @@
+"""What an engine has at work: jobs, and the tasks of each on the cluster. Kept in memory alone."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from service.jobs import State
+from service.progress import CacheProgress
+from service.settings import Settings
+from service.tables import JobRecord
+from workers.caching import CachePlan
+from workers.cluster import Crew, Task
+from workers.config import JobSpec
+
+# A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
+STOP_GRACE_S = 30.0
+
+
+def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
+    """The job as the workers want it: its plan, with the teacher's file in place of its id."""
+    teacher = job.teacher
+    return JobSpec.model_validate(
+        {
+            **job.plan,
+            "teacher": {
+                "path": settings.teacher_path(teacher["sha256"]),
+                "sha256": teacher["sha256"],
+                "output": teacher["output"],
+                "preprocessing": teacher["preprocessing"],
+            },
+        }
+    )
+
+
+@dataclass
+class Work:
+    """A task under way. ``ending_since`` is a ``time.monotonic`` value once it was told to stop or to pause."""
+
+    task: Task
+    attempt: int
+    told: State | None = None
+    ending_since: float = 0.0
+
+    def tell(self, wanted: State | None) -> None:
+        """Have it stop or pause as the state says, by telling it once, and kill it if it does not listen."""
+        if wanted not in {State.PAUSING, State.CANCELLING, None}:
+            return
+        if self.told == wanted and self.ending_since:
+            if time.monotonic() - self.ending_since > STOP_GRACE_S:
+                self.task.close()
+            return
+        self.told, self.ending_since = wanted, time.monotonic()
+        if wanted is State.PAUSING:
+            self.task.pause()
+        else:
+            self.task.stop()
+
+
+@dataclass
+class ActiveJob:
+    """A job that this engine works on: its caches first, then its runs.
+
+    Attributes:
+        state, states: of the job and of its runs, as of the last look; None is a job that is gone.
+        has_built: whether this engine has told of its caches before.
+        alone: runs that share no process.
+    """
+
+    id: str
+    attempt: int
+    record: JobRecord
+    spec: JobSpec
+    progress: CacheProgress
+    state: State | None
+    states: Mapping[str, State] = field(default_factory=dict)
+    caches: Work | None = None
+    has_built: bool = False
+    plan: CachePlan | None = None
+    runs: dict[str, Work] = field(default_factory=dict)
+    losses: dict[str, int] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
+
+    @property
+    def crews(self) -> set[Crew]:
+        """The processes that train its runs."""
+        return {work.task.crew for work in self.runs.values()}
+
+    @property
+    def waiting(self) -> list[str]:
+        """Runs that may start, in the order of the plan."""
+        return [run_id for run_id, state in self.states.items() if state in {State.QUEUED, State.LOST}]

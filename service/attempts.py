@@ -1,0 +1,40 @@
+"""What the attempts of a run have left in their folders: files to list, and rests to take away."""
+
+import shutil
+from pathlib import Path
+
+from service.tables import Json
+from workers.artifacts import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
+from workers.caching import file_sha256
+
+
+def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:
+    """Rows for ``Records.record_result``: every file of a finished attempt, with its digest."""
+    rows = []
+    for path in sorted((folder / ARTIFACTS).iterdir()):
+        rows.append(
+            {
+                "name": path.name,
+                "path": path.relative_to(data_dir).as_posix(),
+                "size_bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+                "media_type": MEDIA_TYPES[path.name],
+            }
+        )
+    return rows
+
+
+def sweep_attempts(folder: Path, kept: Path | None, *, checkpoints: bool) -> None:
+    """Remove what the attempts of an ended run have left unfinished.
+
+    Args:
+        folder: of the run.
+        kept: the attempt whose artifacts count, if one has succeeded.
+        checkpoints: whether these have done their duty, too.
+    """
+    for attempt in folder.glob("a*"):
+        for path in attempt.iterdir():
+            if path.name.endswith(".partial") or (path.name == ARTIFACTS and attempt != kept):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            elif path.name == CHECKPOINT and checkpoints:
+                path.unlink(missing_ok=True)
