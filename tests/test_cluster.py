@@ -136,6 +136,7 @@ def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, di
     assert follow(task).kind == "vanished"
 
 
+@pytest.mark.slow
 def test_runs_train_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "rld")]
     tasks = [task for order in orders for task in cluster.train(new_name(), [order], cpus=1, gpu_share=1.0)]

@@ -225,7 +225,7 @@ def test_a_terminated_engine_ends_quietly_and_another_takes_over_what_it_finds(
     service: Processes, teacher_id: str
 ) -> None:
     client = service.client
-    job = client.submit(job_of(teacher_id, "kd", epochs=30))
+    job = client.submit(job_of(teacher_id, "kd", epochs=12))
     events_until(client, job["id"], "epoch")
     assert service.terminate("engine") == 0
 

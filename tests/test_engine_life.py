@@ -394,7 +394,8 @@ def test_the_waiting_engine_takes_over_from_one_that_was_killed_in_training(pair
     assert epochs_of(service.client, job["id"]) == list(range(1, 61))
 
 
-@pytest.mark.parametrize("begins", [pytest.param("before", marks=pytest.mark.slow), "after"])
+@pytest.mark.slow
+@pytest.mark.parametrize("begins", ["before", "after"])
 def test_an_engine_that_has_lost_its_lease_ends_and_leaves_ray_to_the_other(
     pair: tuple[Processes, str], postgres: PostgresServer, begins: str
 ) -> None:

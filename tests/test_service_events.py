@@ -254,7 +254,7 @@ def test_a_client_that_does_not_read_holds_no_connection_and_no_memory(
         running.end()
         # Ten megabytes are more than the sockets hold.
         assert len(stream(api, f"/v1/runs/{running.run}/events")) == 1003
-        assert api.requests() == 1
+        wait_until(lambda: api.requests() == 1)
         pool = api.context.database._reading.pool
         assert isinstance(pool, QueuePool)
         wait_until(lambda: pool.checkedout() == 0)
