@@ -111,7 +111,7 @@ def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service
 def test_whatever_is_killed_a_run_goes_on_and_ends_with_the_same_weights(service: Processes, teacher_id: str) -> None:
     """The engine, its Ray, the run's own process; at last the engine is asked to end while the run is in training."""
     client = service.client
-    plan = job_of(teacher_id, "kd", epochs=60)
+    plan = job_of(teacher_id, "kd", epochs=240)
     stormy = client.submit(plan)
     [run] = client.runs(stormy["id"])
 
@@ -144,7 +144,7 @@ def test_whatever_is_killed_a_run_goes_on_and_ends_with_the_same_weights(service
         done = client.wait(job["id"])
         assert done["state"] == "succeeded", (done["error"], service.logs())
     events = list(client.events(stormy["id"]))
-    assert [event["data"]["epoch"] for event in events if event["type"] == "epoch"] == list(range(1, 61))
+    assert [event["data"]["epoch"] for event in events if event["type"] == "epoch"] == list(range(1, 241))
     resumed = [e["data"]["message"] for e in events if e["type"] == "log" and "resumed after" in e["data"]["message"]]
     assert len(resumed) == 3
     first, second = (weights_of(service, client, job["id"]) for job in (quiet, stormy))
