@@ -32,6 +32,7 @@ from tests.digits import Digits, make_digits
 from workers.ray_head import machine_folder
 
 ENGINE_AND_KEEPER = "engine and keeper at once"
+TERMINATION = "SIGTERM to all"  # no kill, and not counted as one
 # What is killed, how often in a hundred, and how it is found: by what stands in its command line.
 VICTIMS = {
     "API": (20, r"service\.cli api"),
@@ -44,7 +45,7 @@ VICTIMS = {
     "trainer": (30, r"^ray::_TrainingActor"),
     "actor of the caches": (2, r"^ray::_(Caches|Inference)Actor"),
     "supervisor": (4, r"service\.cli serve"),
-    "SIGTERM to all": (4, r"service\.cli serve"),
+    TERMINATION: (4, r"service\.cli serve"),
 }
 ORPHANS_S = 90.0
 GRACE_S = 60.0
@@ -96,7 +97,7 @@ class Storm:
             "seeds": list(SEEDS),
             "training": {"epochs": epochs, "optimizer": {"kind": "adamw", "lr": 0.003}},
         }
-        self.kills: Counter[str] = Counter()
+        self.blows: Counter[str] = Counter()
         self.recovery_s: dict[str, list[float]] = defaultdict(list)
         self.ending_s: list[float] = []
         self.told: list[Document] = []
@@ -137,9 +138,14 @@ class Storm:
         thread.start()
         return thread
 
+    @property
+    def kills(self) -> int:
+        """How many blows were SIGKILLs."""
+        return self.blows.total() - self.blows[TERMINATION]
+
     def rage(self, job_id: str, kills: int, dice: random.Random) -> None:
-        """Kill until so many have been killed, or the job has ended; after each kill wait for a sign of training."""
-        while sum(self.kills.values()) < kills and not self._is_over(job_id):
+        """Strike until so many SIGKILLs have fallen, or the job has ended; after each wait for a sign of training."""
+        while self.kills < kills and not self._is_over(job_id):
             names = [*VICTIMS]
             name = dice.choices(names, [VICTIMS[each][0] for each in names])[0]
             pids = sorted(p for p, line in processes_of(self.data_dir).items() if re.search(VICTIMS[name][1], line))
@@ -148,7 +154,7 @@ class Storm:
                 continue
             self._news.clear()
             killed = time.monotonic()
-            if name == "SIGTERM to all":
+            if name == TERMINATION:
                 self._service.stop()
                 self.ending_s.append(time.monotonic() - killed)
                 self._service = self._start()
@@ -159,7 +165,7 @@ class Storm:
             if name == "supervisor":
                 self._service.wait(10)
                 self._restart_when_free()
-            self.kills[name] += 1
+            self.blows[name] += 1
             # Sometimes the next blow falls before the last one is got over.
             if self._news.wait(dice.choice((1.0, 5.0, 60.0))):
                 self.recovery_s[name].append(time.monotonic() - killed)
@@ -249,7 +255,8 @@ def main() -> int:
     attempts = storm.check(job_id, quiet_id)
     gone_s = storm.end()
     figures = {
-        "kills": sum(storm.kills.values()),
+        "kills": storm.kills,
+        "terminations": storm.blows[TERMINATION],
         "runs": len(METHODS) * len(SEEDS),
         "attempts": attempts,
         "events": len(storm.told),
@@ -261,7 +268,7 @@ def main() -> int:
     _show(storm, figures)
     shutil.rmtree(folder)
     if given.json is not None:
-        given.json.write_text(json.dumps(figures | {"kills_of": dict(storm.kills)}, indent=2) + "\n")
+        given.json.write_text(json.dumps(figures | {"blows": dict(storm.blows)}, indent=2) + "\n")
     if figures["kills"] < given.kills:
         sys.stdout.write(f"the job had ended after {figures['kills']} of {given.kills} kills: give it more --epochs\n")
         return 1
@@ -270,14 +277,15 @@ def main() -> int:
 
 def _show(storm: Storm, figures: Mapping[str, float]) -> None:
     rows = []
-    for name, count in sorted(storm.kills.items(), key=lambda item: -item[1]):
+    for name, count in sorted(storm.blows.items(), key=lambda item: -item[1]):
         seconds = storm.recovery_s.get(name, [])
         shown = [f"{median(seconds):.1f}", f"{max(seconds):.1f}"] if seconds else ["-", "-"]
         rows.append([name, str(count), *shown])
-    show(["killed", "times>", "to the next step, median s>", "longest s>"], rows)
+    show(["killed", "times>", "to the next step of any run, median s>", "longest s>"], rows)
     sys.stdout.write(
-        f"{figures['kills']} kills; {figures['runs']} runs succeeded once each, in {figures['attempts']} attempts; "
-        f"weights equal to the quiet job's; {figures['events']} events, none lost, none doubled\n"
+        f"{figures['kills']} SIGKILLs, {figures['terminations']} SIGTERMs to all; {figures['runs']} runs succeeded "
+        f"once each, in {figures['attempts']} attempts; weights equal to the quiet job's; "
+        f"{figures['events']} events, none lost, none doubled\n"
         f"{figures['stormy_s']:.0f} s, the quiet job {figures['quiet_s']:.0f} s; SIGTERM to the end at most "
         f"{figures['ending_s']:.1f} s; the last process was gone after {figures['gone_s']:.1f} s; no temporary file\n"
     )
