@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -37,8 +37,8 @@ def private_bytes() -> int:
 
 
 @contextmanager
-def watched(figures: dict[str, float]) -> Iterator[None]:
-    """Note the most that ``private_bytes`` grew by while the body ran."""
+def watched(figures: dict[str, float]) -> Iterator[Sequence[int]]:
+    """Note the most that ``private_bytes`` grew by while the body ran, which is given what it was at every look."""
     done, before = threading.Event(), private_bytes()
     seen = [before]
 
@@ -48,7 +48,7 @@ def watched(figures: dict[str, float]) -> Iterator[None]:
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    yield
+    yield seen
     seen.append(private_bytes())
     done.set()
     watcher.join()
