@@ -20,7 +20,7 @@ from workers import objective
 from workers.artifacts import CHECKPOINT
 from workers.config import StudentSpec, TrainingOrder
 from workers.errors import InvalidJob, NotFinite, Stopped
-from workers.events import Log, ignore, never
+from workers.events import Epoch, Log, ignore, never
 from workers.learner import Member
 from workers.students.build import build_student
 from workers.train import train_group, train_run
@@ -128,6 +128,24 @@ def test_runs_that_stopped_at_different_places_continue_in_one_group(digits: Dig
         assert isinstance(result, dict), result
         alone = train_run(digits.order(method, tmp_path / method / "quiet"), ignore, never)
         assert_same_run(alone, result, tmp_path / method / "quiet", tmp_path / method / "2")
+
+
+@pytest.mark.usefixtures("a_checkpoint_at_every_step")
+def test_a_run_that_waits_for_the_others_stops_when_it_is_asked_to(digits: Digits, tmp_path: Path) -> None:
+    """It was resumed from its second epoch, and they are in the first."""
+    ahead, behind = (
+        digits.order(method, tmp_path / method).model_copy(update={"checkpoint_s": 1e-6}) for method in ("kd", "dtkd")
+    )
+    steps = -(-digits.train.samples // SMALL.batch_size)
+    list(train_group([member(ahead, steps=steps + 7)]))
+    told: list[object] = []
+    begun = train_group([member(ahead, steps=3), Member(behind, told.append, never)])
+    place, how = next(begun)
+    begun.close()
+    assert place == 0
+    assert isinstance(how, Stopped)
+    assert "in epoch 2 after 7 of" in str(how)
+    assert not [event for event in told if isinstance(event, Epoch)]
 
 
 def test_the_teachers_softmax_is_taken_once_for_all_who_want_it(

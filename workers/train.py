@@ -316,9 +316,11 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
         counted = time.monotonic()
         for step, batch in enumerate(feed.epoch(epoch, first_step), start=first_step):
             inputs = [to_input(seen.images, setting.preprocessing, channels_last=True) for seen in batch.views]
-            for learner in behind:
-                if learner.sums.steps == step:
-                    with group.on_behalf_of(learner.place):
+            # Whoever waits is asked, too: a run that is to stop does not wait for the others.
+            for learner in [*group.learners]:
+                with group.on_behalf_of(learner.place):
+                    _heed_wish(learner, setting)
+                    if learner in behind and learner.sums.steps == step:
                         _train_step(learner, step, batch, inputs, setting)
             counted = _share_time(behind, since=counted)
             if counted - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
@@ -351,6 +353,21 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
     replicas.close()
 
 
+def _heed_wish(learner: Learner, setting: _Setting) -> None:
+    """Between two steps, when all is in the checkpoint that a pause leaves.
+
+    Raises:
+        Stopped, Paused.
+    """
+    where = f"in epoch {learner.epoch + 1} after {learner.sums.steps} of {setting.feed.steps} steps"
+    match setting.replicas.greatest(learner.wish()):
+        case Wish.STOP:
+            raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
+        case Wish.PAUSE:
+            learner.save()
+            raise Paused(f"run {learner.order.run.name!r} was paused {where}")
+
+
 def _train_step(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tensor], setting: _Setting) -> None:
     """One update of one student.
 
@@ -358,16 +375,9 @@ def _train_step(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tens
         inputs: normalised float32 [b, K, H, W] of each view of the batch; a method of one view sees the first.
 
     Raises:
-        Stopped, Paused, NotFinite.
+        NotFinite.
     """
     epoch, replicas, steps = learner.epoch, setting.replicas, setting.feed.steps
-    where = f"in epoch {epoch + 1} after {step} of {steps} steps"
-    match replicas.greatest(learner.wish()):
-        case Wish.STOP:
-            raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
-        case Wish.PAUSE:
-            learner.save()
-            raise Paused(f"run {learner.order.run.name!r} was paused {where}")
     learner.prepare_step(step, steps)
     rows = len(batch.labels)
     logits = [replicas.whole(learner.forward(x), rows, batch.mine) for x in inputs[: learner.method.views]]
