@@ -31,11 +31,13 @@ from service.routes import (
     runs,
     teachers,
 )
-from service.settings import MiB, Settings
-from service.uploads import sweep
+from service.settings import Settings
+from service.uploads import BUFFER_BYTES, sweep
 
 UPLOAD_PATH = f"{API_PREFIX}/teachers"
-UPLOAD_EXTRA_BYTES = MiB  # boundaries, part headers and text fields beside the file
+# Of an upload's body beside the file: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB
+# from uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.
+UPLOAD_EXTRA_BYTES = 2 * BUFFER_BYTES
 DESCRIPTION = """Distil students from a teacher whose logits are computed once.
 
 1. `POST /v1/teachers` with an ONNX classifier.

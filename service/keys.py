@@ -17,6 +17,7 @@ from datetime import datetime
 import anyio
 import anyio.to_thread
 from sqlalchemy import exists, inspect, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
 from service.rows import existing
@@ -147,8 +148,17 @@ class KeyRing:
                 id, caller = found[0]
                 self._used[id] = utc_now()
                 return caller
-        asks_for_key = self._file_digest is not None or picture.ever or not self._is_local
-        return None if asks_for_key else THIS_MACHINE
+        return None if self._asks(picture) else THIS_MACHINE
+
+    async def knows(self, caller: Caller) -> bool:
+        """Whether ``find`` would still find this caller; while the table cannot be read, whoever was in may stay."""
+        try:
+            picture = await self._fresh()
+        except SQLAlchemyError:
+            return True
+        if caller.key_id is None:
+            return caller is OPERATOR or not self._asks(picture)
+        return any(id == caller.key_id for id, _, _ in picture.live)
 
     def forget(self) -> None:
         """Lets the next request look at the table: this process has changed it."""
@@ -159,6 +169,9 @@ class KeyRing:
         used, self._used = self._used, {}
         if used:
             await anyio.to_thread.run_sync(self._keys.note_uses, used, limiter=self._thread)
+
+    def _asks(self, picture: _Picture) -> bool:
+        return self._file_digest is not None or picture.ever or not self._is_local
 
     async def _fresh(self) -> _Picture:
         async with self._turn:

@@ -110,9 +110,13 @@ def check_depth(body: bytes) -> None:
 
     Raises:
         InvalidRequest: arrays and objects lie more than 64 deep in each other.
-        MalformedBody: it holds a NUL, as UTF-16 and UTF-32 do; JSON between programs is UTF-8 (RFC 8259, 8.1).
+        MalformedBody: it is not UTF-8, as JSON between programs is (RFC 8259, 8.1), or holds a NUL, as UTF-16 does.
     """
-    if b"\0" in body:
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
+    if "\0" in text:
         raise MalformedBody("the body holds a NUL byte: send JSON in UTF-8")
     brackets = _STRING.sub(b"", body).translate(None, delete=_NO_BRACKET)
     depth = np.cumsum(_STEP[np.frombuffer(brackets, np.uint8)], dtype=np.int64)

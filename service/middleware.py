@@ -101,6 +101,7 @@ class Doors:
 
     The state of a request that goes on has its ``caller``, and the ``refusal`` that ``auth.authorize`` raises where the
     caller may not; outside of the API's own paths that may be no hindrance. Health is open to all, at any rate.
+    A stream whose key is revoked ends where the next event or comment would come.
 
     Args:
         ring: whom keys belong to.
@@ -127,7 +128,25 @@ class Doors:
                 response = problem_response(request, error)
                 await response(scope, receive, send)
                 return
+            caller: Caller | None = request.state.caller
+            if caller is not None and _wants_stream(request):
+                send = self._while_known(caller, send)
             await self.app(scope, receive, send)
+
+    def _while_known(self, caller: Caller, send: Send) -> Send:
+        """Ends a stream once its caller is no longer known; to the application it is as if its client had left."""
+        has_ended = False
+
+        async def send_some(message: Message) -> None:
+            nonlocal has_ended
+            if has_ended:
+                raise ClientDisconnect
+            if message.get("more_body", False) and not await self._ring.knows(caller):
+                has_ended = True
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        return send_some
 
     async def _admit(self, request: Request, held: ExitStack) -> None:
         """Raises TooManyRequests, and for a path of the API what ``identify`` does."""
@@ -144,7 +163,7 @@ class Doors:
         self._rate.take(name)
         if state.refusal is not None and request.url.path.startswith(f"{API_PREFIX}/"):
             raise state.refusal
-        if SSE in request.headers.get("accept", ""):
+        if _wants_stream(request):
             held.enter_context(self._streams.held(name))
 
 
@@ -189,6 +208,10 @@ class BodyLimit:
             raise TooLarge(f"the body has {size} bytes, at most {limit_bytes} are allowed here")
 
         await self.app(scope, receive_some, send)
+
+
+def _wants_stream(request: Request) -> bool:
+    return SSE in request.headers.get("accept", "")
 
 
 def _request_id(headers: Headers) -> str:

@@ -1,12 +1,15 @@
 """The API process: uvicorn around ``create_app``, ended by SIGTERM or SIGINT within its grace period."""
 
+import asyncio
 import ctypes
+import gc
 import socket
 from collections.abc import Sequence
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.app import create_app
 from service.auth import check_binding, has_keys
@@ -16,9 +19,42 @@ from service.logs import configure_logging
 from service.settings import Settings
 
 GRACE_S = 20
+HEAD_S = 20.0
 # Of <malloc.h>.
 _M_ARENA_MAX = -8
 log = structlog.get_logger("service.server")
+
+
+class Connection(H11Protocol):
+    """uvicorn's, but it is closed when it has brought no whole head of a request in ``HEAD_S`` seconds.
+
+    uvicorn itself waits for as long as a byte comes now and then, and for the first one for ever: a thousand idle
+    connections, of whoever has no key, would take all the files that the process may open.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """A client is there, and a request may come."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def on_response_complete(self) -> None:
+        """A request was answered, and another may come."""
+        super().on_response_complete()
+        self._waiting.cancel()
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left, or was left."""
+        self._waiting.cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._waiting = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _give_up(self) -> None:
+        # A request at work takes the time that it takes: its streams, its upload.
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -45,6 +81,7 @@ def build_server(settings: Settings) -> Server:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -77,4 +114,7 @@ def serve(settings: Settings) -> None:
     upgrade_to_head(settings.database)
     if not has_keys(settings):
         log.warning("there is no API key, so only this machine may call", host=settings.host)
+    # All that is there now stays: looking through it for garbage would hold up everybody for 0.1 s, again and again.
+    gc.collect()
+    gc.freeze()
     server.run()

@@ -25,6 +25,7 @@ from workers.errors import UnknownName
 
 INCOMING = ".incoming-"
 FILE_FIELD = "file"
+BOUNDARY_MAX_BYTES = 70  # RFC 2046, 5.1.1
 TEXT_MAX_BYTES = 64 << 10
 BUFFER_BYTES = 1 << 20  # handed to a thread at a time
 
@@ -124,11 +125,11 @@ def _patience(stall_s: float) -> Iterator[anyio.CancelScope]:
 
 def _boundary(content_type: str) -> bytes:
     kind, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary")
-    if kind != b"multipart/form-data" or not boundary:
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= BOUNDARY_MAX_BYTES:
         raise MalformedBody(
-            f"the Content-Type is {content_type!r:.200}, an upload is multipart/form-data with a boundary: "
-            "`curl -F file=@teacher.onnx` makes one"
+            f"the Content-Type is {content_type!r:.200}, an upload is multipart/form-data with a boundary of at most "
+            f"{BOUNDARY_MAX_BYTES} bytes: `curl -F file=@teacher.onnx` makes one"
         )
     return boundary
 

@@ -147,6 +147,51 @@ def _doubling_functions(levels: int = 40) -> bytes:
     return _model(nodes, opset_imports=imports, functions=functions)
 
 
+def _doubling_overloads(levels: int = 40) -> bytes:
+    """As above; each function has an overload of the same name that does nothing, to hide behind."""
+
+    def call(level: int, source: str, target: str) -> NodeProto:
+        return node(f"F{level}", [source], [target], domain="own", overload="large")
+
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    functions = []
+    for level in range(levels):
+        large = [call(level - 1, "x", "m"), call(level - 1, "m", "y")] if level else [node("Relu", ["x"], ["y"])]
+        for overload, body in {"large": large, "small": [node("Relu", ["x"], ["y"])]}.items():
+            made = helper.make_function("own", f"F{level}", ["x"], ["y"], body, imports, overload=overload)
+            functions.append(made)
+    nodes = [FLATTEN, call(levels - 1, "flat", "f"), node("Gemm", ["f", "weight"], ["logits"])]
+    built = onnx_models.model(nodes, constants=WEIGHT, opset_imports=imports, functions=functions)
+    built.ir_version = 10  # the first with overloads
+    return built.SerializeToString()
+
+
+def _function_with_graph(inner: list[NodeProto], copies: int, *, by_default: bool) -> bytes:
+    """A function that takes a graph, by its call or by default, and puts it into both branches of each ``If``."""
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    graph = {"branch": helper.make_graph(inner, "inner", [], [onnx_models.logits(name="a")])}
+    body = [node("If", ["flag"], [f"y{number}"]) for number in range(copies)]
+    for choice in body:
+        for name in ("then_branch", "else_branch"):
+            choice.attribute.add(name=name, ref_attr_name="branch", type=onnx.AttributeProto.GRAPH)
+    defaults = [helper.make_attribute(name, value) for name, value in graph.items()] if by_default else []
+    named = [] if by_default else ["branch"]
+    function = helper.make_function("own", "F", ["flag"], ["y0"], body, imports, named, defaults)
+    call = node("F", ["true"], ["unused"], domain="own", **({} if by_default else graph))
+    constants = {**WEIGHT, "true": np.array(True)}
+    return _model([FLATTEN, GEMM, call], constants, opset_imports=imports, functions=[function])
+
+
+def _hidden_by_default() -> bytes:
+    hidden = node("Constant", [], ["h"], value=_outside("/etc/passwd"))
+    return _function_with_graph([hidden, node("Identity", ["flag"], ["a"])], 1, by_default=True)
+
+
+def _copied_graph() -> bytes:
+    many = [node("Not", ["true"], [f"n{number}"]) for number in range(999)]
+    return _function_with_graph([*many, node("Identity", ["true"], ["a"])], 1000, by_default=False)
+
+
 def _function_calling_itself() -> bytes:
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
     body = [node("F", ["x"], ["y"], domain="own")]
@@ -236,8 +281,20 @@ def _renamed(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
     return info
 
 
-def _not_utf8() -> bytes:
-    return _good().SerializeToString().replace(b"images", b"\xffmages")
+def _input_called(name: bytes) -> bytes:
+    return _good().SerializeToString().replace(b"images", name)
+
+
+def _error_about(name: bytes) -> bytes:
+    """A node whose error message quotes this name."""
+    nodes = [node("Reshape", ["images", "shape"], ["flat"]), node("Gemm", ["flat", "weight"], ["logits"], name="XXXX")]
+    return _model(nodes, {**WEIGHT, "shape": np.array([-1, 48])}).replace(b"XXXX", name)
+
+
+def _enormous_picture() -> bytes:
+    mean = node("ReduceMean", ["images"], ["logits"], axes=[2, 3], keepdims=0)
+    picture, output = onnx_models.image(("batch", 3, 1 << 40, 1 << 40)), onnx_models.logits(("batch", 3))
+    return _model([mean], inputs=[picture], outputs=[output])
 
 
 def _training_graph() -> bytes:
@@ -285,6 +342,7 @@ ATTACKS: dict[str, Attack] = {
     "external data without its flag": Attack(_location_without_flag, "outside the file"),
     "external data in a subgraph": Attack(lambda: _external("../x", "subgraph"), "outside the file"),
     "external data in a function": Attack(lambda: _external("../x", "function"), "outside the file"),
+    "external data in a function's default": Attack(_hidden_by_default, "takes a graph as an attribute"),
     "external data in a sparse constant": Attack(lambda: _external("../x", "sparse"), "outside the file"),
     "external data in a training graph": Attack(_training_graph, "training graph"),
     "ConstantOfShape of 64 GiB": Attack(_huge_constant, "memory|bad_alloc", runs=True),
@@ -302,14 +360,17 @@ ATTACKS: dict[str, Attack] = {
             one=np.ones(1, np.float32),
             times=np.array([16 * GIB]),
         ),
-        "memory|bad_alloc|4294967296",
+        "memory|bad_alloc|if it was made for another, .* more than 4294967296 bytes",
         runs=True,
     ),
     "Range of 10^12 values": Attack(_huge_range, "memory|bad_alloc", runs=True),
     "Resize to 65536x65536": Attack(_huge_resize, "memory|bad_alloc", runs=True),
     "Conv with 60,000 pixels of padding": Attack(_huge_padding, "memory|bad_alloc", runs=True),
+    "an input of 2^80 pixels": Attack(_enormous_picture, "at most 65536"),
     "Loop of 2^62 turns": Attack(_endless, "did not finish", runs=True),
     "40 functions, each calling the one before twice": Attack(_doubling_functions, "operators with its functions"),
+    "40 functions, each hidden behind an overload": Attack(_doubling_overloads, "operators with its functions"),
+    "a function that puts 2,000 copies of a graph in place": Attack(_copied_graph, "takes a graph as an attribute"),
     "a function that calls itself": Attack(_function_calling_itself, "call themselves"),
     "1,000,000 operators": Attack(_many_nodes, "at most 200000"),
     "600,000 tiny constants": Attack(_many_constants, "at most 500000"),
@@ -325,10 +386,14 @@ ATTACKS: dict[str, Attack] = {
     "com.microsoft EPContext": Attack(lambda: _operator("com.microsoft", "EPContext"), "compiled for one device"),
     "EPContext as a function of its own": Attack(_disguised_context, "compiled for one device"),
     "an operator that does not exist": Attack(lambda: _operator("com.microsoft", "Nothing"), "ONNX Runtime", runs=True),
+    "an error that quotes a name that is not UTF-8": Attack(
+        lambda: _error_about(b"\xff\xfe\xff\xfe"), "ONNX Runtime .*utf-8", runs=True
+    ),
     "two nodes with one output": Attack(_duplicate, "not a valid ONNX graph"),
     "a cycle": Attack(_cycle, "not a valid ONNX graph"),
     "an input's name of 5,000 characters": Attack(_long_name, "has a name of 5000 characters"),
-    "a name that is not UTF-8": Attack(_not_utf8, "not UTF-8"),
+    "a name that is not UTF-8": Attack(lambda: _input_called(b"\xffmages"), "not printable UTF-8"),
+    "a name with a NUL in it": Attack(lambda: _input_called(b"\0mages"), "not printable UTF-8"),
     "a PNG picture": Attack(lambda: b"\x89PNG\r\n\x1a\n" + bytes(64), "a PNG picture"),
     "a pickle": Attack(lambda: pickle.dumps({"a": 1}, protocol=4), "a Python pickle"),
     "a zip archive": Attack(_zip, "a zip archive"),

@@ -6,6 +6,7 @@ import platform
 import resource
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,10 @@ def escapes(given: str, other: str, folder: str) -> dict[str, str]:
         "run a program": lambda: os.execv("/bin/true", ["true"]),
         "signal its parent": lambda: os.kill(parent, 0),
         "change its parent's limits": lambda: resource.prlimit(parent, resource.RLIMIT_CORE, (0, 0)),
+        # Of itself: a parent with capabilities is safe from it even where the filter would let it pass.
+        "set a priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 19),
+        "choose cores": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+        "choose a scheduler": lambda: os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0)),
         "trace its parent": lambda: call(117 if is_arm else 101, 16, parent, 0, 0),
         "leave for other namespaces": lambda: call(97 if is_arm else 272, 0x20000),
         "set up io_uring": lambda: call(425, 1, 0),
@@ -63,9 +68,12 @@ def escapes(given: str, other: str, folder: str) -> dict[str, str]:
 def surroundings() -> dict[str, object]:
     """What it finds about itself."""
     limits = ("AS", "CPU", "FSIZE", "NOFILE", "CORE")
+    held = ctypes.create_string_buffer(24)
+    ctypes.CDLL(None).capget(struct.pack("=Ii", 0x20080522, 0), held)
     return {
         "environment": sorted(os.environ),
         "limits": {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0] for name in limits},
+        "capabilities": list(struct.unpack("=6I", held.raw)),
         "leads its session": os.getsid(0) == os.getpid(),
     }
 

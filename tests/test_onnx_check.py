@@ -303,7 +303,7 @@ def test_a_file_over_a_limit_is_refused(limits: Limits, said: str, tmp_path: Pat
         ([onnx_models.image(None)], "has no declared rank"),
         ([onnx_models.image(dtype=TensorProto.UINT8)], "is uint8, it must be float32 or float16"),
         ([onnx_models.image(), onnx_models.logits(name="mask")], r"has 2 inputs \(images, mask\)"),
-        ([onnx_models.image((0, 3, 8, 8))], r"shape \[0, 3, 8, 8\], every size must be at least 1"),
+        ([onnx_models.image((0, 3, 8, 8))], r"shape \[0, 3, 8, 8\], every size must be at least 1 and at most 65536"),
     ],
 )
 def test_inputs_that_are_no_pictures_are_refused(inputs: list[onnx.ValueInfoProto], said: str, tmp_path: Path) -> None:
@@ -382,3 +382,13 @@ def test_a_child_that_crashes_is_the_files_fault(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys, "executable", str(crashing))
     with pytest.raises(InvalidTeacher, match=r"crashes its reader \(SIGSEGV\)"):
         inspect_in_subprocess(path)
+
+
+@pytest.mark.parametrize("value", [None, [], {"graph": {"inputs": []}}, {"graph": {}, "error": 1}])
+def test_an_answer_that_the_check_would_not_give_is_a_refusal(
+    value: sandbox.Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that has taken over its reader may have it say anything."""
+    monkeypatch.setattr(sandbox, "call", lambda *_, **__: sandbox.Outcome(value, None))
+    with pytest.raises(InvalidTeacher, match="no answer of ours"):
+        inspect_in_subprocess(saved(onnx_models.random_linear(), tmp_path))

@@ -59,6 +59,8 @@ def test_the_child_knows_nothing_of_its_parent(monkeypatch: pytest.MonkeyPatch) 
     assert set(value["environment"]) <= {"LC_CTYPE", "LD_LIBRARY_PATH", "OPENBLAS_NUM_THREADS"}
     assert value["limits"] == {"AS": MEMORY_BYTES, "CPU": 11, "FSIZE": 0, "NOFILE": 64, "CORE": 0}
     assert value["leads its session"] is True
+    # Root's may be left with that of reading any file, where Landlock lets it.
+    assert set(value["capabilities"]) <= {0, 1 << 2}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,34 @@ def test_a_mistake_of_ours_is_no_breach() -> None:
         probe("fail")
     with pytest.raises(WorkerError, match="has no attribute 'nothing'"):
         probe("nothing")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]",
+        b"{}",
+        b"noise",
+        b'{"missing": []',
+        b'{"missing": ["a", "b", "c", "d", "e", "f", "g", "h", "i"], "value": 1}',
+        b'{"missing": [], "more": 1}',
+        b"[" * 100_000,
+    ],
+)
+def test_an_answer_that_the_child_would_not_give_is_a_breach(answer: bytes) -> None:
+    """Whoever has taken it over may write anything, and is no fault of ours."""
+    assert "cannot be read" in str(sandbox._outcome(answer, 0, 1, 1).breach)
+
+
+def test_no_signal_is_unknown() -> None:
+    """Real-time signals have no names."""
+    for number in signal.valid_signals():
+        assert sandbox._outcome(b"", -number, 1, 1).breach is not None
+
+
+def test_a_child_that_cannot_even_start_is_no_breach() -> None:
+    with pytest.raises(WorkerError, match="exit status 1"):
+        sandbox._outcome(b"", 1, 1, 1)
 
 
 def children(pid: int) -> list[int]:

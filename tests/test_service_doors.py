@@ -1,23 +1,28 @@
 """Who may call, what each key may do, where the API listens, and what is written down about it."""
 
+import asyncio
 import http.client
+import itertools
 import json
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from fastapi.routing import RouteContext, iter_route_contexts
+from sqlalchemy import text
 
 from service.app import create_app
 from service.auth import ADMIN_ROUTES, authorize, needed_scope
 from service.cli.services import ready_text
+from service.db import Database, upgrade_to_head
 from service.errors import BadKeyFile, UnsafeBinding
-from service.keys import Keys
-from service.scopes import Scope
+from service.keys import KeyRing, Keys
+from service.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
 from service.server import build_server
 from service.settings import Settings
 from service.tables import KeyRecord, new_id
@@ -167,6 +172,49 @@ def settles(client: httpx.Client, headers: dict[str, str], status: int) -> bool:
     return False
 
 
+def test_a_stream_ends_when_its_key_is_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one without a key when there is the first; those of others go on, and a job may be followed for days."""
+    monkeypatch.setattr("service.keys.FRESH_S", 0.05)
+    with running_api(make_settings(tmp_path, keep_alive_s=0.05)) as api, ExitStack() as opened:
+        path = f"/v1/jobs/{api.post_job()['id']}/events"
+
+        def follow(secret: str | None = None) -> Iterator[str]:
+            headers = {"Accept": "text/event-stream"} | ({"Authorization": f"Bearer {secret}"} if secret else {})
+            response = opened.enter_context(api.client.stream("GET", path, headers=headers))
+            assert response.status_code == 200
+            return response.iter_text()
+
+        def ends(stream: Iterator[str]) -> bool:
+            """Else it goes on for ever, and is found out by a timeout."""
+            return len(list(itertools.islice(stream, 200))) < 200
+
+        keyless = follow()
+        first, second = (api.context.keys.issue(name, Scope.READ) for name in ("first", "second"))
+        assert ends(keyless)
+        revoked, other = follow(first[1]), follow(second[1])
+        assert next(revoked)
+        api.context.keys.revoke(first[0].id)
+        assert ends(revoked)
+        assert all(next(other) for _ in range(5))
+
+
+def test_who_is_in_stays_while_the_keys_cannot_be_read(tmp_path: Path) -> None:
+    """Streams outlive a database that is away."""
+    settings = make_settings(tmp_path)
+    upgrade_to_head(settings.database)
+    database = Database(settings.database)
+    ring = KeyRing(Keys(database), None, is_local=True)
+    caller = Caller("key_1", "ci", Scope.READ)
+    assert not asyncio.run(ring.knows(caller))
+    assert asyncio.run(ring.knows(THIS_MACHINE))
+    assert asyncio.run(ring.knows(OPERATOR))
+    with database.write() as session:
+        session.execute(text("ALTER TABLE api_keys RENAME TO away"))
+    ring.forget()
+    assert asyncio.run(ring.knows(caller))
+    database.close()
+
+
 def test_beyond_this_machine_nobody_calls_without_a_key(tmp_path: Path) -> None:
     """Even if the last one vanishes while the service runs."""
     settings = make_settings(tmp_path, host="0.0.0.0")
@@ -197,7 +245,6 @@ def test_only_an_admin_key_makes_and_revokes_keys(keyed: tuple[Api, dict[Scope, 
     assert api.client.get(made.headers["location"], headers=admin).json() == key
     assert secret not in api.client.get("/v1/keys", headers=admin).text
     theirs = {"Authorization": f"Bearer {secret}"}
-    api.context.ring.forget()
     assert api.client.get("/v1/jobs", headers=theirs).status_code == 200
     for _ in range(2):
         assert api.client.delete(f"/v1/keys/{key['id']}", headers=admin).status_code == 204

@@ -1,17 +1,20 @@
 """What a caller may ask for: rates, streams, jobs, sizes and depths, each refused with what to do about it."""
 
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import hypothesis.strategies as st
 import pytest
 from fastapi.routing import iter_route_contexts
 from hypothesis import given, settings
 
+from service import server
 from service.app import create_app
 from service.db import Database
 from service.errors import InvalidRequest, MalformedBody, QueueFull, TooManyRequests
@@ -161,6 +164,55 @@ def test_a_stream_that_breaks_is_counted_no_more() -> None:
     assert not streams.open
 
 
+# ------------------------------------------------------------------------------------------------------ connections
+
+HEAD = b"HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begins", "answer"),
+    [
+        (b"", b""),
+        (b"GET /healthz " + HEAD + b"X: ", b""),
+        (b"GET /healthz " + HEAD + b"\r\n", b"HTTP/1.1 200"),
+        (b"POST /v1/nothing " + HEAD + b"Content-Length: 100000\r\n\r\n", b"HTTP/1.1 404"),
+    ],
+    ids=["nothing", "a head", "another request", "the body of a request that was answered"],
+)
+def test_a_connection_on_which_hardly_anything_comes_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bytes, answer: bytes
+) -> None:
+    """A byte now and then does not keep it open; nobody has asked who it is."""
+    monkeypatch.setattr(server, "HEAD_S", 0.3)
+    with running_api(make_settings(tmp_path)) as api:
+        address = urlsplit(api.url)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(begins)
+            connection.settimeout(0.05)
+            received, is_open, deadline_s = b"", True, time.monotonic() + 20
+            while is_open and time.monotonic() < deadline_s:
+                try:
+                    connection.sendall(b"x")
+                    piece = connection.recv(1 << 16)
+                    received, is_open = received + piece, bool(piece)
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    is_open = False
+        assert not is_open
+        assert received.startswith(answer)
+
+
+def test_a_request_at_work_may_take_longer_than_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream lasts for as long as its job."""
+    monkeypatch.setattr(server, "HEAD_S", 0.1)
+    with running_api(make_settings(tmp_path, keep_alive_s=0.05)) as api:
+        path = f"/v1/jobs/{api.post_job()['id']}/events"
+        with api.client.stream("GET", path, headers=SSE) as response:
+            assert all(piece for piece, _ in zip(response.iter_text(), range(10), strict=False))
+        assert api.client.get("/healthz").status_code == 200
+
+
 # ------------------------------------------------------------------------------------------------------------- jobs
 
 
@@ -278,10 +330,10 @@ def test_a_body_that_is_nested_too_deep_is_a_problem_on_every_route(shared_api: 
     assert shared_api.client.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
 def test_json_in_another_encoding_is_refused(shared_api: Api, encoding: str) -> None:
     """A parser would take it, and brackets could hide from who counts bytes."""
-    content = json.dumps({"name": "d", "spec": {"kind": "digits"}}).encode(encoding)
+    content = json.dumps({"name": "dé", "spec": {"kind": "digits"}}, ensure_ascii=False).encode(encoding)
     response = shared_api.client.post("/v1/datasets", content=content, headers={"Content-Type": "application/json"})
     assert "UTF-8" in problem(response, 400, "malformed-body")["detail"]
 
@@ -327,3 +379,9 @@ def test_no_body_takes_long_to_check(piece: bytes) -> None:
 def test_a_nul_byte_is_no_json() -> None:
     with pytest.raises(MalformedBody, match="UTF-8"):
         check_depth(b'{"a": "\0"}')
+
+
+def test_half_a_surrogate_pair_is_no_utf_8() -> None:
+    """Python's parser of JSON would let it pass, and no database takes it."""
+    with pytest.raises(MalformedBody, match="at byte 7"):
+        check_depth(b'{"a": "\xed\xa0\x80"}')

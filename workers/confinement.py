@@ -6,17 +6,19 @@ undone, and no part needs a library beyond the kernel's own interface:
 1. resource limits: address space, processor time, size of files, open files, no core dumps. Not the number of
    processes: the kernel counts all of a user's threads, the service's among them;
 2. a network namespace of its own with nothing in it, where that is allowed;
-3. Landlock: files below the named paths may be read, and nothing may be written, made or removed;
-4. a seccomp filter: no network, no new process or program, no look into or signal to another process, no change to any
-   file, no mount, no kernel interface that could get around the filter (io_uring). Threads are allowed. A refused call
-   answers EPERM, so that a library which only tries goes on. Calls with numbers from 424 on, which came after Linux
-   5.0, answer ENOSYS as on an older kernel: some have their arguments in memory, where a filter cannot look.
+3. no capability of root but that of reading every file, which 4 narrows: else it could lift its own limits;
+4. Landlock: files below the named paths may be read, and nothing may be written, made or removed;
+5. a seccomp filter: no network, no new process or program, no look into, signal to or say in the priority of another
+   process, no change to any file, no mount, no kernel interface that could get around the filter (io_uring). Threads
+   are allowed. A refused call answers EPERM, so that a library which only tries goes on. Calls with numbers from 424
+   on, which came after Linux 5.0, answer ENOSYS as on an older kernel: some have their arguments in memory, where a
+   filter cannot look.
 
-Where the kernel lacks 3 or 4, or they are not known for the machine, the rest stands and ``confine`` says what is
-missing.
+Where the kernel lacks one of the last three, or they are not known for the machine, the rest stands and ``confine``
+says what is missing.
 
-Sources: the man pages prctl(2), seccomp(2), landlock(7), unshare(2) and clone(2); <linux/audit.h>, <linux/bpf_common.h>
-and <asm/unistd.h> for the numbers.
+Sources: the man pages prctl(2), seccomp(2), landlock(7), unshare(2), clone(2) and capset(2); <linux/audit.h>,
+<linux/bpf_common.h>, <linux/capability.h> and <asm/unistd.h> for the numbers.
 """
 
 import contextlib
@@ -61,6 +63,7 @@ def confine(bounds: Bounds, readable: Iterable[Path]) -> list[str]:
     _leave_network(libc)
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
     attempts: Mapping[str, Callable[[], None]] = {
+        "giving up root's capabilities": lambda: _drop_capabilities(libc),
         "file-system rules": lambda: _restrict_files(libc, readable),
         "a filter of system calls": lambda: _filter_calls(libc),
     }
@@ -103,6 +106,7 @@ def _limit(bounds: Bounds) -> None:
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _SECCOMP_MODE_FILTER = 2
+_CAPABILITIES_VERSION, _READ_EVERY_FILE = 0x20080522, 1 << 2
 
 
 def _leave_network(libc: ctypes.CDLL) -> None:
@@ -110,6 +114,14 @@ def _leave_network(libc: ctypes.CDLL) -> None:
     for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET):
         if libc.unshare(flags) == 0:
             return
+
+
+def _drop_capabilities(libc: ctypes.CDLL) -> None:
+    header = struct.pack("=Ii", _CAPABILITIES_VERSION, 0)
+    held = ctypes.create_string_buffer(24)  # effective, permitted and inheritable ones, the low words first
+    _checked(libc.capget(header, held))
+    kept = struct.unpack_from("=6I", held)[1] & _READ_EVERY_FILE
+    _checked(libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
 
 
 def _prctl(libc: ctypes.CDLL, option: int, value: int, pointer: int = 0) -> None:
@@ -194,6 +206,15 @@ _REFUSED: Mapping[str, tuple[int | None, int]] = {
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "kcmp": (312, 272),
+    "get_robust_list": (274, 100),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
     "msgget": (68, 186),
     "semget": (64, 190),
     "shmget": (29, 194),

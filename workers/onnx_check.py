@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, ValueInfoProto
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workers import sandbox
 from workers.errors import InvalidTeacher
@@ -23,6 +23,7 @@ LOGIT_DTYPES = ("float16", "float32", "float64")
 NAME_MAX = 256  # characters of an input's or output's name
 OUTPUTS_MAX = 64
 RANK_MAX = 8
+SIZE_MAX = 1 << 16  # of the input: pictures in a batch, pixels, channels
 
 # The child's memory. Reading, parsing and onnx's own checker hold about five copies of the file at once.
 CHILD_BASE_BYTES = 2 << 30
@@ -178,8 +179,8 @@ def _read(path: Path, limits: Limits) -> bytes:
 
 
 def _value(info: ValueInfoProto) -> Value:
-    if not isinstance(info.name, str):
-        raise InvalidTeacher(f"the name {short(info.name)!r} of an input or output is not UTF-8")
+    if not (isinstance(info.name, str) and info.name.isprintable()):  # databases, logs and terminals are to hold it
+        raise InvalidTeacher(f"the name {short(info.name)!r} of an input or output is not printable UTF-8")
     if not info.type.HasField("tensor_type"):
         return Value(name=info.name, dtype=info.type.WhichOneof("value") or "undeclared", shape=None)
     tensor = info.type.tensor_type
@@ -217,8 +218,10 @@ def _image_input(model: onnx.ModelProto) -> Value:
         raise InvalidTeacher(
             f"{named} has {rank}, it must have rank 4: batch, channels, height, width (or channels last)"
         )
-    if any(isinstance(size, int) and size < 1 for size in image.shape):
-        raise InvalidTeacher(f"{named} has shape {_shape_text(image.shape)}, every size must be at least 1")
+    if any(isinstance(size, int) and not 1 <= size <= SIZE_MAX for size in image.shape):
+        raise InvalidTeacher(
+            f"{named} has shape {_shape_text(image.shape)}, every size must be at least 1 and at most {SIZE_MAX}"
+        )
     return image
 
 
@@ -306,7 +309,10 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
     )
     if outcome.breach is not None:
         raise InvalidTeacher(f"reading the teacher's file {outcome.breach}")
-    parsed = _Answer.model_validate(outcome.value)
+    try:
+        parsed = _Answer.model_validate(outcome.value)
+    except ValidationError as error:
+        raise InvalidTeacher("reading the teacher's file gives no answer of ours: it is damaged or hostile") from error
     if parsed.graph is None:
         raise InvalidTeacher(parsed.error)
     return parsed.graph

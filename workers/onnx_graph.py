@@ -207,18 +207,25 @@ def _attribute_sparse(attributes: Iterable[AttributeProto]) -> Iterator[SparseTe
 
 def _subgraphs(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
     for node in nodes:
-        for attribute in node.attribute:
-            yield from attribute.graphs
-            if attribute.HasField("g"):
-                yield attribute.g
+        yield from _graphs(node.attribute)
+
+
+def _graphs(attributes: Iterable[AttributeProto]) -> Iterator[GraphProto]:
+    for attribute in attributes:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
 
 
 def _check_operators(model: onnx.ModelProto, scopes: list[_Scope]) -> None:
     # A function that the file itself defines may have any domain: its body is one of the scopes.
     own = {(function.domain, function.name) for function in model.functions}
+    for function in model.functions:
+        _check_attributes(function.name, function.attribute_proto)
     for node in (node for scope in scopes for node in scope.nodes):
         operator = short(f"{node.domain}::{node.op_type}" if node.domain else node.op_type)
-        if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
+        is_own = (node.domain, node.op_type) in own
+        if node.domain not in DOMAINS and not is_own:
             raise InvalidTeacher(
                 f"the graph uses the custom operator {operator}; only the operators of ONNX and ONNX Runtime are "
                 f"allowed (domains {listed(DOMAINS - {''})}). Export the teacher without it"
@@ -227,16 +234,27 @@ def _check_operators(model: onnx.ModelProto, scopes: list[_Scope]) -> None:
             raise InvalidTeacher(
                 f"the graph holds {operator}, a part compiled for one device. Give the model that it was compiled from"
             )
+        if is_own:
+            _check_attributes(node.op_type, node.attribute)
+
+
+def _check_attributes(function: str, attributes: Iterable[AttributeProto]) -> None:
+    """Refuse graphs among what a function is given, or has by default: its body can use each any number of times."""
+    if any(True for _ in _graphs(attributes)):
+        raise InvalidTeacher(f"the function {short(function)} takes a graph as an attribute. {EXPORT_HINT}")
 
 
 def _check_functions(model: onnx.ModelProto, nodes_max: int) -> None:
     """Refuse functions that grow without bound when they are put in place: ten that double make a thousand."""
-    bodies = {(function.domain, function.name): function for function in model.functions}
+    # Overloads count as one function: a call of any is as large as all of them.
+    calls: dict[tuple[str, str], Counter[tuple[str, str]]] = {}
+    for function in model.functions:
+        called = calls.setdefault((function.domain, function.name), Counter())
+        called.update(_calls(function.node))
     sizes: dict[tuple[str, str], int] = {}
-    calls = {key: Counter(_calls(function.node)) for key, function in bodies.items()}
     pending = dict(calls)
     while pending:
-        ready = [key for key, called in pending.items() if all(name in sizes or name not in bodies for name in called)]
+        ready = [key for key, called in pending.items() if all(name in sizes or name not in calls for name in called)]
         if not ready:
             raise InvalidTeacher(f"the functions {listed(name for _, name in pending)} call themselves")
         for key in ready:

@@ -32,7 +32,8 @@ CUDA_OPTIONS = {
 }
 CUDA = (("CUDAExecutionProvider", CUDA_OPTIONS), "CPUExecutionProvider")
 
-# ONNX Runtime's exceptions share no base but Exception.
+# ONNX Runtime's exceptions share no base but Exception. The last is what becomes of one that quotes a name of the file
+# which is not UTF-8.
 ORT_ERRORS = (
     ort_errors.EPFail,
     ort_errors.EngineError,
@@ -44,6 +45,7 @@ ORT_ERRORS = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    UnicodeDecodeError,
 )
 
 
@@ -115,8 +117,8 @@ def _explained(error: Exception, input_: NDArray[np.floating], *, timed_out: boo
     if "allocate memory" in str(error) or "out of memory" in str(error).lower():
         return WorkerError(f"no memory for {len(input_)} pictures at once, use a smaller batch: {said}")
     return InvalidTeacher(
-        f"the teacher cannot process an input of shape {list(input_.shape)} and dtype {input_.dtype}: correct "
-        f"`size`, `channels` or `layout` of its preprocessing. ONNX Runtime says: {said}"
+        f"the teacher cannot process an input of shape {list(input_.shape)} and dtype {input_.dtype}; if it was made "
+        f"for another, correct `size`, `channels` or `layout` of its preprocessing. ONNX Runtime says: {said}"
     )
 
 

@@ -1,9 +1,9 @@
 """A function called in a child process that has confined itself first: for reading and running what strangers send.
 
-The child is a fresh interpreter with an empty environment, in a session of its own. Before it imports the function it
-gives up what ``workers.confinement`` lists; it may then read Python's own files and those it was given, and answer with
-one JSON value. The parent waits so many seconds, reads so many bytes, and then kills the child with its group. A child
-whose parent dies, dies, too.
+The child is a fresh interpreter, without its parent's environment but for the path of libraries, in a session of its
+own. Before it imports the function it gives up what ``workers.confinement`` lists; it may then read Python's own files
+and those it was given, and answer with one JSON value. The parent waits so many seconds, reads so many bytes, and then
+kills the child with its group. A child whose parent dies, dies, too.
 
 What it is not: a virtual machine. A hole in the kernel's own interface, as far as the filter lets it be reached, is a
 way out; run the service as a user with nothing to lose, as the container images do.
@@ -21,7 +21,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from workers.confinement import Bounds, confine, die_with_parent
 from workers.errors import WorkerError
@@ -47,6 +49,16 @@ class Outcome(NamedTuple):
 
     value: Json
     breach: str | None
+
+
+class _Answer(BaseModel):
+    """What a child writes; without ``value`` or ``raised`` the memory was not enough."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    missing: Annotated[list[str], Field(max_length=8)]
+    value: JsonValue = None
+    raised: str | None = None
 
 
 def call(
@@ -121,24 +133,27 @@ def _read(process: subprocess.Popen[bytes], deadline_s: float) -> bytes | None:
 
 def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int) -> Outcome:
     if returncode < 0:
-        name = signal.Signals(-returncode).name
+        name = {known.value: known.name for known in signal.Signals}.get(-returncode, f"signal {-returncode}")
         if name == "SIGXCPU":
             return Outcome(None, f"takes longer than the {timeout_s:g} s of processor time allowed")
         return Outcome(None, f"crashes its reader ({name}): it is damaged or hostile")
+    if not text:
+        raise WorkerError(f"a confined process could not run (exit status {returncode})")
     try:
-        answer = json.loads(text)
-    except ValueError as error:
-        raise WorkerError(f"a confined process could not run (exit status {returncode})") from error
-    for what in answer.get("missing", ()):
+        answer = _Answer.model_validate_json(text)
+    except ValidationError:
+        # Whoever has taken over the child may write what it likes.
+        return Outcome(None, "has an answer that cannot be read: it is damaged or hostile")
+    for what in answer.missing:
         _say_once(what)
-    if "raised" in answer:
-        raise WorkerError(f"a confined process failed: {answer['raised']}")
-    if "value" not in answer:
+    if answer.raised is not None:
+        raise WorkerError(f"a confined process failed: {answer.raised}")
+    if "value" not in answer.model_fields_set:
         return Outcome(None, f"needs more memory than the {memory_bytes} bytes allowed")
-    return Outcome(answer["value"], None)
+    return Outcome(answer.value, None)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _say_once(what: str) -> None:
     _logger.warning("uploads are read without %s: the other bounds hold", what)
 

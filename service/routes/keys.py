@@ -25,6 +25,7 @@ def create_key(request: KeyRequest, service: Service, who: Who, response: Respon
         # Whoever makes the first key shuts out the others; a caller that nobody knows must not.
         raise Forbidden("the first key is made on the machine of the service itself: `retort keys create NAME`")
     row, secret = service.keys.issue(request.name, request.scope)
+    service.ring.forget()
     response.headers["Location"] = f"/v1/keys/{row.id}"
     return NewKey(**dict(show(row)), secret=secret)
 
