@@ -16,7 +16,7 @@ from service.keys import NOTE_USES_S, KeyRing
 from service.metrics import MeasureRequests, Metrics
 from service.middleware import BodyLimit, Doors, RequestContext
 from service.openapi import describe, service_version
-from service.paths import API_PREFIX
+from service.paths import API_PREFIX, UPLOAD_PATH
 from service.routes import (
     caches,
     catalog,
@@ -34,7 +34,6 @@ from service.routes import (
 from service.settings import Settings
 from service.uploads import BUFFER_BYTES, sweep
 
-UPLOAD_PATH = f"{API_PREFIX}/teachers"
 # Of an upload's body beside the file: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB
 # from uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.
 UPLOAD_EXTRA_BYTES = 2 * BUFFER_BYTES
@@ -72,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     upload_bytes = {UPLOAD_PATH: settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES}
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, default_bytes=settings.body_max_bytes, paths_bytes=upload_bytes)
-    app.add_middleware(Doors, ring=context.ring, rate=context.rate, streams=context.streams)
+    app.add_middleware(Doors, ring=context.ring, rate=context.rate, streams=context.streams, uploads=context.uploads)
     app.add_middleware(ConditionalGet)
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)

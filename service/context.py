@@ -12,7 +12,7 @@ from service.auth import is_loopback, load_key_digest
 from service.db import Database
 from service.errors import DiskFloor
 from service.keys import KeyRing, Keys
-from service.limits import RateLimit, StreamLimit
+from service.limits import ConcurrencyLimit, RateLimit
 from service.records import Records
 from service.registry import Registry
 from service.schemas import Page
@@ -36,7 +36,7 @@ class Context:
 
     Attributes:
         ring: knows who a key belongs to.
-        rate, streams: what every caller may ask for at once.
+        rate, streams, uploads: what every caller may ask for at once.
         tail: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
     """
@@ -50,7 +50,8 @@ class Context:
     keys: Keys
     ring: KeyRing
     rate: RateLimit
-    streams: StreamLimit
+    streams: ConcurrencyLimit
+    uploads: ConcurrencyLimit
     tail: Tail
     closing: asyncio.Event
 
@@ -72,7 +73,10 @@ class Context:
             keys=keys,
             ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),
             rate=RateLimit(settings.requests_per_s, settings.requests_burst),
-            streams=StreamLimit(settings.streams_max),
+            streams=ConcurrencyLimit(
+                settings.streams_max, "event streams", "close one, or follow the job instead of each of its runs"
+            ),
+            uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
             tail=Tail(registry, settings.event_poll_s, closing),
             closing=closing,
         )

@@ -105,7 +105,7 @@ class ForeignOrigin(ServiceError, PermissionError):
 
 
 class TooManyRequests(ServiceError, RuntimeError):
-    """More requests, or more event streams at once, than one key or address may have.
+    """More requests, or more event streams or uploads at once, than one key or address may have.
 
     Args:
         message: the sentence for a person.

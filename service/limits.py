@@ -1,4 +1,4 @@
-"""How much a caller may ask for: requests a second, event streams at once, nesting of a body.
+"""How much a caller may ask for: requests a second, event streams and uploads at once, nesting of a body.
 
 The limits are per name: the id of an API key, or the address of a caller without one. What is remembered of a name is
 forgotten once it is quiet, so memory is bounded by the rate of requests and not by the number of callers.
@@ -20,7 +20,7 @@ SSE = "text/event-stream"
 
 JSON_DEPTH_MAX = 64
 NAMES_MAX = 10_000
-STREAM_RETRY_S = 5
+BUSY_RETRY_S = 5
 
 # One that never ends counts to the end, as it does for a parser; nothing here backtracks.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
@@ -76,25 +76,28 @@ class RateLimit:
             del self._buckets[name]
 
 
-class StreamLimit:
-    """How many event streams each name has open.
+class ConcurrencyLimit:
+    """How many requests that take long each name has open.
 
     Args:
-        at_once: streams of one name.
+        at_once: of one name.
+        what: they are, in the plural.
+        advice: to whoever wants one more.
     """
 
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, at_once: int, what: str, advice: str) -> None:
         self.at_once = at_once
+        self.what = what
+        self.advice = advice
         self.open: Counter[str] = Counter()
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Counts a stream while it is open. Raises TooManyRequests."""
+        """Counts a request while it is open. Raises TooManyRequests."""
         if self.open[name] >= self.at_once:
             raise TooManyRequests(
-                f"{self.at_once} event streams of one API key or address may be open at once: close one, or follow "
-                "the job instead of each of its runs",
-                STREAM_RETRY_S,
+                f"{self.at_once} {self.what} of one API key or address may be open at once: {self.advice}",
+                BUSY_RETRY_S,
             )
         self.open[name] += 1
         try:

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.auth import SAFE_METHODS, identify
 from service.errors import ServiceError, TooLarge
 from service.keys import KeyRing
-from service.limits import SSE, RateLimit, StreamLimit, check_depth
-from service.paths import API_PREFIX, HEALTH_PATHS, POLLED_PATHS, route_of
+from service.limits import SSE, ConcurrencyLimit, RateLimit, check_depth
+from service.paths import API_PREFIX, HEALTH_PATHS, POLLED_PATHS, UPLOAD_PATH, route_of
 from service.problems import problem_response
 from service.scopes import Caller
 from service.tables import new_id
@@ -106,14 +106,17 @@ class Doors:
     Args:
         ring: whom keys belong to.
         rate: of each key, or address without a key.
-        streams: that each may have open.
+        streams, uploads: that each may have open.
     """
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, rate: RateLimit, streams: StreamLimit) -> None:
+    def __init__(
+        self, app: ASGIApp, ring: KeyRing, rate: RateLimit, streams: ConcurrencyLimit, uploads: ConcurrencyLimit
+    ) -> None:
         self.app = app
         self._ring = ring
         self._rate = rate
         self._streams = streams
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application; needs the request id of ``RequestContext``."""
@@ -165,6 +168,8 @@ class Doors:
             raise state.refusal
         if _wants_stream(request):
             held.enter_context(self._streams.held(name))
+        if request.method == "POST" and request.url.path == UPLOAD_PATH:
+            held.enter_context(self._uploads.held(name))
 
 
 class BodyLimit:

@@ -3,6 +3,7 @@
 from starlette.types import Scope
 
 API_PREFIX = "/v1"
+UPLOAD_PATH = f"{API_PREFIX}/teachers"
 # Asked by load balancers and supervisors, which have no key and must not be kept waiting.
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 # Asked by machines, again and again.

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
         job_runs_max, job_epochs_max: runs of one job, and epochs of each.
         requests_per_s: of one key, or of one address without keys, in the long run; 0 is no limit.
         requests_burst: how many of them may come at once.
-        streams_max: event streams that one key or address may have open.
+        streams_max, uploads_max: event streams, and uploads, that one key or address may have open.
         upload_stall_s: an upload that brings less than a MiB in so long is given up.
         inspect_timeout_s: how long the subprocess that inspects an ONNX file may take, and then the one that tries it.
         event_poll_s: how often an event stream looks for new rows.
@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     requests_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 200.0
     requests_burst: Count = 1000
     streams_max: Count = 100
+    uploads_max: Count = 4
 
     upload_stall_s: Seconds = 60.0
     inspect_timeout_s: Seconds = 60.0

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.db import Database
 from service.errors import InvalidRequest, MalformedBody, QueueFull, TooManyRequests
 from service.jobs import State
-from service.limits import JSON_DEPTH_MAX, NAMES_MAX, RateLimit, StreamLimit, check_depth
+from service.limits import JSON_DEPTH_MAX, NAMES_MAX, ConcurrencyLimit, RateLimit, check_depth
 from service.records import Records
 from service.registry import Registry
 from service.scopes import Scope
@@ -137,6 +137,23 @@ def test_streams_of_one_key_are_counted_while_they_are_open(tmp_path: Path) -> N
             assert becomes_free(api, path)
 
 
+def test_uploads_of_one_key_are_counted_until_they_are_answered(tmp_path: Path) -> None:
+    with running_api(make_settings(tmp_path, uploads_max=1)) as api:
+        url = api.client.base_url
+        with socket.create_connection((url.host, url.port or 0), timeout=10) as first:
+            first.sendall(
+                f"POST /v1/teachers HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+                "Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n".encode()
+            )
+            # So it has been let in.
+            assert first.recv(1000).startswith(b"HTTP/1.1 100 ")
+            refused = api.upload(b"abc")
+            assert "1 uploads" in problem(refused, 429, "too-many-requests")["detail"]
+            assert int(refused.headers["retry-after"]) > 0
+            assert api.client.get("/v1/teachers").status_code == 200
+        assert any(api.upload(b"abc").status_code == 422 for _ in range(1000))
+
+
 def becomes_free(api: Api, path: str) -> bool:
     """Whether another stream can be opened soon: the service hears a moment later that one was closed."""
     for _ in range(1000):
@@ -148,7 +165,7 @@ def becomes_free(api: Api, path: str) -> bool:
 
 def test_a_stream_that_breaks_is_counted_no_more() -> None:
     """However it ends; a name without streams takes no room."""
-    streams = StreamLimit(1)
+    streams = ConcurrencyLimit(1, "streams", "close one")
 
     def follow(name: str, depth: int) -> None:
         with streams.held(name):
