@@ -34,22 +34,27 @@ def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
 
 @dataclass
 class Work:
-    """A task under way. ``ending_since`` is a ``time.monotonic`` value once it was told to stop or to pause."""
+    """A task under way.
+
+    Attributes:
+        told: pausing or cancelling, once it was told to.
+        told_at: when, a ``time.monotonic`` value.
+    """
 
     task: Task
     attempt: int
     told: State | None = None
-    ending_since: float = 0.0
+    told_at: float = 0.0
 
-    def tell(self, wanted: State | None) -> None:
-        """Have it stop or pause as the state says, by telling it once, and kill it if it does not listen."""
-        if wanted not in {State.PAUSING, State.CANCELLING, None}:
+    def tell(self, wanted: State) -> None:
+        """Have it pause or stop if the state says so, by telling it once, and kill it if it does not listen."""
+        if wanted not in {State.PAUSING, State.CANCELLING}:
             return
-        if self.told == wanted and self.ending_since:
-            if time.monotonic() - self.ending_since > STOP_GRACE_S:
+        if self.told is wanted:
+            if time.monotonic() - self.told_at > STOP_GRACE_S:
                 self.task.close()
             return
-        self.told, self.ending_since = wanted, time.monotonic()
+        self.told, self.told_at = wanted, time.monotonic()
         if wanted is State.PAUSING:
             self.task.pause()
         else:
@@ -66,9 +71,8 @@ class ActiveJob:
         alone: runs that share no process.
     """
 
-    id: str
-    attempt: int
     record: JobRecord
+    attempt: int
     spec: JobSpec
     progress: CacheProgress
     state: State | None
@@ -79,6 +83,10 @@ class ActiveJob:
     runs: dict[str, Work] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
+
+    @property
+    def id(self) -> str:
+        return self.record.id
 
     @property
     def crews(self) -> set[Crew]:

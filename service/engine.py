@@ -19,6 +19,7 @@ from service.errors import InvalidSettings, LeaseLost
 from service.records import Records
 from service.runner import Engine
 from service.settings import Settings
+from workers import signals
 from workers.cluster import Cluster
 
 log = structlog.get_logger("retort.engine")
@@ -110,16 +111,17 @@ def _on_signals(ending: threading.Event) -> None:
         log.info("signal", signal=signal.Signals(number).name)
         ending.set()
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
+    for number in signals.ENDING:
+        signal.signal(number, end)
 
 
 def _lead(records: Records, ending: threading.Event) -> bool:
     """Wait until this engine leads; False if it was told to end meanwhile."""
-    while not records.acquire_lease(LEASE_TTL_S, _gone(records.lease_holder())):
-        if ending.wait(1.0):
-            return False
-    return not ending.is_set()
+    while not ending.is_set():
+        if records.acquire_lease(LEASE_TTL_S, _gone(records.lease_holder())):
+            return True
+        ending.wait(1.0)
+    return False
 
 
 def _gone(holder: str | None) -> str | None:
@@ -150,8 +152,7 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        # The main thread's, which makes them wait while ray has put its handlers in place of ours.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        signals.leave_to_main_thread()
         renewed = time.monotonic()
         while not self._closed.wait(RENEW_S):
             try:

@@ -1,4 +1,4 @@
-"""The caches of the jobs that an engine works on: kept from eviction until the job ends, then noted as used.
+"""The caches of jobs that have not ended: kept from eviction until then, paused or not, and then noted as used.
 
 The locks behind it die with the engine's process; its successor takes them again from what the database says.
 """
@@ -10,7 +10,7 @@ from store import Catalog, Hold, StoreError
 
 
 class CacheHolds:
-    """What is held for each job.
+    """What is held, and for which jobs; a cache of several is held once, for a lock is an open file.
 
     Args:
         catalog: of the service's caches.
@@ -18,22 +18,29 @@ class CacheHolds:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._held: dict[str, dict[str, Hold]] = {}
+        self._keys: dict[str, set[str]] = {}
+        self._held: dict[str, Hold] = {}
+
+    @property
+    def job_ids(self) -> set[str]:
+        """Jobs that something is held for."""
+        return set(self._keys)
 
     def take(self, job_id: str, keys: Iterable[str]) -> None:
         """Hold these caches for a job; those that are gone are left out: the job makes them anew, or fails on them."""
-        held = self._held.setdefault(job_id, {})
         for key in keys:
             with suppress(StoreError):
                 # Also one that is held already: it may have been made again since.
                 fresh = self._catalog.hold(key)
-                if key in held:
-                    held[key].release()
-                held[key] = fresh
+                if key in self._held:
+                    self._held[key].release()
+                self._held[key] = fresh
+                self._keys.setdefault(job_id, set()).add(key)
 
     def release(self, job_id: str) -> None:
         """Let go of a job's caches, whose last use was now. Nothing happens if nothing is held."""
-        for key, hold in self._held.pop(job_id, {}).items():
+        for key in self._keys.pop(job_id, set()):
             with suppress(StoreError):
                 self._catalog.touch(key)
-            hold.release()
+            if not any(key in others for others in self._keys.values()):
+                self._held.pop(key).release()

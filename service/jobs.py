@@ -25,8 +25,9 @@
 
 The last three are final: nothing follows them, and a retry is a job of its own. *failed* is not *lost*: failed means
 that it raised, and the same request would raise again; lost means that it vanished (its process died), and it is tried
-again a bounded number of times. The stage of a job (inference, training) is progress, not a state. Workers only emit
-events; the engine alone moves states, except that a client may cancel, pause and resume.
+again a bounded number of times. Only runs are lost, or queued when they are put down: a job stays what it is when its
+engine ends, until the next one takes it up. The stage of a job (inference, training) is progress, not a state. Workers
+only emit events; the engine alone moves states, except that a client may cancel, pause and resume.
 """
 
 from collections.abc import Mapping

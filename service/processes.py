@@ -30,6 +30,7 @@ from typing import Self
 from service.client import Client
 from service.connection import ClientError
 from service.errors import ServiceError
+from workers import signals
 
 GRACE_S = 60.0
 READY_S = 120.0
@@ -64,8 +65,7 @@ def end_with_stdin() -> None:
     """Sends this process a SIGTERM when its standard input closes, that is, when its parent ends."""
 
     def watch() -> None:
-        # Signals are the main thread's.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        signals.leave_to_main_thread()
         while os.read(sys.stdin.fileno(), 1024):
             pass
         os.kill(os.getpid(), signal.SIGTERM)

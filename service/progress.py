@@ -11,13 +11,14 @@ class CacheProgress:
 
     Attributes:
         spent_before: forward passes that earlier attempts have run.
+        caches: keys of the caches that were told of, by split.
     """
 
     def __init__(self, spent_before: int) -> None:
         self.spent_before = spent_before
         self._contract = 0
         self._inferred: dict[str, int] = {}
-        self._keys: dict[str, str] = {}
+        self.caches: dict[str, str] = {}
 
     def columns(self, events: Sequence[Numbered]) -> Mapping[str, Any]:
         """Columns of the job that follow from its events."""
@@ -29,9 +30,9 @@ class CacheProgress:
                 case "contract_checked":
                     self._contract = event["forwards"]
                 case "inference_progress":
-                    self._keys[event["split"]] = event["cache"]
+                    self.caches[event["split"]] = event["cache"]
                     self._inferred[event["split"]] = event["rows_inferred"]
-                    columns["caches"] = dict(self._keys)
+                    columns["caches"] = dict(self.caches)
                     if event["split"] == "train":
                         names = ("rows_done", "rows_total", "rows_per_s", "eta_s")
                         columns["inference"] = {name: event[name] for name in names}

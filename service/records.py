@@ -8,7 +8,7 @@ be overtaken in the last two ways says so by returning False or None; it never r
 (cancel, pause, resume) is ``wishes``'.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeGuard, cast
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, aliased
 from service.db import Database
 from service.errors import LeaseLost
 from service.jobs import LIVE, TABLE, TERMINAL, WORKING, State
-from service.rows import all_paused, event_row, existing, pause_at_once, runs_of, swap
+from service.rows import all_paused, event_row, existing, runs_of, swap
 from service.tables import ArtifactRecord, EngineRecord, EventRecord, JobRecord, Json, RunRecord
 
 ENGINE_ROW = 1
@@ -102,35 +102,35 @@ class Records:
     def unfinished_jobs(self) -> list[JobRecord]:
         """Jobs that somebody was working on, oldest first: what an engine has to pick up when it starts."""
         with self.database.read() as session:
-            query = select(JobRecord).where(JobRecord.state.in_(WORKING | {State.LOST}))
+            query = select(JobRecord).where(JobRecord.state.in_(WORKING))
             return list(session.scalars(query.order_by(JobRecord.id)))
+
+    def caches_in_use(self, job_ids: Collection[str] | None = None) -> dict[str, Json]:
+        """Keys of the caches, by split, of each job that has not ended: it may wait or be paused.
+
+        Args:
+            job_ids: ask for these jobs alone.
+        """
+        query = select(JobRecord.id, JobRecord.caches).where(JobRecord.state.in_(LIVE))
+        if job_ids is not None:
+            query = query.where(JobRecord.id.in_(job_ids))
+        with self.database.read() as session:
+            return {id: caches for id, caches in session.execute(query) if caches}
 
     def adopt_job(self, job_id: str) -> JobRecord | None:
         """Makes this engine the one who works on an unfinished job: a new attempt, so its former one is fenced off.
 
-        A lost job runs again, any other keeps its state. None if the job is queued or paused, or has ended.
+        Its state stays what it is. None if the job is queued or paused, or has ended.
         """
         with self._write() as session:
             job = session.get(JobRecord, job_id)
-            if job is None or job.state not in WORKING | {State.LOST}:
+            if job is None or job.state not in WORKING:
                 return None
-            begun: Json = {"attempt": job.attempt + 1, "holder": self.holder}
-            if job.state is State.LOST:
-                swap(session, job, State.RUNNING, begun)
-            else:
-                _assign(job, begun)
+            _assign(job, {"attempt": job.attempt + 1, "holder": self.holder})
             return job
 
-    def move_job(
-        self,
-        job_id: str,
-        wanted: State,
-        *,
-        error: Json | None = None,
-        attempt: int | None = None,
-        **fields: object,
-    ) -> bool:
-        """Moves a job's state and sets ``fields`` with it (see ``update_job``).
+    def move_job(self, job_id: str, wanted: State, *, error: Json | None = None, attempt: int | None = None) -> bool:
+        """Moves a job to one of its ends.
 
         A job that fails or is cancelled takes its runs along: those that have not ended are cancelled, saying why.
 
@@ -139,21 +139,19 @@ class Records:
             attempt: refuse if the job has a newer one; None does not ask.
 
         Returns:
-            Whether it landed: False if the table has no such move from the present state, or if the job shall have
-            succeeded while a run of it has not ended.
+            Whether it landed: False if ``wanted`` is no end, if the table has no such move from the present state, or
+            if the job shall have succeeded while a run of it has not ended.
         """
-        _check_fields(fields, JOB_FIELDS)
         with self._write() as session:
             job = session.get(JobRecord, job_id)
-            if job is None or attempt not in (None, job.attempt) or wanted not in TABLE[job.state]:
+            if job is None or attempt not in (None, job.attempt) or wanted not in TABLE[job.state] & TERMINAL:
                 return False
-            if wanted in TERMINAL:
-                left = list(session.scalars(runs_of(job_id).where(RunRecord.state.in_(LIVE))))
-                if left and wanted is State.SUCCEEDED:
-                    return False
-                for run in left:
-                    swap(session, run, State.CANCELLED, error=_because_of(error))
-            return swap(session, job, wanted, fields, error)
+            left = list(session.scalars(runs_of(job_id).where(RunRecord.state.in_(LIVE))))
+            if left and wanted is State.SUCCEEDED:
+                return False
+            for run in left:
+                swap(session, run, State.CANCELLED, error=_because_of(error))
+            return swap(session, job, wanted, error=error)
 
     def settle_job(self, job_id: str, attempt: int) -> bool:
         """Moves a job to paused of which nothing is left but what is paused; its worker has put it down.
@@ -172,8 +170,12 @@ class Records:
             if job.state is State.PAUSING:
                 for run in runs:
                     if run.state in {State.QUEUED, State.LOST}:
-                        pause_at_once(session, run)
-            return all_paused(runs) and pause_at_once(session, job)
+                        swap(session, run, State.PAUSED)
+            if not all_paused(runs):
+                return False
+            if job.state is State.RUNNING:
+                swap(session, job, State.PAUSING)
+            return swap(session, job, State.PAUSED)
 
     def update_job(self, job_id: str, *, attempt: int | None = None, **fields: object) -> bool:
         """Sets ``stage``, ``inference``, ``caches``, ``teacher_forwards`` or ``teacher_accuracy`` of a running job.

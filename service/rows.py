@@ -94,13 +94,6 @@ def swap(
     return True
 
 
-def pause_at_once(session: Session, row: JobRecord | RunRecord) -> bool:
-    """Moves what nobody works on (any more) to paused; False if its state has no way there."""
-    if row.state is State.RUNNING:
-        swap(session, row, State.PAUSING)
-    return swap(session, row, State.PAUSED)
-
-
 def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, told: Json) -> Json:
     """Columns of an event; ``run_id`` None is the job itself, ``n`` None what the service adds of its own."""
     return {

@@ -46,6 +46,8 @@ LOSSES_EVER_MAX = 100
 ACTIVE_JOBS_MAX = 8
 ACTIVE_JOBS_EVER_MAX = 64
 _POLL_S = 0.05
+# What a job's losses of its caches are counted under, beside its runs.
+_CACHES = "caches"
 
 # What becomes of a run by what was wanted of it, when its process is gone and when it has put its work down.
 _GONE = MappingProxyType({State.RUNNING: State.LOST, State.PAUSING: State.PAUSED, State.CANCELLING: State.CANCELLED})
@@ -87,7 +89,6 @@ class Engine:
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
         self._holds = CacheHolds(Catalog(self._folders.caches))
-        self._is_ending = False
 
     # -------------------------------------------------------------------------------------- the loop's parts
 
@@ -100,15 +101,12 @@ class Engine:
         """
         self._cluster = cluster
         self._slots = run_slots(self._settings, cluster.cpus, cluster.gpus)
-        unfinished = self._records.unfinished_jobs()
-        for ended in set(self._jobs) - {job.id for job in unfinished}:
-            self._holds.release(ended)
         self._jobs.clear()
-        # All of them before the first one makes room for itself.
-        for job in unfinished:
-            self._holds.take(job.id, (job.caches or {}).values())
+        # All of them before the first job makes room for itself.
+        for job_id, caches in self._records.caches_in_use().items():
+            self._holds.take(job_id, caches.values())
         crews: dict[str, int] = {}
-        for job in unfinished:
+        for job in self._records.unfinished_jobs():
             adopted = self._records.adopt_job(job.id)
             if adopted is None:
                 self._forget(job.id)
@@ -117,6 +115,7 @@ class Engine:
             if active is not None:
                 crews |= self._find_runs(active)
                 log.info("job adopted", job_id=job.id, attempt=adopted.attempt, runs_found=len(active.runs))
+        self._check_lease()
         strays = cluster.end_others(crews)
         if strays:
             log.info("ended processes that nobody waits for", processes=strays)
@@ -137,6 +136,19 @@ class Engine:
             log.info("job claimed", job_id=claimed.id)
             self._begin(claimed)
         self._fill_slots()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Of the caches of jobs that have ended while they were paused, say: nobody else comes by."""
+        waiting = self._holds.job_ids - self._jobs.keys()
+        if waiting:
+            for ended in waiting - self._records.caches_in_use(waiting).keys():
+                self._holds.release(ended)
+
+    def _check_lease(self) -> None:
+        """Before what no transaction can undo. Raises LeaseLost."""
+        if self._records.lease_holder() != self._records.holder:
+            raise LeaseLost(f"{self._records.holder} ends: another engine leads, and what runs is its")
 
     def _has_turn(self, job: JobRecord) -> bool:
         """Whether to take this job as well: nobody's jobs shall keep those of another key, or urgent ones, waiting."""
@@ -155,14 +167,13 @@ class Engine:
         Raises:
             LeaseLost: another engine leads.
         """
-        self._is_ending = True
         deadline = time.monotonic() + patience_s
         while True:
             for job in list(self._jobs.values()):
                 for work in job.runs.values():
                     work.tell(State.PAUSING)
                 if job.caches is not None:
-                    job.caches.tell(None)
+                    job.caches.tell(State.CANCELLING)
                 self._poll(job)
             busy = sum(len(job.runs) + (job.caches is not None) for job in self._jobs.values())
             if not busy or time.monotonic() > deadline:
@@ -187,7 +198,7 @@ class Engine:
             self._fail(record.id, record.attempt, {"type": "TooFewSlots", "message": message})
             return None
         spent = (record.teacher_forwards or {}).get("run", 0)
-        job = ActiveJob(record.id, record.attempt, record, spec, CacheProgress(spent), record.state)
+        job = ActiveJob(record, record.attempt, spec, CacheProgress(spent), record.state)
         self._jobs[job.id] = job
         return job
 
@@ -206,6 +217,7 @@ class Engine:
                     job.runs[run.id] = Work(tasks[run.piece or 0], run.attempt)
                 else:
                     self._records.move_on(run.id, run.attempt, _GONE)
+                    self._sweep(self._records.run(run.id))
             if tasks:
                 found[name] = job.spec.training.actors
         return found
@@ -228,9 +240,9 @@ class Engine:
         """Pass on what clients want, take what workers tell, and end the job if that was the last of it."""
         job.state, job.states = self._records.states(job.id)
         for run_id, work in job.runs.items():
-            work.tell(job.states.get(run_id))
+            work.tell(job.states.get(run_id, State.CANCELLING))
         if job.caches is not None and job.state is not State.RUNNING:
-            job.caches.tell(None)
+            job.caches.tell(State.CANCELLING)
         self._poll(job)
         if job.id not in self._jobs or job.caches is not None:
             return
@@ -265,29 +277,29 @@ class Engine:
             progress = job.progress.columns(events)
             self._records.record_events(job.id, None, job.attempt, events, progress=progress)
             work.task.acknowledge(events)
+            if any(event.get("rows_inferred") for _, event in events):
+                job.losses.pop(_CACHES, None)
         if outcome is None:
             return
         if outcome.value is not None:
             self._take_caches(job, outcome.value)
-        # Its process holds the caches, so it ends after they were taken.
+        # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
+        self._holds.take(job.id, job.progress.caches.values())
         work.task.close()
         job.caches = None
         if outcome.kind == "failed":
             self._fail(job.id, job.attempt, error_of(outcome))
-        elif outcome.kind == "vanished" and job.state is State.RUNNING and not self._is_ending:
+        elif outcome.kind == "vanished" and work.told is None:
             self._count_loss(job, outcome)
 
     def _take_caches(self, job: ActiveJob, value: Json) -> None:
-        """The caches are complete: from here on they are held for the job's runs."""
+        """The caches are complete."""
         job.plan = CachePlan.model_validate(value["plan"])
-        caches = {"train": job.plan.train_cache.key, "test": job.plan.test_cache.key}
-        self._holds.take(job.id, caches.values())
         spent = job.progress.spent_before
         self._records.update_job(
             job.id,
             attempt=job.attempt,
             stage="training",
-            caches=caches,
             teacher_forwards={
                 "run": value["teacher_forwards"] + spent,
                 "avoided": value["teacher_forwards_avoided"] - spent,
@@ -296,8 +308,8 @@ class Engine:
         )
 
     def _count_loss(self, job: ActiveJob, outcome: Outcome) -> None:
-        """They are built again, a bounded number of times."""
-        losses = job.losses["caches"] = job.losses.get("caches", 0) + 1
+        """They are built again, a bounded number of times without a row inferred in between."""
+        losses = job.losses[_CACHES] = job.losses.get(_CACHES, 0) + 1
         log.warning("inference vanished", job_id=job.id, losses=losses, reason=outcome.message)
         if losses > LOSSES_MAX:
             self._fail(job.id, job.attempt, error_of(outcome))
@@ -309,20 +321,19 @@ class Engine:
         self._forget(job_id)
 
     def _forget(self, job_id: str) -> None:
-        self._holds.release(job_id)
+        """It has ended or is paused; its caches are let go of if it has ended, see ``_let_go``."""
         job = self._jobs.pop(job_id, None)
         if job is not None:
             # A job that has failed as a whole has left some.
             for work in job.runs.values():
                 work.task.close()
+        for run in self._records.runs(job_id):
+            self._sweep(run)
 
     def _end(self, job: ActiveJob) -> None:
         """Every run has ended."""
-        runs = self._records.runs(job.id)
-        state, error = end_of(runs)
+        state, error = end_of(self._records.runs(job.id))
         self._records.move_job(job.id, state, error=error, attempt=job.attempt)
-        for run in runs:
-            self._sweep(run)
         log.info("job ended", job_id=job.id, state=state)
         self._forget(job.id)
 
@@ -368,11 +379,13 @@ class Engine:
         specs, name = job.spec.runs(), begun[0].actor or ""
         orders = [self._order(job, job.plan, run, specs[run.index]) for run in begun]
         tasks = self._cluster.train(name, orders, self._settings.run_cpus, self._settings.gpu_share)
-        if self._records.lease_holder() != self._records.holder:
+        try:
+            self._check_lease()
+        except LeaseLost:
             # An engine that was stopped in the last few lines: its successor has looked for them, and found none.
             for task in tasks:
                 task.close()
-            raise LeaseLost(f"{self._records.holder} has started {name}, but another engine leads: it was ended again")
+            raise
         for run, task in zip(begun, tasks, strict=True):
             job.runs[run.id] = Work(task, run.attempt)
             told = {"attempt": run.attempt, "name": run.name, "group": len(begun)}

@@ -1,8 +1,8 @@
 """What clients ask of a job or run: cancel, pause, resume. The engine sees the state and does it; it moves the rest.
 
-What somebody works on is told (cancelling, pausing) and moved on by its engine. What nobody works on, because its job
-is queued, paused or lost, is moved at once: no engine would ever come by. Each wish is one transaction, and asking
-again for what is so already changes nothing: the table of states has no such move.
+What somebody works on is told (cancelling, pausing) and moved on by its engine. What nobody works on, because it is
+queued, paused or lost, is moved at once: no engine need come by. Each wish is one transaction, and asking again for
+what is so already changes nothing: the table of states has no such move.
 """
 
 from sqlalchemy import Select
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.errors import Conflict
 from service.jobs import LIVE, TERMINAL, WORKING, State
-from service.rows import all_paused, end_of, existing, pause_at_once, runs_of, swap
+from service.rows import all_paused, end_of, existing, runs_of, swap
 from service.tables import JobRecord, RunRecord
 
 _OVER = {
@@ -42,10 +42,8 @@ class Wishes:
         """
         with self.database.write() as session:
             job = existing(session, JobRecord, job_id)
-            attended = job.state in WORKING
-            for run in session.scalars(_live_runs(job_id)):
-                _cancel(session, run, attended)
-            _cancel(session, job, attended)
+            for row in (*session.scalars(_live_runs(job_id)), job):
+                _cancel(session, row)
             return job
 
     def pause_job(self, job_id: str) -> JobRecord:
@@ -58,10 +56,8 @@ class Wishes:
         with self.database.write() as session:
             job = existing(session, JobRecord, job_id)
             _refuse(job, "paused")
-            attended = job.state in WORKING
-            for run in session.scalars(_live_runs(job_id)):
-                _pause(session, run, attended)
-            _pause(session, job, attended)
+            for row in (*session.scalars(_live_runs(job_id)), job):
+                _pause(session, row)
             return job
 
     def resume_job(self, job_id: str) -> JobRecord:
@@ -74,9 +70,8 @@ class Wishes:
         with self.database.write() as session:
             job = existing(session, JobRecord, job_id)
             _refuse(job, "resumed")
-            for run in session.scalars(_live_runs(job_id)):
-                _resume(session, run)
-            _resume(session, job)
+            for row in (*session.scalars(_live_runs(job_id)), job):
+                _resume(session, row)
             return job
 
     # -------------------------------------------------------------------------------------------------------- runs
@@ -92,7 +87,7 @@ class Wishes:
         with self.database.write() as session:
             run, job = _with_job(session, run_id)
             if run.state not in TERMINAL and run.state is not State.CANCELLING:
-                _cancel(session, run, job.state in WORKING)
+                _cancel(session, run)
                 _follow(session, job)
             return run
 
@@ -109,7 +104,7 @@ class Wishes:
             run, job = _with_job(session, run_id)
             _refuse(run, "paused")
             if run.state not in {State.PAUSING, State.PAUSED}:
-                _pause(session, run, job.state in WORKING)
+                _pause(session, run)
                 _follow(session, job)
             return run
 
@@ -143,19 +138,13 @@ def _refuse(row: JobRecord | RunRecord, wish: str) -> None:
         raise Conflict(f"{row.id} cannot be {wish}: it {_OVER[row.state]}")
 
 
-def _cancel(session: Session, row: JobRecord | RunRecord, attended: bool) -> None:
-    told = attended and row.state in WORKING
-    swap(session, row, State.CANCELLING if told else State.CANCELLED)
+def _cancel(session: Session, row: JobRecord | RunRecord) -> None:
+    swap(session, row, State.CANCELLING if row.state in WORKING else State.CANCELLED)
 
 
-def _pause(session: Session, row: JobRecord | RunRecord, attended: bool) -> None:
-    if attended and row.state in WORKING:
-        # What is being cancelled already stays so.
-        swap(session, row, State.PAUSING)
-    elif row.state is State.CANCELLING:
-        swap(session, row, State.CANCELLED)
-    else:
-        pause_at_once(session, row)
+def _pause(session: Session, row: JobRecord | RunRecord) -> None:
+    # What is being cancelled stays so: the table has no way from there.
+    swap(session, row, State.PAUSING if row.state in WORKING else State.PAUSED)
 
 
 def _resume(session: Session, row: JobRecord | RunRecord) -> None:
@@ -174,4 +163,4 @@ def _follow(session: Session, job: JobRecord) -> None:
         state, error = end_of(runs)
         swap(session, job, state, error=error)
     elif all_paused(runs):
-        pause_at_once(session, job)
+        swap(session, job, State.PAUSED)

@@ -130,14 +130,12 @@ class Life(RuleBasedStateMachine):
         engine, self.leader = self.engines[holder], holder
         assert engine.acquire_lease(ttl_s=0)
         unfinished = engine.unfinished_jobs()
-        assert {job.id for job in unfinished} == {
-            id for id, job in self.jobs.items() if job.state in WORKING | {State.LOST}
-        }
+        assert {job.id for job in unfinished} == {id for id, job in self.jobs.items() if job.state in WORKING}
         for job in unfinished:
             adopted = engine.adopt_job(job.id)
             assert adopted is not None
             assert (adopted.attempt, adopted.holder) == (job.attempt + 1, holder)
-            assert adopted.state is (State.RUNNING if job.state is State.LOST else job.state)
+            assert adopted.state is job.state
 
     @rule(late=SELDOM)
     def claim(self, late: bool) -> None:
@@ -166,10 +164,10 @@ class Life(RuleBasedStateMachine):
 
     @rule(late=SELDOM, number=ANY, behind=SELDOM, wanted=JOB_MOVES)
     def move_job(self, late: bool, number: int, behind: bool, wanted: State) -> None:
-        """An engine moves a job, perhaps on behalf of an attempt that is not the newest."""
+        """An engine ends a job, perhaps on behalf of an attempt that is not the newest; nothing else becomes of it."""
         job = self.job(number)
         landed = self.as_engine(late, lambda engine: engine.move_job(job.id, wanted, attempt=job.attempt - behind))
-        assert not (landed is True and (behind or wanted not in TABLE[job.state]))
+        assert not (landed is True and (behind or wanted not in TABLE[job.state] & TERMINAL))
 
     @rule(late=SELDOM, number=ANY)
     def settle(self, late: bool, number: int) -> None:
@@ -288,7 +286,10 @@ class Life(RuleBasedStateMachine):
         self.check_paths([event for event in events if event.type == "state"])
 
     def check_ends(self) -> None:
-        """No final state is left, no attempt comes back, and a job that has ended has only runs that have."""
+        """No final state is left, no attempt comes back; a job that has ended has only runs that have.
+
+        And nobody works on a run on whose job nobody works: a client's wish would wait for ever.
+        """
         for row in (*self.jobs.values(), *self.runs.values()):
             assert self.ended.get(row.id, row.state) is row.state
             assert (row.state in TERMINAL) == (row.finished_at is not None)
@@ -298,6 +299,7 @@ class Life(RuleBasedStateMachine):
                 self.ended[row.id] = row.state
         for run in self.runs.values():
             assert run.state in TERMINAL or self.jobs[run.job_id].state not in TERMINAL
+            assert run.state not in WORKING or self.jobs[run.job_id].state in WORKING
 
     def check_results(self, files: list[tuple[str, int]]) -> None:
         """A run that has succeeded shows what one attempt has left, and no other run shows anything."""

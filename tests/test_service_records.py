@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.db import Database, upgrade_to_head
 from service.errors import Conflict, LeaseLost, NotFound
-from service.jobs import State
+from service.jobs import LIVE, State
 from service.records import Records, actor_name
 from service.registry import Registry
 from service.tables import ArtifactRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
@@ -278,16 +278,33 @@ def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, re
     assert (adopted.holder, adopted.attempt) == ("new", 2)
 
 
-def test_a_lost_job_is_unfinished_and_runs_again_when_adopted(records: Records, registry: Registry) -> None:
-    """Vanished is not ended."""
+def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(records: Records, registry: Registry) -> None:
+    """Engines only end jobs: none is lost or put back into the queue."""
     job = add_job(registry)
     records.claim_job()
-    assert records.move_job(job.id, State.LOST)
+    for wanted in LIVE:
+        assert not records.move_job(job.id, wanted)
     assert [found.id for found in records.unfinished_jobs()] == [job.id]
     adopted = records.adopt_job(job.id)
     assert adopted is not None
-    assert adopted.state is State.RUNNING
+    assert (adopted.state, adopted.attempt) == (State.RUNNING, 2)
     assert records.adopt_job(add_job(registry).id) is None
+
+
+def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
+    records: Records, registry: Registry, wishes: Wishes
+) -> None:
+    """Paused ones among them; a job that has told of none has none."""
+    jobs = [add_job(registry) for _ in range(4)]
+    for number, job in enumerate(jobs[:3]):
+        records.claim_job()
+        records.update_job(job.id, caches={"train": f"key {number}"})
+    wishes.pause_job(jobs[0].id)
+    assert records.settle_job(jobs[0].id, 1)
+    assert records.move_job(jobs[2].id, State.FAILED)
+    used = {jobs[0].id: {"train": "key 0"}, jobs[1].id: {"train": "key 1"}}
+    assert records.caches_in_use() == used
+    assert records.caches_in_use([jobs[1].id, jobs[2].id, jobs[3].id]) == {jobs[1].id: {"train": "key 1"}}
 
 
 def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
@@ -452,15 +469,11 @@ def test_a_job_resumed_in_mid_pause_runs_on(records: Records, registry: Registry
     assert start_run(records, run.id) == 2
 
 
-@pytest.mark.parametrize("lost", [False, True])
 def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
-    records: Records, registry: Registry, wishes: Wishes, lost: bool
+    records: Records, registry: Registry, wishes: Wishes
 ) -> None:
-    """No engine needs to be there; nor does a run of a lost job wait for one."""
+    """No engine needs to be there."""
     job = add_job(registry)
-    if lost:
-        start(records, job)
-        records.move_job(job.id, State.LOST)
     wishes.pause_job(job.id)
     assert states(records, job.id) == ["paused", "paused", "paused"]
     wishes.resume_job(job.id)
@@ -471,15 +484,13 @@ def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
     assert records.claim_job() is None
 
 
-def test_cancelling_a_lost_job_leaves_no_run_that_waits_for_an_engine(
-    records: Records, registry: Registry, wishes: Wishes
-) -> None:
-    """Nobody would ever end it."""
+def test_a_lost_run_is_cancelled_at_once(records: Records, registry: Registry, wishes: Wishes) -> None:
+    """Nobody works on it, though somebody does on its job."""
     job = add_job(registry)
-    start(records, job)
-    records.move_job(job.id, State.LOST)
-    assert wishes.cancel_job(job.id).state is State.CANCELLED
-    assert states(records, job.id) == ["cancelled", "cancelled", "cancelled"]
+    run, attempt = start(records, job)
+    assert records.move_run(run.id, attempt, State.LOST)
+    assert wishes.cancel_run(run.id).state is State.CANCELLED
+    assert states(records, job.id) == ["running", "cancelled", "queued"]
 
 
 def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(

@@ -7,8 +7,8 @@ coordinating actor, which fans blocks out to inference actors. Any of them may d
 checkpoints stay, the caller learns that the actor vanished.
 
 Training actors have names and belong to nobody: when the engine is killed they go on, and its successor finds them by
-name. What they have told since is kept until somebody acknowledges it. The actors of a cache end with their engine; the
-blocks they have committed are there.
+name. What they have told since is kept until somebody acknowledges it. The actors of a cache end with their engine, or
+when another one leads; the blocks they have committed are there.
 
 Facts of Ray that shape this file: without an address ``ray.init`` joins whatever cluster it finds; a driver that is
 without Ray for a minute is aborted; resources are logical, memory is not limited by them.
@@ -16,17 +16,17 @@ without Ray for a minute is aborted; resources are logical, memory is not limite
 
 import contextlib
 import os
-import queue
-import signal
+import secrets
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from store import CacheWriter
-from workers import caching, logs
+from workers import caching, logs, signals
 from workers.artifacts import ARTIFACTS
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
 from workers.errors import Stopped, WorkerError
@@ -51,7 +51,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-_ACTOR_LOSSES_MAX = 3
+ACTOR_LOSSES_MAX = 3
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
 _BLOCKS_PER_CALL = 4
 _WAITING_S = 5.0
@@ -198,11 +198,14 @@ def _start(
     cpus: float,
     gpus: float,
     name: str | None = None,
+    outlives: bool = False,
     place: PlacementGroupSchedulingStrategy | None = None,
 ) -> _Handle:
     """An actor with its share of the machine; it waits, without a process, until that is free.
 
-    With a name it outlives whoever has started it.
+    Args:
+        name: by which others find it.
+        outlives: it goes on when whoever has started it ends.
     """
     actor_class: Any = ray.remote(kind)
     # Three threads: the work, a question for events, a wish to stop.
@@ -212,7 +215,7 @@ def _start(
         max_concurrency=3,
         scheduling_strategy=place,
         name=name,
-        lifetime="detached" if name else None,
+        lifetime="detached" if outlives else None,
     )
     handle: _Handle = options.remote(*arguments)
     return handle
@@ -232,6 +235,39 @@ def _end(handle: _Handle) -> None:
 
 
 # ------------------------------------------------------------------------------------------- fan-out
+
+
+class Pile:
+    """The blocks that nobody has in hand, in pieces of a call.
+
+    Args:
+        size: blocks of a piece.
+    """
+
+    def __init__(self, blocks: Sequence[int], size: int) -> None:
+        self._pieces = deque(list(blocks[start : start + size]) for start in range(0, len(blocks), size))
+        self._losses: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def take(self) -> list[int]:
+        """The next piece."""
+        return self._pieces.popleft()
+
+    def give_back(self, piece: list[int], why: str) -> None:
+        """Whoever had this piece has died. It is the next one again: where everybody dies, that is soon known.
+
+        Raises:
+            WorkerLost: too many have died of this very piece. Those of others do not count: a cache may take hours.
+        """
+        self._losses[piece[0]] += 1
+        if self._losses[piece[0]] > ACTOR_LOSSES_MAX:
+            raise WorkerLost(
+                f"{self._losses[piece[0]]} inference actors died with the same blocks, the last one with: {why}. "
+                "Committed blocks are kept; look for a full memory or a failing GPU and submit the job again"
+            )
+        self._pieces.appendleft(piece)
 
 
 @dataclass
@@ -262,11 +298,7 @@ class _Fan:
         self._should_stop = should_stop
         self._gpu_share = gpu_share
         self._count = max(1, min(actors, len(blocks)))
-        size = max(1, min(_BLOCKS_PER_CALL, len(blocks) // self._count))
-        self._pile: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-        for start in range(0, len(blocks), size):
-            self._pile.put(blocks[start : start + size])
-        self._losses = 0
+        self._pile = Pile(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // self._count)))
         self._provider_told = False
         if not gpu_share:
             # A small cache has fewer blocks than there are cores; then each actor gets several.
@@ -285,11 +317,11 @@ class _Fan:
         try:
             while True:
                 for hand in hands:
-                    if hand.reference is None and not self._pile.empty() and _is_ready(hand.born):
-                        hand.blocks = self._pile.get()
+                    if hand.reference is None and self._pile and _is_ready(hand.born):
+                        hand.blocks = self._pile.take()
                         hand.reference = hand.actor.work.remote(hand.blocks)
                 busy = {hand.reference: hand for hand in hands if hand.reference is not None}
-                if not busy and self._pile.empty():
+                if not busy and not self._pile:
                     return
                 self._tell_of_waiting(busy)
                 ready, _ = ray.wait(list(busy) or [hand.born for hand in hands], num_returns=1, timeout=0.25)
@@ -311,18 +343,12 @@ class _Fan:
         return _Hand(actor, born=actor.answer.remote(0, 0))
 
     def _finish(self, hand: _Hand, hands: list[_Hand]) -> None:
-        """Take a call's outcome; a dead actor is replaced, a bounded number of times."""
+        """Take a call's outcome; a dead actor is replaced."""
         try:
             outcome = ray.get(hand.reference)
         except ray.exceptions.RayError as error:
-            self._losses += 1
-            if self._losses > _ACTOR_LOSSES_MAX:
-                raise WorkerLost(
-                    f"inference actors died {self._losses} times, the last one with: {_first_line(error)}. "
-                    "Committed blocks are kept; look for a full memory or a failing GPU and submit the job again"
-                ) from error
+            self._pile.give_back(hand.blocks, _first_line(error))
             self._emit(Log(level="warning", message=f"an inference actor died and is replaced: {_first_line(error)}"))
-            self._pile.put(hand.blocks)
             hands[hands.index(hand)] = self._new_hand()
             return
         hand.reference, hand.blocks = None, []
@@ -527,7 +553,8 @@ class Cluster:
         os.environ["RAY_AUTH_TOKEN"] = self._head.head.token
         nodes: Any = ray.nodes  # not annotated
         try:
-            with _signals_waiting():
+            # Ray puts its own handlers in place when it connects, and none when it leaves.
+            with signals.waiting():
                 ray.init(
                     address=self._head.head.address,
                     namespace=_NAMESPACE,
@@ -555,7 +582,8 @@ class Cluster:
         Args:
             quota_bytes: see ``caching.reserve_caches``.
         """
-        actor = _start(_CachesActor, cpus=0.0, gpus=0.0)
+        # The name is for end_others alone: an engine that was stopped leaves it behind.
+        actor = _start(_CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
         actors = self.gpus or self.cpus
         share = gpu_share if self.gpus else 0.0
         order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, share, quota_bytes)
@@ -580,7 +608,8 @@ class Cluster:
         count = orders[0].training.actors
         if count == 1:
             told = [order.model_dump_json() for order in orders]
-            crew = Crew([_start(_TrainingActor, told, cpus=cpus, gpus=gpus, name=name)], range(len(orders)))
+            actor = _start(_TrainingActor, told, cpus=cpus, gpus=gpus, name=name, outlives=True)
+            crew = Crew([actor], range(len(orders)))
             return [Task(crew, piece) for piece in range(len(orders))]
         [order] = orders
         bundle = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
@@ -589,7 +618,7 @@ class Cluster:
         for rank, own_name in enumerate(_names(name, count)):
             place = PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=rank)
             told = [order.model_copy(update={"rank": rank}).model_dump_json()]
-            actors.append(_start(_TrainingActor, told, cpus=cpus, gpus=gpus, name=own_name, place=place))
+            actors.append(_start(_TrainingActor, told, cpus=cpus, gpus=gpus, name=own_name, outlives=True, place=place))
         return [Task(Crew(actors, [0], places))]
 
     def attach(self, name: str, count: int, acknowledged: Mapping[int, int]) -> dict[int, Task]:
@@ -612,7 +641,11 @@ class Cluster:
         return {piece: Task(crew, piece, number, has_begun=True) for piece, number in acknowledged.items()}
 
     def end_others(self, names: Mapping[str, int]) -> int:
-        """End all training actors but those of these crews (name -> processes); returns how many were ended."""
+        """End all training but of these crews (name -> processes), and whatever builds caches for another engine.
+
+        Returns:
+            How many actors were ended; those that inferred for one of them end with it.
+        """
         wanted = {own_name for name, count in names.items() for own_name in _names(name, count)}
         others = [name for name in list_named_actors() if name not in wanted]
         for name in others:
@@ -629,35 +662,15 @@ class Cluster:
 
     def close(self) -> None:
         """End Ray with every process that it has started."""
-        with _signals_waiting():
+        with signals.waiting():
             ray.shutdown()
         self._head.close()
 
     def leave(self) -> None:
         """Let go of it: its actors go on, for whoever comes next."""
-        with _signals_waiting():
+        with signals.waiting():
             ray.shutdown()
         self._head.leave()
-
-
-@contextlib.contextmanager
-def _signals_waiting() -> Iterator[None]:
-    """Keep the caller's handlers: ray puts its own in place when it connects, and none when it leaves.
-
-    A signal that comes meanwhile waits, unless another thread takes it (see ``signal.pthread_sigmask``).
-    """
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = [(number, signal.getsignal(number)) for number in numbers]
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        for number, handler in handlers:
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remove(places: PlacementGroup) -> None:

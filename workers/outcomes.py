@@ -34,14 +34,12 @@ class Outcome(BaseModel):
             checkpoint of the very step; ``vanished``: its process is gone.
         value: what it returned, if done.
         error_type, message: of the exception, if failed.
-        is_user_error: trying again would fail again.
     """
 
     kind: Literal["done", "failed", "stopped", "paused", "vanished"]
     value: dict[str, Any] | None = None
     error_type: str | None = None
     message: str | None = None
-    is_user_error: bool = False
 
 
 def outcome_of(work: Callable[[], dict[str, Any]]) -> Outcome:
@@ -66,7 +64,7 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
         case PeerLost():
             return Outcome(kind="vanished", error_type=kind, message=str(how))
         case UserError() | StoreError():
-            return Outcome(kind="failed", error_type=kind, message=str(how), is_user_error=True)
+            return Outcome(kind="failed", error_type=kind, message=str(how))
     # Whatever it is, the operator sees where it came from and the job sees one line of it.
     _log.error("work failed", exc_info=how)
     return Outcome(kind="failed", error_type=kind, message=str(how) or repr(how))

@@ -11,8 +11,8 @@ to 127.0.0.1, and asks for a token besides. This file does not import ray; ``clu
 """
 
 import contextlib
-import ctypes
 import fcntl
+import functools
 import hashlib
 import os
 import secrets
@@ -30,6 +30,8 @@ from typing import IO
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from workers import signals
+from workers.confinement import die_with_parent
 from workers.errors import WorkerError
 
 ORPHANED_S = 45.0
@@ -41,7 +43,6 @@ _TOKEN = "RAY_AUTH_TOKEN"
 _STARTED = b"Ray runtime started"
 # Only orders, events and outcomes pass through Ray; logits and pictures are mapped files.
 _OBJECT_STORE_BYTES = 100 << 20
-_PR_SET_PDEATHSIG = 1
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -188,8 +189,7 @@ class RayHead:
 
 def _await_end(keeper: subprocess.Popen[bytes]) -> None:
     """Whenever that is: without a parent that waits it would stay in the table of processes."""
-    # Signals are the main thread's.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    signals.leave_to_main_thread()
     keeper.wait()
 
 
@@ -284,8 +284,8 @@ def main() -> int:
     given = parser.parse_args()
     folder: Path = given.folder
     ending = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ending.set())
-    signal.signal(signal.SIGINT, lambda *_: ending.set())
+    for number in signals.ENDING:
+        signal.signal(number, lambda *_: ending.set())
     with _open_lock(folder / "keeper.lock") as lock:
         if not _take(lock):
             return 1
@@ -337,7 +337,8 @@ def _running_ray(folder: Path, cpus: int | None, gpus: int | None) -> Iterator[s
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=_die_with_parent,
+        # A keeper that is killed takes Ray along, and Ray its processes.
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
     threading.Thread(target=_listen, args=(ray, folder, head), name="ray-output", daemon=True).start()
     try:
@@ -350,11 +351,6 @@ def _running_ray(folder: Path, cpus: int | None, gpus: int | None) -> Iterator[s
         _reap(folder)
         ray.wait()
         shutil.rmtree(folder / "ray", ignore_errors=True)
-
-
-def _die_with_parent() -> None:
-    """Between fork and exec: a keeper that is killed takes Ray along, and Ray its processes."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _listen(ray: subprocess.Popen[bytes], folder: Path, head: Head) -> None:
