@@ -1,8 +1,8 @@
 """What Prometheus reads at ``/metrics``: the database's sums, looked up at each scrape, and this process's requests.
 
-All but the requests comes out of the database, so every API process tells the same, a restart resets nothing, and no
-engine has to be asked. Label values are from closed lists (states, methods, classes of status, templates of routes):
-nothing that a client sends becomes one.
+What is told of jobs and runs comes out of the database, so every API process tells the same, a restart resets nothing,
+and no engine has to be asked. Label values are from closed lists (states, methods, classes of status, templates of
+routes): nothing that a client sends becomes one.
 """
 
 import shutil

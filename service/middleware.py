@@ -65,8 +65,8 @@ class RequestContext:
             except ClientDisconnect:
                 log.info("client left", method=scope["method"], path=scope["path"])
             except Exception as error:
-                log.exception("unforeseen error", method=scope["method"], path=scope["path"])
                 if status is not None:
+                    log.exception("broken answer", method=scope["method"], path=scope["path"])
                     raise
                 response = problem_response(Request(scope), error)
                 await response(scope, receive, send_with_id)

@@ -9,8 +9,10 @@ import http
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -49,6 +51,9 @@ MEDIA_TYPE = "application/problem+json"
 URN = "urn:retort:problem:"
 RETRY_AFTER_S = 5
 _SHOWN_CHARS = 80
+log = structlog.get_logger("service.http")
+# Of a request: a body may hold a hundred thousand wrong values.
+_FIELDS_MAX = 20
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,11 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException) and isinstance(error.__cause__, errors.ServiceError):
         error = error.__cause__
     kind = kind_of(error)
-    fields = list(_fields(error))
+    if not kind.shows_message:
+        # A database that is away fails every request: that is a line, and no trace.
+        told = {"exc_info": error} if kind is _INTERNAL else {"error": str(error).partition("\n")[0]}
+        log.error("unforeseen error", method=request.method, path=request.url.path, **told)
+    fields = list(islice(_fields(error), _FIELDS_MAX + 1))
     problem = Problem(
         type=URN + kind.slug,
         title=kind.title,
@@ -144,7 +153,7 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
         detail=_detail(error, kind, fields),
         instance=request.url.path,
         request_id=request.state.request_id,
-        errors=fields,
+        errors=fields[:_FIELDS_MAX],
     )
     headers = dict(kind.headers or {})
     if kind.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
@@ -188,7 +197,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _detail(error: Exception, kind: Kind, fields: Sequence[FieldProblem]) -> str:
     if isinstance(error, RequestValidationError):
-        return "; ".join(f"{field.pointer}: {field.detail}" for field in fields)
+        told = [f"{field.pointer}: {field.detail}" for field in fields[:_FIELDS_MAX]]
+        return "; ".join([*told, "and more"] if len(fields) > _FIELDS_MAX else told)
     if isinstance(error, HTTPException):
         return f"{error.detail}: what there is, is described at /docs"
     if not kind.shows_message:
@@ -201,13 +211,10 @@ def _fields(error: Exception) -> Iterator[FieldProblem]:
         yield FieldProblem(pointer=error.pointer, detail=str(error))
     if isinstance(error, RequestValidationError):
         found = error.errors()
+        # A list whose items are wrong is also reported as too short: its own fault is the items'.
+        around = {tuple(item["loc"][:length]) for item in found for length in range(len(item["loc"]))}
         for item in found:
-            # A list whose items are wrong is also reported as too short: its own fault is the items'.
-            inner = any(
-                len(other["loc"]) > len(item["loc"]) and other["loc"][: len(item["loc"])] == item["loc"]
-                for other in found
-            )
-            if not inner:
+            if tuple(item["loc"]) not in around:
                 yield FieldProblem(pointer=_pointer(item, error.body), detail=_explain(item))
 
 

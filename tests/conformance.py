@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 
 from service.jobs import State
 from service.schemas import EXAMPLE_TEACHER
@@ -21,8 +20,7 @@ from service.schemas_methods import EXAMPLE_CACHE
 from service.scopes import Scope
 from service.settings import Settings
 from service.tables import DatasetRecord, EngineRecord, TeacherRecord, new_id, utc_now
-from store import CacheSpec, CacheWriter
-from tests.filled import ARTIFACT, fill
+from tests.filled import ARTIFACT, fill, make_cache
 from tests.service_helpers import Api, make_plan, make_settings, teacher_row
 from workers.logs import RUN_LOG
 
@@ -73,7 +71,7 @@ def stock(api: Api) -> dict[str, list[str]]:
         folder.mkdir(parents=True)
         (folder / RUN_LOG).write_bytes(ARTIFACT)
     keys = [api.context.keys.issue(f"key {n}", Scope.READ)[0].id for n in range(6)]
-    caches = [_cache(api.settings.caches_dir, number) for number in range(6)]
+    caches = [make_cache(api.settings.caches_dir, number, whole=number < WHOLE) for number in range(6)]
     return {
         "teacher_id": [teacher.id, *others],
         "dataset_id": datasets,
@@ -84,29 +82,6 @@ def stock(api: Api) -> dict[str, list[str]]:
         "whole": caches[:WHOLE],
         "name": ["result.json"],
     }
-
-
-def _cache(folder: Path, number: int) -> str:
-    """The first ones are whole, the others have begun."""
-    spec = CacheSpec(
-        teacher_sha256=f"{number:064x}",
-        teacher_output="logits",
-        output_kind="logits",
-        dataset_fingerprint="b" * 64,
-        split="train",
-        samples=5,
-        classes=3,
-        preprocessing={},
-        augmentation={"recipe": "none"},
-        augmentation_seed=0,
-        views=1,
-        dtype="float16",
-    )
-    writer = CacheWriter(folder, spec)
-    if number < WHOLE:
-        writer.write_block(0, np.arange(15, dtype=np.float32).reshape(5, 3))
-        writer.finish()
-    return spec.key
 
 
 def configuration(ids: Mapping[str, Sequence[str]], *, light: bool) -> str:

@@ -1,14 +1,17 @@
-"""A database as months of use leave it: jobs in every state with their runs, events and files, inserted in bulk."""
+"""What use leaves behind: jobs in every state with their runs, events and files, inserted in bulk; small caches."""
 
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import insert
 
 from service.db import Database
 from service.jobs import LIVE, State
 from service.tables import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord, TeacherRecord, new_id, utc_now
+from store import CacheWriter
+from tests.store_cases import make_spec, write_cache
 from workers.config import Plan
 
 ARTIFACT = b"{}"
@@ -110,3 +113,13 @@ def _life(state: State, now: datetime) -> Json:
     error = {"type": "ContractViolation", "message": "the teacher has other classes"} if state is State.FAILED else None
     ended = None if state in LIVE else now
     return {"attempt": 0 if began is None else 1, "started_at": began, "finished_at": ended, "error": error}
+
+
+def make_cache(folder: Path, number: int = 0, *, whole: bool = True) -> str:
+    """A cache of five rows and three classes, of a teacher for each number, whole or only begun; returns its key."""
+    spec = make_spec(samples=5, classes=3, teacher_sha256=f"{number:064x}")
+    if whole:
+        write_cache(folder, spec)
+    else:
+        CacheWriter(folder, spec)
+    return spec.key

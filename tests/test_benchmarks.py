@@ -254,3 +254,7 @@ def test_the_load_program_prints_what_it_writes(tmp_path: Path) -> None:
     for database, pages in written["lists"]["databases"].items():
         for page, of in pages.items():
             assert re.search(rf"^{database} +{re.escape(page)} +{of['items']} ", done.stdout, re.MULTILINE)
+    for number, of in enumerate(written["memory"], start=1):
+        assert of["events"] > 0
+        shown = rf"^ *{number} +{of['requests']:,} +{of['events']:,} +{of['resident_bytes'] / (1 << 20):.1f}$"
+        assert re.search(shown, done.stdout, re.MULTILINE)

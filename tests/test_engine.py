@@ -95,6 +95,8 @@ def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service
     client = service.client
     methods = ("kd", "dtkd", "ce", "rld", "normkd")
     five = client.submit(job_of(teacher_id, *methods, epochs=1))
+    # Both slots are its own as long as it is alone.
+    events_until(client, five["id"], "epoch")
     two = client.submit(job_of(teacher_id, "kd", epochs=1, actors=2))
     many = client.submit(job_of(teacher_id, "kd", epochs=1, actors=3))
     done = client.wait(five["id"])

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from service.jobs import State
 from service.records import Records
+from service.registry import digest_of
+from service.schemas import JobRequest
 from service.tables import DatasetRecord, EngineRecord, new_id, utc_now
-from store import CacheSpec, CacheWriter
+from tests.filled import make_cache
 from tests.service_helpers import Api, finish, make_settings, running_api, start_run
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -107,6 +108,13 @@ def test_a_folder_of_pictures_may_stay_files(api: Api) -> None:
     ):
         told = problem(api.client.post("/v1/datasets", json={"name": "new", "spec": wrong}), 422, slug)
         assert message in json.dumps(told)
+
+
+@pytest.mark.parametrize("control", ["\x00", "\n", "\x1b", "\x7f", "\x9b"])
+def test_a_name_has_no_control_characters(shared_api: Api, control: str) -> None:
+    """It is printed on terminals, some of which obey the last one, too."""
+    body = {"name": f"a{control}31m", "spec": {"kind": "digits"}}
+    problem(shared_api.client.post("/v1/datasets", json=body), 422, "invalid-request")
 
 
 def folder(path: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
@@ -218,6 +226,14 @@ def test_the_same_key_and_body_give_the_same_job(api: Api) -> None:
     assert again.headers["location"] == first.headers["location"]
 
 
+def test_a_key_that_was_used_before_an_upgrade_is_known_after_it() -> None:
+    """The digest is the one that the version without priorities has stored."""
+    body = {"teacher": "tch_1", "dataset": {"kind": "digits"}, "students": ["cnn_s"], "methods": ["kd"]}
+    digests = [digest_of(JobRequest(**body, **more).model_dump(mode="json")) for more in ({}, {"priority": 1})]
+    assert digests[0] == "b96bf9f8a77eede4c14173877c8229b1deaa88431dd73a4815a755370d042e07"
+    assert digests[1] != digests[0]
+
+
 def test_the_same_key_with_another_body_is_refused(api: Api) -> None:
     """And makes no job."""
     body, key = api.job_body(), {"Idempotency-Key": "k1"}
@@ -313,32 +329,9 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
 # ------------------------------------------------------------------------------------------------------------- caches
 
 
-def make_cache(api: Api, *, complete: bool) -> str:
-    """A small cache; returns its key."""
-    spec = CacheSpec(
-        teacher_sha256="a" * 64,
-        teacher_output="logits",
-        output_kind="logits",
-        dataset_fingerprint=("b" if complete else "c") * 64,
-        split="train",
-        samples=5,
-        classes=3,
-        preprocessing={},
-        augmentation={"recipe": "none"},
-        augmentation_seed=0,
-        views=1,
-        dtype="float16",
-    )
-    writer = CacheWriter(api.settings.caches_dir, spec)
-    if complete:
-        writer.write_block(0, np.arange(15, dtype=np.float32).reshape(5, 3))
-        writer.finish()
-    return spec.key
-
-
 def test_caches_are_listed_verified_and_deleted(api: Api) -> None:
     """A flipped bit is found."""
-    keys = sorted([make_cache(api, complete=True), make_cache(api, complete=False)])
+    keys = sorted(make_cache(api.settings.caches_dir, number, whole=number == 0) for number in range(2))
     listed = [entry for page in pages(api, "/v1/caches", 1) for entry in page["data"]]
     assert [entry["key"] for entry in listed] == keys
     whole = next(entry for entry in listed if entry["state"] == "complete")
@@ -361,7 +354,7 @@ def test_caches_are_listed_verified_and_deleted(api: Api) -> None:
 
 def test_a_cache_in_use_is_not_deleted(api: Api) -> None:
     """Until its job has ended."""
-    key = make_cache(api, complete=True)
+    key = make_cache(api.settings.caches_dir)
     job = api.post_job()
     api.records.claim_job()
     api.records.update_job(job["id"], caches={"train": key, "test": "d" * 64})

@@ -86,8 +86,15 @@ def test_conditions_by_digest(shared_api: Api, url: str) -> None:
     assert shared_api.client.get(url, headers={"If-None-Match": '"other"'}).status_code == 200
     same = shared_api.client.get(url, headers={"Range": "bytes=0-9", "If-Range": f'"{SHA256}"'})
     assert same.status_code == 206
-    other = shared_api.client.get(url, headers={"Range": "bytes=0-9", "If-Range": '"other"'})
-    assert (other.status_code, other.content) == (200, CONTENT)
+    modified = same.headers["last-modified"]
+    for other in ('"other"', "Sat, 01 Jan 2000 00:00:00 GMT"):
+        for part in ("bytes=0-9", "bytes=99999-", "bytes=9-1"):
+            whole = shared_api.client.get(url, headers={"Range": part, "If-Range": other})
+            assert (whole.status_code, whole.content) == (200, CONTENT)
+    assert shared_api.client.get(url, headers={"Range": "bytes=0-9", "If-Range": modified}).status_code == 206
+    for part in ("bytes=99999-", "bytes=9-1"):
+        response = shared_api.client.get(url, headers={"Range": part, "If-Range": modified})
+        problem(response, 416, "range-not-satisfiable")
 
 
 def test_only_the_newest_attempts_files_are_shown(api: Api) -> None:

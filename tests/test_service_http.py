@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,6 +100,16 @@ def test_a_method_that_there_is_not_is_answered_with_those_there_are(shared_api:
     assert response.headers["allow"] == methods
 
 
+def test_of_very_many_mistakes_the_first_ones_are_told(shared_api: Api) -> None:
+    body = {**shared_api.job_body(), "seeds": ["a"] * 1000}
+    told = problem(shared_api.client.post("/v1/jobs", json=body), 422, "invalid-request")
+    assert [error["pointer"] for error in told["errors"]] == [f"#/seeds/{n}" for n in range(20)]
+    assert told["detail"].endswith("; and more")
+    few = problem(shared_api.client.post("/v1/jobs", json={**body, "seeds": ["a"] * 20}), 422, "invalid-request")
+    assert len(few["errors"]) == 20
+    assert "and more" not in few["detail"]
+
+
 # ------------------------------------------------------------------------------------------------------------- paging
 
 
@@ -158,3 +170,25 @@ def test_one_job_though_two_servers_are_asked_at_once(tmp_path: Path, database_u
         problem(api.client.post("/v1/jobs", json={**body, "seeds": [9]}, headers=key), 422, "idempotency-mismatch")
         assert [job["id"] for job in api.client.get("/v1/jobs").json()["data"]] == [job]
         assert api.records.job(job).state is State.QUEUED
+
+
+# -------------------------------------------------------------------------------------------------------------- pauses
+
+
+def test_what_a_server_begins_with_is_not_looked_through_for_garbage(tmp_path: Path) -> None:
+    """That would take 0.1 s, in which nobody is answered, several times a minute."""
+    code = f"""if True:
+        import gc
+        from pathlib import Path
+        from service import server
+        from tests.service_helpers import make_settings
+
+        def run(self):
+            assert gc.get_freeze_count() > 10 * len(gc.get_objects()), len(gc.get_objects())
+
+        server.Server.run = run
+        server.serve(make_settings(Path({str(tmp_path)!r})))
+    """
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from service.tables import JobRecord
 from store import DiskFull
 from tests.service_helpers import Api, make_settings, running_api
 from tests.test_service_api import problem
-from workers.errors import InvalidMethod, UserError
+from workers.errors import InvalidMethod, UserError, WorkerError
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -80,6 +80,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None, str]] = [
     ({"students": []}, "invalid-request", "#/students", "at least 1"),
     ({"seeds": [1, 1]}, "invalid-request", "#", "twice"),
     ({"seeds": list(range(600))}, "invalid-request", "#", "at most 1000"),
+    ({"seeds": ["a"] * 100_000}, "invalid-request", "#/seeds", "there are 100000 items, at most 1000"),
     ({"dataset": {"kind": "digit"}}, "invalid-request", "#/dataset", "'digits'"),
     ({"dataset": {"kind": "folder"}}, "invalid-request", "#/dataset/path", "required"),
     ({"dataset": 3}, "invalid-request", "#/dataset", "got 3"),
@@ -188,6 +189,28 @@ def test_an_unforeseen_error_is_a_500_that_tells_nothing(api: Api) -> None:
     logged = [entry for entry in api.logs if entry["event"] == "unforeseen error"]
     assert [(entry["log_level"], entry["path"]) for entry in logged] == [("error", f"/v1/jobs/{job['id']}")]
     assert api.client.get("/healthz").status_code == 200
+
+
+def test_what_a_problem_keeps_to_itself_is_in_the_log(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake of ours with its trace, a database that is away in a line; wherever it was noticed."""
+
+    def fails(*_: object) -> None:
+        raise WorkerError("the child could not start")
+
+    monkeypatch.setattr("service.routes.teachers.inspect_in_subprocess", fails)
+    request_id = problem(api.upload(), 500, "internal")["request_id"]
+    logged = [entry for entry in api.logs if entry["event"] == "unforeseen error"]
+    assert [(entry["path"], entry["request_id"]) for entry in logged] == [("/v1/teachers", request_id)]
+    assert "could not start" in str(logged[0]["exc_info"])
+    api.context.database.close()
+    (api.settings.data_dir / "retort.sqlite3").rename(api.settings.data_dir / "away")
+    (api.settings.data_dir / "retort.sqlite3").mkdir()
+    for path in ("/v1/jobs", "/v1/teachers"):
+        problem(api.client.get(path), 503, "database-unavailable")
+        api.context.ring.forget()  # The second is noticed where a key is asked for.
+    lines = [entry for entry in api.logs if entry["event"] == "unforeseen error"][1:]
+    assert [entry["path"] for entry in lines] == ["/v1/jobs", "/v1/teachers"]
+    assert all("unable to open database file" in entry["error"] for entry in lines)
 
 
 def test_a_request_that_is_no_http_ends_the_connection_only(shared_api: Api) -> None:

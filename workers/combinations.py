@@ -2,11 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
-from workers.composition import Epochs, Term, TermName
+from workers.composition import TERMS_MAX, Epochs, Term, TermName
 from workers.loss_configs import Dkd, Kl, Rld
-from workers.parts import Count, Finite, Temperature, Weight
+from workers.parts import AtMost, Count, Finite, Temperature, Weight
 from workers.policy_configs import Learned, MaxLogit, Normkd, Standardize
 from workers.presets import Preset, two_view_terms
 
@@ -131,7 +129,7 @@ class Custom(Preset):
 
     preset: Literal["custom"] = "custom"
     name: TermName = "custom"
-    terms: Annotated[tuple[Term, ...], Field(max_length=32)] = ()
+    terms: Annotated[tuple[Term, ...], AtMost(TERMS_MAX)] = ()
 
     @property
     def label(self) -> str:

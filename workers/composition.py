@@ -15,10 +15,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from workers.errors import InvalidMethod, UnknownName
 from workers.loss_configs import LOSS_CLASSES, Kl, Loss
-from workers.parts import Config, Count, Part, Weight
+from workers.parts import AtMost, Config, Count, Part, Weight
 from workers.policy_configs import POLICY_CLASSES, Fixed, Learned, Policy
 
 Epochs = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+TERMS_MAX = 32
 TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
@@ -112,7 +113,7 @@ class Method(Config):
 
     name: str
     ce_weight: Weight = 1.0
-    terms: Annotated[tuple[Term, ...], Field(max_length=32)] = ()
+    terms: Annotated[tuple[Term, ...], AtMost(TERMS_MAX)] = ()
     warmup_epochs: Epochs = 0
     distil_epochs: Count | None = None
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from store import CacheSpec, Encoding, SparseEncoding
 from workers.errors import InvalidJob
 from workers.methods import MethodChoice
-from workers.parts import Config, Flag
+from workers.parts import AtMost, Config, Flag
 from workers.students.catalog import check_student
 
 # Strict, as in parts.py: "4" and true are mistakes, not numbers.
@@ -29,6 +29,8 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 
 RUNS_MAX = 1000
+CHANNELS_MAX = 3
+MILESTONES_MAX = 100
 # Within an epoch, unless the operator sets another.
 CHECKPOINT_S = 60.0
 
@@ -58,8 +60,8 @@ class Preprocessing(Spec):
     """
 
     size: Size | None = None
-    mean: tuple[Real, ...] = (0.485, 0.456, 0.406)
-    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    mean: Annotated[tuple[Real, ...], AtMost(CHANNELS_MAX)] = (0.485, 0.456, 0.406)
+    std: Annotated[tuple[Positive, ...], AtMost(CHANNELS_MAX)] = (0.229, 0.224, 0.225)
     channels: Literal["rgb", "bgr", "gray"] = "rgb"
     layout: Literal["nchw", "nhwc"] = "nchw"
     scale: Positive = 1 / 255
@@ -234,7 +236,7 @@ class StepSchedule(Spec):
     """
 
     kind: Literal["step"] = "step"
-    milestones: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
+    milestones: Annotated[tuple[Fraction, ...], AtMost(MILESTONES_MAX)] = (0.625, 0.75, 0.875)
     gamma: Positive = 0.1
 
 
@@ -356,9 +358,9 @@ class Plan(Spec):
     dataset: DatasetSpec
     views: Views = Views()
     cache: CacheOptions = CacheOptions()
-    students: Annotated[tuple[Student, ...], Field(min_length=1)]
-    methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    students: Annotated[tuple[Student, ...], Field(min_length=1), AtMost(RUNS_MAX)]
+    methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1), AtMost(RUNS_MAX)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AtMost(RUNS_MAX)] = (0,)
     training: Training = Training()
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
 

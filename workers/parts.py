@@ -10,9 +10,12 @@ means over the batch of sums over classes. std divides by C-1.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from workers.errors import UnknownName
 
@@ -23,6 +26,26 @@ Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0, allow_inf_nan=Fal
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Flag = Annotated[bool, Field(strict=True)]
 Finite = Annotated[float, Field(strict=True, ge=-1e4, le=1e4, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """Counts the items of a list before any is looked at: ``max_length`` alone reports each of 100,000 wrong ones."""
+
+    count: int
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """For pydantic."""
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """For pydantic."""
+        return handler(schema) | {"maxItems": self.count}
+
+    def _check(self, value: object) -> object:
+        if isinstance(value, list | tuple) and len(value) > self.count:
+            raise ValueError(f"there are {len(value)} items, at most {self.count} are allowed")
+        return value
 
 
 class Config(BaseModel):

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from workers.composition import Epochs, Method, Term
 from workers.loss_configs import Bild, CrossEntropy, Dist, Dkd, Kl, Loss, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
-from workers.parts import Config, Count, Finite, Fraction, Temperature, Weight
+from workers.parts import AtMost, Config, Count, Finite, Fraction, Temperature, Weight
 from workers.policy_configs import (
     Annealed,
     Asymmetric,
@@ -356,7 +356,7 @@ class MLKD(Preset):
     ce_weight: Weight = 0.1
     kd_weight: Weight = 0.9
     temperature: Temperature = 4.0
-    more_temperatures: Annotated[tuple[Temperature, ...], Field(max_length=8)] = (3.0, 5.0, 2.0, 6.0)
+    more_temperatures: Annotated[tuple[Temperature, ...], AtMost(8)] = (3.0, 5.0, 2.0, 6.0)
 
     def _terms(self) -> tuple[Term, ...]:
         return tuple(

@@ -8,7 +8,7 @@ shortened to any unambiguous beginning of four digits or more.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 from rich.console import Group, RenderableType
@@ -19,6 +19,9 @@ from service.cli.base import BadInput, CommandFailed, session
 from service.cli.stock import PANEL
 from service.client import Client
 from service.connection import Document
+
+if TYPE_CHECKING:
+    from store.catalog import CacheEntry
 
 _DIGITS_SHOWN = 12
 _PREFIX_MIN = 4
@@ -93,25 +96,13 @@ class _Folder:
         self._catalog = Catalog(data_dir / "caches")
 
     def list(self) -> "Documents":
-        return [self.get(entry.key) for entry in self._catalog.list()]
+        return [_document(entry) for entry in self._catalog.list()]
 
     def resolve(self, prefix: str) -> str:
         return self._catalog.resolve(prefix)
 
     def get(self, key: str) -> Document:
-        entry = self._catalog.get(key)
-        return {
-            "object": "cache",
-            "key": entry.key,
-            "state": entry.state,
-            "problem": entry.problem,
-            "spec": None if entry.spec is None else entry.spec.model_dump(mode="json"),
-            "rows_committed": entry.rows_committed,
-            "size_bytes": entry.size_bytes,
-            "created_at": entry.created_at and entry.created_at.isoformat(),
-            "last_used_at": entry.last_used_at and entry.last_used_at.isoformat(),
-            "pinned": entry.pinned,
-        }
+        return _document(self._catalog.get(key))
 
     def verify(self, key: str) -> Document:
         report = self._catalog.verify(key)
@@ -132,6 +123,21 @@ class _Folder:
 
     def delete(self, key: str) -> None:
         self._catalog.delete(key)
+
+
+def _document(entry: "CacheEntry") -> Document:
+    return {
+        "object": "cache",
+        "key": entry.key,
+        "state": entry.state,
+        "problem": entry.problem,
+        "spec": None if entry.spec is None else entry.spec.model_dump(mode="json"),
+        "rows_committed": entry.rows_committed,
+        "size_bytes": entry.size_bytes,
+        "created_at": entry.created_at and entry.created_at.isoformat(),
+        "last_used_at": entry.last_used_at and entry.last_used_at.isoformat(),
+        "pinned": entry.pinned,
+    }
 
 
 # Inside the classes above, `list` is the method.

@@ -1,10 +1,11 @@
-"""What the API bears: ``python -m tests.benchmarks.load [--json FILE] [--quick] [--parts clients lists]``.
+"""What the API bears: ``python -m tests.benchmarks.load [--json FILE] [--quick] [--parts clients lists memory]``.
 
 - clients: a real service (API, engine, one core for training) works on a job on digits, while 200 clients poll it and
   50 follow its events, for ten minutes. Time of every request, errors, how soon an event arrives, whether every stream
   has seen every event once, and the memory and open files of the API's process.
 - lists: 10,000 jobs of four runs, with their events, in SQLite and (where it is installed) in PostgreSQL; pages of the
   list over HTTP, one after the other.
+- memory: an API alone, asked as fast as it answers while events are told, round after round; what it takes after each.
 
 Client and service share the machine: 200 requests a second are the clients' whole offer, not the API's limit.
 """
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import linear_regression, quantiles
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 
@@ -29,19 +31,27 @@ from service.client import Client
 from service.db import Database, upgrade_to_head
 from service.jobs import State
 from service.processes import BackgroundService, command, free_port
+from service.records import Records
 from service.registry import Registry
+from service.tables import RunRecord
 from tests.benchmarks.bench import options, show, write
 from tests.benchmarks.memory import own_bytes
-from tests.filled import fill
-from tests.service_helpers import make_plan, postgres_binaries, running_postgres, teacher_row
+from tests.filled import METRICS, fill
+from tests.service_helpers import add_job, make_plan, postgres_binaries, running_postgres, start_run, teacher_row
 from workers.config import AdamW, CosineSchedule, DigitsDataset, Training
 from workers.pipeline import train_supervised
 
-PARTS = ("clients", "lists")
+PARTS = ("clients", "lists", "memory")
 POLLERS, STREAMS, SECONDS = 200, 50, 600.0
+INTERVAL_S = 1.0
 QUICK_POLLERS, QUICK_STREAMS, QUICK_SECONDS = 20, 5, 5.0
-JOBS, QUICK_JOBS, PAGE = 10_000, 200, 20
-REQUESTS = 200
+JOBS, REQUESTS = 10_000, 200
+QUICK_JOBS, QUICK_REQUESTS = 200, 20
+PAGE = 20
+ROUNDS, ROUND_S = 8, 20.0
+QUICK_ROUNDS, QUICK_ROUND_S = 2, 2.0
+ROUND_STREAMS = 10
+EVENTS_AT_ONCE, EVENTS_EVERY_S = 10, 0.25
 # Memory rises while a service meets its first clients: every thread, connection and cache of it is there after that.
 SETTLED_MIN = 1.0
 METHODS = ("kd", "dkd", "normkd", "dtkd")
@@ -117,9 +127,7 @@ def measure_clients(folder: Path, pollers: int, streams: int, seconds: float) ->
         done, seen = threading.Event(), list[Look]()
         watcher = threading.Thread(target=watch, args=(api_process(service.pid), done, seen))
         watcher.start()
-        arguments = (service.url, job, str(pollers), str(streams), str(seconds))
-        line = [sys.executable, "-m", "tests.benchmarks.load_clients", *arguments]
-        told = json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
+        told = ask(service.url, job, pollers, streams, seconds, INTERVAL_S)
         done.set()
         watcher.join()
         events = [event["seq"] for event in all_events(service.url, job)]
@@ -132,6 +140,13 @@ def measure_clients(folder: Path, pollers: int, streams: int, seconds: float) ->
         "events": of_streams(told, events),
         "process": of_process(seen),
     }
+
+
+def ask(url: str, job: str, pollers: int, streams: int, seconds: float, interval_s: float) -> dict[str, Any]:
+    """What the clients of a job tell, which run in a process of their own."""
+    arguments = map(str, (url, job, pollers, streams, seconds, interval_s))
+    line = [sys.executable, "-m", "tests.benchmarks.load_clients", *arguments]
+    return json.loads(subprocess.run(line, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def all_events(url: str, job: str) -> Iterator[dict[str, int]]:
@@ -199,8 +214,8 @@ def databases(folder: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def api_alone(folder: Path, url: str) -> Iterator[httpx.Client]:
-    """A client of an API process on this database."""
+def api_alone(folder: Path, url: str) -> Iterator[tuple[httpx.Client, int]]:
+    """A client of an API process on this database, and its pid."""
     port = free_port()
     line = [*command("api", "--port", str(port), "--data-dir", str(folder / "data"), "--data-root", str(folder))]
     environment = {**os.environ, "RETORT_DATABASE_URL": url, "RETORT_REQUESTS_PER_S": "0"}
@@ -214,12 +229,12 @@ def api_alone(folder: Path, url: str) -> Iterator[httpx.Client]:
                         break
                     except httpx.TransportError:
                         time.sleep(0.1)
-                yield client
+                yield client, process.pid
         finally:
             process.terminate()
 
 
-def measure_lists(folder: Path, url: str, jobs: int) -> dict[str, dict[str, float]]:
+def measure_lists(folder: Path, url: str, jobs: int, requests: int) -> dict[str, dict[str, float]]:
     """Times of a page of each kind, by its name."""
     upgrade_to_head(url)
     database = Database(url)
@@ -236,16 +251,16 @@ def measure_lists(folder: Path, url: str, jobs: int) -> dict[str, dict[str, floa
         f"failed, first of {PAGE}": {"limit": PAGE, "status": "failed"},
     }
     found: dict[str, dict[str, float]] = {}
-    with api_alone(folder, url) as client:
+    with api_alone(folder, url) as (client, _):
         for name, params in pages.items():
-            found[name] = of_page(client, params)
+            found[name] = of_page(client, params, requests)
     return found
 
 
-def of_page(client: httpx.Client, params: Mapping[str, str | int]) -> dict[str, float]:
+def of_page(client: httpx.Client, params: Mapping[str, str | int], requests: int) -> dict[str, float]:
     """Times of one page, asked for again and again."""
     seconds = []
-    for _ in range(REQUESTS):
+    for _ in range(requests):
         started = time.perf_counter()
         response = client.get("/v1/jobs", params=params)
         seconds.append(time.perf_counter() - started)
@@ -256,6 +271,44 @@ def of_page(client: httpx.Client, params: Mapping[str, str | int]) -> dict[str, 
         "p50_ms": percentile_ms(seconds, 50),
         "p99_ms": percentile_ms(seconds, 99),
     }
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def measure_memory(folder: Path, pollers: int, rounds: int, seconds: float) -> list[dict[str, int]]:
+    """After each round: requests and events in it, and resident bytes of the API."""
+    url = f"sqlite:///{folder / 'memory.sqlite3'}"
+    upgrade_to_head(url)
+    database = Database(url)
+    records = Records(database)
+    job = add_job(Registry(database), methods=list(METHODS)).id
+    records.claim_job()
+    run = records.runs(job)[0]
+    start_run(records, run.id)
+    done = threading.Event()
+    teller = threading.Thread(target=tell_events, args=(records, run, done))
+    found = []
+    with api_alone(folder, url) as (client, pid):
+        teller.start()
+        for _ in range(rounds):
+            told = ask(str(client.base_url), job, pollers, ROUND_STREAMS, seconds, 0.0)
+            requests = sum(map(len, told["requests"].values()))
+            resident = own_bytes("VmRSS", "status", pid)
+            found.append({"requests": requests, "events": sum(map(len, told["streams"])), "resident_bytes": resident})
+        done.set()
+        teller.join()
+    database.close()
+    return found
+
+
+def tell_events(records: Records, run: RunRecord, done: threading.Event) -> None:
+    """Of a run, at a steady rate."""
+    epoch = 0
+    while not done.wait(EVENTS_EVERY_S):
+        epochs = range(epoch, epoch := epoch + EVENTS_AT_ONCE)
+        told = [(n, {"type": "epoch", "epoch": n, "epochs": run.epochs, "metrics": METRICS}) for n in epochs]
+        records.record_events(run.job_id, run.id, 1, told, progress={"epoch": epoch, "metrics": METRICS})
 
 
 # ---------------------------------------------------------------------------------------------------------------- told
@@ -303,6 +356,15 @@ def tell_lists(jobs: int, lists: Mapping[str, Mapping[str, Mapping[str, float]]]
     show(("database", "page", "jobs>", "kB>", "p50 ms>", "p99 ms>"), rows)
 
 
+def tell_memory(pollers: int, rounds: Sequence[Mapping[str, int]]) -> None:
+    print(f"An API that {pollers} clients ask as fast as it answers, beside {ROUND_STREAMS} streams")
+    rows = [
+        (f"{n}", f"{of['requests']:,}", f"{of['events']:,}", f"{of['resident_bytes'] / (1 << 20):.1f}")
+        for n, of in enumerate(rounds, start=1)
+    ]
+    show(("round>", "requests>", "events>", "resident MiB>"), rows)
+
+
 def main() -> None:
     given = options("What the API bears.", PARTS, PARTS)
     figures: dict[str, object] = {"benchmark": "load"}
@@ -313,11 +375,15 @@ def main() -> None:
             figures["clients"] = measure_clients(folder, *size)
             tell_clients(figures["clients"])
         if "lists" in given.parts:
-            jobs = QUICK_JOBS if given.quick else JOBS
+            jobs, requests = (QUICK_JOBS, QUICK_REQUESTS) if given.quick else (JOBS, REQUESTS)
             with databases(folder) as urls:
-                lists = {name: measure_lists(folder, url, jobs) for name, url in urls.items()}
+                lists = {name: measure_lists(folder, url, jobs, requests) for name, url in urls.items()}
             figures["lists"] = {"jobs": jobs, "databases": lists}
             tell_lists(jobs, lists)
+        if "memory" in given.parts:
+            size = (QUICK_POLLERS, QUICK_ROUNDS, QUICK_ROUND_S) if given.quick else (POLLERS, ROUNDS, ROUND_S)
+            figures["memory"] = measure_memory(folder, *size)
+            tell_memory(size[0], figures["memory"])
     write(given, figures)
 
 

@@ -1,8 +1,9 @@
-"""Clients of one job, many at once: ``python -m tests.benchmarks.load_clients URL JOB POLLERS STREAMS SECONDS``.
+"""Clients of one job: ``python -m tests.benchmarks.load_clients URL JOB POLLERS STREAMS SECONDS INTERVAL``.
 
-A process of its own, so that its work is not the service's. Each poller asks for one document a second, in turn the
-list of jobs, the job, its runs and its report; every second poller names the ETag of what it has. Each stream reads the
-job's events from the first on, until the time is over. Prints one JSON object: see ``Load``.
+A process of its own, so that its work is not the service's. Each poller asks for a document every INTERVAL seconds (0:
+as soon as it has the last one), in turn the list of jobs, the job, its runs and its report; every second poller names
+the ETag of what it has. Each stream reads the job's events from the first on, until the time is over. Prints one JSON
+object: see ``Load``.
 """
 
 import asyncio
@@ -15,7 +16,6 @@ from datetime import datetime
 
 import httpx
 
-INTERVAL_S = 1.0
 ROUTES = ("/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/runs", "/v1/jobs/{job}/report")
 ERROR = "error"
 
@@ -30,10 +30,11 @@ class Load:
         broken: streams that ended before the time.
     """
 
-    def __init__(self, url: str, job: str, end_s: float) -> None:
+    def __init__(self, url: str, job: str, end_s: float, interval_s: float) -> None:
         self.url = url
         self.job = job
         self.end_s = end_s
+        self.interval_s = interval_s
         self.requests: dict[str, list[tuple[str, float]]] = defaultdict(list)
         self.streams: list[list[int]] = []
         self.delays_s: list[float] = []
@@ -42,7 +43,7 @@ class Load:
     async def poll(self, number: int, of: int) -> None:
         """One client that asks again and again."""
         etags: dict[str, str] = {}
-        next_s = time.monotonic() + INTERVAL_S * number / of
+        next_s = time.monotonic() + self.interval_s * number / of
         async with httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, verify=False) as client:
             turn = number
             while next_s < self.end_s:
@@ -58,7 +59,7 @@ class Load:
                     status = f"{ERROR}: {type(error).__name__}"
                 self.requests[route].append((status, time.perf_counter() - started))
                 # A client that was kept waiting does not ask twice at once.
-                next_s = max(next_s + INTERVAL_S, time.monotonic())
+                next_s = max(next_s + self.interval_s, time.monotonic())
                 turn += 1
 
     async def follow(self) -> None:
@@ -101,10 +102,11 @@ async def events_of(response: httpx.Response) -> AsyncIterator[tuple[int, float]
 
 
 def main() -> None:
-    url, job, pollers, streams, seconds = sys.argv[1:]
-    load = Load(url, job, time.monotonic() + float(seconds))
+    url, job, pollers, streams, seconds, interval_s = sys.argv[1:]
+    load = Load(url, job, time.monotonic() + float(seconds), float(interval_s))
     asyncio.run(load.run(int(pollers), int(streams)))
-    sys.stdout.write(json.dumps({name: value for name, value in vars(load).items() if name not in ("url", "end_s")}))
+    told = ("requests", "streams", "delays_s", "broken")
+    sys.stdout.write(json.dumps({name: getattr(load, name) for name in told}))
 
 
 if __name__ == "__main__":
