@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from service.client import Client
 from service.processes import answers_ready, command, free_port
 from tests.digits import Digits
+from tests.process_table import processes_with
 from workers.ray_head import machine_folder
 
 TRAINING: dict[str, Any] = {
@@ -136,13 +137,8 @@ def keeper_of(data_dir: Path) -> int:
 
 def processes_of(data_dir: Path, title: str) -> list[int]:
     """Processes of the Ray that works for this data directory, by the beginning of what they are called."""
-    mark = f"RETORT_RAY_FOLDER={machine_folder(data_dir)}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0") and title in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-    return found
+    mark = f"RETORT_RAY_FOLDER={machine_folder(data_dir)}"
+    return [pid for pid, line in processes_with(mark).items() if title in line]
 
 
 def weights_of(service: Processes, client: Client, job_id: str) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Fixtures of the service's tests: a database of either kind, and the API.
+"""Fixtures of the service's tests: a database of either kind, the API, and API and engine as processes.
 
 Used by naming this module in ``pytest_plugins``.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +13,10 @@ from service.db import Database, upgrade_to_head
 from service.records import Records
 from service.registry import Registry
 from tests.service_helpers import Api, PostgresServer, make_settings, postgres_binaries, running_api, running_postgres
+
+if TYPE_CHECKING:
+    from tests.digits import Digits
+    from tests.processes import Processes
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +72,20 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """An API for the tests of a module that look at nothing but their own answers."""
     with running_api(make_settings(tmp_path_factory.mktemp("api"))) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Processes"]:
+    """API and engine, ready, for the tests of a module. What they need (torch) is not imported before."""
+    from tests.processes import running_service
+
+    with running_service(tmp_path_factory.mktemp("service") / "data") as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def teacher_id(service: "Processes", digits: "Digits") -> str:
+    """The digits' teacher, uploaded."""
+    from tests.processes import uploaded
+
+    return uploaded(service, digits)

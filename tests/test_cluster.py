@@ -1,6 +1,5 @@
 """Real Ray: blocks are fanned out, what dies is replaced or reported, what is told to stop stops."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import pytest
 
 from store import SparseEncoding
 from tests.digits import SMALL, Digits
+from tests.process_table import processes_with
 from tests.store_cases import digests
 from workers import signals
 from workers.caching import CachePlan, build_caches, plan_caches
@@ -36,13 +36,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def actor_processes(kind: str) -> list[int]:
     """Processes of this test's own cluster that Ray named after this actor class, as ``ray::KIND.method``."""
-    token = f"RAY_AUTH_TOKEN={os.environ['RAY_AUTH_TOKEN']}".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if f"ray::{kind}".encode() in path.read_bytes() and token in (path.parent / "environ").read_bytes():
-                found.append(int(path.parent.name))
-    return found
+    token = f"RAY_AUTH_TOKEN={os.environ['RAY_AUTH_TOKEN']}"
+    return [pid for pid, line in processes_with(token).items() if f"ray::{kind}" in line]
 
 
 def new_name() -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.processes import command, free_port
-from tests.test_serve import none_left, processes_with
+from tests.process_table import processes_with
+from tests.test_serve import none_left
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

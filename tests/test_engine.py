@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +29,13 @@ from tests.processes import (
     job_of,
     keeper_of,
     processes_of,
-    running_service,
-    uploaded,
     weights_of,
 )
 from workers.ray_head import machine_folder
 from workers.teacher import Teacher
 
+pytest_plugins = ["tests.service_fixtures"]
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    with running_service(tmp_path_factory.mktemp("service") / "data") as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def teacher_id(service: Processes, digits: Digits) -> str:
-    return uploaded(service, digits)
 
 
 def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(

@@ -36,17 +36,6 @@ pytestmark = pytest.mark.timeout(300)
 Document = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    with running_service(tmp_path_factory.mktemp("service") / "data") as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def teacher_id(service: Processes, digits: Digits) -> str:
-    return uploaded(service, digits)
-
-
 def soon(what: Callable[[], object], within_s: float = 60.0) -> float:
     """Wait until this is so; returns how many seconds that took."""
     started = time.monotonic()

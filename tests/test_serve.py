@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 
 from service.client import Client
 from service.processes import BackgroundService, ServiceEnded, free_port
+from tests.process_table import processes_with
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -157,20 +158,6 @@ def test_the_children_of_a_killed_supervisor_end_by_themselves(tmp_path: Path) -
 
 
 # ------------------------------------------------------------------------------------ the real thing
-
-
-def processes_with(text: str) -> Mapping[int, str]:
-    """Every live process that has ``text`` in its command line or environment: its id and command line."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes()
-            line = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if text.encode() in environment + line:
-            found[int(folder.name)] = line.replace(b"\0", b" ").decode(errors="replace")
-    return found
 
 
 def none_left(text: str) -> bool:

@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -241,36 +239,6 @@ def test_the_same_key_with_another_body_is_refused(api: Api) -> None:
     other = api.client.post("/v1/jobs", json={**body, "seeds": [7]}, headers=key)
     assert "'k1'" in problem(other, 422, "idempotency-mismatch")["detail"]
     assert len(api.client.get("/v1/jobs").json()["data"]) == 1
-
-
-def test_the_same_request_many_times_at_once_makes_one_job(tmp_path: Path, database_url: str) -> None:
-    """One is told 201, the others 200, all the same id; in both databases."""
-    barrier = threading.Barrier(6)
-    with running_api(make_settings(tmp_path, database_url=database_url)) as api:
-        body, key = api.job_body(), {"Idempotency-Key": "k1"}
-
-        def post(_: int) -> tuple[int, str]:
-            with httpx.Client(base_url=api.url, timeout=30) as client:
-                barrier.wait()
-                response = client.post("/v1/jobs", json=body, headers=key)
-                return response.status_code, response.json()["id"]
-
-        with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(post, range(6)))
-        assert sorted(status for status, _ in answers) == [200] * 5 + [201]
-        assert len({id for _, id in answers}) == 1
-        assert len(api.client.get("/v1/jobs").json()["data"]) == 1
-
-
-def test_a_key_survives_a_restart(tmp_path: Path) -> None:
-    """It lies in the database."""
-    settings, key = make_settings(tmp_path), {"Idempotency-Key": "k1"}
-    with running_api(settings) as api:
-        body = api.job_body()
-        first = api.client.post("/v1/jobs", json=body, headers=key).json()["id"]
-    with running_api(settings) as api:
-        again = api.client.post("/v1/jobs", json=body, headers=key)
-        assert (again.status_code, again.json()["id"]) == (200, first)
 
 
 # ---------------------------------------------------------------------------------------------------- metrics, report

@@ -29,6 +29,7 @@ from service.connection import Document
 from service.processes import BackgroundService, free_port
 from tests.benchmarks.bench import show
 from tests.digits import Digits, make_digits
+from tests.process_table import processes_with
 from workers.ray_head import machine_folder
 
 ENGINE_AND_KEEPER = "engine and keeper at once"
@@ -54,17 +55,9 @@ METHODS = ("kd", "dtkd", "rld")
 SEEDS = (0, 1)
 
 
-def processes_of(data_dir: Path) -> dict[int, str]:
-    """Every process that has this data directory, or the folder of its Ray, in its environment: id and command line."""
-    marks = [f"RETORT_DATA_DIR={data_dir}".encode(), f"RETORT_RAY_FOLDER={machine_folder(data_dir)}".encode()]
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            own = set((folder / "environ").read_bytes().split(b"\0"))
-            if (own & set(marks) or str(data_dir) in line) and int(folder.name) != os.getpid():
-                found[int(folder.name)] = line
-    return found
+def processes_of(data_dir: Path) -> Mapping[int, str]:
+    """Every process that works for this data directory, or for its Ray: id and command line."""
+    return processes_with(str(data_dir), f"RETORT_RAY_FOLDER={machine_folder(data_dir)}")
 
 
 class Storm:
