@@ -33,10 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_handler_outlives_its_test() -> Iterator[None]:
-    """A command that sets up logging in this process leaves a handler on a stream that pytest has closed."""
+def _no_logging_outlives_its_test() -> Iterator[None]:
+    """A command that sets up logging in this process leaves a handler on a stream that pytest has closed, and takes
+    warnings down, which it would not do again: pytest has put its own way of showing them back in place meanwhile."""
     before = logging.root.handlers[:]
     yield
+    logging.captureWarnings(False)
     for handler in logging.root.handlers[:]:
         if handler not in before:
             logging.root.removeHandler(handler)
