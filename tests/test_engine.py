@@ -77,6 +77,7 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
         assert all(json.loads(line)["event"] for line in path.read_text().splitlines()), path.name
 
 
+@pytest.mark.slow
 def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service: Processes, teacher_id: str) -> None:
     client = service.client
     methods = ("kd", "dtkd", "ce", "rld", "normkd")

@@ -223,6 +223,7 @@ def test_runs_of_one_job_are_paused_cancelled_resumed_and_retried_one_by_one(
     assert epochs_of(client, again["id"]) == list(range(1, 81))
 
 
+@pytest.mark.slow
 def test_a_job_that_failed_is_retried_from_its_checkpoint_and_stays_failed(service: Processes, teacher_id: str) -> None:
     """What fails is the very end: a file lies where the artifacts' folder is to be."""
     client = service.client

@@ -180,7 +180,8 @@ def train_in_a_process(*groups: Sequence[TrainingOrder]) -> subprocess.Popen[byt
     return subprocess.Popen([sys.executable, "-m", "tests.train_orders", *texts], start_new_session=True)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [2, 25])
 @pytest.mark.timeout(600)
 def test_runs_that_are_killed_at_random_moments_end_with_the_same_bits(
     kills: int, digits: Digits, tmp_path: Path
