@@ -140,7 +140,7 @@ class KeyRing:
         digest = None if secret is None else digest_of_secret(secret)
         if digest is not None and self._file_digest is not None and hmac.compare_digest(digest, self._file_digest):
             return OPERATOR
-        picture = await self._fresh()
+        picture = await self._fresh(FRESH_S)
         if digest is not None:
             # Every key is compared, each in constant time: how long it takes tells nothing.
             found = [(id, caller) for id, known, caller in picture.live if hmac.compare_digest(known, digest)]
@@ -153,7 +153,8 @@ class KeyRing:
     async def knows(self, caller: Caller) -> bool:
         """Whether ``find`` would still find this caller; while the table cannot be read, whoever was in may stay."""
         try:
-            picture = await self._fresh()
+            # Twice as old as requests take it: where there are any, a stream does not wait for the table itself.
+            picture = await self._fresh(2 * FRESH_S)
         except SQLAlchemyError:
             return True
         if caller.key_id is None:
@@ -173,10 +174,14 @@ class KeyRing:
     def _asks(self, picture: _Picture) -> bool:
         return self._file_digest is not None or picture.ever or not self._is_local
 
-    async def _fresh(self) -> _Picture:
+    async def _fresh(self, age_s: float) -> _Picture:
+        # Whoever finds it fresh must not stand in line: each that waits is let in at a turn of the loop of its own, so
+        # under load the line of those who only pass would never end.
+        if (picture := self._picture) is not None and time.monotonic() - picture.began_s <= age_s:
+            return picture
         async with self._turn:
             picture, now_s = self._picture, time.monotonic()
-            if picture is None or now_s - picture.began_s > FRESH_S:
+            if picture is None or now_s - picture.began_s > age_s:
                 rows, ever = await anyio.to_thread.run_sync(self._keys.live, limiter=self._thread)
                 live = [(row.id, row.digest, Caller(row.id, row.name, Scope(row.scope))) for row in rows]
                 picture = self._picture = _Picture(live, ever, now_s)

@@ -208,6 +208,13 @@ def test_who_is_in_stays_while_the_keys_cannot_be_read(tmp_path: Path) -> None:
     assert not asyncio.run(ring.knows(caller))
     assert asyncio.run(ring.knows(THIS_MACHINE))
     assert asyncio.run(ring.knows(OPERATOR))
+
+    async def ask_while_another_looks() -> bool:
+        async with ring._turn:
+            return await asyncio.wait_for(ring.knows(THIS_MACHINE), 1)
+
+    # What is known passes: a line of those who wait to hear what they could have read would never end under load.
+    assert asyncio.run(ask_while_another_looks())
     with database.write() as session:
         session.execute(text("ALTER TABLE api_keys RENAME TO away"))
     ring.forget()
