@@ -17,3 +17,10 @@ def processes_with(*texts: str) -> Mapping[int, str]:
         if int(folder.name) != os.getpid() and any(text.encode() in environment + line for text in texts):
             found[int(folder.name)] = line.replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def api_process(supervisor: int) -> int:
+    """The pid of the API below ``retort serve``."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    [api] = (int(pid) for pid in children if b"\0api\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return api

@@ -106,7 +106,7 @@ def chatter(size_bytes: int) -> str:
 
 def print_and_answer() -> int:
     """Prints where a careless library would."""
-    print("noise")  # noqa: T201
+    print("noise")  # noqa: T201  # is what is tried
     os.write(1, b"noise")
     return 7
 

@@ -219,7 +219,7 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
     if migrate:
         upgrade_to_head(settings.database)
     server = build_server(settings)
-    context: Context = server.config.app.state.context  # type: ignore[union-attr]
+    context: Context = server.config.app.state.context  # type: ignore[union-attr]  # uvicorn also takes names
     # asyncio switches Nagle's algorithm off for sockets that say what they are, and only for those.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))

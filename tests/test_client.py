@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -184,8 +185,8 @@ def test_two_submissions_of_one_job_are_two_jobs(api: Api, client: Client) -> No
     assert client.submit(body, idempotency_key="mine")["id"] == once["id"]
 
 
-def messages(events: list[dict[str, object]]) -> list[object]:
-    return [event["data"]["message"] for event in events if event["type"] == "log"]  # type: ignore[index]
+def messages(events: list[dict[str, Any]]) -> list[object]:
+    return [event["data"]["message"] for event in events if event["type"] == "log"]
 
 
 def test_a_stream_that_breaks_anywhere_loses_and_repeats_nothing(api: Api) -> None:

@@ -571,7 +571,7 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, work_dir: Path, monkeypa
     for spec in specs:
         answers = iter([False, True])
         with pytest.raises(Stopped, match="while decoding"):
-            datasets.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: next(answers))  # noqa: B023
+            datasets.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: next(answers))  # noqa: B023  # called in this turn
         assert prepared_folders(work_dir) == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 

@@ -196,7 +196,7 @@ def test_an_expression_is_frozen_and_hashed_by_its_text() -> None:
     assert {expression: 1}[parse("max / 2")] == 1
     assert expression != parse("max / 3")
     with pytest.raises(dataclasses.FrozenInstanceError):
-        expression.text = "min"  # type: ignore[misc]
+        expression.text = "min"  # type: ignore[misc]  # the mistake that is refused
 
 
 def test_the_module_loads_neither_arrays_nor_pydantic() -> None:

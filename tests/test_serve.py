@@ -15,7 +15,7 @@ import pytest
 
 from service.client import Client
 from service.processes import BackgroundService, ServiceEnded, free_port
-from tests.process_table import processes_with
+from tests.process_table import api_process, processes_with
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -192,8 +192,7 @@ def heaps(pid: int) -> int:
 
 def test_the_threads_of_the_api_share_one_heap(service: BackgroundService) -> None:
     """Or its memory would grow with every thread that has ever been at work beside others."""
-    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
-    (api,) = (int(pid) for pid in children if b"\0api\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    api = api_process(service.pid)
     with Client(service.url) as client, ThreadPoolExecutor(20) as pool:
         assert list(pool.map(lambda _: list(client.jobs()), range(200))) == [[]] * 200
     assert len(os.listdir(f"/proc/{api}/task")) > 2

@@ -774,4 +774,4 @@ def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commi
 def test_a_time_without_a_zone_is_refused() -> None:
     """It would be read back as another time."""
     with pytest.raises(ValueError, match="has no time zone"):
-        UtcDateTime().process_bind_param(utc_now().replace(tzinfo=None), None)  # type: ignore[arg-type]
+        UtcDateTime().process_bind_param(utc_now().replace(tzinfo=None), None)  # type: ignore[arg-type]  # no dialect is asked

@@ -38,7 +38,7 @@ def ready(inferred: int) -> dict[str, Any]:
 def drawn(view: JobView, runs_max: int = 20) -> str:
     console = Console(file=io.StringIO(), width=120, markup=False, highlight=False)
     console.print(render(view, runs_max))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO, above
     return text
 
 

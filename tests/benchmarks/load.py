@@ -37,6 +37,7 @@ from service.tables import RunRecord
 from tests.benchmarks.bench import options, show, write
 from tests.benchmarks.memory import own_bytes
 from tests.filled import METRICS, fill
+from tests.process_table import api_process
 from tests.service_helpers import add_job, make_plan, postgres_binaries, running_postgres, start_run, teacher_row
 from workers.config import AdamW, CosineSchedule, DigitsDataset, Training
 from workers.pipeline import train_supervised
@@ -89,12 +90,6 @@ def submit(client: Client, folder: Path) -> str:
         "training": {"epochs": 10_000, "batch_size": 64},
     }
     return str(client.submit(body)["id"])
-
-
-def api_process(supervisor: int) -> int:
-    """The pid of the API below ``retort serve``."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return next(int(pid) for pid in children if b"\0api\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 @dataclass(frozen=True)
