@@ -15,14 +15,14 @@ from tests.digits import SMALL, Digits, weights
 from tests.full_disk import on_a_small_disk
 from workers.artifacts import load_checkpoint
 from workers.config import CosineSchedule, Preprocessing, Sgd, StepSchedule, Training, TrainingOrder
-from workers.errors import InvalidJob, NotFinite, Stopped
+from workers.errors import NotFinite, Stopped
 from workers.events import Epoch, Finished, Step, ignore, never
 from workers.feed import TrainingFeed, epoch_order, to_input
 from workers.learner import learning_rate
 from workers.methods import PRESETS, parse_method
 from workers.students.build import build_student
 from workers.teacher import Teacher
-from workers.train import _check_gradient, choose_device, train_run
+from workers.train import _check_gradient, train_run
 
 
 def stop_after(epochs: int) -> tuple[Callable[[object], None], Callable[[], bool]]:
@@ -218,16 +218,6 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_leaves_nothing(tmp_path: P
         assert re.search(r"ran full while writing a.* \((?!0 bytes)[\d,]+ bytes are free\)", report[kind]["message"])
         assert report[kind]["left"] == []
     assert re.search(r"a checkpoint of [\d,]{7,} bytes", report["checkpoint"]["message"])
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    with pytest.raises(InvalidJob, match="torch sees no CUDA device"):
-        choose_device("cuda")
-    device, why = choose_device("auto")
-    assert device.type == "cpu"
-    assert "no CUDA" in why
 
 
 def test_stopping_is_seen_at_the_next_batch(digits: Digits, tmp_path: Path) -> None:

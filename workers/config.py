@@ -446,13 +446,22 @@ class Folders(Spec):
 
 
 class InferenceOrder(Spec):
-    """Blocks of one cache for one worker to infer: pure data, so that it can cross processes."""
+    """Blocks of one cache for one worker to infer: pure data, so that it can cross processes.
+
+    Attributes:
+        threads: of one run of the teacher on the CPU.
+        load_threads: that draw views and preprocess pictures beside it.
+        device: ``cuda`` where the worker has a share of a GPU: then the CPU is not taken instead.
+        memory_fraction: of a GPU's memory that the worker may take.
+    """
 
     folders: Folders
     teacher: TeacherSpec
     spec: CacheSpec
     threads: Annotated[int, Field(strict=True, ge=1)]
+    load_threads: Annotated[int, Field(strict=True, ge=1)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    memory_fraction: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 1.0
     batch_size: Annotated[int, Field(strict=True, ge=1)] = 256
 
 
@@ -466,6 +475,7 @@ class TrainingOrder(Spec):
         earlier: the folders of earlier attempts, whose checkpoints may be taken up.
         told_epoch: the last epoch whose event has been stored; later ones of a checkpoint are told again.
         threads: of this process.
+        has_gpu_share: the scheduler has given this process a share of a GPU: it is used, or the run fails.
         memory_fraction: of a GPU's memory that this process may take.
         checkpoint_s: within an epoch, a checkpoint is made after so many seconds.
         rank: of this process among the ``training.actors`` that train the student.
@@ -483,6 +493,7 @@ class TrainingOrder(Spec):
     earlier: tuple[Path, ...] = ()
     told_epoch: Annotated[int, Field(strict=True, ge=0)] = 0
     threads: Annotated[int, Field(strict=True, ge=1)]
+    has_gpu_share: Flag = False
     memory_fraction: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 1.0
     checkpoint_s: Annotated[float, Field(strict=True, gt=0.0)] = CHECKPOINT_S
     rank: Annotated[int, Field(strict=True, ge=0)] = 0

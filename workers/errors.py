@@ -14,6 +14,7 @@
     │   └── NotFinite             (ArithmeticError) a loss or gradient stopped being a number
     ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
     ├── Paused                    somebody asked for it: a checkpoint of the very step was left
+    ├── DeviceUnavailable         a GPU was promised or asked for, and does not work
     └── DiskLow                   (OSError)     no room left for what has to be written
 
 A message holds the offending value, what is allowed, and the next step. Which HTTP status an error
@@ -99,5 +100,14 @@ class Paused(WorkerError):
     """The caller asked to put the work down; it can be taken up where it was left."""
 
 
+class DeviceUnavailable(WorkerError):
+    """A GPU was promised or asked for, and none works here; nothing was computed on the CPU instead."""
+
+
 class DiskLow(WorkerError, OSError):
     """There is no room for what has to be written; nothing half-made is left behind."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type's name if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -277,7 +277,8 @@ class Learner:
 
 def _identity(order: TrainingOrder) -> str:
     """What a checkpoint must have been made for to be taken up: everything but where it lies and who computes."""
-    elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "memory_fraction", "checkpoint_s", "rank"}
+    elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
+    elsewhere |= {"has_gpu_share", "memory_fraction"}
     text = f"{_CHECKPOINT_FORMAT} {order.model_dump_json(exclude=elsewhere)}"
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -28,6 +28,7 @@ from workers.artifacts import Student, write_artifacts
 from workers.composition import Method
 from workers.config import Preprocessing, TrainingOrder
 from workers.datasets import Dataset, open_prepared
+from workers.devices import choose_device
 from workers.errors import InvalidJob, NotFinite, Paused, Stopped
 from workers.evaluate import evaluate
 from workers.events import Emit, Finished, Log, ShouldStop
@@ -44,21 +45,6 @@ _SAVING_SHARE = 0.05
 
 Ended = tuple[int, "dict[str, object] | Exception"]
 """Which run of the group, and result.json or why there is none."""
-
-
-def choose_device(wanted: str) -> tuple[torch.device, str]:
-    """The device to train on, and why.
-
-    Raises:
-        InvalidJob: ``cuda`` is asked for and there is none.
-    """
-    if wanted == "cpu":
-        return torch.device("cpu"), "the job asks for the CPU"
-    if torch.cuda.is_available():
-        return torch.device("cuda"), f"CUDA device {torch.cuda.get_device_name()}"
-    if wanted == "cuda":
-        raise InvalidJob("training.device is 'cuda', but torch sees no CUDA device here: use 'auto' or 'cpu'")
-    return torch.device("cpu"), "torch sees no CUDA device"
 
 
 def _check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Method, clip: float | None) -> None:
@@ -145,7 +131,7 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
         raise InvalidJob(
             "the runs of a group share everything but student and method, and one process: train them apart"
         )
-    device, why = choose_device(order.training.device)
+    device, why = choose_device(order.training.device, order.has_gpu_share)
     tell(Log(message=f"training on {device.type}: {why}"))
     torch.set_num_threads(order.threads)
     if device.type == "cuda" and order.memory_fraction < 1.0:
