@@ -84,12 +84,12 @@ class EpochSums:
         self._add("train_accuracy", correct)
         for name, value in outcome.terms.items():
             self._add(f"train_{name}", value * rows)
-        for side, tau_B in (
-            ("student", outcome.student_temperature_B),
-            ("teacher", outcome.teacher_temperature_B),
+        for side, tau in (
+            ("student", outcome.student_temperature),
+            ("teacher", outcome.teacher_temperature),
         ):
-            if tau_B is not None:
-                tau_B = tau_B.double()
+            if tau is not None:
+                tau_B = torch.as_tensor(tau, dtype=torch.float64, device=self.device).expand(rows)
                 self._add(f"{side}_temperature_mean", tau_B.sum())
                 self._add(f"{side}_temperature_square", tau_B.square().sum())
 
