@@ -11,6 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.digits import Digits
+    from tests.fake_cuda.processes import FakeCuda
 
 
 # Two cores are shared by everything a test starts; libraries read this when they are imported.
@@ -59,3 +60,16 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
     from tests.digits import make_digits
 
     return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> "FakeCuda":
+    """A CUDA device without a GPU, built once for all workers of the session; skips where it cannot be built."""
+    from tests.fake_cuda.build import build, why_not
+    from tests.fake_cuda.processes import FakeCuda
+
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    base = tmp_path_factory.getbasetemp()
+    return FakeCuda(build((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "fake_cuda"))
