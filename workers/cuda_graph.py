@@ -19,7 +19,6 @@ from workers.config import Preprocessing
 from workers.errors import InvalidJob, first_line
 from workers.events import Log
 from workers.feed import Batch, BatchInputs, TrainingFeed, to_input
-from workers.host_copy import to_host
 from workers.learner import Learner
 from workers.live import Known
 from workers.train_step import compute_step
@@ -151,7 +150,8 @@ class StepGraph:
         self._compared = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._key: tuple[float, ...] = ()
-        learner.environment["cuda_graph"] = f"off: {reason}" if reason else "off: too few steps"
+        # A run that was resumed when all was trained keeps what was said of its training.
+        learner.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
 
     def step(self, step: int, loaded: LoadedBatch) -> None:
         """One update, replayed if it can be."""
@@ -185,13 +185,13 @@ class StepGraph:
         """Make the step eagerly and by replay, from the same state; keep the replay's if they agree."""
         learner = self._learner
         tensors = learner.tensors
-        before = to_host(tensors)
+        before = _on_host(tensors)
         compute_step(learner, loaded.batch, loaded.inputs)
-        eager = to_host(tensors)
+        eager = _on_host(tensors)
         _restore(tensors, before)
         learner.seed(step)
         graph.replay()
-        apart = max(map(_apart, before, eager, to_host(tensors)))
+        apart = max(map(_apart, before, eager, _on_host(tensors)))
         self._compared += 1
         if not apart <= _TOLERANCE:
             _restore(tensors, eager)
@@ -204,6 +204,11 @@ class StepGraph:
         self._graph, self._recorder = None, None
         self._learner.environment["cuda_graph"] = f"off: {reason}"
         self._learner.emit(Log(level="warning", message=f"trains without a CUDA graph: {reason}"))
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of them, so that comparing takes no memory of the device."""
+    return [tensor.detach().cpu() for tensor in tensors]
 
 
 def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
