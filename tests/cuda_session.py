@@ -73,7 +73,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
 def see_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch say that a GPU works."""
     monkeypatch.setattr(teacher, "cuda_failure", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(teacher, "load_cuda", lambda: "")
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: NAME)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=MEMORY_BYTES))

@@ -122,8 +122,7 @@ def _loading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """
     # What torch is told in one thread holds for that one, and for every thread of the process that is begun later.
     threads = torch.get_num_threads()
-    alone = {"initializer": torch.set_num_threads, "initargs": (1,)} if count > 1 else {}
-    loader = ThreadPoolExecutor(count, "retort-load", **alone)
+    loader = ThreadPoolExecutor(count, "retort-load", (lambda: torch.set_num_threads(1)) if count > 1 else None)
     try:
         yield loader
     finally:

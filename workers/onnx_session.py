@@ -170,16 +170,14 @@ def _said(error: Exception) -> str:
 # -------------------------------------------------------------------------------------------------------------- CUDA
 
 
-def cuda_providers(device: int, memory_bytes: int, *, is_half: bool) -> Sequence[Any]:
-    """CUDA, and the CPU for what has to stay there; as ``Session`` takes them.
+def cuda_providers(memory_bytes: int, *, is_half: bool) -> Sequence[Any]:
+    """CUDA's first device, and the CPU for what has to stay there; as ``Session`` takes them.
 
     Args:
-        device: the number of the CUDA device.
-        memory_bytes: that the session may take of it, without what CUDA itself needs.
+        memory_bytes: that the session may take of the device, without what CUDA itself needs.
         is_half: the graph computes in float16 or bfloat16.
     """
     options = {
-        "device_id": str(device),
         "gpu_mem_limit": str(memory_bytes),
         # The arena takes what a run needs and no power of two above it: the GPU is shared with the students.
         "arena_extend_strategy": "kSameAsRequested",

@@ -120,7 +120,7 @@ class Teacher:
         on_cpu = functools.partial(Session, path, self.graph.inputs[0].name, self.graph.output, threads=threads)
         self._open, self._session, self._reason = _open(on_cpu, device, memory_fraction, self.graph)
         self.provider = self._session.provider
-        self.device = torch.cuda.get_device_name() if self._is_on_cuda else platform.machine()
+        self.device = torch.cuda.get_device_name(0) if self._is_on_cuda else platform.machine()
         self.warnings: tuple[str, ...] = ()
         if self._is_on_cuda:
             self._tell_of_cpu_operators()
@@ -264,9 +264,10 @@ class Teacher:
             )
         self._reason += f"; its outputs for {len(images)} pictures differ from the CPU's by {found}"
         if not share <= EXPLAINED[self.graph.is_half]:
+            tf32 = "" if self.graph.is_half else ": ONNX Runtime may use TF32 where cuDNN has nothing else"
             self.warnings += (
                 f"the teacher's outputs on {self.device} differ from the CPU's by {found}, which is more than rounding "
-                f"in {precision} explains: ONNX Runtime may use TF32 where it has nothing else",
+                f"in {precision} explains{tf32}",
             )
 
     def _pictures(self, dataset: Dataset | None) -> Images | None:
@@ -315,7 +316,7 @@ def preprocess(images_BHWC: Images, preprocessing: Preprocessing) -> NDArray[np.
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(per_channel)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(per_channel)
     laid_out = images.permute(0, 3, 1, 2) if preprocessing.layout == "nchw" else images
-    # NumPy asks for huge pages and torch does not: the pages of a batch at 224 x 224 took half of all its processor time.
+    # NumPy asks for huge pages, torch does not: small ones took half of the processor time of a batch at 224 x 224.
     input_ = np.empty(laid_out.shape, dtype=np.float32)
     torch.from_numpy(input_).copy_(laid_out).mul_(preprocessing.scale).sub_(mean).div_(std)
     return input_
@@ -347,10 +348,12 @@ def _open(
 ) -> tuple[Callable[[], Session], Session, str]:
     """How to open a session on the best device allowed, such a session, and why it is on that device."""
     absent = "asked for"
-    if device != "cpu":
+    if device == "auto" and not torch.cuda.is_available():
+        absent = "no CUDA device is visible"
+    elif device != "cpu":
         try:
             on_cuda = _on_cuda(on_cpu, memory_fraction, graph)
-            return on_cuda, on_cuda(), f"{torch.cuda.get_device_name()} is there"
+            return on_cuda, on_cuda(), f"{torch.cuda.get_device_name(0)} is there"
         except OutOfMemory as error:
             if device == "cuda":
                 raise
@@ -371,9 +374,8 @@ def _on_cuda(on_cpu: Callable[..., Session], memory_fraction: float, graph: Teac
     if why_not is not None:
         raise DeviceUnavailable(why_not)
     hint = load_cuda()
-    index = torch.cuda.current_device()
-    memory_bytes = int(memory_fraction * torch.cuda.get_device_properties(index).total_memory)
-    providers = cuda_providers(index, memory_bytes, is_half=graph.is_half)
+    memory_bytes = int(memory_fraction * torch.cuda.get_device_properties(0).total_memory)
+    providers = cuda_providers(memory_bytes, is_half=graph.is_half)
 
     def open_session() -> Session:
         try:
