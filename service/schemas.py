@@ -446,6 +446,7 @@ class ReportRow(Document):
     teacher_temperature: float | None
     images_per_s: float | None
     seconds: float | None
+    device: str | None = Field(description="what it was trained on: the name of a GPU, or `cpu`; null in older results")
 
 
 class TeacherResult(Document):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.cli import main
+from service.gpus import GpuReport
 from service.jobs import State
 from service.processes import command, free_port
 from service.records import Records
@@ -436,7 +437,16 @@ def test_engine_health_needs_an_engine(api: Api, retort: Retort) -> None:
     status, _, err = retort(*line)
     assert status == 1
     assert "no engine leads" in err
-    assert Records(api.context.database, "engine").acquire_lease()
+    records = Records(api.context.database, "engine")
+    assert records.acquire_lease()
+    assert retort(*line)[0] == 0
+    # Also the GPUs that it promises; what another engine found out about its own is forgotten.
+    report = GpuReport(promised=1, failure="the driver is too old")
+    records.record_gpus(report.model_dump(mode="json"))
+    status, _, err = retort(*line)
+    assert status == 1
+    assert "a GPU is promised to runs and none works: the driver is too old" in err
+    assert Records(api.context.database, "another").acquire_lease(ttl_s=0)
     assert retort(*line)[0] == 0
 
 
