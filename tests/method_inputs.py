@@ -223,7 +223,7 @@ EDGES: dict[str, Callable[[], Logits]] = {
 
 
 def evaluate(
-    method: Method | str | Mapping[str, object], logits: Logits, epoch: int = 1000
+    method: Method | str | Mapping[str, object], logits: Logits, epoch: int = 1000, check: bool = True
 ) -> tuple[Objective, Tensor]:
     """The objective and its gradient [B, C], with the teacher's statistics taken from its logits.
 
@@ -243,6 +243,7 @@ def evaluate(
         teacher_statistics=row_statistics(teacher_BC),
         second=View(student_BC.detach().flip(0), turned_BC, row_statistics(turned_BC)),
         learned={name: torch.tensor(theta) for name, theta in method.learned.items()},
+        check=check,
     )
     (gradient_BC,) = torch.autograd.grad(result.total, student_BC)
     return result, gradient_BC

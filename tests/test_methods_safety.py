@@ -183,6 +183,54 @@ def test_an_expression_outside_its_domain_is_refused_by_sample(policy: dict[str,
     assert caught.value.sample in (0, 3)
 
 
+UNCHECKED = {
+    "student": ("kd", lambda z_s_BC, z_t_BC: z_s_BC[5].fill_(float("nan"))),
+    "teacher": ("rld", lambda z_s_BC, z_t_BC: z_t_BC[5].fill_(float("inf"))),
+    "one logit of two ranks": ("lud", lambda z_s_BC, z_t_BC: z_s_BC[5, 2:3].fill_(float("nan"))),
+    "a confidence": ("mlkd", lambda z_s_BC, z_t_BC: z_t_BC[5, 2:3].fill_(float("nan"))),
+    "overflow": ("normkd", lambda z_s_BC, z_t_BC: z_t_BC[4].mul_(1e200)),
+    "negative": ({"temperature": "max - 12"}, None),
+    "infinite": ({"temperature": "1 / (max - 10.5)"}, None),
+    "no number": ({"teacher": "log(max - 12)", "student": "2"}, None),
+    "zero": ({"student": "where(max > 12, 1, 0)", "teacher": "2"}, None),
+    "weight": ({"temperature": "2", "weight": "max - 12"}, None),
+    "weight without use": ({"temperature": "2", "weight": "max - 12"}, None),
+}
+"""What a check refuses: a method, or an expression, and what is done to the logits."""
+
+
+@pytest.mark.parametrize("case", UNCHECKED)
+def test_objective_without_a_check_is_not_finite_where_a_check_would_raise(case: str) -> None:
+    chosen, spoil = UNCHECKED[case]
+    student_BC, teacher_BC, labels_B = ordinary()
+    teacher_BC = teacher_BC - teacher_BC.amax(dim=1, keepdim=True) + 15.0
+    method = (
+        chosen
+        if isinstance(chosen, str)
+        else alone(Expression.model_validate(chosen), LOSSES["bild" if case == "weight without use" else "kl"])
+    )
+    before, _ = evaluate(method, (student_BC, teacher_BC, labels_B), check=False)
+    assert torch.isfinite(before.total)
+    if spoil is None:
+        teacher_BC[3] -= 4.5
+    else:
+        spoil(student_BC, teacher_BC)
+    after, _ = evaluate(method, (student_BC, teacher_BC, labels_B), check=False)
+    assert not torch.isfinite(after.total)
+    with pytest.raises(NotFinite):
+        evaluate(method, (student_BC, teacher_BC, labels_B))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "expression"])
+def test_objective_without_a_check_is_the_checked_one(name: str) -> None:
+    method = alone(POLICIES["expression_apart"], LOSSES["kl"]) if name == "expression" else name
+    (checked, gradient_BC), (unchecked, same_BC) = (
+        evaluate(method, ordinary(), check=check) for check in (True, False)
+    )
+    assert torch.equal(checked.total, unchecked.total)
+    assert torch.equal(gradient_BC, same_BC)
+
+
 def test_a_weight_of_zero_is_allowed() -> None:
     result, _ = evaluate(alone(Expression(temperature="2", weight="0 * max"), LOSSES["kl"]), ordinary())
     assert result.total == 0.0

@@ -9,19 +9,35 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from workers.policy_configs import Learned
-from workers.softmax import one_hot, standard_deviation, tempered
+from workers.softmax import Context, maximum, one_hot, standard_deviation, tempered
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
-    # The gradient of an extreme is its first place's alone, as in the released code.
-    "max": lambda z_BC: z_BC.max(dim=1, keepdim=True).values,
-    "min": lambda z_BC: z_BC.min(dim=1, keepdim=True).values,
+    # Of equal ones, one has the gradient, as in the released code.
+    "max": maximum,
+    "min": lambda z_BC: z_BC.amin(dim=1, keepdim=True),
     "mean": lambda z_BC: z_BC.mean(dim=1, keepdim=True),
     # Unbiased, as in every released code, although one paper divides by C.
     "std": standard_deviation,
     "sharpness": lambda z_BC: z_BC.logsumexp(dim=1, keepdim=True),
 }
+
+
+class _WithSlope(torch.autograd.Function):
+    """``Batch.with_slope``."""
+
+    @staticmethod
+    def forward(ctx: Context, values: Tensor, by: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[None, Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return None, gradient * slope, None
 
 
 class LiveStatistics(Mapping[str, Tensor]):
@@ -39,6 +55,10 @@ class LiveStatistics(Mapping[str, Tensor]):
         if name not in self._known:
             self._known[name] = FORMULAS[name](self._z_BC)
         return self._known[name]
+
+    def detached(self) -> "LiveStatistics":
+        """The same without gradient."""
+        return LiveStatistics(self._z_BC.detach())
 
     def __iter__(self) -> Iterator[str]:
         return iter(FORMULAS)
@@ -95,8 +115,11 @@ class Logits:
         """z / tau up to a shift per row: [B, C]. Where classes have their own temperatures, [B, C], nothing is shifted,
         for then softmax does not ignore it.
         """
-        own = isinstance(tau, Tensor) and tau.shape[1] > 1
-        return tempered(self.raw_BC if own else self.log_softmax_BC, tau)
+        return tempered(self.base_BC(tau), tau)
+
+    def base_BC(self, tau: Tensor | float) -> Tensor:
+        """What ``tempered`` divides."""
+        return self.raw_BC if isinstance(tau, Tensor) and tau.shape[1] > 1 else self.log_softmax_BC
 
     def softened(self, tau: Tensor | float) -> Tensor:
         """log S(z / tau): [B, C]."""
@@ -143,6 +166,15 @@ class LiveBatch:
 
     def detached(self, values: Tensor) -> Tensor:
         return values.detach()
+
+    def detached_statistics(self, statistics: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if isinstance(statistics, LiveStatistics):
+            return statistics.detached()
+        return {name: values_B1.detach() for name, values_B1 in statistics.items()}
+
+    def with_slope(self, values: Tensor, by: Tensor, slope: Tensor) -> Tensor:
+        same: Tensor = _WithSlope.apply(values, by, slope)
+        return same
 
     def theta(self, config: Learned, gradient_scale: float) -> Tensor:
         assert self.parameter is not None

@@ -8,7 +8,7 @@ Shapes: B batch, C classes; y_B labels (int64), tau_B1 temperatures, x_BC temper
 sample) or [] (one per batch).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,17 @@ from workers.softmax import (
     masked_divergence,
     masked_log_softmax,
     one_hot,
-    softened_divergence,
+    softened_divergences,
     split_divergence,
 )
 from workers.temperature import Temperatures
+
+
+@dataclass(frozen=True)
+class SoftenedKl:
+    """Stands for KL(S(z_t/T_t) || S(z_s/T_s)), [B]: whoever has all terms computes those of one view together."""
+
+    temperatures: Temperatures
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,11 @@ class Part:
     Attributes:
         coefficient: which metrics do not show.
         value: [B] or [].
-        weight: the policy's, a number or [B, 1], where it counts; metrics show it.
+        weight: the policy's where it counts, and whatever else metrics show: a number, [B, 1] or [].
     """
 
     coefficient: float
-    value: Tensor
+    value: Tensor | SoftenedKl
     weight: Tensor | float = 1.0
 
 
@@ -60,12 +67,22 @@ class LossResult:
 
 def kl(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Kl) -> LossResult:
     """KL(S(z_t/T_t) || S(z_s/T_s)) (Hinton et al. 2015)."""
-    return LossResult({"kl": Part(1.0, _kl(student, teacher, temperatures), temperatures.weight)})
+    return LossResult({"kl": Part(1.0, SoftenedKl(temperatures), temperatures.weight)})
 
 
-def _kl(student: Logits, teacher: Logits, temperatures: Temperatures) -> Tensor:
-    log_p_BC = teacher.softened(temperatures.teacher)
-    return softened_divergence(log_p_BC, student.log_softmax_BC, temperatures.student)
+def compute_divergences(student: Logits, teacher: Logits, wanted: Sequence[SoftenedKl]) -> tuple[Tensor, ...]:
+    """What stands for each of these, [B] each: all of one student and teacher in the same few steps."""
+    pairs = [one.temperatures for one in wanted]
+    taus_t = [pair.teacher for pair in pairs]
+    log_p_KBC = None
+    if not any(isinstance(tau, Tensor) for tau in taus_t):
+        # The same for every student of the batch that asks for them.
+        known = [teacher.softened(tau) for tau in taus_t]
+        log_p_KBC = torch.stack(known) if len(known) > 1 else known[0].unsqueeze(0)
+    bases = [teacher.base_BC(tau) for tau in taus_t]
+    return softened_divergences(
+        list(zip(bases, taus_t, strict=True)), student.log_softmax_BC, [pair.student for pair in pairs], log_p_KBC
+    )
 
 
 def dkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Dkd) -> LossResult:
@@ -143,8 +160,8 @@ def dist(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
 
     A constant column, and so any batch of 1, correlates with nothing: intra is then the weight, with zero gradient.
     """
-    p_BC = teacher.softened(temperatures.teacher).exp()
-    q_BC = student.softened(temperatures.student).exp()
+    p_BC = teacher.tempered(temperatures.teacher).softmax(dim=1)
+    q_BC = student.tempered(temperatures.student).softmax(dim=1)
     weight = temperatures.weight
     inter_B, intra = 1.0 - pearson(p_BC, q_BC, dim=1), 1.0 - pearson(p_BC, q_BC, dim=0).mean()
     if isinstance(weight, Tensor):
@@ -160,8 +177,7 @@ def wttm(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
     As exp(log S(z_t) / T_t): the authors' power of a softmax underflows.
     """
     power_sum_B = teacher.tempered(temperatures.teacher).exp().sum(dim=1)
-    value_B = power_sum_B * _kl(student, teacher, temperatures)
-    return LossResult({"wttm": Part(1.0, value_B, temperatures.weight)})
+    return LossResult({"wttm": Part(1.0, SoftenedKl(temperatures), temperatures.weight * power_sum_B.unsqueeze(1))})
 
 
 def bild(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Bild) -> LossResult:
@@ -185,10 +201,11 @@ def mlkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
     batch, classes = student.z_BC.shape
     parts = {}
     if config.kd > 0:
-        parts["kd"] = Part(config.kd, _sure_samples(teacher) * _kl(student, teacher, temperatures), temperatures.weight)
+        parts["kd"] = Part(config.kd, SoftenedKl(temperatures), temperatures.weight * _sure_samples(teacher))
     if config.cc > 0 or config.bc > 0:
+        # The teacher's log-softmax is there already.
         p_BC = teacher.softened(temperatures.teacher).exp()
-        q_BC = student.softened(temperatures.student).exp()
+        q_BC = student.tempered(temperatures.student).softmax(dim=1)
     if config.cc > 0:
         parts["cc"] = Part(config.cc, _sure_classes(teacher) * gram_distance(p_BC, q_BC), 1.0 / classes)
     if config.bc > 0:

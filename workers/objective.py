@@ -15,16 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from workers.composition import Method
 from workers.errors import NotFinite
 from workers.live import Known, LiveBatch, LiveStatistics, Logits
-from workers.losses import LOSSES
+from workers.losses import LOSSES, LossResult, SoftenedKl, compute_divergences
 from workers.policy_configs import Expression, Policy
+from workers.softmax import Context
 from workers.temperature import POLICIES, Temperatures, finite_if_usable, first_unusable
 
 
@@ -67,22 +70,31 @@ class Objective:
 
 @dataclass(frozen=True)
 class _Summand:
-    """``factor`` x the mean of ``weight`` x ``value``, [B] or []; the weight is a number or [B, 1]."""
+    """``factor`` x the mean of ``weight`` x ``value``, [B] or []; the weight is a number, [B, 1] or []."""
 
     name: str
     factor: float
     value: Tensor
-    weight: Tensor | float = 1.0
+    weight: Tensor | float
 
     def weighted(self) -> Tensor:
         """``weight`` x ``value``, as ``value`` is."""
-        return self.value * (self.weight.reshape(-1) if isinstance(self.weight, Tensor) else self.weight)
+        weight = self.weight
+        if isinstance(weight, Tensor) and weight.ndim:
+            weight = weight.squeeze(1)
+        return self.value * weight
 
     def reduced(self) -> tuple[float, Tensor]:
         """A number and a [] whose product is the mean."""
-        if isinstance(self.weight, Tensor):
-            return 1.0 / len(self.value), torch.dot(self.weight.reshape(-1), self.value)
-        return self.weight / self.value.numel(), self.value.sum() if self.value.ndim else self.value
+        share, value = 1.0 / self.value.numel(), self.value
+        if isinstance(self.weight, Tensor) and self.weight.ndim:
+            return share, torch.dot(self.weight.squeeze(1), value)
+        value = value.sum() if value.ndim else value
+        return (share, self.weight * value) if isinstance(self.weight, Tensor) else (share * self.weight, value)
+
+
+class _FactorsContext(Context, Protocol):
+    factors: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -172,11 +184,11 @@ def objective_of(
         ce = reduce(add, [_cross_entropy(student, labels_B, label_smoothing) for student in students])
         ce_factor, scale = method.factors(epoch)
         terms = _distil(method, scale, views, students, labels_B, epoch, epochs, learned or {})
-        total, means = ce if ce_factor == 1.0 else ce_factor * ce, {"ce": ce.detach()}
-        for summand in (summand for term in terms for summand in term.summands):
-            share, value = summand.reduced()
-            means[summand.name] = share * value.detach()
-            total = torch.add(total, value, alpha=summand.factor * share)
+        summands = [summand for term in terms for summand in term.summands]
+        shares, values = zip((1.0, ce), *(summand.reduced() for summand in summands), strict=True)
+        factors = [ce_factor, *(summand.factor * share for summand, share in zip(summands, shares[1:], strict=True))]
+        total = _weighted_sum(factors, values)
+        means = torch._foreach_mul([value.detach() for value in values[1:]], shares[1:]) if summands else ()
         for term in terms:
             if isinstance(term.policy, Expression):
                 # Adds 0, or what 0 times infinity is.
@@ -186,10 +198,41 @@ def objective_of(
     shown = next(iter([term for term in terms if term.varies] + terms), None)
     return Objective(
         total=total,
-        terms=means,
+        terms=dict(zip(["ce", *(summand.name for summand in summands)], [ce.detach(), *means], strict=True)),
         student_temperature=None if shown is None else _shown(shown.shown.student),
         teacher_temperature=None if shown is None else _shown(shown.shown.teacher),
     )
+
+
+def _weighted_sum(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """Sum of factor x value over [] values, in few kernels."""
+    if len(values) < 3:
+        return _add_up(factors, values)
+    total: Tensor = _WeightedSum.apply(factors, *values)
+    return total
+
+
+def _add_up(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    if len(values) > 3:
+        return torch.stack(torch._foreach_mul(list(values), factors)).sum()
+    total = values[0] if factors[0] == 1.0 else values[0] * factors[0]
+    for factor, value in zip(factors[1:], values[1:], strict=True):
+        total = torch.add(total, value, alpha=factor)
+    return total
+
+
+class _WeightedSum(torch.autograd.Function):
+    """``_weighted_sum`` whose derivatives are one kernel."""
+
+    @staticmethod
+    def forward(ctx: _FactorsContext, factors: Sequence[float], *values: Tensor) -> Tensor:
+        ctx.factors = factors
+        return _add_up(factors, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _FactorsContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *torch._foreach_mul([gradient] * len(ctx.factors), ctx.factors)
 
 
 def _shown(tau: Tensor | float) -> Tensor | float:
@@ -236,12 +279,15 @@ def _distil(
         return []
     statistics = [LiveStatistics(student.raw_BC) for student in students]
     dtype = students[0].raw_BC.dtype
-    terms = []
+    teachers = [
+        Logits(view.teacher_logits_BC.detach(), dtype, view.known)
+        for view in views
+        if view.teacher_logits_BC is not None
+    ]
+    computed: list[tuple[Temperatures, LossResult]] = []
     for place, term in enumerate(method.terms):
-        view, student = views[term.view - 1], students[term.view - 1]
-        assert view.teacher_logits_BC is not None
-        teacher = Logits(view.teacher_logits_BC.detach(), dtype, view.known)
-        cached = {name: (view.teacher_statistics or {})[name] for name in term.policy.reads}
+        student, teacher = students[term.view - 1], teachers[term.view - 1]
+        cached = {name: (views[term.view - 1].teacher_statistics or {})[name] for name in term.policy.reads}
         batch = LiveBatch(student.raw_BC, labels_B, epoch, epochs, learned.get(str(place)))
         temperatures = POLICIES[term.policy.kind](
             statistics[term.view - 1],
@@ -250,13 +296,38 @@ def _distil(
             batch,
         )
         result = LOSSES[term.loss.kind](student, teacher, labels_B, temperatures, term.loss)
+        computed.append((temperatures, result))
+    values = _values(method, students, teachers, [result for _, result in computed])
+    terms = []
+    for term, (temperatures, result), of_term in zip(method.terms, computed, values, strict=True):
         summands = [
-            _Summand(name, scale * term.weight * part.coefficient, part.value, part.weight)
-            for name, part in zip(term.part_names, result.parts.values(), strict=True)
+            _Summand(name, scale * term.weight * part.coefficient, of_term[key], part.weight)
+            for name, (key, part) in zip(term.part_names, result.parts.items(), strict=True)
         ]
         varies = result.temperatures is not None or term.policy.kind != "fixed"
         terms.append(_Term(term.policy, temperatures, summands, result.temperatures or temperatures, varies))
     return terms
+
+
+def _values(
+    method: Method, students: list[Logits], teachers: list[Logits], results: list[LossResult]
+) -> list[dict[str, Tensor]]:
+    """The value of every part of every term, the divergences of each view computed together."""
+    values = [
+        {key: part.value for key, part in result.parts.items() if isinstance(part.value, Tensor)} for result in results
+    ]
+    for view, (student, teacher) in enumerate(zip(students, teachers, strict=True), start=1):
+        wanted = [
+            (of_term, key, part.value)
+            for term, result, of_term in zip(method.terms, results, values, strict=True)
+            for key, part in result.parts.items()
+            if term.view == view and isinstance(part.value, SoftenedKl)
+        ]
+        if wanted:
+            found = compute_divergences(student, teacher, [one for _, _, one in wanted])
+            for (of_term, key, _), value_B in zip(wanted, found, strict=True):
+                of_term[key] = value_B
+    return values
 
 
 def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float) -> Tensor:
@@ -287,7 +358,7 @@ def _not_finite(
                 return NotFinite(f"{where}{what}; {advice}", sample)
     ce_B = [F.nll_loss(student.log_softmax_BC, labels_B, reduction="none") for student in students]
     for part in (
-        *(_Summand("ce", 1.0, value_B) for value_B in ce_B),
+        *(_Summand("ce", 1.0, value_B, 1.0) for value_B in ce_B),
         *(part for term in terms for part in term.summands),
     ):
         value = part.weighted()

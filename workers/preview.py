@@ -171,6 +171,12 @@ class CachedBatch:
     def detached(self, values: Float32) -> Float32:
         return values
 
+    def detached_statistics(self, statistics: Mapping[str, Float32]) -> Mapping[str, Float32]:
+        return statistics
+
+    def with_slope(self, values: Float32, by: Float32, slope: Float32) -> Float32:
+        return values
+
     def theta(self, config: Learned, gradient_scale: float) -> np.float32:
         return np.float32(config.theta)
 

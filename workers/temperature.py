@@ -71,6 +71,12 @@ class Batch(Protocol):
     def detached(self, values: Array) -> Array:
         """The same values without gradient."""
 
+    def detached_statistics(self, statistics: Statistics) -> Statistics:
+        """The same statistics without gradient."""
+
+    def with_slope(self, values: Array, by: Array, slope: Array) -> Array:
+        """``values``, whose derivative by ``by`` is ``slope``; all three are [B, 1], and it alone carries gradient."""
+
     def theta(self, config: Learned, gradient_scale: float) -> Array:
         """The learned parameter [] of this term; its gradient is multiplied by ``gradient_scale``."""
 
@@ -111,12 +117,12 @@ def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: Batch) -
     """
     xp = batch.xp
     x_B1, y_B1 = teacher[config.statistic], student[config.statistic]
-    ratio_B1 = x_B1 / batch.detached(y_B1)
-    inside_B1 = xp.clip(ratio_B1, 1.0 / MAX_RATIO, MAX_RATIO) == ratio_B1
-    # Equal maxima give T, so the fallback needs no second formula, and its gradient is exactly zero.
-    one_B1 = batch.full(1.0)
-    x_B1, y_B1 = xp.where(inside_B1, x_B1, one_B1), xp.where(inside_B1, y_B1, one_B1)
-    teacher_B1 = 2.0 * config.temperature * (x_B1 / (x_B1 + y_B1))
+    sum_B1 = x_B1 + batch.detached(y_B1)
+    share_B1, least = x_B1 / sum_B1, 1.0 / (1.0 + MAX_RATIO)
+    inside_B1 = xp.clip(share_B1, least, 1.0 - least) == share_B1
+    teacher_B1 = 2.0 * config.temperature * xp.where(inside_B1, share_B1, 0.5)
+    slope_B1 = xp.where(inside_B1, teacher_B1 / sum_B1, 0.0)
+    teacher_B1 = batch.with_slope(teacher_B1, y_B1, -slope_B1)
     student_B1 = 2.0 * config.temperature - teacher_B1
     return Temperatures(student_B1, teacher_B1, student_B1 * teacher_B1)
 
@@ -156,8 +162,7 @@ def max_logit(student: Statistics, teacher: Statistics, config: MaxLogit, batch:
     xp = batch.xp
     spread_s_B1, spread_t_B1 = student["std"] + STD_EPS, teacher["std"] + STD_EPS
     if config.form == "released":
-        own = {name: batch.detached(student[name]) for name in config.reads_of_student}
-        own_B1 = _reach(own, xp) / batch.detached(spread_s_B1)
+        own_B1 = _reach(batch.detached_statistics(student), xp) / batch.detached(spread_s_B1)
         largest_B1 = xp.maximum(own_B1, _reach(teacher, xp) / spread_t_B1)
     else:
         largest_B1 = (teacher["max"] - teacher["mean"]) / spread_t_B1
