@@ -32,7 +32,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
 
 from . import layout
 from .completeness import check_completion, check_identity, describe_absence
@@ -94,8 +93,8 @@ class CacheReader:
         self._records, finishing = check_completion(self.path, self.spec)
         for record in self._records:
             layout.check_chunk_files(self.path, record)
-        #: What the cache's creator and finisher wrote down: free JSON, no part of the identity.
-        self.provenance: dict[str, JsonValue] = {**manifest.provenance, **finishing}
+        #: How it came about, see CacheWriter.add_provenance: free JSON, no part of the identity.
+        self.provenance = layout.read_provenance(self.path, manifest.provenance, finishing)
         self._statistics = {name: self._load_statistic(name) for name in STATISTICS}
         self._mapped = {
             array.name: self._map(array.name, array.columns, array.numpy_dtype)

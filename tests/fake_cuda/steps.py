@@ -95,7 +95,7 @@ def measure(orders: Sequence[TrainingOrder]) -> Steps:
         ended = [how for _, how in train.train_group(members)]
     if errors := [how for how in ended if not isinstance(how, Stopped)]:
         raise AssertionError(f"a run did not stop when it was told to: {errors}") from errors[0]
-    found = sorted({f"{w.filename}:{w.lineno}" for w in caught if "synchronizing" in str(w.message)})
+    found = sorted({f"{w.filename}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)})
     return _per_step(window.counts, LAST - FIRST, found)
 
 
