@@ -69,6 +69,8 @@ class ActiveJob:
         state, states: of the job and of its runs, as of the last look; None is a job that is gone.
         has_built: whether this engine has told of its caches before.
         alone: runs that share no process.
+        whole: runs that share no GPU either: one that they shared was too small.
+        without_device: runs, and ``caches``, that have failed once because their GPU does not work.
     """
 
     record: JobRecord
@@ -83,6 +85,8 @@ class ActiveJob:
     runs: dict[str, Work] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)
+    without_device: set[str] = field(default_factory=set)
 
     @property
     def id(self) -> str:

@@ -16,11 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database, upgrade_to_head
 from service.errors import InvalidSettings, LeaseLost
+from service.gpus import GpuWatch
 from service.records import Records
 from service.runner import Engine
 from service.settings import Settings
 from workers import signals
 from workers.cluster import Cluster
+from workers.ray_head import visible_gpus
 
 log = structlog.get_logger("retort.engine")
 
@@ -67,7 +69,17 @@ def run_engine(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _cluster(settings: Settings) -> Iterator[Cluster]:
-    """Ray, ended afterwards; not if this engine fails, because its runs can go on until a successor finds them."""
+    """Ray, ended afterwards; not if this engine fails, because its runs can go on until a successor finds them.
+
+    Raises:
+        InvalidSettings: CUDA_VISIBLE_DEVICES leaves fewer GPUs than the settings ask for.
+    """
+    visible = visible_gpus()
+    if visible is not None and settings.gpus is not None and settings.gpus > len(visible):
+        raise InvalidSettings(
+            f"RETORT_GPUS is {settings.gpus}, but CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} leaves "
+            f"{len(visible)}: set RETORT_GPUS to {len(visible)} or less, or unset CUDA_VISIBLE_DEVICES"
+        )
     cluster = Cluster(settings.data_dir, settings.cpus, settings.gpus)
     try:
         yield cluster
@@ -86,13 +98,17 @@ def _work(engine: Engine, cluster: Cluster, records: Records, ending: threading.
     Raises:
         LeaseLost: another engine leads, and what runs on the cluster is its.
     """
-    engine.recover(cluster)
-    log.info("engine works", cpus=cluster.cpus, gpus=cluster.gpus)
-    while not ending.wait(TICK_S):
-        if not cluster.is_alive:
-            log.error("Ray is gone: starting it again")
-            break
-        engine.tick()
+    with contextlib.closing(GpuWatch(cluster.gpus)) as gpus:
+        # What runs on GPUs goes on meanwhile; how many more fit is chosen by their memory.
+        gpus.begin()
+        gpus.wait(ending)
+        engine.recover(cluster, gpus)
+        log.info("engine works", cpus=cluster.cpus, gpus=cluster.gpus)
+        while not ending.wait(TICK_S):
+            if not cluster.is_alive:
+                log.error("Ray is gone: starting it again")
+                break
+            engine.tick()
     # The heartbeat ends an engine, too, that may not touch the runs any more, nor Ray.
     _check_lease(records)
     if ending.is_set():

@@ -357,6 +357,8 @@ class Records:
             alive = beat is not None and now - beat < timedelta(seconds=ttl_s)
             if alive and lease.holder not in (None, self.holder, gone):
                 return False
+            if lease.holder != self.holder:
+                lease.gpus = None
             lease.holder, lease.heartbeat_at = self.holder, now
             return True
 
@@ -371,6 +373,16 @@ class Records:
         """Who has the lease, heard of lately or not; None if nobody has."""
         with self.database.read() as session:
             return session.get_one(EngineRecord, ENGINE_ROW).holder
+
+    def record_gpus(self, report: Json) -> None:
+        """Sets what the leading engine has found out about its GPUs. Raises LeaseLost."""
+        with self._write() as session:
+            session.get_one(EngineRecord, ENGINE_ROW).gpus = report
+
+    def gpus(self) -> Json | None:
+        """What the leading engine has found out about its GPUs; None where it has none, or not yet."""
+        with self.database.read() as session:
+            return session.get_one(EngineRecord, ENGINE_ROW).gpus
 
     def heartbeat_age_s(self) -> float | None:
         """Seconds since the leading engine was last heard of; None if none leads."""

@@ -8,7 +8,9 @@ lease in the database; a second one waits for it. (How often a run was lost sinc
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again; what vanished is
 *lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between; what was
-told to put its work down has done so, and is paused, or queued if nobody wants it paused.
+told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
+machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
+more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
 """
 
 import time
@@ -21,8 +23,10 @@ from structlog.contextvars import bound_contextvars
 
 from service.active import ActiveJob, Work, job_spec
 from service.attempts import list_artifacts, sweep_attempts
-from service.errors import InvalidSettings, LeaseLost
+from service.capacity import choose_capacity
+from service.errors import LeaseLost
 from service.fairness import Claim, allot
+from service.gpus import GpuWatch
 from service.holds import CacheHolds
 from service.jobs import TERMINAL, WORKING, State
 from service.progress import CacheProgress, run_progress
@@ -54,21 +58,6 @@ _GONE = MappingProxyType({State.RUNNING: State.LOST, State.PAUSING: State.PAUSED
 _PUT_DOWN = MappingProxyType({**_GONE, State.RUNNING: State.QUEUED})
 
 
-def run_slots(settings: Settings, cpus: int, gpus: int) -> int:
-    """How many runs fit at once: by cores, and on GPUs by whole shares of each.
-
-    Raises:
-        InvalidSettings: one run asks for more cores than there are, so none could ever start.
-    """
-    slots = int(cpus / settings.run_cpus)
-    if slots < 1:
-        raise InvalidSettings(
-            f"RETORT_RUN_CPUS is {settings.run_cpus:g}, but the engine has {cpus} cores: a run would wait for ever. "
-            f"Set it to {cpus} or less, or RETORT_CPUS to more"
-        )
-    return min(slots, gpus * int(1 / settings.gpu_share)) if gpus else slots
-
-
 def error_of(outcome: Outcome) -> Json:
     """What the API shows of a failure."""
     return {"type": outcome.error_type, "message": outcome.message}
@@ -92,15 +81,23 @@ class Engine:
 
     # -------------------------------------------------------------------------------------- the loop's parts
 
-    def recover(self, cluster: Cluster) -> None:
+    def recover(self, cluster: Cluster, gpus: GpuWatch) -> None:
         """Take up what is unfinished on this cluster: runs that are being trained there, and the rest anew.
+
+        Args:
+            gpus: has tried the cluster's GPUs, and is asked to try them again where they fail.
 
         Raises:
             InvalidSettings: no run could ever start there.
             LeaseLost: another engine leads.
         """
-        self._cluster = cluster
-        self._slots = run_slots(self._settings, cluster.cpus, cluster.gpus)
+        self._cluster, self._gpus = cluster, gpus
+        memory = gpus.report.memory_bytes if gpus.report is not None else None
+        self._capacity = choose_capacity(self._settings, cluster.cpus, cluster.gpus, memory)
+        chosen = self._capacity
+        shares = {"run_cpus": chosen.run_cpus, "gpu_share": chosen.gpu_share if cluster.gpus else 0.0}
+        log.info("runs at once", slots=chosen.slots, **shares, reason=chosen.reason)
+        self._record_gpus()
         self._jobs.clear()
         # All of them before the first job makes room for itself.
         for job_id, caches in self._records.caches_in_use().items():
@@ -126,6 +123,8 @@ class Engine:
         Raises:
             LeaseLost: another engine leads.
         """
+        if self._gpus.poll() is not None:
+            self._record_gpus()
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
@@ -137,6 +136,17 @@ class Engine:
             self._begin(claimed)
         self._fill_slots()
         self._let_go()
+
+    def _record_gpus(self) -> None:
+        """Write down for health and doctor whether the GPUs work."""
+        report = self._gpus.report
+        if report is None:
+            return
+        self._records.record_gpus(report.model_dump(mode="json"))
+        if report.reason is not None:
+            log.error("GPUs do not work", reason=report.reason)
+        else:
+            log.info("GPUs work", names=report.names, memory_bytes=report.memory_bytes)
 
     def _let_go(self) -> None:
         """Of the caches of jobs that have ended while they were paused, say: nobody else comes by."""
@@ -190,12 +200,9 @@ class Engine:
             # Stored by another version, say. Raised from here it would stop the engine at every start.
             self._fail(record.id, record.attempt, {"type": type(error).__name__, "message": str(error)})
             return None
-        if spec.training.actors > self._slots:
-            message = (
-                f"training.actors is {spec.training.actors}, but the engine has room for {self._slots} at once: "
-                f"use {self._slots} or fewer, or give the engine more with RETORT_CPUS or RETORT_GPUS"
-            )
-            self._fail(record.id, record.attempt, {"type": "TooFewSlots", "message": message})
+        if (refused := self._capacity.refusal(spec.training)) is not None:
+            kind, message = refused
+            self._fail(record.id, record.attempt, {"type": kind, "message": message})
             return None
         spent = (record.teacher_forwards or {}).get("run", 0)
         job = ActiveJob(record, record.attempt, spec, CacheProgress(spent), record.state)
@@ -211,7 +218,8 @@ class Engine:
         found = {}
         for name, runs in crews.items():
             acknowledged = {run.piece or 0: self._records.next_event(job.id, run.id, run.attempt) for run in runs}
-            tasks = self._cluster.attach(name, job.spec.training.actors, acknowledged) if name else {}
+            training, share = job.spec.training, self._capacity.gpu_share_of(job.spec.training)
+            tasks = self._cluster.attach(name, training.actors, acknowledged, share) if name else {}
             for run in runs:
                 if tasks:
                     job.runs[run.id] = Work(tasks[run.piece or 0], run.attempt)
@@ -232,8 +240,9 @@ class Engine:
             job.attempt = adopted.attempt
             job.progress = CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
         job.has_built = True
-        settings = self._settings
-        task = self._cluster.build_caches(job.spec, self._folders, settings.gpu_share, settings.caches_max_bytes)
+        # Also for runs that are trained on the CPU: where a teacher runs is the machine's affair.
+        share = self._capacity.gpu_share if self._capacity.gpus else 0.0
+        task = self._cluster.build_caches(job.spec, self._folders, share, self._settings.caches_max_bytes)
         job.caches = Work(task, job.attempt)
 
     def _advance(self, job: ActiveJob) -> None:
@@ -287,7 +296,7 @@ class Engine:
         self._holds.take(job.id, job.progress.caches.values())
         work.task.close()
         job.caches = None
-        if outcome.kind == "failed":
+        if outcome.kind == "failed" and not self._is_worth_another_device(job, _CACHES, outcome):
             self._fail(job.id, job.attempt, error_of(outcome))
         elif outcome.kind == "vanished" and work.told is None:
             self._count_loss(job, outcome)
@@ -313,6 +322,17 @@ class Engine:
         log.warning("inference vanished", job_id=job.id, losses=losses, reason=outcome.message)
         if losses > LOSSES_MAX:
             self._fail(job.id, job.attempt, error_of(outcome))
+
+    def _is_worth_another_device(self, job: ActiveJob, id: str, outcome: Outcome) -> bool:
+        """Whether a run, or the caches, ended because a GPU does not work, and for the first time."""
+        if outcome.error_type != "DeviceUnavailable":
+            return False
+        self._gpus.begin()
+        if id in job.without_device:
+            return False
+        job.without_device.add(id)
+        log.warning("no GPU: trying once more in a fresh process", job_id=job.id, what=id, reason=outcome.message)
+        return True
 
     def _fail(self, job_id: str, attempt: int, error: Json) -> None:
         """The job ends before its runs could, and takes them along."""
@@ -341,19 +361,36 @@ class Engine:
 
     def _fill_slots(self) -> None:
         """Share the free slots among the jobs whose runs wait."""
-        free = self._slots - sum(crew.size for job in self._jobs.values() for crew in job.crews)
+        capacity = self._capacity
+        crews = [crew for job in self._jobs.values() for crew in job.crews]
+        free = capacity.cpu_slots - sum(crew.processes for crew in crews)
+        gpu_free = capacity.gpu_slots - sum(capacity.gpu_slots_of(crew.processes, crew.gpu_share) for crew in crews)
         if free <= 0:
             return
         claims = []
         for job in self._jobs.values():
             if job.plan is None or job.state is not State.RUNNING or not job.waiting:
                 continue
-            has = sum(crew.size for crew in job.crews)
-            wants = len(job.waiting[: self._room(job)])
-            size = job.spec.training.actors
-            claims.append(Claim(job.id, job.record.key_id, job.record.priority, has, wants, size))
-        for job_id, processes in allot(claims, free).items():
+            waiting = self._startable(job)
+            processes = job.spec.training.actors
+            share = capacity.gpu_share_of(job.spec.training, whole=not job.whole.isdisjoint(waiting))
+            claim = Claim(
+                job.id,
+                job.record.key_id,
+                job.record.priority,
+                has=sum(max(c.processes, capacity.gpu_slots_of(c.processes, c.gpu_share)) for c in job.crews),
+                wants=len(waiting),
+                size=processes,
+                gpu_size=capacity.gpu_slots_of(processes, share),
+            )
+            claims.append(claim)
+        for job_id, processes in allot(claims, free, max(0, gpu_free)).items():
             self._start_waiting(self._jobs[job_id], processes)
+
+    def _startable(self, job: ActiveJob) -> list[str]:
+        """The waiting runs that may start next; one that wants a whole GPU starts by itself."""
+        waiting = job.waiting[: self._room(job)]
+        return next(([run_id] for run_id in waiting if run_id in job.whole), waiting)
 
     @staticmethod
     def _room(job: ActiveJob) -> int | None:
@@ -363,7 +400,7 @@ class Engine:
 
     def _start_waiting(self, job: ActiveJob, processes: int) -> None:
         """Start waiting runs of the job in so many processes."""
-        wanted = job.waiting[: self._room(job)]
+        wanted = self._startable(job)
         by_index = {run.index: run for run in self._records.runs(job.id) if run.id in wanted}
         specs = job.spec.runs()
         alone = {run.index for run in by_index.values() if run.id in job.alone}
@@ -377,8 +414,9 @@ class Engine:
         if job.plan is None or not (begun := self._records.start_attempts([run.id for run in able])):
             return
         specs, name = job.spec.runs(), begun[0].actor or ""
-        orders = [self._order(job, job.plan, run, specs[run.index]) for run in begun]
-        tasks = self._cluster.train(name, orders, self._settings.run_cpus, self._settings.gpu_share)
+        share = self._capacity.gpu_share_of(job.spec.training, whole=begun[0].id in job.whole)
+        orders = [self._order(job, job.plan, run, specs[run.index], share) for run in begun]
+        tasks = self._cluster.train(name, orders, self._capacity.run_cpus, share)
         try:
             self._check_lease()
         except LeaseLost:
@@ -399,17 +437,17 @@ class Engine:
         self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
         return True
 
-    def _order(self, job: ActiveJob, plan: CachePlan, run: RunRecord, spec: RunSpec) -> TrainingOrder:
+    def _order(self, job: ActiveJob, plan: CachePlan, run: RunRecord, spec: RunSpec, gpu_share: float) -> TrainingOrder:
         return order_run(
             job.spec,
             plan,
             spec,
             self._folders,
             self._run_folder(run) / f"a{run.attempt}",
-            threads=max(1, int(self._settings.run_cpus)),
+            threads=max(1, int(self._capacity.run_cpus)),
             earlier=tuple(self._earlier(run)),
             told_epoch=run.epoch,
-            memory_fraction=self._settings.gpu_share,
+            gpu_share=gpu_share,
             checkpoint_s=self._settings.checkpoint_s,
         )
 
@@ -438,11 +476,16 @@ class Engine:
         match outcome.kind:
             case "done":
                 self._succeed(job, run_id, work, outcome)
-            case "failed" if outcome.error_type == "OutOfMemoryError" and work.task.crew.tasks > 1:
-                # Alone on its GPU it may fit.
-                self._lose_run(job, run_id, work, outcome)
+            case "failed" if self._is_worth_another_device(job, run_id, outcome):
+                self._records.move_on(run_id, work.attempt, _GONE)
+            case "failed" if outcome.error_type == "OutOfMemoryError" and self._can_have_more_memory(work):
+                log.warning("out of memory: trying once more with a GPU for itself", reason=outcome.message)
+                job.alone.add(run_id)
+                job.whole.add(run_id)
+                self._records.move_on(run_id, work.attempt, _GONE)
             case "failed":
-                self._records.move_run(run_id, work.attempt, State.FAILED, error=error_of(outcome))
+                error = self._error_of_run(job, run_id, outcome)
+                self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
             case "stopped":
                 self._records.move_run(run_id, work.attempt, State.CANCELLED)
             case "paused":
@@ -456,6 +499,23 @@ class Engine:
         work.task.close()
         del job.runs[run_id]
         self._sweep(self._records.run(run_id))
+
+    @staticmethod
+    def _can_have_more_memory(work: Work) -> bool:
+        """Whether a run that had too little shared its process or its GPU."""
+        return work.task.crew.tasks > 1 or 0.0 < work.task.crew.gpu_share < 1.0
+
+    @staticmethod
+    def _error_of_run(job: ActiveJob, run_id: str, outcome: Outcome) -> Json:
+        """What the API shows of a run's failure, with what was tried against it."""
+        error = error_of(outcome)
+        tried = None
+        if outcome.error_type == "OutOfMemoryError":
+            again = ", after it had shared one" if run_id in job.whole else ""
+            tried = f"It had a process, and a whole GPU if it was on one, to itself{again}: use a smaller batch_size"
+        elif outcome.error_type == "DeviceUnavailable":
+            tried = "It was tried twice, in a fresh process each time"
+        return error if tried is None else {**error, "message": f"{error['message']} ({tried})"}
 
     def _succeed(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
         """List what the run has left."""

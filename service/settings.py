@@ -41,12 +41,14 @@ class Settings(BaseSettings):
         keep_alive_s: after so long without an event a stream sends a comment.
         heartbeat_max_age_s: an engine that has been silent for longer counts as gone.
         cpus, gpus: what the engine may use; None is all that it finds.
-        run_cpus: CPU cores of one run.
-        gpu_share: the part of a GPU that one run takes (0.25 puts four runs on each).
+        run_cpus: CPU cores of one process of a run; None is one, and on GPUs the cores divided among the runs.
+        gpu_share: the part of a GPU that one run takes (0.25 puts four runs on each); None chooses it from the
+            machine, see ``service.capacity``.
         checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RETORT_", frozen=True, extra="forbid")
+    # An empty variable is none: Compose passes on what is not set as empty.
+    model_config = SettingsConfigDict(env_prefix="RETORT_", env_ignore_empty=True, frozen=True, extra="forbid")
 
     data_dir: Path = Path("retort-data")
     data_root: Path = Path("data")
@@ -76,8 +78,8 @@ class Settings(BaseSettings):
 
     cpus: Annotated[float, Field(gt=0)] | None = None
     gpus: Annotated[int, Field(ge=0)] | None = None
-    run_cpus: Annotated[float, Field(gt=0)] = 1.0
-    gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    run_cpus: Annotated[float, Field(gt=0)] | None = None
+    gpu_share: Annotated[float, Field(ge=0.01, le=1)] | None = None
     checkpoint_s: Seconds = 60.0
 
     @property

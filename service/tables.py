@@ -276,10 +276,14 @@ class IdempotencyRecord(Base):
 
 
 class EngineRecord(Base):
-    """The lease of the one engine that may lead: a single row, ``id`` 1."""
+    """The lease of the one engine that may lead: a single row, ``id`` 1.
+
+    ``gpus`` is what its holder has found out about its GPUs (``gpus.GpuReport``); NULL where it has none, or not yet.
+    """
 
     __tablename__ = "engine"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     holder: Mapped[str | None] = mapped_column(String(200))
     heartbeat_at: Mapped[datetime | None] = mapped_column()
+    gpus: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))

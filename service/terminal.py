@@ -109,17 +109,19 @@ def results(document: Document) -> RenderableType:
 def report(document: Document) -> Table:
     """The results of a job, a run a line; all but ``best`` are those of the last epoch.
 
-    Columns that say nothing (one seed for all, every run succeeded) are left out.
+    Columns that say nothing (one seed for all, every run succeeded, no device known yet) are left out.
     """
     rows = document["rows"]
     seeds = len({row["seed"] for row in rows}) > 1
     states = any(row["state"] != "succeeded" for row in rows)
+    devices = any(row["device"] for row in rows)
     headers = ["student", "method", *(["seed>"] if seeds else []), *(["state"] if states else [])]
     headers += ["top-1>", "best>", "agreement>", "ECE>", "T student>", "T teacher>", "seconds>"]
-    return table(headers, (_report_row(row, seeds, states) for row in rows))
+    headers += ["device"] if devices else []
+    return table(headers, (_report_row(row, seeds, states, devices) for row in rows))
 
 
-def _report_row(row: Document, seeds: bool, states: bool) -> list[str | Text]:
+def _report_row(row: Document, seeds: bool, states: bool, devices: bool) -> list[str | Text]:
     return [
         row["student"],
         row["method"],
@@ -132,6 +134,7 @@ def _report_row(row: Document, seeds: bool, states: bool) -> list[str | Text]:
         number(row["student_temperature"]),
         number(row["teacher_temperature"]),
         number(row["seconds"], 1),
+        *([row["device"] or ""] if devices else []),
     ]
 
 

@@ -56,7 +56,7 @@ class PostgresServer:
         """Takes the rows out of a migrated database; a new one for every test would take longer."""
         tables = ", ".join(name for name in Base.metadata.tables if name != EngineRecord.__tablename__)
         self.execute(name, f"TRUNCATE {tables} RESTART IDENTITY")
-        self.execute(name, f"UPDATE {EngineRecord.__tablename__} SET holder = NULL, heartbeat_at = NULL")
+        self.execute(name, f"UPDATE {EngineRecord.__tablename__} SET holder = NULL, heartbeat_at = NULL, gpus = NULL")
         return self.url(name)
 
     def execute(self, database: str, statement: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.cli import main
+from service.gpus import GpuReport
 from service.jobs import State
 from service.processes import command, free_port
 from service.records import Records
@@ -383,12 +384,14 @@ def cache_cli(request: pytest.FixtureRequest, api: Api, cli: Retort) -> Retort:
 
 def test_caches_can_be_listed_shown_verified_and_deleted(api: Api, cache_cli: Retort) -> None:
     spec = make_spec(samples=300)
-    write_cache(api.settings.caches_dir, spec)
+    write_cache(api.settings.caches_dir, spec).add_provenance({"device": "NVIDIA H200"})
     key = spec.key
     listed = cache_cli("list")[1]
     assert key[:12] in listed
     assert "complete" in listed
-    assert key in cache_cli("show", key[:6])[1]
+    shown = cache_cli("show", key[:6])[1]
+    assert key in shown
+    assert "NVIDIA H200" in shown
     assert cache_cli("verify", key)[:2] == (0, "1 blocks, 300 rows: every checksum and statistic is right\n")
     status, _, err = cache_cli("show", "0000" if not key.startswith("0000") else "1111")
     assert status == 1
@@ -434,7 +437,16 @@ def test_engine_health_needs_an_engine(api: Api, retort: Retort) -> None:
     status, _, err = retort(*line)
     assert status == 1
     assert "no engine leads" in err
-    assert Records(api.context.database, "engine").acquire_lease()
+    records = Records(api.context.database, "engine")
+    assert records.acquire_lease()
+    assert retort(*line)[0] == 0
+    # Also the GPUs that it promises; what another engine found out about its own is forgotten.
+    report = GpuReport(promised=1, failure="the driver is too old")
+    records.record_gpus(report.model_dump(mode="json"))
+    status, _, err = retort(*line)
+    assert status == 1
+    assert "a GPU is promised to runs and none works: the driver is too old" in err
+    assert Records(api.context.database, "another").acquire_lease(ttl_s=0)
     assert retort(*line)[0] == 0
 
 

@@ -1,5 +1,6 @@
 """Real Ray: blocks are fanned out, what dies is replaced or reported, what is told to stop stops."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,9 +20,9 @@ from tests.process_table import processes_with
 from tests.store_cases import digests
 from workers import signals
 from workers.caching import CachePlan, build_caches, plan_caches
-from workers.cluster import ACTOR_LOSSES_MAX, Cluster, Pile, Task, WorkerLost
+from workers.cluster import ACTOR_LOSSES_MAX, Cluster, Pile, Task, WorkerLost, _InferencePool, _PoolWorker, _Waiting
 from workers.config import CacheOptions, Folders
-from workers.events import ignore, never
+from workers.events import Log, ignore, never
 from workers.outcomes import Outcome
 
 pytestmark = pytest.mark.timeout(180)
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("data"), cpus=2, gpus=0)
+    """Two cores, and three GPUs that only Ray believes in: what asks for none of them works on the CPU."""
+    cluster = Cluster(tmp_path_factory.mktemp("data"), cpus=2, gpus=3)
     yield cluster
     cluster.close()
 
@@ -70,13 +72,19 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     seen_first: dict[Path, os.stat_result] = {}
     pending_at_the_kill = 0
+    between_the_splits: set[int] = set()
 
     def kill_one_in_the_middle(event: dict[str, Any]) -> None:
         nonlocal pending_at_the_kill
         told[event["type"]].append(event)
         for record in folders.caches.glob("*/commits/*.json"):
             seen_first.setdefault(record, record.stat())
+        if event["type"] == "cache_ready" and event["split"] == "test":
+            between_the_splits.update(actor_processes("_InferenceActor"))
         if event["type"] == "inference_progress" and event["split"] == "train" and not pending_at_the_kill:
+            # Those of the first cache infer the second one, too.
+            assert between_the_splits
+            assert between_the_splits <= {*actor_processes("_InferenceActor")}
             pending_at_the_kill = event["rows_total"] - event["rows_done"]
             os.kill(actor_processes("_InferenceActor")[0], signal.SIGKILL)
 
@@ -126,7 +134,7 @@ def test_a_lossy_cache_that_is_refused_has_cost_one_block_and_says_so(
 
 
 def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
-    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path)], cpus=64, gpu_share=1.0)
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path)], cpus=64, gpu_share=0.0)
     assert task.poll() == ([], None)
     task.stop()
     assert follow(task).kind == "vanished"
@@ -135,7 +143,7 @@ def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, di
 @pytest.mark.slow
 def test_runs_train_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "rld")]
-    tasks = [task for order in orders for task in cluster.train(new_name(), [order], cpus=1, gpu_share=1.0)]
+    tasks = [task for order in orders for task in cluster.train(new_name(), [order], cpus=1, gpu_share=0.0)]
     outcomes = [follow(task) for task in tasks]
     assert [outcome.kind for outcome in outcomes] == ["done", "done"]
     assert all((order.folder / "artifacts/student.onnx").is_file() for order in orders)
@@ -145,7 +153,7 @@ def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits:
     """One of them is stopped, and is no reason for the others to end."""
     training = SMALL.model_copy(update={"epochs": 4})
     orders = [digits.order(method, tmp_path / method, training) for method in ("kd", "rld", "ce")]
-    tasks = cluster.train(new_name(), orders, cpus=1, gpu_share=1.0)
+    tasks = cluster.train(new_name(), orders, cpus=1, gpu_share=0.0)
     assert {task.crew for task in tasks} == {tasks[0].crew}
 
     def stop_the_second(event: dict[str, Any]) -> None:
@@ -163,24 +171,27 @@ def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits:
 def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_vanished(
     cluster: Cluster, digits: Digits, tmp_path: Path
 ) -> None:
+    """Lost while the first one does not notice, as with NCCL, which waits for it: here the first one is stopped."""
     training = SMALL.model_copy(update={"actors": 2})
     order = digits.order("kd", tmp_path / "two", training)
-    outcome = follow(*cluster.train(new_name(), [order], cpus=1, gpu_share=1.0))
+    outcome = follow(*cluster.train(new_name(), [order], cpus=1, gpu_share=0.0))
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert outcome.value["last"]["top1"] > 0.6
 
     endless = digits.order("kd", tmp_path / "lost", training.model_copy(update={"epochs": 500}))
-    killed: list[int] = []
 
-    def kill_one(event: dict[str, Any]) -> None:
-        if event["type"] == "epoch" and not killed:
-            killed.extend(actor_processes("_TrainingActor"))
-            # Processes are numbered in the order of their birth, more or less: either may be the first of the two.
-            os.kill(killed[-1], signal.SIGKILL)
+    def stop_the_first_and_kill_the_second(event: dict[str, Any]) -> None:
+        if event["type"] == "epoch" and event["epoch"] == 1:
+            first = json.loads((endless.folder / "log.jsonl").read_text().splitlines()[0])["pid"]
+            [second] = {*actor_processes("_TrainingActor")} - {first}
+            os.kill(first, signal.SIGSTOP)
+            os.kill(second, signal.SIGKILL)
 
-    assert follow(*cluster.train(new_name(), [endless], cpus=1, gpu_share=1.0), kill_one).kind == "vanished"
-    assert len(killed) == 2
+    tasks = cluster.train(new_name(), [endless], cpus=1, gpu_share=0.0)
+    lost = follow(*tasks, stop_the_first_and_kill_the_second)
+    assert lost.kind == "vanished"
+    assert "process 2 of the 2 of this student is gone" in (lost.message or "")
     assert (endless.folder / "checkpoint.pt").exists()
     assert not (endless.folder / "artifacts").exists()
 
@@ -190,7 +201,7 @@ def test_a_run_is_found_by_name_goes_on_telling_and_leaves_a_checkpoint(
 ) -> None:
     training = SMALL.model_copy(update={"epochs": 500})
     name = new_name()
-    [task] = cluster.train(name, [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0)
+    [task] = cluster.train(name, [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
     told: list[tuple[int, dict[str, Any]]] = []
     while len(told) < 4:
         # Not acknowledged, so they are told again.
@@ -212,14 +223,24 @@ def test_a_run_is_found_by_name_goes_on_telling_and_leaves_a_checkpoint(
     assert cluster.attach(new_name(), 1, {0: 0}) == {}
 
 
+def why_inference_waits(gpu_share: float) -> str:
+    told: list[str] = []
+    _Waiting(gpu_share, lambda event: told.append(event.message) if isinstance(event, Log) else None).tell()
+    [message] = told
+    return message
+
+
 def test_what_nobody_waits_for_is_ended_and_gives_back_its_share(
-    cluster: Cluster, digits: Digits, tmp_path: Path
+    cluster: Cluster, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = SMALL.model_copy(update={"actors": 2, "epochs": 500})
     name = new_name()
-    [task] = cluster.train(name, [digits.order("kd", tmp_path / "two", endless)], cpus=1, gpu_share=1.0)
+    [task] = cluster.train(name, [digits.order("kd", tmp_path / "two", endless)], cpus=1, gpu_share=0.0)
     while not task.poll()[0]:
         time.sleep(0.02)
+    monkeypatch.setattr("workers.cluster._WAITING_S", 0.0)
+    assert "inference waits for 1 of the 2 CPU cores, of which 0 are free; 1 other processes" in why_inference_waits(0)
+    assert why_inference_waits(0.25) == "inference has its share of the machine: Ray is starting its processes"
     # An engine that was stopped may have left such a one.
     caches = cluster.build_caches(digits.job("kd"), Folders(data_dir=tmp_path, data_root=tmp_path))
     while not caches.poll()[0]:
@@ -230,13 +251,13 @@ def test_what_nobody_waits_for_is_ended_and_gives_back_its_share(
     assert cluster.end_others({}) == 2
     assert follow(caches).kind == "vanished"
     # It wants both cores, of which the lost run had one each.
-    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path / "one")], cpus=2, gpu_share=1.0)
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path / "one")], cpus=2, gpu_share=0.0)
     assert follow(task).kind == "done"
 
 
 def test_a_mistake_comes_back_as_its_error(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"optimizer": SMALL.optimizer.model_copy(update={"lr": 1e30})})
-    outcome = follow(*cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0))
+    outcome = follow(*cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0))
     assert outcome.kind == "failed"
     assert outcome.error_type == "NotFinite"
     assert "before the update" in (outcome.message or "")
@@ -244,7 +265,7 @@ def test_a_mistake_comes_back_as_its_error(cluster: Cluster, digits: Digits, tmp
 
 def test_a_run_that_is_told_to_stop_stops(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 500})
-    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0)
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
 
     def stop_at_the_first_epoch(event: dict[str, Any]) -> None:
         if event["type"] == "epoch" and event["epoch"] == 1:
@@ -257,7 +278,7 @@ def test_a_run_that_is_told_to_stop_stops(cluster: Cluster, digits: Digits, tmp_
 
 def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 500})
-    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=1.0)
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
 
     def kill_at_the_first_epoch(event: dict[str, Any]) -> None:
         if event["type"] == "epoch" and event["epoch"] == 1:
@@ -266,6 +287,52 @@ def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits,
 
     outcome = follow(task, kill_at_the_first_epoch)
     assert outcome.kind == "vanished"
+
+
+# ------------------------------------------------------------------------------------ GPUs that only Ray believes in
+
+
+def test_inference_pool_puts_one_actor_on_each_gpu_and_a_stopgap_where_none_has_room(cluster: Cluster) -> None:
+    def new(pool: _InferencePool) -> _PoolWorker:
+        pool._workers.append(pool._new_worker(pool._share))
+        return pool._workers[-1]
+
+    def wait_for(worker: _PoolWorker) -> list[int | str]:
+        while not worker.is_born:
+            time.sleep(0.02)
+        return worker.gpu_ids()
+
+    first, second = (_InferencePool(3, 0.25, cpus=2) for _ in range(2))
+    try:
+        workers = [new(first) for _ in range(3)]
+        taken = [wait_for(worker) for worker in workers]
+        assert sorted(taken) == [[0], [1], [2]]
+
+        waiting = new(second)
+        second._add_stopgap()
+        second._add_stopgap()
+        [_, stopgap] = second._workers
+        there = wait_for(stopgap)
+        assert not waiting.is_born
+        second._retire_stopgap()
+        assert second._workers == [waiting, stopgap]
+        # Room for the other one, on the very GPU.
+        first._end(workers[taken.index(there)])
+        assert wait_for(waiting) == there
+        second._retire_stopgap()
+        assert second._workers == [waiting]
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    order = digits.order("kd", tmp_path).model_copy(update={"has_gpu_share": True})
+    outcome = follow(*cluster.train(new_name(), [order], cpus=1, gpu_share=0.5))
+    assert (outcome.kind, outcome.error_type) == ("failed", "DeviceUnavailable")
+    assert "a GPU was promised to this run" in (outcome.message or "")
 
 
 # --------------------------------------------------------------------------------------------------- without Ray

@@ -309,10 +309,22 @@ def test_container_has_time_to_stop_and_is_started_again(name: str) -> None:
     assert service["restart"] == "unless-stopped"
 
 
-def test_engine_has_shared_memory_for_rays_object_store() -> None:
+def test_engine_has_shared_memory_for_rays_object_store_and_the_batches_of_15_workers() -> None:
     size = re.fullmatch(r"(\d+)g", str(GPU["services"]["engine"]["shm_size"]))
     assert size
-    assert int(size[1]) >= 1
+    # Of torch's loader, as it is made here: those that wait, and the one that is being made.
+    batches = 15 * (2 + 1)
+    assert int(size[1]) << 30 >= (100 << 20) + batches * 256 * 2 * 224 * 224 * 3
+
+
+def test_engine_takes_its_share_of_the_machine_from_the_node_or_chooses_it() -> None:
+    """What is not set is passed on as empty, which the settings take for none."""
+    given = GPU["services"]["engine"]["environment"]
+    for field in ("gpus", "cpus", "gpu_share", "run_cpus"):
+        name = f"RETORT_{field}".upper()
+        assert given[name] == f"${{{name}:-}}"
+        assert Settings.model_fields[field].default is None
+    assert Settings.model_config["env_ignore_empty"] is True
 
 
 def test_gpu_node_reserves_its_gpus_for_the_engine() -> None:

@@ -23,6 +23,7 @@ from sqlalchemy import text, update
 from service.db import Database, upgrade_to_head
 from service.doctor import CHECKS, installation, machine, packages
 from service.doctor.finding import Check, Finding, run_checks
+from service.gpus import GpuReport
 from service.processes import free_port
 from service.settings import Settings
 from service.tables import EngineRecord
@@ -264,6 +265,13 @@ def test_an_engine_that_is_there_silent_or_was_never_there(settings: Settings, t
                 beat = database.now(session) - timedelta(seconds=age_s)
                 session.execute(update(EngineRecord).values(holder="x", heartbeat_at=beat))
             judge(installation.check_engine(settings))
+        with database.write() as session:
+            report = GpuReport(promised=2, names=("H100",), failure="GPU 1 has fallen off the bus")
+            now = {"heartbeat_at": database.now(session), "gpus": report.model_dump(mode="json")}
+            session.execute(update(EngineRecord).values(**now))
+        is_bad(
+            installation.check_engine(settings), "fail", "2 GPUs are promised to runs and not all of them work: GPU 1"
+        )
 
 
 # ------------------------------------------------------------------------------------------ keys, port, data sets
@@ -340,13 +348,23 @@ def test_a_gpu_that_the_driver_shows_and_torch_does_not_see(
     is_bad(packages.check_gpu(changed(settings, gpus=2)), "fail", "RETORT_GPUS is 2, the driver shows 0")
     program("nvidia-smi", "echo 'NVIDIA H100 80GB HBM3, 580.95.05, 81559 MiB'")
     is_ok(packages.check_gpu(changed(settings, gpus=1)), "NVIDIA H100", "580.95.05")
+    is_ok(packages.check_gpu(changed(settings, gpus=0)), "RETORT_GPUS is 0, so everything runs on the CPU")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    is_ok(packages.check_gpu(settings), "CUDA_VISIBLE_DEVICES leaves 0: none")
+    is_bad(packages.check_gpu(changed(settings, gpus=1)), "fail", "RETORT_GPUS is 1, so the engine does not start")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     fake = tmp_path / "fake"
     fake.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(fake))
     (fake / "torch.py").write_text(
-        "__version__ = '2.15.0'\nclass version: cuda = '13.2'\nclass cuda: device_count = staticmethod(lambda: 0)\n"
+        "__version__ = '2.15.0'\nclass version: cuda = '13.2'\n"
+        "class cuda:\n    device_count = staticmethod(lambda: 0)\n"
+        "    def init(): raise RuntimeError('The NVIDIA driver is too old (found version 12080)')\nclass device: ...\n"
     )
-    is_bad(packages.check_torch(settings), "fail", "the CPU alone; the driver shows NVIDIA H100", "CUDA")
+    old = "the CPU alone: torch 2.15.0, built for CUDA 13.2, says: The NVIDIA driver is too old (found version 12080)"
+    is_bad(packages.check_torch(settings), "fail", f"{old}; the driver shows NVIDIA H100", "update the driver")
+    is_bad(packages.check_torch(changed(settings, gpus=2)), "fail", f"{old}; RETORT_GPUS is 2")
+    is_ok(packages.check_torch(changed(settings, gpus=0)), "the CPU alone")
     (fake / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
     is_bad(packages.check_torch(settings), "fail", "libcudart.so.13: cannot open", "-m workers.probe torch")
     (fake / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")

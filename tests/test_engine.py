@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from service.capacity import choose_capacity
 from service.db import Database
-from service.engine import Heartbeat
+from service.engine import Heartbeat, _cluster
 from service.errors import InvalidSettings
-from service.runner import run_slots
 from service.settings import Settings
 from service.tables import JobRecord
 from tests.digits import Digits
@@ -30,6 +30,7 @@ from tests.processes import (
     keeper_of,
     processes_of,
 )
+from workers.config import Training
 from workers.ray_head import machine_folder
 from workers.teacher import Teacher
 
@@ -249,13 +250,67 @@ def test_a_job_in_inference_is_cancelled_soon_and_keeps_what_it_inferred(service
 # ------------------------------------------------------------------------------------ without processes
 
 
-def test_slots_are_whole_shares_of_what_there_is() -> None:
-    assert run_slots(Settings(run_cpus=1.0), cpus=2, gpus=0) == 2
-    assert run_slots(Settings(run_cpus=2.0), cpus=3, gpus=0) == 1
-    assert run_slots(Settings(gpu_share=0.4), cpus=64, gpus=2) == 4
-    assert run_slots(Settings(run_cpus=8.0, gpu_share=0.25), cpus=16, gpus=2) == 2
+def test_capacity_is_whole_shares_of_what_the_settings_say() -> None:
+    assert choose_capacity(Settings(run_cpus=1.0), cpus=2, gpus=0).slots == 2
+    assert choose_capacity(Settings(run_cpus=2.0), cpus=3, gpus=0).slots == 1
+    assert choose_capacity(Settings(gpu_share=0.4), cpus=64, gpus=2).slots == 4
+    assert choose_capacity(Settings(run_cpus=8.0, gpu_share=0.25), cpus=16, gpus=2).slots == 2
     with pytest.raises(InvalidSettings, match="RETORT_RUN_CPUS is 4, but the engine has 2 cores"):
-        run_slots(Settings(run_cpus=4.0), cpus=2, gpus=0)
+        choose_capacity(Settings(run_cpus=4.0), cpus=2, gpus=0)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "gibibytes", "per_gpu", "run_cpus"),
+    [
+        (16, 1, 139, 8, 2.0),
+        (64, 8, 80, 4, 2.0),
+        (16, 1, 23, 2, 8.0),
+        (128, 1, 48, 6, 21.0),
+        (2, 1, 139, 1, 2.0),
+        (4, 8, 80, 1, 0.5),
+        (16, 2, None, 1, 8.0),
+        (2, 0, None, 0, 1.0),
+    ],
+)
+def test_capacity_is_chosen_from_cores_and_memory_where_the_settings_say_nothing(
+    cpus: int, gpus: int, gibibytes: int | None, per_gpu: int, run_cpus: float
+) -> None:
+    chosen = choose_capacity(Settings(), cpus, gpus, None if gibibytes is None else gibibytes << 30)
+    assert (chosen.gpu_slots, chosen.run_cpus) == (gpus * per_gpu, run_cpus)
+    assert chosen.slots == (gpus * per_gpu or cpus)
+    # As Ray counts: no more than there is, rounded to ten-thousandths.
+    assert round(chosen.gpu_share, 4) * per_gpu <= 1.0
+    training = Training(epochs=1, actors=2)
+    assert chosen.gpu_slots_of(2, chosen.gpu_share_of(training)) == 2 * per_gpu
+    assert ("not measured on a GPU" in chosen.reason) == (gibibytes is not None)
+
+
+def test_capacity_refuses_what_could_never_start() -> None:
+    gpus = choose_capacity(Settings(gpu_share=0.25, run_cpus=1.0), cpus=16, gpus=2)
+    assert gpus.refusal(Training(epochs=1, actors=2)) is None
+    _, why = gpus.refusal(Training(epochs=1, actors=3)) or ("", "")
+    assert "each takes a whole GPU (NCCL takes no two processes on one), but the engine has 2" in why
+    assert gpus.refusal(Training(epochs=1, actors=3, device="cpu")) is None
+    _, why = gpus.refusal(Training(epochs=1, actors=17, device="cpu")) or ("", "")
+    assert "the engine has room for 16 at once" in why
+
+
+def test_an_engine_that_is_promised_more_gpus_than_cuda_may_see_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,-1,5")
+    why = "RETORT_GPUS is 2, but CUDA_VISIBLE_DEVICES='3,-1,5' leaves 1: set"
+    with pytest.raises(InvalidSettings, match=why), _cluster(Settings(data_dir=tmp_path, gpus=2)):
+        pass
+
+
+def test_settings_take_an_empty_variable_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Compose passes on what nobody has set."""
+    for name in ("RETORT_GPUS", "RETORT_CPUS", "RETORT_GPU_SHARE", "RETORT_RUN_CPUS", "RETORT_API_KEY_FILE"):
+        monkeypatch.setenv(name, "")
+    settings = Settings()
+    assert (settings.gpus, settings.cpus, settings.gpu_share, settings.run_cpus) == (None, None, None, None)
+    assert settings.api_key_file is None
 
 
 class _DatabaseThatFails:

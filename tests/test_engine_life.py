@@ -465,6 +465,15 @@ def test_of_equals_none_has_two_slots_more_than_another_that_waits(free: int, mi
         assert shares[0] - shares[-1] <= 1
 
 
+def test_allot_keeps_free_gpus_for_whoever_is_next_and_lets_others_train_on_the_cpu() -> None:
+    large = Claim("job_1", None, 1, 0, 1, 2, gpu_size=8)
+    small, cpu = Claim("job_2", None, 0, 0, 5, 1, gpu_size=1), Claim("job_3", None, 0, 0, 5, 1)
+    assert allot([large, small], 16, gpu_free=7) == {}
+    assert allot([large, small], 16, gpu_free=9) == {"job_1": 1, "job_2": 1}
+    assert allot([large, small, cpu], 4, gpu_free=7) == {"job_3": 4}
+    assert allot([small, cpu], 3, gpu_free=4) == {"job_2": 2, "job_3": 1}
+
+
 def test_what_somebody_has_already_counts() -> None:
     busy = Claim("job_1", "key_a", 0, 2, 5, 1)
     assert allot([busy, Claim("job_2", "key_b", 0, 0, 5, 1)], 2) == {"job_2": 2}

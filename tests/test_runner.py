@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from service.db import Database, upgrade_to_head
 from service.engine import _lead
 from service.errors import LeaseLost
+from service.gpus import GpuWatch, gpu_reason
 from service.jobs import State
 from service.records import Records
 from service.registry import Registry
@@ -22,7 +23,9 @@ from service.wishes import Wishes
 from store import Catalog
 from tests.service_helpers import add_job, make_settings, start_run
 from tests.store_cases import is_held, make_spec, write_cache
-from workers.cluster import Cluster
+from workers.caching import CachePlan
+from workers.cluster import Cluster, Crew
+from workers.config import TeacherSpec, TrainingOrder
 from workers.outcomes import Numbered, Outcome
 
 
@@ -33,6 +36,7 @@ class _Task:
     events: Sequence[Numbered] = ()
     outcome: Outcome | None = None
     told: list[str] = field(default_factory=list)
+    crew: Crew | None = None
 
     def poll(self) -> tuple[Sequence[Numbered], Outcome | None]:
         return self.events, self.outcome
@@ -48,13 +52,27 @@ class _Task:
 
 
 class _Cluster:
-    """In Ray's place: finds no process of an earlier engine, and gives these tasks to whoever builds caches."""
+    """In Ray's place: finds no process of an earlier engine, and gives these tasks to whoever builds caches.
 
-    cpus, gpus = 2, 0
+    Args:
+        endings: how runs end, in the order in which they start; then they go on for ever.
 
-    def __init__(self, *tasks: _Task) -> None:
-        self._tasks = iter(tasks)
+    Attributes:
+        trained: the orders that were given to each process, and its share of a GPU.
+    """
+
+    cpus = 2
+
+    def __init__(self, *tasks: _Task, gpus: int = 0, endings: Sequence[Outcome] = ()) -> None:
+        self.gpus = gpus
+        self._tasks, self._endings = iter(tasks), iter(endings)
         self.has_ended_others = False
+        self.trained: list[tuple[Sequence[TrainingOrder], float]] = []
+
+    def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[_Task]:
+        self.trained.append((orders, gpu_share))
+        crew = Crew([cast("Any", object())], range(len(orders)), gpu_share)
+        return [_Task(outcome=next(self._endings, None), crew=crew) for _ in orders]
 
     def attach(self, *_: object) -> dict[int, _Task]:
         return {}
@@ -70,18 +88,23 @@ class _Cluster:
 class _Bench:
     """An engine without processes, with one job that it has not begun."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, **plan: object) -> None:
         self.settings = make_settings(tmp_path)
         self.settings.make_folders()
         upgrade_to_head(self.settings.database)
         self.database = Database(self.settings.database)
         self.records, self.wishes = Records(self.database, "this"), Wishes(self.database)
         assert self.records.acquire_lease()
-        self.job_id = add_job(Registry(self.database)).id
+        self.job_id = add_job(Registry(self.database), **plan).id
+        self.gpus = GpuWatch(0)
 
     def engine(self, *tasks: _Task) -> Engine:
-        engine = Engine(self.settings, self.records)
-        engine.recover(cast("Cluster", _Cluster(*tasks)))
+        return self.engine_on(_Cluster(*tasks))
+
+    def engine_on(self, cluster: _Cluster, **settings: object) -> Engine:
+        engine = Engine(self.settings.model_copy(update=settings), self.records)
+        self.gpus = GpuWatch(cluster.gpus)
+        engine.recover(cast("Cluster", cluster), self.gpus)
         return engine
 
     @property
@@ -101,11 +124,23 @@ class _Bench:
 def bench(tmp_path: Path) -> Iterator[_Bench]:
     bench = _Bench(tmp_path)
     yield bench
+    bench.gpus.close()
     bench.database.close()
 
 
 def vanished() -> Outcome:
     return Outcome(kind="vanished", error_type="ActorDiedError", message="it died")
+
+
+def complete_caches() -> _Task:
+    cache = make_spec()
+    plan = CachePlan(teacher=TeacherSpec(path=Path("t.onnx")), train_cache=cache, test_cache=cache, contract_forwards=0)
+    forwards = {"teacher_forwards": 0, "teacher_forwards_avoided": 0, "teacher_accuracy": 1.0}
+    return _Task(outcome=Outcome(kind="done", value={"plan": plan.model_dump(mode="json"), **forwards}))
+
+
+def failed(kind: str) -> Outcome:
+    return Outcome(kind="failed", error_type=kind, message="so it says.")
 
 
 def inferred(rows: int, key: str = "0" * 64) -> list[Numbered]:
@@ -205,7 +240,7 @@ def test_an_engine_that_was_stopped_before_it_looked_for_strays_ends_no_process_
     assert Records(bench.database, "other").acquire_lease(ttl_s=0)
     cluster = _Cluster()
     with pytest.raises(LeaseLost, match="this ends: another engine leads"):
-        Engine(bench.settings, bench.records).recover(cast("Cluster", cluster))
+        Engine(bench.settings, bench.records).recover(cast("Cluster", cluster), GpuWatch(0))
     assert not cluster.has_ended_others
 
 
@@ -215,3 +250,78 @@ def test_an_engine_that_is_told_to_end_before_it_leads_takes_no_lease(bench: _Be
     ending.set()
     assert not _lead(bench.records, ending)
     assert bench.records.lease_holder() is None
+
+
+# -------------------------------------------------------------------------------------------------------------- GPUs
+
+
+def test_runs_whose_gpu_does_not_work_are_tried_once_more_and_the_gpus_are_tried_again(bench: _Bench) -> None:
+    cluster = _Cluster(complete_caches(), gpus=1, endings=[failed("DeviceUnavailable")] * 4)
+    engine = bench.engine_on(cluster)
+    for _ in range(6):
+        engine.tick()
+    assert bench.state is State.FAILED
+    for run in bench.records.runs(bench.job_id):
+        assert (run.state, run.attempt) == (State.FAILED, 2)
+        assert run.error is not None
+        assert run.error["message"] == "so it says. (It was tried twice, in a fresh process each time)"
+    assert all(order.has_gpu_share for orders, _ in cluster.trained for order in orders)
+    # By a real process, which finds none here.
+    while (told := gpu_reason(bench.records.gpus())) is None:
+        engine.tick()
+    assert "a GPU is promised to runs and none works: " in told
+
+
+@pytest.mark.parametrize(("failures", "state"), [(1, State.RUNNING), (2, State.FAILED)])
+def test_caches_whose_gpu_does_not_work_are_tried_once_more(bench: _Bench, failures: int, state: State) -> None:
+    tasks = [_Task(outcome=failed("DeviceUnavailable")) for _ in range(failures)]
+    engine = bench.engine_on(_Cluster(*tasks, _Task(), gpus=1))
+    for _ in range(5):
+        engine.tick()
+    assert bench.state is state
+
+
+def test_runs_that_are_out_of_memory_are_tried_once_more_on_a_gpu_of_their_own(bench: _Bench) -> None:
+    cluster = _Cluster(complete_caches(), gpus=1, endings=[failed("OutOfMemoryError")] * 4)
+    engine = bench.engine_on(cluster, gpu_share=0.5)
+    for _ in range(8):
+        engine.tick()
+    assert [share for _, share in cluster.trained] == [0.5, 0.5, 1.0, 1.0]
+    assert [orders[0].memory_fraction for orders, _ in cluster.trained] == [0.5, 0.5, 1.0, 1.0]
+    for run in bench.records.runs(bench.job_id):
+        assert (run.state, run.attempt) == (State.FAILED, 2)
+        assert run.error is not None
+        assert "a whole GPU if it was on one, to itself, after it had shared one" in run.error["message"]
+
+
+def test_a_run_that_wants_a_whole_gpu_has_it_for_itself(bench: _Bench) -> None:
+    """Two halves are taken by one run after it has failed, and the other run goes on until it ends."""
+    cluster = _Cluster(complete_caches(), gpus=1, endings=[failed("OutOfMemoryError")])
+    engine = bench.engine_on(cluster, gpu_share=0.5)
+    for _ in range(8):
+        engine.tick()
+    assert [share for _, share in cluster.trained] == [0.5, 0.5]
+    states = [run.state for run in bench.records.runs(bench.job_id)]
+    assert states == [State.LOST, State.RUNNING]
+
+
+@pytest.mark.parametrize(("device", "gpus", "share"), [("cpu", 1, 0.0), ("auto", 1, 0.5), ("auto", 0, 0.0)])
+def test_the_share_of_a_gpu_is_that_of_the_device(tmp_path: Path, device: str, gpus: int, share: float) -> None:
+    bench = _Bench(tmp_path, training={"epochs": 3, "device": device})
+    cluster = _Cluster(complete_caches(), gpus=gpus)
+    engine = bench.engine_on(cluster, gpu_share=0.5)
+    for _ in range(3):
+        engine.tick()
+    assert [given for _, given in cluster.trained] == [share, share]
+    assert all(order.has_gpu_share is (share > 0) for orders, _ in cluster.trained for order in orders)
+    bench.database.close()
+
+
+def test_a_job_that_asks_for_cuda_without_a_gpu_fails_at_once(tmp_path: Path) -> None:
+    bench = _Bench(tmp_path, training={"epochs": 3, "device": "cuda"})
+    bench.engine().tick()
+    error = bench.records.job(bench.job_id).error
+    assert error is not None
+    assert error["type"] == "DeviceUnavailable"
+    assert "training.device is 'cuda', but the engine has no GPU" in error["message"]
+    bench.database.close()

@@ -9,7 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
+from service import terminal
+from service.gpus import GpuReport
 from service.jobs import State
 from service.records import Records
 from service.registry import digest_of
@@ -277,6 +280,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     start_run(api.records, other)
     last = {"top1": 0.9, "agreement": 0.8, "student_temperature_mean": 4.0, "ece": 0.1}
     result = {"last": last, "best": {"top1": 0.95}, "best_epoch": 2, "seconds": 12.5, "images_per_s": 100.0}
+    result["environment"] = {"device": "cuda", "device_name": "NVIDIA H200"}
     api.records.move_run(other, 1, State.SUCCEEDED, result=result)
     api.records.update_job(job, teacher_forwards={"run": 1797, "avoided": 5000}, teacher_accuracy=0.97)
     report = api.client.get(f"/v1/jobs/{job}/report").json()
@@ -287,6 +291,12 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     assert (first["accuracy_last"], first["accuracy_best"]) == (0.21, None)
     assert (second["accuracy_last"], second["accuracy_best"], second["best_epoch"]) == (0.9, 0.95, 2)
     assert (second["student_temperature"], second["seconds"], second["method"]) == (4.0, 12.5, "kd")
+    assert (first["device"], second["device"]) == (None, "NVIDIA H200")
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(terminal.report(report))
+    header, _, line = (line.rstrip() for line in shown.getvalue().splitlines())
+    assert header.endswith("device")
+    assert line.endswith("12.5  NVIDIA H200")
     text = api.client.get(f"/v1/jobs/{job}/report", headers={"Accept": "text/csv"})
     assert text.headers["content-type"].startswith("text/csv")
     rows = list(csv.DictReader(io.StringIO(text.text)))
@@ -304,6 +314,7 @@ def test_caches_are_listed_verified_and_deleted(api: Api) -> None:
     assert [entry["key"] for entry in listed] == keys
     whole = next(entry for entry in listed if entry["state"] == "complete")
     assert (whole["rows_committed"], whole["spec"]["classes"]) == (5, 3)
+    assert whole["provenance"] == {"device": "cpu"}
     path = f"/v1/caches/{whole['key']}"
     assert api.client.get(path).json() == whole
     assert api.client.post(f"{path}/verify").json()["ok"]
@@ -340,9 +351,17 @@ def test_ready_means_migrated_and_an_engine_that_lives(api: Api) -> None:
     response = api.client.get("/readyz")
     assert response.status_code == 503
     assert response.json()["reasons"] == ["no engine leads: start `retort engine`"]
-    Records(api.context.database, "engine").acquire_lease()
+    records = Records(api.context.database, "engine")
+    records.acquire_lease()
     response = api.client.get("/readyz")
     assert (response.status_code, response.json()["ready"]) == (200, True)
+    records.record_gpus(GpuReport(promised=8, failure="CUDA shows 0 of them").model_dump(mode="json"))
+    response = api.client.get("/readyz")
+    assert response.status_code == 503
+    [reason] = response.json()["reasons"]
+    assert reason.startswith("8 GPUs are promised to runs and none works: CUDA shows 0 of them. Their work fails")
+    records.record_gpus(GpuReport(promised=8, names=("H100",) * 8).model_dump(mode="json"))
+    assert api.client.get("/readyz").status_code == 200
     with api.context.database.write() as session:
         session.get_one(EngineRecord, 1).heartbeat_at = utc_now().replace(year=2020)
     response = api.client.get("/readyz")

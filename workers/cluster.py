@@ -3,27 +3,29 @@
 The only file that imports ray. It decides nothing about jobs: it starts an actor, passes its events on, tells whether
 it finished, raised, stopped or vanished, and ends it. One run is one actor with its share of the CPUs or of a GPU;
 runs that share their batches can share an actor, and a large student can have several. The caches of a job are one
-coordinating actor, which fans blocks out to inference actors. Any of them may die at any moment: committed blocks and
-checkpoints stay, the caller learns that the actor vanished.
+coordinating actor, which fans blocks out to a pool of inference actors, one per GPU or per core. Any of them may die at
+any moment: committed blocks and checkpoints stay, the caller learns that the actor vanished.
 
 Training actors have names and belong to nobody: when the engine is killed they go on, and its successor finds them by
 name. What they have told since is kept until somebody acknowledges it. The actors of a cache end with their engine, or
 when another one leads; the blocks they have committed are there.
 
 Facts of Ray that shape this file: without an address ``ray.init`` joins whatever cluster it finds; a driver that is
-without Ray for a minute is aborted; resources are logical, memory is not limited by them.
+without Ray for a minute is aborted; resources are logical, memory is not limited by them; a share of a GPU is taken
+from the fullest GPU that has room for it, so several equal ones fill one GPU before the next.
 """
 
 import contextlib
 import os
 import secrets
+import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from store import CacheWriter
 from workers import caching, logs, signals
@@ -55,11 +57,18 @@ ACTOR_LOSSES_MAX = 3
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
 _BLOCKS_PER_CALL = 4
 _WAITING_S = 5.0
+# Workers that have had no blocks for so long are ended: this job may wait for a cache that another job infers, and that
+# one for their GPU.
+_IDLE_S = 10.0
+# Two actors that ask for more than half of a GPU never share one.
+_OVER_HALF = 0.5001
 _NAMESPACE = "retort"
 # An actor that Ray cannot reach may come back; after so long it counts as gone.
 _UNAVAILABLE_S = 20.0
 # One that is there and does not answer is stopped or stuck in native code; answering takes another of its threads.
 _SILENT_S = 600.0
+# Where one process of a student has failed, the first gets so long to say so itself, with its log in order.
+_PEER_GRACE_S = 5.0
 
 
 class WorkerLost(WorkerError):
@@ -126,20 +135,29 @@ class _TrainingActor(_Actor):
 
 
 class _InferenceActor(_Actor):
-    """Infers blocks of one cache with a session that lives as long as the actor."""
+    """Infers blocks of the caches of one job, with a session that lives as long as what it was opened for is asked."""
 
-    def __init__(self, order_json: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._order_json = order_json
         self._teacher: Teacher | None = None
+        self._opened_for = ""
 
-    def work(self, blocks: list[int]) -> Outcome:
-        return outcome_of(lambda: self._infer(blocks))
+    def gpu_ids(self) -> list[int | str]:
+        """The GPUs of this machine that it may use; none on a CPU."""
+        ids: list[int | str] = ray.get_gpu_ids()
+        return ids
 
-    def _infer(self, blocks: list[int]) -> dict[str, Any]:
-        order = InferenceOrder.model_validate_json(self._order_json)
-        if self._teacher is None:
-            self._teacher = caching.open_teacher(order)
+    def work(self, order_json: str, blocks: list[int]) -> Outcome:
+        return outcome_of(lambda: self._infer(order_json, blocks))
+
+    def _infer(self, order_json: str, blocks: list[int]) -> dict[str, Any]:
+        order = InferenceOrder.model_validate_json(order_json)
+        # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.
+        opened_for = order.model_dump_json(exclude={"folders", "spec"}) + order.spec.output_kind
+        if self._teacher is None or opened_for != self._opened_for:
+            # The first session's memory is given back before the second one takes its own.
+            self._teacher = None
+            self._teacher, self._opened_for = caching.open_teacher(order), opened_for
         # The coordinator tells of progress, for all actors together.
         caching.infer_with(self._teacher, order, blocks, ignore, self._mails[0].stopping.is_set)
         return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason}
@@ -161,15 +179,12 @@ class _CachesActor(_Actor):
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
         emit, should_stop = self._mails[0].emit, self._mails[0].stopping.is_set
-
-        def fan_out(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
-            _Fan(order, list(blocks), emit, should_stop, actors, gpu_share).run()
-
         # The contract check is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
         plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus)
         # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
         self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
-        forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, infer=fan_out)
+        with contextlib.closing(_InferencePool(actors, gpu_share, cpus)) as pool:
+            forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, infer=pool.infer)
         emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
@@ -187,6 +202,7 @@ class _Handle(Protocol):
     """What ray gives for an actor; its own annotations know no methods."""
 
     work: _Method
+    gpu_ids: _Method
     answer: _Method
     stop: _Method
     pause: _Method
@@ -251,7 +267,7 @@ class Pile:
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def take(self) -> list[int]:
+    def take(self) -> list[int | str]:
         """The next piece."""
         return self._pieces.popleft()
 
@@ -271,112 +287,198 @@ class Pile:
 
 
 @dataclass
-class _Hand:
-    """One inference actor and what it is doing."""
+class _PoolWorker:
+    """One inference actor and what it is doing.
+
+    Attributes:
+        share: of a GPU that it has asked for.
+        born: answered, with its GPUs, once it has its share of the machine; until then it is given nothing to do.
+    """
 
     actor: _Handle
-    # Answered once the actor has its share of the machine; until then it is given nothing to do.
+    share: float
     born: Any
     blocks: list[int] = field(default_factory=list)
     reference: Any = None
 
+    @property
+    def is_born(self) -> bool:
+        return _is_ready(self.born)
 
-class _Fan:
-    """Shares the blocks of one cache among inference actors; a dead actor's blocks go back to the pile."""
+    def gpu_ids(self) -> list[int | str]:
+        """Of one that is born; none of one that has died since, which its next call tells."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ids: list[int | str] = ray.get(self.born)
+            return ids
+        return []
 
-    def __init__(
-        self,
-        order: InferenceOrder,
-        blocks: list[int],
-        emit: Emit,
-        should_stop: ShouldStop,
-        actors: int,
-        gpu_share: float,
-    ) -> None:
-        self._order = order
-        self._emit = emit
-        self._should_stop = should_stop
+
+class _InferencePool:
+    """Inference actors of one job: they share its blocks, cache after cache; a dead one's go back to the pile.
+
+    On GPUs there is one actor for each. Ray would put several of them on the same one, so each asks for more than half
+    of a GPU; where none finds that much room, one is content with the share that a run takes.
+
+    Args:
+        actors: at most; one per GPU, or per core.
+        gpu_share: of a GPU for each, as a run takes; 0 is the CPU.
+        cpus: cores of this machine, which the actors on GPUs share for loading.
+    """
+
+    def __init__(self, actors: int, gpu_share: float, cpus: int) -> None:
+        self._actors = actors
         self._gpu_share = gpu_share
-        self._count = max(1, min(actors, len(blocks)))
-        self._pile = Pile(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // self._count)))
+        self._share = max(gpu_share, _OVER_HALF) if gpu_share and actors > 1 else gpu_share
+        self._load_threads = max(1, cpus // actors)
+        self._workers: list[_PoolWorker] = []
+        self._lock = threading.Lock()
+        self._idle: threading.Timer | None = None
         self._provider_told = False
-        if not gpu_share:
-            # A small cache has fewer blocks than there are cores; then each actor gets several.
-            self._order = order.model_copy(update={"threads": max(1, actors // self._count)})
-        spec = order.spec
-        self._writer = CacheWriter(order.folders.caches, spec)
-        # Not by the blocks given: those may be some of the missing ones.
-        missing = spec.rows_in(self._writer.pending_blocks())
-        self._before = self._told = spec.views * spec.samples - missing
-        self._started = time.monotonic()
-        self._look_again = self._started
-        self._waiting_told = False
 
-    def run(self) -> None:
-        hands = [self._new_hand() for _ in range(self._count)]
+    def infer(self, order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
+        """Infer and commit these blocks of one cache; see ``caching.Infer``.
+
+        Raises:
+            Stopped, WorkFailed, WorkerLost: committed blocks stay.
+        """
+        count = max(1, min(self._actors, len(blocks)))
+        text = self._on_its_device(order, count).model_dump_json()
+        pile = Pile(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // count)))
+        progress = _CacheProgress(order, emit)
+        waiting = _Waiting(self._gpu_share, emit)
         try:
-            while True:
-                for hand in hands:
-                    if hand.reference is None and self._pile and _is_ready(hand.born):
-                        hand.blocks = self._pile.take()
-                        hand.reference = hand.actor.work.remote(hand.blocks)
-                busy = {hand.reference: hand for hand in hands if hand.reference is not None}
-                if not busy and not self._pile:
-                    return
-                self._tell_of_waiting(busy)
-                ready, _ = ray.wait(list(busy) or [hand.born for hand in hands], num_returns=1, timeout=0.25)
-                for reference in ready:
-                    if reference in busy:
-                        self._finish(busy[reference], hands)
-                self._tell()
-                if self._should_stop():
-                    self._stop(hands)
+            with self._in_use():
+                while len(self._workers) < count:
+                    self._workers.append(self._new_worker(self._share))
+                while True:
+                    self._retire_stopgap()
+                    for worker in self._workers:
+                        if worker.reference is None and pile and worker.is_born:
+                            worker.blocks = pile.take()
+                            worker.reference = worker.actor.work.remote(text, worker.blocks)
+                    busy = {worker.reference: worker for worker in self._workers if worker.reference is not None}
+                    if not busy and not pile:
+                        return
+                    if not busy and waiting.tell():
+                        self._add_stopgap()
+                    references = list(busy) or [worker.born for worker in self._workers]
+                    ready, _ = ray.wait(references, num_returns=1, timeout=0.25)
+                    for reference in ready:
+                        if reference in busy:
+                            self._finish(busy[reference], pile, emit)
+                    progress.tell()
+                    if should_stop():
+                        raise Stopped("inference was stopped; committed blocks are kept")
+        except BaseException:
+            # Some are in the middle of a call that nobody waits for any more.
+            self.close()
+            raise
         finally:
-            for hand in hands:
-                _end(hand.actor)
-            self._look_again = 0.0
-            self._tell()
+            progress.tell(now=True)
 
-    def _new_hand(self) -> _Hand:
-        cpus = 0.0 if self._gpu_share else 1.0
-        actor = _start(_InferenceActor, self._order.model_dump_json(), cpus=cpus, gpus=self._gpu_share)
-        return _Hand(actor, born=actor.answer.remote(0, 0))
+    def close(self) -> None:
+        """End every actor, whatever it is doing."""
+        with self._lock:
+            if self._idle is not None:
+                self._idle.cancel()
+                self._idle = None
+            self._end_workers()
 
-    def _finish(self, hand: _Hand, hands: list[_Hand]) -> None:
+    def _on_its_device(self, order: InferenceOrder, count: int) -> InferenceOrder:
+        if self._gpu_share:
+            changes = {
+                "device": "cuda",
+                "memory_fraction": self._gpu_share,
+                "load_threads": self._load_threads,
+            }
+        else:
+            # A small cache has fewer blocks than there are cores; then each actor gets several.
+            changes = {"threads": max(1, self._actors // count)}
+        return order.model_copy(update=changes)
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keep the actors; afterwards, for a while."""
+        with self._lock:
+            if self._idle is not None:
+                self._idle.cancel()
+                self._idle = None
+        yield
+        with self._lock:
+            self._idle = threading.Timer(_IDLE_S, self._end_idle)
+            self._idle.daemon = True
+            self._idle.start()
+
+    def _end_idle(self) -> None:
+        with self._lock:
+            # One that was cancelled too late has been replaced, or there is work again.
+            if self._idle is threading.current_thread():
+                self._idle = None
+                self._end_workers()
+
+    def _end_workers(self) -> None:
+        for worker in [*self._workers]:
+            self._end(worker)
+
+    def _end(self, worker: _PoolWorker) -> None:
+        self._workers.remove(worker)
+        _end(worker.actor)
+
+    def _new_worker(self, share: float) -> _PoolWorker:
+        actor = _start(_InferenceActor, cpus=0.0 if share else 1.0, gpus=share)
+        return _PoolWorker(actor, share, born=actor.gpu_ids.remote())
+
+    def _add_stopgap(self) -> None:
+        """Where no GPU has much room, an actor that takes little of one: inference shall not wait for an empty GPU."""
+        if self._share > self._gpu_share and not any(w.is_born or w.share < self._share for w in self._workers):
+            self._workers.append(self._new_worker(self._gpu_share))
+
+    def _retire_stopgap(self) -> None:
+        """End the actor that took little of a GPU once that GPU has another."""
+        for worker in [worker for worker in self._workers if worker.share < self._share and worker.reference is None]:
+            others = (each for each in self._workers if each is not worker and each.is_born)
+            if worker.is_born and {*worker.gpu_ids()} & {gpu for each in others for gpu in each.gpu_ids()}:
+                self._end(worker)
+
+    def _finish(self, worker: _PoolWorker, pile: Pile, emit: Emit) -> None:
         """Take a call's outcome; a dead actor is replaced."""
         try:
-            outcome = ray.get(hand.reference)
+            outcome = ray.get(worker.reference)
         except ray.exceptions.RayError as error:
-            self._pile.give_back(hand.blocks, _first_line(error))
-            self._emit(Log(level="warning", message=f"an inference actor died and is replaced: {_first_line(error)}"))
-            hands[hands.index(hand)] = self._new_hand()
+            pile.give_back(worker.blocks, _first_line(error))
+            emit(Log(level="warning", message=f"an inference actor died and is replaced: {_first_line(error)}"))
+            self._workers[self._workers.index(worker)] = self._new_worker(worker.share)
             return
-        hand.reference, hand.blocks = None, []
+        worker.reference, worker.blocks = None, []
         if outcome.kind == "stopped":
             raise Stopped(outcome.message)
         if outcome.kind == "failed":
             raise WorkFailed(outcome)
         if not self._provider_told:
             self._provider_told = True
-            provider, reason = outcome.value["provider"], outcome.value["reason"]
-            is_fallback = self._gpu_share > 0 and "CUDA" not in provider
-            level: Literal["info", "warning"] = "warning" if is_fallback else "info"
-            self._emit(Log(level=level, message=f"inference on {provider}: {reason}"))
+            emit(Log(message=f"inference on {outcome.value['provider']}: {outcome.value['reason']}"))
 
-    def _tell_of_waiting(self, busy: Mapping[Any, _Hand]) -> None:
-        if not busy and not self._waiting_told and time.monotonic() - self._started > _WAITING_S:
-            self._waiting_told = True
-            kind = "share of a GPU" if self._gpu_share else "CPU core"
-            self._emit(Log(message=f"inference waits for a free {kind}: other runs have them all"))
 
-    def _tell(self) -> None:
-        """One progress event for all actors together, when another block is committed."""
+class _CacheProgress:
+    """One progress event for all actors of a pool together, whenever another block of the cache is committed."""
+
+    def __init__(self, order: InferenceOrder, emit: Emit) -> None:
+        self._spec, self._emit = order.spec, emit
+        self._writer = CacheWriter(order.folders.caches, order.spec)
+        self._total = order.spec.views * order.spec.samples
+        # Not by the blocks that are to be inferred: those may be some of the missing ones.
+        self._before = self._told = self._done()
+        self._started = self._look_again = time.monotonic()
+
+    def _done(self) -> int:
+        return self._total - self._spec.rows_in(self._writer.pending_blocks())
+
+    def tell(self, now: bool = False) -> None:
+        """Look whether there is something to tell of, unless that was just now."""
         looked = time.monotonic()
-        if looked < self._look_again:
+        if looked < self._look_again and not now:
             return
-        spec = self._order.spec
-        pending = spec.rows_in(self._writer.pending_blocks())
-        done = spec.views * spec.samples - pending
+        done = self._done()
         # Looking reads a record for every block: of very many blocks, less often.
         self._look_again = looked + max(0.5, 20 * (time.monotonic() - looked))
         if done == self._told:
@@ -385,20 +487,62 @@ class _Fan:
         rate = (done - self._before) / (time.monotonic() - self._started)
         self._emit(
             InferenceProgress(
-                cache=spec.key,
-                split=spec.split,
+                cache=self._spec.key,
+                split=self._spec.split,
                 rows_done=done,
-                rows_total=spec.views * spec.samples,
+                rows_total=self._total,
                 rows_inferred=done - self._before,
                 rows_per_s=rate,
-                eta_s=pending / rate if rate > 0 else None,
+                eta_s=(self._total - done) / rate if rate > 0 else None,
             )
         )
 
-    def _stop(self, hands: list[_Hand]) -> None:
-        for hand in hands:
-            hand.actor.stop.remote(0)
-        raise Stopped("inference was stopped; committed blocks are kept")
+
+class _Waiting:
+    """Why no inference actor has begun, as Ray says: its process is starting, or others hold what it asks for.
+
+    Args:
+        gpu_share: that it asks for; 0 is a core.
+    """
+
+    def __init__(self, gpu_share: float, emit: Emit) -> None:
+        self._kind, self._asked = ("GPU", gpu_share) if gpu_share else ("CPU", 1.0)
+        self._emit = emit
+        self._was_free = self._free()
+        self._look_again = time.monotonic() + _WAITING_S
+        self._told = ""
+
+    def tell(self) -> bool:
+        """Tell of it, once for each reason; whether it has lasted for so long that there is something to tell."""
+        if time.monotonic() < self._look_again:
+            return False
+        self._look_again = time.monotonic() + _WAITING_S
+        total = _resources(ray.cluster_resources).get(self._kind, 0.0)
+        free = self._free()
+        others = max(0, len(list_named_actors()) - 1)
+        names = {"GPU": "GPUs", "CPU": "CPU cores"}[self._kind]
+        if free >= self._asked or (self._was_free >= self._asked and not others):
+            # Resources count as taken from the moment on at which Ray begins to start the process.
+            reason, message = "starting", "inference has its share of the machine: Ray is starting its processes"
+        else:
+            reason = "taken"
+            message = (
+                f"inference waits for {self._asked:g} of the {total:g} {names}, of which {free:g} are free; "
+                f"{others} other processes of training or inference have the rest, or wait as well"
+            )
+        if reason != self._told:
+            self._told = reason
+            self._emit(Log(message=message))
+        return True
+
+    def _free(self) -> float:
+        return _resources(ray.available_resources).get(self._kind, 0.0)
+
+
+def _resources(ask: Callable[[], Any]) -> dict[str, float]:
+    """Of the whole cluster, by name; ray's own functions are not annotated."""
+    found: dict[str, float] = ask()
+    return found
 
 
 def _is_ready(reference: "ray.ObjectRef[Any]") -> bool:
@@ -419,18 +563,23 @@ class Crew:
     Args:
         actors: the first of several processes of one student tells, and its wish to stop is the others'.
         pieces: the tasks that they do at once.
+        gpu_share: of a GPU that each has, 0 without one.
 
     Attributes:
-        size: how many shares of the machine they take.
+        processes: how many actors there are.
         tasks: how many tasks they were given.
     """
 
     def __init__(
-        self, actors: Sequence[_Handle], pieces: Collection[int], places: PlacementGroup | None = None
+        self,
+        actors: Sequence[_Handle],
+        pieces: Collection[int],
+        gpu_share: float = 0.0,
+        places: PlacementGroup | None = None,
     ) -> None:
-        self.size, self.tasks = len(actors), len(pieces)
-        self.first = actors[0]
-        self._actors = actors
+        self.processes, self.tasks = len(actors), len(pieces)
+        self.gpu_share = gpu_share
+        self.first, *self.others = actors
         self._places = places
         self._open = set(pieces)
 
@@ -439,10 +588,46 @@ class Crew:
         self._open.discard(piece)
         if self._open:
             return
-        for actor in self._actors:
+        for actor in (self.first, *self.others):
             _end(actor)
         if self._places is not None:
             _remove(self._places)
+
+
+class _Peers:
+    """The processes of one student beside its first: each is asked whether it lives and works.
+
+    The first notices a lost one only if its communication does: NCCL waits for ten minutes.
+    """
+
+    def __init__(self, actors: Sequence[_Handle]) -> None:
+        self._actors = actors
+        self._asked: dict[int, Any] = {}
+        self._failed: tuple[float, Outcome] | None = None
+
+    def poll(self) -> Outcome | None:
+        """The end of the run by a process that is gone, or that has failed and whose first has not said so since."""
+        for rank, actor in enumerate(self._actors, start=1):
+            try:
+                if rank not in self._asked:
+                    # Only the first one's events are stored: these are forgotten.
+                    self._asked[rank] = actor.answer.remote(0, sys.maxsize)
+                if not _is_ready(self._asked[rank]):
+                    continue
+                _, outcome = ray.get(self._asked.pop(rank))
+            except ray.exceptions.ActorUnavailableError:
+                # It may come back; the first one's own patience decides.
+                self._asked.pop(rank, None)
+                continue
+            except ray.exceptions.RayError as error:
+                gone = _vanished(error)
+                message = f"process {rank + 1} of the {len(self._actors) + 1} of this student is gone: {gone.message}"
+                return gone.model_copy(update={"message": message})
+            if outcome is not None and outcome.kind in {"failed", "vanished"}:
+                self._failed = self._failed or (time.monotonic(), outcome)
+        if self._failed is not None and time.monotonic() - self._failed[0] > _PEER_GRACE_S:
+            return self._failed[1]
+        return None
 
 
 class Task:
@@ -464,6 +649,7 @@ class Task:
         self._unavailable_since: float | None = None
         self._has_begun = has_begun
         self._is_closed = False
+        self._peers = _Peers(crew.others)
 
     def poll(self) -> tuple[list[Numbered], Outcome | None]:
         """(number, event) pairs that were not acknowledged, and how the work ended once it has. Never waits.
@@ -476,9 +662,10 @@ class Task:
             if self._asked is None:
                 self._asked = self.crew.first.answer.remote(self._piece, self._acknowledged)
                 self._asked_s = time.monotonic()
+            lost = self._peers.poll()
             if not _is_ready(self._asked):
                 is_silent = self._has_begun and time.monotonic() - self._asked_s > _SILENT_S
-                return [], _vanished(TimeoutError(f"no answer in {_SILENT_S:.0f} s")) if is_silent else None
+                return [], _vanished(TimeoutError(f"no answer in {_SILENT_S:.0f} s")) if is_silent else lost
             asked, self._asked = self._asked, None
             events, outcome = ray.get(asked)
         except ray.exceptions.ActorUnavailableError as error:
@@ -488,7 +675,7 @@ class Task:
         except ray.exceptions.RayError as error:
             return [], _vanished(error)
         self._has_begun, self._unavailable_since = True, None
-        return events, outcome
+        return events, outcome or lost
 
     def acknowledge(self, events: Sequence[Numbered]) -> None:
         """These need not be told again: they are stored."""
@@ -573,20 +760,20 @@ class Cluster:
         """Whether Ray is there. If not, nothing here may be asked; a new cluster can be started."""
         return self._head.is_alive
 
-    def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 1.0, quota_bytes: int = 0) -> Task:
-        """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core without any.
+    def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 0.0, quota_bytes: int = 0) -> Task:
+        """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core.
 
         The outcome's value holds ``plan`` (``caching.CachePlan``), ``teacher_forwards``,
         ``teacher_forwards_avoided`` and ``teacher_accuracy``. Until ``Task.close`` neither cache is evicted.
 
         Args:
+            gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 0 is the CPU.
             quota_bytes: see ``caching.reserve_caches``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
-        actors = self.gpus or self.cpus
-        share = gpu_share if self.gpus else 0.0
-        order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, share, quota_bytes)
+        actors = self.gpus if gpu_share else self.cpus
+        order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
         actor.work.remote(*order)
         return Task(Crew([actor], [0]))
 
@@ -599,35 +786,38 @@ class Cluster:
         Args:
             name: by which ``attach`` finds it; never used before.
             orders: see ``train.train_group``.
-            cpus, gpu_share: of each process.
+            cpus: of each process.
+            gpu_share: likewise, 0 for none; NCCL wants a whole GPU for each of several processes.
 
         Returns:
             A task for each run, whose value is result.json.
         """
-        gpus = gpu_share if self.gpus else 0.0
         count = orders[0].training.actors
         if count == 1:
             told = [order.model_dump_json() for order in orders]
-            actor = _start(_TrainingActor, told, cpus=cpus, gpus=gpus, name=name, outlives=True)
-            crew = Crew([actor], range(len(orders)))
+            actor = _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=name, outlives=True)
+            crew = Crew([actor], range(len(orders)), gpu_share)
             return [Task(crew, piece) for piece in range(len(orders))]
         [order] = orders
-        bundle = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+        bundle = {"CPU": cpus, "GPU": gpu_share} if gpu_share else {"CPU": cpus}
         places = placement_group([bundle] * count, strategy="PACK", name=name, lifetime="detached")
         actors = []
         for rank, own_name in enumerate(_names(name, count)):
             place = PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=rank)
             told = [order.model_copy(update={"rank": rank}).model_dump_json()]
-            actors.append(_start(_TrainingActor, told, cpus=cpus, gpus=gpus, name=own_name, outlives=True, place=place))
-        return [Task(Crew(actors, [0], places))]
+            actors.append(
+                _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=own_name, outlives=True, place=place)
+            )
+        return [Task(Crew(actors, [0], gpu_share, places))]
 
-    def attach(self, name: str, count: int, acknowledged: Mapping[int, int]) -> dict[int, Task]:
+    def attach(self, name: str, count: int, acknowledged: Mapping[int, int], gpu_share: float = 0.0) -> dict[int, Task]:
         """The tasks of a crew that was started before, by another process perhaps.
 
         Args:
             name: that ``train`` was given.
             count: how many processes one student has.
             acknowledged: for each piece that is still wanted, the number of the first event that is not stored.
+            gpu_share: that each was started with.
 
         Returns:
             A task for each piece; none if one of the processes is gone.
@@ -637,7 +827,7 @@ class Cluster:
             places = get_placement_group(name) if count > 1 else None
         except ValueError:
             return {}
-        crew = Crew(actors, acknowledged, places)
+        crew = Crew(actors, acknowledged, gpu_share, places)
         return {piece: Task(crew, piece, number, has_begun=True) for piece, number in acknowledged.items()}
 
     def end_others(self, names: Mapping[str, int]) -> int:

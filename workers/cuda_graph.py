@@ -19,12 +19,12 @@ from workers.config import Preprocessing
 from workers.errors import InvalidJob, first_line
 from workers.events import Log
 from workers.feed import Batch, BatchInputs, TrainingFeed, to_input
-from workers.host_copy import to_host
 from workers.learner import Learner
 from workers.live import Known
 from workers.train_step import compute_step
 
-# Before anything is recorded: optimizers make their state, libraries choose their kernels.
+# Before anything is recorded, on batches of the very size: optimizers make their state, libraries choose their kernels,
+# and constants on the device are made once and kept. One that is made while a graph is recorded has no value yet.
 _WARM_UP_STEPS = 3
 # Two, so that inputs of the recorded step that were taken for constants are found out.
 _COMPARED_STEPS = 2
@@ -99,7 +99,8 @@ class BatchLoader:
         self._feed = feed
         self._preprocessing = preprocessing
         self._recorder = recorder
-        self._loads = 0
+        self._warm_loads = 0
+        self._previous: BatchInputs | None = None
         self._slot: BatchInputs | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._made: LoadedBatch | None = None
@@ -107,11 +108,14 @@ class BatchLoader:
 
     def load(self, inputs: BatchInputs) -> LoadedBatch:
         """The batch of these inputs."""
-        self._loads += 1
-        if self._recorder is None or self._loads <= _WARM_UP_STEPS:
+        if self._recorder is None:
             return self.load_eagerly(inputs)
         if self._slot is None:
-            self._slot = inputs.clone()
+            is_alike = self._previous is not None and self._previous.has_shapes_of(inputs)
+            self._warm_loads, self._previous = self._warm_loads + 1 if is_alike else 1, inputs
+            if self._warm_loads <= _WARM_UP_STEPS:
+                return self.load_eagerly(inputs)
+            self._slot, self._previous = inputs.clone(), None
             self._graph = self._record(self._slot)
         if self._graph is None or self._made is None or not self._slot.has_shapes_of(inputs):
             return self.load_eagerly(inputs)
@@ -147,19 +151,19 @@ class StepGraph:
     def __init__(self, learner: Learner, recorder: Recorder | None, reason: str | None) -> None:
         self._learner = learner
         self._recorder = recorder
-        self._eager_steps = 0
+        self._warm_steps, self._warm_rows = 0, 0
         self._compared = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._key: tuple[float, ...] = ()
-        learner.environment["cuda_graph"] = f"off: {reason}" if reason else "off: too few steps"
+        # A run that was resumed when all was trained keeps what was said of its training.
+        learner.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
 
     def step(self, step: int, loaded: LoadedBatch) -> None:
         """One update, replayed if it can be."""
         learner = self._learner
         if loaded.failure is not None and self._recorder is not None:
             self._give_up(loaded.failure)
-        if self._recorder is None or not loaded.recordable or self._eager_steps < _WARM_UP_STEPS:
-            self._eager_steps += 1
+        if self._recorder is None or self._is_warming_up(len(loaded.batch.labels)) or not loaded.recordable:
             compute_step(learner, loaded.batch, loaded.inputs)
             return
         # Numbers that the method derives from the epoch are constants of the recorded step.
@@ -174,6 +178,14 @@ class StepGraph:
         else:
             self._graph.replay()
 
+    def _is_warming_up(self, rows: int) -> bool:
+        """Whether one more eager step is wanted first; counts those on batches of one size."""
+        if self._warm_steps == _WARM_UP_STEPS:
+            return False
+        self._warm_steps = self._warm_steps + 1 if rows == self._warm_rows else 1
+        self._warm_rows = rows
+        return True
+
     def _record(self, recorder: Recorder, loaded: LoadedBatch) -> torch.cuda.CUDAGraph | None:
         try:
             return recorder.record(lambda: compute_step(self._learner, loaded.batch, loaded.inputs))
@@ -185,13 +197,13 @@ class StepGraph:
         """Make the step eagerly and by replay, from the same state; keep the replay's if they agree."""
         learner = self._learner
         tensors = learner.tensors
-        before = to_host(tensors)
+        before = _on_host(tensors)
         compute_step(learner, loaded.batch, loaded.inputs)
-        eager = to_host(tensors)
+        eager = _on_host(tensors)
         _restore(tensors, before)
         learner.seed(step)
         graph.replay()
-        apart = max(map(_apart, before, eager, to_host(tensors)))
+        apart = max(map(_apart, before, eager, _on_host(tensors)))
         self._compared += 1
         if not apart <= _TOLERANCE:
             _restore(tensors, eager)
@@ -204,6 +216,11 @@ class StepGraph:
         self._graph, self._recorder = None, None
         self._learner.environment["cuda_graph"] = f"off: {reason}"
         self._learner.emit(Log(level="warning", message=f"trains without a CUDA graph: {reason}"))
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of them, so that comparing takes no memory of the device."""
+    return [tensor.detach().cpu() for tensor in tensors]
 
 
 def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -18,17 +18,30 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
         if tensor.device.type != "cpu":
             by_kind[tensor.device, tensor.dtype].append(place)
     for places in by_kind.values():
-        dense = [_dense(result[place]) for place in places]
-        flat = torch.cat([tensor.as_strided((tensor.numel(),), (1,)) for tensor in dense]).cpu()
-        parts = torch.split(flat, [tensor.numel() for tensor in dense])
-        for place, tensor, part in zip(places, dense, parts, strict=True):
-            result[place] = part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
+        for place, tensor in zip(places, copy_packed([result[place] for place in places]), strict=True):
+            result[place] = tensor
     return result
+
+
+def copy_packed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies on the host of tensors of one dtype and device, made in one transfer; strides are kept."""
+    dense = [_dense(tensor) for tensor in tensors]
+    sizes = [tensor.numel() for tensor in dense]
+    packed = dense[0].new_empty(sum(sizes))
+    for tensor, part in zip(dense, torch.split(packed, sizes), strict=True):
+        part.copy_(tensor.as_strided((tensor.numel(),), (1,)))
+    parts = torch.split(packed.cpu(), sizes)
+    return [
+        part.as_strided(tensor.shape, tensor.stride(), part.storage_offset())
+        for tensor, part in zip(dense, parts, strict=True)
+    ]
 
 
 def _dense(tensor: Tensor) -> Tensor:
     """The tensor, if its elements fill a piece of memory in some order; else a contiguous copy."""
-    formats = [torch.contiguous_format, *({4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(tensor.ndim, []))]
-    if any(tensor.is_contiguous(memory_format=each) for each in formats):
-        return tensor
-    return tensor.contiguous()
+    filled = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != filled:
+            return tensor.contiguous()
+        filled *= size
+    return tensor

@@ -110,7 +110,6 @@ class Learner:
     Attributes:
         learned: the temperatures that the method learns, trained beside the student and not part of it.
         epoch: how many are done.
-        lr: learning rate of the step under way.
         not_finite: float32 [], on the device; 1 from the first step on whose loss or gradient is not finite: no update
             is made any more.
         sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
@@ -147,7 +146,6 @@ class Learner:
         # A fused optimizer makes no update where this is 1; torch's own gradient scaler uses it so.
         self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
         self.counters = BatchCounters(network)
-        self.lr = 0.0
         self.precision, self.precision_reason = choose_precision(
             self.training.precision, device, network, self.training.batch_size, picture
         )
@@ -172,12 +170,12 @@ class Learner:
 
     def prepare_step(self, step: int, steps: int) -> None:
         """Learning rate and random draws of a step; both depend on where it is in the run and on nothing else."""
-        self.lr = learning_rate(self.training, self.epoch * steps + step, steps)
+        lr = learning_rate(self.training, self.epoch * steps + step, steps)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.lr)
+                group["lr"].fill_(lr)
             else:
-                group["lr"] = self.lr
+                group["lr"] = lr
         self.seed(step)
 
     def seed(self, step: int) -> None:

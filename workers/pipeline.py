@@ -57,10 +57,14 @@ def order_run(
     threads: int,
     earlier: tuple[Path, ...] = (),
     told_epoch: int = 0,
-    memory_fraction: float = 1.0,
+    gpu_share: float = 0.0,
     checkpoint_s: float = CHECKPOINT_S,
 ) -> TrainingOrder:
-    """The order for one run of a job, to be trained in ``folder``."""
+    """The order for one run of a job, to be trained in ``folder``.
+
+    Args:
+        gpu_share: of a GPU and its memory that a scheduler gives to each process; 0 leaves the device to the process.
+    """
     return TrainingOrder(
         folders=folders,
         run=run,
@@ -74,7 +78,8 @@ def order_run(
         earlier=earlier,
         told_epoch=told_epoch,
         threads=threads,
-        memory_fraction=memory_fraction,
+        has_gpu_share=gpu_share > 0.0,
+        memory_fraction=gpu_share or 1.0,
         checkpoint_s=checkpoint_s,
     )
 

@@ -1,7 +1,9 @@
-"""Try what the engine needs, each in a process of its own: ``python -m workers.probe ray|torch|onnxruntime``.
+"""Try what the engine needs, each in a process of its own: ``python -m workers.probe ray|torch|onnxruntime|gpus``.
 
 The last line of standard output is a JSON object with ``found``, a sentence's part, and ``gpus``, how many GPUs it can
-compute on. A library that is broken may end the process instead; whoever asked reads why from its standard error.
+compute on; ``torch`` adds ``failure``, why it can compute on none, and ``gpus`` the ``names`` of those that CUDA shows,
+``memory_bytes`` of the smallest, and ``failure``, why not all of them work. A library that is broken may end the
+process instead; whoever asked reads why from its standard error.
 """
 
 import importlib
@@ -16,36 +18,65 @@ import numpy as np
 
 def main() -> int:
     """Exit status 2 for another name."""
-    probes = {"ray": probe_ray, "torch": probe_torch, "onnxruntime": probe_onnxruntime}
+    probes = {"ray": probe_ray, "torch": probe_torch, "onnxruntime": probe_onnxruntime, "gpus": probe_gpus}
     if len(sys.argv) != 2 or sys.argv[1] not in probes:
         sys.stderr.write(f"usage: python -m workers.probe {'|'.join(probes)}\n")
         return 2
-    found, gpus = probes[sys.argv[1]]()
-    sys.stdout.write("\n" + json.dumps({"found": found, "gpus": gpus}) + "\n")
+    sys.stdout.write("\n" + json.dumps(probes[sys.argv[1]]()) + "\n")
     return 0
 
 
-def probe_ray() -> tuple[str, int]:
+def probe_ray() -> dict[str, object]:
     """Import it as the engine does."""
     importlib.import_module("workers.cluster")
-    return f"Ray {version('ray')}", 0
+    return {"found": f"Ray {version('ray')}", "gpus": 0}
 
 
-def probe_torch() -> tuple[str, int]:
+def probe_gpus() -> dict[str, object]:
+    """Allocate and launch on every GPU, as a run does before anything else; what it computes is ``probe_torch``'s."""
+    import torch
+
+    from workers.devices import cuda_failure
+
+    names, memory, failures = [], [], []
+    if (failure := cuda_failure()) is not None:
+        return {"found": failure, "gpus": 0, "names": names, "memory_bytes": None, "failure": failure}
+    for index in range(torch.cuda.device_count()):
+        names.append(torch.cuda.get_device_name(index))
+        memory.append(torch.cuda.get_device_properties(index).total_memory)
+        with torch.cuda.device(index):
+            if (failure := cuda_failure()) is not None:
+                failures.append(f"GPU {index} ({names[-1]}): {failure}")
+    return {
+        "found": ", ".join(names),
+        "gpus": len(names) - len(failures),
+        "names": names,
+        "memory_bytes": min(memory),
+        "failure": "; ".join(failures) or None,
+    }
+
+
+def probe_torch() -> dict[str, object]:
     """Compute something on every GPU that torch sees."""
     import torch
 
-    names = []
+    names: list[str] = []
     for index in range(torch.cuda.device_count()):
         x = torch.ones(64, 64, device=f"cuda:{index}")
         if float((x @ x).sum()) != 64.0**3:
             raise ArithmeticError(f"GPU {index} multiplies wrongly")
         names.append(torch.cuda.get_device_name(index))
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-    return f"torch {torch.__version__} {built}, it computes on {', '.join(names) or 'the CPU alone'}", len(names)
+    found = f"torch {torch.__version__} {built}, it computes on {', '.join(names) or 'the CPU alone'}"
+    failure = None
+    if not names:
+        from workers.devices import cuda_failure
+
+        failure = cuda_failure()
+    return {"found": found, "gpus": len(names), "failure": failure}
 
 
-def probe_onnxruntime() -> tuple[str, int]:
+def probe_onnxruntime() -> dict[str, object]:
     """Run a classifier of one layer as teachers are run."""
     from onnx import TensorProto, helper, save
 
@@ -64,8 +95,8 @@ def probe_onnxruntime() -> tuple[str, int]:
         logits = teacher.logits(np.full((1, 2, 2, 1), 255, np.uint8))
     if not np.allclose(logits, 2.0):
         raise ArithmeticError(f"ONNX Runtime computes {logits.tolist()}, not 2.0")
-    on_gpu = teacher.provider == "CUDAExecutionProvider"
-    return f"ONNX Runtime runs teachers on {teacher.provider}: {teacher.provider_reason}", int(on_gpu)
+    found = f"ONNX Runtime runs teachers on {teacher.provider}: {teacher.provider_reason}"
+    return {"found": found, "gpus": int(teacher.provider == "CUDAExecutionProvider")}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -51,8 +52,9 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    # An actor without a share of a GPU sees none.
+    # An actor without a share of a GPU sees none, and one with a share no other than its own.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "0",
     # The engine has put the runs down before it ends Ray; what is left need not be waited for.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "1",
 }
@@ -91,6 +93,18 @@ def describe(data_dir: Path) -> str | None:
     folder = machine_folder(data_dir)
     head = _read(folder)
     return head.address if head is not None and _keeper_lives(folder) else None
+
+
+def visible_gpus() -> list[str] | None:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process, as it names them; None if it leaves all.
+
+    CUDA goes on to the first name that is none, such as ``-1``.
+    """
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    return list(itertools.takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
 
 
 class RayHead:

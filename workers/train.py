@@ -35,12 +35,12 @@ from workers.errors import InvalidJob, NotFinite, Paused, Stopped
 from workers.evaluate import evaluate
 from workers.events import Emit, Finished, Log, ShouldStop
 from workers.feed import EvaluationFeed, TrainingFeed, student_preprocessing
-from workers.learner import Learner, Member, Wish, best
+from workers.learner import Learner, Member, Wish, best, learning_rate
 from workers.logs import ids_of
 from workers.precision import Precision, float32_as
 from workers.replicas import Replicas
 from workers.students.build import build_student
-from workers.train_step import CHECK_STEPS, explain_not_finite
+from workers.train_step import check_every, explain_not_finite
 
 _PARITY_PICTURES = 32
 # A checkpoint that takes long is made so seldom that it costs a twentieth of the time at most.
@@ -293,8 +293,8 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
             learner.network.train()
         first_step = min(learner.sums.steps for learner in behind)
         counted = time.monotonic()
-        for step, inputs in enumerate(feed.inputs(epoch, first_step), start=first_step):
-            with float32_as(setting.precision):
+        with float32_as(setting.precision):
+            for step, inputs in enumerate(feed.inputs(epoch, first_step), start=first_step):
                 loaded = loader.load(inputs)
                 # Whoever waits is asked, too: a run that is to stop does not wait for the others.
                 for learner in [*group.learners]:
@@ -305,13 +305,13 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
                             group.steps[learner.place].step(step, loaded)
                             learner.count_step(len(inputs.rows))
                             _tell_and_check(learner, loader, setting)
-            counted = _share_time(behind, since=counted)
-            if counted - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
-                saved, saving_s = _save_all(group, behind, loader, setting)
-            yield from group.take_ended()
-            behind = [learner for learner in behind if learner in group.learners]
-            if not behind:
-                break
+                counted = _share_time(behind, since=counted)
+                if counted - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
+                    saved, saving_s = _save_all(group, behind, loader, setting)
+                yield from group.take_ended()
+                behind = [learner for learner in behind if learner in group.learners]
+                if not behind:
+                    break
 
         # The steps were launched; now they are waited for.
         readings = {learner.place: learner.sums.read() for learner in behind}
@@ -324,7 +324,7 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
                 learner.network.eval()
                 line: dict[str, float | None] = {
                     "epoch": epoch + 1,
-                    "lr": learner.lr,
+                    "lr": learning_rate(learner.training, (epoch + 1) * feed.steps - 1, feed.steps),
                     "images_per_s": learner.sums.rows / learner.sums.seconds,
                     **readings[learner.place].means,
                     **evaluate(learner.forward, setting.evaluation, setting.preprocessing, replicas),
@@ -364,9 +364,8 @@ def _tell_and_check(learner: Learner, loader: BatchLoader, setting: _Setting) ->
         NotFinite.
     """
     reading = learner.tell_step(setting.feed.steps)
-    every = CHECK_STEPS if setting.device.type == "cuda" else 1
-    # Several processes of one student compute a bad step again together, so all look at the same step.
-    if learner.sums.steps % every == 0:
+    # Several processes of one student compute a bad step again together, so all look after the same one.
+    if learner.sums.steps % check_every(setting.device) == 0:
         reading = reading or learner.sums.read()
     elif learner.training.actors > 1:
         reading = None

@@ -1,9 +1,9 @@
 """One update of one student: all that happens on the device, without waiting for it.
 
 The promise that no update is made of a loss or gradient that is not finite is kept on the device: a flag there, sticky,
-has the optimizer skip that update and all later ones. Whoever reads it (every ``CHECK_STEPS`` steps on a GPU) finds the
-weights as they were before the first bad step, and ``explain_not_finite`` computes that step once more to name the
-sample or the gradient.
+has the optimizer skip that update and all later ones. Whoever reads it (see ``check_every``) finds the weights as they
+were before the first bad step, and ``explain_not_finite`` computes that step once more to name the sample or the
+gradient.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,10 @@ from workers.feed import Batch
 from workers.learner import Learner
 from workers.objective import Objective, View, objective_of
 
-CHECK_STEPS = 50
-"""On a GPU the flag is read after so many steps; on a CPU after each, which costs nothing there."""
+
+def check_every(device: torch.device) -> int:
+    """After how many steps the flag is read: reading waits for a GPU, and costs nothing on a CPU."""
+    return 50 if device.type == "cuda" else 1
 
 
 def compute_step(learner: Learner, batch: Batch, inputs: Sequence[Tensor]) -> None:

@@ -14,8 +14,9 @@ import typer
 
 from service.cli.base import CommandFailed, session
 from service.client import Client
+from service.connection import ClientError
 from service.paths import local_url
-from service.processes import answers_ready, command, end_with_stdin, free_port, supervise
+from service.processes import command, end_with_stdin, free_port, supervise
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -70,11 +71,30 @@ def serve(
         status = supervise(
             {"api": command("api"), "engine": command("engine")},
             environment=os.environ,
-            is_ready=lambda: answers_ready(client),
-            say=lambda text: _say(f"retort: {text}"),
+            is_ready=_Readiness(client, settings.heartbeat_max_age_s).ask,
+            say=_say_as_service,
             ready_text=ready_text(settings, url),
         )
     raise typer.Exit(status)
+
+
+class _Readiness:
+    """Asks a service whether it is ready, and says once what an engine that is there lacks."""
+
+    def __init__(self, client: Client, heartbeat_max_age_s: float) -> None:
+        self._client, self._max_age_s = client, heartbeat_max_age_s
+        self._said: list[str] = []
+
+    def ask(self) -> bool:
+        try:
+            answer = self._client.ready()
+        except (ClientError, ValueError):
+            return False
+        age_s = answer.get("heartbeat_age_s")
+        if not answer["ready"] and age_s is not None and age_s <= self._max_age_s and answer["reasons"] != self._said:
+            self._said = answer["reasons"]
+            _say_as_service(f"not ready at {self._client.base_url}: {'; '.join(self._said)}")
+        return bool(answer["ready"])
 
 
 def ready_text(settings: "Settings", url: str) -> str:
@@ -134,8 +154,9 @@ def engine(
 
 
 def engine_health(data_dir: DataDir = None) -> None:
-    """Say whether an engine leads and was heard of lately; exit status 1 if not."""
+    """Say whether an engine leads, was heard of lately, and has the GPUs that it promises; exit status 1 if not."""
     from service.db import Database
+    from service.gpus import gpu_reason
     from service.records import Records
     from service.settings import Settings
 
@@ -143,13 +164,16 @@ def engine_health(data_dir: DataDir = None) -> None:
     settings = Settings()
     database = Database(settings.database)
     try:
-        age_s = Records(database).heartbeat_age_s() if database.is_at_head() else None
+        records = Records(database)
+        age_s, gpus = (records.heartbeat_age_s(), records.gpus()) if database.is_at_head() else (None, None)
     finally:
         database.close()
     if age_s is None:
         raise CommandFailed("no engine leads: start one with `retort engine` or `retort serve`")
     if age_s > settings.heartbeat_max_age_s:
         raise CommandFailed(f"the engine was last heard of {age_s:.0f} s ago")
+    if broken := gpu_reason(gpus):
+        raise CommandFailed(broken)
     _say(f"the engine was last heard of {age_s:.0f} s ago")
 
 
@@ -184,6 +208,10 @@ def _refuse_taken_port(host: str, port: int) -> None:
                 f"cannot listen on {host} port {port} ({error.strerror}): is a service running "
                 "there already? Choose another with --port"
             ) from None
+
+
+def _say_as_service(text: str) -> None:
+    _say(f"retort: {text}")
 
 
 def _say(text: str) -> None:

@@ -14,6 +14,7 @@ from service.auth import check_binding, has_keys, is_loopback, load_key_digest
 from service.db import Database
 from service.doctor.finding import Finding
 from service.errors import ServiceError
+from service.gpus import gpu_reason
 from service.paths import local_url
 from service.records import Records
 from service.schemas import Health
@@ -88,7 +89,8 @@ def check_engine(settings: Settings) -> Finding:
         if _is_missing(database):
             return Finding("warn", "none has ever led", f"start {_START}")
         try:
-            age_s = Records(database).heartbeat_age_s()
+            records = Records(database)
+            age_s, gpus = records.heartbeat_age_s(), records.gpus()
         except SQLAlchemyError as error:
             return Finding("fail", f"not known: {_first_line(error)}", "see `database` and `migrations`")
     if age_s is None:
@@ -96,6 +98,8 @@ def check_engine(settings: Settings) -> Finding:
     found = f"the leading one was last heard of {max(age_s, 0):.0f} s ago"
     if age_s > settings.heartbeat_max_age_s:
         return Finding("fail", f"{found}: it has died", f"start {_START}; its log says why it ended")
+    if broken := gpu_reason(gpus):
+        return Finding("fail", f"{found}; {broken}", "see `gpu` and `torch`")
     return Finding("ok", found)
 
 

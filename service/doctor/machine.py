@@ -87,8 +87,9 @@ def check_cores(settings: Settings) -> Finding:
     """Can a run ever get the cores that it asks for?"""
     cores = _cores()
     engine = int(settings.cpus or cores)
-    found = f"{cores:g} cores, the engine uses {engine}, a run {settings.run_cpus:g}"
-    if settings.run_cpus > engine:
+    of_a_run = "what is chosen at its start" if settings.run_cpus is None else f"{settings.run_cpus:g}"
+    found = f"{cores:g} cores, the engine uses {engine}, a run {of_a_run}"
+    if settings.run_cpus is not None and settings.run_cpus > engine:
         advice = f"set RETORT_RUN_CPUS to {engine} or less, or RETORT_CPUS to more"
         return Finding("fail", f"{found}: the engine does not start, for no run could", advice)
     if engine > cores:
@@ -99,7 +100,8 @@ def check_cores(settings: Settings) -> Finding:
 def check_memory(settings: Settings) -> Finding:
     """Is there memory for as many runs as there are cores for?"""
     total = _memory_bytes()
-    runs = max(1, int((settings.cpus or _cores()) / settings.run_cpus))
+    # At most: on GPUs fewer may fit.
+    runs = max(1, int((settings.cpus or _cores()) / (settings.run_cpus or 1.0)))
     found = f"{size(total)} of memory for {runs} runs at once"
     if total < runs * RUN_MEMORY_BYTES:
         advice = f"a run takes about {size(RUN_MEMORY_BYTES)}: raise RETORT_RUN_CPUS or lower RETORT_CPUS"

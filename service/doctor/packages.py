@@ -7,23 +7,22 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from service.doctor.finding import Finding
+from service.gpus import probe_command
 from service.settings import Settings
-from workers.ray_head import describe
+from workers.ray_head import describe, visible_gpus
 
 PROBE_S = 100.0
 _PYTHON_MIN = Version("3.11")
 _ABSENT = "not installed here: the engine needs it"
 _INSTALL = "where the engine is to run: pip install 'retort[engine]' with Retort's constraints.txt"
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def check_packages(settings: Settings) -> Finding:
@@ -54,46 +53,64 @@ def check_ray(settings: Settings) -> Finding:
     probed = _probe("ray")
     address = describe(settings.data_dir)
     answers = f"a head answers at {address}" if address else "no head runs now, the engine starts one"
-    return probed if isinstance(probed, Finding) else Finding("ok", f"{probed[0]}; {answers}")
+    return probed if isinstance(probed, Finding) else Finding("ok", f"{probed['found']}; {answers}")
 
 
 def check_gpu(settings: Settings) -> Finding:
-    """What the driver says."""
-    gpus = _gpus()
-    wanted = settings.gpus or 0
-    if len(gpus) < wanted:
+    """What the driver says, and which of its GPUs the engine uses."""
+    gpus, visible, wanted = _gpus(), visible_gpus(), settings.gpus
+    found = "; ".join(gpus) or "no NVIDIA GPU, everything runs on the CPU"
+    if wanted is not None and len(gpus) < wanted:
         advice = "set RETORT_GPUS to what there is, or mend the driver (in a container: `--gpus all`)"
         return Finding("fail", f"RETORT_GPUS is {wanted}, the driver shows {len(gpus)}", advice)
-    return Finding("ok", "; ".join(gpus) or "no NVIDIA GPU, everything runs on the CPU")
+    if gpus and wanted == 0:
+        found += "; RETORT_GPUS is 0, so everything runs on the CPU"
+    elif gpus and visible is not None:
+        found += f"; CUDA_VISIBLE_DEVICES leaves {len(visible)}: {','.join(visible) or 'none'}"
+        if wanted is not None and len(visible) < wanted:
+            advice = "set RETORT_GPUS to as many as CUDA_VISIBLE_DEVICES names, or unset one of them"
+            return Finding("fail", f"{found}; RETORT_GPUS is {wanted}, so the engine does not start", advice)
+    return Finding("ok", found)
 
 
 def check_torch(settings: Settings) -> Finding:
     """Can students be trained, and on every GPU?"""
-    return _on_gpus("torch", "torch", "install the torch that is built for this driver's CUDA, or update the driver")
+    advice = "update the driver to what this torch needs, or install the torch that is built for this driver's CUDA"
+    return _on_gpus(settings, "torch", advice, on_all=True)
 
 
 def check_onnxruntime(settings: Settings) -> Finding:
     """Can teachers be run, and on a GPU if there is one?"""
     advice = "install onnxruntime-gpu with the extras cuda and cudnn (not beside onnxruntime), or update the driver"
-    return _on_gpus("onnxruntime", "onnxruntime", advice)
+    return _on_gpus(settings, "onnxruntime", advice, on_all=False)
 
 
-def _on_gpus(module: str, probe: str, advice: str) -> Finding:
+def _on_gpus(settings: Settings, module: str, advice: str, *, on_all: bool) -> Finding:
     if find_spec(module) is None:
         return Finding("warn", _ABSENT, _INSTALL)
-    probed = _probe(probe)
+    probed = _probe(module)
     if isinstance(probed, Finding):
         return probed
-    found, gpus = probed
-    if not gpus and (shown := _gpus()):
-        return Finding("fail", f"{found}; the driver shows {'; '.join(shown)}", advice)
-    return Finding("ok", found)
+    shown = _gpus()
+    wanted = _promised(settings, len(shown))
+    if probed["gpus"] < (wanted if on_all else min(wanted, 1)):
+        promise = f"the driver shows {'; '.join(shown)}" if settings.gpus is None else f"RETORT_GPUS is {wanted}"
+        why = f": {probed['failure']}" if probed.get("failure") else ""
+        return Finding("fail", f"{probed['found']}{why}; {promise}", advice)
+    return Finding("ok", probed["found"])
 
 
-def _probe(what: str) -> tuple[str, int] | Finding:
-    """What ``workers.probe`` found and on how many GPUs; or that it could not."""
-    line = [sys.executable, "-m", "workers.probe", what]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+def _promised(settings: Settings, shown: int) -> int:
+    """GPUs that an engine here would hand out, of those that the driver shows."""
+    if settings.gpus is not None:
+        return settings.gpus
+    visible = visible_gpus()
+    return shown if visible is None else min(shown, len(visible))
+
+
+def _probe(what: str) -> dict[str, Any] | Finding:
+    """What ``workers.probe`` has found; or that it could not."""
+    line, environment = probe_command(what)
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
@@ -107,8 +124,8 @@ def _probe(what: str) -> tuple[str, int] | Finding:
         ended = f"signal {-process.returncode}" if process.returncode < 0 else f"exit status {process.returncode}"
         said = next((text for text in reversed(err.splitlines()) if text.strip()), ended)
         return Finding("fail", f"it does not work: {said.strip()}", f"`{' '.join(line[1:])}` shows more")
-    told = json.loads(out.splitlines()[-1])
-    return told["found"], told["gpus"]
+    told: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return told
 
 
 def _gpus() -> Sequence[str]:

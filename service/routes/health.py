@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.context import Context, Service
+from service.gpus import gpu_reason
 from service.problems import responses
 from service.schemas import Health, Readiness
 
@@ -23,7 +24,8 @@ async def get_health() -> Health:
     responses={503: {"model": Readiness, "description": "Not ready; `reasons` says why"}},
 )
 def get_readiness(service: Service, response: Response) -> Readiness:
-    """Ready means: the database is at the newest migration, and an engine has been heard of within 30 s."""
+    """Ready means: the database is at the newest migration, an engine has been heard of within 30 s, and the GPUs that
+    it promises to runs work."""
     readiness = _readiness(service)
     response.status_code = 200 if readiness.ready else 503
     return readiness
@@ -36,6 +38,8 @@ def _readiness(service: Context) -> Readiness:
         if service.database.is_at_head():
             age_s = service.records.heartbeat_age_s()
             reasons += _engine_reasons(age_s, service.settings.heartbeat_max_age_s)
+            if not reasons and (broken := gpu_reason(service.records.gpus())):
+                reasons.append(broken)
         else:
             reasons.append("the database is not at the newest migration: start `retort serve` once")
     except SQLAlchemyError as error:

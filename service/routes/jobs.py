@@ -208,6 +208,7 @@ def _report_row(run: RunRecord) -> ReportRow:
     # A run that is still training has metrics, but no result.
     last: Mapping[str, Any] = result.get("last") or run.metrics or {}
     best: Mapping[str, Any] = result.get("best") or {}
+    environment: Mapping[str, Any] = result.get("environment") or {}
     return ReportRow(
         run_id=run.id,
         student=run.student,
@@ -225,6 +226,7 @@ def _report_row(run: RunRecord) -> ReportRow:
         teacher_temperature=last.get("teacher_temperature_mean"),
         images_per_s=result.get("images_per_s", last.get("images_per_s")),
         seconds=result.get("seconds"),
+        device=environment.get("device_name") or environment.get("device"),
     )
 
 

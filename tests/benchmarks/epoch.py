@@ -39,7 +39,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from store import CacheReader
 from tests.benchmarks.bench import EITHER, Options, Timing, options, show, synchronize, write
-from tests.benchmarks.training import CLASSES, SAMPLES, SIDE, WARM_UP_STEPS, write_data
+from tests.benchmarks.training import (
+    CE_WEIGHT,
+    CLASSES,
+    KD_WEIGHT,
+    SAMPLES,
+    SIDE,
+    TEMPERATURE,
+    WARM_UP_STEPS,
+    write_data,
+)
 from workers.config import Sgd, StudentSpec, Training, TrainingOrder
 from workers.datasets import Dataset, open_prepared
 from workers.errors import Stopped
@@ -62,7 +71,6 @@ PAIRS = (("resnet56", "resnet8"), ("resnet56", "resnet20"), ("resnet32x4", "resn
 BATCHES = (64, 128)
 PARTS = {f"{student}-{batch}": (teacher, student, batch) for batch in BATCHES for teacher, student in PAIRS}
 
-CE_WEIGHT, KD_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0
 LOOPS = ("floor", "cache", "live")
 
 

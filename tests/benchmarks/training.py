@@ -22,7 +22,9 @@ from workers.methods import parse_method
 from workers.train import train_group
 
 SAMPLES, CLASSES, SIDE = 50_000, 100, 32
-STUDENT, METHOD = "resnet8", "kd"
+CE_WEIGHT, KD_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0
+STUDENT = "resnet8"
+METHOD = {"preset": "kd", "ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT, "temperature": TEMPERATURE}
 VIEWS = Views(augmentation=CropFlip(pad=4), count=2)
 
 WARM_UP_STEPS = {"cpu": 3, "cuda": 8}
@@ -30,7 +32,7 @@ WARM_UP_STEPS = {"cpu": 3, "cuda": 8}
 
 
 def write_data(
-    folder: Path, threads: int, *, samples: int = SAMPLES, test_samples: int = CLASSES, side: int = SIDE
+    folder: Path, threads: int, samples: int = SAMPLES, *, test_samples: int = CLASSES, side: int = SIDE
 ) -> TrainingOrder:
     """Prepare random pictures, and fill caches with random logits of their views: an order for them."""
     generator = np.random.default_rng(0)
@@ -49,20 +51,20 @@ def write_data(
         views=VIEWS,
         train_fingerprint=train.fingerprint,
         test_fingerprint=test.fingerprint,
-        train_cache=_write_cache(folders.caches, train, "train", VIEWS),
-        test_cache=_write_cache(folders.caches, test, "test", Views()),
+        train_cache=_write_cache(folders.caches, train, VIEWS),
+        test_cache=_write_cache(folders.caches, test, Views()),
         folder=folder / "run",
         threads=threads,
     )
 
 
-def _write_cache(root: Path, dataset: Dataset, split: str, views: Views) -> CacheSpec:
+def _write_cache(root: Path, dataset: Dataset, views: Views) -> CacheSpec:
     spec = CacheSpec(
         teacher_sha256="0" * 64,
         teacher_output="logits",
         output_kind="logits",
         dataset_fingerprint=dataset.fingerprint,
-        split=split,
+        split=dataset.split,
         samples=dataset.samples,
         classes=CLASSES,
         preprocessing={},

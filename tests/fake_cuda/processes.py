@@ -14,7 +14,7 @@ from typing import Any
 from tests.fake_cuda.build import RUNTIME
 
 _ROOT = Path(__file__).parents[2]
-_TIMEOUT_S = 110
+_TIMEOUT_S = 200
 
 
 class FakeFailed(AssertionError):

@@ -12,6 +12,10 @@ static atomic_long counters[n_counters];
 
 void count(enum Counter counter, long by) { atomic_fetch_add(&counters[counter], by); }
 
+long kernels_so_far(void) {
+    return atomic_load(&counters[kernels]) + atomic_load(&counters[library_calls]) + atomic_load(&counters[graph_launches]);
+}
+
 /* Only what was ever launched is listed: torch registers more than a hundred thousand kernels. */
 static pthread_mutex_t listing = PTHREAD_MUTEX_INITIALIZER;
 static struct Tally **listed;

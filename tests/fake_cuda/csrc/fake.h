@@ -31,6 +31,7 @@ enum Counter {
 };
 
 void count(enum Counter counter, long by);
+long kernels_so_far(void); /* of which any may have computed something */
 
 /* How often a kernel or a function of a library was launched and captured. */
 struct Tally {

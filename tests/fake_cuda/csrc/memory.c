@@ -1,11 +1,13 @@
 /* Memory and copies, which are real: a device's memory is host memory of this process.
 
    Kernels do nothing, so most of what is read back was never computed. A copy to the host gives
-   - what an earlier copy or memset of exactly this place and length has put there;
-   - otherwise one (a float of 4 bytes, a double of 8, or the byte 1), if it is a scalar: a flag reads as true, and a
-     loss can be divided by;
+   - what an earlier copy or memset of exactly this place and length has put there; of a scalar (1, 4 or 8 bytes), only
+     if no kernel was launched since, which may have computed another;
+   - otherwise the integer one, if it is a scalar: a flag reads as true, a count as a small one, and a floating-point
+     number as the least above zero, so finite;
    - otherwise zeros: finite as numbers of every type, and no flag of a vector of them is set.
-   Memory that an allocator hands out again is not taken for what lay there before, unless by a copy of that length. */
+   Memory that an allocator hands out again is so not taken for what lay there before, unless a vector's length is the
+   same. */
 #include "fake.h"
 
 #include <stdint.h>
@@ -21,7 +23,12 @@ struct Range {
     size_t bytes;
     enum Place place;
     int device;
-    size_t *copied; /* of a device's memory, for each granule: bytes of the last copy that began there, or 0 */
+    struct Note *notes; /* of a device's memory, for each granule: the last copy that began there */
+};
+
+struct Note {
+    size_t bytes; /* 0: unknown */
+    long kernels_before;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -64,7 +71,7 @@ static void *map(size_t bytes) {
     return mapped == MAP_FAILED ? NULL : mapped;
 }
 
-static size_t copied_bytes(size_t bytes) { return (bytes / GRANULE + 1) * sizeof(size_t); }
+static size_t note_bytes(size_t bytes) { return (bytes / GRANULE + 1) * sizeof(struct Note); }
 
 /* ---- memory of a device */
 
@@ -77,7 +84,7 @@ EXPORT cudaError_t cudaMalloc(void **address, size_t bytes) {
     if (used[device] + bytes > device_memory_bytes() || !(*address = map(bytes))) error = cudaErrorMemoryAllocation;
     else {
         used[device] += bytes;
-        add_range((struct Range){*address, bytes, on_device, device, map(copied_bytes(bytes))});
+        add_range((struct Range){*address, bytes, on_device, device, map(note_bytes(bytes))});
         count(allocations, 1);
     }
     pthread_mutex_unlock(&lock);
@@ -93,7 +100,7 @@ EXPORT cudaError_t cudaFree(void *address) {
     if (!range || range->start != address || range->place != on_device) error = cudaErrorInvalidValue;
     else {
         used[range->device] -= range->bytes;
-        munmap(range->copied, copied_bytes(range->bytes));
+        munmap(range->notes, note_bytes(range->bytes));
         munmap(range->start, range->bytes); /* whoever still uses it is ended by a signal */
         remove_range(range);
         count(frees, 1);
@@ -181,28 +188,28 @@ EXPORT cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attrib
 
 /* ---- what is known of a device's memory */
 
-/* Where its length is noted, or NULL if it does not begin at a granule of a device's memory. */
-static size_t *note_of(const void *address) {
+/* NULL if it does not begin at a granule of a device's memory. */
+static struct Note *note_of(const void *address) {
     struct Range *range = range_of(address);
     if (!range || range->place != on_device || ((uintptr_t)address % GRANULE)) return NULL;
-    return &range->copied[((char *)address - range->start) / GRANULE];
+    return &range->notes[((char *)address - range->start) / GRANULE];
 }
 
+static bool is_scalar(size_t bytes) { return bytes == 1 || bytes == 4 || bytes == 8; }
+
 static bool is_known(const void *address, size_t bytes) {
-    size_t *note = note_of(address);
-    return note && *note == bytes;
+    struct Note *note = note_of(address);
+    return note && note->bytes == bytes && (!is_scalar(bytes) || note->kernels_before == kernels_so_far());
 }
 
 static void set_known(const void *address, size_t bytes) {
-    size_t *note = note_of(address);
-    if (note) *note = bytes;
+    struct Note *note = note_of(address);
+    if (note) *note = (struct Note){bytes, kernels_so_far()};
 }
 
 static void read_uncomputed(void *to, size_t bytes) {
     memset(to, 0, bytes);
-    if (bytes == 1) memset(to, 1, 1);
-    else if (bytes == 4) memcpy(to, &(float){1}, 4);
-    else if (bytes == 8) memcpy(to, &(double){1}, 8);
+    if (is_scalar(bytes)) *(char *)to = 1;
 }
 
 void copy_now(void *to, const void *from, size_t bytes) {
