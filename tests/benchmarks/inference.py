@@ -35,7 +35,7 @@ import torch
 
 from store import CacheSpec, CacheWriter
 from store.layout import BlockRecord
-from tests.benchmarks.bench import Options, Timing, options, show, write
+from tests.benchmarks.bench import EITHER, Options, Timing, options, show, write
 from tests.conftest import SHARED
 from workers.artifacts import Student, export_onnx
 from workers.caching import inference_batch
@@ -302,7 +302,7 @@ def as_json(result: Result) -> dict[str, object]:
 
 
 def main() -> None:
-    given = options("The inference stage, with its commits, beside ONNX Runtime alone.")
+    given = options("The inference stage, with its commits, beside ONNX Runtime alone.", devices=EITHER)
     with TemporaryDirectory() as folder:
         result = measure(given, Path(folder))
     report(result)
