@@ -233,6 +233,9 @@ class Cache(Document):
     created_at: datetime | None
     last_used_at: datetime | None
     pinned: bool = Field(description="whether it is kept from eviction and deletion")
+    provenance: Stored = Field(
+        description="what made it, no part of its key; `computed_on` lists where its blocks were inferred"
+    )
 
 
 class CachePage(Page[Cache]):

@@ -170,13 +170,13 @@ def _describe(group: Path) -> CacheEntry:
     complete = (group / layout.COMPLETE_FILE).exists()
     try:
         manifest = layout.read_manifest(group)
-        provenance = manifest.provenance
+        provenance = layout.read_provenance(group, manifest.provenance)
         check_identity(group, manifest)
         layout.check_arrays(group, manifest.spec)
         rows_committed, damage = _count_rows(group, manifest.spec)
         if complete:
             _, finishing = check_completion(group, manifest.spec)
-            provenance = {**provenance, **finishing}
+            provenance |= finishing
             problem = damage
     except StoreError as error:
         problem = str(error)

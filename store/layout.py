@@ -11,6 +11,8 @@
         reference/zarr.json          [rows, classes], float32, one chunk; lossy encodings alone
         reference/c/0/0              exact logits of block 0's first rows, committed with it
         commits/<view>-<block>.json  BlockRecord: this block is whole; written last
+        provenance/<digest>.json     where blocks were computed: free JSON, one file for each origin; no part of the
+                                     cache's identity
         COMPLETE                     Completion: every block is committed; written last of all
         LAST_USED                    written by Catalog.touch; no part of the cache's identity
         PINNED                       written by Catalog.pin, and gone after unpin; no part of it either
@@ -29,7 +31,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -46,6 +48,7 @@ COMPLETE_FILE = "COMPLETE"
 LAST_USED_FILE = "LAST_USED"
 PINNED_FILE = "PINNED"
 COMMITS_FOLDER = "commits"
+PROVENANCE_FOLDER = "provenance"
 CREATING_PREFIX = ".creating-"
 DELETED_PREFIX = ".deleted-"
 TURN_FILE = ".turn"
@@ -131,6 +134,27 @@ def record_name(spec: CacheSpec, block: int) -> str:
     """The commit record of one block, relative to the group."""
     view, within = divmod(block, spec.blocks_per_view)
     return f"{COMMITS_FOLDER}/{view}-{within}.json"
+
+
+def provenance_name(content: bytes) -> str:
+    """The file of one origin of blocks, relative to the group: the same for the same canonical JSON."""
+    return f"{PROVENANCE_FOLDER}/{hashlib.sha256(content).hexdigest()[:16]}.json"
+
+
+def read_provenance(group: Path, *given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """What is known of how a cache came about: what was `given` at its creation and end, and its blocks' origins.
+
+    `computed_on` lists the origins; it is not there if no block has one. Nothing depends on them, so one that cannot
+    be read is listed with its `problem` and raises nothing.
+    """
+    provenance = {name: value for part in given for name, value in part.items()}
+    origins: list[JsonValue] = []
+    for path in sorted((group / PROVENANCE_FOLDER).glob("*.json")):
+        try:
+            origins.append(_read_json(path))
+        except CacheCorrupt as error:
+            origins.append({"problem": str(error)})
+    return provenance | ({"computed_on": origins} if origins else {})
 
 
 def array_metadata(array: str, spec: CacheSpec) -> dict[str, Any]:

@@ -21,8 +21,9 @@ while they are mapped; the writer never does, it replaces them, and a mapping ke
 alive.
 
 Rows that are not in memory yet come one page fault at a time, each with megabytes around it that
-the kernel reads ahead. That soon loads files that fit in memory, and is ruin for those that do not:
-for them there is `prefetch`.
+the kernel reads ahead. That is ruin for files that memory cannot hold: for them there are
+`read_single_pages` and `prefetch`. Files that fit are read sooner in order (`read_in_order`) than
+by the faults of a random order. See read_ahead.py.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ import errno
 import math
 import mmap
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +50,12 @@ TOUCH_BYTES = 512  # below this a row is copied as soon as it is looked at
 # Not in Python's mmap module; the value is the same on every Linux but alpha, hppa and mips.
 _MAP_FIXED = 0x10
 _PROT_NONE = 0
+# Linux 5.14; not in Python's mmap module, either.
+_MADV_POPULATE_READ = 22
+
+_READ_AHEAD_THREADS = 2
+# What a thread reads in one call, which release() waits for.
+_READ_AHEAD_BYTES = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -61,6 +69,7 @@ _libc.mmap.argtypes = (
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 # What this process, or the container that it is in, may use: cgroup v2, cgroup v1.
@@ -98,7 +107,7 @@ class ChunkRows:
         self.rows.take(indices_B, axis=0, out=out, mode="clip")
 
     def prefetch(self, indices_B: npt.NDArray[np.int64]) -> None:
-        """Have these rows read in the background, and from now on no page but those asked for.
+        """Have these rows read in the background.
 
         1-2 us a row, also for those in memory already. Does nothing where the files are loaded.
         """
@@ -106,8 +115,26 @@ class ChunkRows:
             row_bytes = self.rows.strides[0]
             self._range.prefetch(indices_B * row_bytes, row_bytes)
 
+    def read_single_pages(self) -> None:
+        """From now on a page fault reads no page but its own, for files that memory cannot hold."""
+        if self._range is not None:
+            self._range.advise(mmap.MADV_NOHUGEPAGE)  # it would take precedence
+            self._range.advise(mmap.MADV_RANDOM)
+
+    def in_memory(self, chunks: range) -> bool:
+        """Whether every page of these chunks is; true where the kernel does not tell (a foreign, read-only file)."""
+        return self._range is None or all(self._range.in_memory(chunk) for chunk in chunks)
+
+    def read_in_order(self, chunks: range) -> None:
+        """Start to read these chunks from start to end, in threads that end with the work or with release().
+
+        An error of the disk ends them silently: whoever takes the row meets it again.
+        """
+        if self._range is not None:
+            self._range.read_in_order(chunks)
+
     def release(self) -> None:
-        """Unmap the files. May be called twice."""
+        """Unmap the files, which stops those who read them ahead. May be called twice."""
         if self._range is not None:
             self._range.release()
 
@@ -131,18 +158,27 @@ def map_chunks(paths: Sequence[Path], block_rows: int, classes: int, dtype: np.d
 
 
 class _Range:
-    """A reserved range of addresses; unmapped by release() or by the garbage collector."""
+    """A reserved range of addresses with files in it; unmapped by release() or by the garbage collector."""
 
     def __init__(self, size_bytes: int, alignment: int) -> None:
         """Raises OSError (ENOMEM) when there is no such range."""
         self.size_bytes = size_bytes
-        self._reads_ahead = True
         reserved_bytes = size_bytes + alignment
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         address = _mmap(None, reserved_bytes, _PROT_NONE, flags, -1)
         self.start = -(-address // alignment) * alignment
-        self.release = weakref.finalize(self, _libc.munmap, address, reserved_bytes)
-        self.release.atexit = False  # a daemon thread may still be reading; the kernel cleans up
+        self._unmap = weakref.finalize(self, _libc.munmap, address, reserved_bytes)
+        self._unmap.atexit = False  # a daemon thread may still be reading; the kernel cleans up
+        self._files: list[tuple[int, int]] = []  # address and bytes
+        self._threads: list[threading.Thread] = []
+        self._stop = threading.Event()
+
+    def release(self) -> None:
+        """Stop reading ahead and unmap. May be called twice."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._unmap()
 
     def map_file(self, path: Path, offset_bytes: int, length_bytes: int) -> None:
         """Put the first bytes of a file at an offset of this range, read-only and shared."""
@@ -152,6 +188,7 @@ class _Range:
             _mmap(self.start + offset_bytes, length_bytes, mmap.PROT_READ, flags, descriptor)
         finally:
             os.close(descriptor)
+        self._files.append((self.start + offset_bytes, length_bytes))
 
     def advise(self, advice: int) -> None:
         """Tell the kernel how the range will be used; it may take no notice."""
@@ -159,14 +196,42 @@ class _Range:
 
     def prefetch(self, offsets_B: npt.NDArray[np.int64], length_bytes: int) -> None:
         """Have these parts of the range read; where the kernel refuses, a touch will do it."""
-        if self._reads_ahead:
-            self.advise(mmap.MADV_NOHUGEPAGE)  # it would take precedence
-            self.advise(mmap.MADV_RANDOM)
-            self._reads_ahead = False
         firsts_B = (self.start + offsets_B) & -mmap.PAGESIZE
         lengths_B = self.start + offsets_B + length_bytes - firsts_B
         for first, length in zip(firsts_B.tolist(), lengths_B.tolist(), strict=True):
             _libc.madvise(first, length, mmap.MADV_WILLNEED)
+
+    def in_memory(self, index: int) -> bool:
+        """Whether all pages of a file are in the page cache."""
+        address, length_bytes = self._files[index]
+        flags = np.ones(-(-length_bytes // mmap.PAGESIZE), np.uint8)
+        _libc.mincore(address, length_bytes, flags.ctypes.data)
+        return bool((flags & 1).all())
+
+    def read_in_order(self, indices: Sequence[int]) -> None:
+        """Start to read these files in the background, in order."""
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        for part in range(_READ_AHEAD_THREADS):
+            mine = indices[part::_READ_AHEAD_THREADS]
+            thread = threading.Thread(target=self._read_files, args=(mine,), name="read-ahead", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _read_files(self, indices: Sequence[int]) -> None:
+        """Read files and fill this process's page table with their pages."""
+        advice = _MADV_POPULATE_READ
+        for index in indices:
+            address, length_bytes = self._files[index]
+            for done_bytes in range(0, length_bytes, _READ_AHEAD_BYTES):
+                if self._stop.is_set():
+                    return
+                start, piece_bytes = address + done_bytes, min(_READ_AHEAD_BYTES, length_bytes - done_bytes)
+                if _libc.madvise(start, piece_bytes, advice) != 0:
+                    if advice != _MADV_POPULATE_READ or ctypes.get_errno() != errno.EINVAL:
+                        return
+                    # An older kernel: it only starts to read, and leaves the page table to the page faults.
+                    advice = mmap.MADV_WILLNEED
+                    _libc.madvise(start, piece_bytes, advice)
 
     def array(self, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
         """The whole range as a read-only flat array; it does not keep the range alive."""

@@ -12,7 +12,7 @@ Three ways to the logits, by size:
 - gather(view, rows): the rows of a batch, straight from the page cache, which all processes share.
 - row_map(view, order).gather(start, stop): the same with the index arithmetic and bounds check of a
   whole epoch done once, which makes it as fast as np.memmap over one flat file. Its prefetch() is
-  for logits that memory cannot hold.
+  for logits that are not in memory yet.
 
 A lossy cache hands out the same, decoded to float32 (see encoding.py); only logits() decodes all at
 once.
@@ -32,7 +32,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import JsonValue
 
 from . import layout
 from .completeness import check_completion, check_identity, describe_absence
@@ -44,6 +43,7 @@ from .errors import (
     RowOutOfRange,
 )
 from .mapping import ChunkRows, map_chunks, memory_bytes
+from .read_ahead import ReadAhead
 from .room import Hold
 from .schema import CacheSpec
 from .statistics import STATISTICS, Float32
@@ -93,8 +93,8 @@ class CacheReader:
         self._records, finishing = check_completion(self.path, self.spec)
         for record in self._records:
             layout.check_chunk_files(self.path, record)
-        #: What the cache's creator and finisher wrote down: free JSON, no part of the identity.
-        self.provenance: dict[str, JsonValue] = {**manifest.provenance, **finishing}
+        #: How it came about, see CacheWriter.add_provenance: free JSON, no part of the identity.
+        self.provenance = layout.read_provenance(self.path, manifest.provenance, finishing)
         self._statistics = {name: self._load_statistic(name) for name in STATISTICS}
         self._mapped = {
             array.name: self._map(array.name, array.columns, array.numpy_dtype)
@@ -107,8 +107,9 @@ class CacheReader:
         if self.spec.is_lossy:
             single = [name for name in self.spec.logit_arrays if name not in self._mapped]
             self._encoded = EncodedRows(self.spec, self._mapped, {name: self._load_statistic(name) for name in single})
-        #: A view's logits take more than half of the memory there is: see RowMap.prefetch.
-        self.exceeds_memory = 2 * self.spec.samples * self.spec.stored_row_bytes > memory_bytes()
+        self._view_bytes = self.spec.samples * self.spec.stored_row_bytes
+        #: A view's logits take more than half of the memory there is: see read_ahead.py.
+        self.exceeds_memory = 2 * self._view_bytes > memory_bytes()
         self._block_shift = self.spec.block_rows.bit_length() - 1  # block_rows is a power of two
         self._hole_rows = self._chunks.stride_rows - self.spec.block_rows
         self._closed = False
@@ -132,8 +133,10 @@ class CacheReader:
         """
         if self._encoded is not None:
             samples_M = self._checked_rows(view, rows).copy()
-            return RowMap(samples_M, partial(self._decode, view), partial(self._prefetch_encoded, view))
-        return RowMap(self._physical_rows(view, rows), self._take, self._prefetch)
+            ahead = self._read_ahead(view, partial(self._encoded.prefetch, view))
+            return RowMap(samples_M, partial(self._decode, view), partial(self._prefetch, ahead))
+        ahead = self._read_ahead(view, self._chunks.prefetch)
+        return RowMap(self._physical_rows(view, rows), self._take, partial(self._prefetch, ahead))
 
     def logits(self, view: int) -> Logits:
         """All logits [N, C] of one view, copied, in the cache's dtype; every byte is verified.
@@ -218,14 +221,15 @@ class CacheReader:
             )
         return out
 
-    def _prefetch(self, physical_B: Rows) -> None:
-        self._check_open()
-        self._chunks.prefetch(physical_B)
+    def _read_ahead(self, view: int, prefetch: Callable[[Rows], None]) -> ReadAhead:
+        first = view * self.spec.blocks_per_view
+        blocks = range(first, first + self.spec.blocks_per_view)
+        arrays = list(self._mapped.values())
+        return ReadAhead(arrays, blocks, self._view_bytes, prefetch, fits=not self.exceeds_memory)
 
-    def _prefetch_encoded(self, view: int, samples_B: Rows) -> None:
+    def _prefetch(self, ahead: ReadAhead, rows_B: Rows) -> None:
         self._check_open()
-        assert self._encoded is not None
-        self._encoded.prefetch(view, samples_B)
+        ahead.read(rows_B)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -290,12 +294,13 @@ class RowMap:
         return self._take(self._rows_M[start:stop], out)
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Have the rows of these positions read from the disk in the background.
+        """Have the rows of these positions read from the disk in the background, and more than those where it helps.
 
         Before each gather(start, stop), prefetch(start, stop + 4 * (stop - start)): positions that
-        were asked for before are passed over, those beyond the end cut off. Only where the reader
-        exceeds_memory, so that every epoch finds its rows on the disk. From the first call on, the
-        reader's page faults read single pages; logits that fit in memory get there sooner without.
+        were asked for before are passed over, those beyond the end cut off. A view that fits in
+        memory is read whole after the first of them (see read_ahead.py), and left alone if it is
+        there. One that does not is read row by row: from the first call on, the reader's page
+        faults read single pages.
         Raises ReaderClosed.
         """
         self._prefetch(self._rows_M[max(start, self._prefetched) : stop])

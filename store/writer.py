@@ -133,6 +133,22 @@ class CacheWriter:
                 self._clear(block)
                 raise
 
+    def add_provenance(self, origin: Mapping[str, JsonValue]) -> None:
+        """Keep where blocks are computed (device, versions), before they are written; the same origin is kept once.
+
+        A cache can be filled by many processes over many attempts: all their origins are told, in
+        `computed_on` of its provenance, and none of them is a part of the cache's key.
+        Raises CacheNotFound (deleted meanwhile), DiskFull.
+        """
+        content = canonical_json(dict(origin))
+        path = self.path / layout.provenance_name(content)
+        if path.exists():
+            return
+        with self._locked(FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, content)
+            fsync(self.path)
+
     def finish(self, provenance: Mapping[str, JsonValue] | None = None) -> None:
         """Mark the cache complete, so that readers accept it; does nothing if it is already.
 

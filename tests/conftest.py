@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import signal
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.digits import Digits
+    from tests.fake_cuda.processes import FakeCuda
 
 
 # Two cores are shared by everything a test starts; libraries read this when they are imported.
@@ -20,6 +23,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def selects_gpu(marks: str) -> bool:
+    """Whether ``-m`` asks for tests that need a GPU: it names the mark, and is true of such a test, slow or not."""
+    if not re.search(r"\bgpu\b", marks):
+        return False
+    # The language of -m is Python's, with the names of marks.
+    return any(
+        eval(marks, {"__builtins__": {}}, defaultdict(bool, gpu=True, slow=slow, fake_cuda=False))
+        for slow in (False, True)
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide a machine's GPUs, unless the tests that need one are asked for: no other test is to move there unseen.
+
+    From this process and from all that it starts, before either loads torch.
+    """
+    if not selects_gpu(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,3 +82,16 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
     from tests.digits import make_digits
 
     return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> "FakeCuda":
+    """A CUDA device without a GPU, built once for all workers of the session; skips where it cannot be built."""
+    from tests.fake_cuda.build import build, why_not
+    from tests.fake_cuda.processes import FakeCuda
+
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    base = tmp_path_factory.getbasetemp()
+    return FakeCuda(build((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "fake_cuda"))

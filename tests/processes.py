@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,17 @@ class Processes:
 
     Args:
         data_dir: made here.
+        environment: of the processes, beside the settings; None takes this process's own.
         settings: more of them, as environment variables without ``RETORT_``.
     """
 
-    def __init__(self, data_dir: Path, **settings: str) -> None:
+    def __init__(self, data_dir: Path, environment: Mapping[str, str] | None = None, **settings: str) -> None:
         port = free_port()
         self.client = Client(f"http://127.0.0.1:{port}")
         self.data_dir = data_dir
         data_dir.mkdir()
         self._environment = {
-            **os.environ,
+            **(os.environ if environment is None else environment),
             "RETORT_DATA_DIR": str(data_dir),
             "RETORT_DATA_ROOT": str(data_dir),
             "RETORT_PORT": str(port),
@@ -95,9 +96,11 @@ class Processes:
 
 
 @contextlib.contextmanager
-def running_service(data_dir: Path, **settings: str) -> Iterator[Processes]:
+def running_service(
+    data_dir: Path, environment: Mapping[str, str] | None = None, **settings: str
+) -> Iterator[Processes]:
     """Ready to work."""
-    processes = Processes(data_dir, **settings)
+    processes = Processes(data_dir, environment, **settings)
     try:
         processes.wait_ready()
         yield processes

@@ -384,12 +384,14 @@ def cache_cli(request: pytest.FixtureRequest, api: Api, cli: Retort) -> Retort:
 
 def test_caches_can_be_listed_shown_verified_and_deleted(api: Api, cache_cli: Retort) -> None:
     spec = make_spec(samples=300)
-    write_cache(api.settings.caches_dir, spec)
+    write_cache(api.settings.caches_dir, spec).add_provenance({"device": "NVIDIA H200"})
     key = spec.key
     listed = cache_cli("list")[1]
     assert key[:12] in listed
     assert "complete" in listed
-    assert key in cache_cli("show", key[:6])[1]
+    shown = cache_cli("show", key[:6])[1]
+    assert key in shown
+    assert "NVIDIA H200" in shown
     assert cache_cli("verify", key)[:2] == (0, "1 blocks, 300 rows: every checksum and statistic is right\n")
     status, _, err = cache_cli("show", "0000" if not key.startswith("0000") else "1111")
     assert status == 1

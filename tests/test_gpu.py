@@ -5,8 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 
+from tests import onnx_models
 from tests.digits import SMALL, Digits
+from workers.config import Preprocessing
+from workers.errors import OutOfMemory
 from workers.events import ignore, never
 from workers.feed import TrainingFeed
 from workers.live import row_statistics
@@ -26,7 +30,57 @@ def test_the_teacher_runs_on_cuda_and_says_what_it_says_on_the_cpu(digits: Digit
     path, preprocessing = digits.teacher_spec.path, digits.preprocessing
     teacher = Teacher(path, preprocessing, None, threads=1, device="cuda")
     assert teacher.provider == "CUDAExecutionProvider"
+    assert teacher.warnings == ()
     np.testing.assert_allclose(teacher.logits(pictures), digits.teacher().logits(pictures), atol=1e-3, rtol=1e-3)
+
+
+def convolution(tmp_path: Path, dtype: type = np.float32) -> Path:
+    """A convolution with 64 channels at 128 x 128, so 4 MiB a picture in float32, their means and a linear layer."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "kernel": rng.normal(size=(64, 3, 3, 3)).astype(dtype) / 5,
+        "weight": rng.normal(size=(64, 10)).astype(dtype) / 8,
+        "axes": np.array([2, 3]),
+    }
+    nodes = [
+        helper.make_node("Conv", ["images", "kernel"], ["z"], pads=[1] * 4),
+        helper.make_node("Relu", ["z"], ["positive"]),
+        helper.make_node("ReduceMean", ["positive", "axes"], ["means"], keepdims=0),
+        helper.make_node("MatMul", ["means", "weight"], ["logits"]),
+    ]
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    image = onnx_models.image(("batch", 3, 128, 128), element)
+    output = helper.make_tensor_value_info("logits", element, ("batch", 10))
+    return onnx_models.save(onnx_models.model(nodes, [image], [output], constants, opset=18), tmp_path / "teacher.onnx")
+
+
+def test_a_float32_teacher_has_no_tf32_and_a_half_precision_one_its_tensor_cores(tmp_path: Path) -> None:
+    """TF32 would be apart by some 1e-3 of the largest output, rounding in float32 by 1e-6."""
+    exact = Teacher(convolution(tmp_path), Preprocessing(), device="cuda")
+    assert (exact.provenance["tf32"], exact.warnings) == (False, ())
+    assert exact.provenance["device"] == torch.cuda.get_device_name()
+    images = np.random.default_rng(1).integers(0, 256, (32, 128, 128, 3), dtype=np.uint8)
+    there = Teacher(convolution(tmp_path), Preprocessing(), device="cpu").logits(images)
+    assert np.abs(exact.logits(images) - there).max() < 1e-4 * np.abs(there).max()
+    half = Teacher(convolution(tmp_path, np.float16), Preprocessing(), device="cuda")
+    assert (half.provenance["tf32"], half.warnings) == (True, ())
+    assert np.abs(half.logits(images) - there).max() < 2e-2 * np.abs(there).max()
+
+
+def test_a_teacher_halves_its_batch_within_its_share_of_the_memory(tmp_path: Path) -> None:
+    """256 pictures take two GiB; a quarter of one is allowed."""
+    path = convolution(tmp_path)
+    fraction = (256 << 20) / torch.cuda.get_device_properties(0).total_memory
+    small = Teacher(path, Preprocessing(), device="cuda", memory_fraction=fraction)
+    images = np.random.default_rng(2).integers(0, 256, (256, 128, 128, 3), dtype=np.uint8)
+    input_ = small.preprocess(images)
+    logits = small.run(input_, 256)
+    assert small.rows_max in (8, 16, 32, 64)
+    assert small.run(input_, 256).tobytes() == logits.tobytes()
+    whole = Teacher(path, Preprocessing(), device="cuda").run(input_, 256)
+    np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
+    with pytest.raises(OutOfMemory, match="larger share"):
+        Teacher(path, Preprocessing(), device="cuda", memory_fraction=fraction / 256).run(input_, 256)
 
 
 def test_resident_batches_are_the_mapped_ones(digits: Digits) -> None:

@@ -19,15 +19,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from store import CacheReader, CacheSpec, CacheWriter, NotStorable
+from store import CacheReader, CacheSpec, CacheWriter, Catalog, NotStorable
 from store.layout import BlockRecord
-from tests import onnx_models
+from tests import cuda_session, onnx_models
 from tests.store_cases import tree
 from workers import inference
-from workers.config import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop
+from workers.caching import inference_batch
+from workers.config import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop, TeacherSpec
 from workers.datasets import DecodedDataset
 from workers.errors import InvalidTeacher, Stopped
-from workers.events import InferenceProgress
+from workers.events import InferenceProgress, Log
 from workers.inference import infer_blocks
 from workers.teacher import Teacher
 from workers.views import make_views
@@ -133,12 +134,102 @@ def test_blocks_may_be_shared_out_in_any_order(teacher: Teacher, dataset: Decode
     assert logits_of(shared).tobytes() == logits_of(whole).tobytes()
 
 
+@pytest.mark.parametrize("load_threads", [2, 5])
+def test_infer_blocks_keeps_the_same_bytes_for_any_number_of_load_threads(
+    load_threads: int, teacher: Teacher, dataset: DecodedDataset, tmp_path: Path
+) -> None:
+    alone, shared = (cache(tmp_path / name, CropFlip(pad=2)) for name in ("alone", "shared"))
+    infer_blocks(teacher, dataset, alone, [0, 1, 2], batch_size=64)
+    infer_blocks(teacher, dataset, shared, [0, 1, 2], batch_size=64, load_threads=load_threads)
+    assert tree(shared.path) == tree(alone.path)
+
+
+@pytest.mark.parametrize(
+    ("size", "block_rows", "rows"),
+    [
+        ((32, 32), 4096, 256),
+        ((224, 224), 4096, 64),
+        ((299, 299), 4096, 32),
+        ((3000, 2500), 4096, 1),
+        ((32, 32), 64, 64),
+    ],
+)
+def test_inference_batch_is_a_power_of_two_that_divides_a_block(
+    size: tuple[int, int], block_rows: int, rows: int, dataset: DecodedDataset
+) -> None:
+    given = TeacherSpec(path=Path("teacher.onnx"), preprocessing=PLAIN.model_copy(update={"size": size}))
+    assert inference_batch(given, dataset, block_rows) == rows
+    assert inference_batch(given.model_copy(update={"preprocessing": PLAIN}), dataset, block_rows) == min(
+        256, block_rows
+    )
+
+
+def test_infer_blocks_loads_whole_batches_of_a_teacher_that_fixes_them(
+    dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """808 rows are nine calls of 100, and not eleven of which every third is mostly padding."""
+    path = onnx_models.save(onnx_models.random_linear(CLASSES, batch=100), tmp_path / "teacher.onnx")
+    fixed = Teacher(path, PLAIN, threads=1, device="cpu")
+    calls = []
+    run = fixed._session.run
+    monkeypatch.setattr(fixed._session, "run", lambda *args: calls.append(len(args[0])) or run(*args))
+    infer_blocks(fixed, dataset, cache(tmp_path), [2], batch_size=256)
+    assert calls == [100] * 9
+
+
 def test_a_teacher_made_for_another_output_kind_is_refused(
     teacher: Teacher, dataset: DecodedDataset, tmp_path: Path
 ) -> None:
     writer = cache(tmp_path, output_kind="log_probabilities")
     with pytest.raises(ValueError, match="the cache holds log_probabilities, the teacher was made for logits"):
         infer_blocks(teacher, dataset, writer, [0])
+
+
+# --------------------------------------------------------------------------------------------------------- provenance
+
+
+def test_infer_blocks_tells_in_the_provenance_where_the_blocks_of_a_cache_were_inferred(
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was begun on the CPU and ended on a GPU names both, and from the first block on."""
+    writer = cache(tmp_path / "caches")
+    infer_blocks(teacher, dataset, writer, [0])
+    catalog = Catalog(writer.root)
+    assert catalog.get(writer.spec.key).provenance == {"computed_on": [teacher.provenance]}
+    assert teacher.provenance["provider"] == "CPUExecutionProvider"
+    cuda_session.install(monkeypatch)
+    path = onnx_models.save(onnx_models.random_linear(CLASSES), tmp_path / "teacher.onnx")
+    on_cuda = Teacher(path, PLAIN, threads=1, device="cuda")
+    infer_blocks(on_cuda, dataset, writer, [1, 2])
+    writer.finish({"seconds": 2.0})
+    provenance = CacheReader(writer.root, writer.spec).provenance
+    assert provenance == catalog.get(writer.spec.key).provenance
+    assert provenance["seconds"] == 2.0
+    origins = {origin["provider"]: origin for origin in provenance["computed_on"]}
+    assert origins == {session.provider: session.provenance for session in (teacher, on_cuda)}
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_infer_blocks_tells_once_that_batches_are_halved_and_keeps_what_the_cpu_says(
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = cuda_session.install(monkeypatch)
+    path = onnx_models.save(onnx_models.random_linear(CLASSES), tmp_path / "teacher.onnx")
+    on_cuda = Teacher(path, PLAIN, threads=1, device="cuda")
+    double.calls.clear()
+    double.rows_max = 100
+    told: list[object] = []
+    halved, whole = (cache(tmp_path / name, CropFlip(pad=2)) for name in ("halved", "whole"))
+    infer_blocks(on_cuda, dataset, halved, [0, 1, 2], told.append)
+    infer_blocks(teacher, dataset, whole, [0, 1, 2])
+    assert double.calls[:3] == [256, 128, 64]
+    assert set(double.calls[2:]) == {64}
+    (warning,) = [event for event in told if isinstance(event, Log)]
+    assert warning.level == "warning"
+    assert "Double H200 does not hold 256 pictures at once: it goes on with 64" in warning.message
+    np.testing.assert_allclose(logits_of(halved), logits_of(whole), rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- many processes
@@ -213,7 +304,13 @@ def test_stopping_keeps_whole_blocks_and_the_rest_is_done_later(
     writer = cache(tmp_path / "stopped")
     with pytest.raises(Stopped, match="after 5096 rows"):
         infer_blocks(
-            teacher, dataset, writer, writer.pending_blocks(), should_stop=after_five_thousand_rows, batch_size=1000
+            teacher,
+            dataset,
+            writer,
+            writer.pending_blocks(),
+            should_stop=after_five_thousand_rows,
+            batch_size=1000,
+            load_threads=2,
         )
     assert live_threads() == []
     assert writer.pending_blocks() == [1, 2]
@@ -224,13 +321,16 @@ def test_stopping_keeps_whole_blocks_and_the_rest_is_done_later(
     assert logits_of(writer).tobytes() == logits_of(whole).tobytes()
 
 
-def test_a_failure_of_the_loading_thread_ends_the_call(dataset: DecodedDataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("load_threads", [1, 3])
+def test_a_failure_of_the_loading_thread_ends_the_call(
+    load_threads: int, dataset: DecodedDataset, tmp_path: Path
+) -> None:
     path = onnx_models.save(onnx_models.random_linear(CLASSES), tmp_path / "teacher.onnx")
     wrong_size = Teacher(path, PLAIN, threads=1, device="cpu")
     wrong = DecodedDataset(**{**vars(dataset), "images_NHWC": np.zeros((SAMPLES, 9, 9, 3), np.uint8)})
     writer = cache(tmp_path / "caches")
     with pytest.raises(InvalidTeacher, match="are 9x9 pixels"):
-        infer_blocks(wrong_size, wrong, writer, writer.pending_blocks())
+        infer_blocks(wrong_size, wrong, writer, writer.pending_blocks(), load_threads=load_threads)
     assert live_threads() == []
     assert writer.pending_blocks() == [0, 1, 2]
 
@@ -319,6 +419,40 @@ def test_the_next_batch_is_loaded_while_one_is_inferred(
     assert infer_blocks(teacher, dataset, cache(tmp_path), [2], batch_size=200) == 808
 
 
+def test_load_threads_work_at_once_each_on_one_core_and_only_so_far_ahead(
+    teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(3, timeout=20)
+    loads: list[int] = []
+    begun_at_first_run: list[int] = []
+
+    def load(images: torch.Tensor) -> NDArray[np.floating]:
+        loads.append(torch.get_num_threads())
+        if len(loads) <= 3:
+            together.wait()
+        return preprocess(images)
+
+    def infer(*args: object) -> NDArray[np.float32]:
+        begun_at_first_run.append(len(loads))
+        return run(*args)
+
+    preprocess, run = teacher.preprocess, teacher.run
+    monkeypatch.setattr(teacher, "preprocess", load)
+    monkeypatch.setattr(teacher, "run", infer)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        infer_blocks(teacher, dataset, cache(tmp_path), [0], batch_size=64, load_threads=3)
+        later = threading.Thread(target=lambda: loads.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    finally:
+        torch.set_num_threads(before)
+    assert loads == [1] * 64 + [2]
+    assert begun_at_first_run[0] <= inference.AHEAD + 3 + 1
+    assert live_threads() == []
+
+
 def test_a_block_is_written_while_the_next_one_is_inferred(
     teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,12 +460,12 @@ def test_a_block_is_written_while_the_next_one_is_inferred(
     next_block = threading.Event()
     rows = 0
 
-    def run(input_: NDArray[np.floating]) -> NDArray[np.float32]:
+    def run(input_: NDArray[np.floating], call_rows: int) -> NDArray[np.float32]:
         nonlocal rows
         rows += len(input_)
         if rows > 4096:
             next_block.set()
-        return original(input_)
+        return original(input_, call_rows)
 
     original = teacher.run
     monkeypatch.setattr(teacher, "run", run)

@@ -17,7 +17,7 @@ from workers import pipeline
 from workers.caching import build_caches, file_sha256, forwards_avoided, identify, plan_caches
 from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
 from workers.errors import ContractViolation, InvalidTeacher
-from workers.events import CacheReady, ContractChecked, InferenceProgress, Stage, ignore, never
+from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
 from workers.methods import parse_method
 from workers.pipeline import run_job, share_out
 from workers.recompute import recompute_rows
@@ -84,6 +84,10 @@ def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:
     build_caches(plan, folders, events.append, never, threads=1)
     last = [e for e in events if isinstance(e, InferenceProgress) and e.split == "train"][-1]
     assert last.rows_done == last.rows_total == plan.train_cache.views * plan.train_cache.samples
+    # Where it was inferred is told, and kept with the cache as it was, not as it was asked for.
+    assert any(isinstance(e, Log) and e.message.startswith("inference on CPUExecutionProvider: ") for e in events)
+    provenance = Catalog(folders.caches).get(plan.train_cache.key).provenance
+    assert [origin["provider"] for origin in provenance["computed_on"]] == ["CPUExecutionProvider"]
 
 
 def test_a_flipped_bit_is_found_before_any_student_trains(digits: Digits, tmp_path: Path) -> None:

@@ -314,6 +314,7 @@ def test_caches_are_listed_verified_and_deleted(api: Api) -> None:
     assert [entry["key"] for entry in listed] == keys
     whole = next(entry for entry in listed if entry["state"] == "complete")
     assert (whole["rows_committed"], whole["spec"]["classes"]) == (5, 3)
+    assert whole["provenance"] == {"device": "cpu"}
     path = f"/v1/caches/{whole['key']}"
     assert api.client.get(path).json() == whole
     assert api.client.post(f"{path}/verify").json()["ok"]

@@ -6,6 +6,7 @@ import mmap
 import os
 import pickle
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from store import (
     InvalidArgument,
     ReaderClosed,
     RowOutOfRange,
+    mapping,
 )
 from store.mapping import map_chunks, memory_bytes
 from tests.store_cases import (
@@ -200,58 +202,158 @@ def test_more_files_than_the_kernel_maps_are_loaded(tmp_path: Path) -> None:
 
 
 def pages_in_memory(path: Path) -> set[tuple[str, int]]:
-    """(block, page) of the pages of a logits chunk file that are in the page cache."""
+    """("view/block", page) of the pages of a logits chunk file that are in the page cache."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         address = np.frombuffer(mapped, np.uint8).ctypes.data
         flags = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
         assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), flags) == 0
-    return {(path.parent.name, page) for page, flag in enumerate(flags) if flag & 1}
+    return {("/".join(path.parts[-3:-1]), page) for page, flag in enumerate(flags) if flag & 1}
 
 
-def test_prefetch_reads_the_rows_of_positions_not_asked_for_before_and_nothing_else(tmp_path: Path) -> None:
-    def found() -> set[tuple[str, int]]:
-        return set[tuple[str, int]]().union(*map(pages_in_memory, files))
+class PageCache:
+    """Which pages of a cache's logits are in memory."""
 
-    def drop() -> None:
-        for path in files:
+    def __init__(self, group: Path) -> None:
+        self._files = sorted((group / "logits/c").glob("*/*/0"))
+
+    def drop(self) -> None:
+        """All but those that a process has touched; skips the test where that cannot be."""
+        before = self.pages()
+        for path in self._files:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if before and self.pages() == before:
+            pytest.skip("needs a file system whose pages can be dropped from memory")
 
-    def pages(*rows: int) -> set[tuple[str, int]]:
-        byte_ranges = [(row // 4096, row % 4096 * 2000, row % 4096 * 2000 + 2000) for row in rows]
-        return {
-            (str(block), page)
-            for block, start, stop in byte_ranges
-            for page in range(start // mmap.PAGESIZE, (stop - 1) // mmap.PAGESIZE + 1)
-        }
+    def pages(self) -> set[tuple[str, int]]:
+        """("view/block", page)."""
+        return set[tuple[str, int]]().union(*map(pages_in_memory, self._files))
 
-    def wait_for(expected: set[tuple[str, int]]) -> None:
+    def wait_for(self, expected: set[tuple[str, int]]) -> None:
+        """Until these are there: what reads them goes on in the background. Fails if there are others."""
         deadline = time.monotonic() + 20
-        while not expected <= found():  # it goes on in the background
-            assert time.monotonic() < deadline, expected - found()
-        assert found() == expected
+        while not expected <= self.pages():
+            assert time.monotonic() < deadline, expected - self.pages()
+        assert self.pages() == expected
 
+
+def pages_of(*rows: int, view: int = 0) -> set[tuple[str, int]]:
+    """("view/block", page) of rows of 1000 float16."""
+    byte_ranges = [(row // 4096, row % 4096 * 2000, row % 4096 * 2000 + 2000) for row in rows]
+    return {
+        (f"{view}/{block}", page)
+        for block, start, stop in byte_ranges
+        for page in range(start // mmap.PAGESIZE, (stop - 1) // mmap.PAGESIZE + 1)
+    }
+
+
+def read_ahead_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+
+
+def test_prefetch_beyond_memory_reads_the_rows_not_asked_for_before_and_nothing_else(tmp_path: Path) -> None:
     spec = make_spec(classes=1000, samples=3 * 4096)
-    files = sorted((write_cache(tmp_path, spec).path / "logits/c/0").glob("*/0"))
+    cached = PageCache(write_cache(tmp_path, spec).path)
     order = np.array([7000, 3, 12287, 5000, 9000, 2000])
     with CacheReader(tmp_path, spec) as reader:
+        reader.exceeds_memory = True
         rows = reader.row_map(0, order)
-        drop()
-        if found():
-            pytest.skip("needs a file system whose pages can be dropped from memory")
+        cached.drop()
         rows.prefetch(0, 3)
-        wait_for(pages(7000, 3, 12287))
+        cached.wait_for(pages_of(7000, 3, 12287))
         rows.gather(3, 4)  # a page fault now reads nothing around it
-        assert found() == pages(7000, 3, 12287, 5000)
-        drop()  # what nobody has touched yet
-        assert found() == pages(5000)
+        assert cached.pages() == pages_of(7000, 3, 12287, 5000)
+        cached.drop()  # what nobody has touched yet
+        assert cached.pages() == pages_of(5000)
         rows.prefetch(0, 99)
-        wait_for(pages(5000, 9000, 2000))
+        cached.wait_for(pages_of(5000, 9000, 2000))
         np.testing.assert_array_equal(rows.gather(0, 6), make_logits(spec)[order].astype(np.float16))
 
 
-def test_a_mapping_asks_for_huge_pages_until_single_rows_are_prefetched(reader: CacheReader) -> None:
+@pytest.mark.parametrize("kernel", ["new", "old"])
+def test_prefetch_of_a_view_that_fits_reads_a_few_rows_and_then_the_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    """250 rows of it: as many as take the time of the whole."""
+    if kernel == "old":
+        monkeypatch.setattr("store.mapping._MADV_POPULATE_READ", 9999)
+    spec = make_spec(classes=1000, samples=2 * 4096, views=2)
+    cached = PageCache(write_cache(tmp_path, spec).path)
+    whole = {(f"1/{block}", page) for block in range(2) for page in range(4096 * 2000 // mmap.PAGESIZE)}
+    order = np.random.default_rng(0).permutation(spec.samples)
+    with CacheReader(tmp_path, spec) as reader:
+        rows = reader.row_map(1, order)
+        cached.drop()
+        rows.prefetch(0, 200)
+        cached.wait_for(pages_of(*order[:200].tolist(), view=1))
+        assert not read_ahead_threads()
+        rows.prefetch(100, 251)
+        for thread in read_ahead_threads():
+            thread.join()
+        cached.wait_for(whole | cached.pages())
+        # The kernel may read on beyond a piece, to the checksum; no file of another view is touched.
+        assert {block for block, _ in cached.pages()} == {"1/0", "1/1"}
+        rows.prefetch(251, spec.samples)
+        assert not read_ahead_threads()
+        truth = make_logits(spec, 1).astype(np.float16)
+        np.testing.assert_array_equal(rows.gather(0, 500), truth[order[:500]])
+
+
+def test_prefetch_leaves_a_view_alone_that_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(classes=1000, samples=4096)
+    write_cache(tmp_path, spec)
+    advised: list[int] = []
+    with CacheReader(tmp_path, spec) as reader:
+        reader.logits(0)
+        monkeypatch.setattr(reader._chunks._range, "prefetch", lambda *_: advised.append(1))
+        monkeypatch.setattr(reader._chunks._range, "read_in_order", lambda *_: advised.append(2))
+        rows = reader.row_map(0, np.arange(spec.samples))
+        rows.prefetch(0, 100)
+        rows.prefetch(100, spec.samples)
+    assert advised == []
+
+
+def test_close_ends_reading_in_order_between_two_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(classes=1000, samples=2 * 4096)
+    cached = PageCache(write_cache(tmp_path, spec).path)
+    reader = CacheReader(tmp_path, spec)
+    mapped = reader._chunks._range
+    assert mapped is not None
+    rows = reader.row_map(0, np.arange(spec.samples))
+    cached.drop()
+    begun, go_on, done = threading.Semaphore(0), threading.Event(), []
+    unmap = mapped._unmap
+
+    class Kernel:
+        mincore = mapping._libc.mincore
+
+        @staticmethod
+        def madvise(_start: int, length: int, advice: int) -> int:
+            if advice != mmap.MADV_WILLNEED:
+                begun.release()
+                go_on.wait()
+                done.append(length)
+            return 0
+
+    monkeypatch.setattr(mapping, "_libc", Kernel)
+    monkeypatch.setattr(mapped, "_unmap", lambda: done.append(0) or unmap())
+    rows.prefetch(0, spec.samples)
+    readers = read_ahead_threads()
+    for _ in readers:
+        begun.acquire()
+    closing = threading.Thread(target=reader.close)
+    closing.start()
+    assert mapped._stop.wait(20)
+    go_on.set()
+    closing.join()
+    assert done == [4 << 20, 4 << 20, 0]
+    assert not any(thread.is_alive() for thread in readers)
+    with pytest.raises(ReaderClosed):
+        rows.prefetch(0, 1)
+
+
+def test_a_mapping_asks_for_huge_pages_until_rows_beyond_memory_are_prefetched(reader: CacheReader) -> None:
     def flags() -> set[str]:
         smaps = Path("/proc/self/smaps").read_text()
         mapped = smaps[smaps.index(f"{reader.spec.key}/logits/c/0/0/0") :]
@@ -261,6 +363,12 @@ def test_a_mapping_asks_for_huge_pages_until_single_rows_are_prefetched(reader: 
         pytest.skip("this kernel has no transparent huge pages")
     assert "hg" in flags()
     reader.row_map(0, np.array([5])).prefetch(0, 1)
+    assert {"hg", "rr"} & flags() == {"hg"}
+    reader.exceeds_memory = True
+    try:
+        reader.row_map(0, np.array([5])).prefetch(0, 1)
+    finally:
+        reader.exceeds_memory = False
     assert {"hg", "rr"} & flags() == {"rr"}
 
 

@@ -239,7 +239,9 @@ def test_a_reader_keeps_what_it_has_mapped_of_a_cache_that_is_gone(catalog: Cata
 
 def test_a_complete_cache_is_never_larger_than_what_was_reserved_for_it(catalog: Catalog) -> None:
     for spec in (make_spec(samples=1, classes=2, views=40), make_spec(dtype="float32", samples=4097)):
-        writer = CacheWriter(catalog.root, spec, provenance={"retort": "1.0", "device": "auto"})
+        writer = CacheWriter(catalog.root, spec, provenance={"retort": "1.0"})
+        for number in range(8):
+            writer.add_provenance({"provider": "CUDAExecutionProvider", "device": f"NVIDIA H200 of node {number}"})
         write_blocks(writer, writer.pending_blocks())
         writer.finish()
         catalog.touch(spec.key)

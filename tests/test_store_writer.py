@@ -26,8 +26,10 @@ from store import (
     Catalog,
     InvalidArgument,
     NotStorable,
+    layout,
 )
 from store.files import lock_byte
+from store.schema import canonical_json
 from store.statistics import STATISTICS
 from tests.store_cases import (
     children,
@@ -236,6 +238,20 @@ def test_finishing_too_early_says_how_much_is_missing(tmp_path: Path) -> None:
     with pytest.raises(CacheIncomplete, match="2 of 3 blocks are not committed, the first is block 1"):
         writer.finish()
     assert not writer.is_complete
+
+
+def test_add_provenance_lists_every_origin_once_whoever_adds_it_and_never_refuses_a_cache(tmp_path: Path) -> None:
+    spec = make_spec()
+    writer = write_cache(tmp_path, spec)
+    for device in ("H200", "EPYC", "H200"):
+        CacheWriter(tmp_path, spec).add_provenance({"device": device, "tf32": False})
+    found = CacheReader(tmp_path, spec).provenance["computed_on"]
+    assert sorted(origin["device"] for origin in found) == ["EPYC", "H200"]
+    (writer.path / layout.provenance_name(canonical_json({"device": "H200", "tf32": False}))).write_text("{")
+    problems = [origin.get("problem") for origin in CacheReader(tmp_path, spec).provenance["computed_on"]]
+    assert problems.count(None) == 1
+    assert any("not JSON" in problem for problem in problems if problem)
+    assert Catalog(tmp_path).verify(spec.key).ok
 
 
 def test_finishing_twice_keeps_the_first_marker_and_provenance_joins(tmp_path: Path) -> None:

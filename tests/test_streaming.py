@@ -241,8 +241,14 @@ def plan(recipe: Augmentation) -> Views:
     return Views(augmentation=recipe, count=1 if isinstance(recipe, NoAugmentation) else 3, seed=5)
 
 
-def feed(dataset: datasets.Dataset, recipe: Augmentation, per_step: int = 1, threads: int = 1) -> TrainingFeed:
-    return TrainingFeed(dataset, plan(recipe), None, 8, seed=3, device=CPU, views_per_step=per_step, threads=threads)
+def feed(
+    dataset: datasets.Dataset,
+    recipe: Augmentation,
+    per_step: int = 1,
+    threads: int = 1,
+    device: torch.device = CPU,
+) -> TrainingFeed:
+    return TrainingFeed(dataset, plan(recipe), None, 8, seed=3, device=device, views_per_step=per_step, threads=threads)
 
 
 def bytes_of(batches: Iterator) -> list[list[bytes]]:
@@ -314,6 +320,7 @@ def test_an_error_of_a_worker_keeps_its_class_and_its_words(root: Path, processe
     with contextlib.closing(stream):
         batches = stream.batches(work(listed, RECIPES[1]))
         assert next(batches)[0].shape == (8, HEIGHT, WIDTH, 3)
+        assert len(multiprocessing.active_children()) == processes
         with pytest.raises(InvalidDataset, match=r"has changed since .*Submit the job again$") as caught:
             next(batches)
         assert str(caught.value).startswith(f"{picture} has changed")

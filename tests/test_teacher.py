@@ -4,6 +4,7 @@ Legend: B pictures of a batch, P values of a picture (C * H * W), N classes.
 """
 
 import math
+import re
 import tarfile
 import time
 from io import BytesIO
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
-from tests import onnx_models
+from tests import cuda_session, onnx_models
+from tests.cuda_session import CudaDouble
 from workers import contract
 from workers.config import Preprocessing
 from workers.contract import Score, binomial_tail, spread
 from workers.datasets import DecodedDataset
-from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, NotFinite
+from workers.errors import ContractViolation, DeviceUnavailable, InvalidTeacher, NotFinite, OutOfMemory
+from workers.onnx_check import check_onnx
 from workers.teacher import Teacher, preprocess
 from workers.views import resize
 
@@ -182,22 +185,141 @@ def test_without_a_gpu_auto_takes_the_cpu_and_says_why(tmp_path: Path) -> None:
 
 
 @needs_no_gpu
-def test_cuda_that_is_not_there_is_an_error_and_no_fall_back(tmp_path: Path) -> None:
+def test_a_promised_gpu_without_a_driver_is_an_error_with_torchs_words(tmp_path: Path) -> None:
     path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
-    with pytest.raises(InvalidJob, match=r"on device 'cuda', but .*CUDA.*; use 'auto' or 'cpu'"):
+    with pytest.raises(DeviceUnavailable, match=r"was to run on a GPU, but torch .* NVIDIA driver .*RETORT_GPUS=0"):
         Teacher(path, PLAIN, threads=1, device="cuda")
 
 
 @needs_no_gpu
-def test_a_cuda_provider_that_does_not_load_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cuda_provider_that_does_not_load_is_noticed_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a machine whose device is seen and whose libraries are broken: ONNX Runtime falls back in silence."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cuda_session.see_a_device(monkeypatch)
     path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
     session = Teacher(path, PLAIN, threads=1, device="auto")
     assert session.provider == "CPUExecutionProvider"
-    assert "CUDA" in session.provider_reason
-    with pytest.raises(InvalidJob, match="CUDA"):
+    missing = r"cannot load its CUDA provider: lib\w+\.so\.\d+: cannot open shared object file"
+    assert re.search(missing, session.provider_reason)
+    with pytest.raises(DeviceUnavailable, match=missing):
         Teacher(path, PLAIN, threads=1, device="cuda")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
+    return cuda_session.install(monkeypatch)
+
+
+def on_cuda(built: onnx.ModelProto, tmp_path: Path, **options: object) -> Teacher:
+    path = onnx_models.save(built, tmp_path / "teacher.onnx")
+    return Teacher(path, PLAIN, threads=1, device="cuda", **options)
+
+
+def test_a_teacher_on_cuda_says_how_far_its_outputs_are_from_the_cpus(tmp_path: Path, cuda: CudaDouble) -> None:
+    """On noise of the graph's size, or on pictures of the data set."""
+    cuda.factor = 1.001
+    session = on_cuda(onnx_models.random_linear(), tmp_path)
+    assert session.provider == "CUDAExecutionProvider"
+    assert re.fullmatch(
+        r"Double H200 is there; its outputs for 8 pictures differ from the CPU's by \S+, 0\.001 of the largest",
+        session.provider_reason,
+    )
+    assert (cuda.calls, cuda.cpu_sessions) == ([8], 1)
+    assert session.provenance["tf32"] is False
+    assert (session.provenance["provider"], session.provenance["device"]) == ("CUDAExecutionProvider", "Double H200")
+    data = labelled(pictures(5), np.arange(5), ("a",) * 5)
+    on_cuda(onnx_models.random_linear(), tmp_path, dataset=data)
+    assert cuda.calls == [8, 5]
+
+
+def test_a_teacher_whose_outputs_on_cuda_are_others_is_refused_with_both_names(
+    tmp_path: Path, cuda: CudaDouble
+) -> None:
+    """A difference that only TF32 explains is told; half precision may differ more."""
+    cuda.factor = 1.015
+    with pytest.raises(
+        DeviceUnavailable,
+        match=r"on Double H200 \(CUDAExecutionProvider, ONNX Runtime .*\) differ from those of CPUExecutionProvider by "
+        r"\S+, 0\.015 of the largest; 0\.01 of it is allowed in float32",
+    ):
+        on_cuda(onnx_models.random_linear(), tmp_path)
+    assert on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path).warnings == ()
+    cuda.factor = 1.005
+    (warning,) = on_cuda(onnx_models.random_linear(), tmp_path).warnings
+    assert "more than rounding in float32 explains" in warning
+    cuda.factor = math.nan
+    with pytest.raises(DeviceUnavailable, match="nan of the largest"):
+        on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path)
+
+
+def test_tf32_is_off_in_a_float32_graph_and_half_precision_keeps_its_tensor_cores(
+    tmp_path: Path, cuda: CudaDouble
+) -> None:
+    on_cuda(onnx_models.random_linear(), tmp_path, memory_fraction=0.25)
+    half = on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path)
+    assert [options["use_tf32"] for options in cuda.options] == ["0", "1"]
+    assert [options["gpu_mem_limit"] for options in cuda.options] == [str(1 << 28), str(1 << 30)]
+    assert half.provenance["tf32"] is True
+
+
+def test_a_graph_is_half_precision_if_most_of_its_weights_are(tmp_path: Path) -> None:
+    """Converters keep float32 at the input and the output, and in some constants."""
+    built = onnx_models.random_linear(dtype=np.float16)
+    built.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    built.graph.node.insert(0, helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT16))
+    built.graph.node[1].input[0] = "cast"
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(9, np.float32), "unused"))
+    graph = check_onnx(onnx_models.save(built, tmp_path / "teacher.onnx"))
+    assert (graph.parameters, graph.half_parameters, graph.is_half) == (192 * 4 + 4 + 9, 192 * 4 + 4, True)
+    assert not check_onnx(onnx_models.save(onnx_models.random_linear(), tmp_path / "float32.onnx")).is_half
+
+
+def test_operators_that_cuda_leaves_to_the_cpu_are_told(tmp_path: Path, cuda: CudaDouble) -> None:
+    cuda.cpu_operators.update(["MatMulInteger", "MatMulInteger", "Resize"])
+    (warning,) = on_cuda(onnx_models.random_linear(), tmp_path).warnings
+    assert "3 operators of the teacher run on the CPU" in warning
+    assert "MatMulInteger (2), Resize (1)" in warning
+
+
+def test_calls_on_cuda_have_one_size_and_the_cpu_computes_nothing_twice(tmp_path: Path, cuda: CudaDouble) -> None:
+    built = onnx_models.random_linear()
+    session, on_cpu = on_cuda(built, tmp_path), teacher(built, tmp_path)
+    cuda.calls.clear()
+    for rows in (16, 3, 40):
+        images = pictures(rows)
+        logits = session.run(session.preprocess(images), 16)
+        np.testing.assert_allclose(logits, on_cpu.logits(images), rtol=1e-5, atol=1e-6)
+    assert cuda.calls == [16] * 5
+    given = []
+    run = on_cpu._session.run
+    on_cpu._session.run = lambda input_, timeout_s: given.append(len(input_)) or run(input_, timeout_s)
+    assert len(on_cpu.run(on_cpu.preprocess(pictures(3)), 16)) == 3
+    assert given == [3]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_stays_so(tmp_path: Path, cuda: CudaDouble) -> None:
+    session = on_cuda(onnx_models.random_linear(), tmp_path)
+    cuda.calls.clear()
+    cuda.rows_max = 5
+    images = pictures(16)
+    expected = teacher(onnx_models.random_linear(), tmp_path).logits(images)
+    for _ in range(2):
+        np.testing.assert_allclose(session.run(session.preprocess(images), 16), expected, rtol=1e-5, atol=1e-6)
+    assert cuda.calls == [16, 8] + [4] * 8
+    assert session.rows_max == 4
+    assert len(cuda.options) == 3  # each time a new session, whose memory is not in pieces
+    assert session.provider_reason.endswith("; 4 pictures at once, since more do not fit into its memory")
+
+
+def test_a_single_picture_or_a_fixed_batch_that_does_not_fit_is_an_error(tmp_path: Path, cuda: CudaDouble) -> None:
+    session = on_cuda(onnx_models.random_linear(), tmp_path)
+    fixed = on_cuda(onnx_models.random_linear(batch=4), tmp_path)
+    cuda.rows_max = 0
+    with pytest.raises(OutOfMemory, match=r"no memory for 1 pictures at once\. .*larger share of the GPU"):
+        session.run(session.preprocess(pictures(4)), 4)
+    with pytest.raises(OutOfMemory, match=r"no memory for 4 pictures at once\. .*larger share of the GPU"):
+        fixed.run(fixed.preprocess(pictures(4)), 4)
 
 
 # --------------------------------------------------------------------------------------------------- contract check

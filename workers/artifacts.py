@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from workers.config import Preprocessing
 from workers.durable import disk_full_is_disk_low, replacing, sync, sync_folder
 from workers.errors import WorkerError
 from workers.feed import to_input
+from workers.host_copy import to_host
 from workers.logs import RUN_LOG
 from workers.teacher import Teacher
 
@@ -54,12 +55,22 @@ def save_checkpoint(folder: Path, state: Mapping[str, object]) -> None:
     Raises:
         DiskLow: no room for it; the old one stays.
     """
+    tensors: list[Tensor] = []
+    _with_tensors(state, tensors.append)
+    on_host = iter(to_host(tensors))
     # By way of memory, because torch's own writer turns a full disk into an internal error.
     content = io.BytesIO()
-    torch.save(dict(state), content)
+    torch.save(_with_tensors(state, lambda _: next(on_host)), content)
     buffer = content.getbuffer()
     with replacing(folder / CHECKPOINT, f"a checkpoint of {buffer.nbytes:,} bytes") as file:
         file.write(buffer)
+
+
+def _with_tensors(value: object, change: Callable[[Tensor], object]) -> object:
+    """A copy of nested dictionaries in which ``change`` was called on every tensor, in order."""
+    if isinstance(value, Mapping):
+        return {key: _with_tensors(part, change) for key, part in value.items()}
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | None:
@@ -84,7 +95,7 @@ def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | 
 
 
 def _place(state: Mapping[str, Any]) -> tuple[int, int]:
-    return state["epoch"], state["step"]
+    return state["epoch"], state["sums"]["steps"]
 
 
 # ---------------------------------------------------------------------------------------- artifacts
@@ -144,7 +155,9 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
 
 def state_tensors(network: nn.Module) -> dict[str, Tensor]:
     """The weights and buffers, on the CPU, contiguous and unshared (what safetensors asks for)."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    state = network.state_dict()
+    on_host = to_host(list(state.values()))
+    return {name: tensor.contiguous().clone() for name, tensor in zip(state, on_host, strict=True)}
 
 
 def write_artifacts(

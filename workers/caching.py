@@ -15,12 +15,11 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from store import (
     CacheCorrupt,
@@ -138,9 +137,11 @@ def check_contract(
     # A record that an older version wrote in another shape is as good as none.
     with contextlib.suppress(FileNotFoundError, ValidationError):
         return ContractReport.model_validate_json(record.read_text()), 0
-    session = Teacher(teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device)
+    session = Teacher(
+        teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device, dataset=dataset
+    )
     report = session.contract_check(dataset)
-    for warning in report.warnings:
+    for warning in (*session.warnings, *report.warnings):
         emit(Log(level="warning", message=warning))
     emit(
         ContractChecked(
@@ -230,14 +231,21 @@ def plan_caches(
 
 
 def open_teacher(order: InferenceOrder) -> Teacher:
-    """The session that an order asks for."""
+    """The session that an order asks for.
+
+    Raises:
+        DeviceUnavailable: the order promises a GPU, and none works or it computes something else than the CPU.
+        InvalidTeacher, InvalidDataset, OutOfMemory.
+    """
     return Teacher(
         order.teacher.path,
         order.teacher.preprocessing,
         order.teacher.output,
         threads=order.threads,
         device=order.device,
+        memory_fraction=order.memory_fraction,
         output_kind=order.spec.output_kind,
+        dataset=datasets.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint),
     )
 
 
@@ -247,21 +255,19 @@ def infer_with(
     """Infer and commit blocks of one cache with a session that is open already."""
     dataset = datasets.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint)
     writer = CacheWriter(order.folders.caches, order.spec)
-    infer_blocks(teacher, dataset, writer, blocks, emit, should_stop, order.batch_size)
+    infer_blocks(teacher, dataset, writer, blocks, emit, should_stop, order.batch_size, order.load_threads)
 
 
 def infer_here(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
     """Infer and commit blocks in this process."""
-    infer_with(open_teacher(order), order, blocks, emit, should_stop)
+    teacher = open_teacher(order)
+    emit(Log(message=f"inference on {teacher.provider}: {teacher.provider_reason}"))
+    for warning in teacher.warnings:
+        emit(Log(level="warning", message=warning))
+    infer_with(teacher, order, blocks, emit, should_stop)
 
 
-def _provenance(device: Device) -> dict[str, JsonValue]:
-    return {"retort": version("retort"), "device": device}
-
-
-def reserve_caches(
-    plan: CachePlan, folders: Folders, quota_bytes: int, emit: Emit, *, device: Device = "auto"
-) -> Reservation:
+def reserve_caches(plan: CachePlan, folders: Folders, quota_bytes: int, emit: Emit) -> Reservation:
     """Hold both caches until the reservation is released or this process ends.
 
     Args:
@@ -271,7 +277,8 @@ def reserve_caches(
         store.QuotaExceeded, store.StoreError.
     """
     specs = (plan.test_cache, plan.train_cache)
-    reservation = Catalog(folders.caches).reserve(specs, quota_bytes, _provenance(device))
+    # Without a provenance: where its blocks are inferred is not known yet, ``infer_blocks`` adds it.
+    reservation = Catalog(folders.caches).reserve(specs, quota_bytes)
     for gone in reservation.evicted:
         used = gone.used_at.isoformat(sep=" ", timespec="seconds")
         emit(
@@ -313,7 +320,7 @@ def build_caches(
             spec=spec,
             threads=threads,
             device=device,
-            batch_size=inference_batch(plan.teacher, dataset),
+            batch_size=inference_batch(plan.teacher, dataset, spec.block_rows),
         )
 
     emit(Stage(stage="inference"))
@@ -364,7 +371,7 @@ def _judge(guard: Guard, order: InferenceOrder, infer: Infer, emit: Emit, should
     spec, folders = order.spec, order.folders
     rows = 0
     with _in_turn(folders, spec, should_stop):
-        writer = CacheWriter(folders.caches, spec, _provenance(order.device))
+        writer = CacheWriter(folders.caches, spec)
         if 0 in writer.pending_blocks():
             infer(order, [0], emit, should_stop)
             rows = spec.rows_in([0])
@@ -378,7 +385,7 @@ def _judge(guard: Guard, order: InferenceOrder, infer: Infer, emit: Emit, should
 def _complete(order: InferenceOrder, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
     """Infer what is missing of one cache; returns how many rows that was."""
     spec = order.spec
-    writer = CacheWriter(order.folders.caches, spec, _provenance(order.device))
+    writer = CacheWriter(order.folders.caches, spec)
     if writer.is_complete:
         return 0
     blocks = writer.pending_blocks()
@@ -387,10 +394,14 @@ def _complete(order: InferenceOrder, infer: Infer, emit: Emit, should_stop: Shou
     return spec.rows_in(blocks)
 
 
-def inference_batch(teacher: TeacherSpec, dataset: Dataset) -> int:
-    """Pictures per call of the teacher: 256 up to 128 x 128 pixels, fewer of larger ones, as memory grows with both."""
+def inference_batch(teacher: TeacherSpec, dataset: Dataset, block_rows: int) -> int:
+    """Pictures per call of the teacher: 256 up to 128 x 128 pixels, fewer of larger ones, as memory grows with both.
+
+    A power of two, as ``block_rows`` is: every block but a view's last is made of whole batches.
+    """
     height, width = teacher.preprocessing.size or (dataset.height, dataset.width)
-    return max(1, min(256, 256 * 128 * 128 // (height * width)))
+    fitting = max(1, min(256, 256 * 128 * 128 // (height * width)))
+    return min(1 << (fitting.bit_length() - 1), block_rows)
 
 
 def _verify(folders: Folders, spec: CacheSpec) -> None:

@@ -166,3 +166,8 @@ class Method(Config):
         if self.distil_epochs is None:
             return self.ce_weight, warmup
         return (0.0, warmup) if epoch <= self.distil_epochs else (self.ce_weight, 0.0)
+
+    def epoch_key(self, epoch: int) -> tuple[float, ...]:
+        """Equal for two epochs (counted from 1) in which the loss is one function of logits and labels."""
+        reads_epoch = any(term.policy.reads_epoch for term in self.terms)
+        return (*self.factors(epoch), *((float(epoch),) if reads_epoch else ()))

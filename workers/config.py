@@ -253,8 +253,12 @@ class Training(Spec):
     Attributes:
         warmup_epochs: the learning rate rises linearly over so many epochs, step by step.
         label_smoothing: of the cross-entropy term alone.
-        precision: ``auto`` is bfloat16 autocast on CUDA and float32 elsewhere.
+        precision: ``float32``, ``tf32`` (float32 whose products have 10 bits of mantissa, on a GPU), ``bfloat16``
+            (autocast); ``auto`` is bfloat16 on a GPU where the student's layers are large enough for it to pay, else
+            float32. Evaluation is always float32.
         device: ``auto`` is CUDA when there is one.
+        cuda_graph: record a step once and replay it as one launch, on a GPU; ``auto`` goes on without where that
+            cannot be done or gives other weights, ``on`` asks for a GPU.
         max_gradient_norm: clip the gradient's global norm; None leaves it.
         actors: processes that train one student together, each with its own share of the CPUs or its own GPU and
             with its part of every batch; for students and batches that are too large for one.
@@ -267,8 +271,9 @@ class Training(Spec):
     schedule: Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")] = StepSchedule()
     warmup_epochs: NonNegative = 0.0
     label_smoothing: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] = 0.0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
     max_gradient_norm: Positive | None = None
     actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
 

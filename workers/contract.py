@@ -92,7 +92,10 @@ class Session(Protocol):
     graph: TeacherGraph
     preprocessing: Preprocessing
     provider: str
-    provider_reason: str
+
+    @property
+    def provider_reason(self) -> str:
+        """Why it runs on that provider."""
 
     def outputs(
         self, images_BHWC: Images, preprocessing: Preprocessing | None = None, timeout_s: float | None = None

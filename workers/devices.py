@@ -20,7 +20,7 @@ def cuda_failure() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     try:
         # Its own words name a driver that is missing or too old, with the versions found and wanted.
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch annotates none here
         if torch.cuda.device_count() < 1:
             return f"no CUDA device is visible to torch {torch.__version__}, built for CUDA {torch.version.cuda}"
         torch.ones(1, device="cuda").add_(1)
@@ -54,3 +54,9 @@ def choose_device(wanted: str, has_gpu_share: bool = False) -> tuple[torch.devic
         f"{asked}, but {why_not}. Mend the driver (`retort doctor` says what is missing), or choose the CPU: "
         "RETORT_GPUS=0 for the service, or training.device 'cpu' for the job"
     )
+
+
+def new_stream(device: torch.device) -> torch.cuda.Stream:
+    """A CUDA stream on this device, beside the default one."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates none here
+    return stream

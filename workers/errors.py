@@ -15,6 +15,7 @@
     ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
     ├── Paused                    somebody asked for it: a checkpoint of the very step was left
     ├── DeviceUnavailable         a GPU was promised or asked for, and does not work
+    ├── OutOfMemory               too little memory for what is computed at once
     └── DiskLow                   (OSError)     no room left for what has to be written
 
 A message holds the offending value, what is allowed, and the next step. Which HTTP status an error
@@ -102,6 +103,10 @@ class Paused(WorkerError):
 
 class DeviceUnavailable(WorkerError):
     """A GPU was promised or asked for, and none works here; nothing was computed on the CPU instead."""
+
+
+class OutOfMemory(WorkerError):
+    """There is too little memory, of a device or of the machine, for what was to be computed at once."""
 
 
 class DiskLow(WorkerError, OSError):

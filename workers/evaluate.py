@@ -1,7 +1,7 @@
 """How good a student is, and how close to its teacher, on the test split.
 
 Shapes: B batch, C classes. All probabilities are at temperature 1. Sums are kept on the device in
-float64, so the result does not depend on the batch size beyond rounding.
+float64, so the result does not depend on the batch size beyond rounding, and are read once.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,19 @@ ECE_BINS = 15
 
 
 class _Sums:
-    """Running sums over the split, one device-to-host copy at the end."""
+    """Running sums over the split, in one tensor: it is copied to the host once, at the end.
+
+    Attributes:
+        totals: float64 [5 + 3 * ECE_BINS]: rows of the right class, with it among the first five, summed negative
+            log-likelihood, rows on which student and teacher agree, summed KL; then for each bin of confidence its
+            rows, those of the right class, and their summed confidence.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.rows = torch.zeros((), dtype=torch.float64, device=device)
-        self.scalars = torch.zeros(5, dtype=torch.float64, device=device)
-        # Per confidence bin: rows, correct rows, summed confidence.
-        self.bins = torch.zeros(3, ECE_BINS, dtype=torch.float64, device=device)
+        self.totals = torch.zeros(5 + 3 * ECE_BINS, dtype=torch.float64, device=device)
+        self._scalars, self._bins = self.totals[:5], self.totals[5:].view(3, ECE_BINS)
 
     def add(self, logits_BC: Tensor, labels_B: Tensor, teacher_BC: Tensor | None) -> None:
-        self.rows += len(labels_B)
         log_q_BC = F.log_softmax(logits_BC, dim=1)
         confidence_B, predicted_B = log_q_BC.exp().max(dim=1)
         correct_B = predicted_B == labels_B
@@ -40,20 +43,12 @@ class _Sums:
             agreement = (log_p_BC.argmax(dim=1) == predicted_B).sum()
             kl = F.kl_div(log_q_BC, log_p_BC, reduction="sum", log_target=True)
         parts = (correct_B.sum(), in_top5_B.sum(), nll, agreement, kl)
-        self.scalars += torch.stack([part.double() for part in parts])
+        self._scalars += torch.stack([part.double() for part in parts])
         # (0, 1/15], (1/15, 2/15], ...: right-closed as in Guo et al.
         bin_B = (confidence_B.double() * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
         ones_B = torch.ones_like(confidence_B, dtype=torch.float64)
         for row, value_B in enumerate((ones_B, correct_B.double(), confidence_B.double())):
-            self.bins[row].index_add_(0, bin_B, value_B)
-
-    def gather(self, replicas: Replicas) -> None:
-        """Add what the other processes have summed."""
-        self.rows, self.scalars, self.bins = (replicas.sum(x) for x in (self.rows, self.scalars, self.bins))
-
-    def ece(self) -> float:
-        _, correct, confidence = self.bins
-        return float((correct - confidence).abs().sum() / self.rows)
+            self._bins[row].index_add_(0, bin_B, value_B)
 
 
 @torch.no_grad()
@@ -80,14 +75,15 @@ def evaluate(
         (seen,) = batch.views
         inputs = to_input(seen.images, preprocessing, channels_last=True)
         sums.add(forward(inputs).float(), batch.labels, seen.teacher_logits)
-    sums.gather(replicas)
-    correct, in_top5, nll, agreement, kl = (sums.scalars / sums.rows).tolist()
+    totals = replicas.sum(sums.totals).cpu()
+    correct, in_top5, nll, agreement, kl = (totals[:5] / feed.samples).tolist()
+    _, correct_of_bin, confidence_of_bin = totals[5:].view(3, ECE_BINS)
     with_teacher = feed.has_teacher
     return {
         "top1": correct,
         "top5": in_top5,
         "nll": nll,
-        "ece": sums.ece(),
+        "ece": float((correct_of_bin - confidence_of_bin).abs().sum() / feed.samples),
         "agreement": agreement if with_teacher else None,
         "kl_to_teacher": kl if with_teacher else None,
     }

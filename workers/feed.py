@@ -1,18 +1,23 @@
 """Batches for the training loop: the view that the teacher saw, its labels, the teacher's logits.
 
-Decoded pictures (uint8) and cached logits are moved to the device once when they fit there, and
-otherwise stay memory-mapped on the host, shared by all runs of the machine; pictures that stay files are
-decoded ahead by worker processes (see ``streaming``). Nothing here is random: the order of an epoch is a
-pure function of (seed, epoch), the pictures of (recipe, seed, view, sample), so a resumed run sees what
-it would have seen.
+Decoded pictures (uint8) and cached logits are moved to the device once when they fit there; what does not fit stays
+memory-mapped on the host, shared by all runs of the machine, and is gathered and copied ahead of the loop by a thread
+(see ``prefetch``); pictures that stay files are decoded ahead by worker processes (see ``streaming``). Nothing here is
+random: the order of an epoch is a pure function of (seed, epoch), the pictures of (recipe, seed, view, sample), so a
+resumed run sees what it would have seen.
 
-Shapes: N samples, B batch, H x W pixels, K channels, C classes. ``images`` are uint8 BHWK until the
-last moment, then float32 BKHW.
+A step's data comes in two parts. ``BatchInputs`` is what differs from step to step, as tensors of one shape: slices of
+tables that were copied to the device at the start of the epoch. ``TrainingFeed.make`` computes the batch from it, on
+the device alone, so that a CUDA graph can replay it on other inputs.
+
+Shapes: N samples, B batch, b of it in this process, H x W pixels, K channels, C classes, V views, S statistics.
+``images`` are uint8 BHWK until the last moment, then float32 BKHW.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,6 +29,7 @@ from workers import views
 from workers.config import Preprocessing, Views
 from workers.datasets import Dataset, DecodedDataset, FilesDataset
 from workers.live import Known
+from workers.prefetch import on_device_ahead
 from workers.streaming import PictureStream, worker_processes
 
 # Left free on a GPU for weights, activations and the other runs that share it.
@@ -98,68 +104,105 @@ def _fits(tensor_bytes: int, device: torch.device) -> bool:
 
 
 class _Pictures:
-    """uint8 pictures and labels of one split, on the device when they fit, else mapped, or decoded when asked for."""
+    """uint8 pictures and labels of one split, on the device when they fit, else mapped, or decoded when asked for.
+
+    Attributes:
+        resident_NHWK: uint8 [N, H, W, K] on the device; None if they are somewhere else.
+    """
 
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
-        self.device = device
         self.dataset = dataset
-        self._images_NHWK: Tensor | None = None
-        self._resident = False
+        self.resident_NHWK: Tensor | None = None
         if isinstance(dataset, DecodedDataset):
-            host = torch.from_numpy(np.asarray(dataset.images_NHWC))
-            self._resident = _fits(host.nbytes, device)
-            self._images_NHWK = host.to(device) if self._resident else host
-        self._labels_N = torch.from_numpy(np.asarray(dataset.labels_N)).to(device)
-
-    def take(self, rows_B: Tensor) -> Tensor:
-        """uint8 [B, H, W, K] on the device, for host rows int64 [B]."""
-        if self._images_NHWK is None:
-            return torch.from_numpy(self.dataset.take(rows_B.numpy())).to(self.device)
-        if self._resident:
-            return self._images_NHWK.index_select(0, rows_B.to(self.device))
-        return self._images_NHWK.index_select(0, rows_B).to(self.device)
-
-    def labels(self, rows_B: Tensor) -> Tensor:
-        """int64 [B] on the device, for host rows int64 [B]."""
-        return self._labels_N[rows_B.to(self.device)]
+            mapped_NHWK = torch.from_numpy(np.asarray(dataset.images_NHWC))
+            if device.type == "cpu":
+                self.resident_NHWK = mapped_NHWK
+            elif _fits(mapped_NHWK.nbytes, device):
+                self.resident_NHWK = mapped_NHWK.to(device)
 
 
 class _TeacherRows:
-    """The teacher's logits and statistics of one view, in the order of one epoch."""
+    """The teacher's logits and statistics of one view.
+
+    Attributes:
+        names: of the statistics.
+        resident_NC: logits [N, C] of the current view on the device, always at one address; None if they are mapped.
+    """
 
     def __init__(self, reader: CacheReader, device: torch.device) -> None:
-        self._reader = reader
-        self._device = device
+        self.reader = reader
+        self.names = tuple(reader.statistics(0))
         spec = reader.spec
-        self._resident = _fits(spec.samples * spec.row_bytes, device)
+        self.resident_NC: Tensor | None = None
+        if _fits(spec.samples * spec.row_bytes, device):
+            dtype = torch.from_numpy(np.empty(0, spec.numpy_dtype)).dtype
+            self.resident_NC = torch.empty((spec.samples, spec.classes), dtype=dtype, device=device)
         self._view = -1
-        self._logits_NC: Tensor | None = None
-        self._statistics: dict[str, Tensor] = {}
 
     def begin(self, view: int, order_N: NDArray[np.int64]) -> None:
-        """Make ``order_N`` of ``view`` current; on a GPU the view is loaded, and verified, once per epoch."""
-        # Put in order once per epoch, a batch's statistics are slices.
-        self._statistics = {
-            name: torch.from_numpy(values_N[order_N]).to(self._device)
-            for name, values_N in self._reader.statistics(view).items()
-        }
-        if not self._resident:
-            self._map = self._reader.row_map(view, order_N)
-            return
-        self._rows_N = torch.from_numpy(order_N).to(self._device)
-        if view != self._view:
-            self._view = view
-            self._logits_NC = torch.from_numpy(self._reader.logits(view)).to(self._device)
+        """Make ``order_N`` of ``view`` current; on a GPU the view is loaded, and verified, when it changes."""
+        if self.resident_NC is None:
+            self._map = self.reader.row_map(view, order_N)
+        elif view != self._view:
+            self.resident_NC.copy_(torch.from_numpy(self.reader.logits(view)))
+        self._view = view
 
-    def take(self, start: int, stop: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """(logits [B, C], statistics [B]) of positions ``start`` to ``stop`` of the order."""
-        statistics = {name: values_N[start:stop] for name, values_N in self._statistics.items()}
-        if self._logits_NC is not None:
-            return self._logits_NC.index_select(0, self._rows_N[start:stop]), statistics
-        if self._reader.exceeds_memory:
+    def statistics(self, order_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[S, N] in this order, as ``names`` has them."""
+        values = self.reader.statistics(self._view)
+        return np.stack([values[name][order_N] for name in self.names])
+
+    def gather(self, start: int, stop: int) -> Tensor:
+        """Mapped logits [B, C] of positions ``start`` to ``stop`` of the order, on the host."""
+        if self.reader.exceeds_memory:
             self._map.prefetch(start, stop + _BATCHES_AHEAD * (stop - start))
-        gathered = torch.from_numpy(self._map.gather(start, stop))
-        return gathered.to(self._device), statistics
+        return torch.from_numpy(self._map.gather(start, stop))
+
+
+@dataclass(frozen=True)
+class BatchInputs:
+    """What differs between two steps, on the training device.
+
+    Attributes:
+        rows: which samples of the split these are, int64 [B], on the host.
+        mine: which of the B rows have pictures here: all, unless several processes share the batch.
+        integers: int64 [2 + 5V, B]: row numbers, labels, and for each view ``ViewParameters.table``.
+        statistics: float32 [V * S, B] of the teacher's logits, or None where no run needs a teacher.
+        images: uint8 [b, H, W, K] of each view if they were augmented elsewhere, or one plain picture a sample; empty
+            where the pictures are resident.
+        logits: [B, C] of each view where they are mapped; empty where they are resident, or nobody needs them.
+    """
+
+    rows: NDArray[np.int64]
+    mine: slice
+    integers: Tensor
+    statistics: Tensor | None
+    images: tuple[Tensor, ...]
+    logits: tuple[Tensor, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that lies on the device, in a fixed order."""
+        return (self.integers, *(() if self.statistics is None else (self.statistics,)), *self.images, *self.logits)
+
+    def clone(self) -> "BatchInputs":
+        """The same values at addresses of their own, for ``copy_from``."""
+        return BatchInputs(
+            self.rows,
+            self.mine,
+            self.integers.clone(),
+            None if self.statistics is None else self.statistics.clone(),
+            tuple(images.clone() for images in self.images),
+            tuple(logits.clone() for logits in self.logits),
+        )
+
+    def copy_from(self, other: "BatchInputs") -> None:
+        """Take another step's values on the device; its shapes must be these."""
+        for mine, theirs in zip(self.tensors, other.tensors, strict=True):
+            mine.copy_(theirs)
+
+    def has_shapes_of(self, other: "BatchInputs") -> bool:
+        return [t.shape for t in self.tensors] == [t.shape for t in other.tensors]
 
 
 class TrainingFeed:
@@ -192,41 +235,88 @@ class TrainingFeed:
         share: Share = ALL,
         threads: int = 1,
     ) -> None:
+        self.device = device
         self._pictures = _Pictures(dataset, device)
         self._stream: PictureStream | None = None
         if isinstance(dataset, FilesDataset):
             self._stream = PictureStream(dataset.files, plan.augmentation, worker_processes(threads), device)
         self._plan = plan
-        self._teachers = [None if reader is None else _TeacherRows(reader, device) for _ in range(views_per_step)]
+        self._views_per_step = views_per_step
+        self._teachers = [] if reader is None else [_TeacherRows(reader, device) for _ in range(views_per_step)]
         self._batch_size = batch_size
         self._seed = seed
         self._share = share
         self.samples = len(dataset.labels_N)
+        self._fetching: Generator[tuple[Tensor, ...], None, None] | None = None
         full, rest = divmod(self.samples, batch_size)
         self.steps = full + (rest > 1 or full == 0)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0."""
+        return map(self.make, self.inputs(epoch, first_step))
+
+    def inputs(self, epoch: int, first_step: int = 0) -> Iterator[BatchInputs]:
+        """What ``make`` computes the batches of an epoch from, from step ``first_step`` on, both counted from 0."""
         dataset, plan = self._pictures.dataset, self._plan
-        order_N = epoch_order(self.samples, self._seed, epoch)
-        parameters = []
-        for place, teacher in enumerate(self._teachers):
-            view = (epoch + place) % plan.count
-            parameters.append(views.draw(plan.augmentation, plan.seed, view, order_N, dataset.height, dataset.width))
-            if teacher is not None:
-                teacher.begin(view, order_N)
-        parts = [self._part(step) for step in range(first_step, self.steps)]
-        made = self._views(order_N, parameters, [here for _, _, here in parts])
-        for (whole, mine, _), pictures in zip(parts, made, strict=True):
-            seen = [
-                Seen(images, *_take(teacher, whole.start, whole.stop))
-                for images, teacher in zip(pictures, self._teachers, strict=True)
-            ]
-            rows_B = torch.from_numpy(order_N[whole])
-            yield Batch(rows_B, self._pictures.labels(rows_B), tuple(seen), mine)
+        self._order_N = epoch_order(self.samples, self._seed, epoch)
+        shown = [(epoch + place) % plan.count for place in range(self._views_per_step)]
+        self._drawn = [
+            views.draw(plan.augmentation, plan.seed, view, self._order_N, dataset.height, dataset.width)
+            for view in shown
+        ]
+        for teacher, view in zip(self._teachers, shown, strict=False):
+            teacher.begin(view, self._order_N)
+        # One copy to the device for a whole epoch; a step takes a slice, which is no work at all.
+        labels_N = np.asarray(dataset.labels_N)[self._order_N]
+        rows_2N = torch.from_numpy(np.stack([self._order_N, labels_N]))
+        self._integers = torch.cat([rows_2N, *(drawn.table() for drawn in self._drawn)]).to(self.device)
+        self._statistics: Tensor | None = None
+        if self._teachers:
+            all_of = np.concatenate([teacher.statistics(self._order_N) for teacher in self._teachers])
+            self._statistics = torch.from_numpy(all_of).to(self.device)
+        steps = range(first_step, self.steps)
+        self._stop_fetching()
+        self._fetching = self._fetched(steps)
+        for step, fetched in zip(steps, self._fetching, strict=True):
+            yield self._inputs(step, fetched)
+
+    def inputs_again(self, step: int) -> BatchInputs:
+        """The inputs of a step of the epoch that is under way, once more."""
+        whole, _, here = self._part(step)
+        fetched = self._mapped_logits(whole)
+        if self._pictures.resident_NHWK is None:
+            images: tuple[Tensor, ...] = (torch.from_numpy(self._pictures.dataset.take(self._order_N[here])),)
+            if self._stream is not None:
+                images = tuple(views.apply(images[0], self._plan.augmentation, of_N[here]) for of_N in self._drawn)
+            fetched = (*images, *fetched)
+        return self._inputs(step, tuple(tensor.to(self.device) for tensor in fetched))
+
+    def make(self, inputs: BatchInputs) -> Batch:
+        """Gather and augment, on the device alone: no copy from the host, no synchronisation."""
+        rows_B, labels_B = inputs.integers[0], inputs.integers[1]
+        mine, plan, images = inputs.mine, self._plan, inputs.images
+        if self._stream is None:
+            if self._pictures.resident_NHWK is not None:
+                plain = self._pictures.resident_NHWK.index_select(0, rows_B[mine])
+            else:
+                (plain,) = inputs.images
+            drawn = [inputs.integers[first : first + 5, mine] for first in range(2, len(inputs.integers), 5)]
+            images = tuple(views.apply_table(plain, plan.augmentation, table_5b) for table_5b in drawn)
+        seen = []
+        for place, of_view in enumerate(images):
+            logits_BC, statistics = None, None
+            if self._teachers:
+                resident_NC = self._teachers[place].resident_NC
+                logits_BC = inputs.logits[place] if resident_NC is None else resident_NC.index_select(0, rows_B)
+                assert inputs.statistics is not None
+                names = self._teachers[place].names
+                statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))
+            seen.append(Seen(of_view, logits_BC, statistics))
+        return Batch(torch.from_numpy(inputs.rows), labels_B, tuple(seen), mine)
 
     def close(self) -> None:
-        """End the worker processes, if there are any."""
+        """End the thread and the worker processes that fetch ahead, if there are any."""
+        self._stop_fetching()
         if self._stream is not None:
             self._stream.close()
 
@@ -237,22 +327,44 @@ class TrainingFeed:
         mine = self._share.of(stop - start)
         return slice(start, stop), mine, slice(start + mine.start, start + mine.stop)
 
-    def _views(
-        self, order_N: NDArray[np.int64], drawn: Sequence[views.ViewParameters], parts: Iterable[slice]
-    ) -> Iterator[tuple[Tensor, ...]]:
-        """Each part of the order as uint8 [b, h, w, K] on the device, a tensor for each of ``drawn``."""
-        if self._stream is None:
-            for part in parts:
-                plain = self._pictures.take(torch.from_numpy(order_N[part]))
-                yield tuple(views.apply(plain, self._plan.augmentation, of_N[part]) for of_N in drawn)
+    def _inputs(self, step: int, fetched: tuple[Tensor, ...]) -> BatchInputs:
+        """``fetched``: what is not resident, pictures first."""
+        whole, mine, _ = self._part(step)
+        statistics = None if self._statistics is None else self._statistics[:, whole]
+        pictures = len(fetched) - len(self._mapped_teachers)
+        integers = self._integers[:, whole]
+        return BatchInputs(self._order_N[whole], mine, integers, statistics, fetched[:pictures], fetched[pictures:])
+
+    def _fetched(self, steps: range) -> Generator[tuple[Tensor, ...], None, None]:
+        """What is not resident of each step, on the device."""
+        if self._pictures.resident_NHWK is not None and not self._mapped_teachers:
+            yield from (() for _ in steps)
+            return
+        pictures: Iterator[tuple[Tensor, ...]]
+        parts = [self._part(step)[2] for step in steps]
+        if self._stream is not None:
+            work = ((self._order_N[here], tuple(of_N[here] for of_N in self._drawn)) for here in parts)
+            pictures = self._stream.batches(work)
+        elif self._pictures.resident_NHWK is None:
+            pictures = ((torch.from_numpy(self._pictures.dataset.take(self._order_N[here])),) for here in parts)
         else:
-            work = ((order_N[part], tuple(of_N[part] for of_N in drawn)) for part in parts)
-            for made in self._stream.batches(work):
-                yield tuple(images.to(self._pictures.device, non_blocking=True) for images in made)
+            pictures = (() for _ in parts)
 
+        def gather(step: int) -> tuple[Tensor, ...]:
+            return (*next(pictures), *self._mapped_logits(self._part(step)[0]))
 
-def _take(teacher: _TeacherRows | None, start: int, stop: int) -> tuple[Tensor | None, dict[str, Tensor] | None]:
-    return (None, None) if teacher is None else teacher.take(start, stop)
+        yield from on_device_ahead(gather, steps, self.device)
+
+    def _stop_fetching(self) -> None:
+        if self._fetching is not None:
+            self._fetching.close()
+
+    @property
+    def _mapped_teachers(self) -> list[_TeacherRows]:
+        return [teacher for teacher in self._teachers if teacher.resident_NC is None]
+
+    def _mapped_logits(self, whole: slice) -> tuple[Tensor, ...]:
+        return tuple(teacher.gather(whole.start, whole.stop) for teacher in self._mapped_teachers)
 
 
 class EvaluationFeed:
@@ -270,6 +382,7 @@ class EvaluationFeed:
         self._pictures = _Pictures(dataset, device)
         self._size = size
         self.device = device
+        self._labels_N = torch.from_numpy(np.asarray(dataset.labels_N)).to(device)
         self._teacher = None if reader is None else _TeacherRows(reader, device)
         self._batch_size = batch_size
         self._share = share
@@ -277,17 +390,39 @@ class EvaluationFeed:
         self.has_teacher = reader is not None
 
     def batches(self) -> Iterator[Batch]:
+        """Batches in the split's order; the teacher's statistics are left out, for nothing measured reads them."""
+        parts = []
+        for start in range(0, self.samples, self._batch_size):
+            mine = self._share.of(min(self._batch_size, self.samples - start))
+            parts.append(slice(start + mine.start, start + mine.stop))
         if self._teacher is not None:
             self._teacher.begin(0, np.arange(self.samples))
-        for start in range(0, self.samples, self._batch_size):
-            whole = min(self._batch_size, self.samples - start)
-            mine = self._share.of(whole)
-            rows = torch.arange(start + mine.start, start + mine.stop)
-            images = self._pictures.take(rows)
+        for part, (images, logits) in zip(parts, self._fetched(parts), strict=True):
             if (images.shape[1], images.shape[2]) != self._size:
                 images = views.resize(images, *self._size)
-            seen = Seen(images, *_take(self._teacher, start + mine.start, start + mine.stop))
-            yield Batch(rows, self._pictures.labels(rows), (seen,), slice(0, len(rows)))
+            rows = torch.arange(part.start, part.stop)
+            yield Batch(rows, self._labels_N[part], (Seen(images, logits, None),), slice(0, len(rows)))
+
+    def _fetched(self, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """(plain pictures, the teacher's logits) of each part of the split, on the device."""
+        pictures, teacher = self._pictures, self._teacher
+        resident_NC = None if teacher is None else teacher.resident_NC
+
+        def on_host(part: slice) -> tuple[Tensor, ...]:
+            found = []
+            if pictures.resident_NHWK is None:
+                found.append(torch.from_numpy(pictures.dataset.take(np.arange(part.start, part.stop))))
+            if teacher is not None and resident_NC is None:
+                found.append(teacher.gather(part.start, part.stop))
+            return tuple(found)
+
+        is_resident = pictures.resident_NHWK is not None and (teacher is None or resident_NC is not None)
+        fetched = itertools.repeat(()) if is_resident else on_device_ahead(on_host, parts, self.device)
+        for part, tensors in zip(parts, fetched, strict=False):
+            left = list(tensors)
+            images = left.pop(0) if pictures.resident_NHWK is None else pictures.resident_NHWK[part]
+            logits = left.pop(0) if left else (None if resident_NC is None else resident_NC[part])
+            yield images, logits
 
 
 def student_preprocessing(dataset: Dataset, size: tuple[int, int]) -> Preprocessing:
@@ -314,10 +449,11 @@ def to_input(images_BHWK: Tensor, preprocessing: Preprocessing, channels_last: b
     return x_BKHW.contiguous(memory_format=layout)
 
 
-@lru_cache(maxsize=8)
+@cache
 def _along_row(values_K: tuple[float, ...], width: int, device: torch.device) -> Tensor:
     """A value per channel, repeated for the pixels of a row: [W * K].
 
-    As contiguous as a picture: three times as fast on a CPU as broadcasting over an innermost axis of three.
+    As contiguous as a picture: three times as fast on a CPU as broadcasting over an innermost axis of three. Made once
+    for each device, see ``views``.
     """
     return torch.tensor(values_K, device=device).repeat(width)

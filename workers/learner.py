@@ -5,11 +5,13 @@ without touching each other. What they draw (dropout) is a function of (seed, ep
 killed anywhere continues with the same numbers, alone or in another company.
 """
 
+import contextlib
 import hashlib
 import math
+import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -17,14 +19,15 @@ from torch import Tensor, nn
 
 from workers.artifacts import load_checkpoint, save_checkpoint
 from workers.config import AdamW, CosineSchedule, Sgd, Training, TrainingOrder
+from workers.epoch_sums import EpochSums, Reading
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
-from workers.objective import Objective
+from workers.precision import choose_precision
 from workers.replicas import Replicas
 
 # A person watches; an event is a row in the database.
 _STEP_EVENT_SECONDS = 2.0
 # Of what is kept in a checkpoint: one of another number is not taken up.
-_CHECKPOINT_FORMAT = 2
+_CHECKPOINT_FORMAT = 3
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
@@ -45,12 +48,13 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     return training.optimizer.lr * factor
 
 
-def _optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(training: Training, parameters: Sequence[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
     # Fused: one pass over all weights. It takes gradients to lie as their parameters do, and would be silently wrong
     # if one did not; autograd keeps to that, and so does ``Replicas.sum_gradients``.
-    chosen = training.optimizer
+    chosen, is_cuda = training.optimizer, device.type == "cuda"
+    optimizer: torch.optim.Optimizer
     if isinstance(chosen, Sgd):
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters,
             lr=chosen.lr,
             momentum=chosen.momentum,
@@ -58,57 +62,21 @@ def _optimizer(training: Training, parameters: Sequence[nn.Parameter]) -> torch.
             nesterov=chosen.nesterov,
             fused=True,
         )
-    assert isinstance(chosen, AdamW)
-    return torch.optim.AdamW(parameters, lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True)
-
-
-@dataclass
-class EpochSums:
-    """What an epoch adds up, on the device; it is read once, at the epoch's end.
-
-    Attributes:
-        steps, rows: that were trained on.
-        seconds: this run's share of the time that its process, and those of earlier attempts, have spent on it.
-    """
-
-    device: torch.device
-    steps: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, outcome: Objective, correct: Tensor, rows: int) -> None:
-        self.steps += 1
-        self.rows += rows
-        self._add("train_loss", outcome.total.detach() * rows)
-        self._add("train_accuracy", correct)
-        for name, value in outcome.terms.items():
-            self._add(f"train_{name}", value * rows)
-        for side, tau_B in (
-            ("student", outcome.student_temperature_B),
-            ("teacher", outcome.teacher_temperature_B),
-        ):
-            if tau_B is not None:
-                tau_B = tau_B.double()
-                self._add(f"{side}_temperature_mean", tau_B.sum())
-                self._add(f"{side}_temperature_square", tau_B.square().sum())
-
-    def _add(self, name: str, value: Tensor) -> None:
-        if name not in self.sums:
-            self.sums[name] = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.sums[name] += value
-
-    def means(self) -> dict[str, float | None]:
-        means = {name: float(value) / max(self.rows, 1) for name, value in self.sums.items()}
-        result: dict[str, float | None] = dict(means)
-        for side in ("student", "teacher"):
-            mean = means.get(f"{side}_temperature_mean")
-            square = result.pop(f"{side}_temperature_square", None)
-            result[f"{side}_temperature_mean"] = mean
-            result[f"{side}_temperature_std"] = (
-                None if mean is None or square is None else math.sqrt(max(square - mean**2, 0.0))
-            )
-        return result
+    else:
+        assert isinstance(chosen, AdamW)
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=chosen.lr,
+            betas=chosen.betas,
+            weight_decay=chosen.weight_decay,
+            fused=True,
+            capturable=is_cuda,
+        )
+    if is_cuda:
+        # At one address, where a CUDA graph reads it; given to the constructor, it would be copied back to be checked.
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(chosen.lr, device=device)
+    return optimizer
 
 
 class Wish(IntEnum):
@@ -136,18 +104,28 @@ class Learner:
         member: whose run it is.
         place: of the run in its group.
         network: as the run's seed has initialised it, on the device.
+        picture: (channels, height, width) of its input.
         replicas: the processes that train it.
 
     Attributes:
         learned: the temperatures that the method learns, trained beside the student and not part of it.
         epoch: how many are done.
+        not_finite: float32 [], on the device; 1 from the first step on whose loss or gradient is not finite: no update
+            is made any more.
         sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
         metrics: a line for every epoch that is done.
         seconds: that those took.
+        environment: what it is trained on, for result.json.
     """
 
     def __init__(
-        self, member: Member, place: int, network: nn.Module, device: torch.device, replicas: Replicas
+        self,
+        member: Member,
+        place: int,
+        network: nn.Module,
+        picture: tuple[int, int, int],
+        device: torch.device,
+        replicas: Replicas,
     ) -> None:
         self.order, self.emit = member.order, member.emit
         self._member = member
@@ -156,19 +134,27 @@ class Learner:
         self.training = member.order.training
         self.method = member.order.run.method.expand()
         self.device = device
-        self._replicas = replicas
+        self.replicas = replicas
         self.learned = {
             name: nn.Parameter(torch.tensor(value, dtype=torch.float32, device=device))
             for name, value in self.method.learned.items()
         }
         self.weights = [p for p in network.parameters() if p.requires_grad]
         self.parameters = self.weights + list(self.learned.values())
-        self.optimizer = _optimizer(self.training, self.parameters)
+        self.optimizer = _optimizer(self.training, self.parameters, device)
+        self.not_finite, self._one = torch.zeros((), device=device), torch.ones((), device=device)
+        # A fused optimizer makes no update where this is 1; torch's own gradient scaler uses it so.
+        self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
+        self.counters = BatchCounters(network)
+        self.precision, self.precision_reason = choose_precision(
+            self.training.precision, device, network, self.training.batch_size, picture
+        )
         self.epoch, self.seconds = 0, 0.0
         self.sums = EpochSums(device)
         self.metrics: list[dict[str, float | None]] = []
+        self.environment: dict[str, str] = environment(device, self.precision)
         self._identity = _identity(member.order)
-        self._told = time.monotonic()
+        self._told_at, self._told = time.monotonic(), (0, 0.0)
 
     # -------------------------------------------------------------------------------------------------- its epoch
 
@@ -184,8 +170,16 @@ class Learner:
 
     def prepare_step(self, step: int, steps: int) -> None:
         """Learning rate and random draws of a step; both depend on where it is in the run and on nothing else."""
+        lr = learning_rate(self.training, self.epoch * steps + step, steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.training, self.epoch * steps + step, steps)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        self.seed(step)
+
+    def seed(self, step: int) -> None:
+        """Begin the random draws of a step of this epoch."""
         seed = _draw_seed(self.order.run.seed, self.epoch, step)
         # A tenth of what torch.manual_seed takes, which visits every backend.
         torch.default_generator.manual_seed(seed)
@@ -197,39 +191,68 @@ class Learner:
 
         bfloat16 while it learns, if that was chosen; what is evaluated is the float32 network that is kept.
         """
-        wanted = self.training.precision
-        enabled = self.network.training and (wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda"))
+        enabled = self.network.training and self.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
             logits_BC: Tensor = self.network(inputs_BKHW)
         return logits_BC
 
-    def tell_step(self, loss: Tensor, steps: int) -> None:
-        """An event, unless there was one just now."""
+    def flag_not_finite(self, values: list[Tensor]) -> None:
+        """Set ``not_finite`` if any element of these is NaN or infinite; nothing sets it back."""
+        # The kernel of torch's gradient scaler, at a scale of 1: one launch, and one pass, for all gradients.
+        torch._amp_foreach_non_finite_check_and_unscale_(values, self.not_finite, self._one)
+
+    def count_step(self, rows: int) -> None:
+        """Count a step that was given to the device."""
+        self.sums.count(rows)
+        self.counters.steps += self.method.views
+
+    def tell_step(self, steps: int) -> Reading | None:
+        """An event with the mean loss since the last one, unless that was just now; returns what it has read for it."""
         now = time.monotonic()
-        if now - self._told > _STEP_EVENT_SECONDS:
-            self._told = now
-            self.emit(
-                Step(
-                    epoch=self.epoch + 1,
-                    epochs=self.training.epochs,
-                    step=self.sums.steps,
-                    steps=steps,
-                    loss=float(loss.detach()),
-                    images_per_s=self.sums.rows / self.sums.seconds if self.sums.seconds else 0.0,
-                )
+        if now - self._told_at <= _STEP_EVENT_SECONDS:
+            return None
+        self._told_at = now
+        reading = self.sums.read()
+        rows, loss = self._told if self._told[0] < reading.rows else (0, 0.0)
+        self._told = reading.rows, reading.loss
+        if reading.bad_steps:
+            return reading
+        self.emit(
+            Step(
+                epoch=self.epoch + 1,
+                epochs=self.training.epochs,
+                step=self.sums.steps,
+                steps=steps,
+                loss=(reading.loss - loss) / (reading.rows - rows),
+                images_per_s=self.sums.rows / self.sums.seconds if self.sums.seconds else 0.0,
             )
+        )
+        return reading
 
     def end_epoch(self, line: dict[str, float | None]) -> None:
         """Count the epoch, whose metrics these are, and begin new sums."""
         self.metrics.append(line)
         self.epoch += 1
         self.seconds += line["seconds"] or 0.0
-        self.sums = EpochSums(self.device)
+        self.sums.reset()
+        self._told = (0, 0.0)
 
     def tell_epoch(self) -> None:
         self.emit(Epoch(epoch=self.epoch, epochs=self.training.epochs, metrics=self.metrics[-1]))
 
     # --------------------------------------------------------------------------------------------- its checkpoint
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that a step changes on the device."""
+        state = [v for of in self.optimizer.state.values() for v in of.values() if isinstance(v, Tensor)]
+        return [*self.parameters, *self.network.buffers(), *state, self.not_finite, *self.sums.tensors]
+
+    def release(self) -> None:
+        """Free its memory on the device, whoever still refers to it; it is not used any more."""
+        for tensor in self.tensors:
+            tensor.grad, tensor.data = None, torch.empty(0)
+        self.optimizer.state.clear()
 
     def save(self) -> None:
         """Write where the run is, atomically; of several processes the first does.
@@ -237,42 +260,85 @@ class Learner:
         Raises:
             DiskLow: no room; the earlier checkpoint stays.
         """
-        if not self._replicas.is_first:
+        if not self.replicas.is_first:
             return
-        save_checkpoint(
-            self.order.folder,
-            {
-                "identity": self._identity,
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "learned": {name: parameter.detach().clone() for name, parameter in self.learned.items()},
-                "epoch": self.epoch,
-                "step": self.sums.steps,
-                "rows": self.sums.rows,
-                "sums": dict(self.sums.sums),
-                "epoch_seconds": self.sums.seconds,
-                "seconds": self.seconds,
-                "metrics": self.metrics,
-            },
-        )
+        with self.counters.attached():
+            network = self.network.state_dict()
+        state = {
+            "identity": self._identity,
+            "network": network,
+            "optimizer": self.optimizer.state_dict()["state"],
+            "learned": dict(self.learned),
+            "epoch": self.epoch,
+            "sums": self.sums.state(),
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+            "environment": self.environment,
+        }
+        save_checkpoint(self.order.folder, state)
 
     def resume(self) -> None:
         """Continue from the farthest checkpoint of this run's attempts, if there is one."""
         state = load_checkpoint((*self.order.earlier, self.order.folder), self._identity)
         if state is None:
             return
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with self.counters.attached():
+            self.network.load_state_dict(state["network"])
+        # The learning rate is a function of the step, and on a GPU a tensor that stays where it is.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         for name, parameter in self.learned.items():
             parameter.data.copy_(state["learned"][name])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
-        sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self.sums = EpochSums(self.device, state["step"], state["rows"], state["epoch_seconds"], sums)
+        self.sums.load(state["sums"])
+        if self.is_done:
+            self.environment = state["environment"]
         within = f" and {self.sums.steps} steps" if self.sums.steps else ""
         self.emit(Log(message=f"resumed after epoch {self.epoch} of {self.training.epochs}{within}"))
         # An attempt that was killed between its checkpoint and its event told nobody.
         for number, missed in enumerate(self.metrics[self.order.told_epoch :], start=self.order.told_epoch + 1):
             self.emit(Epoch(epoch=number, epochs=self.training.epochs, metrics=missed))
+
+
+class BatchCounters:
+    """Counters of batch normalisation (``num_batches_tracked``), kept on the host while the network trains.
+
+    On the device each would be a launch in every step, for a number that nothing reads: the running statistics have a
+    fixed momentum. A layer without one does read its counter, and keeps it.
+
+    Attributes:
+        steps: forward passes in training so far.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.steps = 0
+        norms = (m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d))
+        self._norms = [norm for norm in norms if norm.momentum is not None and norm.num_batches_tracked is not None]
+        self._detach()
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within, the network has its counters, to be read or loaded."""
+        self.attach()
+        yield
+        if self._norms:
+            self.steps = int(self._norms[0].num_batches_tracked or 0)
+        self._detach()
+
+    def attach(self) -> None:
+        """Give the network its counters back."""
+        for norm in self._norms:
+            norm.num_batches_tracked = torch.tensor(self.steps)
+
+    def _detach(self) -> None:
+        for norm in self._norms:
+            norm.num_batches_tracked = None
+
+
+def environment(device: torch.device, precision: str) -> dict[str, str]:
+    """What a run is trained on: device, its name, precision."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": device.type, "device_name": name, "precision": precision}
 
 
 def _identity(order: TrainingOrder) -> str:

@@ -62,6 +62,14 @@ class Objective:
     student_temperature_B: Tensor | None
     teacher_temperature_B: Tensor | None
 
+    @property
+    def student_temperature(self) -> Tensor | None:
+        return self.student_temperature_B
+
+    @property
+    def teacher_temperature(self) -> Tensor | None:
+        return self.teacher_temperature_B
+
 
 @dataclass(frozen=True)
 class _Summand:
@@ -103,6 +111,7 @@ def objective_of(
     epochs: int | None = None,
     learned: Mapping[str, Tensor] | None = None,
     label_smoothing: float = 0.0,
+    check: bool = True,
 ) -> Objective:
     """The method's loss of one batch.
 
@@ -142,7 +151,7 @@ def objective_of(
             summands += distilled
         terms = {summand.name: summand.value.mean() for summand in summands}
         total = reduce(add, [summand.factor * terms[summand.name] for summand in summands])
-    if not bool(torch.isfinite(total)):
+    if check and not bool(torch.isfinite(total)):
         raise _not_finite(method.name, views, summands)
     return Objective(
         total=total,

@@ -71,6 +71,7 @@ class TeacherGraph(BaseModel):
         opset: version of the standard operator set.
         nodes: number of operators; those in subgraphs and functions count once each.
         parameters: number of floating-point values in the constants.
+        half_parameters: number of those that are float16 or bfloat16.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +82,12 @@ class TeacherGraph(BaseModel):
     opset: int
     nodes: int
     parameters: int
+    half_parameters: int
+
+    @property
+    def is_half(self) -> bool:
+        """Whether most of it computes in half precision: a converted graph may keep float32 at its input and output."""
+        return 2 * self.half_parameters > self.parameters if self.parameters else self.inputs[0].dtype == "float16"
 
     @property
     def batch(self) -> int | None:

@@ -59,11 +59,13 @@ class Facts(NamedTuple):
         opset: version of the standard operator set.
         nodes: operators; those in subgraphs and functions count once each.
         parameters: floating-point values in the constants.
+        half_parameters: those of them that have 16 bits.
     """
 
     opset: int
     nodes: int
     parameters: int
+    half_parameters: int
 
 
 def parse(content: bytes) -> onnx.ModelProto:
@@ -114,10 +116,10 @@ def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int
         raise InvalidTeacher(f"the graph has {nodes} operators, at most {nodes_max} are allowed")
     _check_operators(model, scopes)
     _check_functions(model, nodes_max)
-    parameters = _check_tensors(scopes, tensor_bytes_max)
+    parameters, half_parameters = _check_tensors(scopes, tensor_bytes_max)
     opset = _check_opset(model)
     _check_training_mode(scopes, opset)
-    return Facts(opset, nodes, parameters)
+    return Facts(opset, nodes, parameters, half_parameters)
 
 
 def check_structure(content: bytes) -> None:
@@ -274,9 +276,9 @@ def _calls(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
             pending += [graph.node for graph in _subgraphs([node])]
 
 
-def _check_tensors(scopes: list[_Scope], tensor_bytes_max: int) -> int:
-    """Refuse external data and too many bytes; returns the number of floating-point values."""
-    size_bytes = parameters = 0
+def _check_tensors(scopes: list[_Scope], tensor_bytes_max: int) -> tuple[int, int]:
+    """Refuse external data and too many bytes; returns the number of floating-point values, and of 16-bit ones."""
+    size_bytes = parameters = half_parameters = 0
     count = sum(len(scope.tensors) for scope in scopes)
     if count > TENSORS_MAX:
         raise InvalidTeacher(f"the graph has {count} constants, at most {TENSORS_MAX} are allowed")
@@ -290,11 +292,12 @@ def _check_tensors(scopes: list[_Scope], tensor_bytes_max: int) -> int:
         itemsize, floating = _element(tensor.data_type)
         size_bytes += values * itemsize
         parameters += values if floating else 0
+        half_parameters += values if floating and itemsize == 2 else 0
     for pair in (pair for scope in scopes for pair in scope.sparse):
         size_bytes += _count(pair.dims) * _element(pair.values.data_type)[0]  # as it is once it is loaded
     if size_bytes > tensor_bytes_max:
         raise InvalidTeacher(f"the constants take {size_bytes} bytes, at most {tensor_bytes_max} are allowed")
-    return parameters
+    return parameters, half_parameters
 
 
 def _count(dims: Sequence[int]) -> int:

@@ -1,14 +1,18 @@
 """ONNX Runtime: a session on one file, and what it computes. The only file that imports onnxruntime; torch stays out.
 
-What would make the numbers depend on more than the file and the input is switched off (TF32, algorithm search,
-temporary files, profiling). Which provider to take, and how a picture becomes an input, is for ``workers.teacher``.
+What would make the numbers depend on more than the file and the input is switched off (algorithm search, temporary
+files, profiling, TF32 in float32 graphs). Which provider to take, and how a picture becomes an input, is for
+``workers.teacher``.
 
 Legend: B rows of the batch, N classes.
 """
 
 import contextlib
+import ctypes
 import io
+import re
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,22 +22,16 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from workers.errors import InvalidTeacher, WorkerError
+from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
 from workers.onnx_graph import first_line
 
-CPU = ("CPUExecutionProvider",)
-CUDA_OPTIONS = {
-    # The arena takes what a run needs and no power of two above it: the GPU is shared with the students.
-    "arena_extend_strategy": "kSameAsRequested",
-    # An exhaustive search picks by timing, so two sessions could differ in the last bits.
-    "cudnn_conv_algo_search": "HEURISTIC",
-    # TF32 has 10 bits of mantissa: a cache filled on a GPU would differ from one filled on a CPU.
-    "use_tf32": "0",
-}
-CUDA = (("CUDAExecutionProvider", CUDA_OPTIONS), "CPUExecutionProvider")
+VERSION: str = onnxruntime.__version__
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+CPU = (CPU_PROVIDER,)
 
-# ONNX Runtime's exceptions share no base but Exception. The last is what becomes of one that quotes a name of the file
-# which is not UTF-8.
+# ONNX Runtime's exceptions share no base but Exception. The last but one is what becomes of one that quotes a name of
+# the file which is not UTF-8, the last of the C++ library's own.
 ORT_ERRORS = (
     ort_errors.EPFail,
     ort_errors.EngineError,
@@ -46,7 +44,19 @@ ORT_ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
     UnicodeDecodeError,
+    MemoryError,
 )
+
+# What its arena says at its limit and of a full device, CUDA, cuBLAS, cuDNN and the C++ library. There is no error
+# class for it.
+_NO_MEMORY = re.compile(
+    r"allocate memory|smaller than requested bytes|out of memory|bad.alloc|MemoryError|ALLOC(ATION)?_FAILED", re.I
+)
+# A library of CUDA that fails, with the call: it stands behind some 400 characters of C++.
+_CUDA_FAILURE = re.compile(r"\b(CUDA|CUDNN|CUBLAS\w*|CUFFT|CURAND) failure -?\d+: [^;]+")
+_CUDA_CALL = re.compile(r"expr=([^;]+)")
+# Operators that take a network's time. ONNX Runtime keeps those that compute shapes on the CPU, and is right to.
+_HEAVY = re.compile("Attention|Conv|Einsum|Gemm|GRU|LSTM|MatMul|Norm|Pool|Resize|RNN")
 
 
 class Session:
@@ -57,13 +67,17 @@ class Session:
         input_name: of the pictures.
         output_name: of the output that is taken.
         threads: of one run on the CPU; None takes one per core.
-        providers: in the order of preference, as ONNX Runtime takes them.
+        providers: in the order of preference, as ONNX Runtime takes them; ``CPU`` or ``cuda_providers``.
 
     Attributes:
         provider: ONNX Runtime's name of what it runs on, e.g. ``CPUExecutionProvider``.
+        cpu_operators: of a session on CUDA, how many operators of each type run on the CPU all the same; those that
+            compute shapes alone are not counted.
 
     Raises:
         InvalidTeacher: ONNX Runtime cannot load the file.
+        DeviceUnavailable: CUDA, or a library of it, fails.
+        OutOfMemory: there is too little memory for the weights.
     """
 
     def __init__(
@@ -76,21 +90,34 @@ class Session:
         options.use_deterministic_compute = True
         # Idle threads must not spin: loading and writing share the cores with inference.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if providers is not CPU:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self._input_name = input_name
         self._output_name = output_name
         try:
             # Without its own fallback, which prints to stdout and goes on elsewhere.
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers), enable_fallback=0)
         except ORT_ERRORS as error:
-            raise InvalidTeacher(f"ONNX Runtime cannot load the teacher: {first_line(error)}") from error
+            said, failure = _said(error), _failure(error)
+            advice = ", give it a larger share of the device" if failure is OutOfMemory else ""
+            raise failure(f"ONNX Runtime cannot load the teacher{advice}: {said}") from error
         self.provider: str = self._session.get_providers()[0]
+        self.cpu_operators: Counter[str] = Counter()
+        if self.provider == CUDA_PROVIDER:
+            self.cpu_operators.update(
+                node.op_type
+                for part in self._session.get_provider_graph_assignment_info()
+                for node in part.get_nodes()
+                if part.ep_name == CPU_PROVIDER and _HEAVY.search(node.op_type)
+            )
 
     def run(self, input_: NDArray[np.floating], timeout_s: float | None = None) -> NDArray[np.float32]:
         """The output [B, N] for a batch as large as the graph takes.
 
         Raises:
             InvalidTeacher: it cannot be computed, or not within ``timeout_s`` seconds, or has another shape.
-            WorkerError: there is not enough memory.
+            OutOfMemory: there is too little memory for so many pictures at once.
+            DeviceUnavailable: CUDA, or a library of it, fails.
         """
         options = onnxruntime.RunOptions()
         timer = threading.Timer(timeout_s or 0, setattr, (options, "terminate", True))
@@ -113,18 +140,61 @@ class Session:
 def _explained(error: Exception, input_: NDArray[np.floating], *, timed_out: bool) -> WorkerError:
     if timed_out:
         return InvalidTeacher(f"the teacher did not finish {len(input_)} pictures in the time allowed")
-    said = first_line(error)
-    if "allocate memory" in str(error) or "out of memory" in str(error).lower():
-        return WorkerError(f"no memory for {len(input_)} pictures at once, use a smaller batch: {said}")
+    said, failure = _said(error), _failure(error)
+    if failure is OutOfMemory:
+        return OutOfMemory(f"no memory for {len(input_)} pictures at once: {said}")
+    if failure is DeviceUnavailable:
+        return DeviceUnavailable(f"the GPU failed with {len(input_)} pictures: {said}")
     return InvalidTeacher(
         f"the teacher cannot process an input of shape {list(input_.shape)} and dtype {input_.dtype}; if it was made "
         f"for another, correct `size`, `channels` or `layout` of its preprocessing. ONNX Runtime says: {said}"
     )
 
 
+def _failure(error: Exception) -> type[WorkerError]:
+    """Whose fault it is: the memory's, the device's or the file's."""
+    text = f"{type(error).__name__}: {error}"
+    if _NO_MEMORY.search(text):
+        return OutOfMemory
+    return DeviceUnavailable if _CUDA_FAILURE.search(text) else InvalidTeacher
+
+
+def _said(error: Exception) -> str:
+    """What ONNX Runtime says, in one line."""
+    failure, call = _CUDA_FAILURE.search(str(error)), _CUDA_CALL.search(str(error))
+    if failure is None:
+        return first_line(error)
+    return failure[0].strip() + (f" in {call[1].strip()}" if call else "")
+
+
+# -------------------------------------------------------------------------------------------------------------- CUDA
+
+
+def cuda_providers(memory_bytes: int, *, is_half: bool) -> Sequence[Any]:
+    """CUDA's first device, and the CPU for what has to stay there; as ``Session`` takes them.
+
+    Args:
+        memory_bytes: that the session may take of the device, without what CUDA itself needs.
+        is_half: the graph computes in float16 or bfloat16.
+    """
+    options = {
+        "gpu_mem_limit": str(memory_bytes),
+        # The arena takes what a run needs and no power of two above it: the GPU is shared with the students.
+        "arena_extend_strategy": "kSameAsRequested",
+        # An exhaustive search picks by timing, so two sessions could differ in the last bits.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # TF32 has 10 bits of mantissa: the cache of a float32 teacher filled on a GPU would differ from one filled on
+        # a CPU. Switched off, ONNX Runtime takes no plan of cuDNN that uses a tensor core, whatever the graph's type:
+        # convolutions in half precision lose most of their speed, and where no other plan is left it switches TF32 on
+        # again and says nothing.
+        "use_tf32": "1" if is_half else "0",
+    }
+    return ((CUDA_PROVIDER, options), CPU_PROVIDER)
+
+
 def has_cuda() -> bool:
     """Whether the installed ONNX Runtime was built with CUDA; it may still fail to load."""
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return CUDA_PROVIDER in onnxruntime.get_available_providers()
 
 
 def load_cuda() -> str:
@@ -134,3 +204,16 @@ def load_cuda() -> str:
     with contextlib.redirect_stdout(said):
         onnxruntime.preload_dlls(directory="")
     return " ".join(said.getvalue().split())
+
+
+def cuda_load_failure() -> str:
+    """Why the library of the CUDA provider cannot be loaded, after a session has come without it.
+
+    ONNX Runtime tells it to the standard error of the process alone, and the loader says it again.
+    """
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return f"ONNX Runtime cannot load its CUDA provider: {error}"
+    return "ONNX Runtime leaves its CUDA provider out, its own log says why"

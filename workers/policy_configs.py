@@ -28,10 +28,13 @@ class Policy(Part):
         statistics: the cached teacher statistics that some form of the policy reads; it sees nothing else of the
             teacher.
         student_statistics: the same of the student's logits.
+        reads_epoch: whether its temperatures may depend on the epoch. True unless it is said: a CUDA graph of the step
+            holds what the policy made of the epoch, and is recorded again in the next one.
     """
 
     statistics: ClassVar[tuple[str, ...]] = ()
     student_statistics: ClassVar[tuple[str, ...]] = ()
+    reads_epoch: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -60,6 +63,7 @@ class Fixed(Policy):
     title = "fixed temperature"
     formula = "T_s = T_t = T, W = T^2"
     paper = "Hinton et al. 2015, arXiv 1503.02531"
+    reads_epoch = False
 
     kind: Literal["fixed"] = "fixed"
     temperature: Temperature = 4.0
@@ -77,6 +81,7 @@ class Dtkd(Policy):
     title = "dynamic temperature"
     formula = "x, y = max (or logsumexp) of z_t, z_s; T_t = 2x/(x+y) T, T_s = 2y/(x+y) T, W = T_t T_s"
     paper = "Wei & Bai 2024, arXiv 2404.12711"
+    reads_epoch = False
     statistics = ("max", "sharpness")
     student_statistics = ("max", "sharpness")
 
@@ -99,6 +104,7 @@ class Normkd(Policy):
     title = "temperature from the standard deviation"
     formula = "T_t = k std(z_t), T_s = k std(z_s), W = T_t^2"
     paper = "Chi et al. 2023, arXiv 2308.00520"
+    reads_epoch = False
     statistics = ("std",)
     student_statistics = ("std",)
 
@@ -112,6 +118,7 @@ class Standardize(Policy):
     title = "standardised logits"
     formula = "T_t = T (std(z_t) + eps), T_s = T (std(z_s) + eps), W = T^2"
     paper = "Sun et al. CVPR 2024, arXiv 2403.01427"
+    reads_epoch = False
     statistics = ("std",)
     student_statistics = ("std",)
 
@@ -136,6 +143,7 @@ class MaxLogit(Policy):
         "T_t = T_n (std(z_t) + 1e-7), T_s = T_n (std(z_s) + 1e-7), W = T_n^2"
     )
     paper = "Matsuyama et al. 2025, arXiv 2503.09030"
+    reads_epoch = False
     statistics = ("max", "min", "mean", "std")
     student_statistics = ("max", "min", "mean", "std")
 
@@ -176,6 +184,7 @@ class Asymmetric(Policy):
     title = "asymmetric temperatures"
     formula = "T_s = student; T_t = label_temperature for c = y, teacher otherwise; W = T_s^2"
     paper = "Li et al. NeurIPS 2022, arXiv 2210.04427"
+    reads_epoch = False
 
     kind: Literal["asymmetric"] = "asymmetric"
     student: Temperature = 1.0

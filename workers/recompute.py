@@ -51,6 +51,7 @@ def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> Recomp
     path = folders.teachers / f"{spec.teacher_sha256}.onnx"
     if not path.is_file():
         raise InvalidTeacher(f"the teacher of cache {key[:12]} is gone: {path.name} is not there")
+    dataset = datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
     teacher = Teacher(
         path,
         Preprocessing.model_validate(spec.preprocessing),
@@ -58,8 +59,8 @@ def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> Recomp
         threads=os.cpu_count() or 1,
         device="auto",
         output_kind=spec.output_kind,
+        dataset=dataset,
     )
-    dataset = datasets.open_prepared(folders.datasets, spec.dataset_fingerprint)
     total = spec.views * spec.samples
     chosen = np.random.Generator(np.random.Philox(key=seed)).choice(total, size=min(rows, total), replace=False)
     recipe = Views.model_validate({"augmentation": spec.augmentation}).augmentation

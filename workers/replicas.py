@@ -155,12 +155,10 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
         variance_K = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / n
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean_K, momentum)
-            self.running_var.lerp_(variance_K * (n / (n - 1)), momentum)
+            self.running_mean.lerp_(mean_K, self.momentum)
+            self.running_var.lerp_(variance_K * (n / (n - 1)), self.momentum)
         scale_K = self.weight * torch.rsqrt(variance_K + self.eps)
         y_bKHW: Tensor = centred * scale_K[:, None, None] + self.bias[:, None, None]
         return y_bKHW.to(x_bKHW.dtype)

@@ -35,7 +35,10 @@ _Made = tuple[Tensor, ...] | WorkerError | OSError
 
 
 def worker_processes(threads: int) -> int:
-    """How many workers a run with so many threads gets: all but the one that its loop needs."""
+    """How many workers a run with so many threads gets: all but the one that its loop needs.
+
+    None with one thread, or on one core; a ``PictureStream`` for a GPU has one all the same.
+    """
     return min(threads, len(os.sched_getaffinity(0))) - 1
 
 
@@ -72,11 +75,14 @@ class PictureStream:
     Args:
         files: the pictures.
         recipe: of the views.
-        processes: workers; 0 makes each batch when it is asked for, in this process.
+        processes: workers; 0 makes each batch when it is asked for, in this process. A GPU would wait meanwhile,
+            so it gets one worker at least.
         device: where the batches will go; for a GPU they lie in pinned memory.
     """
 
     def __init__(self, files: PictureFiles, recipe: Augmentation, processes: int, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        processes = max(processes, on_gpu)
         self._sampler = _Sampler()
         self._batches: Generator[tuple[Tensor, ...], None, None] | None = None
         self._loader: data.DataLoader[_Made] | None = data.DataLoader(
@@ -86,7 +92,7 @@ class PictureStream:
             num_workers=processes,
             persistent_workers=processes > 0,
             multiprocessing_context="spawn" if processes else None,
-            pin_memory=device.type == "cuda",
+            pin_memory=on_gpu,
             # From torch's global generator it would take numbers that dropout is to have.
             generator=torch.Generator(),
         )

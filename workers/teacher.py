@@ -4,28 +4,43 @@ A teacher's numbers depend on its file, its preprocessing and the picture, not o
 whatever makes them do so is refused (``contract_check``) or switched off (``onnx_session``). What it does not do: draw
 views, write caches, train.
 
-Where it runs is decided once, when it is made, and the reason kept as text: CUDA if it was asked for or nothing was,
-and a device and a working CUDA provider are there; else the CPU. Asking for ``cuda`` and not getting it is an error,
-for ONNX Runtime itself would fall back without a word.
+Where it runs is decided once, when it is made, and the reason kept as text. ``cuda`` is a promise: CUDA is used or the
+teacher cannot be made, for ONNX Runtime itself would fall back without a word. ``auto`` takes CUDA where it works. A
+session on CUDA first shows that it computes what the CPU does.
 
 Legend: B pictures of a batch, H x W pixels, C channels; N classes in ``z_BN``.
 """
 
+import functools
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from torch import Tensor
 
 from workers import contract
 from workers.config import Preprocessing
 from workers.contract import ContractReport, OutputKind
 from workers.datasets import Dataset
-from workers.errors import InvalidJob, InvalidTeacher
+from workers.devices import cuda_failure
+from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory
 from workers.onnx_check import TeacherGraph, check_onnx, check_picture
-from workers.onnx_session import CUDA, Session, has_cuda, load_cuda
+from workers.onnx_session import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    VERSION,
+    Session,
+    cuda_load_failure,
+    cuda_providers,
+    has_cuda,
+    load_cuda,
+)
 from workers.views import resize
 
 __all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
@@ -36,6 +51,15 @@ Images = NDArray[np.uint8] | Tensor
 # A probability that was rounded to 0 has no logarithm; the smallest normal float32 has -87.3.
 LOG_FLOOR = float(np.finfo(np.float32).tiny)
 
+COMPARED_ROWS = 8
+# Largest difference of an output on CUDA and on the CPU, relative to the largest output, in half precision (True) and
+# in float32. Other orders of addition made 2e-6 (ResNet-18) to 4e-4 (ResNet-152) in torchvision's networks with random
+# weights, where rounding grows most, and rounding to TF32 made 2e-3 to 2e-1: a float32 difference beyond the first
+# bound is told as a warning, for ONNX Runtime may have taken TF32 all the same. Nothing but a mistake explains what is
+# beyond the second.
+EXPLAINED = {False: 1e-3, True: 2e-2}
+ALLOWED = {False: 1e-2, True: 5e-2}
+
 
 class Teacher:
     """An ONNX classifier, ready to run.
@@ -45,20 +69,26 @@ class Teacher:
         preprocessing: how a picture becomes its input.
         output: name of the output that holds the logits; None takes the only rank-2 one.
         threads: of one inference on the CPU; None takes one per core.
-        device: ``auto`` is CUDA where it works.
+        device: ``auto`` is CUDA where it works, ``cuda`` is CUDA or an error.
+        memory_fraction: of a GPU's memory that the session may take.
         output_kind: what ``contract_check`` found out about the output, for later sessions of the same teacher.
+        dataset: some of its pictures are what CUDA and the CPU are compared on; None takes noise.
 
     Attributes:
         graph: what the file declares.
         provider: ONNX Runtime's name of what it runs on, e.g. ``CPUExecutionProvider``.
-        provider_reason: why that one, as a sentence's part.
+        device: the name of that device, e.g. ``NVIDIA H200`` or ``x86_64``.
+        warnings: sentences for a person about how it runs there.
         output_name: of the output that is taken.
         batch: the number of pictures per call if the graph fixes it, else None. Any number can be given all the same.
+        rows_max: the number of pictures per call that has to do since more did not fit into the memory; None if none
+            did not.
         classes: the number of classes if the graph declares it, else None.
 
     Raises:
         InvalidTeacher: the file, or the preprocessing with this file, cannot be used.
-        InvalidJob: ``device`` is ``cuda`` and there is none.
+        DeviceUnavailable: ``device`` is ``cuda`` and CUDA does not work, or the teacher's outputs are others there.
+        OutOfMemory: its weights do not fit.
     """
 
     def __init__(
@@ -69,7 +99,9 @@ class Teacher:
         *,
         threads: int | None = None,
         device: Device = "auto",
+        memory_fraction: float = 1.0,
         output_kind: OutputKind = "logits",
+        dataset: Dataset | None = None,
     ) -> None:
         self.graph = check_onnx(path, output)
         check_picture(
@@ -82,10 +114,35 @@ class Teacher:
         self.output_kind: OutputKind = output_kind
         self.output_name = self.graph.output
         self.batch = self.graph.batch
+        self.rows_max: int | None = None
         self.classes = self.graph.classes
         self._dtype = np.dtype(self.graph.inputs[0].dtype)
-        self._session, self.provider_reason = _open(path, self.graph, threads, device)
+        on_cpu = functools.partial(Session, path, self.graph.inputs[0].name, self.graph.output, threads=threads)
+        self._open, self._session, self._reason = _open(on_cpu, device, memory_fraction, self.graph)
         self.provider = self._session.provider
+        self.device = torch.cuda.get_device_name(0) if self._is_on_cuda else platform.machine()
+        self.warnings: tuple[str, ...] = ()
+        if self._is_on_cuda:
+            self._tell_of_cpu_operators()
+            self._compare(on_cpu, dataset)
+
+    @property
+    def provider_reason(self) -> str:
+        """Why it runs on that provider and how, as a sentence's part."""
+        if self.rows_max is None:
+            return self._reason
+        return f"{self._reason}; {self.rows_max} pictures at once, since more do not fit into its memory"
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, JsonValue]:
+        """What the last bits of its logits depend on beside the file, the preprocessing and the pictures."""
+        return {
+            "retort": version("retort"),
+            "provider": self.provider,
+            "device": self.device,
+            "onnxruntime": VERSION,
+            "tf32": self._is_on_cuda and self.graph.is_half,
+        }
 
     def preprocess(self, images_BHWC: Images) -> NDArray[np.floating]:
         """The network's input for uint8 pictures [B, H, W, C]: contiguous, in the graph's dtype and layout.
@@ -106,13 +163,19 @@ class Teacher:
             )
         return input_.astype(self._dtype, copy=False)
 
-    def run(self, input_: NDArray[np.floating]) -> NDArray[np.float32]:
+    def run(self, input_: NDArray[np.floating], call_rows: int | None = None) -> NDArray[np.float32]:
         """Logits [B, N] of what ``preprocess`` returned; the log is taken if the graph ends in a softmax.
+
+        Args:
+            call_rows: pictures of every call on CUDA, as every other number costs new plans for all convolutions: of
+                fewer pictures the last is repeated. None takes them as they come, and so does the CPU.
 
         Raises:
             InvalidTeacher: the graph cannot compute them.
+            OutOfMemory: not even for a single picture, or for as many as the graph fixes, is there enough memory.
+            DeviceUnavailable: the GPU fails.
         """
-        return self._logits(self._run(input_))
+        return self._logits(self._run(input_, call_rows=call_rows))
 
     def logits(self, images_BHWC: Images) -> NDArray[np.float32]:
         """Logits [B, N] of uint8 pictures [B, H, W, C]: ``preprocess`` and ``run``."""
@@ -144,15 +207,93 @@ class Teacher:
             return output_BN
         return np.log(np.maximum(output_BN, LOG_FLOOR))
 
-    def _run(self, input_: NDArray[np.floating], timeout_s: float | None = None) -> NDArray[np.float32]:
-        if self.batch is None:
-            return self._session.run(input_, timeout_s)
-        parts = []
-        for start in range(0, len(input_), self.batch):
-            part = input_[start : start + self.batch]
-            padded = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
-            parts.append(self._session.run(padded, timeout_s)[: len(part)])
-        return np.concatenate(parts)
+    def _run(
+        self, input_: NDArray[np.floating], timeout_s: float | None = None, call_rows: int | None = None
+    ) -> NDArray[np.float32]:
+        wanted = self.batch or (call_rows if self._is_on_cuda else None)
+        rows = wanted or max(1, len(input_))
+        if self.rows_max is not None:
+            rows = min(rows, self.rows_max)
+        while True:
+            try:
+                return _run_in_calls(self._session, input_, rows, wanted is not None, timeout_s)
+            except OutOfMemory as error:
+                if rows == 1 or self.batch is not None:
+                    raise OutOfMemory(
+                        f"{error}. Fewer at once are not possible: give the teacher a larger share of the GPU "
+                        "(RETORT_GPU_SHARE), or a machine with more memory"
+                    ) from error
+            rows = self.rows_max = rows // 2
+            # A new session: the old one's arena keeps what it has taken, in pieces that fit the larger batch.
+            del self._session
+            self._session = self._open()
+
+    @property
+    def _is_on_cuda(self) -> bool:
+        return self.provider == CUDA_PROVIDER
+
+    def _tell_of_cpu_operators(self) -> None:
+        operators = self._session.cpu_operators
+        if operators:
+            listed = ", ".join(f"{name} ({count})" for name, count in operators.most_common(8))
+            self.warnings += (
+                f"{operators.total()} operators of the teacher run on the CPU, as ONNX Runtime has no CUDA kernel for "
+                f"them: {listed}. Export it with others to have all of it on {self.device}",
+            )
+
+    def _compare(self, open_on_cpu: Callable[[], Session], dataset: Dataset | None) -> None:
+        """Run some pictures on CUDA and on the CPU, and say how far apart they are. Raises DeviceUnavailable."""
+        images = self._pictures(dataset)
+        if images is None:
+            self._reason += "; not compared with the CPU, as nothing tells how large pictures are"
+            return
+        input_ = self.preprocess(images)
+        here_BN = self._run(input_)
+        there_BN = _run_in_calls(open_on_cpu(), input_, self.batch or len(input_), self.batch is not None)
+        difference, largest = float(np.abs(here_BN - there_BN).max()), float(np.abs(there_BN).max())
+        share = difference / max(largest, LOG_FLOOR)
+        found = f"{difference:.2g}, {share:.2g} of the largest"
+        precision = "half precision" if self.graph.is_half else "float32"
+        # NaN is beyond every bound; the CPU's own, or an infinite one, is for the contract check to tell.
+        if np.isfinite(largest) and not share <= ALLOWED[self.graph.is_half]:
+            raise DeviceUnavailable(
+                f"the teacher's outputs for {len(images)} pictures on {self.device} ({self.provider}, ONNX Runtime "
+                f"{VERSION}) differ from those of {CPU_PROVIDER} by {found}; {ALLOWED[self.graph.is_half]:g} of it is "
+                f"allowed in {precision}. The GPU or its libraries compute something else: mend them, or choose the "
+                "CPU with RETORT_GPUS=0"
+            )
+        self._reason += f"; its outputs for {len(images)} pictures differ from the CPU's by {found}"
+        if not share <= EXPLAINED[self.graph.is_half]:
+            tf32 = "" if self.graph.is_half else ": ONNX Runtime may use TF32 where cuDNN has nothing else"
+            self.warnings += (
+                f"the teacher's outputs on {self.device} differ from the CPU's by {found}, which is more than rounding "
+                f"in {precision} explains{tf32}",
+            )
+
+    def _pictures(self, dataset: Dataset | None) -> Images | None:
+        """Uint8 [B, H, W, C], spread over the data set, or noise as large as the graph or the preprocessing says."""
+        if dataset is not None:
+            return dataset.take(contract.spread(dataset.samples, COMPARED_ROWS))
+        _, *declared = self.graph.picture(self.preprocessing.layout)
+        given = self.preprocessing.size or (None, None)
+        height, width = (size or fixed for size, fixed in zip(given, declared, strict=True))
+        if height is None or width is None:
+            return None
+        shape = (COMPARED_ROWS, height, width, self.preprocessing.channel_count)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _run_in_calls(
+    session: Session, input_: NDArray[np.floating], rows: int, is_filled: bool, timeout_s: float | None = None
+) -> NDArray[np.float32]:
+    """The output [B, N], from calls of ``rows`` pictures; in a filled last one the last picture is repeated."""
+    parts = []
+    for start in range(0, max(1, len(input_)), rows):
+        part = input_[start : start + rows]
+        missing = rows - len(part) if is_filled else 0
+        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        parts.append(session.run(filled, timeout_s)[: len(part)])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 # ---------------------------------------------------------------------------------------------------- preprocessing
@@ -175,8 +316,10 @@ def preprocess(images_BHWC: Images, preprocessing: Preprocessing) -> NDArray[np.
     mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(per_channel)
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(per_channel)
     laid_out = images.permute(0, 3, 1, 2) if preprocessing.layout == "nchw" else images
-    x = laid_out.to(torch.float32, memory_format=torch.contiguous_format)
-    return x.mul_(preprocessing.scale).sub_(mean).div_(std).numpy()
+    # NumPy asks for huge pages, torch does not: small ones took half of the processor time of a batch at 224 x 224.
+    input_ = np.empty(laid_out.shape, dtype=np.float32)
+    torch.from_numpy(input_).copy_(laid_out).mul_(preprocessing.scale).sub_(mean).div_(std)
+    return input_
 
 
 def _ordered_channels(images_BHWC: Tensor, channels: str) -> Tensor:
@@ -200,34 +343,48 @@ def _luma(rgb_BHWC: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- session
 
 
-def _open(path: Path, graph: TeacherGraph, threads: int | None, device: Device) -> tuple[Session, str]:
-    """A session on the best device allowed, and why it is that one."""
-    names = (graph.inputs[0].name, graph.output)
-    absent = _why_no_cuda() if device != "cpu" else "asked for"
-    if absent is None:
-        session, absent = _open_cuda(path, names, threads)
-        if session is not None:
-            return session, f"{torch.cuda.get_device_name()} is there"
-    if device == "cuda":
-        raise InvalidJob(f"the teacher was to run on device 'cuda', but {absent}; use 'auto' or 'cpu'")
-    return Session(path, *names, threads=threads), absent
+def _open(
+    on_cpu: Callable[..., Session], device: Device, memory_fraction: float, graph: TeacherGraph
+) -> tuple[Callable[[], Session], Session, str]:
+    """How to open a session on the best device allowed, such a session, and why it is on that device."""
+    absent = "asked for"
+    if device == "auto" and not torch.cuda.is_available():
+        absent = "no CUDA device is visible"
+    elif device != "cpu":
+        try:
+            on_cuda = _on_cuda(on_cpu, memory_fraction, graph)
+            return on_cuda, on_cuda(), f"{torch.cuda.get_device_name(0)} is there"
+        except OutOfMemory as error:
+            if device == "cuda":
+                raise
+            absent = str(error)
+        except DeviceUnavailable as error:
+            if device == "cuda":
+                raise DeviceUnavailable(
+                    f"the teacher was to run on a GPU, but {error}. Mend that (`retort doctor` says what is missing), "
+                    "or choose the CPU for the whole service: RETORT_GPUS=0"
+                ) from error
+            absent = str(error)
+    return on_cpu, on_cpu(), absent
 
 
-def _why_no_cuda() -> str | None:
-    if not has_cuda():
-        return "the installed ONNX Runtime has no CUDA provider (package onnxruntime-gpu)"
-    if not torch.cuda.is_available():
-        return "no CUDA device is visible"
-    return None
-
-
-def _open_cuda(path: Path, names: tuple[str, str], threads: int | None) -> tuple[Session | None, str]:
-    """(session, "") on CUDA, or (None, why not)."""
+def _on_cuda(on_cpu: Callable[..., Session], memory_fraction: float, graph: TeacherGraph) -> Callable[[], Session]:
+    """How to open a session on CUDA. Raises DeviceUnavailable, saying why there is none."""
+    why_not = cuda_failure() if has_cuda() else "the installed ONNX Runtime has no CUDA provider (onnxruntime-gpu)"
+    if why_not is not None:
+        raise DeviceUnavailable(why_not)
     hint = load_cuda()
-    try:
-        session = Session(path, *names, threads=threads, providers=CUDA)
-    except InvalidTeacher as error:
-        return None, f"CUDA failed: {error} {hint}".rstrip()
-    if session.provider == "CUDAExecutionProvider":
-        return session, ""
-    return None, f"ONNX Runtime could not load its CUDA provider, its log says why. {hint}".rstrip()
+    memory_bytes = int(memory_fraction * torch.cuda.get_device_properties(0).total_memory)
+    providers = cuda_providers(memory_bytes, is_half=graph.is_half)
+
+    def open_session() -> Session:
+        try:
+            session = on_cpu(providers=providers)
+        except InvalidTeacher as error:
+            # The smoke run has loaded it on a CPU.
+            raise DeviceUnavailable(f"{error} {hint}".rstrip()) from error
+        if session.provider != CUDA_PROVIDER:
+            raise DeviceUnavailable(f"{cuda_load_failure()} {hint}".rstrip())
+        return session
+
+    return open_session

@@ -14,30 +14,33 @@ nothing is drawn from a generator with a history: order, views and dropout are f
 import contextlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
 from structlog.contextvars import bound_contextvars
-from torch import Tensor, nn
 
 from store import CacheReader, CacheSpec
 from workers import views
 from workers.artifacts import Student, write_artifacts
 from workers.composition import Method
 from workers.config import Preprocessing, TrainingOrder
+from workers.cuda_graph import BatchLoader, Recorder, StepGraph, why_no_graph
 from workers.datasets import Dataset, open_prepared
-from workers.devices import choose_device
+from workers.devices import choose_device, new_stream
+from workers.epoch_sums import Reading
 from workers.errors import InvalidJob, NotFinite, Paused, Stopped
 from workers.evaluate import evaluate
 from workers.events import Emit, Finished, Log, ShouldStop
-from workers.feed import Batch, EvaluationFeed, TrainingFeed, student_preprocessing, to_input
-from workers.learner import Learner, Member, Wish, best
+from workers.feed import EvaluationFeed, TrainingFeed, student_preprocessing
+from workers.learner import Learner, Member, Wish, best, learning_rate
 from workers.logs import ids_of
-from workers.objective import Objective, View, objective_of
+from workers.precision import Precision, float32_as
 from workers.replicas import Replicas
 from workers.students.build import build_student
+from workers.train_step import check_every, explain_not_finite
 
 _PARITY_PICTURES = 32
 # A checkpoint that takes long is made so seldom that it costs a twentieth of the time at most.
@@ -45,24 +48,6 @@ _SAVING_SHARE = 0.05
 
 Ended = tuple[int, "dict[str, object] | Exception"]
 """Which run of the group, and result.json or why there is none."""
-
-
-def _check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Method, clip: float | None) -> None:
-    """Clip the gradient's norm if asked; a finite loss can still have a gradient that is not.
-
-    Raises:
-        NotFinite: naming the method.
-    """
-    if clip is None:
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    else:
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-    if not bool(torch.isfinite(norm)):
-        found = f"norm {float(norm):g}, loss {float(loss.detach()):g}"
-        raise NotFinite(
-            f"the gradient of method {method.name!r} is not finite ({found}); "
-            "lower the learning rate or the weights, or set training.max_gradient_norm"
-        )
 
 
 def _raise_unless_finite(line: Mapping[str, float | None], method: Method, epoch: int) -> None:
@@ -79,38 +64,18 @@ def _raise_unless_finite(line: Mapping[str, float | None], method: Method, epoch
             )
 
 
-def _batch_objective(learner: Learner, logits: Sequence[Tensor], batch: Batch) -> Objective:
-    """The loss of a batch whose first views have these student logits, [B, C] each.
-
-    Raises:
-        NotFinite: with the sample's place in the training split, where one sample is the cause.
-    """
-    both = [
-        View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known)
-        for logits_BC, seen in zip(logits, batch.views, strict=False)
-    ]
-    try:
-        return objective_of(
-            learner.method,
-            both,
-            batch.labels,
-            epoch=learner.epoch + 1,
-            epochs=learner.training.epochs,
-            learned=learner.learned,
-            label_smoothing=learner.training.label_smoothing,
-        )
-    except NotFinite as error:
-        if error.sample is None:
-            raise
-        row = int(batch.rows[error.sample])
-        raise NotFinite(f"{error} (sample {row} of the training split)", error.sample) from error
-
-
 @dataclass(frozen=True)
 class _Setting:
-    """What the runs of a group share."""
+    """What the runs of a group share.
+
+    Attributes:
+        precision: of float32 products while they train: in full, or ``tf32``.
+        no_graph: why no step is recorded in a CUDA graph; None if that is tried.
+    """
 
     device: torch.device
+    precision: Precision
+    no_graph: str | None
     train: Dataset
     test: Dataset
     preprocessing: Preprocessing
@@ -135,7 +100,7 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
     tell(Log(message=f"training on {device.type}: {why}"))
     torch.set_num_threads(order.threads)
     if device.type == "cuda" and order.memory_fraction < 1.0:
-        torch.cuda.set_per_process_memory_fraction(order.memory_fraction)
+        torch.cuda.set_per_process_memory_fraction(order.memory_fraction, device)
     train = open_prepared(order.folders.datasets, order.train_fingerprint)
     test = open_prepared(order.folders.datasets, order.test_fingerprint)
     size = views.output_size(order.views.augmentation, train.height, train.width)
@@ -149,6 +114,8 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
     replicas = Replicas(order.rank, training.actors, order.folder, device)
     return _Setting(
         device=device,
+        precision="tf32" if training.precision == "tf32" else "float32",
+        no_graph=why_no_graph(training.cuda_graph, device, training.actors),
         train=train,
         test=test,
         preprocessing=student_preprocessing(train, size),
@@ -192,7 +159,9 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
     network.to(setting.device)
     # Module.to takes both at once, but its annotations do not say so.
     network.to(memory_format=torch.channels_last)
-    learner = Learner(member, place, network, setting.device, setting.replicas)
+    learner = Learner(member, place, network, (train.channels, *setting.size), setting.device, setting.replicas)
+    if setting.device.type == "cuda":
+        learner.emit(Log(message=f"trains in {learner.precision}: {learner.precision_reason}"))
     learner.resume()
     return learner
 
@@ -202,6 +171,7 @@ class _Group:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.learners: list[Learner] = []
+        self.steps: dict[int, StepGraph] = {}
         self._ids = [ids_of(member.order.folder) for member in members]
         self._ended: list[Ended] = []
 
@@ -212,15 +182,32 @@ class _Group:
             with bound_contextvars(**self._ids[place]):
                 yield
         except Exception as error:
+            _clear_frames(error)
             self.end(place, error)
 
+    def add(self, learner: Learner, step: StepGraph) -> None:
+        self.learners.append(learner)
+        self.steps[learner.place] = step
+
     def end(self, place: int, how: dict[str, object] | Exception) -> None:
-        self.learners = [learner for learner in self.learners if learner.place != place]
+        """Note the end, and free the memory: the others, and other processes, may need it."""
+        self.steps.pop(place, None)
+        for learner in [learner for learner in self.learners if learner.place == place]:
+            self.learners.remove(learner)
+            learner.release()
+        torch.cuda.empty_cache()
         self._ended.append((place, how))
 
     def take_ended(self) -> list[Ended]:
         taken, self._ended = self._ended, []
         return taken
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the functions that raised this held: activations of a batch that did not fit, say."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict[str, object]:
@@ -264,7 +251,9 @@ def train_group(members: Sequence[Member]) -> Iterator[Ended]:
             member.emit(event)
 
     setting = _set_up([member.order for member in members], tell_all)
-    with contextlib.closing(setting.feed):
+    # What is recorded in a CUDA graph may not run on the default stream.
+    stream = new_stream(setting.device) if setting.device.type == "cuda" else None
+    with contextlib.closing(setting.feed), torch.cuda.stream(stream), float32_as("float32"):
         yield from _train_together(members, setting)
 
 
@@ -272,13 +261,17 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
     """``train_group`` from its first checkpoint on."""
     feed, replicas = setting.feed, setting.replicas
     group = _Group(members)
+    recorder = Recorder() if setting.no_graph is None else None
+    loader = BatchLoader(feed, setting.preprocessing, recorder)
 
     # ---- resume
     for place, member in enumerate(members):
         with group.on_behalf_of(place):
-            group.learners.append(_new_learner(place, member, setting))
+            learner = _new_learner(place, member, setting)
+            group.add(learner, StepGraph(learner, recorder, setting.no_graph))
             if len(members) > 1:
                 member.emit(Log(message=f"one of {len(members)} runs trained in one process on the same batches"))
+    yield from group.take_ended()
     saved, saving_s = time.monotonic(), 0.0
 
     while group.learners:
@@ -300,32 +293,40 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
             learner.network.train()
         first_step = min(learner.sums.steps for learner in behind)
         counted = time.monotonic()
-        for step, batch in enumerate(feed.epoch(epoch, first_step), start=first_step):
-            inputs = [to_input(seen.images, setting.preprocessing, channels_last=True) for seen in batch.views]
-            # Whoever waits is asked, too: a run that is to stop does not wait for the others.
-            for learner in [*group.learners]:
-                with group.on_behalf_of(learner.place):
-                    _heed_wish(learner, setting)
-                    if learner in behind and learner.sums.steps == step:
-                        _train_step(learner, step, batch, inputs, setting)
-            counted = _share_time(behind, since=counted)
-            if counted - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
-                saved, saving_s = _save_all(group, behind)
-            yield from group.take_ended()
-            behind = [learner for learner in behind if learner in group.learners]
-            if not behind:
-                break
+        with float32_as(setting.precision):
+            for step, inputs in enumerate(feed.inputs(epoch, first_step), start=first_step):
+                loaded = loader.load(inputs)
+                # Whoever waits is asked, too: a run that is to stop does not wait for the others.
+                for learner in [*group.learners]:
+                    with group.on_behalf_of(learner.place):
+                        _heed_wish(learner, loader, setting)
+                        if learner in behind and learner.sums.steps == step:
+                            learner.prepare_step(step, feed.steps)
+                            group.steps[learner.place].step(step, loaded)
+                            learner.count_step(len(inputs.rows))
+                            _tell_and_check(learner, loader, setting)
+                counted = _share_time(behind, since=counted)
+                if counted - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
+                    saved, saving_s = _save_all(group, behind, loader, setting)
+                yield from group.take_ended()
+                behind = [learner for learner in behind if learner in group.learners]
+                if not behind:
+                    break
 
+        # The steps were launched; now they are waited for.
+        readings = {learner.place: learner.sums.read() for learner in behind}
+        _share_time(behind, since=counted)
         for learner in behind:
             with group.on_behalf_of(learner.place):
                 # ---- measure
                 started = time.monotonic()
+                _check(learner, readings[learner.place], loader, setting)
                 learner.network.eval()
                 line: dict[str, float | None] = {
                     "epoch": epoch + 1,
-                    "lr": learner.optimizer.param_groups[0]["lr"],
+                    "lr": learning_rate(learner.training, (epoch + 1) * feed.steps - 1, feed.steps),
                     "images_per_s": learner.sums.rows / learner.sums.seconds,
-                    **learner.sums.means(),
+                    **readings[learner.place].means,
                     **evaluate(learner.forward, setting.evaluation, setting.preprocessing, replicas),
                     "seconds": learner.sums.seconds + time.monotonic() - started,
                 }
@@ -339,45 +340,49 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
     replicas.close()
 
 
-def _heed_wish(learner: Learner, setting: _Setting) -> None:
+def _heed_wish(learner: Learner, loader: BatchLoader, setting: _Setting) -> None:
     """Between two steps, when all is in the checkpoint that a pause leaves.
 
     Raises:
         Stopped, Paused.
+        NotFinite: instead of a pause.
     """
     where = f"in epoch {learner.epoch + 1} after {learner.sums.steps} of {setting.feed.steps} steps"
     match setting.replicas.greatest(learner.wish()):
         case Wish.STOP:
             raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
         case Wish.PAUSE:
+            _check(learner, learner.sums.read(), loader, setting)
             learner.save()
             raise Paused(f"run {learner.order.run.name!r} was paused {where}")
 
 
-def _train_step(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tensor], setting: _Setting) -> None:
-    """One update of one student.
-
-    Args:
-        inputs: normalised float32 [b, K, H, W] of each view of the batch; a method of one view sees the first.
+def _tell_and_check(learner: Learner, loader: BatchLoader, setting: _Setting) -> None:
+    """After a step that was launched: an event now and then, and whether all steps so far were finite.
 
     Raises:
         NotFinite.
     """
-    epoch, replicas, steps = learner.epoch, setting.replicas, setting.feed.steps
-    learner.prepare_step(step, steps)
-    rows = len(batch.labels)
-    logits = [replicas.whole(learner.forward(x), rows, batch.mine) for x in inputs[: learner.method.views]]
-    learner.optimizer.zero_grad(set_to_none=True)
-    try:
-        outcome = _batch_objective(learner, logits, batch)
-        torch.autograd.backward(outcome.total)
-        replicas.sum_gradients(learner.weights)
-        _check_gradient(learner.parameters, outcome.total, learner.method, learner.training.max_gradient_norm)
-    except NotFinite as error:
-        raise NotFinite(f"epoch {epoch + 1}, step {step + 1}, before the update: {error}") from error
-    learner.optimizer.step()
-    learner.sums.add(outcome, (logits[0].argmax(1) == batch.labels).sum(), rows)
-    learner.tell_step(outcome.total, steps)
+    reading = learner.tell_step(setting.feed.steps)
+    # Several processes of one student compute a bad step again together, so all look after the same one.
+    if learner.sums.steps % check_every(setting.device) == 0:
+        reading = reading or learner.sums.read()
+    elif learner.training.actors > 1:
+        reading = None
+    if reading is not None:
+        _check(learner, reading, loader, setting)
+
+
+def _check(learner: Learner, reading: Reading, loader: BatchLoader, setting: _Setting) -> None:
+    """Refuse to go on after a step whose loss or gradient was not finite; no update was made since.
+
+    Raises:
+        NotFinite: naming the step, and the sample where one is the cause.
+    """
+    if reading.bad_steps:
+        step = learner.sums.steps - reading.bad_steps
+        loaded = loader.load_eagerly(setting.feed.inputs_again(step))
+        raise explain_not_finite(learner, step, loaded.batch, loaded.inputs)
 
 
 def _share_time(learners: Sequence[Learner], since: float) -> float:
@@ -388,12 +393,18 @@ def _share_time(learners: Sequence[Learner], since: float) -> float:
     return now
 
 
-def _save_all(group: _Group, learners: Sequence[Learner]) -> tuple[float, float]:
+def _save_all(
+    group: _Group, learners: Sequence[Learner], loader: BatchLoader, setting: _Setting
+) -> tuple[float, float]:
     """Checkpoints in the middle of an epoch; returns when that was, and how long it took."""
     started = time.monotonic()
     for learner in [learner for learner in learners if learner in group.learners]:
         with group.on_behalf_of(learner.place):
-            learner.save()
+            reading = learner.sums.read()
+            if learner.training.actors == 1:
+                _check(learner, reading, loader, setting)
+            if not reading.bad_steps:
+                learner.save()
     ended = time.monotonic()
     return ended, ended - started
 
@@ -401,6 +412,7 @@ def _save_all(group: _Group, learners: Sequence[Learner]) -> tuple[float, float]
 def _leave(learner: Learner, setting: _Setting) -> dict[str, object]:
     """Write the artifacts; returns result.json."""
     order, metrics = learner.order, learner.metrics
+    learner.counters.attach()
     run, best_line = order.run, best(metrics)
     trained = sum(len(setting.train.labels_N) / (line["images_per_s"] or 1.0) for line in metrics)
     result: dict[str, object] = {
@@ -420,7 +432,7 @@ def _leave(learner: Learner, setting: _Setting) -> dict[str, object]:
             "test": None if order.test_cache is None else order.test_cache.key,
         },
         "environment": {
-            "device": setting.device.type,
+            **learner.environment,
             **{name: version(name) for name in ("torch", "torchvision", "zarr", "retort")},
         },
     }

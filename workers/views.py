@@ -24,9 +24,11 @@ r = w * C bytes of an output row.
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from decimal import Context, Decimal
+from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -70,6 +72,10 @@ class ViewParameters:
 
     def __getitem__(self, rows: slice | Ints) -> "ViewParameters":
         return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def table(self) -> Tensor:
+        """int64 [5, N] in the order of the fields, for ``apply_table``."""
+        return torch.from_numpy(np.stack([getattr(self, f.name) for f in fields(self)]))
 
 
 # ------------------------------------------------------------------------------------------ drawing
@@ -186,19 +192,28 @@ def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters)
         InvalidDataset: the pictures are not uint8 [B, H, W, C].
         ValueError: parameters of another number of samples.
     """
+    return apply_table(images_BHWC, recipe, parameters.table().to(images_BHWC.device))
+
+
+def apply_table(images_BHWC: Tensor, recipe: Augmentation, parameters_5B: Tensor) -> Tensor:
+    """``apply`` with ``ViewParameters.table`` on the pictures' device: nothing is copied from the host.
+
+    Raises:
+        InvalidDataset, ValueError: as ``apply``.
+    """
     _check_images(images_BHWC)
-    if len(parameters) != len(images_BHWC):
-        raise ValueError(f"{len(images_BHWC)} pictures with parameters of {len(parameters)}")
+    if parameters_5B.shape[1] != len(images_BHWC):
+        raise ValueError(f"{len(images_BHWC)} pictures with parameters of {parameters_5B.shape[1]}")
     if not len(images_BHWC):
         return images_BHWC.new_empty((0, *output_size(recipe, *images_BHWC.shape[1:3]), images_BHWC.shape[3]))
     match recipe:
         case NoAugmentation():
             return images_BHWC
         case CropFlip():
-            return _crop_flip(images_BHWC, recipe.pad, _to_device(parameters, images_BHWC.device))
+            return _crop_flip(images_BHWC, recipe.pad, parameters_5B)
         case ResizedCrop():
             size = output_size(recipe, images_BHWC.shape[1], images_BHWC.shape[2])
-            return _resample(images_BHWC, size, _to_device(parameters, images_BHWC.device))
+            return _resample(images_BHWC, size, parameters_5B)
 
 
 def resize(images_BHWC: Tensor, height: int, width: int) -> Tensor:
@@ -215,8 +230,8 @@ def resize(images_BHWC: Tensor, height: int, width: int) -> Tensor:
     batch, have_h, have_w, _ = images_BHWC.shape
     if (have_h, have_w) == (height, width):
         return images_BHWC
-    whole = draw(NoAugmentation(), 0, 0, np.zeros(batch, dtype=np.int64), have_h, have_w)
-    return _resample(images_BHWC, (height, width), _to_device(whole, images_BHWC.device))
+    whole_5B = _whole_picture(have_h, have_w, images_BHWC.device).expand(-1, batch)
+    return _resample(images_BHWC, (height, width), whole_5B)
 
 
 def make_views(images_BHWC: Tensor, recipe: Augmentation, seed: int, view: int, index_B: NDArray[np.integer]) -> Tensor:
@@ -233,26 +248,35 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _to_device(parameters: ViewParameters, device: torch.device) -> Tensor:
-    """int64 [5, B] in the order of the fields, in one transfer."""
-    return torch.from_numpy(np.stack([getattr(parameters, f.name) for f in fields(parameters)])).to(device)
+# Constants on a device are made once: what is copied from the host, or launched, in every step costs more than these
+# bytes, and a CUDA graph holds their addresses.
+
+
+@cache
+def _whole_picture(height: int, width: int, device: torch.device) -> Tensor:
+    """The parameters of a picture as it is, int64 [5, 1]."""
+    return torch.tensor([[0], [0], [height], [width], [0]], device=device)
+
+
+@cache
+def _row_starts(batch: int, height: int, pad: int, padded_w: int, device: torch.device) -> Tensor:
+    """The pixel at which row h of an unmoved crop begins in a padded batch, int64 [B, h]."""
+    picture_B1 = torch.arange(batch, device=device)[:, None] * ((height + 2 * pad) * padded_w)
+    return picture_B1 + (torch.arange(height, device=device) + pad) * padded_w + pad
 
 
 def _crop_flip(images_BHWC: Tensor, pad: int, parameters_5B: Tensor) -> Tensor:
     """Cut each row out of the zero-padded picture, and mirror it."""
     batch, height, width, channels = images_BHWC.shape
-    top_B1, left_B1, _, _, flip_B1 = parameters_5B[:, :, None].unbind()
-    padded_h, padded_w = height + 2 * pad, width + 2 * pad
-    padded = images_BHWC.new_zeros((batch, padded_h, padded_w, channels))
-    padded[:, pad : pad + height, pad : pad + width] = images_BHWC
-    device = images_BHWC.device
-    y_Bh = torch.arange(height, device=device) + top_B1 + pad
-    y_Bh = y_Bh + torch.arange(batch, device=device)[:, None] * padded_h
-    first_Bh = y_Bh * padded_w + left_B1 + pad
+    top_B, left_B, _, _, flip_B = parameters_5B.unbind()
+    padded = F.pad(images_BHWC, (0, 0, pad, pad, pad, pad))
+    padded_w = width + 2 * pad
+    moved_B = torch.add(left_B, top_B, alpha=padded_w)
+    first_Bh = _row_starts(batch, height, pad, padded_w, images_BHWC.device) + moved_B[:, None]
     # All runs of ``width`` pixels, overlapping: whole rows are copied, which a CPU does faster than pixels.
     runs = padded.view(-1).unfold(0, width * channels, channels)
     cropped = runs.index_select(0, first_Bh.view(-1)).view(images_BHWC.shape)
-    return torch.where(flip_B1.bool()[:, :, None, None], cropped.flip(2), cropped)
+    return torch.where(flip_B.bool()[:, None, None, None], cropped.flip(2), cropped)
 
 
 def _mirrored(x_w: Tensor, flip_B1: Tensor, width: int) -> Tensor:

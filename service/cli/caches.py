@@ -137,6 +137,7 @@ def _document(entry: "CacheEntry") -> Document:
         "created_at": entry.created_at and entry.created_at.isoformat(),
         "last_used_at": entry.last_used_at and entry.last_used_at.isoformat(),
         "pinned": entry.pinned,
+        "provenance": entry.provenance,
     }
 
 
@@ -280,7 +281,9 @@ def _page(item: Document) -> RenderableType:
         "created": terminal.moment(item["created_at"]),
         "last used": terminal.moment(item["last_used_at"]),
     }
-    return terminal.facts(pairs | {name: str(value) for name, value in (item["spec"] or {}).items()})
+    pairs |= {name: str(value) for name, value in (item["spec"] or {}).items()}
+    # A service that is older than this does not tell it.
+    return terminal.facts(pairs | {name: str(value) for name, value in item.get("provenance", {}).items()})
 
 
 def _findings(document: Document) -> RenderableType:

@@ -27,6 +27,7 @@ def show(entry: CacheEntry) -> Cache:
         created_at=entry.created_at,
         last_used_at=entry.last_used_at,
         pinned=entry.pinned,
+        provenance=entry.provenance,
     )
 
 

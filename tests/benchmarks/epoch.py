@@ -28,6 +28,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 import torch
@@ -132,25 +133,45 @@ class Cell:
 # -------------------------------------------------------------------------------------------------------- what is timed
 
 
-def write_data(folder: Path, threads: int) -> TrainingOrder:
+def write_data(folder: Path, threads: int, samples: int = SAMPLES) -> TrainingOrder:
     """Prepare random pictures of CIFAR's size and fill a cache with random logits of their views: an order for them."""
     generator = np.random.default_rng(0)
     arrays: dict[str, NDArray[np.generic]] = {}
-    for split, samples in (("train", SAMPLES), ("test", CLASSES)):
-        arrays[f"{split}_images"] = generator.integers(0, 256, (samples, SIDE, SIDE, 3), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(samples) % CLASSES
+    for split, rows in (("train", samples), ("test", CLASSES)):
+        arrays[f"{split}_images"] = generator.integers(0, 256, (rows, SIDE, SIDE, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(rows) % CLASSES
     np.savez(folder / "pictures.npz", allow_pickle=False, **arrays)
     folders, dataset = Folders(data_dir=folder, data_root=folder), NpzDataset(path="pictures.npz")
     train = prepare(dataset, "train", folder, folders.datasets)
     test = prepare(dataset, "test", folder, folders.datasets)
     views = Views(augmentation=CropFlip(pad=4), count=2)
+    train_cache = _fill_cache(folders, "train", train, views, generator)
+    test_cache = _fill_cache(folders, "test", test, Views(), generator)
+    kd = {"preset": "kd", "ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT, "temperature": TEMPERATURE}
+    return TrainingOrder(
+        folders=folders,
+        run=RunSpec(index=0, student=StudentSpec(name=PAIRS[0][1]), method=parse_method(kd), seed=0),
+        training=Training(),
+        views=views,
+        train_fingerprint=train.fingerprint,
+        test_fingerprint=test.fingerprint,
+        train_cache=train_cache,
+        test_cache=test_cache,
+        folder=folder / "run",
+        threads=threads,
+    )
+
+
+def _fill_cache(
+    folders: Folders, split: Literal["train", "test"], dataset: Dataset, views: Views, generator: np.random.Generator
+) -> CacheSpec:
     spec = CacheSpec(
         teacher_sha256="0" * 64,
         teacher_output="logits",
         output_kind="logits",
-        dataset_fingerprint=train.fingerprint,
-        split="train",
-        samples=SAMPLES,
+        dataset_fingerprint=dataset.fingerprint,
+        split=split,
+        samples=len(dataset.labels_N),
         classes=CLASSES,
         preprocessing={},
         augmentation=views.augmentation.model_dump(mode="json"),
@@ -163,19 +184,7 @@ def write_data(folder: Path, threads: int) -> TrainingOrder:
         _, start, stop = spec.block_range(block)
         writer.write_block(block, generator.normal(0.0, 3.0, (stop - start, CLASSES)).astype(np.float32))
     writer.finish()
-    kd = {"preset": "kd", "ce_weight": CE_WEIGHT, "kd_weight": KD_WEIGHT, "temperature": TEMPERATURE}
-    return TrainingOrder(
-        folders=folders,
-        run=RunSpec(index=0, student=StudentSpec(name=PAIRS[0][1]), method=parse_method(kd), seed=0),
-        training=Training(),
-        views=views,
-        train_fingerprint=train.fingerprint,
-        test_fingerprint=test.fingerprint,
-        train_cache=spec,
-        test_cache=None,
-        folder=folder / "run",
-        threads=threads,
-    )
+    return spec
 
 
 def network(name: str, device: torch.device) -> nn.Module:

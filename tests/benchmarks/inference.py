@@ -138,7 +138,6 @@ class Loops:
 
     def __init__(self, folder: Path, path: Path, dataset: Dataset, rows: int, rounds: int, device: str) -> None:
         threads = torch.get_num_threads()
-        self.batch = inference_batch(TeacherSpec(path=path, preprocessing=PREPROCESSING), dataset)
         self._dataset = dataset
         self._teacher = Teacher(path, PREPROCESSING, threads=threads, device="cuda" if device == "cuda" else "cpu")
         settings = onnxruntime.SessionOptions()
@@ -158,6 +157,8 @@ class Loops:
             views=2 * rounds * BLOCKS_PER_TURN,
             dtype="float16",
         )
+        teacher = TeacherSpec(path=path, preprocessing=PREPROCESSING)
+        self.batch = inference_batch(teacher, dataset, self._spec.block_rows)
         self._writer = CacheWriter(folder, self._spec)
         self._forgetful = ForgetfulWriter(folder, self._spec)
         self._blocks = iter(range(self._spec.blocks))  # a block is written once

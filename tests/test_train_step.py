@@ -1,0 +1,244 @@
+"""What a training step promises where nobody waits for the device: no update from a bad loss, and its sample named."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.digits import SMALL, Digits, weights
+from tests.method_inputs import POLICIES, ordinary
+from workers import train, train_step
+from workers.config import Sgd, Training
+from workers.cuda_graph import why_no_graph
+from workers.errors import InvalidJob, NotFinite
+from workers.events import ignore, never
+from workers.host_copy import copy_packed
+from workers.learner import Learner, Member
+from workers.live import LiveBatch, LiveStatistics
+from workers.precision import choose_precision, float32_as
+from workers.students.build import build_student
+from workers.temperature import POLICIES as POLICY_FUNCTIONS
+from workers.train import train_group, train_run
+
+CPU = torch.device("cpu")
+TRAINING = SMALL.model_copy(update={"optimizer": Sgd(lr=0.01)})
+
+
+@pytest.fixture
+def bad_step(digits: Digits) -> tuple[dict[str, object], int]:
+    """A method with a temperature of 0 for one sample of the split, and which one; it is met in the first epoch."""
+    tops_N = digits.train_reader().statistics(0)["max"]
+    limit = float(np.sort(tops_N)[-2:].mean())
+    policy = {"kind": "expression", "temperature": f"where(max > {limit}, 0, 4)"}
+    return {"preset": "custom", "terms": [{"policy": policy}]}, int(tops_N.argmax())
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, every: int) -> list[tuple[int, int, dict[str, Tensor]]]:
+    """(bad step, steps made, weights) of runs whose flag is read after so many steps, when one is found out."""
+    monkeypatch.setattr("workers.train.check_every", lambda _: every)
+    explain, seen = train.explain_not_finite, []
+
+    def explain_and_note(learner: Learner, step: int, *arguments: object) -> NotFinite:
+        kept = {name: value.detach().clone() for name, value in learner.network.named_parameters()}
+        seen.append((step, learner.sums.steps, kept))
+        return explain(learner, step, *arguments)
+
+    monkeypatch.setattr("workers.train.explain_not_finite", explain_and_note)
+    return seen
+
+
+def test_a_flag_that_is_read_late_names_the_first_bad_step_and_no_update_was_made_since(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_step: tuple[dict[str, object], int]
+) -> None:
+    method, row = bad_step
+    messages = []
+    with monkeypatch.context() as patched:
+        at_once = watched(patched, 1)
+        with pytest.raises(NotFinite) as raised:
+            train_run(digits.order(method, tmp_path / "1", TRAINING), ignore, never)
+        messages.append(str(raised.value))
+    late = watched(monkeypatch, 10_000)
+    with pytest.raises(NotFinite) as raised:
+        train_run(digits.order(method, tmp_path / "2", TRAINING), ignore, never)
+    messages.append(str(raised.value))
+
+    assert messages[0] == messages[1]
+    assert f"(sample {row} of the training split)" in messages[0]
+    [(step, made, kept)], [(late_step, late_made, late_kept)] = at_once, late
+    assert step == late_step == made - 1
+    assert late_made > made, "the sample came in the last batch: nothing was made late"
+    assert all(torch.equal(kept[name], late_kept[name]) for name in kept)
+
+
+def test_a_pause_after_a_bad_step_leaves_no_checkpoint(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_step: tuple[dict[str, object], int]
+) -> None:
+    watched(monkeypatch, 10_000)
+    order = digits.order(bad_step[0], tmp_path, TRAINING)
+    asked = 0
+
+    def should_pause() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == -(-digits.train.samples // TRAINING.batch_size)
+
+    [(_, how)] = train_group([Member(order, ignore, never, should_pause)])
+    # The bad sample is in the first epoch, and not in its last batch.
+    assert isinstance(how, NotFinite)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_run_that_cannot_begin_says_why_and_leaves_the_others_alone(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = iter([InvalidJob("too deep for these pictures"), None])
+
+    def build(*arguments: object, **options: object) -> torch.nn.Module:
+        if (error := next(built)) is not None:
+            raise error
+        return build_student(*arguments, **options)
+
+    monkeypatch.setattr("workers.train.build_student", build)
+    orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
+    ended = dict(train_group([Member(order, ignore, never) for order in orders]))
+    assert "too deep" in str(ended[0])
+    assert isinstance(ended[1], dict)
+
+
+def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its weights nor what the functions held that raised: on a GPU the others need it."""
+    compute, held = train.StepGraph.step, []
+
+    def step(self: train.StepGraph, number: int, loaded: object) -> None:
+        learner = self._learner
+        if learner.place == 0 and number == 2:
+            activations = torch.zeros(1000)
+            held.extend([weakref.ref(activations), *map(weakref.ref, [learner.weights[0].untyped_storage()])])
+            raise RuntimeError("out of memory")
+        if learner.place == 1 and number == 4:
+            gc.collect()
+            held.append(held[0]() is None)
+        compute(self, number, loaded)
+
+    monkeypatch.setattr("workers.train.StepGraph.step", step)
+    kept: list[Learner] = []
+    made = train._new_learner
+    monkeypatch.setattr("workers.train._new_learner", lambda *a: kept.append(made(*a)) or kept[-1])
+    orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
+    ended = dict(train_group([Member(order, ignore, never) for order in orders]))
+    assert isinstance(ended[0], RuntimeError)
+    assert isinstance(ended[1], dict)
+    assert held[-1], "the traceback holds what the function held"
+    # Even by somebody who still refers to the run.
+    assert sum(tensor.numel() for tensor in kept[0].tensors) == 0
+
+
+def test_batch_counters_are_those_that_batch_normalisation_would_have_counted(digits: Digits, tmp_path: Path) -> None:
+    train_run(digits.order("mlld", tmp_path), ignore, never)
+    left = weights(tmp_path)
+    counters = {name: value for name, value in left.items() if name.endswith("num_batches_tracked")}
+    steps = -(-digits.train.samples // SMALL.batch_size)
+    expected = {name for name in build_student("cnn_s", 10, in_channels=1).state_dict() if "num_batches" in name}
+    assert counters.keys() == expected
+    # A method of two views makes two passes in a step.
+    assert {int(value) for value in counters.values()} == {2 * steps * SMALL.epochs}
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_a_policy_that_says_so_does_not_read_the_epoch(name: str) -> None:
+    """A CUDA graph holds what a policy made of the epoch for as long as the policy says that it reads none."""
+    policy = POLICIES[name]
+    z_s_BC, z_t_BC, y_B = ordinary()
+    reads: list[bool] = []
+
+    class Watched(LiveBatch):
+        @property
+        def epoch(self) -> int:
+            reads.append(True)
+            return 3
+
+        @epoch.setter
+        def epoch(self, value: int) -> None:
+            pass
+
+    watched = object.__new__(Watched)
+    for field, value in {"z_BC": z_s_BC, "y_B": y_B, "epochs": 9, "parameter": torch.ones(())}.items():
+        object.__setattr__(watched, field, value)
+    POLICY_FUNCTIONS[policy.kind](LiveStatistics(z_s_BC), LiveStatistics(z_t_BC), policy, watched)
+    assert policy.reads_epoch or not reads
+    # An expression reads what its text names.
+    assert reads or policy.kind not in ("annealed", "learned")
+
+
+def test_copy_packed_keeps_values_and_strides() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randn(2, 3, 4, 5, generator=generator)
+    tensors = [
+        pictures.to(memory_format=torch.channels_last),
+        torch.tensor(3.0),
+        pictures[:, :, ::2],
+        pictures[0, 0].t(),
+        torch.randn(0, 3),
+    ]
+    copied = copy_packed(tensors)
+    for copy, tensor in zip(copied, tensors, strict=True):
+        assert torch.equal(copy, tensor)
+        assert copy.stride() == torch.empty_like(tensor).stride()
+    assert len({copy.untyped_storage().data_ptr() for copy in copied}) == 1
+
+
+def test_cuda_graph_on_is_refused_where_there_is_none_to_be_had() -> None:
+    assert why_no_graph("auto", CPU, actors=1) == "the run trains on cpu"
+    assert why_no_graph("off", torch.device("cuda", 0), actors=1) == "the job asks for none"
+    assert why_no_graph("auto", torch.device("cuda", 0), actors=1) is None
+    with pytest.raises(InvalidJob, match="2 processes train the student"):
+        why_no_graph("on", torch.device("cuda", 0), actors=2)
+    with pytest.raises(InvalidJob, match="'on', but the run trains on cpu"):
+        why_no_graph("on", CPU, actors=1)
+
+
+def _tf32() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def test_float32_as_switches_tensor_float_32_and_back() -> None:
+    before = _tf32()
+    with float32_as("tf32"):
+        assert _tf32() == (True, True)
+        with float32_as("float32"):
+            assert _tf32() == (False, False)
+        assert _tf32() == (True, True)
+    assert _tf32() == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_tf32_is_for_training_alone_and_only_where_a_job_asks_for_it(
+    precision: str, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[tuple[bool, bool]]] = {"step": set(), "evaluation": set()}
+
+    def noting(place: str, function: Callable[..., object]) -> Callable[..., object]:
+        def noted(*arguments: object) -> object:
+            seen[place].add(_tf32())
+            return function(*arguments)
+
+        return noted
+
+    monkeypatch.setattr("workers.cuda_graph.compute_step", noting("step", train_step.compute_step))
+    monkeypatch.setattr("workers.train.evaluate", noting("evaluation", train.evaluate))
+    training = SMALL.model_copy(update={"epochs": 1, "precision": precision})
+    result = train_run(digits.order("ce", tmp_path, training), ignore, never)
+    assert seen == {"step": {(precision == "tf32",) * 2}, "evaluation": {(False, False)}}
+    assert result["environment"]["precision"] == precision
+
+
+def test_choose_precision_is_float32_on_a_cpu_unless_a_job_asks_for_another() -> None:
+    network = build_student("resnet8", 10)
+    assert choose_precision("auto", CPU, network, 64, (3, 32, 32))[0] == "float32"
+    assert choose_precision("bfloat16", CPU, network, 64, (3, 32, 32))[0] == "bfloat16"
+    assert Training(precision="tf32").precision == "tf32"
