@@ -55,7 +55,7 @@ PARTS = {
     "mps": Part(gpu_parts.mps, 50),
     "copies": Part(gpu_parts.copies, 50),
 }
-QUICK_PARTS = ("steps", "graph", "syncs", "oom", "mps", "copies")
+QUICK_PARTS = ("steps", "graph", "syncs", "oom", "copies")
 
 State = Literal["ran", "cannot run", "failed", "left out"]
 
