@@ -235,9 +235,8 @@ def test_gpu_program_reports_each_part_on_the_fake_device(fake_cuda: FakeCuda, t
     assert judged["steps"] == {"", "not judged on the fake"}
     assert judged["syncs"] == judged["oom"] == {"holds"}
     for finding in (finding for part in parts.values() for finding in part["findings"]):
-        assert re.search(rf"^{re.escape(finding['what'])} +{finding['value']:.4g}\b", done.stdout, re.MULTILINE), (
-            finding
-        )
+        shown = rf"^{re.escape(finding['what'])} +{finding['value']:.4g}\b"
+        assert re.search(shown, done.stdout, re.MULTILINE), finding
 
 
 def test_gpu_program_ends_with_one_sentence_where_no_gpu_is() -> None:

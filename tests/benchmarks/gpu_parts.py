@@ -201,7 +201,7 @@ STEP_CASES = (
     Case("wrn_40_2", precision="float32"),
     Case("resnet8", batch=512),
 )
-# 257 launches of a resnet8 step with kd, and 470 of a resnet20 one, of 4.5 us each.
+# 123 and 219 launches (``tests.fake_cuda.launches``), of 10 us each.
 STEP_BARS_MS = {Case("resnet8", cuda_graph="off"): 1.2, Case("resnet20", cuda_graph="off"): 2.2}
 
 
@@ -236,20 +236,20 @@ def graph(bench: Bench) -> Findings:
         yield Finding(f"{student}, eager / graph", ratio, at_least=least, note=replayed.graph)
 
 
-# Launches of a resnet8 step with kd beyond those of the bare loop, which are about 150, are 45 at most.
-MOST_ADDED = 1.3
+MOST_ADDED = {"resnet8": 1.5, "resnet20": 1.25, "wrn_40_2": 1.25}
+"""By launches: kd may make 45 more than the bare loop, which makes 86 for resnet8 and 194 for resnet20."""
 
 
 def floor(bench: Bench) -> Findings:
     """A run's step beside that of a loop without trimmings (``tests.benchmarks.epoch``), in the same precision."""
-    for student in ("resnet8",) if bench.quick else ("resnet8", "resnet20", "wrn_40_2"):
+    for student, most in list(MOST_ADDED.items())[: 1 if bench.quick else None]:
         for cuda_graph in ("off", "auto"):
             found = bench.time(Case(student, cuda_graph=cuda_graph))
             bare = _bare_step(bench, student, found.precision, is_graph=cuda_graph == "auto")
             yield Finding(
                 f"{student}, graph {cuda_graph}, cache / floor",
                 found.seconds / bare,
-                at_most=MOST_ADDED,
+                at_most=most,
                 note=f"the floor is {1e3 * bare:.3f} ms in {found.precision}",
             )
 
@@ -487,7 +487,8 @@ def precision(bench: Bench) -> Findings:
 
 # ---------------------------------------------------------------------------------------------- processes, mps, copies
 
-SHARING = (1, 4, 12)
+SHARING = (1, 4, 8, 12)
+"""Eight is the most that the service chooses by itself, see ``service.capacity``."""
 
 
 def processes(bench: Bench) -> Findings:
