@@ -51,11 +51,11 @@ PARTS = {
     "resident": Part(gpu_parts.resident, 15),
     "precision": Part(gpu_parts.precision, 40),
     "inference": Part(gpu_parts.inference, 30),
-    "processes": Part(gpu_parts.processes, 80),
+    "processes": Part(gpu_parts.processes, 100),
     "mps": Part(gpu_parts.mps, 50),
     "copies": Part(gpu_parts.copies, 50),
 }
-QUICK_PARTS = ("steps", "graph", "syncs", "oom", "mps", "copies")
+QUICK_PARTS = ("steps", "graph", "syncs", "oom", "copies")
 
 State = Literal["ran", "cannot run", "failed", "left out"]
 

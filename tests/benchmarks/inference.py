@@ -142,7 +142,9 @@ class Loops:
         self._teacher = Teacher(path, PREPROCESSING, threads=threads, device="cuda" if device == "cuda" else "cpu")
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(path, settings, providers=[self._teacher.provider])
+        # In full float32, as the teacher: ONNX Runtime's default on CUDA is to compute something less exact.
+        options = {"use_tf32": "0"} if device == "cuda" else {}
+        self._session = onnxruntime.InferenceSession(path, settings, providers=[(self._teacher.provider, options)])
         self._spec = CacheSpec(
             teacher_sha256="0" * 64,
             teacher_output="logits",
