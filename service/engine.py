@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database, upgrade_to_head
 from service.errors import InvalidSettings, LeaseLost
-from service.gpus import GpuWatch
+from service.gpus import GpuReport, GpuWatch
 from service.records import Records
 from service.runner import Engine
 from service.settings import Settings
@@ -41,9 +41,10 @@ def run_engine(settings: Settings) -> None:
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
-        InvalidSettings: no run could ever start.
+        InvalidSettings: no run could ever start, or CUDA may see fewer GPUs than are asked for.
         HeadFailed: Ray does not start.
     """
+    _check_visible_gpus(settings)
     settings.make_folders()
     upgrade_to_head(settings.database)
     database = Database(settings.database)
@@ -55,6 +56,9 @@ def run_engine(settings: Settings) -> None:
         if not _lead(records, ending):
             return
         log.info("engine leads", holder=records.holder)
+        if settings.gpus != 0:
+            # How many there are is known when Ray has counted them.
+            records.record_gpus(GpuReport(promised=settings.gpus or 0, is_tried=False).model_dump(mode="json"))
         engine = Engine(settings, records)
         with Heartbeat(records, ending):
             try:
@@ -67,19 +71,19 @@ def run_engine(settings: Settings) -> None:
         log.info("engine ended", holder=records.holder)
 
 
-@contextlib.contextmanager
-def _cluster(settings: Settings) -> Iterator[Cluster]:
-    """Ray, ended afterwards; not if this engine fails, because its runs can go on until a successor finds them.
-
-    Raises:
-        InvalidSettings: CUDA_VISIBLE_DEVICES leaves fewer GPUs than the settings ask for.
-    """
+def _check_visible_gpus(settings: Settings) -> None:
+    """Raises InvalidSettings if CUDA_VISIBLE_DEVICES leaves fewer GPUs than the settings ask for."""
     visible = visible_gpus()
     if visible is not None and settings.gpus is not None and settings.gpus > len(visible):
         raise InvalidSettings(
             f"RETORT_GPUS is {settings.gpus}, but CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} leaves "
             f"{len(visible)}: set RETORT_GPUS to {len(visible)} or less, or unset CUDA_VISIBLE_DEVICES"
         )
+
+
+@contextlib.contextmanager
+def _cluster(settings: Settings) -> Iterator[Cluster]:
+    """Ray, ended afterwards; not if this engine fails, because its runs can go on until a successor finds them."""
     cluster = Cluster(settings.data_dir, settings.cpus, settings.gpus)
     try:
         yield cluster

@@ -35,6 +35,7 @@ class GpuReport(BaseModel):
         names: of those that CUDA shows.
         memory_bytes: of the smallest of them.
         failure: why not all that are promised work; None if they do.
+        is_tried: whether that is known; not while the engine starts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,10 +44,13 @@ class GpuReport(BaseModel):
     names: tuple[str, ...] = ()
     memory_bytes: int | None = None
     failure: str | None = None
+    is_tried: bool = True
 
     @property
     def reason(self) -> str | None:
         """Why this engine cannot do what it promises, for health and readiness."""
+        if not self.is_tried:
+            return "the engine is starting, and has not tried its GPUs yet"
         if self.failure is None:
             return None
         subject = "a GPU is" if self.promised == 1 else f"{self.promised} GPUs are"
@@ -88,7 +92,7 @@ class GpuWatch:
     """
 
     def __init__(self, promised: int) -> None:
-        self.report: GpuReport | None = None
+        self.report = None if promised else GpuReport(promised=0)
         self._promised = promised
         self._process: subprocess.Popen[str] | None = None
         self._begun_s = 0.0

@@ -97,7 +97,6 @@ class Engine:
         chosen = self._capacity
         shares = {"run_cpus": chosen.run_cpus, "gpu_share": chosen.gpu_share if cluster.gpus else 0.0}
         log.info("runs at once", slots=chosen.slots, **shares, reason=chosen.reason)
-        self._record_gpus()
         self._jobs.clear()
         # All of them before the first job makes room for itself.
         for job_id, caches in self._records.caches_in_use().items():
@@ -116,6 +115,7 @@ class Engine:
         strays = cluster.end_others(crews)
         if strays:
             log.info("ended processes that nobody waits for", processes=strays)
+        self._record_gpus()
 
     def tick(self) -> None:
         """Advance every job by what has happened since the last call, claim new ones, and fill free slots.
@@ -145,7 +145,7 @@ class Engine:
         self._records.record_gpus(report.model_dump(mode="json"))
         if report.reason is not None:
             log.error("GPUs do not work", reason=report.reason)
-        else:
+        elif report.promised:
             log.info("GPUs work", names=report.names, memory_bytes=report.memory_bytes)
 
     def _let_go(self) -> None:
@@ -297,7 +297,7 @@ class Engine:
         work.task.close()
         job.caches = None
         if outcome.kind == "failed" and not self._is_worth_another_device(job, _CACHES, outcome):
-            self._fail(job.id, job.attempt, error_of(outcome))
+            self._fail(job.id, job.attempt, self._error_of_work(job, _CACHES, outcome))
         elif outcome.kind == "vanished" and work.told is None:
             self._count_loss(job, outcome)
 
@@ -484,7 +484,7 @@ class Engine:
                 job.whole.add(run_id)
                 self._records.move_on(run_id, work.attempt, _GONE)
             case "failed":
-                error = self._error_of_run(job, run_id, outcome)
+                error = self._error_of_work(job, run_id, outcome)
                 self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
             case "stopped":
                 self._records.move_run(run_id, work.attempt, State.CANCELLED)
@@ -506,12 +506,12 @@ class Engine:
         return work.task.crew.tasks > 1 or 0.0 < work.task.crew.gpu_share < 1.0
 
     @staticmethod
-    def _error_of_run(job: ActiveJob, run_id: str, outcome: Outcome) -> Json:
-        """What the API shows of a run's failure, with what was tried against it."""
+    def _error_of_work(job: ActiveJob, id: str, outcome: Outcome) -> Json:
+        """What the API shows of the failure of a run, or of the caches, with what was tried against it."""
         error = error_of(outcome)
         tried = None
-        if outcome.error_type == "OutOfMemoryError":
-            again = ", after it had shared one" if run_id in job.whole else ""
+        if outcome.error_type == "OutOfMemoryError" and id != _CACHES:
+            again = ", after it had shared one" if id in job.whole else ""
             tried = f"It had a process, and a whole GPU if it was on one, to itself{again}: use a smaller batch_size"
         elif outcome.error_type == "DeviceUnavailable":
             tried = "It was tried twice, in a fresh process each time"

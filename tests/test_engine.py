@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from service.capacity import choose_capacity
 from service.db import Database
-from service.engine import Heartbeat, _cluster
+from service.engine import Heartbeat, run_engine
 from service.errors import InvalidSettings
 from service.settings import Settings
 from service.tables import JobRecord
@@ -300,8 +300,9 @@ def test_an_engine_that_is_promised_more_gpus_than_cuda_may_see_does_not_start(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,-1,5")
     why = "RETORT_GPUS is 2, but CUDA_VISIBLE_DEVICES='3,-1,5' leaves 1: set"
-    with pytest.raises(InvalidSettings, match=why), _cluster(Settings(data_dir=tmp_path, gpus=2)):
-        pass
+    with pytest.raises(InvalidSettings, match=why):
+        run_engine(Settings(data_dir=tmp_path / "data", gpus=2))
+    assert not (tmp_path / "data").exists()
 
 
 def test_settings_take_an_empty_variable_for_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,6 +279,8 @@ def test_caches_whose_gpu_does_not_work_are_tried_once_more(bench: _Bench, failu
     for _ in range(5):
         engine.tick()
     assert bench.state is state
+    if state is State.FAILED:
+        assert "tried twice" in (bench.records.job(bench.job_id).error or {})["message"]
 
 
 def test_runs_that_are_out_of_memory_are_tried_once_more_on_a_gpu_of_their_own(bench: _Bench) -> None:

@@ -142,9 +142,9 @@ class _InferenceActor(_Actor):
         self._teacher: Teacher | None = None
         self._opened_for = ""
 
-    def gpu_ids(self) -> list[int | str]:
+    def gpu_ids(self) -> Sequence[int | str]:
         """The GPUs of this machine that it may use; none on a CPU."""
-        ids: list[int | str] = ray.get_gpu_ids()
+        ids: Sequence[int | str] = ray.get_gpu_ids()
         return ids
 
     def work(self, order_json: str, blocks: list[int]) -> Outcome:
@@ -267,7 +267,7 @@ class Pile:
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def take(self) -> list[int | str]:
+    def take(self) -> list[int]:
         """The next piece."""
         return self._pieces.popleft()
 
@@ -305,10 +305,10 @@ class _PoolWorker:
     def is_born(self) -> bool:
         return _is_ready(self.born)
 
-    def gpu_ids(self) -> list[int | str]:
+    def gpu_ids(self) -> Sequence[int | str]:
         """Of one that is born; none of one that has died since, which its next call tells."""
         with contextlib.suppress(ray.exceptions.RayError):
-            ids: list[int | str] = ray.get(self.born)
+            ids: Sequence[int | str] = ray.get(self.born)
             return ids
         return []
 

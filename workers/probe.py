@@ -38,7 +38,9 @@ def probe_gpus() -> dict[str, object]:
 
     from workers.devices import cuda_failure
 
-    names, memory, failures = [], [], []
+    names: list[str] = []
+    memory: list[int] = []
+    failures: list[str] = []
     if (failure := cuda_failure()) is not None:
         return {"found": failure, "gpus": 0, "names": names, "memory_bytes": None, "failure": failure}
     for index in range(torch.cuda.device_count()):

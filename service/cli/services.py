@@ -4,9 +4,11 @@ Their settings are the ``RETORT_*`` variables (``service.settings``); the few op
 same variables for the processes that they start.
 """
 
+import math
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 PANEL = "The service"
+# What keeps a service from being ready for so long is no part of its start.
+UNREADY_S = 10.0
 
 Host = Annotated[str | None, typer.Option(help="RETORT_HOST; 127.0.0.1 by default.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="RETORT_PORT; 8765 by default, 0 a free one.")]
@@ -71,7 +75,7 @@ def serve(
         status = supervise(
             {"api": command("api"), "engine": command("engine")},
             environment=os.environ,
-            is_ready=_Readiness(client, settings.heartbeat_max_age_s).ask,
+            is_ready=_Readiness(client).ask,
             say=_say_as_service,
             ready_text=ready_text(settings, url),
         )
@@ -79,21 +83,23 @@ def serve(
 
 
 class _Readiness:
-    """Asks a service whether it is ready, and says once what an engine that is there lacks."""
+    """Asks a service whether it is ready, and says once why not, if that lasts."""
 
-    def __init__(self, client: Client, heartbeat_max_age_s: float) -> None:
-        self._client, self._max_age_s = client, heartbeat_max_age_s
-        self._said: list[str] = []
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._reasons: list[str] = []
+        self._say_at = math.inf
 
     def ask(self) -> bool:
         try:
             answer = self._client.ready()
         except (ClientError, ValueError):
             return False
-        age_s = answer.get("heartbeat_age_s")
-        if not answer["ready"] and age_s is not None and age_s <= self._max_age_s and answer["reasons"] != self._said:
-            self._said = answer["reasons"]
-            _say_as_service(f"not ready at {self._client.base_url}: {'; '.join(self._said)}")
+        if answer["reasons"] != self._reasons:
+            self._reasons, self._say_at = answer["reasons"], time.monotonic() + UNREADY_S
+        if self._reasons and time.monotonic() > self._say_at:
+            self._say_at = math.inf
+            _say_as_service(f"not ready at {self._client.base_url}: {'; '.join(self._reasons)}")
         return bool(answer["ready"])
 
 
