@@ -12,8 +12,9 @@ told to put its work down has done so, and is paused, or queued if nobody wants 
 machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
 more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
 
-On a GPU a run ends with its last checkpoint, and another process makes the artifacts of it, so that the GPU need not
-wait for them. That process is part of the same attempt; where it is lost, the next attempt finds the run trained.
+On a GPU a run ends with its last checkpoint where there are cores for another process, which makes the artifacts of it:
+the GPU need not wait for them. That process is part of the same attempt; where it is lost, the next attempt finds the
+run trained.
 """
 
 import time
@@ -457,7 +458,7 @@ class Engine:
             return
         specs, name = job.spec.runs(), begun[0].actor or ""
         share = self._capacity.gpu_share_of(job.spec.training, whole=begun[0].id in job.whole)
-        stage: Literal["all", "train"] = "train" if share and job.spec.training.actors == 1 else "all"
+        stage = self._capacity.stage_of(job.spec.training, share)
         orders = [self._order(job, job.plan, run, specs[run.index], share, stage) for run in begun]
         tasks = self._cluster.train(name, orders, self._capacity.run_cpus, share)
         try:
