@@ -81,12 +81,12 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def make_digits(root: Path) -> Digits:
-    """Train the teacher (seconds) and fill its caches."""
+    """Train the teacher (seconds) and fill its caches, on the CPU."""
     folders = Folders(data_dir=root / "data", data_root=root)
     model = train_supervised(
         DigitsDataset(),
         "cnn_m",
-        Training(epochs=6, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule()),
+        Training(epochs=6, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule(), device="cpu"),
         data_root=root,
         work_dir=folders.data_dir,
         out_dir=root / "teacher",

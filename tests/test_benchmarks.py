@@ -1,6 +1,7 @@
 """Benchmarks run, print what they write, and time their calls in turns. No time is judged here."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,10 +14,13 @@ import pytest
 import torch
 
 from tests.benchmarks.bench import Options, Timing, interleaved
+from tests.benchmarks.gpu import QUICK_PARTS, run_part
+from tests.benchmarks.gpu_parts import Bench, Finding
 from tests.benchmarks.methods import BAR, CALL_LIMIT_S, METHODS, Cell, as_json, measure, report, verdict, whole_batch
 from tests.benchmarks.plot import Chart, write_svg
 from tests.benchmarks.scaling import MEMORY, TIMES, Sweep
 from tests.benchmarks.scaling_process import watched
+from tests.fake_cuda.processes import FakeCuda
 from workers.combinations import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,7 +198,7 @@ def test_the_other_programs_run(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["methods", "inference", "epoch"])
+@pytest.mark.parametrize("name", ["methods", "inference", "epoch", "streaming"])
 def test_what_computes_is_measured_on_a_gpu_where_asked(name: str, tmp_path: Path) -> None:
     assert run_quickly(name, tmp_path, "--device", "cuda")["device"] not in ("cpu", "cuda")
 
@@ -208,6 +212,50 @@ def run_quickly(name: str, folder: Path, *options: str) -> dict[str, object]:
     assert written["benchmark"] == name
     environment: dict[str, object] = written["environment"]
     return environment
+
+
+# ------------------------------------------------------------------------------------------------------------------ gpu
+
+
+@pytest.mark.fake_cuda
+def test_gpu_program_reports_each_part_on_the_fake_device(fake_cuda: FakeCuda, tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--quick", "--json", str(path)]
+    done = subprocess.run(
+        command, env=fake_cuda.environment(), capture_output=True, text=True, check=False, cwd=ROOT, timeout=110
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = {part["part"]: part for part in json.loads(path.read_text())["parts"]}
+    assert {name: part["state"] for name, part in parts.items()} == {
+        **dict.fromkeys(QUICK_PARTS, "ran"),
+        "copies": "cannot run",
+    }
+    assert parts["copies"]["said"] == "it needs two GPUs, and there is 1"
+    judged = {name: {each["judgement"] for each in part["findings"]} for name, part in parts.items()}
+    assert judged["steps"] == {"", "not judged on the fake"}
+    assert judged["syncs"] == judged["oom"] == {"holds"}
+    for finding in (finding for part in parts.values() for finding in part["findings"]):
+        shown = rf"^{re.escape(finding['what'])} +{finding['value']:.4g}\b"
+        assert re.search(shown, done.stdout, re.MULTILINE), finding
+
+
+def test_gpu_program_ends_with_one_sentence_where_no_gpu_is() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.gpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"This measures on a GPU, and there is none that works: torch .*\n", done.stderr)
+
+
+def test_gpu_part_is_left_out_if_the_time_is_not_enough(tmp_path: Path) -> None:
+    report = run_part("steps", Bench(tmp_path, torch.device("cpu"), quick=True), left_s=20.0)
+    assert (report.state, report.said) == ("left out", "it may take 60 s, and 20 s are left")
+
+
+def test_gpu_finding_without_a_number_misses_its_bar() -> None:
+    assert not Finding("a ratio", math.nan, at_least=1.0).holds
+    assert not Finding("a ratio", math.nan, at_most=1.0).holds
+    assert Finding("a ratio", 1.0, at_least=1.0, at_most=1.0).holds
+    assert Finding("a ratio", math.nan).holds is None
 
 
 # ------------------------------------------------------------------------------------------------------------ encodings

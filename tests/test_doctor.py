@@ -66,7 +66,18 @@ def is_ok(finding: Finding, *words: str) -> None:
 
 def test_without_the_engines_packages_everything_else_is_looked_at(settings: Settings, tmp_path: Path) -> None:
     """As in the image of the API: whatever the engine alone needs is not installed, and that is said."""
-    absent = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "PIL", "pillow", "safetensors", "nvidia")
+    absent = (
+        "torch",
+        "torchvision",
+        "ray",
+        "onnxruntime",
+        "sklearn",
+        "simplejpeg",
+        "PIL",
+        "pillow",
+        "safetensors",
+        "nvidia",
+    )
     packages_dir = tmp_path / "site"
     packages_dir.mkdir()
     for entry in Path(site.getsitepackages()[0]).iterdir():

@@ -1,5 +1,6 @@
 """The fake CUDA device: what it counts, what it refuses, and how processes are put on it."""
 
+import ctypes
 import re
 import threading
 from collections.abc import Callable
@@ -64,12 +65,19 @@ def test_fake_cuda_tells_blocking_copies_from_others(seen: dict[str, Any]) -> No
 def _readings() -> dict[str, list[float]]:
     given = torch.randn(700)
     there = given.cuda()
+    seven = torch.tensor(7.0).cuda()
+    copied, address = seven.item(), seven.data_ptr()
+    del seven
+    total = there.sum()
+    assert total.data_ptr() == address
     return {
+        "a copied scalar": [copied],
+        "a scalar computed in its place": [0.0 < total.item() < 1e-44],
         "what was copied": (there.cpu() - given)[:3].tolist(),
         "zeros": [torch.zeros((), dtype=torch.float64, device="cuda").item()],
         "computed": there.sin()[:5].tolist(),
-        "computed scalars": [0.0 < there.sin().sum().item() < 1e-44, bool(torch.isfinite(there).all())],
-        "computed count": [torch.nonzero(there).shape[0]],
+        "a computed flag": [bool(torch.isfinite(there).all())],
+        "a computed count": [torch.nonzero(there).shape[0]],
     }
 
 
@@ -78,8 +86,10 @@ def test_fake_cuda_reads_numbers_where_nothing_was_computed(seen: dict[str, Any]
         "what was copied": [0.0, 0.0, 0.0],
         "zeros": [0.0],
         "computed": [0.0] * 5,
-        "computed scalars": [True, True],
-        "computed count": [1],
+        "a copied scalar": [7.0],
+        "a scalar computed in its place": [True],
+        "a computed flag": [True],
+        "a computed count": [1],
     }
 
 
@@ -197,9 +207,18 @@ class _Captured:
 
 def _runtime(name: str, *arguments: object) -> None:
     """Call the CUDA runtime by itself, as a library beside torch might."""
-    code = int(getattr(torch.cuda.cudart(), name)(*arguments))
+    code = getattr(ctypes.CDLL(None), name)(*arguments)
     if code:
-        raise RuntimeError(f"CUDA error {code}")
+        raise RuntimeError(f"{name}: CUDA error {code}")
+
+
+def _runtime_copy(name: str, captured: _Captured, *stream: object) -> None:
+    there, here = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (captured.there, captured.pageable))
+    _runtime(name, there, here, ctypes.c_size_t(captured.there.nbytes), 1, *stream)
+
+
+def _capturing() -> ctypes.c_void_p:
+    return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
 
 
 FORBIDDEN: dict[str, tuple[Callable[[_Captured], object], str]] = {
@@ -215,7 +234,13 @@ FORBIDDEN: dict[str, tuple[Callable[[_Captured], object], str]] = {
     "wait for uncaptured work": (_Captured.wait_for_uncaptured, "dependency created on uncaptured work"),
     "leave work unjoined": (lambda c: c.on_side(joins=False), "unjoined work"),
     "use the default stream": (_Captured.in_default_stream, "legacy stream"),
-    "allocate by itself": (lambda c: _runtime("cudaHostRegister", c.pageable.data_ptr(), 32, 0), "CUDA error 900"),
+    # torch refuses some of the above before CUDA does.
+    "cudaMemcpy": (lambda c: _runtime_copy("cudaMemcpy", c), "CUDA error 900"),
+    "cudaMemcpyAsync": (lambda c: _runtime_copy("cudaMemcpyAsync", c, _capturing()), "CUDA error 900"),
+    "cudaMalloc": (
+        lambda c: _runtime("cudaMalloc", ctypes.byref(ctypes.c_void_p()), ctypes.c_size_t(512)),
+        "CUDA error 900",
+    ),
 }
 ALLOWED: dict[str, Callable[[_Captured], object]] = {
     "compute": lambda c: c.there.add_(1),

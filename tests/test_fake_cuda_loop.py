@@ -12,7 +12,8 @@ from tests.digits import Digits
 from tests.fake_cuda.counts import counting, read_counts
 from tests.fake_cuda.processes import FakeCuda
 from workers import cuda_graph, feed, train
-from workers.config import ResizedCrop, TrainingOrder, Views
+from workers.config import ResizedCrop, TeacherSpec, TrainingOrder, Views
+from workers.errors import DeviceUnavailable
 from workers.events import Event, never
 from workers.feed import Batch
 from workers.host_copy import to_host
@@ -20,6 +21,7 @@ from workers.learner import Learner, Member
 from workers.methods import parse_method
 from workers.precision import choose_precision
 from workers.students.build import build_student
+from workers.teacher import Device, Teacher
 
 pytestmark = pytest.mark.fake_cuda
 
@@ -146,7 +148,21 @@ def _precisions() -> dict[str, str]:
     }
 
 
-def cases(order_json: str, folder: str) -> dict[str, Any]:
+def _teachers(spec_json: str) -> dict[str, list[str]]:
+    """A teacher on a GPU on which ONNX Runtime's CUDA provider does not start, as on the fake device."""
+    spec = TeacherSpec.model_validate_json(spec_json)
+    devices: tuple[Device, ...] = ("cuda", "auto")
+    answer = {}
+    for device in devices:
+        try:
+            teacher = Teacher(spec.path, spec.preprocessing, device=device)
+            answer[device] = [teacher.provider, teacher.provider_reason]
+        except DeviceUnavailable as error:
+            answer[device] = [type(error).__name__, str(error)]
+    return answer
+
+
+def cases(order_json: str, folder: str, teacher_json: str) -> dict[str, Any]:
     """All of them in one process, which takes its time to start."""
     base = TrainingOrder.model_validate_json(order_json)
 
@@ -169,13 +185,16 @@ def cases(order_json: str, folder: str) -> dict[str, Any]:
         "memory": _a_run_without_memory([order("hungry"), order("modest", "ce")]),
         "copies": _copies_of_many_tensors(),
         "precisions": _precisions(),
+        "teachers": _teachers(teacher_json),
     }
 
 
 @pytest.fixture(scope="module")
 def seen(fake_cuda: FakeCuda, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("loop")
-    return fake_cuda.call(cases, digits.order("kd", folder).model_dump_json(), str(folder), FAKE_CUDA_MEMORY_MIB="8000")
+    order, teacher = digits.order("kd", folder), digits.teacher_spec
+    given = (order.model_dump_json(), str(folder), teacher.model_dump_json())
+    return fake_cuda.call(cases, *given, FAKE_CUDA_MEMORY_MIB="8000")
 
 
 def test_prefetch_brings_data_that_does_not_fit_without_a_blocking_copy(seen: dict[str, Any]) -> None:
@@ -214,3 +233,12 @@ def test_to_host_copies_once_for_each_dtype(seen: dict[str, Any]) -> None:
 
 def test_choose_precision_counts_operations(seen: dict[str, Any]) -> None:
     assert seen["precisions"] == {"resnet8 64": "float32", "resnet8 512": "bfloat16", "wrn_40_2 64": "bfloat16"}
+
+
+def test_teacher_on_a_promised_gpu_without_a_provider_is_refused_and_not_moved_to_the_cpu(seen: dict[str, Any]) -> None:
+    error, message = seen["teachers"]["cuda"]
+    assert error == "DeviceUnavailable"
+    assert "CUDNN" in message
+    provider, reason = seen["teachers"]["auto"]
+    assert provider == "CPUExecutionProvider"
+    assert "CUDNN" in reason

@@ -1,28 +1,41 @@
-"""What only a CUDA device can show: the teacher there, the data resident there, the same losses, a run to its end."""
+"""What only a CUDA device can show: the teacher, batches and losses as on a CPU, runs to their end or to a bad step."""
 
+import contextlib
+import itertools
+from collections.abc import Sequence
+from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from onnx import helper
+from torch import Tensor
 
 from tests import onnx_models
 from tests.digits import SMALL, Digits
-from workers.config import Preprocessing
-from workers.errors import OutOfMemory
+from tests.evaluation_logits import evaluation_logits, relative_difference
+from workers.artifacts import CHECKPOINT
+from workers.config import Preprocessing, Sgd, TrainingOrder
+from workers.errors import NotFinite, OutOfMemory, Paused
 from workers.events import ignore, never
-from workers.feed import TrainingFeed
+from workers.feed import Batch, TrainingFeed, epoch_order
+from workers.learner import Learner, Member
 from workers.live import row_statistics
 from workers.methods import PRESETS, parse_method
 from workers.objective import View, objective
 from workers.teacher import Teacher
-from workers.train import train_run
+from workers.train import train_group, train_run
+from workers.train_step import check_every, explain_not_finite
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
+
+CUDA = torch.device("cuda", 0)
+ON_CUDA = SMALL.model_copy(update={"device": "cuda"})
 
 
 def test_the_teacher_runs_on_cuda_and_says_what_it_says_on_the_cpu(digits: Digits) -> None:
@@ -83,24 +96,34 @@ def test_a_teacher_halves_its_batch_within_its_share_of_the_memory(tmp_path: Pat
         Teacher(path, Preprocessing(), device="cuda", memory_fraction=fraction / 256).run(input_, 256)
 
 
-def test_resident_batches_are_the_mapped_ones(digits: Digits) -> None:
-    feeds = [
-        TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, 3, torch.device(device), views_per_step=2)
-        for device in ("cpu", "cuda")
-    ]
-    for epoch in (0, 1):
-        for here, there in zip(*(feed.epoch(epoch) for feed in feeds), strict=True):
-            assert torch.equal(here.labels, there.labels.cpu())
-            for near, far in zip(here.views, there.views, strict=True):
-                assert far.images.is_cuda
-                assert torch.equal(near.images, far.images.cpu())
-                assert near.teacher_logits is not None
-                assert far.teacher_logits is not None
-                assert torch.equal(near.teacher_logits, far.teacher_logits.cpu())
-                assert near.teacher_statistics is not None
-                assert far.teacher_statistics is not None
-                for name, values in near.teacher_statistics.items():
-                    assert torch.equal(values, far.teacher_statistics[name].cpu())
+@pytest.mark.parametrize("fits", [True, False], ids=["resident", "mapped"])
+def test_training_feed_gives_the_batches_of_the_cpu(
+    fits: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fits:
+        monkeypatch.setattr("workers.feed._fits", lambda *_: False)
+    here, there = (
+        TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, 3, device, views_per_step=2)
+        for device in (torch.device("cpu"), CUDA)
+    )
+    with contextlib.closing(there):
+        for epoch in (0, 1):
+            for near, far in zip(here.epoch(epoch), there.epoch(epoch), strict=True):
+                check_same(far.labels, near.labels)
+                for near_view, far_view in zip(near.views, far.views, strict=True):
+                    check_same(far_view.images, near_view.images)
+                    check_same(far_view.teacher_logits, near_view.teacher_logits)
+                    assert near_view.teacher_statistics is not None
+                    assert far_view.teacher_statistics is not None
+                    for name, values in near_view.teacher_statistics.items():
+                        check_same(far_view.teacher_statistics[name], values)
+
+
+def check_same(there: Tensor | None, here: Tensor | None) -> None:
+    """To the last bit, the first on the GPU."""
+    assert there is not None
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), here, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"custom"}))
@@ -110,7 +133,7 @@ def test_a_methods_loss_and_gradient_are_those_of_the_cpu(preset: str) -> None:
     labels = torch.randint(100, (32,), generator=generator)
     outcomes = []
     for device in ("cpu", "cuda"):
-        z = student.to(device).requires_grad_()
+        z = student.detach().to(device).requires_grad_()
         cached = teacher.to(device)
         method = parse_method(preset).expand()
         outcome = objective(
@@ -126,12 +149,75 @@ def test_a_methods_loss_and_gradient_are_those_of_the_cpu(preset: str) -> None:
         torch.autograd.backward(outcome.total)
         assert z.grad is not None
         outcomes.append((outcome.total.detach().cpu(), z.grad.cpu()))
-    torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_a_run_trains_on_cuda(precision: str, digits: Digits, tmp_path: Path) -> None:
-    training = SMALL.model_copy(update={"epochs": 4, "device": "cuda", "precision": precision})
+    training = ON_CUDA.model_copy(update={"epochs": 4, "precision": precision})
     result = train_run(digits.order("kd", tmp_path, training), ignore, never)
-    assert result["environment"]["device"] == "cuda"
+    assert (result["environment"]["device"], result["environment"]["precision"]) == ("cuda", precision)
     assert result["last"]["top1"] > 0.8
+
+
+def test_evaluation_is_in_float32_where_training_is_in_tf32(digits: Digits, tmp_path: Path) -> None:
+    """TensorFloat-32 rounds each product to one part in 2,000."""
+    training = ON_CUDA.model_copy(update={"precision": "tf32"})
+    evaluated, exported = evaluation_logits(digits.order("kd", tmp_path, training))
+    assert relative_difference(evaluated, exported) <= 1e-4
+
+
+def state_after(order: TrainingOrder, steps: int) -> dict[str, Any]:
+    """What the checkpoint of a run holds that is paused after so many steps."""
+    asked = itertools.count()
+    [(_, how)] = train_group([Member(order, ignore, never, lambda: next(asked) == steps)])
+    assert isinstance(how, Paused), how
+    return torch.load(order.folder / CHECKPOINT, weights_only=True)
+
+
+def test_step_graph_gives_the_weights_of_eager_steps(digits: Digits, tmp_path: Path) -> None:
+    """Over the end of an epoch, whose last batch is smaller."""
+    training = ON_CUDA.model_copy(update={"optimizer": Sgd(lr=0.05)})
+    states = {
+        cuda_graph: state_after(
+            digits.order("kd", tmp_path / cuda_graph, training.model_copy(update={"cuda_graph": cuda_graph})), steps=30
+        )
+        for cuda_graph in ("on", "off")
+    }
+    assert states["on"]["environment"]["cuda_graph"] == "on"
+    assert states["off"]["environment"]["cuda_graph"] == "off: the job asks for none"
+    for name, eager in states["off"]["network"].items():
+        torch.testing.assert_close(states["on"]["network"][name], eager, rtol=1e-3, atol=1e-4)
+
+
+def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops_N = digits.train_reader().statistics(0)["max"]
+    row, limit = int(tops_N.argmax()), float(np.sort(tops_N)[-2:].mean())
+    training = ON_CUDA.model_copy(update={"batch_size": 16})
+
+    def bad_step(seed: int) -> int:
+        return int(np.flatnonzero(epoch_order(len(tops_N), seed, 0) == row)[0]) // training.batch_size
+
+    seed = next(seed for seed in itertools.count() if 10 < bad_step(seed) < check_every(CUDA) - 10)
+    policy = {"kind": "expression", "temperature": f"where(max > {limit}, 0, 4)"}
+    order = digits.order({"preset": "custom", "terms": [{"policy": policy}]}, tmp_path / "bad", training)
+    order = order.model_copy(update={"run": order.run.model_copy(update={"seed": seed})})
+    found: dict[int, dict[str, Tensor]] = {}
+
+    def explain(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:
+        found[learner.sums.steps] = {name: p.detach().cpu() for name, p in learner.network.named_parameters()}
+        return explain_not_finite(learner, step, batch, inputs)
+
+    monkeypatch.setattr("workers.train.explain_not_finite", explain)
+    # An event reads the flag, too.
+    monkeypatch.setattr("workers.learner._STEP_EVENT_SECONDS", inf)
+    with pytest.raises(
+        NotFinite, match=rf"epoch 1, step {bad_step(seed) + 1}, .*\(sample {row} of the training split\)"
+    ):
+        train_run(order, ignore, never)
+    before = state_after(order.model_copy(update={"folder": tmp_path / "good"}), bad_step(seed))["network"]
+    assert list(found) == [check_every(CUDA)]
+    for name, weights in found[check_every(CUDA)].items():
+        torch.testing.assert_close(weights, before[name], rtol=1e-3, atol=1e-4)

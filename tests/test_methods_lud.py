@@ -58,8 +58,8 @@ def test_the_temperature_rises_with_agreement_between_its_bounds() -> None:
     _, teacher_BC, labels_B = ordinary()
     agree, _ = evaluate("lud", (teacher_BC * 0.3, teacher_BC, labels_B))
     disagree, _ = evaluate("lud", (-teacher_BC, teacher_BC, labels_B))
-    torch.testing.assert_close(agree.student_temperature_B, torch.full((8,), 6.0 - 4.0 / np.e, dtype=torch.float64))
-    torch.testing.assert_close(disagree.student_temperature_B, torch.full((8,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(agree.student_temperature, torch.full((8,), 6.0 - 4.0 / np.e, dtype=torch.float64))
+    torch.testing.assert_close(disagree.student_temperature, torch.full((8,), 2.0, dtype=torch.float64))
 
 
 def test_without_discount_the_divergence_is_plain_kl_at_its_temperature() -> None:

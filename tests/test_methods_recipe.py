@@ -35,11 +35,11 @@ class Halfway(Policy):
 '''
 LOSS_FUNCTION = '''
 def reverse(
-    z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Reverse
+    student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Reverse
 ) -> LossResult:
     """KL(student || teacher)."""
-    log_p_BC, log_q_BC = _log_softmaxes(z_s_BC, z_t_BC, temperatures)
-    return LossResult({"reverse": Part(1.0, temperatures.weight.squeeze(1) * divergence(log_q_BC, log_p_BC))})
+    log_p_BC, log_q_BC = teacher.softened(temperatures.teacher), student.softened(temperatures.student)
+    return LossResult({"reverse": Part(1.0, divergence(log_q_BC, log_p_BC), temperatures.weight)})
 
 
 '''

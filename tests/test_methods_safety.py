@@ -74,10 +74,10 @@ def test_every_preset_is_finite_at_every_edge(name: str) -> None:
 def test_dtkd_takes_the_base_temperature_outside_its_domain(edge: str) -> None:
     logits = EDGES[edge]()
     result, gradient_BC = evaluate("dtkd", logits)
-    assert result.student_temperature_B is not None
-    assert result.teacher_temperature_B is not None
-    torch.testing.assert_close(result.student_temperature_B, torch.full((8,), 4.0, dtype=torch.float64))
-    torch.testing.assert_close(result.teacher_temperature_B, torch.full((8,), 4.0, dtype=torch.float64))
+    assert result.student_temperature is not None
+    assert result.teacher_temperature is not None
+    torch.testing.assert_close(result.student_temperature, torch.full((8,), 4.0, dtype=torch.float64))
+    torch.testing.assert_close(result.teacher_temperature, torch.full((8,), 4.0, dtype=torch.float64))
     # Then both of its terms are plain KD, gradient included.
     plain = Method(name="plain", terms=(Term(weight=4.0),))
     torch.testing.assert_close(gradient_BC, evaluate(plain, logits)[1])
@@ -87,8 +87,8 @@ def test_dtkd_falls_back_sample_by_sample() -> None:
     student_BC, teacher_BC, labels_B = ordinary()
     student_BC[3] -= 20.0
     result, _ = evaluate("dtkd", (student_BC, teacher_BC, labels_B))
-    assert result.student_temperature_B is not None
-    at_base_B = (result.student_temperature_B - 4.0).abs() < 1e-12
+    assert result.student_temperature is not None
+    at_base_B = (torch.as_tensor(result.student_temperature) - 4.0).abs() < 1e-12
     assert at_base_B.tolist() == [False, False, False, True, False, False, False, False]
 
 
@@ -96,7 +96,7 @@ def test_dtkd_follows_the_formula_when_both_maxima_are_negative() -> None:
     student_BC, teacher_BC, labels_B = EDGES["negative_maxima"]()
     result, _ = evaluate("dtkd", (student_BC, teacher_BC, labels_B))
     x_B, y_B = teacher_BC.amax(dim=1), student_BC.amax(dim=1)
-    torch.testing.assert_close(result.teacher_temperature_B, 8.0 * x_B / (x_B + y_B))
+    torch.testing.assert_close(result.teacher_temperature, 8.0 * x_B / (x_B + y_B))
 
 
 def test_normkd_ignores_a_teacher_that_says_nothing() -> None:
@@ -106,7 +106,7 @@ def test_normkd_ignores_a_teacher_that_says_nothing() -> None:
 
 def test_normkd_gives_a_constant_student_the_teachers_temperature() -> None:
     result, gradient_BC = evaluate("normkd", EDGES["constant_student"]())
-    torch.testing.assert_close(result.student_temperature_B, result.teacher_temperature_B)
+    torch.testing.assert_close(result.student_temperature, result.teacher_temperature)
     assert gradient_BC.abs().max() < 10.0
 
 
@@ -261,6 +261,7 @@ def test_autocast_does_not_reach_the_loss(name: str) -> None:
 
 
 def _temperatures(name: str, teacher_BC: Tensor, statistics: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's: [B], or [] where it is one number."""
     student_BC, _, labels_B = ordinary()
     method = alone(POLICIES[name], LOSSES["kl"])
     result = objective(
@@ -273,9 +274,10 @@ def _temperatures(name: str, teacher_BC: Tensor, statistics: dict[str, Tensor]) 
         teacher_statistics=statistics,
         learned={place: torch.tensor(theta) for place, theta in method.learned.items()},
     )
-    assert result.student_temperature_B is not None
-    assert result.teacher_temperature_B is not None
-    return result.student_temperature_B, result.teacher_temperature_B
+    student, teacher = (
+        torch.as_tensor(tau, dtype=torch.float64) for tau in (result.student_temperature, result.teacher_temperature)
+    )
+    return student, teacher
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -211,7 +211,7 @@ def test_the_numbers_are_those_of_training(name: str, seed: int) -> None:
     on_torch = [{k: torch.from_numpy(v.reshape(-1, 1)) for k, v in of.items()} for of in (student, teacher)]
     parameter = torch.tensor(policy.theta) if isinstance(policy, Learned) else None
     batch = LiveBatch(torch.zeros(5, CLASSES), torch.tensor([0, 3, 5, 1, 3]), 7, 20, parameter)
-    wanted = FUNCTIONS[policy.kind](*on_torch, policy, batch)
+    wanted = FUNCTIONS[policy.kind](*on_torch, policy, batch).as_arrays(batch)
     for side in ("teacher", "student", "weight"):
         shown = {row.sample: row.value for row in getattr(term, side).lowest}
         values_B = getattr(wanted, side).mean(dim=1)

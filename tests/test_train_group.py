@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.digits import SMALL, Digits, weights
-from workers import objective
+from workers import live
 from workers.artifacts import CHECKPOINT
 from workers.config import StudentSpec, TrainingOrder
 from workers.errors import InvalidJob, NotFinite, Stopped
@@ -152,13 +152,14 @@ def test_the_teachers_softmax_is_taken_once_for_all_who_want_it(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[float] = []
-    original = objective.tempered
+    original = live.tempered
 
-    def counting(z_BC: Tensor, tau_B1: Tensor) -> Tensor:
-        calls.append(float(tau_B1[0]))
-        return original(z_BC, tau_B1)
+    def counting(log_p_BC: Tensor, tau: float) -> Tensor:
+        calls.append(tau)
+        return original(log_p_BC, tau)
 
-    monkeypatch.setattr(objective, "tempered", counting)
+    # Of the teacher alone: the student's divergence divides its logits itself.
+    monkeypatch.setattr(live, "tempered", counting)
     training = SMALL.model_copy(update={"epochs": 1})
     orders = [student(digits.order("kd", tmp_path / name, training), name) for name in ("cnn_s", "cnn_m")]
     hotter = digits.order({"preset": "kd", "temperature": 2.0}, tmp_path / "2", training)

@@ -154,8 +154,7 @@ class _TeacherRows:
 
     def gather(self, start: int, stop: int) -> Tensor:
         """Mapped logits [B, C] of positions ``start`` to ``stop`` of the order, on the host."""
-        if self.reader.exceeds_memory:
-            self._map.prefetch(start, stop + _BATCHES_AHEAD * (stop - start))
+        self._map.prefetch(start, stop + _BATCHES_AHEAD * (stop - start))
         return torch.from_numpy(self._map.gather(start, stop))
 
 

@@ -1,4 +1,4 @@
-"""What temperature policies are given while a student trains: statistics of logits at hand, on tensors.
+"""What losses and temperature policies are given while a student trains: logits and their statistics, on tensors.
 
 Shapes: B batch, C classes, 1 kept for broadcasting; z_BC logits.
 """
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from workers.policy_configs import Learned
-from workers.softmax import one_hot
+from workers.softmax import one_hot, standard_deviation, tempered
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": lambda z_BC: z_BC.amax(dim=1, keepdim=True),
-    "min": lambda z_BC: z_BC.amin(dim=1, keepdim=True),
+    # The gradient of an extreme is its first place's alone, as in the released code.
+    "max": lambda z_BC: z_BC.max(dim=1, keepdim=True).values,
+    "min": lambda z_BC: z_BC.min(dim=1, keepdim=True).values,
     "mean": lambda z_BC: z_BC.mean(dim=1, keepdim=True),
     # Unbiased, as in every released code, although one paper divides by C.
-    "std": lambda z_BC: z_BC.std(dim=1, keepdim=True),
+    "std": standard_deviation,
     "sharpness": lambda z_BC: z_BC.logsumexp(dim=1, keepdim=True),
 }
 
@@ -57,6 +58,53 @@ class Known:
         if key not in self._values:
             self._values[key] = compute()
         return self._values[key]
+
+
+class Logits:
+    """One network's logits of a batch, and what the terms of a method derive from them, each computed once.
+
+    Args:
+        z_BC: logits; a student's are in ``dtype`` already.
+        dtype: of the arithmetic, float32 or float64.
+        known: where derived values are kept; a teacher's are those of all students of the batch.
+
+    Attributes:
+        z_BC: as they were given: to compare with each other, for which no arithmetic is needed.
+    """
+
+    def __init__(self, z_BC: Tensor, dtype: torch.dtype, known: Known) -> None:
+        self.z_BC = z_BC
+        self._dtype = dtype
+        self._known = known
+
+    def derive(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """The value of ``key``, computed from these logits alone by whoever asks first."""
+        return self._known.get((key, self._dtype), compute)
+
+    @property
+    def raw_BC(self) -> Tensor:
+        """The logits in the dtype of the arithmetic."""
+        return self.derive("raw", lambda: self.z_BC.to(self._dtype))
+
+    @property
+    def log_softmax_BC(self) -> Tensor:
+        """log S(z): what softmax at any temperature may be taken of, in place of z."""
+        return self.derive("log_softmax", lambda: self.z_BC.log_softmax(dim=1, dtype=self._dtype))
+
+    def tempered(self, tau: Tensor | float) -> Tensor:
+        """z / tau up to a shift per row: [B, C]. Where classes have their own temperatures, [B, C], nothing is shifted,
+        for then softmax does not ignore it.
+        """
+        own = isinstance(tau, Tensor) and tau.shape[1] > 1
+        return tempered(self.raw_BC if own else self.log_softmax_BC, tau)
+
+    def softened(self, tau: Tensor | float) -> Tensor:
+        """log S(z / tau): [B, C]."""
+        if isinstance(tau, Tensor):
+            return self.tempered(tau).log_softmax(dim=1)
+        if tau == 1.0:
+            return self.log_softmax_BC
+        return self.derive(("softened", tau), lambda: self.tempered(tau).log_softmax(dim=1))
 
 
 def row_statistics(z_BC: Tensor) -> dict[str, Tensor]:

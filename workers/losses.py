@@ -1,10 +1,11 @@
-"""Distillation losses: pure functions of two logit matrices, the labels and the policy's temperatures.
+"""Distillation losses: pure functions of two networks' logits, the labels and the policy's temperatures.
 
 All in log space (``softmax.py``): the numbers agree with the authors' code to rounding, and stay finite, value and
-gradient, where theirs overflow. Logits must already be float32 or float64.
+gradient, where theirs overflow. Shapes do not depend on values, and nothing is read from the device, so that a loss can
+be captured in a CUDA graph.
 
-Shapes: B batch, C classes; z_s_BC and z_t_BC raw logits of student and teacher, y_B labels (int64), tau_B1
-temperatures, x_BC tempered logits; a part is [B] (one value per sample) or [] (one per batch).
+Shapes: B batch, C classes; y_B labels (int64), tau_B1 temperatures, x_BC tempered logits; a part is [B] (one value per
+sample) or [] (one per batch).
 """
 
 from collections.abc import Callable
@@ -13,27 +14,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.live import Logits
 from workers.loss_configs import Bild, CrossEntropy, Dist, Dkd, Kl, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
-from workers.ranks import average_ranks, correlation, soft_ranks, spearman
+from workers.ranks import average_ranks, correlation, pearson, soft_ranks, spearman
 from workers.softmax import (
-    binary_divergence,
     cross_entropy,
     divergence,
+    gram_distance,
     masked_divergence,
     masked_log_softmax,
     one_hot,
-    pointwise,
-    tempered,
+    softened_divergence,
+    split_divergence,
 )
 from workers.temperature import Temperatures
 
 
 @dataclass(frozen=True)
 class Part:
-    """A summand: ``coefficient`` x the batch mean of ``value``, which already holds the policy's weight."""
+    """A summand: ``coefficient`` x the batch mean of ``weight`` x ``value``.
+
+    Attributes:
+        coefficient: which metrics do not show.
+        value: [B] or [].
+        weight: the policy's, a number or [B, 1], where it counts; metrics show it.
+    """
 
     coefficient: float
     value: Tensor
+    weight: Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,214 +58,219 @@ class LossResult:
     temperatures: Temperatures | None = None
 
 
-def kl(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Kl) -> LossResult:
+def kl(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Kl) -> LossResult:
     """KL(S(z_t/T_t) || S(z_s/T_s)) (Hinton et al. 2015)."""
-    log_p_BC, log_q_BC = _log_softmaxes(z_s_BC, z_t_BC, temperatures)
-    value_B = temperatures.weight.squeeze(1) * divergence(log_p_BC, log_q_BC)
-    return LossResult({"kl": Part(1.0, value_B)})
+    return LossResult({"kl": Part(1.0, _kl(student, teacher, temperatures), temperatures.weight)})
 
 
-def _log_softmaxes(z_s_BC: Tensor, z_t_BC: Tensor, temperatures: Temperatures) -> tuple[Tensor, Tensor]:
-    """log p of the teacher and log q of the student, each at its temperature: [B, C] both."""
-    log_q_BC = tempered(z_s_BC, temperatures.student).log_softmax(dim=1)
-    if temperatures.teacher_softened is not None:
-        return temperatures.teacher_softened(), log_q_BC
-    return tempered(z_t_BC, temperatures.teacher).log_softmax(dim=1), log_q_BC
+def _kl(student: Logits, teacher: Logits, temperatures: Temperatures) -> Tensor:
+    log_p_BC = teacher.softened(temperatures.teacher)
+    return softened_divergence(log_p_BC, student.log_softmax_BC, temperatures.student)
 
 
-def dkd(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Dkd) -> LossResult:
+def dkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Dkd) -> LossResult:
     """Label against rest (tckd) and the rest among themselves (nckd) (Zhao et al. 2022). With C=2 nckd is 0."""
-    x_s_BC, x_t_BC = tempered(z_s_BC, temperatures.student), tempered(z_t_BC, temperatures.teacher)
-    weight_B = temperatures.weight.squeeze(1)
+    x_s_BC, x_t_BC = student.tempered(temperatures.student), teacher.tempered(temperatures.teacher)
+    tckd_B, nckd_B = split_divergence(x_t_BC, y_B, x_s_BC, y_B)
     return LossResult(
         {
-            "tckd": Part(config.alpha, weight_B * binary_divergence(x_t_BC, y_B, x_s_BC, y_B)),
-            "nckd": Part(config.beta, weight_B * masked_divergence(x_t_BC, x_s_BC, ~one_hot(y_B, z_s_BC))),
+            "tckd": Part(config.alpha, tckd_B, temperatures.weight),
+            "nckd": Part(config.beta, nckd_B, temperatures.weight),
         }
     )
 
 
-def rld(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Rld) -> LossResult:
+def rld(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Rld) -> LossResult:
     """The teacher's top class as the label (scd), and the classes it ranks below the label (mcd) (Sun et al. 2025).
 
     Classes that tie with the label's logit count as not below it. Where none is below, mcd is 0 with zero gradient.
     """
-    top_B = z_t_BC.argmax(dim=1)
-    below_BC = z_t_BC < z_t_BC.gather(1, y_B.unsqueeze(1))
-    binary = temperatures
-    if config.binary_temperature is not None:
-        tau_B1 = torch.full_like(temperatures.weight, config.binary_temperature)
-        binary = Temperatures(tau_B1, tau_B1, tau_B1.square())
-    scd_B = binary_divergence(tempered(z_t_BC, binary.teacher), top_B, tempered(z_s_BC, binary.student), y_B)
-    mcd_B = masked_divergence(tempered(z_t_BC, temperatures.teacher), tempered(z_s_BC, temperatures.student), below_BC)
+    top_B = teacher.z_BC.argmax(dim=1)
+    drop_BC = teacher.z_BC >= teacher.z_BC.gather(1, y_B.unsqueeze(1))
+    x_s_BC, x_t_BC = student.tempered(temperatures.student), teacher.tempered(temperatures.teacher)
+    scd_weight, tau = temperatures.weight, config.binary_temperature
+    if tau is None:
+        scd_B, mcd_B = split_divergence(x_t_BC, top_B, x_s_BC, y_B, drop_BC)
+    else:
+        scd_weight = tau**2
+        scd_B, _ = split_divergence(teacher.tempered(tau), top_B, student.tempered(tau), y_B, drop_BC)
+        mcd_B = masked_divergence(x_t_BC, x_s_BC, drop_BC)
     return LossResult(
         {
-            "scd": Part(config.alpha, binary.weight.squeeze(1) * scd_B),
-            "mcd": Part(config.beta, temperatures.weight.squeeze(1) * mcd_B),
+            "scd": Part(config.alpha, scd_B, scd_weight),
+            "mcd": Part(config.beta, mcd_B, temperatures.weight),
         }
     )
 
 
 def soft_cross_entropy(
-    z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: CrossEntropy
+    student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: CrossEntropy
 ) -> LossResult:
     """H(S(z_t/T_t), S(z_s/T_s)): KL plus the teacher's entropy, with the same gradient at fixed temperatures."""
-    value_B = temperatures.weight.squeeze(1) * cross_entropy(*_log_softmaxes(z_s_BC, z_t_BC, temperatures))
-    return LossResult({"cross_entropy": Part(1.0, value_B)})
+    value_B = cross_entropy(teacher.softened(temperatures.teacher), student.softened(temperatures.student))
+    return LossResult({"cross_entropy": Part(1.0, value_B, temperatures.weight)})
 
 
-def nkd(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Nkd) -> LossResult:
+def nkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Nkd) -> LossResult:
     """The label at temperature 1 (target), the others at the policy's (nontarget) (Yang et al. 2023)."""
-    y_B1 = y_B.unsqueeze(1)
-    log_p_B, log_q_B = (z_BC.log_softmax(dim=1).gather(1, y_B1).squeeze(1) for z_BC in (z_t_BC, z_s_BC))
-    others_BC = ~one_hot(y_B, z_s_BC)
+    label_BC = one_hot(y_B, student.log_softmax_BC)
     nontarget_B = cross_entropy(
-        masked_log_softmax(tempered(z_t_BC, temperatures.teacher), others_BC),
-        masked_log_softmax(tempered(z_s_BC, temperatures.student), others_BC),
+        masked_log_softmax(teacher.tempered(temperatures.teacher), label_BC),
+        masked_log_softmax(student.tempered(temperatures.student), label_BC),
     )
     return LossResult(
         {
-            "target": Part(1.0, -log_p_B.exp() * log_q_B),
-            "nontarget": Part(config.gamma, temperatures.weight.squeeze(1) * nontarget_B),
+            "target": Part(1.0, -_of_label(teacher, y_B).exp() * _of_label(student, y_B)),
+            "nontarget": Part(config.gamma, nontarget_B, temperatures.weight),
         }
     )
 
 
-def wsld(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Wsld) -> LossResult:
+def _of_label(logits: Logits, y_B: Tensor) -> Tensor:
+    """log S(z)_y: [B]."""
+    return logits.log_softmax_BC.gather(1, y_B.unsqueeze(1)).squeeze(1)
+
+
+def wsld(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Wsld) -> LossResult:
     """Soft cross-entropy, weighted by 1 - exp(-CE_s / (CE_t + 1e-7)) without gradient (Zhou et al. 2021)."""
-    y_B1 = y_B.unsqueeze(1)
-    hard_s_B, hard_t_B = (-z_BC.detach().log_softmax(dim=1).gather(1, y_B1).squeeze(1) for z_BC in (z_s_BC, z_t_BC))
-    share_B = -torch.expm1(-hard_s_B / (hard_t_B + 1e-7))
-    soft_B = cross_entropy(*_log_softmaxes(z_s_BC, z_t_BC, temperatures))
-    return LossResult({"wsld": Part(1.0, temperatures.weight.squeeze(1) * share_B * soft_B)})
+    share_B = -torch.expm1(_of_label(student, y_B).detach() / (1e-7 - _of_label(teacher, y_B)))
+    soft_B = cross_entropy(teacher.softened(temperatures.teacher), student.softened(temperatures.student))
+    return LossResult({"wsld": Part(1.0, share_B * soft_B, temperatures.weight)})
 
 
-def dist(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Dist) -> LossResult:
+def dist(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Dist) -> LossResult:
     """1 - Pearson's rho of each row (inter) and of each column (intra) of both softmaxes (Huang et al. 2022).
 
     A constant column, and so any batch of 1, correlates with nothing: intra is then the weight, with zero gradient.
     """
-    p_BC, q_BC = (log_BC.exp() for log_BC in _log_softmaxes(z_s_BC, z_t_BC, temperatures))
-    inter_B = temperatures.weight.squeeze(1) * (1.0 - _pearson(p_BC, q_BC))
-    intra = temperatures.weight.mean() * (1.0 - _pearson(p_BC.t(), q_BC.t())).mean()
-    return LossResult({"inter": Part(config.beta, inter_B), "intra": Part(config.gamma, intra)})
+    p_BC = teacher.softened(temperatures.teacher).exp()
+    q_BC = student.softened(temperatures.student).exp()
+    weight = temperatures.weight
+    inter_B, intra = 1.0 - pearson(p_BC, q_BC, dim=1), 1.0 - pearson(p_BC, q_BC, dim=0).mean()
+    if isinstance(weight, Tensor):
+        intra, mean_weight = weight.mean() * intra, 1.0
+    else:
+        mean_weight = weight
+    return LossResult({"inter": Part(config.beta, inter_B, weight), "intra": Part(config.gamma, intra, mean_weight)})
 
 
-def _pearson(a_RN: Tensor, b_RN: Tensor) -> Tensor:
-    """Correlation of each row with the authors' 1e-8 in the denominator: [R]."""
-    a_RN = a_RN - a_RN.mean(dim=1, keepdim=True)
-    b_RN = b_RN - b_RN.mean(dim=1, keepdim=True)
-    # vector_norm, since its gradient at a constant row is 0; that of a square root is not finite.
-    norms_R: Tensor = torch.linalg.vector_norm(a_RN, dim=1) * torch.linalg.vector_norm(b_RN, dim=1)
-    return (a_RN * b_RN).sum(dim=1) / (norms_R + 1e-8)
-
-
-def wttm(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Wttm) -> LossResult:
+def wttm(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Wttm) -> LossResult:
     """KL times the power sum of the teacher's probabilities, sum_c S(z_t)^(1/T_t) (Zheng & Yang 2024).
 
-    As exp(LSE(z_t/T_t) - LSE(z_t)/T_t): the authors' power of a softmax underflows.
+    As exp(log S(z_t) / T_t): the authors' power of a softmax underflows.
     """
-    tau_B = temperatures.teacher.squeeze(1)
-    raw_BC = tempered(z_t_BC, torch.ones_like(temperatures.teacher))
-    power_sum_B = (tempered(z_t_BC, temperatures.teacher).logsumexp(dim=1) - raw_BC.logsumexp(dim=1) / tau_B).exp()
-    value_B = temperatures.weight.squeeze(1) * divergence(*_log_softmaxes(z_s_BC, z_t_BC, temperatures))
-    return LossResult({"wttm": Part(1.0, power_sum_B * value_B)})
+    power_sum_B = teacher.tempered(temperatures.teacher).exp().sum(dim=1)
+    value_B = power_sum_B * _kl(student, teacher, temperatures)
+    return LossResult({"wttm": Part(1.0, value_B, temperatures.weight)})
 
 
-def bild(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Bild) -> LossResult:
+def bild(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Bild) -> LossResult:
     """KL over pairwise differences of the leader's top logits, each network leading once (Li et al. 2025)."""
-    x_s_BC, x_t_BC = tempered(z_s_BC, temperatures.student), tempered(z_t_BC, temperatures.teacher)
-    top = min(config.top, z_s_BC.shape[1])
+    x_s_BC, x_t_BC = student.tempered(temperatures.student), teacher.tempered(temperatures.teacher)
+    top = min(config.top, x_s_BC.shape[1])
+    places_2BK = torch.stack([leader.z_BC.detach().topk(top, dim=1).indices for leader in (teacher, student)])
+    later_KK = torch.ones(top, top, dtype=torch.bool, device=x_s_BC.device).tril()
+
+    def log_differences(x_BC: Tensor) -> Tensor:
+        """Of x_i - x_j, for the pairs i < j; the others have probability 0: [2, B, K K]."""
+        x_2BK = x_BC.expand(2, -1, -1).gather(2, places_2BK)
+        return masked_log_softmax((x_2BK.unsqueeze(3) - x_2BK.unsqueeze(2)).flatten(2), later_KK.flatten())
+
+    teacher_led_B, student_led_B = divergence(log_differences(x_t_BC), log_differences(x_s_BC))
+    return LossResult({"teacher_led": Part(1.0, teacher_led_B), "student_led": Part(1.0, student_led_B)})
+
+
+def mlkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Mlkd) -> LossResult:
+    """Samples (kd), class correlation (cc) and batch correlation (bc) at one temperature (Jin et al. 2023)."""
+    batch, classes = student.z_BC.shape
     parts = {}
-    for name, leader_BC in (("teacher_led", z_t_BC), ("student_led", z_s_BC)):
-        rows_BK = leader_BC.detach().topk(top, dim=1).indices
-        log_p, log_q = (_differences(x_BC.gather(1, rows_BK)).log_softmax(dim=1) for x_BC in (x_t_BC, x_s_BC))
-        parts[name] = Part(1.0, divergence(log_p, log_q))
+    if config.kd > 0:
+        parts["kd"] = Part(config.kd, _sure_samples(teacher) * _kl(student, teacher, temperatures), temperatures.weight)
+    if config.cc > 0 or config.bc > 0:
+        p_BC = teacher.softened(temperatures.teacher).exp()
+        q_BC = student.softened(temperatures.student).exp()
+    if config.cc > 0:
+        parts["cc"] = Part(config.cc, _sure_classes(teacher) * gram_distance(p_BC, q_BC), 1.0 / classes)
+    if config.bc > 0:
+        parts["bc"] = Part(config.bc, _sure_samples(teacher) * gram_distance(p_BC.t(), q_BC.t()), 1.0 / batch)
     return LossResult(parts)
 
 
-def _differences(x_BK: Tensor) -> Tensor:
-    """x_i - x_j for every i < j: [B, K(K-1)/2]."""
-    i, j = torch.triu_indices(x_BK.shape[1], x_BK.shape[1], offset=1, device=x_BK.device)
-    return x_BK[:, i] - x_BK[:, j]
+def _sure_samples(teacher: Logits) -> Tensor:
+    """Share of samples whose confidence is at most the median: []."""
+    return teacher.derive("sure_samples", lambda: _at_most_median(teacher.log_softmax_BC.amax(dim=1)))
 
 
-def mlkd(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Mlkd) -> LossResult:
-    """Samples (kd), class correlation (cc) and batch correlation (bc) at one temperature (Jin et al. 2023)."""
-    log_p_BC, log_q_BC = _log_softmaxes(z_s_BC, z_t_BC, temperatures)
-    p_BC, q_BC = log_p_BC.exp(), log_q_BC.exp()
-    samples, classes = _fractions(z_t_BC.softmax(dim=1))
-    parts: dict[str, Callable[[], Tensor]] = {
-        "kd": lambda: samples * temperatures.weight.squeeze(1) * divergence(log_p_BC, log_q_BC),
-        "cc": lambda: classes * (p_BC.t() @ p_BC - q_BC.t() @ q_BC).square().sum() / p_BC.shape[1],
-        "bc": lambda: samples * (p_BC @ p_BC.t() - q_BC @ q_BC.t()).square().sum() / p_BC.shape[0],
-    }
-    return LossResult({name: Part(getattr(config, name), parts[name]()) for name in config.active_parts})
+def _sure_classes(teacher: Logits) -> Tensor:
+    """Share of classes whose mean probability is at most the median: []."""
+    return teacher.derive("sure_classes", lambda: _at_most_median(teacher.log_softmax_BC.exp().sum(dim=0)))
 
 
-def _fractions(p_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of samples, and of classes, whose confidence is at most the median: two []."""
-    peak_B, mass_C = p_BC.amax(dim=1), p_BC.sum(dim=0)
+def _at_most_median(x_N: Tensor) -> Tensor:
     # The lower of two middle values selects what their mean does.
-    samples, classes = ((x <= x.median()).to(p_BC.dtype).mean() for x in (peak_B, mass_C))
-    return samples, classes
+    return (x_N <= x_N.kthvalue((len(x_N) + 1) // 2).values).to(x_N.dtype).mean()
 
 
-def mse(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Mse) -> LossResult:
+def mse(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Mse) -> LossResult:
     """(z_s/T_s - z_t/T_t)^2, mean over classes; the logits' offset counts (Jafari et al. 2021)."""
-    apart_BC = z_s_BC / temperatures.student - z_t_BC / temperatures.teacher
-    return LossResult({"mse": Part(1.0, temperatures.weight.squeeze(1) * apart_BC.square().mean(dim=1))})
+    apart_BC = student.raw_BC / temperatures.student - teacher.raw_BC / temperatures.teacher
+    return LossResult({"mse": Part(1.0, apart_BC.square().mean(dim=1), temperatures.weight)})
 
 
-def lud(z_s_BC: Tensor, z_t_BC: Tensor, y_B: Tensor, temperatures: Temperatures, config: Lud) -> LossResult:
+def lud(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Lud) -> LossResult:
     """A reading of LUD's abstract, not verified against the authors' code (Guo et al. 2024).
 
     The policy's temperature measures the teacher's confidence; the divergence is taken at the loss's own T_n.
     """
-    confident_C, confident_B = _confident(tempered(z_t_BC, temperatures.teacher).softmax(dim=1))
+    p_BC = teacher.softened(temperatures.teacher).exp()
+    z_s_BC, z_t_BC = student.raw_BC, teacher.raw_BC
     agreement_B = spearman(z_t_BC, z_s_BC).clamp(min=0.0)
     span = config.temperature_max - config.temperature_min
     tau_B1 = (config.temperature_min - span * torch.expm1(-agreement_B)).unsqueeze(1)
-    weight_C = torch.where(confident_C, 1.0, config.discount).to(z_s_BC.dtype)
-
     own = Temperatures(tau_B1, tau_B1, tau_B1.square())
-    log_p_BC, log_q_BC = _log_softmaxes(z_s_BC, z_t_BC, own)
-    kl_B = own.weight.squeeze(1) * (weight_C * pointwise(log_p_BC, log_q_BC)).sum(dim=1)
+
+    mass_C, peak_B = p_BC.mean(dim=0), p_BC.amax(dim=1)
+    confident_C = mass_C > _just_above_median(mass_C.sort().values)
+    weight_C = torch.where(confident_C, 1.0, config.discount).to(p_BC.dtype)
+    kl_B = divergence(teacher.softened(tau_B1), student.softened(tau_B1), weight_C)
     return LossResult(
         {
-            "kl": Part(config.beta, kl_B),
+            "kl": Part(config.beta, kl_B, own.weight),
             "class_rank": Part(
-                config.class_weight,
-                _rank_disagreement(z_t_BC.t()[confident_C], z_s_BC.t()[confident_C], config.soft_rank_width),
+                config.class_weight, _rank_disagreement(z_t_BC.t(), z_s_BC.t(), mass_C, config.soft_rank_width)
             ),
             "sample_rank": Part(
-                config.sample_weight,
-                _rank_disagreement(z_t_BC[confident_B], z_s_BC[confident_B], config.soft_rank_width),
+                config.sample_weight, _rank_disagreement(z_t_BC, z_s_BC, peak_B, config.soft_rank_width)
             ),
         },
         own,
     )
 
 
-def _confident(p_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Classes [C] and samples [B] whose mean, or peak, probability is above the median; a batch of 1 is kept."""
-    samples_B = _above_median(p_BC.amax(dim=1)) | (p_BC.shape[0] == 1)
-    return _above_median(p_BC.mean(dim=0)), samples_B
-
-
-def _above_median(probability_N: Tensor) -> Tensor:
-    """Which are greater than the median of all: bool [N]. Within a millionth they are equal: where the exact values
-    tie (as peaks do for two classes at a standardised temperature), rounding must not pick the samples.
+def _just_above_median(ordered_N: Tensor) -> Tensor:
+    """Beyond which a probability is greater than the median of all: []. Within a millionth they are equal: where the
+    exact values tie (as peaks do for two classes at a standardised temperature), rounding must not pick the samples.
     """
-    return probability_N > probability_N.quantile(0.5) * (1.0 + 1e-6)
+    count = len(ordered_N)
+    return (ordered_N[(count - 1) // 2] + ordered_N[count // 2]) * (0.5 * (1.0 + 1e-6))
 
 
-def _rank_disagreement(teacher_RN: Tensor, student_RN: Tensor, width: float) -> Tensor:
-    """Mean over rows of 1 - rho(teacher's ranks, student's soft ranks); constant rows, or none at all, give 0: []."""
-    if teacher_RN.shape[0] == 0 or teacher_RN.shape[1] == 1:
+def _rank_disagreement(teacher_RN: Tensor, student_RN: Tensor, confidence_R: Tensor, width: float) -> Tensor:
+    """Mean of 1 - rho(teacher's ranks, student's soft ranks), over the rows of more than median confidence: [].
+
+    Constant rows, or none at all, give 0; a single row counts.
+    """
+    if teacher_RN.shape[1] == 1:
         return student_RN.sum() * 0.0
-    rho_R, defined_R = correlation(average_ranks(teacher_RN), soft_ranks(student_RN, width))
-    return torch.where(defined_R, 1.0 - rho_R, 0.0).mean()
+    ordered_R, places_R = confidence_R.sort(descending=True)
+    # No more than this can be above the median, and how many are is not known to the host.
+    half = max(len(ordered_R) // 2, 1)
+    places_H = places_R[:half]
+    counts_H = ordered_R[:half] > _just_above_median(ordered_R) if len(ordered_R) > 1 else ordered_R >= 0.0
+    ranks_HN = average_ranks(teacher_RN.index_select(0, places_H))
+    rho_H, defined_H = correlation(ranks_HN, soft_ranks(student_RN.index_select(0, places_H), width))
+    apart_H = torch.where(counts_H & defined_H, 1.0 - rho_H, 0.0)
+    return apart_H.sum() / counts_H.sum().clamp(min=1)
 
 
 LOSSES: dict[str, Callable[..., LossResult]] = {
@@ -273,4 +287,4 @@ LOSSES: dict[str, Callable[..., LossResult]] = {
     "mse": mse,
     "lud": lud,
 }
-"""A loss by its config's ``kind``: (student logits, teacher logits, labels, temperatures, config) -> result."""
+"""A loss by its config's ``kind``: (student, teacher, labels, temperatures, config) -> result."""

@@ -5,11 +5,14 @@ cache's dtype and with autocast off, reads the teacher's statistics from what it
 from the teacher's logits, and refuses a total that is not finite by naming the sample. It knows no
 model, optimizer or store.
 
+With ``check=False`` it can be captured in a CUDA graph: no shape depends on a value, and nothing passes
+between host and device. Numbers of the host (weights, warm-up, the epoch) are constants of such a graph.
+
 Shapes: B batch, C classes, 1 kept for broadcasting.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
@@ -19,11 +22,10 @@ from torch import Tensor
 
 from workers.composition import Method
 from workers.errors import NotFinite
-from workers.live import Known, LiveBatch, LiveStatistics
+from workers.live import Known, LiveBatch, LiveStatistics, Logits
 from workers.losses import LOSSES
-from workers.policy_configs import Expression, Fixed
-from workers.softmax import tempered
-from workers.temperature import POLICIES, Temperatures, first_unusable
+from workers.policy_configs import Expression, Policy
+from workers.temperature import POLICIES, Temperatures, finite_if_usable, first_unusable
 
 
 @dataclass(frozen=True)
@@ -52,32 +54,46 @@ class Objective:
         total: [] with gradient: what to call ``backward`` on.
         terms: [] each, detached and unweighted: no method weight and no warm-up, but with the
             factors that belong to the term itself (T^2 and the like). ``ce`` is always among them.
-        student_temperature_B: [B] detached, of the first term whose temperatures vary, else of the
-            first term; None for a method without terms.
-        teacher_temperature_B: likewise; the mean over classes where the label's class has its own.
+        student_temperature: of the first term whose temperatures vary, else of the first term: [B] detached, or a
+            number if it is one for every batch of the epoch; None for a method without terms.
+        teacher_temperature: likewise; the mean over classes where the label's class has its own.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
-    student_temperature_B: Tensor | None
-    teacher_temperature_B: Tensor | None
-
-    @property
-    def student_temperature(self) -> Tensor | None:
-        return self.student_temperature_B
-
-    @property
-    def teacher_temperature(self) -> Tensor | None:
-        return self.teacher_temperature_B
+    student_temperature: Tensor | float | None
+    teacher_temperature: Tensor | float | None
 
 
 @dataclass(frozen=True)
 class _Summand:
-    """``factor`` x the mean of ``value``, [B] or []."""
+    """``factor`` x the mean of ``weight`` x ``value``, [B] or []; the weight is a number or [B, 1]."""
 
     name: str
     factor: float
     value: Tensor
+    weight: Tensor | float = 1.0
+
+    def weighted(self) -> Tensor:
+        """``weight`` x ``value``, as ``value`` is."""
+        return self.value * (self.weight.reshape(-1) if isinstance(self.weight, Tensor) else self.weight)
+
+    def reduced(self) -> tuple[float, Tensor]:
+        """A number and a [] whose product is the mean."""
+        if isinstance(self.weight, Tensor):
+            return 1.0 / len(self.value), torch.dot(self.weight.reshape(-1), self.value)
+        return self.weight / self.value.numel(), self.value.sum() if self.value.ndim else self.value
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One term of a method in a batch."""
+
+    policy: Policy
+    temperatures: Temperatures
+    summands: list[_Summand]
+    shown: Temperatures
+    varies: bool
 
 
 def objective(
@@ -92,13 +108,21 @@ def objective(
     second: View | None = None,
     learned: Mapping[str, Tensor] | None = None,
     label_smoothing: float = 0.0,
+    check: bool = True,
 ) -> Objective:
     """``objective_of`` a first view, given by its parts as in ``View``, and of a second for a method of two."""
     views = [View(student_logits_BC, teacher_logits_BC, teacher_statistics)]
     if second is not None:
         views.append(second)
     return objective_of(
-        method, views, labels_B, epoch=epoch, epochs=epochs, learned=learned, label_smoothing=label_smoothing
+        method,
+        views,
+        labels_B,
+        epoch=epoch,
+        epochs=epochs,
+        learned=learned,
+        label_smoothing=label_smoothing,
+        check=check,
     )
 
 
@@ -123,11 +147,13 @@ def objective_of(
         epochs: of the whole run; only expressions read it.
         learned: [] for each of ``method.learned``, with gradient: the parameters beside the student's.
         label_smoothing: of the cross-entropy alone.
+        check: whether to look at the values, which waits for the device. If not, the total is NaN or infinite
+            wherever a check would raise ``NotFinite``: whoever takes a step by it looks first, on the device, and
+            calls again with a check to learn why.
 
     Raises:
         NotFinite: the total is NaN or infinite, or an expression gave a temperature that is not positive and finite;
-            says which sample of the batch and which part. The check costs one device synchronisation per call, so
-            that no update can use such a total.
+            says which sample of the batch and which part.
         ValueError: shapes that do not fit, or something that the method needs and was not given.
     """
     if len(views) < method.views:
@@ -142,23 +168,35 @@ def objective_of(
     first_BC = views[0].student_logits_BC
     dtype = torch.float64 if first_BC.dtype == torch.float64 else torch.float32
     with torch.autocast(device_type=first_BC.device.type, enabled=False):
-        cast = [_cast(view, dtype) for view in views]
-        ce_B = reduce(add, [_cross_entropy(view.student_logits_BC, labels_B, label_smoothing) for view in cast])
+        students = [Logits(view.student_logits_BC.to(dtype), dtype, Known()) for view in views]
+        ce = reduce(add, [_cross_entropy(student, labels_B, label_smoothing) for student in students])
         ce_factor, scale = method.factors(epoch)
-        summands, shown = [_Summand("ce", ce_factor, ce_B)], None
-        if method.needs_teacher:
-            distilled, shown = _distil(method, scale, cast, labels_B, epoch, epochs, learned or {})
-            summands += distilled
-        terms = {summand.name: summand.value.mean() for summand in summands}
-        total = reduce(add, [summand.factor * terms[summand.name] for summand in summands])
+        terms = _distil(method, scale, views, students, labels_B, epoch, epochs, learned or {})
+        total, means = ce if ce_factor == 1.0 else ce_factor * ce, {"ce": ce.detach()}
+        for summand in (summand for term in terms for summand in term.summands):
+            share, value = summand.reduced()
+            means[summand.name] = share * value.detach()
+            total = torch.add(total, value, alpha=summand.factor * share)
+        for term in terms:
+            if isinstance(term.policy, Expression):
+                # Adds 0, or what 0 times infinity is.
+                total = torch.add(total, finite_if_usable(term.temperatures, torch).detach().sum(), alpha=0.0)
     if check and not bool(torch.isfinite(total)):
-        raise _not_finite(method.name, views, summands)
+        raise _not_finite(method.name, views, labels_B, students, terms)
+    shown = next(iter([term for term in terms if term.varies] + terms), None)
     return Objective(
         total=total,
-        terms={name: value.detach() for name, value in terms.items()},
-        student_temperature_B=None if shown is None else shown.student.detach().mean(dim=1),
-        teacher_temperature_B=None if shown is None else shown.teacher.detach().mean(dim=1),
+        terms=means,
+        student_temperature=None if shown is None else _shown(shown.shown.student),
+        teacher_temperature=None if shown is None else _shown(shown.shown.teacher),
     )
+
+
+def _shown(tau: Tensor | float) -> Tensor | float:
+    """[B], or a number."""
+    if not isinstance(tau, Tensor):
+        return tau
+    return tau.detach().squeeze(1) if tau.shape[1] == 1 else tau.detach().mean(dim=1)
 
 
 def _check(method: Method, view: View, labels_B: Tensor) -> None:
@@ -183,68 +221,60 @@ def _check(method: Method, view: View, labels_B: Tensor) -> None:
             )
 
 
-def _cast(view: View, dtype: torch.dtype) -> View:
-    """The same in the dtype of the arithmetic; the teacher's statistics as [B, 1], and constants."""
-    logits_BC = view.teacher_logits_BC
-    return View(
-        view.student_logits_BC.to(dtype),
-        None if logits_BC is None else view.known.get(dtype, lambda: logits_BC.detach().to(dtype)),
-        {name: x_B.detach().to(dtype).unsqueeze(1) for name, x_B in (view.teacher_statistics or {}).items()},
-        view.known,
-    )
-
-
 def _distil(
     method: Method,
     scale: float,
-    views: list[View],
+    views: Sequence[View],
+    students: list[Logits],
     labels_B: Tensor,
     epoch: int,
     epochs: int | None,
     learned: Mapping[str, Tensor],
-) -> tuple[list[_Summand], Temperatures | None]:
-    """Every term's parts with their full factors, and the temperatures worth showing."""
-    students = [LiveStatistics(view.student_logits_BC) for view in views]
-    summands: list[_Summand] = []
-    varying: list[Temperatures] = []
-    constant: list[Temperatures] = []
+) -> list[_Term]:
+    """Every term's parts, with their full factors, and temperatures."""
+    if not method.needs_teacher:
+        return []
+    statistics = [LiveStatistics(student.raw_BC) for student in students]
+    dtype = students[0].raw_BC.dtype
+    terms = []
     for place, term in enumerate(method.terms):
         view, student = views[term.view - 1], students[term.view - 1]
-        z_s_BC, z_t_BC, teacher = view.student_logits_BC, view.teacher_logits_BC, view.teacher_statistics
-        assert z_t_BC is not None
-        assert teacher is not None
-        batch = LiveBatch(z_s_BC, labels_B, epoch, epochs, learned.get(str(place)))
-        temperatures = POLICIES[term.policy.kind](student, teacher, term.policy, batch)
-        if isinstance(term.policy, Expression) and (unusable := first_unusable(temperatures, torch)):
-            sample = f"sample {unusable.sample} of the batch"
-            raise NotFinite(f"method {method.name!r}: {unusable.explain(term.policy, sample)}", unusable.sample)
-        if isinstance(term.policy, Fixed):
-            temperatures = replace(temperatures, teacher_softened=_softener(view, temperatures, term.policy))
-        result = LOSSES[term.loss.kind](z_s_BC, z_t_BC, labels_B, temperatures, term.loss)
+        assert view.teacher_logits_BC is not None
+        teacher = Logits(view.teacher_logits_BC.detach(), dtype, view.known)
+        cached = {name: (view.teacher_statistics or {})[name] for name in term.policy.reads}
+        batch = LiveBatch(student.raw_BC, labels_B, epoch, epochs, learned.get(str(place)))
+        temperatures = POLICIES[term.policy.kind](
+            statistics[term.view - 1],
+            {name: x_B.detach().to(dtype).unsqueeze(1) for name, x_B in cached.items()},
+            term.policy,
+            batch,
+        )
+        result = LOSSES[term.loss.kind](student, teacher, labels_B, temperatures, term.loss)
+        summands = [
+            _Summand(name, scale * term.weight * part.coefficient, part.value, part.weight)
+            for name, part in zip(term.part_names, result.parts.values(), strict=True)
+        ]
         varies = result.temperatures is not None or term.policy.kind != "fixed"
-        (varying if varies else constant).append(result.temperatures or temperatures)
-        for name, part in zip(term.part_names, result.parts.values(), strict=True):
-            factor = scale * term.weight * part.coefficient
-            summands.append(_Summand(name, factor, part.value))
-    return summands, next(iter(varying + constant), None)
+        terms.append(_Term(term.policy, temperatures, summands, result.temperatures or temperatures, varies))
+    return terms
 
 
-def _softener(view: View, temperatures: Temperatures, policy: Fixed) -> Callable[[], Tensor]:
-    """log S(z_t / T), the same for every student that asks for this T and dtype."""
-    z_t_BC = view.teacher_logits_BC
-    assert z_t_BC is not None
-    key = (z_t_BC.dtype, policy.temperature)
-    return lambda: view.known.get(key, lambda: tempered(z_t_BC, temperatures.teacher).log_softmax(dim=1))
+def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float) -> Tensor:
+    """The mean of -log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: []."""
+    ce: Tensor = F.nll_loss(student.log_softmax_BC, labels_B)
+    return ce if label_smoothing == 0.0 else torch.lerp(ce, -student.log_softmax_BC.mean(), label_smoothing)
 
 
-def _cross_entropy(z_BC: Tensor, labels_B: Tensor, label_smoothing: float) -> Tensor:
-    """-log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: [B]."""
-    ce_B: Tensor = F.cross_entropy(z_BC, labels_B, reduction="none", label_smoothing=label_smoothing)
-    return ce_B
-
-
-def _not_finite(name: str, views: Sequence[View], summands: list[_Summand]) -> NotFinite:
-    """Why the total is not finite: the first sample with a bad input, else the first bad part."""
+def _not_finite(
+    name: str, views: Sequence[View], labels_B: Tensor, students: Sequence[Logits], terms: Sequence[_Term]
+) -> NotFinite:
+    """Why the total is not finite: an unusable temperature, else the first sample with a bad input, else the first bad
+    part.
+    """
+    for term in terms:
+        if isinstance(term.policy, Expression) and (unusable := first_unusable(term.temperatures, torch)):
+            reason = unusable.explain(term.policy, f"sample {unusable.sample} of the batch")
+            return NotFinite(f"method {name!r}: {reason}", unusable.sample)
     where = f"the loss of method {name!r} is not finite: "
     for view in views:
         for source, z_BC, advice in (
@@ -255,9 +285,14 @@ def _not_finite(name: str, views: Sequence[View], summands: list[_Summand]) -> N
             if sample is not None:
                 what = f"the {source}'s logits of sample {sample} of the batch hold NaN or infinity"
                 return NotFinite(f"{where}{what}; {advice}", sample)
-    for part in summands:
-        sample = _first_bad(torch.isfinite(part.value).reshape(-1))
-        if sample is not None and part.value.ndim:
+    ce_B = [F.nll_loss(student.log_softmax_BC, labels_B, reduction="none") for student in students]
+    for part in (
+        *(_Summand("ce", 1.0, value_B) for value_B in ce_B),
+        *(part for term in terms for part in term.summands),
+    ):
+        value = part.weighted()
+        sample = _first_bad(torch.isfinite(value).reshape(-1))
+        if sample is not None and value.ndim:
             return NotFinite(
                 f"{where}{part.name!r} overflows on sample {sample} of the batch; lower the learning rate", sample
             )

@@ -311,7 +311,7 @@ class _Learner:
         self._parameters = [p for p in network.parameters() if p.requires_grad] + list(self._learned.values())
         recipe = Sgd()
         self._optimizer = SGD(
-            self._parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            self._parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
         )
 
     def forward(self, images_BHWK: Tensor) -> Tensor:
@@ -335,7 +335,8 @@ class _Learner:
     def move(self, step: _Step) -> None:
         """One update of the optimizer."""
         for parameter, gradient in zip(self._parameters, step.gradients, strict=True):
-            parameter.grad = gradient
+            # The fused update, which is training's and rounds in its own way, takes them to lie as their parameters do.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self._optimizer.step()
 
 

@@ -245,7 +245,7 @@ def _temperatures(method: Method, term: Term, table: _Table, classes: int, epoch
         # What leaves its domain becomes NaN or infinite, and is refused below.
         with np.errstate(all="ignore"):
             batch = CachedBatch(part.stop - start, classes, epoch, epochs)
-            given = POLICIES[policy.kind](student, teacher, policy, batch)
+            given = POLICIES[policy.kind](student, teacher, policy, batch).as_arrays(batch)
             given = replace(given, teacher=given.teacher.mean(axis=1, keepdims=True))
             unusable = first_unusable(given, np)
         if unusable is not None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from workers.softmax import Context
+
 PIECE_ELEMENTS = 1 << 24
 """Comparisons held at once: 64 MiB in float32."""
 
@@ -50,24 +52,56 @@ def correlation(a_RN: Tensor, b_RN: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(defined_R, rho_R, 0.0), defined_R
 
 
+def pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation along one of two dimensions, with 1e-8 added to the denominator; what is constant has 0,
+    with zero gradient. Differentiable in both, once.
+    """
+    rho: Tensor = _Pearson.apply(a, b, dim)
+    return rho
+
+
 def spearman(a_RN: Tensor, b_RN: Tensor) -> Tensor:
     """Spearman's rank correlation of each row, ties averaged, 0 where a row is constant: [R], no gradient."""
     return correlation(average_ranks(a_RN), average_ranks(b_RN))[0]
 
 
-class _Context(Protocol):
-    """The part of autograd's context that is used here."""
+class _AlongContext(Context, Protocol):
+    dim: int
 
-    saved_tensors: tuple[Tensor, ...]
 
-    def save_for_backward(self, *tensors: Tensor) -> None: ...
+class _Pearson(torch.autograd.Function):
+    """``pearson``: of centred a and b with norms A and B and D = A B + 1e-8, drho/db = (a - rho (A/B) b) / D."""
+
+    @staticmethod
+    def forward(ctx: _AlongContext, a: Tensor, b: Tensor, dim: int) -> Tensor:
+        a, b = a - a.mean(dim=dim, keepdim=True), b - b.mean(dim=dim, keepdim=True)
+        norm_a, norm_b = (torch.linalg.vector_norm(x, dim=dim, keepdim=True) for x in (a, b))
+        denominator = norm_a * norm_b + 1e-8
+        rho: Tensor = (a * b).sum(dim=dim, keepdim=True) / denominator
+        ctx.save_for_backward(a, b, norm_a, norm_b, denominator, rho)
+        ctx.dim = dim
+        return rho.squeeze(dim)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _AlongContext, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        a, b, norm_a, norm_b, denominator, rho = ctx.saved_tensors
+        scale = gradient.unsqueeze(ctx.dim) / denominator
+
+        def by(x: Tensor, norm_x: Tensor, other: Tensor, norm_other: Tensor) -> Tensor:
+            # Where x is constant, x is 0, and so is the second term.
+            ratio = rho * norm_other / norm_x.masked_fill(norm_x == 0, torch.inf)
+            return (other - ratio * x) * scale
+
+        for_a, for_b = ctx.needs_input_grad[:2]
+        return by(a, norm_a, b, norm_b) if for_a else None, by(b, norm_b, a, norm_a) if for_b else None, None
 
 
 class _SoftRanks(torch.autograd.Function):
     """``soft_ranks`` without keeping [R, N, N]: the backward pass compares again."""
 
     @staticmethod
-    def forward(ctx: _Context, x_RN: Tensor, width_R1: Tensor) -> Tensor:
+    def forward(ctx: Context, x_RN: Tensor, width_R1: Tensor) -> Tensor:
         width_R1 = torch.where(width_R1 > 0, width_R1, 1.0)
         ctx.save_for_backward(x_RN, width_R1)
         pieces = [_comparisons(x, e).sum(dim=2) + 0.5 for x, e in _pieces(x_RN, width_R1)]
@@ -75,7 +109,7 @@ class _SoftRanks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, grad_RN: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Context, grad_RN: Tensor) -> tuple[Tensor, None]:
         # With s = sigmoid'((x_k - x_j)/e)/e, symmetric in k and j: dL/dx_k = sum_j s_kj (g_k - g_j).
         x_RN, width_R1 = ctx.saved_tensors
         pieces = []

@@ -3,24 +3,58 @@
 No logarithm is taken of a sum of probabilities, and classes are left out exactly, where the authors of several methods
 subtract 1000 or 1e9. Everything is finite, value and gradient, for finite input; float32 or float64.
 
+Where autograd would take many small steps, a function of its own has the derivative in closed form: on a GPU each step
+is a kernel that costs its launch, whatever it computes.
+
 Shapes: B batch, C classes; z_BC logits, tau_B1 temperatures, x_BC tempered logits.
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
-def tempered(z_BC: Tensor, tau_B1: Tensor) -> Tensor:
-    """(z - max z) / tau. Softmax ignores the shift, but rounding does not: large logits over a small tau would lose
-    all their digits, so each row is moved to a maximum of 0 first. The shift carries no gradient, as it has none.
-    Where classes have their own temperatures, tau_BC, softmax does not ignore it, and nothing is moved.
+class Context(Protocol):
+    """The part of autograd's context that functions with a derivative of their own use here."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+def tempered(log_p_BC: Tensor, tau: Tensor | float) -> Tensor:
+    """log S(z) / tau: logits at a temperature, up to a shift per row, which softmax ignores.
+
+    Rounding does not ignore it: large logits over a small tau would lose all their digits, and a log-softmax is what
+    has its maximum near 0. Differentiable in both, once in a tau of [B, 1].
     """
-    if tau_B1.shape[1] > 1:
-        return z_BC / tau_B1
-    return (z_BC - z_BC.detach().amax(dim=1, keepdim=True)) / tau_B1
+    if not isinstance(tau, Tensor):
+        return log_p_BC if tau == 1.0 else log_p_BC / tau
+    if tau.requires_grad and tau.shape == (log_p_BC.shape[0], 1):
+        quotient_BC: Tensor = _Tempered.apply(log_p_BC, tau)
+        return quotient_BC
+    return log_p_BC / tau
+
+
+class _Tempered(torch.autograd.Function):
+    """x = z / tau, with dL/dtau = -sum_c dL/dz x."""
+
+    @staticmethod
+    def forward(ctx: Context, z_BC: Tensor, tau_B1: Tensor) -> Tensor:
+        x_BC = z_BC / tau_B1
+        ctx.save_for_backward(x_BC, tau_B1)
+        return x_BC
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x_BC, tau_B1 = ctx.saved_tensors
+        for_z_BC = gradient / tau_B1
+        return for_z_BC, -(for_z_BC * x_BC).sum(dim=1, keepdim=True)
 
 
 def one_hot(y_B: Tensor, z_BC: Tensor) -> Tensor:
@@ -28,42 +62,94 @@ def one_hot(y_B: Tensor, z_BC: Tensor) -> Tensor:
     return torch.zeros_like(z_BC, dtype=torch.bool).scatter_(1, y_B.unsqueeze(1), True)
 
 
-def pointwise(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
-    """p log(p/q) - p + q of each class, whose sum is KL(p || q): [B, C]. Differentiable in both, once.
+def divergence(log_p: Tensor, log_q: Tensor, weight_C: Tensor | None = None) -> Tensor:
+    """KL(p || q) over the last dimension, as the sum of p log(p/q) - p + q. Differentiable in both, once.
 
     No class is ever negative, so neither is a sum, weighted or not; and a small divergence keeps its
     digits, where sum p log(p/q) loses them to cancellation. Finite for finite logarithms.
+
+    Args:
+        log_p: log-probabilities [..., C].
+        log_q: likewise.
+        weight_C: of each class, >= 0; None is 1.
     """
-    values: Tensor = _Pointwise.apply(log_p_BC, log_q_BC)
+    values: Tensor = _Divergence.apply(log_p, log_q, weight_C)
     return values
 
 
-class _Pointwise(torch.autograd.Function):
-    """``pointwise``, whose derivatives are simpler than what would be differentiated."""
+class _Divergence(torch.autograd.Function):
+    """``divergence``: the derivatives are p (e^gap - 1) by log q and -p gap by log p, gap = log q - log p."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
-        # p (e^gap - 1 - gap). Where q > e^40 p, e^gap could overflow; there it is q, and would be for any smaller p.
-        base_BC = torch.maximum(log_p_BC, log_q_BC - 40.0)
-        gap_BC = log_q_BC - base_BC
-        p_BC, excess_BC = base_BC.exp(), gap_BC.expm1()
-        ctx.save_for_backward(p_BC, gap_BC, excess_BC)
-        return p_BC * (excess_BC - gap_BC)
+    def forward(ctx: Context, log_p: Tensor, log_q: Tensor, weight_C: Tensor | None) -> Tensor:
+        p, gap, excess = _parts(log_p, log_q)
+        if weight_C is not None:
+            p = p * weight_C
+        ctx.save_for_backward(p, gap, excess)
+        return _total(p, gap, excess)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: BackwardCFunction, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        # torch's annotations give both tuples one element.
-        saved: tuple[Tensor, ...] = ctx.saved_tensors
-        needed: tuple[bool, ...] = ctx.needs_input_grad
-        (p_BC, gap_BC, excess_BC), (for_p, for_q) = saved, needed
-        flow_BC = gradients[0] * p_BC
-        return -flow_BC * gap_BC if for_p else None, flow_BC * excess_BC if for_q else None
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        p, gap, excess = ctx.saved_tensors
+        given = gradient.unsqueeze(-1)
+        return (
+            -given * (p * gap) if ctx.needs_input_grad[0] else None,
+            p * excess * given if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
-def divergence(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
-    """KL(p || q) per row, never negative, differentiable in both: [B]."""
-    return pointwise(log_p_BC, log_q_BC).sum(dim=1)
+def _parts(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, gap = log q - log p, and e^gap - 1."""
+    # Where q > e^40 p, e^gap could overflow. A p of e^-40 q gives q - p there as well, which is q, and so would any
+    # smaller p.
+    base = torch.maximum(log_p, log_q - 40.0)
+    gap = log_q - base
+    return base.exp_(), gap, gap.expm1()
+
+
+def _total(p: Tensor, gap: Tensor, excess: Tensor) -> Tensor:
+    """Sum of q - p - p gap."""
+    return (excess - gap).mul_(p).sum(dim=-1)
+
+
+def softened_divergence(log_p_BC: Tensor, log_s_BC: Tensor, tau: Tensor | float) -> Tensor:
+    """KL(p || S(s / tau)) of each row, [B], as ``divergence`` has it. Differentiable in all three, once.
+
+    Args:
+        log_p_BC: log-probabilities.
+        log_s_BC: logits, or the log-softmax of logits, which keeps more digits.
+        tau: a number or [B, 1].
+    """
+    values_B: Tensor = _SoftenedDivergence.apply(log_p_BC, log_s_BC, tau)
+    return values_B
+
+
+class _SoftenedContext(Context, Protocol):
+    number: float | None
+
+
+class _SoftenedDivergence(torch.autograd.Function):
+    """``softened_divergence``: with x = s / tau, dKL/dx = q - p, dKL/ds = (q - p) / tau, dKL/dtau = -sum_c dKL/ds x."""
+
+    @staticmethod
+    def forward(ctx: _SoftenedContext, log_p_BC: Tensor, log_s_BC: Tensor, tau: Tensor | float) -> Tensor:
+        x_BC = log_s_BC / tau
+        p_BC, gap_BC, excess_BC = _parts(log_p_BC, x_BC.log_softmax(dim=1))
+        ctx.number = None if isinstance(tau, Tensor) else tau
+        ctx.save_for_backward(p_BC, gap_BC, excess_BC, *((x_BC, tau) if isinstance(tau, Tensor) else ()))
+        return _total(p_BC, gap_BC, excess_BC)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _SoftenedContext, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        p_BC, gap_BC, excess_BC, *of_tau = ctx.saved_tensors
+        given_B1, for_tau_B1 = gradient.unsqueeze(1), None
+        for_s_BC = p_BC * excess_BC * (given_B1 / (of_tau[1] if ctx.number is None else ctx.number))
+        if ctx.needs_input_grad[2]:
+            for_tau_B1 = -(for_s_BC * of_tau[0]).sum(dim=1, keepdim=True)
+        return -given_B1 * (p_BC * gap_BC) if ctx.needs_input_grad[0] else None, for_s_BC, for_tau_B1
 
 
 def cross_entropy(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
@@ -71,28 +157,136 @@ def cross_entropy(log_p_BC: Tensor, log_q_BC: Tensor) -> Tensor:
     return -(log_p_BC.exp() * log_q_BC).sum(dim=1)
 
 
-def binary_divergence(x_t_BC: Tensor, y_t_B: Tensor, x_s_BC: Tensor, y_s_B: Tensor) -> Tensor:
-    """KL([p_y, 1 - p_y] || [q_y, 1 - q_y]) per row, each side split by its own class y: [B]."""
-    return divergence(_one_and_rest(x_t_BC, y_t_B), _one_and_rest(x_s_BC, y_s_B))
+def masked_log_softmax(x: Tensor, drop: Tensor) -> Tensor:
+    """log-softmax without the dropped classes: [..., C]; there low enough for a probability of exactly 0.
 
-
-def _one_and_rest(x_BC: Tensor, y_B: Tensor) -> Tensor:
-    """log [S(x)_y, 1 - S(x)_y]: [B, 2]. The second is a logsumexp of the others, never log(1 - S)."""
-    log_p_BC, y_B1 = x_BC.log_softmax(dim=1), y_B.unsqueeze(1)
-    rest_B1 = log_p_BC.scatter(1, y_B1, -torch.inf).logsumexp(dim=1, keepdim=True)
-    return torch.cat((log_p_BC.gather(1, y_B1), rest_B1), dim=1)
-
-
-def masked_log_softmax(x_BC: Tensor, keep_BC: Tensor) -> Tensor:
-    """log-softmax over the kept classes alone: [B, C]; elsewhere low enough for a probability of exactly 0.
-
-    And so far from overflow (2e19 in float32) that 0 times it, under any weight, is 0. A row with nothing kept is
+    And so far from overflow (2e19 in float32) that 0 times it, under any weight, is 0. A row of which all is dropped is
     uniform.
     """
-    left_out = -math.sqrt(torch.finfo(x_BC.dtype).max)
-    return x_BC.masked_fill(~keep_BC, left_out).log_softmax(dim=1)
+    return x.masked_fill(drop, _left_out(x)).log_softmax(dim=-1)
 
 
-def masked_divergence(x_t_BC: Tensor, x_s_BC: Tensor, keep_BC: Tensor) -> Tensor:
-    """KL between both softmaxes restricted to the kept classes; 0 with zero gradient where none is kept: [B]."""
-    return divergence(masked_log_softmax(x_t_BC, keep_BC), masked_log_softmax(x_s_BC, keep_BC))
+def _left_out(x: Tensor) -> float:
+    return -math.sqrt(torch.finfo(x.dtype).max)
+
+
+def masked_divergence(x_t_BC: Tensor, x_s_BC: Tensor, drop_BC: Tensor) -> Tensor:
+    """KL between both softmaxes without the dropped classes; 0 with zero gradient where none is left: [B]."""
+    return divergence(masked_log_softmax(x_t_BC, drop_BC), masked_log_softmax(x_s_BC, drop_BC))
+
+
+def split_divergence(
+    x_t_BC: Tensor, y_t_B: Tensor, x_s_BC: Tensor, y_s_B: Tensor, drop_BC: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Two divergences of one pair of rows: one class against the rest, and some of the rest among themselves.
+
+    Args:
+        x_t_BC: tempered logits of the teacher.
+        y_t_B: the class that is split off on the teacher's side.
+        x_s_BC: the student's.
+        y_s_B: the class on the student's side.
+        drop_BC: what the second leaves out, both classes y at least; None where they are one class and all there is to
+            leave out.
+
+    Returns:
+        KL([p_y, 1 - p_y] || [q_y, 1 - q_y]) and KL between both softmaxes without the dropped classes: [B] each,
+        differentiable in both networks' rows, once. The second is 0 with zero gradient where none is left.
+    """
+    binary_B, among_B = _SplitDivergence.apply(x_t_BC, y_t_B, x_s_BC, y_s_B, drop_BC)
+    return binary_B, among_B
+
+
+class _SplitDivergence(torch.autograd.Function):
+    """``split_divergence`` of both networks at once, in tensors of [2, ...], the teacher first.
+
+    With u = log S_y - log(1 - S_y), du/dx is 1 at y and minus the softmax of the rest elsewhere, and the derivative of
+    a binary divergence by u is that by its first logit: q_y - p_y for the student.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Context, x_t_BC: Tensor, y_t_B: Tensor, x_s_BC: Tensor, y_s_B: Tensor, drop_BC: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x_2BC, y_2B1 = torch.stack((x_t_BC, x_s_BC)), torch.stack((y_t_B, y_s_B)).unsqueeze(2)
+        left_out = _left_out(x_2BC)
+        label_2B1 = x_2BC.gather(2, y_2B1)
+        others_2BC = x_2BC.scatter(2, y_2B1, left_out)
+        rest_2BC = others_2BC.log_softmax(dim=2)
+        # The rest's logsumexp: by how much log-softmax has lowered the largest. 1 - S_y would lose its digits near 0.
+        rest_2B1 = others_2BC.amax(dim=2, keepdim=True) - rest_2BC.amax(dim=2, keepdim=True)
+        pair_2B2 = torch.cat((label_2B1, rest_2B1), dim=2).log_softmax(dim=2)
+        among_2BC = rest_2BC if drop_BC is None else masked_log_softmax(x_2BC, drop_BC)
+        # Side by side, for the steps that both divergences share.
+        p, gap, excess = _parts(*torch.cat((pair_2B2, among_2BC), dim=2))
+        values = (excess - gap).mul_(p)
+        binary_B, among_B = values[:, :2].sum(dim=1), values[:, 2:].sum(dim=1)
+        ctx.save_for_backward(p, gap, excess, rest_2BC, y_2B1, binary_B, among_B)
+        return binary_B, among_B
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, for_binary_B: Tensor, for_among_B: Tensor) -> tuple[Tensor | None, ...]:
+        p, gap, excess, rest_2BC, y_2B1, binary_B, among_B = ctx.saved_tensors
+        for_binary_B1, for_among_B1 = for_binary_B.unsqueeze(1), for_among_B.unsqueeze(1)
+        for_t_BC = for_s_BC = None
+        if ctx.needs_input_grad[0]:
+            first_B1 = -for_binary_B1 * p[:, :1] * (gap[:, :1] + binary_B.unsqueeze(1))
+            among_BC = -for_among_B1 * p[:, 2:] * (gap[:, 2:] + among_B.unsqueeze(1))
+            for_t_BC = _of_split(first_B1, among_BC, rest_2BC[0], y_2B1[0])
+        if ctx.needs_input_grad[2]:
+            apart = p * excess
+            for_s_BC = _of_split(apart[:, :1] * for_binary_B1, apart[:, 2:] * for_among_B1, rest_2BC[1], y_2B1[1])
+        return for_t_BC, None, for_s_BC, None, None
+
+
+def _of_split(first_B1: Tensor, among_BC: Tensor, rest_BC: Tensor, y_B1: Tensor) -> Tensor:
+    """Gradient by a row from those by its u and by the classes that are not dropped, which y is not among: [B, C]."""
+    return torch.addcmul(among_BC, rest_BC.exp(), first_B1, value=-1.0).scatter_(1, y_B1, first_B1)
+
+
+def standard_deviation(z_BC: Tensor) -> Tensor:
+    """Unbiased standard deviation of each row, [B, 1]; a constant row has zero gradient. Differentiable once."""
+    std_B1: Tensor = _StandardDeviation.apply(z_BC)
+    return std_B1
+
+
+class _StandardDeviation(torch.autograd.Function):
+    """dstd/dz = (z - mean) / ((C - 1) std)."""
+
+    @staticmethod
+    def forward(ctx: Context, z_BC: Tensor) -> Tensor:
+        std_B1, mean_B1 = torch.std_mean(z_BC, dim=1, keepdim=True)
+        ctx.save_for_backward(z_BC, std_B1, mean_B1)
+        return std_B1
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> Tensor:
+        z_BC, std_B1, mean_B1 = ctx.saved_tensors
+        divisor_B1 = std_B1 * (z_BC.shape[1] - 1)
+        return (z_BC - mean_B1) * (gradient / divisor_B1.masked_fill_(std_B1 == 0, torch.inf))
+
+
+def gram_distance(p_RN: Tensor, q_RN: Tensor) -> Tensor:
+    """||P'P - Q'Q||^2, Frobenius: []. Differentiable in both, once."""
+    value: Tensor = _GramDistance.apply(p_RN, q_RN)
+    return value
+
+
+class _GramDistance(torch.autograd.Function):
+    """``gram_distance``: the difference is symmetric, so its derivatives are 4 P (P'P - Q'Q) and the negative by Q."""
+
+    @staticmethod
+    def forward(ctx: Context, p_RN: Tensor, q_RN: Tensor) -> Tensor:
+        apart_NN = p_RN.t() @ p_RN - q_RN.t() @ q_RN
+        ctx.save_for_backward(p_RN, q_RN, apart_NN)
+        return apart_NN.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        p_RN, q_RN, apart_NN = ctx.saved_tensors
+        slope_NN = apart_NN * (4.0 * gradient)
+        return p_RN @ slope_NN if ctx.needs_input_grad[0] else None, -(q_RN @ slope_NN) if ctx.needs_input_grad[
+            1
+        ] else None

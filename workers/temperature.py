@@ -79,24 +79,27 @@ class Batch(Protocol):
 class Temperatures:
     """What a policy decides, per sample.
 
+    Each is a ``float`` instead where it is one number for every sample of an epoch: a GPU then has nothing to compute.
+
     Attributes:
         student: tau_B1 > 0 that divides the student's logits; carries gradient where the authors' code does.
         teacher: tau_B1 > 0 that divides the teacher's logits; [B, C] where classes differ.
         weight: [B, 1] >= 0, the factor (T^2 or its like) that keeps gradients comparable over temperatures.
-        teacher_softened: gives [B, C], the log-softmax of the teacher's logits at ``teacher``, where someone may have
-            computed it already; None: nobody has.
     """
 
     student: Array
     teacher: Array
     weight: Array
-    teacher_softened: Callable[[], Array] | None = None
+
+    def as_arrays(self, batch: Batch) -> "Temperatures":
+        """The same with [B, 1] in place of each ``float``."""
+        sides = (self.student, self.teacher, self.weight)
+        return Temperatures(*(batch.full(side) if isinstance(side, float) else side for side in sides))
 
 
 def fixed(student: Statistics, teacher: Statistics, config: Fixed, batch: Batch) -> Temperatures:
     """T for everything, weight T^2 (Hinton et al. 2015)."""
-    tau_B1 = batch.full(config.temperature)
-    return Temperatures(tau_B1, tau_B1, batch.full(config.temperature**2))
+    return Temperatures(config.temperature, config.temperature, config.temperature**2)
 
 
 def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: Batch) -> Temperatures:
@@ -108,15 +111,13 @@ def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: Batch) -
     """
     xp = batch.xp
     x_B1, y_B1 = teacher[config.statistic], student[config.statistic]
-    same_sign_B1 = xp.sign(x_B1) * xp.sign(y_B1) > 0
-    low_B1 = xp.minimum(xp.abs(x_B1), xp.abs(y_B1))
-    high_B1 = xp.maximum(xp.abs(x_B1), xp.abs(y_B1))
-    inside_B1 = same_sign_B1 & (high_B1 <= MAX_RATIO * low_B1)
+    ratio_B1 = x_B1 / batch.detached(y_B1)
+    inside_B1 = xp.clip(ratio_B1, 1.0 / MAX_RATIO, MAX_RATIO) == ratio_B1
     # Equal maxima give T, so the fallback needs no second formula, and its gradient is exactly zero.
-    x_B1 = xp.where(inside_B1, x_B1, 1.0)
-    y_B1 = xp.where(inside_B1, y_B1, 1.0)
-    scale_B1 = 2.0 * config.temperature / (x_B1 + y_B1)
-    student_B1, teacher_B1 = y_B1 * scale_B1, x_B1 * scale_B1
+    one_B1 = batch.full(1.0)
+    x_B1, y_B1 = xp.where(inside_B1, x_B1, one_B1), xp.where(inside_B1, y_B1, one_B1)
+    teacher_B1 = 2.0 * config.temperature * (x_B1 / (x_B1 + y_B1))
+    student_B1 = 2.0 * config.temperature - teacher_B1
     return Temperatures(student_B1, teacher_B1, student_B1 * teacher_B1)
 
 
@@ -142,7 +143,7 @@ def standardize(student: Statistics, teacher: Statistics, config: Standardize, b
     return Temperatures(
         config.temperature * (student["std"] + config.eps),
         config.temperature * (teacher["std"] + config.eps),
-        batch.full(config.temperature**2),
+        config.temperature**2,
     )
 
 
@@ -153,35 +154,37 @@ def max_logit(student: Statistics, teacher: Statistics, config: MaxLogit, batch:
     counts is constant, T_n would be 0: it is 1, and both distributions are uniform or the weight is finite.
     """
     xp = batch.xp
+    spread_s_B1, spread_t_B1 = student["std"] + STD_EPS, teacher["std"] + STD_EPS
     if config.form == "released":
         own = {name: batch.detached(student[name]) for name in config.reads_of_student}
-        largest_B1 = xp.maximum(_largest_z_score(own, xp), _largest_z_score(teacher, xp))
+        own_B1 = _reach(own, xp) / batch.detached(spread_s_B1)
+        largest_B1 = xp.maximum(own_B1, _reach(teacher, xp) / spread_t_B1)
     else:
-        largest_B1 = (teacher["max"] - teacher["mean"]) / (teacher["std"] + STD_EPS)
+        largest_B1 = (teacher["max"] - teacher["mean"]) / spread_t_B1
     tau_B1 = (1.0 + math.sqrt(3.0)) / 2.0 * largest_B1
     tau_B1 = xp.where(tau_B1 > 0, tau_B1, 1.0)
-    return Temperatures(tau_B1 * (student["std"] + STD_EPS), tau_B1 * (teacher["std"] + STD_EPS), tau_B1 * tau_B1)
+    return Temperatures(tau_B1 * spread_s_B1, tau_B1 * spread_t_B1, tau_B1 * tau_B1)
 
 
-def _largest_z_score(statistics: Statistics, xp: ModuleType) -> Array:
-    """max |z - mean| / (std + eps), from the two ends of the row."""
+def _reach(statistics: Statistics, xp: ModuleType) -> Array:
+    """max |z - mean|, from the two ends of the row."""
     mean_B1 = statistics["mean"]
-    reach_B1 = xp.maximum(statistics["max"] - mean_B1, mean_B1 - statistics["min"])
-    return reach_B1 / (statistics["std"] + STD_EPS)
+    return xp.maximum(statistics["max"] - mean_B1, mean_B1 - statistics["min"])
 
 
 def annealed(student: Statistics, teacher: Statistics, config: Annealed, batch: Batch) -> Temperatures:
     """Teacher n/t at step t of n, student 1, weight 1 (Jafari et al. 2021)."""
     step = min(1 + (batch.epoch - 1) // config.epochs_per_step, config.steps)
-    return Temperatures(batch.full(1.0), batch.full(config.steps / step), batch.full(1.0))
+    return Temperatures(1.0, config.steps / step, 1.0)
 
 
 def asymmetric(student: Statistics, teacher: Statistics, config: Asymmetric, batch: Batch) -> Temperatures:
     """One temperature each, and the label's class its own on the teacher's side; weight T_s^2 (Li et al. 2022)."""
-    tau_B1, teacher_tau = batch.full(config.student), batch.full(config.teacher)
+    teacher_tau = config.teacher
     if config.label_temperature is not None:
-        teacher_tau = batch.xp.where(batch.is_label(), batch.full(config.label_temperature), teacher_tau)
-    return Temperatures(tau_B1, teacher_tau, batch.full(config.student**2))
+        label_B1, other_B1 = batch.full(config.label_temperature), batch.full(config.teacher)
+        teacher_tau = batch.xp.where(batch.is_label(), label_B1, other_B1)
+    return Temperatures(config.student, teacher_tau, config.student**2)
 
 
 def learned(student: Statistics, teacher: Statistics, config: Learned, batch: Batch) -> Temperatures:
@@ -240,8 +243,19 @@ class Unusable:
         )
 
 
+def finite_if_usable(temperatures: Temperatures, xp: ModuleType) -> Array:
+    """A value of no meaning, finite exactly where ``first_unusable`` finds nothing: [B, 1]; no step waits for it."""
+    both_B1 = xp.log(temperatures.student)
+    if temperatures.teacher is not temperatures.student:
+        both_B1 = both_B1 + xp.log(temperatures.teacher)
+    return both_B1 + xp.sqrt(temperatures.weight)
+
+
 def first_unusable(temperatures: Temperatures, xp: ModuleType) -> Unusable | None:
-    """The first sample with a temperature that is not positive and finite, or such a weight; the weight may be 0."""
+    """The first sample with a temperature that is not positive and finite, or such a weight; the weight may be 0.
+
+    Of temperatures that are arrays, all three.
+    """
     sides = {
         "student": (temperatures.student, temperatures.student > 0),
         "teacher": (temperatures.teacher, temperatures.teacher > 0),

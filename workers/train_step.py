@@ -112,5 +112,6 @@ def check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Met
 
 def _forward(learner: Learner, batch: Batch, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Logits [B, C] of the whole batch for each view that the method compares."""
-    rows = len(batch.labels)
-    return [learner.replicas.whole(learner.forward(x), rows, batch.mine) for x in inputs[: learner.method.views]]
+    # Not the batch itself in the comprehension: what that closes over outlives a failure.
+    whole, rows, mine = learner.replicas.whole, len(batch.labels), batch.mine
+    return [whole(learner.forward(x), rows, mine) for x in inputs[: learner.method.views]]

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ from statistics import median, quantiles
 import torch
 
 from service.terminal import console, table
+from workers.devices import cuda_failure
+
+CPU_ONLY, EITHER, GPU_ONLY = ("cpu",), ("cpu", "cuda"), ("cuda",)
+"""Devices that a program can measure on, the usual one first."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Options:
     Attributes:
         json: where to write the figures; None for nowhere.
         quick: few rounds of the smallest case, to see that the benchmark runs.
-        device: where to measure.
+        device: where to measure; a GPU with its index, as a run has it.
         parts: which parts of the program to run; none where it has no parts.
         plot: where to draw the figures as SVG; None for nowhere.
     """
@@ -40,7 +45,12 @@ class Options:
 
 
 def options(
-    description: str, parts: Sequence[str] = (), quick_parts: Sequence[str] = (), *, plots: bool = False
+    description: str,
+    parts: Sequence[str] = (),
+    quick_parts: Sequence[str] = (),
+    *,
+    plots: bool = False,
+    devices: Sequence[str] = CPU_ONLY,
 ) -> Options:
     """Read the command line and set torch's threads.
 
@@ -49,12 +59,18 @@ def options(
         parts: what ``--parts`` may choose from; all of them unless it is given.
         quick_parts: those of ``--quick``.
         plots: whether the program draws.
+        devices: one of the tuples above.
+
+    Raises:
+        SystemExit: there is no such device, saying why.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--quick", action="store_true", help="few rounds of the smallest case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's (default %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default %(default)s)")
+    parser.set_defaults(device=devices[0])
+    if len(devices) > 1:
+        parser.add_argument("--device", choices=devices, help="(default %(default)s)")
     if parts:
         choices = [*dict.fromkeys([*parts, *quick_parts])]
         parser.add_argument("--parts", nargs="+", choices=choices, metavar="PART", help=f"of {', '.join(choices)}")
@@ -66,7 +82,22 @@ def options(
     plot = given.plot if plots else None
     if plots and plot is None and given.json is not None:
         plot = given.json.with_suffix(".svg")
-    return Options(given.json, given.quick, torch.device(given.device), tuple(chosen), plot)
+    return Options(given.json, given.quick, _device(given.device), tuple(chosen), plot)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cpu":
+        return torch.device("cpu")
+    why_not = cuda_failure()
+    if why_not is not None:
+        sys.exit(f"This measures on a GPU, and there is none that works: {why_not}")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def synchronize(device: torch.device | None) -> None:
+    """Wait until a CUDA device has done its work; nothing else has work that is not done."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @dataclass
@@ -107,8 +138,7 @@ def interleaved(
     def timed(call: Callable[[], object]) -> float:
         started = time.perf_counter()
         call()
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return time.perf_counter() - started
 
     repetitions = {name: min(max(int(turn_s / timed(call)), 1), most) for name, call in calls.items()}

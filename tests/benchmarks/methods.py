@@ -14,18 +14,18 @@ Shapes: B batch, C classes; z_BC logits, y_B labels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.benchmarks.bench import Options, Timing, interleaved, options, show, write
+from tests.benchmarks.bench import EITHER, Options, Timing, interleaved, options, show, write
 from workers.combinations import PRESETS
 from workers.composition import Method
 from workers.config import Sgd
 from workers.live import row_statistics
 from workers.methods import parse_method
 from workers.objective import View, objective
+from workers.precision import choose_precision, float32_as
 from workers.students.build import build_student
 
 BAR, BAR_CLASSES = 0.03, 100
@@ -78,20 +78,23 @@ def whole_batch(name: str) -> bool:
 
 
 def student_step(classes: int, batch: int, device: torch.device) -> Callable[[], object]:
-    """One training step with the default optimizer; in bfloat16 on CUDA, as a run's default is."""
+    """One training step with the default optimizer, in the precision that a run chooses."""
     network = build_student("resnet20", classes, in_channels=3, image_side=32).to(device)
     network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), **Sgd().model_dump(exclude={"kind"}))
+    precision, _ = choose_precision("auto", device, network, batch, (3, 32, 32))
+    optimizer = torch.optim.SGD(network.parameters(), **Sgd().model_dump(exclude={"kind"}), fused=True)
+    not_finite, one = torch.zeros((), device=device), torch.ones((), device=device)
+    optimizer.found_inf = not_finite
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     y_B = torch.randint(classes, (batch,), device=device)
 
     def step() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             z_BC = network(images)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(objective(METHODS["ce"], z_BC, y_B, epoch=1).total)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), inf)
-        assert bool(torch.isfinite(norm))
+        gradients = [parameter.grad for parameter in network.parameters()]
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, not_finite, one)
         optimizer.step()
 
     return step
@@ -143,7 +146,8 @@ def measure(given: Options, classes: int, batch: int, before: Cell | None) -> Ce
     calls = {name: loss_call(method, y_B, first, second) for name, method in METHODS.items() if name not in skipped}
     calls["student"] = student_step(classes, batch, given.device)
     rounds, turn_s = (3, 0.002) if given.quick else (5, 0.04)
-    losses = interleaved(calls, rounds=rounds, turn_s=turn_s, device=given.device)
+    with float32_as("float32"):
+        losses = interleaved(calls, rounds=rounds, turn_s=turn_s, device=given.device)
     return Cell(classes, batch, losses.pop("student"), losses, skipped)
 
 
@@ -209,7 +213,7 @@ def as_json(cell: Cell) -> dict[str, object]:
 
 
 def main() -> None:
-    given = options("What each method costs a step, as a share of a student's step.")
+    given = options("What each method costs a step, as a share of a student's step.", devices=EITHER)
     every: list[Cell] = []
     for classes in (100,) if given.quick else (100, 1000):
         cells: list[Cell] = []

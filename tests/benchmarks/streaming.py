@@ -10,7 +10,7 @@ worker processes, as many as a run with so many threads has, and the third has a
 
 gathered / pictures is what the service keeps of the rate that the pictures alone would have. The small pictures are the
 JPEGs of CIFAR-10 in ``shared/data`` beside the checkout, or else made up; the large ones are made up, of smooth colours
-and noise. All files are in the page cache, and logits are random.
+and noise. All files are in the page cache, and logits are random. With ``--device cuda`` batches end on the GPU.
 
 Shapes: B batch, H x W pixels, K channels, C classes.
 """
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils import data
 
 from store import CacheReader, CacheSpec, CacheWriter
-from tests.benchmarks.bench import Timing, interleaved, options, show, write
+from tests.benchmarks.bench import EITHER, Timing, interleaved, options, show, write
 from tests.conftest import SHARED
 from workers import views
 from workers.config import Augmentation, CropFlip, FolderDataset, ResizedCrop, Views
@@ -44,7 +44,6 @@ from workers.streaming import Work, worker_processes
 BAR = 0.9
 ROUNDS, QUICK_ROUNDS = 9, 3
 LOOPS = ("pictures", "gathered", "sent", "resident")
-CPU = torch.device("cpu")
 PUBLISHED = SHARED / "data" / "cifar10-jpeg.tar.xz"
 
 
@@ -174,19 +173,19 @@ class Sending(data.Dataset[tuple[Tensor, Tensor]]):
 class Loops:
     """One epoch of each loop, whenever it is called."""
 
-    def __init__(self, folder: Path, case: Case, processes: int) -> None:
+    def __init__(self, folder: Path, case: Case, processes: int, device: torch.device) -> None:
         plan = Views(augmentation=case.augmentation, count=2)
         spec = FolderDataset(path="pictures", storage="files")
         files = prepare(spec, "train", folder, folder / "files")
         assert isinstance(files, FilesDataset)
         copy = prepare(FolderDataset(path="pictures"), "train", folder, folder / "decoded")
-        self._case, self._plan, self._files = case, plan, files
+        self._case, self._plan, self._files, self._device = case, plan, files, device
         self._reader = write_cache(folder / "caches", files.fingerprint, case, plan)
         self._epoch = 0
 
         def feed(dataset: object, reader: CacheReader | None) -> TrainingFeed:
             # One thread is the loop's.
-            return TrainingFeed(dataset, plan, reader, case.batch, 0, CPU, threads=processes + 1)
+            return TrainingFeed(dataset, plan, reader, case.batch, 0, device, threads=processes + 1)
 
         self._feeds = {
             "pictures": feed(files, None),
@@ -229,17 +228,19 @@ class Loops:
         labels_N = torch.from_numpy(self._files.labels_N)
         statistics = {name: torch.from_numpy(of_N[order_N]) for name, of_N in self._reader.statistics(view).items()}
         rows_N = torch.from_numpy(order_N)
-        for part, _ in zip(parts, self._sent, strict=True):
-            _ = labels_N[rows_N[part]], {name: of_N[part] for name, of_N in statistics.items()}
+        for part, sent in zip(parts, self._sent, strict=True):
+            beside = (labels_N[rows_N[part]], *(of_N[part] for of_N in statistics.values()))
+            _ = [tensor.to(self._device) for tensor in (*sent, *beside)]
 
 
-def measure(case: Case, processes: int, rounds: int) -> Cell:
+def measure(case: Case, processes: int, rounds: int, device: torch.device) -> Cell:
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder, case)
         sizes = [path.stat().st_size for path in (folder / "pictures/train").rglob("*.jpg")]
-        with contextlib.closing(Loops(folder, case, processes)) as loops:
-            return Cell(case, sum(sizes) / len(sizes), interleaved(loops.calls, rounds=rounds))
+        with contextlib.closing(Loops(folder, case, processes, device)) as loops:
+            epochs = interleaved(loops.calls, rounds=rounds, device=device)
+            return Cell(case, sum(sizes) / len(sizes), epochs)
 
 
 # --------------------------------------------------------------------------------------------------------- what is told
@@ -271,10 +272,10 @@ def as_json(cell: Cell) -> dict[str, object]:
 
 
 def main() -> None:
-    given = options("Batches of pictures that stay files, with and without cached logits.")
+    given = options("Batches of pictures that stay files, with and without cached logits.", devices=EITHER)
     processes = worker_processes(torch.get_num_threads())
     cases, rounds = ((QUICK_CASE,), QUICK_ROUNDS) if given.quick else (CASES, ROUNDS)
-    cells = [measure(case, processes, rounds) for case in cases]
+    cells = [measure(case, processes, rounds, given.device) for case in cases]
     print(
         f"Batches per second, and of the rate of pictures alone: medians of {rounds} epochs, ± half the interquartile "
         f"range round by round; {processes} worker processes"

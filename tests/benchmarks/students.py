@@ -3,17 +3,17 @@
 - memory: up to four processes train students on the same data set and cache; each has read every picture and every
   logit before it is measured. "Total" is the sum of their PSS (a page that n processes map counts 1/n in each), "data"
   the part of it that lies in the files of pictures and logits, over the bytes of those files: 1.0 is one copy for all.
+  On a CPU, whatever the device of the rest.
 - group: resnet8 by several methods in one process, by ``train_group``, instead of one after the other: time of the same
   steps.
 
-What is trained on is random and of CIFAR's size, as in ``tests.benchmarks.epoch``.
+The data are those of ``tests.benchmarks.training``.
 """
 
 import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -22,14 +22,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from store import CacheReader
-from tests.benchmarks.bench import options, show, write
-from tests.benchmarks.epoch import write_data
+from tests.benchmarks.bench import EITHER, options, show, write
 from tests.benchmarks.memory import own_bytes
-from workers.config import TrainingOrder
+from tests.benchmarks.training import WARM_UP_STEPS, seconds_of_step, train_steps, write_data
+from workers.config import Training, TrainingOrder
 from workers.datasets import open_prepared
-from workers.events import ignore
 from workers.feed import TrainingFeed
-from workers.learner import Member
 from workers.methods import parse_method
 from workers.train import train_group
 
@@ -54,16 +52,6 @@ def mapped(files: Sequence[Path]) -> int:
     return total
 
 
-def member(order: TrainingOrder, steps: int, asked: list[float]) -> Member:
-    """A run that is stopped after some steps; ``asked`` receives when each began, and when the last ended."""
-
-    def should_stop() -> bool:
-        asked.append(time.perf_counter())
-        return len(asked) > steps
-
-    return Member(order, ignore, should_stop)
-
-
 def reader_process(order: TrainingOrder) -> None:
     """Read everything, train a little; then, line by line from standard input, report memory until it ends."""
     torch.set_num_threads(1)
@@ -74,7 +62,7 @@ def reader_process(order: TrainingOrder) -> None:
     for epoch in range(order.train_cache.views):
         for _ in feed.epoch(epoch):
             pass
-    list(train_group([member(order, 3, [])]))
+    list(train_group([train_steps(order, lambda number: number >= 3)]))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for _ in sys.stdin:
@@ -115,14 +103,9 @@ def ask(process: "subprocess.Popen[str]") -> dict[str, int]:
 # --------------------------------------------------------------------------------------------------------------- group
 
 
-def seconds_of(orders: Sequence[TrainingOrder], steps: int) -> float:
-    """Time of so many steps of every run, in one group; starting up is left out."""
-    asked: list[list[float]] = [[] for _ in orders]
-    list(train_group([member(order, steps, times) for order, times in zip(orders, asked, strict=True)]))
-    return asked[-1][-1] - asked[0][0]
-
-
-def measure_groups(order: TrainingOrder, sizes: Sequence[int], steps: int, rounds: int) -> dict[int, dict[str, float]]:
+def measure_groups(
+    order: TrainingOrder, sizes: Sequence[int], warm_up: int, steps: int, rounds: int
+) -> dict[int, dict[str, float]]:
     """By size of the group: ``ratio`` of its time to that of its runs apart."""
 
     def orders(size: int) -> list[TrainingOrder]:
@@ -132,8 +115,8 @@ def measure_groups(order: TrainingOrder, sizes: Sequence[int], steps: int, round
     ratios: dict[int, list[float]] = {size: [] for size in sizes}
     for number in range(rounds + 1):
         for size in sizes:
-            apart = sum(seconds_of([each], steps) for each in orders(size))
-            together = seconds_of(orders(size), steps)
+            apart = sum(seconds_of_step([each], warm_up, steps) for each in orders(size))
+            together = seconds_of_step(orders(size), warm_up, steps)
             if number:
                 ratios[size].append(together / apart)
     return {size: {"ratio": median(values)} for size, values in ratios.items()}
@@ -151,14 +134,18 @@ def told_memory(memory: Mapping[int, Mapping[str, float]], data_bytes: int) -> l
     return rows
 
 
+def on_device(order: TrainingOrder, device: str) -> TrainingOrder:
+    return order.model_copy(update={"training": Training(device=device)})
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--process"]:
         reader_process(TrainingOrder.model_validate_json(sys.argv[2]))
         return
-    given = options("What another student on the same cache costs.", ("memory", "group"), ("group",))
+    given = options("What another student on the same cache costs.", ("memory", "group"), ("group",), devices=EITHER)
     figures: dict[str, object] = {}
     with TemporaryDirectory() as folder:
-        order = write_data(Path(folder), torch.get_num_threads())
+        order = on_device(write_data(Path(folder), torch.get_num_threads()), "cpu")
         assert order.train_cache is not None
         train = open_prepared(order.folders.datasets, order.train_fingerprint)
         logits_bytes = order.train_cache.views * order.train_cache.samples * order.train_cache.row_bytes
@@ -170,7 +157,8 @@ def main() -> None:
             show(("processes>", "total PSS>", "of the last>", "data (copies)>"), told_memory(memory, data_bytes))
         if "group" in given.parts:
             sizes, steps, rounds = (GROUPS[:2], 3, 1) if given.quick else (GROUPS, 25, 5)
-            groups = measure_groups(order, sizes, steps, rounds)
+            warm_up = WARM_UP_STEPS[given.device.type]
+            groups = measure_groups(on_device(order, given.device.type), sizes, warm_up, steps, rounds)
             figures["groups"] = groups
             print("A group of students in one process")
             show(("students>", "time / apart>"), [(str(size), f"{each['ratio']:.3f}") for size, each in groups.items()])

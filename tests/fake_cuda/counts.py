@@ -45,6 +45,11 @@ class Counts:
         return Counts(numbers, self.launched - earlier.launched, self.captured - earlier.captured)
 
 
+def is_fake() -> bool:
+    """Whether this process is on the fake device."""
+    return hasattr(ctypes.CDLL(None), "fake_cuda_counters")
+
+
 @contextlib.contextmanager
 def counting() -> Iterator[Counts]:
     """Count what happens in the block; the numbers are there when it ends."""
@@ -77,9 +82,9 @@ def read_counts() -> Counts:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "fake_cuda_counters"):
+    if not is_fake():
         raise RuntimeError("this process is not on the fake CUDA device: start it by tests.fake_cuda.processes")
+    library = ctypes.CDLL(None)
     library.fake_cuda_counter.restype = library.fake_cuda_tally.restype = ctypes.c_char_p
     return library
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.epoch import SIDE, write_data
+from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.steps import order_of
 from workers.artifacts import ARTIFACTS, CHECKPOINT
 from workers.config import ResizedCrop, TrainingOrder, Views

@@ -18,7 +18,8 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-from tests.benchmarks.epoch import SIDE, network, write_data
+from tests.benchmarks.epoch import network
+from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.counts import Counts, counting, read_counts
 from workers import learner, train
 from workers.config import Sgd, Training, TrainingOrder

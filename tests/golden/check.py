@@ -190,7 +190,7 @@ def _term_differences(recipe: Recipe, reference: Reference, result: Objective) -
         if golden in reference.get("terms", {}):
             ours = sum(factor * float(result.terms[term]) for term, factor in mixture.items())
             yield relative(ours, number(reference["terms"][golden]))
-    temperatures = {"T_tea_first5": result.teacher_temperature_B, "T_stu_first5": result.student_temperature_B}
+    temperatures = {"T_tea_first5": result.teacher_temperature, "T_stu_first5": result.student_temperature}
     for golden, ours_B in temperatures.items():
         for place, value in enumerate(reference.get("aux", {}).get(golden, [])):
             assert ours_B is not None

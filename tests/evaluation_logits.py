@@ -1,0 +1,51 @@
+"""The logits of a run's evaluation as it has computed them, beside those of the ONNX file that it has left."""
+
+import json
+from collections.abc import Callable
+from math import nan
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.artifacts import ARTIFACTS
+from workers.config import Preprocessing, TrainingOrder
+from workers.datasets import open_prepared
+from workers.evaluate import evaluate
+from workers.events import ignore, never
+from workers.teacher import Teacher
+from workers.train import train_run
+
+
+def evaluation_logits(order: TrainingOrder) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Train a run to its end.
+
+    Returns:
+        Logits [N, C] of its last evaluation, on whatever device, and of ``student.onnx`` on the CPU.
+    """
+    seen: list[Tensor] = []
+
+    def evaluate_and_keep(forward: Callable[[Tensor], Tensor], *setting: object) -> dict[str, float | None]:
+        seen.clear()
+
+        def keep(inputs_BKHW: Tensor) -> Tensor:
+            seen.append(forward(inputs_BKHW))
+            return seen[-1]
+
+        return evaluate(keep, *setting)
+
+    with patch("workers.train.evaluate", evaluate_and_keep):
+        train_run(order, ignore, never)
+    config = json.loads((order.folder / ARTIFACTS / "config.json").read_text())
+    preprocessing = Preprocessing.model_validate(config["preprocessing"])
+    exported = Teacher(order.folder / ARTIFACTS / "student.onnx", preprocessing, threads=1, device="cpu")
+    test = open_prepared(order.folders.datasets, order.test_fingerprint)
+    return torch.cat(seen).float().cpu().numpy(), exported.logits(test.take(slice(None)))
+
+
+def relative_difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest difference of a logit, as a share of the largest expected one; NaN where all are 0."""
+    largest = np.abs(expected).max()
+    return float(np.abs(found - expected).max() / largest) if largest else nan
