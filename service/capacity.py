@@ -6,6 +6,7 @@ GPU than take turns on it without an obvious loss.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from service.errors import InvalidSettings
 from service.settings import GiB, Settings
@@ -70,6 +71,14 @@ class Capacity:
         if gpu_share == 0.0:
             return 0
         return processes * (int(1 / self.gpu_share) if gpu_share > self.gpu_share else 1)
+
+    def stage_of(self, training: Training, gpu_share: float) -> Literal["all", "train"]:
+        """What the process that trains a run does of it, see ``TrainingOrder.stage``.
+
+        Another one makes the artifacts where a GPU would wait for them, unless it took turns with a training loop on
+        its only core: starting it and loading what exports takes several seconds of a core.
+        """
+        return "train" if gpu_share and training.actors == 1 and self.run_cpus >= RUN_CORES else "all"
 
     def refusal(self, training: Training) -> tuple[str, str] | None:
         """Why a run that is trained like this could never start here, as a type of error and a message; None if it can.

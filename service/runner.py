@@ -11,12 +11,17 @@ How a piece of work ends decides what comes next: what raised has *failed* and i
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
 machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
 more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
+
+On a GPU a run ends with its last checkpoint where there are cores for another process, which makes the artifacts of it:
+the GPU need not wait for them. That process is part of the same attempt; where it is lost, the next attempt finds the
+run trained.
 """
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -36,7 +41,7 @@ from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
 from store import Catalog
 from workers.caching import CachePlan
-from workers.cluster import Cluster
+from workers.cluster import Cluster, Task, export_name
 from workers.config import Folders, RunSpec, TrainingOrder
 from workers.outcomes import Outcome
 from workers.pipeline import order_run, share_out
@@ -61,6 +66,11 @@ _PUT_DOWN = MappingProxyType({**_GONE, State.RUNNING: State.QUEUED})
 def error_of(outcome: Outcome) -> Json:
     """What the API shows of a failure."""
     return {"type": outcome.error_type, "message": outcome.message}
+
+
+def is_trained(outcome: Outcome) -> bool:
+    """Whether a run has ended with its last checkpoint, and its artifacts are to be made yet."""
+    return outcome.kind == "done" and "trained" in (outcome.value or {})
 
 
 class Engine:
@@ -221,14 +231,21 @@ class Engine:
             training, share = job.spec.training, self._capacity.gpu_share_of(job.spec.training)
             tasks = self._cluster.attach(name, training.actors, acknowledged, share) if name else {}
             for run in runs:
-                if tasks:
-                    job.runs[run.id] = Work(tasks[run.piece or 0], run.attempt)
+                task = tasks.get(run.piece or 0) or self._find_export(run, acknowledged[run.piece or 0])
+                if task is not None:
+                    job.runs[run.id] = Work(task, run.attempt)
                 else:
                     self._records.move_on(run.id, run.attempt, _GONE)
                     self._sweep(self._records.run(run.id))
+                # One that has trained already may be exported beside the others.
+                found[export_name(name, run.piece or 0)] = 1
             if tasks:
                 found[name] = job.spec.training.actors
         return found
+
+    def _find_export(self, run: RunRecord, acknowledged: int) -> Task | None:
+        name = export_name(run.actor or "", run.piece or 0)
+        return self._cluster.find_export(name, acknowledged) if run.actor else None
 
     def _build_caches(self, job: ActiveJob) -> None:
         if job.has_built:
@@ -323,6 +340,28 @@ class Engine:
         if losses > LOSSES_MAX:
             self._fail(job.id, job.attempt, error_of(outcome))
 
+    def _export(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
+        """Have the artifacts made of a trained run, and give back its share of the GPU.
+
+        Where as many are being made as there are cores, its process keeps what it has until the next look.
+        """
+        under_way = sum(other.task.crew.exports for each in self._jobs.values() for other in each.runs.values())
+        if under_way >= self._capacity.cpus:
+            return
+        self._check_lease()
+        run = self._records.run(run_id)
+        trained = TrainingOrder.model_validate_json((outcome.value or {})["order"])
+        changes = {"stage": "export", "threads": 1, "has_gpu_share": False, "told_epoch": run.epoch}
+        task = self._cluster.export(
+            export_name(run.actor or "", run.piece or 0),
+            trained.model_copy(update=changes),
+            self._records.next_event(job.id, run_id, work.attempt),
+        )
+        job.runs[run_id] = Work(task, work.attempt)
+        log.info("run trained, its artifacts are made next")
+        # Last, because until then a successor would find it trained there.
+        work.task.close()
+
     def _is_worth_another_device(self, job: ActiveJob, id: str, outcome: Outcome) -> bool:
         """Whether a run, or the caches, ended because a GPU does not work, and for the first time."""
         if outcome.error_type != "DeviceUnavailable":
@@ -362,7 +401,7 @@ class Engine:
     def _fill_slots(self) -> None:
         """Share the free slots among the jobs whose runs wait."""
         capacity = self._capacity
-        crews = [crew for job in self._jobs.values() for crew in job.crews]
+        crews = [crew for job in self._jobs.values() for crew in job.crews if not crew.exports]
         free = capacity.cpu_slots - sum(crew.processes for crew in crews)
         gpu_free = capacity.gpu_slots - sum(capacity.gpu_slots_of(crew.processes, crew.gpu_share) for crew in crews)
         if free <= 0:
@@ -378,7 +417,11 @@ class Engine:
                 job.id,
                 job.record.key_id,
                 job.record.priority,
-                has=sum(max(c.processes, capacity.gpu_slots_of(c.processes, c.gpu_share)) for c in job.crews),
+                has=sum(
+                    max(crew.processes, capacity.gpu_slots_of(crew.processes, crew.gpu_share))
+                    for crew in job.crews
+                    if not crew.exports
+                ),
                 wants=len(waiting),
                 size=processes,
                 gpu_size=capacity.gpu_slots_of(processes, share),
@@ -415,7 +458,8 @@ class Engine:
             return
         specs, name = job.spec.runs(), begun[0].actor or ""
         share = self._capacity.gpu_share_of(job.spec.training, whole=begun[0].id in job.whole)
-        orders = [self._order(job, job.plan, run, specs[run.index], share) for run in begun]
+        stage = self._capacity.stage_of(job.spec.training, share)
+        orders = [self._order(job, job.plan, run, specs[run.index], share, stage) for run in begun]
         tasks = self._cluster.train(name, orders, self._capacity.run_cpus, share)
         try:
             self._check_lease()
@@ -437,7 +481,15 @@ class Engine:
         self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
         return True
 
-    def _order(self, job: ActiveJob, plan: CachePlan, run: RunRecord, spec: RunSpec, gpu_share: float) -> TrainingOrder:
+    def _order(
+        self,
+        job: ActiveJob,
+        plan: CachePlan,
+        run: RunRecord,
+        spec: RunSpec,
+        gpu_share: float,
+        stage: Literal["all", "train"],
+    ) -> TrainingOrder:
         return order_run(
             job.spec,
             plan,
@@ -449,6 +501,7 @@ class Engine:
             told_epoch=run.epoch,
             gpu_share=gpu_share,
             checkpoint_s=self._settings.checkpoint_s,
+            stage=stage,
         )
 
     def _run_folder(self, run: RunRecord) -> Path:
@@ -472,8 +525,14 @@ class Engine:
                 job.losses.pop(run_id, None)
         if outcome is None:
             return
+        if is_trained(outcome) and work.told is None:
+            self._export(job, run_id, work, outcome)
+            return
         log.info("run ended", kind=outcome.kind, message=outcome.message)
         match outcome.kind:
+            case "done" if is_trained(outcome):
+                # It was told to put its work down, and there is some left.
+                self._records.move_on(run_id, work.attempt, _PUT_DOWN)
             case "done":
                 self._succeed(job, run_id, work, outcome)
             case "failed" if self._is_worth_another_device(job, run_id, outcome):

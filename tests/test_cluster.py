@@ -20,7 +20,17 @@ from tests.process_table import processes_with
 from tests.store_cases import digests
 from workers import signals
 from workers.caching import CachePlan, build_caches, plan_caches
-from workers.cluster import ACTOR_LOSSES_MAX, Cluster, Pile, Task, WorkerLost, _InferencePool, _PoolWorker, _Waiting
+from workers.cluster import (
+    ACTOR_LOSSES_MAX,
+    Cluster,
+    Pile,
+    Task,
+    WorkerLost,
+    _InferencePool,
+    _PoolWorker,
+    _Waiting,
+    export_name,
+)
 from workers.config import CacheOptions, Folders
 from workers.events import Log, ignore, never
 from workers.outcomes import Outcome
@@ -152,6 +162,40 @@ def test_runs_train_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Pat
     outcomes = [follow(task) for task in tasks]
     assert [outcome.kind for outcome in outcomes] == ["done", "done"]
     assert all((order.folder / "artifacts/student.onnx").is_file() for order in orders)
+
+
+def test_a_trained_run_is_exported_by_another_process_and_the_same_one_if_it_is_asked_twice(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    order = digits.order("kd", tmp_path).model_copy(update={"stage": "train"})
+    name = new_name()
+    trained = follow(*cluster.train(name, [order], cpus=1, gpu_share=0.25))
+    assert trained.value == {"trained": True, "order": order.model_dump_json()}
+    assert not (tmp_path / "artifacts").exists()
+
+    to_export = order.model_copy(update={"stage": "export", "told_epoch": SMALL.epochs})
+    cluster.export(export_name(name, 0), to_export, 7)
+    task = cluster.export(export_name(name, 0), to_export, 7)
+    numbers, kinds, outcome = [], [], None
+    while outcome is None:
+        events, outcome = task.poll()
+        task.acknowledge(events)
+        numbers += [number for number, _ in events]
+        kinds += [event["type"] for _, event in events]
+        time.sleep(0.02)
+    assert outcome.kind == "done", outcome.message
+    assert numbers == list(range(7, 7 + len(numbers)))
+    assert set(kinds) == {"log", "finished"}
+    assert (tmp_path / "artifacts/student.onnx").is_file()
+    said = [json.loads(line)["event"] for line in (tmp_path / "artifacts/log.jsonl").read_text().splitlines()]
+    stages = ["attempt begins", "attempt trained", "export begins", "attempt succeeded"]
+    assert [event for event in said if event in stages] == stages
+    task.close()
+
+    # Nothing is trained in its place where there is no GPU.
+    (tmp_path / "checkpoint.pt").unlink()
+    lost = follow(cluster.export(export_name(new_name(), 0), to_export, 0))
+    assert (lost.kind, lost.error_type) == ("vanished", "CheckpointLost")
 
 
 def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:

@@ -283,6 +283,10 @@ def test_capacity_is_chosen_from_cores_and_memory_where_the_settings_say_nothing
     training = Training(epochs=1, actors=2)
     assert chosen.gpu_slots_of(2, chosen.gpu_share_of(training)) == 2 * per_gpu
     assert ("not measured on a GPU" in chosen.reason) == (gibibytes is not None)
+    alone = Training(epochs=1)
+    apart = chosen.stage_of(alone, chosen.gpu_share_of(alone)) == "train"
+    assert apart == (gpus > 0 and run_cpus >= 2)
+    assert chosen.stage_of(training, 1.0) == chosen.stage_of(alone, 0.0) == "all"
 
 
 def test_capacity_refuses_what_could_never_start() -> None:

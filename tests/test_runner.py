@@ -4,7 +4,7 @@ With real processes, Ray and kills: ``test_engine``, ``test_engine_life``, ``tes
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +47,9 @@ class _Task:
     def stop(self) -> None:
         self.told.append("stop")
 
+    def pause(self) -> None:
+        self.told.append("pause")
+
     def close(self) -> None:
         self.told.append("close")
 
@@ -59,6 +62,8 @@ class _Cluster:
 
     Attributes:
         trained: the orders that were given to each process, and its share of a GPU.
+        exported: orders, names and first events of what is to be exported.
+        exports: the tasks of these.
     """
 
     cpus = 2
@@ -68,17 +73,35 @@ class _Cluster:
         self._tasks, self._endings = iter(tasks), iter(endings)
         self.has_ended_others = False
         self.trained: list[tuple[Sequence[TrainingOrder], float]] = []
+        self.exported: list[tuple[TrainingOrder, str, int]] = []
+        self.exports: list[_Task] = []
+
+    def export(self, name: str, order: TrainingOrder, first_event: int) -> _Task:
+        crew = Crew([cast("Any", object())], [0])
+        crew.exports = True
+        self.exported.append((order, name, first_event))
+        self.exports.append(_Task(crew=crew))
+        return self.exports[-1]
+
+    def find_export(self, name: str, acknowledged: int) -> _Task | None:
+        named = zip(self.exported, self.exports, strict=True)
+        return next((task for (_, known, _), task in named if known == name), None)
 
     def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[_Task]:
         self.trained.append((orders, gpu_share))
         crew = Crew([cast("Any", object())], range(len(orders)), gpu_share)
-        return [_Task(outcome=next(self._endings, None), crew=crew) for _ in orders]
+        endings = [next(self._endings, None) for _ in orders]
+        for order, ending in zip(orders, endings, strict=True):
+            if ending is not None and ending.value is not None:
+                ending.value["order"] = order.model_dump_json()
+        self.tasks = [_Task(outcome=ending, crew=crew) for ending in endings]
+        return self.tasks
 
     def attach(self, *_: object) -> dict[int, _Task]:
         return {}
 
-    def end_others(self, _: object) -> int:
-        self.has_ended_others = True
+    def end_others(self, names: Mapping[str, int]) -> int:
+        self.has_ended_others, self.kept = True, names
         return 0
 
     def build_caches(self, *_: object) -> _Task:
@@ -141,6 +164,10 @@ def complete_caches() -> _Task:
 
 def failed(kind: str) -> Outcome:
     return Outcome(kind="failed", error_type=kind, message="so it says.")
+
+
+def trained() -> Outcome:
+    return Outcome(kind="done", value={"trained": True})
 
 
 def inferred(rows: int, key: str = "0" * 64) -> list[Numbered]:
@@ -327,3 +354,57 @@ def test_a_job_that_asks_for_cuda_without_a_gpu_fails_at_once(tmp_path: Path) ->
     assert error["type"] == "DeviceUnavailable"
     assert "training.device is 'cuda', but the engine has no GPU" in error["message"]
     bench.database.close()
+
+
+# ------------------------------------------------------------------------------------------------------------ exports
+
+
+def test_a_run_that_is_trained_on_a_gpu_is_exported_while_the_next_one_trains(tmp_path: Path) -> None:
+    """A successor finds its export, and one that is lost has the next attempt find the run trained."""
+    bench = _Bench(tmp_path, group_size=1)
+    cluster = _Cluster(complete_caches(), _Task(), gpus=1, endings=[trained()])
+    engine = bench.engine_on(cluster)
+    for _ in range(5):
+        engine.tick()
+    first, second = bench.records.runs(bench.job_id)
+    assert [(orders[0].stage, orders[0].run.index) for orders, _ in cluster.trained] == [("train", 0), ("train", 1)]
+    [(order, name, _)] = cluster.exported
+    assert (order.stage, order.run.index, order.has_gpu_share) == ("export", 0, False)
+    assert order.folder == cluster.trained[0][0][0].folder
+    assert [first.state, second.state] == [State.RUNNING, State.RUNNING]
+
+    engine = bench.engine_on(cluster)
+    states = [run.state for run in bench.records.runs(bench.job_id)]
+    assert states == [State.RUNNING, State.LOST]
+    assert name in cluster.kept
+    cluster.exports[0].outcome = vanished()
+    engine.tick()
+    assert bench.records.run(first.id).state is State.LOST
+    bench.database.close()
+
+
+def test_no_more_are_exported_at_once_than_there_are_cores(tmp_path: Path) -> None:
+    bench = _Bench(tmp_path, methods=["ce", "kd", "rld"])
+    cluster = _Cluster(complete_caches(), gpus=1, endings=[trained()] * 3)
+    engine = bench.engine_on(cluster)
+    for _ in range(5):
+        engine.tick()
+    assert len(cluster.exported) == cluster.cpus == 2
+    cluster.exports[0].outcome = failed("ExportMismatch")
+    engine.tick()
+    assert len(cluster.exported) == 3
+    bench.database.close()
+
+
+def test_a_run_that_was_told_to_pause_and_is_trained_is_not_exported(bench: _Bench) -> None:
+    cluster = _Cluster(complete_caches(), gpus=1)
+    engine = bench.engine_on(cluster)
+    for _ in range(3):
+        engine.tick()
+    bench.wishes.pause_job(bench.job_id)
+    for task in cluster.tasks:
+        task.outcome = trained()
+    for _ in range(2):
+        engine.tick()
+    assert bench.state is State.PAUSED
+    assert not cluster.exported

@@ -83,11 +83,12 @@ class _Actor:
 
     Args:
         pieces: of work that it does at once, each with its own mailbox.
+        first_event: the number of the first event of each.
     """
 
-    def __init__(self, pieces: int = 1) -> None:
+    def __init__(self, pieces: int = 1, first_event: int = 0) -> None:
         logs.configure("info")
-        self._mails = [Mailbox() for _ in range(pieces)]
+        self._mails = [Mailbox(first_event) for _ in range(pieces)]
 
     def answer(self, piece: int, acknowledged: int) -> tuple[list[Numbered], Outcome | None]:
         """Events from number ``acknowledged`` on (those before it are forgotten), and how the work has ended."""
@@ -103,8 +104,8 @@ class _Actor:
 class _TrainingActor(_Actor):
     """It works from its birth on: whoever finds it by name need not know whether it was told to."""
 
-    def __init__(self, orders_json: list[str]) -> None:
-        super().__init__(len(orders_json))
+    def __init__(self, orders_json: list[str], first_event: int = 0) -> None:
+        super().__init__(len(orders_json), first_event)
         threading.Thread(target=self._work, args=(orders_json,), name="training", daemon=True).start()
 
     def _work(self, orders_json: list[str]) -> None:
@@ -112,13 +113,18 @@ class _TrainingActor(_Actor):
         try:
             orders = [TrainingOrder.model_validate_json(order) for order in orders_json]
             # Of several processes of one student the first writes.
-            run_logs += [RunLog(order.folder, order.folder / ARTIFACTS, order.rank == 0) for order in orders]
+            run_logs += [
+                RunLog(order.folder, order.folder / ARTIFACTS, order.rank == 0, order.stage) for order in orders
+            ]
             logs.speak_for(run_logs)
             members = [
                 Member(order, log.emitting(mail.emit), mail.stopping.is_set, mail.pausing.is_set)
                 for order, log, mail in zip(orders, run_logs, self._mails, strict=True)
             ]
             for place, how in train_group(members):
+                if orders[place].stage == "train" and isinstance(how, dict):
+                    # Whoever has the rest done may be another engine, which has not made this order.
+                    how = {**how, "order": orders_json[place]}
                 self._end(place, how, run_logs)
         except BaseException as error:
             # Whatever it is, a run without an outcome would never end.
@@ -568,7 +574,10 @@ class Crew:
     Attributes:
         processes: how many actors there are.
         tasks: how many tasks they were given.
+        exports: whether they only write artifacts, beside what has a share of the machine.
     """
+
+    exports = False
 
     def __init__(
         self,
@@ -707,6 +716,11 @@ def _vanished(error: BaseException) -> Outcome:
     return Outcome(kind="vanished", error_type=type(error).__name__, message=_first_line(error))
 
 
+def export_name(name: str, piece: int) -> str:
+    """Of the actor that exports a run, from the name of the one that has trained it and the run's place there."""
+    return f"{name}-x{piece}"
+
+
 def _names(name: str, count: int) -> list[str]:
     """Of the actors that train one student; the first has the name itself."""
     return [name] + [f"{name}-{rank}" for rank in range(1, count)]
@@ -809,6 +823,44 @@ class Cluster:
                 _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=own_name, outlives=True, place=place)
             )
         return [Task(Crew(actors, [0], gpu_share, places))]
+
+    def export(self, name: str, order: TrainingOrder, first_event: int) -> Task:
+        """Write the artifacts of a trained run in a process without a GPU; one that has this name already is it.
+
+        It takes no share of the cores, which belong to runs: it begins at once, and how many there are at once is the
+        caller's affair.
+
+        Args:
+            name: see ``export_name``.
+            order: of stage ``export``, in the folder that the run was trained in.
+            first_event: the number of its first event.
+        """
+        task = self.find_export(name, first_event)
+        if task is not None:
+            return task
+        return self._exporting(
+            _start(
+                _TrainingActor, [order.model_dump_json()], first_event, cpus=0.0, gpus=0.0, name=name, outlives=True
+            ),
+            first_event,
+        )
+
+    def find_export(self, name: str, acknowledged: int) -> Task | None:
+        """The task of an export that was started before, by another process perhaps; None if it is gone.
+
+        Args:
+            acknowledged: the number of the first event that is not stored.
+        """
+        try:
+            return self._exporting(_found(name), acknowledged)
+        except ValueError:
+            return None
+
+    @staticmethod
+    def _exporting(actor: _Handle, acknowledged: int) -> Task:
+        crew = Crew([actor], [0])
+        crew.exports = True
+        return Task(crew, 0, acknowledged)
 
     def attach(self, name: str, count: int, acknowledged: Mapping[int, int], gpu_share: float = 0.0) -> dict[int, Task]:
         """The tasks of a crew that was started before, by another process perhaps.

@@ -484,6 +484,8 @@ class TrainingOrder(Spec):
         memory_fraction: of a GPU's memory that this process may take.
         checkpoint_s: within an epoch, a checkpoint is made after so many seconds.
         rank: of this process among the ``training.actors`` that train the student.
+        stage: ``train`` ends with the last checkpoint and leaves no artifacts, ``export`` makes them of that checkpoint
+            on the CPU and trains nothing, so that no GPU waits for it; ``all`` does both here.
     """
 
     folders: Folders
@@ -502,3 +504,4 @@ class TrainingOrder(Spec):
     memory_fraction: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 1.0
     checkpoint_s: Annotated[float, Field(strict=True, gt=0.0)] = CHECKPOINT_S
     rank: Annotated[int, Field(strict=True, ge=0)] = 0
+    stage: Literal["all", "train", "export"] = "all"

@@ -14,6 +14,7 @@
     │   └── NotFinite             (ArithmeticError) a loss or gradient stopped being a number
     ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
     ├── Paused                    somebody asked for it: a checkpoint of the very step was left
+    ├── CheckpointLost            a trained run was to be exported, and what it has left cannot be read
     ├── DeviceUnavailable         a GPU was promised or asked for, and does not work
     ├── OutOfMemory               too little memory for what is computed at once
     └── DiskLow                   (OSError)     no room left for what has to be written
@@ -99,6 +100,10 @@ class Stopped(WorkerError):
 
 class Paused(WorkerError):
     """The caller asked to put the work down; it can be taken up where it was left."""
+
+
+class CheckpointLost(WorkerError):
+    """A trained run was to be exported, and its last checkpoint is gone or damaged: it has to be trained again."""
 
 
 class DeviceUnavailable(WorkerError):

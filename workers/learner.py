@@ -344,7 +344,7 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
 def _identity(order: TrainingOrder) -> str:
     """What a checkpoint must have been made for to be taken up: everything but where it lies and who computes."""
     elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
-    elsewhere |= {"has_gpu_share", "memory_fraction"}
+    elsewhere |= {"has_gpu_share", "memory_fraction", "stage"}
     text = f"{_CHECKPOINT_FORMAT} {order.model_dump_json(exclude=elsewhere)}"
     return hashlib.sha256(text.encode()).hexdigest()
 

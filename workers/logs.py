@@ -100,12 +100,13 @@ class RunLog(logging.Handler):
         folder: of the attempt, made if need be.
         artifacts: where the files of an attempt that has succeeded are, and then its log.
         writes: whether anything is written at all.
+        stage: of the attempt, as ``TrainingOrder`` has it.
 
     Attributes:
         ids: ``job_id``, ``run_id`` and ``attempt``, as far as the folder's name tells.
     """
 
-    def __init__(self, folder: Path, artifacts: Path, writes: bool = True) -> None:
+    def __init__(self, folder: Path, artifacts: Path, writes: bool = True, stage: str = "all") -> None:
         super().__init__()
         self.setFormatter(_formatter())
         self.ids = ids_of(folder)
@@ -119,7 +120,9 @@ class RunLog(logging.Handler):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._file = os.open(self._path, flags, mode=0o644)
         logging.root.addHandler(self)
-        self._say("info", "attempt begins", {"host": platform.node(), "pid": os.getpid()})
+        self._stage = stage
+        event = "export begins" if stage == "export" else "attempt begins"
+        self._say("info", event, {"host": platform.node(), "pid": os.getpid()})
 
     def emitting(self, emit: Callable[[BaseModel], None]) -> Callable[[BaseModel], None]:
         """The same, but what it is told is taken down here as well."""
@@ -160,9 +163,11 @@ class RunLog(logging.Handler):
             case BaseException():
                 told = {"error_type": type(how).__name__, "message": str(how)}
                 self._say("error", "attempt failed", told, spare_bytes=0)
+            case _ if self._stage == "train":
+                self._say("info", "attempt trained", spare_bytes=0)
             case _:
                 self._say("info", "attempt succeeded", spare_bytes=0)
-        succeeded = self._file is not None and not isinstance(how, BaseException)
+        succeeded = self._file is not None and not isinstance(how, BaseException) and self._stage != "train"
         self.close()
         if succeeded:
             link = self._artifacts / RUN_LOG

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from store import StoreError
-from workers.errors import Paused, Stopped, UserError, WorkerError
+from workers.errors import CheckpointLost, Paused, Stopped, UserError, WorkerError
 from workers.replicas import PeerLost
 
 Numbered = tuple[int, dict[str, Any]]
@@ -61,7 +61,7 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
             return Outcome(kind="paused", message=str(how))
         case WorkFailed():
             return how.outcome
-        case PeerLost():
+        case PeerLost() | CheckpointLost():
             return Outcome(kind="vanished", error_type=kind, message=str(how))
         case UserError() | StoreError():
             return Outcome(kind="failed", error_type=kind, message=str(how))
@@ -75,12 +75,16 @@ _EVENTS_MAX = 1000
 
 
 class Mailbox:
-    """Events of one piece of work, numbered from 0, kept until they are acknowledged; wishes to it; the outcome."""
+    """Events of one piece of work, numbered, kept until they are acknowledged; wishes to it; the outcome.
 
-    def __init__(self) -> None:
+    Args:
+        first: the number of the first event; another process may have told of the earlier ones.
+    """
+
+    def __init__(self, first: int = 0) -> None:
         self._lock = threading.Lock()
         self._events: list[Numbered] = []
-        self._next = 0
+        self._next = first
         self.stopping, self.pausing = threading.Event(), threading.Event()
         self.outcome: Outcome | None = None
 

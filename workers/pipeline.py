@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -59,6 +60,7 @@ def order_run(
     told_epoch: int = 0,
     gpu_share: float = 0.0,
     checkpoint_s: float = CHECKPOINT_S,
+    stage: Literal["all", "train", "export"] = "all",
 ) -> TrainingOrder:
     """The order for one run of a job, to be trained in ``folder``.
 
@@ -81,6 +83,7 @@ def order_run(
         has_gpu_share=gpu_share > 0.0,
         memory_fraction=gpu_share or 1.0,
         checkpoint_s=checkpoint_s,
+        stage=stage,
     )
 
 

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import MappingProxyType
 
 import torch
 from structlog.contextvars import bound_contextvars
@@ -31,7 +32,7 @@ from workers.cuda_graph import BatchLoader, Recorder, StepGraph, why_no_graph
 from workers.datasets import Dataset, open_prepared
 from workers.devices import choose_device, new_stream
 from workers.epoch_sums import Reading
-from workers.errors import InvalidJob, NotFinite, Paused, Stopped
+from workers.errors import CheckpointLost, InvalidJob, NotFinite, Paused, Stopped
 from workers.evaluate import evaluate
 from workers.events import Emit, Finished, Log, ShouldStop
 from workers.feed import EvaluationFeed, TrainingFeed, student_preprocessing
@@ -45,6 +46,9 @@ from workers.train_step import check_every, explain_not_finite
 _PARITY_PICTURES = 32
 # A checkpoint that takes long is made so seldom that it costs a twentieth of the time at most.
 _SAVING_SHARE = 0.05
+
+# In the place of result.json where artifacts are left to another process.
+TRAINED: Mapping[str, object] = MappingProxyType({"trained": True})
 
 Ended = tuple[int, "dict[str, object] | Exception"]
 """Which run of the group, and result.json or why there is none."""
@@ -96,8 +100,14 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
         raise InvalidJob(
             "the runs of a group share everything but student and method, and one process: train them apart"
         )
-    device, why = choose_device(order.training.device, order.has_gpu_share)
-    tell(Log(message=f"training on {device.type}: {why}"))
+    if order.stage == "export":
+        device = torch.device("cpu")
+        no_graph: str | None = "nothing is trained"
+        tell(Log(message="exported on the CPU: no GPU waits for it"))
+    else:
+        device, why = choose_device(order.training.device, order.has_gpu_share)
+        no_graph = why_no_graph(order.training.cuda_graph, device, order.training.actors)
+        tell(Log(message=f"training on {device.type}: {why}"))
     torch.set_num_threads(order.threads)
     if device.type == "cuda" and order.memory_fraction < 1.0:
         torch.cuda.set_per_process_memory_fraction(order.memory_fraction, device)
@@ -115,7 +125,7 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
     return _Setting(
         device=device,
         precision="tf32" if training.precision == "tf32" else "float32",
-        no_graph=why_no_graph(training.cuda_graph, device, training.actors),
+        no_graph=no_graph,
         train=train,
         test=test,
         preprocessing=student_preprocessing(train, size),
@@ -150,6 +160,7 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
 
     Raises:
         InvalidJob: the student cannot take these pictures.
+        CheckpointLost: it was to be exported, and is not trained to its end.
     """
     order, train = member.order, setting.train
     torch.manual_seed(order.run.seed)
@@ -163,6 +174,11 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
     if setting.device.type == "cuda":
         learner.emit(Log(message=f"trains in {learner.precision}: {learner.precision_reason}"))
     learner.resume()
+    if order.stage == "export" and not learner.is_done:
+        raise CheckpointLost(
+            f"the last checkpoint of run {order.run.name!r} cannot be read: epoch {learner.epoch} of "
+            f"{order.training.epochs} is the last that can; it is trained again from there"
+        )
     return learner
 
 
@@ -219,13 +235,15 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
         should_stop: asked before every batch.
 
     Returns:
-        The content of result.json; of several processes of one student the first returns it, the others nothing.
+        The content of result.json, or ``TRAINED`` where the order's stage is ``train``; of several processes of one
+        student the first returns it, the others nothing.
 
     Raises:
         Stopped: ``should_stop`` returned true; the last checkpoint stays.
         NotFinite: the loss or its gradient is not a number.
         InvalidJob: the student cannot take these pictures, or the device is not there.
         PeerLost: another process of this student is gone.
+        CheckpointLost: the stage is ``export``, and the run is not trained to its end.
         store.StoreError: the cache is missing, incomplete or damaged.
     """
     [(_, how)] = train_group([Member(order, emit, should_stop)])
@@ -278,6 +296,9 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
         # ---- leave; at once, if the run was resumed from its last checkpoint
         for learner in [learner for learner in group.learners if learner.is_done]:
             with group.on_behalf_of(learner.place):
+                if learner.order.stage == "train":
+                    group.end(learner.place, dict(TRAINED))
+                    continue
                 result = _leave(learner, setting) if replicas.is_first else {}
                 learner.emit(Finished(result=result))
                 group.end(learner.place, result)
