@@ -32,7 +32,7 @@ from workers import caching, logs, signals
 from workers.artifacts import ARTIFACTS
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
 from workers.errors import Stopped, WorkerError
-from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage, ignore
+from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.learner import Member
 from workers.logs import RunLog
 from workers.outcomes import Mailbox, Numbered, Outcome, WorkFailed, outcome, outcome_of
@@ -164,9 +164,15 @@ class _InferenceActor(_Actor):
             # The first session's memory is given back before the second one takes its own.
             self._teacher = None
             self._teacher, self._opened_for = caching.open_teacher(order), opened_for
-        # The coordinator tells of progress, for all actors together.
-        caching.infer_with(self._teacher, order, blocks, ignore, self._mails[0].stopping.is_set)
-        return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason}
+        warnings = [*self._teacher.warnings]
+
+        def keep_warnings(event: object) -> None:
+            # The coordinator tells of progress, for all actors together.
+            if isinstance(event, Log) and event.level == "warning":
+                warnings.append(event.message)
+
+        caching.infer_with(self._teacher, order, blocks, keep_warnings, self._mails[0].stopping.is_set)
+        return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason, "warnings": warnings}
 
 
 class _CachesActor(_Actor):
@@ -339,7 +345,7 @@ class _InferencePool:
         self._workers: list[_PoolWorker] = []
         self._lock = threading.Lock()
         self._idle: threading.Timer | None = None
-        self._provider_told = False
+        self._told: set[str] = set()
 
     def infer(self, order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
         """Infer and commit these blocks of one cache; see ``caching.Infer``.
@@ -460,9 +466,13 @@ class _InferencePool:
             raise Stopped(outcome.message)
         if outcome.kind == "failed":
             raise WorkFailed(outcome)
-        if not self._provider_told:
-            self._provider_told = True
+        if not self._told:
             emit(Log(message=f"inference on {outcome.value['provider']}: {outcome.value['reason']}"))
+        # Every actor has the same to say.
+        for warning in dict.fromkeys(outcome.value["warnings"]):
+            if warning not in self._told:
+                emit(Log(level="warning", message=warning))
+        self._told |= {outcome.value["provider"], *outcome.value["warnings"]}
 
 
 class _CacheProgress:
