@@ -112,6 +112,7 @@ class RunLog(logging.Handler):
         self.ids = ids_of(folder)
         self._path, self._artifacts = folder / RUN_LOG, artifacts
         self._is_full = False
+        self._stage = stage
         self._file: int | None = None
         if not writes:
             return
@@ -120,7 +121,6 @@ class RunLog(logging.Handler):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._file = os.open(self._path, flags, mode=0o644)
         logging.root.addHandler(self)
-        self._stage = stage
         event = "export begins" if stage == "export" else "attempt begins"
         self._say("info", event, {"host": platform.node(), "pid": os.getpid()})
 
