@@ -1,5 +1,6 @@
 """The training loop on the fake CUDA device: data that does not fit there, graphs that cannot be trusted, memory."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tests.digits import Digits
 from tests.fake_cuda.counts import counting, read_counts
 from tests.fake_cuda.processes import FakeCuda
 from workers import cuda_graph, feed, train
-from workers.config import ResizedCrop, TeacherSpec, TrainingOrder, Views
+from workers.config import ResizedCrop, StudentSpec, TeacherSpec, TrainingOrder, Views
 from workers.errors import DeviceUnavailable
 from workers.events import Event, never
 from workers.feed import Batch
@@ -20,6 +21,7 @@ from workers.host_copy import to_host
 from workers.learner import Learner, Member
 from workers.methods import parse_method
 from workers.precision import choose_precision
+from workers.prefetch import on_device_ahead
 from workers.students.build import build_student
 from workers.teacher import Device, Teacher
 
@@ -76,6 +78,54 @@ def _data_that_does_not_fit(order: TrainingOrder) -> dict[str, int]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(feed, "_fits", lambda *_: False)
         return _in_steady_steps(order)
+
+
+def _second_view_mapped(order: TrainingOrder) -> dict[str, int]:
+    """Pictures and the first view's logits fit on the device, the second's no more."""
+    answers = iter([True, True, False])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(feed, "_fits", lambda *_: next(answers, True))
+        return _in_steady_steps(order)
+
+
+def _prefetch_of_a_bad_item() -> list[object]:
+    """What arrives of items of which the third cannot be gathered."""
+    has_failed = threading.Event()
+
+    def gather(item: int) -> tuple[Tensor, ...]:
+        if item == 2:
+            has_failed.set()
+            raise OSError("the disk is gone")
+        return (torch.full((3,), float(item)),)
+
+    arrived: list[object] = []
+    try:
+        for (tensor,) in on_device_ahead(gather, range(5), torch.device("cuda", 0)):
+            # Until the thread has come to the bad one, which is to be told in its turn all the same.
+            has_failed.wait(10)
+            arrived.append(tensor.cpu().tolist())
+    except OSError as error:
+        arrived.append(str(error))
+    return arrived
+
+
+def _memory_of_a_run_that_ended(orders: Sequence[TrainingOrder]) -> list[int]:
+    """Mebibytes reserved before and after the first of two replayed runs was stopped."""
+    reserved, steps = [], 0
+    step = cuda_graph.StepGraph.step
+
+    def noting(self: cuda_graph.StepGraph, number: int, loaded: cuda_graph.LoadedBatch) -> None:
+        nonlocal steps
+        if self._learner.place == 1:
+            steps += 1
+            if steps in (WARM_STEPS, WARM_STEPS + 8):
+                reserved.append(torch.cuda.memory_reserved() >> 20)
+        step(self, number, loaded)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cuda_graph.StepGraph, "step", noting)
+        _run(orders, WARM_STEPS + 2)
+    return reserved
 
 
 def _with_compute_step(
@@ -166,9 +216,9 @@ def cases(order_json: str, folder: str, teacher_json: str) -> dict[str, Any]:
     """All of them in one process, which takes its time to start."""
     base = TrainingOrder.model_validate_json(order_json)
 
-    def order(name: str, method: str = "kd", **changes: object) -> TrainingOrder:
+    def order(name: str, method: str = "kd", student: str = "cnn_s", **changes: object) -> TrainingOrder:
         made = base.model_copy(update={"folder": Path(folder) / name, "has_gpu_share": True, **changes})
-        run = made.run.model_copy(update={"method": parse_method(method)})
+        run = made.run.model_copy(update={"method": parse_method(method), "student": StudentSpec(name=student)})
         return made.model_copy(update={"run": run})
 
     resized = {
@@ -179,6 +229,9 @@ def cases(order_json: str, folder: str, teacher_json: str) -> dict[str, Any]:
     return {
         "mapped": _data_that_does_not_fit(order("mapped")),
         "resident": _in_steady_steps(order("resident")),
+        "second view mapped": _second_view_mapped(order("second", "mlld")),
+        "bad item": _prefetch_of_a_bad_item(),
+        "ended": _memory_of_a_run_that_ended([order("large", student="resnet8"), order("small", "ce")]),
         "resized": _in_steady_steps(order("resized", "ce", **resized)),
         "differs": _a_replay_that_differs(order("differs")),
         "waits": _a_step_that_waits(order("waits")),
@@ -202,6 +255,24 @@ def test_prefetch_brings_data_that_does_not_fit_without_a_blocking_copy(seen: di
     assert seen["mapped"] == {"synchronisations": 0, "blocking_copies": 0, "copies_to_device": 2, "graphs": 2}
 
 
+def test_training_feed_takes_each_views_logits_from_where_they_are(seen: dict[str, Any]) -> None:
+    assert seen["second view mapped"] == {
+        "synchronisations": 0,
+        "blocking_copies": 0,
+        "copies_to_device": 1,
+        "graphs": 2,
+    }
+
+
+def test_prefetch_raises_an_error_at_its_items_turn(seen: dict[str, Any]) -> None:
+    assert seen["bad item"] == [[0.0] * 3, [1.0] * 3, "the disk is gone"]
+
+
+def test_train_group_frees_what_was_recorded_of_a_run_that_has_ended(seen: dict[str, Any]) -> None:
+    before, after = seen["ended"]
+    assert after < before
+
+
 @pytest.mark.parametrize("case", ["resident", "resized"])
 def test_training_steps_on_resident_data_copy_nothing(seen: dict[str, Any], case: str) -> None:
     assert seen[case] == {"synchronisations": 0, "blocking_copies": 0, "copies_to_device": 0, "graphs": 2}
@@ -209,14 +280,15 @@ def test_training_steps_on_resident_data_copy_nothing(seen: dict[str, Any], case
 
 def test_step_graph_that_gives_other_weights_is_not_used(seen: dict[str, Any]) -> None:
     environment, *said = seen["differs"]
-    assert environment.startswith("off: a replayed step differs from an eager one by")
+    assert environment.startswith("off: the weights of a replayed step differ from an eager one's by")
     assert f"trains without a CUDA graph: {environment.removeprefix('off: ')}" in said
 
 
 def test_step_graph_of_a_step_that_waits_is_not_recorded_and_the_run_goes_on(seen: dict[str, Any]) -> None:
     environment, *said = seen["waits"]
     assert environment.startswith("off: the step cannot be recorded: ")
-    assert "captur" in environment
+    # What the step did, and not what the end of a failed recording says.
+    assert "operation not permitted when stream is capturing" in environment
     assert any(message.startswith("trains without a CUDA graph") for message in said)
 
 

@@ -1,22 +1,26 @@
 """What a training step promises where nobody waits for the device: no update from a bad loss, and its sample named."""
 
 import gc
+import itertools
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.digits import SMALL, Digits, weights
 from tests.method_inputs import POLICIES, ordinary
 from workers import train, train_step
-from workers.config import Sgd, Training
-from workers.cuda_graph import why_no_graph
-from workers.errors import InvalidJob, NotFinite
+from workers.config import Sgd, Training, TrainingOrder
+from workers.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
+from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import ignore, never
+from workers.feed import BatchInputs
 from workers.host_copy import copy_packed
 from workers.learner import Learner, Member
 from workers.live import LiveBatch, LiveStatistics
@@ -135,7 +139,7 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
     assert isinstance(ended[1], dict)
     assert held[-1], "the traceback holds what the function held"
     # Even by somebody who still refers to the run.
-    assert sum(tensor.numel() for tensor in kept[0].tensors) == 0
+    assert sum(tensor.numel() for some in kept[0].tensors.values() for tensor in some) == 0
 
 
 def test_batch_counters_are_those_that_batch_normalisation_would_have_counted(digits: Digits, tmp_path: Path) -> None:
@@ -190,6 +194,156 @@ def test_copy_packed_keeps_values_and_strides() -> None:
         assert torch.equal(copy, tensor)
         assert copy.stride() == torch.empty_like(tensor).stride()
     assert len({copy.untyped_storage().data_ptr() for copy in copied}) == 1
+
+
+@pytest.fixture
+def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """CUDA graphs in which work is called again instead of replayed: static batches, seeds and comparisons are real.
+
+    Returns what was recorded, ``batch`` or ``step``.
+    """
+    recorded: list[str] = []
+
+    class OnCpu:
+        def renew(self) -> None:
+            pass
+
+        def record(self, work: Callable[[], None]) -> object:
+            held = [cell.cell_contents for cell in work.__closure__ or ()]
+            loader = next((each for each in held if isinstance(each, BatchLoader)), None)
+            if loader is None:
+                recorded.append("step")
+                [loaded] = [each for each in held if isinstance(each, LoadedBatch)]
+                # What was known before is a constant of the recording, what it adds is made by every replay.
+                constants = [dict(seen.known._values) for seen in loaded.batch.views]
+
+                def step() -> None:
+                    for seen, known in zip(loaded.batch.views, constants, strict=True):
+                        seen.known._values = dict(known)
+                    work()
+
+                return SimpleNamespace(replay=step)
+            recorded.append("batch")
+            work()
+            there = loader._made
+            assert there is not None
+
+            def replay() -> None:
+                """Make the batch where the first one was made, as a graph does."""
+                work()
+                assert loader._made is not None
+                for old, new in zip(_tensors(there), _tensors(loader._made), strict=True):
+                    old.copy_(new)
+                loader._made = there
+
+            return SimpleNamespace(replay=replay)
+
+    monkeypatch.setattr("workers.train.Recorder", OnCpu)
+    monkeypatch.setattr("workers.train.why_no_graph", lambda *_: None)
+    return recorded
+
+
+def _tensors(loaded: LoadedBatch) -> list[Tensor]:
+    of_views = [
+        tensor
+        for seen in loaded.batch.views
+        for tensor in (seen.images, seen.teacher_logits, *(seen.teacher_statistics or {}).values())
+        if tensor is not None
+    ]
+    return [loaded.batch.labels, *of_views, *loaded.inputs]
+
+
+def test_step_graphs_leave_the_weights_of_eager_steps(
+    digits: Digits, tmp_path: Path, graphs_on_a_cpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two views, a learned temperature, a warm-up, dropout; runs alone and one that ends while another goes on."""
+    monkeypatch.setattr(
+        "workers.train.build_student", lambda *a, **o: nn.Sequential(nn.Dropout(0.2), build_student(*a, **o))
+    )
+    training = SMALL.model_copy(update={"epochs": 3})
+    methods = ("mlld", "ctkd", "dkd")
+
+    def orders(place: str, cuda_graph: str) -> list[TrainingOrder]:
+        chosen = training.model_copy(update={"cuda_graph": cuda_graph})
+        return [digits.order(method, tmp_path / place / method, chosen) for method in methods]
+
+    with monkeypatch.context() as eager:
+        eager.setattr("workers.train.why_no_graph", lambda *_: "eager")
+        expected = dict(train_group([Member(order, ignore, never) for order in orders("eager", "off")]))
+    assert graphs_on_a_cpu == []
+    stopped = digits.order("kd", tmp_path / "stopped", training)
+    asked = itertools.count()
+    members = [Member(order, ignore, never) for order in orders("graphs", "auto")]
+    ended = dict(train_group([*members, Member(stopped, ignore, lambda: next(asked) > 30)]))
+
+    assert isinstance(ended[3], Stopped)
+    for place, method in enumerate(methods):
+        result = ended[place]
+        assert isinstance(result, dict), result
+        assert result["environment"]["cuda_graph"] == "on"
+        assert isinstance(expected[place], dict)
+        clocks = {"images_per_s", "seconds"}
+        lines = [{k: v for k, v in how["last"].items() if k not in clocks} for how in (result, expected[place])]
+        assert lines[0] == lines[1]
+        left, right = weights(tmp_path / "graphs" / method), weights(tmp_path / "eager" / method)
+        assert all(torch.equal(left[name], right[name]) for name in right), method
+
+
+@pytest.mark.parametrize(
+    ("method", "recordings"),
+    [
+        ("kd", ["batch", "step"]),
+        ("dkd", ["batch", "step", "step", "step"]),
+        ("ctkd", ["batch", "step", "step", "step"]),
+    ],
+)
+def test_step_graph_is_recorded_again_when_the_epoch_changes_the_loss(
+    method: str, recordings: list[str], digits: Digits, tmp_path: Path, graphs_on_a_cpu: list[str]
+) -> None:
+    """dkd warms up over 20 epochs, ctkd's gradient is reversed more in each; kd is the same in all."""
+    train_run(digits.order(method, tmp_path, SMALL.model_copy(update={"epochs": 3})), ignore, never)
+    assert graphs_on_a_cpu == recordings
+
+
+def test_loaded_batch_of_a_replay_has_the_rows_of_its_step(
+    digits: Digits, tmp_path: Path, graphs_on_a_cpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, rows = BatchLoader.load, []
+
+    def noting(self: BatchLoader, inputs: BatchInputs) -> LoadedBatch:
+        loaded = load(self, inputs)
+        rows.append((inputs.rows.tolist(), loaded.batch.rows.tolist(), loaded.recordable))
+        return loaded
+
+    monkeypatch.setattr(BatchLoader, "load", noting)
+    train_run(digits.order("kd", tmp_path, SMALL.model_copy(update={"epochs": 1})), ignore, never)
+    assert any(recordable for _, _, recordable in rows)
+    assert all(of_step == of_batch for of_step, of_batch, _ in rows)
+
+
+@pytest.mark.usefixtures("graphs_on_a_cpu")
+def test_cuda_graph_on_fails_where_a_step_cannot_be_replayed(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.cuda_graph._apart", lambda *_: math.nan)
+    results = {}
+    for wanted in ("auto", "on"):
+        order = digits.order("kd", tmp_path / wanted, SMALL.model_copy(update={"cuda_graph": wanted, "epochs": 1}))
+        [(_, results[wanted])] = train_group([Member(order, ignore, never)])
+    assert isinstance(results["auto"], dict)
+    assert results["auto"]["environment"]["cuda_graph"].startswith("off: the weights of a replayed step differ")
+    assert isinstance(results["on"], InvalidJob)
+    assert "training.cuda_graph is 'on', but the weights of a replayed step differ" in str(results["on"])
+
+
+def test_apart_is_a_share_of_the_change_and_sees_what_is_not_finite() -> None:
+    before, eager = [torch.zeros(4), torch.ones(2)], [torch.tensor([3.0, 0.0, 4.0, 0.0]), torch.ones(2)]
+    assert _apart(before, eager, [tensor.clone() for tensor in eager]) == 0.0
+    assert _apart(before, eager, [torch.tensor([3.0, 0.0, 4.0, 0.5]), torch.ones(2)]) == pytest.approx(0.1)
+    assert _apart(before, eager, before) == pytest.approx(1.0)
+    spoilt = [eager[0], torch.tensor([1.0, math.nan])]
+    assert not _apart(before, eager, spoilt) <= 1.0
+    assert _apart(before, spoilt, spoilt) == 0.0
 
 
 def test_cuda_graph_on_is_refused_where_there_is_none_to_be_had() -> None:

@@ -169,7 +169,7 @@ class BatchInputs:
         statistics: float32 [V * S, B] of the teacher's logits, or None where no run needs a teacher.
         images: uint8 [b, H, W, K] of each view if they were augmented elsewhere, or one plain picture a sample; empty
             where the pictures are resident.
-        logits: [B, C] of each view where they are mapped; empty where they are resident, or nobody needs them.
+        logits: [B, C] of each view whose logits are not resident; empty where nobody needs them.
     """
 
     rows: NDArray[np.int64]
@@ -256,6 +256,8 @@ class TrainingFeed:
 
     def inputs(self, epoch: int, first_step: int = 0) -> Iterator[BatchInputs]:
         """What ``make`` computes the batches of an epoch from, from step ``first_step`` on, both counted from 0."""
+        # Before anything changes that the thread of an epoch that was left reads.
+        self._stop_fetching()
         dataset, plan = self._pictures.dataset, self._plan
         self._order_N = epoch_order(self.samples, self._seed, epoch)
         shown = [(epoch + place) % plan.count for place in range(self._views_per_step)]
@@ -274,7 +276,6 @@ class TrainingFeed:
             all_of = np.concatenate([teacher.statistics(self._order_N) for teacher in self._teachers])
             self._statistics = torch.from_numpy(all_of).to(self.device)
         steps = range(first_step, self.steps)
-        self._stop_fetching()
         self._fetching = self._fetched(steps)
         for step, fetched in zip(steps, self._fetching, strict=True):
             yield self._inputs(step, fetched)
@@ -301,12 +302,13 @@ class TrainingFeed:
                 (plain,) = inputs.images
             drawn = [inputs.integers[first : first + 5, mine] for first in range(2, len(inputs.integers), 5)]
             images = tuple(views.apply_table(plain, plan.augmentation, table_5b) for table_5b in drawn)
+        mapped_logits = iter(inputs.logits)
         seen = []
         for place, of_view in enumerate(images):
             logits_BC, statistics = None, None
             if self._teachers:
                 resident_NC = self._teachers[place].resident_NC
-                logits_BC = inputs.logits[place] if resident_NC is None else resident_NC.index_select(0, rows_B)
+                logits_BC = next(mapped_logits) if resident_NC is None else resident_NC.index_select(0, rows_B)
                 assert inputs.statistics is not None
                 names = self._teachers[place].names
                 statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))

@@ -7,6 +7,7 @@ killed anywhere continues with the same numbers, alone or in another company.
 
 import contextlib
 import hashlib
+import itertools
 import math
 import platform
 import time
@@ -147,7 +148,7 @@ class Learner:
         self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
         self.counters = BatchCounters(network)
         self.precision, self.precision_reason = choose_precision(
-            self.training.precision, device, network, self.training.batch_size, picture
+            self.training.precision, device, network, -(-self.training.batch_size // self.training.actors), picture
         )
         self.epoch, self.seconds = 0, 0.0
         self.sums = EpochSums(device)
@@ -243,14 +244,19 @@ class Learner:
     # --------------------------------------------------------------------------------------------- its checkpoint
 
     @property
-    def tensors(self) -> list[Tensor]:
-        """All that a step changes on the device."""
-        state = [v for of in self.optimizer.state.values() for v in of.values() if isinstance(v, Tensor)]
-        return [*self.parameters, *self.network.buffers(), *state, self.not_finite, *self.sums.tensors]
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """All that a step changes on the device, by what it is."""
+        of_optimizer = [v for of in self.optimizer.state.values() for v in of.values() if isinstance(v, Tensor)]
+        return {
+            "weights": [*self.parameters],
+            "statistics": list(self.network.buffers()),
+            "optimizer state": of_optimizer,
+            "sums": [self.not_finite, *self.sums.tensors],
+        }
 
     def release(self) -> None:
         """Free its memory on the device, whoever still refers to it; it is not used any more."""
-        for tensor in self.tensors:
+        for tensor in itertools.chain(*self.tensors.values()):
             tensor.grad, tensor.data = None, torch.empty(0)
         self.optimizer.state.clear()
 
@@ -291,8 +297,9 @@ class Learner:
             parameter.data.copy_(state["learned"][name])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
         self.sums.load(state["sums"])
-        if self.is_done:
-            self.environment = state["environment"]
+        # What is trained here says where; what was said of a part that is done stays.
+        earlier: dict[str, str] = state["environment"]
+        self.environment = earlier if self.is_done else {**earlier, **self.environment}
         within = f" and {self.sums.steps} steps" if self.sums.steps else ""
         self.emit(Log(message=f"resumed after epoch {self.epoch} of {self.training.epochs}{within}"))
         # An attempt that was killed between its checkpoint and its event told nobody.

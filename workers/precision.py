@@ -2,7 +2,7 @@
 
 bfloat16 makes the arithmetic of large layers several times faster, and adds about seven launches to each layer with
 weights (casts of weights, activations and gradients, forward and back): small students get slower by it. What pays is
-decided by counted operations, so that one job on one kind of device always gets one precision.
+decided by counted operations, never by a clock: a run gets the same precision on every device of a kind.
 
 TensorFloat-32 has 10 bits of mantissa and is never used unless a job says ``precision: "tf32"``: torch's default, which
 takes it for convolutions, would train and measure another network than the exported one. Evaluation is float32.
@@ -31,6 +31,7 @@ def choose_precision(
     Args:
         wanted: ``auto``, ``float32``, ``tf32`` or ``bfloat16``.
         network: on the device.
+        batch_size: rows that this process computes in a step.
         picture: (channels, height, width) of its input.
     """
     match wanted:

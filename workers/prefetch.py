@@ -50,8 +50,8 @@ def on_device_ahead(
             gathered.append(thread.submit(pinned, item))
 
     def start_copy(*, wait: bool) -> None:
-        """Of the next item; only if it is gathered, unless somebody waits for it."""
-        if gathered and not copied and (wait or gathered[0].done()):
+        """Of the next item; only if it is gathered, unless somebody waits for it: then its error is raised, too."""
+        if gathered and not copied and (wait or (gathered[0].done() and gathered[0].exception() is None)):
             with torch.cuda.stream(side):
                 tensors = tuple(t.to(device, non_blocking=True) for t in gathered.popleft().result())
                 copied.append((tensors, side.record_event()))

@@ -183,11 +183,13 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
 
 
 class _Group:
-    """The learners that are still training, and how the others have ended."""
+    """The learners that are still training, what is recorded of their steps, and how the others have ended."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], setting: _Setting) -> None:
         self.learners: list[Learner] = []
         self.steps: dict[int, StepGraph] = {}
+        self.recorder = Recorder() if setting.no_graph is None else None
+        self.loader = BatchLoader(setting.feed, setting.preprocessing, self.recorder)
         self._ids = [ids_of(member.order.folder) for member in members]
         self._ended: list[Ended] = []
 
@@ -211,6 +213,12 @@ class _Group:
         for learner in [learner for learner in self.learners if learner.place == place]:
             self.learners.remove(learner)
             learner.release()
+        if self.recorder is not None:
+            # All graphs share a pool, which is freed as a whole.
+            self.loader.forget()
+            for step in self.steps.values():
+                step.forget()
+            self.recorder.renew()
         torch.cuda.empty_cache()
         self._ended.append((place, how))
 
@@ -278,15 +286,14 @@ def train_group(members: Sequence[Member]) -> Iterator[Ended]:
 def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[Ended]:
     """``train_group`` from its first checkpoint on."""
     feed, replicas = setting.feed, setting.replicas
-    group = _Group(members)
-    recorder = Recorder() if setting.no_graph is None else None
-    loader = BatchLoader(feed, setting.preprocessing, recorder)
+    group = _Group(members, setting)
+    loader = group.loader
 
     # ---- resume
     for place, member in enumerate(members):
         with group.on_behalf_of(place):
             learner = _new_learner(place, member, setting)
-            group.add(learner, StepGraph(learner, recorder, setting.no_graph))
+            group.add(learner, StepGraph(learner, group.recorder, setting.no_graph))
             if len(members) > 1:
                 member.emit(Log(message=f"one of {len(members)} runs trained in one process on the same batches"))
     yield from group.take_ended()
