@@ -94,7 +94,7 @@ class Capacity:
         if actors > self.cpu_slots:
             return "TooFewSlots", (
                 f"training.actors is {actors}, but the engine has room for {self.cpu_slots} at once: "
-                f"use {self.cpu_slots} or fewer, or give the engine more with RETORT_CPUS or RETORT_GPUS"
+                f"use {self.cpu_slots} or fewer, or set RETORT_CPUS to more or RETORT_RUN_CPUS to less"
             )
         if self.gpu_share_of(training) * actors > self.gpus:
             return "TooFewSlots", (
@@ -141,7 +141,7 @@ def choose_capacity(settings: Settings, cpus: int, gpus: int, gpu_memory_bytes: 
         )
     if wanted is None:
         run_cpus = cpus / (gpus * int(1 / gpu_share))
-        # Ray wants whole cores of whoever asks for more than one.
+        # More than one are whole threads.
         run_cpus = float(int(run_cpus)) if run_cpus >= 1 else _rounded_down(run_cpus)
         reasons.append("the cores divided among them")
     else:

@@ -17,14 +17,16 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 PROBE_S = 95.0
+RETRY_S = 60.0
+STARTING = "the engine is starting: it has not counted and tried its GPUs yet"
 _POLL_S = 0.1
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def probe_command(what: str) -> tuple[list[str], dict[str, str]]:
+def probe_command(*what: str) -> tuple[list[str], dict[str, str]]:
     """Command line and environment that try one of the engine's packages, see ``workers.probe``."""
     path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-    return [sys.executable, "-m", "workers.probe", what], {**os.environ, "PYTHONPATH": path}
+    return [sys.executable, "-m", "workers.probe", *what], {**os.environ, "PYTHONPATH": path}
 
 
 class GpuReport(BaseModel):
@@ -50,7 +52,7 @@ class GpuReport(BaseModel):
     def reason(self) -> str | None:
         """Why this engine cannot do what it promises, for health and readiness."""
         if not self.is_tried:
-            return "the engine is starting, and has not tried its GPUs yet"
+            return STARTING
         if self.failure is None:
             return None
         subject = "a GPU is" if self.promised == 1 else f"{self.promised} GPUs are"
@@ -101,7 +103,7 @@ class GpuWatch:
         """Try them, unless that is being done."""
         if not self._promised or self._process is not None:
             return
-        line, environment = probe_command("gpus")
+        line, environment = probe_command("gpus", str(self._promised))
         self._begun_s = time.monotonic()
         self._process = subprocess.Popen(
             line,
@@ -112,6 +114,12 @@ class GpuWatch:
             text=True,
             start_new_session=True,
         )
+
+    def begin_again(self) -> None:
+        """Try them again, a while after it was found that they do not work: a driver can be mended meanwhile."""
+        is_broken = self.report is not None and self.report.reason is not None
+        if is_broken and time.monotonic() - self._begun_s > RETRY_S:
+            self.begin()
 
     def poll(self) -> GpuReport | None:
         """A new report, once; hardly waits."""

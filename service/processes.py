@@ -78,6 +78,7 @@ def supervise(
     *,
     environment: Mapping[str, str],
     is_ready: Callable[[], bool],
+    has_begun: Callable[[], bool],
     say: Callable[[str], None],
     ready_text: str,
     grace_s: float = GRACE_S,
@@ -87,7 +88,8 @@ def supervise(
     Args:
         children: name -> command line; each has to understand ``--until-stdin-closes``.
         environment: theirs.
-        is_ready: asked now and then until it says yes; then ``ready_text`` is said. A child that gives up before that
+        is_ready: asked now and then until it says yes; then ``ready_text`` is said.
+        has_begun: whether all children have come up, ready or not (a GPU may not work). One that gives up before that
             ends all.
         grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
 
@@ -112,7 +114,7 @@ def supervise(
     try:
         for name in children:
             start(name)
-        gone = _keep_up(running, news, start, is_ready, lambda: say(ready_text), say)
+        gone = _keep_up(running, news, start, is_ready, has_begun, lambda: say(ready_text), say)
         if gone is None:
             say("stopping")
     finally:
@@ -146,6 +148,7 @@ def _keep_up(
     news: queue.SimpleQueue[str | None],
     start: Callable[[str], None],
     is_ready: Callable[[], bool],
+    has_begun: Callable[[], bool],
     on_ready: Callable[[], None],
     say: Callable[[str], None],
 ) -> str | None:
@@ -165,8 +168,8 @@ def _keep_up(
             if ended is None:
                 return None
             now, recent = time.monotonic(), ends[ended]
-            # A status of its own before all were ready is a reason that will not go away; a signal is none.
-            is_hopeless = not was_ready and running[ended].wait() > 0
+            # A status of its own before all had come up is a reason that will not go away; a signal is none.
+            is_hopeless = not (was_ready or has_begun()) and running[ended].wait() > 0
             if is_hopeless or (len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_WINDOW_S):
                 return ended
             recent.append(now)

@@ -9,8 +9,8 @@ lease in the database; a second one waits for it. (How often a run was lost sinc
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again; what vanished is
 *lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between; what was
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
-machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
-more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
+machine's: a GPU that does not work, and, of a run, one whose memory was too small for all who shared it. Either is
+tried once more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
 
 On a GPU a run ends with its last checkpoint where there are cores for another process, which makes the artifacts of it:
 the GPU need not wait for them. That process is part of the same attempt; where it is lost, the next attempt finds the
@@ -102,11 +102,7 @@ class Engine:
             LeaseLost: another engine leads.
         """
         self._cluster, self._gpus = cluster, gpus
-        memory = gpus.report.memory_bytes if gpus.report is not None else None
-        self._capacity = choose_capacity(self._settings, cluster.cpus, cluster.gpus, memory)
-        chosen = self._capacity
-        shares = {"run_cpus": chosen.run_cpus, "gpu_share": chosen.gpu_share if cluster.gpus else 0.0}
-        log.info("runs at once", slots=chosen.slots, **shares, reason=chosen.reason)
+        self._choose_capacity()
         self._jobs.clear()
         # All of them before the first job makes room for itself.
         for job_id, caches in self._records.caches_in_use().items():
@@ -133,8 +129,12 @@ class Engine:
         Raises:
             LeaseLost: another engine leads.
         """
+        self._gpus.begin_again()
         if self._gpus.poll() is not None:
             self._record_gpus()
+            if not any(job.runs for job in self._jobs.values()):
+                # What was chosen without knowing the memory of GPUs that work by now.
+                self._choose_capacity()
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
@@ -157,6 +157,14 @@ class Engine:
             log.error("GPUs do not work", reason=report.reason)
         elif report.promised:
             log.info("GPUs work", names=report.names, memory_bytes=report.memory_bytes)
+
+    def _choose_capacity(self) -> None:
+        """Choose what runs get, and say so."""
+        cluster, report = self._cluster, self._gpus.report
+        memory = None if report is None else report.memory_bytes
+        self._capacity = chosen = choose_capacity(self._settings, cluster.cpus, cluster.gpus, memory)
+        shares = {"run_cpus": chosen.run_cpus, "gpu_share": chosen.gpu_share if cluster.gpus else 0.0}
+        log.info("runs at once", slots=chosen.slots, **shares, reason=chosen.reason)
 
     def _let_go(self) -> None:
         """Of the caches of jobs that have ended while they were paused, say: nobody else comes by."""
@@ -305,6 +313,7 @@ class Engine:
             work.task.acknowledge(events)
             if any(event.get("rows_inferred") for _, event in events):
                 job.losses.pop(_CACHES, None)
+                job.without_device.discard(_CACHES)
         if outcome is None:
             return
         if outcome.value is not None:
@@ -439,7 +448,8 @@ class Engine:
     def _room(job: ActiveJob) -> int | None:
         """How many more runs of the job may be at work; None is no limit."""
         at_once = job.record.parallel_runs
-        return None if at_once is None else max(0, at_once - len(job.runs))
+        at_work = sum(not work.task.crew.exports for work in job.runs.values())
+        return None if at_once is None else max(0, at_once - at_work)
 
     def _start_waiting(self, job: ActiveJob, processes: int) -> None:
         """Start waiting runs of the job in so many processes."""
@@ -523,10 +533,14 @@ class Engine:
             work.task.acknowledge(events)
             if "epoch" in progress:
                 job.losses.pop(run_id, None)
+                job.without_device.discard(run_id)
         if outcome is None:
             return
         if is_trained(outcome) and work.told is None:
             self._export(job, run_id, work, outcome)
+            return
+        if outcome.kind == "vanished" and (export := self._export_of(job, run_id, work)) is not None:
+            job.runs[run_id] = Work(export, work.attempt)
             return
         log.info("run ended", kind=outcome.kind, message=outcome.message)
         match outcome.kind:
@@ -558,6 +572,13 @@ class Engine:
         work.task.close()
         del job.runs[run_id]
         self._sweep(self._records.run(run_id))
+
+    def _export_of(self, job: ActiveJob, run_id: str, work: Work) -> Task | None:
+        """Whoever makes the artifacts of a run whose training process is gone: an engine that died had begun that."""
+        if work.task.crew.exports:
+            return None
+        acknowledged = self._records.next_event(job.id, run_id, work.attempt)
+        return self._find_export(self._records.run(run_id), acknowledged)
 
     @staticmethod
     def _can_have_more_memory(work: Work) -> bool:

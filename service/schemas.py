@@ -234,7 +234,8 @@ class Cache(Document):
     last_used_at: datetime | None
     pinned: bool = Field(description="whether it is kept from eviction and deletion")
     provenance: Stored = Field(
-        description="what made it, no part of its key; `computed_on` lists where its blocks were inferred"
+        description="what made it, no part of its key; `computed_on` lists where its blocks were, or were to be, "
+        "inferred, unless an older version did it"
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from service.cli import main
 from service.db import Database, upgrade_to_head
+from service.gpus import GpuWatch
 from service.holds import CacheHolds
 from service.records import Records
 from service.registry import Registry
@@ -151,7 +152,7 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
     looks: list[list[bool]] = []
     watcher = _Watcher(lambda: looks.append([is_held(catalog, key) for key in keys]))
     engine = Engine(settings, records)
-    engine.recover(cast("Cluster", watcher))
+    engine.recover(cast("Cluster", watcher), GpuWatch(promised=0))
     engine.tick()
     database.close()
     assert looks == [[True, True], [True, True]]

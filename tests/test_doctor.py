@@ -354,6 +354,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 def test_a_gpu_that_the_driver_shows_and_torch_does_not_see(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str, str], None]
 ) -> None:
+    # conftest hides the machine's own.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     program("nvidia-smi", "exit 9")
     is_ok(packages.check_gpu(settings), "no NVIDIA GPU")
     is_bad(packages.check_gpu(changed(settings, gpus=2)), "fail", "RETORT_GPUS is 2, the driver shows 0")

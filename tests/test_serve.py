@@ -44,6 +44,7 @@ sys.exit(supervise(
     {f"{kind} child": [sys.executable, folder / "child.py", kind, str(up)] for kind, up in zip(kinds, ups)},
     environment=os.environ,
     is_ready=lambda: all(up.exists() for up in ups),
+    has_begun=lambda: all(up.exists() for up in ups),
     say=lambda text: print(text, flush=True),
     ready_text="ready",
     grace_s=grace_s,

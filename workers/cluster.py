@@ -537,7 +537,9 @@ class _Waiting:
         free = self._free()
         others = max(0, len(list_named_actors()) - 1)
         names = {"GPU": "GPUs", "CPU": "CPU cores"}[self._kind]
-        if free >= self._asked or (self._was_free >= self._asked and not others):
+        # A share has to be free on one GPU, and only the sum over all is known.
+        enough = self._asked * (total if self._kind == "GPU" and total > 1 else 1)
+        if free >= enough or (self._was_free >= enough and not others):
             # Resources count as taken from the moment on at which Ray begins to start the process.
             reason, message = "starting", "inference has its share of the machine: Ray is starting its processes"
         else:

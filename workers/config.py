@@ -273,7 +273,8 @@ class Training(Spec):
     label_smoothing: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] = 0.0
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    # Joined later: an Idempotency-Key is known by the digest of a dump, and one from before is to be known after.
+    cuda_graph: Literal["auto", "on", "off"] = Field("auto", exclude_if=lambda given: given == "auto")
     max_gradient_norm: Positive | None = None
     actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
 

@@ -30,7 +30,7 @@ _WARM_UP_STEPS = 3
 # Of a run's first recording, so that inputs of the recorded step that were taken for constants are found out; of a
 # later one, which differs in constants alone, the last of them.
 _COMPARED_STEPS = 2
-# Of how far a step moves. With a batch's rows in another order, so all sums in another, the weights of resnet8, vgg8 and
+# Of how far a step moves. With a batch's rows, and so all sums, in another order the weights of resnet8, vgg8 and
 # mobilenet_v2 ended 0.0007 to 0.015 of that apart on a CPU; stale inputs make it about 1.
 _TOLERANCE = 0.05
 

@@ -11,10 +11,10 @@ from workers.errors import DeviceUnavailable, first_line
 
 
 def cuda_failure() -> str | None:
-    """Why torch cannot compute on a CUDA device here, as a part of a sentence; None if it can.
+    """Why torch cannot compute on the current CUDA device, as a part of a sentence; None if it can.
 
-    It allocates on the first visible device and launches a kernel there, since a driver that answers may still be too
-    old for a kernel.
+    It allocates there and launches a kernel, since a driver that answers may still be too old for a kernel. A device
+    that has no memory left works: whoever needs some finds that out.
     """
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
@@ -26,6 +26,9 @@ def cuda_failure() -> str | None:
         torch.ones(1, device="cuda").add_(1)
         torch.cuda.synchronize()
     except (RuntimeError, AssertionError) as error:
+        # The words of torch's error and of CUDA's own, where there is no room for another process.
+        if "out of memory" in str(error):
+            return None
         return f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, says: {first_line(error)}"
     return None
 
@@ -56,7 +59,7 @@ def choose_device(wanted: str, has_gpu_share: bool = False) -> tuple[torch.devic
     )
 
 
-def new_stream(device: torch.device) -> torch.cuda.Stream:
+def new_stream(device: torch.device) -> "torch.cuda.Stream":
     """A CUDA stream on this device, beside the default one."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates none here
     return stream

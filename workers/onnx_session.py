@@ -99,7 +99,7 @@ class Session:
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers), enable_fallback=0)
         except ORT_ERRORS as error:
             said, failure = _said(error), _failure(error)
-            advice = ", give it a larger share of the device" if failure is OutOfMemory else ""
+            advice = ", give it a larger share of the GPU (RETORT_GPU_SHARE)" if failure is OutOfMemory else ""
             raise failure(f"ONNX Runtime cannot load the teacher{advice}: {said}") from error
         self.provider: str = self._session.get_providers()[0]
         self.cpu_operators: Counter[str] = Counter()

@@ -1,4 +1,6 @@
-"""Try what the engine needs, each in a process of its own: ``python -m workers.probe ray|torch|onnxruntime|gpus``.
+"""Try what the engine needs, each in a process of its own.
+
+``python -m workers.probe ray|torch|onnxruntime|gpus [COUNT]``.
 
 The last line of standard output is a JSON object with ``found``, a sentence's part, and ``gpus``, how many GPUs it can
 compute on; ``torch`` adds ``failure``, why it can compute on none, and ``gpus`` the ``names`` of those that CUDA shows,
@@ -19,10 +21,12 @@ import numpy as np
 def main() -> int:
     """Exit status 2 for another name."""
     probes = {"ray": probe_ray, "torch": probe_torch, "onnxruntime": probe_onnxruntime, "gpus": probe_gpus}
-    if len(sys.argv) != 2 or sys.argv[1] not in probes:
-        sys.stderr.write(f"usage: python -m workers.probe {'|'.join(probes)}\n")
+    name, *given = sys.argv[1:] or [""]
+    if name not in probes or len(given) > (name == "gpus"):
+        sys.stderr.write(f"usage: python -m workers.probe {'|'.join(probes)} [COUNT]\n")
         return 2
-    sys.stdout.write("\n" + json.dumps(probes[sys.argv[1]]()) + "\n")
+    found = probe_gpus(int(given[0])) if given else probes[name]()
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
     return 0
 
 
@@ -32,8 +36,11 @@ def probe_ray() -> dict[str, object]:
     return {"found": f"Ray {version('ray')}", "gpus": 0}
 
 
-def probe_gpus() -> dict[str, object]:
-    """Allocate and launch on every GPU, as a run does before anything else; what it computes is ``probe_torch``'s."""
+def probe_gpus(count: int = sys.maxsize) -> dict[str, object]:
+    """Allocate and launch on the first ``count`` GPUs, as a run does before anything else.
+
+    What they compute is ``probe_torch``'s to check.
+    """
     import torch
 
     from workers.devices import cuda_failure
@@ -43,7 +50,7 @@ def probe_gpus() -> dict[str, object]:
     failures: list[str] = []
     if (failure := cuda_failure()) is not None:
         return {"found": failure, "gpus": 0, "names": names, "memory_bytes": None, "failure": failure}
-    for index in range(torch.cuda.device_count()):
+    for index in range(min(count, torch.cuda.device_count())):
         names.append(torch.cuda.get_device_name(index))
         memory.append(torch.cuda.get_device_properties(index).total_memory)
         with torch.cuda.device(index):

@@ -82,7 +82,7 @@ class PictureStream:
 
     def __init__(self, files: PictureFiles, recipe: Augmentation, processes: int, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        processes = max(processes, on_gpu)
+        processes = max(processes, int(on_gpu))
         self._sampler = _Sampler()
         self._batches: Generator[tuple[Tensor, ...], None, None] | None = None
         self._loader: data.DataLoader[_Made] | None = data.DataLoader(

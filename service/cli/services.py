@@ -17,6 +17,7 @@ import typer
 from service.cli.base import CommandFailed, session
 from service.client import Client
 from service.connection import ClientError
+from service.gpus import STARTING
 from service.paths import local_url
 from service.processes import command, end_with_stdin, free_port, supervise
 
@@ -72,10 +73,12 @@ def serve(
         end_with_stdin()
     url = local_url(settings.host, settings.port)
     with Client(url) as client:
+        readiness = _Readiness(client)
         status = supervise(
             {"api": command("api"), "engine": command("engine")},
             environment=os.environ,
-            is_ready=_Readiness(client).ask,
+            is_ready=readiness.ask,
+            has_begun=lambda: readiness.has_begun,
             say=_say_as_service,
             ready_text=ready_text(settings, url),
         )
@@ -83,18 +86,25 @@ def serve(
 
 
 class _Readiness:
-    """Asks a service whether it is ready, and says once why not, if that lasts."""
+    """Asks a service whether it is ready, and says once why not, if that lasts.
+
+    Attributes:
+        has_begun: whether an engine has led and is through with its start, whatever its GPUs are like.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._reasons: list[str] = []
         self._say_at = math.inf
+        self.has_begun = False
 
     def ask(self) -> bool:
         try:
             answer = self._client.ready()
         except (ClientError, ValueError):
             return False
+        if answer["heartbeat_age_s"] is not None and STARTING not in answer["reasons"]:
+            self.has_begun = True
         if answer["reasons"] != self._reasons:
             self._reasons, self._say_at = answer["reasons"], time.monotonic() + UNREADY_S
         if self._reasons and time.monotonic() > self._say_at:

@@ -226,7 +226,7 @@ def _report_row(run: RunRecord) -> ReportRow:
         teacher_temperature=last.get("teacher_temperature_mean"),
         images_per_s=result.get("images_per_s", last.get("images_per_s")),
         seconds=result.get("seconds"),
-        device=environment.get("device_name") or environment.get("device"),
+        device=environment.get("device_name") if environment.get("device") == "cuda" else environment.get("device"),
     )
 
 
