@@ -341,7 +341,7 @@ def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits,
 # ------------------------------------------------------------------------------------ GPUs that only Ray believes in
 
 
-def test_inference_pool_puts_one_actor_on_each_gpu_and_a_stopgap_where_none_has_room(
+def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_has_room(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def new(pool: _InferencePool) -> _PoolWorker:
@@ -349,7 +349,7 @@ def test_inference_pool_puts_one_actor_on_each_gpu_and_a_stopgap_where_none_has_
         return pool._workers[-1]
 
     def wait_for(worker: _PoolWorker) -> Sequence[int | str]:
-        while not worker.is_born:
+        while not worker.is_started:
             time.sleep(0.02)
         return worker.gpu_ids()
 
@@ -360,17 +360,17 @@ def test_inference_pool_puts_one_actor_on_each_gpu_and_a_stopgap_where_none_has_
         assert sorted(str(gpu) for [gpu] in taken) == sorted(NO_GPUS)
 
         waiting = new(second)
-        second._add_stopgap()
-        second._add_stopgap()
-        [_, stopgap] = second._workers
-        there = wait_for(stopgap)
-        assert not waiting.is_born
-        second._retire_stopgap()
-        assert second._workers == [waiting, stopgap]
+        second._add_small_worker()
+        second._add_small_worker()
+        [_, small] = second._workers
+        there = wait_for(small)
+        assert not waiting.is_started
+        second._retire_small_worker()
+        assert second._workers == [waiting, small]
         # Room for the other one, on the very GPU.
         first._end(workers[taken.index(there)])
         assert wait_for(waiting) == there
-        second._retire_stopgap()
+        second._retire_small_worker()
         assert second._workers == [waiting]
 
         # Idle, it gives its GPU back: the cache that its job wants next may be in another job's hands.

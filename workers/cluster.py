@@ -304,23 +304,23 @@ class _PoolWorker:
 
     Attributes:
         share: of a GPU that it has asked for.
-        born: answered, with its GPUs, once it has its share of the machine; until then it is given nothing to do.
+        started: answered, with its GPUs, once it has its share of the machine; until then it is given nothing to do.
     """
 
     actor: _Handle
     share: float
-    born: Any
+    started: Any
     blocks: list[int] = field(default_factory=list)
     reference: Any = None
 
     @property
-    def is_born(self) -> bool:
-        return _is_ready(self.born)
+    def is_started(self) -> bool:
+        return _is_ready(self.started)
 
     def gpu_ids(self) -> Sequence[int | str]:
-        """Of one that is born; none of one that has died since, which its next call tells."""
+        """Of one that has started; none of one that has died since, which its next call tells."""
         with contextlib.suppress(ray.exceptions.RayError):
-            ids: Sequence[int | str] = ray.get(self.born)
+            ids: Sequence[int | str] = ray.get(self.started)
             return ids
         return []
 
@@ -363,17 +363,17 @@ class _InferencePool:
                 while len(self._workers) < count:
                     self._workers.append(self._new_worker(self._share))
                 while True:
-                    self._retire_stopgap()
+                    self._retire_small_worker()
                     for worker in self._workers:
-                        if worker.reference is None and pile and worker.is_born:
+                        if worker.reference is None and pile and worker.is_started:
                             worker.blocks = pile.take()
                             worker.reference = worker.actor.work.remote(text, worker.blocks)
                     busy = {worker.reference: worker for worker in self._workers if worker.reference is not None}
                     if not busy and not pile:
                         return
                     if not busy and waiting.tell():
-                        self._add_stopgap()
-                    references = list(busy) or [worker.born for worker in self._workers]
+                        self._add_small_worker()
+                    references = list(busy) or [worker.started for worker in self._workers]
                     ready, _ = ray.wait(references, num_returns=1, timeout=0.25)
                     for reference in ready:
                         if reference in busy:
@@ -438,18 +438,18 @@ class _InferencePool:
 
     def _new_worker(self, share: float) -> _PoolWorker:
         actor = _start(_InferenceActor, cpus=0.0 if share else 1.0, gpus=share)
-        return _PoolWorker(actor, share, born=actor.gpu_ids.remote())
+        return _PoolWorker(actor, share, started=actor.gpu_ids.remote())
 
-    def _add_stopgap(self) -> None:
+    def _add_small_worker(self) -> None:
         """Where no GPU has much room, an actor that takes little of one: inference shall not wait for an empty GPU."""
-        if self._share > self._gpu_share and not any(w.is_born or w.share < self._share for w in self._workers):
+        if self._share > self._gpu_share and not any(w.is_started or w.share < self._share for w in self._workers):
             self._workers.append(self._new_worker(self._gpu_share))
 
-    def _retire_stopgap(self) -> None:
+    def _retire_small_worker(self) -> None:
         """End the actor that took little of a GPU once that GPU has another."""
         for worker in [worker for worker in self._workers if worker.share < self._share and worker.reference is None]:
-            others = (each for each in self._workers if each is not worker and each.is_born)
-            if worker.is_born and {*worker.gpu_ids()} & {gpu for each in others for gpu in each.gpu_ids()}:
+            others = (each for each in self._workers if each is not worker and each.is_started)
+            if worker.is_started and {*worker.gpu_ids()} & {gpu for each in others for gpu in each.gpu_ids()}:
                 self._end(worker)
 
     def _finish(self, worker: _PoolWorker, pile: Pile, emit: Emit) -> None:
