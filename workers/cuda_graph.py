@@ -108,7 +108,7 @@ class BatchLoader:
         self._preprocessing = preprocessing
         self._recorder = recorder
         self._warm_loads = 0
-        self._previous: BatchInputs | None = None
+        self._warm_shapes: tuple[torch.Size, ...] = ()
         self._slot: BatchInputs | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._made: LoadedBatch | None = None
@@ -119,13 +119,13 @@ class BatchLoader:
         if self._recorder is None:
             return self.load_eagerly(inputs)
         if self._slot is None:
-            is_alike = self._previous is not None and self._previous.has_shapes_of(inputs)
-            self._warm_loads, self._previous = self._warm_loads + 1 if is_alike else 1, inputs
+            self._warm_loads = self._warm_loads + 1 if inputs.shapes == self._warm_shapes else 1
+            self._warm_shapes = inputs.shapes
             if self._warm_loads <= _WARM_UP_STEPS:
                 return self.load_eagerly(inputs)
             self._slot = inputs.clone()
             self._graph = self._record(self._slot)
-        if self._graph is None or self._made is None or not self._slot.has_shapes_of(inputs):
+        if self._graph is None or self._made is None or self._slot.shapes != inputs.shapes:
             return self.load_eagerly(inputs)
         self._slot.copy_from(inputs)
         self._graph.replay()

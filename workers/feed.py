@@ -200,8 +200,10 @@ class BatchInputs:
         for mine, theirs in zip(self.tensors, other.tensors, strict=True):
             mine.copy_(theirs)
 
-    def has_shapes_of(self, other: "BatchInputs") -> bool:
-        return [t.shape for t in self.tensors] == [t.shape for t in other.tensors]
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Of ``tensors``."""
+        return tuple(tensor.shape for tensor in self.tensors)
 
 
 class TrainingFeed:
