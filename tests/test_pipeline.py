@@ -152,6 +152,32 @@ def test_labels_in_another_order_are_refused_before_any_work(digits: Digits, tmp
     assert not list((tmp_path / "data").glob("caches/*"))
 
 
+def test_check_contract_asks_each_job_whether_it_insists(digits: Digits, tmp_path: Path) -> None:
+    """The record of a teacher that one job accepted lets no other job through, and each is warned."""
+    arrays = {}
+    for name, split in (("train", digits.train), ("test", digits.test)):
+        labels = np.asarray(split.labels_N)
+        arrays[f"{name}_images"] = np.asarray(split.images_NHWC)
+        arrays[f"{name}_labels"] = np.where((labels == 3) | (labels == 5), 8 - labels, labels)
+    np.savez(tmp_path / "swapped.npz", **arrays)
+    folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
+    strict = digits.job("kd").model_copy(update={"dataset": NpzDataset(path="swapped.npz")})
+    insists = strict.model_copy(update={"accept_teacher": True})
+    assert "accept_teacher" not in strict.model_dump()
+    assert JobSpec.model_validate_json(insists.model_dump_json()) == insists
+    order = "label order seems to differ: its class 3 is mostly '5'"
+    forwards = []
+    for _ in range(2):
+        with pytest.raises(ContractViolation, match=order):
+            plan_caches(strict, folders, ignore, never, threads=1)
+        events: list[object] = []
+        forwards.append(plan_caches(insists, folders, events.append, never, threads=1).contract_forwards)
+        told = [e.message for e in events if isinstance(e, Log) and e.level == "warning" and order in e.message]
+        assert len(told) == 1
+        assert told[0].endswith("for the job says accept_teacher")
+    assert forwards[0] > 0 == forwards[1]
+
+
 def test_recomputed_rows_agree_and_a_foreign_teacher_does_not(digits: Digits, tmp_path: Path) -> None:
     data_dir = digits.folders.data_dir
     key = digits.plan.train_cache.key

@@ -115,6 +115,13 @@ def test_a_wish_about_nothing_is_not_found(shared_api: Api, verb: str) -> None:
         problem(shared_api.client.post(f"/v1/{path}/{verb}"), 404, "not-found")
 
 
+def test_job_keeps_in_its_plan_that_it_insists_on_its_teacher(shared_api: Api) -> None:
+    """Left out by default: an Idempotency-Key from before the field is known by the digest of a body without it."""
+    plain, insists = shared_api.post_job(), shared_api.post_job(accept_teacher=True)
+    assert "accept_teacher" not in plain["plan"]
+    assert insists["plan"]["accept_teacher"] is True
+
+
 def test_priority_and_runs_at_once_are_part_of_the_job(shared_api: Api) -> None:
     """By default it waits its turn and takes what room there is."""
     plain, urgent = shared_api.post_job(), shared_api.post_job(priority=-100, parallel_runs=3)

@@ -7,6 +7,7 @@ import math
 import re
 import tarfile
 import time
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tests import cuda_session, onnx_models
 from tests.cuda_session import CudaDouble
 from workers import contract
 from workers.config import Preprocessing
-from workers.contract import Score, binomial_tail, spread
+from workers.contract import Score, binomial_tail, slice_rows, spread
 from workers.datasets import DecodedDataset
 from workers.errors import ContractViolation, DeviceUnavailable, InvalidTeacher, NotFinite, OutOfMemory
 from workers.onnx_check import check_onnx
@@ -427,12 +428,12 @@ def test_another_label_order_is_refused_and_recognised(tmp_path: Path) -> None:
         session.contract_check(coloured())
     assert "right on 0 of 300 labelled pictures (0.0%), guessing would be on 33.3%" in str(caught.value)
     assert "its class 0 is mostly 'green' (class 1 here), its class 1 is mostly 'red'" in str(caught.value)
-    assert "so matched, 100.0% would be right" in str(caught.value)
+    assert "with its classes so matched, 100.0% of 300 pictures are right" in str(caught.value)
 
 
 def test_swapped_channels_are_refused_and_recognised(tmp_path: Path) -> None:
     swapped = PLAIN.model_copy(update={"channels": "bgr"})
-    with pytest.raises(ContractViolation, match=r"with channels='rgb', 100\.0% of 64 pictures are right"):
+    with pytest.raises(ContractViolation, match=r"with channels='rgb', 100\.0% of 300 pictures are right"):
         teacher(sees_colour(), tmp_path, swapped).contract_check(coloured())
 
 
@@ -450,19 +451,121 @@ def sees_brightness() -> onnx.ModelProto:
 
 def test_a_wrong_scale_is_refused_and_recognised(tmp_path: Path) -> None:
     unscaled = PLAIN.model_copy(update={"scale": 1.0})
-    with pytest.raises(ContractViolation, match=r"with scale=0\.003922, 100\.0% of 64 pictures are right"):
+    with pytest.raises(ContractViolation, match=r"with scale=0\.003922, 100\.0% of 200 pictures are right"):
         teacher(sees_brightness(), tmp_path, unscaled).contract_check(bright())
 
 
-def test_a_better_preprocessing_is_only_mentioned_where_the_given_one_works(tmp_path: Path) -> None:
+def test_contract_check_refuses_a_preprocessing_that_costs_few_points(tmp_path: Path) -> None:
     data = bright()
-    data.images_NHWC[::8] //= 64  # a few so dark that the wrong mean, too, calls them dark
-    shifted = PLAIN.model_copy(update={"mean": (-0.35,) * 3})
-    report = teacher(sees_brightness(), tmp_path, shifted).contract_check(data)
-    assert report.chance < report.accuracy < 0.8
+    data.images_NHWC[::8] *= 2  # dark ones that the wrong mean takes for light
+    shifted = PLAIN.model_copy(update={"mean": (-0.2,) * 3})
+    session = teacher(sees_brightness(), tmp_path, shifted)
+    report = session.contract_check(data, accept=True)
+    assert report.accuracy == 0.875
+    assert report.forwards > report.rows + 200
+    (refusal,) = report.refusals
+    assert "with mean=[0, 0, 0], 100.0% of 200 pictures are right, with the given mean=[-0.2, -0.2, -0.2]" in refusal
+    with pytest.raises(ContractViolation, match=re.escape(refusal) + r' `"accept_teacher": true` in the job'):
+        session.contract_check(data)
+
+
+def levels(names: Sequence[str], per_class: int) -> DecodedDataset:
+    """Pictures of one brightness each; the class of the brightness k of so many is ``names[k]``, in order of text."""
+    levels_R = np.repeat(np.arange(len(names)), per_class)
+    images = np.full((len(levels_R), 8, 8, 3), ((levels_R + 0.5) / len(names) * 255)[:, None, None, None])
+    numbers = {name: k for k, name in enumerate(sorted(names))}
+    labels = np.array([numbers[names[k]] for k in levels_R])
+    return labelled(images.astype(np.uint8), labels, tuple(sorted(names)))
+
+
+def sees_level(classes: int, **options: object) -> onnx.ModelProto:
+    """Its class k is the brightness k of so many: the logit is -(x - level)^2 in tens of thousands, less x^2."""
+    level_N = (np.arange(classes) + 0.5) / classes
+    return onnx_models.linear(np.ones((192, 1)) / 192 * 2e4 * level_N, -1e4 * level_N**2, **options)
+
+
+NUMBERS = [str(k) for k in range(12)]
+LETTERS = [chr(ord("a") + k) for k in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("names", "per_class", "found"),
+    [
+        (NUMBERS, 2, "with the class names in the order of their numbers ('0', '1', '2', '3', ...), 100.0% of 24"),
+        (NUMBERS, 60, "with the class names in the order of their numbers ('0', '1', '2', '3', ...), 100.0% of 512"),
+        (["a", "B", "c", "D", "e"], 9, "with the class names sorted regardless of case ('a', 'B', 'c', 'D', ...), 1"),
+        (["b", "a", *LETTERS[2:]], 10, "its class 0 is mostly 'b' (class 1 here), its class 1 is mostly 'a' (class 0"),
+    ],
+)
+def test_contract_check_refuses_classes_in_an_order_that_differs_in_part(
+    names: list[str], per_class: int, found: str, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ContractViolation, match=r'No setting states an order: rename .*"accept_teacher": true'
+    ) as error:
+        teacher(sees_level(len(names)), tmp_path).contract_check(levels(names, per_class))
+    assert found in str(error.value)
+
+
+def test_contract_check_passes_a_weak_teacher_in_the_right_order(tmp_path: Path) -> None:
+    """Thirty classes, a third of them taken for their neighbours: no better order survives the other half."""
+    data = levels([f"{k:02}" for k in range(30)], 10)
+    noise = np.random.default_rng(0).normal(0, 6, (300, 1, 1, 1))
+    noisy = (data.images_NHWC + noise).clip(0, 255).astype(np.uint8)
+    report = teacher(sees_level(30), tmp_path).contract_check(labelled(noisy, data.labels_N, data.class_names))
+    assert 0.4 < report.accuracy < 0.6
+    assert (report.refusals, report.warnings) == ((), ())
+
+
+def test_contract_check_warns_of_numbers_in_the_order_of_text(tmp_path: Path) -> None:
+    """Even where the teacher was trained on the same order."""
+    data = levels(sorted(NUMBERS), 3)
+    report = teacher(sees_level(12), tmp_path).contract_check(data)
+    assert report.accuracy == 1
     (warning,) = report.warnings
-    assert "with mean=[0, 0, 0], 100.0% of 64 pictures are right" in warning
-    assert report.forwards > report.rows + 64
+    assert "not in their order ('0', '1', '10', '11', ...): class 2 is '10'" in warning
+
+
+def test_contract_check_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path) -> None:
+    report = teacher(sees_level(12), tmp_path).contract_check(levels(NUMBERS, 6), accept=True)
+    assert report.accuracy == pytest.approx(1 / 6)
+    (refusal,) = report.refusals
+    assert report.accepted == (f"{refusal} It is used as it is, for the job says accept_teacher",)
+    report.enforce(True)
+    with pytest.raises(ContractViolation, match="label order seems to differ"):
+        report.enforce(False)
+
+
+def test_contract_check_passes_a_good_teacher_of_a_rare_class(tmp_path: Path) -> None:
+    """Right on 198 of 200 and on 2 of 2; without the picture, the same predictions would be right on 97.1 %."""
+    data = bright(400)
+    rows = np.concatenate([np.arange(0, 400, 2), [1, 3]])
+    images = data.images_NHWC[rows]
+    images[:2] += 120
+    rare = labelled(images, data.labels_N[rows], data.class_names)
+    report = teacher(sees_brightness(), tmp_path).contract_check(rare)
+    assert (report.accuracy, report.chance) == (pytest.approx(200 / 202), pytest.approx(0.971, abs=5e-4))
+
+
+@pytest.mark.parametrize(
+    ("tail", "factor", "told"),
+    [
+        (["Sigmoid"], 1, "are all between 0 and 1 and the rows sum to .*: they are what a sigmoid makes"),
+        (["Softmax"], 100, r"each row sums to 100: they are scaled probabilities \(percent"),
+    ],
+)
+def test_contract_check_refuses_outputs_that_are_no_logits(
+    tail: list[str], factor: int, told: str, tmp_path: Path
+) -> None:
+    built = sees_colour(tail=tail)
+    built.graph.node[-1].output[0] = "probability"
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    built.graph.node.append(helper.make_node("Mul", ["probability", "factor"], ["logits"]))
+    session = teacher(built, tmp_path)
+    with pytest.raises(ContractViolation, match=told + ".*Export the logits.*accept_teacher"):
+        session.contract_check(coloured())
+    assert len(session.contract_check(coloured(), accept=True).refusals) == 1
+    assert session.output_kind == "logits"
 
 
 def test_labels_without_sense_are_refused_without_a_hint(tmp_path: Path) -> None:
@@ -532,6 +635,19 @@ def test_the_slice_is_spread_over_the_whole_data_set() -> None:
     np.testing.assert_array_equal(spread(3, 512), [0, 1, 2])
     for labels in (np.repeat(np.arange(100), 512), np.arange(51_200) % 100):
         assert len(np.unique(labels[rows])) > 90
+
+
+def test_slice_rows_has_rows_of_every_class_and_an_end() -> None:
+    """It grows with the classes, and takes more of the rare ones than their share."""
+    labels = np.zeros(100_000, np.int64)
+    labels[70_000:70_004], labels[80_000:80_050] = 1, 2
+    rows = slice_rows(labels, 3, 512)
+    np.testing.assert_array_equal(np.bincount(labels[rows])[1:], [4, 10])
+    assert 512 <= len(np.unique(rows)) == len(rows) < 530
+    labels = np.repeat(np.arange(100), 1000)
+    assert np.bincount(labels[slice_rows(labels, 100, 512)]).min() >= 10
+    assert len(slice_rows(labels, 100, 512)) == 1000
+    assert len(slice_rows(np.repeat(np.arange(1000), 100), 1000, 512)) == contract.ROWS_MAX
 
 
 # ------------------------------------------------------------------------------------------------------- real data

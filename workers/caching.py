@@ -118,8 +118,12 @@ def check_contract(
     *,
     threads: int,
     device: Device = "auto",
+    accept: bool = False,
 ) -> tuple[ContractReport, int]:
     """Try the teacher on a labelled slice, once for every pairing of teacher and data.
+
+    Args:
+        accept: whether the job insists on a teacher that is doubted; each job for itself, whatever was recorded.
 
     Returns:
         The report, and the number of forward passes that it took now: 0 when the
@@ -131,17 +135,24 @@ def check_contract(
     identity = {
         "teacher": teacher.model_dump(mode="json", exclude={"path"}),
         "dataset": dataset.fingerprint,
+        "class_names": dataset.class_names,
     }
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     record = folders.contracts / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
     # A record that an older version wrote in another shape is as good as none.
+    report = None
     with contextlib.suppress(FileNotFoundError, ValidationError):
-        return ContractReport.model_validate_json(record.read_text()), 0
+        report = ContractReport.model_validate_json(record.read_text())
+    if report is not None:
+        report.enforce(accept)
+        for warning in (*report.accepted, *report.warnings):
+            emit(Log(level="warning", message=warning))
+        return report, 0
     session = Teacher(
         teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device, dataset=dataset
     )
-    report = session.contract_check(dataset)
-    for warning in (*session.warnings, *report.warnings):
+    report = session.contract_check(dataset, accept=accept)
+    for warning in (*session.warnings, *report.accepted, *report.warnings):
         emit(Log(level="warning", message=warning))
     emit(
         ContractChecked(
@@ -194,7 +205,9 @@ def plan_caches(
         check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
     teacher = identify(job.teacher)
     _smoke_run(teacher, train, folders, emit)
-    report, rows = check_contract(teacher, train, folders, emit, threads=threads, device=device)
+    report, rows = check_contract(
+        teacher, train, folders, emit, threads=threads, device=device, accept=job.accept_teacher
+    )
 
     encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]
     check_encoding(encoding, report.classes)

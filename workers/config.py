@@ -358,6 +358,8 @@ class Plan(Spec):
     Attributes:
         group_size: where more runs wait than there is room for, at most so many of one seed are trained in one process
             on the same batches; 1 trains each apart. It changes no result.
+        accept_teacher: use the teacher although the contract check doubts its class order, preprocessing, accuracy or
+            kind of output; what it found becomes warnings.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -369,6 +371,8 @@ class Plan(Spec):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AtMost(RUNS_MAX)] = (0,)
     training: Training = Training()
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
+    # Joined later, as ``Training.cuda_graph``.
+    accept_teacher: Flag = Field(False, exclude_if=lambda given: not given)
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:

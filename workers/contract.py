@@ -5,21 +5,31 @@ In the order in which a mistake would spoil the rest:
 1. the class count that the graph declares, and that it really has, is the data set's;
 2. one picture runs through in reasonable time; the outputs are finite;
 3. the same pictures alone and in a batch give the same outputs (else: training mode, or a graph that mixes the batch);
-4. rows that are >= 0 and sum to 1 are probabilities: their log is cached, and the fact is part of the cache's key;
-5. the teacher is right more often than predictions that know nothing of the picture. If not, label order or
-   preprocessing is wrong; both are tried out, and the message says which one it seems to be.
+4. rows that are >= 0 and sum to 1 are probabilities: their log is cached, and the fact is part of the cache's key.
+   Other outputs with a bounded range or a fixed sum (sigmoid, percent) are refused: as logits they would mislead;
+5. the teacher is right more often than predictions that know nothing of the picture;
+6. no other order of the classes and no other usual preprocessing is right significantly more often on the same rows.
 
-Chance is the accuracy of the same predictions against independent labels, sum over classes of P(predicted) P(label):
-it suits unbalanced data and constant predictions. It explains the hits if a binomial variable of that mean reaches
-them with probability above ``ALPHA``.
+Points 4 (sigmoid, percent), 5 and 6 are judgements: a job may insist with ``accept_teacher``, and they become warnings.
+
+Chance is the accuracy of the same predictions against the same labels in random order, in the mean the sum over classes
+of P(predicted) P(label). It explains the hits if one such order in 1 / ``ALPHA`` reaches them: both counts per class
+are given, so this suits unbalanced data and constant predictions (Fisher's exact test, by Monte Carlo).
+
+Two ways to read the same rows are compared by McNemar's exact test: of the rows that only one gets right, each is
+equally likely to be either's if neither is better. Tests share ``ALPHA`` (Bonferroni). Class orders tried are those
+that sorting makes of the names and the best assignment of outputs to classes (Hungarian method), which is found on one
+half of the rows and tested on the other.
 
 What it does not do: judge how good a teacher is. A weak one passes.
 
-Legend: R rows of the slice, N classes.
+Legend: R rows of the slice, N classes, S samples of the data set, V usual preprocessings.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -45,11 +55,15 @@ ALONE_ROWS = 4  # pictures compared alone and in a batch
 
 # Probabilities of a row sum to 1 up to their own rounding.
 SUM_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2}
+# Percentages are often rounded: their sums differ by so much of the sum itself.
+SCALED_SUM_TOLERANCE = 0.01
 
-# Another preprocessing or label order is mentioned if its accuracy is higher by so much (a fraction of the rows).
-MARGIN = 0.2
-VARIANT_ROWS = 64
-ROWS_PER_CLASS = 20  # with fewer, the best matching of two label orders is mostly noise
+# Two classes of the teacher that have changed places are noticed if each has about so many rows.
+ROWS_PER_CLASS = 10
+ROWS_MAX = 2048  # of a slice that grows with the classes
+PERMUTATIONS = 2000
+# A preprocessing that the rows so far show to be worse, with this chance of a mistake, is not tried on the others.
+DROPPED = 0.001
 
 
 class ContractReport(BaseModel):
@@ -67,6 +81,7 @@ class ContractReport(BaseModel):
         batch_tolerance: largest one allowed.
         provider: what it ran on, in ONNX Runtime's name.
         provider_reason: why on that.
+        refusals: sentences about what forbids the work unless a job insists.
         warnings: sentences for a person; nothing that forbids the work.
     """
 
@@ -83,7 +98,21 @@ class ContractReport(BaseModel):
     batch_tolerance: float
     provider: str
     provider_reason: str
+    # No default: the record of a version that did not look for them tells nothing.
+    refusals: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+    def enforce(self, accept: bool) -> None:
+        """Raise ContractViolation of all refusals, unless they are accepted."""
+        if self.refusals and not accept:
+            raise ContractViolation(
+                f'{" ".join(self.refusals)} `"accept_teacher": true` in the job uses the teacher as it is all the same'
+            )
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The refusals as warnings of a job that insists."""
+        return tuple(f"{refusal} It is used as it is, for the job says accept_teacher" for refusal in self.refusals)
 
 
 class Session(Protocol):
@@ -104,32 +133,34 @@ class Session(Protocol):
 
 
 def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
-    """Run the check on ``rows`` pictures, spread evenly over ``dataset``.
+    """Run the check on at least ``rows`` pictures, if there are so many; see ``slice_rows``.
+
+    Returns:
+        The report. Its ``refusals`` are for the caller to enforce.
 
     Raises:
         InvalidTeacher: it does not run, or a picture's outputs depend on the batch.
         NotFinite: NaN or infinite outputs.
-        ContractViolation: wrong class count, or no better than chance.
+        ContractViolation: wrong class count.
     """
-    index_R = spread(len(dataset.labels_N), rows)
-    images, labels_R = dataset.take(index_R), dataset.labels_N[index_R]
     _check_classes(teacher.graph.classes, dataset)
-    first = teacher.outputs(images[:1], timeout_s=FIRST_TIMEOUT_S)
+    index_R = slice_rows(dataset.labels_N, dataset.classes, rows)
+    labels_R = dataset.labels_N[index_R]
+    first = teacher.outputs(dataset.take(index_R[:1]), timeout_s=FIRST_TIMEOUT_S)
     _check_classes(first.shape[1], dataset)
 
-    outputs_RN = np.concatenate([teacher.outputs(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+    parts = [index_R[i : i + BATCH] for i in range(0, len(index_R), BATCH)]
+    outputs_RN = np.concatenate([teacher.outputs(dataset.take(part)) for part in parts])
     _check_finite(outputs_RN, index_R)
-    alone = spread(len(images), ALONE_ROWS)
-    difference, tolerance = _check_alone(teacher, images, outputs_RN, alone)
-    kind, warnings = _output_kind(teacher, outputs_RN)
+    alone = spread(len(index_R), ALONE_ROWS)
+    difference, tolerance = _check_alone(teacher, dataset.take(index_R[alone]), outputs_RN, alone)
+    kind, warnings, refusals = _output_kind(teacher, outputs_RN)
 
     score = Score.of(outputs_RN, labels_R)
-    suggestion, variant_rows = _better_preprocessing(teacher, images, labels_R, outputs_RN)
-    if score.explained_by_chance:
-        hints = (_other_label_order(outputs_RN, labels_R, dataset.class_names, score), suggestion)
-        raise ContractViolation(_refusal(score, [hint for hint in hints if hint]))
-    if suggestion:
-        warnings.append(f"{suggestion} The given preprocessing is used all the same.")
+    order = _better_order(score, dataset.class_names)
+    preprocessing, variant_rows = _better_preprocessing(teacher, dataset, index_R, score)
+    refusals += _accuracy_refusal(score, order, preprocessing)
+    warnings += _numeric_names(dataset.class_names)
     return ContractReport(
         rows=len(index_R),
         forwards=1 + len(index_R) + len(alone) + variant_rows,
@@ -142,8 +173,31 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
         batch_tolerance=tolerance,
         provider=teacher.provider,
         provider_reason=teacher.provider_reason,
+        refusals=tuple(refusals),
         warnings=tuple(warnings),
     )
+
+
+def slice_rows(labels_N: Rows, classes: int, rows: int) -> Rows:
+    """Sample numbers, ascending, of a slice in which every class has its part.
+
+    ``rows`` or ``ROWS_PER_CLASS`` for each class, if that is more, spread over the data set; then more of the classes
+    that have fewer than ``ROWS_PER_CLASS``, the rarest first. Neither goes beyond ``ROWS_MAX``, unless ``rows`` does.
+    """
+    is_chosen = np.zeros(len(labels_N), dtype=bool)
+    is_chosen[spread(len(labels_N), max(rows, min(ROWS_PER_CLASS * classes, ROWS_MAX)))] = True
+    counts = np.bincount(labels_N[is_chosen], minlength=classes)
+    room = ROWS_MAX - int(counts.sum())
+    for k in np.argsort(counts, kind="stable"):
+        missing = min(ROWS_PER_CLASS - int(counts[k]), room)
+        if missing <= 0:
+            break
+        others = np.flatnonzero((labels_N == k) & np.logical_not(is_chosen))
+        if len(others):
+            more = others[spread(len(others), missing)]
+            is_chosen[more] = True
+            room -= len(more)
+    return np.flatnonzero(is_chosen)
 
 
 def spread(samples: int, rows: int) -> Rows:
@@ -174,70 +228,151 @@ def _check_finite(outputs_RN: Outputs, index_R: Rows) -> None:
 
 
 def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Rows) -> tuple[float, float]:
-    """(largest difference, largest allowed) between ``rows`` alone and in their batch."""
-    alone = np.concatenate([teacher.outputs(images[row : row + 1]) for row in rows])
+    """(largest difference, largest allowed) between the pictures of ``rows`` alone and in their batch."""
+    alone = np.concatenate([teacher.outputs(images[i : i + 1]) for i in range(len(rows))])
     difference = float(np.abs(alone - outputs_RN[rows]).max())
     tolerance = BATCH_TOLERANCE[teacher.graph.output_dtype] * float(np.abs(outputs_RN).max())
     if not difference <= tolerance:
         raise InvalidTeacher(
-            f"the same picture gives other outputs alone than in a batch of {min(BATCH, len(images))} (difference "
+            f"the same picture gives other outputs alone than in a batch of {min(BATCH, len(outputs_RN))} (difference "
             f"{difference:.3g}, {tolerance:.3g} is allowed): batch normalisation or dropout is in training mode, or "
             "the graph mixes the pictures of a batch. Export it in eval mode"
         )
     return difference, tolerance
 
 
-def _output_kind(teacher: Session, outputs_RN: Outputs) -> tuple[OutputKind, list[str]]:
+def _output_kind(teacher: Session, outputs_RN: Outputs) -> tuple[OutputKind, list[str], list[str]]:
+    """(what the outputs are taken for, warnings, refusals)."""
     tolerance = SUM_TOLERANCE[teacher.graph.output_dtype]
     z_RN = outputs_RN.astype(np.float64)
-    if (z_RN >= 0).all() and np.abs(z_RN.sum(axis=1) - 1).max() <= tolerance:
-        return "log_probabilities", [
-            "the teacher ends in a softmax: the log of its output is cached, at least -87.3. Logits without a softmax "
-            "keep more, and temperature methods that use their size (max, norm) mean those"
-        ]
+    sums_R = z_RN.sum(axis=1)
+    if (z_RN >= 0).all():
+        if np.abs(sums_R - 1).max() <= tolerance:
+            return (
+                "log_probabilities",
+                [
+                    "the teacher ends in a softmax: the log of its output is cached, at least -87.3. Logits without a "
+                    "softmax keep more, and temperature methods that use their size (max, norm) mean those"
+                ],
+                [],
+            )
+        return "logits", [], _not_logits(teacher.graph.output, z_RN.max(), sums_R)
     if (z_RN <= 0).all() and np.abs(np.exp(z_RN).sum(axis=1) - 1).max() <= tolerance:
-        return "logits", [
-            "the teacher ends in a log-softmax: its output is cached as it is. Temperature methods that use the "
-            "logits' size (max, norm) mean logits without it"
-        ]
-    return "logits", []
+        return (
+            "logits",
+            [
+                "the teacher ends in a log-softmax: its output is cached as it is. Temperature methods that use the "
+                "logits' size (max, norm) mean logits without it"
+            ],
+            [],
+        )
+    return "logits", [], []
+
+
+def _not_logits(output: str, largest: float, sums_R: NDArray[np.float64]) -> list[str]:
+    """The refusal of outputs >= 0 that are probabilities of their own or scaled ones; none if they may be logits."""
+    low, high = float(sums_R.min()), float(sums_R.max())
+    if high > 0 and high - low <= SCALED_SUM_TOLERANCE * high and not 0.9 <= high <= 1.1:
+        what = (
+            f"are all >= 0 and each row sums to {high:.4g}: they are scaled probabilities (percent, where that is 100)"
+        )
+    elif largest <= 1:
+        what = (
+            f"are all between 0 and 1 and the rows sum to {low:.3g} .. {high:.3g}: they are what a sigmoid makes, or a "
+            "rounded softmax (whose rows sum to 1)"
+        )
+    else:
+        return []
+    return [
+        f"The teacher's outputs ({output!r}) {what}, not logits, and a softmax over them would be nearly flat or "
+        "nearly hard. Export the logits, what goes into the last Sigmoid or Softmax, or name the output that holds "
+        "them in the teacher's `output`."
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- accuracy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
-    """Top-1 hits on labelled rows, and the accuracy that chance would give."""
+    """Top-1 predictions [R] on rows with labels [R], of ``classes`` classes."""
 
-    hits: int
-    rows: int
-    chance: float
+    predicted_R: Rows
+    labels_R: Rows
+    classes: int
 
     @classmethod
     def of(cls, outputs_RN: Outputs, labels_R: Rows) -> "Score":
         """The score of outputs [R, N] against labels [R]."""
-        rows, classes = outputs_RN.shape
-        predicted_R = outputs_RN.argmax(axis=1)
-        shares = [np.bincount(values, minlength=classes) / rows for values in (predicted_R, labels_R)]
-        return cls(int((predicted_R == labels_R).sum()), rows, float(shares[0] @ shares[1]))
+        return cls(outputs_RN.argmax(axis=1), labels_R, outputs_RN.shape[1])
+
+    @property
+    def rows(self) -> int:
+        return len(self.labels_R)
+
+    @property
+    def is_right_R(self) -> NDArray[np.bool_]:
+        return self.predicted_R == self.labels_R
+
+    @functools.cached_property
+    def hits(self) -> int:
+        return int(self.is_right_R.sum())
 
     @property
     def accuracy(self) -> float:
         return self.hits / self.rows
 
     @property
-    def explained_by_chance(self) -> bool:
-        """Would guessing reach as many hits with probability above ``ALPHA``?
+    def chance(self) -> float:
+        """Mean accuracy of the same predictions against the same labels in random order."""
+        return self._hits_by_chance / self.rows
 
-        So few rows that not even all of them right would be unlikely cannot tell; then only a score at or below
-        chance counts. Nothing more can be asked than that all are right.
+    @property
+    def _hits_by_chance(self) -> float:
+        predicted_N, labelled_N = self._counts
+        return int(predicted_N @ labelled_N) / self.rows
+
+    @property
+    def _counts(self) -> tuple[Rows, Rows]:
+        predicted_N, labelled_N = (np.bincount(v, minlength=self.classes) for v in (self.predicted_R, self.labels_R))
+        return predicted_N, labelled_N
+
+    @functools.cached_property
+    def explained_by_chance(self) -> bool:
+        """Would the same labels in random order give as many hits with probability above ``ALPHA``?
+
+        So few rows, or so few of all classes but one, that not even the most hits that these counts allow would be
+        unlikely cannot tell; then only a score at or below chance counts. Nothing more can be asked than that all are
+        right.
         """
         if self.hits == self.rows:
             return False
-        if self.chance**self.rows > ALPHA:
-            return self.accuracy <= self.chance
-        return binomial_tail(self.hits, self.rows, self.chance) > ALPHA
+        predicted_N, labelled_N = self._counts
+        if self.hits * self.rows <= int(predicted_N @ labelled_N):
+            return True
+        rng, labels_R = np.random.default_rng(0), self.labels_R
+        hits = np.array([(self.predicted_R == rng.permutation(labels_R)).sum() for _ in range(PERMUTATIONS)])
+
+        def probability(least: int) -> float:
+            return (1 + int((hits >= least).sum())) / (1 + PERMUTATIONS)
+
+        if probability(int(np.minimum(predicted_N, labelled_N).sum())) > ALPHA:
+            return False
+        return probability(self.hits) > ALPHA
+
+    def permuted(self, order_N: Rows) -> "Score":
+        """The score if the teacher's class k were the data set's ``order_N[k]``."""
+        return Score(order_N[self.predicted_R], self.labels_R, self.classes)
+
+    def part(self, rows: Rows) -> "Score":
+        """The score on some of the rows."""
+        return Score(self.predicted_R[rows], self.labels_R[rows], self.classes)
+
+    def p_value(self, other: "Score") -> float:
+        """McNemar's exact test, one-sided: how likely so many more hits than ``other``'s are if neither is better."""
+        mine = int((self.is_right_R & np.logical_not(other.is_right_R)).sum())
+        others = int((other.is_right_R & np.logical_not(self.is_right_R)).sum())
+        return binomial_tail(mine, mine + others, 0.5)
 
 
 def binomial_tail(hits: int, rows: int, chance: float) -> float:
@@ -254,50 +389,164 @@ def binomial_tail(hits: int, rows: int, chance: float) -> float:
     return min(1.0, math.fsum(math.exp(log_term(k)) for k in range(hits, rows + 1)))
 
 
-def _refusal(score: Score, hints: list[str]) -> str:
-    found = (
-        f"the teacher is right on {score.hits} of {score.rows} labelled pictures ({score.accuracy:.1%}), guessing "
-        f"would be on {score.chance:.1%}: its label order or its preprocessing does not fit this data set."
+@dataclass(frozen=True)
+class Explanation:
+    """Another way to read the slice that is right significantly more often, and a sentence about it."""
+
+    score: Score
+    sentence: str
+
+
+def _accuracy_refusal(score: Score, *found: Explanation | None) -> list[str]:
+    explanations = [one for one in found if one]
+    # A wrong order makes many a preprocessing seem better, and the other way round: who is far behind explains nothing.
+    hints = [a.sentence for a in explanations if all(b.score.p_value(a.score) > ALPHA for b in explanations)]
+    right = f"The teacher is right on {score.hits} of {score.rows} labelled pictures ({score.accuracy:.1%}), "
+    if score.explained_by_chance:
+        refusal = (
+            f"{right}guessing would be on {score.chance:.1%}: its label order or its preprocessing does not fit this "
+            "data set."
+        )
+        return [" ".join([refusal, *(hints or ["No usual preprocessing does better."])])]
+    return [" ".join([f"{right}and on significantly more if it is used otherwise.", *hints])] if hints else []
+
+
+# ------------------------------------------------------------------------------------------------------- class orders
+
+
+def _better_order(score: Score, names: tuple[str, ...]) -> Explanation | None:
+    """The order of the classes that is right significantly more often than the data set's own."""
+    best, best_order_N, described = score, np.arange(score.classes), ""
+    orders = _usual_orders(names)
+    alpha = ALPHA / (len(orders) + 1)
+    if 0.5 ** (score.rows - score.hits) > alpha:  # not even one that is right on all rows
+        return None
+    for description, order_N in orders:
+        candidate = score.permuted(order_N)
+        if candidate.p_value(best) <= alpha:
+            best, best_order_N, described = candidate, order_N, description
+    fitted_R, tested_R = _halves(score.labels_R)
+    order_N = _assignment(score.part(fitted_R), best_order_N)
+    if score.part(tested_R).permuted(order_N).p_value(best.part(tested_R)) <= alpha:
+        best, best_order_N, described = score.permuted(order_N), order_N, "its classes so matched"
+    if not described:
+        return None
+    moved = [k for k in np.unique(score.predicted_R[best.is_right_R]) if best_order_N[k] != k]
+    examples = ", ".join(
+        f"its class {k} is mostly {names[best_order_N[k]]!r} (class {best_order_N[k]} here)" for k in moved[:3]
     )
-    return " ".join([found, *hints]) if hints else f"{found} No usual preprocessing does better."
+    return Explanation(
+        best,
+        f"The label order seems to differ: {examples}; with {described}, {best.accuracy:.1%} of {best.rows} pictures "
+        f"are right, with the data set's order ({_listed(names)}) {score.accuracy:.1%}. No setting states an order: "
+        "rename the class folders (numbers with leading zeros) or renumber the labels to have the teacher's order "
+        "here, or export the teacher with its outputs in the data set's order.",
+    )
 
 
-def _other_label_order(outputs_RN: Outputs, labels_R: Rows, names: tuple[str, ...], score: Score) -> str | None:
-    """A sentence if each class of the teacher goes with one of the data set, but not the one of its number."""
-    rows, classes = outputs_RN.shape
-    if rows < ROWS_PER_CLASS * classes:
-        return None
-    together = np.zeros((classes, classes), dtype=np.int64)  # [predicted, label]
-    np.add.at(together, (outputs_RN.argmax(axis=1), labels_R), 1)
-    accuracy = float(together.max(axis=1).sum()) / rows
-    if accuracy - score.accuracy < MARGIN:
-        return None
-    match = together.argmax(axis=1)
-    moved = [k for k in range(classes) if match[k] != k and together[k].any()]
-    examples = ", ".join(f"its class {k} is mostly {names[match[k]]!r} (class {match[k]} here)" for k in moved[:3])
-    return f"The label order seems to differ: {examples}; so matched, {accuracy:.1%} would be right."
+def _usual_orders(names: tuple[str, ...]) -> list[tuple[str, Rows]]:
+    """(description, order [N]) of the class names as people's programs sort them, the data set's own left out."""
+    keys: dict[str, Callable[[str], list[tuple[int, str]]]] = {
+        "the class names in the order of their numbers": _natural,
+        "the class names sorted as text": lambda name: [(0, name)],
+        "the class names sorted regardless of case": lambda name: [(0, name.casefold())],
+        "the class names in the order of their numbers, regardless of case": lambda name: _natural(name.casefold()),
+    }
+    orders: list[tuple[str, Rows]] = []
+    seen = [tuple(range(len(names)))]
+    for description, key in keys.items():
+        sorted_names = sorted((key(name), k) for k, name in enumerate(names))
+        order = tuple(k for _, k in sorted_names)
+        if order not in seen:
+            seen.append(order)
+            orders.append((f"{description} ({_listed([names[k] for k in order])})", np.array(order)))
+    return orders
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts runs of digits as numbers: class2 before class10."""
+    parts = re.split(r"(\d+)", name)  # text and digits take turns
+    stripped = [part.lstrip("0") if i % 2 else part for i, part in enumerate(parts)]
+    return [(len(part) if i % 2 else 0, part) for i, part in enumerate(stripped)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, short enough for a message."""
+    shown = ", ".join(repr(name if len(name) <= 24 else f"{name[:23]}…") for name in names[:4])
+    return f"{shown}, ..." if len(names) > 4 else shown
+
+
+def _halves(labels_R: Rows) -> tuple[Rows, Rows]:
+    """Two halves of the rows that have every class alike, give or take one row."""
+    order_R = np.lexsort((np.random.default_rng(0).random(len(labels_R)), labels_R))
+    return order_R[::2], order_R[1::2]
+
+
+def _assignment(score: Score, preferred_N: Rows) -> Rows:
+    """The order [N] with the most hits; among equals the one nearest to ``preferred_N``."""
+    from scipy.optimize import linear_sum_assignment  # 0.2 s, and only the contract check needs it
+
+    together = np.zeros((score.classes, score.classes))  # [predicted, label]
+    np.add.at(together, (score.predicted_R, score.labels_R), 1)
+    # All of it together is less than one hit.
+    together[np.arange(score.classes), preferred_N] += 1 / (score.classes + 1)
+    _, order_N = linear_sum_assignment(together, maximize=True)
+    return np.asarray(order_N, dtype=np.int64)
+
+
+def _numeric_names(names: tuple[str, ...]) -> list[str]:
+    """A warning if the class names are numbers in another order than that of their values."""
+    if not all(name.isdecimal() for name in names):
+        return []
+    by_number = sorted(names, key=_natural)
+    if by_number == list(names):
+        return []
+    k = next(k for k, name in enumerate(names) if name != by_number[k])
+    return [
+        f"the class names are numbers, but not in their order ({_listed(names)}): class {k} is {names[k]!r}, and a "
+        f"teacher that was trained on the numbers has {by_number[k]!r} there. Leading zeros make text sort as numbers"
+    ]
 
 
 # ----------------------------------------------------------------------------------------------- other preprocessings
 
 
 def _better_preprocessing(
-    teacher: Session, images: Images, labels_R: Rows, outputs_RN: Outputs
-) -> tuple[str | None, int]:
-    """(a sentence about the best usual preprocessing if it beats the given one by ``MARGIN``, rows run for it)."""
-    part = spread(len(images), VARIANT_ROWS)
-    given = Score.of(outputs_RN[part], labels_R[part])
-    if given.accuracy > 1 - MARGIN:
-        return None, 0
+    teacher: Session, dataset: Dataset, index_R: Rows, given: Score
+) -> tuple[Explanation | None, int]:
+    """(the best usual preprocessing if it is right significantly more often than the given one, rows run for it)."""
     variants = list(_usual_preprocessings(teacher.preprocessing))
-    scores = [Score.of(teacher.outputs(images[part], variant), labels_R[part]) for variant in variants]
-    forwards = len(part) * len(variants)
-    best, variant = max(zip(scores, variants, strict=True), key=lambda pair: pair[0].hits)
-    if best.accuracy - given.accuracy < MARGIN or best.explained_by_chance:
+    alpha = ALPHA / len(variants)
+    if 0.5 ** (given.rows - given.hits) > alpha:  # not even one that is right on all rows
+        return None, 0
+    # Strides, so that the first part shows all classes of a sorted data set.
+    stride = math.ceil(given.rows / BATCH)
+    parts = [np.arange(i, given.rows, stride) for i in range(stride)]
+    predicted_VR = np.full((len(variants), len(index_R)), -1)
+    alive, forwards = set(range(len(variants))), 0
+    seen = np.empty(0, dtype=np.int64)
+    for part in parts:
+        images = dataset.take(index_R[part])
+        seen = np.concatenate([seen, part])
+        for v in sorted(alive):
+            predicted_VR[v, part] = teacher.outputs(images, variants[v]).argmax(axis=1)
+            forwards += len(part)
+            if given.part(seen).p_value(Score(predicted_VR[v, seen], given.labels_R[seen], given.classes)) < DROPPED:
+                alive.remove(v)
+    scores = {v: Score(predicted_VR[v], given.labels_R, given.classes) for v in sorted(alive)}
+    better = {
+        v: score for v, score in scores.items() if score.p_value(given) <= alpha and not score.explained_by_chance
+    }
+    if not better:
         return None, forwards
+    v = max(better, key=lambda v: better[v].hits)
+    changes, unchanged = _changes(teacher.preprocessing, variants[v]), _changes(variants[v], teacher.preprocessing)
     return (
-        f"The preprocessing seems to be another: with {_changes(teacher.preprocessing, variant)}, {best.accuracy:.1%} "
-        f"of {len(part)} pictures are right, with the given one {given.accuracy:.1%}.",
+        Explanation(
+            better[v],
+            f"The preprocessing seems to be another: with {changes}, {better[v].accuracy:.1%} of {given.rows} pictures "
+            f"are right, with the given {unchanged} {given.accuracy:.1%}. Give the teacher that `preprocessing`.",
+        ),
         forwards,
     )
 

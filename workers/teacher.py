@@ -191,13 +191,18 @@ class Teacher:
         """
         return self._run(self._preprocess(images_BHWC, preprocessing or self.preprocessing), timeout_s)
 
-    def contract_check(self, dataset: Dataset, rows: int = 512) -> ContractReport:
-        """Try the teacher on ``rows`` labelled pictures; sets ``output_kind``. See ``workers.contract``.
+    def contract_check(self, dataset: Dataset, rows: int = 512, *, accept: bool = False) -> ContractReport:
+        """Try the teacher on ``rows`` labelled pictures or more; sets ``output_kind``. See ``workers.contract``.
+
+        Args:
+            accept: whether refusals about accuracy, class order, preprocessing and kind of output are left to the
+                caller, in the report.
 
         Raises:
             InvalidTeacher, ContractViolation, NotFinite: teacher and data set do not fit; nothing long was begun.
         """
         report = contract.check(self, dataset, rows)
+        report.enforce(accept)
         self.output_kind = report.output_kind
         self.classes = report.classes
         return report
