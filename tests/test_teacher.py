@@ -508,12 +508,12 @@ def test_contract_check_refuses_classes_in_an_order_that_differs_in_part(
 
 
 def test_contract_check_passes_a_weak_teacher_in_the_right_order(tmp_path: Path) -> None:
-    """Thirty classes, a third of them taken for their neighbours: no better order survives the other half."""
+    """Thirty classes, taken for their neighbours: the best order of one half of the rows is no better on the other."""
     data = levels([f"{k:02}" for k in range(30)], 10)
-    noise = np.random.default_rng(0).normal(0, 6, (300, 1, 1, 1))
+    noise = np.random.default_rng(0).normal(0, 25, (300, 1, 1, 1))
     noisy = (data.images_NHWC + noise).clip(0, 255).astype(np.uint8)
     report = teacher(sees_level(30), tmp_path).contract_check(labelled(noisy, data.labels_N, data.class_names))
-    assert 0.4 < report.accuracy < 0.6
+    assert report.chance < 0.04 < 0.1 < report.accuracy < 0.2
     assert (report.refusals, report.warnings) == ((), ())
 
 
