@@ -55,7 +55,7 @@ LIGHT = (
     "service.client",
     "service.doctor",
 )
-HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "PIL")
+HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL")
 TOP_LEVEL = {
     ".ci",
     ".gitignore",

@@ -13,7 +13,7 @@ from tests.service_helpers import Api
 from workers.parts import Config
 
 pytest_plugins = ["tests.service_fixtures"]
-HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "sklearn", "PIL")
+HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL")
 
 
 def references(value: object) -> Iterator[str]:

@@ -507,6 +507,16 @@ def test_contract_check_refuses_classes_in_an_order_that_differs_in_part(
     assert found in str(error.value)
 
 
+def test_assignment_moves_only_classes_that_the_rows_tell_of() -> None:
+    """And needs no matrix of all classes."""
+    preferred_N = np.roll(np.arange(50_000), 1)
+    predicted_R = np.array([7, 7, 7, 8, 8, 9, 40_000])
+    order_N = contract._assignment(Score(predicted_R, np.array([5, 5, 6, 6, 6, 8, 3]), 50_000), preferred_N)
+    assert order_N[[7, 8, 9, 40_000]].tolist() == [5, 6, 8, 3]
+    np.testing.assert_array_equal(np.sort(order_N), np.arange(50_000))
+    assert np.flatnonzero(order_N != preferred_N).tolist() == [4, 6, 7, 8, 40_000]
+
+
 def test_contract_check_passes_a_weak_teacher_in_the_right_order(tmp_path: Path) -> None:
     """Thirty classes, taken for their neighbours: the best order of one half of the rows is no better on the other."""
     data = levels([f"{k:02}" for k in range(30)], 10)
