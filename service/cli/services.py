@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PANEL = "The service"
 # What keeps a service from being ready for so long is no part of its start.
 UNREADY_S = 10.0
+BEGUN_S = 10.0
 
 Host = Annotated[str | None, typer.Option(help="RETORT_HOST; 127.0.0.1 by default.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="RETORT_PORT; 8765 by default, 0 a free one.")]
@@ -97,14 +98,19 @@ class _Readiness:
         self._reasons: list[str] = []
         self._say_at = math.inf
         self.has_begun = False
+        self._ask_at = 0.0
 
     def ask(self) -> bool:
+        if time.monotonic() < self._ask_at:
+            return False
         try:
             answer = self._client.ready()
         except (ClientError, ValueError):
             return False
         if answer["heartbeat_age_s"] is not None and STARTING not in answer["reasons"]:
             self.has_begun = True
+            # A GPU that does not work may not for days, and every question is a line in the log.
+            self._ask_at = time.monotonic() + BEGUN_S
         if answer["reasons"] != self._reasons:
             self._reasons, self._say_at = answer["reasons"], time.monotonic() + UNREADY_S
         if self._reasons and time.monotonic() > self._say_at:
