@@ -187,6 +187,19 @@ def test_it_is_bounded_and_keeps_room_for_warnings_and_the_end(tmp_path: Path) -
     assert len(lines_of(attempt)[-1]["message"]) < 5000
 
 
+def test_run_log_has_text_that_every_reader_takes_and_no_terminal_obeys(tmp_path: Path) -> None:
+    attempt = attempt_of(tmp_path)
+    log = open_log(attempt)
+    logging.getLogger("workers").warning("zz\udcfc.png \x7f\x9b\x1b")
+    with log.ending(OSError("zz\udcfc.png")):
+        pass
+    text = (attempt / "log.jsonl").read_text()
+    assert text.isascii()
+    assert text.replace("\n", "").isprintable()
+    _, warned, ended = lines_of(attempt)
+    assert (warned["event"], ended["message"]) == ("zz\\xfc.png \x7f\x9b\x1b", "zz\\xfc.png")
+
+
 def test_a_log_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text("a file where a folder has to be")
     passed: list[BaseModel] = []
