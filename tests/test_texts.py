@@ -38,7 +38,7 @@ def test_printable_json_is_the_same_document() -> None:
     assert json.loads(shown) == document
 
 
-@pytest.mark.parametrize("formula", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("formula", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"])
 def test_cell_is_no_formula(formula: str) -> None:
     assert cell(formula) == f"'{printable(formula)}"
 

@@ -11,8 +11,8 @@ from typing import Any
 _UNSTORABLE = re.compile("[\ud800-\udfff\x00]")
 # All of C0 but tab and newline, DEL, C1, line and paragraph separators, bidirectional marks, lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# What makes a spreadsheet take a cell as a formula (OWASP, CSV injection).
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What makes a spreadsheet take a cell as a formula (OWASP, CSV injection), the full-width forms of East Asia included.
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
 
 def storable(value: Any) -> Any:  # noqa: ANN401  # JSON as it comes

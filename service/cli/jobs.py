@@ -163,7 +163,7 @@ def report(
     options = session(context)
     with options.client() as client:
         if csv:
-            sys.stdout.write(printable(client.report_csv(id).replace("\r\n", "\n")))
+            sys.stdout.write("\r\n".join(map(printable, client.report_csv(id).split("\r\n"))))
             return
         document = client.report(id)
     options.show(document, lambda: terminal.results(document))
