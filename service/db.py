@@ -24,6 +24,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from workers.texts import storable
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 WRITE_LOCK = 0x5245544F5254  # "RETORT": any constant that no other user of the database takes
@@ -118,11 +120,27 @@ def _alembic_config() -> Config:
 
 
 def _dump_json(value: object) -> str:
-    """JSON text; what JSON cannot spell (NaN, infinity) becomes null, so a diverged metric is not a crash."""
+    """JSON text; what JSON cannot spell (NaN, infinity) becomes null, so a diverged metric is not a crash.
+
+    What nobody could be sent, or PostgreSQL not keep, is written out (``texts.storable``).
+    """
     try:
-        return json.dumps(value, allow_nan=False)
+        found = json.dumps(value, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value), allow_nan=False)
+        found = json.dumps(_finite(value), allow_nan=False)
+    return json.dumps(storable(json.loads(found))) if _is_suspect(found) else found
+
+
+def _load_json(found: str | bytes) -> object:
+    """A value from JSON text; rows of earlier versions may hold what can be sent to nobody, which is written out."""
+    told = found.decode() if isinstance(found, bytes) else found
+    value = json.loads(told)
+    return storable(value) if _is_suspect(told) else value
+
+
+def _is_suspect(found: str) -> bool:
+    # ASCII, as ``json.dumps`` has written it: every surrogate, half of a pair or not, is spelt so.
+    return "\\ud" in found or "\\u0000" in found
 
 
 def _finite(value: object) -> object:
@@ -145,13 +163,14 @@ def _server_engine(url: URL) -> Engine:
         pool_pre_ping=True,
         connect_args={"options": options},
         json_serializer=_dump_json,
+        json_deserializer=_load_json,
         **_POOL,
     )
 
 
 def _sqlite_engine(url: URL) -> Engine:
     timeout = {"timeout": BUSY_TIMEOUT_MS / 1000}
-    engine = create_engine(url, connect_args=timeout, json_serializer=_dump_json, **_POOL)
+    engine = create_engine(url, connect_args=timeout, json_serializer=_dump_json, json_deserializer=_load_json, **_POOL)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

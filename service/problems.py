@@ -46,6 +46,7 @@ from workers.errors import (
     UserError,
     WorkerError,
 )
+from workers.texts import storable
 
 MEDIA_TYPE = "application/problem+json"
 URN = "urn:retort:problem:"
@@ -163,8 +164,8 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
         headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if isinstance(error, errors.TooManyRequests):
         headers["Retry-After"] = str(error.retry_after_s)
-    # A message may hold what the client sent, half a surrogate pair included.
-    content = problem.model_dump(mode="python")
+    # A message may hold what the client sent, half a surrogate pair included; the address is given back as it came.
+    content = {**storable(problem.model_dump(mode="python")), "instance": problem.instance}
     return AsciiProblem(content, status_code=kind.status, headers=headers)
 
 

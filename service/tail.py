@@ -8,7 +8,7 @@ further behind (it has just begun, or its client reads slowly) reads from the da
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -62,6 +62,17 @@ class Told:
         is_end = row.type == "state" and row.data.get("state") in _ENDS
         frame = format_sse_event(data_str=show(row).model_dump_json(), event=row.type, id=str(row.seq))
         return cls(row.seq, row.job_id, row.run_id, is_end, frame)
+
+    @classmethod
+    def all_of(cls, rows: Iterable[EventRecord]) -> "list[Told]":
+        """The events of these rows; one that cannot be told is left out and logged: the others do not wait for it."""
+        told = []
+        for row in rows:
+            try:
+                told.append(cls.of(row))
+            except Exception as error:
+                log.warning("an event cannot be told", seq=row.seq, job_id=row.job_id, error=type(error).__name__)
+        return told
 
     def ends(self, owner: JobRecord | RunRecord) -> bool:
         """Whether this job or run has ended with it."""
@@ -137,15 +148,15 @@ class Tail:
                 # The streams stay open: what they miss now, they get when the database is back.
                 log.warning("events cannot be read", error=type(error).__name__)
             if rows:
-                self._keep([Told.of(row) for row in rows])
+                self._keep(Told.all_of(rows), rows[-1].seq)
             if len(rows) < _AT_ONCE:
                 with anyio.move_on_after(self._poll_s):
                     await self._closing.wait()
         self._wake()
 
-    def _keep(self, told: Sequence[Told]) -> None:
+    def _keep(self, told: Sequence[Told], head: int) -> None:
         self._kept.extend(told)
-        self.head = told[-1].seq
+        self.head = head
         while len(self._kept) > KEPT:
             self._floor = self._kept.popleft().seq
         self._wake()

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from service.connection import Document
+from workers.texts import printable
 
 _PIPE_WIDTH = 240
 COLOURS = {
@@ -27,10 +29,27 @@ COLOURS = {
 }
 
 
+class PlainConsole(Console):
+    """A console on which no text that is shown can be a command to the terminal: those are written out."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments, as rich's own, which are the only ones that may hold commands."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console that leaves markup in names and messages alone."""
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else _PIPE_WIDTH
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+    return PlainConsole(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+
+def shown(text: str | Text, style: str = "") -> Text:
+    """The text as ``PlainConsole`` prints it, so that rich knows how wide it is; a ``Text`` keeps its own style."""
+    if isinstance(text, str):
+        return Text(printable(text), style=style)
+    safe = printable(text.plain)
+    return text if safe == text.plain else Text(safe, style=text.style)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
@@ -40,7 +59,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table
         right = header.endswith(">")
         made.add_column(header.removesuffix(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(shown, row))
     return made
 
 
@@ -49,7 +68,7 @@ def facts(pairs: Mapping[str, str | Text | None]) -> Table:
     made = Table.grid(padding=(0, 2, 0, 0))
     for name, value in pairs.items():
         if value is not None and str(value):
-            made.add_row(Text(name, style="bold"), value)
+            made.add_row(shown(Text(name, style="bold")), shown(value))
     return made
 
 

@@ -230,7 +230,8 @@ def _follow_lines(events: Iterable[Document], view: JobView, console: Console) -
                 continue
             last_rows = now
         if sentence and not (event["type"] == "epoch" and _between(event["data"])):
-            console.print(f"{now - started:7.1f} s  {sentence}", soft_wrap=True)
+            # One line, so that no message can look like the next one.
+            console.print(f"{now - started:7.1f} s  {' '.join(sentence.split())}", soft_wrap=True)
 
 
 def _between(data: Document) -> bool:
@@ -252,18 +253,19 @@ def render(view: JobView, runs_max: int) -> RenderableType:
     shown = _shown(view, runs_max)
     for run in shown:
         bar = ProgressBar(total=run.epochs, completed=run.done, width=_BAR_WIDTH)
-        grid.add_row(run.name, bar, Text(run.text, style=terminal.COLOURS.get(run.state, "")))
+        text = terminal.shown(run.text, terminal.COLOURS.get(run.state, ""))
+        grid.add_row(terminal.shown(run.name), bar, text)
     counts = _counts(view)
     if len(shown) < len(view.runs):
         counts += f" ({len(shown)} of {len(view.runs)} shown)"
     stage = view.stage if view.state == "running" and view.stage else view.state
-    parts: list[RenderableType] = [Text(f"{view.name}: {stage}; runs: {counts}"), grid]
+    parts: list[RenderableType] = [terminal.shown(f"{view.name}: {stage}; runs: {counts}"), grid]
     if view.error:
-        parts.append(Text(view.error, style="red"))
+        parts.append(terminal.shown(view.error, "red"))
     elif view.note:
         parts.append(Text(view.note, style=terminal.COLOURS["paused"]))
     elif view.warnings:
-        parts.append(Text(view.warnings[-1], style="yellow"))
+        parts.append(terminal.shown(view.warnings[-1], "yellow"))
     return Group(*parts)
 
 

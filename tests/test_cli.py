@@ -17,7 +17,7 @@ from service.jobs import State
 from service.processes import command, free_port
 from service.records import Records
 from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
-from tests.service_helpers import PREPROCESSING, Api, add_job, make_settings, onnx_bytes, running_api
+from tests.service_helpers import PREPROCESSING, Api, add_job, make_settings, onnx_bytes, running_api, start_run
 from tests.store_cases import make_spec, write_cache
 
 if TYPE_CHECKING:
@@ -288,6 +288,26 @@ def test_watching_a_job_that_failed_is_a_failure(api: Api, cli: Retort) -> None:
     assert status == 1
     assert "failed" in out
     assert err.splitlines()[-1] == f"retort: {job_id} failed: loss is nan at step 7"
+
+
+def test_no_command_shows_the_terminal_what_a_stranger_chose_as_it_is(api: Api, cli: Retort) -> None:
+    """The name of a graph's node, say, in an error: tables, lines, JSON and the last line all write it out."""
+    job_id = add_job(api.registry).id
+    api.records.claim_job()
+    run_id = api.records.runs(job_id)[0].id
+    start_run(api.records, run_id)
+    node = "\x1b]0;pwned\x07\x1b[32mall runs succeeded\x9b0m\nretort: done"
+    assert api.records.record_events(job_id, run_id, 1, [(0, {"type": "log", "level": "warning", "message": node})])
+    assert api.records.move_run(run_id, 1, State.FAILED, error={"type": "E", "message": node})
+    assert api.records.move_job(job_id, State.FAILED, error={"type": "E", "message": node})
+    for words in (["show", job_id], ["show", run_id], ["watch", job_id], ["--json", "show", job_id]):
+        _, out, err = cli(*words)
+        shown = out + err
+        assert not set(shown) & set("\x1b\x07\x9b"), words
+        assert "]0;pwned" in shown
+    lines = cli("watch", job_id)[2].splitlines()
+    assert not any(line.startswith("retort: done") for line in lines)
+    assert json.loads(cli("--json", "show", job_id)[1])["error"]["message"] == node
 
 
 def test_who_stops_watching_does_not_stop_the_job(api: Api) -> None:

@@ -78,3 +78,17 @@ def test_session_run_out_of_memory_is_recognised_as_the_runtime_tells_it(tmp_pat
     )
     with pytest.raises(OutOfMemory, match="no memory for 2 pictures at once"):
         session(tmp_path, built).run(np.zeros((2, 3, 8, 8), np.float32))
+
+
+def test_session_run_says_nothing_to_the_terminal_of_a_node_whose_name_is_a_command_to_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime's own log shows names as they are; the error, which is written out where it is shown, has it too."""
+    built = onnx_models.random_linear()
+    built.graph.node[0].input[0] = "picked"
+    built.graph.node.insert(0, helper.make_node("Gather", ["images", "rows"], ["picked"], name="\x1b]0;pwned\x07"))
+    # There is no sixth picture.
+    built.graph.initializer.append(helper.make_tensor("rows", onnx.TensorProto.INT64, [1], [5]))
+    with pytest.raises(InvalidTeacher, match="pwned"):
+        session(tmp_path, built).run(np.zeros((3, 3, 8, 8), np.float32))
+    assert "pwned" not in "".join(capfd.readouterr())

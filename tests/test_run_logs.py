@@ -79,7 +79,7 @@ def test_every_event_but_steps_and_what_loggers_say_is_a_line_with_the_ids_at_on
         ("info", "attempt begins"),
         ("warning", 'a "quoted"\nline'),
         ("info", "epoch"),
-        ("error", "broken: \udcff"),
+        ("error", "broken: \\xff"),
     ]
     assert told[0]["pid"] == os.getpid()
     assert told[2]["metrics"] == {"top1": 0.5, "kl": None}
@@ -185,6 +185,21 @@ def test_it_is_bounded_and_keeps_room_for_warnings_and_the_end(tmp_path: Path) -
     assert "there is room for this" in events
     assert events[-1] == "attempt failed"
     assert len(lines_of(attempt)[-1]["message"]) < 5000
+
+
+def test_run_log_has_text_that_every_reader_takes_and_no_terminal_obeys(tmp_path: Path) -> None:
+    attempt = attempt_of(tmp_path)
+    log = open_log(attempt)
+    # Not by way of the logger, as above.
+    broken = {"name": "workers", "levelname": "WARNING", "levelno": logging.WARNING, "msg": "zz\udcfc.png \x7f\x9b\x1b"}
+    log.handle(logging.makeLogRecord(broken))
+    with log.ending(OSError("zz\udcfc.png")):
+        pass
+    text = (attempt / "log.jsonl").read_text()
+    assert text.isascii()
+    assert text.replace("\n", "").isprintable()
+    _, warned, ended = lines_of(attempt)
+    assert (warned["event"], ended["message"]) == ("zz\\xfc.png \x7f\x9b\x1b", "zz\\xfc.png")
 
 
 def test_a_log_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:

@@ -304,6 +304,15 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     assert list(rows[0]) == list(first)
 
 
+def test_report_as_csv_has_no_formula(api: Api) -> None:
+    job, run = train(api)
+    result = {"last": {"top1": 0.5, "nll": -0.5}, "environment": {"device": "=HYPERLINK(1)"}}
+    api.records.move_run(run, 1, State.SUCCEEDED, result=result)
+    text = api.client.get(f"/v1/jobs/{job}/report", headers={"Accept": "text/csv"}).text
+    row = next(csv.DictReader(io.StringIO(text)))
+    assert (row["device"], row["nll"]) == ("'=HYPERLINK(1)", "-0.5")
+
+
 # ------------------------------------------------------------------------------------------------------------- caches
 
 

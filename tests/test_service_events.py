@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import sqlalchemy.event
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
@@ -28,6 +29,7 @@ from tests.test_service_uploads import wait_until
 
 pytest_plugins = ["tests.service_fixtures"]
 SSE = {"Accept": "text/event-stream"}
+NAME = b"zz\xfc.png".decode("utf-8", "surrogateescape")
 
 
 @dataclass
@@ -336,3 +338,36 @@ def test_a_stream_outlives_a_database_that_cannot_be_read_for_a_while(
     told = {entry["log_level"] for entry in api.logs if entry["event"] == "events cannot be read"}
     assert told == ({"warning"} if broken == "later_events" else set())
     assert not [entry for entry in api.logs if entry["log_level"] == "error"]
+
+
+def test_stream_and_pages_read_what_an_earlier_version_stored_and_a_row_that_cannot_be_told_stops_no_other(
+    api: Api,
+) -> None:
+    """Half a surrogate pair, which no encoder takes, in an error and an event; an event that is no object."""
+    running = begin(api)
+    path = f"/v1/jobs/{running.job}"
+    with api.client.stream("GET", f"{path}/events", headers=SSE) as response:
+        events = parse(response.iter_lines())
+        seen = [next(events) for _ in range(2)]
+        with api.context.database.write() as session:
+            session.execute(
+                text("UPDATE jobs SET error = :error"), {"error": json.dumps({"type": "E", "message": NAME})}
+            )
+            for n, data in enumerate(([1], {"message": NAME})):
+                row = {"job": running.job, "run": running.run, "n": n, "data": json.dumps(data)}
+                statement = "INSERT INTO events (job_id, run_id, attempt, n, type, data, at) VALUES "
+                values = "(:job, :run, 1, :n, 'log', :data, '2026-01-01 00:00:00.000000')"
+                session.execute(text(statement + values), row)
+        running.n = 2
+        seen.append(next(events))
+        running.tell(1)
+        seen.append(next(events))
+        running.end()
+        seen += list(events)
+    assert [event["data"]["message"] for event in seen if event["event"] == "log"] == ["zz\\xfc.png", "2"]
+    assert any(line["event"] == "an event cannot be told" for line in api.logs)
+    again = stream(api, f"{path}/events")
+    assert [event["id"] for event in again] == [event["id"] for event in seen], "as read from the database"
+    last = api.client.get(f"{path}/events", params={"after": seen[1]["id"] + 1}).json()["data"]
+    assert last[0]["data"] == {"message": "zz\\xfc.png"}
+    assert api.client.get("/v1/jobs").json()["data"][0]["error"] == {"type": "E", "message": "zz\\xfc.png"}

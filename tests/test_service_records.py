@@ -1,5 +1,6 @@
 """Claims, attempts, fencing, wishes, events and the lease, on SQLite and on a real PostgreSQL."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from subprocess import PIPE
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
 from service.db import Database, upgrade_to_head
@@ -389,6 +390,33 @@ def test_not_a_number_is_stored_as_null(records: Records, registry: Registry) ->
     assert records.record_events(job.id, run.id, attempt, told, progress={"metrics": metrics}) == 1
     assert records.run(run.id).metrics == {"loss": None, "lr": None, "top1": 0.5}
     assert registry.metrics(run.id) == [{"loss": None, "lr": None, "top1": 0.5}]
+
+
+def test_events_errors_and_results_with_text_that_cannot_be_sent_are_stored_written_out(
+    records: Records, registry: Registry
+) -> None:
+    """The name of a file that is not UTF-8; NUL, which PostgreSQL refuses."""
+    job = add_job(registry)
+    run, attempt = start(records, job)
+    told = [(1, {"type": "log", "message": "zz\udcfc.png"}), (2, {"type": "log", "message": "a\x00b 🙂"})]
+    assert records.record_events(job.id, run.id, attempt, told, progress={"metrics": {"\udcfc": 1.0}}) == 2
+    assert records.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "zz\udcfc.png\x00"})
+    stored = [event.data.get("message") for event in registry.events(records.run(run.id), 0, 10)[0]]
+    assert stored[1:3] == ["zz\\xfc.png", "a\\x00b 🙂"]
+    ended = records.run(run.id)
+    assert ended.error == {"type": "E", "message": "zz\\xfc.png\\x00"}
+    assert ended.metrics == {"\\xfc": 1.0}
+
+
+def test_rows_of_an_earlier_version_with_text_that_cannot_be_sent_are_read_written_out(
+    database: Database, records: Records, registry: Registry
+) -> None:
+    job = add_job(registry)
+    with database.write() as session:
+        session.execute(
+            text("UPDATE jobs SET error = :error"), {"error": json.dumps({"message": "zz\udcfc.png\x00 🙂"})}
+        )
+    assert records.job(job.id).error == {"message": "zz\\xfc.png\\x00 🙂"}
 
 
 def test_a_field_that_is_not_progress_is_refused(records: Records, registry: Registry) -> None:

@@ -143,3 +143,15 @@ def test_durations_read_well(seconds: float | None, text: str) -> None:
 )
 def test_sizes_read_well(size_bytes: int, text: str) -> None:
     assert terminal.size(size_bytes) == text
+
+
+def test_render_writes_out_what_a_terminal_would_obey_and_cuts_none_of_it() -> None:
+    name = "\x1b[8m" * 4 + "end"
+    view = JobView.of({"id": "job_1", "name": name}, [{"id": "run_0", "name": name, "epochs": 4}])
+    view.apply(event("log", "run_0", level="warning", message=name))
+    shown = drawn(view)
+    assert "\x1b" not in shown
+    assert shown.count("\\x1b[8m" * 4 + "end") == 4
+    view.apply(event("state", "run_0", state="failed", error={"message": name}))
+    view.apply(event("state", state="failed", error={"message": name}))
+    assert "\x1b" not in drawn(view)

@@ -5,15 +5,23 @@ them once, and derives progress from them. Times are seconds, rates are rows (sa
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from workers.texts import storable
 
 Split = Literal["train", "test"]
 
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, told: Any) -> Any:  # noqa: ANN401  # whatever it is made of
+        # A message may quote the name of a file, which need not be UTF-8.
+        return storable(told)
 
 
 class Log(_Event):

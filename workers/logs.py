@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from structlog.typing import Processor
 
 from workers.errors import Paused, Stopped
+from workers.texts import printable_json, storable
 
 RUN_LOG = "log.jsonl"
 # Of a log, all in all.
@@ -76,7 +77,7 @@ def _formatter() -> logging.Formatter:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.ExceptionRenderer(),
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(serializer=_dump_json),
         ],
     )
 
@@ -216,7 +217,12 @@ class RunLog(logging.Handler):
 
 def _line(told: Mapping[str, Any]) -> bytes:
     texts = {name: _shortened(value) if isinstance(value, str) else value for name, value in told.items()}
-    return json.dumps(texts, default=str).encode() + b"\n"
+    return _dump_json(texts, default=str).encode() + b"\n"
+
+
+def _dump_json(told: Any, **options: Any) -> str:  # noqa: ANN401  # as ``json.dumps`` takes them
+    """One line of ASCII, which a terminal obeys nowhere and every JSON reader can read."""
+    return printable_json(json.dumps(storable(told), **options))
 
 
 def _shortened(text: str) -> str:

@@ -86,7 +86,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors
+        # Fatal alone: its errors are raised as well, and its lines show the names of a graph's nodes as they are.
+        options.log_severity_level = 4
         options.use_deterministic_compute = True
         # Idle threads must not spin: loading and writing share the cores with inference.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

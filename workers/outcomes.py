@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from store import StoreError
 from workers.errors import CheckpointLost, Paused, Stopped, UserError, WorkerError
 from workers.replicas import PeerLost
+from workers.texts import storable
 
 Numbered = tuple[int, dict[str, Any]]
 _log = logging.getLogger("workers")
@@ -40,6 +41,12 @@ class Outcome(BaseModel):
     value: dict[str, Any] | None = None
     error_type: str | None = None
     message: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, told: Any) -> Any:  # noqa: ANN401  # whatever it is made of
+        # A message may quote the name of a file, which need not be UTF-8.
+        return storable(told)
 
 
 def outcome_of(work: Callable[[], dict[str, Any]]) -> Outcome:

@@ -43,6 +43,7 @@ from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Stage, ignore, never
 from workers.learner import Member
 from workers.methods import parse_method
+from workers.texts import printable
 from workers.train import train_group, train_run
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -256,10 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = options.out or folders.data_dir / "local"
         outcome = run_job(job, folders, out, _print, threads=options.threads)
     except ValidationError as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.stderr.write(f"error: {printable(one_line(error))}\n")
         return 1
     except (WorkerError, StoreError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
     sys.stdout.write(json.dumps(outcome.results, indent=2) + "\n")
     sys.stdout.write(

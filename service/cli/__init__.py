@@ -16,6 +16,7 @@ import typer
 from service.cli import caches, doctor, jobs, keys, methods, parity, services, stock
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
+from workers.texts import printable
 
 app = typer.Typer(
     name="retort",
@@ -78,5 +79,5 @@ def _complain_of_usage(error: typer.TyperException) -> int:
 
 
 def _complain(text: str, status: int) -> int:
-    sys.stderr.write(f"retort: {' '.join(text.split())}\n")
+    sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")
     return status

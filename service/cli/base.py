@@ -14,6 +14,7 @@ from service import terminal
 from service.client import Client
 from service.connection import Document
 from service.errors import ServiceError
+from workers.texts import printable_json
 
 _OWN_PACKAGES = frozenset({"store", "workers", "service"})
 
@@ -56,7 +57,7 @@ class Session:
     def show(self, document: object, draw: Callable[[], RenderableType]) -> None:
         """Prints a document as JSON or as ``draw`` shows it, as the options say."""
         if self.as_json:
-            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            sys.stdout.write(printable_json(json.dumps(document, indent=2, ensure_ascii=False)) + "\n")
         else:
             terminal.console().print(draw())
 

@@ -16,6 +16,7 @@ from service.cli.base import BadInput, CommandFailed, Session, read_json, sessio
 from service.client import Client
 from service.connection import Document
 from service.watch import follow
+from workers.texts import printable
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
 AnyId = Annotated[str, typer.Argument(metavar="ID", help="Of a job or of a run.")]
@@ -162,7 +163,7 @@ def report(
     options = session(context)
     with options.client() as client:
         if csv:
-            sys.stdout.write(client.report_csv(id))
+            sys.stdout.write("\r\n".join(map(printable, client.report_csv(id).split("\r\n"))))
             return
         document = client.report(id)
     options.show(document, lambda: terminal.results(document))

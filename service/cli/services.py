@@ -20,6 +20,7 @@ from service.connection import ClientError
 from service.gpus import STARTING
 from service.paths import local_url
 from service.processes import command, end_with_stdin, free_port, supervise
+from workers.texts import printable
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -237,5 +238,5 @@ def _say_as_service(text: str) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text)}\n")
     sys.stdout.flush()

@@ -125,8 +125,10 @@ async def _stream(service: Context, find: Callable[[], JobRecord | RunRecord], a
                 continue
             # Its end may be among these, and is looked for here again and again, come what may.
             looks_again = False
-            for told in map(Told.of, rows):
-                sent = after = told.seq
+            if rows:
+                after = rows[-1].seq
+            for told in Told.all_of(rows):
+                sent = told.seq
                 looks_again |= told.ends(owner)
                 yield told.frame
             # A stream may last for days, and would keep its last page as long.

@@ -32,6 +32,7 @@ from service.schemas import (
 )
 from service.tables import JobRecord, RunRecord
 from workers.config import Plan
+from workers.texts import cell
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503))
 
@@ -234,5 +235,6 @@ def _csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(ReportRow.model_fields), lineterminator="\r\n")
     writer.writeheader()
-    writer.writerows(row.model_dump(mode="json") for row in report.rows)
+    for row in report.rows:
+        writer.writerow({name: cell(value) for name, value in row.model_dump(mode="json").items()})
     return text.getvalue()

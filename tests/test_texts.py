@@ -1,0 +1,53 @@
+"""Text that strangers chose: what is stored, printed and put into a spreadsheet of it."""
+
+import json
+
+import pytest
+
+from workers.events import Log
+from workers.outcomes import outcome
+from workers.texts import cell, printable, printable_json, storable
+
+NAME = b"zz\xfc.png".decode("utf-8", "surrogateescape")
+
+
+def test_storable_writes_out_what_no_encoder_or_postgresql_takes_and_leaves_the_rest() -> None:
+    told = {NAME: [f"not a picture: {NAME}", "a\x00b", "\ud800", "Grüße 🙂\x1b\n"], "n": (1, None, 0.5)}
+    expected = {
+        "zz\\xfc.png": ["not a picture: zz\\xfc.png", "a\\x00b", "\\ud800", "Grüße 🙂\x1b\n"],
+        "n": [1, None, 0.5],
+    }
+    assert storable(told) == expected
+    assert storable(expected) == expected
+
+
+def test_event_and_outcome_can_be_sent_whatever_file_they_name() -> None:
+    assert json.loads(Log(message=NAME).model_dump_json())["message"] == "zz\\xfc.png"
+    assert json.loads(outcome(OSError(NAME)).model_dump_json())["message"] == "zz\\xfc.png"
+
+
+def test_printable_leaves_no_command_to_a_terminal() -> None:
+    assert printable("a\tü\n\x1b]0;x\x07\x9b1m\x7f\r\u202e") == "a\tü\n\\x1b]0;x\\x07\\x9b1m\\x7f\\x0d\\u202e"
+    assert printable(NAME) == "zz\\xfc.png"
+
+
+def test_printable_json_is_the_same_document() -> None:
+    document = {"name": "\x9b1m\x7f\u202e\x1b Grüße", "file": NAME}
+    shown = printable_json(json.dumps(document, ensure_ascii=False, indent=2))
+    assert printable(shown) == shown
+    assert json.loads(shown) == document
+
+
+@pytest.mark.parametrize("formula", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"])
+def test_cell_is_no_formula(formula: str) -> None:
+    assert cell(formula) == f"'{printable(formula)}"
+
+
+def test_cell_keeps_numbers_and_names() -> None:
+    assert [cell(value) for value in (-0.5, None, "cnn_s", "kd+0.5*at", "a\x1b")] == [
+        -0.5,
+        None,
+        "cnn_s",
+        "kd+0.5*at",
+        "a\\x1b",
+    ]
