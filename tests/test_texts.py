@@ -1,6 +1,7 @@
 """Text that strangers chose: what is stored, printed and put into a spreadsheet of it."""
 
 import json
+import logging
 
 import pytest
 
@@ -21,7 +22,9 @@ def test_storable_writes_out_what_no_encoder_or_postgresql_takes_and_leaves_the_
     assert storable(expected) == expected
 
 
-def test_event_and_outcome_can_be_sent_whatever_file_they_name() -> None:
+def test_event_and_outcome_can_be_sent_whatever_file_they_name(caplog: pytest.LogCaptureFixture) -> None:
+    # What is logged of it here is captured as it is, and pytest's own processes could not tell each other of it.
+    caplog.set_level(logging.CRITICAL, "workers")
     assert json.loads(Log(message=NAME).model_dump_json())["message"] == "zz\\xfc.png"
     assert json.loads(outcome(OSError(NAME)).model_dump_json())["message"] == "zz\\xfc.png"
 
