@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -75,7 +76,9 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert second["teacher_forwards"]["avoided"] > 0
     assert second["caches"] == done["caches"]
     for path in service.data_dir.glob("*.log"):
-        assert all(json.loads(line)["event"] for line in path.read_text().splitlines()), path.name
+        # Ray's native code has a form of its own, and says in it when an actor is ended before it has begun.
+        ours = [line for line in path.read_text().splitlines() if not re.match(r"\[\d{4}-\d\d-\d\d .*\.cc:\d+: ", line)]
+        assert all(json.loads(line)["event"] for line in ours), path.name
 
 
 @pytest.mark.slow
