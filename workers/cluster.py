@@ -31,7 +31,7 @@ from store import CacheWriter
 from workers import caching, logs, signals
 from workers.artifacts import ARTIFACTS
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
-from workers.errors import Stopped, WorkerError
+from workers.errors import Stopped, WorkerError, first_line
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.learner import Member
 from workers.logs import RunLog
@@ -457,8 +457,8 @@ class _InferencePool:
         try:
             outcome = ray.get(worker.reference)
         except ray.exceptions.RayError as error:
-            pile.give_back(worker.blocks, _first_line(error))
-            emit(Log(level="warning", message=f"an inference actor died and is replaced: {_first_line(error)}"))
+            pile.give_back(worker.blocks, first_line(error))
+            emit(Log(level="warning", message=f"an inference actor died and is replaced: {first_line(error)}"))
             self._workers[self._workers.index(worker)] = self._new_worker(worker.share)
             return
         worker.reference, worker.blocks = None, []
@@ -566,10 +566,6 @@ def _resources(ask: Callable[[], Any]) -> dict[str, float]:
 def _is_ready(reference: "ray.ObjectRef[Any]") -> bool:
     ready, _ = ray.wait([reference], timeout=0)
     return bool(ready)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ------------------------------------------------------------------------------------------- cluster
@@ -725,7 +721,7 @@ class Task:
 
 
 def _vanished(error: BaseException) -> Outcome:
-    return Outcome(kind="vanished", error_type=type(error).__name__, message=_first_line(error))
+    return Outcome(kind="vanished", error_type=type(error).__name__, message=first_line(error))
 
 
 def export_name(name: str, piece: int) -> str:

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from workers.errors import WorkerError
+from workers.errors import WorkerError, first_line
 from workers.feed import Share
 
 _PATIENCE = timedelta(minutes=10)
@@ -43,7 +43,7 @@ def _with_peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         # Both backends raise it, for a closed connection as for a time-out.
-        raise PeerLost(f"another process of this student is gone: {str(error).splitlines()[0]}") from error
+        raise PeerLost(f"another process of this student is gone: {first_line(error)}") from error
 
 
 class Replicas:

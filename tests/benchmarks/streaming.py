@@ -31,8 +31,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils import data
 
-from store import CacheReader, CacheSpec, CacheWriter
+from store import CacheReader
 from tests.benchmarks.bench import EITHER, Timing, interleaved, options, show, write
+from tests.benchmarks.training import write_cache
 from tests.conftest import SHARED
 from workers import views
 from workers.config import Augmentation, CropFlip, FolderDataset, ResizedCrop, Views
@@ -133,29 +134,6 @@ def made_up(wanted: int, side: int) -> Iterator[bytes]:
             yield path.read_bytes()
 
 
-def write_cache(root: Path, fingerprint: str, case: Case, plan: Views) -> CacheReader:
-    spec = CacheSpec(
-        teacher_sha256="0" * 64,
-        teacher_output="logits",
-        output_kind="logits",
-        dataset_fingerprint=fingerprint,
-        split="train",
-        samples=case.batch * case.batches,
-        classes=case.classes,
-        preprocessing={},
-        augmentation=plan.augmentation.model_dump(mode="json"),
-        augmentation_seed=plan.seed,
-        views=plan.count,
-        dtype="float16",
-    )
-    generator, writer = np.random.default_rng(0), CacheWriter(root, spec)
-    for block in writer.pending_blocks():
-        _, start, stop = spec.block_range(block)
-        writer.write_block(block, generator.normal(0.0, 3.0, (stop - start, case.classes)).astype(np.float32))
-    writer.finish()
-    return CacheReader(root, spec)
-
-
 class Sending(data.Dataset[tuple[Tensor, Tensor]]):
     """What a worker does that sends logits, too; it maps the cache for itself."""
 
@@ -180,7 +158,8 @@ class Loops:
         assert isinstance(files, FilesDataset)
         copy = prepare(FolderDataset(path="pictures"), "train", folder, folder / "decoded")
         self._case, self._plan, self._files, self._device = case, plan, files, device
-        self._reader = write_cache(folder / "caches", files.fingerprint, case, plan)
+        caches = folder / "caches"
+        self._reader = CacheReader(caches, write_cache(caches, files, plan, case.classes))
         self._epoch = 0
 
         def feed(dataset: object, reader: CacheReader | None) -> TrainingFeed:

@@ -51,14 +51,15 @@ def write_data(
         views=VIEWS,
         train_fingerprint=train.fingerprint,
         test_fingerprint=test.fingerprint,
-        train_cache=_write_cache(folders.caches, train, VIEWS),
-        test_cache=_write_cache(folders.caches, test, Views()),
+        train_cache=write_cache(folders.caches, train, VIEWS),
+        test_cache=write_cache(folders.caches, test, Views()),
         folder=folder / "run",
         threads=threads,
     )
 
 
-def _write_cache(root: Path, dataset: Dataset, views: Views) -> CacheSpec:
+def write_cache(root: Path, dataset: Dataset, views: Views, classes: int = CLASSES) -> CacheSpec:
+    """Fill a cache over the views of a split with random logits."""
     spec = CacheSpec(
         teacher_sha256="0" * 64,
         teacher_output="logits",
@@ -66,7 +67,7 @@ def _write_cache(root: Path, dataset: Dataset, views: Views) -> CacheSpec:
         dataset_fingerprint=dataset.fingerprint,
         split=dataset.split,
         samples=dataset.samples,
-        classes=CLASSES,
+        classes=classes,
         preprocessing={},
         augmentation=views.augmentation.model_dump(mode="json"),
         augmentation_seed=views.seed,
@@ -76,7 +77,7 @@ def _write_cache(root: Path, dataset: Dataset, views: Views) -> CacheSpec:
     generator, writer = np.random.default_rng(0), CacheWriter(root, spec)
     for block in writer.pending_blocks():
         _, start, stop = spec.block_range(block)
-        writer.write_block(block, generator.normal(0.0, 3.0, (stop - start, CLASSES)).astype(np.float32))
+        writer.write_block(block, generator.normal(0.0, 3.0, (stop - start, classes)).astype(np.float32))
     writer.finish()
     return spec
 
