@@ -33,8 +33,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from pydantic import JsonValue
+from zarr.abc.buffer import Buffer
 from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from . import codec, layout
 from .errors import (
@@ -318,9 +319,15 @@ def _create(root: Path, spec: CacheSpec, provenance: dict[str, JsonValue]) -> No
 
 
 def _build(folder: Path, manifest: Manifest) -> None:
+    """Write zarr's own documents of an empty group, and the folders that its chunks will lie in.
+
+    zarr makes them in memory: it writes several at once from threads, which on a full disk go on after
+    the first has failed, in a folder that is being deleted.
+    """
     spec = manifest.spec
     attributes = {"retort": manifest.model_dump(mode="json")}
-    group = zarr.create_group(LocalStore(folder), zarr_format=3, attributes=attributes)
+    documents: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(documents), zarr_format=3, attributes=attributes)
     for array, stored in spec.arrays.items():
         metadata = layout.array_metadata(array, spec)
         names = ("view", "sample", "class") if stored.rows is None else ("sample", "class")
@@ -337,4 +344,6 @@ def _build(folder: Path, manifest: Manifest) -> None:
         )
         for view in range(spec.views if stored.rows is None else 1):
             (folder / array / "c" / str(view)).mkdir(parents=True)
+    for name, document in documents.items():
+        (folder / name).write_bytes(document.to_bytes())
     (folder / layout.COMMITS_FOLDER).mkdir()

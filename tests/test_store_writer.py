@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
+from zarr.storage import LocalStore
 
 from store import (
     CacheBusy,
@@ -342,6 +344,18 @@ def test_a_disk_that_is_full_at_every_step_delays_a_cache_and_changes_no_byte_of
     assert list(dict.fromkeys(report["refused_at"])) == [-1, 2, 1, 0]
     assert report["strays"] == []
     assert report["files"] == digests(write_cache(tmp_path / "peace", make_spec(samples=4096 + 10)).path)
+
+
+def test_no_thread_of_zarr_writes_in_a_folder_that_creating_a_cache_may_have_to_delete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a full disk zarr's other threads went on after the first had failed, and put back what was deleted.
+    written: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "set", lambda self, key, value: written.append(key))
+        writer = CacheWriter(tmp_path, make_spec())
+    assert written == []
+    assert zarr.open_group(writer.path, mode="r")["logits"].shape == (1, 8292, 10)
 
 
 def test_specs_with_equal_fields_share_a_cache(tmp_path: Path) -> None:
