@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.db import Database, upgrade_to_head
 from service.errors import InvalidSettings, LeaseLost
 from service.gpus import GpuReport, GpuWatch
+from service.private import keep_private
 from service.records import Records
 from service.runner import Engine
 from service.settings import Settings
@@ -45,6 +46,7 @@ def run_engine(settings: Settings) -> None:
         HeadFailed: Ray does not start.
     """
     _check_visible_gpus(settings)
+    keep_private(settings.data_dir)
     settings.make_folders()
     upgrade_to_head(settings.database)
     database = Database(settings.database)

@@ -232,7 +232,8 @@ class BackgroundService:
         self.outlive = outlive
         options = ("--port", str(self.port), "--data-dir", str(data_dir))
         line = command("serve", *options, "--data-root", str(data_root))
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.log_path.touch(mode=0o600)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 line if outlive else [*line, UNTIL_STDIN_CLOSES],

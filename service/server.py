@@ -16,6 +16,7 @@ from service.auth import check_binding, has_keys
 from service.context import Context
 from service.db import upgrade_to_head
 from service.logs import configure_logging
+from service.private import keep_private
 from service.settings import Settings
 
 GRACE_S = 20
@@ -85,6 +86,9 @@ def build_server(settings: Settings) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
+        # uvicorn's default believes whoever calls from this machine.
+        proxy_headers=settings.forwarded_allow_ips is not None,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
         timeout_graceful_shutdown=GRACE_S,
     )
     return Server(config)
@@ -110,6 +114,7 @@ def serve(settings: Settings) -> None:
     """
     configure_logging(settings.log_level)
     server = build_server(settings)
+    keep_private(settings.data_dir)
     settings.make_folders()
     upgrade_to_head(settings.database)
     if not has_keys(settings):

@@ -26,6 +26,8 @@ class Settings(BaseSettings):
         database_url: SQLAlchemy URL; None is SQLite inside ``data_dir``.
         host, port: where the API listens; a host that is not loopback needs an API key.
         api_key_file: its first line is a key with scope admin, beside those that ``retort keys`` makes.
+        forwarded_allow_ips: addresses or networks of proxies, separated by commas, whose ``X-Forwarded-For`` names the
+            caller; None believes nobody.
         teacher_max_bytes: the largest ONNX file that is accepted.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
@@ -56,6 +58,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8765
     api_key_file: Path | None = None
+    forwarded_allow_ips: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     teacher_max_bytes: SizeBytes = GiB

@@ -5,6 +5,7 @@ import os
 import pwd
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -206,6 +207,15 @@ class Api:
         assert response.status_code == 201, response.text
         job: dict[str, Any] = response.json()
         return job
+
+
+def open_to_others(folder: Path) -> list[Path]:
+    """What of a folder its group or others may read, write or enter; not symbolic links, which have no mode."""
+    return [
+        path
+        for path in (folder, *folder.rglob("*"))
+        if stat.S_IMODE(path.lstat().st_mode) & 0o077 and not path.is_symlink()
+    ]
 
 
 def void(_: object) -> None:

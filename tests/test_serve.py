@@ -16,6 +16,7 @@ import pytest
 from service.client import Client
 from service.processes import BackgroundService, ServiceEnded, free_port
 from tests.process_table import api_process, processes_with
+from tests.service_helpers import open_to_others
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -208,6 +209,7 @@ def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundSer
     assert '"there is no API key, so only this machine may call"' in service.log_path.read_text()
     with Client(service.url) as client:
         assert client.ready()["ready"]
+    assert open_to_others(tmp_path / "data") == []
     os.kill(service.pid, signal.SIGTERM)
     service.wait()
     assert none_left(marker), processes_with(marker)

@@ -123,6 +123,18 @@ def test_a_key_that_is_too_fast_is_told_when_to_come_back(tmp_path: Path) -> Non
             assert api.client.get("/readyz", headers=fast).status_code == 503
 
 
+@pytest.mark.parametrize(("proxies", "statuses"), [(None, [401, 429]), ("10.9.9.9", [401, 429]), ("*", [401, 401])])
+def test_the_address_that_a_header_claims_is_believed_of_named_proxies_alone(
+    tmp_path: Path, proxies: str | None, statuses: list[int]
+) -> None:
+    """Or whoever tries out keys would have a new address, and a new allowance, in every request."""
+    settings = make_settings(tmp_path, requests_per_s=0.001, requests_burst=1, forwarded_allow_ips=proxies)
+    with running_api(settings) as api:
+        api.context.keys.issue("somebody's", Scope.READ)
+        claimed = [{"X-Forwarded-For": f"192.0.2.{number}", "Authorization": "Bearer rt_wrong"} for number in (1, 2)]
+        assert [api.client.get("/v1/jobs", headers=headers).status_code for headers in claimed] == statuses
+
+
 def test_streams_of_one_key_are_counted_while_they_are_open(tmp_path: Path) -> None:
     with running_api(make_settings(tmp_path, streams_max=2)) as api:
         path = f"/v1/jobs/{api.post_job()['id']}/events"

@@ -120,7 +120,7 @@ class RunLog(logging.Handler):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            self._file = os.open(self._path, flags, mode=0o644)
+            self._file = os.open(self._path, flags, mode=0o600)
         logging.root.addHandler(self)
         event = "export begins" if stage == "export" else "attempt begins"
         self._say("info", event, {"host": platform.node(), "pid": os.getpid()})

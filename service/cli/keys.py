@@ -92,12 +92,14 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
     """
     from service.db import Database, upgrade_to_head
     from service.keys import Keys
+    from service.private import keep_private
     from service.settings import Settings
 
     settings = Settings() if data_dir is None else Settings(data_dir=data_dir)
     database = Database(settings.database)
     if not may_create and not database.exists():
         raise CommandFailed(f"there is no database at {database.url}: name the service's folder with --data-dir")
+    keep_private(settings.data_dir)
     upgrade_to_head(settings.database)
     try:
         yield Keys(database)
