@@ -6,12 +6,12 @@ has ``records`` for its half.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 from sqlalchemy import Select, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from service.db import Database
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
@@ -56,14 +56,6 @@ class Idempotency:
     digest: str
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a list of jobs says about their runs: ids in order, and counts by state."""
-
-    run_ids: tuple[str, ...]
-    counts: Mapping[State, int]
-
-
 class Registry:
     """The rows that clients make and read.
 
@@ -88,8 +80,8 @@ class Registry:
         return self._page(select(table), table, after, limit)
 
     def jobs(self, state: State | None, after: str | None, limit: int) -> tuple[list[JobRecord], bool]:
-        """Jobs, newest first, of one state or of all."""
-        query = select(JobRecord)
+        """Jobs, newest first, of one state or of all; their plans, which may be long, are not read."""
+        query = select(JobRecord).options(defer(JobRecord.plan, raiseload=True))
         return self._page(
             query if state is None else query.where(JobRecord.state == state),
             JobRecord,
@@ -289,15 +281,21 @@ class Registry:
                 QUEUE_RETRY_S,
             )
 
-    def summaries(self, job_ids: Sequence[str]) -> dict[str, Summary]:
-        """Run ids and counts of these jobs, in one query."""
-        query = select(RunRecord.job_id, RunRecord.id, RunRecord.state)
-        query = query.where(RunRecord.job_id.in_(job_ids)).order_by(RunRecord.job_id, RunRecord.index)
-        found: dict[str, list[tuple[str, State]]] = {job_id: [] for job_id in job_ids}
+    def states_of_runs(self, job_id: str) -> dict[str, State]:
+        """The state of each run of a job, by id, in the order of its plan."""
+        query = select(RunRecord.id, RunRecord.state).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
         with self.database.read() as session:
-            for job_id, run_id, state in session.execute(query):
-                found[job_id].append((run_id, state))
-        return {job_id: _summary(runs) for job_id, runs in found.items()}
+            return {row.id: row.state for row in session.execute(query)}
+
+    def counts_of_runs(self, job_ids: Sequence[str]) -> dict[str, dict[State, int]]:
+        """How many runs of these jobs are in each state that one is in, in one query."""
+        query = select(RunRecord.job_id, RunRecord.state, func.count())
+        query = query.where(RunRecord.job_id.in_(job_ids)).group_by(RunRecord.job_id, RunRecord.state)
+        found: dict[str, dict[State, int]] = {job_id: {} for job_id in job_ids}
+        with self.database.read() as session:
+            for job_id, state, count in session.execute(query):
+                found[job_id][state] = count
+        return found
 
     def runs(self, job_id: str, after: str | None = None, limit: int | None = None) -> tuple[list[RunRecord], bool]:
         """Runs of a job in the order of its plan, those after the id ``after``. Raises NotFound for the job."""
@@ -442,10 +440,3 @@ def _retry(
     ]
     session.add_all(made)
     return again, True
-
-
-def _summary(runs: Sequence[tuple[str, State]]) -> Summary:
-    counts: dict[State, int] = dict.fromkeys(State, 0)
-    for _, state in runs:
-        counts[state] += 1
-    return Summary(tuple(run_id for run_id, _ in runs), counts)

@@ -354,8 +354,8 @@ class TeacherForwards(Document):
     avoided: int
 
 
-class Job(Document):
-    """A job and how far it is."""
+class JobSummary(Document):
+    """A job and how far it is, as lists show it: without what was posted."""
 
     object: Literal["job"] = "job"
     id: str
@@ -369,15 +369,20 @@ class Job(Document):
     progress: JobProgress
     teacher: str
     teacher_sha256: str
-    # As it was stored: a version that names things differently still shows its predecessor's jobs.
-    plan: Stored = Field(description="what was posted, every default filled in")
     caches: dict[str, str] | None = Field(description="cache key per split")
     teacher_forwards: TeacherForwards | None
     teacher_accuracy: float | None
-    run_ids: list[str]
     priority: int
     parallel_runs: int | None
     retry_of: str | None = Field(description="the job whose failed or cancelled runs it tries again")
+
+
+class Job(JobSummary):
+    """A job, what was posted, and how far it is."""
+
+    # As it was stored: a version that names things differently still shows its predecessor's jobs.
+    plan: Stored = Field(description="what was posted, every default filled in")
+    run_ids: list[str]
 
 
 class Run(Document):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from service import terminal
+from service import context, terminal
 from service.gpus import GpuReport
 from service.jobs import State
 from service.records import Records
@@ -182,6 +182,28 @@ def test_jobs_are_listed_newest_first_and_by_state(api: Api) -> None:
     assert [job["id"] for job in listed["data"]] == ids[::-1]
     done = api.client.get("/v1/jobs", params={"status": "succeeded"}).json()["data"]
     assert [(job["id"], job["progress"]["runs"]["succeeded"]) for job in done] == [(ids[0], 2)]
+
+
+def test_a_list_of_jobs_has_neither_what_was_posted_nor_the_ids_of_runs(api: Api) -> None:
+    """Which are as long as the poster likes, and stand in the document of one job, the same otherwise."""
+    job = api.post_job()
+    [listed] = api.client.get("/v1/jobs").json()["data"]
+    assert job == listed | {"plan": job["plan"], "run_ids": job["run_ids"]}
+    assert set(job) - set(listed) == {"plan", "run_ids"}
+
+
+def test_a_page_of_long_documents_has_fewer_of_them_and_says_that_there_are_more(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But one at least."""
+    job = api.post_job(seeds=[0, 1, 2])
+    path = f"/v1/jobs/{job['id']}/runs"
+    [whole] = pages(api, path, 100)
+    for most, sizes in ((len(json.dumps(whole["data"][:2])), [2, 2, 2]), (1, [1] * 6)):
+        monkeypatch.setattr(context, "PAGE_BYTES", most)
+        found = list(pages(api, path, 100))
+        assert [len(page["data"]) for page in found] == sizes
+        assert [run for page in found for run in page["data"]] == whole["data"]
 
 
 def test_pages_do_not_move_when_jobs_are_posted_meanwhile(api: Api) -> None:

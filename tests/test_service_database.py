@@ -241,7 +241,7 @@ def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -
     registry, records = Registry(database), Records(database, "engine")
     teacher = registry.get(TeacherRecord, str(TEACHER["id"]))
     job = registry.get(JobRecord, JOB_ID)
-    shown = jobs.show(job, registry.summaries([JOB_ID])[JOB_ID])
+    shown = jobs.show_one(job, registry)
     assert (shown.state, shown.created_at, shown.run_ids) == (State.FAILED, AT, RUN_IDS)
     assert (shown.priority, shown.parallel_runs) == ((3, 2) if "priority" in kept["jobs"][0] else (0, None))
     assert [runs.show(run).state for run in registry.runs(JOB_ID)[0]] == [State.SUCCEEDED, State.FAILED]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from service.context import PAGE_DEFAULT, After, Limit, Service, page
+from service.context import PAGE_DEFAULT, After, Limit, Service, ends
 from service.errors import Conflict
 from service.problems import responses
 from service.schemas import Cache, CachePage, CacheReport
@@ -36,9 +36,11 @@ def list_caches(service: Service, after: After = None, limit: Limit = PAGE_DEFAU
     """By key, in rising order; `after` is a key. The total is that of all caches, whatever the page."""
     everything = service.catalog.list()
     entries = [entry for entry in everything if after is None or entry.key > after]
-    part = page(entries[:limit], len(entries) > limit, show, lambda entry: entry.key)
+    shown = entries[:limit]
     return CachePage(
-        **dict(part),
+        data=[show(entry) for entry in shown],
+        has_more=len(entries) > limit,
+        **ends(shown, lambda entry: entry.key),
         total_bytes=sum(entry.size_bytes for entry in everything),
         quota_bytes=service.settings.caches_max_bytes or None,
     )

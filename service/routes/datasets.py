@@ -48,8 +48,10 @@ def create_dataset(request: DatasetRequest, service: Service, response: Response
     return show(row)
 
 
-@router.get("", operation_id="list_datasets", summary="List data sets", responses=responses(422))
-def list_datasets(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Dataset]:
+@router.get(
+    "", operation_id="list_datasets", summary="List data sets", response_model=Page[Dataset], responses=responses(422)
+)
+def list_datasets(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
     rows, has_more = service.registry.page(DatasetRecord, after, limit)
     return page(rows, has_more, show, lambda row: row.id)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -10,10 +11,10 @@ from fastapi.responses import JSONResponse
 
 from service.auth import Who
 from service.checks import check_job
-from service.context import PAGE_DEFAULT, After, Context, Limit, Service, page
+from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.jobs import State
 from service.problems import responses
-from service.registry import Idempotency, Summary, digest_of
+from service.registry import Idempotency, Registry, digest_of
 from service.routes import runs
 from service.schemas import (
     ErrorInfo,
@@ -22,6 +23,7 @@ from service.schemas import (
     JobPreview,
     JobProgress,
     JobRequest,
+    JobSummary,
     Page,
     PlannedRun,
     Report,
@@ -48,10 +50,10 @@ IdempotencyKey = Annotated[
 ]
 
 
-def show(row: JobRecord, summary: Summary) -> Job:
-    """The document of a row."""
+def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
+    """The document of a row in a list; ``counts`` are of its runs."""
     forwards = row.teacher_forwards
-    return Job(
+    return JobSummary(
         id=row.id,
         name=row.name,
         state=row.state,
@@ -62,24 +64,24 @@ def show(row: JobRecord, summary: Summary) -> Job:
         error=ErrorInfo.model_validate(row.error) if row.error else None,
         progress=JobProgress(
             inference=Inference.model_validate(row.inference) if row.inference else None,
-            runs=dict(summary.counts),
+            runs={state: counts.get(state, 0) for state in State},
         ),
         teacher=row.teacher_id,
         teacher_sha256=row.teacher["sha256"],
-        plan=row.plan,
         caches=row.caches,
         teacher_forwards=TeacherForwards.model_validate(forwards) if forwards else None,
         teacher_accuracy=row.teacher_accuracy,
-        run_ids=list(summary.run_ids),
         priority=row.priority,
         parallel_runs=row.parallel_runs,
         retry_of=row.retry_of,
     )
 
 
-def show_one(row: JobRecord, service: Context) -> Job:
-    """The document of a row, which is asked how its runs are."""
-    return show(row, service.registry.summaries([row.id])[row.id])
+def show_one(row: JobRecord, registry: Registry) -> Job:
+    """The document of a row, with its runs' ids and how they are."""
+    runs = registry.states_of_runs(row.id)
+    summary = summarise(row, Counter(runs.values()))
+    return Job(**dict(summary), plan=row.plan, run_ids=list(runs))
 
 
 @router.post(
@@ -123,7 +125,7 @@ def create_job(
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return show_one(row, service)
+    return show_one(row, service.registry)
 
 
 def _preview(plan: Plan, teacher_id: str) -> JobPreview:
@@ -134,32 +136,35 @@ def _preview(plan: Plan, teacher_id: str) -> JobPreview:
     return JobPreview(teacher=teacher_id, plan=plan, runs=planned)
 
 
-@router.get("", operation_id="list_jobs", summary="List jobs", responses=responses(422))
+@router.get(
+    "", operation_id="list_jobs", summary="List jobs", response_model=Page[JobSummary], responses=responses(422)
+)
 def list_jobs(
     service: Service,
     status: Annotated[State | None, Query(description="only jobs in this state")] = None,
     after: After = None,
     limit: Limit = PAGE_DEFAULT,
-) -> Page[Job]:
-    """Newest first."""
+) -> Response:
+    """Newest first; what was posted and the ids of the runs are shown for one job."""
     rows, has_more = service.registry.jobs(status, after, limit)
-    summaries = service.registry.summaries([row.id for row in rows])
-    return page(rows, has_more, lambda row: show(row, summaries[row.id]), lambda row: row.id)
+    counts = service.registry.counts_of_runs([row.id for row in rows])
+    return page(rows, has_more, lambda row: summarise(row, counts[row.id]), lambda row: row.id)
 
 
 @router.get("/{job_id}", operation_id="get_job", summary="One job", responses=responses(404, 422))
 def get_job(job_id: str, service: Service) -> Job:
     """State, stage, progress, plan, and the ids of its runs."""
-    return show_one(service.registry.get(JobRecord, job_id), service)
+    return show_one(service.registry.get(JobRecord, job_id), service.registry)
 
 
 @router.get(
     "/{job_id}/runs",
     operation_id="list_runs",
     summary="Runs of a job",
+    response_model=Page[Run],
     responses=responses(404, 422),
 )
-def list_runs(job_id: str, service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Run]:
+def list_runs(job_id: str, service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """In the order of the plan: students slowest, seeds fastest."""
     rows, has_more = service.registry.runs(job_id, after, limit)
     return page(rows, has_more, runs.show, lambda row: row.id)

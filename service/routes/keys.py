@@ -30,8 +30,8 @@ def create_key(request: KeyRequest, service: Service, who: Who, response: Respon
     return NewKey(**dict(show(row)), secret=secret)
 
 
-@router.get("", operation_id="list_keys", summary="List API keys")
-def list_keys(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Key]:
+@router.get("", operation_id="list_keys", summary="List API keys", response_model=Page[Key])
+def list_keys(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first, the revoked ones too."""
     rows, has_more = service.keys.list(after, limit)
     return page(rows, has_more, show, lambda row: row.id)

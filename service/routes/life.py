@@ -25,7 +25,7 @@ _RETRIED: dict[int | str, dict[str, Any]] = {
 @router.post("/jobs/{job_id}/cancel", operation_id="cancel_job", summary="Cancel a job", tags=["jobs"])
 def cancel_job(job_id: str, service: Service) -> Job:
     """Runs that have not begun are cancelled now, the others within a batch. What has ended stays as it is."""
-    return jobs.show_one(service.wishes.cancel_job(job_id), service)
+    return jobs.show_one(service.wishes.cancel_job(job_id), service.registry)
 
 
 @router.post(
@@ -37,7 +37,7 @@ def cancel_job(job_id: str, service: Service) -> Job:
 )
 def pause_job(job_id: str, service: Service) -> Job:
     """Runs that train save a checkpoint and stop within a batch. Refused once it has ended or is being cancelled."""
-    return jobs.show_one(service.wishes.pause_job(job_id), service)
+    return jobs.show_one(service.wishes.pause_job(job_id), service.registry)
 
 
 @router.post(
@@ -49,7 +49,7 @@ def pause_job(job_id: str, service: Service) -> Job:
 )
 def resume_job(job_id: str, service: Service) -> Job:
     """All its paused runs go on where they stopped, once it is their turn. What is not paused stays as it is."""
-    return jobs.show_one(service.wishes.resume_job(job_id), service)
+    return jobs.show_one(service.wishes.resume_job(job_id), service.registry)
 
 
 @router.post(
@@ -117,4 +117,4 @@ def _show_retry(made: tuple[JobRecord, bool], service: Context, response: Respon
     row, is_new = made
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return jobs.show_one(row, service)
+    return jobs.show_one(row, service.registry)

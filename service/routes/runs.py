@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from starlette.responses import Response
 
 from service.conditional import digest_headers, names
-from service.context import Context, Service, page
+from service.context import Context, Service, ends
 from service.errors import NotFound, RangeNotSatisfiable
 from service.problems import responses
 from service.schemas import Artifact, ErrorInfo, Page, Run
@@ -57,13 +57,14 @@ def get_run(run_id: str, service: Service) -> Run:
 def list_metrics(run_id: str, service: Service) -> Page[dict[str, Any]]:
     """One object per finished epoch, in order. Not paged."""
     epochs = service.registry.metrics(run_id)
-    return page(epochs, False, dict, lambda metrics: metrics["epoch"])
+    return Page(data=epochs, **ends(epochs, lambda metrics: metrics["epoch"]))
 
 
 @router.get("/{run_id}/artifacts", operation_id="list_artifacts", summary="Files that a run has left")
 def list_artifacts(run_id: str, service: Service) -> Page[Artifact]:
     """By name, with size and SHA-256. Not paged."""
-    return page(service.registry.artifacts(run_id), False, _show_artifact, lambda file: file.name)
+    files = service.registry.artifacts(run_id)
+    return Page(data=[_show_artifact(file) for file in files], **ends(files, lambda file: file.name))
 
 
 def _show_artifact(file: ArtifactRecord) -> Artifact:

@@ -154,8 +154,10 @@ def _preprocessing(text: str | None) -> Preprocessing:
         raise InvalidRequest(f"the preprocessing cannot be used: {message}", f"#/preprocessing{where}") from error
 
 
-@router.get("", operation_id="list_teachers", summary="List teachers", responses=responses(422))
-def list_teachers(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Page[Teacher]:
+@router.get(
+    "", operation_id="list_teachers", summary="List teachers", response_model=Page[Teacher], responses=responses(422)
+)
+def list_teachers(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
     rows, has_more = service.registry.page(TeacherRecord, after, limit)
     return page(rows, has_more, lambda row: show(row, service.settings), lambda row: row.id)
