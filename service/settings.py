@@ -111,8 +111,8 @@ class Settings(BaseSettings):
         after = (given or "").partition("?")[2]
         if after and not (url.query and url.query.keys() <= _SQLITE_PARAMETERS):
             raise ValueError(
-                f"{after!r} after the '?' is no parameter of SQLite's ({', '.join(sorted(_SQLITE_PARAMETERS))}), and the "
-                f"file would be {url.database!r}: write a '?' of a file's name as %3F"
+                f"{after!r} after the '?' is no parameter of SQLite's ({', '.join(sorted(_SQLITE_PARAMETERS))}), and "
+                f"the file would be {url.database!r}: write a '?' of a file's name as %3F"
             )
         return given
 

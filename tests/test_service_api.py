@@ -87,6 +87,13 @@ def test_a_name_that_is_taken_is_refused(api: Api) -> None:
     assert "choose another name" in problem(api.client.post("/v1/datasets", json=other), 409, "conflict")["detail"]
 
 
+def test_a_data_set_is_one_in_whatever_normal_form_its_name_comes(api: Api) -> None:
+    body = {"name": "the\u0301", "spec": {"kind": "digits"}}
+    made = api.client.post("/v1/datasets", json=body)
+    assert (made.status_code, made.json()["name"]) == (201, "th\u00e9")
+    assert api.client.post("/v1/datasets", json=body | {"name": "th\u00e9"}).status_code == 200
+
+
 def test_a_folder_of_pictures_may_stay_files(api: Api) -> None:
     """Another storage is another description; one that was stored before there was a choice is decoded."""
     folder(api.settings.data_root / "pets", tuple("0123456789"))

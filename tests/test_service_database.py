@@ -320,7 +320,20 @@ def test_a_transaction_that_raises_leaves_nothing(database: Database, registry: 
 
 def test_sqlites_file_lies_in_the_data_directory_whatever_its_name(tmp_path: Path) -> None:
     """No character of a folder's name ends the name of the file or changes it; beside the folder nothing is made."""
-    names = ["what?", "what", "a?b=c", "a", "c#1", "50% off", "50%20off", "50 off", "-dash", "new\nline", "x'y\"z", "ü 名"]
+    names = [
+        "what?",
+        "what",
+        "a?b=c",
+        "a",
+        "c#1",
+        "50% off",
+        "50%20off",
+        "50 off",
+        "-dash",
+        "new\nline",
+        "x'y\"z",
+        "ü 名",
+    ]
     for name in names:
         (tmp_path / name).mkdir()
         with closing(Database(Settings(data_dir=tmp_path / name).database)) as database, database.read() as session:
@@ -335,7 +348,9 @@ def test_a_data_directory_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("url", ["sqlite:////srv/what?/db", "sqlite:////srv/a?b=c/db"])
 def test_a_url_whose_file_ends_at_a_question_mark_is_refused(url: str) -> None:
-    with pytest.raises(ValidationError, match=r"the file would be '/srv/(what|a)': write a '\?' of a file's name as %3F"):
+    with pytest.raises(
+        ValidationError, match=r"the file would be '/srv/(what|a)': write a '\?' of a file's name as %3F"
+    ):
         Settings(database_url=url)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from workers.events import Log
 from workers.outcomes import outcome
-from workers.texts import cell, printable, printable_json, storable
+from workers.texts import cell, composed, difference, differences, printable, printable_json, storable
 
 NAME = b"zz\xfc.png".decode("utf-8", "surrogateescape")
 
@@ -54,3 +54,36 @@ def test_cell_keeps_numbers_and_names() -> None:
         "kd+0.5*at",
         "a\\x1b",
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        ("caf\u00e9", "cafe\u0301", "'caf<U+00E9>' and 'cafe<U+0301>' differ only in Unicode's normal form"),
+        ("Cat", "cat", "'Cat' and 'cat' differ only in case"),
+        ("\u00c9t\u00e9", "e\u0301te\u0301", "'<U+00C9>t<U+00E9>' and 'e<U+0301>te<U+0301>' differ only in case"),
+        ("Stra\u00dfe", "STRASSE", "'Stra<U+00DF>e' and 'STRASSE' differ only in case"),
+        ("cat", "cat ", "'cat' and 'cat ' differ only in blanks, forms of letters, or what does not show"),
+        (
+            "\ufb01g",
+            "fi\u200bg",
+            "'<U+FB01>g' and 'fi<U+200B>g' differ only in blanks, forms of letters, or what does not show",
+        ),
+        ("cat", "dog", None),
+        ("e", "\u00e9", None),
+    ],
+)
+def test_difference_is_told_where_names_look_the_same(one: str, other: str, how: str | None) -> None:
+    assert difference(one, other) == how
+
+
+def test_differences_are_those_of_names_that_look_the_same_whatever_lies_between() -> None:
+    assert differences(["Cat", "dog", "cat", "CAT"]) == [
+        "'Cat' and 'cat' differ only in case",
+        "'cat' and 'CAT' differ only in case",
+    ]
+    assert differences(["cat", "dog", "caf\udce9"]) == []
+
+
+def test_composed_is_one_spelling_of_every_name() -> None:
+    assert composed("cafe\u0301") == composed("caf\u00e9") == "caf\u00e9"

@@ -26,6 +26,8 @@ becomes is not known here (``service.problems`` holds that table).
 import difflib
 from collections.abc import Iterable
 
+from workers.texts import difference
+
 
 class WorkerError(Exception):
     """Base of every error that ``workers`` raises on purpose."""
@@ -85,7 +87,9 @@ class UnknownName(UserError, LookupError):
         self.name = name
         self.allowed = tuple(sorted(allowed))
         self.nearest = next(iter(difflib.get_close_matches(name, self.allowed, n=1, cutoff=0.5)), None)
+        alike = next((found for other in self.allowed if other != name and (found := difference(name, other))), None)
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
+        hint += f" {alike}." if alike else ""
         # Some lists run to a hundred names (torchvision's); a message is read by a person.
         shown = ", ".join(self.allowed[:24]) + (f", ... ({len(self.allowed)} in all)" if len(self.allowed) > 24 else "")
         super().__init__(f"unknown {kind} {name!r}.{hint} Allowed: {shown}")

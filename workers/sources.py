@@ -31,6 +31,7 @@ from workers.config import (
 )
 from workers.errors import InvalidDataset
 from workers.events import Split
+from workers.texts import code_points, composed, difference, differences
 
 SPLITS: Final[tuple[Split, Split]] = ("train", "test")
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -143,8 +144,24 @@ def resolve(spec: TorchvisionDataset | FolderDataset | NpzDataset, data_root: Pa
     except OSError as error:
         raise InvalidDataset(f"dataset path {spec.path!r:.200} cannot be looked at: {error.strerror}") from error
     if not found:
-        raise InvalidDataset(f"dataset path {spec.path!r} does not exist below the data root {root}")
+        alike = _alike(root, given)
+        raise InvalidDataset(
+            f"dataset path {spec.path!r} does not exist below the data root {root}{f' ({alike})' if alike else ''}"
+        )
     return path
+
+
+def _alike(root: Path, given: PurePosixPath) -> str | None:
+    """How the first name of ``given`` that is not there differs from one that is, if a reader may take it for that."""
+    folder = root
+    for name in given.parts:
+        if not (folder / name).exists():
+            break
+        folder /= name
+    try:
+        return next((found for other in sorted(os.listdir(folder)) if (found := difference(name, other))), None)
+    except OSError:
+        return None
 
 
 def _root(data_root: Path) -> Path:
@@ -281,12 +298,18 @@ def _idx_pair(folder: Path, prefix: str, root: Path) -> tuple[Path, ...]:
 def _folder(spec: FolderDataset, path: Path, root: Path) -> Source:
     classes = {split: _class_folders(path, split, root) for split in SPLITS}
     names = sorted(classes["train"])
+    for split in SPLITS:
+        _check_told_apart(sorted(classes[split]), path / split)
+    # A class is spelt as train/ spells it: copied by another machine, test/ may be in another normal form.
+    spelt = {composed(name): name for name in names}
+    classes["test"] = {spelt.get(composed(name), name): folder for name, folder in classes["test"].items()}
     for here, there in (SPLITS, SPLITS[::-1]):
         only = sorted(classes[here].keys() - classes[there].keys())
         if only:
+            alike = differences([*only, *sorted(classes[there].keys() - classes[here].keys())])
             raise InvalidDataset(
                 f"{path}: {here}/ has the classes {', '.join(only)}, which {there}/ lacks; both must "
-                "hold the same class folders"
+                f"hold the same class folders{''.join(f' ({found})' for found in alike[:1])}"
             )
     _check_class_names(names, path)
     ignored: list[Path] = []
@@ -352,6 +375,17 @@ def _check_class_names(names: Iterable[str], path: Path) -> None:
             name.encode()
         except UnicodeEncodeError as error:
             raise InvalidDataset(f"{path}: the class name {name!r} is not valid UTF-8") from error
+    _check_told_apart(names, path)
+
+
+def _check_told_apart(names: Iterable[str], path: Path) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(composed(name), name)) != name:
+            raise InvalidDataset(
+                f"{path} has two classes that look the same, '{code_points(other)}' and '{code_points(name)}': "
+                "rename one, or put their pictures together"
+            )
 
 
 # --------------------------------------------------------------------------------------------- npz
