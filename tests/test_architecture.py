@@ -44,6 +44,7 @@ LIGHT = (
     "workers.preview",
     "workers.temperature",
     "workers.array_files",
+    "workers.labels",
     "workers.sources",
     "workers.onnx_check",
     "workers.sandbox",

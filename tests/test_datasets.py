@@ -36,6 +36,7 @@ from workers.datasets import Dataset, open_prepared
 from workers.durable import disk_full_is_disk_low
 from workers.errors import DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Log, Split
+from workers.sources import examine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -232,6 +233,11 @@ def test_an_npz_is_read_as_it_is(tmp_path: Path, channels: tuple[int, ...]) -> N
         ({"test_labels": np.array([0, 1, 3])}, "test", r"test_labels holds the label 3; labels are 0..2"),
         ({"train_labels": np.full(6, 10**9)}, "train", r"the largest of 6 training labels is 1000000000"),
         ({"train_labels": np.zeros(6, int)}, "train", r"the largest of 6 training labels is 0"),
+        (
+            {"train_labels": np.array([1, 2, 3, 3, 2, 1])},
+            "train",
+            r"begin at 1, so subtract 1 from those of both splits",
+        ),
     ],
 )
 def test_labels_with_gaps_or_out_of_range_are_refused(
@@ -240,6 +246,8 @@ def test_labels_with_gaps_or_out_of_range_are_refused(
     make_npz(tmp_path / "a.npz", **changed)
     with pytest.raises(InvalidDataset, match=message):
         prepare(NpzDataset(path="a.npz"), split, tmp_path)
+    with pytest.raises(InvalidDataset, match=message):  # before anything is decoded, and by the same check
+        examine(NpzDataset(path="a.npz"), tmp_path)
 
 
 class Bomb:
@@ -309,6 +317,8 @@ def test_idx_labels_must_be_digits_and_all_present(tmp_path: Path) -> None:
     make_idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(1, 11))
     with pytest.raises(InvalidDataset, match=r"t10k-labels-idx1-ubyte holds the label 10; labels are 0..9"):
         prepare(TorchvisionDataset(kind="mnist"), "test", tmp_path)
+    with pytest.raises(InvalidDataset, match=r"t10k-labels-idx1-ubyte holds the label 10; labels are 0..9"):
+        examine(TorchvisionDataset(kind="mnist"), tmp_path)
     make_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(30) % 7)
     with pytest.raises(InvalidDataset, match=r"class 7 \('7'\) has no training picture \(3 of 10"):
         prepare(TorchvisionDataset(kind="mnist"), "train", tmp_path)

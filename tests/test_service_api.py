@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -179,6 +180,17 @@ def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     assert api.client.get("/v1/jobs").json()["data"] == []
     bad = api.job_body(methods=["kdd"])
     problem(api.client.post("/v1/jobs", params={"dry_run": True}, json=bad), 422, "unknown-name")
+
+
+@pytest.mark.parametrize(("first", "told"), [(1, "subtract 1"), (0, "has 10 classes")])
+def test_a_dry_run_says_which_labels_a_job_would_fail_of(api: Api, first: int, told: str) -> None:
+    labels = np.tile(np.arange(first, first + 9), 2)
+    arrays = {f"{split}_images": np.zeros((18, 8, 8), np.uint8) for split in ("train", "test")}
+    np.savez(api.settings.data_root / "nine.npz", train_labels=labels, test_labels=labels, **arrays)
+    body = api.job_body(dataset={"kind": "npz", "path": "nine.npz"})
+    answer = api.client.post("/v1/jobs", params={"dry_run": True}, json=body)
+    assert answer.status_code == 422
+    assert told in answer.json()["detail"]
 
 
 def test_jobs_are_listed_newest_first_and_by_state(api: Api) -> None:

@@ -235,7 +235,7 @@ def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_an_npz_is_known_by_its_headers(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz")
     source = examine(NpzDataset(path="a.npz"), tmp_path)
-    assert (source.samples, source.classes, source.class_names) == ({"train": 6, "test": 3}, None, None)
+    assert (source.samples, source.classes, source.class_names) == ({"train": 6, "test": 3}, 3, ("0", "1", "2"))
     make_npz(tmp_path / "b.npz", class_names=np.array(["x", "y", "z"]))
     source = examine(NpzDataset(path="b.npz"), tmp_path)
     assert (source.classes, source.class_names) == (3, ("x", "y", "z"))
@@ -263,6 +263,12 @@ def test_an_npz_with_wrong_arrays_is_refused(
     make_npz(tmp_path / "a.npz", **changed)
     with pytest.raises(InvalidDataset, match=message):
         examine(NpzDataset(path="a.npz"), tmp_path)
+
+
+def test_what_macos_packs_beside_the_arrays_of_an_npz_is_left_out(tmp_path: Path) -> None:
+    with zipfile.ZipFile(make_npz(tmp_path / "a.npz"), "a") as archive:
+        archive.writestr("__MACOSX/._train_images.npy", b"\0\5\x16\7")
+    assert examine(NpzDataset(path="a.npz"), tmp_path).samples == {"train": 6, "test": 3}
 
 
 def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:

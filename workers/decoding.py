@@ -42,7 +42,8 @@ from PIL import Image, ImageFile
 from workers.array_files import DAMAGED, idx_shape, open_idx
 from workers.config import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.errors import InvalidDataset, Stopped
-from workers.events import ShouldStop, Split, never
+from workers.events import ShouldStop, Split
+from workers.labels import Labels, check_labels, idx_labels, npz_labels
 from workers.sources import TEN_DIGITS, Source
 
 # Named, so that a file is never handed to a decoder that runs programs (PIL's EPS calls Ghostscript).
@@ -56,7 +57,6 @@ _RARE_JPEG = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcf]")
 _BLOCK_BYTES = 8 << 20
 
 Pictures = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 Blocks = Generator[Pictures, None, None]
 
 
@@ -119,22 +119,6 @@ def _check_stop(should_stop: ShouldStop) -> None:
         raise Stopped("stopped while decoding a data set; the half-made copy is removed")
 
 
-def _check_labels(labels: Labels, classes: int, where: object) -> None:
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise InvalidDataset(f"{where} holds the label {wrong[0]}; labels are 0..{classes - 1}")
-
-
-def _check_every_class(train_labels: Labels, names: Sequence[str], where: object) -> None:
-    missing = np.setdiff1d(np.arange(len(names)), train_labels)
-    if len(missing):
-        first = int(missing[0])
-        raise InvalidDataset(
-            f"{where}: class {first} ({names[first]!r}) has no training picture ({len(missing)} of "
-            f"{len(names)} classes have none); labels must be 0..classes-1 without gaps"
-        )
-
-
 # ------------------------------------------------------------------------------------------ digits
 
 
@@ -165,7 +149,7 @@ def _cifar(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     _check_md5(folder, published)
     data = published(str(folder.parent), train=split == "train")
     labels = np.asarray(data.targets, dtype=np.int64)
-    _check_labels(labels, len(data.classes), folder)
+    check_labels(labels, len(data.classes), folder)
     return _from_array(data.data, labels, data.classes, should_stop)
 
 
@@ -186,15 +170,10 @@ def _check_md5(folder: Path, published: Any) -> None:  # noqa: ANN401 - torchvis
 
 
 def _idx(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
-    images_path, labels_path = source.files[split]
-    names = source.class_names or ()
-    count, height, width = idx_shape(images_path)
-    labels = np.concatenate(list(_idx_blocks(labels_path, (count,), never))).astype(np.int64)
-    _check_labels(labels, len(names), labels_path)
-    if split == "train":
-        _check_every_class(labels, names, labels_path)
-    shape = (count, height, width, 1)
-    return Decoding(shape, labels, names, _idx_blocks(images_path, shape, should_stop))
+    images_path, names = source.files[split][0], source.class_names or ()
+    labels = idx_labels({part: files[1] for part, files in source.files.items()}, names)
+    shape = (*idx_shape(images_path), 1)
+    return Decoding(shape, labels[split], names, _idx_blocks(images_path, shape, should_stop))
 
 
 def _idx_blocks(path: Path, shape: tuple[int, ...], should_stop: ShouldStop) -> Blocks:
@@ -226,25 +205,10 @@ def _npz(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays[f"{split}_images"]
-            labels = arrays[f"{split}_labels"].astype(np.int64)
-            train_labels = arrays["train_labels"].astype(np.int64)
     except DAMAGED as error:
         raise InvalidDataset(f"{path} cannot be read: {error}") from error
-    names = source.class_names or _counted_names(train_labels, path)
-    _check_labels(labels, len(names), f"{path}: {split}_labels")
-    _check_every_class(train_labels, names, path)
-    return _from_array(images[..., None] if images.ndim == 3 else images, labels, names, should_stop)
-
-
-def _counted_names(train_labels: Labels, path: Path) -> tuple[str, ...]:
-    """ "0", "1", ... up to the largest training label."""
-    largest = int(train_labels.max())
-    if not 1 <= largest < len(train_labels):
-        raise InvalidDataset(
-            f"{path}: the largest of {len(train_labels)} training labels is {largest}; labels must be "
-            "0..classes-1 without gaps, with at least two classes"
-        )
-    return tuple(str(label) for label in range(largest + 1))
+    labels, names = npz_labels(path, source.class_names)
+    return _from_array(images[..., None] if images.ndim == 3 else images, labels[split], names, should_stop)
 
 
 # ------------------------------------------------------------------------------------------ folder
