@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -162,9 +163,10 @@ def write_postscript(path: Path) -> None:
     ("damage", "message"),
     [
         (truncate, "truncated"),
-        (write_text, "cannot identify"),
+        (write_text, "it begins with b'no picture', which is none of BMP, GIF"),
+        (lambda path: path.write_bytes(b""), "it is empty, which is none of BMP, GIF"),
         (write_16_bits, "of the type I;16, only 8 bit"),
-        (write_postscript, "cannot identify"),
+        (write_postscript, r"it begins with b'%!PS-Adobe.*', which is none of BMP"),
     ],
 )
 def test_an_unreadable_picture_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -173,6 +175,33 @@ def test_an_unreadable_picture_is_named(tmp_path: Path, damage: Callable[[Path],
     with pytest.raises(InvalidDataset, match=rf"train/dog/1\.png cannot be read as a picture: .*{message}"):
         prepare(FolderDataset(path="pets"), "train", tmp_path)
     assert prepared_folders(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize("storage", ["decoded", "files"])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_every_damaged_picture_is_named_up_to_ten_and_all_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Literal["decoded", "files"], blocks: int
+) -> None:
+    """Whichever block they are in, the very first picture included; no object of Python's is shown."""
+    monkeypatch.setattr("workers.decoding._BLOCK_BYTES", 10_000 if blocks == 1 else 4 * 4 * 3 * 10)
+    pictures = sorted((make_folder(tmp_path, pictures=14) / "train").rglob("*.png"))
+    for picture in pictures[:13]:
+        write_text(picture)
+    Image.new("RGB", (5, 4)).save(pictures[-1])
+    with pytest.raises(InvalidDataset, match=r"^14 of 28 pictures cannot be used: ") as caught:
+        prepare(FolderDataset(path="pets", storage=storage), "train", tmp_path)
+    message = str(caught.value)
+    assert [str(picture) in message for picture in pictures] == [True] * 10 + [False] * 18
+    assert message.endswith("; and 4 more")
+    assert "object at" not in message
+    assert prepared_folders(tmp_path / "work") == []
+
+
+def test_of_pictures_none_of_which_can_be_read_ten_are_named(tmp_path: Path) -> None:
+    for picture in (make_folder(tmp_path, pictures=6) / "train").rglob("*.png"):
+        write_text(picture)
+    with pytest.raises(InvalidDataset, match=r"^12 of 12 pictures cannot be used: .*; and 2 more$"):
+        prepare(FolderDataset(path="pets"), "train", tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
