@@ -46,6 +46,7 @@ LIGHT = (
     "workers.array_files",
     "workers.labels",
     "workers.sources",
+    "workers.text_files",
     "workers.onnx_check",
     "workers.sandbox",
     "workers.smoke",

@@ -178,6 +178,10 @@ def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     assert preview["object"] == "job_preview"
     assert [run["name"] for run in preview["runs"]] == ["cnn_s ce seed 0", "cnn_s kd seed 0"]
     assert api.client.get("/v1/jobs").json()["data"] == []
+    windows = json.dumps(api.job_body()).encode("utf-8-sig")
+    headers = {"Content-Type": "application/json"}
+    answer = api.client.post("/v1/jobs", params={"dry_run": True}, content=windows, headers=headers)
+    assert answer.status_code == 200
     bad = api.job_body(methods=["kdd"])
     problem(api.client.post("/v1/jobs", params={"dry_run": True}, json=bad), 422, "unknown-name")
 

@@ -7,6 +7,8 @@ import pytest
 
 from workers.events import Log
 from workers.outcomes import outcome
+from workers.errors import InvalidText
+from workers.text_files import decode_text
 from workers.texts import cell, composed, difference, differences, printable, printable_json, storable
 
 NAME = b"zz\xfc.png".decode("utf-8", "surrogateescape")
@@ -87,3 +89,27 @@ def test_differences_are_those_of_names_that_look_the_same_whatever_lies_between
 
 def test_composed_is_one_spelling_of_every_name() -> None:
     assert composed("cafe\u0301") == composed("caf\u00e9") == "caf\u00e9"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_decode_text_reads_utf8_with_or_without_a_byte_order_mark(encoding: str) -> None:
+    assert decode_text("{}\u00e9\r\n".encode(encoding), "job.json") == "{}\u00e9\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            "{}".encode("utf-16"),
+            "job.json is UTF-16, as PowerShell's `>` writes it, and has to be UTF-8: save it as UTF-8",
+        ),
+        (b"\xfe\xff\x00{\x00}", "job.json is UTF-16, as"),
+        ("{}".encode("utf-32"), "job.json is UTF-32, as"),
+        ("{}".encode("utf-16-le"), "job.json holds NUL characters, as UTF-16 without a byte order mark does: save it"),
+        ("M\u00fcller".encode("latin-1"), "job.json is not UTF-8 (invalid start byte at byte 1): save it as UTF-8"),
+    ],
+)
+def test_decode_text_says_what_else_it_is_and_what_to_do(content: bytes, says: str) -> None:
+    with pytest.raises(InvalidText) as caught:
+        decode_text(content, "job.json")
+    assert str(caught.value).startswith(says)

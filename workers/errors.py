@@ -10,6 +10,7 @@
     │   ├── InvalidJob            (ValueError)  the job as a whole makes no sense
     │   ├── UnknownName           (LookupError) a method, student, parameter ... that does not exist
     │   ├── ContractViolation     (ValueError)  teacher and data set do not belong together
+    │   ├── InvalidText           (ValueError)  a file of text is not UTF-8
     │   ├── LossyCache            (ValueError)  an encoding has lost what is asked of its cache
     │   └── NotFinite             (ArithmeticError) a loss or gradient stopped being a number
     ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
@@ -55,6 +56,10 @@ class InvalidJob(UserError, ValueError):
 
 class ContractViolation(UserError, ValueError):
     """Teacher and data set do not belong together (class count, label order, preprocessing)."""
+
+
+class InvalidText(UserError, ValueError):
+    """What has to be text is not UTF-8."""
 
 
 class LossyCache(UserError, ValueError):
