@@ -172,6 +172,16 @@ def test_a_job_file_that_cannot_be_read_is_refused(cli: Retort, tmp_path: Path, 
     assert says in err
 
 
+def test_a_traceback_is_text_whatever_it_quotes(retort: Retort, tmp_path: Path) -> None:
+    path = tmp_path / "job\x1b[2J\u202e.json"
+    path.write_text("{")
+    status, out, err = retort("--traceback", "submit", path)
+    assert (status, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert "job\\x1b[2J\\u202e.json is not JSON" in err
+    assert not set("\x1b\u202e") & set(err)
+
+
 UTF16 = "PowerShell's `>` writes it, and has to be UTF-8: save it as UTF-8"
 
 
