@@ -111,7 +111,7 @@ def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, told
     }
 
 
-def event_rows(session: Session, query: Select[tuple[EventRecord]]) -> list[EventRecord]:
+def event_rows(session: Session, query: Select[EventRecord]) -> list[EventRecord]:
     """The rows of a query for events; in the place of one whose columns cannot be read stands an ``unreadable`` one."""
     try:
         return list(session.scalars(query))

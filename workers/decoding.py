@@ -176,7 +176,8 @@ def _check_md5(folder: Path, published: Any) -> None:  # noqa: ANN401 - torchvis
 def _idx(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     images_path, names = source.files[split][0], source.class_names or ()
     labels = idx_labels({part: files[1] for part, files in source.files.items()}, names)
-    shape = (*idx_shape(images_path), 1)
+    count, height, width = idx_shape(images_path)
+    shape = (count, height, width, 1)
     return Decoding(shape, labels[split], names, _idx_blocks(images_path, shape, should_stop))
 
 
