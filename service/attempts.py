@@ -9,9 +9,12 @@ from workers.caching import file_sha256
 
 
 def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:
-    """Rows for ``Records.record_result``: every file of a finished attempt, with its digest."""
+    """Rows for ``Records.record_result``: every artifact of a finished attempt, with its digest.
+
+    What others have put beside them (``.DS_Store``) is left out.
+    """
     rows = []
-    for path in sorted((folder / ARTIFACTS).iterdir()):
+    for path in sorted(path for path in (folder / ARTIFACTS).iterdir() if path.name in MEDIA_TYPES):
         rows.append(
             {
                 "name": path.name,

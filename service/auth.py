@@ -20,6 +20,8 @@ from service.keys import KeyRing, any_live_key, digest_of_secret
 from service.paths import API_PREFIX, route_of
 from service.scopes import THIS_MACHINE, Caller, Scope
 from service.settings import Settings
+from workers.errors import InvalidText
+from workers.text_files import read_text
 
 KEY_MIN_CHARS = 16
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -46,8 +48,8 @@ def load_key_digest(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        key = path.read_text().partition("\n")[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
+        key = read_text(path).partition("\n")[0].strip()
+    except (OSError, InvalidText) as error:
         raise BadKeyFile(f"the API key file {path} cannot be read: {error}") from error
     if len(key) < KEY_MIN_CHARS:
         raise BadKeyFile(

@@ -49,8 +49,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     source = examine(plan.dataset, context.settings.data_root)
     _check_classes(teacher, source)
     classes = classes_of(teacher) or source.classes
-    if classes is not None:
-        check_encoding(plan.cache.encoding, classes)
+    check_encoding(plan.cache.encoding, classes)
     side = _side(plan)
     if side is not None:
         for student in plan.students:
@@ -98,7 +97,7 @@ def _dataset(request: JobRequest, registry: Registry) -> DatasetSpec:
 
 def _check_classes(teacher: TeacherRecord, source: Source) -> None:
     classes = classes_of(teacher)
-    if classes is not None and source.classes is not None and classes != source.classes:
+    if classes not in (None, source.classes):
         raise ContractViolation(
             f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the data set has "
             f"{source.classes}: they must be the same classes in the same order"

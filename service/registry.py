@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, defer
 from service.db import Database
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
 from service.jobs import LIVE, State
-from service.rows import Row, existing, is_id, runs_of
+from service.rows import Row, event_rows, existing, is_id, runs_of
 from service.tables import (
     ArtifactRecord,
     DatasetRecord,
@@ -322,7 +322,7 @@ class Registry:
         column = EventRecord.job_id if isinstance(owner, JobRecord) else EventRecord.run_id
         query = select(EventRecord).where(column == owner.id, EventRecord.seq > after)
         with self.database.read() as session:
-            rows = list(session.scalars(query.order_by(EventRecord.seq).limit(limit + 1)))
+            rows = event_rows(session, query.order_by(EventRecord.seq).limit(limit + 1))
         return rows[:limit], len(rows) > limit
 
     def last_event(self) -> int:
@@ -334,12 +334,13 @@ class Registry:
         """Events of all jobs later than ``after``, oldest first."""
         query = select(EventRecord).where(EventRecord.seq > after).order_by(EventRecord.seq).limit(limit)
         with self.database.read() as session:
-            return list(session.scalars(query))
+            return event_rows(session, query)
 
     def metrics(self, run_id: str) -> list[Json]:
         """The metrics of every epoch of a run, in order; of an epoch that was trained twice, the later ones.
 
-        The epochs before the checkpoint from which a retry began are those of the run that it tries again.
+        The epochs before the checkpoint from which a retry began are those of the run that it tries again. One whose
+        event is damaged is left out.
         """
         with self.database.read() as session:
             run = existing(session, RunRecord, run_id)
@@ -359,8 +360,9 @@ class Registry:
 
 
 def _epochs(session: Session, run_id: str) -> dict[int, Json]:
-    query = select(EventRecord.data).where(EventRecord.run_id == run_id, EventRecord.type == "epoch")
-    return {data["epoch"]: data["metrics"] for data in session.scalars(query.order_by(EventRecord.seq))}
+    query = select(EventRecord).where(EventRecord.run_id == run_id, EventRecord.type == "epoch")
+    found: list[object] = [row.data for row in event_rows(session, query.order_by(EventRecord.seq))]
+    return {data["epoch"]: data["metrics"] for data in found if isinstance(data, dict) and "epoch" in data}
 
 
 def _by_name(name: str) -> Select[DatasetRecord]:

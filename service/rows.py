@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import CursorResult, Select, insert, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from service.errors import IllegalMove, NotFound
@@ -25,6 +26,10 @@ from service.tables import (
     TeacherRecord,
     utc_now,
 )
+
+# What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
+# the database itself cannot be read; whoever asks again is then told so.
+_DAMAGED = (ValueError, RecursionError, OperationalError)
 
 Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord, KeyRecord)
 _KINDS: Mapping[type[Base], str] = {
@@ -104,6 +109,34 @@ def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, told
         "type": told["type"],
         "data": {key: value for key, value in told.items() if key != "type"},
     }
+
+
+def event_rows(session: Session, query: Select[EventRecord]) -> list[EventRecord]:
+    """The rows of a query for events; in the place of one whose columns cannot be read stands an ``unreadable`` one."""
+    try:
+        return list(session.scalars(query))
+    except _DAMAGED:
+        found = [
+            _event_or_unreadable(session, seq) for seq in session.scalars(query.with_only_columns(EventRecord.seq))
+        ]
+    return [row for row in found if row is not None]
+
+
+def _event_or_unreadable(session: Session, seq: int) -> EventRecord | None:
+    """One event; None if it was deleted meanwhile."""
+    is_this = EventRecord.seq == seq
+    try:
+        return session.scalars(select(EventRecord).where(is_this)).one_or_none()
+    except _DAMAGED:
+        owners = session.execute(select(EventRecord.job_id, EventRecord.run_id).where(is_this)).one_or_none()
+    return None if owners is None else unreadable(seq, *owners)
+
+
+def unreadable(seq: int, job_id: str, run_id: str) -> EventRecord:
+    """What readers get for an event that is damaged in the database: a warning that says so. It is not stored."""
+    message = f"event {seq} cannot be read: what the database holds of it is damaged"
+    told = {"type": "log", "level": "warning", "message": message}
+    return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, None, told))
 
 
 def all_paused(runs: Iterable[RunRecord]) -> bool:

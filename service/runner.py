@@ -602,7 +602,7 @@ class Engine:
         attempt = self._folders.jobs / job.id / run_id / f"a{work.attempt}"
         try:
             artifacts = list_artifacts(attempt, self._folders.data_dir)
-        except (OSError, KeyError) as error:
+        except OSError as error:
             why = {"type": type(error).__name__, "message": f"the run's artifacts cannot be listed: {error}"}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=why)
             return

@@ -6,14 +6,17 @@ Times are UTC, ISO 8601. Optional facts are null, never left out. ``object`` say
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, StringConstraints, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, StringConstraints, Tag
 
 from service.jobs import State
 from service.scopes import Scope
 from workers.config import DatasetSpec, Plan, Preprocessing, Seed, Spec
+from workers.texts import composed
 
 # No control characters: a name goes into logs, headers and tables, and PostgreSQL refuses NUL.
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+# In one normal form: what is looked up by name is found, whichever machine has spelt it.
+_Composed = BeforeValidator(lambda given: composed(given) if isinstance(given, str) else given)
+Name = Annotated[str, _Composed, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 OptionalName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Item = TypeVar("Item")

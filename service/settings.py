@@ -6,8 +6,10 @@ What a *job* wants is no setting; it stands in the job's own JSON (``workers.con
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 MiB = 1 << 20
 GiB = 1 << 30
@@ -16,6 +18,9 @@ SizeBytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
+# What Python's sqlite3 takes beside the file's name; with ``uri`` SQLite itself takes more.
+_SQLITE_PARAMETERS = {"timeout", "detect_types", "isolation_level", "check_same_thread", "cached_statements"}
+
 
 class Settings(BaseSettings):
     """Where things are and how much may be used.
@@ -23,7 +28,8 @@ class Settings(BaseSettings):
     Attributes:
         data_dir: everything that the service writes lies below it.
         data_root: data sets that jobs name lie below it, and nothing outside it can be named.
-        database_url: SQLAlchemy URL; None is SQLite inside ``data_dir``.
+        database_url: SQLAlchemy URL, in which ``?`` and ``%`` of a file's name are ``%3F`` and ``%25``; None is SQLite
+            inside ``data_dir``.
         host, port: where the API listens; a host that is not loopback needs an API key.
         api_key_file: its first line is a key with scope admin, beside those that ``retort keys`` makes.
         forwarded_allow_ips: addresses or networks of proxies, separated by commas, whose ``X-Forwarded-For`` names the
@@ -85,10 +91,41 @@ class Settings(BaseSettings):
     gpu_share: Annotated[float, Field(ge=0.01, le=1)] | None = None
     checkpoint_s: Seconds = 60.0
 
+    @field_validator("data_dir")
+    @classmethod
+    def _check_data_dir(cls, data_dir: Path) -> Path:
+        try:
+            str(data_dir.resolve()).encode()
+        except UnicodeEncodeError:
+            # Ray and the database take names as UTF-8.
+            raise ValueError(f"the folder's name {str(data_dir)!r} is not valid UTF-8: use another folder") from None
+        return data_dir
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, given: str | None) -> str | None:
+        """Refuses an SQLite file whose name would end at its own ``?``: another file would be made and used."""
+        try:
+            url = None if given is None else make_url(given)
+        except ArgumentError:
+            return given  # whoever connects says what is wrong with it
+        if url is None or url.get_backend_name() != "sqlite" or "uri" in url.query:
+            return given
+        after = (given or "").partition("?")[2]
+        if after and not (url.query and url.query.keys() <= _SQLITE_PARAMETERS):
+            raise ValueError(
+                f"{after!r} after the '?' is no parameter of SQLite's ({', '.join(sorted(_SQLITE_PARAMETERS))}), and "
+                f"the file would be {url.database!r}: write a '?' of a file's name as %3F"
+            )
+        return given
+
     @property
     def database(self) -> str:
         """The URL of the database in use."""
-        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'retort.sqlite3'}"
+        if self.database_url:
+            return self.database_url
+        file = str(self.data_dir.resolve() / "retort.sqlite3")
+        return URL.create("sqlite", database=file).render_as_string(hide_password=False)
 
     @property
     def teachers_dir(self) -> Path:

@@ -16,9 +16,11 @@ import anyio
 import anyio.to_thread
 import structlog
 from fastapi.sse import format_sse_event
+from pydantic import ValidationError
 
 from service.jobs import TERMINAL
 from service.registry import Registry
+from service.rows import unreadable
 from service.schemas import Event
 from service.tables import EventRecord, JobRecord, RunRecord
 
@@ -29,7 +31,14 @@ log = structlog.get_logger("service.tail")
 
 
 def show(row: EventRecord) -> Event:
-    """The document of a row."""
+    """The document of a row; of one that holds what no event has, a warning that says so."""
+    try:
+        return _document(row)
+    except ValidationError:
+        return _document(unreadable(row.seq, row.job_id, row.run_id))
+
+
+def _document(row: EventRecord) -> Event:
     return Event(
         seq=row.seq,
         job_id=row.job_id,
@@ -59,8 +68,9 @@ class Told:
     @classmethod
     def of(cls, row: EventRecord) -> "Told":
         """The event of a row."""
-        is_end = row.type == "state" and row.data.get("state") in _ENDS
-        frame = format_sse_event(data_str=show(row).model_dump_json(), event=row.type, id=str(row.seq))
+        shown = show(row)
+        is_end = shown.type == "state" and shown.data.get("state") in _ENDS
+        frame = format_sse_event(data_str=shown.model_dump_json(), event=shown.type, id=str(row.seq))
         return cls(row.seq, row.job_id, row.run_id, is_end, frame)
 
     @classmethod

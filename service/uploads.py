@@ -21,7 +21,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, MalformedBody, SlowBody, TooLarge
-from workers.errors import UnknownName
+from workers.errors import InvalidText, UnknownName
+from workers.text_files import decode_text
 
 INCOMING = ".incoming-"
 FILE_FIELD = "file"
@@ -225,12 +226,9 @@ class _Parts:
         if self._name == FILE_FIELD:
             return
         try:
-            self.texts[self._name] = self._text.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(
-                f"the field {self._name!r} is not UTF-8: {error.reason} at byte {error.start}",
-                f"#/{self._name}",
-            ) from error
+            self.texts[self._name] = decode_text(bytes(self._text), f"the field {self._name!r}")
+        except InvalidText as error:
+            raise InvalidRequest(str(error), f"#/{self._name}") from error
 
     def _end(self) -> None:
         self._complete = True

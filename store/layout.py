@@ -54,6 +54,9 @@ DELETED_PREFIX = ".deleted-"
 TURN_FILE = ".turn"
 
 _KEY = re.compile(r"[0-9a-f]{64}")
+# Files of other names are no part of a cache: macOS leaves ``._0-0.json`` and ``.DS_Store``, Windows ``desktop.ini``.
+_RECORD = re.compile(r"[0-9]+-[0-9]+\.json")
+_ORIGIN = re.compile(r"[0-9a-f]{16}\.json")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -108,9 +111,7 @@ def group_path(root: Path, key: str) -> Path:
 
 def group_paths(root: Path) -> list[Path]:
     """The folders under root that are named like a cache, sorted by key."""
-    if not root.is_dir():
-        return []
-    return sorted(path for path in root.iterdir() if _KEY.fullmatch(path.name))
+    return _named(_KEY, root)
 
 
 def chunk_name(array: str, spec: CacheSpec, block: int) -> str:
@@ -136,6 +137,11 @@ def record_name(spec: CacheSpec, block: int) -> str:
     return f"{COMMITS_FOLDER}/{view}-{within}.json"
 
 
+def record_paths(group: Path) -> list[Path]:
+    """The files that are named like a commit record, of this cache's blocks or not, sorted."""
+    return _named(_RECORD, group / COMMITS_FOLDER)
+
+
 def provenance_name(content: bytes) -> str:
     """The file of one origin of blocks, relative to the group: the same for the same canonical JSON."""
     return f"{PROVENANCE_FOLDER}/{hashlib.sha256(content).hexdigest()[:16]}.json"
@@ -149,7 +155,7 @@ def read_provenance(group: Path, *given: Mapping[str, JsonValue]) -> dict[str, J
     """
     provenance = {name: value for part in given for name, value in part.items()}
     origins: list[JsonValue] = []
-    for path in sorted((group / PROVENANCE_FOLDER).glob("*.json")):
+    for path in _named(_ORIGIN, group / PROVENANCE_FOLDER):
         try:
             origins.append(_read_json(path))
         except CacheCorrupt as error:
@@ -312,6 +318,13 @@ def size_bytes(group: Path) -> int:
             except FileNotFoundError:
                 continue
     return total
+
+
+def _named(pattern: re.Pattern[str], folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _read_json(path: Path) -> dict[str, Any]:

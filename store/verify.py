@@ -11,7 +11,6 @@ from . import layout
 from .completeness import check_completion, check_identity
 from .consistency import findings
 from .errors import CacheCorrupt, StoreError
-from .files import PARTIAL
 from .layout import BlockRecord
 from .room import Hold
 from .schema import CacheSpec
@@ -82,8 +81,8 @@ def _problem(check: Callable[[], object]) -> list[str]:
 def _strangers(group: Path, spec: CacheSpec) -> Iterator[str]:
     """Commit records of blocks that this cache does not have."""
     expected = {layout.record_name(spec, block) for block in range(spec.blocks)}
-    for path in sorted((group / layout.COMMITS_FOLDER).glob("*")):
-        if path.suffix != PARTIAL and f"{layout.COMMITS_FOLDER}/{path.name}" not in expected:
+    for path in layout.record_paths(group):
+        if f"{layout.COMMITS_FOLDER}/{path.name}" not in expected:
             yield f"{path}: a stale or foreign commit record: this cache has no such block"
 
 

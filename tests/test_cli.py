@@ -172,6 +172,41 @@ def test_a_job_file_that_cannot_be_read_is_refused(cli: Retort, tmp_path: Path, 
     assert says in err
 
 
+def test_a_traceback_is_text_whatever_it_quotes(retort: Retort, tmp_path: Path) -> None:
+    path = tmp_path / "job\x1b[2J\u202e.json"
+    path.write_text("{")
+    status, out, err = retort("--traceback", "submit", path)
+    assert (status, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert "job\\x1b[2J\\u202e.json is not JSON" in err
+    assert not set("\x1b\u202e") & set(err)
+
+
+UTF16 = "PowerShell's `>` writes it, and has to be UTF-8: save it as UTF-8"
+
+
+def test_a_job_file_of_windows_is_read_or_told_what_to_do(
+    cli: Retort, job_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = job_file().read_text()
+    path = tmp_path / "windows.json"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert cli("submit", "--dry-run", path)[0] == 0
+    path.write_bytes(text.encode("utf-16"))
+    status, _, err = cli("submit", "--dry-run", path)
+    assert status == 1
+    assert is_one_line(err)
+    assert f"windows.json is UTF-16, as {UTF16}" in err
+
+
+def test_a_key_file_of_windows_is_read_or_told_what_to_do(cli: Retort, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(("k" * 32 + "\r\n").encode("utf-8-sig"))
+    assert cli("--api-key-file", tmp_path / "key", "--json", "jobs")[0] == 0
+    (tmp_path / "key").write_bytes(("k" * 32).encode("utf-16"))
+    status, _, err = cli("--api-key-file", tmp_path / "key", "jobs")
+    assert (status, UTF16 in err) == (1, True)
+
+
 def test_a_file_that_is_no_onnx_is_refused_and_leaves_nothing(api: Api, cli: Retort, tmp_path: Path) -> None:
     path = tmp_path / "teacher.onnx"
     path.write_bytes(b"not a network")

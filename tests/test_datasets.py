@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from workers.datasets import Dataset, open_prepared
 from workers.durable import disk_full_is_disk_low
 from workers.errors import DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Log, Split
+from workers.sources import examine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -161,9 +163,10 @@ def write_postscript(path: Path) -> None:
     ("damage", "message"),
     [
         (truncate, "truncated"),
-        (write_text, "cannot identify"),
+        (write_text, "it begins with b'no picture', which is none of BMP, GIF"),
+        (lambda path: path.write_bytes(b""), "it is empty, which is none of BMP, GIF"),
         (write_16_bits, "of the type I;16, only 8 bit"),
-        (write_postscript, "cannot identify"),
+        (write_postscript, r"it begins with b'%!PS-Adobe.*', which is none of BMP"),
     ],
 )
 def test_an_unreadable_picture_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -172,6 +175,33 @@ def test_an_unreadable_picture_is_named(tmp_path: Path, damage: Callable[[Path],
     with pytest.raises(InvalidDataset, match=rf"train/dog/1\.png cannot be read as a picture: .*{message}"):
         prepare(FolderDataset(path="pets"), "train", tmp_path)
     assert prepared_folders(tmp_path / "work") == []
+
+
+@pytest.mark.parametrize("storage", ["decoded", "files"])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_every_damaged_picture_is_named_up_to_ten_and_all_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Literal["decoded", "files"], blocks: int
+) -> None:
+    """Whichever block they are in, the very first picture included; no object of Python's is shown."""
+    monkeypatch.setattr("workers.decoding._BLOCK_BYTES", 10_000 if blocks == 1 else 4 * 4 * 3 * 10)
+    pictures = sorted((make_folder(tmp_path, pictures=14) / "train").rglob("*.png"))
+    for picture in pictures[:13]:
+        write_text(picture)
+    Image.new("RGB", (5, 4)).save(pictures[-1])
+    with pytest.raises(InvalidDataset, match=r"^14 of 28 pictures cannot be used: ") as caught:
+        prepare(FolderDataset(path="pets", storage=storage), "train", tmp_path)
+    message = str(caught.value)
+    assert [str(picture) in message for picture in pictures] == [True] * 10 + [False] * 18
+    assert message.endswith("; and 4 more")
+    assert "object at" not in message
+    assert prepared_folders(tmp_path / "work") == []
+
+
+def test_of_pictures_none_of_which_can_be_read_ten_are_named(tmp_path: Path) -> None:
+    for picture in (make_folder(tmp_path, pictures=6) / "train").rglob("*.png"):
+        write_text(picture)
+    with pytest.raises(InvalidDataset, match=r"^12 of 12 pictures cannot be used: .*; and 2 more$"):
+        prepare(FolderDataset(path="pets"), "train", tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -232,6 +262,11 @@ def test_an_npz_is_read_as_it_is(tmp_path: Path, channels: tuple[int, ...]) -> N
         ({"test_labels": np.array([0, 1, 3])}, "test", r"test_labels holds the label 3; labels are 0..2"),
         ({"train_labels": np.full(6, 10**9)}, "train", r"the largest of 6 training labels is 1000000000"),
         ({"train_labels": np.zeros(6, int)}, "train", r"the largest of 6 training labels is 0"),
+        (
+            {"train_labels": np.array([1, 2, 3, 3, 2, 1])},
+            "train",
+            r"begin at 1, so subtract 1 from those of both splits",
+        ),
     ],
 )
 def test_labels_with_gaps_or_out_of_range_are_refused(
@@ -240,6 +275,8 @@ def test_labels_with_gaps_or_out_of_range_are_refused(
     make_npz(tmp_path / "a.npz", **changed)
     with pytest.raises(InvalidDataset, match=message):
         prepare(NpzDataset(path="a.npz"), split, tmp_path)
+    with pytest.raises(InvalidDataset, match=message):  # before anything is decoded, and by the same check
+        examine(NpzDataset(path="a.npz"), tmp_path)
 
 
 class Bomb:
@@ -309,6 +346,8 @@ def test_idx_labels_must_be_digits_and_all_present(tmp_path: Path) -> None:
     make_idx(tmp_path / "t10k-labels-idx1-ubyte", np.arange(1, 11))
     with pytest.raises(InvalidDataset, match=r"t10k-labels-idx1-ubyte holds the label 10; labels are 0..9"):
         prepare(TorchvisionDataset(kind="mnist"), "test", tmp_path)
+    with pytest.raises(InvalidDataset, match=r"t10k-labels-idx1-ubyte holds the label 10; labels are 0..9"):
+        examine(TorchvisionDataset(kind="mnist"), tmp_path)
     make_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(30) % 7)
     with pytest.raises(InvalidDataset, match=r"class 7 \('7'\) has no training picture \(3 of 10"):
         prepare(TorchvisionDataset(kind="mnist"), "train", tmp_path)

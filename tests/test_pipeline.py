@@ -248,6 +248,16 @@ def test_a_mistake_is_one_line_on_stderr(
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize(("encoding", "message"), [("utf-8-sig", "unknown method 'kdd'"), ("utf-16", "is UTF-16, as")])
+def test_a_job_file_of_windows_is_read_or_told_what_to_do(
+    encoding: str, message: str, digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = {**json.loads(digits.job("kd").model_dump_json()), "methods": ["kdd"]}
+    (tmp_path / "job.json").write_text(json.dumps(job), encoding=encoding)
+    assert pipeline.main([str(tmp_path / "job.json"), "--data-dir", str(tmp_path / "data")]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_a_job_spec_reads_its_own_json(digits: Digits) -> None:
     job = digits.job("kd", {"preset": "dtkd", "temperature": 3.0})
     assert JobSpec.model_validate_json(job.model_dump_json()) == job

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from service.attempts import list_artifacts
 from service.db import Database, upgrade_to_head
 from service.engine import _lead
 from service.errors import LeaseLost
@@ -23,6 +24,7 @@ from service.wishes import Wishes
 from store import Catalog
 from tests.service_helpers import add_job, make_settings, start_run
 from tests.store_cases import is_held, make_spec, write_cache
+from workers.artifacts import ARTIFACTS
 from workers.caching import CachePlan
 from workers.cluster import Cluster, Crew
 from workers.config import TeacherSpec, TrainingOrder
@@ -408,3 +410,11 @@ def test_a_run_that_was_told_to_pause_and_is_trained_is_not_exported(bench: _Ben
         engine.tick()
     assert bench.state is State.PAUSED
     assert not cluster.exported
+
+
+def test_artifacts_are_listed_without_what_a_file_manager_has_put_beside_them(tmp_path: Path) -> None:
+    folder = tmp_path / "a1" / ARTIFACTS
+    folder.mkdir(parents=True)
+    for name in ("result.json", "._result.json", ".DS_Store", "desktop.ini"):
+        (folder / name).write_text("{}")
+    assert [row["name"] for row in list_artifacts(tmp_path / "a1", tmp_path)] == ["result.json"]

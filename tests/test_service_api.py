@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -85,6 +86,13 @@ def test_a_name_that_is_taken_is_refused(api: Api) -> None:
     assert api.client.post("/v1/datasets", json={"name": "d", "spec": {"kind": "digits"}}).status_code == 201
     other = {"name": "d", "spec": {"kind": "folder", "path": "pets"}}
     assert "choose another name" in problem(api.client.post("/v1/datasets", json=other), 409, "conflict")["detail"]
+
+
+def test_a_data_set_is_one_in_whatever_normal_form_its_name_comes(api: Api) -> None:
+    body = {"name": "the\u0301", "spec": {"kind": "digits"}}
+    made = api.client.post("/v1/datasets", json=body)
+    assert (made.status_code, made.json()["name"]) == (201, "th\u00e9")
+    assert api.client.post("/v1/datasets", json=body | {"name": "th\u00e9"}).status_code == 200
 
 
 def test_a_folder_of_pictures_may_stay_files(api: Api) -> None:
@@ -170,8 +178,23 @@ def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     assert preview["object"] == "job_preview"
     assert [run["name"] for run in preview["runs"]] == ["cnn_s ce seed 0", "cnn_s kd seed 0"]
     assert api.client.get("/v1/jobs").json()["data"] == []
+    windows = json.dumps(api.job_body()).encode("utf-8-sig")
+    headers = {"Content-Type": "application/json"}
+    answer = api.client.post("/v1/jobs", params={"dry_run": True}, content=windows, headers=headers)
+    assert answer.status_code == 200
     bad = api.job_body(methods=["kdd"])
     problem(api.client.post("/v1/jobs", params={"dry_run": True}, json=bad), 422, "unknown-name")
+
+
+@pytest.mark.parametrize(("first", "told"), [(1, "subtract 1"), (0, "has 10 classes")])
+def test_a_dry_run_says_which_labels_a_job_would_fail_of(api: Api, first: int, told: str) -> None:
+    labels = np.tile(np.arange(first, first + 9), 2)
+    arrays = {f"{split}_images": np.zeros((18, 8, 8), np.uint8) for split in ("train", "test")}
+    np.savez(api.settings.data_root / "nine.npz", train_labels=labels, test_labels=labels, **arrays)
+    body = api.job_body(dataset={"kind": "npz", "path": "nine.npz"})
+    answer = api.client.post("/v1/jobs", params={"dry_run": True}, json=body)
+    assert answer.status_code == 422
+    assert told in answer.json()["detail"]
 
 
 def test_jobs_are_listed_newest_first_and_by_state(api: Api) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from pydantic import ValidationError
 from sqlalchemy import MetaData, create_engine, text
 
 from service.db import MIGRATIONS, Database, upgrade_to_head
@@ -20,6 +21,7 @@ from service.jobs import State
 from service.records import Records
 from service.registry import Idempotency, Registry
 from service.routes import events, jobs, runs
+from service.settings import Settings
 from service.tables import Base, JobRecord, TeacherRecord, new_id, utc_now
 from service.wishes import Wishes
 from tests.service_helpers import PostgresServer, add_job, make_plan, start_run, teacher_row
@@ -314,6 +316,47 @@ def test_a_transaction_that_raises_leaves_nothing(database: Database, registry: 
     with pytest.raises(RuntimeError):
         write()
     assert Records(database).job(job.id).stage is None
+
+
+def test_sqlites_file_lies_in_the_data_directory_whatever_its_name(tmp_path: Path) -> None:
+    """No character of a folder's name ends the name of the file or changes it; beside the folder nothing is made."""
+    names = [
+        "what?",
+        "what",
+        "a?b=c",
+        "a",
+        "c#1",
+        "50% off",
+        "50%20off",
+        "50 off",
+        "-dash",
+        "new\nline",
+        "x'y\"z",
+        "ü 名",
+    ]
+    for name in names:
+        (tmp_path / name).mkdir()
+        with closing(Database(Settings(data_dir=tmp_path / name).database)) as database, database.read() as session:
+            assert Path(session.scalars(text("SELECT file FROM pragma_database_list")).one()).parent == tmp_path / name
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_data_directory_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"not valid UTF-8: use another folder"):
+        Settings(data_dir=tmp_path / "f\udcfcr")
+
+
+@pytest.mark.parametrize("url", ["sqlite:////srv/what?/db", "sqlite:////srv/a?b=c/db"])
+def test_a_url_whose_file_ends_at_a_question_mark_is_refused(url: str) -> None:
+    with pytest.raises(
+        ValidationError, match=r"the file would be '/srv/(what|a)': write a '\?' of a file's name as %3F"
+    ):
+        Settings(database_url=url)
+
+
+def test_a_url_may_hold_parameters_and_a_question_mark_that_is_written_out() -> None:
+    for url in ("sqlite:////srv/what%3F/db", "sqlite:////srv/db?timeout=3", "postgresql://u@/db?host=/run", "nonsense"):
+        assert Settings(database_url=url).database == url
 
 
 def test_sqlite_runs_with_wal_foreign_keys_and_patience(tmp_path: Path) -> None:

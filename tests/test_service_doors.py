@@ -17,11 +17,11 @@ from fastapi.routing import RouteContext, iter_route_contexts
 from sqlalchemy import text
 
 from service.app import create_app
-from service.auth import ADMIN_ROUTES, authorize, needed_scope
+from service.auth import ADMIN_ROUTES, authorize, load_key_digest, needed_scope
 from service.cli.services import ready_text
 from service.db import Database, upgrade_to_head
 from service.errors import BadKeyFile, UnsafeBinding
-from service.keys import KeyRing, Keys
+from service.keys import KeyRing, Keys, digest_of_secret
 from service.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
 from service.server import build_server
 from service.settings import Settings
@@ -270,12 +270,29 @@ def test_a_caller_that_nobody_knows_makes_no_first_key(api: Api) -> None:
     assert api.client.get("/v1/keys").json()["data"] == []
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "cannot be read"), ("", "0 characters"), ("short\n", "5 char")])
-def test_a_key_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | None, words: str) -> None:
-    """Missing, empty, or too short to be a secret."""
+KEY = "0123456789abcdef"
+
+
+def test_a_key_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(f"{KEY}\r\n".encode("utf-8-sig"))
+    assert load_key_digest(tmp_path / "key") == digest_of_secret(KEY)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        (b"", "0 characters"),
+        (b"short\n", "5 char"),
+        (KEY.encode("utf-16"), "is UTF-16, as PowerShell's"),
+        (KEY.encode("utf-16-le"), "UTF-16 without a byte order mark"),
+    ],
+)
+def test_a_key_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+    """Missing, empty, too short to be a secret, or no UTF-8."""
     path = tmp_path / "key"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     with pytest.raises(BadKeyFile, match=words) as caught:
         build_server(make_settings(tmp_path, api_key_file=path))
     assert str(path) in str(caught.value)

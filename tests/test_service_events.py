@@ -5,7 +5,7 @@ import json
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -340,10 +340,51 @@ def test_a_stream_outlives_a_database_that_cannot_be_read_for_a_while(
     assert not [entry for entry in api.logs if entry["log_level"] == "error"]
 
 
+# Values of ``data`` as SQL: no object, no JSON, half of it, nested too deep, and bytes that are no text.
+DAMAGED = ("'[1]'", "'null'", "''", "'{\"a\": '", f"'{'[' * 100_000}'", "CAST(X'7b22fc227d' AS TEXT)")
+
+
+def store(api: Api, running: Running, data: Sequence[str], kind: str = "log") -> None:
+    """Events of a run as SQL spells them."""
+    columns = "INSERT INTO events (job_id, run_id, attempt, n, type, data, at) "
+    with api.context.database.write() as session:
+        for value in data:
+            values = f"VALUES (:job, :run, 1, NULL, :kind, {value}, '2026-01-01 00:00:00.000000')"
+            session.execute(text(columns + values), {"job": running.job, "run": running.run, "kind": kind})
+
+
+def test_readers_are_told_of_each_event_that_is_damaged_and_get_all_others(api: Api) -> None:
+    """The streams, which one reader serves, by pages, and the metrics of a run."""
+    running = begin(api)
+    path = f"/v1/jobs/{running.job}/events"
+    with api.client.stream("GET", path, headers=SSE) as response:
+        events = parse(response.iter_lines())
+        seen = [next(events) for _ in range(2)]
+        store(api, running, DAMAGED)
+        store(api, running, ["CAST(X'fc' AS TEXT)"], kind="state")
+        running.tell(1)
+        seen += [next(events) for _ in range(len(DAMAGED) + 2)]
+        store(api, running, [*DAMAGED, """'{"epoch": 1, "metrics": {"epoch": 1, "top1": 0.5}}'"""], kind="epoch")
+        running.end()
+        seen += list(events)
+    first = seen[1]["id"] + 1
+    for event in seen[2 : 2 + len(DAMAGED) + 1]:
+        damage = f"event {event['id']} cannot be read: what the database holds of it is damaged"
+        assert (event["event"], event["data"]) == ("log", {"level": "warning", "message": damage})
+        assert (event["job_id"], event["run_id"]) == (running.job, running.run)
+    assert [event["id"] for event in seen[2:-1]] == list(range(first, first + len(seen) - 3)), "none is left out"
+    assert seen[-1]["event"] == "done"
+    again = stream(api, path)
+    assert [event["id"] for event in again] == [event["id"] for event in seen], "as read from the database"
+    pages = api.client.get(path).json()["data"]
+    assert [event["data"] for event in pages] == [event["data"] for event in seen[:-1]]
+    assert api.client.get(f"/v1/runs/{running.run}/metrics").json()["data"] == [{"epoch": 1, "top1": 0.5}]
+
+
 def test_stream_and_pages_read_what_an_earlier_version_stored_and_a_row_that_cannot_be_told_stops_no_other(
     api: Api,
 ) -> None:
-    """Half a surrogate pair, which no encoder takes, in an error and an event; an event that is no object."""
+    """Half a surrogate pair, which no encoder takes, in an error and an event; an event too deep to be written."""
     running = begin(api)
     path = f"/v1/jobs/{running.job}"
     with api.client.stream("GET", f"{path}/events", headers=SSE) as response:
@@ -353,11 +394,7 @@ def test_stream_and_pages_read_what_an_earlier_version_stored_and_a_row_that_can
             session.execute(
                 text("UPDATE jobs SET error = :error"), {"error": json.dumps({"type": "E", "message": NAME})}
             )
-            for n, data in enumerate(([1], {"message": NAME})):
-                row = {"job": running.job, "run": running.run, "n": n, "data": json.dumps(data)}
-                statement = "INSERT INTO events (job_id, run_id, attempt, n, type, data, at) VALUES "
-                values = "(:job, :run, 1, :n, 'log', :data, '2026-01-01 00:00:00.000000')"
-                session.execute(text(statement + values), row)
+        store(api, running, [f"""'{{"deep": {"[" * 400}{"]" * 400}}}'""", f"'{json.dumps({'message': NAME})}'"])
         running.n = 2
         seen.append(next(events))
         running.tell(1)

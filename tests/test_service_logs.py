@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.service_helpers import Api, make_settings, running_api
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -79,3 +81,25 @@ def test_no_line_has_a_secret(tmp_path: Path) -> None:
 
 def requests(api: Api) -> list[dict[str, object]]:
     return [line for line in api.logs if line["event"] == "request"]
+
+
+PRINTS = """
+import sys, types, service
+def prints(_):
+    print("out \\x1b[2J \\udcfc")
+    print("err \\x1b[2J", file=sys.stderr)
+engine = sys.modules["service.engine"] = types.ModuleType("service.engine")
+engine.run_engine = prints
+server = service.server = sys.modules["service.server"] = types.ModuleType("service.server")
+server.serve, server.share_one_heap = prints, lambda: None
+from service.cli import main
+main([sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("command", ["api", "engine"])
+def test_what_libraries_print_is_text_to_a_terminal(command: str) -> None:
+    """Ray passes on what its workers print, which may quote a stranger's graph."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", PRINTS, command], capture_output=True, text=True, cwd=root, check=True)
+    assert (done.stdout, done.stderr) == ("out \\x1b[2J \\xfc\n", "err \\x1b[2J\n")

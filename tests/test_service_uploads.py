@@ -55,6 +55,8 @@ def test_an_upload_is_kept_under_its_digest_and_described(api: Api) -> None:
     again = api.upload()
     assert (again.status_code, again.json()["id"]) == (200, teacher["id"])
     other = api.upload(preprocessing='{"channels": "gray", "mean": [0.1], "std": [0.2]}').json()
+    marked = api.upload(preprocessing='\ufeff{"channels": "gray", "mean": [0.1], "std": [0.2]}')
+    assert marked.json() == other, "a file of Windows"
     assert other["sha256"] == teacher["sha256"]
     assert other["id"] != teacher["id"]
     assert [row["id"] for row in api.client.get("/v1/teachers").json()["data"]] == [other["id"], teacher["id"]]

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -163,6 +164,51 @@ def test_classes_of_one_split_only_are_named(tmp_path: Path, split: str, other: 
         examine(FolderDataset(path="pets"), tmp_path)
 
 
+NFC, NFD = "th\u00e9", "the\u0301"
+
+
+@pytest.mark.parametrize(("in_train", "in_test"), [(NFC, NFD), (NFD, NFC)])
+def test_a_class_in_two_normal_forms_is_one_and_spelt_as_train_spells_it(
+    tmp_path: Path, in_train: str, in_test: str
+) -> None:
+    folder = make_folder(tmp_path, ("cat", in_train))
+    (folder / "test" / in_train).rename(folder / "test" / in_test)
+    source = examine(FolderDataset(path="pets"), tmp_path)
+    assert source.class_names == ("cat", in_train)
+    assert [path.parent.name for path in source.files["test"]] == ["cat", "cat", in_test, in_test]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_two_classes_of_one_split_that_look_the_same_are_refused(tmp_path: Path, split: str) -> None:
+    folder = make_folder(tmp_path, ("cat", NFC))
+    shutil.copytree(folder / split / NFC, folder / split / NFD)
+    message = rf"{split} has two classes that look the same, 'the<U\+0301>' and 'th<U\+00E9>': rename one"
+    with pytest.raises(InvalidDataset, match=message):
+        examine(FolderDataset(path="pets"), tmp_path)
+
+
+def test_names_of_an_npz_that_look_the_same_are_refused(tmp_path: Path) -> None:
+    make_npz(tmp_path / "a.npz", class_names=np.array(["cat", NFC, NFD]))
+    with pytest.raises(InvalidDataset, match=r"look the same, 'th<U\+00E9>' and 'the<U\+0301>'"):
+        examine(NpzDataset(path="a.npz"), tmp_path)
+
+
+def test_classes_that_differ_in_case_between_the_splits_are_told_so(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    (folder / "test/cat").rename(folder / "test/Cat")
+    with pytest.raises(
+        InvalidDataset, match=r"classes cat, which test/ lacks.*\('cat' and 'Cat' differ only in case\)"
+    ):
+        examine(FolderDataset(path="pets"), tmp_path)
+
+
+@pytest.mark.parametrize(("given", "how"), [("Sets/thé", "case"), ("sets/the\u0301", "Unicode's normal form")])
+def test_a_path_that_is_not_there_is_told_from_one_that_looks_the_same(tmp_path: Path, given: str, how: str) -> None:
+    (tmp_path / "sets" / NFC).mkdir(parents=True)
+    with pytest.raises(InvalidDataset, match=rf"does not exist below the data root .* differ only in {how}\)"):
+        resolve(FolderDataset(path=given), tmp_path)
+
+
 def test_folders_without_a_split_or_with_one_class_are_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, ("cat",))
     with pytest.raises(InvalidDataset, match=r"\['cat'\]; at least two"):
@@ -189,7 +235,7 @@ def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_an_npz_is_known_by_its_headers(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz")
     source = examine(NpzDataset(path="a.npz"), tmp_path)
-    assert (source.samples, source.classes, source.class_names) == ({"train": 6, "test": 3}, None, None)
+    assert (source.samples, source.classes, source.class_names) == ({"train": 6, "test": 3}, 3, ("0", "1", "2"))
     make_npz(tmp_path / "b.npz", class_names=np.array(["x", "y", "z"]))
     source = examine(NpzDataset(path="b.npz"), tmp_path)
     assert (source.classes, source.class_names) == (3, ("x", "y", "z"))
@@ -217,6 +263,12 @@ def test_an_npz_with_wrong_arrays_is_refused(
     make_npz(tmp_path / "a.npz", **changed)
     with pytest.raises(InvalidDataset, match=message):
         examine(NpzDataset(path="a.npz"), tmp_path)
+
+
+def test_what_macos_packs_beside_the_arrays_of_an_npz_is_left_out(tmp_path: Path) -> None:
+    with zipfile.ZipFile(make_npz(tmp_path / "a.npz"), "a") as archive:
+        archive.writestr("__MACOSX/._train_images.npy", b"\0\5\x16\7")
+    assert examine(NpzDataset(path="a.npz"), tmp_path).samples == {"train": 6, "test": 3}
 
 
 def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:

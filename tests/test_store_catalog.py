@@ -129,6 +129,22 @@ def test_every_damage_is_found_and_named(
         assert (entry.state, entry.problem) == ("complete", None)
 
 
+STRAYS = ("._0-0.json", ".DS_Store", "Thumbs.db", "desktop.ini", "0-0.json.1f.partial", "0-0 (copy).json")
+
+
+def test_files_that_file_managers_leave_are_no_part_of_a_cache(group: Path) -> None:
+    """In any folder of it, and beside it: nothing is corrupt, unknown, or an origin of blocks."""
+    for folder in (group.parent, *(path for path in group.rglob("*") if path.is_dir()), group, group / "provenance"):
+        folder.mkdir(exist_ok=True)
+        for name in (*STRAYS, f"._{group.name}", "._zarr.json", "._0", "._0123456789abcdef.json"):
+            (folder / name).write_bytes(b"\0\5\x16\7")
+    catalog = Catalog(group.parent)
+    assert catalog.verify(SPEC.key).problems == []
+    (entry,) = catalog.list()
+    assert (entry.state, entry.problem) == ("complete", None)
+    assert "computed_on" not in CacheReader.from_key(group.parent, SPEC.key).provenance
+
+
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Whole caches of the same shape with other logits: another teacher's, and an older writing of the same."""

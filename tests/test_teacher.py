@@ -494,6 +494,12 @@ LETTERS = [chr(ord("a") + k) for k in range(12)]
         (NUMBERS, 2, "with the class names in the order of their numbers ('0', '1', '2', '3', ...), 100.0% of 24"),
         (NUMBERS, 60, "with the class names in the order of their numbers ('0', '1', '2', '3', ...), 100.0% of 512"),
         (["a", "B", "c", "D", "e"], 9, "with the class names sorted regardless of case ('a', 'B', 'c', 'D', ...), 1"),
+        (["f", "z", "e\u0301"], 20, "with the class names sorted as Unicode composes them ('f', 'z', 'e\u0301'), 1"),
+        (
+            ["\u00e9", "f", "z"],
+            20,
+            "with the class names sorted as macOS spells them, decomposed ('\u00e9', 'f', 'z'), 1",
+        ),
         (["b", "a", *LETTERS[2:]], 10, "its class 0 is mostly 'b' (class 1 here), its class 1 is mostly 'a' (class 0"),
     ],
 )
@@ -534,6 +540,11 @@ def test_contract_check_warns_of_numbers_in_the_order_of_text(tmp_path: Path) ->
     assert report.accuracy == 1
     (warning,) = report.warnings
     assert "not in their order ('0', '1', '10', '11', ...): class 2 is '10'" in warning
+
+
+def test_contract_check_warns_of_classes_whose_names_look_alike(tmp_path: Path) -> None:
+    report = teacher(sees_level(3), tmp_path).contract_check(levels(["Cat", "cat", "dog"], 6))
+    assert report.warnings == ("classes that look alike: 'Cat' and 'cat' differ only in case",)
 
 
 def test_contract_check_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import logging
 
 import pytest
 
+from workers.errors import InvalidText
 from workers.events import Log
 from workers.outcomes import outcome
-from workers.texts import cell, printable, printable_json, storable
+from workers.text_files import decode_text
+from workers.texts import cell, composed, difference, differences, printable, printable_json, storable
 
 NAME = b"zz\xfc.png".decode("utf-8", "surrogateescape")
 
@@ -54,3 +56,60 @@ def test_cell_keeps_numbers_and_names() -> None:
         "kd+0.5*at",
         "a\\x1b",
     ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        ("caf\u00e9", "cafe\u0301", "'caf<U+00E9>' and 'cafe<U+0301>' differ only in Unicode's normal form"),
+        ("Cat", "cat", "'Cat' and 'cat' differ only in case"),
+        ("\u00c9t\u00e9", "e\u0301te\u0301", "'<U+00C9>t<U+00E9>' and 'e<U+0301>te<U+0301>' differ only in case"),
+        ("Stra\u00dfe", "STRASSE", "'Stra<U+00DF>e' and 'STRASSE' differ only in case"),
+        ("cat", "cat ", "'cat' and 'cat ' differ only in blanks, forms of letters, or what does not show"),
+        (
+            "\ufb01g",
+            "fi\u200bg",
+            "'<U+FB01>g' and 'fi<U+200B>g' differ only in blanks, forms of letters, or what does not show",
+        ),
+        ("cat", "dog", None),
+        ("e", "\u00e9", None),
+    ],
+)
+def test_difference_is_told_where_names_look_the_same(one: str, other: str, how: str | None) -> None:
+    assert difference(one, other) == how
+
+
+def test_differences_are_those_of_names_that_look_the_same_whatever_lies_between() -> None:
+    assert differences(["Cat", "dog", "cat", "CAT"]) == [
+        "'Cat' and 'cat' differ only in case",
+        "'cat' and 'CAT' differ only in case",
+    ]
+    assert differences(["cat", "dog", "caf\udce9"]) == []
+
+
+def test_composed_is_one_spelling_of_every_name() -> None:
+    assert composed("cafe\u0301") == composed("caf\u00e9") == "caf\u00e9"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_decode_text_reads_utf8_with_or_without_a_byte_order_mark(encoding: str) -> None:
+    assert decode_text("{}\u00e9\r\n".encode(encoding), "job.json") == "{}\u00e9\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            "{}".encode("utf-16"),
+            "job.json is UTF-16, as PowerShell's `>` writes it, and has to be UTF-8: save it as UTF-8",
+        ),
+        (b"\xfe\xff\x00{\x00}", "job.json is UTF-16, as"),
+        ("{}".encode("utf-32"), "job.json is UTF-32, as"),
+        ("{}".encode("utf-16-le"), "job.json holds NUL characters, as UTF-16 without a byte order mark does: save it"),
+        ("M\u00fcller".encode("latin-1"), "job.json is not UTF-8 (invalid start byte at byte 1): save it as UTF-8"),
+    ],
+)
+def test_decode_text_says_what_else_it_is_and_what_to_do(content: bytes, says: str) -> None:
+    with pytest.raises(InvalidText) as caught:
+        decode_text(content, "job.json")
+    assert str(caught.value).startswith(says)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.errors import InvalidDataset
 
@@ -34,6 +35,8 @@ DAMAGED = (
     zipfile.BadZipFile,
     tokenize.TokenError,
 )
+# macOS packs a file's attributes beside it, as __MACOSX/._NAME.
+_MACOS = "__MACOSX/"
 
 
 def open_idx(path: Path) -> IO[bytes]:
@@ -64,6 +67,25 @@ def idx_shape(path: Path) -> tuple[int, ...]:
     return shape
 
 
+def idx_content(path: Path) -> NDArray[np.uint8]:
+    """An IDX file's values, uint8 of the shape in its header; the end of a .gz also checks its CRC.
+
+    Raises:
+        InvalidDataset: as ``idx_shape``, or it ends early or late.
+    """
+    shape = idx_shape(path)
+    try:
+        with open_idx(path) as file:
+            file.read(4 + 4 * len(shape))
+            data = file.read(math.prod(shape) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidDataset(f"{path} cannot be read: {error}") from error
+    if len(data) != math.prod(shape):
+        how = "is longer" if len(data) > math.prod(shape) else "ends earlier"
+        raise InvalidDataset(f"{path} {how} than its header {list(shape)} says")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
 def npz_headers(path: Path) -> Headers:
     """Shape and dtype of every array in an ``.npz``, none of them loaded.
 
@@ -74,6 +96,8 @@ def npz_headers(path: Path) -> Headers:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
+                if member.filename.startswith(_MACOS):
+                    continue
                 with archive.open(member) as file:
                     shape, dtype = _npy_header(file)
                     expected_bytes = file.tell() + math.prod(shape) * dtype.itemsize

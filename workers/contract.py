@@ -29,6 +29,7 @@ Legend: R rows of the slice, N classes, V usual preprocessings.
 import functools
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -42,6 +43,7 @@ from workers.datasets import Dataset
 from workers.errors import ContractViolation, InvalidTeacher, NotFinite
 from workers.onnx_check import TeacherGraph
 from workers.smoke import BATCH_TOLERANCE
+from workers.texts import differences
 
 OutputKind = Literal["logits", "log_probabilities"]
 Rows = NDArray[np.int64]
@@ -60,6 +62,7 @@ SCALED_SUM_TOLERANCE = 0.01
 
 # Two classes of the teacher that have changed places are noticed if each has about so many rows.
 ROWS_PER_CLASS = 10
+_ALIKE_MAX = 10  # warnings about classes with names that look alike
 ROWS_MAX = 2048  # of a slice that grows with the classes
 PERMUTATIONS = 2000
 # A preprocessing that the rows so far show to be worse, with this chance of a mistake, is not tried on the others.
@@ -161,6 +164,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
     preprocessing, variant_rows = _better_preprocessing(teacher, dataset, index_R, score)
     refusals += _accuracy_refusal(score, order, preprocessing)
     warnings += _numeric_names(dataset.class_names)
+    warnings += [f"classes that look alike: {found}" for found in differences(dataset.class_names)[:_ALIKE_MAX]]
     return ContractReport(
         rows=len(index_R),
         forwards=1 + len(index_R) + len(alone) + variant_rows,
@@ -449,6 +453,10 @@ def _usual_orders(names: tuple[str, ...]) -> list[tuple[str, Rows]]:
     keys: dict[str, Callable[[str], list[tuple[int, str]]]] = {
         "the class names in the order of their numbers": _natural,
         "the class names sorted as text": lambda name: [(0, name)],
+        "the class names sorted as Unicode composes them": lambda name: [(0, unicodedata.normalize("NFC", name))],
+        "the class names sorted as macOS spells them, decomposed": lambda name: [
+            (0, unicodedata.normalize("NFD", name))
+        ],
         "the class names sorted regardless of case": lambda name: [(0, name.casefold())],
         "the class names in the order of their numbers, regardless of case": lambda name: _natural(name.casefold()),
     }

@@ -21,6 +21,7 @@ that maps prepared data imports this module.
 Legend: N samples, b samples of a block, H x W pixels, C channels.
 """
 
+import contextlib
 import hashlib
 import io
 import math
@@ -37,12 +38,13 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from workers.array_files import DAMAGED, idx_shape, open_idx
 from workers.config import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.errors import InvalidDataset, Stopped
-from workers.events import ShouldStop, Split, never
+from workers.events import ShouldStop, Split
+from workers.labels import Labels, check_labels, idx_labels, npz_labels
 from workers.sources import TEN_DIGITS, Source
 
 # Named, so that a file is never handed to a decoder that runs programs (PIL's EPS calls Ghostscript).
@@ -55,8 +57,10 @@ _RARE_JPEG = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcf]")
 # Bytes of one block: small enough that stopping is prompt and a pool holds several.
 _BLOCK_BYTES = 8 << 20
 
+# Damaged pictures that a message names.
+_NAMED_MAX = 10
+
 Pictures = NDArray[np.uint8]
-Labels = NDArray[np.int64]
 Blocks = Generator[Pictures, None, None]
 
 
@@ -69,7 +73,7 @@ class Decoding:
         labels_N: int64, 0..classes-1.
         class_names: in label order.
         blocks: uint8 [b, H, W, C], in sample order, N in all; can be iterated once. Raises
-            InvalidDataset at a picture that cannot be read, Stopped when asked to stop.
+            InvalidDataset if pictures cannot be read, naming ten at most, Stopped when asked to stop.
     """
 
     shape: tuple[int, int, int, int]
@@ -119,22 +123,6 @@ def _check_stop(should_stop: ShouldStop) -> None:
         raise Stopped("stopped while decoding a data set; the half-made copy is removed")
 
 
-def _check_labels(labels: Labels, classes: int, where: object) -> None:
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise InvalidDataset(f"{where} holds the label {wrong[0]}; labels are 0..{classes - 1}")
-
-
-def _check_every_class(train_labels: Labels, names: Sequence[str], where: object) -> None:
-    missing = np.setdiff1d(np.arange(len(names)), train_labels)
-    if len(missing):
-        first = int(missing[0])
-        raise InvalidDataset(
-            f"{where}: class {first} ({names[first]!r}) has no training picture ({len(missing)} of "
-            f"{len(names)} classes have none); labels must be 0..classes-1 without gaps"
-        )
-
-
 # ------------------------------------------------------------------------------------------ digits
 
 
@@ -165,7 +153,7 @@ def _cifar(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     _check_md5(folder, published)
     data = published(str(folder.parent), train=split == "train")
     labels = np.asarray(data.targets, dtype=np.int64)
-    _check_labels(labels, len(data.classes), folder)
+    check_labels(labels, len(data.classes), folder)
     return _from_array(data.data, labels, data.classes, should_stop)
 
 
@@ -186,15 +174,11 @@ def _check_md5(folder: Path, published: Any) -> None:  # noqa: ANN401 - torchvis
 
 
 def _idx(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
-    images_path, labels_path = source.files[split]
-    names = source.class_names or ()
+    images_path, names = source.files[split][0], source.class_names or ()
+    labels = idx_labels({part: files[1] for part, files in source.files.items()}, names)
     count, height, width = idx_shape(images_path)
-    labels = np.concatenate(list(_idx_blocks(labels_path, (count,), never))).astype(np.int64)
-    _check_labels(labels, len(names), labels_path)
-    if split == "train":
-        _check_every_class(labels, names, labels_path)
     shape = (count, height, width, 1)
-    return Decoding(shape, labels, names, _idx_blocks(images_path, shape, should_stop))
+    return Decoding(shape, labels[split], names, _idx_blocks(images_path, shape, should_stop))
 
 
 def _idx_blocks(path: Path, shape: tuple[int, ...], should_stop: ShouldStop) -> Blocks:
@@ -226,25 +210,10 @@ def _npz(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays[f"{split}_images"]
-            labels = arrays[f"{split}_labels"].astype(np.int64)
-            train_labels = arrays["train_labels"].astype(np.int64)
     except DAMAGED as error:
         raise InvalidDataset(f"{path} cannot be read: {error}") from error
-    names = source.class_names or _counted_names(train_labels, path)
-    _check_labels(labels, len(names), f"{path}: {split}_labels")
-    _check_every_class(train_labels, names, path)
-    return _from_array(images[..., None] if images.ndim == 3 else images, labels, names, should_stop)
-
-
-def _counted_names(train_labels: Labels, path: Path) -> tuple[str, ...]:
-    """ "0", "1", ... up to the largest training label."""
-    largest = int(train_labels.max())
-    if not 1 <= largest < len(train_labels):
-        raise InvalidDataset(
-            f"{path}: the largest of {len(train_labels)} training labels is {largest}; labels must be "
-            "0..classes-1 without gaps, with at least two classes"
-        )
-    return tuple(str(label) for label in range(largest + 1))
+    labels, names = npz_labels(path, source.class_names)
+    return _from_array(images[..., None] if images.ndim == 3 else images, labels[split], names, should_stop)
 
 
 # ------------------------------------------------------------------------------------------ folder
@@ -253,23 +222,68 @@ def _counted_names(train_labels: Labels, path: Path) -> tuple[str, ...]:
 def _folder(source: Source, spec: FolderDataset, split: Split, should_stop: ShouldStop) -> Decoding:
     files, names = source.files[split], source.class_names or ()
     labels = np.repeat(np.arange(len(names), dtype=np.int64), source.class_counts[split])
-    size = spec.image_size
-    if size is None:
-        # The first training picture sets the size of both splits.
-        height, width, _ = _picture(source.files["train"][0], None).shape
-        size = height, width
+    size = spec.image_size or _first_size(source.files["train"], should_stop)
     shape = (len(files), *size, 3)
     return Decoding(shape, labels, names, _folder_blocks(files, spec, size, should_stop))
+
+
+def _first_size(files: Sequence[Path], should_stop: ShouldStop) -> tuple[int, int]:
+    """(height, width) of the first training picture, which both splits must have; damaged ones are told later."""
+    damages = _Damages(len(files))
+    for path in files:
+        _check_stop(should_stop)
+        try:
+            height, width, _ = _picture(path, None).shape
+        except InvalidDataset as error:
+            damages.add([str(error)])
+        else:
+            return height, width
+    raise damages.error()
+
+
+class _Damages:
+    """The pictures of so many that cannot be used: the first are named, all counted."""
+
+    def __init__(self, pictures: int) -> None:
+        self.count = 0
+        self._pictures = pictures
+        self._named: list[str] = []
+
+    def add(self, sentences: Sequence[str]) -> None:
+        self.count += len(sentences)
+        self._named += sentences[: _NAMED_MAX - len(self._named)]
+
+    def error(self) -> InvalidDataset:
+        if self.count == 1:
+            return InvalidDataset(self._named[0])
+        more = f"; and {self.count - _NAMED_MAX} more" if self.count > _NAMED_MAX else ""
+        return InvalidDataset(
+            f"{self.count} of {self._pictures} pictures cannot be used: {'; '.join(self._named)}{more}"
+        )
 
 
 def _folder_blocks(
     files: Sequence[Path], spec: FolderDataset, size: tuple[int, int], should_stop: ShouldStop
 ) -> Blocks:
-    """Decode in threads (PIL releases the interpreter lock), a bounded number of blocks ahead."""
+    """Every block, up to the first picture that is damaged; then the others are decoded to tell of all that are."""
+    damages = _Damages(len(files))
+    with contextlib.closing(_decoded(files, spec, size, should_stop)) as decoded:
+        for block, found in decoded:
+            damages.add(found)
+            if not damages.count:
+                yield block
+    if damages.count:
+        raise damages.error()
+
+
+def _decoded(
+    files: Sequence[Path], spec: FolderDataset, size: tuple[int, int], should_stop: ShouldStop
+) -> Generator[tuple[Pictures, list[str]], None, None]:
+    """Results of ``_pictures``, from threads (PIL releases the interpreter lock), a bounded number of blocks ahead."""
     threads = len(os.sched_getaffinity(0))
     step = min(256, _block_rows(math.prod(size) * 3))
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    pending: deque[Future[Pictures]] = deque()
+    pending: deque[Future[tuple[Pictures, list[str]]]] = deque()
     try:
         for start in range(0, len(files), step):
             _check_stop(should_stop)
@@ -283,17 +297,24 @@ def _folder_blocks(
         pool.shutdown(cancel_futures=True)
 
 
-def _pictures(files: Sequence[Path], spec: FolderDataset, size: tuple[int, int]) -> Pictures:
+def _pictures(files: Sequence[Path], spec: FolderDataset, size: tuple[int, int]) -> tuple[Pictures, list[str]]:
+    """uint8 [b, H, W, 3], and a sentence for each picture that could not be had."""
     block = np.empty((len(files), *size, 3), dtype=np.uint8)
+    damages = []
     for row, path in zip(block, files, strict=True):
-        picture = _picture(path, spec.image_size)
-        if picture.shape != row.shape:
-            raise InvalidDataset(
+        try:
+            picture = _picture(path, spec.image_size)
+        except InvalidDataset as error:
+            damages.append(str(error))
+            continue
+        if picture.shape == row.shape:
+            row[:] = picture
+        else:
+            damages.append(
                 f"{path} is {picture.shape[0]} x {picture.shape[1]} pixels (height x width), the first "
                 f"training picture {size[0]} x {size[1]}: give image_size to resize all"
             )
-        row[:] = picture
-    return block
+    return block, damages
 
 
 def _picture(path: Path, size: tuple[int, int] | None) -> Pictures:
@@ -329,6 +350,11 @@ def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pic
             return np.asarray(picture)
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        # PIL would name the memory that it has read it from.
+        what = f"it begins with {data[:16]!r}" if data else "it is empty"
+        formats = ", ".join(_FORMATS)
+        raise InvalidDataset(f"{path} cannot be read as a picture: {what}, which is none of {formats}") from None
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (OSError, SyntaxError, KeyError ...).
         raise InvalidDataset(f"{path} cannot be read as a picture: {error}") from error

@@ -10,6 +10,7 @@
     │   ├── InvalidJob            (ValueError)  the job as a whole makes no sense
     │   ├── UnknownName           (LookupError) a method, student, parameter ... that does not exist
     │   ├── ContractViolation     (ValueError)  teacher and data set do not belong together
+    │   ├── InvalidText           (ValueError)  a file of text is not UTF-8
     │   ├── LossyCache            (ValueError)  an encoding has lost what is asked of its cache
     │   └── NotFinite             (ArithmeticError) a loss or gradient stopped being a number
     ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
@@ -25,6 +26,8 @@ becomes is not known here (``service.problems`` holds that table).
 
 import difflib
 from collections.abc import Iterable
+
+from workers.texts import difference
 
 
 class WorkerError(Exception):
@@ -53,6 +56,10 @@ class InvalidJob(UserError, ValueError):
 
 class ContractViolation(UserError, ValueError):
     """Teacher and data set do not belong together (class count, label order, preprocessing)."""
+
+
+class InvalidText(UserError, ValueError):
+    """What has to be text is not UTF-8."""
 
 
 class LossyCache(UserError, ValueError):
@@ -85,7 +92,9 @@ class UnknownName(UserError, LookupError):
         self.name = name
         self.allowed = tuple(sorted(allowed))
         self.nearest = next(iter(difflib.get_close_matches(name, self.allowed, n=1, cutoff=0.5)), None)
+        alike = next((found for other in self.allowed if other != name and (found := difference(name, other))), None)
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
+        hint += f" {alike}." if alike else ""
         # Some lists run to a hundred names (torchvision's); a message is read by a person.
         shown = ", ".join(self.allowed[:24]) + (f", ... ({len(self.allowed)} in all)" if len(self.allowed) > 24 else "")
         super().__init__(f"unknown {kind} {name!r}.{hint} Allowed: {shown}")

@@ -43,6 +43,7 @@ from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Stage, ignore, never
 from workers.learner import Member
 from workers.methods import parse_method
+from workers.text_files import read_text
 from workers.texts import printable
 from workers.train import train_group, train_run
 
@@ -253,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folders = Folders(data_dir=options.data_dir.resolve(), data_root=options.data_root.resolve())
     try:
-        job = JobSpec.model_validate_json(options.job.read_text())
+        job = JobSpec.model_validate_json(read_text(options.job))
         out = options.out or folders.data_dir / "local"
         outcome = run_job(job, folders, out, _print, threads=options.threads)
     except ValidationError as error:

@@ -1,9 +1,9 @@
 """Where a data set lies and what is in it, found without decoding a picture.
 
 The API process uses this to refuse a data set while the client still waits, and ``workers.datasets``
-to know what to decode. It reads directory listings and file headers only, so it loads neither torch
-nor PIL nor scikit-learn; what only decoding can show (a truncated JPEG, a label out of range) is
-found later, when the data set is prepared.
+to know what to decode. It reads directory listings, file headers and labels only, so it loads neither
+torch nor PIL nor scikit-learn; what only decoding can show (a truncated JPEG) is found later, when the
+data set is prepared.
 
 A client names a path below the operator's data root and nothing else: ``..``, absolute paths and
 symbolic links that lead out of the root are refused. Whoever may write below the root is trusted not
@@ -31,6 +31,8 @@ from workers.config import (
 )
 from workers.errors import InvalidDataset
 from workers.events import Split
+from workers.labels import idx_labels, npz_labels
+from workers.texts import code_points, composed, difference, differences
 
 SPLITS: Final[tuple[Split, Split]] = ("train", "test")
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -62,8 +64,8 @@ class Source:
         spec: what the client asked for.
         path: the file or folder, inside the data root; None for the digits, which scikit-learn ships.
         samples: pictures of each split.
-        classes: how many; None where only the labels tell (an ``.npz`` without ``class_names``).
-        class_names: in label order; None where only decoding tells.
+        classes: how many.
+        class_names: in label order; None where only decoding tells (CIFAR's).
         files: what has to be read for each split. A folder's pictures are ordered by class name,
             then file name.
         class_counts: of a folder, pictures of each class in label order; empty for other kinds.
@@ -73,7 +75,7 @@ class Source:
     spec: DatasetSpec
     path: Path | None
     samples: Mapping[Split, int]
-    classes: int | None
+    classes: int
     class_names: tuple[str, ...] | None
     files: Mapping[Split, tuple[Path, ...]]
     class_counts: Mapping[Split, tuple[int, ...]] = field(default_factory=dict)
@@ -143,8 +145,24 @@ def resolve(spec: TorchvisionDataset | FolderDataset | NpzDataset, data_root: Pa
     except OSError as error:
         raise InvalidDataset(f"dataset path {spec.path!r:.200} cannot be looked at: {error.strerror}") from error
     if not found:
-        raise InvalidDataset(f"dataset path {spec.path!r} does not exist below the data root {root}")
+        alike = _alike(root, given)
+        raise InvalidDataset(
+            f"dataset path {spec.path!r} does not exist below the data root {root}{f' ({alike})' if alike else ''}"
+        )
     return path
+
+
+def _alike(root: Path, given: PurePosixPath) -> str | None:
+    """How the first name of ``given`` that is not there differs from one that is, if a reader may take it for that."""
+    folder = root
+    for name in given.parts:
+        if not (folder / name).exists():
+            break
+        folder /= name
+    try:
+        return next((found for other in sorted(os.listdir(folder)) if (found := difference(name, other))), None)
+    except OSError:
+        return None
 
 
 def _root(data_root: Path) -> Path:
@@ -256,6 +274,7 @@ def _idx(spec: TorchvisionDataset, path: Path, root: Path) -> Source:
     if shapes["train"][1:] != shapes["test"][1:]:
         raise InvalidDataset(f"{path}: training pictures are {shapes['train'][1:]}, test pictures {shapes['test'][1:]}")
     names = FASHION_MNIST_CLASSES if spec.kind == "fashion_mnist" else TEN_DIGITS
+    idx_labels({split: files[split][1] for split in SPLITS}, names)
     return Source(
         spec=spec,
         path=folder,
@@ -281,12 +300,18 @@ def _idx_pair(folder: Path, prefix: str, root: Path) -> tuple[Path, ...]:
 def _folder(spec: FolderDataset, path: Path, root: Path) -> Source:
     classes = {split: _class_folders(path, split, root) for split in SPLITS}
     names = sorted(classes["train"])
+    for split in SPLITS:
+        _check_told_apart(sorted(classes[split]), path / split)
+    # A class is spelt as train/ spells it: copied by another machine, test/ may be in another normal form.
+    spelt = {composed(name): name for name in names}
+    classes["test"] = {spelt.get(composed(name), name): folder for name, folder in classes["test"].items()}
     for here, there in (SPLITS, SPLITS[::-1]):
         only = sorted(classes[here].keys() - classes[there].keys())
         if only:
+            alike = differences([*only, *sorted(classes[there].keys() - classes[here].keys())])
             raise InvalidDataset(
                 f"{path}: {here}/ has the classes {', '.join(only)}, which {there}/ lacks; both must "
-                "hold the same class folders"
+                f"hold the same class folders{''.join(f' ({found})' for found in alike[:1])}"
             )
     _check_class_names(names, path)
     ignored: list[Path] = []
@@ -352,6 +377,17 @@ def _check_class_names(names: Iterable[str], path: Path) -> None:
             name.encode()
         except UnicodeEncodeError as error:
             raise InvalidDataset(f"{path}: the class name {name!r} is not valid UTF-8") from error
+    _check_told_apart(names, path)
+
+
+def _check_told_apart(names: Iterable[str], path: Path) -> None:
+    first: dict[str, str] = {}
+    for name in names:
+        if (other := first.setdefault(composed(name), name)) != name:
+            raise InvalidDataset(
+                f"{path} has two classes that look the same, '{code_points(other)}' and '{code_points(name)}': "
+                "rename one, or put their pictures together"
+            )
 
 
 # --------------------------------------------------------------------------------------------- npz
@@ -369,12 +405,12 @@ def _npz(spec: NpzDataset, path: Path) -> Source:
             f"{path}: training pictures are {list(shapes['train'][1:])}, test pictures "
             f"{list(shapes['test'][1:])} (height, width, channels)"
         )
-    names = _npz_class_names(path) if "class_names" in headers else None
+    _, names = npz_labels(path, _npz_class_names(path) if "class_names" in headers else None)
     return Source(
         spec=spec,
         path=path,
         samples={split: shapes[split][0] for split in SPLITS},
-        classes=None if names is None else len(names),
+        classes=len(names),
         class_names=names,
         files=dict.fromkeys(SPLITS, (path,)),
     )

@@ -4,7 +4,10 @@ A file's name that is no UTF-8 comes from Python with lone surrogates (PEP 383),
 refuses U+0000; terminals obey control characters, and bidirectional ones reorder what is read.
 """
 
+import itertools
 import re
+import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 # Half of a surrogate pair, and NUL.
@@ -49,6 +52,46 @@ def cell(value: Any) -> Any:  # noqa: ANN401  # of any column
         return value
     shown = printable(value)
     return f"'{shown}" if value.startswith(_FORMULA) else shown
+
+
+def composed(name: str) -> str:
+    """Returns the name in Unicode's normal form C: macOS writes file names decomposed, keyboards compose."""
+    return unicodedata.normalize("NFC", name)
+
+
+def code_points(name: str) -> str:
+    """Returns the name with all that is not ASCII as its code point: ``cafe<U+0301>``."""
+    return re.sub(r"[^\x20-\x7e]", lambda found: f"<U+{ord(found[0]):04X}>", name)
+
+
+def difference(one: str, other: str) -> str | None:
+    """Returns how two names differ that a reader may take for the same, such as "only in case"; None if they do not."""
+    if _case_aside(one) == _case_aside(other):
+        how = "in Unicode's normal form" if composed(one) == composed(other) else "in case"
+    elif _shown(one) == _shown(other):
+        how = "in blanks, forms of letters, or what does not show"
+    else:
+        return None
+    return f"'{code_points(one)}' and '{code_points(other)}' differ only {how}"
+
+
+def differences(names: Iterable[str]) -> list[str]:
+    """Returns the ``difference`` of every two neighbours among names that a reader may take for the same."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_shown(name), []).append(name)
+    pairs = (pair for group in alike.values() for pair in itertools.pairwise(group))
+    return [found for one, other in pairs if (found := difference(one, other))]
+
+
+def _case_aside(name: str) -> str:
+    return composed(composed(name).casefold())
+
+
+def _shown(name: str) -> str:
+    """What is seen of a name, case aside."""
+    plain = unicodedata.normalize("NFKC", _case_aside(name)).casefold()
+    return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -7,6 +7,7 @@ at once.
 """
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -44,7 +45,7 @@ def _options(
         typer.Option(envvar="RETORT_API_KEY_FILE", help="File whose first line is the API key."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of tables.")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="On failure, show where it happened.")] = False,
+    show_traceback: Annotated[bool, typer.Option("--traceback", help="On failure, show where it happened.")] = False,
 ) -> None:
     context.obj = Session(
         url=url,
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if "--traceback" in arguments:
-            raise
+            sys.stderr.write(printable(traceback.format_exc()))
+            return 1
         return _complain(sentence(error), 1)
     return status if isinstance(status, int) else 0
 

@@ -14,6 +14,7 @@ from service import terminal
 from service.client import Client
 from service.connection import Document
 from service.errors import ServiceError
+from workers.text_files import read_text
 from workers.texts import printable_json
 
 _OWN_PACKAGES = frozenset({"store", "workers", "service"})
@@ -48,7 +49,7 @@ class Session:
     def _api_key(self) -> str | None:
         if self.api_key_file is None:
             return None
-        lines = self.api_key_file.read_text().splitlines()
+        lines = read_text(self.api_key_file).splitlines()
         key = lines[0].strip() if lines else ""
         if not key:
             raise BadInput(f"the first line of {self.api_key_file} is empty; it has to be the key")
@@ -74,8 +75,9 @@ def read_json(path: Path) -> Document:
 
     Raises:
         BadInput: it is no JSON object; the message says where.
+        InvalidText: it is not UTF-8.
     """
-    return parse_json(path.read_text(), str(path))
+    return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, what: str) -> Document:

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
@@ -141,6 +141,7 @@ def api(
     from service import server
     from service.settings import Settings
 
+    _print_as_text()
     _export(host, port, data_dir, data_root)
     # Before the first thread, which the next lines may begin.
     server.share_one_heap()
@@ -157,6 +158,7 @@ def engine(
     """Run the engine alone: it works on the jobs in the database until it is told to stop."""
     # Ray reads these when it is imported: workers print lines of JSON, which it is not to add to, nor to summarise.
     os.environ |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_DEDUP_LOGS": "0"}
+    _print_as_text()
     import structlog
 
     from service.engine import run_engine
@@ -231,6 +233,26 @@ def _refuse_taken_port(host: str, port: int) -> None:
                 f"cannot listen on {host} port {port} ({error.strerror}): is a service running "
                 "there already? Choose another with --port"
             ) from None
+
+
+class _PrintableStream:
+    """A stream of text to which nothing goes that a terminal would obey."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever a stream has
+        return getattr(self._stream, name)
+
+
+def _print_as_text() -> None:
+    """Has this process print what strangers have named as text; our log is, Ray's lines of its workers are not."""
+    sys.stdout = cast(TextIO, _PrintableStream(sys.stdout))
+    sys.stderr = cast(TextIO, _PrintableStream(sys.stderr))
 
 
 def _say_as_service(text: str) -> None:
