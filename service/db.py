@@ -72,8 +72,13 @@ class Database:
         """Whether there is anything to open: an SQLite file may not have been made yet. Of a server it is taken."""
         return not self.is_sqlite or Path(self.url.database or "").is_file()
 
+    @property
+    def clock(self) -> str:
+        """Whose clock ``now`` is, in words."""
+        return "this machine's clock" if self.is_sqlite else "the database's clock"
+
     def now(self, session: Session) -> datetime:
-        """The clock by which leases run: PostgreSQL's own, since its clients' may differ; else this machine's."""
+        """The time by which leases run: PostgreSQL's own, since its clients' may differ; else this machine's."""
         if self.is_sqlite:
             return datetime.now(UTC)
         return session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()

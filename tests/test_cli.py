@@ -16,6 +16,7 @@ from service.gpus import GpuReport
 from service.jobs import State
 from service.processes import command, free_port
 from service.records import Records
+from service.tables import EngineRecord, utc_now
 from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.service_helpers import PREPROCESSING, Api, add_job, make_settings, onnx_bytes, running_api, start_run
 from tests.store_cases import make_spec, write_cache
@@ -468,6 +469,11 @@ def test_engine_health_needs_an_engine(api: Api, retort: Retort) -> None:
     assert "a GPU is promised to runs and none works: the driver is too old" in err
     assert Records(api.context.database, "another").acquire_lease(ttl_s=0)
     assert retort(*line)[0] == 0
+    with api.context.database.write() as session:
+        session.get_one(EngineRecord, 1).heartbeat_at = utc_now().replace(year=2090)
+    status, _, err = retort(*line)
+    assert status == 1
+    assert "no engine is known to work" in err
 
 
 @pytest.mark.parametrize("name", ["serve", "api"])

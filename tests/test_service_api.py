@@ -376,6 +376,11 @@ def test_ready_means_migrated_and_an_engine_that_lives(api: Api) -> None:
     response = api.client.get("/readyz")
     assert response.status_code == 503
     assert "last heard of" in response.json()["reasons"][0]
+    with api.context.database.write() as session:
+        session.get_one(EngineRecord, 1).heartbeat_at = utc_now().replace(year=2090)
+    response = api.client.get("/readyz")
+    assert response.status_code == 503
+    assert "no engine is known to work: the last heartbeat is of 2090-" in response.json()["reasons"][0]
 
 
 def test_an_unmigrated_database_is_not_ready(tmp_path: Path) -> None:
