@@ -3,6 +3,8 @@
 What a *job* wants is no setting; it stands in the job's own JSON (``workers.config``).
 """
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +17,10 @@ GiB = 1 << 30
 SizeBytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+
+PREFIX = "RETORT_"
+# What others than ``Settings`` read: the command line where the service is, and ``workers.ray_head`` whose Ray it is.
+OTHER_VARIABLES = frozenset({"URL", "RAY_FOLDER"})
 
 
 class Settings(BaseSettings):
@@ -48,7 +54,9 @@ class Settings(BaseSettings):
     """
 
     # An empty variable is none: Compose passes on what is not set as empty.
-    model_config = SettingsConfigDict(env_prefix="RETORT_", env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     data_dir: Path = Path("retort-data")
     data_root: Path = Path("data")
@@ -120,3 +128,23 @@ class Settings(BaseSettings):
         """Creates the folders below ``data_dir``; existing ones are left alone."""
         for folder in (self.teachers_dir, self.caches_dir, self.datasets_dir, self.jobs_dir):
             folder.mkdir(parents=True, exist_ok=True)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each ``RETORT_*`` variable that nothing reads, with the name that is probably meant.
+
+    They are no errors: a later version may know them.
+    """
+    known = sorted({name.upper() for name in Settings.model_fields} | OTHER_VARIABLES)
+    sentences = []
+    for name in sorted(environment):
+        # As pydantic reads them: in either case.
+        rest = name.upper().removeprefix(PREFIX)
+        if rest == name.upper() or rest in known:
+            continue
+        nearest = difflib.get_close_matches(rest, known, 1)
+        advice = (
+            f"did you mean {PREFIX}{nearest[0]}?" if nearest else "`service/settings.py` lists those that there are"
+        )
+        sentences.append(f"the variable {name} is none of Retort's and has no effect: {advice}")
+    return sentences

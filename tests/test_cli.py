@@ -491,3 +491,21 @@ def test_a_setting_that_makes_no_sense_is_named(retort: Retort, monkeypatch: pyt
     assert status == 1
     assert is_one_line(err)
     assert "gpu_share" in err
+
+
+def test_a_misspelt_setting_is_named_and_the_command_goes_on(
+    cli: Retort, retort: Retort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands say it on standard error; processes with a log warn there."""
+    monkeypatch.setenv("RETORT_GPU", "3")
+    said = "the variable RETORT_GPU is none of Retort's and has no effect: did you mean RETORT_GPUS?"
+    status, out, err = cli("--json", "jobs")
+    assert (status, json.loads(out), err) == (0, [], f"retort: {said}\n")
+    # Neither starts.
+    monkeypatch.setenv("RETORT_GPUS", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    for line in (("api", "--host", "0.0.0.0"), ("engine",)):
+        status, out, err = retort(*line)
+        assert (status, is_one_line(err)) == (1, True)
+        first = json.loads(out.splitlines()[0])
+        assert (first["level"], first["event"]) == ("warning", said)

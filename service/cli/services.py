@@ -160,14 +160,14 @@ def engine(
     import structlog
 
     from service.engine import run_engine
-    from service.logs import configure_logging
+    from service.logs import begin_log
     from service.settings import Settings
 
     _export(None, None, data_dir, data_root)
     settings = Settings()
     if until_stdin_closes:
         end_with_stdin()
-    configure_logging(settings.log_level)
+    begin_log(settings)
     try:
         run_engine(settings)
     except Exception:
