@@ -143,8 +143,6 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         if rest == name.upper() or rest in known:
             continue
         nearest = difflib.get_close_matches(rest, known, 1)
-        advice = (
-            f"did you mean {PREFIX}{nearest[0]}?" if nearest else "`service/settings.py` lists those that there are"
-        )
+        advice = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "`service/settings.py` lists the others"
         sentences.append(f"the variable {name} is none of Retort's and has no effect: {advice}")
     return sentences
