@@ -164,11 +164,25 @@ def test_a_posted_job_has_a_run_per_student_method_and_seed(api: Api) -> None:
     assert api.client.get(f"/v1/runs/{runs[3]['id']}").json() == runs[3]
 
 
+def test_a_dry_run_warns_of_methods_that_need_more_epochs(shared_api: Api) -> None:
+    """The warm-up of a preset is that of the papers' long trainings; who wants it cut short may have it so."""
+    methods = ["kd", {"preset": "dkd", "warmup_epochs": 3}, "rld", "annealing_kd"]
+    body = shared_api.job_body(methods=methods, training={"epochs": 3})
+    preview = shared_api.client.post("/v1/jobs", params={"dry_run": True}, json=body).json()
+    assert preview["warnings"] == [
+        "method 'rld': its distillation terms warm up over 20 epochs, and training.epochs is 3: they reach 15% of "
+        "their weight; set warmup_epochs to 3 or less, or train for longer",
+        "method 'annealing_kd': it trains on the teacher alone for 10 epochs, and training.epochs is 3: the "
+        "cross-entropy, which comes after that, never begins; shorten that phase, or train for longer",
+    ]
+
+
 def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     """But checks as a real one."""
     preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body()).json()
     assert preview["object"] == "job_preview"
     assert [run["name"] for run in preview["runs"]] == ["cnn_s ce seed 0", "cnn_s kd seed 0"]
+    assert preview["warnings"] == []
     assert api.client.get("/v1/jobs").json()["data"] == []
     bad = api.job_body(methods=["kdd"])
     problem(api.client.post("/v1/jobs", params={"dry_run": True}, json=bad), 422, "unknown-name")

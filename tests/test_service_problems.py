@@ -89,6 +89,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None, str]] = [
     ({"name": "a\x00b"}, "invalid-request", "#/name", "match pattern"),
     ({"name": "x" * 201}, "invalid-request", "#/name", "at most 200"),
     ({"students": ["torchvision/vit_b_16"]}, "invalid-job", None, "at least 16 pixels"),
+    ({"training": {"batch_size": 1}}, "invalid-job", None, "'cnn_s' has batch normalisation, which needs 2 pictures"),
     ({"training": {"epochs": "3"}}, "invalid-request", "#/training/epochs", "valid integer"),
     ({"training": {"label_smoothing": False}}, "invalid-request", "#/training/label_smoothing", "valid number"),
     ({"views": {"augmentation": {"recipe": "crop_flip", "flip": 1}}}, "invalid-request", None, "valid boolean"),
