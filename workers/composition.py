@@ -177,8 +177,8 @@ class Method(Config):
         if epochs < self.warmup_epochs:
             return (
                 f"its distillation terms warm up over {self.warmup_epochs} epochs, and training.epochs is {epochs}: "
-                f"they reach {epochs / self.warmup_epochs:.0%} of their weight; set warmup_epochs to {epochs} or less, or "
-                "train for longer"
+                f"they reach {epochs / self.warmup_epochs:.0%} of their weight; set warmup_epochs to {epochs} or less, "
+                "or train for longer"
             )
         return None
 
