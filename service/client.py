@@ -40,6 +40,7 @@ from service.connection import (
     Document,
     Patience,
     ServiceUnreachable,
+    UnusableProxy,
     WaitTimeout,
     parse_events,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "DamagedDownload",
     "Document",
     "ServiceUnreachable",
+    "UnusableProxy",
     "WaitTimeout",
 ]
 
@@ -69,6 +71,7 @@ class Client:
 
     Raises:
         ValueError: ``base_url`` is not an http(s) address.
+        UnusableProxy: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0) -> None:
