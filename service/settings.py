@@ -18,6 +18,9 @@ SizeBytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
+# That of ``workers.onnx_check``, which would bring onnx into every command.
+TEACHER_MAX_BYTES = 2 * GiB - 4096
+
 PREFIX = "RETORT_"
 # What others than ``Settings`` read: the command line where the service is, and ``workers.ray_head`` whose Ray it is.
 OTHER_VARIABLES = frozenset({"URL", "RAY_FOLDER"})
@@ -32,7 +35,8 @@ class Settings(BaseSettings):
         database_url: SQLAlchemy URL; None is SQLite inside ``data_dir``.
         host, port: where the API listens; a host that is not loopback needs an API key.
         api_key_file: its first line is a key with scope admin, beside those that ``retort keys`` makes.
-        teacher_max_bytes: the largest ONNX file that is accepted.
+        teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx_check`` reads no
+            larger one.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         disk_floor_bytes: with less than this free, uploads and jobs are refused.
@@ -66,7 +70,7 @@ class Settings(BaseSettings):
     api_key_file: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    teacher_max_bytes: SizeBytes = GiB
+    teacher_max_bytes: Annotated[int, Field(ge=0, le=TEACHER_MAX_BYTES)] = GiB
     body_max_bytes: SizeBytes = MiB
     caches_max_bytes: SizeBytes = 0
     disk_floor_bytes: SizeBytes = GiB
