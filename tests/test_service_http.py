@@ -129,7 +129,12 @@ def test_what_is_no_document_is_not_kept(shared_api: Api) -> None:
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/jobs", "GET, POST"), ("/v1/teachers/x", "DELETE, GET"), ("/v1/jobs/x/cancel", "POST"), ("/healthz", "GET")],
+    [
+        ("/v1/jobs", "GET, HEAD, POST"),
+        ("/v1/teachers/x", "DELETE, GET, HEAD"),
+        ("/v1/jobs/x/cancel", "POST"),
+        ("/healthz", "GET, HEAD"),
+    ],
 )
 def test_a_method_that_there_is_not_is_answered_with_those_there_are(shared_api: Api, path: str, methods: str) -> None:
     """All of them, whichever route they belong to."""

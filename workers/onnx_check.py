@@ -8,6 +8,7 @@ load custom operators. The rules about the graph's inside are in ``workers.onnx_
 standard library are imported: the API process loads this file.
 """
 
+import os
 from pathlib import Path
 
 import onnx
@@ -178,13 +179,17 @@ def check_onnx(path: Path, output: str | None = None, limits: Limits = LIMITS) -
 def _read(path: Path, limits: Limits) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(limits.file_bytes + 1)
+            size_bytes = os.fstat(file.fileno()).st_size
+            # So many bytes are taken from memory before the first is read: never the limit itself.
+            content = file.read(size_bytes) if size_bytes <= limits.file_bytes else b""
     except OSError as error:
         raise InvalidTeacher(f"the teacher's file cannot be read: {error.strerror}") from error
+    if size_bytes > limits.file_bytes:
+        raise InvalidTeacher(
+            f"the teacher's file has {size_bytes} bytes, which is larger than the {limits.file_bytes} bytes allowed"
+        )
     if not content:
         raise InvalidTeacher(f"not an ONNX file: it is empty. {EXPORT_HINT}")
-    if len(content) > limits.file_bytes:
-        raise InvalidTeacher(f"the teacher's file is larger than the {limits.file_bytes} bytes allowed")
     return content
 
 
