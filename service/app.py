@@ -14,7 +14,7 @@ from service.conditional import ConditionalGet
 from service.context import Context
 from service.keys import NOTE_USES_S, KeyRing
 from service.metrics import MeasureRequests, Metrics
-from service.middleware import BodyLimit, Doors, RequestContext
+from service.middleware import BodyLimit, Doors, HeadRequests, RequestContext
 from service.openapi import describe, service_version
 from service.paths import API_PREFIX, UPLOAD_PATH
 from service.routes import (
@@ -73,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, default_bytes=settings.body_max_bytes, paths_bytes=upload_bytes)
     app.add_middleware(Doors, ring=context.ring, rate=context.rate, streams=context.streams, uploads=context.uploads)
     app.add_middleware(ConditionalGet)
+    app.add_middleware(HeadRequests)
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)

@@ -20,7 +20,7 @@ from workers.config import (
 )
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
 from workers.sources import Source, examine
-from workers.students.catalog import check_image_side
+from workers.students.catalog import check_batch_size, check_image_side
 
 # (height, width) in pixels of data sets whose pictures all have one known size.
 _SIZES: dict[str, Size] = {
@@ -41,7 +41,8 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
         UnknownName: there is no data set of that name.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
         ContractViolation: teacher and data set have different numbers of classes.
-        InvalidJob: a student cannot be trained on pictures of that size, or the cache's encoding saves nothing.
+        InvalidJob: a student cannot be trained on pictures of that size or on batches of one, or the cache's encoding
+            saves nothing.
     """
     _check_size(request, context.settings)
     teacher = _teacher(request.teacher, context)
@@ -50,6 +51,8 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     _check_classes(teacher, source)
     classes = classes_of(teacher) or source.classes
     check_encoding(plan.cache.encoding, classes)
+    for student in plan.students:
+        check_batch_size(student.name, plan.training.batch_size)
     side = _side(plan)
     if side is not None:
         for student in plan.students:

@@ -11,7 +11,7 @@
 Answers are the JSON documents of the API as plain dictionaries (``/openapi.json`` describes their
 fields), so that a newer service does not break an older client by a field it does not know. Lists
 are walked to their end. Reads, wishes (cancel, pause, resume, retry), submissions (by their
-Idempotency-Key), event streams (by Last-Event-ID) and downloads (by Range) survive a broken
+Idempotency-Key), event streams (by their numbers) and downloads (by Range) survive a broken
 connection; the errors are those of ``service.connection``. It needs httpx alone and imports nothing
 else of Retort.
 """
@@ -40,6 +40,7 @@ from service.connection import (
     Document,
     Patience,
     ServiceUnreachable,
+    UnusableProxy,
     WaitTimeout,
     parse_events,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "DamagedDownload",
     "Document",
     "ServiceUnreachable",
+    "UnusableProxy",
     "WaitTimeout",
 ]
 
@@ -69,6 +71,7 @@ class Client:
 
     Raises:
         ValueError: ``base_url`` is not an http(s) address.
+        UnusableProxy: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0) -> None:
@@ -344,7 +347,8 @@ class Client:
         return self.job(job_id)
 
     def _stream_events(self, path: str, after: int, patience: Patience, deadline: float | None) -> Iterator[Document]:
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        # Not as Last-Event-ID, which is not answered with ``done`` where nothing else is left.
+        path, headers = f"{path}?after={after}", {"Accept": "text/event-stream"}
         silence_s = STREAM_SILENCE_S
         if deadline is not None:
             silence_s = max(0.01, min(silence_s, deadline - time.monotonic()))

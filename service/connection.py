@@ -8,11 +8,14 @@ and after a bounded time without an answer it is an error. It knows no route. Ti
     ClientError
     ├── ApiProblem            the service answered with a problem (RFC 9457)
     ├── ServiceUnreachable    (ConnectionError) nothing answers, or no longer
+    ├── UnusableProxy         (ValueError) a proxy that the environment names, of a kind that cannot be used
     ├── DamagedDownload       (OSError) the bytes are not what the service had promised
     └── WaitTimeout           (TimeoutError) the job is still going
 """
 
+import ipaddress
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -99,9 +102,24 @@ class ServiceUnreachable(ClientError, ConnectionError):
 
     def __init__(self, url: str, reason: object) -> None:
         self.url = url
+        proxies = proxy_variables(url)
+        named = f"; the environment names a proxy, {' and '.join(proxies)}" if proxies else ""
         super().__init__(
-            f"no Retort service answers at {url} ({str(reason) or type(reason).__name__}): start "
+            f"no Retort service answers at {url} ({str(reason) or type(reason).__name__}{named}): start "
             "one with `retort serve`, or name another with --url or RETORT_URL"
+        )
+
+
+class UnusableProxy(ClientError, ValueError):
+    """The environment names a proxy of a kind that cannot be used."""
+
+    def __init__(self, url: str) -> None:
+        names = proxy_variables(url)
+        # Not its address, which may hold a password.
+        super().__init__(
+            f"a proxy that {' or '.join(names)} names cannot be used to reach {url}: http://HOST:PORT and "
+            "https://HOST:PORT can, and socks5://HOST:PORT where the package socksio is installed; name such a one, or "
+            f"leave it out: `env {' '.join(f'-u {name}' for name in names)} retort ...`"
         )
 
 
@@ -111,6 +129,25 @@ class DamagedDownload(ClientError, OSError):
 
 class WaitTimeout(ClientError, TimeoutError):
     """The job had not ended in the time given; it goes on."""
+
+
+def proxy_variables(url: str) -> list[str]:
+    """The variables of the environment that name proxies; none do for this machine's own addresses."""
+    if is_loopback(urlsplit(url).hostname or ""):
+        return []
+    kinds = ("all_proxy", "http_proxy", "https_proxy")
+    return sorted(name for name, value in os.environ.items() if name.lower() in kinds and value)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is an address of this machine alone, which no proxy can reach.
+
+    As the service itself has it, of which this module imports nothing.
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Patience:
@@ -154,6 +191,7 @@ class Connection:
 
     Raises:
         ValueError: ``base_url`` is not an http(s) address.
+        UnusableProxy: the environment names a proxy that cannot be used.
     """
 
     def __init__(self, base_url: str, api_key: str | None, timeout_s: float) -> None:
@@ -164,13 +202,14 @@ class Connection:
         headers = {"User-Agent": "retort-client"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
-        self._http = httpx.Client(
-            base_url=self.base_url,
-            headers=headers,
-            timeout=timeout_s,
-            # A proxy cannot reach this machine's own loopback address.
-            trust_env=parts.hostname not in ("localhost", "127.0.0.1", "::1"),
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=self.base_url, headers=headers, timeout=timeout_s, trust_env=not is_loopback(parts.hostname)
+            )
+        except (ImportError, ValueError, httpx.InvalidURL):
+            if not proxy_variables(base_url):
+                raise
+            raise UnusableProxy(self.base_url) from None
 
     def close(self) -> None:
         """Gives the sockets back."""

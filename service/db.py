@@ -21,15 +21,30 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, DateTime, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from service.errors import InvalidSettings
 from workers.texts import storable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 WRITE_LOCK = 0x5245544F5254  # "RETORT": any constant that no other user of the database takes
 _IMMEDIATE = "retort_immediate"
+_PSYCOPG = "postgresql+psycopg"
+# libpq and hosts of databases say postgres, which SQLAlchemy does not know.
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite+pysqlite",
+    "postgres": _PSYCOPG,
+    "postgresql": _PSYCOPG,
+    _PSYCOPG: _PSYCOPG,
+}
+_URL_ADVICE = (
+    "postgresql://USER:PASSWORD@HOST:5432/NAME and sqlite:////FOLDER/FILE are allowed; without it there is an SQLite "
+    "file in RETORT_DATA_DIR"
+)
 # One for each of the API's threads (anyio's 40), so that none waits for a connection; half of them stay open. The one
 # that was used last comes first: each has a cache of pages (of 2 MB in SQLite), and those of the others stay small.
 _POOL = {"pool_size": 20, "max_overflow": 20, "pool_use_lifo": True}
@@ -39,14 +54,14 @@ class Database:
     """Connections to one database.
 
     Args:
-        url: SQLAlchemy URL; ``postgresql://`` is served by psycopg 3.
+        url: SQLAlchemy URL; ``postgresql://`` (or ``postgres://``) is served by psycopg 3.
 
     Raises:
-        sqlalchemy.exc.ArgumentError: the URL cannot be read.
+        InvalidSettings: the URL cannot be read, or is of another kind of database.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = _with_driver(make_url(url))
+        self.url = _read_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._reading = _sqlite_engine(self.url) if self.is_sqlite else _server_engine(self.url)
         self._writing = self._reading.execution_options(**{_IMMEDIATE: True})
@@ -72,8 +87,13 @@ class Database:
         """Whether there is anything to open: an SQLite file may not have been made yet. Of a server it is taken."""
         return not self.is_sqlite or Path(self.url.database or "").is_file()
 
+    @property
+    def clock(self) -> str:
+        """Whose clock ``now`` is, in words."""
+        return "this machine's clock" if self.is_sqlite else "the database's clock"
+
     def now(self, session: Session) -> datetime:
-        """The clock by which leases run: PostgreSQL's own, since its clients' may differ; else this machine's."""
+        """The time by which leases run: PostgreSQL's own, since its clients' may differ; else this machine's."""
         if self.is_sqlite:
             return datetime.now(UTC)
         return session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()
@@ -151,8 +171,21 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_driver(url: URL) -> URL:
-    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+def _read_url(text: str) -> URL:
+    """The URL with its driver. No message shows it, because it may hold a password."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise InvalidSettings(f"RETORT_DATABASE_URL cannot be read as a URL: {_URL_ADVICE}") from None
+    driver = _DRIVERS.get(url.drivername)
+    if driver is None:
+        raise InvalidSettings(f"RETORT_DATABASE_URL begins with {url.drivername!r}: {_URL_ADVICE}")
+    if "@" in (url.host or ""):
+        raise InvalidSettings(
+            "RETORT_DATABASE_URL has more than one @: write those of the user or password as %40 (and : as %3A, / as "
+            "%2F, % as %25)"
+        )
+    return url.set(drivername=driver)
 
 
 def _server_engine(url: URL) -> Engine:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.db import Database, upgrade_to_head
 from service.errors import InvalidSettings, LeaseLost
 from service.gpus import GpuReport, GpuWatch
+from service.lease import Lease
 from service.private import keep_private
 from service.records import Records
 from service.runner import Engine
@@ -32,6 +33,7 @@ RENEW_S = 5.0
 LEASE_TTL_S = 30.0
 # From the signal to the end: runs leave a checkpoint at their next batch; an evaluation may have to end first.
 PUT_DOWN_S = 30.0
+WAITING_LOG_S = 60.0
 
 
 def run_engine(settings: Settings) -> None:
@@ -139,11 +141,26 @@ def _on_signals(ending: threading.Event) -> None:
 
 def _lead(records: Records, ending: threading.Event) -> bool:
     """Wait until this engine leads; False if it was told to end meanwhile."""
+    tell_s = time.monotonic()
     while not ending.is_set():
-        if records.acquire_lease(LEASE_TTL_S, _gone(records.lease_holder())):
+        lease = records.lease()
+        if records.acquire_lease(LEASE_TTL_S, _gone(lease.holder)):
             return True
+        if time.monotonic() >= tell_s:
+            tell_s = time.monotonic() + WAITING_LOG_S
+            _tell_why_waiting(lease)
         ending.wait(1.0)
     return False
+
+
+def _tell_why_waiting(lease: Lease) -> None:
+    heard_at = None if lease.heartbeat_at is None else lease.heartbeat_at.isoformat()
+    known = {"leader": lease.holder, "heartbeat_at": heard_at, "age_s": lease.age_s, "clock": lease.clock}
+    silence = lease.silence(LEASE_TTL_S)
+    if silence is None:
+        log.info("engine waits: another one leads, and was heard of lately", **known)
+    else:
+        log.warning(f"engine waits for {LEASE_TTL_S:g} s without a heartbeat", reason=silence, **known)
 
 
 def _gone(holder: str | None) -> str | None:

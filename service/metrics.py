@@ -137,12 +137,12 @@ class _Sums(Collector):
         yield from told
 
     def _from_database(self) -> Iterator[Metric]:
-        age_s = self._context.records.heartbeat_age_s()
-        is_led = age_s is not None and age_s <= self._context.settings.heartbeat_max_age_s
+        lease = self._context.records.lease()
+        is_led = lease.silence(self._context.settings.heartbeat_max_age_s) is None
         yield GaugeMetricFamily("retort_engine_up", "Whether an engine leads and was heard of.", float(is_led))
         age = GaugeMetricFamily("retort_engine_heartbeat_age_seconds", "Since the leading engine was last heard of.")
-        if age_s is not None:
-            age.add_metric([], max(age_s, 0.0))
+        if lease.age_s is not None:
+            age.add_metric([], lease.age_s)
         yield age
         with self._context.database.read() as session:
             yield from _queue(session)

@@ -96,6 +96,41 @@ class RequestContext:
                     )
 
 
+class HeadRequests:
+    """Answers HEAD as GET, without the body; a stream or a download ends where its body would begin.
+
+    ``Range`` is dropped: it is defined for GET alone (RFC 9110, 14.2).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
+        as_get = {**scope, "method": "GET", "headers": headers}
+        has_answered = False
+
+        async def send_head(message: Message) -> None:
+            nonlocal has_answered
+            if has_answered:
+                raise ClientDisconnect
+            has_answered = True
+            # The route and its parameters, for logs and metrics.
+            scope.update({name: value for name, value in as_get.items() if name not in scope})
+            await send(message)
+            await send({"type": "http.response.body"})
+
+        try:
+            await self.app(as_get, receive, send_head)
+        except ClientDisconnect:
+            if not has_answered:
+                raise
+
+
 class Doors:
     """Finds out who calls and how often, and turns away at once, unread, what must not go on.
 

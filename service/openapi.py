@@ -52,9 +52,10 @@ def describe(app: FastAPI) -> Json:
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """Every method that some route has for this path, in alphabetical order."""
+    """Every method that some route has for this path, in alphabetical order; HEAD is answered where GET is."""
     routes = [route for route in iter_route_contexts(app.routes) if route.path_regex.match(path)]
-    return sorted({method for route in routes for method in route.methods or ()})
+    methods = {method for route in routes for method in route.methods or ()}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def service_version() -> str:

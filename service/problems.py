@@ -141,6 +141,9 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
     # FastAPI wraps what goes wrong while a body is read, our limit included.
     if isinstance(error, HTTPException) and isinstance(error.__cause__, errors.ServiceError):
         error = error.__cause__
+    if isinstance(error, RequestValidationError) and isinstance(error.body, bytes):
+        # It was not looked at.
+        error = _unread_body(request.headers.get("content-type"))
     kind = kind_of(error)
     if not kind.shows_message:
         # A database that is away fails every request: that is a line, and no trace.
@@ -245,6 +248,17 @@ def _explain(item: Mapping[str, Any]) -> str:
     if item["type"] != "value_error" and isinstance(given, str | int | float | bool):
         return f"{sentence}; got {given!r:.{_SHOWN_CHARS}}"
     return sentence
+
+
+def _unread_body(content_type: str | None) -> errors.InvalidRequest:
+    found = (
+        "there is no Content-Type" if content_type is None else f"the Content-Type is {content_type!r:.{_SHOWN_CHARS}}"
+    )
+    return errors.InvalidRequest(
+        f"the body was not read as JSON, because {found}: send the header `Content-Type: application/json` (`curl -d` "
+        "alone sends another; `-H 'Content-Type: application/json'` beside it, or `--json` instead)",
+        "#",
+    )
 
 
 def _is_not_json(error: RequestValidationError) -> bool:

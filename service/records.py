@@ -8,9 +8,10 @@ be overtaken in the last two ways says so by returning False or None; it never r
 (cancel, pause, resume) is ``wishes``'.
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime
 from typing import Any, TypeGuard, cast
 
 from sqlalchemy import CursorResult, func, insert, select, update
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session, aliased
 from service.db import Database
 from service.errors import LeaseLost
 from service.jobs import LIVE, TABLE, TERMINAL, WORKING, State
+from service.lease import Lease
 from service.rows import all_paused, event_row, existing, runs_of, swap
 from service.tables import ArtifactRecord, EngineRecord, EventRecord, JobRecord, Json, RunRecord
 
@@ -43,6 +45,9 @@ class Records:
     def __init__(self, database: Database, holder: str | None = None) -> None:
         self.database = database
         self.holder = holder
+        # The heartbeat of another engine that was read last, and when it was new here (monotonic seconds).
+        self._heard: tuple[str | None, datetime | None] = (None, None)
+        self._heard_s = 0.0
 
     @contextmanager
     def _write(self) -> Iterator[Session]:
@@ -343,24 +348,35 @@ class Records:
     def acquire_lease(self, ttl_s: float = 30.0, gone: str | None = None) -> bool:
         """Takes the lease, or renews it: call it as the heartbeat, several times per ``ttl_s``.
 
+        Clocks may be wrong, or be set while an engine leads. So another engine counts as alive only while both its
+        heartbeat is younger than ``ttl_s`` and it was not the same for so long by this process's monotonic clock: one
+        from the future delays a takeover by ``ttl_s``, and no longer. An engine that is alive after all cannot write
+        any more, see ``LeaseLost``.
+
         Args:
             gone: a holder that is known to have died; nobody waits for its lease to run out.
 
         Returns:
-            Whether this holder leads: False while another one's heartbeat is younger than ``ttl_s``.
+            Whether this holder leads: False while another one is alive.
         """
         assert self.holder is not None, "a lease has a holder"
         with self.database.write() as session:
             now = self.database.now(session)
             lease = session.get_one(EngineRecord, ENGINE_ROW)
-            beat = lease.heartbeat_at
-            alive = beat is not None and now - beat < timedelta(seconds=ttl_s)
-            if alive and lease.holder not in (None, self.holder, gone):
+            if lease.holder not in (None, self.holder, gone) and self._is_alive(lease, now, ttl_s):
                 return False
             if lease.holder != self.holder:
                 lease.gpus = None
             lease.holder, lease.heartbeat_at = self.holder, now
             return True
+
+    def _is_alive(self, lease: EngineRecord, now: datetime, ttl_s: float) -> bool:
+        if lease.heartbeat_at is None or (now - lease.heartbeat_at).total_seconds() >= ttl_s:
+            return False
+        heard = (lease.holder, lease.heartbeat_at)
+        if heard != self._heard:
+            self._heard, self._heard_s = heard, time.monotonic()
+        return time.monotonic() - self._heard_s < ttl_s
 
     def release_lease(self) -> bool:
         """Gives the lease back, so that the next engine need not wait; False if this holder did not have it."""
@@ -369,10 +385,13 @@ class Records:
             released = session.execute(update(EngineRecord).where(mine).values(holder=None))
             return cast("CursorResult[Any]", released).rowcount == 1
 
-    def lease_holder(self) -> str | None:
-        """Who has the lease, heard of lately or not; None if nobody has."""
+    def lease(self) -> Lease:
+        """The lease, of an engine that was heard of lately or not."""
         with self.database.read() as session:
-            return session.get_one(EngineRecord, ENGINE_ROW).holder
+            row = session.get_one(EngineRecord, ENGINE_ROW)
+            beat = None if row.holder is None else row.heartbeat_at
+            age_s = None if beat is None else (self.database.now(session) - beat).total_seconds()
+        return Lease(row.holder, beat, age_s, self.database.clock)
 
     def record_gpus(self, report: Json) -> None:
         """Sets what the leading engine has found out about its GPUs. Raises LeaseLost."""
@@ -383,14 +402,6 @@ class Records:
         """What the leading engine has found out about its GPUs; None where it has none, or not yet."""
         with self.database.read() as session:
             return session.get_one(EngineRecord, ENGINE_ROW).gpus
-
-    def heartbeat_age_s(self) -> float | None:
-        """Seconds since the leading engine was last heard of; None if none leads."""
-        with self.database.read() as session:
-            lease = session.get_one(EngineRecord, ENGINE_ROW)
-            if lease.holder is None or lease.heartbeat_at is None:
-                return None
-            return (self.database.now(session) - lease.heartbeat_at).total_seconds()
 
 
 def _works_on(row: JobRecord | RunRecord | None, attempt: int) -> TypeGuard[JobRecord | RunRecord]:

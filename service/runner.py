@@ -175,7 +175,7 @@ class Engine:
 
     def _check_lease(self) -> None:
         """Before what no transaction can undo. Raises LeaseLost."""
-        if self._records.lease_holder() != self._records.holder:
+        if self._records.lease().holder != self._records.holder:
             raise LeaseLost(f"{self._records.holder} ends: another engine leads, and what runs is its")
 
     def _has_turn(self, job: JobRecord) -> bool:

@@ -321,6 +321,7 @@ class JobPreview(Document):
     teacher: str
     plan: Plan
     runs: list[PlannedRun]
+    warnings: list[str] = Field(description="what is probably not meant; the job's log says it, too")
 
 
 class ErrorInfo(Document):

@@ -15,7 +15,7 @@ from service.app import create_app
 from service.auth import check_binding, has_keys
 from service.context import Context
 from service.db import upgrade_to_head
-from service.logs import configure_logging
+from service.logs import begin_log
 from service.private import keep_private
 from service.settings import Settings
 
@@ -112,7 +112,7 @@ def serve(settings: Settings) -> None:
         UnsafeBinding, BadKeyFile: as ``build_server``.
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
     """
-    configure_logging(settings.log_level)
+    begin_log(settings)
     server = build_server(settings)
     keep_private(settings.data_dir)
     settings.make_folders()

@@ -3,6 +3,8 @@
 What a *job* wants is no setting; it stands in the job's own JSON (``workers.config``).
 """
 
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +22,12 @@ Seconds = Annotated[float, Field(gt=0)]
 
 # What Python's sqlite3 takes beside the file's name; with ``uri`` SQLite itself takes more.
 _SQLITE_PARAMETERS = {"timeout", "detect_types", "isolation_level", "check_same_thread", "cached_statements"}
+# That of ``workers.onnx_check``, which would bring onnx into every command.
+TEACHER_MAX_BYTES = 2 * GiB - 4096
+
+PREFIX = "RETORT_"
+# What others than ``Settings`` read: the command line where the service is, and ``workers.ray_head`` whose Ray it is.
+OTHER_VARIABLES = frozenset({"URL", "RAY_FOLDER"})
 
 
 class Settings(BaseSettings):
@@ -34,7 +42,8 @@ class Settings(BaseSettings):
         api_key_file: its first line is a key with scope admin, beside those that ``retort keys`` makes.
         forwarded_allow_ips: addresses or networks of proxies, separated by commas, whose ``X-Forwarded-For`` names the
             caller; None believes nobody.
-        teacher_max_bytes: the largest ONNX file that is accepted.
+        teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx_check`` reads no
+            larger one.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         disk_floor_bytes: with less than this free, uploads and jobs are refused.
@@ -56,7 +65,9 @@ class Settings(BaseSettings):
     """
 
     # An empty variable is none: Compose passes on what is not set as empty.
-    model_config = SettingsConfigDict(env_prefix="RETORT_", env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     data_dir: Path = Path("retort-data")
     data_root: Path = Path("data")
@@ -67,7 +78,7 @@ class Settings(BaseSettings):
     forwarded_allow_ips: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    teacher_max_bytes: SizeBytes = GiB
+    teacher_max_bytes: Annotated[int, Field(ge=0, le=TEACHER_MAX_BYTES)] = GiB
     body_max_bytes: SizeBytes = MiB
     caches_max_bytes: SizeBytes = 0
     disk_floor_bytes: SizeBytes = GiB
@@ -160,3 +171,21 @@ class Settings(BaseSettings):
         """Creates the folders below ``data_dir``; existing ones are left alone."""
         for folder in (self.teachers_dir, self.caches_dir, self.datasets_dir, self.jobs_dir):
             folder.mkdir(parents=True, exist_ok=True)
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each ``RETORT_*`` variable that nothing reads, with the name that is probably meant.
+
+    They are no errors: a later version may know them.
+    """
+    known = sorted({name.upper() for name in Settings.model_fields} | OTHER_VARIABLES)
+    sentences = []
+    for name in sorted(environment):
+        # As pydantic reads them: in either case.
+        rest = name.upper().removeprefix(PREFIX)
+        if rest == name.upper() or rest in known:
+            continue
+        nearest = difflib.get_close_matches(rest, known, 1)
+        advice = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "`service/settings.py` lists the others"
+        sentences.append(f"the variable {name} is none of Retort's and has no effect: {advice}")
+    return sentences

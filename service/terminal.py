@@ -109,10 +109,10 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(iso: str | None) -> str:
-    """An ISO 8601 time in this machine's zone, to the second."""
+    """An ISO 8601 time in this machine's zone, to the second: ``2026-11-29 16:05:00+01:00``."""
     if iso is None:
         return ""
-    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromisoformat(iso).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def results(document: Document) -> RenderableType:

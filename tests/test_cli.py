@@ -16,6 +16,7 @@ from service.gpus import GpuReport
 from service.jobs import State
 from service.processes import command, free_port
 from service.records import Records
+from service.tables import EngineRecord, utc_now
 from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.service_helpers import PREPROCESSING, Api, add_job, make_settings, onnx_bytes, running_api, start_run
 from tests.store_cases import make_spec, write_cache
@@ -301,6 +302,9 @@ def test_a_dry_run_shows_the_runs_and_posts_nothing(cli: Retort, job_file: Calla
     status, out, _ = cli("submit", "--dry-run", job_file(seeds=[0, 1]))
     assert status == 0
     assert out.startswith("4 runs, none started\n")
+    assert "warning" not in out
+    out = cli("submit", "--dry-run", job_file(methods=["rld"]))[1]
+    assert "warning: method 'rld': its distillation terms warm up over 20 epochs" in " ".join(out.split())
     assert cli("--json", "jobs")[1] == "[]\n"
 
 
@@ -503,6 +507,11 @@ def test_engine_health_needs_an_engine(api: Api, retort: Retort) -> None:
     assert "a GPU is promised to runs and none works: the driver is too old" in err
     assert Records(api.context.database, "another").acquire_lease(ttl_s=0)
     assert retort(*line)[0] == 0
+    with api.context.database.write() as session:
+        session.get_one(EngineRecord, 1).heartbeat_at = utc_now().replace(year=2090)
+    status, _, err = retort(*line)
+    assert status == 1
+    assert "no engine is known to work" in err
 
 
 @pytest.mark.parametrize("name", ["serve", "api"])
@@ -520,3 +529,21 @@ def test_a_setting_that_makes_no_sense_is_named(retort: Retort, monkeypatch: pyt
     assert status == 1
     assert is_one_line(err)
     assert "gpu_share" in err
+
+
+def test_a_misspelt_setting_is_named_and_the_command_goes_on(
+    cli: Retort, retort: Retort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands say it on standard error; processes with a log warn there."""
+    monkeypatch.setenv("RETORT_GPU", "3")
+    said = "the variable RETORT_GPU is none of Retort's and has no effect: did you mean RETORT_GPUS?"
+    status, out, err = cli("--json", "jobs")
+    assert (status, json.loads(out), err) == (0, [], f"retort: {said}\n")
+    # Neither starts.
+    monkeypatch.setenv("RETORT_GPUS", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    for line in (("api", "--host", "0.0.0.0"), ("engine",)):
+        status, out, err = retort(*line)
+        assert (status, is_one_line(err)) == (1, True)
+        first = json.loads(out.splitlines()[0])
+        assert (first["level"], first["event"]) == ("warning", said)

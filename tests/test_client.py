@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from service.client import ApiProblem, Client, DamagedDownload, ServiceUnreachable, WaitTimeout
-from service.connection import parse_events
+from service.connection import UnusableProxy, parse_events
 from service.jobs import State
 from service.processes import command, free_port
 from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
@@ -142,6 +142,23 @@ def test_an_id_cannot_lead_to_another_route(client: Client) -> None:
     with pytest.raises(ApiProblem) as caught:
         client.teacher("../jobs")
     assert caught.value.status == 404
+
+
+@pytest.mark.parametrize("proxy", ["socks5://u:s3cret@127.0.0.1:1", "ftp://u:s3cret@h", "http://u:s3cret#@h:1"])
+def test_a_proxy_that_cannot_be_used_is_named_without_its_address_and_never_asked_for_this_machine(
+    api: Api, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in ("all_proxy", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(UnusableProxy, match=r"that ALL_PROXY names .*: `env -u ALL_PROXY retort \.\.\.`") as caught:
+        Client("http://retort.example")
+    assert "s3cret" not in str(caught.value)
+    for host in ("127.0.0.1", "127.8.9.10", "localhost"):
+        Client(f"http://{host}:{port_of(api)}").close()
+    with Client(api.url) as client:
+        assert list(client.jobs()) == []
 
 
 def test_where_nothing_listens_the_message_says_how_to_start_it() -> None:

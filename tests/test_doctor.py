@@ -272,7 +272,11 @@ def test_an_engine_that_is_there_silent_or_was_never_there(settings: Settings, t
     is_bad(installation.check_engine(settings), "warn", "none leads")
     is_bad(installation.check_engine(changed(settings, data_dir=tmp_path / "x")), "warn", "none has ever led")
     with closing(Database(settings.database)) as database:
-        for age_s, judge in ((3, is_ok), (3000, lambda found: is_bad(found, "fail", "3000 s ago", "it has died"))):
+        for age_s, judge in (
+            (3, is_ok),
+            (3000, lambda found: is_bad(found, "fail", "3000 s ago", "its log says why")),
+            (-3000, lambda found: is_bad(found, "fail", "s ahead of this machine's clock", "its log says why")),
+        ):
             with database.write() as session:
                 beat = database.now(session) - timedelta(seconds=age_s)
                 session.execute(update(EngineRecord).values(holder="x", heartbeat_at=beat))

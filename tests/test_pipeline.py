@@ -16,7 +16,7 @@ from tests.store_cases import is_held
 from workers import pipeline
 from workers.caching import build_caches, file_sha256, forwards_avoided, identify, plan_caches
 from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
-from workers.errors import ContractViolation, InvalidTeacher
+from workers.errors import ContractViolation, InvalidJob, InvalidTeacher
 from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
 from workers.methods import parse_method
 from workers.pipeline import run_job, share_out
@@ -75,6 +75,13 @@ def test_another_augmentation_is_another_cache(digits: Digits) -> None:
     plan = plan_caches(other, digits.folders, ignore, never, threads=1)
     assert plan.train_cache.key != digits.plan.train_cache.key
     assert plan.test_cache.key == digits.plan.test_cache.key
+
+
+def test_a_job_warns_of_methods_that_need_more_epochs(digits: Digits) -> None:
+    events: list[object] = []
+    plan_caches(digits.job("kd", "rld", training=ONE_EPOCH), digits.folders, events.append, never, threads=1)
+    [warning] = [event.message for event in events if isinstance(event, Log) and event.level == "warning"]
+    assert warning.startswith("method 'rld': its distillation terms warm up over 20 epochs, and training.epochs is 1")
 
 
 def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:
@@ -150,6 +157,16 @@ def test_labels_in_another_order_are_refused_before_any_work(digits: Digits, tmp
     with pytest.raises(ContractViolation, match="label"):
         plan_caches(job, folders, ignore, never, threads=1)
     assert not list((tmp_path / "data").glob("caches/*"))
+
+
+def test_a_batch_size_that_a_student_cannot_be_trained_with_is_refused_before_the_teacher_runs(
+    digits: Digits, tmp_path: Path
+) -> None:
+    job = digits.job("ce", training=ONE_EPOCH.model_copy(update={"batch_size": 1}))
+    events: list[object] = []
+    with pytest.raises(InvalidJob, match="'cnn_s' has batch normalisation, which needs 2 pictures or more"):
+        run_job(job, Folders(data_dir=tmp_path / "data", data_root=tmp_path), tmp_path / "out", events.append)
+    assert not [event for event in events if isinstance(event, ContractChecked | InferenceProgress)]
 
 
 def test_check_contract_asks_each_job_whether_it_insists(digits: Digits, tmp_path: Path) -> None:

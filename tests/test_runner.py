@@ -6,10 +6,13 @@ With real processes, Ray and kills: ``test_engine``, ``test_engine_life``, ``tes
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from service.attempts import list_artifacts
 from service.db import Database, upgrade_to_head
@@ -20,6 +23,7 @@ from service.jobs import State
 from service.records import Records
 from service.registry import Registry
 from service.runner import LOSSES_MAX, Engine
+from service.tables import EngineRecord, utc_now
 from service.wishes import Wishes
 from store import Catalog
 from tests.service_helpers import add_job, make_settings, start_run
@@ -278,7 +282,26 @@ def test_an_engine_that_is_told_to_end_before_it_leads_takes_no_lease(bench: _Be
     ending = threading.Event()
     ending.set()
     assert not _lead(bench.records, ending)
-    assert bench.records.lease_holder() is None
+    assert bench.records.lease().holder is None
+
+
+def test_an_engine_that_waits_for_the_lease_says_who_has_it_since_when_and_by_which_clock(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat from the future, too, and then it leads."""
+    with bench.database.write() as session:
+        ahead = utc_now() + timedelta(hours=2)
+        session.execute(update(EngineRecord).values(holder="elsewhere:pid:7:ab", heartbeat_at=ahead))
+    monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.05)
+    challenger = Records(bench.database, "challenger")
+    with capture_logs() as logs:
+        assert _lead(challenger, threading.Event())
+    assert challenger.lease().holder == "challenger"
+    [line] = logs
+    assert line["log_level"] == "warning"
+    assert (line["leader"], line["heartbeat_at"]) == ("elsewhere:pid:7:ab", ahead.isoformat())
+    assert line["clock"] == "this machine's clock"
+    assert "s ahead of this machine's clock" in line["reason"]
 
 
 # -------------------------------------------------------------------------------------------------------------- GPUs

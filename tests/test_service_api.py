@@ -172,11 +172,25 @@ def test_a_posted_job_has_a_run_per_student_method_and_seed(api: Api) -> None:
     assert api.client.get(f"/v1/runs/{runs[3]['id']}").json() == runs[3]
 
 
+def test_a_dry_run_warns_of_methods_that_need_more_epochs(shared_api: Api) -> None:
+    """The warm-up of a preset is that of the papers' long trainings; who wants it cut short may have it so."""
+    methods = ["kd", {"preset": "dkd", "warmup_epochs": 3}, "rld", "annealing_kd"]
+    body = shared_api.job_body(methods=methods, training={"epochs": 3})
+    preview = shared_api.client.post("/v1/jobs", params={"dry_run": True}, json=body).json()
+    assert preview["warnings"] == [
+        "method 'rld': its distillation terms warm up over 20 epochs, and training.epochs is 3: they reach 15% of "
+        "their weight; set warmup_epochs to 3 or less, or train for longer",
+        "method 'annealing_kd': it trains on the teacher alone for 10 epochs, and training.epochs is 3: the "
+        "cross-entropy, which comes after that, never begins; shorten that phase, or train for longer",
+    ]
+
+
 def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     """But checks as a real one."""
     preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body()).json()
     assert preview["object"] == "job_preview"
     assert [run["name"] for run in preview["runs"]] == ["cnn_s ce seed 0", "cnn_s kd seed 0"]
+    assert preview["warnings"] == []
     assert api.client.get("/v1/jobs").json()["data"] == []
     windows = json.dumps(api.job_body()).encode("utf-8-sig")
     headers = {"Content-Type": "application/json"}
@@ -421,6 +435,11 @@ def test_ready_means_migrated_and_an_engine_that_lives(api: Api) -> None:
     response = api.client.get("/readyz")
     assert response.status_code == 503
     assert "last heard of" in response.json()["reasons"][0]
+    with api.context.database.write() as session:
+        session.get_one(EngineRecord, 1).heartbeat_at = utc_now().replace(year=2090)
+    response = api.client.get("/readyz")
+    assert response.status_code == 503
+    assert "no engine is known to work: the last heartbeat is of 2090-" in response.json()["reasons"][0]
 
 
 def test_an_unmigrated_database_is_not_ready(tmp_path: Path) -> None:

@@ -129,11 +129,30 @@ def test_a_stream_resumes_after_the_last_event_id(api: Api) -> None:
     running.end()
     path = f"/v1/jobs/{running.job}/events"
     whole = stream(api, path)
-    for broken_off in range(len(whole) - 1):
+    for broken_off in range(len(whole) - 2):
         resumed = stream(api, path, **{"Last-Event-ID": str(whole[broken_off]["id"])})
         assert resumed == whole[broken_off + 1 :]
     assert stream(api, f"{path}?after={whole[2]['id']}") == whole[3:]
-    assert stream(api, path, **{"Last-Event-ID": str(whole[-1]["id"])}) == whole[-1:]
+    assert stream(api, f"{path}?after={whole[-1]['id']}") == whole[-1:]
+
+
+def test_a_browser_that_comes_back_after_the_end_with_the_last_number_is_told_to_stop(api: Api) -> None:
+    """An EventSource ends at 204 alone. Pages, and streams that have not brought all, are as they were."""
+    running = begin(api)
+    running.tell(2)
+    of_job, of_run = f"/v1/jobs/{running.job}/events", f"/v1/runs/{running.run}/events"
+    last = api.client.get(of_job).json()["last_id"]
+    with api.client.stream("GET", of_job, headers={**SSE, "Last-Event-ID": last}) as response:
+        assert response.status_code == 200, "it goes on"
+    running.end()
+    for path in (of_job, of_run):
+        *_, before, done = stream(api, path)
+        assert done["event"] == "done"
+        response = api.client.get(path, headers={**SSE, "Last-Event-ID": str(done["id"])})
+        assert (response.status_code, response.content) == (204, b"")
+        assert len(stream(api, path, **{"Last-Event-ID": str(before["id"] - 1)})) == 2
+        page = api.client.get(path, params={"after": done["id"]}, headers={"Last-Event-ID": str(done["id"])})
+        assert (page.status_code, page.json()["data"]) == (200, [])
 
 
 def test_a_runs_stream_ends_with_the_run(api: Api) -> None:
@@ -228,6 +247,9 @@ def test_a_stream_that_breaks_anywhere_is_resumed_with_nothing_lost_or_doubled(a
                 httpx.Client(base_url=proxy.url, timeout=30, trust_env=False) as client,
                 client.stream("GET", path, headers=headers) as response,
             ):
+                if response.status_code == 204:
+                    # Nothing but ``done`` was cut off.
+                    seen.append({"event": "done"})
                 for event in parse(response.iter_lines()):
                     seen.append(event)
         teller.join()

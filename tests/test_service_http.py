@@ -13,8 +13,10 @@ import httpx
 import pytest
 
 from service.jobs import State
+from tests.client_cases import ARTIFACT, run_with_artifact
 from tests.service_helpers import Api, finish, make_settings, running_api
 from tests.test_service_api import pages, problem
+from tests.test_service_uploads import wait_until
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -24,6 +26,42 @@ def documents(job: dict[str, Any]) -> list[str]:
     path, run = f"/v1/jobs/{job['id']}", f"/v1/runs/{job['run_ids'][0]}"
     of_job = [path, f"{path}/runs", f"{path}/report", f"{path}/events"]
     return ["/v1/jobs", "/v1/jobs?status=queued", *of_job, run, f"{run}/metrics", f"{run}/artifacts"]
+
+
+# --------------------------------------------------------------------------------------------------------------- HEAD
+
+
+def test_head_is_answered_as_get_without_the_body(api: Api) -> None:
+    """Documents, health, metrics, downloads and streams, on a connection that goes on; a Range is no affair of HEAD."""
+    run_id = run_with_artifact(api, 5_000_000)
+    done = api.client.get(f"/v1/runs/{run_id}").json()["job_id"]
+    paths = [
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/v1/nothing",
+        f"/v1/runs/{run_id}/artifacts/{ARTIFACT}",
+    ]
+    for path in [*paths, *documents(api.client.get(f"/v1/jobs/{done}").json())]:
+        for headers in ({}, {"If-None-Match": "*"}):
+            got = api.client.get(path, headers=headers)
+            head = api.client.head(path, headers={**headers, "Range": "bytes=0-1"})
+            assert (head.status_code, head.content) == (got.status_code, b""), path
+            own = {"x-request-id", "date", *(["content-length", "etag", "repr-digest"] if path == "/metrics" else [])}
+            assert {name: value for name, value in head.headers.items() if name not in own} == {
+                name: value for name, value in got.headers.items() if name not in own
+            }, path
+    live = api.post_job()["id"]
+    head = api.client.head(f"/v1/jobs/{live}/events", headers={"Accept": "text/event-stream"})
+    assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    wait_until(lambda: api.requests() == 0)
+    refused = api.client.head("/v1/methods/preview")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert api.client.post("/healthz").headers["allow"] == "GET, HEAD"
+    heads = [line for line in api.logs if line["event"] == "request" and line["method"] == "HEAD"]
+    assert len(heads) > len(paths)
+    assert not [line for line in api.logs if line["event"] in ("client left", "broken answer")]
 
 
 # --------------------------------------------------------------------------------------------------- conditional GET
@@ -91,7 +129,12 @@ def test_what_is_no_document_is_not_kept(shared_api: Api) -> None:
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/jobs", "GET, POST"), ("/v1/teachers/x", "DELETE, GET"), ("/v1/jobs/x/cancel", "POST"), ("/healthz", "GET")],
+    [
+        ("/v1/jobs", "GET, HEAD, POST"),
+        ("/v1/teachers/x", "DELETE, GET, HEAD"),
+        ("/v1/jobs/x/cancel", "POST"),
+        ("/healthz", "GET, HEAD"),
+    ],
 )
 def test_a_method_that_there_is_not_is_answered_with_those_there_are(shared_api: Api, path: str, methods: str) -> None:
     """All of them, whichever route they belong to."""

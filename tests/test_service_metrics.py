@@ -132,7 +132,7 @@ def test_without_an_engine_nothing_is_said_to_go_on(tmp_path: Path, database_url
             session.execute(update(JobRecord).values(stage="inference"))
             session.execute(update(RunRecord).values(progress={"images_per_s": 100.0}))
         metrics = Metrics(context, "1")
-        for age_s, up in ((1.0, 1), (3600.0, 0), (None, 0)):
+        for age_s, up in ((1.0, 1), (3600.0, 0), (-3600.0, 0), (None, 0)):
             lead(context.database, age_s)
             samples = parse(metrics.text())
             assert value(samples, "engine_up") == up

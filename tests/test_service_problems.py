@@ -89,6 +89,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None, str]] = [
     ({"name": "a\x00b"}, "invalid-request", "#/name", "match pattern"),
     ({"name": "x" * 201}, "invalid-request", "#/name", "at most 200"),
     ({"students": ["torchvision/vit_b_16"]}, "invalid-job", None, "at least 16 pixels"),
+    ({"training": {"batch_size": 1}}, "invalid-job", None, "'cnn_s' has batch normalisation, which needs 2 pictures"),
     ({"training": {"epochs": "3"}}, "invalid-request", "#/training/epochs", "valid integer"),
     ({"training": {"label_smoothing": False}}, "invalid-request", "#/training/label_smoothing", "valid number"),
     ({"views": {"augmentation": {"recipe": "crop_flip", "flip": 1}}}, "invalid-request", None, "valid boolean"),
@@ -108,6 +109,20 @@ def test_a_bad_job_is_refused_with_what_is_wrong(
     if pointer is not None:
         assert [error["pointer"] for error in body["errors"]] == [pointer]
     assert shared_api.client.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/datasets", "/v1/methods/preview", "/v1/keys"])
+def test_a_body_without_the_content_type_of_json_is_refused_naming_the_header(shared_api: Api, path: str) -> None:
+    """As `curl -d` sends one."""
+    for given, told in (
+        ("application/x-www-form-urlencoded", "the Content-Type is 'application/x-www-form-urlencoded'"),
+        ("text/plain", "the Content-Type is 'text/plain'"),
+        (None, "there is no Content-Type"),
+    ):
+        headers = {} if given is None else {"Content-Type": given}
+        body = problem(shared_api.client.post(path, content=b"{}", headers=headers), 422, "invalid-request")
+        assert f"{told}: send the header `Content-Type: application/json`" in body["detail"]
+        assert [error["pointer"] for error in body["errors"]] == ["#"]
 
 
 def test_half_a_surrogate_pair_is_a_problem_not_a_crash(shared_api: Api) -> None:

@@ -7,12 +7,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from subprocess import PIPE
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from service.db import Database, upgrade_to_head
@@ -20,7 +22,7 @@ from service.errors import Conflict, LeaseLost, NotFound
 from service.jobs import LIVE, State
 from service.records import Records, actor_name
 from service.registry import Registry
-from service.tables import ArtifactRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
+from service.tables import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
 from service.wishes import Wishes
 from tests.service_helpers import add_job, finish, make_plan, start_run, teacher_row
 
@@ -746,20 +748,55 @@ def test_the_metrics_of_a_retry_go_on_where_the_run_ended(records: Records, regi
 def test_the_lease_has_one_holder_until_it_runs_out(database: Database) -> None:
     """A heartbeat renews it; silence loses it; giving it back frees it at once."""
     a, b = Records(database, "a"), Records(database, "b")
-    assert a.heartbeat_age_s() is None
+    assert a.lease().age_s is None
     assert a.acquire_lease(ttl_s=60)
     assert not b.acquire_lease(ttl_s=60)
     assert a.acquire_lease(ttl_s=60)
-    age_s = b.heartbeat_age_s()
+    age_s = b.lease().age_s
     assert age_s is not None
     assert 0 <= age_s < 30
     assert b.acquire_lease(ttl_s=0)
     assert not a.release_lease()
     assert b.release_lease()
-    assert b.heartbeat_age_s() is None
+    assert b.lease().age_s is None
     assert a.acquire_lease(ttl_s=60)
     assert b.acquire_lease(ttl_s=60, gone="a")
-    assert a.lease_holder() == "b"
+    assert a.lease().holder == "b"
+
+
+def test_a_lease_whose_heartbeat_is_from_the_future_is_taken_once_it_was_the_same_for_its_time_to_live(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder's clock was ahead, or this one was set back; a holder that is alive beats again meanwhile."""
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr("service.records.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    a, b = Records(database, "a"), Records(database, "b")
+
+    def beats(ahead_s: float) -> None:
+        with database.write() as session:
+            beat = database.now(session) + timedelta(seconds=ahead_s)
+            session.execute(update(EngineRecord).values(holder="a", heartbeat_at=beat))
+
+    def takes_over(at_s: float) -> bool:
+        clock.now_s = at_s
+        return b.acquire_lease(ttl_s=30)
+
+    beats(7200)
+    silence = b.lease().silence(30)
+    assert silence is not None
+    assert f"s ahead of {database.clock}" in silence
+    assert [takes_over(100), takes_over(129)] == [False, False]
+    # Alive after all: it goes on with the clock as it is now.
+    beats(7190)
+    assert not takes_over(131)
+    assert a.acquire_lease(ttl_s=30)
+    assert a.lease().silence(30) is None
+    assert not takes_over(160)
+    beats(7100)
+    assert [takes_over(170), takes_over(199), takes_over(201)] == [False, False, True]
+    assert b.lease().silence(30) is None
+    with pytest.raises(LeaseLost, match="a writes, but b has the lease"):
+        a.record_gpus({})
 
 
 def test_engines_at_once_get_one_lease(database_url: str) -> None:

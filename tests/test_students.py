@@ -6,7 +6,7 @@ The catalog's literals are the judge (they are the papers' table); the networks 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from workers.students.build import BUILDERS, build_student
 from workers.students.catalog import (
     PREFIX,
     STUDENTS,
+    check_batch_size,
     check_image_side,
     check_student,
     describe,
@@ -178,6 +179,27 @@ def test_torchvision_least_side_is_the_least_that_can_be_trained_on(family: Fami
     if side > 8 and family.side_multiple == 1:
         with pytest.raises((RuntimeError, ValueError, AssertionError)):
             network(torch.empty(2, 3, side - 1, side - 1))
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("names", [CIFAR, *(tuple(PREFIX + size for size in of.sizes) for of in TORCHVISION)])
+def test_a_student_has_batch_normalisation_exactly_where_the_catalog_says_so(names: Sequence[str]) -> None:
+    """The API cannot look: it loads no torch."""
+    for name in names:
+        network = build_student(name, 10, image_side=224)
+        has_norm = any(
+            isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) for module in network.modules()
+        )
+        assert has_norm == STUDENTS[name].batch_norm, name
+
+
+def test_batches_of_one_picture_are_refused_for_students_with_batch_normalisation() -> None:
+    with pytest.raises(InvalidJob, match="'vgg8' has batch normalisation, which needs 2 pictures or more in a batch"):
+        check_batch_size("vgg8", 1)
+    check_batch_size("vgg8", 2)
+    check_batch_size("torchvision/convnext_tiny", 1)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        build_student("vgg8", 10, image_side=8)(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize(

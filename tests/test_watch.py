@@ -1,6 +1,7 @@
 """What a person sees of a job: the same events as bars on a terminal and as lines in a log."""
 
 import io
+import time
 from typing import Any
 
 import pytest
@@ -155,3 +156,15 @@ def test_render_writes_out_what_a_terminal_would_obey_and_cuts_none_of_it() -> N
     view.apply(event("state", "run_0", state="failed", error={"message": name}))
     view.apply(event("state", state="failed", error={"message": name}))
     assert "\x1b" not in drawn(view)
+
+
+def test_a_moment_is_told_with_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of this machine, as of that day: a log from elsewhere can be compared with it."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0")
+    time.tzset()
+    try:
+        told = [terminal.moment(iso) for iso in ("2026-11-29T15:05:00.7Z", "2026-07-01T15:05:00Z", None)]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert told == ["2026-11-29 16:05:00+01:00", "2026-07-01 17:05:00+02:00", ""]

@@ -50,7 +50,7 @@ from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress,
 from workers.inference import infer_blocks
 from workers.lossy import Guard, judge
 from workers.onnx_check import check_onnx, check_picture
-from workers.students import check_image_side
+from workers.students import check_batch_size, check_image_side
 from workers.teacher import ContractReport, Device, Teacher
 from workers.views import output_size
 
@@ -199,10 +199,13 @@ def plan_caches(
 
     The encoding is for the training split alone: the test split's cache is small, and results are measured on it.
     """
+    for warning in job.warnings:
+        emit(Log(level="warning", message=warning))
     train, test = prepare_data(job.dataset, folders, emit, should_stop)
     for student in job.students:
         # Known now, and cheaper to hear now than after the inference.
         check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
+        check_batch_size(student.name, job.training.batch_size)
     teacher = identify(job.teacher)
     _smoke_run(teacher, train, folders, emit)
     report, rows = check_contract(

@@ -167,6 +167,21 @@ class Method(Config):
             return self.ce_weight, warmup
         return (0.0, warmup) if epoch <= self.distil_epochs else (self.ce_weight, 0.0)
 
+    def shortfall(self, epochs: int) -> str | None:
+        """What of this method a training of so many epochs never reaches, in words; None if it reaches all."""
+        if self.distil_epochs is not None and epochs <= self.distil_epochs:
+            return (
+                f"it trains on the teacher alone for {self.distil_epochs} epochs, and training.epochs is {epochs}: the "
+                "cross-entropy, which comes after that, never begins; shorten that phase, or train for longer"
+            )
+        if epochs < self.warmup_epochs:
+            return (
+                f"its distillation terms warm up over {self.warmup_epochs} epochs, and training.epochs is {epochs}: "
+                f"they reach {epochs / self.warmup_epochs:.0%} of their weight; set warmup_epochs to {epochs} or less, "
+                "or train for longer"
+            )
+        return None
+
     def epoch_key(self, epoch: int) -> tuple[float, ...]:
         """Equal for two epochs (counted from 1) in which the loss is one function of logits and labels."""
         reads_epoch = any(term.policy.reads_epoch for term in self.terms)

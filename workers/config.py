@@ -397,6 +397,12 @@ class Plan(Spec):
         return self
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is probably not meant, and is done all the same: a sentence each."""
+        told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.methods]
+        return tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
+
+    @property
     def largest_group(self) -> int:
         """``group_size``, unless each run has processes of its own."""
         return self.group_size if self.training.actors == 1 else 1

@@ -213,8 +213,8 @@ class TrainingFeed:
         dataset: the training split.
         plan: which views there are; epoch e (from 0) uses view ``e mod plan.count``, and the next one as the second.
         reader: the teacher's cache over the same views, or None for plain cross-entropy.
-        batch_size: rows of a batch; a last batch of one row is left out, because batch
-            normalisation cannot train on it.
+        batch_size: rows of a batch; of a larger one a last batch of one row is left out, because batch
+            normalisation cannot train on it (students with it are refused where there would be no other).
         seed: of the order.
         device: where batches are wanted.
         views_per_step: 1 or 2.

@@ -1,11 +1,12 @@
 """The command line, ``retort``: a thin layer over ``service.client``, and the service's processes.
 
-Every failure is one line on standard error and exit status 1 (2 for a command line that cannot be
-read, 130 for Ctrl-C); results go to standard output, as tables or, with ``--json``, as the API's
-documents. Nothing heavy is imported before the command that needs it, so ``retort --help`` answers
-at once.
+Every failure is one line on standard error (after one for each ``RETORT_*`` variable that nothing
+reads) and exit status 1 (2 for a command line that cannot be read, 130 for Ctrl-C); results go to
+standard output, as tables or, with ``--json``, as the API's documents. Nothing heavy is imported
+before the command that needs it, so ``retort --help`` answers at once.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ methods.register(app)
 caches.register(app)
 parity.register(app)
 keys.register(app)
+# They, or the processes that they start, have a log for it.
+_LOGGING = frozenset({"serve", "api", "engine"})
 
 
 @app.callback()
@@ -47,6 +50,11 @@ def _options(
     as_json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of tables.")] = False,
     show_traceback: Annotated[bool, typer.Option("--traceback", help="On failure, show where it happened.")] = False,
 ) -> None:
+    if context.invoked_subcommand not in _LOGGING and any(name.upper().startswith("RETORT_") for name in os.environ):
+        from service.settings import unknown_variables
+
+        for sentence in unknown_variables(os.environ):
+            _say(sentence)
     context.obj = Session(
         url=url,
         api_key_file=api_key_file,
@@ -81,5 +89,9 @@ def _complain_of_usage(error: typer.TyperException) -> int:
 
 
 def _complain(text: str, status: int) -> int:
-    sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")
+    _say(text)
     return status
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")

@@ -222,7 +222,10 @@ def _counts(job: Document) -> str:
 
 def _preview(preview: Document) -> RenderableType:
     rows = [(run["student"], run["method"], str(run["seed"])) for run in preview["runs"]]
-    return Group(Text(f"{len(rows)} runs, none started"), terminal.table(("student", "method", "seed"), rows))
+    runs = terminal.table(("student", "method", "seed"), rows)
+    # A service of an earlier version has none.
+    warnings = [Text(f"warning: {warning}") for warning in preview.get("warnings", [])]
+    return Group(Text(f"{len(rows)} runs, none started"), runs, *warnings)
 
 
 def _job_page(job: Document, runs: list[Document]) -> RenderableType:

@@ -162,14 +162,14 @@ def engine(
     import structlog
 
     from service.engine import run_engine
-    from service.logs import configure_logging
+    from service.logs import begin_log
     from service.settings import Settings
 
     _export(None, None, data_dir, data_root)
     settings = Settings()
     if until_stdin_closes:
         end_with_stdin()
-    configure_logging(settings.log_level)
+    begin_log(settings)
     try:
         run_engine(settings)
     except Exception:
@@ -190,16 +190,14 @@ def engine_health(data_dir: DataDir = None) -> None:
     database = Database(settings.database)
     try:
         records = Records(database)
-        age_s, gpus = (records.heartbeat_age_s(), records.gpus()) if database.is_at_head() else (None, None)
+        if not database.is_at_head():
+            raise CommandFailed("the database is not at the newest migration: start `retort serve` once")
+        lease = records.lease()
+        if failure := lease.silence(settings.heartbeat_max_age_s) or gpu_reason(records.gpus()):
+            raise CommandFailed(failure)
     finally:
         database.close()
-    if age_s is None:
-        raise CommandFailed("no engine leads: start one with `retort engine` or `retort serve`")
-    if age_s > settings.heartbeat_max_age_s:
-        raise CommandFailed(f"the engine was last heard of {age_s:.0f} s ago")
-    if broken := gpu_reason(gpus):
-        raise CommandFailed(broken)
-    _say(f"the engine was last heard of {age_s:.0f} s ago")
+    _say(f"the engine was last heard of {lease.age_s:.0f} s ago")
 
 
 def demo(

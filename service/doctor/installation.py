@@ -90,14 +90,14 @@ def check_engine(settings: Settings) -> Finding:
             return Finding("warn", "none has ever led", f"start {_START}")
         try:
             records = Records(database)
-            age_s, gpus = records.heartbeat_age_s(), records.gpus()
+            lease, gpus = records.lease(), records.gpus()
         except SQLAlchemyError as error:
             return Finding("fail", f"not known: {_first_line(error)}", "see `database` and `migrations`")
-    if age_s is None:
+    if lease.age_s is None:
         return Finding("warn", "none leads: jobs wait", f"start {_START}")
-    found = f"the leading one was last heard of {max(age_s, 0):.0f} s ago"
-    if age_s > settings.heartbeat_max_age_s:
-        return Finding("fail", f"{found}: it has died", f"start {_START}; its log says why it ended")
+    if silence := lease.silence(settings.heartbeat_max_age_s):
+        return Finding("fail", silence, f"start {_START}; if one runs, its log says why it waits, or why it ended")
+    found = f"the leading one was last heard of {max(lease.age_s, 0):.0f} s ago"
     if broken := gpu_reason(gpus):
         return Finding("fail", f"{found}; {broken}", "see `gpu` and `torch`")
     return Finding("ok", found)

@@ -3,7 +3,8 @@
 A stream begins after ``Last-Event-ID`` (or ``after``) and ends with the event ``done`` once the job or run has ended
 and everything was sent, or without it when the server shuts down; the client then comes back. It catches up from the
 database and then waits with all others for news (``service.tail``); while its client does not read, it holds a page of
-events and no connection to the database.
+events and no connection to the database. A browser comes back after the end, too; the 204 that it is given then, for it
+has brought the number of the last event, is what ends an EventSource.
 """
 
 import time
@@ -38,7 +39,8 @@ LastEventId = Annotated[
 EventLimit = Annotated[int, Query(ge=1, le=EVENTS_MAX, description="events of a page")]
 _DESCRIPTION = "A page of events, or with `Accept: text/event-stream` all of them as they come"
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": Page[Event], "description": _DESCRIPTION, "content": {SSE: {"schema": {"type": "string"}}}}
+    200: {"model": Page[Event], "description": _DESCRIPTION, "content": {SSE: {"schema": {"type": "string"}}}},
+    204: {"description": "Of a stream: all has ended, and nothing is later than `Last-Event-ID`"},
 }
 
 
@@ -91,6 +93,11 @@ async def _answer(
     owner = await anyio.to_thread.run_sync(find)
     if SSE in request.headers.get("accept", ""):
         start = int(last_event_id) if last_event_id else after
+        if last_event_id and owner.state in TERMINAL:
+            # The state first, see ``_stream``: there will be no more.
+            rows, _ = await anyio.to_thread.run_sync(service.registry.events, owner, start, 1)
+            if not rows:
+                return Response(status_code=204)
         return StreamingResponse(
             _stream(service, find, start),
             media_type=SSE,

@@ -33,23 +33,16 @@ def get_readiness(service: Service, response: Response) -> Readiness:
 
 def _readiness(service: Context) -> Readiness:
     age_s = None
-    reasons = []
+    reasons: list[str] = []
     try:
         if service.database.is_at_head():
-            age_s = service.records.heartbeat_age_s()
-            reasons += _engine_reasons(age_s, service.settings.heartbeat_max_age_s)
-            if not reasons and (broken := gpu_reason(service.records.gpus())):
-                reasons.append(broken)
+            lease = service.records.lease()
+            age_s = lease.age_s
+            silence = lease.silence(service.settings.heartbeat_max_age_s)
+            if reason := silence or gpu_reason(service.records.gpus()):
+                reasons.append(reason)
         else:
             reasons.append("the database is not at the newest migration: start `retort serve` once")
     except SQLAlchemyError as error:
         reasons.append(f"the database cannot be read ({type(error).__name__})")
     return Readiness(ready=not reasons, reasons=reasons, heartbeat_age_s=age_s)
-
-
-def _engine_reasons(age_s: float | None, max_age_s: float) -> list[str]:
-    if age_s is None:
-        return ["no engine leads: start `retort engine`"]
-    if age_s > max_age_s:
-        return [f"the engine was last heard of {age_s:.0f} s ago, more than {max_age_s:g} s"]
-    return []

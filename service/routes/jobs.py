@@ -133,7 +133,7 @@ def _preview(plan: Plan, teacher_id: str) -> JobPreview:
         PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
         for run in plan.runs()
     ]
-    return JobPreview(teacher=teacher_id, plan=plan, runs=planned)
+    return JobPreview(teacher=teacher_id, plan=plan, runs=planned, warnings=list(plan.warnings))
 
 
 @router.get(

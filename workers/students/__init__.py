@@ -3,6 +3,7 @@
 from workers.students.catalog import (
     STUDENTS,
     StudentInfo,
+    check_batch_size,
     check_image_side,
     check_student,
     describe,
@@ -12,6 +13,7 @@ from workers.students.catalog import (
 __all__ = [
     "STUDENTS",
     "StudentInfo",
+    "check_batch_size",
     "check_image_side",
     "check_student",
     "describe",

@@ -37,6 +37,7 @@ class StudentInfo:
         min_side: the smallest height and width in pixels on which it can be trained, never below 8;
             whether such an image leaves the deep layers anything to see is the user's choice.
         side_multiple: height and width must be a multiple of it, in pixels (1: any).
+        batch_norm: whether it has batch normalisation: then it cannot be trained on one picture at a time.
         torchvision: whether torchvision makes it.
     """
 
@@ -49,6 +50,7 @@ class StudentInfo:
     reference_lr: float | None = None
     min_side: int
     side_multiple: int = 1
+    batch_norm: bool
     torchvision: bool
 
 
@@ -68,6 +70,7 @@ def _cifar(name: str, family: str, paper: str, parameters: int, mmacs: float, su
         mmacs_32=mmacs,
         reference_lr=0.01 if family.startswith(("MobileNet", "ShuffleNet")) else 0.05,
         min_side=8,
+        batch_norm=True,
         torchvision=False,
     )
 
@@ -159,6 +162,7 @@ def _torchvision(family: Family) -> tuple[StudentInfo, ...]:
             parameters_100=parameters,
             min_side=family.min_side,
             side_multiple=family.side_multiple,
+            batch_norm=family.batch_norm,
             torchvision=True,
         )
         for size, parameters in family.sizes.items()
@@ -211,6 +215,24 @@ def check_image_side(name: str, image_side: int) -> None:
         raise InvalidJob(
             f"student {name!r} needs images whose side is a multiple of {info.side_multiple} pixels, "
             f"these have {image_side}: resize them, or choose another student"
+        )
+
+
+def check_batch_size(name: str, batch_size: int) -> None:
+    """Refuse batches that the student ``name`` cannot be trained on.
+
+    Args:
+        name: of a student.
+        batch_size: pictures in a batch.
+
+    Raises:
+        UnknownName: there is no such student.
+        InvalidJob: it has batch normalisation, and a batch is one picture.
+    """
+    if check_student(name).batch_norm and batch_size < 2:
+        raise InvalidJob(
+            f"student {name!r} has batch normalisation, which needs 2 pictures or more in a batch, and "
+            f"training.batch_size is {batch_size}: set it to 2 or more, or choose a student whose batch_norm is false"
         )
 
 

@@ -16,13 +16,14 @@ SHUFFLENET_V2 = "Ma et al. 2018, ShuffleNet V2, arXiv:1807.11164"
 
 @dataclass(frozen=True)
 class Family:
-    """torchvision classifiers with a paper and an image side in common; sizes: name -> parameters."""
+    """torchvision classifiers with a paper, an image side and a kind of layers in common; sizes: name -> parameters."""
 
     family: str
     paper: str
     min_side: int
     sizes: Mapping[str, int]
     side_multiple: int = 1
+    batch_norm: bool = True
 
 
 _VIT = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929"
@@ -34,6 +35,7 @@ TORCHVISION = (
         "Krizhevsky 2014, One weird trick for parallelizing, arXiv:1404.5997",
         63,
         {"alexnet": 57_413_540},
+        batch_norm=False,
     ),
     Family(
         "ConvNeXt",
@@ -45,6 +47,7 @@ TORCHVISION = (
             "convnext_small": 49_531_588,
             "convnext_tiny": 27_897_028,
         },
+        batch_norm=False,
     ),
     Family(
         "DenseNet",
@@ -174,19 +177,21 @@ TORCHVISION = (
             "shufflenet_v2_x2_0": 5_549_896,
         },
     ),
-    Family("SqueezeNet", _SQUEEZENET, 21, {"squeezenet1_0": 786_724}),
-    Family("SqueezeNet", _SQUEEZENET, 17, {"squeezenet1_1": 773_796}),
+    Family("SqueezeNet", _SQUEEZENET, 21, {"squeezenet1_0": 786_724}, batch_norm=False),
+    Family("SqueezeNet", _SQUEEZENET, 17, {"squeezenet1_1": 773_796}, batch_norm=False),
     Family(
         "Swin Transformer",
         "Liu et al. 2021, Swin Transformer, arXiv:2103.14030",
         8,
         {"swin_b": 86_845_724, "swin_s": 48_914_158, "swin_t": 27_596_254},
+        batch_norm=False,
     ),
     Family(
         "Swin Transformer V2",
         "Liu et al. 2022, Swin Transformer V2, arXiv:2111.09883",
         8,
         {"swin_v2_b": 87_008_348, "swin_v2_s": 49_045_342, "swin_v2_t": 27_659_470},
+        batch_norm=False,
     ),
     Family(
         "VGG",
@@ -194,12 +199,20 @@ TORCHVISION = (
         32,
         {
             "vgg11": 129_176_036,
-            "vgg11_bn": 129_181_540,
             "vgg13": 129_360_548,
-            "vgg13_bn": 129_366_436,
             "vgg16": 134_670_244,
-            "vgg16_bn": 134_678_692,
             "vgg19": 139_979_940,
+        },
+        batch_norm=False,
+    ),
+    Family(
+        "VGG",
+        VGG,
+        32,
+        {
+            "vgg11_bn": 129_181_540,
+            "vgg13_bn": 129_366_436,
+            "vgg16_bn": 134_678_692,
             "vgg19_bn": 139_990_948,
         },
     ),
@@ -209,6 +222,7 @@ TORCHVISION = (
         16,
         {"vit_b_16": 85_875_556, "vit_l_16": 303_404_132},
         side_multiple=16,
+        batch_norm=False,
     ),
     Family(
         "Vision Transformer",
@@ -216,8 +230,9 @@ TORCHVISION = (
         32,
         {"vit_b_32": 87_532_132, "vit_l_32": 305_612_900},
         side_multiple=32,
+        batch_norm=False,
     ),
-    Family("Vision Transformer", _VIT, 14, {"vit_h_14": 630_892_900}, side_multiple=14),
+    Family("Vision Transformer", _VIT, 14, {"vit_h_14": 630_892_900}, side_multiple=14, batch_norm=False),
     Family(
         "Wide ResNet",
         WIDE,
