@@ -56,7 +56,7 @@ def built(*nodes: NodeProto, opset: int = 18) -> onnx.ModelProto:
         ),
         (
             [node("ReduceMean", ["z", "zero"], ["m"]), CENTRED],
-            "ReduceMean: over axis 0, the batch. Use the axes of one",
+            "ReduceMean: over axis 0, the batch. Use the axes",
         ),
         ([node("ReduceMax", ["z"], ["m"]), CENTRED], "ReduceMax: over axis 0, the batch"),
         ([node("Softmax", ["z"], ["logits"], axis=0)], "Softmax: over axis 0, the batch"),

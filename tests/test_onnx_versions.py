@@ -56,11 +56,8 @@ def test_a_file_newer_than_onnx_is_refused_with_the_numbers_of_onnx_runtime(
     """Who follows the message does not meet a second refusal; where ONNX Runtime is not installed onnx's are told."""
     path = saved(tmp_path / "newer.onnx", ONNX.ir + 1, 17)
     newest = runtime_versions()
-    with pytest.raises(
-        TooNew, match=rf"^the file has IR version {ONNX.ir + 1} .*model.ir_version = {newest.ir};"
-    ) as caught:
+    with pytest.raises(TooNew, match=rf"{newest.program} here takes IR version {newest.ir} and opset {newest.opset}"):
         inspect_in_subprocess(path)
-    assert newest.program in str(caught.value)
     model = onnx.load(path)
     model.ir_version = newest.ir
     onnx.save(model, path)
