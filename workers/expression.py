@@ -188,17 +188,24 @@ def parse(text: str) -> Expression:
     """
     _check_words(text)
     start, end = len(text) - len(text.lstrip(" ")), len(text.rstrip(" "))
+    body = _grammar(text, start, end)
+    if isinstance(body, InvalidMethod):
+        raise body
+    reading = _Reading(text, start)
+    return Expression(text, reading.node(body, 1), frozenset(reading.names))
+
+
+def _grammar(text: str, start: int, end: int) -> ast.expr | InvalidMethod:
+    """Step 2; a refusal is returned, and not raised among the handlers (``methods.parse_method`` says why)."""
     try:
-        body = ast.parse(text[start:end], mode="eval").body
+        return ast.parse(text[start:end], mode="eval").body
     except SyntaxError as error:
         place = start + error.offset if error.offset else end + 1  # no offset: it ends too early
         pieces = _PIECE.findall(text, place - 1, end)
         found = repr(pieces[0]) if pieces else "the end"
-        raise _refusal(text, place, f"{error.msg} at {found}. {SIGNS}") from None
+        return _refusal(text, place, f"{error.msg} at {found}. {SIGNS}")
     except (ValueError, RecursionError, MemoryError):
-        raise _refusal(text, start + 1, f"{text[start:][:40]!r}... is nested too deeply") from None
-    reading = _Reading(text, start)
-    return Expression(text, reading.node(body, 1), frozenset(reading.names))
+        return _refusal(text, start + 1, f"{text[start:][:40]!r}... is nested too deeply")
 
 
 def _refusal(text: str, place: int, problem: str) -> InvalidMethod:

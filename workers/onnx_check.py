@@ -8,6 +8,7 @@ load custom operators. The rules about the graph's inside are in ``workers.onnx_
 standard library are imported: the API process loads this file.
 """
 
+import contextlib
 from pathlib import Path
 
 import onnx
@@ -345,10 +346,11 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
     )
     if outcome.breach is not None:
         raise InvalidTeacher(f"reading the teacher's file {outcome.breach}")
-    try:
+    parsed = None
+    with contextlib.suppress(ValidationError):
         parsed = _Answer.model_validate(outcome.value)
-    except ValidationError as error:
-        raise InvalidTeacher("reading the teacher's file gives no answer of ours: it is damaged or hostile") from error
+    if parsed is None:
+        raise InvalidTeacher("reading the teacher's file gives no answer of ours: it is damaged or hostile")
     if parsed.too_new is not None and is_runtime_installed():
         # ONNX Runtime takes less than onnx: who follows this message shall not meet the next one.
         check_versions(*parsed.too_new, runtime_versions())

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.auth import Who
+from service.bodies import json_body
 from service.checks import check_job
 from service.context import PAGE_DEFAULT, After, Context, Limit, Service, page
 from service.jobs import State
@@ -93,7 +94,7 @@ def show_one(row: JobRecord, service: Context) -> Job:
     },
 )
 def create_job(
-    request: JobRequest,
+    request: Annotated[JobRequest, json_body(JobRequest)],
     service: Service,
     who: Who,
     response: Response,

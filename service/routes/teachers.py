@@ -141,7 +141,8 @@ def _name(given: str | None, sha256: str) -> str:
     try:
         return _NAME.validate_python(given)
     except ValidationError as error:
-        raise InvalidRequest(f"the name cannot be used: {error.errors()[0]['msg']}", "#/name") from error
+        problem = error.errors()[0]["msg"]
+    raise InvalidRequest(f"the name cannot be used: {problem}", "#/name")
 
 
 def _preprocessing(text: str | None) -> Preprocessing:
@@ -151,7 +152,7 @@ def _preprocessing(text: str | None) -> Preprocessing:
         first = error.errors()[0]
         where = "".join(f"/{step}" for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(f"the preprocessing cannot be used: {message}", f"#/preprocessing{where}") from error
+    raise InvalidRequest(f"the preprocessing cannot be used: {message}", f"#/preprocessing{where}")
 
 
 @router.get("", operation_id="list_teachers", summary="List teachers", responses=responses(422))
