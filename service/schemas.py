@@ -273,7 +273,7 @@ def _expression_characters(value: object) -> int:
     """Characters of all texts in the expression policies of a method as it was posted, or of several."""
     if isinstance(value, Mapping):
         if value.get("kind") == "expression":
-            return sum(len(text) for text in value.values() if isinstance(text, str))
+            return sum(len(text) for name, text in value.items() if name != "kind" and isinstance(text, str))
         return sum(map(_expression_characters, value.values()))
     return sum(map(_expression_characters, value)) if isinstance(value, list | tuple) else 0
 

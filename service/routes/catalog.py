@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter
 
-from service.bodies import json_body
+from service.bodies import JsonRoute, json_body
 from service.context import Context, Service
 from service.errors import InvalidRequest
 from service.problems import responses
@@ -21,7 +21,7 @@ from workers.students import catalog
 # Two caches that agree in these are about the same rows.
 _SAME_ROWS = ("dataset_fingerprint", "split", "samples", "classes", "augmentation", "augmentation_seed", "views")
 
-router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500))
+router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500), route_class=JsonRoute)
 
 
 @router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Response
 
-from service.bodies import json_body
+from service.bodies import JsonRoute, json_body
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.problems import responses
 from service.registry import DATASET
@@ -12,7 +12,9 @@ from service.schemas import Dataset, DatasetRequest, Page
 from service.tables import DatasetRecord, new_id
 from workers.sources import examine
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], responses=responses(401, 403, 500, 503))
+router = APIRouter(
+    prefix="/datasets", tags=["datasets"], responses=responses(401, 403, 500, 503), route_class=JsonRoute
+)
 
 
 def show(row: DatasetRecord) -> Dataset:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.auth import Who
-from service.bodies import json_body
+from service.bodies import JsonRoute, json_body
 from service.checks import check_job
 from service.context import PAGE_DEFAULT, After, Context, Limit, Service, page
 from service.jobs import State
@@ -35,7 +35,7 @@ from service.tables import JobRecord, RunRecord
 from workers.config import Plan
 from workers.texts import cell
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503))
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 
 CSV = "text/csv"
 IdempotencyKey = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 
 from service.auth import Who
-from service.bodies import json_body
+from service.bodies import JsonRoute, json_body
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.errors import Forbidden
 from service.problems import responses
@@ -13,7 +13,7 @@ from service.schemas import Key, KeyRequest, NewKey, Page
 from service.scopes import THIS_MACHINE
 from service.tables import KeyRecord
 
-router = APIRouter(prefix="/keys", tags=["keys"], responses=responses(401, 403, 422, 500, 503))
+router = APIRouter(prefix="/keys", tags=["keys"], responses=responses(401, 403, 422, 500, 503), route_class=JsonRoute)
 
 
 def show(row: KeyRecord) -> Key:
