@@ -3,14 +3,26 @@
 Times are UTC, ISO 8601. Optional facts are null, never left out. ``object`` says what a document is.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, StringConstraints, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from service.jobs import State
 from service.scopes import Scope
 from workers.config import DatasetSpec, Plan, Preprocessing, Seed, Spec
+from workers.errors import InvalidJob
 from workers.texts import composed
 
 # No control characters: a name goes into logs, headers and tables, and PostgreSQL refuses NUL.
@@ -19,6 +31,8 @@ _Composed = BeforeValidator(lambda given: composed(given) if isinstance(given, s
 Name = Annotated[str, _Composed, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 OptionalName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# Of a job's temperature expressions in all: parsing so many takes 0.1 s.
+EXPRESSIONS_CHARACTERS_MAX = 1 << 16
 Item = TypeVar("Item")
 # What was stored as JSON, as it was stored. With JsonValue pydantic would ask for the type of each value in it again,
 # which takes a third of the time of making a document.
@@ -268,6 +282,15 @@ DatasetChoice = Annotated[
 ]
 
 
+def _expression_characters(value: object) -> int:
+    """Characters of all texts in the expression policies of a method as it was posted, or of several."""
+    if isinstance(value, Mapping):
+        if value.get("kind") == "expression":
+            return sum(len(text) for name, text in value.items() if name != "kind" and isinstance(text, str))
+        return sum(map(_expression_characters, value.values()))
+    return sum(map(_expression_characters, value)) if isinstance(value, list | tuple) else 0
+
+
 class JobRequest(Plan):
     """A job: a teacher, a data set, and students x methods x seeds, each of which becomes a run.
 
@@ -298,6 +321,18 @@ class JobRequest(Plan):
         description="how many of its runs may be at work at once; null for as many as fit",
         exclude_if=lambda given: given is None,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_expressions(cls, data: object) -> object:
+        """Counts before anything is parsed; not of ``Plan``, for a stored one is read however long it is."""
+        count = _expression_characters(data.get("methods")) if isinstance(data, Mapping) else 0
+        if count > EXPRESSIONS_CHARACTERS_MAX:
+            raise InvalidJob(
+                f"the expressions of the job's methods have {count} characters in all, at most "
+                f"{EXPRESSIONS_CHARACTERS_MAX} are allowed: split the job"
+            )
+        return data
 
     def plan(self, dataset: DatasetSpec) -> Plan:
         """The plan with its data set in place."""

@@ -348,4 +348,6 @@ def _validate(model: type[Model], value: object, path: Path) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise CacheCorrupt(f"{path}: {error}") from error
+        problem = str(error)
+    # Outside of the block: what has pydantic's exception as its cause is never freed if that refers to it in turn.
+    raise CacheCorrupt(f"{path}: {problem}")

@@ -99,6 +99,19 @@ def crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def complain_and_abort() -> None:
+    """As a library that ends the process by an assertion."""
+    os.write(2, b"not shown\n" * 9 + b"terminate called\n\n  what():\x1b]0;owned\x07 bad\xff\n")
+    os.abort()
+
+
+def complain_and_answer(size_bytes: int) -> int:
+    """More on the standard error than a pipe holds."""
+    for _ in range(size_bytes >> 10):
+        os.write(2, bytes(1 << 10))
+    return 7
+
+
 def chatter(size_bytes: int) -> str:
     """A long answer."""
     return "x" * size_bytes

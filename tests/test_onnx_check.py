@@ -111,7 +111,10 @@ def test_weights_that_are_also_inputs_are_not_counted_as_inputs(tmp_path: Path) 
         (b"", "it is empty"),
         (b"\x89PNG\r\n\x1a\n" + bytes(64), "a PNG picture"),
         (b"PK\x03\x04" + bytes(64), "a zip archive or a PyTorch checkpoint"),
-        (b"\x80\x02}q\x00.", "a Python pickle"),
+        (b"\x80\x02}q\x00.", "a Python pickle or a PyTorch checkpoint"),
+        (b"\x80\x05" + bytes(8), "a Python pickle or a PyTorch checkpoint"),
+        (bytes(257) + b"ustar", "a tar archive"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, for which `git lfs pull`"),
         (bytes([64, 0, 0, 0, 0, 0, 0, 0]) + b'{"a":{}}', "a safetensors file"),
         (b"import torch\nmodel = torch.nn.Linear(2, 2)\n", "it is text"),
         pytest.param(b"\xfe\xdc\xba\x98" * 16, "it cannot be parsed as one", id="bytes"),
@@ -219,6 +222,15 @@ def test_external_data_is_refused_wherever_it_is(place: str, tmp_path: Path) -> 
         inspect_in_subprocess(saved(built, tmp_path))
 
 
+def test_a_file_with_external_data_is_accepted_once_it_is_saved_as_its_refusal_says(tmp_path: Path) -> None:
+    path = tmp_path / "two_files.onnx"
+    onnx.save(onnx_models.random_linear(), path, save_as_external_data=True, size_threshold=0)
+    with pytest.raises(InvalidTeacher, match=r"onnx\.save\(onnx\.load\(path\), new_path\)"):
+        check_onnx(path)
+    onnx.save(onnx.load(path), tmp_path / "one_file.onnx")
+    assert check_onnx(tmp_path / "one_file.onnx").parameters == 192 * 4 + 4
+
+
 def with_dropout(mode: np.ndarray, *, as_node: bool = False) -> onnx.ModelProto:
     constants = {**WEIGHT, "ratio": np.array(0.5, np.float32), **({} if as_node else {"mode": mode})}
     made = [helper.make_node("Constant", [], ["mode"], value=numpy_helper.from_array(mode))] if as_node else []
@@ -301,8 +313,14 @@ def test_a_file_over_a_limit_is_refused(limits: Limits, said: str, tmp_path: Pat
     [
         ([onnx_models.image(("batch", 192))], r"has rank 2 \[batch, 192\], it must have rank 4"),
         ([onnx_models.image(None)], "has no declared rank"),
-        ([onnx_models.image(dtype=TensorProto.UINT8)], "is uint8, it must be float32 or float16"),
-        ([onnx_models.image(), onnx_models.logits(name="mask")], r"has 2 inputs \(images, mask\)"),
+        (
+            [onnx_models.image(dtype=TensorProto.UINT8)],
+            "is uint8, .*: export .* `scale`, `mean` and `std`",
+        ),
+        (
+            [onnx_models.image(), onnx_models.logits(name="mask")],
+            r"has 2 inputs \(images, mask\), .* constants",
+        ),
         ([onnx_models.image((0, 3, 8, 8))], r"shape \[0, 3, 8, 8\], every size must be at least 1 and at most 65536"),
     ],
 )
@@ -338,7 +356,7 @@ def test_of_several_outputs_one_must_be_named(tmp_path: Path) -> None:
 
 
 def test_a_graph_without_an_output_of_rank_2_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidTeacher, match="no output is floating point with rank 2"):
+    with pytest.raises(InvalidTeacher, match=r"no output is floating point with rank 2 .* before any ArgMax"):
         check_onnx(saved(with_outputs(), tmp_path))
 
 

@@ -88,6 +88,24 @@ def test_an_answer_is_the_functions_and_not_what_libraries_print() -> None:
     assert probe("print_and_answer") == Outcome(7, None)
 
 
+def test_the_last_lines_of_a_childs_standard_error_are_kept_when_it_dies(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the log and in the message, with nothing in them that a terminal obeys; none of it on this process's own."""
+    said = "not shown | not shown | terminate called | what():\\x1b]0;owned\\x07 bad\ufffd"
+    outcome = probe("complain_and_abort")
+    assert outcome.breach == f"crashes its reader (SIGABRT): it is damaged or hostile. It says last: {said}"
+    assert [record.message for record in caplog.records] == [
+        f"a confined process ({PROBES}:complain_and_abort) gave no answer; its standard error ends: {said}"
+    ]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_long_standard_error_holds_nobody_up_and_is_cut() -> None:
+    assert probe("complain_and_answer", size_bytes=1 << 20) == Outcome(7, None)
+    assert sandbox.last_lines(b"x" * 10_000) == "x" * 600
+
+
 def test_a_mistake_of_ours_is_no_breach() -> None:
     with pytest.raises(WorkerError, match="ValueError: a mistake of ours"):
         probe("fail")
@@ -119,8 +137,8 @@ def test_no_signal_is_unknown() -> None:
 
 
 def test_a_child_that_cannot_even_start_is_no_breach() -> None:
-    with pytest.raises(WorkerError, match="exit status 1"):
-        sandbox._outcome(b"", 1, 1, 1)
+    with pytest.raises(WorkerError, match=r"exit status 1\)\. It says last: No module named workers"):
+        sandbox._outcome(b"", 1, 1, 1, "No module named workers")
 
 
 def children(pid: int) -> list[int]:

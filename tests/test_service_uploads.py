@@ -24,7 +24,7 @@ from service.tables import TeacherRecord
 from service.uploads import BUFFER_BYTES, sweep
 from tests.service_helpers import PREPROCESSING, Api, make_settings, onnx_bytes, running_api
 from tests.test_service_api import problem
-from workers import smoke
+from workers import onnx_versions, smoke
 from workers.config import TeacherSpec
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -69,7 +69,7 @@ def test_an_upload_is_kept_under_its_digest_and_described(api: Api) -> None:
 def test_a_teacher_is_tried_at_its_upload_where_that_is_possible(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it says so, until whoever tries it, an upload or a job, has left its marker; that goes with the teacher."""
     with monkeypatch.context() as patch:
-        patch.setattr(smoke, "is_possible", lambda: False)
+        patch.setattr(onnx_versions, "is_runtime_installed", lambda: False)
         teacher = api.upload().json()
     assert teacher["smoke_run"] == "pending"
     path = f"/v1/teachers/{teacher['id']}"

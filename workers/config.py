@@ -6,10 +6,11 @@ Unknown keys are refused everywhere, with the nearest known one. Units stand in 
 sizes are (height, width) in pixels.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from store import CacheSpec, Encoding, SparseEncoding
 from workers.errors import InvalidJob
@@ -367,7 +368,8 @@ class Plan(Spec):
     views: Views = Views()
     cache: CacheOptions = CacheOptions()
     students: Annotated[tuple[Student, ...], Field(min_length=1), AtMost(RUNS_MAX)]
-    methods: Annotated[tuple[MethodChoice, ...], Field(min_length=1), AtMost(RUNS_MAX)]
+    # The first wrong one ends it: each takes time to refuse, and its exceptions hold memory until all are told.
+    methods: Annotated[tuple[MethodChoice, ...], FailFast(), Field(min_length=1), AtMost(RUNS_MAX)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AtMost(RUNS_MAX)] = (0,)
     training: Training = Training()
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
@@ -380,10 +382,9 @@ class Plan(Spec):
         if runs > RUNS_MAX:
             raise InvalidJob(f"the job has {runs} runs, at most {RUNS_MAX} are allowed: split it")
         for field in ("students", "methods", "seeds"):
-            values = getattr(self, field)
-            for position, value in enumerate(values):
-                if value in values[:position]:
-                    raise ValueError(f"{field} names {value!r} twice; every run of a job must be different")
+            twice = next((value for value, count in Counter(getattr(self, field)).items() if count > 1), None)
+            if twice is not None:
+                raise ValueError(f"{field} names {twice!r} twice; every run of a job must be different")
         return self
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ from pydantic import BaseModel, ConfigDict
 from workers.config import Preprocessing
 from workers.datasets import Dataset
 from workers.errors import ContractViolation, InvalidTeacher, NotFinite
+from workers.onnx_batch import NO_HINT
 from workers.onnx_check import TeacherGraph
 from workers.smoke import BATCH_TOLERANCE
 from workers.texts import differences
@@ -239,8 +240,7 @@ def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Ro
     if not difference <= tolerance:
         raise InvalidTeacher(
             f"the same picture gives other outputs alone than in a batch of {min(BATCH, len(outputs_RN))} (difference "
-            f"{difference:.3g}, {tolerance:.3g} is allowed): batch normalisation or dropout is in training mode, or "
-            "the graph mixes the pictures of a batch. Export it in eval mode"
+            f"{difference:.3g}, {tolerance:.3g} is allowed). {teacher.graph.batch_hint or NO_HINT}"
         )
     return difference, tolerance
 

@@ -19,6 +19,7 @@ import difflib
 import functools
 import operator
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -173,6 +174,9 @@ _TOKEN = re.compile(
     re.ASCII | re.VERBOSE,
 )
 _PIECE = re.compile(r"[\w.]+|.", re.ASCII | re.DOTALL)
+# CPython counts the depth of a tree that it makes once for all threads, and raises SystemError where two of them make
+# one at the same time and a thread is switched in the middle (3.11: "AST constructor recursion depth mismatch").
+_ONE_PARSER = threading.Lock()
 
 
 @functools.lru_cache(maxsize=256)  # a run evaluates its few texts at every step
@@ -188,17 +192,25 @@ def parse(text: str) -> Expression:
     """
     _check_words(text)
     start, end = len(text) - len(text.lstrip(" ")), len(text.rstrip(" "))
+    body = _grammar(text, start, end)
+    if isinstance(body, InvalidMethod):
+        raise body
+    reading = _Reading(text, start)
+    return Expression(text, reading.node(body, 1), frozenset(reading.names))
+
+
+def _grammar(text: str, start: int, end: int) -> ast.expr | InvalidMethod:
+    """Step 2; a refusal is returned, and not raised among the handlers (``methods.parse_method`` says why)."""
     try:
-        body = ast.parse(text[start:end], mode="eval").body
+        with _ONE_PARSER:
+            return ast.parse(text[start:end], mode="eval").body
     except SyntaxError as error:
         place = start + error.offset if error.offset else end + 1  # no offset: it ends too early
         pieces = _PIECE.findall(text, place - 1, end)
         found = repr(pieces[0]) if pieces else "the end"
-        raise _refusal(text, place, f"{error.msg} at {found}. {SIGNS}") from None
+        return _refusal(text, place, f"{error.msg} at {found}. {SIGNS}")
     except (ValueError, RecursionError, MemoryError):
-        raise _refusal(text, start + 1, f"{text[start:][:40]!r}... is nested too deeply") from None
-    reading = _Reading(text, start)
-    return Expression(text, reading.node(body, 1), frozenset(reading.names))
+        return _refusal(text, start + 1, f"{text[start:][:40]!r}... is nested too deeply")
 
 
 def _refusal(text: str, place: int, problem: str) -> InvalidMethod:

@@ -53,7 +53,10 @@ def parse_method(value: object) -> Preset:
     try:
         return PRESETS[data["preset"]].model_validate(data)
     except ValidationError as error:
-        raise InvalidMethod(_explain(data["preset"], error)) from error
+        problem = _explain(data["preset"], error)
+    # Outside of the block, as everywhere under validation: an exception that has pydantic's as its cause or context is
+    # never freed, with all that was tried, for the garbage collector cannot see what pydantic's refers to.
+    raise InvalidMethod(problem)
 
 
 def _explain(name: str, error: ValidationError) -> str:

@@ -8,6 +8,7 @@ load custom operators. The rules about the graph's inside are in ``workers.onnx_
 standard library are imported: the API process loads this file.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workers import sandbox
 from workers.errors import InvalidTeacher
+from workers.onnx_batch import batch_hint
 from workers.onnx_graph import EXPORT_HINT, check_graph, check_structure, listed, parse, refusing, short
+from workers.onnx_versions import ONNX, TooNew, check_versions, is_runtime_installed, runtime_versions
 
 IMAGE_DTYPES = ("float16", "float32")
 LOGIT_DTYPES = ("float16", "float32", "float64")
@@ -72,10 +75,13 @@ class TeacherGraph(BaseModel):
         inputs: exactly one, the pictures: float32 or float16, rank 4.
         outputs: all outputs.
         output: name of the one that is taken for the logits: rank 2, floating point.
+        ir_version: of the file's format.
         opset: version of the standard operator set.
         nodes: number of operators; those in subgraphs and functions count once each.
         parameters: number of floating-point values in the constants.
         half_parameters: number of those that are float16 or bfloat16.
+        batch_hint: sentences about operators that may make a picture's outputs depend on the other pictures or on
+            chance, for the message if they are measured to; empty if there is none to be seen.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,10 +89,12 @@ class TeacherGraph(BaseModel):
     inputs: tuple[Value]
     outputs: tuple[Value, ...]
     output: str
+    ir_version: int
     opset: int
     nodes: int
     parameters: int
     half_parameters: int
+    batch_hint: str
 
     @property
     def is_half(self) -> bool:
@@ -167,13 +175,21 @@ def check_onnx(path: Path, output: str | None = None, limits: Limits = LIMITS) -
     content = _read(path, limits)
     model = parse(content)
     facts = check_graph(model, nodes_max=limits.nodes, tensor_bytes_max=limits.tensor_bytes)
+    check_versions(model.ir_version, facts.opset, ONNX)
     image = _image_input(model)
     if not all(_is_shaped(info) for info in model.graph.output):
         content = _derive_output_shapes(model, content)
     check_structure(content)
     outputs = _outputs(model)
     chosen = _logits_output(outputs, output)
-    return TeacherGraph(inputs=(image,), outputs=outputs, output=chosen, **facts._asdict())
+    return TeacherGraph(
+        inputs=(image,),
+        outputs=outputs,
+        output=chosen,
+        ir_version=model.ir_version,
+        batch_hint=batch_hint(model),
+        **facts._asdict(),
+    )
 
 
 def _read(path: Path, limits: Limits) -> bytes:
@@ -221,13 +237,19 @@ def _image_input(model: onnx.ModelProto) -> Value:
     inputs = [_value(info) for info in model.graph.input if info.name not in held]
     if len(inputs) != 1:
         names = listed(value.name for value in inputs) or "none"
-        raise InvalidTeacher(f"the graph has {len(inputs)} inputs ({names}), a teacher has exactly one: the pictures")
+        raise InvalidTeacher(
+            f"the graph has {len(inputs)} inputs ({names}), a teacher has exactly one: the pictures. "
+            "Make the others constants of the module that is exported"
+        )
     image = inputs[0]
     named = f"the input {short(image.name)!r}"
     if len(image.name) > NAME_MAX:
         raise InvalidTeacher(f"{named} has a name of {len(image.name)} characters, at most {NAME_MAX} are allowed")
     if image.dtype not in IMAGE_DTYPES:
-        raise InvalidTeacher(f"{named} is {image.dtype}, it must be float32 or float16: export it without that cast")
+        raise InvalidTeacher(
+            f"{named} is {image.dtype}, it must be float32 or float16: export the model without the cast and the "
+            "scaling that follow it, and give those as `scale`, `mean` and `std` of the preprocessing"
+        )
     if image.shape is None or len(image.shape) != 4:
         rank = "no declared rank" if image.shape is None else f"rank {len(image.shape)} {_shape_text(image.shape)}"
         raise InvalidTeacher(
@@ -278,7 +300,10 @@ def _logits_output(outputs: tuple[Value, ...], wanted: str | None) -> str:
         problem = "is not floating point with rank 2 (batch, classes)" if exists else "does not exist"
         raise InvalidTeacher(f"the output {short(wanted)!r} {problem}; the outputs are: {described}")
     if not fitting:
-        raise InvalidTeacher(f"no output is floating point with rank 2 (batch, classes); the outputs are: {described}")
+        raise InvalidTeacher(
+            f"no output is floating point with rank 2 (batch, classes); the outputs are: {described}. Export the "
+            "logits as an output: a number for each class, before any ArgMax, TopK or squeeze"
+        )
     if len(fitting) > 1:
         raise InvalidTeacher(
             f"{len(fitting)} outputs could be the logits: {listed(fitting)}. Name the right one in `output`"
@@ -294,10 +319,15 @@ def _shape_text(shape: Shape | None) -> str:
 
 
 class _Answer(BaseModel):
-    """What the child found: either what the file declares, or why it is refused."""
+    """What the child found: either what the file declares, or why it is refused.
+
+    Attributes:
+        too_new: (IR version, opset) of a file that is refused for them.
+    """
 
     graph: TeacherGraph | None = None
     error: str = ""
+    too_new: tuple[int, int] | None = None
 
 
 def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: float = 30) -> TeacherGraph:
@@ -324,10 +354,14 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
     )
     if outcome.breach is not None:
         raise InvalidTeacher(f"reading the teacher's file {outcome.breach}")
-    try:
+    parsed = None
+    with contextlib.suppress(ValidationError):
         parsed = _Answer.model_validate(outcome.value)
-    except ValidationError as error:
-        raise InvalidTeacher("reading the teacher's file gives no answer of ours: it is damaged or hostile") from error
+    if parsed is None:
+        raise InvalidTeacher("reading the teacher's file gives no answer of ours: it is damaged or hostile")
+    if parsed.too_new is not None and is_runtime_installed():
+        # ONNX Runtime takes less than onnx: who follows this message shall not meet the next one.
+        check_versions(*parsed.too_new, runtime_versions())
     if parsed.graph is None:
         raise InvalidTeacher(parsed.error)
     return parsed.graph
@@ -343,6 +377,7 @@ def answer(path: str, output: str | None) -> sandbox.Json:
     try:
         found = _Answer(graph=check_onnx(Path(path), output))
     except InvalidTeacher as error:
-        found = _Answer(error=str(error))
+        newer = (error.ir, error.opset) if isinstance(error, TooNew) else None
+        found = _Answer(error=str(error), too_new=newer)
     described: sandbox.Json = found.model_dump(mode="json")
     return described

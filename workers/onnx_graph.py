@@ -39,10 +39,11 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"GIF8", "a GIF picture"),
     (0, b"%PDF", "a PDF document"),
     (0, b"PK\x03\x04", "a zip archive or a PyTorch checkpoint"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, for which `git lfs pull` gets the file"),
     (0, b"\x1f\x8b", "a gzip archive"),
     (0, b"\xfd7zXZ", "an xz archive"),
-    (0, b"\x80\x02", "a Python pickle"),
-    (0, b"\x80\x04", "a Python pickle"),
+    *((0, bytes([0x80, protocol]), "a Python pickle or a PyTorch checkpoint") for protocol in range(2, 6)),
     (0, b"\x89HDF", "an HDF5 (Keras) file"),
     (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"\x7fELF", "a program"),
@@ -92,7 +93,7 @@ def _what_instead(content: bytes) -> str:
     with contextlib.suppress(UnicodeDecodeError):
         if all(character.isprintable() or character.isspace() for character in content[:4096].decode()):
             return "it is text"
-    return "it cannot be parsed as one"
+    return "it cannot be parsed as one (the weights of a model that was saved as two files, perhaps)"
 
 
 def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int) -> Facts:
@@ -110,7 +111,7 @@ def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int
         raise InvalidTeacher(f"the file holds a training graph beside the model. {EXPORT_HINT}")
     if len(model.graph.node) > nodes_max:  # before anything looks at each of them
         raise InvalidTeacher(f"the graph has {len(model.graph.node)} operators, at most {nodes_max} are allowed")
-    scopes = list(_scopes(model))
+    scopes = list(scopes_of(model))
     nodes = sum(len(scope.nodes) for scope in scopes)
     if nodes > nodes_max:
         raise InvalidTeacher(f"the graph has {nodes} operators, at most {nodes_max} are allowed")
@@ -143,7 +144,7 @@ def refusing(what: str) -> Iterator[None]:
         raise InvalidTeacher(f"{what}: {first_line(error)}") from error
 
 
-class _Scope(NamedTuple):
+class Scope(NamedTuple):
     """One graph, subgraph or function body.
 
     Attributes:
@@ -158,7 +159,7 @@ class _Scope(NamedTuple):
     constants: ChainMap[str, TensorProto]
 
 
-def _scopes(model: onnx.ModelProto) -> Iterator[_Scope]:
+def scopes_of(model: onnx.ModelProto) -> Iterator[Scope]:
     """Every function, the main graph, and the subgraphs of both, outer ones first."""
     pending: list[tuple[GraphProto, ChainMap[str, TensorProto]]] = [(model.graph, ChainMap())]
     for function in model.functions:
@@ -178,7 +179,7 @@ def _scope(
     sparse: list[SparseTensorProto],
     outer: ChainMap[str, TensorProto],
     defaults: Iterable[AttributeProto] = (),
-) -> _Scope:
+) -> Scope:
     constants = {tensor.name: tensor for tensor in tensors}
     for node in nodes:
         found = list(_attribute_tensors(node.attribute))
@@ -189,7 +190,7 @@ def _scope(
     tensors += _attribute_tensors(defaults)
     sparse += _attribute_sparse(defaults)
     tensors += [half for pair in sparse for half in (pair.values, pair.indices)]
-    return _Scope(nodes, tensors, sparse, outer.new_child(constants))
+    return Scope(nodes, tensors, sparse, outer.new_child(constants))
 
 
 def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
@@ -219,7 +220,7 @@ def _graphs(attributes: Iterable[AttributeProto]) -> Iterator[GraphProto]:
             yield attribute.g
 
 
-def _check_operators(model: onnx.ModelProto, scopes: list[_Scope]) -> None:
+def _check_operators(model: onnx.ModelProto, scopes: list[Scope]) -> None:
     # A function that the file itself defines may have any domain: its body is one of the scopes.
     own = {(function.domain, function.name) for function in model.functions}
     for function in model.functions:
@@ -276,7 +277,7 @@ def _calls(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
             pending += [graph.node for graph in _subgraphs([node])]
 
 
-def _check_tensors(scopes: list[_Scope], tensor_bytes_max: int) -> tuple[int, int]:
+def _check_tensors(scopes: list[Scope], tensor_bytes_max: int) -> tuple[int, int]:
     """Refuse external data and too many bytes; returns the number of floating-point values, and of 16-bit ones."""
     size_bytes = parameters = half_parameters = 0
     count = sum(len(scope.tensors) for scope in scopes)
@@ -286,7 +287,7 @@ def _check_tensors(scopes: list[_Scope], tensor_bytes_max: int) -> tuple[int, in
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise InvalidTeacher(
                 f"the weights {short(tensor.name)!r} lie outside the file (external data). Save the model as one file: "
-                "onnx.save(onnx.load(path), new_path, save_as_external_data=False)"
+                "onnx.save(onnx.load(path), new_path), or export it with torch.onnx.export(..., external_data=False)"
             )
         values = _count(tensor.dims)
         itemsize, floating = _element(tensor.data_type)
@@ -327,7 +328,7 @@ def _check_opset(model: onnx.ModelProto) -> int:
     return opset
 
 
-def _check_training_mode(scopes: list[_Scope], opset: int) -> None:
+def _check_training_mode(scopes: list[Scope], opset: int) -> None:
     for scope in scopes:
         for node in scope.nodes:
             if node.domain in STANDARD and _is_training(node, scope.constants, opset):
@@ -365,7 +366,7 @@ def readable(text: str | bytes) -> str:
     return text if isinstance(text, str) else text.decode(errors="replace")
 
 
-def first_line(error: Exception) -> str:
+def first_line(said: Exception | str) -> str:
     """What a C++ library's exception says, without its trace."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return short(next((line for line in lines if line), type(error).__name__), 300)
+    lines = (line.strip() for line in str(said).splitlines())
+    return short(next((line for line in lines if line), type(said).__name__), 300)

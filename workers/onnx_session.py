@@ -9,6 +9,7 @@ Legend: B rows of the batch, N classes.
 
 import contextlib
 import ctypes
+import functools
 import io
 import re
 import threading
@@ -20,10 +21,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
-from workers.onnx_graph import first_line
+from workers.onnx_graph import OPSET_MIN, first_line
+from workers.onnx_versions import ONNX, Versions
 
 VERSION: str = onnxruntime.__version__
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -55,6 +58,10 @@ _NO_MEMORY = re.compile(
 # A library of CUDA that fails, with the call: it stands behind some 400 characters of C++.
 _CUDA_FAILURE = re.compile(r"\b(CUDA|CUDNN|CUBLAS\w*|CUFFT|CURAND) failure -?\d+: [^;]+")
 _CUDA_CALL = re.compile(r"expr=([^;]+)")
+# What begins its messages, and where in its sources they come from.
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?")
+_SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ ")
+_QUALIFIERS = re.compile(r"^( const)?( \[with [^]]*\])? ")
 # Operators that take a network's time. ONNX Runtime keeps those that compute shapes on the CPU, and is right to.
 _HEAVY = re.compile("Attention|Conv|Einsum|Gemm|GRU|LSTM|MatMul|Norm|Pool|Resize|RNN")
 
@@ -161,11 +168,57 @@ def _failure(error: Exception) -> type[WorkerError]:
 
 
 def _said(error: Exception) -> str:
-    """What ONNX Runtime says, in one line."""
+    """What ONNX Runtime says, in one line, without where in its own sources it says so."""
     failure, call = _CUDA_FAILURE.search(str(error)), _CUDA_CALL.search(str(error))
     if failure is None:
-        return first_line(error)
+        return first_line(_without_source(_PREFIX.sub("", str(error))) or error)
     return failure[0].strip() + (f" in {call[1].strip()}" if call else "")
+
+
+def _without_source(text: str) -> str:
+    """Without the first ``/onnxruntime_src/file.cc:12 type function(arguments) const``, which can be 500 characters."""
+    found = _SOURCE.search(text)
+    if found is None:
+        return text
+    depth = 0
+    for place in range(found.end(), len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0 and text[place] == ")" and text[place + 1 : place + 2] in ("", " "):  # no operator(), no lambda
+            return text[: found.start()] + _QUALIFIERS.sub("", text[place + 1 :])
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------- versions
+
+
+@functools.cache
+def versions() -> Versions:
+    """The newest IR version and opset that it loads, onnx's own being the most that is tried.
+
+    Tried with a graph of one operator: ONNX Runtime has no call that tells.
+    """
+    program = f"ONNX Runtime {VERSION} with {ONNX.program}"
+    ir = next(ir for ir in range(ONNX.ir, 0, -1) if _loads(ir, OPSET_MIN))
+    opset = next(opset for opset in range(ONNX.opset, 0, -1) if _loads(ir, opset))
+    return Versions(program=program, ir=ir, opset=opset)
+
+
+def answer_versions() -> dict[str, Any]:
+    """``versions`` as JSON: the child's half of ``onnx_versions.runtime_versions``."""
+    return versions().model_dump(mode="json")
+
+
+def _loads(ir: int, opset: int) -> bool:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one", [x], [y])
+    model = helper.make_model(graph, ir_version=ir, opset_imports=[helper.make_opsetid("", opset)])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU_PROVIDER], enable_fallback=0)
+    except ORT_ERRORS:
+        return False
+    return True
 
 
 # -------------------------------------------------------------------------------------------------------------- CUDA

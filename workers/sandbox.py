@@ -3,7 +3,8 @@
 The child is a fresh interpreter, without its parent's environment but for the path of libraries, in a session of its
 own. Before it imports the function it gives up what ``workers.confinement`` lists; it may then read Python's own files
 and those it was given, and answer with one JSON value. The parent waits so many seconds, reads so many bytes, and then
-kills the child with its group. A child whose parent dies, dies, too.
+kills the child with its group. A child whose parent dies, dies, too. The last lines of its
+standard error are logged if it ends without an answer; they never reach the terminal as they are.
 
 What it is not: a virtual machine. A hole in the kernel's own interface, as far as the filter lets it be reached, is a
 way out; run the service as a user with nothing to lose, as the container images do.
@@ -14,7 +15,7 @@ import importlib
 import json
 import logging
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -27,8 +28,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from workers.confinement import Bounds, confine, die_with_parent
 from workers.errors import WorkerError
+from workers.texts import printable
 
 ANSWER_MAX_BYTES = 1 << 20
+# Of the child's standard error: bytes kept while it runs, then lines and characters of a message.
+_STDERR_BYTES = 8 << 10
+_STDERR_LINES = 4
+_STDERR_CHARS = 600
 ROOT = Path(__file__).resolve().parents[1]
 # -I ignores the environment and the working directory, so the place of this package is handed over.
 _START = "import sys; sys.path.append(sys.argv[1]); from workers.sandbox import child; child(sys.argv[2])"
@@ -95,50 +101,81 @@ def call(
         [sys.executable, "-I", "-B", "-c", _START, str(ROOT), json.dumps(request)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         env=environment,
         cwd="/",
         start_new_session=True,
     ) as process:
+        stderr = bytearray()
         try:
-            text = _read(process, deadline_s)
-            if text is None:
-                return Outcome(None, f"has an answer of more than {ANSWER_MAX_BYTES} bytes: it is damaged or hostile")
+            text = _read(process, stderr, deadline_s)
             process.wait(max(0.0, deadline_s - time.monotonic()))
+            outcome = _outcome(text, process.returncode, timeout_s, memory_bytes, last_lines(stderr))
         except subprocess.TimeoutExpired:
-            return Outcome(None, f"takes longer than the {timeout_s:g} s allowed")
+            outcome = Outcome(None, f"takes longer than the {timeout_s:g} s allowed")
+        except _TooLong:
+            outcome = Outcome(None, f"has an answer of more than {ANSWER_MAX_BYTES} bytes: it is damaged or hostile")
+        except WorkerError:
+            _log_stderr(target, stderr)
+            raise
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    return _outcome(text, process.returncode, timeout_s, memory_bytes)
+    if outcome.breach is not None:
+        _log_stderr(target, stderr)
+    return outcome
 
 
-def _read(process: subprocess.Popen[bytes], deadline_s: float) -> bytes | None:
-    """All that the child writes; None if it is too much. Raises TimeoutExpired."""
+class _TooLong(Exception):
+    """The child's answer has more than ``ANSWER_MAX_BYTES``."""
+
+
+def _read(process: subprocess.Popen[bytes], stderr: bytearray, deadline_s: float) -> bytes:
+    """All that the child answers; the end of its standard error goes to ``stderr``. Raises TimeoutExpired, _TooLong."""
     assert process.stdout is not None
-    pipe = process.stdout.fileno()
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
+    assert process.stderr is not None
     text = bytearray()
-    while len(text) <= ANSWER_MAX_BYTES:
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0 or not poll.poll(left_s * 1000):
-            raise subprocess.TimeoutExpired(process.args, left_s)
-        piece = os.read(pipe, 1 << 16)
-        if not piece:
-            return bytes(text)
-        text += piece
-    return None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, text)
+        selector.register(process.stderr, selectors.EVENT_READ, stderr)
+        while selector.get_map():
+            left_s = deadline_s - time.monotonic()
+            ready = selector.select(left_s) if left_s > 0 else []
+            if not ready:
+                raise subprocess.TimeoutExpired(process.args, left_s)
+            for key, _ in ready:
+                piece = os.read(key.fd, 1 << 16)
+                key.data.extend(piece)
+                if not piece:
+                    selector.unregister(key.fileobj)
+            del stderr[:-_STDERR_BYTES]
+            if len(text) > ANSWER_MAX_BYTES:
+                raise _TooLong
+    return bytes(text)
 
 
-def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int) -> Outcome:
+def last_lines(stderr: bytes | bytearray) -> str:
+    """The end of a standard error as one line without anything that a terminal obeys; empty if there is nothing."""
+    lines = [line.strip() for line in bytes(stderr).decode(errors="replace").splitlines()]
+    text = " | ".join([line for line in lines if line][-_STDERR_LINES:])
+    return printable(text.replace("\t", " "))[-_STDERR_CHARS:]
+
+
+def _log_stderr(target: str, stderr: bytearray) -> None:
+    said = last_lines(stderr)
+    if said:
+        _logger.warning("a confined process (%s) gave no answer; its standard error ends: %s", target, said)
+
+
+def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, said: str = "") -> Outcome:
+    last = f". It says last: {said}" if said else ""
     if returncode < 0:
         name = {known.value: known.name for known in signal.Signals}.get(-returncode, f"signal {-returncode}")
         if name == "SIGXCPU":
             return Outcome(None, f"takes longer than the {timeout_s:g} s of processor time allowed")
-        return Outcome(None, f"crashes its reader ({name}): it is damaged or hostile")
+        return Outcome(None, f"crashes its reader ({name}): it is damaged or hostile{last}")
     if not text:
-        raise WorkerError(f"a confined process could not run (exit status {returncode})")
+        raise WorkerError(f"a confined process could not run (exit status {returncode}){last}")
     try:
         answer = _Answer.model_validate_json(text)
     except ValidationError:

@@ -14,7 +14,6 @@ Light: the API process loads this file; ONNX Runtime is imported in the child al
 
 import functools
 import hashlib
-import importlib.util
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from workers.config import Preprocessing, TeacherSpec
 from workers.durable import replacing
 from workers.errors import InvalidTeacher
 from workers.onnx_check import TeacherGraph, size_of
+from workers.onnx_versions import RUNTIME_BYTES
 
 # Largest difference between alone and in a batch, relative to the largest output. Kernels for another batch size add
 # in another order, which float32 shows near 1e-6 and float16 near 1e-3.
@@ -32,15 +32,11 @@ BATCH_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 2e-2}
 TIMEOUT_S = 60.0
 GRACE_S = 5.0  # ONNX Runtime looks at its termination flag between two operators
 # ONNX Runtime holds the file, its parsed form, and the weights once more in the layout of its kernels.
-BASE_BYTES = 4 << 30
 FILE_COPIES = 5
 
+TRIED = "the teacher was tried on a picture of noise: "  # what begins a refusal
+
 Size = tuple[int, int]
-
-
-def is_possible() -> bool:
-    """Whether ONNX Runtime is installed here; it is not imported."""
-    return importlib.util.find_spec("onnxruntime") is not None
 
 
 def smoke_run(
@@ -80,16 +76,19 @@ def smoke_run(
             "batch": graph.batch,
             "classes": graph.classes,
             **preprocessing.model_dump(mode="json", include={"layout", "scale", "mean", "std"}),
+            "ir_version": graph.ir_version,
+            "opset": graph.opset,
+            "batch_hint": graph.batch_hint,
             "tolerance": BATCH_TOLERANCE[graph.output_dtype],
             "timeout_s": timeout_s,
         },
         readable=[path],
-        memory_bytes=BASE_BYTES + FILE_COPIES * size_of(path),
+        memory_bytes=RUNTIME_BYTES + FILE_COPIES * size_of(path),
         timeout_s=timeout_s + GRACE_S,
     )
-    problem = outcome.value if outcome.breach is None else f"the run {outcome.breach}"
+    problem = outcome.value if outcome.breach is None else f"{TRIED}the run {outcome.breach}"
     if problem is not None:
-        raise InvalidTeacher(f"the teacher was tried on a picture of noise: {problem}")
+        raise InvalidTeacher(str(problem))
     return True
 
 

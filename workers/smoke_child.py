@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from workers.errors import InvalidTeacher, WorkerError
-from workers.onnx_session import Session
+from workers.onnx_batch import NO_HINT
+from workers.onnx_session import Session, versions
+from workers.onnx_versions import TooNew, check_versions
+from workers.smoke import TRIED
 
 
 class Trial(BaseModel):
@@ -21,6 +24,8 @@ class Trial(BaseModel):
         picture: (H, W, C) of one.
         batch: pictures per call if the graph fixes it.
         classes: N if the graph declares it.
+        ir_version, opset: of the file.
+        batch_hint: what in the graph may make an output depend on the batch; empty if nothing is to be seen.
         tolerance: largest difference between alone and in a batch, relative to the largest output.
         timeout_s: for loading the file and all runs.
     """
@@ -32,6 +37,9 @@ class Trial(BaseModel):
     picture: tuple[int, int, int]
     batch: int | None
     classes: int | None
+    ir_version: int
+    opset: int
+    batch_hint: str
     layout: str
     scale: float
     mean: tuple[float, ...]
@@ -44,14 +52,18 @@ def answer(**trial: object) -> str | None:
     """None if all is well, else what is wrong."""
     try:
         _try(Trial.model_validate(trial))
-    except InvalidTeacher as error:
+    except TooNew as error:
         return str(error)
+    except InvalidTeacher as error:
+        return f"{TRIED}{error}"
     except WorkerError as error:
-        return f"it needs too much memory: {error}"
+        return f"{TRIED}it needs too much memory: {error}"
     return None
 
 
 def _try(trial: Trial) -> None:
+    # ONNX Runtime says it too, in the middle of its own C++, and not what to do.
+    check_versions(trial.ir_version, trial.opset, versions())
     deadline_s = time.monotonic() + trial.timeout_s
     session = Session(trial.path, trial.input_name, trial.output_name, threads=1)
     pictures = _noise(trial, trial.batch or 2)
@@ -76,8 +88,8 @@ def _try(trial: Trial) -> None:
     allowed = trial.tolerance * float(np.abs(beside_BN).max(initial=0))
     if difference > allowed:
         raise InvalidTeacher(
-            f"its output differs by {difference:.3g} from the same picture's beside another, {allowed:.3g} is allowed: "
-            "the graph is in training mode or mixes the pictures of a batch. Export it in eval mode"
+            f"its output differs by {difference:.3g} from the same picture's beside another, {allowed:.3g} is allowed. "
+            f"{trial.batch_hint or NO_HINT}"
         )
 
 

@@ -2,10 +2,12 @@
 
 from dataclasses import asdict
 from functools import cache
+from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter
 
+from service.bodies import JsonRoute, json_body
 from service.context import Context, Service
 from service.errors import InvalidRequest
 from service.problems import responses
@@ -19,7 +21,7 @@ from workers.students import catalog
 # Two caches that agree in these are about the same rows.
 _SAME_ROWS = ("dataset_fingerprint", "split", "samples", "classes", "augmentation", "augmentation_seed", "views")
 
-router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500))
+router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500), route_class=JsonRoute)
 
 
 @router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses")
@@ -47,7 +49,7 @@ def _methods() -> MethodPage:
     summary="Temperatures that a method would give",
     responses=responses(400, 404, 409, 413, 422),
 )
-def preview_method(request: PreviewRequest, service: Service) -> MethodPreview:
+def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)], service: Service) -> MethodPreview:
     """For every row of a complete cache, from its statistics alone; learned temperatures are the initial ones.
 
     A temperature with which a run would stop is refused with the sample that has it.

@@ -1,7 +1,10 @@
 """Data sets with a name. The files are the operator's, below the data root; nothing is uploaded or deleted here."""
 
+from typing import Annotated
+
 from fastapi import APIRouter, Response
 
+from service.bodies import JsonRoute, json_body
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.problems import responses
 from service.registry import DATASET
@@ -9,7 +12,9 @@ from service.schemas import Dataset, DatasetRequest, Page
 from service.tables import DatasetRecord, new_id
 from workers.sources import examine
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], responses=responses(401, 403, 500, 503))
+router = APIRouter(
+    prefix="/datasets", tags=["datasets"], responses=responses(401, 403, 500, 503), route_class=JsonRoute
+)
 
 
 def show(row: DatasetRecord) -> Dataset:
@@ -31,7 +36,9 @@ def show(row: DatasetRecord) -> Dataset:
     status_code=201,
     responses={200: {"model": Dataset, "description": "It was registered before"}, **responses(400, 409, 413, 422)},
 )
-def create_dataset(request: DatasetRequest, service: Service, response: Response) -> Dataset:
+def create_dataset(
+    request: Annotated[DatasetRequest, json_body(DatasetRequest)], service: Service, response: Response
+) -> Dataset:
     """Looks at the files without decoding them, and remembers the description under a name."""
     source = examine(request.spec, service.settings.data_root)
     row, is_new = service.registry.add_dataset(

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.auth import Who
+from service.bodies import JsonRoute, json_body
 from service.checks import check_job
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.jobs import State
@@ -36,7 +37,7 @@ from service.tables import JobRecord, RunRecord
 from workers.config import Plan
 from workers.texts import cell
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503))
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 
 CSV = "text/csv"
 IdempotencyKey = Annotated[
@@ -95,7 +96,7 @@ def show_one(row: JobRecord, registry: Registry) -> Job:
     },
 )
 def create_job(
-    request: JobRequest,
+    request: Annotated[JobRequest, json_body(JobRequest)],
     service: Service,
     who: Who,
     response: Response,

@@ -1,8 +1,11 @@
 """API keys: list, make, revoke; for admin keys alone. The first key is made with `retort keys create`."""
 
+from typing import Annotated
+
 from fastapi import APIRouter, Response
 
 from service.auth import Who
+from service.bodies import JsonRoute, json_body
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.errors import Forbidden
 from service.problems import responses
@@ -10,7 +13,7 @@ from service.schemas import Key, KeyRequest, NewKey, Page
 from service.scopes import THIS_MACHINE
 from service.tables import KeyRecord
 
-router = APIRouter(prefix="/keys", tags=["keys"], responses=responses(401, 403, 422, 500, 503))
+router = APIRouter(prefix="/keys", tags=["keys"], responses=responses(401, 403, 422, 500, 503), route_class=JsonRoute)
 
 
 def show(row: KeyRecord) -> Key:
@@ -19,7 +22,9 @@ def show(row: KeyRecord) -> Key:
 
 
 @router.post("", operation_id="create_key", summary="Make an API key", status_code=201, responses=responses(400, 413))
-def create_key(request: KeyRequest, service: Service, who: Who, response: Response) -> NewKey:
+def create_key(
+    request: Annotated[KeyRequest, json_body(KeyRequest)], service: Service, who: Who, response: Response
+) -> NewKey:
     """`secret` is shown here and never again."""
     if who == THIS_MACHINE:
         # Whoever makes the first key shuts out the others; a caller that nobody knows must not.

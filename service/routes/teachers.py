@@ -17,7 +17,7 @@ from service.schemas import Name, Page, Teacher, TeacherUpload, Value
 from service.settings import Settings
 from service.tables import TeacherRecord, new_id
 from service.uploads import Upload, receive
-from workers import smoke
+from workers import onnx_versions, smoke
 from workers.config import Preprocessing, TeacherSpec
 from workers.onnx_check import check_picture, inspect_in_subprocess
 
@@ -118,7 +118,7 @@ def _register(upload: Upload, service: Context) -> tuple[TeacherRecord, bool]:
         preprocessing=described,
     )
     spec = _spec(row, settings)
-    may_run = smoke.is_possible() and not smoke.has_passed(settings.smoke_dir, spec)
+    may_run = onnx_versions.is_runtime_installed() and not smoke.has_passed(settings.smoke_dir, spec)
     has_run = may_run and smoke.smoke_run(upload.path, graph, preprocessing, timeout_s=settings.inspect_timeout_s)
     kept, is_new = service.registry.add_teacher(row, lambda: _place(upload.path, spec.path))
     if has_run:
@@ -141,7 +141,8 @@ def _name(given: str | None, sha256: str) -> str:
     try:
         return _NAME.validate_python(given)
     except ValidationError as error:
-        raise InvalidRequest(f"the name cannot be used: {error.errors()[0]['msg']}", "#/name") from error
+        problem = error.errors()[0]["msg"]
+    raise InvalidRequest(f"the name cannot be used: {problem}", "#/name")
 
 
 def _preprocessing(text: str | None) -> Preprocessing:
@@ -151,7 +152,7 @@ def _preprocessing(text: str | None) -> Preprocessing:
         first = error.errors()[0]
         where = "".join(f"/{step}" for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(f"the preprocessing cannot be used: {message}", f"#/preprocessing{where}") from error
+    raise InvalidRequest(f"the preprocessing cannot be used: {message}", f"#/preprocessing{where}")
 
 
 @router.get(
