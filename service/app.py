@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import problems
 from service.auth import authorize
+from service.bodies import BodyThread
 from service.conditional import ConditionalGet
 from service.context import Context
 from service.keys import NOTE_USES_S, KeyRing
@@ -66,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.context = context
+    app.state.body_thread = BodyThread()
     app.state.metrics = Metrics(context, app.version)
     problems.install(app)
     upload_bytes = {UPLOAD_PATH: settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES}

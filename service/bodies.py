@@ -14,21 +14,33 @@ from fastapi import Body, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, WrapValidator
+from starlette.types import Scope
 
 Arguments = ParamSpec("Arguments")
 Model = TypeVar("Model", bound=BaseModel)
 Result = TypeVar("Result")
-_ONE_AT_A_TIME = anyio.CapacityLimiter(1)
 # Keeps the model's JSON schema and passes what is to be validated. With pydantic's SkipValidation the schema is copied
 # into each operation.
 _LATER = WrapValidator(lambda body, _validate: body)
 
 
-async def beside_the_loop(
-    function: Callable[Arguments, Result], *arguments: Arguments.args, **_: Arguments.kwargs
-) -> Result:
-    """Calls a function on a body, as soon as no other body is read; returns its result or raises its exception."""
-    return await anyio.to_thread.run_sync(function, *arguments, limiter=_ONE_AT_A_TIME)
+class BodyThread:
+    """Runs functions on bodies beside the event loop of its application, one at a time."""
+
+    def __init__(self) -> None:
+        self._limiter = anyio.CapacityLimiter(1)
+
+    async def run(
+        self, function: Callable[Arguments, Result], *arguments: Arguments.args, **_: Arguments.kwargs
+    ) -> Result:
+        """Calls a function as soon as no other body is read; returns its result or raises its exception."""
+        return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+
+
+def thread_of(scope: Scope) -> BodyThread:
+    """The thread for bodies of the application that answers."""
+    thread: BodyThread = scope["app"].state.body_thread
+    return thread
 
 
 class JsonRoute(APIRoute):
@@ -47,7 +59,7 @@ class JsonRoute(APIRoute):
 class _Request(Request):
     async def json(self) -> Any:  # noqa: ANN401  # as starlette has it
         if not hasattr(self, "_json"):
-            self._json = await beside_the_loop(json.loads, await self.body())
+            self._json = await thread_of(self.scope).run(json.loads, await self.body())
         return self._json
 
 
@@ -60,8 +72,8 @@ def json_body(model: type[Model]) -> Any:  # noqa: ANN401  # as ``Depends`` is a
         RequestValidationError: in a request, with the places of all mistakes found.
     """
 
-    async def read(body: Annotated[model, _LATER, Body()]) -> Model:  # type: ignore[valid-type]
-        return await beside_the_loop(_validated, model, body)
+    async def read(request: Request, body: Annotated[model, _LATER, Body()]) -> Model:  # type: ignore[valid-type]
+        return await thread_of(request.scope).run(_validated, model, body)
 
     return Depends(read)
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import SAFE_METHODS, identify
-from service.bodies import beside_the_loop
+from service.bodies import thread_of
 from service.errors import ServiceError, TooLarge
 from service.keys import KeyRing
 from service.limits import SSE, ConcurrencyLimit, RateLimit, check_depth
@@ -243,7 +243,7 @@ class BodyLimit:
                     if is_json:
                         text.extend(body)
                         if not message.get("more_body", False):
-                            await beside_the_loop(check_depth, bytes(text))
+                            await thread_of(scope).run(check_depth, bytes(text))
                     return message
             size = f"{announced_bytes}" if announced_bytes else "more"
             raise TooLarge(f"the body has {size} bytes, at most {limit_bytes} are allowed here")
