@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service import bodies
-from service.schemas import EXPRESSIONS_CHARACTERS_MAX, JobRequest
+from service.schemas import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobRequest
 from tests.benchmarks.memory import own_bytes
 from tests.service_helpers import Api
 from tests.test_service_api import problem
@@ -51,6 +51,14 @@ def test_body_of_more_expressions_than_allowed_is_refused_before_one_is_parsed(s
     assert f"have {len(methods) * len(text)} characters in all, at most 65536 are allowed" in answer["detail"]
     assert expression.parse.cache_info() == parsed
     JobRequest.model_validate({**body, "methods": [custom(f"m{i}", text) for i in range(enough)]})
+
+
+def test_body_of_more_terms_than_allowed_is_refused(shared_api: Api) -> None:
+    term = {"policy": {"kind": "fixed", "temperature": 4}}
+    methods = [{"preset": "custom", "name": f"m{i}", "terms": [term] * 32} for i in range(TERMS_MAX // 32 + 1)]
+    body = shared_api.job_body(methods=methods)
+    answer = problem(shared_api.client.post("/v1/jobs?dry_run=true", json=body), 422, "invalid-request")
+    assert "have 4128 terms in all, at most 4096 are allowed" in answer["detail"]
 
 
 def test_body_is_refused_at_its_first_wrong_method(shared_api: Api) -> None:
