@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Str
 
 from service.jobs import State
 from service.scopes import Scope
-from workers.config import DatasetSpec, Plan, Preprocessing, Seed, Spec
+from workers.config import DatasetSpec, Plan, Preprocessing, Seed, Size, Spec
 
 # No control characters: a name goes into logs, headers and tables, and PostgreSQL refuses NUL.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
@@ -311,6 +311,16 @@ class PlannedRun(Document):
     seed: Seed
 
 
+class ViewSizes(Document):
+    """Of each training view's box: what the student and the teacher get of it, (height, width) in pixels.
+
+    Both are resampled from the data set's picture. Null where only the pictures tell.
+    """
+
+    student: Size | None
+    teacher: Size | None
+
+
 class JobPreview(Document):
     """What a job would be, had it been posted without `dry_run`."""
 
@@ -318,6 +328,8 @@ class JobPreview(Document):
     teacher: str
     plan: Plan
     runs: list[PlannedRun]
+    views: ViewSizes
+    warnings: list[str] = Field(description="what is known now that makes the logits worse than they need be")
 
 
 class ErrorInfo(Document):
@@ -373,7 +385,10 @@ class Job(Document):
     plan: Stored = Field(description="what was posted, every default filled in")
     caches: dict[str, str] | None = Field(description="cache key per split")
     teacher_forwards: TeacherForwards | None
-    teacher_accuracy: float | None
+    teacher_accuracy: float | None = Field(description="top-1 on the test split")
+    teacher_views_accuracy: float | None = Field(
+        description="top-1 on the training views, of the cached logits that students learn from"
+    )
     run_ids: list[str]
     priority: int
     parallel_runs: int | None
@@ -451,9 +466,10 @@ class ReportRow(Document):
 
 
 class TeacherResult(Document):
-    """How good the teacher is on the test split."""
+    """How good the teacher is: on the test split, and on the training views, whose logits students learn from."""
 
     accuracy: float | None
+    views_accuracy: float | None
 
 
 class Report(Document):

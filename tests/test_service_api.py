@@ -169,6 +169,8 @@ def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body()).json()
     assert preview["object"] == "job_preview"
     assert [run["name"] for run in preview["runs"]] == ["cnn_s ce seed 0", "cnn_s kd seed 0"]
+    assert preview["views"] == {"student": [8, 8], "teacher": [8, 8]}
+    assert preview["warnings"] == []
     assert api.client.get("/v1/jobs").json()["data"] == []
     bad = api.job_body(methods=["kdd"])
     problem(api.client.post("/v1/jobs", params={"dry_run": True}, json=bad), 422, "unknown-name")
@@ -283,8 +285,12 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     result["environment"] = {"device": "cuda", "device_name": "NVIDIA H200"}
     api.records.move_run(other, 1, State.SUCCEEDED, result=result)
     api.records.update_job(job, teacher_forwards={"run": 1797, "avoided": 5000}, teacher_accuracy=0.97)
+    api.records.update_job(job, teacher_views_accuracy=0.62)
     report = api.client.get(f"/v1/jobs/{job}/report").json()
-    assert report["teacher"] == {"accuracy": 0.97}
+    assert report["teacher"] == {"accuracy": 0.97, "views_accuracy": 0.62}
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(terminal.results(report))
+    assert "top-1 97.0 % on the test split, 62.0 % on the training views" in shown.getvalue()
     assert report["teacher_forwards"] == {"run": 1797, "avoided": 5000}
     first, second = report["rows"]
     assert (first["run_id"], first["state"]) == (run, "running")

@@ -222,7 +222,11 @@ def _counts(job: Document) -> str:
 
 def _preview(preview: Document) -> RenderableType:
     rows = [(run["student"], run["method"], str(run["seed"])) for run in preview["runs"]]
-    return Group(Text(f"{len(rows)} runs, none started"), terminal.table(("student", "method", "seed"), rows))
+    sizes = {name: "x".join(map(str, preview["views"][name] or ())) for name in ("student", "teacher")}
+    seen = terminal.facts({f"{name} sees": size and f"{size} pixels of each box" for name, size in sizes.items()})
+    warnings = [Text(f"warning: {warning}") for warning in preview["warnings"]]
+    table = terminal.table(("student", "method", "seed"), rows)
+    return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, *warnings)
 
 
 def _job_page(job: Document, runs: list[Document]) -> RenderableType:
