@@ -243,7 +243,7 @@ def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, w
         case ResizedCrop():
             (least, most), (seen_h, seen_w) = recipe.scale, output_size(recipe, dataset.height, dataset.width)
             what = (
-                f"Each is a box of {least:.0%} to {most:.0%} of the picture of {dataset.height} x {dataset.width} pixels "
+                f"Each is a box of {least:.0%} to {most:.0%} of the {dataset.height} x {dataset.width} pixels "
                 f"(height x width), half of them below {height} x {width}, made {seen_h} x {seen_w} for the teacher"
             )
             less = "a larger first value of `scale`"
