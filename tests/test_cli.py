@@ -266,6 +266,7 @@ def test_a_dry_run_shows_the_runs_and_posts_nothing(cli: Retort, job_file: Calla
     status, out, _ = cli("submit", "--dry-run", job_file(seeds=[0, 1]))
     assert status == 0
     assert out.startswith("4 runs, none started\n")
+    assert "teacher sees  8x8 pixels of each box" in out
     assert cli("--json", "jobs")[1] == "[]\n"
 
 

@@ -19,7 +19,7 @@ from service.registry import digest_of
 from service.schemas import JobRequest
 from service.tables import DatasetRecord, EngineRecord, new_id, utc_now
 from tests.filled import make_cache
-from tests.service_helpers import Api, finish, make_settings, running_api, start_run
+from tests.service_helpers import PREPROCESSING, Api, finish, make_settings, running_api, start_run
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -174,6 +174,22 @@ def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     assert api.client.get("/v1/jobs").json()["data"] == []
     bad = api.job_body(methods=["kdd"])
     problem(api.client.post("/v1/jobs", params={"dry_run": True}, json=bad), 422, "unknown-name")
+
+
+def test_a_dry_run_tells_what_each_network_sees_of_a_box(api: Api) -> None:
+    """And that a data set which is stored smaller than the teacher's input has no more to give."""
+    folder(api.settings.data_root / "pets", tuple("0123456789"))
+    teacher = api.upload(preprocessing=PREPROCESSING.model_copy(update={"size": (8, 8)}).model_dump_json()).json()["id"]
+    views = {"augmentation": {"recipe": "resized_crop", "size": [24, 16]}}
+    for image_size, warnings in (([32, 32], 0), ([8, 4], 1), (None, 0)):
+        dataset = {"kind": "folder", "path": "pets", "image_size": image_size}
+        body = api.job_body(teacher=teacher, dataset=dataset, views=views)
+        preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=body).json()
+        assert preview["views"] == {"student": [24, 16], "teacher": [8, 8]}
+        assert len(preview["warnings"]) == warnings
+    body = api.job_body(dataset={"kind": "folder", "path": "pets"})
+    preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=body).json()
+    assert preview["views"] == {"student": None, "teacher": None}
 
 
 def test_jobs_are_listed_newest_first_and_by_state(api: Api) -> None:
