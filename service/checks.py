@@ -53,10 +53,10 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     check_encoding(plan.cache.encoding, classes)
     for student in plan.students:
         check_batch_size(student.name, plan.training.batch_size)
-    side = _side(plan)
-    if side is not None:
+    size = student_size(plan)
+    if size is not None:
         for student in plan.students:
-            check_image_side(student.name, side)
+            check_image_side(student.name, min(size))
     return plan, teacher
 
 
@@ -107,12 +107,16 @@ def _check_classes(teacher: TeacherRecord, source: Source) -> None:
         )
 
 
-def _side(plan: Plan) -> int | None:
-    """The shorter side in pixels of the pictures that students see (test pictures are resized to it, too)."""
-    augmentation, dataset = plan.views.augmentation, plan.dataset
-    if isinstance(augmentation, ResizedCrop) and augmentation.size is not None:
-        return min(augmentation.size)
-    if isinstance(dataset, FolderDataset):
-        return min(dataset.image_size) if dataset.image_size else None
-    size = _SIZES.get(dataset.kind)
-    return min(size) if size else None
+def student_size(plan: Plan) -> Size | None:
+    """(height, width) in pixels of the pictures that students see (test pictures are resized to it, too), if known."""
+    recipe = plan.views.augmentation
+    if isinstance(recipe, ResizedCrop) and recipe.size is not None:
+        return recipe.size
+    return picture_size(plan)
+
+
+def picture_size(plan: Plan) -> Size | None:
+    """(height, width) in pixels of the data set's pictures, if the plan tells."""
+    if isinstance(plan.dataset, FolderDataset):
+        return plan.dataset.image_size
+    return _SIZES.get(plan.dataset.kind)

@@ -25,7 +25,9 @@ from service.rows import all_paused, event_row, existing, runs_of, swap
 from service.tables import ArtifactRecord, EngineRecord, EventRecord, JobRecord, Json, RunRecord
 
 ENGINE_ROW = 1
-JOB_FIELDS = frozenset({"stage", "inference", "caches", "teacher_forwards", "teacher_accuracy"})
+JOB_FIELDS = frozenset(
+    {"stage", "inference", "caches", "teacher_forwards", "teacher_accuracy", "teacher_views_accuracy"}
+)
 RUN_FIELDS = frozenset({"epoch", "epochs", "progress", "metrics"})
 
 
@@ -183,7 +185,7 @@ class Records:
             return swap(session, job, State.PAUSED)
 
     def update_job(self, job_id: str, *, attempt: int | None = None, **fields: object) -> bool:
-        """Sets ``stage``, ``inference``, ``caches``, ``teacher_forwards`` or ``teacher_accuracy`` of a running job.
+        """Sets ``stage``, ``inference``, ``caches``, ``teacher_forwards`` or the teacher's accuracies of a running job.
 
         Returns:
             Whether it landed: False if nobody works on the job or ``attempt`` is an old one.

@@ -330,6 +330,8 @@ class Engine:
     def _take_caches(self, job: ActiveJob, value: Json) -> None:
         """The caches are complete."""
         job.plan = CachePlan.model_validate(value["plan"])
+        accuracy = job.plan.accuracy
+        assert accuracy is not None
         spent = job.progress.spent_before
         self._records.update_job(
             job.id,
@@ -339,7 +341,8 @@ class Engine:
                 "run": value["teacher_forwards"] + spent,
                 "avoided": value["teacher_forwards_avoided"] - spent,
             },
-            teacher_accuracy=value["teacher_accuracy"],
+            teacher_accuracy=accuracy.test,
+            teacher_views_accuracy=accuracy.views,
         )
 
     def _count_loss(self, job: ActiveJob, outcome: Outcome) -> None:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from service.jobs import State
 from service.scopes import Scope
-from workers.config import DatasetSpec, Plan, Preprocessing, Seed, Spec
+from workers.config import DatasetSpec, Plan, Preprocessing, Seed, Size, Spec
 from workers.errors import InvalidJob
 from workers.texts import composed
 
@@ -365,6 +365,16 @@ class PlannedRun(Document):
     seed: Seed
 
 
+class ViewSizes(Document):
+    """Of each training view's box: what the student and the teacher get of it, (height, width) in pixels.
+
+    Both are resampled from the data set's picture. Null where only the pictures tell.
+    """
+
+    student: Size | None
+    teacher: Size | None
+
+
 class JobPreview(Document):
     """What a job would be, had it been posted without `dry_run`."""
 
@@ -372,6 +382,7 @@ class JobPreview(Document):
     teacher: str
     plan: Plan
     runs: list[PlannedRun]
+    views: ViewSizes
     warnings: list[str] = Field(description="what is probably not meant; the job's log says it, too")
 
 
@@ -426,7 +437,10 @@ class JobSummary(Document):
     teacher_sha256: str
     caches: dict[str, str] | None = Field(description="cache key per split")
     teacher_forwards: TeacherForwards | None
-    teacher_accuracy: float | None
+    teacher_accuracy: float | None = Field(description="top-1 on the test split")
+    teacher_views_accuracy: float | None = Field(
+        description="top-1 on the training views, of the cached logits that students learn from"
+    )
     priority: int
     parallel_runs: int | None
     retry_of: str | None = Field(description="the job whose failed or cancelled runs it tries again")
@@ -511,9 +525,10 @@ class ReportRow(Document):
 
 
 class TeacherResult(Document):
-    """How good the teacher is on the test split."""
+    """How good the teacher is: on the test split, and on the training views, whose logits students learn from."""
 
     accuracy: float | None
+    views_accuracy: float | None
 
 
 class Report(Document):

@@ -158,6 +158,7 @@ class JobRecord(Base):
     caches: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     teacher_forwards: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     teacher_accuracy: Mapped[float | None] = mapped_column()
+    teacher_views_accuracy: Mapped[float | None] = mapped_column()
     error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     parallel_runs: Mapped[int | None] = mapped_column()

@@ -117,9 +117,11 @@ def moment(iso: str | None) -> str:
 
 def results(document: Document) -> RenderableType:
     """The report of a job, with the teacher's accuracy and what it has cost."""
-    accuracy = document["teacher"]["accuracy"]
+    teacher = document["teacher"]
+    places = {"test split": teacher["accuracy"], "training views": teacher["views_accuracy"]}
+    known = [f"{percent(accuracy)} on the {place}" for place, accuracy in places.items() if accuracy is not None]
     notes = {
-        "teacher": f"top-1 {percent(accuracy)}" if accuracy is not None else None,
+        "teacher": f"top-1 {', '.join(known)}" if known else None,
         "cost": forwards(document),
     }
     return Group(report(document), Text(), facts(notes))

@@ -139,9 +139,12 @@ class JobView:
             case "inference_progress" | "cache_ready":
                 return self._apply_cache(event["type"], data)
             case "contract_checked":
+                views = data.get("views_accuracy")
                 return (
                     f"the teacher is right on {terminal.percent(data['accuracy'])} of "
-                    f"{data['rows']} labelled rows, on {data['provider']}"
+                    f"{data['rows']} labelled rows"
+                    + (f" and {terminal.percent(views)} of their views" if views is not None else "")
+                    + f", on {data['provider']}"
                 )
         return ""
 

@@ -302,6 +302,7 @@ def test_a_dry_run_shows_the_runs_and_posts_nothing(cli: Retort, job_file: Calla
     status, out, _ = cli("submit", "--dry-run", job_file(seeds=[0, 1]))
     assert status == 0
     assert out.startswith("4 runs, none started\n")
+    assert "teacher sees  8x8 pixels of each box" in out
     assert "warning" not in out
     out = cli("submit", "--dry-run", job_file(methods=["rld"]))[1]
     assert "warning: method 'rld': its distillation terms warm up over 20 epochs" in " ".join(out.split())

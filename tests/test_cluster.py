@@ -19,7 +19,7 @@ from tests.digits import SMALL, Digits
 from tests.process_table import processes_with
 from tests.store_cases import digests
 from workers import signals
-from workers.caching import CachePlan, build_caches, plan_caches
+from workers.caching import CachePlan, build_caches, plan_caches, teacher_accuracy
 from workers.cluster import (
     ACTOR_LOSSES_MAX,
     Cluster,
@@ -117,8 +117,9 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
         assert (record.stat().st_ino, record.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
     shutil.copytree(digits.folders.datasets, peace.datasets)
-    assert plan_caches(job, peace, ignore, never, threads=1) == plan
+    assert plan_caches(job, peace, ignore, never, threads=1) == plan.model_copy(update={"accuracy": None})
     build_caches(plan, peace, ignore, never, threads=1)
+    assert teacher_accuracy(plan, peace) == plan.accuracy
     for spec in specs:
         shared, alone = (digests(root.caches / spec.key) for root in (folders, peace))
         del shared["LAST_USED"], alone["LAST_USED"]

@@ -488,6 +488,18 @@ def test_a_cache_that_cannot_be_read_is_named(api: Api) -> None:
     assert all(part in said for part in (foreign, partial.key, "must be the folder's name"))
 
 
+def test_a_student_may_have_seen_the_same_boxes_at_another_size(shared_api: Api) -> None:
+    box = {"recipe": "resized_crop", "scale": [0.5, 1.0], "ratio": [0.75, 1.25], "flip": True}
+    specs = [
+        cache(shared_api, 10.0 + k, augmentation={**box, "size": size}) for k, size in enumerate(([224, 224], None))
+    ]
+    found = answer(shared_api, "normkd", specs[0].key, student_cache=specs[1].key)
+    assert found["terms"][0]["student_is"] == "student_cache"
+    other = cache(shared_api, 12.0, augmentation={**box, "size": None, "scale": [0.4, 1.0]})
+    body = problem(ask(shared_api, "normkd", specs[0].key, student_cache=other.key), 422, "invalid-request")
+    assert "augmentation.scale" in body["detail"]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -31,7 +31,7 @@ from tests.store_cases import is_held, make_spec, write_cache
 from workers.artifacts import ARTIFACTS
 from workers.caching import CachePlan
 from workers.cluster import Cluster, Crew
-from workers.config import TeacherSpec, TrainingOrder
+from workers.config import TeacherAccuracy, TeacherSpec, TrainingOrder
 from workers.outcomes import Numbered, Outcome
 
 
@@ -163,8 +163,14 @@ def vanished() -> Outcome:
 
 def complete_caches() -> _Task:
     cache = make_spec()
-    plan = CachePlan(teacher=TeacherSpec(path=Path("t.onnx")), train_cache=cache, test_cache=cache, contract_forwards=0)
-    forwards = {"teacher_forwards": 0, "teacher_forwards_avoided": 0, "teacher_accuracy": 1.0}
+    plan = CachePlan(
+        teacher=TeacherSpec(path=Path("t.onnx")),
+        train_cache=cache,
+        test_cache=cache,
+        contract_forwards=0,
+        accuracy=TeacherAccuracy(test=1.0, views=0.5),
+    )
+    forwards = {"teacher_forwards": 0, "teacher_forwards_avoided": 0}
     return _Task(outcome=Outcome(kind="done", value={"plan": plan.model_dump(mode="json"), **forwards}))
 
 

@@ -20,7 +20,7 @@ from service.registry import digest_of
 from service.schemas import JobRequest
 from service.tables import DatasetRecord, EngineRecord, new_id, utc_now
 from tests.filled import make_cache
-from tests.service_helpers import Api, finish, make_settings, running_api, start_run
+from tests.service_helpers import PREPROCESSING, Api, finish, make_settings, running_api, start_run
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -190,6 +190,7 @@ def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body()).json()
     assert preview["object"] == "job_preview"
     assert [run["name"] for run in preview["runs"]] == ["cnn_s ce seed 0", "cnn_s kd seed 0"]
+    assert preview["views"] == {"student": [8, 8], "teacher": [8, 8]}
     assert preview["warnings"] == []
     assert api.client.get("/v1/jobs").json()["data"] == []
     windows = json.dumps(api.job_body()).encode("utf-8-sig")
@@ -209,6 +210,22 @@ def test_a_dry_run_says_which_labels_a_job_would_fail_of(api: Api, first: int, t
     answer = api.client.post("/v1/jobs", params={"dry_run": True}, json=body)
     assert answer.status_code == 422
     assert told in answer.json()["detail"]
+
+
+def test_a_dry_run_tells_what_each_network_sees_of_a_box(api: Api) -> None:
+    """And that a data set which is stored smaller than the teacher's input has no more to give."""
+    folder(api.settings.data_root / "pets", tuple("0123456789"))
+    teacher = api.upload(preprocessing=PREPROCESSING.model_copy(update={"size": (8, 8)}).model_dump_json()).json()["id"]
+    views = {"augmentation": {"recipe": "resized_crop", "size": [24, 16]}}
+    for image_size, warnings in (([32, 32], 0), ([8, 4], 1), (None, 0)):
+        dataset = {"kind": "folder", "path": "pets", "image_size": image_size}
+        body = api.job_body(teacher=teacher, dataset=dataset, views=views)
+        preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=body).json()
+        assert preview["views"] == {"student": [24, 16], "teacher": [8, 8]}
+        assert len(preview["warnings"]) == warnings
+    body = api.job_body(dataset={"kind": "folder", "path": "pets"})
+    preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=body).json()
+    assert preview["views"] == {"student": None, "teacher": None}
 
 
 def test_jobs_are_listed_newest_first_and_by_state(api: Api) -> None:
@@ -342,8 +359,12 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     result["environment"] = {"device": "cuda", "device_name": "NVIDIA H200"}
     api.records.move_run(other, 1, State.SUCCEEDED, result=result)
     api.records.update_job(job, teacher_forwards={"run": 1797, "avoided": 5000}, teacher_accuracy=0.97)
+    api.records.update_job(job, teacher_views_accuracy=0.62)
     report = api.client.get(f"/v1/jobs/{job}/report").json()
-    assert report["teacher"] == {"accuracy": 0.97}
+    assert report["teacher"] == {"accuracy": 0.97, "views_accuracy": 0.62}
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(terminal.results(report))
+    assert "top-1 97.0 % on the test split, 62.0 % on the training views" in shown.getvalue()
     assert report["teacher_forwards"] == {"run": 1797, "avoided": 5000}
     first, second = report["rows"]
     assert (first["run_id"], first["state"]) == (run, "running")

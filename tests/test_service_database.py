@@ -108,6 +108,7 @@ ROWS: Mapping[str, list[dict[str, object]]] = {
             "caches": {"train": "a" * 64, "test": "b" * 64},
             "teacher_forwards": {"run": 10, "avoided": 20},
             "teacher_accuracy": 0.75,
+            "teacher_views_accuracy": 0.5,
             "error": ERROR,
             "priority": 3,
             "parallel_runs": 2,

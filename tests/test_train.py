@@ -14,7 +14,15 @@ import torch
 from tests.digits import SMALL, Digits, weights
 from tests.full_disk import on_a_small_disk
 from workers.artifacts import load_checkpoint
-from workers.config import CosineSchedule, Preprocessing, Sgd, StepSchedule, Training, TrainingOrder
+from workers.config import (
+    CosineSchedule,
+    Preprocessing,
+    Sgd,
+    StepSchedule,
+    TeacherAccuracy,
+    Training,
+    TrainingOrder,
+)
 from workers.errors import NotFinite, Stopped
 from workers.events import Epoch, Finished, Step, ignore, never
 from workers.feed import TrainingFeed, epoch_order, to_input
@@ -88,7 +96,9 @@ def test_a_run_that_vanishes_resumes_to_the_same_bits(method: str, digits: Digit
     assert not (tmp_path / "a1/artifacts").exists()
     second = digits.order(method, tmp_path / "a2", training, earlier=(tmp_path / "a1",))
     events: list[object] = []
-    resumed_result = train_run(second.model_copy(update={"told_epoch": 2}), events.append, never)
+    # What is told of the teacher is no part of what a checkpoint is of.
+    changes = {"told_epoch": 2, "teacher_accuracy": TeacherAccuracy(test=0.9, views=0.8)}
+    resumed_result = train_run(second.model_copy(update=changes), events.append, never)
 
     assert resumed_result["last"]["teacher_temperature_mean"] == undisturbed["last"]["teacher_temperature_mean"]
     assert [e.epoch for e in events if isinstance(e, Epoch)] == [3, 4]

@@ -13,7 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from store.words import below, hash_words, unit
 from workers import views
-from workers.config import Augmentation, CropFlip, NoAugmentation, ResizedCrop
+from workers.config import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
 from workers.errors import InvalidDataset
 from workers.views import ViewParameters
 
@@ -150,7 +150,7 @@ def test_bytes_do_not_depend_on_the_batch(recipe: Augmentation, channels: int) -
     index = np.arange(37)
     whole = views.make_views(images, recipe, 5, 2, index)
     assert whole.dtype == torch.uint8
-    assert whole.shape == (37, *views.output_size(recipe, 32, 40), channels)
+    assert whole.shape == (37, *output_size(recipe, 32, 40), channels)
     assert torch.equal(views.make_views(images, recipe, 5, 2, index), whole)
     for size in (1, 16):
         parts = [views.make_views(images[s : s + size], recipe, 5, 2, index[s : s + size]) for s in range(0, 37, size)]
@@ -254,10 +254,10 @@ def test_the_own_size_and_the_recipe_none_change_nothing() -> None:
 
 
 def test_output_size() -> None:
-    assert views.output_size(NoAugmentation(), 28, 36) == (28, 36)
-    assert views.output_size(CropFlip(), 28, 36) == (28, 36)
-    assert views.output_size(ResizedCrop(), 28, 36) == (28, 36)
-    assert views.output_size(ResizedCrop(size=(10, 12)), 28, 36) == (10, 12)
+    assert output_size(NoAugmentation(), 28, 36) == (28, 36)
+    assert output_size(CropFlip(), 28, 36) == (28, 36)
+    assert output_size(ResizedCrop(), 28, 36) == (28, 36)
+    assert output_size(ResizedCrop(size=(10, 12)), 28, 36) == (10, 12)
 
 
 # ------------------------------------------------------------------------------------------------ randomness

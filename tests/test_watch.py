@@ -62,6 +62,14 @@ def test_a_cache_that_was_there_is_not_shown_as_work(view: JobView) -> None:
     assert view.apply(ready(0)) == "inference, train: 1,000 / 1,000 rows, all from the cache"
 
 
+def test_the_check_of_the_teacher_tells_its_accuracy_on_pictures_and_on_views(view: JobView) -> None:
+    told = {"rows": 512, "accuracy": 0.991, "provider": "CPU"}
+    said = view.apply(event("contract_checked", **told))
+    assert said == "the teacher is right on 99.1 % of 512 labelled rows, on CPU"
+    said = view.apply(event("contract_checked", views_accuracy=0.625, **told))
+    assert said == "the teacher is right on 99.1 % of 512 labelled rows and 62.5 % of their views, on CPU"
+
+
 def test_a_run_shows_epoch_accuracy_and_loss(view: JobView) -> None:
     view.apply(event("state", "run_1", state="running", error=None))
     assert "digits: training" not in drawn(view)

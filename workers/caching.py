@@ -2,24 +2,26 @@
 
 1. ``prepare_data``: both splits are decoded once and mapped.
 2. ``plan_caches``: the teacher is tried on noise in a confined process (``smoke``), unless it was before, then on a
-   labelled slice, unless this very pairing was tried before; that settles the two specifications, and so the keys.
+   labelled slice and on views of it, unless this very pairing was tried before; that settles the two specifications,
+   and so the keys.
 3. ``reserve_caches``: both are created and kept from eviction; others are evicted for them where there is a quota.
 4. ``build_caches``: blocks that are not committed yet are inferred, in this process or wherever ``infer`` has it done.
    Of a lossy cache the first one comes first, and ``lossy`` judges by it whether the rest is worth the teacher's time.
    A complete cache costs a verification, and no teacher is opened for it.
 """
 
-import contextlib
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from store import (
     CacheCorrupt,
@@ -39,10 +41,15 @@ from workers.config import (
     JobSpec,
     NoAugmentation,
     Spec,
+    TeacherAccuracy,
     TeacherSpec,
     Views,
     check_encoding,
+    output_size,
+    teacher_augmentation,
+    thumbnail_warnings,
 )
+from workers.contract import ViewsReport, check_views
 from workers.datasets import Dataset
 from workers.durable import alone, replacing
 from workers.errors import InvalidTeacher
@@ -52,7 +59,11 @@ from workers.lossy import Guard, judge
 from workers.onnx_check import check_onnx, check_picture
 from workers.students import check_batch_size, check_image_side
 from workers.teacher import ContractReport, Device, Teacher
-from workers.views import output_size
+
+Report = TypeVar("Report", bound=BaseModel)
+
+# Logits that are looked at together when they are counted: 4 MiB of float32.
+_ACCURACY_CELLS = 1 << 20
 
 Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
 """Infers blocks of one cache; ``infer_here`` does it in this process, ``cluster`` on many."""
@@ -119,15 +130,17 @@ def check_contract(
     threads: int,
     device: Device = "auto",
     accept: bool = False,
+    views: Views | None = None,
 ) -> tuple[ContractReport, int]:
-    """Try the teacher on a labelled slice, once for every pairing of teacher and data.
+    """Try the teacher on a labelled slice, once for every pairing of teacher and data, and on views of it.
 
     Args:
         accept: whether the job insists on a teacher that is doubted; each job for itself, whatever was recorded.
+        views: the training views as the teacher sees them; None, or no augmentation, tries plain pictures alone.
 
     Returns:
-        The report, and the number of forward passes that it took now: 0 when the
-        same teacher, preprocessing and data were tried before (the report is then read back).
+        The report on plain pictures, and the number of forward passes that both took now: 0 when the
+        same teacher, preprocessing, data and views were tried before (the reports are then read back).
 
     Raises:
         ContractViolation: they do not belong together; see ``Teacher.contract_check``.
@@ -137,38 +150,62 @@ def check_contract(
         "dataset": dataset.fingerprint,
         "class_names": dataset.class_names,
     }
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    record = folders.contracts / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-    # A record that an older version wrote in another shape is as good as none.
-    report = None
-    with contextlib.suppress(FileNotFoundError, ValidationError):
-        report = ContractReport.model_validate_json(record.read_text())
-    if report is not None:
-        report.enforce(accept)
-        for warning in (*report.accepted, *report.warnings):
-            emit(Log(level="warning", message=warning))
-        return report, 0
-    session = Teacher(
-        teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device, dataset=dataset
-    )
-    report = session.contract_check(dataset, accept=accept)
-    for warning in (*session.warnings, *report.accepted, *report.warnings):
-        emit(Log(level="warning", message=warning))
-    emit(
-        ContractChecked(
-            rows=report.rows,
-            forwards=report.forwards,
-            accuracy=report.accuracy,
-            chance=report.chance,
-            output_kind=report.output_kind,
-            provider=session.provider,
-            provider_reason=session.provider_reason,
+    session = functools.cache(
+        lambda: Teacher(
+            teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device, dataset=dataset
         )
     )
+    record = _contract_record(folders, identity)
+    report, forwards = _recorded(record, ContractReport), 0
+    if report is None:
+        report = session().contract_check(dataset, accept=accept)
+        forwards = report.forwards
+        _record(record, report)
+    report.enforce(accept)
+    on_views = None
+    if views is not None and not isinstance(views.augmentation, NoAugmentation):
+        record = _contract_record(folders, {**identity, "views": views.model_dump(mode="json")})
+        on_views = _recorded(record, ViewsReport)
+        if on_views is None:
+            on_views = check_views(session(), dataset, views, report)
+            forwards += on_views.rows
+            _record(record, on_views)
+    warnings = (*report.accepted, *report.warnings, *(on_views.warnings if on_views else ()))
+    for warning in (*(session().warnings if forwards else ()), *warnings):
+        emit(Log(level="warning", message=warning))
+    if forwards:
+        emit(
+            ContractChecked(
+                rows=report.rows,
+                forwards=forwards,
+                accuracy=report.accuracy,
+                views_accuracy=on_views.accuracy if on_views else None,
+                chance=report.chance,
+                output_kind=report.output_kind,
+                provider=session().provider,
+                provider_reason=session().provider_reason,
+            )
+        )
+    return report, forwards
+
+
+def _contract_record(folders: Folders, identity: Mapping[str, object]) -> Path:
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return folders.contracts / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+
+
+def _recorded(record: Path, kind: type[Report]) -> Report | None:
+    """What an earlier check has recorded; one that an older version wrote in another shape is as good as none."""
+    try:
+        return kind.model_validate_json(record.read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _record(record: Path, report: BaseModel) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     with replacing(record, "a contract report") as file:
         file.write(report.model_dump_json(indent=2).encode())
-    return report, report.forwards
 
 
 class CachePlan(Spec):
@@ -176,6 +213,7 @@ class CachePlan(Spec):
 
     Attributes:
         contract_forwards: pictures that the contract check has run through the teacher now.
+        accuracy: of the teacher, once the caches are complete.
         guard: what the training split's cache is judged by before most of it is inferred; None for a dense one.
     """
 
@@ -184,6 +222,7 @@ class CachePlan(Spec):
     test_cache: CacheSpec
     contract_forwards: int
     guard: Guard | None = None
+    accuracy: TeacherAccuracy | None = None
 
 
 def plan_caches(
@@ -208,8 +247,13 @@ def plan_caches(
         check_batch_size(student.name, job.training.batch_size)
     teacher = identify(job.teacher)
     _smoke_run(teacher, train, folders, emit)
+    size = teacher.preprocessing.size
+    for warning in thumbnail_warnings(job.dataset, size):
+        emit(Log(level="warning", message=warning))
+    recipe = teacher_augmentation(job.views.augmentation, size, train.height, train.width)
+    seen = job.views.model_copy(update={"augmentation": recipe})
     report, rows = check_contract(
-        teacher, train, folders, emit, threads=threads, device=device, accept=job.accept_teacher
+        teacher, train, folders, emit, threads=threads, device=device, accept=job.accept_teacher, views=seen
     )
 
     encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]
@@ -235,7 +279,7 @@ def plan_caches(
     # The output's name is part of a cache's identity; from here on it is always given.
     teacher = teacher.model_copy(update={"output": report.output})
     plain = Views(augmentation=NoAugmentation())
-    train_cache = spec(train, job.views, encoding)
+    train_cache = spec(train, seen, encoding)
     guard = Guard(methods=tuple(methods), epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
         teacher=teacher,
@@ -436,11 +480,26 @@ def _verify(folders: Folders, spec: CacheSpec) -> None:
     catalog.touch(spec.key)
 
 
-def teacher_accuracy(plan: CachePlan, folders: Folders) -> float:
-    """Top-1 accuracy of the teacher on the whole test split, from its cache."""
-    logits_NC = CacheReader(folders.caches, plan.test_cache).logits(0)
-    test = datasets.open_prepared(folders.datasets, plan.test_cache.dataset_fingerprint)
-    return float((logits_NC.argmax(axis=1) == np.asarray(test.labels_N)).mean())
+def teacher_accuracy(plan: CachePlan, folders: Folders) -> TeacherAccuracy:
+    """Top-1 accuracy of the cached logits of the whole test split and of all training views, without a teacher."""
+    return TeacherAccuracy(
+        test=_cached_accuracy(plan.test_cache, folders), views=_cached_accuracy(plan.train_cache, folders)
+    )
+
+
+def _cached_accuracy(spec: CacheSpec, folders: Folders) -> float:
+    """Over all views of a cache, as its readers get the logits; ``_verify`` has checked the bytes."""
+    labels_N = np.asarray(datasets.open_prepared(folders.datasets, spec.dataset_fingerprint).labels_N)
+    step, hits = max(1, _ACCURACY_CELLS // spec.classes), 0
+    with CacheReader(folders.caches, spec) as reader:
+        for view in range(spec.views):
+            rows = reader.row_map(view, np.arange(spec.samples))
+            for start in range(0, spec.samples, step):
+                stop = min(start + step, spec.samples)
+                # NumPy's argmax of float16 takes three times as long.
+                predicted = rows.gather(start, stop).astype(np.float32, copy=False).argmax(axis=1)
+                hits += int((predicted == labels_N[start:stop]).sum())
+    return hits / (spec.views * spec.samples)
 
 
 def forwards_avoided(job: JobSpec, plan: CachePlan, forwards: int) -> int:

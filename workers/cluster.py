@@ -197,12 +197,12 @@ class _CachesActor(_Actor):
         self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
         with contextlib.closing(_InferencePool(actors, gpu_share, cpus)) as pool:
             forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, infer=pool.infer)
+        plan = plan.model_copy(update={"accuracy": caching.teacher_accuracy(plan, folders)})
         emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
             "teacher_forwards": forwards,
             "teacher_forwards_avoided": caching.forwards_avoided(job, plan, forwards),
-            "teacher_accuracy": caching.teacher_accuracy(plan, folders),
         }
 
 
@@ -785,8 +785,8 @@ class Cluster:
     def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 0.0, quota_bytes: int = 0) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core.
 
-        The outcome's value holds ``plan`` (``caching.CachePlan``), ``teacher_forwards``,
-        ``teacher_forwards_avoided`` and ``teacher_accuracy``. Until ``Task.close`` neither cache is evicted.
+        The outcome's value holds ``plan`` (``caching.CachePlan``, with the teacher's accuracy), ``teacher_forwards``
+        and ``teacher_forwards_avoided``. Until ``Task.close`` neither cache is evicted.
 
         Args:
             gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 0 is the CPU.

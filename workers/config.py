@@ -51,7 +51,8 @@ class Preprocessing(Spec):
     """From picture to input: resize, order channels, ``x * scale``, ``(x - mean) / std``, lay out.
 
     Attributes:
-        size: (height, width) in pixels the network wants; None keeps the picture's own.
+        size: (height, width) in pixels the network wants; None keeps the picture's own. Of a view, both mean the box
+        of the data set's picture resampled to that size, see ``teacher_augmentation``.
         mean: per channel, in units of the scaled picture (0..1 with the default scale).
         std: per channel, same unit, > 0.
         channels: order and number of the channels; grey pictures are repeated, colour ones turned
@@ -163,7 +164,8 @@ class ResizedCrop(Spec):
     """Crop a random area of random aspect ratio, resize it to ``size``, mirror every second one.
 
     Attributes:
-        size: (height, width) of the result; None keeps the picture's own.
+        size: (height, width) of the student's view; None keeps the picture's own. The teacher's has its own size, see
+            ``teacher_augmentation``.
         scale: least and most area of the crop, as a fraction of the picture's.
         ratio: least and most width / height of the crop.
     """
@@ -185,8 +187,53 @@ class ResizedCrop(Spec):
 Augmentation = Annotated[NoAugmentation | CropFlip | ResizedCrop, Field(discriminator="recipe")]
 
 
+def output_size(recipe: Augmentation, height: int, width: int) -> Size:
+    """(h, w) in pixels of a view of an H x W picture."""
+    if isinstance(recipe, ResizedCrop) and recipe.size is not None:
+        return recipe.size
+    return height, width
+
+
+def teacher_augmentation(recipe: Augmentation, size: Size | None, height: int, width: int) -> Augmentation:
+    """The augmentation as the teacher sees it: the same boxes of the same pictures, resampled to the teacher's size.
+
+    A box and its mirroring do not depend on the size of the view, so each network gets its own resampling of one box:
+    the teacher is not given the student's view made larger, or smaller, once more. Where the view has the teacher's
+    size anyway, and where boxes are not resampled (``none``, ``crop_flip``: views as large as the picture, which
+    ``Preprocessing`` resizes), this is ``recipe`` itself. It is what a cache is known by, so students of different
+    sizes share one.
+
+    Args:
+        recipe: of the student's views.
+        size: (height, width) in pixels of the teacher's preprocessing; None is that of the data set's pictures.
+        height, width: of the data set's pictures.
+    """
+    if not isinstance(recipe, ResizedCrop) or output_size(recipe, height, width) == (size or (height, width)):
+        return recipe
+    return recipe.model_copy(update={"size": size})
+
+
+def thumbnail_warnings(dataset: DatasetSpec, size: Size | None) -> tuple[str, ...]:
+    """A sentence if a data set is stored smaller than the teacher's input, so that no view can have its detail.
+
+    Args:
+        size: (height, width) in pixels of the teacher's preprocessing.
+    """
+    if size is None or not isinstance(dataset, FolderDataset) or dataset.image_size is None:
+        return ()
+    (height, width), (wanted_h, wanted_w) = dataset.image_size, size
+    if height >= wanted_h and width >= wanted_w:
+        return ()
+    return (
+        f"the data set's image_size is {height} x {width} pixels (height x width), the teacher's input {wanted_h} x "
+        f"{wanted_w}: the teacher is given pictures that were made smaller and then enlarged, whole ones and views "
+        f"alike. If the files are larger, set image_size to [{wanted_h}, {wanted_w}] and "
+        "make the students' views small with `size` of the recipe resized_crop",
+    )
+
+
 class Views(Spec):
-    """The augmentations that teacher and students share: epoch e trains on view e mod count."""
+    """The boxes that teacher and students share, each at its own size: epoch e trains on view e mod count."""
 
     augmentation: Augmentation = NoAugmentation()
     count: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
@@ -462,6 +509,18 @@ class Folders(Spec):
         return self.data_dir / "jobs"
 
 
+class TeacherAccuracy(Spec):
+    """Top-1 of the teacher's cached logits against the labels, 0..1.
+
+    Attributes:
+        test: on the plain pictures of the test split.
+        views: on the training views, over all of them: of the logits that students learn from.
+    """
+
+    test: float
+    views: float
+
+
 class InferenceOrder(Spec):
     """Blocks of one cache for one worker to infer: pure data, so that it can cross processes.
 
@@ -488,6 +547,7 @@ class TrainingOrder(Spec):
     Attributes:
         train_cache: the teacher's cache over the training views; None trains without a teacher.
         test_cache: the teacher's cache over the plain test split, for agreement; None likewise.
+        teacher_accuracy: what result.json tells of the teacher; it changes no training.
         folder: this attempt's own folder; nobody else writes there.
         earlier: the folders of earlier attempts, whose checkpoints may be taken up.
         told_epoch: the last epoch whose event has been stored; later ones of a checkpoint are told again.
@@ -508,6 +568,7 @@ class TrainingOrder(Spec):
     test_fingerprint: str
     train_cache: CacheSpec | None
     test_cache: CacheSpec | None
+    teacher_accuracy: TeacherAccuracy | None = None
     folder: Path
     earlier: tuple[Path, ...] = ()
     told_epoch: Annotated[int, Field(strict=True, ge=0)] = 0

@@ -21,6 +21,10 @@ equally likely to be either's if neither is better. Tests share ``ALPHA`` (Bonfe
 that sorting makes of the names and the best assignment of outputs to classes (Hungarian method), which is found on one
 half of the rows and tested on the other.
 
+Where a job augments, ``check_views`` asks once more on the pictures that the logits will be of: a teacher that is right
+on whole pictures and wrong on their views teaches what it gets wrong. Augmentation is meant to make pictures harder, so
+this is a warning, and none unless a good part of the hits is lost beyond chance.
+
 What it does not do: judge how good a teacher is. A weak one passes.
 
 Legend: R rows of the slice, N classes, V usual preprocessings.
@@ -35,10 +39,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from workers.config import Preprocessing
+from workers import views
+from workers.config import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop, Views, output_size
 from workers.datasets import Dataset
 from workers.errors import ContractViolation, InvalidTeacher, NotFinite
 from workers.onnx_batch import NO_HINT
@@ -55,6 +61,7 @@ ALPHA = 0.01  # the chance that a teacher which only guesses gets through
 BATCH = 64
 FIRST_TIMEOUT_S = 120.0  # for one picture: a hostile graph may loop for ever
 ALONE_ROWS = 4  # pictures compared alone and in a batch
+VIEWS_KEEP = 0.75  # of the hits on plain pictures; a teacher that has fewer on their views is told of
 
 # Probabilities of a row sum to 1 up to their own rounding.
 SUM_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2}
@@ -119,6 +126,22 @@ class ContractReport(BaseModel):
         return tuple(f"{refusal} It is used as it is, for the job says accept_teacher" for refusal in self.refusals)
 
 
+class ViewsReport(BaseModel):
+    """What the check on training views found.
+
+    Attributes:
+        rows: labelled views in the slice, of as many pictures; all went through the teacher.
+        accuracy: top-1 on them.
+        warnings: sentences for a person.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    accuracy: float
+    warnings: tuple[str, ...]
+
+
 class Session(Protocol):
     """What the check needs of a ``workers.teacher.Teacher``."""
 
@@ -181,6 +204,59 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
         refusals=tuple(refusals),
         warnings=tuple(warnings),
     )
+
+
+def check_views(teacher: Session, dataset: Dataset, plan: Views, plain: ContractReport) -> ViewsReport:
+    """Run the teacher on views of the very pictures that ``check`` took, views in turn.
+
+    Args:
+        plan: of the teacher's views, see ``config.teacher_augmentation``.
+        plain: what ``check`` said of the pictures as they are.
+
+    Raises:
+        InvalidTeacher, InvalidDataset: it does not run on views, or there are none of such pictures.
+        NotFinite: NaN or infinite outputs.
+    """
+    index_R = slice_rows(dataset.labels_N, dataset.classes, plain.rows)
+    outputs, sides = [], []
+    for number, start in enumerate(range(0, len(index_R), BATCH)):
+        part = index_R[start : start + BATCH]
+        drawn = views.draw(plan.augmentation, plan.seed, number % plan.count, part, dataset.height, dataset.width)
+        made = views.apply(torch.from_numpy(dataset.take(part)), plan.augmentation, drawn)
+        outputs.append(teacher.outputs(made.numpy()))
+        sides.append(np.stack([drawn.height, drawn.width]))
+    outputs_RN = np.concatenate(outputs)
+    _check_finite(outputs_RN, index_R)
+    score = Score.of(outputs_RN, dataset.labels_N[index_R])
+    misses, allowed = score.rows - score.hits, 1 - VIEWS_KEEP * plain.accuracy
+    warnings = []
+    if binomial_tail(misses, score.rows, allowed) <= ALPHA:
+        height, width = np.median(np.concatenate(sides, axis=1), axis=1)
+        warnings.append(
+            f"the teacher is right on {score.accuracy:.1%} of {score.rows} training views, and on {plain.accuracy:.1%} "
+            "of the same pictures as they are: students learn from its logits of the views. "
+            + _why_views_are_harder(plan.augmentation, dataset, round(height), round(width))
+        )
+    return ViewsReport(rows=score.rows, accuracy=score.accuracy, warnings=tuple(warnings))
+
+
+def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, width: int) -> str:
+    """What a recipe does to a picture, and how to ask for less; the median box is height x width pixels."""
+    match recipe:
+        case NoAugmentation():
+            return ""
+        case ResizedCrop():
+            (least, most), (seen_h, seen_w) = recipe.scale, output_size(recipe, dataset.height, dataset.width)
+            what = (
+                f"Each is a box of {least:.0%} to {most:.0%} of the {dataset.height} x {dataset.width} pixels "
+                f"(height x width), half of them below {height} x {width}, made {seen_h} x {seen_w} for the teacher"
+            )
+            less = "a larger first value of `scale`"
+        case CropFlip():
+            what, less = f"Each is moved by up to {recipe.pad} pixels, black beyond the edge", "a smaller `pad`"
+    if not recipe.flip:
+        return f"{what}: {less} makes them easier"
+    return f'{what}, and half of them are mirrored: {less}, or `"flip": false`, makes them easier'
 
 
 def slice_rows(labels_N: Rows, classes: int, rows: int) -> Rows:

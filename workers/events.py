@@ -51,12 +51,16 @@ class DatasetReady(_Event):
 
 
 class ContractChecked(_Event):
-    """The teacher was tried on ``rows`` labelled pictures before any long work, with ``forwards`` passes."""
+    """The teacher was tried on ``rows`` labelled pictures before any long work, with ``forwards`` passes.
+
+    ``views_accuracy`` is that on as many training views, None without augmentation.
+    """
 
     type: Literal["contract_checked"] = "contract_checked"
     rows: int
     forwards: int
     accuracy: float
+    views_accuracy: float | None = None
     chance: float
     output_kind: str
     provider: str

@@ -1,4 +1,4 @@
-"""Batches for the training loop: the view that the teacher saw, its labels, the teacher's logits.
+"""Batches for the training loop: the student's view of the box that the teacher saw, its labels, the teacher's logits.
 
 Decoded pictures (uint8) and cached logits are moved to the device once when they fit there; what does not fit stays
 memory-mapped on the host, shared by all runs of the machine, and is gathered and copied ahead of the loop by a thread
@@ -40,7 +40,7 @@ _BATCHES_AHEAD = 4
 
 @dataclass(frozen=True)
 class Seen:
-    """What both networks see of one view of a batch, on the training device.
+    """What the student sees of one view of a batch, and what the teacher said of the same boxes; on the device.
 
     Attributes:
         images: uint8 [b, H, W, K], augmented, of the batch's rows ``mine``.
@@ -212,7 +212,7 @@ class TrainingFeed:
     Args:
         dataset: the training split.
         plan: which views there are; epoch e (from 0) uses view ``e mod plan.count``, and the next one as the second.
-        reader: the teacher's cache over the same views, or None for plain cross-entropy.
+        reader: the teacher's cache over the same boxes, or None for plain cross-entropy.
         batch_size: rows of a batch; of a larger one a last batch of one row is left out, because batch
             normalisation cannot train on it (students with it are refused where there would be no other).
         seed: of the order.

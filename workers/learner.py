@@ -349,9 +349,9 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
 
 
 def _identity(order: TrainingOrder) -> str:
-    """What a checkpoint must have been made for to be taken up: everything but where it lies and who computes."""
+    """What a checkpoint must have been made for to be taken up: all but where it lies, who computes, what is told."""
     elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
-    elsewhere |= {"has_gpu_share", "memory_fraction", "stage"}
+    elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy"}
     text = f"{_CHECKPOINT_FORMAT} {order.model_dump_json(exclude=elsewhere)}"
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,6 +1,7 @@
 """Whether training on cached logits is training with the live teacher: their losses and gradients, step by step.
 
-A student is trained for an epoch on a cache, as ``train`` would: same first weights, order and pictures. In every step
+A student is trained for an epoch on a cache, as ``train`` would: same first weights, order and boxes, on the teacher's
+resampling of them, for a cache does not know the size of a job's own views. In every step
 its one forward pass is differentiated for the loss on the cached rows, and again for the loss on what the teacher says
 now about the very pictures of the batch; then the student moves along the cached gradient. The pass is shared, so
 whatever differs comes from the teacher's rows. The arithmetic is training's float32; the student is on the CPU.
@@ -30,10 +31,9 @@ from torch.nn.functional import normalize
 from torch.optim import SGD
 
 from store import CacheReader, CacheSpec, Catalog
-from workers import views
 from workers.caching import identify, open_teacher
 from workers.composition import Method
-from workers.config import Folders, InferenceOrder, Preprocessing, Sgd, TeacherSpec, Training, Views
+from workers.config import Folders, InferenceOrder, Preprocessing, Sgd, TeacherSpec, Training, Views, output_size
 from workers.datasets import Dataset, open_prepared
 from workers.errors import InvalidMethod, LossyCache
 from workers.feed import TrainingFeed, student_preprocessing, to_input
@@ -301,7 +301,7 @@ class _Learner:
     """The student, the method's learned temperatures, and what moves them: plain SGD as a job's default has it."""
 
     def __init__(self, dataset: Dataset, plan: Views, student: str, method: Method, seed: int) -> None:
-        size = views.output_size(plan.augmentation, dataset.height, dataset.width)
+        size = output_size(plan.augmentation, dataset.height, dataset.width)
         torch.manual_seed(seed)
         network = build_student(student, dataset.classes, in_channels=dataset.channels, image_side=min(size))
         self._network = network.to(memory_format=torch.channels_last)

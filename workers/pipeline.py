@@ -78,6 +78,7 @@ def order_run(
         test_fingerprint=plan.test_cache.dataset_fingerprint,
         train_cache=plan.train_cache,
         test_cache=plan.test_cache,
+        teacher_accuracy=plan.accuracy,
         folder=folder,
         earlier=earlier,
         told_epoch=told_epoch,
@@ -118,10 +119,16 @@ def share_out(
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What ``run_job`` leaves: result.json of each run, in order, and the teacher's cost."""
+    """What ``run_job`` leaves: result.json of each run, in order, and the teacher's accuracy and cost.
+
+    Attributes:
+        teacher_accuracy: on the test split.
+        teacher_views_accuracy: on the training views, i.e. of the logits that students have learned from.
+    """
 
     results: tuple[dict[str, object], ...]
     teacher_accuracy: float
+    teacher_views_accuracy: float
     teacher_forwards: int
     teacher_forwards_avoided: int
 
@@ -150,6 +157,8 @@ def run_job(
     plan = plan_caches(job, folders, emit, should_stop, threads=threads)
     with reserve_caches(plan, folders, 0, emit):
         forwards = build_caches(plan, folders, emit, should_stop, threads=threads)
+        accuracy = teacher_accuracy(plan, folders)
+        plan = plan.model_copy(update={"accuracy": accuracy})
         emit(Stage(stage="training"))
         results = {}
         waiting = job.runs()
@@ -167,7 +176,8 @@ def run_job(
             waiting = tuple(run for run in waiting if run not in group)
         return JobOutcome(
             results=tuple(results[run.index] for run in job.runs()),
-            teacher_accuracy=teacher_accuracy(plan, folders),
+            teacher_accuracy=accuracy.test,
+            teacher_views_accuracy=accuracy.views,
             teacher_forwards=forwards,
             teacher_forwards_avoided=forwards_avoided(job, plan, forwards),
         )
@@ -264,6 +274,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
     sys.stdout.write(json.dumps(outcome.results, indent=2) + "\n")
+    sys.stdout.write(
+        f"teacher: top-1 {outcome.teacher_accuracy:.1%} on the test split, {outcome.teacher_views_accuracy:.1%} on the "
+        "training views\n"
+    )
     sys.stdout.write(
         f"teacher forward passes: {outcome.teacher_forwards} run, "
         f"{outcome.teacher_forwards_avoided} avoided; artifacts in {out}\n"

@@ -27,7 +27,7 @@ from store import CacheReader, CacheSpec
 from workers import views
 from workers.artifacts import Student, write_artifacts
 from workers.composition import Method
-from workers.config import Preprocessing, TrainingOrder
+from workers.config import Preprocessing, TrainingOrder, output_size
 from workers.cuda_graph import BatchLoader, Recorder, StepGraph, why_no_graph
 from workers.datasets import Dataset, open_prepared
 from workers.devices import choose_device, new_stream
@@ -113,7 +113,7 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
         torch.cuda.set_per_process_memory_fraction(order.memory_fraction, device)
     train = open_prepared(order.folders.datasets, order.train_fingerprint)
     test = open_prepared(order.folders.datasets, order.test_fingerprint)
-    size = views.output_size(order.views.augmentation, train.height, train.width)
+    size = output_size(order.views.augmentation, train.height, train.width)
     training, methods = order.training, [each.run.method.expand() for each in orders]
 
     def reader(spec: CacheSpec | None) -> CacheReader | None:
@@ -459,6 +459,9 @@ def _leave(learner: Learner, setting: _Setting) -> dict[str, object]:
             "train": None if order.train_cache is None else order.train_cache.key,
             "test": None if order.test_cache is None else order.test_cache.key,
         },
+        "teacher": None
+        if order.teacher_accuracy is None
+        else {"top1": order.teacher_accuracy.test, "views_top1": order.teacher_accuracy.views},
         "environment": {
             **learner.environment,
             **{name: version(name) for name in ("torch", "torchvision", "zarr", "retort")},

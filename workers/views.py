@@ -1,9 +1,10 @@
 """Deterministic augmentation: which view of a picture it is decides every byte of it.
 
 Two halves. ``draw`` turns (recipe, seed, view, sample) into integers, a box and a mirror flag per
-sample; ``apply`` cuts that box out of uint8 pictures with integer arithmetic only. So the teacher,
-every student, every machine, every batch size and order, and CPU and CUDA see the same bytes, and
-nothing about the augmentation has to be stored.
+sample; ``apply`` cuts that box out of uint8 pictures with integer arithmetic only. So every student,
+every machine, every batch size and order, and CPU and CUDA see the same bytes, and nothing about the
+augmentation has to be stored. The size of a view is no part of the draw: the teacher sees the same
+boxes, each resampled from the picture to its own size (``config.teacher_augmentation``).
 
 The generator is counter-based, see store/words.py: word ``slot`` of (seed, view, sample). Slots: 0 mirror,
 1 top, 2 left, 3 + 2t and 4 + 2t the area and aspect ratio of try t of ``resized_crop``.
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store.words import Floats, Ints, Words, below, hash_words, unit
-from workers.config import Augmentation, CropFlip, NoAugmentation, ResizedCrop
+from workers.config import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
 from workers.errors import InvalidDataset
 
 _SLOT_FLIP, _SLOT_TOP, _SLOT_LEFT, _SLOT_TRIES = 0, 1, 2, 3
@@ -173,13 +174,6 @@ def _central_box(recipe: ResizedCrop, height: int, width: int) -> tuple[int, int
 
 
 # ----------------------------------------------------------------------------------------- applying
-
-
-def output_size(recipe: Augmentation, height: int, width: int) -> tuple[int, int]:
-    """(h, w) in pixels of a view of an H x W picture."""
-    if isinstance(recipe, ResizedCrop) and recipe.size is not None:
-        return recipe.size
-    return height, width
 
 
 def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters) -> Tensor:

@@ -222,10 +222,13 @@ def _counts(job: Document) -> str:
 
 def _preview(preview: Document) -> RenderableType:
     rows = [(run["student"], run["method"], str(run["seed"])) for run in preview["runs"]]
-    runs = terminal.table(("student", "method", "seed"), rows)
-    # A service of an earlier version has none.
+    # A service of an earlier version has neither sizes nor warnings.
+    views = preview.get("views") or {}
+    sizes = {name: "x".join(map(str, views.get(name) or ())) for name in ("student", "teacher")}
+    seen = terminal.facts({f"{name} sees": size and f"{size} pixels of each box" for name, size in sizes.items()})
     warnings = [Text(f"warning: {warning}") for warning in preview.get("warnings", [])]
-    return Group(Text(f"{len(rows)} runs, none started"), runs, *warnings)
+    table = terminal.table(("student", "method", "seed"), rows)
+    return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, *warnings)
 
 
 def _job_page(job: Document, runs: list[Document]) -> RenderableType:

@@ -90,6 +90,9 @@ def _statistics(service: Context, key: str) -> tuple[CacheSpec, dict[str, Float3
 
 def _check_same_rows(spec: CacheSpec, other: CacheSpec) -> None:
     beside_rows = {name: getattr(other, name) for name in CacheSpec.model_fields if name not in _SAME_ROWS}
+    # Two networks see the same boxes, each at its own size.
+    if spec.augmentation | {"size": None} == other.augmentation | {"size": None}:
+        beside_rows["augmentation"] = other.augmentation
     if differences := spec.model_copy(update=beside_rows).differences(other):
         raise InvalidRequest(
             f"cache {other.key} is not of the rows of cache {spec.key}: {'; '.join(differences)}", "#/student_cache"

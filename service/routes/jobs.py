@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from service.auth import Who
 from service.bodies import JsonRoute, json_body
-from service.checks import check_job
+from service.checks import check_job, picture_size, student_size
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
 from service.jobs import State
 from service.problems import responses
@@ -32,9 +32,10 @@ from service.schemas import (
     Run,
     TeacherForwards,
     TeacherResult,
+    ViewSizes,
 )
-from service.tables import JobRecord, RunRecord
-from workers.config import Plan
+from service.tables import JobRecord, RunRecord, TeacherRecord
+from workers.config import Plan, Preprocessing, thumbnail_warnings
 from workers.texts import cell
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
@@ -72,6 +73,7 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         caches=row.caches,
         teacher_forwards=TeacherForwards.model_validate(forwards) if forwards else None,
         teacher_accuracy=row.teacher_accuracy,
+        teacher_views_accuracy=row.teacher_views_accuracy,
         priority=row.priority,
         parallel_runs=row.parallel_runs,
         retry_of=row.retry_of,
@@ -107,7 +109,7 @@ def create_job(
     if dry_run:
         plan, teacher = check_job(request, service)
         response.status_code = 200
-        return _preview(plan, teacher.id)
+        return _preview(plan, teacher)
     idempotency = None
     if idempotency_key is not None:
         idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
@@ -129,12 +131,19 @@ def create_job(
     return show_one(row, service.registry)
 
 
-def _preview(plan: Plan, teacher_id: str) -> JobPreview:
+def _preview(plan: Plan, teacher: TeacherRecord) -> JobPreview:
     planned = [
         PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
         for run in plan.runs()
     ]
-    return JobPreview(teacher=teacher_id, plan=plan, runs=planned, warnings=list(plan.warnings))
+    preprocessing = Preprocessing.model_validate(teacher.preprocessing)
+    return JobPreview(
+        teacher=teacher.id,
+        plan=plan,
+        runs=planned,
+        views=ViewSizes(student=student_size(plan), teacher=preprocessing.size or picture_size(plan)),
+        warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size)],
+    )
 
 
 @router.get(
@@ -204,7 +213,7 @@ def report_of(job: JobRecord, rows: list[RunRecord]) -> Report:
     return Report(
         job_id=job.id,
         rows=[_report_row(row) for row in rows],
-        teacher=TeacherResult(accuracy=job.teacher_accuracy),
+        teacher=TeacherResult(accuracy=job.teacher_accuracy, views_accuracy=job.teacher_views_accuracy),
         teacher_forwards=TeacherForwards.model_validate(job.teacher_forwards) if job.teacher_forwards else None,
         caches=job.caches,
     )
