@@ -7,8 +7,11 @@ rise in the order of commits (a sequence alone does not promise that, and a stre
 Reads never wait for writes.
 """
 
+import contextlib
 import json
+import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,6 +27,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from service.errors import NewerDatabase
 from workers.texts import storable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -48,6 +52,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = _with_driver(make_url(url))
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            _warn_of_lost_log(Path(self.url.database or ""))
         self._reading = _sqlite_engine(self.url) if self.is_sqlite else _server_engine(self.url)
         self._writing = self._reading.execution_options(**{_IMMEDIATE: True})
 
@@ -79,18 +85,49 @@ class Database:
         return session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()
 
     def upgrade_to_head(self) -> None:
-        """Runs the migrations that are missing; two processes may do so at once."""
+        """Runs the migrations that are missing; two processes may do so at once. Raises NewerDatabase."""
         with self._writing.begin() as connection:
             self._wait_for_turn(connection)
+            _check_version(connection)
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def is_at_head(self) -> bool:
         """Whether the tables are those that this version expects."""
+        return self.why_not_at_head() is None
+
+    def why_not_at_head(self) -> str | None:
+        """Why the tables are not those that this version expects, with the next step; None if they are."""
         with self._reading.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_heads()
-        return set(found) == set(ScriptDirectory.from_config(_alembic_config()).get_heads())
+            try:
+                found = _check_version(connection)
+            except NewerDatabase as error:
+                return str(error)
+        is_head = found == set(ScriptDirectory.from_config(_alembic_config()).get_heads())
+        return None if is_head else "the database is not at the newest migration: start `retort serve` once"
+
+    def check_version(self) -> None:
+        """Refuses a database whose tables this version cannot know. Raises NewerDatabase."""
+        with self._reading.connect() as connection:
+            _check_version(connection)
+
+    def checkpoint(self) -> None:
+        """Writes SQLite's write-ahead log into the database file and empties it; nothing with PostgreSQL.
+
+        SQLite does so by itself only once the log has grown to 4 MB, or when the last process ends in order. It waits
+        for nobody: what others read or write at this moment stays in the log.
+        """
+        if not self.is_sqlite:
+            return
+        with contextlib.closing(self._reading.raw_connection()) as connection:
+            cursor = connection.cursor()
+            try:
+                # A checkpoint that waits for a reader makes every writer wait.
+                cursor.execute("PRAGMA busy_timeout=0")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
     def close(self) -> None:
         """Closes every connection; the object can be used again and then opens new ones."""
@@ -112,11 +149,53 @@ def upgrade_to_head(url: str) -> None:
         database.close()
 
 
+def known_revisions() -> set[str]:
+    """The migrations of this version."""
+    return {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+
+
+def _check_version(connection: Connection) -> set[str]:
+    """The migrations that the database is at, none if it is new. Raises NewerDatabase."""
+    found = set(MigrationContext.configure(connection).get_current_heads())
+    if unknown := found - known_revisions():
+        newest = ", ".join(ScriptDirectory.from_config(_alembic_config()).get_heads())
+        raise NewerDatabase(
+            f"the database {connection.engine.url} is at migration {', '.join(sorted(unknown))}, and the newest that "
+            f"this version knows is {newest}: a newer Retort has used it. Start that one again, or stop it and "
+            "`retort restore` the backup that was made before the upgrade"
+        )
+    return found
+
+
 def _alembic_config() -> Config:
     config = Config()
     # Alembic interpolates "%" in its options.
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config
+
+
+def _warn_of_lost_log(path: Path) -> None:
+    """Says that the write-ahead log was taken away, which SQLite itself takes for a database with nothing in it.
+
+    SQLite makes the index of the log (``-shm``) after the log and removes it after the log, so an index alone is what
+    remains when somebody has removed the log of a service that was killed.
+    """
+    log, index = (Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))
+
+    def is_lost() -> bool:
+        return path.is_file() and index.exists() and not log.exists()
+
+    if not is_lost():
+        return
+    # Another process that ends in order has removed one of the two just now.
+    time.sleep(0.1)
+    if is_lost():
+        logging.getLogger("retort.db").warning(
+            "%s is gone, and %s is there: what was committed last is lost. Put the file back before anything else "
+            "starts, or stop the service and `retort restore` the newest backup",
+            log,
+            index,
+        )
 
 
 def _dump_json(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import caches, doctor, jobs, keys, methods, parity, services, stock
+from service.cli import backup, caches, doctor, jobs, keys, methods, parity, services, stock
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
 from workers.texts import printable
@@ -33,6 +33,7 @@ methods.register(app)
 caches.register(app)
 parity.register(app)
 keys.register(app)
+backup.register(app)
 
 
 @app.callback()

@@ -187,8 +187,10 @@ def engine_health(data_dir: DataDir = None) -> None:
     settings = Settings()
     database = Database(settings.database)
     try:
+        if reason := database.why_not_at_head():
+            raise CommandFailed(reason)
         records = Records(database)
-        age_s, gpus = (records.heartbeat_age_s(), records.gpus()) if database.is_at_head() else (None, None)
+        age_s, gpus = records.heartbeat_age_s(), records.gpus()
     finally:
         database.close()
     if age_s is None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.auth import check_binding, has_keys, is_loopback, load_key_digest
 from service.db import Database
 from service.doctor.finding import Finding
-from service.errors import ServiceError
+from service.errors import NewerDatabase, ServiceError
 from service.gpus import gpu_reason
 from service.paths import local_url
 from service.records import Records
@@ -58,10 +58,12 @@ def check_migrations(settings: Settings) -> Finding:
         try:
             if database.is_at_head():
                 return Finding("ok", "the database is at the newest one")
+            database.check_version()
         except SQLAlchemyError as error:
             return Finding("fail", f"not known: {_first_line(error)}", "see `database`")
-    advice = f"start {_START}, which migrates; a database of a newer Retort needs that version"
-    return Finding("fail", "the database is not at the newest one of this version", advice)
+        except NewerDatabase as error:
+            return Finding("fail", str(error), "do what this says: this version does not start")
+    return Finding("fail", "the database is not at the newest one of this version", f"start {_START}, which migrates")
 
 
 def check_keys(settings: Settings) -> Finding:

@@ -35,13 +35,13 @@ def _readiness(service: Context) -> Readiness:
     age_s = None
     reasons = []
     try:
-        if service.database.is_at_head():
+        if (reason := service.database.why_not_at_head()) is None:
             age_s = service.records.heartbeat_age_s()
             reasons += _engine_reasons(age_s, service.settings.heartbeat_max_age_s)
             if not reasons and (broken := gpu_reason(service.records.gpus())):
                 reasons.append(broken)
         else:
-            reasons.append("the database is not at the newest migration: start `retort serve` once")
+            reasons.append(reason)
     except SQLAlchemyError as error:
         reasons.append(f"the database cannot be read ({type(error).__name__})")
     return Readiness(ready=not reasons, reasons=reasons, heartbeat_age_s=age_s)
