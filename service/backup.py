@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import inspect, text
@@ -48,6 +48,7 @@ PARTIAL = ".partial"
 SQLITE_FILE = "database.sqlite3"
 POSTGRES_FILE = "database.pgdump"
 DECIDED = "decided.json"
+_REVISION = "SELECT version_num FROM alembic_version"
 _TOP_LEVEL = frozenset({SQLITE_FILE, POSTGRES_FILE, "teachers", "jobs", "caches"})
 # What SQLite keeps beside its file.
 _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
@@ -119,8 +120,7 @@ def backup(settings: Settings, target: Path, *, with_caches: bool = False, accep
             _clear(partial)
             try:
                 manifest = _fill(settings, partial, with_caches=with_caches, accept_missing=accept_missing)
-                with replacing(partial / MANIFEST, "a manifest") as file:
-                    file.write(manifest.model_dump_json(indent=1).encode())
+                _write(partial / MANIFEST, manifest.model_dump_json(indent=1))
                 partial.rename(target)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -133,7 +133,10 @@ def _fill(settings: Settings, folder: Path, *, with_caches: bool, accept_missing
     """Everything but the manifest, durable."""
     made_at = datetime.now(UTC)
     with closing(Database(settings.database)) as database:
-        database.check_version()
+        if not database.check_version():
+            raise BackupFailed(
+                f"{database.url} has no tables yet, so there is nothing to back up: start the service once"
+            )
         name = SQLITE_FILE if database.is_sqlite else POSTGRES_FILE
         snapshot = _snapshot_sqlite if database.is_sqlite else _snapshot_postgres
         revision, known = snapshot(database, folder / name)
@@ -165,8 +168,7 @@ def _fill(settings: Settings, folder: Path, *, with_caches: bool, accept_missing
 def _snapshot_sqlite(database: Database, target: Path) -> tuple[str, KnownFiles]:
     """Copies the database as it is at one moment, while others read and write it."""
     source = Path(database.url.database or "").resolve()
-    with target.open("xb", opener=_private):
-        pass
+    _create(target).close()
     with (
         closing(sqlite3.connect(f"{source.as_uri()}?mode=rw", uri=True)) as reading,
         closing(sqlite3.connect(target)) as writing,
@@ -177,11 +179,11 @@ def _snapshot_sqlite(database: Database, target: Path) -> tuple[str, KnownFiles]
         problem = writing.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
             raise BackupFailed(f"the database {source} is damaged ({problem}): restore an earlier backup")
-        found = _revision(writing.execute("SELECT version_num FROM alembic_version").fetchone())
+        revision = str(writing.execute(_REVISION).fetchone()[0])
         known = known_files(writing.execute)
     with target.open("rb+") as file:
         sync(file)
-    return found, known
+    return revision, known
 
 
 def _snapshot_postgres(database: Database, target: Path) -> tuple[str, KnownFiles]:
@@ -191,13 +193,13 @@ def _snapshot_postgres(database: Database, target: Path) -> tuple[str, KnownFile
         # The dump may take longer than a transaction may be idle.
         session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         snapshot = session.scalar(text("SELECT pg_export_snapshot()"))
-        found = _revision(session.execute(text("SELECT version_num FROM alembic_version")).first())
+        revision = session.execute(text(_REVISION)).scalar_one()
         known = known_files(lambda statement: session.execute(text(statement)))
-        with target.open("xb", opener=_private) as file:
+        with _create(target) as file:
             options = ("--format=custom", "--no-owner", "--no-privileges", f"--snapshot={snapshot}")
             _run_postgres("pg_dump", database.url, *options, stdout=file.fileno())
             sync(file)
-    return found, known
+    return revision, known
 
 
 def _run_postgres(program: str, url: URL, *options: str, stdout: int = subprocess.DEVNULL) -> None:
@@ -215,13 +217,6 @@ def _run_postgres(program: str, url: URL, *options: str, stdout: int = subproces
         ) from None
     if done.returncode:
         raise BackupFailed(f"{program} has failed: {done.stderr.decode(errors='replace').strip()}")
-
-
-def _revision(row: object) -> str:
-    match row:
-        case (str(found),):
-            return found
-    raise BackupFailed("the database has no tables yet, so there is nothing to back up: start the service once")
 
 
 def _copy_known(settings: Settings, known: KnownFiles, folder: Path, files: dict[str, FileEntry]) -> None:
@@ -299,6 +294,8 @@ def read_backup(folder: Path) -> Manifest:
             f"{folder} was made by Retort {manifest.retort}, and its database is at migration {manifest.revision}, "
             "which this version does not know: restore it with that version"
         )
+    if not {SQLITE_FILE, POSTGRES_FILE} & manifest.files.keys():
+        raise BadBackup(f"{path} names no database: use another backup")
     for name, entry in manifest.files.items():
         if not _is_name(name) or (folder / name).resolve() != folder.resolve() / name:
             raise BadBackup(f"{path} names {name!r}, which is no file of a backup: use another backup")
@@ -308,8 +305,8 @@ def read_backup(folder: Path) -> Manifest:
             raise BadBackup(f"{folder / name} cannot be read ({error.strerror}): use another backup") from None
         if found != entry:
             raise BadBackup(
-                f"{folder / name} is damaged: {found.size_bytes} bytes with SHA-256 {found.sha256}, and {entry.size_bytes} "
-                f"with {entry.sha256} were written. Use another backup"
+                f"{folder / name} is damaged: {found.size_bytes} bytes with SHA-256 {found.sha256}, and "
+                f"{entry.size_bytes} with {entry.sha256} were written. Use another backup"
             )
     return manifest
 
@@ -392,9 +389,8 @@ class _Target:
             for top in (self._staging, self._staged_caches):
                 if top.exists():
                     _sync_folders(top)
-            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-            with replacing(self._staging / DECIDED, "a decision") as file:
-                file.write(json.dumps({"stamp": stamp, "manifest_sha256": _digest(folder)}).encode())
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+            _write(self._staging / DECIDED, json.dumps({"stamp": stamp, "manifest_sha256": _digest(folder)}))
         except BaseException:
             self._clear()
             raise
@@ -505,7 +501,7 @@ def _copy(source: Path, target: Path) -> FileEntry:
     digest, size = hashlib.sha256(), 0
     with source.open("rb") as reading:
         _make_folder(target.parent)
-        with target.open("xb", opener=_private) as writing:
+        with _create(target) as writing:
             while block := reading.read(MiB):
                 digest.update(block)
                 size += len(block)
@@ -549,8 +545,16 @@ def _is_name(name: str) -> bool:
     return parts[0] in _TOP_LEVEL and not {"", ".", ".."} & set(parts)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _write(path: Path, content: str) -> None:
+    """A file for this user alone, whole or not at all."""
+    with replacing(path, path.name) as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(content.encode())
+
+
+def _create(path: Path) -> BinaryIO:
+    """A new file for this user alone, open for writing."""
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
 
 
 def _make_folder(path: Path) -> None:

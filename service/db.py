@@ -107,10 +107,10 @@ class Database:
         is_head = found == set(ScriptDirectory.from_config(_alembic_config()).get_heads())
         return None if is_head else "the database is not at the newest migration: start `retort serve` once"
 
-    def check_version(self) -> None:
-        """Refuses a database whose tables this version cannot know. Raises NewerDatabase."""
+    def check_version(self) -> set[str]:
+        """The migrations that the database is at, none if it is new; of a newer version it raises NewerDatabase."""
         with self._reading.connect() as connection:
-            _check_version(connection)
+            return _check_version(connection)
 
     def checkpoint(self) -> None:
         """Writes SQLite's write-ahead log into the database file and empties it; nothing with PostgreSQL.
