@@ -9,7 +9,6 @@ Reads never wait for writes.
 
 import contextlib
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from service.errors import NewerDatabase
+from service.errors import LogGone, NewerDatabase
 from workers.texts import storable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -47,13 +46,13 @@ class Database:
 
     Raises:
         sqlalchemy.exc.ArgumentError: the URL cannot be read.
+
+    Whatever connects raises LogGone where SQLite's write-ahead log was removed after a kill.
     """
 
     def __init__(self, url: str) -> None:
         self.url = _with_driver(make_url(url))
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        if self.is_sqlite:
-            _warn_of_lost_log(Path(self.url.database or ""))
         self._reading = _sqlite_engine(self.url) if self.is_sqlite else _server_engine(self.url)
         self._writing = self._reading.execution_options(**{_IMMEDIATE: True})
 
@@ -174,27 +173,28 @@ def _alembic_config() -> Config:
     return config
 
 
-def _warn_of_lost_log(path: Path) -> None:
-    """Says that the write-ahead log was taken away, which SQLite itself takes for a database with nothing in it.
+def _check_log(path: Path) -> None:
+    """Refuses an SQLite database whose write-ahead log was taken away: SQLite would open it as if it had had none.
 
-    SQLite makes the index of the log (``-shm``) after the log and removes it after the log, so an index alone is what
+    SQLite makes the index of the log (``-shm``) after the log and removes it before the log, so an index alone is what
     remains when somebody has removed the log of a service that was killed.
+
+    Raises:
+        LogGone: that is so.
     """
     log, index = (Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))
 
-    def is_lost() -> bool:
+    def is_gone() -> bool:
         return path.is_file() and index.exists() and not log.exists()
 
-    if not is_lost():
+    if not is_gone():
         return
-    # Another process that ends in order has removed one of the two just now.
+    # Another process may have removed both in order, between the two looks.
     time.sleep(0.1)
-    if is_lost():
-        logging.getLogger("retort.db").warning(
-            "%s is gone, and %s is there: what was committed last is lost. Put the file back before anything else "
-            "starts, or stop the service and `retort restore` the newest backup",
-            log,
-            index,
+    if is_gone():
+        raise LogGone(
+            f"{log} is gone, which held what was committed last: put it back, or `retort restore` the newest backup; to "
+            f"go on without what is lost, remove {index}"
         )
 
 
@@ -250,6 +250,10 @@ def _server_engine(url: URL) -> Engine:
 def _sqlite_engine(url: URL) -> Engine:
     timeout = {"timeout": BUSY_TIMEOUT_MS / 1000}
     engine = create_engine(url, connect_args=timeout, json_serializer=_dump_json, json_deserializer=_load_json, **_POOL)
+
+    @event.listens_for(engine, "do_connect")
+    def check(*_: object) -> None:
+        _check_log(Path(url.database or ""))
 
     @event.listens_for(engine, "connect")
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

@@ -103,7 +103,7 @@ def tree(*tops: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for top in tops for path in top.rglob("*") if path.is_file()}
 
 
-# -------------------------------------------------------------------------------------------------------- there and back
+# ------------------------------------------------------------------------------------------------------- there and back
 
 
 def test_backup_and_restore_bring_back_what_a_service_has_and_the_api_serves_it(
@@ -177,7 +177,7 @@ def test_backup_has_no_decoded_data_sets_no_unfinished_files_and_no_later_attemp
     assert not [name for name in names if "partial" in name or "incoming" in name or "/a2/" in name]
 
 
-# ------------------------------------------------------------------------------------------------------------- under load
+# ----------------------------------------------------------------------------------------------------------- under load
 
 
 def test_backup_while_jobs_succeed_holds_each_succeeded_run_with_its_artifacts(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_backup_while_jobs_succeed_holds_each_succeeded_run_with_its_artifacts(t
     assert runs[0] < runs[-1]
 
 
-# ----------------------------------------------------------------------------------------------------------------- killed
+# --------------------------------------------------------------------------------------------------------------- killed
 
 
 def a_small_service(folder: Path, text: str) -> Settings:
@@ -298,8 +298,7 @@ def test_restore_killed_at_any_change_starts_nothing_half_and_can_be_repeated(tm
                 assert files(data_dir) in (before, wanted)
         except FileNotFoundError:
             seen.add("untouched")
-        except DataDirBusy as error:
-            assert "not finished" in str(error)
+        except DataDirBusy:
             seen.add("refused")
         if files(data_dir) != wanted or (data_dir / STAGING).exists():
             work()
@@ -329,7 +328,7 @@ def test_restore_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     assert tree(other.data_dir) == before
 
 
-# ---------------------------------------------------------------------------------------------------------------- refused
+# -------------------------------------------------------------------------------------------------------------- refused
 
 
 def edit(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
@@ -452,7 +451,7 @@ def test_backup_refuses_a_service_whose_files_are_gone_or_damaged_unless_told(tm
     assert read_backup(tmp_path / "b").missing == missing
 
 
-# ------------------------------------------------------------------------------------------------------------- PostgreSQL
+# ----------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
 def test_backup_of_postgresql_is_of_one_moment_and_is_restored_into_an_empty_database(

@@ -265,7 +265,10 @@ def test_a_migration_that_is_missing(settings: Settings) -> None:
     is_ok(installation.check_migrations(settings))
     with closing(Database(settings.database)) as database, database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    is_bad(installation.check_migrations(settings), "fail", "not at the newest", "`retort serve`", "newer Retort")
+    is_bad(installation.check_migrations(settings), "fail", "not at the newest", "`retort serve`")
+    with closing(Database(settings.database)) as database, database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    is_bad(installation.check_migrations(settings), "fail", "9999", "a newer Retort has used it")
 
 
 def test_an_engine_that_is_there_silent_or_was_never_there(settings: Settings, tmp_path: Path) -> None:
