@@ -193,8 +193,8 @@ def _check_log(path: Path) -> None:
     time.sleep(0.1)
     if is_gone():
         raise LogGone(
-            f"{log} is gone, which held what was committed last: put it back, or `retort restore` the newest backup; to "
-            f"go on without what is lost, remove {index}"
+            f"{log} is gone, which held what was committed last: put it back, or `retort restore` the newest backup; "
+            f"to go on without what is lost, remove {index}"
         )
 
 

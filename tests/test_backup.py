@@ -17,7 +17,7 @@ import pytest
 from service.attempts import list_artifacts
 from service.backup import MANIFEST, PARTIAL, Manifest, _Target, backup, read_backup, restore
 from service.cli import main
-from service.data_dir import STAGING, in_use, locked, open_database, unknown_files
+from service.data_dir import STAGING, in_use, locked, open_database
 from service.db import Database, upgrade_to_head
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
 from service.jobs import State
@@ -27,7 +27,16 @@ from service.settings import Settings
 from service.tables import JobRecord
 from store import CacheWriter, Catalog
 from tests.kill_points import killed_at_every_change
-from tests.service_helpers import PostgresServer, make_plan, make_settings, onnx_bytes, running_api, teacher_row, void
+from tests.service_helpers import (
+    PostgresServer,
+    check_whole,
+    make_plan,
+    make_settings,
+    onnx_bytes,
+    running_api,
+    teacher_row,
+    void,
+)
 from tests.store_cases import make_spec, write_cache
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -74,28 +83,6 @@ def do_job(settings: Settings, database: Database, number: int) -> str:
         (folder / "checkpoint.pt").unlink()
     assert records.move_job(claimed.id, State.SUCCEEDED)
     return job.id
-
-
-def check_whole(settings: Settings) -> int:
-    """Every run that succeeded has its artifacts as they were, every teacher its file, and no file is unknown.
-
-    Returns:
-        How many runs have.
-    """
-    with open_database(settings) as database:
-        assert unknown_files(settings, database) is None
-        records, registry = Records(database), Registry(database)
-        jobs = registry.jobs(State.SUCCEEDED, None, 1000)[0]
-        done = [run for job in jobs for run in records.runs(job.id) if run.state is State.SUCCEEDED]
-        for run in done:
-            artifacts = registry.artifacts(run.id)
-            assert len(artifacts) == 2
-            for artifact in artifacts:
-                content = (settings.data_dir / artifact.path).read_bytes()
-                assert hashlib.sha256(content).hexdigest() == artifact.sha256
-        for job in registry.jobs(None, None, 1000)[0]:
-            assert settings.teacher_path(job.teacher["sha256"]).is_file()
-        return len(done)
 
 
 def tree(*tops: Path) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -158,3 +159,13 @@ def test_readyz_of_an_api_that_runs_on_says_that_the_database_is_newer(tmp_path:
         answer = api.client.get("/readyz")
         assert answer.status_code == 503
         assert "a newer Retort has used it" in answer.json()["reasons"][0]
+
+
+def test_api_without_an_engine_empties_the_log_of_the_database_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = threading.Event()
+    monkeypatch.setattr("service.app.NOTE_USES_S", 0.01)
+    monkeypatch.setattr(Database, "checkpoint", lambda _: called.set())
+    with running_api(make_settings(tmp_path)):
+        assert called.wait(30)
