@@ -107,19 +107,23 @@ def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service
 def test_backups_of_a_service_at_work_hold_what_has_succeeded_and_another_goes_on_with_the_rest(
     service: Processes, teacher_id: str, tmp_path: Path
 ) -> None:
-    """One after the other while a job of two runs is trained; the first run in training is adopted from its backup."""
+    """Some while a job of two runs is trained, which a successor adopts from the first one; and one at the end."""
     client = service.client
     job = client.submit(job_of(teacher_id, "ce", "kd", epochs=20))
-    events_until(client, job["id"], "epoch")
-    restored, counts, is_over = [], [], False
-    while not is_over:
-        is_over = client.job(job["id"])["state"] not in ("queued", "running")
-        number = len(counts)
-        backup(Settings(data_dir=service.data_dir), tmp_path / f"b{number}")
-        settings = Settings(data_dir=tmp_path / f"new{number}")
-        restore(settings, tmp_path / f"b{number}")
+    restored, counts = [], []
+
+    def go_there_and_back() -> None:
+        target = tmp_path / f"b{len(counts)}"
+        settings = Settings(data_dir=tmp_path / f"new{len(counts)}")
+        backup(Settings(data_dir=service.data_dir), target)
+        restore(settings, target)
         restored.append(settings)
         counts.append(check_whole(settings))
+
+    for event in client.events(job["id"]):
+        if event["type"] == "epoch" and event["data"]["epoch"] in (1, 10):
+            go_there_and_back()
+    go_there_and_back()
     assert counts == sorted(counts)
     assert counts[-1] == counts[0] + 2
     # In the first one it was being trained.
