@@ -89,11 +89,11 @@ def test_start_refuses_a_database_whose_log_was_removed_after_a_kill_and_goes_on
     log = settings.data_dir / "retort.sqlite3-wal"
     kept = log.read_bytes()
     log.unlink()
+    assert main(["keys", "list", "--data-dir", str(settings.data_dir)]) == 1
+    assert f"{log} is gone" in capsys.readouterr().err
     for start in (serve, run_engine):
         with pytest.raises(LogGone, match="put it back, or `retort restore` the newest backup"):
             start(settings)
-    assert main(["keys", "list", "--data-dir", str(settings.data_dir)]) == 1
-    assert f"{log} is gone" in capsys.readouterr().err
     assert not log.exists()
     log.write_bytes(kept)
     assert warnings_of_a_start(settings) == []
