@@ -92,18 +92,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.settings.make_folders()
     log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
-    noting = asyncio.create_task(_note_uses(context.ring))
+    tending = asyncio.create_task(_tend(context))
     yield
-    noting.cancel()
+    tending.cancel()
     await _note_uses_once(context.ring)
     context.database.close()
     log.info("api ended")
 
 
-async def _note_uses(ring: KeyRing) -> None:
+async def _tend(context: Context) -> None:
+    """What the API does now and then, asked or not."""
     while True:
         await asyncio.sleep(NOTE_USES_S)
-        await _note_uses_once(ring)
+        await _note_uses_once(context.ring)
+        try:
+            await asyncio.to_thread(context.database.checkpoint)
+        except SQLAlchemyError as error:
+            log.warning("the write-ahead log cannot be emptied", error=type(error).__name__)
 
 
 async def _note_uses_once(ring: KeyRing) -> None:

@@ -7,8 +7,10 @@ rise in the order of commits (a sequence alone does not promise that, and a stre
 Reads never wait for writes.
 """
 
+import contextlib
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,7 +27,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from service.errors import InvalidSettings
+from service.errors import InvalidSettings, LogGone, NewerDatabase
 from workers.texts import storable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -58,6 +60,8 @@ class Database:
 
     Raises:
         InvalidSettings: the URL cannot be read, or is of another kind of database.
+
+    Whatever connects raises LogGone where SQLite's write-ahead log was removed after a kill.
     """
 
     def __init__(self, url: str) -> None:
@@ -99,18 +103,49 @@ class Database:
         return session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()
 
     def upgrade_to_head(self) -> None:
-        """Runs the migrations that are missing; two processes may do so at once."""
+        """Runs the migrations that are missing; two processes may do so at once. Raises NewerDatabase."""
         with self._writing.begin() as connection:
             self._wait_for_turn(connection)
+            _check_version(connection)
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
     def is_at_head(self) -> bool:
         """Whether the tables are those that this version expects."""
+        return self.why_not_at_head() is None
+
+    def why_not_at_head(self) -> str | None:
+        """Why the tables are not those that this version expects, with the next step; None if they are."""
         with self._reading.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_heads()
-        return set(found) == set(ScriptDirectory.from_config(_alembic_config()).get_heads())
+            try:
+                found = _check_version(connection)
+            except NewerDatabase as error:
+                return str(error)
+        is_head = found == set(ScriptDirectory.from_config(_alembic_config()).get_heads())
+        return None if is_head else "the database is not at the newest migration: start `retort serve` once"
+
+    def check_version(self) -> set[str]:
+        """The migrations that the database is at, none if it is new; of a newer version it raises NewerDatabase."""
+        with self._reading.connect() as connection:
+            return _check_version(connection)
+
+    def checkpoint(self) -> None:
+        """Writes SQLite's write-ahead log into the database file and empties it; nothing with PostgreSQL.
+
+        SQLite does so by itself only once the log has grown to 4 MB, or when the last process ends in order. It waits
+        for nobody: what others read or write at this moment stays in the log.
+        """
+        if not self.is_sqlite:
+            return
+        with contextlib.closing(self._reading.raw_connection()) as connection:
+            cursor = connection.cursor()
+            try:
+                # A checkpoint that waits for a reader makes every writer wait.
+                cursor.execute("PRAGMA busy_timeout=0")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
     def close(self) -> None:
         """Closes every connection; the object can be used again and then opens new ones."""
@@ -132,11 +167,54 @@ def upgrade_to_head(url: str) -> None:
         database.close()
 
 
+def known_revisions() -> set[str]:
+    """The migrations of this version."""
+    return {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+
+
+def _check_version(connection: Connection) -> set[str]:
+    """The migrations that the database is at, none if it is new. Raises NewerDatabase."""
+    found = set(MigrationContext.configure(connection).get_current_heads())
+    if unknown := found - known_revisions():
+        newest = ", ".join(ScriptDirectory.from_config(_alembic_config()).get_heads())
+        raise NewerDatabase(
+            f"the database {connection.engine.url} is at migration {', '.join(sorted(unknown))}, and the newest that "
+            f"this version knows is {newest}: a newer Retort has used it. Start that one again, or stop it and "
+            "`retort restore` the backup that was made before the upgrade"
+        )
+    return found
+
+
 def _alembic_config() -> Config:
     config = Config()
     # Alembic interpolates "%" in its options.
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config
+
+
+def _check_log(path: Path) -> None:
+    """Refuses an SQLite database whose write-ahead log was taken away: SQLite would open it as if it had had none.
+
+    SQLite makes the index of the log (``-shm``) after the log and removes it before the log, so an index alone is what
+    remains when somebody has removed the log of a service that was killed.
+
+    Raises:
+        LogGone: that is so.
+    """
+    log, index = (Path(f"{path}{suffix}") for suffix in ("-wal", "-shm"))
+
+    def is_gone() -> bool:
+        return path.is_file() and index.exists() and not log.exists()
+
+    if not is_gone():
+        return
+    # Another process may have removed both in order, between the two looks.
+    time.sleep(0.1)
+    if is_gone():
+        raise LogGone(
+            f"{log} is gone, which held what was committed last: put it back, or `retort restore` the newest backup; "
+            f"to go on without what is lost, remove {index}"
+        )
 
 
 def _dump_json(value: object) -> str:
@@ -204,6 +282,10 @@ def _server_engine(url: URL) -> Engine:
 def _sqlite_engine(url: URL) -> Engine:
     timeout = {"timeout": BUSY_TIMEOUT_MS / 1000}
     engine = create_engine(url, connect_args=timeout, json_serializer=_dump_json, json_deserializer=_load_json, **_POOL)
+
+    @event.listens_for(engine, "do_connect")
+    def check(*_: object) -> None:
+        _check_log(Path(url.database or ""))
 
     @event.listens_for(engine, "connect")
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

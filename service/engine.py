@@ -14,11 +14,10 @@ from types import FrameType
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.db import Database, upgrade_to_head
+from service.data_dir import open_database
 from service.errors import InvalidSettings, LeaseLost
 from service.gpus import GpuReport, GpuWatch
 from service.lease import Lease
-from service.private import keep_private
 from service.records import Records
 from service.runner import Engine
 from service.settings import Settings
@@ -31,6 +30,7 @@ log = structlog.get_logger("retort.engine")
 TICK_S = 0.2
 RENEW_S = 5.0
 LEASE_TTL_S = 30.0
+CHECKPOINT_S = 30.0
 # From the signal to the end: runs leave a checkpoint at their next batch; an evaluation may have to end first.
 PUT_DOWN_S = 30.0
 WAITING_LOG_S = 60.0
@@ -43,19 +43,15 @@ def run_engine(settings: Settings) -> None:
     this process dies, its successor finds Ray with the runs in it.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
+        DataDirBusy, NewerDatabase, sqlalchemy.exc.SQLAlchemyError: as ``open_database``.
         InvalidSettings: no run could ever start, or CUDA may see fewer GPUs than are asked for.
         HeadFailed: Ray does not start.
     """
     _check_visible_gpus(settings)
-    keep_private(settings.data_dir)
-    settings.make_folders()
-    upgrade_to_head(settings.database)
-    database = Database(settings.database)
-    # A number alone is not enough: after a restart in a container the new process has the old one's.
-    records = Records(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")
-    ending = threading.Event()
-    with contextlib.closing(database):
+    with open_database(settings) as database:
+        # A number alone is not enough: after a restart in a container the new process has the old one's.
+        records = Records(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")
+        ending = threading.Event()
         _on_signals(ending)
         if not _lead(records, ending):
             return
@@ -176,7 +172,10 @@ def _machine() -> str:
 
 
 class Heartbeat:
-    """Renews the lease from a thread of its own, so that a slow tick does not cost it; losing it ends the engine."""
+    """Renews the lease from a thread of its own, so that a slow tick does not cost it; losing it ends the engine.
+
+    Now and then it also empties SQLite's write-ahead log, as far as the database is idle.
+    """
 
     def __init__(self, records: Records, ending: threading.Event) -> None:
         self._records, self._ending = records, ending
@@ -192,11 +191,14 @@ class Heartbeat:
 
     def _beat(self) -> None:
         signals.leave_to_main_thread()
-        renewed = time.monotonic()
+        renewed = checkpointed = time.monotonic()
         while not self._closed.wait(RENEW_S):
             try:
                 if self._records.acquire_lease(LEASE_TTL_S):
                     renewed = time.monotonic()
+                    if renewed - checkpointed > CHECKPOINT_S:
+                        self._records.database.checkpoint()
+                        checkpointed = renewed
                     continue
                 log.error("lease lost: another engine leads", holder=self._records.holder)
             except SQLAlchemyError as error:

@@ -20,6 +20,12 @@
     ├── IllegalMove                 (ValueError)       a state that cannot follow the present one
     ├── LeaseLost                   (RuntimeError)     an engine writes though another one leads
     ├── InvalidSettings             (ValueError)       settings that contradict each other or the machine
+    ├── NewerDatabase               (RuntimeError)     a newer version has migrated the database
+    ├── LogGone                     (RuntimeError)     SQLite's write-ahead log was removed after a kill
+    ├── DataDirBusy                 (RuntimeError)     the data directory is in use, or half restored
+    ├── DataDirNotEmpty             (RuntimeError)     a restore would write over what a service has kept
+    ├── BadBackup                   (ValueError)       a folder that is no whole backup, or none for this service
+    ├── BackupFailed                (RuntimeError)     a backup, or a restore, that cannot be made
     ├── UnsafeBinding               (ValueError)       the API would be open to the network without a key
     └── BadKeyFile                  (ValueError)       the file with the API key cannot be used
 
@@ -135,6 +141,30 @@ class LeaseLost(ServiceError, RuntimeError):
 
 class InvalidSettings(ServiceError, ValueError):
     """Settings that contradict each other, or what the machine has."""
+
+
+class NewerDatabase(ServiceError, RuntimeError):
+    """The database was migrated by a newer version, whose tables this one does not know."""
+
+
+class LogGone(ServiceError, RuntimeError):
+    """SQLite's write-ahead log was removed after a kill, and with it what was committed last."""
+
+
+class DataDirBusy(ServiceError, RuntimeError):
+    """Another process works on the data directory, or a restore into it has not been finished."""
+
+
+class DataDirNotEmpty(ServiceError, RuntimeError):
+    """The data directory, or the database, holds what a service has kept."""
+
+
+class BadBackup(ServiceError, ValueError):
+    """A folder that is no whole and undamaged backup, or not one for this service."""
+
+
+class BackupFailed(ServiceError, RuntimeError):
+    """A backup that cannot be made, or a database dump that cannot be restored."""
 
 
 class UnsafeBinding(ServiceError, ValueError):

@@ -88,11 +88,16 @@ class Keys:
 
 
 def any_live_key(url: str) -> bool:
-    """Whether the database behind ``url`` has a key that is not revoked; nothing is created or migrated for that."""
+    """Whether the database behind ``url`` has a key that is not revoked; nothing is created or migrated for that.
+
+    Raises:
+        NewerDatabase: its tables may be others.
+    """
     database = Database(url)
     try:
         if not database.exists():
             return False
+        database.check_version()
         with database.read() as session:
             if not inspect(session.connection()).has_table(KeyRecord.__tablename__):
                 return False

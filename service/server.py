@@ -14,9 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from service.app import create_app
 from service.auth import check_binding, has_keys
 from service.context import Context
-from service.db import upgrade_to_head
+from service.data_dir import open_database
 from service.logs import begin_log
-from service.private import keep_private
 from service.settings import Settings
 
 GRACE_S = 20
@@ -110,16 +109,14 @@ def serve(settings: Settings) -> None:
 
     Raises:
         UnsafeBinding, BadKeyFile: as ``build_server``.
-        sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
+        DataDirBusy, NewerDatabase, sqlalchemy.exc.SQLAlchemyError: as ``open_database``.
     """
     begin_log(settings)
     server = build_server(settings)
-    keep_private(settings.data_dir)
-    settings.make_folders()
-    upgrade_to_head(settings.database)
-    if not has_keys(settings):
-        log.warning("there is no API key, so only this machine may call", host=settings.host)
-    # All that is there now stays: looking through it for garbage would hold up everybody for 0.1 s, again and again.
-    gc.collect()
-    gc.freeze()
-    server.run()
+    with open_database(settings):
+        if not has_keys(settings):
+            log.warning("there is no API key, so only this machine may call", host=settings.host)
+        # All that is there now stays: looking through it for garbage would hold up everybody for 0.1 s, often.
+        gc.collect()
+        gc.freeze()
+        server.run()

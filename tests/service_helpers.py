@@ -24,6 +24,7 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from service.context import Context
+from service.data_dir import open_database, unknown_files
 from service.db import upgrade_to_head
 from service.jobs import State
 from service.records import Records
@@ -148,6 +149,28 @@ def finish(records: Records, job_id: str, state: State = State.SUCCEEDED) -> Non
         assert attempt is not None
         assert records.move_run(run.id, attempt, state, result={"last": {"top1": 0.5}})
     assert records.move_job(job_id, state)
+
+
+def check_whole(settings: Settings) -> int:
+    """Every run that succeeded has its artifacts as they were, every teacher its file, and no file is unknown.
+
+    Returns:
+        How many runs have.
+    """
+    with open_database(settings) as database:
+        assert unknown_files(settings, database) is None
+        records, registry = Records(database), Registry(database)
+        jobs = registry.jobs(None, None, 1000)[0]
+        done = [run for job in jobs for run in records.runs(job.id) if run.state is State.SUCCEEDED]
+        for run in done:
+            artifacts = registry.artifacts(run.id)
+            assert artifacts
+            for artifact in artifacts:
+                content = (settings.data_dir / artifact.path).read_bytes()
+                assert hashlib.sha256(content).hexdigest() == artifact.sha256
+        for teacher in registry.page(TeacherRecord, None, 1000)[0]:
+            assert settings.teacher_path(teacher.sha256).is_file()
+        return len(done)
 
 
 # ---------------------------------------------------------------------------------------------------------------- API

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text, update
 
+from service.data_dir import STAGING
 from service.db import Database, upgrade_to_head
 from service.doctor import CHECKS, installation, machine, packages
 from service.doctor.finding import Check, Finding, run_checks
@@ -265,7 +266,21 @@ def test_a_migration_that_is_missing(settings: Settings) -> None:
     is_ok(installation.check_migrations(settings))
     with closing(Database(settings.database)) as database, database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    is_bad(installation.check_migrations(settings), "fail", "not at the newest", "`retort serve`", "newer Retort")
+    is_bad(installation.check_migrations(settings), "fail", "not at the newest", "`retort serve`")
+    with closing(Database(settings.database)) as database, database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    is_bad(installation.check_migrations(settings), "fail", "9999", "a newer Retort has used it")
+
+
+def test_files_that_the_database_does_not_know_and_a_restore_that_was_killed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    is_ok(installation.check_files(settings), "knows the jobs")
+    is_ok(installation.check_files(changed(settings, data_dir=tmp_path / "x")), "without a database")
+    (settings.jobs_dir / "job_x" / "run_x" / "a1").mkdir(parents=True)
+    is_bad(installation.check_files(settings), "warn", "jobs/job_x", "`retort restore`")
+    (settings.data_dir / STAGING).mkdir()
+    is_bad(installation.check_files(settings), "fail", "not finished", "`retort restore`")
 
 
 def test_an_engine_that_is_there_silent_or_was_never_there(settings: Settings, tmp_path: Path) -> None:

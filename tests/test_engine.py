@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from service.backup import backup, restore
 from service.capacity import choose_capacity
-from service.db import Database
+from service.db import Database, upgrade_to_head
 from service.engine import Heartbeat, run_engine
 from service.errors import InvalidSettings
+from service.records import Records
 from service.settings import Settings
 from service.tables import JobRecord
 from tests.digits import Digits
@@ -31,6 +33,7 @@ from tests.processes import (
     keeper_of,
     processes_of,
 )
+from tests.service_helpers import check_whole
 from workers.config import Training
 from workers.ray_head import machine_folder
 from workers.teacher import Teacher
@@ -99,6 +102,41 @@ def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service
     refused = client.wait(many["id"])
     assert refused["state"] == "failed"
     assert "training.actors is 3, but the engine has room for 2" in refused["error"]["message"]
+
+
+def test_backups_of_a_service_at_work_hold_what_has_succeeded_and_another_goes_on_with_the_rest(
+    service: Processes, teacher_id: str, tmp_path: Path
+) -> None:
+    """Some while a job of two runs is trained, which a successor adopts from the first one; and one at the end."""
+    client = service.client
+    job = client.submit(job_of(teacher_id, "ce", "kd", epochs=8))
+    restored, counts = [], []
+
+    def go_there_and_back() -> None:
+        target = tmp_path / f"b{len(counts)}"
+        settings = Settings(data_dir=tmp_path / f"new{len(counts)}")
+        backup(Settings(data_dir=service.data_dir), target)
+        restore(settings, target)
+        restored.append(settings)
+        counts.append(check_whole(settings))
+
+    for event in client.events(job["id"]):
+        if event["type"] == "epoch" and event["data"]["epoch"] == 1:
+            go_there_and_back()
+    go_there_and_back()
+    assert counts == sorted(counts)
+    assert counts[-1] == counts[0] + 2
+    # In the first one it was being trained.
+    with contextlib.closing(Database(restored[0].database)) as database:
+        records = Records(database, "successor")
+        assert records.acquire_lease(ttl_s=0.0)
+        assert [record.id for record in records.unfinished_jobs()] == [job["id"]]
+        assert records.adopt_job(job["id"]) is not None
+    last = restored[-1]
+    for run in client.runs(job["id"]):
+        mine = last.jobs_dir / job["id"] / run["id"] / f"a{run['attempt']}" / "artifacts" / "student.safetensors"
+        client.download(run["id"], "student.safetensors", tmp_path / "theirs")
+        assert mine.read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_whatever_is_killed_a_run_goes_on_and_tells_every_epoch_once(service: Processes, teacher_id: str) -> None:
@@ -340,3 +378,23 @@ def test_a_heartbeat_survives_a_locked_database_and_ends_the_engine_before_its_l
     with Heartbeat(_DatabaseThatFails(), ending):
         assert ending.wait(10)
     assert time.monotonic() - started > 0.1
+
+
+def test_a_heartbeat_empties_the_log_of_the_database_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What an idle service has committed does not stay in a file that somebody may take for waste."""
+    url = f"sqlite:///{tmp_path / 'db'}"
+    upgrade_to_head(url)
+    emptied, checkpoint = threading.Event(), Database.checkpoint
+
+    def watched(database: Database) -> None:
+        checkpoint(database)
+        if Path(f"{tmp_path / 'db'}-wal").stat().st_size == 0:
+            emptied.set()
+
+    monkeypatch.setattr("service.engine.RENEW_S", 0.01)
+    monkeypatch.setattr("service.engine.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr(Database, "checkpoint", watched)
+    with contextlib.closing(Database(url)) as database, Heartbeat(Records(database, "engine"), threading.Event()):
+        assert emptied.wait(30)

@@ -371,6 +371,28 @@ def test_sqlite_runs_with_wal_foreign_keys_and_patience(tmp_path: Path) -> None:
     database.close()
 
 
+def test_checkpoint_empties_the_log_and_waits_for_no_reader(tmp_path: Path) -> None:
+    """Without it what was committed last stays in the log for as long as the service is idle."""
+    path = tmp_path / "db"
+    upgrade_to_head(f"sqlite:///{path}")
+    database = Database(f"sqlite:///{path}")
+    log = Path(f"{path}-wal")
+    reading = ExitStack()
+    reading.enter_context(database.read()).execute(text("SELECT count(*) FROM jobs")).all()
+    add_job(Registry(database))
+    size = log.stat().st_size
+    assert size > 0
+    database.checkpoint()
+    assert log.stat().st_size == size
+    reading.close()
+    database.checkpoint()
+    assert log.stat().st_size == 0
+    # Its connection goes on with the patience of the others.
+    with database.read() as session:
+        assert session.scalar(text("PRAGMA busy_timeout")) == 10_000
+    database.close()
+
+
 def test_a_reader_does_not_wait_for_a_writer(database_url: str, database: Database, registry: Registry) -> None:
     """And sees what was before."""
     job = add_job(registry)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import caches, doctor, jobs, keys, methods, parity, services, stock
+from service.cli import backup, caches, doctor, jobs, keys, methods, parity, services, stock
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
 from workers.texts import printable
@@ -35,6 +35,7 @@ methods.register(app)
 caches.register(app)
 parity.register(app)
 keys.register(app)
+backup.register(app)
 # They, or the processes that they start, have a log for it.
 _LOGGING = frozenset({"serve", "api", "engine"})
 

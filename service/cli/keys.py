@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,7 +89,9 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
 
     Raises:
         CommandFailed: it has no database yet, and none is to be made.
+        DataDirBusy: a restore of it is under way or was not finished.
     """
+    from service.data_dir import in_use
     from service.db import Database, upgrade_to_head
     from service.keys import Keys
     from service.private import keep_private
@@ -100,11 +102,9 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
     if not may_create and not database.exists():
         raise CommandFailed(f"there is no database at {database.url}: name the service's folder with --data-dir")
     keep_private(settings.data_dir)
-    upgrade_to_head(settings.database)
-    try:
+    with in_use(settings.data_dir), closing(database):
+        upgrade_to_head(settings.database)
         yield Keys(database)
-    finally:
-        database.close()
 
 
 def _document(row: "KeyRecord") -> Document:

@@ -189,9 +189,9 @@ def engine_health(data_dir: DataDir = None) -> None:
     settings = Settings()
     database = Database(settings.database)
     try:
+        if reason := database.why_not_at_head():
+            raise CommandFailed(reason)
         records = Records(database)
-        if not database.is_at_head():
-            raise CommandFailed("the database is not at the newest migration: start `retort serve` once")
         lease = records.lease()
         if failure := lease.silence(settings.heartbeat_max_age_s) or gpu_reason(records.gpus()):
             raise CommandFailed(failure)

@@ -23,6 +23,7 @@ CHECKS = (
     Check("open files", machine.check_files),
     Check("database", installation.check_database),
     Check("migrations", installation.check_migrations),
+    Check("files", installation.check_files),
     Check("data root", installation.check_data_root),
     Check("keys", installation.check_keys),
     Check("port", installation.check_port),

@@ -11,9 +11,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.auth import check_binding, has_keys, is_loopback, load_key_digest
+from service.data_dir import STAGING, unknown_files
 from service.db import Database
 from service.doctor.finding import Finding
-from service.errors import ServiceError
+from service.errors import NewerDatabase, ServiceError
 from service.gpus import gpu_reason
 from service.paths import local_url
 from service.records import Records
@@ -58,10 +59,31 @@ def check_migrations(settings: Settings) -> Finding:
         try:
             if database.is_at_head():
                 return Finding("ok", "the database is at the newest one")
+            database.check_version()
         except SQLAlchemyError as error:
             return Finding("fail", f"not known: {_first_line(error)}", "see `database`")
-    advice = f"start {_START}, which migrates; a database of a newer Retort needs that version"
-    return Finding("fail", "the database is not at the newest one of this version", advice)
+        except NewerDatabase as error:
+            return Finding("fail", str(error), "do what this says: this version does not start")
+    return Finding("fail", "the database is not at the newest one of this version", f"start {_START}, which migrates")
+
+
+def check_files(settings: Settings) -> Finding:
+    """Does the database know the files beside it?"""
+    staging = settings.data_dir / STAGING
+    if staging.exists():
+        return Finding(
+            "fail", f"a restore was not finished: {staging} is there", "give the same `retort restore` again"
+        )
+    with closing(Database(settings.database)) as database:
+        try:
+            if _is_missing(database) or not database.is_at_head():
+                return Finding("ok", "nothing is looked for without a database of this version")
+            unknown = unknown_files(settings, database)
+        except SQLAlchemyError as error:
+            return Finding("fail", f"not known: {_first_line(error)}", "see `database`")
+    if unknown:
+        return Finding("warn", unknown, "do what this says")
+    return Finding("ok", "the database knows the jobs and teachers that have files")
 
 
 def check_keys(settings: Settings) -> Finding:

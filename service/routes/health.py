@@ -35,14 +35,14 @@ def _readiness(service: Context) -> Readiness:
     age_s = None
     reasons: list[str] = []
     try:
-        if service.database.is_at_head():
+        if (reason := service.database.why_not_at_head()) is None:
             lease = service.records.lease()
             age_s = lease.age_s
             silence = lease.silence(service.settings.heartbeat_max_age_s)
-            if reason := silence or gpu_reason(service.records.gpus()):
-                reasons.append(reason)
+            if failure := silence or gpu_reason(service.records.gpus()):
+                reasons.append(failure)
         else:
-            reasons.append("the database is not at the newest migration: start `retort serve` once")
+            reasons.append(reason)
     except SQLAlchemyError as error:
         reasons.append(f"the database cannot be read ({type(error).__name__})")
     return Readiness(ready=not reasons, reasons=reasons, heartbeat_age_s=age_s)

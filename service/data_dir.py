@@ -1,0 +1,159 @@
+"""What a process does first with a data directory: lock it, find an unfinished restore or files that nobody knows.
+
+A process of the service locks the directory itself, shared with the others; a restore has it alone. What the database
+names, and what it does not, is found by ``known_files``, for a start as for a backup.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy import text
+
+from service.db import Database, upgrade_to_head
+from service.errors import DataDirBusy
+from service.private import keep_private
+from service.settings import Settings
+
+# Below the data directory while a restore is under way, or was killed.
+STAGING = ".restoring"
+_NAMED_MAX = 5
+log = structlog.get_logger("retort.data")
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Database]:
+    """The migrated database of a process of the service, which keeps restores away until it ends.
+
+    Raises:
+        DataDirBusy: a restore is under way or was not finished.
+        NewerDatabase: another version's tables.
+        sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
+    """
+    keep_private(settings.data_dir)
+    settings.make_folders()
+    with in_use(settings.data_dir):
+        upgrade_to_head(settings.database)
+        with closing(Database(settings.database)) as database:
+            if unknown := unknown_files(settings, database):
+                log.warning("files that the database does not know", reason=unknown)
+            yield database
+
+
+@contextmanager
+def in_use(data_dir: Path) -> Iterator[None]:
+    """Keeps restores away from an existing data directory. Raises DataDirBusy."""
+    # Where a file system has no locks a restore cannot see us, which is no reason not to work.
+    with locked(data_dir, fcntl.LOCK_SH, f"a restore into {data_dir} is under way: wait for its end", may_lack=True):
+        if (data_dir / STAGING).exists():
+            raise DataDirBusy(
+                f"a restore into {data_dir} was not finished: give the same `retort restore DIR` again (or, if there "
+                f"was nothing before, remove {data_dir / STAGING} and start anew)"
+            )
+        yield
+
+
+@contextmanager
+def locked(folder: Path, kind: int, refusal: str, *, may_lack: bool = False) -> Iterator[None]:
+    """Holds a lock of a folder itself, until the end of this process at the latest.
+
+    Args:
+        kind: ``fcntl.LOCK_SH`` or ``fcntl.LOCK_EX``.
+        refusal: the message of DataDirBusy.
+        may_lack: whether to go on where the file system has no locks.
+
+    Raises:
+        DataDirBusy: another process holds a lock that excludes this one.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataDirBusy(refusal) from None
+        except OSError:
+            if not may_lack:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class KnownFiles:
+    """What a database says of the files below the data directory.
+
+    Attributes:
+        attempts: the newest attempt of each run, by job and run.
+        artifacts: sha256 by path, relative to the data directory.
+        teachers: sha256 of each teacher's file.
+    """
+
+    attempts: Mapping[str, Mapping[str, int]]
+    artifacts: Mapping[str, str]
+    teachers: frozenset[str]
+
+
+def known_files(query: Callable[[str], Iterable[Any]]) -> KnownFiles:
+    """What the database knows, whatever version of this or an earlier one it is of.
+
+    Args:
+        query: rows of an SQL statement; all within one transaction.
+    """
+    attempts: dict[str, dict[str, int]] = {job: {} for (job,) in query("SELECT id FROM jobs")}
+    for run, job, attempt in query("SELECT id, job_id, attempt FROM runs"):
+        attempts.setdefault(job, {})[run] = attempt
+    artifacts = dict(tuple(row) for row in query("SELECT path, sha256 FROM artifacts"))
+    return KnownFiles(attempts, artifacts, frozenset(sha for (sha,) in query("SELECT sha256 FROM teachers")))
+
+
+def unknown_files(settings: Settings, database: Database) -> str | None:
+    """What to say of jobs, attempts and teachers whose files are there, and which the database does not know.
+
+    It is then most likely older than they are: its write-ahead log was removed, or a copy was put in its place.
+    """
+    # The files first: what another process makes meanwhile is in the database before it has a file.
+    attempts, teachers = (
+        list(_attempts(settings.jobs_dir)),
+        [path.stem for path in settings.teachers_dir.glob("*.onnx")],
+    )
+    with database.read() as session:
+        known = known_files(lambda statement: session.execute(text(statement)))
+    found = sorted(
+        {
+            job if job not in known.attempts else f"{job}/{run}/a{attempt}"
+            for job, run, attempt in attempts
+            if attempt > known.attempts.get(job, {}).get(run, 0)
+        }
+    )
+    found = [f"jobs/{name}" for name in found]
+    found += [f"teachers/{sha256}.onnx" for sha256 in sorted(set(teachers) - known.teachers)]
+    if not found:
+        return None
+    more = f" and {len(found) - _NAMED_MAX} more" if len(found) > _NAMED_MAX else ""
+    return (
+        f"{settings.data_dir.resolve()} has {', '.join(found[:_NAMED_MAX])}{more}, which the database does not know: "
+        "it is older than these files, or another one. Stop the service and `retort restore` the newest backup, or, if "
+        "they are not wanted, move them away"
+    )
+
+
+def _attempts(jobs_dir: Path) -> Iterator[tuple[str, str, int]]:
+    """Job, run and number of every attempt that has a folder."""
+    for job in _names(jobs_dir):
+        for run in _names(jobs_dir / job):
+            for attempt in _names(jobs_dir / job / run):
+                if attempt.startswith("a") and attempt[1:].isdecimal():
+                    yield job, run, int(attempt[1:])
+
+
+def _names(folder: Path) -> list[str]:
+    """Of the folders in it; none where it is gone meanwhile."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_dir()]
+    return []
