@@ -280,15 +280,17 @@ def read_backup(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest: Manifest | None = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise BadBackup(
             f"{folder} has no {MANIFEST}, so it is no whole backup: one that was killed is called DIR{PARTIAL}"
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
+        manifest = None
+    if manifest is None:
         where = ".".join(map(str, first["loc"]))
-        raise BadBackup(f"{path} cannot be read ({where}: {first['msg']}): use another backup") from None
+        raise BadBackup(f"{path} cannot be read ({where}: {first['msg']}): use another backup")
     if manifest.revision not in known_revisions():
         raise BadBackup(
             f"{folder} was made by Retort {manifest.retort}, and its database is at migration {manifest.revision}, "

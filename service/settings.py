@@ -4,6 +4,7 @@ What a *job* wants is no setting; it stands in the job's own JSON (``workers.con
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -105,11 +106,9 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _check_data_dir(cls, data_dir: Path) -> Path:
-        try:
-            str(data_dir.resolve()).encode()
-        except UnicodeEncodeError:
-            # Ray and the database take names as UTF-8.
-            raise ValueError(f"the folder's name {str(data_dir)!r} is not valid UTF-8: use another folder") from None
+        # Ray and the database take names as UTF-8; what is none has surrogates here.
+        if re.search("[\ud800-\udfff]", str(data_dir.resolve())):
+            raise ValueError(f"the folder's name {str(data_dir)!r} is not valid UTF-8: use another folder")
         return data_dir
 
     @field_validator("database_url")
