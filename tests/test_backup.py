@@ -107,7 +107,7 @@ def test_backup_and_restore_bring_back_what_a_service_has_and_the_api_serves_it(
     with running_api(new) as api:
         jobs = api.client.get("/v1/jobs").json()["data"]
         assert [job["state"] for job in jobs] == ["queued", "succeeded"]
-        (run, _) = jobs[1]["run_ids"]
+        run = api.client.get(f"/v1/jobs/{jobs[1]['id']}/runs").json()["data"][0]["id"]
         for file in api.client.get(f"/v1/runs/{run}/artifacts").json()["data"]:
             content = api.client.get(f"/v1/runs/{run}/artifacts/{file['name']}").content
             assert hashlib.sha256(content).hexdigest() == file["sha256"]
