@@ -262,6 +262,8 @@ def test_tf32_is_off_in_a_float32_graph_and_half_precision_keeps_its_tensor_core
     assert [options["use_tf32"] for options in cuda.options] == ["0", "1"]
     assert [options["gpu_mem_limit"] for options in cuda.options] == [str(1 << 28), str(1 << 30)]
     assert half.provenance["tf32"] is True
+    cuda.capability = (7, 5)
+    assert on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path).provenance["tf32"] is False
 
 
 def test_a_graph_is_half_precision_if_most_of_its_weights_are(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from workers.onnx_session import (
     has_cuda,
     load_cuda,
 )
+from workers.precision import tf32_in_force
 from workers.views import resize
 
 __all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
@@ -141,7 +142,9 @@ class Teacher:
             "provider": self.provider,
             "device": self.device,
             "onnxruntime": VERSION,
-            "tf32": self._is_on_cuda and self.graph.is_half,
+            "tf32": tf32_in_force(
+                self.graph.is_half, torch.device("cuda", 0) if self._is_on_cuda else torch.device("cpu")
+            ),
         }
 
     def preprocess(self, images_BHWC: Images) -> NDArray[np.floating]:

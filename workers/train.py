@@ -171,7 +171,7 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
     # Module.to takes both at once, but its annotations do not say so.
     network.to(memory_format=torch.channels_last)
     learner = Learner(member, place, network, (train.channels, *setting.size), setting.device, setting.replicas)
-    if setting.device.type == "cuda":
+    if setting.device.type == "cuda" or learner.training.precision not in ("auto", learner.precision):
         learner.emit(Log(message=f"trains in {learner.precision}: {learner.precision_reason}"))
     learner.resume()
     if order.stage == "export" and not learner.is_done:
