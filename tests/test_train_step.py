@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tests.digits import SMALL, Digits, weights
 from tests.method_inputs import POLICIES, ordinary
 from workers import train, train_step
-from workers.config import Sgd, Training, TrainingOrder
+from workers.config import Sgd, TrainingOrder
 from workers.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import ignore, never

@@ -99,9 +99,8 @@ class Session:
             # Without its own fallback, which prints to stdout and goes on elsewhere.
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers), enable_fallback=0)
         except ORT_ERRORS as error:
-            said, failure = _said(error), _failure(error)
-            advice = ", give it a larger share of the GPU (RETORT_GPU_SHARE)" if failure is OutOfMemory else ""
-            raise failure(f"ONNX Runtime cannot load the teacher{advice}: {said}") from error
+            advice = " into the memory that it may take" if _failure(error) is OutOfMemory else ""
+            raise _failure(error)(f"ONNX Runtime cannot load the teacher{advice}: {_said(error)}") from error
         self.provider: str = self._session.get_providers()[0]
         self.cpu_operators: Counter[str] = Counter()
         if self.provider == CUDA_PROVIDER:
