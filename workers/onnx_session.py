@@ -25,6 +25,11 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
 from workers.onnx_graph import first_line
 
+# Its default logger writes lines of its own form to standard error, beside the JSON of this process; what is wrong is
+# raised as well, and ``cuda_load_failure`` says why CUDA was left out. Each session has a severity of its own.
+_FATAL_ALONE = 4
+onnxruntime.set_default_logger_severity(_FATAL_ALONE)
+
 VERSION: str = onnxruntime.__version__
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -86,8 +91,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
-        # Fatal alone: its errors are raised as well, and its lines show the names of a graph's nodes as they are.
-        options.log_severity_level = 4
+        # Its errors are raised as well, and its lines show the names of a graph's nodes as they are.
+        options.log_severity_level = _FATAL_ALONE
         options.use_deterministic_compute = True
         # Idle threads must not spin: loading and writing share the cores with inference.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
