@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, _imaging
 
 from workers.array_files import DAMAGED, idx_shape, open_idx
 from workers.config import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
@@ -58,7 +58,7 @@ _RARE_JPEG = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcf]")
 # of this process. PIL raises for them as well, and switches off the warnings alone. The symbol is looked for in the
 # libraries that PIL's own needs, too; a PIL without libtiff opens no such file.
 with contextlib.suppress(AttributeError, OSError):
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 # Bytes of one block: small enough that stopping is prompt and a pool holds several.
 _BLOCK_BYTES = 8 << 20
