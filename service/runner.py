@@ -4,13 +4,17 @@ A single loop in a process of its own; the only writer of what workers tell, and
 client may cancel, pause and resume). It keeps nothing that it cannot find again. Killed at any moment, its successor
 adopts the unfinished jobs: runs that are still training are found again by the names of their processes and lose
 nothing, the others start again from their checkpoints, and committed blocks are where they were. One engine leads, by a
-lease in the database; a second one waits for it. (How often a run was lost since its last epoch it forgets.)
+lease in the database; a second one waits for it. (How often a run was lost since its last epoch it forgets, and that
+inference had too little memory on a share of a GPU: that is found out once more.)
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again; what vanished is
 *lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between; what was
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
-machine's: a GPU that does not work, and, of a run, one whose memory was too small for all who shared it. Either is
-tried once more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
+machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
+more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
+
+A run is started only where it fits at once by the books (``allocation``) of what each process holds, so what is told as
+running has its share of the machine, and what waits for one is told as waiting.
 
 On a GPU a run ends with its last checkpoint where there are cores for another process, which makes the artifacts of it:
 the GPU need not wait for them. That process is part of the same attempt; where it is lost, the next attempt finds the
