@@ -91,7 +91,8 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     folders, peace = (Folders(data_dir=tmp_path / name, data_root=tmp_path) for name in ("shared", "peace"))
     # Many views, so that there are blocks enough to be in the middle of.
     views = digits.views.model_copy(update={"count": 40})
-    job = digits.job("kd").model_copy(update={"views": views})
+    training = SMALL.model_copy(update={"device": "cpu"})
+    job = digits.job("kd").model_copy(update={"views": views, "training": training})
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     seen_first: dict[Path, os.stat_result] = {}
     pending_at_the_kill = 0
@@ -116,6 +117,9 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     assert outcome.value is not None
     assert pending_at_the_kill > 0
     assert any("died and is replaced" in log["message"] for log in told["log"])
+    # The device of the job is that of its teacher, too.
+    assert told["contract_checked"][0]["provider_reason"] == "asked for"
+    assert "inference on CPUExecutionProvider: asked for" in [log["message"] for log in told["log"]]
     plan = CachePlan.model_validate(outcome.value["plan"])
     specs = (plan.test_cache, plan.train_cache)
     assert [ready["rows_inferred"] for ready in told["cache_ready"]] == [spec.views * spec.samples for spec in specs]
