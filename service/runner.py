@@ -537,7 +537,7 @@ class Engine:
                 task.close()
             raise
         for run, task in zip(begun, tasks, strict=True):
-            job.runs[run.id] = Work(task, run.attempt)
+            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
             told = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
             log.info("run started", job_id=job.id, run_id=run.id, **told)
 

@@ -547,6 +547,14 @@ def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_onc
     assert "kill" in exporting.told
     assert bench.records.run(run.id).state is state
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+    if not gpus and state is State.PAUSED:
+        # Resumed, it tells of no epoch again, and exports at once.
+        bench.wishes.resume_run(run.id)
+        engine.tick()
+        again = cast("_Task", engine._jobs[bench.job_id].runs[run.id].task)
+        bench.wishes.pause_run(run.id)
+        engine.tick()
+        assert "kill" in again.told
     bench.database.close()
 
 
