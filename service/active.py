@@ -1,7 +1,7 @@
 """What an engine has at work: jobs, and the tasks of each on the cluster. Kept in memory alone."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from service.jobs import State
@@ -11,6 +11,7 @@ from service.tables import JobRecord
 from workers.caching import CachePlan
 from workers.cluster import Crew, Task
 from workers.config import JobSpec
+from workers.outcomes import Share
 
 # A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
 STOP_GRACE_S = 30.0
@@ -37,12 +38,14 @@ class Work:
     """A task under way.
 
     Attributes:
+        is_trained: whether all that is left of a run is its artifacts, whoever makes them.
         told: pausing or cancelling, once it was told to.
         told_at: when, a ``time.monotonic`` value.
     """
 
     task: Task
     attempt: int
+    is_trained: bool = False
     told: State | None = None
     told_at: float = 0.0
 
@@ -52,7 +55,7 @@ class Work:
             return
         if self.told is wanted:
             if time.monotonic() - self.told_at > STOP_GRACE_S:
-                self.task.close()
+                self.task.kill()
             return
         self.told, self.told_at = wanted, time.monotonic()
         if wanted is State.PAUSING:
@@ -69,7 +72,8 @@ class ActiveJob:
         state, states: of the job and of its runs, as of the last look; None is a job that is gone.
         has_built: whether this engine has told of its caches before.
         alone: runs that share no process.
-        whole: runs that share no GPU either: one that they shared was too small.
+        whole: runs, and ``caches``, that share no GPU either: a share of one was too small. Those of runs are stored.
+        waits_for: what was stored last of why runs wait although it is their turn, by id.
         without_device: runs, and ``caches``, that have failed once because their GPU does not work.
     """
 
@@ -87,6 +91,7 @@ class ActiveJob:
     alone: set[str] = field(default_factory=set)
     whole: set[str] = field(default_factory=set)
     without_device: set[str] = field(default_factory=set)
+    waits_for: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -94,8 +99,16 @@ class ActiveJob:
 
     @property
     def crews(self) -> set[Crew]:
-        """The processes that train its runs."""
-        return {work.task.crew for work in self.runs.values()}
+        """The processes that train its runs; those that only write artifacts hold nothing."""
+        return {work.task.crew for work in self.runs.values() if not work.task.crew.exports}
+
+    def held(self) -> Iterator[tuple[str, Share]]:
+        """What its processes hold of the machine, or have asked for, each with a name for a person."""
+        for crew in self.crews:
+            names = [run_id for run_id, work in self.runs.items() if work.task.crew is crew]
+            yield from ((f"run {' and '.join(names)}", share) for share in crew.shares)
+        if self.caches is not None:
+            yield from ((f"the inference of job {self.id}", share) for share in self.caches.task.crew.shares)
 
     @property
     def waiting(self) -> list[str]:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from service.allocation import UNITS, Need
 from service.errors import InvalidSettings
 from service.settings import GiB, Settings
 from workers.config import Training
@@ -18,8 +19,6 @@ RUN_GPU_MEMORY_BYTES = 8 * GiB
 RUN_CORES = 2.0
 # Kernels of several processes take turns on a GPU: beyond some, each only waits longer.
 RUNS_PER_GPU_MAX = 8
-# Ray counts in ten-thousandths and rounds: six times 0.16667 would be more than one GPU.
-_UNITS = 10_000
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,25 @@ class Capacity:
             return 0.0
         return 1.0 if whole or training.actors > 1 else self.gpu_share
 
-    def gpu_slots_of(self, processes: int, gpu_share: float) -> int:
-        """Slots of GPUs that so many processes with such a share take; a whole GPU is all slots of one."""
-        if gpu_share == 0.0:
-            return 0
-        return processes * (int(1 / self.gpu_share) if gpu_share > self.gpu_share else 1)
+    def inference_share_of(self, training: Training, whole: bool = False) -> float:
+        """The share of a GPU for each process that infers the caches of a job; 0 on the CPU.
+
+        ``training.device`` holds for the teacher, too: a job for the CPU takes no GPU.
+
+        Args:
+            whole: nobody else shall be on its GPU.
+        """
+        if not self.gpus or training.device == "cpu":
+            return 0.0
+        return 1.0 if whole else self.gpu_share
+
+    def need_of(self, training: Training, whole: bool = False) -> Need:
+        """What a run takes."""
+        return Need(training.actors, self.run_cpus, self.gpu_share_of(training, whole))
+
+    def weight_of(self, processes: int, cpus: float, gpu_share: float) -> float:
+        """What so many processes count for in sharing: the part of all cores, or of all GPUs if that is more."""
+        return processes * max(cpus / self.cpus, gpu_share / self.gpus if self.gpus else 0.0)
 
     def stage_of(self, training: Training, gpu_share: float) -> Literal["all", "train"]:
         """What the process that trains a run does of it, see ``TrainingOrder.stage``.
@@ -151,4 +164,5 @@ def choose_capacity(settings: Settings, cpus: int, gpus: int, gpu_memory_bytes: 
 
 
 def _rounded_down(share: float) -> float:
-    return math.floor(share * _UNITS + 1e-6) / _UNITS
+    # Ray rounds: six times 0.16667 would be more than one GPU.
+    return math.floor(share * UNITS + 1e-6) / UNITS

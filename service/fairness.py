@@ -4,9 +4,12 @@ The highest priority takes all it can use. Among equals a slot goes to the API k
 to the one that has the fewest, and then to the oldest: ten jobs of one user do not keep another user's waiting.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from service.allocation import FreeResources, Need
 
 
 @dataclass(frozen=True)
@@ -16,48 +19,58 @@ class Claim:
     Attributes:
         job_id: ids rise with time.
         key_id: of the API key that posted it; None is a key of its own.
-        has: slots that its runs have.
+        has: what its runs have, in the unit of ``weight``.
         wants: runs that wait and may start.
-        size: slots that each of them takes, of cores.
-        gpu_size: of GPUs; 0 trains on the CPU.
+        need: of each of them.
+        weight: what each of them counts for in sharing.
     """
 
     job_id: str
     key_id: str | None
     priority: int
-    has: int
+    has: float
     wants: int
-    size: int
-    gpu_size: int = 0
-
-    @property
-    def weight(self) -> int:
-        """What one of its runs counts for in sharing."""
-        return max(self.size, self.gpu_size)
+    need: Need
+    weight: float = 1.0
 
 
-def allot(claims: Sequence[Claim], free: int, gpu_free: int = 0) -> Counter[str]:
-    """How many runs of ``size`` and ``gpu_size`` slots each job may start now, by job id; no more than what is free."""
-    of_job = Counter({claim.job_id: claim.has for claim in claims})
-    of_key: Counter[str | None] = Counter()
+class Allotment(NamedTuple):
+    """How many runs each job may start now, by job id, and the job for whose next run GPUs are kept free."""
+
+    given: Counter[str]
+    kept_for: str | None
+
+
+def allot(claims: Sequence[Claim], free: FreeResources) -> Allotment:
+    """Share out what is free among the jobs, one run after the other; ``free`` is less by that afterwards.
+
+    Whose turn it is and who finds too few cores, keeps all others waiting. Who finds too little of a GPU has the
+    emptiest GPUs kept free, and others get what the remaining ones have, and the CPU: runs that need little never keep
+    one that needs a whole GPU waiting for ever.
+    """
+    of_job = {claim.job_id: claim.has for claim in claims}
+    of_key: defaultdict[str | None, float] = defaultdict(float)
     for claim in claims:
         of_key[claim.key_id] += claim.has
     given: Counter[str] = Counter()
-    takes_gpus = True
+    kept_for: str | None = None
+    set_aside: set[str] = set()
     while True:
-        waiting = [c for c in claims if given[c.job_id] < c.wants and (takes_gpus or not c.gpu_size)]
+        waiting = [c for c in claims if given[c.job_id] < c.wants and c.job_id not in set_aside]
         if not waiting:
-            return given
+            return Allotment(given, kept_for)
         turn = min(waiting, key=lambda c: (-c.priority, of_key[c.key_id], of_job[c.job_id], c.job_id))
-        if turn.size > free:
-            # What is free is kept for it: smaller runs would take every slot before there are enough.
-            return given
-        if turn.gpu_size > gpu_free:
-            # Likewise; who needs no GPU does not take it from it.
-            takes_gpus = False
+        if not free.has_cores(turn.need):
+            # What is free is kept for it: smaller runs would take every core before there are enough.
+            return Allotment(given, kept_for)
+        if not free.fits(turn.need):
+            set_aside.add(turn.job_id)
+            # One at a time: whoever comes next has its turn when this one has started.
+            if kept_for is None:
+                kept_for = turn.job_id
+                free.keep(turn.need)
             continue
+        free.take(turn.need)
         given[turn.job_id] += 1
         of_job[turn.job_id] += turn.weight
         of_key[turn.key_id] += turn.weight
-        free -= turn.size
-        gpu_free -= turn.gpu_size

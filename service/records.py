@@ -213,8 +213,11 @@ class Records:
         with self.database.read() as session:
             return list(session.scalars(runs_of(job_id)))
 
-    def start_attempts(self, run_ids: Sequence[str]) -> list[RunRecord]:
+    def start_attempts(self, run_ids: Sequence[str], share: Json | None = None) -> list[RunRecord]:
         """Moves those of these runs that are queued or lost to running, to be trained together in one process.
+
+        Args:
+            share: what each process is given, for whoever finds it later, see ``RunRecord``.
 
         Returns:
             Those that have started, in the given order: with ``attempt`` counted up (from 1), ``actor`` the
@@ -230,7 +233,10 @@ class Records:
                 attempt = run.attempt + 1
                 actor = started[0].actor if started else actor_name(run.id, attempt)
                 if run.state in {State.QUEUED, State.LOST} and swap(
-                    session, run, State.RUNNING, {"attempt": attempt, "actor": actor, "piece": len(started)}
+                    session,
+                    run,
+                    State.RUNNING,
+                    {"attempt": attempt, "actor": actor, "piece": len(started), "share": share},
                 ):
                     started.append(run)
         return started
@@ -256,11 +262,14 @@ class Records:
                 return False
             return swap(session, run, wanted, {} if result is None else {"result": result}, error)
 
-    def move_on(self, run_id: str, attempt: int, after: Mapping[State, State]) -> State | None:
+    def move_on(
+        self, run_id: str, attempt: int, after: Mapping[State, State], *, needs_whole_gpu: bool = False
+    ) -> State | None:
         """Moves a run that nobody works on any more to the state that follows from what was wanted of it just now.
 
         Args:
             after: by the present state.
+            needs_whole_gpu: from now on it is given nothing less.
 
         Returns:
             The new state; None if it did not land: a newer attempt has begun, or ``after`` has nothing for its state.
@@ -271,7 +280,26 @@ class Records:
                 return None
             # The swap changes the row's state.
             wanted = after[run.state]
-            return wanted if swap(session, run, wanted) else None
+            fields = {"whole_gpu": True} if needs_whole_gpu else {}
+            return wanted if swap(session, run, wanted, fields) else None
+
+    def record_waiting(self, job_id: str, reasons: Mapping[str, str]) -> None:
+        """Stores why runs of a job wait although it is their turn; those without a reason have none any more.
+
+        A run that had none gets an event (``log``) with it, beside the column that follows every change.
+
+        Args:
+            reasons: by run id; of runs that do not wait (any more) they are left out.
+        """
+        with self._write() as session:
+            for run in session.scalars(runs_of(job_id)):
+                reason = reasons.get(run.id) if run.state in {State.QUEUED, State.LOST} else None
+                if reason == run.waits_for:
+                    continue
+                if run.waits_for is None:
+                    told = {"type": "log", "level": "info", "message": reason}
+                    session.execute(insert(EventRecord), [event_row(job_id, run.id, run.attempt, None, told)])
+                _assign(run, {"waits_for": reason})
 
     def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:
         """Ends a run that has succeeded, and lists the files that this attempt has left, both or neither.

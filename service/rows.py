@@ -80,6 +80,9 @@ def swap(
     except IllegalMove:
         return False
     now = utc_now()
+    if isinstance(row, RunRecord):
+        # Whatever it waited for, it is in another state now.
+        values["waits_for"] = None
     if error is not None:
         values["error"] = error
     if wanted is State.RUNNING:

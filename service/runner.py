@@ -4,13 +4,17 @@ A single loop in a process of its own; the only writer of what workers tell, and
 client may cancel, pause and resume). It keeps nothing that it cannot find again. Killed at any moment, its successor
 adopts the unfinished jobs: runs that are still training are found again by the names of their processes and lose
 nothing, the others start again from their checkpoints, and committed blocks are where they were. One engine leads, by a
-lease in the database; a second one waits for it. (How often a run was lost since its last epoch it forgets.)
+lease in the database; a second one waits for it. (How often a run was lost since its last epoch it forgets, and that
+inference had too little memory on a share of a GPU: that is found out once more.)
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again; what vanished is
 *lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between; what was
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
-machine's: a GPU that does not work, and, of a run, one whose memory was too small for all who shared it. Either is
-tried once more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
+machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
+more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
+
+A run is started only where it fits at once by the books (``allocation``) of what each process holds, so what is told as
+running has its share of the machine, and what waits for one is told as waiting.
 
 On a GPU a run ends with its last checkpoint where there are cores for another process, which makes the artifacts of it:
 the GPU need not wait for them. That process is part of the same attempt; where it is lost, the next attempt finds the
@@ -18,7 +22,7 @@ run trained.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -27,6 +31,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from service.active import ActiveJob, Work, job_spec
+from service.allocation import FreeResources, Need
 from service.attempts import list_artifacts, sweep_attempts
 from service.capacity import choose_capacity
 from service.errors import LeaseLost
@@ -66,6 +71,11 @@ _PUT_DOWN = MappingProxyType({**_GONE, State.RUNNING: State.QUEUED})
 def error_of(outcome: Outcome) -> Json:
     """What the API shows of a failure."""
     return {"type": outcome.error_type, "message": outcome.message}
+
+
+def _share_of(need: Need) -> Json:
+    """What is stored of what each process of a run was given."""
+    return {"processes": need.processes, "cpus": need.cpus, "gpu_share": need.gpu_share}
 
 
 def is_trained(outcome: Outcome) -> bool:
@@ -224,6 +234,10 @@ class Engine:
             return None
         spent = (record.teacher_forwards or {}).get("run", 0)
         job = ActiveJob(record, record.attempt, spec, CacheProgress(spent), record.state)
+        runs = self._records.runs(record.id)
+        job.whole.update(run.id for run in runs if run.whole_gpu)
+        job.alone.update(job.whole)
+        job.waits_for = {run.id: run.waits_for for run in runs if run.waits_for is not None}
         self._jobs[job.id] = job
         return job
 
@@ -236,12 +250,11 @@ class Engine:
         found = {}
         for name, runs in crews.items():
             acknowledged = {run.piece or 0: self._records.next_event(job.id, run.id, run.attempt) for run in runs}
-            training, share = job.spec.training, self._capacity.gpu_share_of(job.spec.training)
-            tasks = self._cluster.attach(name, training.actors, acknowledged, share) if name else {}
+            tasks = self._attach(job, name, runs[0], acknowledged) if name else {}
             for run in runs:
                 task = tasks.get(run.piece or 0) or self._find_export(run, acknowledged[run.piece or 0])
                 if task is not None:
-                    job.runs[run.id] = Work(task, run.attempt)
+                    job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
                 else:
                     self._records.move_on(run.id, run.attempt, _GONE)
                     self._sweep(self._records.run(run.id))
@@ -250,6 +263,15 @@ class Engine:
             if tasks:
                 found[name] = job.spec.training.actors
         return found
+
+    def _attach(self, job: ActiveJob, name: str, run: RunRecord, acknowledged: Mapping[int, int]) -> dict[int, Task]:
+        """The tasks of a crew, with what it was given when it was started: the settings may be others since."""
+        given = run.share
+        if given is None:
+            # Started by an earlier version, which did not say.
+            need = self._capacity.need_of(job.spec.training)
+            given = _share_of(need)
+        return self._cluster.attach(name, given["processes"], acknowledged, given["cpus"], given["gpu_share"])
 
     def _find_export(self, run: RunRecord, acknowledged: int) -> Task | None:
         name = export_name(run.actor or "", run.piece or 0)
@@ -265,8 +287,7 @@ class Engine:
             job.attempt = adopted.attempt
             job.progress = CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
         job.has_built = True
-        # Also for runs that are trained on the CPU: where a teacher runs is the machine's affair.
-        share = self._capacity.gpu_share if self._capacity.gpus else 0.0
+        share = self._capacity.inference_share_of(job.spec.training, whole=_CACHES in job.whole)
         task = self._cluster.build_caches(job.spec, self._folders, share, self._settings.caches_max_bytes)
         job.caches = Work(task, job.attempt)
 
@@ -274,7 +295,7 @@ class Engine:
         """Pass on what clients want, take what workers tell, and end the job if that was the last of it."""
         job.state, job.states = self._records.states(job.id)
         for run_id, work in job.runs.items():
-            work.tell(job.states.get(run_id, State.CANCELLING))
+            self._pass_on(work, job.states.get(run_id, State.CANCELLING))
         if job.caches is not None and job.state is not State.RUNNING:
             job.caches.tell(State.CANCELLING)
         self._poll(job)
@@ -298,6 +319,17 @@ class Engine:
                 elif all(state in TERMINAL for state in job.states.values()):
                     self._end(job)
 
+    @staticmethod
+    def _pass_on(work: Work, wanted: State) -> None:
+        """Have a run pause or stop, if that is wanted; one that only writes its artifacts is ended at once.
+
+        An export listens to nobody, for seconds or minutes. What it has half-written is swept away, and its last
+        checkpoint is there for whoever resumes it. Where other runs share its process, it listens between the files.
+        """
+        work.tell(wanted)
+        if work.told is not None and work.is_trained and work.task.crew.open_tasks == 1:
+            work.task.kill()
+
     def _poll(self, job: ActiveJob) -> None:
         if job.caches is not None:
             self._poll_caches(job, job.caches)
@@ -320,8 +352,11 @@ class Engine:
             self._take_caches(job, outcome.value)
         # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
         self._holds.take(job.id, job.progress.caches.values())
+        gpu_share = work.task.crew.gpu_share
         work.task.close()
         job.caches = None
+        if outcome.kind == "failed" and self._is_worth_a_whole_gpu(job, outcome, gpu_share):
+            return
         if outcome.kind == "failed" and not self._is_worth_another_device(job, _CACHES, outcome):
             self._fail(job.id, job.attempt, self._error_of_work(job, _CACHES, outcome))
         elif outcome.kind == "vanished" and work.told is None:
@@ -369,7 +404,7 @@ class Engine:
             trained.model_copy(update=changes),
             self._records.next_event(job.id, run_id, work.attempt),
         )
-        job.runs[run_id] = Work(task, work.attempt)
+        job.runs[run_id] = Work(task, work.attempt, is_trained=True)
         log.info("run trained, its artifacts are made next")
         # Last, because until then a successor would find it trained there.
         work.task.close()
@@ -383,6 +418,15 @@ class Engine:
             return False
         job.without_device.add(id)
         log.warning("no GPU: trying once more in a fresh process", job_id=job.id, what=id, reason=outcome.message)
+        return True
+
+    @staticmethod
+    def _is_worth_a_whole_gpu(job: ActiveJob, outcome: Outcome, gpu_share: float) -> bool:
+        """Whether the inference of caches ended because its share of a GPU had too little memory."""
+        if outcome.error_type != "OutOfMemory" or not 0.0 < gpu_share < 1.0:
+            return False
+        job.whole.add(_CACHES)
+        log.warning("inference out of memory: trying once more with a GPU for itself", reason=outcome.message)
         return True
 
     def _fail(self, job_id: str, attempt: int, error: Json) -> None:
@@ -411,36 +455,47 @@ class Engine:
     # -------------------------------------------------------------------------------------------- its runs
 
     def _fill_slots(self) -> None:
-        """Share the free slots among the jobs whose runs wait."""
-        capacity = self._capacity
-        crews = [crew for job in self._jobs.values() for crew in job.crews if not crew.exports]
-        free = capacity.cpu_slots - sum(crew.processes for crew in crews)
-        gpu_free = capacity.gpu_slots - sum(capacity.gpu_slots_of(crew.processes, crew.gpu_share) for crew in crews)
-        if free <= 0:
-            return
-        claims = []
-        for job in self._jobs.values():
+        """Share what is free among the jobs whose runs wait, and store why the others do whose turn it is."""
+        capacity, jobs = self._capacity, self._jobs.values()
+        free = FreeResources(capacity.cpus, capacity.gpus, [each for job in jobs for each in job.held()])
+        claims, reasons = [], {}
+        for job in jobs:
             if job.plan is None or job.state is not State.RUNNING or not job.waiting:
                 continue
             waiting = self._startable(job)
-            processes = job.spec.training.actors
-            share = capacity.gpu_share_of(job.spec.training, whole=not job.whole.isdisjoint(waiting))
-            claim = Claim(
-                job.id,
-                job.record.key_id,
-                job.record.priority,
-                has=sum(
-                    max(crew.processes, capacity.gpu_slots_of(crew.processes, crew.gpu_share))
-                    for crew in job.crews
-                    if not crew.exports
-                ),
-                wants=len(waiting),
-                size=processes,
-                gpu_size=capacity.gpu_slots_of(processes, share),
+            need = capacity.need_of(job.spec.training, whole=not job.whole.isdisjoint(waiting))
+            crews = [
+                capacity.weight_of(crew.processes, share.cpus, share.gpu)
+                for crew in job.crews
+                for share in crew.shares[:1]
+            ]
+            claims.append(
+                Claim(
+                    job.id,
+                    job.record.key_id,
+                    job.record.priority,
+                    has=sum(crews),
+                    wants=len(waiting),
+                    need=need,
+                    weight=capacity.weight_of(need.processes, need.cpus, need.gpu_share),
+                )
             )
-            claims.append(claim)
-        for job_id, processes in allot(claims, free, max(0, gpu_free)).items():
-            self._start_waiting(self._jobs[job_id], processes)
+            if waiting and need.gpu_share == 1.0:
+                reasons[job.id] = {waiting[0]: free.why_not(need)}
+        given, kept_for = allot(claims, free)
+        for job in list(jobs):
+            if given[job.id]:
+                self._start_waiting(job, given[job.id])
+            elif job.id != kept_for:
+                self._record_waiting(job, {})
+            elif free.is_placed:
+                # Else some are just starting: who is where is known in a moment.
+                self._record_waiting(job, reasons.get(job.id, {}))
+
+    def _record_waiting(self, job: ActiveJob, reasons: Mapping[str, str]) -> None:
+        if reasons != job.waits_for:
+            job.waits_for = reasons
+            self._records.record_waiting(job.id, reasons)
 
     def _startable(self, job: ActiveJob) -> list[str]:
         """The waiting runs that may start next; one that wants a whole GPU starts by itself."""
@@ -467,13 +522,16 @@ class Engine:
     def _start_runs(self, job: ActiveJob, runs: Sequence[RunRecord]) -> None:
         """Start runs that share their batches, or a single one, in one process."""
         able = [run for run in runs if not self._has_had_enough(run)]
-        if job.plan is None or not (begun := self._records.start_attempts([run.id for run in able])):
+        need = self._capacity.need_of(job.spec.training, whole=not job.whole.isdisjoint(run.id for run in able))
+        if job.plan is None:
             return
-        specs, name = job.spec.runs(), begun[0].actor or ""
-        share = self._capacity.gpu_share_of(job.spec.training, whole=begun[0].id in job.whole)
+        begun = self._records.start_attempts([run.id for run in able], _share_of(need))
+        if not begun:
+            return
+        specs, name, share = job.spec.runs(), begun[0].actor or "", need.gpu_share
         stage = self._capacity.stage_of(job.spec.training, share)
         orders = [self._order(job, job.plan, run, specs[run.index], share, stage) for run in begun]
-        tasks = self._cluster.train(name, orders, self._capacity.run_cpus, share)
+        tasks = self._cluster.train(name, orders, need.cpus, share)
         try:
             self._check_lease()
         except LeaseLost:
@@ -482,7 +540,7 @@ class Engine:
                 task.close()
             raise
         for run, task in zip(begun, tasks, strict=True):
-            job.runs[run.id] = Work(task, run.attempt)
+            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
             told = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
             log.info("run started", job_id=job.id, run_id=run.id, **told)
 
@@ -535,6 +593,7 @@ class Engine:
             self._records.record_events(job.id, run_id, work.attempt, events, progress=progress)
             work.task.acknowledge(events)
             if "epoch" in progress:
+                work.is_trained = progress["epoch"] >= job.spec.training.epochs
                 job.losses.pop(run_id, None)
                 job.without_device.discard(run_id)
         if outcome is None:
@@ -543,7 +602,7 @@ class Engine:
             self._export(job, run_id, work, outcome)
             return
         if outcome.kind == "vanished" and (export := self._export_of(job, run_id, work)) is not None:
-            job.runs[run_id] = Work(export, work.attempt)
+            job.runs[run_id] = Work(export, work.attempt, is_trained=True)
             return
         log.info("run ended", kind=outcome.kind, message=outcome.message)
         match outcome.kind:
@@ -558,7 +617,7 @@ class Engine:
                 log.warning("out of memory: trying once more with a GPU for itself", reason=outcome.message)
                 job.alone.add(run_id)
                 job.whole.add(run_id)
-                self._records.move_on(run_id, work.attempt, _GONE)
+                self._records.move_on(run_id, work.attempt, _GONE, needs_whole_gpu=True)
             case "failed":
                 error = self._error_of_work(job, run_id, outcome)
                 self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
@@ -593,7 +652,12 @@ class Engine:
         """What the API shows of the failure of a run, or of the caches, with what was tried against it."""
         error = error_of(outcome)
         tried = None
-        if outcome.error_type == "OutOfMemoryError" and id != _CACHES:
+        if outcome.error_type == "OutOfMemory" and id == _CACHES and id in job.whole:
+            tried = (
+                "It had a whole GPU to itself, after it had shared one: use a GPU with more memory, or the CPU with "
+                "training.device 'cpu' or RETORT_GPUS=0"
+            )
+        elif outcome.error_type == "OutOfMemoryError" and id != _CACHES:
             again = ", after it had shared one" if id in job.whole else ""
             tried = f"It had a process, and a whole GPU if it was on one, to itself{again}: use a smaller batch_size"
         elif outcome.error_type == "DeviceUnavailable":

@@ -474,6 +474,9 @@ class Run(Document):
     metrics: Stored | None = Field(description="of the last finished epoch")
     result: Stored | None
     error: ErrorInfo | None
+    waits_for: str | None = Field(
+        description="why it waits although it is its turn: for a whole GPU, say, and who has them"
+    )
     retry_of: str | None = Field(description="the run that it tries again")
     created_at: datetime
     started_at: datetime | None

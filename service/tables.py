@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy import DateTime as SqlDateTime
 from sqlalchemy import Enum as SqlEnum
@@ -173,6 +174,9 @@ class RunRecord(Base):
     """One student to train. ``attempt`` rises with every start; a write that brings an older one does not land.
 
     ``actor`` names the process that the newest attempt was given to, ``piece`` is its place among the runs there.
+    ``share`` is what each process of that attempt was given: ``{"processes", "cpus", "gpu_share"}``; NULL before the
+    first, and of one that an earlier version has started. ``whole_gpu``: it had too little memory on a share of a GPU,
+    and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
     ``losses`` counts the attempts whose process vanished.
     ``retry_of`` is the run that this one tries again, each at most once.
     """
@@ -200,6 +204,9 @@ class RunRecord(Base):
     losses: Mapped[int] = mapped_column(default=0, server_default="0")
     actor: Mapped[str | None] = mapped_column(String(80))
     piece: Mapped[int | None] = mapped_column()
+    share: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    whole_gpu: Mapped[bool] = mapped_column(default=False, server_default=false())
+    waits_for: Mapped[str | None] = mapped_column(Text)
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True, unique=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()

@@ -27,6 +27,7 @@ class CudaDouble:
     Attributes:
         rows_max: pictures at once that its memory holds.
         factor: of its outputs to those of the CPU.
+        capability: of computation, as CUDA numbers it.
         cpu_operators: that its sessions leave to the CPU.
         calls: pictures of each run on it.
         options: of each of its sessions, as the CUDA provider is given them.
@@ -35,6 +36,7 @@ class CudaDouble:
 
     rows_max: int = 1 << 20
     factor: float = 1.0
+    capability: tuple[int, int] = (9, 0)
     cpu_operators: Counter[str] = field(default_factory=Counter)
     calls: list[int] = field(default_factory=list)
     options: list[dict[str, str]] = field(default_factory=list)
@@ -67,6 +69,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
 
     monkeypatch.setattr(teacher, "Session", CudaSession)
     see_a_device(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: double.capability)
     return double
 
 

@@ -1,5 +1,6 @@
 """Real Ray: blocks are fanned out, what dies is replaced or reported, what is told to stop stops."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ from workers.cluster import (
 )
 from workers.config import CacheOptions, Folders
 from workers.events import Log, ignore, never
-from workers.outcomes import Outcome
+from workers.outcomes import Outcome, Share
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -55,6 +56,13 @@ def actor_processes(kind: str) -> list[int]:
     """Processes of this test's own cluster that Ray named after this actor class, as ``ray::KIND.method``."""
     token = f"RAY_AUTH_TOKEN={os.environ['RAY_AUTH_TOKEN']}"
     return [pid for pid, line in processes_with(token).items() if f"ray::{kind}" in line]
+
+
+def is_running(pid: int) -> bool:
+    """Whether this process can still do anything: one that has ended may wait to be collected."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
 
 
 def new_name() -> str:
@@ -83,7 +91,8 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     folders, peace = (Folders(data_dir=tmp_path / name, data_root=tmp_path) for name in ("shared", "peace"))
     # Many views, so that there are blocks enough to be in the middle of.
     views = digits.views.model_copy(update={"count": 40})
-    job = digits.job("kd").model_copy(update={"views": views})
+    training = SMALL.model_copy(update={"device": "cpu"})
+    job = digits.job("kd").model_copy(update={"views": views, "training": training})
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
     seen_first: dict[Path, os.stat_result] = {}
     pending_at_the_kill = 0
@@ -108,6 +117,9 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     assert outcome.value is not None
     assert pending_at_the_kill > 0
     assert any("died and is replaced" in log["message"] for log in told["log"])
+    # The device of the job is that of its teacher, too.
+    assert told["contract_checked"][0]["provider_reason"] == "asked for"
+    assert "inference on CPUExecutionProvider: asked for" in [log["message"] for log in told["log"]]
     plan = CachePlan.model_validate(outcome.value["plan"])
     specs = (plan.test_cache, plan.train_cache)
     assert [ready["rows_inferred"] for ready in told["cache_ready"]] == [spec.views * spec.samples for spec in specs]
@@ -191,6 +203,17 @@ def test_a_trained_run_is_exported_by_another_process_and_the_same_one_if_it_is_
     said = [json.loads(line)["event"] for line in (tmp_path / "artifacts/log.jsonl").read_text().splitlines()]
     stages = ["attempt begins", "attempt trained", "export begins", "attempt succeeded"]
     assert [event for event in said if event in stages] == stages
+    task.close()
+
+    # Killed in the middle of it: what is half-written is nobody's any more once that is told, and can be swept away.
+    task = cluster.export(export_name(new_name(), 0), to_export, 0)
+    while not (tmp_path / "artifacts.partial/student.safetensors").exists():
+        task.poll()
+        time.sleep(0.02)
+    [exporting] = actor_processes("_TrainingActor")
+    task.kill()
+    assert follow(task).kind == "vanished"
+    assert not is_running(exporting)
     task.close()
 
     # Nothing is trained in its place where there is no GPU.
@@ -359,6 +382,7 @@ def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_
         workers = [new(first) for _ in range(3)]
         taken = [wait_for(worker) for worker in workers]
         assert sorted(str(gpu) for [gpu] in taken) == sorted(NO_GPUS)
+        assert sorted(share.gpu_id or "" for share in first.shares()) == sorted(NO_GPUS)
 
         waiting = new(second)
         second._add_small_worker()
@@ -366,6 +390,9 @@ def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_
         [_, small] = second._workers
         there = wait_for(small)
         assert not waiting.is_started
+        # What holds nothing yet is told as asked for.
+        held = [Share(cpus=0.0, gpu=0.5001), Share(cpus=0.0, gpu=0.25, gpu_id=str(there[0]))]
+        assert second.shares() == held
         second._retire_small_worker()
         assert second._workers == [waiting, small]
         # Room for the other one, on the very GPU.
@@ -389,8 +416,15 @@ def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
     cluster: Cluster, digits: Digits, tmp_path: Path
 ) -> None:
     order = digits.order("kd", tmp_path).model_copy(update={"has_gpu_share": True})
-    outcome = follow(*cluster.train(new_name(), [order], cpus=1, gpu_share=0.5))
+    name = new_name()
+    [task] = cluster.train(name, [order], cpus=1, gpu_share=0.5)
+    found = cluster.attach(name, 1, {0: 0}, cpus=1, gpu_share=0.5)[0]
+    assert found.crew.shares == [Share(cpus=1, gpu=0.5)]
+    outcome = follow(found)
     assert (outcome.kind, outcome.error_type) == ("failed", "DeviceUnavailable")
+    # Which GPU it is on, it says itself.
+    assert [share.gpu_id for share in found.crew.shares if share.gpu_id in NO_GPUS]
+    task.close()
     assert "a GPU was promised to this run" in (outcome.message or "")
 
 

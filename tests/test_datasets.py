@@ -3,6 +3,7 @@
 import errno
 import gzip
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -34,6 +35,7 @@ from workers.config import (
     TorchvisionDataset,
 )
 from workers.datasets import Dataset, open_prepared
+from workers.decoding import decode_picture
 from workers.durable import disk_full_is_disk_low
 from workers.errors import DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Log, Split
@@ -202,6 +204,26 @@ def test_of_pictures_none_of_which_can_be_read_ten_are_named(tmp_path: Path) -> 
         write_text(picture)
     with pytest.raises(InvalidDataset, match=r"^12 of 12 pictures cannot be used: .*; and 2 more$"):
         prepare(FolderDataset(path="pets"), "train", tmp_path)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "tiff_lzw"])
+def test_a_damaged_tiff_is_told_in_its_error_and_not_on_standard_error(
+    compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where libtiff, and libjpeg by way of it, write lines that are no JSON."""
+    whole = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, "TIFF", compression=compression)
+    refused = 0
+    for at in range(8, 2008, 20):
+        damaged = bytearray(whole.getvalue())
+        damaged[at : at + 8] = bytes(8)
+        try:
+            decode_picture(bytes(damaged), Path("damaged.tif"), None)
+        except InvalidDataset:
+            refused += 1
+    assert refused
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from service.allocation import Need
 from service.backup import backup, restore
 from service.capacity import choose_capacity
 from service.db import Database, upgrade_to_head
@@ -322,7 +323,10 @@ def test_capacity_is_chosen_from_cores_and_memory_where_the_settings_say_nothing
     # As Ray counts: no more than there is, rounded to ten-thousandths.
     assert round(chosen.gpu_share, 4) * per_gpu <= 1.0
     training = Training(epochs=1, actors=2)
-    assert chosen.gpu_slots_of(2, chosen.gpu_share_of(training)) == 2 * per_gpu
+    assert chosen.need_of(training) == Need(2, run_cpus, 1.0 if gpus else 0.0)
+    assert chosen.inference_share_of(training) == (chosen.gpu_share if gpus else 0.0)
+    assert chosen.inference_share_of(training, whole=True) == (1.0 if gpus else 0.0)
+    assert chosen.inference_share_of(Training(device="cpu")) == chosen.gpu_share_of(Training(device="cpu")) == 0.0
     assert ("not measured on a GPU" in chosen.reason) == (gibibytes is not None)
     alone = Training(epochs=1)
     apart = chosen.stage_of(alone, chosen.gpu_share_of(alone)) == "train"

@@ -11,11 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service.client import Client
-from service.fairness import Claim, allot
 from tests.digits import Digits
 from tests.processes import (
     Processes,
@@ -421,64 +418,3 @@ def test_an_engine_that_was_stopped_goes_on_only_to_find_that_another_leads(pair
         os.kill(service.pid(leader), signal.SIGCONT)
     assert service.wait(leader) == 0
     ends_well(service, job, run)
-
-
-# ------------------------------------------------------------------------------------------------- without processes
-
-CLAIMS = st.lists(
-    st.tuples(
-        st.sampled_from([None, "key_a", "key_b"]),
-        st.integers(-2, 2),
-        st.integers(0, 4),
-        st.integers(0, 6),
-        st.integers(1, 3),
-    ),
-    max_size=6,
-).map(lambda rows: [Claim(f"job_{place}", *row) for place, row in enumerate(rows)])
-
-
-@given(CLAIMS, st.integers(0, 12))
-def test_slots_are_shared_out_by_priority_and_no_more_than_there_are(claims: list[Claim], free: int) -> None:
-    """And none stays free but for a job that needs more than there are, and is next."""
-    given_ = allot(claims, free)
-    left = free - sum(given_[claim.job_id] * claim.size for claim in claims)
-    assert left >= 0
-    assert all(given_[claim.job_id] <= claim.wants for claim in claims)
-    hungry = [claim for claim in claims if given_[claim.job_id] < claim.wants]
-    if hungry:
-        first = max(claim.priority for claim in hungry)
-        assert any(claim.size > left for claim in hungry if claim.priority == first)
-        assert not any(given_[other.job_id] for other in claims if other.priority < first)
-
-
-@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 5))
-def test_of_equals_none_has_two_slots_more_than_another_that_waits(free: int, mine: int, theirs: int) -> None:
-    """Keys first, then the jobs of one key; older jobs have the odd one."""
-    claims = [
-        Claim(f"job_{place:02}", "key_a" if place < mine else "key_b", 0, 0, 20, 1) for place in range(mine + theirs)
-    ]
-    given_ = allot(claims, free)
-    of_key = sorted(sum(given_[c.job_id] for c in claims if c.key_id == key) for key in ("key_a", "key_b"))
-    assert of_key == [free // 2, free - free // 2]
-    for key in ("key_a", "key_b"):
-        shares = [given_[claim.job_id] for claim in claims if claim.key_id == key]
-        assert shares == sorted(shares, reverse=True)
-        assert shares[0] - shares[-1] <= 1
-
-
-def test_allot_keeps_free_gpus_for_whoever_is_next_and_lets_others_train_on_the_cpu() -> None:
-    large = Claim("job_1", None, 1, 0, 1, 2, gpu_size=8)
-    small, cpu = Claim("job_2", None, 0, 0, 5, 1, gpu_size=1), Claim("job_3", None, 0, 0, 5, 1)
-    assert allot([large, small], 16, gpu_free=7) == {}
-    assert allot([large, small], 16, gpu_free=9) == {"job_1": 1, "job_2": 1}
-    assert allot([large, small, cpu], 4, gpu_free=7) == {"job_3": 4}
-    assert allot([small, cpu], 3, gpu_free=4) == {"job_2": 2, "job_3": 1}
-
-
-def test_what_somebody_has_already_counts() -> None:
-    busy = Claim("job_1", "key_a", 0, 2, 5, 1)
-    assert allot([busy, Claim("job_2", "key_b", 0, 0, 5, 1)], 2) == {"job_2": 2}
-    assert allot([busy, Claim("job_2", "key_a", 0, 0, 5, 1)], 3) == {"job_2": 2, "job_1": 1}
-    # All jobs without a key are one key's.
-    without = [Claim("job_2", None, 0, 0, 5, 1), Claim("job_3", None, 0, 0, 5, 1)]
-    assert allot([Claim("job_1", "key_a", 0, 0, 5, 1), *without], 2) == {"job_1": 1, "job_2": 1}

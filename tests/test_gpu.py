@@ -92,7 +92,7 @@ def test_a_teacher_halves_its_batch_within_its_share_of_the_memory(tmp_path: Pat
     assert small.run(input_, 256).tobytes() == logits.tobytes()
     whole = Teacher(path, Preprocessing(), device="cuda").run(input_, 256)
     np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
-    with pytest.raises(OutOfMemory, match="larger share"):
+    with pytest.raises(OutOfMemory, match="larger RETORT_GPU_SHARE"):
         Teacher(path, Preprocessing(), device="cuda", memory_fraction=fraction / 256).run(input_, 256)
 
 

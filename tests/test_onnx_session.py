@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from tests import onnx_models
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
-from workers.onnx_session import Session
+from workers.onnx_session import Session, cuda_providers
 
 CUDNN = (
     "[ONNXRuntimeError] : 1 : FAIL : /src/cuda_call.cc:154 void onnxruntime::CudaCall(ERRTYPE, const char*) [with "
@@ -92,3 +92,12 @@ def test_session_run_says_nothing_to_the_terminal_of_a_node_whose_name_is_a_comm
     with pytest.raises(InvalidTeacher, match="pwned"):
         session(tmp_path, built).run(np.zeros((3, 3, 8, 8), np.float32))
     assert "pwned" not in "".join(capfd.readouterr())
+
+
+def test_session_whose_cuda_provider_does_not_load_writes_nothing_to_standard_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Lines of ONNX Runtime's own form would stand among the JSON of a worker."""
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    Session(path, "images", "logits", threads=1, providers=cuda_providers(1 << 20, is_half=False))
+    assert capfd.readouterr().err == ""

@@ -30,10 +30,14 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
     job = digits.job("ce", "kd", training=ONE_EPOCH)
     events: list[object] = []
+    job = job.model_copy(update={"training": ONE_EPOCH.model_copy(update={"device": "cpu"})})
     first = run_job(job, folders, tmp_path / "first", events.append)
     samples = {"train": len(digits.train.labels_N), "test": len(digits.test.labels_N)}
     checked = next(e for e in events if isinstance(e, ContractChecked))
     assert first.teacher_forwards == 2 * samples["train"] + samples["test"] + checked.forwards
+    # The device is that of the job for the teacher, too.
+    assert checked.provider_reason == "asked for"
+    assert any(isinstance(e, Log) and e.message == "inference on CPUExecutionProvider: asked for" for e in events)
 
     events.clear()
     job = digits.job("rld", training=ONE_EPOCH, student="cnn_m")

@@ -42,7 +42,7 @@ class _Task:
     events: Sequence[Numbered] = ()
     outcome: Outcome | None = None
     told: list[str] = field(default_factory=list)
-    crew: Crew | None = None
+    crew: Crew = field(default_factory=lambda: Crew([cast("Any", object())], [0]))
 
     def poll(self) -> tuple[Sequence[Numbered], Outcome | None]:
         return self.events, self.outcome
@@ -56,6 +56,10 @@ class _Task:
     def pause(self) -> None:
         self.told.append("pause")
 
+    def kill(self) -> None:
+        self.told.append("kill")
+        self.outcome = vanished()
+
     def close(self) -> None:
         self.told.append("close")
 
@@ -68,6 +72,9 @@ class _Cluster:
 
     Attributes:
         trained: the orders that were given to each process, and its share of a GPU.
+        started: the processes that were given them.
+        attached: by name, what a process that is found again is said to have.
+        inferring: the share of a GPU of each process that was to build caches.
         exported: orders, names and first events of what is to be exported.
         exports: the tasks of these.
     """
@@ -79,6 +86,10 @@ class _Cluster:
         self._tasks, self._endings = iter(tasks), iter(endings)
         self.has_ended_others = False
         self.trained: list[tuple[Sequence[TrainingOrder], float]] = []
+        self.started: list[Crew] = []
+        self.found: dict[str, _Task] = {}
+        self.attached: dict[str, tuple[int, float, float]] = {}
+        self.inferring: list[float] = []
         self.exported: list[tuple[TrainingOrder, str, int]] = []
         self.exports: list[_Task] = []
 
@@ -95,7 +106,8 @@ class _Cluster:
 
     def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[_Task]:
         self.trained.append((orders, gpu_share))
-        crew = Crew([cast("Any", object())], range(len(orders)), gpu_share)
+        crew = Crew([cast("Any", object())] * orders[0].training.actors, range(len(orders)), cpus, gpu_share)
+        self.started.append(crew)
         endings = [next(self._endings, None) for _ in orders]
         for order, ending in zip(orders, endings, strict=True):
             if ending is not None and ending.value is not None:
@@ -103,15 +115,25 @@ class _Cluster:
         self.tasks = [_Task(outcome=ending, crew=crew) for ending in endings]
         return self.tasks
 
-    def attach(self, *_: object) -> dict[int, _Task]:
-        return {}
+    def attach(
+        self, name: str, count: int, acknowledged: Mapping[int, int], cpus: float, gpu_share: float
+    ) -> dict[int, _Task]:
+        if name not in self.found:
+            return {}
+        self.attached[name] = (count, cpus, gpu_share)
+        self.found[name].crew = Crew([cast("Any", object())] * count, acknowledged, cpus, gpu_share)
+        return {0: self.found[name]}
 
     def end_others(self, names: Mapping[str, int]) -> int:
         self.has_ended_others, self.kept = True, names
         return 0
 
-    def build_caches(self, *_: object) -> _Task:
-        return next(self._tasks)
+    def build_caches(self, _: object, __: object, gpu_share: float, ___: int) -> _Task:
+        task = next(self._tasks)
+        task.crew = Crew([cast("Any", object())], [0], gpu_share=gpu_share)
+        task.crew.shares = []
+        self.inferring.append(gpu_share)
+        return task
 
 
 class _Bench:
@@ -387,6 +409,96 @@ def test_a_job_that_asks_for_cuda_without_a_gpu_fails_at_once(tmp_path: Path) ->
     bench.database.close()
 
 
+@pytest.mark.parametrize(("device", "share"), [("cpu", 0.0), ("auto", 0.5)])
+def test_inference_of_a_job_takes_a_share_of_a_gpu_unless_the_job_is_for_the_cpu(
+    tmp_path: Path, device: str, share: float
+) -> None:
+    bench = _Bench(tmp_path, training={"epochs": 3, "device": device})
+    cluster = _Cluster(_Task(), gpus=1)
+    engine = bench.engine_on(cluster, gpu_share=0.5)
+    for _ in range(2):
+        engine.tick()
+    assert cluster.inferring == [share]
+    bench.database.close()
+
+
+@pytest.mark.parametrize(("shares", "gpu_share"), [([0.5, 1.0], 0.5), ([1.0], 1.0)])
+def test_inference_that_is_out_of_memory_is_tried_once_more_on_a_gpu_of_its_own(
+    bench: _Bench, shares: list[float], gpu_share: float
+) -> None:
+    cluster = _Cluster(*[_Task(outcome=failed("OutOfMemory")) for _ in shares], gpus=1)
+    engine = bench.engine_on(cluster, gpu_share=gpu_share)
+    for _ in range(6):
+        engine.tick()
+    assert cluster.inferring == shares
+    assert bench.state is State.FAILED
+    error = bench.records.job(bench.job_id).error
+    assert error is not None
+    assert ("It had a whole GPU to itself, after it had shared one" in error["message"]) == (len(shares) > 1)
+
+
+def test_a_run_that_is_found_again_holds_what_it_was_started_with_and_not_what_runs_take_today(tmp_path: Path) -> None:
+    """Half of the GPU and one of two cores, where a run would now have a quarter and half a core: two more fit."""
+    bench = _Bench(tmp_path, methods=["ce", "kd", "rld", "dkd"], group_size=1)
+    cluster = _Cluster(complete_caches(), complete_caches(), gpus=1)
+    engine = bench.engine_on(cluster, gpu_share=0.5)
+    for _ in range(3):
+        engine.tick()
+    name = bench.records.runs(bench.job_id)[0].actor
+    assert name is not None
+    assert [share for _, share in cluster.trained] == [0.5, 0.5]
+
+    cluster.found[name] = _Task()
+    engine = bench.engine_on(cluster, gpu_share=0.25)
+    for _ in range(4):
+        engine.tick()
+    assert cluster.attached == {name: (1, 1.0, 0.5)}
+    assert [share for _, share in cluster.trained[2:]] == [0.25, 0.25]
+    bench.database.close()
+
+
+def test_a_run_that_had_too_little_memory_has_a_whole_gpu_under_the_next_engine_too(bench: _Bench) -> None:
+    cluster = _Cluster(complete_caches(), complete_caches(), gpus=1, endings=[failed("OutOfMemoryError")])
+    engine = bench.engine_on(cluster, gpu_share=0.5)
+    for _ in range(4):
+        engine.tick()
+    assert [run.state for run in bench.records.runs(bench.job_id)] == [State.LOST, State.RUNNING]
+    engine = bench.engine_on(cluster, gpu_share=0.5)
+    for _ in range(4):
+        engine.tick()
+    assert [share for _, share in cluster.trained] == [0.5, 0.5, 1.0]
+
+
+def test_a_run_that_needs_a_whole_gpu_is_told_as_waiting_until_one_is_empty(tmp_path: Path) -> None:
+    """A half of each of two GPUs is free: by sums that would be one."""
+    bench = _Bench(tmp_path, methods=["ce", "kd", "rld"], group_size=1)
+    cluster = _Cluster(complete_caches(), gpus=2, endings=[failed("OutOfMemoryError")])
+    engine = bench.engine_on(cluster, gpu_share=0.5)
+    for _ in range(3):
+        engine.tick()
+    first, second, third = bench.records.runs(bench.job_id)
+    assert len(cluster.started) == 3
+    for crew, gpu in zip(cluster.started[1:], ("0", "1"), strict=True):
+        crew.note(0, gpu)
+    for _ in range(3):
+        engine.tick()
+    waits = bench.records.run(first.id)
+    why = f"waits for a whole GPU: 2 of 2 are partly or wholly used by run {second.id}, run {third.id}"
+    assert (waits.state, waits.waits_for) == (State.LOST, why)
+    events, _ = Registry(bench.database).events(waits, 0, 1000)
+    told = [event.data["message"] for event in events if event.type == "log"]
+    assert told == [why]
+    assert [share for _, share in cluster.trained] == [0.5] * 3
+
+    cluster.tasks[0].outcome = failed("NotFinite")
+    for _ in range(2):
+        engine.tick()
+    begun = bench.records.run(first.id)
+    assert (begun.state, begun.waits_for) == (State.RUNNING, None)
+    assert cluster.trained[-1][1] == 1.0
+    bench.database.close()
+
+
 # ------------------------------------------------------------------------------------------------------------ exports
 
 
@@ -447,3 +559,51 @@ def test_artifacts_are_listed_without_what_a_file_manager_has_put_beside_them(tm
     for name in ("result.json", "._result.json", ".DS_Store", "desktop.ini"):
         (folder / name).write_text("{}")
     assert [row["name"] for row in list_artifacts(tmp_path / "a1", tmp_path)] == ["result.json"]
+
+
+@pytest.mark.parametrize(("wish", "state"), [("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)])
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_once(
+    tmp_path: Path, wish: str, state: State, gpus: int
+) -> None:
+    """By a process that exports, and by the one that has trained it: neither listens meanwhile."""
+    bench = _Bench(tmp_path, methods=["ce", "kd"], group_size=1)
+    cluster = _Cluster(complete_caches(), gpus=gpus, endings=[trained()] if gpus else [])
+    engine = bench.engine_on(cluster)
+    for _ in range(4):
+        engine.tick()
+    run = bench.records.runs(bench.job_id)[0]
+    work = engine._jobs[bench.job_id].runs[run.id].task
+    exporting = cast("_Task", work)
+    if not gpus:
+        exporting.events = [(0, {"type": "epoch", "epoch": run.epochs, "metrics": {}})]
+        engine.tick()
+    assert exporting.told == []
+    folder = bench.left(run.id, 1)
+    ask: Callable[[str], object] = getattr(bench.wishes, wish)
+    ask(run.id)
+    engine.tick()
+    assert "kill" in exporting.told
+    assert bench.records.run(run.id).state is state
+    assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+    if not gpus and state is State.PAUSED:
+        # Resumed, it tells of no epoch again, and exports at once.
+        bench.wishes.resume_run(run.id)
+        engine.tick()
+        again = cast("_Task", engine._jobs[bench.job_id].runs[run.id].task)
+        bench.wishes.pause_run(run.id)
+        engine.tick()
+        assert "kill" in again.told
+    bench.database.close()
+
+
+def test_a_run_that_is_still_training_is_asked_to_stop_and_not_killed(bench: _Bench) -> None:
+    cluster = _Cluster(complete_caches())
+    engine = bench.engine_on(cluster)
+    for _ in range(3):
+        engine.tick()
+    run = bench.records.runs(bench.job_id)[0]
+    task = cast("_Task", engine._jobs[bench.job_id].runs[run.id].task)
+    bench.wishes.pause_run(run.id)
+    engine.tick()
+    assert task.told == ["pause"]

@@ -262,6 +262,8 @@ def test_tf32_is_off_in_a_float32_graph_and_half_precision_keeps_its_tensor_core
     assert [options["use_tf32"] for options in cuda.options] == ["0", "1"]
     assert [options["gpu_mem_limit"] for options in cuda.options] == [str(1 << 28), str(1 << 30)]
     assert half.provenance["tf32"] is True
+    cuda.capability = (7, 5)
+    assert on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path).provenance["tf32"] is False
 
 
 def test_a_graph_is_half_precision_if_most_of_its_weights_are(tmp_path: Path) -> None:
@@ -315,11 +317,13 @@ def test_a_batch_that_does_not_fit_is_halved_and_stays_so(tmp_path: Path, cuda: 
 
 def test_a_single_picture_or_a_fixed_batch_that_does_not_fit_is_an_error(tmp_path: Path, cuda: CudaDouble) -> None:
     session = on_cuda(onnx_models.random_linear(), tmp_path)
-    fixed = on_cuda(onnx_models.random_linear(batch=4), tmp_path)
+    fixed = on_cuda(onnx_models.random_linear(batch=4), tmp_path, memory_fraction=0.25)
     cuda.rows_max = 0
-    with pytest.raises(OutOfMemory, match=r"no memory for 1 pictures at once\. .*larger share of the GPU"):
+    with pytest.raises(OutOfMemory, match=r"no memory for 1 pictures at once\. Fewer .*limit is 1.00 GiB, 1 of the"):
         session.run(session.preprocess(pictures(4)), 4)
-    with pytest.raises(OutOfMemory, match=r"no memory for 4 pictures at once\. .*larger share of the GPU"):
+    with pytest.raises(
+        OutOfMemory, match=r"for 4 pictures at once\. .*limit is 0.25 GiB, 0.25 of .*larger RETORT_GPU_SHARE"
+    ):
         fixed.run(fixed.preprocess(pictures(4)), 4)
 
 

@@ -243,6 +243,14 @@ def test_stopping_is_seen_at_the_next_batch(digits: Digits, tmp_path: Path) -> N
     assert asked == 3
 
 
+def test_stopping_is_seen_while_the_artifacts_are_made_and_leaves_none(digits: Digits, tmp_path: Path) -> None:
+    emit, should_stop = stop_after(1)
+    order = digits.order("ce", tmp_path, SMALL.model_copy(update={"epochs": 1}))
+    with pytest.raises(Stopped, match="after its last epoch, 1, before its artifacts were complete"):
+        train_run(order, emit, should_stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 # ----------------------------------------------------------------------------------------- the parts
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tests.digits import SMALL, Digits, weights
 from tests.method_inputs import POLICIES, ordinary
 from workers import train, train_step
-from workers.config import Sgd, Training, TrainingOrder
+from workers.config import Sgd, TrainingOrder
 from workers.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import ignore, never
@@ -24,7 +24,7 @@ from workers.feed import BatchInputs
 from workers.host_copy import copy_packed
 from workers.learner import Learner, Member
 from workers.live import LiveBatch, LiveStatistics
-from workers.precision import choose_precision, float32_as
+from workers.precision import choose_precision, float32_as, tf32_in_force
 from workers.students.build import build_student
 from workers.temperature import POLICIES as POLICY_FUNCTIONS
 from workers.train import train_group, train_run
@@ -388,11 +388,42 @@ def test_tf32_is_for_training_alone_and_only_where_a_job_asks_for_it(
     training = SMALL.model_copy(update={"epochs": 1, "precision": precision})
     result = train_run(digits.order("ce", tmp_path, training), ignore, never)
     assert seen == {"step": {(precision == "tf32",) * 2}, "evaluation": {(False, False)}}
-    assert result["environment"]["precision"] == precision
+    # What was in force: no CPU has TF32, whatever was asked for.
+    assert result["environment"]["precision"] == "float32"
 
 
 def test_choose_precision_is_float32_on_a_cpu_unless_a_job_asks_for_another() -> None:
     network = build_student("resnet8", 10)
     assert choose_precision("auto", CPU, network, 64, (3, 32, 32))[0] == "float32"
     assert choose_precision("bfloat16", CPU, network, 64, (3, 32, 32))[0] == "bfloat16"
-    assert Training(precision="tf32").precision == "tf32"
+    assert choose_precision("tf32", CPU, network, 64, (3, 32, 32))[0] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "capability", "override", "in_force"),
+    [
+        (True, "cuda:0", (8, 0), None, True),
+        (True, "cuda:0", (9, 0), "1", True),
+        (True, "cuda:0", (7, 5), None, False),
+        (True, "cuda:0", (9, 0), "0", False),
+        (False, "cuda:0", (9, 0), None, False),
+        (True, "cpu", (9, 0), None, False),
+    ],
+)
+def test_tf32_in_force_is_what_the_device_does_and_not_what_was_asked_for(
+    asked: bool,
+    device: str,
+    capability: tuple[int, int],
+    override: str | None,
+    in_force: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    if override is None:
+        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    else:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
+    assert tf32_in_force(asked, torch.device(device)) is in_force
+    if asked:
+        chosen, _ = choose_precision("tf32", torch.device(device), build_student("resnet8", 10), 64, (3, 32, 32))
+        assert chosen == ("tf32" if in_force else "float32")

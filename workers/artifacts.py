@@ -167,8 +167,12 @@ def write_artifacts(
     config: Mapping[str, object],
     metrics: Sequence[Mapping[str, object]],
     result: dict[str, object],
+    heed: Callable[[], None] = lambda: None,
 ) -> dict[str, object]:
     """Write everything a run leaves to ``folder/artifacts``, in one rename at the end.
+
+    Args:
+        heed: called before each part that takes its time; what it raises ends this, and nothing is left of it.
 
     Returns:
         ``result`` with ``onnx_max_abs_difference`` added, as in result.json.
@@ -181,9 +185,12 @@ def write_artifacts(
     shutil.rmtree(partial, ignore_errors=True)
     with disk_full_is_disk_low(folder, "a run's artifacts"):
         try:
+            heed()
             partial.mkdir(parents=True)
             (partial / "student.safetensors").write_bytes(save(state_tensors(student.network)))
+            heed()
             difference = export_onnx(student, partial / "student.onnx", images_BHWK)
+            heed()
             result = {**result, "onnx_max_abs_difference": difference}
             _write_json(partial / "config.json", config)
             lines = [json.dumps(line, allow_nan=False) for line in metrics]

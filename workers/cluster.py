@@ -35,9 +35,9 @@ from workers.errors import Stopped, WorkerError, first_line
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.learner import Member
 from workers.logs import RunLog
-from workers.outcomes import Mailbox, Numbered, Outcome, WorkFailed, outcome, outcome_of
+from workers.outcomes import Mailbox, Numbered, Outcome, Share, WorkFailed, outcome, outcome_of
 from workers.ray_head import ENVIRONMENT, RayHead
-from workers.teacher import Teacher
+from workers.teacher import Device, Teacher
 from workers.train import train_group
 
 # Ray reads whether it has to show a token when it is imported, and not again.
@@ -62,6 +62,8 @@ _WAITING_S = 5.0
 _IDLE_S = 10.0
 # Two actors that ask for more than half of a GPU never share one.
 _OVER_HALF = 0.5001
+# Cores of an inference actor without a GPU; one on a GPU takes none from the runs.
+_INFERENCE_CPUS = 1.0
 _NAMESPACE = "retort"
 # An actor that Ray cannot reach may come back; after so long it counts as gone.
 _UNAVAILABLE_S = 20.0
@@ -90,9 +92,15 @@ class _Actor:
         logs.configure("info")
         self._mails = [Mailbox(first_event) for _ in range(pieces)]
 
-    def answer(self, piece: int, acknowledged: int) -> tuple[list[Numbered], Outcome | None]:
-        """Events from number ``acknowledged`` on (those before it are forgotten), and how the work has ended."""
-        return self._mails[piece].take(acknowledged)
+    def answer(self, piece: int, acknowledged: int) -> tuple[list[Numbered], Outcome | None, list[Share] | str | None]:
+        """Events from number ``acknowledged`` on (those before it are forgotten), how the work has ended, what is held.
+
+        The last is the GPU that this process is on, by Ray's name, or what the processes that it has started hold.
+        """
+        return (*self._mails[piece].take(acknowledged), self._held())
+
+    def _held(self) -> list[Share] | str | None:
+        return _own_gpu()
 
     def stop(self, piece: int) -> None:
         self._mails[piece].stopping.set()
@@ -150,8 +158,7 @@ class _InferenceActor(_Actor):
 
     def gpu_ids(self) -> Sequence[int | str]:
         """The GPUs of this machine that it may use; none on a CPU."""
-        ids: Sequence[int | str] = ray.get_gpu_ids()
-        return ids
+        return _own_gpus()
 
     def work(self, order_json: str, blocks: list[int]) -> Outcome:
         return outcome_of(lambda: self._infer(order_json, blocks))
@@ -178,6 +185,14 @@ class _InferenceActor(_Actor):
 class _CachesActor(_Actor):
     """Prepares the data and completes the caches of one job; its inference is fanned out."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._pool: _InferencePool | None = None
+
+    def _held(self) -> list[Share]:
+        pool = self._pool
+        return [] if pool is None else pool.shares()
+
     def work(
         self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
     ) -> None:
@@ -192,11 +207,14 @@ class _CachesActor(_Actor):
         folders = Folders.model_validate_json(folders_json)
         emit, should_stop = self._mails[0].emit, self._mails[0].stopping.is_set
         # The contract check is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
-        plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus)
+        # So no device but an explicit CPU need be named; the pool names that of its actors.
+        device: Device = "cpu" if job.training.device == "cpu" else "auto"
+        plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus, device=device)
         # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
         self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
-        with contextlib.closing(_InferencePool(actors, gpu_share, cpus)) as pool:
-            forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, infer=pool.infer)
+        with contextlib.closing(_InferencePool(actors, gpu_share, cpus)) as self._pool:
+            infer = self._pool.infer
+            forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, device=device, infer=infer)
         plan = plan.model_copy(update={"accuracy": caching.teacher_accuracy(plan, folders)})
         emit(Stage(stage="training"))
         return {
@@ -247,6 +265,18 @@ def _start(
     )
     handle: _Handle = options.remote(*arguments)
     return handle
+
+
+def _own_gpus() -> Sequence[int | str]:
+    """The GPUs of this machine that Ray has given to this actor, by its names of them."""
+    ids: Sequence[int | str] = ray.get_gpu_ids()
+    return ids
+
+
+def _own_gpu() -> str | None:
+    """The same, of an actor with one GPU or a share of one."""
+    ids = _own_gpus()
+    return str(ids[0]) if ids else None
 
 
 def _found(name: str) -> _Handle:
@@ -316,6 +346,11 @@ class _PoolWorker:
     @property
     def is_started(self) -> bool:
         return _is_ready(self.started)
+
+    def held(self) -> Share:
+        """What it holds, or has asked for."""
+        ids = self.gpu_ids() if self.share and self.is_started else []
+        return Share(cpus=0.0 if self.share else _INFERENCE_CPUS, gpu=self.share, gpu_id=str(ids[0]) if ids else None)
 
     def gpu_ids(self) -> Sequence[int | str]:
         """Of one that has started; none of one that has died since, which its next call tells."""
@@ -388,6 +423,10 @@ class _InferencePool:
         finally:
             progress.tell(now=True)
 
+    def shares(self) -> list[Share]:
+        """What its actors hold, or have asked for; asked from another thread than infers."""
+        return [worker.held() for worker in [*self._workers]]
+
     def close(self) -> None:
         """End every actor, whatever it is doing."""
         with self._lock:
@@ -437,7 +476,7 @@ class _InferencePool:
         _end(worker.actor)
 
     def _new_worker(self, share: float) -> _PoolWorker:
-        actor = _start(_InferenceActor, cpus=0.0 if share else 1.0, gpus=share)
+        actor = _start(_InferenceActor, cpus=0.0 if share else _INFERENCE_CPUS, gpus=share)
         return _PoolWorker(actor, share, started=actor.gpu_ids.remote())
 
     def _add_small_worker(self) -> None:
@@ -577,11 +616,13 @@ class Crew:
     Args:
         actors: the first of several processes of one student tells, and its wish to stop is the others'.
         pieces: the tasks that they do at once.
-        gpu_share: of a GPU that each has, 0 without one.
+        cpus: cores that each has, as it was started.
+        gpu_share: of a GPU, likewise; 0 without one.
 
     Attributes:
         processes: how many actors there are.
         tasks: how many tasks they were given.
+        shares: what its processes hold, or have asked for; those of a cache say so themselves.
         exports: whether they only write artifacts, beside what has a share of the machine.
     """
 
@@ -591,22 +632,40 @@ class Crew:
         self,
         actors: Sequence[_Handle],
         pieces: Collection[int],
+        cpus: float = 0.0,
         gpu_share: float = 0.0,
         places: PlacementGroup | None = None,
     ) -> None:
         self.processes, self.tasks = len(actors), len(pieces)
         self.gpu_share = gpu_share
+        self.shares = [Share(cpus=cpus, gpu=gpu_share)] * self.processes
         self.first, *self.others = actors
         self._places = places
         self._open = set(pieces)
+
+    @property
+    def open_tasks(self) -> int:
+        """How many of its tasks have not ended."""
+        return len(self._open)
+
+    def note(self, rank: int, held: list[Share] | str | None) -> None:
+        """Take down what an actor has said of the share that it holds."""
+        if isinstance(held, list):
+            self.shares = held
+        elif held is not None:
+            self.shares[rank] = self.shares[rank].model_copy(update={"gpu_id": held})
+
+    def kill(self) -> None:
+        """End its processes, whatever they are doing."""
+        for actor in (self.first, *self.others):
+            _end(actor)
 
     def close(self, piece: int) -> None:
         """One of its tasks is over or unwanted; the processes end when all are."""
         self._open.discard(piece)
         if self._open:
             return
-        for actor in (self.first, *self.others):
-            _end(actor)
+        self.kill()
         if self._places is not None:
             _remove(self._places)
 
@@ -617,8 +676,8 @@ class _Peers:
     The first notices a lost one only if its communication does: NCCL waits for ten minutes.
     """
 
-    def __init__(self, actors: Sequence[_Handle]) -> None:
-        self._actors = actors
+    def __init__(self, crew: Crew) -> None:
+        self._crew, self._actors = crew, crew.others
         self._asked: dict[int, Any] = {}
         self._failed: tuple[float, Outcome] | None = None
 
@@ -631,7 +690,9 @@ class _Peers:
                     self._asked[rank] = actor.answer.remote(0, sys.maxsize)
                 if not _is_ready(self._asked[rank]):
                     continue
-                _, outcome = ray.get(self._asked.pop(rank))
+                held: list[Any]
+                _, outcome, *held = ray.get(self._asked.pop(rank))
+                self._crew.note(rank, held[0] if held else None)
             except ray.exceptions.ActorUnavailableError:
                 # It may come back; the first one's own patience decides.
                 self._asked.pop(rank, None)
@@ -666,7 +727,7 @@ class Task:
         self._unavailable_since: float | None = None
         self._has_begun = has_begun
         self._is_closed = False
-        self._peers = _Peers(crew.others)
+        self._peers = _Peers(crew)
 
     def poll(self) -> tuple[list[Numbered], Outcome | None]:
         """(number, event) pairs that were not acknowledged, and how the work ended once it has. Never waits.
@@ -684,7 +745,10 @@ class Task:
                 is_silent = self._has_begun and time.monotonic() - self._asked_s > _SILENT_S
                 return [], _vanished(TimeoutError(f"no answer in {_SILENT_S:.0f} s")) if is_silent else lost
             asked, self._asked = self._asked, None
-            events, outcome = ray.get(asked)
+            held: list[Any]
+            # An actor that an earlier version has started does not say what it holds.
+            events, outcome, *held = ray.get(asked)
+            self.crew.note(0, held[0] if held else None)
         except ray.exceptions.ActorUnavailableError as error:
             now = time.monotonic()
             self._unavailable_since = self._unavailable_since or now
@@ -713,6 +777,16 @@ class Task:
         self.crew.first.pause.remote(self._piece)
         if not self._has_begun:
             self.close()
+
+    def kill(self) -> None:
+        """End its process, whatever that is doing; ``poll`` tells ``vanished`` once it is gone, and writes no more.
+
+        Where it still works on another task, this task alone is closed.
+        """
+        if self.crew.open_tasks > 1:
+            self.close()
+        else:
+            self.crew.kill()
 
     def close(self) -> None:
         """End its process, whatever that is doing, unless it still works on another task."""
@@ -789,7 +863,8 @@ class Cluster:
         and ``teacher_forwards_avoided``. Until ``Task.close`` neither cache is evicted.
 
         Args:
-            gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 0 is the CPU.
+            gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 1 has a GPU for itself; 0 is
+                the CPU.
             quota_bytes: see ``caching.reserve_caches``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
@@ -797,7 +872,10 @@ class Cluster:
         actors = self.gpus if gpu_share else self.cpus
         order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
         actor.work.remote(*order)
-        return Task(Crew([actor], [0]))
+        crew = Crew([actor], [0], gpu_share=gpu_share)
+        # It says itself what its inference has; until then that is nothing.
+        crew.shares = []
+        return Task(crew)
 
     def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[Task]:
         """Train runs that share their batches, in one process; it waits until its share of the machine is free.
@@ -818,7 +896,7 @@ class Cluster:
         if count == 1:
             told = [order.model_dump_json() for order in orders]
             actor = _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=name, outlives=True)
-            crew = Crew([actor], range(len(orders)), gpu_share)
+            crew = Crew([actor], range(len(orders)), cpus, gpu_share)
             return [Task(crew, piece) for piece in range(len(orders))]
         [order] = orders
         bundle = {"CPU": cpus, "GPU": gpu_share} if gpu_share else {"CPU": cpus}
@@ -830,7 +908,7 @@ class Cluster:
             actors.append(
                 _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=own_name, outlives=True, place=place)
             )
-        return [Task(Crew(actors, [0], gpu_share, places))]
+        return [Task(Crew(actors, [0], cpus, gpu_share, places))]
 
     def export(self, name: str, order: TrainingOrder, first_event: int) -> Task:
         """Write the artifacts of a trained run in a process without a GPU; one that has this name already is it.
@@ -870,14 +948,16 @@ class Cluster:
         crew.exports = True
         return Task(crew, 0, acknowledged)
 
-    def attach(self, name: str, count: int, acknowledged: Mapping[int, int], gpu_share: float = 0.0) -> dict[int, Task]:
+    def attach(
+        self, name: str, count: int, acknowledged: Mapping[int, int], cpus: float = 1.0, gpu_share: float = 0.0
+    ) -> dict[int, Task]:
         """The tasks of a crew that was started before, by another process perhaps.
 
         Args:
             name: that ``train`` was given.
             count: how many processes one student has.
             acknowledged: for each piece that is still wanted, the number of the first event that is not stored.
-            gpu_share: that each was started with.
+            cpus, gpu_share: that each was started with.
 
         Returns:
             A task for each piece; none if one of the processes is gone.
@@ -887,7 +967,7 @@ class Cluster:
             places = get_placement_group(name) if count > 1 else None
         except ValueError:
             return {}
-        crew = Crew(actors, acknowledged, gpu_share, places)
+        crew = Crew(actors, acknowledged, cpus, gpu_share, places)
         return {piece: Task(crew, piece, number, has_begun=True) for piece, number in acknowledged.items()}
 
     def end_others(self, names: Mapping[str, int]) -> int:

@@ -301,10 +301,12 @@ class Training(Spec):
     Attributes:
         warmup_epochs: the learning rate rises linearly over so many epochs, step by step.
         label_smoothing: of the cross-entropy term alone.
-        precision: ``float32``, ``tf32`` (float32 whose products have 10 bits of mantissa, on a GPU), ``bfloat16``
-            (autocast); ``auto`` is bfloat16 on a GPU where the student's layers are large enough for it to pay, else
-            float32. Evaluation is always float32.
-        device: ``auto`` is CUDA when there is one.
+        precision: ``float32``, ``tf32`` (float32 whose products have 10 bits of mantissa, on a GPU of compute
+            capability 8.0 or more, elsewhere float32; result.json says which it was), ``bfloat16`` (autocast);
+            ``auto`` is bfloat16 on a GPU where the student's layers are large enough for it to pay, else float32.
+            Evaluation is always float32.
+        device: of training and of inference, the teacher's: ``auto`` is CUDA when there is one; ``cpu`` takes no share
+            of a GPU for either; ``cuda`` is refused where there is no GPU.
         cuda_graph: record a step once and replay it as one launch, on a GPU; ``auto`` goes on without where that
             cannot be done or gives other weights, ``on`` asks for a GPU.
         max_gradient_norm: clip the gradient's global norm; None leaves it.

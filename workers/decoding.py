@@ -22,6 +22,7 @@ Legend: N samples, b samples of a block, H x W pixels, C channels.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import io
 import math
@@ -38,7 +39,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 
 from workers.array_files import DAMAGED, idx_shape, open_idx
 from workers.config import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
@@ -53,6 +54,12 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 # Start of a frame that is neither baseline nor progressive with Huffman codes, or of tables for one.
 _RARE_JPEG = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcf]")
+
+# libtiff, and the libjpeg in it, tell standard error of every damaged file, in lines of their own form beside the JSON
+# of this process. PIL raises for them as well, and switches off the warnings alone. The symbol is looked for in the
+# libraries that PIL's own needs, too; a PIL without libtiff opens no such file.
+with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 # Bytes of one block: small enough that stopping is prompt and a pool holds several.
 _BLOCK_BYTES = 8 << 20

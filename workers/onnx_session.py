@@ -28,6 +28,11 @@ from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, Worke
 from workers.onnx_graph import OPSET_MIN, first_line
 from workers.onnx_versions import ONNX, Versions
 
+# Its default logger writes lines of its own form to standard error, beside the JSON of this process; what is wrong is
+# raised as well, and ``cuda_load_failure`` says why CUDA was left out. Each session has a severity of its own.
+_FATAL_ALONE = 4
+onnxruntime.set_default_logger_severity(_FATAL_ALONE)
+
 VERSION: str = onnxruntime.__version__
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -93,8 +98,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
-        # Fatal alone: its errors are raised as well, and its lines show the names of a graph's nodes as they are.
-        options.log_severity_level = 4
+        # Its errors are raised as well, and its lines show the names of a graph's nodes as they are.
+        options.log_severity_level = _FATAL_ALONE
         options.use_deterministic_compute = True
         # Idle threads must not spin: loading and writing share the cores with inference.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -106,9 +111,8 @@ class Session:
             # Without its own fallback, which prints to stdout and goes on elsewhere.
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers), enable_fallback=0)
         except ORT_ERRORS as error:
-            said, failure = _said(error), _failure(error)
-            advice = ", give it a larger share of the GPU (RETORT_GPU_SHARE)" if failure is OutOfMemory else ""
-            raise failure(f"ONNX Runtime cannot load the teacher{advice}: {said}") from error
+            advice = " into the memory that it may take" if _failure(error) is OutOfMemory else ""
+            raise _failure(error)(f"ONNX Runtime cannot load the teacher{advice}: {_said(error)}") from error
         self.provider: str = self._session.get_providers()[0]
         self.cpu_operators: Counter[str] = Counter()
         if self.provider == CUDA_PROVIDER:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from store import StoreError
 from workers.errors import CheckpointLost, Paused, Stopped, UserError, WorkerError
@@ -25,6 +25,22 @@ class WorkFailed(WorkerError):
     def __init__(self, outcome: "Outcome") -> None:
         self.outcome = outcome
         super().__init__(f"{outcome.error_type}: {outcome.message}")
+
+
+class Share(BaseModel):
+    """The part of the machine that one process holds, or has asked for.
+
+    Attributes:
+        cpus: cores.
+        gpu: of one GPU, 0 to 1.
+        gpu_id: Ray's name of that GPU; None without one, and while the process has not started and said so.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cpus: float
+    gpu: float = 0.0
+    gpu_id: str | None = None
 
 
 class Outcome(BaseModel):

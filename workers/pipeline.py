@@ -154,9 +154,10 @@ def run_job(
             f"training.actors is {job.training.actors}, and this is one process: "
             "use 1, or submit the job to the service"
         )
-    plan = plan_caches(job, folders, emit, should_stop, threads=threads)
+    device = job.training.device
+    plan = plan_caches(job, folders, emit, should_stop, threads=threads, device=device)
     with reserve_caches(plan, folders, 0, emit):
-        forwards = build_caches(plan, folders, emit, should_stop, threads=threads)
+        forwards = build_caches(plan, folders, emit, should_stop, threads=threads, device=device)
         accuracy = teacher_accuracy(plan, folders)
         plan = plan.model_copy(update={"accuracy": accuracy})
         emit(Stage(stage="training"))

@@ -9,6 +9,7 @@ takes it for convolutions, would train and measure another network than the expo
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Literal
 
@@ -21,12 +22,28 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 # 7 launches of 3 us each, in which about 50 TFLOP/s more of bfloat16 than of float32 make up for them. From the data
 # sheets of Hopper GPUs; never measured on a GPU.
 OPERATIONS_PER_LAYER_MIN = 1e9
+# Compute capability of Ampere, whose tensor cores were the first with TensorFloat-32.
+_TF32_CAPABILITY = (8, 0)
+
+
+def tf32_in_force(asked: bool, device: torch.device) -> bool:
+    """Whether float32 products on this device are computed in TensorFloat-32, if that was asked for.
+
+    No CPU has it, nor a GPU of a compute capability below 8.0, and ``NVIDIA_TF32_OVERRIDE=0`` switches it off for
+    NVIDIA's libraries whatever a program says. What results and caches say of TF32 is this, never what was asked for.
+
+    Args:
+        device: that is computed on, as it was chosen; a GPU is asked for its capability.
+    """
+    if not asked or device.type != "cuda" or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return False
+    return torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
 
 
 def choose_precision(
     wanted: str, device: torch.device, network: nn.Module, batch_size: int, picture: tuple[int, int, int]
 ) -> tuple[Precision, str]:
-    """The precision to train in, and why.
+    """The precision that a run trains in, and why; ``tf32`` is float32 where the device has none.
 
     Args:
         wanted: ``auto``, ``float32``, ``tf32`` or ``bfloat16``.
@@ -35,6 +52,8 @@ def choose_precision(
         picture: (channels, height, width) of its input.
     """
     match wanted:
+        case "tf32" if not tf32_in_force(True, device):
+            return "float32", f"the job asks for tf32, which {device} does not have, or NVIDIA_TF32_OVERRIDE forbids"
         case "float32" | "tf32" | "bfloat16":
             return wanted, "the job asks for it"
     if device.type != "cuda":

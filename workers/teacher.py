@@ -41,6 +41,7 @@ from workers.onnx_session import (
     has_cuda,
     load_cuda,
 )
+from workers.precision import tf32_in_force
 from workers.views import resize
 
 __all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
@@ -121,6 +122,7 @@ class Teacher:
         self._open, self._session, self._reason = _open(on_cpu, device, memory_fraction, self.graph)
         self.provider = self._session.provider
         self.device = torch.cuda.get_device_name(0) if self._is_on_cuda else platform.machine()
+        self._memory_limit = _memory_limit(memory_fraction) if self._is_on_cuda else "the memory of this machine"
         self.warnings: tuple[str, ...] = ()
         if self._is_on_cuda:
             self._tell_of_cpu_operators()
@@ -141,7 +143,9 @@ class Teacher:
             "provider": self.provider,
             "device": self.device,
             "onnxruntime": VERSION,
-            "tf32": self._is_on_cuda and self.graph.is_half,
+            "tf32": tf32_in_force(
+                self.graph.is_half, torch.device("cuda", 0) if self._is_on_cuda else torch.device("cpu")
+            ),
         }
 
     def preprocess(self, images_BHWC: Images) -> NDArray[np.floating]:
@@ -224,9 +228,9 @@ class Teacher:
                 return _run_in_calls(self._session, input_, rows, wanted is not None, timeout_s)
             except OutOfMemory as error:
                 if rows == 1 or self.batch is not None:
+                    fixed = "the graph fixes that number" if self.batch is not None else "fewer are not possible"
                     raise OutOfMemory(
-                        f"{error}. Fewer at once are not possible: give the teacher a larger share of the GPU "
-                        "(RETORT_GPU_SHARE), or a machine with more memory"
+                        f"{error}. {fixed.capitalize()}, and the limit is {self._memory_limit}"
                     ) from error
             rows = self.rows_max = rows // 2
             # A new session: the old one's arena keeps what it has taken, in pieces that fit the larger batch.
@@ -373,6 +377,14 @@ def _open(
     return on_cpu, on_cpu(), absent
 
 
+def _memory_limit(memory_fraction: float) -> str:
+    """What a session on CUDA may take, and how to have it take more."""
+    memory_bytes = memory_fraction * torch.cuda.get_device_properties(0).total_memory
+    of_all = f"{memory_bytes / 2**30:.2f} GiB, {memory_fraction:g} of the memory of {torch.cuda.get_device_name(0)}"
+    more = "; a larger RETORT_GPU_SHARE gives it more" if memory_fraction < 1.0 else ""
+    return f"{of_all}{more}"
+
+
 def _on_cuda(on_cpu: Callable[..., Session], memory_fraction: float, graph: TeacherGraph) -> Callable[[], Session]:
     """How to open a session on CUDA. Raises DeviceUnavailable, saying why there is none."""
     why_not = cuda_failure() if has_cuda() else "the installed ONNX Runtime has no CUDA provider (onnxruntime-gpu)"
@@ -385,6 +397,8 @@ def _on_cuda(on_cpu: Callable[..., Session], memory_fraction: float, graph: Teac
     def open_session() -> Session:
         try:
             session = on_cpu(providers=providers)
+        except OutOfMemory as error:
+            raise OutOfMemory(f"{error}. The limit is {_memory_limit(memory_fraction)}") from error
         except InvalidTeacher as error:
             # The smoke run has loaded it on a CPU.
             raise DeviceUnavailable(f"{error} {hint}".rstrip()) from error

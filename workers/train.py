@@ -12,6 +12,7 @@ nothing is drawn from a generator with a history: order, views and dropout are f
 """
 
 import contextlib
+import functools
 import math
 import time
 import traceback
@@ -171,7 +172,7 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
     # Module.to takes both at once, but its annotations do not say so.
     network.to(memory_format=torch.channels_last)
     learner = Learner(member, place, network, (train.channels, *setting.size), setting.device, setting.replicas)
-    if setting.device.type == "cuda":
+    if setting.device.type == "cuda" or learner.training.precision not in ("auto", learner.precision):
         learner.emit(Log(message=f"trains in {learner.precision}: {learner.precision_reason}"))
     learner.resume()
     if order.stage == "export" and not learner.is_done:
@@ -481,4 +482,26 @@ def _leave(learner: Learner, setting: _Setting) -> dict[str, object]:
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = views.resize(pictures, *setting.size)
     student = Student(learner.network, setting.preprocessing)
-    return write_artifacts(order.folder, student, pictures.numpy(), config, metrics, result)
+    return write_artifacts(
+        order.folder,
+        student,
+        pictures.numpy(),
+        config,
+        metrics,
+        result,
+        functools.partial(_heed_wish_at_the_end, learner),
+    )
+
+
+def _heed_wish_at_the_end(learner: Learner) -> None:
+    """Between two parts of what a run leaves, when all of its epochs are in its last checkpoint.
+
+    Raises:
+        Stopped, Paused.
+    """
+    where = f"after its last epoch, {learner.epoch}, before its artifacts were complete"
+    match learner.wish():
+        case Wish.STOP:
+            raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
+        case Wish.PAUSE:
+            raise Paused(f"run {learner.order.run.name!r} was paused {where}")

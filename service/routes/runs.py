@@ -39,6 +39,7 @@ def show(row: RunRecord) -> Run:
         progress=row.progress,
         metrics=row.metrics,
         result=row.result,
+        waits_for=row.waits_for,
         error=ErrorInfo.model_validate(row.error) if row.error else None,
         retry_of=row.retry_of,
         created_at=row.created_at,
