@@ -2,10 +2,11 @@
 
 Every failure is one line on standard error and exit status 1 (2 for a command line that cannot be
 read, 130 for Ctrl-C); results go to standard output, as tables or, with ``--json``, as the API's
-documents. Nothing heavy is imported before the command that needs it, so ``retort --help`` answers
-at once.
+documents. If whoever reads them leaves (``| head``), the end is quiet, with status 141.
+Nothing heavy is imported before the command that needs it, so ``retort --help`` answers at once.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import caches, doctor, jobs, keys, methods, parity, services, stock
+from service.cli import caches, doctor, jobs, keys, methods, parity, services, stock, streams
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
 from workers.texts import printable
@@ -55,13 +56,33 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
+    streams.fill_closed()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        status = _run(arguments)
+        # Here, where it can be said that it fails, and not when Python ends.
+        sys.stdout.flush()
+        return status
+    except (SystemExit, BrokenPipeError) as error:
+        # Rich and typer make a SystemExit of it.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return streams.READER_LEFT
+    except OSError as error:
+        return _complain(f"standard output cannot be written: {sentence(error)}", 1)
+    finally:
+        streams.give_up_unwritable()
+
+
+def _run(arguments: list[str]) -> int:
     try:
         status = app(args=arguments, prog_name="retort", standalone_mode=False)
     except typer.TyperException as error:
         return _complain_of_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if "--traceback" in arguments:
             raise
@@ -79,5 +100,6 @@ def _complain_of_usage(error: typer.TyperException) -> int:
 
 
 def _complain(text: str, status: int) -> int:
-    sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")
     return status

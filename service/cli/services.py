@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli import streams
 from service.cli.base import CommandFailed, session
 from service.client import Client
 from service.connection import ClientError
@@ -64,6 +65,7 @@ def serve(
     from service.auth import check_binding
     from service.settings import Settings
 
+    streams.drop_unwritable()
     _export(host, port, data_dir, data_root)
     settings = Settings()
     if settings.port == 0:
@@ -141,6 +143,7 @@ def api(
     from service import server
     from service.settings import Settings
 
+    streams.drop_unwritable()
     _export(host, port, data_dir, data_root)
     # Before the first thread, which the next lines may begin.
     server.share_one_heap()
@@ -155,6 +158,7 @@ def engine(
     until_stdin_closes: WithParent = False,
 ) -> None:
     """Run the engine alone: it works on the jobs in the database until it is told to stop."""
+    streams.drop_unwritable()
     # Ray reads these when it is imported: workers print lines of JSON, which it is not to add to, nor to summarise.
     os.environ |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_DEDUP_LOGS": "0"}
     import structlog
