@@ -7,7 +7,7 @@ locks, which the kernel releases with their process; so no number of a process t
 
 Everything lies in one folder of this machine's temporary directory, readable by its user alone, and goes with the head.
 It lies there because paths of sockets are short, and a data directory's need not be. Such directories are cleaned of
-what is old: the keeper has its folder look new, and holds the lock that systemd-tmpfiles heeds (see ``keep_from_cleaners``).
+what is old: the keeper has its folder look new, and holds a lock that systemd-tmpfiles heeds.
 Ray listens on every address unless it takes its own for loopback, and whoever can talk to it can run code: it is held
 to 127.0.0.1, and asks for a token besides. This file does not import ray; ``cluster`` connects to what it starts.
 """
