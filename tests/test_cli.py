@@ -485,3 +485,62 @@ def test_a_setting_that_makes_no_sense_is_named(retort: Retort, monkeypatch: pyt
     assert status == 1
     assert is_one_line(err)
     assert "gpu_share" in err
+
+
+# ------------------------------------------------------------------------------------------------- standard streams
+
+STREAMS = """
+import os, sys
+from service.cli import streams
+streams.fill_closed()
+streams.drop_unwritable()
+for number in range(2000):
+    print("a line of no great length")
+    sys.stderr.write("another\\n")
+os._exit(7) if open(os.devnull).fileno() < 3 else None
+"""
+
+
+def retort_process(*arguments: str, **streams: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False, **streams)
+
+
+@pytest.mark.parametrize("kind", ["full", "left", "closed"])
+def test_streams_of_a_service_never_fail(kind: str, tmp_path: Path) -> None:
+    """Nor does Python's own end, whose exit status would be 120."""
+    if kind == "closed":
+        script = 'exec "$@" <&- >&- 2>&-'
+        done = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-c", STREAMS], cwd=ROOT, check=False)
+    elif kind == "full":
+        with open("/dev/full", "wb") as full:
+            done = retort_process("-c", STREAMS, stdout=full, stderr=full)
+    else:
+        done = retort_process("-c", STREAMS, stdout=unread_pipe(), stderr=unread_pipe())
+    assert done.returncode == 0
+
+
+def unread_pipe() -> IO[bytes]:
+    """The end to write to of a pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "wb", buffering=0)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["jobs"], ["--json", "jobs"]])
+def test_a_command_whose_reader_leaves_ends_quietly(api: Api, arguments: list[str]) -> None:
+    with unread_pipe() as out:
+        done = retort_process(
+            "-m", "service.cli", "--url", api.url, *arguments, stdout=out, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["jobs"], ["--json", "jobs"]])
+def test_a_command_whose_result_cannot_be_written_fails_and_says_so(api: Api, arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = retort_process(
+            "-m", "service.cli", "--url", api.url, *arguments, stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 1
+    assert is_one_line(done.stderr.decode())
+    assert b"No space left on device" in done.stderr

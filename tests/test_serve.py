@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.client import Client
-from service.processes import BackgroundService, ServiceEnded, free_port
+from service.processes import BackgroundService, ServiceEnded, answers_ready, free_port
 from tests.process_table import api_process, processes_with
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,6 +94,23 @@ def test_a_signal_ends_every_process_and_is_no_failure(tmp_path: Path, number: s
         toy.process.send_signal(number)
         assert toy.rest() == "stopping\n"
         assert toy.process.returncode == 0
+
+
+def test_a_signal_that_was_ignored_at_the_start_ends_nothing(tmp_path: Path) -> None:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
+    try:
+        toy = Toy(tmp_path, "first,second")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    with toy:
+        toy.wait_ready()
+        for number in before:
+            toy.process.send_signal(number)
+        toy.process.terminate()
+        # A signal that ended it would be the first that it takes, and the SIGTERM the second, which kills at once.
+        assert toy.rest() == "stopping\n"
+        assert signals_of(toy) == before.keys()
 
 
 def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
@@ -211,6 +228,46 @@ def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundSer
     os.kill(service.pid, signal.SIGTERM)
     service.wait()
     assert none_left(marker), processes_with(marker)
+
+
+def until(holds: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait for it, for as long as the process lives."""
+    while not holds():
+        assert process.poll() is None
+        time.sleep(0.1)
+
+
+def test_serve_outlives_its_terminal_and_the_readers_of_its_streams(tmp_path: Path) -> None:
+    """Started as ``nohup retort serve 2>/dev/full | head -1 &`` in a script starts it."""
+    port = free_port()
+    options = ["--port", str(port), "--data-dir", str(tmp_path / "data"), "--data-root", str(tmp_path)]
+    shell = ["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"]
+    with subprocess.Popen(
+        [*shell, sys.executable, "-m", "service.cli", "serve", *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        start_new_session=True,
+    ) as running, Client(f"http://127.0.0.1:{port}") as client:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline()
+            running.stdout.close()
+            until(lambda: answers_ready(client), running)
+            everyone = [running.pid, *(pid for pid, line in processes_with(str(tmp_path)).items() if "service.cli" in line)]
+            for number in (signal.SIGHUP, signal.SIGINT):
+                for pid in everyone:
+                    os.kill(pid, number)
+            # This has the supervisor say something, and the others as they come and go.
+            before = api_process(running.pid)
+            os.kill(before, signal.SIGKILL)
+            until(lambda: not Path(f"/proc/{before}").exists() and answers_ready(client), running)
+            assert all(Path(f"/proc/{pid}").exists() for pid in everyone if pid != before)
+        finally:
+            running.terminate()
+        assert running.wait() == 0
+    assert none_left(str(tmp_path / "data"))
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:

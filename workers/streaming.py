@@ -47,6 +47,8 @@ OVERDUE_S = 600.0
 _POLL_S = 1.0
 # What a loader has asked of each worker and not been given; and what the loop holds besides, of this step and the last.
 _ASKED_OF_EACH, _HELD = 2, 2
+# The semaphores of queues lie there, too, a page each.
+_QUEUES_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,13 @@ def workers_with_room(processes: int, batch_bytes: int) -> tuple[int, str | None
         Their number, perhaps 0; and why it is smaller than what is wanted, with the next step, or None if it is not.
     """
     free_bytes = _free_bytes()
-    fitting = max(0, (free_bytes // max(1, batch_bytes) - _HELD) // _ASKED_OF_EACH)
+    fitting = max(0, ((free_bytes - _QUEUES_BYTES) // max(1, batch_bytes) - _HELD) // _ASKED_OF_EACH)
     if fitting >= processes:
         return processes, None
-    needed = (processes * _ASKED_OF_EACH + _HELD) * batch_bytes
+    needed = (processes * _ASKED_OF_EACH + _HELD) * batch_bytes + _QUEUES_BYTES
     makers = f"{fitting} of {processes} worker processes decode" if fitting else "the loop's own process decodes"
     return fitting, (
-        f"{makers} the pictures: {processes} would have up to {needed:,} bytes of batches in {SHARED_MEMORY}, where "
+        f"{makers} the pictures: {processes} would have up to {needed:,} bytes in {SHARED_MEMORY}, where "
         f"{free_bytes:,} are free. Training goes on, but slower: give the engine more shared memory (`shm_size` in "
         "docker/compose.yaml, or `docker run --shm-size`), or the job a smaller batch_size"
     )
