@@ -35,12 +35,14 @@ def report(listed: FilesDataset) -> dict[str, object]:
     with contextlib.closing(feed(listed, LARGE, threads=2, emit=lambda log: warnings.append(log.message))) as checked:
         made = [digest(tuple(seen.images for seen in batch.views) for batch in checked.epoch(0))]
         workers = [len(multiprocessing.active_children())]
+    # Another program may take the room in between.
+    streaming._QUEUES_BYTES = 0
     with contextlib.closing(
         PictureStream(listed.files, LARGE, 1, CPU, emit=lambda log: warnings.append(log.message))
     ) as stream:
         made += [digest(stream.batches(work(listed, LARGE))) for _ in range(2)]
         workers.append(len(multiprocessing.active_children()))
-    # Whoever looks how much is free may be overtaken.
+    # Or between looking how much is free and taking it.
     streaming._free_bytes = lambda: 1 << 40
     refused = streaming._shared([torch.zeros(1 << 20, dtype=torch.uint8)])
     assert isinstance(refused, streaming._NoRoom)

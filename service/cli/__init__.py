@@ -2,7 +2,7 @@
 
 Every failure is one line on standard error and exit status 1 (2 for a command line that cannot be
 read, 130 for Ctrl-C); results go to standard output, as tables or, with ``--json``, as the API's
-documents. If whoever reads them leaves (``| head``), the end is quiet, with status 141.
+documents. If whoever reads them has left (``| head``), that end is quiet.
 Nothing heavy is imported before the command that needs it, so ``retort --help`` answers at once.
 """
 
@@ -63,11 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Here, where it can be said that it fails, and not when Python ends.
         sys.stdout.flush()
         return status
-    except (SystemExit, BrokenPipeError) as error:
-        # Rich and typer make a SystemExit of it.
-        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
-            raise
-        return streams.READER_LEFT
+    except BrokenPipeError:
+        # As typer and rich end where they notice it.
+        return 1
     except OSError as error:
         return _complain(f"standard output cannot be written: {sentence(error)}", 1)
     finally:
@@ -81,8 +79,6 @@ def _run(arguments: list[str]) -> int:
         return _complain_of_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
-        raise
     except Exception as error:
         if "--traceback" in arguments:
             raise

@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-# What a shell makes of SIGPIPE, which ends other programs whose reader leaves; Python ignores that signal.
-READER_LEFT = 141
-
 
 class _DroppingFile(io.FileIO):
     """A file that takes everything; what cannot be written is lost."""
