@@ -508,7 +508,7 @@ def retort_process(*arguments: str, **streams: object) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("kind", ["full", "left", "closed"])
-def test_streams_of_a_service_never_fail(kind: str, tmp_path: Path) -> None:
+def test_streams_of_a_service_never_fail(kind: str) -> None:
     """Nor does Python's own end, whose exit status would be 120."""
     if kind == "closed":
         script = 'exec "$@" <&- >&- 2>&-'
