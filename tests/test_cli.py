@@ -69,6 +69,11 @@ def job_file(api: Api, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def buffered() -> dict[str, str]:
+    """An environment in which Python's streams are as they usually are: what is written waits for a flush."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def is_one_line(text: str) -> bool:
     return text.startswith("retort: ") and text.count("\n") == 1 and "Traceback" not in text
 
@@ -94,7 +99,7 @@ def test_a_reader_that_has_gone_is_no_failure_to_talk_about(api: Api, words: lis
     os.close(reading)
     try:
         line = command("--url", api.url, *words)
-        done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, env=buffered())
     finally:
         os.close(writing)
     assert done.returncode == 1
@@ -504,7 +509,7 @@ sys.exit(open(os.devnull).fileno() < 3)
 
 
 def retort_process(*arguments: str, **streams: object) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False, **streams)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=buffered(), check=False, **streams)
 
 
 @pytest.mark.parametrize("kind", ["full", "left", "closed"])
@@ -512,7 +517,7 @@ def test_streams_of_a_service_never_fail(kind: str) -> None:
     """Nor does Python's own end, whose exit status would be 120."""
     if kind == "closed":
         script = 'exec "$@" <&- >&- 2>&-'
-        done = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-c", STREAMS], cwd=ROOT, check=False)
+        done = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-c", STREAMS], cwd=ROOT, env=buffered())
     elif kind == "full":
         with open("/dev/full", "wb") as full:
             done = retort_process("-c", STREAMS, stdout=full, stderr=full)
