@@ -60,14 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         status = _run(arguments)
-        # Here, where it can be said that it fails, and not when Python ends.
-        sys.stdout.flush()
+        try:
+            # Here, where it can be said that it fails, and not when Python ends.
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # As typer and rich end where they notice it.
+            return status or 1
+        except OSError as error:
+            # A command that has failed has said why.
+            return status or _complain(f"standard output cannot be written: {sentence(error)}", 1)
         return status
-    except BrokenPipeError:
-        # As typer and rich end where they notice it.
-        return 1
-    except OSError as error:
-        return _complain(f"standard output cannot be written: {sentence(error)}", 1)
     finally:
         streams.give_up_unwritable()
 
