@@ -209,7 +209,9 @@ def demo(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where its service writes; a new folder in /tmp by default.")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the service running; give --data-dir, too, if it is to be for days.")
+    ] = False,
 ) -> None:
     """Distil digits, all the way over HTTP, in a few minutes."""
     from service.demo import run_demo
