@@ -106,7 +106,7 @@ class FreeResources:
         """Why there is no whole GPU for each of its processes, as a sentence's part with who has them."""
         whole = "a whole GPU" if need.processes == 1 else f"{need.processes} whole GPUs"
         used = [gpu for gpu in self._all_gpus if gpu.free < UNITS]
-        names = list(dict.fromkeys(name for gpu in used for name in gpu.holders))
+        names = sorted({name for gpu in used for name in gpu.holders})
         more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
         return (
             f"waits for {whole}: {len(used)} of {len(self._all_gpus)} are partly or wholly used by "

@@ -37,7 +37,7 @@ WAITING_LOG_S = 60.0
 
 
 def run_engine(settings: Settings) -> None:
-    """The engine process: wait for the lease, find or start Ray, work until SIGTERM or SIGINT, leave all resumable.
+    """The engine process: wait for the lease, find or start Ray, work until a signal, leave all resumable.
 
     Ray is a process of its own. When it dies, a new one is started here and every run goes on from its checkpoint; when
     this process dies, its successor finds Ray with the runs in it.
@@ -131,8 +131,8 @@ def _on_signals(ending: threading.Event) -> None:
         log.info("signal", signal=signal.Signals(number).name)
         ending.set()
 
-    for number in signals.ENDING:
-        signal.signal(number, end)
+    # Without a supervisor, a SIGHUP is the end of the terminal that the engine was started from.
+    signals.handle((*signals.ENDING, signal.SIGHUP), end)
 
 
 def _lead(records: Records, ending: threading.Event) -> bool:

@@ -94,7 +94,8 @@ def supervise(
         grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
 
     Returns:
-        The exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 when a child did not come up or does not stay up.
+        The exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 when a child did not come up or does not stay up. A signal
+        that this process was started to ignore (``nohup``) ends nothing.
     """
     # The name of a child that ended, or None for a signal. SimpleQueue may be fed by a handler.
     news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -102,8 +103,7 @@ def supervise(
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         news.put(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    signals.handle((*signals.ENDING, signal.SIGHUP), on_signal)
     running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(name: str) -> None:

@@ -1,10 +1,13 @@
 """The API process: uvicorn around ``create_app``, ended by SIGTERM or SIGINT within its grace period."""
 
 import asyncio
+import contextlib
 import ctypes
 import gc
+import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import structlog
 import uvicorn
@@ -17,6 +20,7 @@ from service.context import Context
 from service.data_dir import open_database
 from service.logs import begin_log
 from service.settings import Settings
+from workers import signals
 
 GRACE_S = 20
 HEAD_S = 20.0
@@ -59,6 +63,17 @@ class Connection(H11Protocol):
 
 class Server(uvicorn.Server):
     """uvicorn, but open event streams hear of the shutdown and end, instead of holding it up."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn does, which would also take a SIGINT that this process was started to ignore, and no SIGHUP."""
+        is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with super().capture_signals():
+            if threading.current_thread() is threading.main_thread():
+                if is_ignored:
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signals.handle([signal.SIGHUP], self.handle_exit)
+            yield
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Tells the streams, then shuts down as uvicorn does."""

@@ -28,15 +28,15 @@ from workers.students.build import build_student
 _STEP_BYTES = 200 << 10
 
 
-def on_a_small_disk(size: str, folder: Path, *arguments: Path) -> dict[str, Any]:
-    """What this module reports of a disk of that size, mounted at ``folder``."""
+def on_a_small_disk(size: str, folder: Path, *arguments: Path, module: str = __name__) -> dict[str, Any]:
+    """What this module, or another, reports of a disk of that size, mounted at ``folder``."""
     command = ["unshare", "--mount", "sh", "-c"]
     if (
         not shutil.which("unshare")
         or subprocess.run([*command, "mount -t tmpfs t /mnt"], capture_output=True).returncode
     ):
         pytest.skip("needs the right to mount a small file system")
-    mount = f'mount -t tmpfs -o size={size} tmpfs "$1" && exec "$0" -m {__name__} "$@"'
+    mount = f'mount -t tmpfs -o size={size} tmpfs "$1" && exec "$0" -m {module} "$@"'
     command += [mount, sys.executable, str(folder), *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout))

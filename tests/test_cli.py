@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.service_fixtures"]
 
+ROOT = Path(__file__).resolve().parents[1]
 Retort = Callable[..., tuple[int, str, str]]
 
 
@@ -69,6 +70,11 @@ def job_file(api: Api, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def buffered() -> dict[str, str]:
+    """An environment in which Python's streams are as they usually are: what is written waits for a flush."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def is_one_line(text: str) -> bool:
     return text.startswith("retort: ") and text.count("\n") == 1 and "Traceback" not in text
 
@@ -94,7 +100,7 @@ def test_a_reader_that_has_gone_is_no_failure_to_talk_about(api: Api, words: lis
     os.close(reading)
     try:
         line = command("--url", api.url, *words)
-        done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, env=buffered())
     finally:
         os.close(writing)
     assert done.returncode == 1
@@ -548,3 +554,50 @@ def test_a_misspelt_setting_is_named_and_the_command_goes_on(
         assert (status, is_one_line(err)) == (1, True)
         first = json.loads(out.splitlines()[0])
         assert (first["level"], first["event"]) == ("warning", said)
+
+
+# ------------------------------------------------------------------------------------------------- standard streams
+
+STREAMS = """
+import os, sys
+from service.cli import streams
+streams.fill_closed()
+streams.drop_unwritable()
+for number in range(2000):
+    print("a line of no great length")
+    sys.stderr.write("another\\n")
+# A file that took the number of a stream would get its lines.
+sys.exit(open(os.devnull).fileno() < 3)
+"""
+
+
+def retort_process(*arguments: str, **streams: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=buffered(), check=False, **streams)
+
+
+@pytest.mark.parametrize("kind", ["full", "left", "closed"])
+def test_streams_of_a_service_never_fail(kind: str) -> None:
+    """Nor does Python's own end, whose exit status would be 120."""
+    if kind == "closed":
+        script = 'exec "$@" <&- >&- 2>&-'
+        done = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-c", STREAMS], cwd=ROOT, env=buffered())
+    elif kind == "full":
+        with open("/dev/full", "wb") as full:
+            done = retort_process("-c", STREAMS, stdout=full, stderr=full)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            done = retort_process("-c", STREAMS, stdout=writing, stderr=writing)
+        finally:
+            os.close(writing)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["jobs"], ["--json", "jobs"]])
+def test_a_command_whose_result_cannot_be_written_fails_and_says_so(api: Api, arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = retort_process("-m", "service.cli", "--url", api.url, *arguments, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert is_one_line(done.stderr.decode())
+    assert b"No space left on device" in done.stderr

@@ -1,5 +1,6 @@
 """Pictures that stay files on the fake CUDA device: who decodes them, where batches lie, how they get to the device."""
 
+import contextlib
 import itertools
 import multiprocessing
 import threading
@@ -11,8 +12,8 @@ import torch
 
 from tests.fake_cuda.counts import counting
 from tests.fake_cuda.processes import FakeCuda
-from tests.test_streaming import RECIPES, damage, feed, files, work, write_pictures
-from workers.errors import InvalidDataset
+from tests.test_streaming import RECIPES, Stuck, damage, feed, files, work, write_pictures
+from workers.errors import InvalidDataset, Stopped
 from workers.streaming import PictureStream
 
 pytestmark = pytest.mark.fake_cuda
@@ -67,8 +68,26 @@ def _fed(root: str) -> dict[str, Any]:
     return {"shapes": shapes, "workers": workers, "left over": _left_over()}
 
 
+def _left_waiting(root: str) -> dict[str, Any]:
+    """A run that somebody stops while it waits for a picture that never comes."""
+    listed = files(Path(root), Path(root) / "work")
+    feeding = feed(listed, RECIPES[1], threads=1, device=torch.device("cuda:0"))
+
+    def waiting() -> None:
+        if stuck.is_read():
+            raise Stopped("while it waited")
+
+    with contextlib.closing(Stuck(listed.files.path(13))) as stuck:
+        try:
+            steps = sum(1 for _ in feeding.inputs(0, waiting=waiting))
+        except Stopped:
+            steps = -1
+        feeding.close()
+    return {"steps": steps, "left over": _left_over()}
+
+
 def _both(root: str) -> dict[str, Any]:
-    return {"stream": _streamed(root), "feed": _fed(root)}
+    return {"stream": _streamed(root), "feed": _fed(root), "waiting": _left_waiting(root)}
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +114,7 @@ def test_training_feed_on_a_gpu_has_a_decoding_worker_with_one_thread(seen: dict
         "workers": 1,
         "left over": {"processes": 0, "threads": 0},
     }
+
+
+def test_training_feed_on_a_gpu_is_left_while_it_waits_for_a_picture(seen: dict[str, Any]) -> None:
+    assert seen["waiting"] == {"steps": -1, "left over": {"processes": 0, "threads": 0}}

@@ -1,12 +1,17 @@
 """Ray's head as processes of its own: found again, started anew after a kill, gone with all it has left."""
 
+import fcntl
 import os
 import signal
+import socket
+import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from workers import ray_head
 from workers.errors import WorkerError
 from workers.ray_head import RayHead, describe, machine_folder
 
@@ -23,6 +28,11 @@ def test_a_head_is_found_again_and_one_that_was_killed_is_not_believed(tmp_path:
     assert folder.stat().st_mode & 0o777 == 0o700
     assert first.is_alive
     assert describe(tmp_path) == first.head.address
+    # As systemd-tmpfiles asks before it removes what is old; other cleaners go by times alone.
+    number = os.open(folder, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(number)
     first.leave()
     second = RayHead(tmp_path, cpus=1, gpus=0)
     assert second.head == first.head
@@ -39,6 +49,31 @@ def test_a_head_is_found_again_and_one_that_was_killed_is_not_believed(tmp_path:
     assert third.is_alive
     third.close()
     assert not folder.exists()
+
+
+def test_what_a_living_head_has_on_the_machine_never_looks_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or whoever cleans /tmp would take the locks, by which it is known to live."""
+    monkeypatch.setattr(ray_head, "_TOUCH_S", 0.0)
+    (tmp_path / "ray").mkdir()
+    paths = [tmp_path / name for name in ("keeper.lock", "ray/log", "ray/link", "ray/socket")]
+    for path in paths[:2]:
+        path.touch()
+    paths[2].symlink_to(tmp_path / "gone")
+    ten_days_ago = time.time() - 10 * 86400
+    with socket.socket(socket.AF_UNIX) as listening, subprocess.Popen(["sleep", "600"]) as ray:
+        listening.bind(str(paths[3]))
+        for path in (*paths, tmp_path / "ray", tmp_path):
+            os.utime(path, (ten_days_ago, ten_days_ago), follow_symlinks=False)
+        ending = threading.Event()
+        keeper = threading.Thread(target=ray_head._keep, args=(tmp_path, ray, ending))
+        keeper.start()
+        while tmp_path.stat().st_mtime < ten_days_ago + 1 or any(
+            min(path.lstat().st_mtime, path.lstat().st_atime) < ten_days_ago + 1 for path in paths
+        ):
+            time.sleep(0.01)
+        ending.set()
+        keeper.join()
+        ray.kill()
 
 
 def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from service.client import Client
-from service.processes import BackgroundService, ServiceEnded, free_port
+from service.processes import BackgroundService, ServiceEnded, answers_ready, free_port
 from tests.process_table import api_process, processes_with
 from tests.service_helpers import open_to_others
 
@@ -88,6 +88,12 @@ class Toy:
         return text
 
 
+def kill_second(toy: Toy) -> None:
+    children = Path(f"/proc/{toy.process.pid}/task/{toy.process.pid}/children").read_text().split()
+    (victim,) = (int(pid) for pid in children if b"\0second\0" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(victim, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_every_process_and_is_no_failure(tmp_path: Path, number: signal.Signals) -> None:
     with Toy(tmp_path, "first,second") as toy:
@@ -97,16 +103,30 @@ def test_a_signal_ends_every_process_and_is_no_failure(tmp_path: Path, number: s
         assert toy.process.returncode == 0
 
 
+def test_a_signal_that_was_ignored_at_the_start_ends_nothing(tmp_path: Path) -> None:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
+    try:
+        toy = Toy(tmp_path, "first,second")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    with toy:
+        toy.wait_ready()
+        for number in before:
+            toy.process.send_signal(number)
+        # One that ended it would be heard before this.
+        kill_second(toy)
+        assert toy.process.stdout is not None
+        assert toy.process.stdout.readline() == "second child ended by itself (signal SIGKILL), starting it again\n"
+        toy.process.terminate()
+        assert toy.rest() == "stopping\n"
+
+
 def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,second") as toy:
         toy.wait_ready()
         for number in (1, 2):
-            (victim,) = (
-                pid
-                for pid, line in processes_with(str(tmp_path)).items()
-                if "second" in line and pid != toy.process.pid
-            )
-            os.kill(victim, signal.SIGKILL)
+            kill_second(toy)
             assert toy.process.stdout is not None
             assert toy.process.stdout.readline() == "second child ended by itself (signal SIGKILL), starting it again\n"
             up = tmp_path / "second.up"
@@ -213,6 +233,52 @@ def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundSer
     os.kill(service.pid, signal.SIGTERM)
     service.wait()
     assert none_left(marker), processes_with(marker)
+
+
+def until(holds: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    """Wait for it, for as long as the process lives."""
+    while not holds():
+        assert process.poll() is None
+        time.sleep(0.1)
+
+
+def test_serve_outlives_its_terminal_and_the_readers_of_its_streams(tmp_path: Path) -> None:
+    """Started as ``nohup retort serve 2>/dev/full | head -1 &`` in a script starts it."""
+    port = free_port()
+    options = ["--port", str(port), "--data-dir", str(tmp_path / "data"), "--data-root", str(tmp_path)]
+    shell = ["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"]
+    with (
+        subprocess.Popen(
+            [*shell, sys.executable, "-m", "service.cli", "serve", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            start_new_session=True,
+        ) as running,
+        Client(f"http://127.0.0.1:{port}") as client,
+    ):
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline()
+            running.stdout.close()
+            until(lambda: answers_ready(client), running)
+            everyone = [
+                running.pid,
+                *(pid for pid, line in processes_with(str(tmp_path)).items() if "service.cli" in line),
+            ]
+            for number in (signal.SIGHUP, signal.SIGINT):
+                for pid in everyone:
+                    os.kill(pid, number)
+            # This has the supervisor say something, and the others as they come and go.
+            before = api_process(running.pid)
+            os.kill(before, signal.SIGKILL)
+            until(lambda: not Path(f"/proc/{before}").exists() and answers_ready(client), running)
+            assert all(Path(f"/proc/{pid}").exists() for pid in everyone if pid != before)
+        finally:
+            running.terminate()
+        assert running.wait() == 0
+    assert none_left(str(tmp_path / "data"))
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:

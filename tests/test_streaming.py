@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +21,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.digits import SMALL, Digits
-from workers import datasets, views
+from tests.full_disk import on_a_small_disk
+from workers import datasets, streaming, views
 from workers.config import Augmentation, CropFlip, FolderDataset, Folders, JobSpec, NoAugmentation, ResizedCrop, Views
 from workers.datasets import DecodedDataset, FilesDataset, open_prepared
-from workers.errors import DiskLow, InvalidDataset, Stopped
-from workers.events import DatasetReady, Epoch
+from workers.errors import BatchOverdue, DiskLow, InvalidDataset, Stopped
+from workers.events import DatasetReady, Epoch, Log, ignore
 from workers.feed import EvaluationFeed, TrainingFeed
-from workers.pipeline import run_job
-from workers.streaming import PictureStream, Work, worker_processes
+from workers.outcomes import outcome
+from workers.pipeline import run_job, train_supervised
+from workers.streaming import PictureStream, Work, worker_processes, workers_with_room
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -39,6 +41,8 @@ RECIPES: tuple[Augmentation, ...] = (
     CropFlip(pad=3),
     ResizedCrop(size=(12, 10), scale=(0.3, 1.0)),
 )
+# Of which a batch has 288,000 bytes.
+LARGE = ResizedCrop(size=(120, 100), scale=(0.3, 1.0))
 
 
 def write_pictures(folder: Path) -> None:
@@ -247,8 +251,19 @@ def feed(
     per_step: int = 1,
     threads: int = 1,
     device: torch.device = CPU,
+    emit: Callable[[Log], None] = ignore,
 ) -> TrainingFeed:
-    return TrainingFeed(dataset, plan(recipe), None, 8, seed=3, device=device, views_per_step=per_step, threads=threads)
+    return TrainingFeed(
+        dataset,
+        plan(recipe),
+        None,
+        8,
+        seed=3,
+        device=device,
+        views_per_step=per_step,
+        threads=threads,
+        emit=emit,
+    )
 
 
 def bytes_of(batches: Iterator) -> list[list[bytes]]:
@@ -335,6 +350,94 @@ def work(listed: FilesDataset, recipe: Augmentation) -> list[Work]:
     rows = np.arange(SAMPLES)
     drawn = views.draw(recipe, 0, 0, rows, HEIGHT, WIDTH)
     return [(rows[start : start + 8], (drawn[start : start + 8],)) for start in range(0, SAMPLES, 8)]
+
+
+def test_small_shared_memory_costs_workers_and_loses_no_batch(both: tuple[DecodedDataset, FilesDataset]) -> None:
+    from tests.small_shared_memory import digest
+
+    listed = both[1]
+    found = on_a_small_disk("200k", Path("/dev/shm"), listed.path, module="tests.small_shared_memory")
+    with contextlib.closing(feed(listed, LARGE)) as feeding:
+        of_epoch = digest(tuple(seen.images for seen in batch.views) for batch in feeding.epoch(0))
+    with contextlib.closing(PictureStream(listed.files, LARGE, 0, CPU)) as stream:
+        in_order = digest(stream.batches(work(listed, LARGE)))
+    assert found["made"] == [of_epoch, in_order, in_order]
+    assert found["workers"] == [0, 1]
+    too_small, no_room = found["warnings"]
+    assert "1 would have up to 2,200,576 bytes in /dev/shm, where 204,800 are free" in too_small
+    assert "a batch found no room in /dev/shm" in no_room
+    assert all("shm_size" in warning for warning in found["warnings"])
+    assert "No space left on device" in found["refused"]
+
+
+def test_as_many_workers_as_shared_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_free_bytes", lambda: (1 << 20) + 7 * 1000)
+    assert workers_with_room(2, 1000) == (2, None)
+    fitting, why = workers_with_room(3, 1000)
+    assert fitting == 2
+    assert why is not None
+    assert why.startswith("2 of 3 worker processes decode the pictures: 3 would have up to 1,056,576 bytes in /dev/shm")
+
+
+class Stuck:
+    """A picture whose server does not answer: it is opened, and then not a byte comes."""
+
+    def __init__(self, picture: Path) -> None:
+        picture.unlink()
+        os.mkfifo(picture)
+        self._picture = picture
+        self._writer: int | None = None
+
+    def is_read(self) -> bool:
+        """Whether somebody has begun to."""
+        if self._writer is None:
+            with contextlib.suppress(OSError):
+                self._writer = os.open(self._picture, os.O_WRONLY | os.O_NONBLOCK)
+        return self._writer is not None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            os.close(self._writer)
+
+
+def test_a_run_that_waits_for_pictures_hears_that_it_is_to_stop(root: Path) -> None:
+    stuck: list[Stuck] = []
+
+    def emit(event: object) -> None:
+        # The first word of training; the pictures have been read before.
+        if isinstance(event, Log) and not stuck:
+            stuck.append(Stuck(root / "pets/train/bee/3é.png"))
+
+    training = SMALL.model_copy(update={"epochs": 2, "batch_size": 8})
+    with pytest.raises(Stopped, match="stopped in epoch 1"):
+        train_supervised(
+            FolderDataset(path="pets", storage="files"),
+            "cnn_s",
+            training,
+            data_root=root,
+            work_dir=root / "work",
+            out_dir=root / "out",
+            threads=2,
+            emit=emit,
+            should_stop=lambda: any(one.is_read() for one in stuck),
+        )
+    assert multiprocessing.active_children() == []
+    stuck[0].close()
+
+
+def test_a_batch_that_never_comes_has_the_run_start_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = files(root, root / "work")
+    monkeypatch.setattr(streaming, "OVERDUE_S", 0.001)
+    waits = []
+    with (
+        contextlib.closing(Stuck(listed.files.path(11))) as stuck,
+        contextlib.closing(PictureStream(listed.files, RECIPES[1], 1, CPU)) as stream,
+    ):
+        batches = stream.batches(work(listed, RECIPES[1]), lambda: waits.append(stuck.is_read()))
+        with pytest.raises(BatchOverdue, match="does the file system of the data set answer") as caught:
+            list(batches)
+    assert waits
+    assert outcome(caught.value).kind == "vanished"
 
 
 KILLED = """

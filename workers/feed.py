@@ -15,7 +15,7 @@ Shapes: N samples, B batch, b of it in this process, H x W pixels, K channels, C
 """
 
 import itertools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -26,11 +26,12 @@ from torch import Tensor
 
 from store import CacheReader
 from workers import views
-from workers.config import Preprocessing, Views
+from workers.config import Preprocessing, Views, output_size
 from workers.datasets import Dataset, DecodedDataset, FilesDataset
+from workers.events import Log, ignore
 from workers.live import Known
 from workers.prefetch import on_device_ahead
-from workers.streaming import PictureStream, worker_processes
+from workers.streaming import PictureStream, nothing, worker_processes
 
 # Left free on a GPU for weights, activations and the other runs that share it.
 _RESIDENT_SHARE = 0.25
@@ -220,6 +221,7 @@ class TrainingFeed:
         views_per_step: 1 or 2.
         share: of each batch's pictures; labels and logits are always the whole batch's.
         threads: of the run; pictures that stay files are decoded by a worker process for each but the first.
+        emit: told where there is no room for what these processes make.
 
     Close it when no more batches are wanted.
     """
@@ -235,12 +237,17 @@ class TrainingFeed:
         views_per_step: int = 1,
         share: Share = ALL,
         threads: int = 1,
+        emit: Callable[[Log], None] = ignore,
     ) -> None:
         self.device = device
         self._pictures = _Pictures(dataset, device)
         self._stream: PictureStream | None = None
         if isinstance(dataset, FilesDataset):
-            self._stream = PictureStream(dataset.files, plan.augmentation, worker_processes(threads), device)
+            height, width = output_size(plan.augmentation, dataset.height, dataset.width)
+            own = share.of(min(batch_size, len(dataset.labels_N)))
+            batch_bytes = (own.stop - own.start) * views_per_step * height * width * dataset.channels
+            processes = worker_processes(threads)
+            self._stream = PictureStream(dataset.files, plan.augmentation, processes, device, batch_bytes, emit)
         self._plan = plan
         self._views_per_step = views_per_step
         self._teachers = [] if reader is None else [_TeacherRows(reader, device) for _ in range(views_per_step)]
@@ -256,8 +263,12 @@ class TrainingFeed:
         """The batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0."""
         return map(self.make, self.inputs(epoch, first_step))
 
-    def inputs(self, epoch: int, first_step: int = 0) -> Iterator[BatchInputs]:
-        """What ``make`` computes the batches of an epoch from, from step ``first_step`` on, both counted from 0."""
+    def inputs(self, epoch: int, first_step: int = 0, waiting: Callable[[], None] = nothing) -> Iterator[BatchInputs]:
+        """What ``make`` computes the batches of an epoch from, from step ``first_step`` on, both counted from 0.
+
+        Args:
+            waiting: called about every second while pictures are waited for; what it raises ends the epoch here.
+        """
         # Before anything changes that the thread of an epoch that was left reads.
         self._stop_fetching()
         dataset, plan = self._pictures.dataset, self._plan
@@ -278,7 +289,7 @@ class TrainingFeed:
             all_of = np.concatenate([teacher.statistics(self._order_N) for teacher in self._teachers])
             self._statistics = torch.from_numpy(all_of).to(self.device)
         steps = range(first_step, self.steps)
-        self._fetching = self._fetched(steps)
+        self._fetching = self._fetched(steps, waiting)
         for step, fetched in zip(steps, self._fetching, strict=True):
             yield self._inputs(step, fetched)
 
@@ -338,7 +349,7 @@ class TrainingFeed:
         integers = self._integers[:, whole]
         return BatchInputs(self._order_N[whole], mine, integers, statistics, fetched[:pictures], fetched[pictures:])
 
-    def _fetched(self, steps: range) -> Generator[tuple[Tensor, ...], None, None]:
+    def _fetched(self, steps: range, waiting: Callable[[], None]) -> Generator[tuple[Tensor, ...], None, None]:
         """What is not resident of each step, on the device."""
         if self._pictures.resident_NHWK is not None and not self._mapped_teachers:
             yield from (() for _ in steps)
@@ -347,7 +358,8 @@ class TrainingFeed:
         parts = [self._part(step)[2] for step in steps]
         if self._stream is not None:
             work = ((self._order_N[here], tuple(of_N[here] for of_N in self._drawn)) for here in parts)
-            pictures = self._stream.batches(work)
+            # For a GPU it is another thread that waits there.
+            pictures = self._stream.batches(work, waiting if self.device.type == "cpu" else nothing)
         elif self._pictures.resident_NHWK is None:
             pictures = ((torch.from_numpy(self._pictures.dataset.take(self._order_N[here])),) for here in parts)
         else:
@@ -356,10 +368,23 @@ class TrainingFeed:
         def gather(step: int) -> tuple[Tensor, ...]:
             return (*next(pictures), *self._mapped_logits(self._part(step)[0]))
 
-        yield from on_device_ahead(gather, steps, self.device)
+        def ask() -> None:
+            try:
+                waiting()
+            except BaseException:
+                self._leave()
+                raise
+
+        yield from on_device_ahead(gather, steps, self.device, ask)
+
+    def _leave(self) -> None:
+        """Have no thread wait for pictures that nobody wants any more."""
+        if self._stream is not None:
+            self._stream.leave()
 
     def _stop_fetching(self) -> None:
         if self._fetching is not None:
+            self._leave()
             self._fetching.close()
 
     @property

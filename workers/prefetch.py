@@ -6,7 +6,7 @@ would hold up the loop; the copies to the device run on a stream of their own, b
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -18,10 +18,14 @@ T = TypeVar("T")
 
 # One is used, one is being copied, one is being gathered.
 _AHEAD = 3
+_POLL_S = 1.0
 
 
 def on_device_ahead(
-    gather: Callable[[T], tuple[Tensor, ...]], items: Iterable[T], device: torch.device
+    gather: Callable[[T], tuple[Tensor, ...]],
+    items: Iterable[T],
+    device: torch.device,
+    waiting: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """``gather(item)`` of each item in turn, on the device.
 
@@ -30,6 +34,8 @@ def on_device_ahead(
 
     Args:
         gather: gives tensors on the host; no two calls overlap.
+        waiting: called here about every second while a GPU's next item is gathered; what it raises ends the wait, once
+            the call of ``gather`` that is under way has ended.
     """
     if device.type == "cpu":
         yield from map(gather, items)
@@ -42,16 +48,21 @@ def on_device_ahead(
     side = new_stream(device)
     gathered: deque[Future[tuple[Tensor, ...]]] = deque()
     copied: deque[tuple[tuple[Tensor, ...], torch.cuda.Event]] = deque()
-    waiting = iter(items)
+    left = iter(items)
     thread = ThreadPoolExecutor(1, "retort-prefetch")
 
     def submit() -> None:
-        while len(gathered) + len(copied) < _AHEAD and (item := next(waiting, None)) is not None:
+        while len(gathered) + len(copied) < _AHEAD and (item := next(left, None)) is not None:
             gathered.append(thread.submit(pinned, item))
 
-    def start_copy(*, wait: bool) -> None:
+    def wait_for_next() -> None:
+        while waiting is not None and gathered and not copied and not gathered[0].done():
+            if not wait([gathered[0]], _POLL_S).done:
+                waiting()
+
+    def start_copy(*, is_awaited: bool) -> None:
         """Of the next item; only if it is gathered, unless somebody waits for it: then its error is raised, too."""
-        if gathered and not copied and (wait or (gathered[0].done() and gathered[0].exception() is None)):
+        if gathered and not copied and (is_awaited or (gathered[0].done() and gathered[0].exception() is None)):
             with torch.cuda.stream(side):
                 tensors = tuple(t.to(device, non_blocking=True) for t in gathered.popleft().result())
                 copied.append((tensors, side.record_event()))
@@ -59,7 +70,8 @@ def on_device_ahead(
     try:
         while True:
             submit()
-            start_copy(wait=True)
+            wait_for_next()
+            start_copy(is_awaited=True)
             if not copied:
                 return
             tensors, is_there = copied.popleft()
@@ -69,7 +81,7 @@ def on_device_ahead(
                 # Its memory is the side stream's, which must not give it away while this one still reads.
                 tensor.record_stream(current)
             submit()
-            start_copy(wait=False)
+            start_copy(is_awaited=False)
             yield tensors
     finally:
         thread.shutdown(cancel_futures=True)

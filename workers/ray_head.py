@@ -6,6 +6,8 @@ It dies with nobody's terminal, and Ray dies with it. Whether a keeper lives, an
 locks, which the kernel releases with their process; so no number of a process that is gone is ever believed.
 
 Everything lies in one folder of this machine's temporary directory, readable by its user alone, and goes with the head.
+It lies there because paths of sockets are short, and a data directory's need not be. Such directories are cleaned of
+what is old: the keeper has its folder look new, and holds a lock that systemd-tmpfiles heeds.
 Ray listens on every address unless it takes its own for loopback, and whoever can talk to it can run code: it is held
 to 127.0.0.1, and asks for a token besides. This file does not import ray; ``cluster`` connects to what it starts.
 """
@@ -39,6 +41,8 @@ ORPHANED_S = 45.0
 START_S = 90.0
 STOP_S = 15.0
 _POLL_S = 0.1
+# Cleaners of temporary directories count in days.
+_TOUCH_S = 3600.0
 _MARK = "RETORT_RAY_FOLDER"
 _TOKEN = "RAY_AUTH_TOKEN"
 _STARTED = b"Ray runtime started"
@@ -222,6 +226,25 @@ def _make_private(folder: Path) -> None:
         raise HeadFailed(f"{folder} belongs to somebody else or is open to others: remove it and start again")
 
 
+def touch_all(folder: Path) -> None:
+    """Make now the time at which all that lies in the folder, and it itself, was last used and changed."""
+    for path in (folder, *folder.rglob("*")):
+        # Ray makes and removes files meanwhile.
+        with contextlib.suppress(OSError):
+            os.utime(path, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def keep_from_cleaners(folder: Path) -> Iterator[None]:
+    """Keep systemd-tmpfiles from the folder: it leaves a directory alone that somebody has locked."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(number)
+
+
 def _open_lock(path: Path) -> IO[bytes]:
     return path.open("ab")
 
@@ -298,8 +321,7 @@ def main() -> int:
     given = parser.parse_args()
     folder: Path = given.folder
     ending = threading.Event()
-    for number in signals.ENDING:
-        signal.signal(number, lambda *_: ending.set())
+    signals.handle(signals.ENDING, lambda *_: ending.set())
     with _open_lock(folder / "keeper.lock") as lock:
         if not _take(lock):
             return 1
@@ -309,7 +331,7 @@ def main() -> int:
         _reap(folder)
         (folder / "head.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "ray", ignore_errors=True)
-        with _running_ray(folder, given.cpus, given.gpus) as ray:
+        with keep_from_cleaners(folder), _running_ray(folder, given.cpus, given.gpus) as ray:
             status = _keep(folder, ray, ending)
         # An engine that is there wants to know what has happened, and removes it itself.
         if not _engine_lives(folder):
@@ -371,8 +393,10 @@ def _listen(ray: subprocess.Popen[bytes], folder: Path, head: Head) -> None:
     """Pass on what ``ray start`` says; once it says that it has started, write down where."""
     assert ray.stdout is not None
     for line in ray.stdout:
-        sys.stdout.buffer.write(line)
-        sys.stdout.flush()
+        # Ray goes on where its disk is full; nobody reading any more would hold it up.
+        with contextlib.suppress(OSError):
+            sys.stdout.buffer.write(line)
+            sys.stdout.flush()
         if _STARTED in line:
             partial = folder / "head.json.partial"
             partial.write_text(head.model_dump_json())
@@ -381,9 +405,14 @@ def _listen(ray: subprocess.Popen[bytes], folder: Path, head: Head) -> None:
 
 def _keep(folder: Path, ray: subprocess.Popen[bytes], ending: threading.Event) -> int:
     seen = time.monotonic()
+    # The clock that cleaners go by, which may be set, and goes on while the machine is asleep.
+    touched = time.time()
     while not ending.wait(_POLL_S):
         if ray.poll() is not None:
             return 1
+        if abs(time.time() - touched) > _TOUCH_S:
+            touch_all(folder)
+            touched = time.time()
         now = time.monotonic()
         if _engine_lives(folder):
             seen = now

@@ -3,9 +3,21 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def handle(numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> None:
+    """Put a handler in place for each of these signals, but for those that this process inherited as ignored.
+
+    ``nohup`` has SIGHUP ignored, and a shell script's ``&`` SIGINT: whoever did that wants the process to go on. A
+    SIGTERM is always handled, for a process that cannot be ended in order would have to be killed.
+    """
+    for number in numbers:
+        if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def leave_to_main_thread() -> None:

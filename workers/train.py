@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from types import MappingProxyType
 
@@ -36,7 +37,7 @@ from workers.epoch_sums import Reading
 from workers.errors import CheckpointLost, InvalidJob, NotFinite, Paused, Stopped
 from workers.evaluate import evaluate
 from workers.events import Emit, Finished, Log, ShouldStop
-from workers.feed import EvaluationFeed, TrainingFeed, student_preprocessing
+from workers.feed import BatchInputs, EvaluationFeed, TrainingFeed, student_preprocessing
 from workers.learner import Learner, Member, Wish, best, learning_rate
 from workers.logs import ids_of
 from workers.precision import Precision, float32_as
@@ -141,6 +142,7 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
             views_per_step,
             replicas.share,
             order.threads,
+            tell,
         ),
         evaluation=EvaluationFeed(
             test, size, reader(order.test_cache), training.eval_batch_size, device, replicas.share
@@ -323,7 +325,8 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
         first_step = min(learner.sums.steps for learner in behind)
         counted = time.monotonic()
         with float32_as(setting.precision):
-            for step, inputs in enumerate(feed.inputs(epoch, first_step), start=first_step):
+            waiting = partial(_heed_waiting, group, behind, setting)
+            for step, inputs in enumerate(_until_unwanted(feed.inputs(epoch, first_step, waiting)), start=first_step):
                 loaded = loader.load(inputs)
                 # Whoever waits is asked, too: a run that is to stop does not wait for the others.
                 for learner in [*group.learners]:
@@ -342,6 +345,9 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
                 if not behind:
                     break
 
+        # Some may have ended while they waited for a batch.
+        yield from group.take_ended()
+        behind = [learner for learner in behind if learner in group.learners]
         # The steps were launched; now they are waited for.
         readings = {learner.place: learner.sums.read() for learner in behind}
         _share_time(behind, since=counted)
@@ -367,6 +373,31 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
                 learner.tell_epoch()
         yield from group.take_ended()
     replicas.close()
+
+
+class _Unwanted(Exception):
+    """Nobody waits for the next batch any more."""
+
+
+def _until_unwanted(inputs: Iterator[BatchInputs]) -> Iterator[BatchInputs]:
+    with contextlib.suppress(_Unwanted):
+        yield from inputs
+
+
+def _heed_waiting(group: _Group, behind: Sequence[Learner], setting: _Setting) -> None:
+    """While the next batch is waited for; what several processes of one student do together has to wait for it, too.
+
+    Raises:
+        _Unwanted: whoever was to train on that batch has ended.
+    """
+    for learner in [*group.learners]:
+        with group.on_behalf_of(learner.place):
+            if learner.training.actors == 1:
+                _heed_wish(learner, group.loader, setting)
+            elif learner.wish() is Wish.STOP:
+                raise Stopped(f"run {learner.order.run.name!r} was stopped while it waited for pictures")
+    if not any(learner in group.learners for learner in behind):
+        raise _Unwanted
 
 
 def _heed_wish(learner: Learner, loader: BatchLoader, setting: _Setting) -> None:

@@ -2,10 +2,12 @@
 
 Every failure is one line on standard error (after one for each ``RETORT_*`` variable that nothing
 reads) and exit status 1 (2 for a command line that cannot be read, 130 for Ctrl-C); results go to
-standard output, as tables or, with ``--json``, as the API's documents. Nothing heavy is imported
-before the command that needs it, so ``retort --help`` answers at once.
+standard output, as tables or, with ``--json``, as the API's documents. If whoever reads them has
+left (``| head``), that end is quiet. Nothing heavy is imported before the command that needs it, so
+``retort --help`` answers at once.
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -15,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import backup, caches, doctor, jobs, keys, methods, parity, services, stock
+from service.cli import backup, caches, doctor, jobs, keys, methods, parity, services, stock, streams
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
 from workers.texts import printable
@@ -65,7 +67,25 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
+    streams.fill_closed()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        status = _run(arguments)
+        try:
+            # Here, where it can be said that it fails, and not when Python ends.
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # As typer and rich end where they notice it.
+            return status or 1
+        except OSError as error:
+            # A command that has failed has said why.
+            return status or _complain(f"standard output cannot be written: {sentence(error)}", 1)
+        return status
+    finally:
+        streams.give_up_unwritable()
+
+
+def _run(arguments: list[str]) -> int:
     try:
         status = app(args=arguments, prog_name="retort", standalone_mode=False)
     except typer.TyperException as error:
@@ -95,4 +115,5 @@ def _complain(text: str, status: int) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
+from service.cli import streams
 from service.cli.base import CommandFailed, session
 from service.client import Client
 from service.connection import ClientError
@@ -64,6 +65,7 @@ def serve(
     from service.auth import check_binding
     from service.settings import Settings
 
+    streams.drop_unwritable()
     _export(host, port, data_dir, data_root)
     settings = Settings()
     if settings.port == 0:
@@ -141,6 +143,7 @@ def api(
     from service import server
     from service.settings import Settings
 
+    streams.drop_unwritable()
     _print_as_text()
     _export(host, port, data_dir, data_root)
     # Before the first thread, which the next lines may begin.
@@ -156,6 +159,7 @@ def engine(
     until_stdin_closes: WithParent = False,
 ) -> None:
     """Run the engine alone: it works on the jobs in the database until it is told to stop."""
+    streams.drop_unwritable()
     # Ray reads these when it is imported: workers print lines of JSON, which it is not to add to, nor to summarise.
     os.environ |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_DEDUP_LOGS": "0"}
     _print_as_text()
@@ -205,7 +209,9 @@ def demo(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where its service writes; a new folder in /tmp by default.")
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the service running; give --data-dir, too, if it is to be for days.")
+    ] = False,
 ) -> None:
     """Distil digits, all the way over HTTP, in a few minutes."""
     from service.demo import run_demo
