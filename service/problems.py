@@ -8,7 +8,7 @@ import errno
 import http
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, cast
 
@@ -117,6 +117,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     CachePinned: _CONFLICT,
     DiskFull: _NO_ROOM,
     StoreError: _INTERNAL,
+    errors.LogGone: replace(_NO_DATABASE, shows_message=True),
     OperationalError: _NO_DATABASE,
     PoolTimeout: _NO_DATABASE,
     Exception: _INTERNAL,

@@ -275,6 +275,11 @@ def test_every_error_of_the_service_that_a_request_can_meet_has_an_entry() -> No
         errors.BadKeyFile,
         errors.IllegalMove,
         errors.LeaseLost,
+        errors.NewerDatabase,
+        errors.DataDirBusy,
+        errors.DataDirNotEmpty,
+        errors.BadBackup,
+        errors.BackupFailed,
     }
     declared = {
         value
