@@ -35,7 +35,7 @@ from workers.config import CacheOptions, Folders
 from workers.events import Log, ignore, never
 from workers.outcomes import Outcome
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 # Names that no machine has, but which Ray takes for GPUs.
 NO_GPUS = ("7001", "7002", "7003")

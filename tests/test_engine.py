@@ -36,7 +36,7 @@ from workers.ray_head import machine_folder
 from workers.teacher import Teacher
 
 pytest_plugins = ["tests.service_fixtures"]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(

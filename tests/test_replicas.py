@@ -92,6 +92,7 @@ def test_the_gradient_in_float64_is_that_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_process_that_is_lost_ends_the_others_and_the_run_resumes(digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"actors": 2, "epochs": 5})
     first = digits.order("kd", tmp_path / "a1", training)
