@@ -89,6 +89,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
     return make_digits(tmp_path_factory.mktemp("digits"))
 
 
+@pytest.fixture
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process leave no student.onnx: to export it takes four times as long as to train on digits."""
+    monkeypatch.setattr("workers.artifacts.export_onnx", lambda *_: 0.0)
+
+
 @pytest.fixture(scope="session")
 def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> "FakeCuda":
     """A CUDA device without a GPU, built once for all workers of the session; skips where it cannot be built."""

@@ -29,6 +29,7 @@ from tests.processes import (
     events_until,
     job_of,
     keeper_of,
+    pid_of,
     processes_of,
 )
 from workers.config import Training
@@ -121,8 +122,7 @@ def test_whatever_is_killed_a_run_goes_on_and_tells_every_epoch_once(service: Pr
     trained_on(1)
     os.kill(keeper_of(service.data_dir), signal.SIGKILL)
     trained_on(2)
-    [trainer] = processes_of(service.data_dir, "ray::_TrainingActor")
-    os.kill(trainer, signal.SIGKILL)
+    os.kill(pid_of(service, run, 2), signal.SIGKILL)
     trained_on(3)
 
     done = client.wait(stormy["id"])

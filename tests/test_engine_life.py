@@ -22,6 +22,8 @@ from tests.processes import (
     events_until,
     job_of,
     keeper_of,
+    logged,
+    pid_of,
     processes_of,
     running_service,
     uploaded,
@@ -61,17 +63,6 @@ def one_more_epoch(client: Client, run_id: str) -> None:
     """Wait until the run has told of an epoch that nobody had told of."""
     before = client.run(run_id)["epoch"] or 0
     soon(lambda: (client.run(run_id)["epoch"] or 0) > before)
-
-
-def logged(service: Processes, run: Document, attempt: int) -> list[Document]:
-    """What an attempt has written down so far."""
-    path = service.data_dir / "jobs" / run["job_id"] / run["id"] / f"a{attempt}" / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def pid_of(service: Processes, run: Document, attempt: int) -> int:
-    """Of the process that trains this attempt."""
-    return int(logged(service, run, attempt)[0]["pid"])
 
 
 def is_gone(pid: int) -> Callable[[], bool]:

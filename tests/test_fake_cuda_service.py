@@ -12,8 +12,8 @@ import pytest
 
 from tests.digits import Digits
 from tests.fake_cuda.processes import FakeCuda
-from tests.processes import Processes, job_of, running_service, uploaded
-from tests.test_engine_life import in_state, one_more_epoch, pid_of, soon
+from tests.processes import Processes, job_of, pid_of, running_service, uploaded
+from tests.test_engine_life import in_state, one_more_epoch, soon
 from workers.caching import build_caches, plan_caches
 from workers.config import Folders, JobSpec, TeacherSpec
 from workers.events import ignore, never

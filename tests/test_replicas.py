@@ -57,6 +57,7 @@ def assert_same_but_for_rounding(folder: Path, expected: Path) -> None:
         assert lines[1][name] == pytest.approx(lines[0][name], rel=2e-3, abs=2e-3), name
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_the_step_is_that_of_one_process(digits: Digits, tmp_path: Path) -> None:
     """With two views; with a learned temperature, which nobody may sum; with a last batch of two rows for three."""
     rest = ONE_STEP.model_copy(

@@ -25,6 +25,8 @@ from workers.learner import Member
 from workers.students.build import build_student
 from workers.train import train_group, train_run
 
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
 CLOCKS = {"images_per_s", "seconds"}
 
 
