@@ -14,6 +14,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, create_engine, text
+from sqlalchemy.orm import Session
 
 from service.db import MIGRATIONS, Database, upgrade_to_head
 from service.jobs import State
@@ -339,6 +340,15 @@ def test_reads_that_follow_each_other_share_a_connection(database: Database) -> 
         with database.read() as session:
             used.add(id(session.connection().connection.driver_connection))
     assert len(used) == 1
+
+
+def test_a_transaction_that_a_failed_test_leaves_open_does_not_hold_up_the_next_one(postgres: PostgresServer) -> None:
+    """Its traceback may keep it for as long as the tests go on."""
+    with closing(Database(postgres.url("retort"))) as database:
+        left = Session(database._reading)
+        left.execute(text("SELECT * FROM jobs"))
+        postgres.empty("retort")
+        left.invalidate()
 
 
 def test_times_keep_their_zone(database: Database, registry: Registry) -> None:
