@@ -49,11 +49,11 @@ def _only_run(service: Processes, job: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
-def test_service_trains_a_job_of_four_runs_on_shares_of_a_gpu(service: Processes, teacher_id: str) -> None:
-    job = service.client.submit({**job_of(teacher_id, "ctkd", "mlld", epochs=1), "seeds": [0, 1]})
+def test_service_trains_a_job_of_six_runs_on_shares_of_a_gpu(service: Processes, teacher_id: str) -> None:
+    job = service.client.submit({**job_of(teacher_id, "kd", "ctkd", "mlld", epochs=1), "seeds": [0, 1]})
     soon(in_state(service.client, job["id"], "succeeded"))
     runs = list(service.client.runs(job["id"]))
-    assert [run["state"] for run in runs] == ["succeeded"] * 4
+    assert [run["state"] for run in runs] == ["succeeded"] * 6
     assert all(run["result"]["environment"]["device"].startswith("cuda") for run in runs), runs
     # The runs of one seed saw the same batches, in one process.
     groups = {(run["seed"], pid_of(service, run, 1)) for run in runs}
