@@ -1,15 +1,20 @@
-# Two commands: `make demo` and `make test`. Both create .venv from constraints.txt when it is missing or stale.
+# `make demo`, `make test` (minutes), `make test-slow` (storms of kills, every attack, whole benchmarks; a quarter of an
+# hour). Each creates .venv from constraints.txt when it is missing or stale.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 demo: $(STAMP)
 	$(BIN)/retort demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+
+# One process: these tests fill the machine by themselves, and many kill what they have started.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu" $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

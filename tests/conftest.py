@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.digits import Digits
@@ -21,6 +22,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long a drawn example takes says how busy the machine is.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -82,6 +87,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
     from tests.digits import make_digits
 
     return make_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process leave no student.onnx: to export it takes four times as long as to train on digits."""
+    monkeypatch.setattr("workers.artifacts.export_onnx", lambda *_: 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The service's processes as tests start, kill and watch them, and the jobs that they are given."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -142,6 +143,17 @@ def processes_of(data_dir: Path, title: str) -> list[int]:
     """Processes of the Ray that works for this data directory, by the beginning of what they are called."""
     mark = f"RETORT_RAY_FOLDER={machine_folder(data_dir)}"
     return [pid for pid, line in processes_with(mark).items() if title in line]
+
+
+def logged(service: Processes, run: dict[str, Any], attempt: int) -> list[dict[str, Any]]:
+    """What an attempt has written down so far."""
+    path = service.data_dir / "jobs" / run["job_id"] / run["id"] / f"a{attempt}" / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def pid_of(service: Processes, run: dict[str, Any], attempt: int) -> int:
+    """Of the process that trains this attempt."""
+    return int(logged(service, run, attempt)[0]["pid"])
 
 
 def weights_of(service: Processes, client: Client, job_id: str) -> dict[str, Any]:

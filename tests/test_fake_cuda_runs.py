@@ -8,7 +8,7 @@ from tests.fake_cuda.lives import live_presets, live_students, smallest_of_famil
 from tests.fake_cuda.processes import FakeCuda
 from tests.fake_cuda.steps import ALL
 
-pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
 ARTIFACTS = ["config.json", "metrics.jsonl", "result.json", "student.onnx", "student.safetensors"]
 

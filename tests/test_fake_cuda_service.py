@@ -12,13 +12,13 @@ import pytest
 
 from tests.digits import Digits
 from tests.fake_cuda.processes import FakeCuda
-from tests.processes import Processes, job_of, running_service, uploaded
-from tests.test_engine_life import in_state, one_more_epoch, pid_of, soon
+from tests.processes import Processes, job_of, pid_of, running_service, uploaded
+from tests.test_engine_life import in_state, one_more_epoch, soon
 from workers.caching import build_caches, plan_caches
 from workers.config import Folders, JobSpec, TeacherSpec
 from workers.events import ignore, never
 
-pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def _only_run(service: Processes, job: dict[str, Any]) -> dict[str, Any]:
 
 def test_service_trains_a_job_of_six_runs_on_shares_of_a_gpu(service: Processes, teacher_id: str) -> None:
     job = service.client.submit({**job_of(teacher_id, "kd", "ctkd", "mlld", epochs=1), "seeds": [0, 1]})
-    soon(in_state(service.client, job["id"], "succeeded"), within_s=120)
+    soon(in_state(service.client, job["id"], "succeeded"))
     runs = list(service.client.runs(job["id"]))
     assert [run["state"] for run in runs] == ["succeeded"] * 6
     assert all(run["result"]["environment"]["device"].startswith("cuda") for run in runs), runs

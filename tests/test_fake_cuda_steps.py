@@ -7,7 +7,7 @@ import pytest
 from tests.fake_cuda.processes import FakeCuda
 from tests.fake_cuda.steps import ALL, measure_epoch_end, measure_group, measure_presets
 
-pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
 # Launches of a step beyond those of cross-entropy and nothing else.
 BEYOND = {"kd": 45, "dkd": 75, "rld": 75, "dtkd": 75, "normkd": 75, "atkd": 75}

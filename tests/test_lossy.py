@@ -160,6 +160,7 @@ def lossy_job(digits: Digits, *methods: str, **cache: JsonValue) -> JobSpec:
     return job.model_copy(update={"cache": CacheOptions.model_validate(cache)})
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_job_trains_on_uint8_and_is_tested_beside_dense_logits(digits: Digits, tmp_path: Path) -> None:
     folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
     events: list[object] = []
@@ -182,6 +183,7 @@ def test_a_job_trains_on_uint8_and_is_tested_beside_dense_logits(digits: Digits,
     assert again.teacher_forwards == 0
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_refusal_costs_one_block(digits: Digits, tmp_path: Path) -> None:
     folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
     job = lossy_job(digits, encoding=SPARSE)

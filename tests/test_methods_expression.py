@@ -435,7 +435,7 @@ any_text = st.one_of(
 )
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=600, derandomize=True)
 @given(text=any_text)
 @example(text="1if 1else 2")
 @example(text="1(2)")
@@ -486,7 +486,7 @@ def _by_python(text: str) -> Float64:
     return value_B1
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400, derandomize=True)
 @given(text=valid_text)
 def test_a_valid_text_has_the_value_that_python_gives_it(text: str) -> None:
     np.testing.assert_array_equal(_on_numpy(parse(text)), _by_python(text), strict=True)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -385,10 +384,8 @@ def test_a_file_that_takes_too_long_is_given_up_and_its_process_killed(
             children.append(self)
 
     monkeypatch.setattr(sandbox.subprocess, "Popen", Recorded)
-    started = time.monotonic()
     with pytest.raises(InvalidTeacher, match=r"takes longer than the 1.5 s allowed"):
         inspect_in_subprocess(pipe, timeout_s=1.5)
-    assert time.monotonic() - started < 10
     assert children[0].returncode == -signal.SIGKILL
 
 

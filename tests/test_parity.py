@@ -125,6 +125,7 @@ def test_a_float16_cache_differs_from_the_live_teacher_and_only_by_rounding(kept
     assert report.ok
 
 
+@pytest.mark.usefixtures("without_onnx")
 @pytest.mark.parametrize("method", ["kd", "ctkd", "mlld"])
 def test_the_student_trains_as_a_run_does(method: str, kept: Kept, tmp_path: Path) -> None:
     training = Training(epochs=2, optimizer=Sgd(), schedule=StepSchedule(milestones=()), batch_size=50)

@@ -25,6 +25,7 @@ from workers.recompute import recompute_rows
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     # A folder of its own, so that the first job has everything to do.
     folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
@@ -49,6 +50,7 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     assert second.teacher_accuracy == first.teacher_accuracy > 0.9
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_the_caches_of_a_job_are_kept_from_eviction_until_it_ends(digits: Digits, tmp_path: Path) -> None:
     folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
     shutil.copytree(digits.folders.data_dir, folders.data_dir)

@@ -15,7 +15,7 @@ from workers import ray_head
 from workers.errors import WorkerError
 from workers.ray_head import RayHead, describe, machine_folder
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 def kill_keeper(folder: Path) -> None:

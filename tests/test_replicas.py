@@ -57,6 +57,7 @@ def assert_same_but_for_rounding(folder: Path, expected: Path) -> None:
         assert lines[1][name] == pytest.approx(lines[0][name], rel=2e-3, abs=2e-3), name
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_the_step_is_that_of_one_process(digits: Digits, tmp_path: Path) -> None:
     """With two views; with a learned temperature, which nobody may sum; with a last batch of two rows for three."""
     rest = ONE_STEP.model_copy(
@@ -92,6 +93,7 @@ def test_the_gradient_in_float64_is_that_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_process_that_is_lost_ends_the_others_and_the_run_resumes(digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"actors": 2, "epochs": 5})
     first = digits.order("kd", tmp_path / "a1", training)

@@ -15,6 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import ValidationError
 from sqlalchemy import MetaData, create_engine, text
+from sqlalchemy.orm import Session
 
 from service.db import MIGRATIONS, Database, upgrade_to_head
 from service.jobs import State
@@ -31,11 +32,10 @@ pytest_plugins = ["tests.service_fixtures"]
 
 def differences(database: Database) -> list[Any]:
     """What autogeneration would write into another migration."""
-    engine = create_engine(database.url)
     options = {"compare_type": True, "compare_server_default": True}
-    with engine.connect() as connection:
-        found: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
-    engine.dispose()
+    with database.read() as session:
+        context = MigrationContext.configure(session.connection(), opts=options)
+        found: list[Any] = compare_metadata(context, Base.metadata)
     return found
 
 
@@ -189,26 +189,26 @@ ROWS: Mapping[str, list[dict[str, object]]] = {
 
 def make_as_of(url: str, revision: str) -> dict[str, list[dict[str, object]]]:
     """A database as an older version has left it, with a row in every table; returns what was put into it."""
-    database = Database(url)
-    engine = create_engine(database.url)
-    with engine.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    tables = MetaData()
-    tables.reflect(engine)
+    engine = create_engine(Database(url).url)
     kept: dict[str, list[dict[str, object]]] = {}
-    with engine.begin() as connection:
-        for table in tables.sorted_tables:
-            if table.name in {"alembic_version", "engine"}:
-                continue
-            columns = set(table.columns.keys()) - {"seq"}
-            rows = [{name: row[name] for name in columns} for row in ROWS[table.name]]
-            connection.execute(table.insert(), rows)
-            kept[table.name] = rows
-    engine.dispose()
-    database.close()
+    try:
+        with engine.begin() as connection:
+            config = Config()
+            config.set_main_option("script_location", str(MIGRATIONS))
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+        tables = MetaData()
+        tables.reflect(engine)
+        with engine.begin() as connection:
+            for table in tables.sorted_tables:
+                if table.name in {"alembic_version", "engine"}:
+                    continue
+                columns = set(table.columns.keys()) - {"seq"}
+                rows = [{name: row[name] for name in columns} for row in ROWS[table.name]]
+                connection.execute(table.insert(), rows)
+                kept[table.name] = rows
+    finally:
+        engine.dispose()
     return kept
 
 
@@ -224,14 +224,11 @@ def test_a_database_of_any_earlier_version_is_upgraded_with_its_data(
         url = server.create(f"as_of_{revision}")
     kept = make_as_of(url, revision)
     upgrade_to_head(url)
-    database = Database(url)
-    try:
+    with closing(Database(url)) as database:
         assert database.is_at_head()
         assert differences(database) == []
         check_rows(database, kept)
         check_use(database, kept)
-    finally:
-        database.close()
 
 
 def check_rows(database: Database, kept: Mapping[str, list[dict[str, object]]]) -> None:
@@ -289,9 +286,8 @@ def test_several_processes_may_upgrade_a_new_file_at_once(tmp_path: Path) -> Non
     url = f"sqlite:///{tmp_path / 'new' / 'db'}"
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(upgrade_to_head, [url] * 4))
-    database = Database(url)
-    assert database.is_at_head()
-    database.close()
+    with closing(Database(url)) as database:
+        assert database.is_at_head()
 
 
 def test_several_may_upgrade_a_new_postgresql_database_at_once(postgres: PostgresServer) -> None:
@@ -299,16 +295,14 @@ def test_several_may_upgrade_a_new_postgresql_database_at_once(postgres: Postgre
     url = postgres.create("fresh")
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(upgrade_to_head, [url] * 4))
-    database = Database(url)
-    assert database.is_at_head()
-    database.close()
+    with closing(Database(url)) as database:
+        assert database.is_at_head()
 
 
 def test_a_database_without_tables_is_not_at_head(tmp_path: Path) -> None:
     """readyz asks."""
-    database = Database(f"sqlite:///{tmp_path / 'db'}")
-    assert not database.is_at_head()
-    database.close()
+    with closing(Database(f"sqlite:///{tmp_path / 'db'}")) as database:
+        assert not database.is_at_head()
 
 
 def test_a_transaction_that_raises_leaves_nothing(database: Database, registry: Registry) -> None:
@@ -370,11 +364,9 @@ def test_sqlite_runs_with_wal_foreign_keys_and_patience(tmp_path: Path) -> None:
     """Readers do not wait for the writer, deletions cascade, writers wait for each other."""
     url = f"sqlite:///{tmp_path / 'db'}"
     upgrade_to_head(url)
-    database = Database(url)
     wanted = {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 10_000, "synchronous": 2}
-    with database.read() as session:
+    with closing(Database(url)) as database, database.read() as session:
         assert {name: session.scalar(text(f"PRAGMA {name}")) for name in wanted} == wanted
-    database.close()
 
 
 def test_checkpoint_empties_the_log_and_waits_for_no_reader(tmp_path: Path) -> None:
@@ -402,13 +394,12 @@ def test_checkpoint_empties_the_log_and_waits_for_no_reader(tmp_path: Path) -> N
 def test_a_reader_does_not_wait_for_a_writer(database_url: str, database: Database, registry: Registry) -> None:
     """And sees what was before."""
     job = add_job(registry)
-    other = Database(database_url)
-    with database.write() as session:
-        session.get_one(JobRecord, job.id).stage = "training"
-        session.flush()
-        assert Records(other).job(job.id).stage is None
-    assert Records(other).job(job.id).stage == "training"
-    other.close()
+    with closing(Database(database_url)) as other:
+        with database.write() as session:
+            session.get_one(JobRecord, job.id).stage = "training"
+            session.flush()
+            assert Records(other).job(job.id).stage is None
+        assert Records(other).job(job.id).stage == "training"
 
 
 def test_reads_that_follow_each_other_share_a_connection(database: Database) -> None:
@@ -421,6 +412,15 @@ def test_reads_that_follow_each_other_share_a_connection(database: Database) -> 
         with database.read() as session:
             used.add(id(session.connection().connection.driver_connection))
     assert len(used) == 1
+
+
+def test_a_transaction_that_a_failed_test_leaves_open_does_not_hold_up_the_next_one(postgres: PostgresServer) -> None:
+    """Its traceback may keep it for as long as the tests go on."""
+    with closing(Database(postgres.url("retort"))) as database:
+        left = Session(database._reading)
+        left.execute(text("SELECT * FROM jobs"))
+        postgres.empty("retort")
+        left.invalidate()
 
 
 def test_times_keep_their_zone(database: Database, registry: Registry) -> None:

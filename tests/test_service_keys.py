@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -229,22 +230,21 @@ def test_idempotency_keys_from_before_stay_with_the_operator(tmp_path: Path, pos
     """The upgrade keeps them, on both databases: a client that repeats its request gets its job."""
     for url in (f"sqlite:///{tmp_path / 'db'}", postgres.create("upgraded")):
         upgrade_to(url, "0002")
-        database = Database(url)
-        with database.write() as session:
-            job = (
-                "INSERT INTO jobs (id, name, state, attempt, teacher_id, teacher, plan, created_at, priority) "
-                "VALUES ('job_1', '', 'queued', 0, 'tch_1', '{}', '{}', '2026-01-01', 0)"
-            )
-            session.execute(text(job))
-            session.execute(text("INSERT INTO idempotency_keys VALUES ('used', 'digest', 'job_1', '2026-01-01')"))
-        database.upgrade_to_head()
-        found = Registry(database).replay(Idempotency("", "used", "digest"))
-        assert found is not None
-        assert found.id == "job_1"
-        with database.write() as session:
-            session.add(IdempotencyRecord(key_id="key_1", key="used", digest="other", job_id="job_1"))
-            session.add(KeyRecord(id="key_1", name="ci", digest="d" * 64, scope="read"))
-        database.close()
+        with closing(Database(url)) as database:
+            with database.write() as session:
+                job = (
+                    "INSERT INTO jobs (id, name, state, attempt, teacher_id, teacher, plan, created_at, priority) "
+                    "VALUES ('job_1', '', 'queued', 0, 'tch_1', '{}', '{}', '2026-01-01', 0)"
+                )
+                session.execute(text(job))
+                session.execute(text("INSERT INTO idempotency_keys VALUES ('used', 'digest', 'job_1', '2026-01-01')"))
+            database.upgrade_to_head()
+            found = Registry(database).replay(Idempotency("", "used", "digest"))
+            assert found is not None
+            assert found.id == "job_1"
+            with database.write() as session:
+                session.add(IdempotencyRecord(key_id="key_1", key="used", digest="other", job_id="job_1"))
+                session.add(KeyRecord(id="key_1", name="ci", digest="d" * 64, scope="read"))
 
 
 def upgrade_to(url: str, revision: str) -> None:
@@ -252,7 +252,9 @@ def upgrade_to(url: str, revision: str) -> None:
     engine = create_engine(Database(url).url)
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    engine.dispose()
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+    finally:
+        engine.dispose()

@@ -333,7 +333,6 @@ def test_in_whatever_order_they_are_called_no_end_is_undone_and_no_stale_write_l
     Life.TestCase.settings = settings(
         max_examples=25,
         stateful_step_count=35,
-        deadline=None,
         phases=[Phase.reuse, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )

@@ -62,7 +62,7 @@ def test_a_bucket_gives_its_burst_and_then_the_rate() -> None:
     limit.take("a")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(0.1, 50), st.integers(1, 20), st.lists(st.floats(0, 3), min_size=1, max_size=60), st.integers(0, 59))
 def test_no_window_of_time_has_more_requests_than_burst_and_rate_allow(
     per_s: float, burst: int, pauses: list[float], start: int
@@ -374,7 +374,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(JSON, st.integers(0, JSON_DEPTH_MAX + 3), st.booleans())
 def test_the_depth_is_that_of_the_parsed_value(value: object, wraps: int, is_ascii: bool) -> None:
     """Brackets in strings are none, however they are quoted."""

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from pathlib import Path
 from subprocess import PIPE
@@ -822,9 +822,8 @@ def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commi
     done = threading.Event()
 
     def write() -> None:
-        other = Database(database_url)
-        Records(other).record_events(job.id, run.id, attempt, [(1, {"type": "log"})])
-        other.close()
+        with closing(Database(database_url)) as other:
+            Records(other).record_events(job.id, run.id, attempt, [(1, {"type": "log"})])
         done.set()
 
     with records.database.write() as session:
@@ -832,8 +831,8 @@ def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commi
         thread.start()
         assert not done.wait(0.3)
         session.get_one(JobRecord, job.id).stage = "training"
-    assert done.wait(10)
     thread.join()
+    assert done.is_set()
 
 
 def test_a_time_without_a_zone_is_refused() -> None:

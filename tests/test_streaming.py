@@ -500,6 +500,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in found.items()}
 
 
+@pytest.mark.usefixtures("without_onnx")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_job_ends_with_the_same_weights_and_uses_the_same_cache(
     digits: Digits, numbers: Path, tmp_path: Path, threads: int

@@ -6,7 +6,6 @@ Legend: B pictures of a batch, P values of a picture (C * H * W), N classes.
 import math
 import re
 import tarfile
-import time
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -643,10 +642,8 @@ def test_a_graph_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.
     built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 << 62), "often"))
     built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "true"))
     session = teacher(built, tmp_path)
-    started = time.monotonic()
     with pytest.raises(InvalidTeacher, match="did not finish 1 pictures in the time allowed"):
         session.contract_check(coloured())
-    assert time.monotonic() - started < 20
 
 
 def test_the_binomial_tail_is_the_sum_it_stands_for() -> None:

@@ -83,6 +83,7 @@ def test_the_exported_student_can_be_a_teacher(digits: Digits, tmp_path: Path) -
     assert result["onnx_max_abs_difference"] < 1e-3
 
 
+@pytest.mark.usefixtures("without_onnx")
 @pytest.mark.parametrize("method", ["dtkd", "ctkd", "mlld"])
 def test_a_run_that_vanishes_resumes_to_the_same_bits(method: str, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 4})
@@ -107,6 +108,7 @@ def test_a_run_that_vanishes_resumes_to_the_same_bits(method: str, digits: Digit
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_checkpoint_of_another_run_is_not_taken_up(digits: Digits, tmp_path: Path) -> None:
     emit, should_stop = stop_after(1)
     with pytest.raises(Stopped):
@@ -117,6 +119,7 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(digits: Digits, tmp_path: P
     assert next(e.epoch for e in events if isinstance(e, Epoch)) == 1
 
 
+@pytest.mark.usefixtures("without_onnx")
 @pytest.mark.parametrize("damage", [lambda content: content[:1000], lambda _: b"hello\n", lambda _: b""])
 def test_a_torn_checkpoint_is_passed_over(damage: Callable[[bytes], bytes], digits: Digits, tmp_path: Path) -> None:
     emit, should_stop = stop_after(1)
@@ -130,6 +133,7 @@ def test_a_torn_checkpoint_is_passed_over(damage: Callable[[bytes], bytes], digi
     assert all(torch.equal(torn[name], quiet[name]) for name in quiet)
 
 
+@pytest.mark.usefixtures("without_onnx")
 @pytest.mark.parametrize("method", sorted(set(PRESETS) - {"custom"}))
 def test_every_preset_trains(method: str, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 1})
@@ -140,6 +144,7 @@ def test_every_preset_trains(method: str, digits: Digits, tmp_path: Path) -> Non
     assert (temperature is None) == (method == "ce")
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_an_epoch_that_nobody_was_told_of_is_told_on_resuming(digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 3})
     emit, should_stop = stop_after(2)
@@ -151,6 +156,7 @@ def test_an_epoch_that_nobody_was_told_of_is_told_on_resuming(digits: Digits, tm
     assert [e.epoch for e in events if isinstance(e, Epoch)] == [2, 3]
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_learned_temperature_works_against_the_student(digits: Digits, tmp_path: Path) -> None:
     """Its gradient is reversed: it moves to where the loss is larger; without strength it only decays."""
     temperatures = {}
@@ -192,6 +198,7 @@ def test_a_finite_loss_with_an_infinite_gradient_is_refused() -> None:
         check_gradient(parameters, loss, parse_method("kd").expand())
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_gradient_is_clipped_to_the_norm_that_is_asked_for(digits: Digits, tmp_path: Path) -> None:
     """Without momentum an update is as long as learning rate times norm, and an epoch's at most their sum."""
     torch.manual_seed(0)
@@ -349,6 +356,7 @@ def test_an_order_crosses_processes_as_json(digits: Digits, tmp_path: Path) -> N
     assert TrainingOrder.model_validate_json(order.model_dump_json()) == order
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_step_events_tell_progress(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.learner._STEP_EVENT_SECONDS", 0.0)
     events: list[object] = []

@@ -25,6 +25,8 @@ from workers.learner import Member
 from workers.students.build import build_student
 from workers.train import train_group, train_run
 
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
 CLOCKS = {"images_per_s", "seconds"}
 
 
@@ -183,7 +185,7 @@ def train_in_a_process(*groups: Sequence[TrainingOrder]) -> subprocess.Popen[byt
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [2, 25])
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_runs_that_are_killed_at_random_moments_end_with_the_same_bits(
     kills: int, digits: Digits, tmp_path: Path
 ) -> None:

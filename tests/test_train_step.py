@@ -29,6 +29,8 @@ from workers.students.build import build_student
 from workers.temperature import POLICIES as POLICY_FUNCTIONS
 from workers.train import train_group, train_run
 
+pytestmark = pytest.mark.usefixtures("without_onnx")
+
 CPU = torch.device("cpu")
 TRAINING = SMALL.model_copy(update={"optimizer": Sgd(lr=0.01)})
 

@@ -1,8 +1,9 @@
 """A job of six runs while its processes are killed, in random order, again and again; then the same job in peace.
 
-What has to hold is asserted: every run succeeds, once; its weights are those of the quiet run, bit for bit; no event is
-lost or doubled, as read by a client that followed the stream throughout; when the service has ended, no process of it
-is there 90 s later, and no temporary file. What is shown is what it took.
+A job that has ended before so many kills have fallen is followed by another one of the same plan, and each of them is
+judged. What has to hold is asserted: every run succeeds, once; its weights are those of the quiet run, bit for bit; no
+event is lost or doubled, as read by a client that followed the stream throughout; when the service has ended, no
+process of it is there 90 s later, and no temporary file. What is shown is what it took.
 
 ``python -m tests.benchmarks.kill_storm --kills 50``; ``--seed`` draws another order.
 """
@@ -93,7 +94,6 @@ class Storm:
         self.blows: Counter[str] = Counter()
         self.recovery_s: dict[str, list[float]] = defaultdict(list)
         self.ending_s: list[float] = []
-        self.told: list[Document] = []
         self._news = threading.Event()
 
     def _start(self) -> BackgroundService:
@@ -117,13 +117,13 @@ class Storm:
             ]
         )
 
-    def follow(self, job_id: str) -> threading.Thread:
+    def follow(self, job_id: str, told: list[Document]) -> threading.Thread:
         """Follow the stream of the job to its end, through whatever happens to the API."""
 
         def listen() -> None:
             with Client(self._service.url, timeout_s=60) as client:
                 for event in client.events(job_id, patience_s=ANSWER_S):
-                    self.told.append(event)
+                    told.append(event)
                     if event["type"] in {"epoch", "step"}:
                         self._news.set()
 
@@ -174,14 +174,14 @@ class Storm:
     def _is_over(self, job_id: str) -> bool:
         return bool(self._patiently(lambda: self.client.job(job_id))["state"] in {"succeeded", "failed", "cancelled"})
 
-    def check(self, job_id: str, quiet_id: str) -> int:
-        """Everything that has to hold of the job; returns how many attempts its runs took."""
+    def check(self, job_id: str, told: list[Document], quiet_id: str) -> int:
+        """All that has to hold of the job and of what its stream told; returns how many attempts its runs took."""
         job = self.client.job(job_id)
         assert job["state"] == "succeeded", job["error"]
         runs = list(self.client.runs(job_id))
         assert len(runs) == len(METHODS) * len(SEEDS)
         stored = list(self.client.events(job_id))
-        told = [event for event in self.told if event["type"] != "done"]
+        told = [event for event in told if event["type"] != "done"]
         stored = [event for event in stored if event["type"] != "done"]
         assert [event["seq"] for event in told] == [event["seq"] for event in stored]
         assert told == stored
@@ -234,25 +234,30 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="storm-")).resolve()
     sys.stdout.write(f"in {folder}\n")
     storm = Storm(folder, make_digits(folder / "digits"), epochs)
-    job_id = storm.submit()
-    listener = storm.follow(job_id)
+    dice = random.Random(given.seed)
+    stormy: dict[str, list[Document]] = {}
     started = time.monotonic()
-    storm.rage(job_id, given.kills, random.Random(given.seed))
-    storm.client.wait(job_id)
-    listener.join(60)
+    while storm.kills < given.kills:
+        job_id, told = storm.submit(), []
+        stormy[job_id] = told
+        listener = storm.follow(job_id, told)
+        storm.rage(job_id, given.kills, dice)
+        storm.client.wait(job_id)
+        listener.join(ANSWER_S)
+        assert not listener.is_alive(), "the job's stream does not end"
     stormy_s = time.monotonic() - started
     started = time.monotonic()
     quiet_id = storm.submit()
     storm.client.wait(quiet_id)
     quiet_s = time.monotonic() - started
-    attempts = storm.check(job_id, quiet_id)
+    attempts = sum(storm.check(job_id, told, quiet_id) for job_id, told in stormy.items())
     gone_s = storm.end()
     figures = {
         "kills": storm.kills,
         "terminations": storm.blows[TERMINATION],
-        "runs": len(METHODS) * len(SEEDS),
+        "runs": len(stormy) * len(METHODS) * len(SEEDS),
         "attempts": attempts,
-        "events": len(storm.told),
+        "events": sum(map(len, stormy.values())),
         "stormy_s": stormy_s,
         "quiet_s": quiet_s,
         "ending_s": max(storm.ending_s),
@@ -262,9 +267,6 @@ def main() -> int:
     shutil.rmtree(folder)
     if given.json is not None:
         given.json.write_text(json.dumps(figures | {"blows": dict(storm.blows)}, indent=2) + "\n")
-    if figures["kills"] < given.kills:
-        sys.stdout.write(f"the job had ended after {figures['kills']} of {given.kills} kills: give it more --epochs\n")
-        return 1
     return 0
 
 

@@ -4,7 +4,7 @@
   50 follow its events, for ten minutes. Time of every request, errors, how soon an event arrives, whether every stream
   has seen every event once, and the memory and open files of the API's process.
 - lists: 10,000 jobs of four runs, with their events, in SQLite and (where it is installed) in PostgreSQL; pages of the
-  list over HTTP, one after the other.
+  list over HTTP, one after the other, and the metrics that count all of them.
 - memory: an API alone, asked as fast as it answers while events are told, round after round; what it takes after each.
 
 Client and service share the machine: 200 requests a second are the clients' whole offer, not the API's limit.
@@ -12,6 +12,7 @@ Client and service share the machine: 200 requests a second are the clients' who
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -239,29 +240,31 @@ def measure_lists(folder: Path, url: str, jobs: int, requests: int) -> dict[str,
     states += [State.RUNNING] * 2 + [State.QUEUED] * 18
     ids = [id for first in range(0, jobs, 500) for id in fill(database, teacher, plan, states[first : first + 500])]
     database.close()
-    pages: dict[str, dict[str, str | int]] = {
-        f"first of {PAGE}": {"limit": PAGE},
-        f"{jobs // PAGE:,}th of {PAGE}": {"limit": PAGE, "after": ids[PAGE]},
-        "first of 100": {"limit": 100},
-        f"failed, first of {PAGE}": {"limit": PAGE, "status": "failed"},
+    pages: dict[str, tuple[str, dict[str, str | int]]] = {
+        f"first of {PAGE}": ("/v1/jobs", {"limit": PAGE}),
+        f"{jobs // PAGE:,}th of {PAGE}": ("/v1/jobs", {"limit": PAGE, "after": ids[PAGE]}),
+        "first of 100": ("/v1/jobs", {"limit": 100}),
+        f"failed, first of {PAGE}": ("/v1/jobs", {"limit": PAGE, "status": "failed"}),
+        "/metrics": ("/metrics", {}),
     }
     found: dict[str, dict[str, float]] = {}
     with api_alone(folder, url) as (client, _):
-        for name, params in pages.items():
-            found[name] = of_page(client, params, requests)
+        for name, (path, params) in pages.items():
+            found[name] = of_page(client, path, params, requests)
     return found
 
 
-def of_page(client: httpx.Client, params: Mapping[str, str | int], requests: int) -> dict[str, float]:
-    """Times of one page, asked for again and again."""
+def of_page(client: httpx.Client, path: str, params: Mapping[str, str | int], requests: int) -> dict[str, float]:
+    """Times of one page, asked for again and again, and how many jobs it lists or counts."""
     seconds = []
     for _ in range(requests):
         started = time.perf_counter()
-        response = client.get("/v1/jobs", params=params)
+        response = client.get(path, params=params)
         seconds.append(time.perf_counter() - started)
         response.raise_for_status()
+    counted = re.findall(r"^retort_jobs{.*} (.+)$", response.text, re.MULTILINE)
     return {
-        "items": len(response.json()["data"]),
+        "items": sum(map(float, counted)) if path == "/metrics" else len(response.json()["data"]),
         "bytes": len(response.content),
         "p50_ms": percentile_ms(seconds, 50),
         "p99_ms": percentile_ms(seconds, 99),

@@ -2,8 +2,8 @@
 
 A process of its own, so that its work is not the service's. Each poller asks for a document every INTERVAL seconds (0:
 as soon as it has the last one), in turn the list of jobs, the job, its runs and its report; every second poller names
-the ETag of what it has. Each stream reads the job's events from the first on, until the time is over. Prints one JSON
-object: see ``Load``.
+the ETag of what it has. Each stream reads the job's events from the first on, until the time is over and a new one has
+come. Prints one JSON object: see ``Load``.
 """
 
 import asyncio
@@ -86,6 +86,9 @@ class Load:
         followers = [asyncio.create_task(self.follow()) for _ in range(streams)]
         await asyncio.gather(*(self.poll(number, pollers) for number in range(pollers)))
         await asyncio.sleep(max(0.0, self.end_s - time.monotonic()))
+        # A machine that is busy with something else may have told nothing new so far.
+        while not self.delays_s and not all(follower.done() for follower in followers):
+            await asyncio.sleep(0.1)
         for follower in followers:
             follower.cancel()
         await asyncio.gather(*followers, return_exceptions=True)

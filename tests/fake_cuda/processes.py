@@ -14,7 +14,7 @@ from typing import Any
 from tests.fake_cuda.build import RUNTIME
 
 _ROOT = Path(__file__).parents[2]
-_TIMEOUT_S = 200
+_TIMEOUT_S = 800
 
 
 class FakeFailed(AssertionError):
