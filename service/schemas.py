@@ -28,7 +28,7 @@ from workers.texts import composed
 # No control characters: a name goes into logs, headers and tables, and PostgreSQL refuses NUL.
 # In one normal form: what is looked up by name is found, whichever machine has spelt it.
 _Composed = BeforeValidator(lambda given: composed(given) if isinstance(given, str) else given)
-Name = Annotated[str, _Composed, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$"), _Composed]
 OptionalName = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # Of a job's temperature expressions in all: parsing so many takes 0.1 s.

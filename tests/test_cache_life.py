@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -133,7 +134,7 @@ class _Watcher:
 
     def build_caches(self, *_: object) -> object:
         self._look()
-        return object()
+        return SimpleNamespace(crew=SimpleNamespace(shares=[]))
 
 
 def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_any(tmp_path: Path) -> None:
