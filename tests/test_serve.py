@@ -31,9 +31,9 @@ if kind == "littering":
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 if kind != "unattached":
     end_with_stdin()
-up.touch()
 if kind == "failing":
     sys.exit(3)
+up.touch()
 time.sleep(600)
 """
 SUPERVISOR = """
