@@ -11,9 +11,9 @@ undone, and no part needs a library beyond the kernel's own interface:
 5. a seccomp filter: no network, no new process or program, no look into, signal to or say in the priority of another
    process, no memory, queue or lock that others use, no change to any file, no mount, no kernel interface that could
    get around the filter (io_uring). Of fcntl and ioctl what is listed is allowed, for the kernel also sends signals on
-   behalf of descriptors (F_SETOWN, FIOASYNC). Threads are allowed. A refused call answers EPERM, so that a library which only tries goes on. Calls with numbers from 424
-   on, which came after Linux 5.0, answer ENOSYS as on an older kernel: some have their arguments in memory, where a
-   filter cannot look.
+   behalf of descriptors (F_SETOWN, FIOASYNC). Threads are allowed. A refused call answers EPERM, so that a library
+   which only tries goes on. Calls with numbers from 424 on, which came after Linux 5.0, answer ENOSYS as on an older
+   kernel: some have their arguments in memory, where a filter cannot look.
 
 Where the kernel lacks one of the last three, or they are not known for the machine, the rest stands and ``confine``
 says what is missing.

@@ -28,9 +28,8 @@ import io
 import math
 import os
 import re
-import zlib
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 
-from workers.array_files import DAMAGED, idx_shape, open_idx
+from workers.array_files import idx_pieces, idx_shape, npz_headers, npz_pieces
 from workers.config import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.errors import InvalidDataset, Stopped
 from workers.events import ShouldStop, Split
@@ -121,6 +120,12 @@ def _from_array(images_NHWC: Pictures, labels_N: Labels, names: Sequence[str], s
     return Decoding((count, height, width, channels), labels_N, tuple(names), blocks())
 
 
+def _stoppable(blocks: Iterable[Pictures], should_stop: ShouldStop) -> Blocks:
+    for block in blocks:
+        _check_stop(should_stop)
+        yield block
+
+
 def _block_rows(row_bytes: int) -> int:
     return max(1, _BLOCK_BYTES // row_bytes)
 
@@ -185,42 +190,22 @@ def _idx(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     labels = idx_labels({part: files[1] for part, files in source.files.items()}, names)
     count, height, width = idx_shape(images_path)
     shape = (count, height, width, 1)
-    return Decoding(shape, labels[split], names, _idx_blocks(images_path, shape, should_stop))
-
-
-def _idx_blocks(path: Path, shape: tuple[int, ...], should_stop: ShouldStop) -> Blocks:
-    """The contents of an IDX file as uint8 [b, *shape[1:]]; the end of a .gz also checks its CRC."""
-    row_bytes = math.prod(shape[1:])
-    step = _block_rows(row_bytes)
-    try:
-        with open_idx(path) as file:
-            file.read(4 + 4 * len(idx_shape(path)))
-            for start in range(0, shape[0], step):
-                _check_stop(should_stop)
-                rows = min(step, shape[0] - start)
-                data = file.read(rows * row_bytes)
-                if len(data) != rows * row_bytes:
-                    raise InvalidDataset(f"{path} ends after {start + len(data) // row_bytes} of {shape[0]} rows")
-                yield np.frombuffer(data, dtype=np.uint8).reshape(rows, *shape[1:])
-            if file.read(1):
-                raise InvalidDataset(f"{path} is longer than its header says ({shape[0]} rows)")
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidDataset(f"{path} cannot be read: {error}") from error
+    step = _block_rows(height * width)
+    blocks = (piece[..., None] for piece in idx_pieces(images_path, step))
+    return Decoding(shape, labels[split], names, _stoppable(blocks, should_stop))
 
 
 # --------------------------------------------------------------------------------------------- npz
 
 
 def _npz(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
-    """The whole array is held in memory while it is read (it may be compressed)."""
-    path = source.files[split][0]
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays[f"{split}_images"]
-    except DAMAGED as error:
-        raise InvalidDataset(f"{path} cannot be read: {error}") from error
-    labels, names = npz_labels(path, source.class_names)
-    return _from_array(images[..., None] if images.ndim == 3 else images, labels[split], names, should_stop)
+    path, name = source.files[split][0], f"{split}_images"
+    count, height, width, *channels = npz_headers(path, [name])[name].shape
+    shape = (count, height, width, channels[0] if channels else 1)
+    step = _block_rows(math.prod(shape[1:]))
+    names = source.class_names or ()
+    blocks = (np.ascontiguousarray(piece).reshape(-1, *shape[1:]) for piece in npz_pieces(path, name, step))
+    return Decoding(shape, npz_labels(path, names)[split], names, _stoppable(blocks, should_stop))
 
 
 # ------------------------------------------------------------------------------------------ folder
