@@ -46,6 +46,7 @@ from workers.errors import InvalidDataset, Stopped
 from workers.events import ShouldStop, Split
 from workers.labels import Labels, check_labels, idx_labels, npz_labels
 from workers.sources import TEN_DIGITS, Source
+from workers.texts import shortened
 
 # Named, so that a file is never handed to a decoder that runs programs (PIL's EPS calls Ghostscript).
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -60,8 +61,15 @@ _RARE_JPEG = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcf]")
 with contextlib.suppress(AttributeError, OSError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
+# Of a picture: 201 MB as RGB, and as much again while it is converted. A file of as many bytes holds one unpacked.
+PIXELS_MAX = 1 << 26
+FILE_MAX_BYTES = 256 << 20
+
 # Bytes of one block: small enough that stopping is prompt and a pool holds several.
 _BLOCK_BYTES = 8 << 20
+
+# Of blocks that are being decoded or wait, all together; one or two larger ones are.
+_AHEAD_BYTES = 512 << 20
 
 # Damaged pictures that a message names.
 _NAMED_MAX = 10
@@ -272,15 +280,17 @@ def _decoded(
     files: Sequence[Path], spec: FolderDataset, size: tuple[int, int], should_stop: ShouldStop
 ) -> Generator[tuple[Pictures, list[str]], None, None]:
     """Results of ``_pictures``, from threads (PIL releases the interpreter lock), a bounded number of blocks ahead."""
-    threads = len(os.sched_getaffinity(0))
-    step = min(256, _block_rows(math.prod(size) * 3))
+    row_bytes = math.prod(size) * 3
+    step = min(256, _block_rows(row_bytes))
+    blocks_max = max(1, _AHEAD_BYTES // (step * row_bytes))
+    threads = min(len(os.sched_getaffinity(0)), blocks_max)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pending: deque[Future[tuple[Pictures, list[str]]]] = deque()
     try:
         for start in range(0, len(files), step):
             _check_stop(should_stop)
             pending.append(pool.submit(_pictures, files[start : start + step], spec, size))
-            if len(pending) > 2 * threads:
+            if len(pending) > min(2 * threads, blocks_max):
                 yield pending.popleft().result()
         while pending:
             _check_stop(should_stop)
@@ -312,9 +322,14 @@ def _pictures(files: Sequence[Path], spec: FolderDataset, size: tuple[int, int])
 def _picture(path: Path, size: tuple[int, int] | None) -> Pictures:
     """One file as uint8 [H, W, 3], resized to (height, width) if given."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(FILE_MAX_BYTES + 1)
     except OSError as error:
         raise InvalidDataset(f"{path} cannot be read as a picture: {error}") from error
+    if len(data) > FILE_MAX_BYTES:
+        raise InvalidDataset(
+            f"{path} has {path.stat().st_size} bytes, and a picture may have at most {FILE_MAX_BYTES}: make it smaller"
+        )
     return decode_picture(data, path, size)
 
 
@@ -329,6 +344,11 @@ def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pic
     try:
         # From memory: PIL's many short reads of an open file cost as much again as small pictures do.
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > PIXELS_MAX:
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels (width x height), at most {PIXELS_MAX} in all are "
+                    "decoded: make it smaller"
+                )
             if image.mode not in _MODES:
                 raise ValueError(f"its pixels are of the type {image.mode}, only 8 bit ones are supported")
             if size is None and (pixels := _jpeg_pixels(data, image)) is not None:
@@ -349,7 +369,7 @@ def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pic
         raise InvalidDataset(f"{path} cannot be read as a picture: {what}, which is none of {formats}") from None
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (OSError, SyntaxError, KeyError ...).
-        raise InvalidDataset(f"{path} cannot be read as a picture: {error}") from error
+        raise InvalidDataset(f"{path} cannot be read as a picture: {shortened(error)}") from error
 
 
 def _jpeg_pixels(data: bytes, image: ImageFile.ImageFile) -> Pictures | None:
