@@ -14,7 +14,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -105,6 +106,11 @@ def examine(spec: DatasetSpec, data_root: Path) -> Source:
         InvalidDataset: the path leaves ``data_root``, files are missing or have the wrong headers, or
             a folder's classes differ between the splits or are empty.
     """
+    with named_below(data_root):
+        return _examine(spec, data_root)
+
+
+def _examine(spec: DatasetSpec, data_root: Path) -> Source:
     match spec:
         case DigitsDataset():
             return _digits(spec)
@@ -123,6 +129,20 @@ def source_key(spec: DatasetSpec, data_root: Path) -> str:
     return examine(spec, data_root).key()
 
 
+@contextmanager
+def named_below(data_root: Path) -> Iterator[None]:
+    """Files in the message of an InvalidDataset are named relative to the data root, as clients name them.
+
+    Messages become answers of the API, which tell nobody where the server has its folders.
+    """
+    try:
+        yield
+    except InvalidDataset as error:
+        root = str(data_root.resolve())
+        message = str(error) if root == "/" else str(error).replace(f"{root}/", "").replace(root, "the data root")
+        raise InvalidDataset(message) from error
+
+
 # ------------------------------------------------------------------------------------- confinement
 
 
@@ -135,7 +155,7 @@ def resolve(spec: TorchvisionDataset | FolderDataset | NpzDataset, data_root: Pa
     root, given = _root(data_root), PurePosixPath(spec.path)
     if given.is_absolute() or ".." in given.parts or "\0" in spec.path:
         raise InvalidDataset(
-            f"dataset path {spec.path!r} is not allowed: give a path relative to the data root {root}, without '..'"
+            f"dataset path {spec.path!r} is not allowed: give a path relative to the data root, without '..'"
         )
     path = _inside(root / given, root)
     try:
@@ -145,7 +165,7 @@ def resolve(spec: TorchvisionDataset | FolderDataset | NpzDataset, data_root: Pa
     if not found:
         alike = _alike(root, given)
         raise InvalidDataset(
-            f"dataset path {spec.path!r} does not exist below the data root {root}{f' ({alike})' if alike else ''}"
+            f"dataset path {spec.path!r} does not exist below the data root{f' ({alike})' if alike else ''}"
         )
     return path
 
@@ -166,7 +186,7 @@ def _alike(root: Path, given: PurePosixPath) -> str | None:
 def _root(data_root: Path) -> Path:
     root = data_root.resolve()
     if not root.is_dir():
-        raise InvalidDataset(f"the data root {root} is not a folder; set RETORT_DATA_ROOT to one")
+        raise InvalidDataset("the data root is not a folder; set RETORT_DATA_ROOT to one (`retort doctor` names it)")
     return root
 
 
@@ -177,7 +197,7 @@ def _inside(path: Path, root: Path) -> Path:
     except (OSError, RuntimeError) as error:
         raise InvalidDataset(f"dataset path {path} cannot be followed: {error}") from error
     if not resolved.is_relative_to(root):
-        raise InvalidDataset(f"dataset path {path} is a symbolic link that leads out of the data root {root}")
+        raise InvalidDataset(f"dataset path {path} is a symbolic link that leads out of the data root")
     return resolved
 
 
