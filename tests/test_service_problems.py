@@ -174,6 +174,22 @@ def test_a_name_that_is_twice_in_an_object_is_refused_at_any_depth(shared_api: A
     assert len(problem(answer, 400, "malformed-body")["detail"]) < 200
 
 
+@pytest.mark.parametrize("field", ["methods", "students", "name of a field", "teacher", "dataset", "path"])
+def test_a_text_of_any_length_is_quoted_in_part(shared_api: Api, field: str) -> None:
+    long = "x" * 500_000
+    changes: dict[str, Any] = {
+        "methods": {"methods": [long]},
+        "students": {"students": [long]},
+        "name of a field": {long: 1},
+        "teacher": {"teacher": long},
+        "dataset": {"dataset": long},
+        "path": {"dataset": {"kind": "npz", "path": long}},
+    }
+    answer = shared_api.client.post("/v1/jobs", json=shared_api.job_body(**changes[field]))
+    assert answer.status_code == 422
+    assert len(answer.content) < 4000
+
+
 def test_a_body_over_the_limit_is_refused_announced_or_not(shared_api: Api) -> None:
     """As Content-Length, and in chunks that announce nothing."""
     big = b'{"name": "' + b"x" * (shared_api.settings.body_max_bytes + 1) + b'"}'
