@@ -17,6 +17,7 @@ from service.keys import NOTE_USES_S, KeyRing
 from service.metrics import MeasureRequests, Metrics
 from service.middleware import BodyLimit, Doors, HeadRequests, RequestContext
 from service.openapi import describe, service_version
+from service.pages import PagePolicy, policies_of
 from service.paths import API_PREFIX, UPLOAD_PATH
 from service.routes import (
     caches,
@@ -74,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, default_bytes=settings.body_max_bytes, paths_bytes=upload_bytes)
     app.add_middleware(Doors, ring=context.ring, rate=context.rate, streams=context.streams, uploads=context.uploads)
+    app.add_middleware(PagePolicy, policies=policies_of(app))
     app.add_middleware(ConditionalGet)
     app.add_middleware(HeadRequests)
     app.add_middleware(RequestContext)

@@ -6,6 +6,7 @@ wait longer for its turn.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -15,6 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, WrapValidator
 from starlette.types import Scope
+
+from service.errors import MalformedBody
 
 Arguments = ParamSpec("Arguments")
 Model = TypeVar("Model", bound=BaseModel)
@@ -43,6 +46,25 @@ def thread_of(scope: Scope) -> BodyThread:
     return thread
 
 
+def parse_json(text: str | bytes, what: str = "the body") -> Any:  # noqa: ANN401  # JSON as it comes
+    """The value of a JSON text, in which no object may have a name twice: readers differ in which one they take.
+
+    Raises:
+        MalformedBody: one has.
+        json.JSONDecodeError: it is no JSON.
+    """
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        collected = dict(pairs)
+        if len(collected) != len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            name = next(name for name in counts if counts[name] > 1)
+            raise MalformedBody(f"{what} has an object with {counts[name]} members {name!r:.80}: keep one of them")
+        return collected
+
+    return json.loads(text, object_pairs_hook=collect)
+
+
 class JsonRoute(APIRoute):
     """A route whose JSON body is parsed beside the event loop: ``APIRouter(route_class=JsonRoute)``."""
 
@@ -59,7 +81,7 @@ class JsonRoute(APIRoute):
 class _Request(Request):
     async def json(self) -> Any:  # noqa: ANN401  # as starlette has it
         if not hasattr(self, "_json"):
-            self._json = await thread_of(self.scope).run(json.loads, await self.body())
+            self._json = await thread_of(self.scope).run(parse_json, await self.body())
         return self._json
 
 

@@ -1,16 +1,20 @@
 """What the tests of the sandbox have done inside it. Each function answers with what fits into JSON."""
 
 import ctypes
+import fcntl
 import os
 import platform
 import resource
 import signal
 import socket
 import struct
+import termios
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+FIOSETOWN = 0x8901
 
 
 def _outcome(action: Callable[[], object]) -> str:
@@ -27,6 +31,10 @@ def escapes(given: str, other: str, folder: str) -> dict[str, str]:
     is_arm = platform.machine() == "aarch64"
     libc = ctypes.CDLL(None, use_errno=True)
 
+    def pipe() -> int:
+        """Another one for each attempt: two that succeed would have the kernel signal whoever runs these tests."""
+        return os.pipe()[0]
+
     def call(number: int, *arguments: int) -> None:
         if libc.syscall(number, *arguments) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -42,6 +50,13 @@ def escapes(given: str, other: str, folder: str) -> dict[str, str]:
         "fork": os.fork,
         "run a program": lambda: os.execv("/bin/true", ["true"]),
         "signal its parent": lambda: os.kill(parent, 0),
+        "have the kernel signal its parent": lambda: fcntl.fcntl(pipe(), fcntl.F_SETOWN, parent),
+        "choose the signal of a descriptor": lambda: fcntl.fcntl(pipe(), fcntl.F_SETSIG, signal.SIGTERM),
+        "be signalled for a descriptor": lambda: fcntl.fcntl(pipe(), fcntl.F_SETFL, os.O_ASYNC),
+        "be signalled for a descriptor by ioctl": lambda: fcntl.ioctl(pipe(), termios.FIOASYNC, struct.pack("=i", 1)),
+        "have the kernel signal its parent by ioctl": lambda: fcntl.ioctl(pipe(), FIOSETOWN, struct.pack("=i", parent)),
+        "lock a file": lambda: fcntl.flock(os.open(given, os.O_RDONLY), fcntl.LOCK_EX),
+        "attach shared memory": lambda: call(196 if is_arm else 30, 0, 0, 0),
         "change its parent's limits": lambda: resource.prlimit(parent, resource.RLIMIT_CORE, (0, 0)),
         # Of itself: a parent with capabilities is safe from it even where the filter would let it pass.
         "set a priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 19),

@@ -9,10 +9,13 @@ import os
 import pickle
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +29,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.test_sources import make_folder, make_idx, make_mnist, make_npz
-from workers import datasets
+from workers import datasets, decoding
 from workers.config import (
     DatasetSpec,
     DigitsDataset,
@@ -35,7 +38,7 @@ from workers.config import (
     TorchvisionDataset,
 )
 from workers.datasets import Dataset, open_prepared
-from workers.decoding import decode_picture
+from workers.decoding import FILE_MAX_BYTES, decode, decode_picture
 from workers.durable import disk_full_is_disk_low
 from workers.errors import DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Log, Split
@@ -124,6 +127,21 @@ def test_every_8_bit_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (train.images_NHWC == expected).all()
 
 
+@pytest.mark.parametrize("storage", ["decoded", "files"])
+def test_a_damaged_picture_is_named_below_the_data_root(tmp_path: Path, storage: Literal["decoded", "files"]) -> None:
+    folder = make_folder(tmp_path / "root")
+    spec = FolderDataset(path="pets", storage=storage)
+    made = datasets.prepare(spec, "train", tmp_path / "root", tmp_path / "work")
+    (folder / "train/cat/1.png").write_bytes(b"no picture")
+    if storage == "files":
+        with pytest.raises(InvalidDataset, match=r"^train/cat/1\.png has changed") as caught:
+            made.take(np.arange(4))
+        assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(InvalidDataset, match=r"^pets/train/cat/1\.png cannot be read as a picture") as caught:
+        datasets.prepare(spec, "train", tmp_path / "root", tmp_path / "work")
+    assert str(tmp_path) not in str(caught.value)
+
+
 def test_a_palette_with_transparency_becomes_rgb(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     picture = colour_bar().quantize(7)
@@ -193,7 +211,7 @@ def test_every_damaged_picture_is_named_up_to_ten_and_all_are_counted(
     with pytest.raises(InvalidDataset, match=r"^14 of 28 pictures cannot be used: ") as caught:
         prepare(FolderDataset(path="pets", storage=storage), "train", tmp_path)
     message = str(caught.value)
-    assert [str(picture) in message for picture in pictures] == [True] * 10 + [False] * 18
+    assert [str(picture.relative_to(tmp_path)) in message for picture in pictures] == [True] * 10 + [False] * 18
     assert message.endswith("; and 4 more")
     assert "object at" not in message
     assert prepared_folders(tmp_path / "work") == []
@@ -253,6 +271,7 @@ def test_files_left_out_are_reported(tmp_path: Path, work_dir: Path) -> None:
     assert len(warnings) == 1
     assert "1 files are not pictures" in warnings[0].message
     assert "notes.txt" in warnings[0].message
+    assert str(tmp_path) not in warnings[0].message
 
 
 # ----------------------------------------------------------------------------------------------------- npz
@@ -317,20 +336,86 @@ def test_nothing_in_an_npz_is_unpickled(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataset, match="train_labels is object"):
         prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     make_npz(tmp_path / "b.npz", class_names=labels)
-    with pytest.raises(InvalidDataset, match="class_names cannot be read"):
+    with pytest.raises(InvalidDataset, match="class_names is object"):
         prepare(NpzDataset(path="b.npz"), "train", tmp_path)
     assert not (tmp_path / "exploded").exists()
 
 
+def test_an_npz_is_decoded_a_block_at_a_time(tmp_path: Path) -> None:
+    """Packed a thousand to one, 48 MB are a file of 50 kB."""
+    make_npz(tmp_path / "a.npz", train_images=np.zeros((6, 2000, 4000), np.uint8), test_images=None)
+    make_npz(tmp_path / "b.npz", test_images=np.zeros((3, 2000, 4000), np.uint8), train_images=None)
+    arrays = {**np.load(tmp_path / "b.npz"), **np.load(tmp_path / "a.npz")}
+    np.savez_compressed(tmp_path / "c.npz", **arrays)
+    del arrays
+    tracemalloc.start()
+    try:
+        made = decode(examine(NpzDataset(path="c.npz"), tmp_path), "train", lambda: False)
+        assert [block.shape for block in made.blocks] == [(1, 2000, 4000, 1)] * 6
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def png_of_zeros(path: Path, width: int, height: int) -> None:
+    """Grey, of one bit a pixel, packed a thousand to one."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes((1 + (width + 7) // 8) * height))
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def test_a_picture_of_too_many_pixels_or_bytes_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path)
+    picture = folder / "train/cat/1.png"
+    png_of_zeros(picture, 9000, 9000)
+    with pytest.raises(
+        InvalidDataset, match=r"1\.png .* 9000 x 9000 pixels \(width x height\), at most 67108864 in all"
+    ):
+        prepare(FolderDataset(path="pets", image_size=(4, 4)), "train", tmp_path)
+    with picture.open("wb") as file:
+        file.truncate(FILE_MAX_BYTES + 1)
+    with pytest.raises(InvalidDataset, match=r"1\.png has 268435457 bytes, and a picture may have at most 268435456"):
+        prepare(FolderDataset(path="pets", image_size=(4, 4)), "train", tmp_path)
+
+
+def test_blocks_of_large_pictures_are_decoded_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are bytes for, not as many as there are processors."""
+    make_folder(tmp_path, pictures=20)
+    waiting, most = 0, 0
+    made = decoding._pictures
+
+    def counting(*arguments: object) -> object:
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        return made(*arguments)
+
+    monkeypatch.setattr(decoding, "_pictures", counting)
+    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(decoding, "_BLOCK_BYTES", 48)
+    monkeypatch.setattr(decoding, "_AHEAD_BYTES", 3 * 48)
+    source = examine(FolderDataset(path="pets"), tmp_path)
+    blocks = decoding.decode(source, "train", lambda: False).blocks
+    for _ in blocks:
+        waiting -= 1
+    assert most <= 4
+
+
 def test_an_npz_with_flipped_bits_is_refused(tmp_path: Path) -> None:
-    images = np.zeros((6, 40, 50), dtype=np.uint8)
+    images = np.zeros((6, 80, 100), dtype=np.uint8)
     path = make_npz(tmp_path / "a.npz", train_images=images, test_images=images[:3])
     with zipfile.ZipFile(path) as archive:
         offset = archive.getinfo("train_images.npy").header_offset
     data = bytearray(path.read_bytes())
-    data[offset + 10_000] ^= 1
+    data[offset + 40_000] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InvalidDataset, match=r"a\.npz cannot be read: Bad CRC"):
+    with pytest.raises(InvalidDataset, match=r"a\.npz: train_images cannot be read: Bad CRC"):
         prepare(NpzDataset(path="a.npz"), "train", tmp_path)
 
 

@@ -220,6 +220,12 @@ def test_container_cannot_change_itself_or_gain_rights(name: str) -> None:
     assert [mount.split(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
 
 
+def test_memory_of_both_containers_can_be_limited() -> None:
+    for compose in (GPU, CPU):
+        limits = {name: compose["services"][name]["mem_limit"] for name in TARGETS}
+        assert limits == {"api": "${API_MEM_LIMIT:-8g}", "engine": "${ENGINE_MEM_LIMIT:-0}"}
+
+
 def test_secrets_are_files_that_only_the_api_is_given() -> None:
     assert GPU["secrets"]
     assert all(set(secret) == {"file"} for secret in GPU["secrets"].values())

@@ -9,6 +9,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -158,10 +159,18 @@ def test_inference_batch_is_a_power_of_two_that_divides_a_block(
     size: tuple[int, int], block_rows: int, rows: int, dataset: DecodedDataset
 ) -> None:
     given = TeacherSpec(path=Path("teacher.onnx"), preprocessing=PLAIN.model_copy(update={"size": size}))
-    assert inference_batch(given, dataset, block_rows) == rows
-    assert inference_batch(given.model_copy(update={"preprocessing": PLAIN}), dataset, block_rows) == min(
-        256, block_rows
-    )
+    plain = NoAugmentation()
+    assert inference_batch(given, dataset, block_rows, plain) == rows
+    as_they_are = given.model_copy(update={"preprocessing": PLAIN})
+    assert inference_batch(as_they_are, dataset, block_rows, plain) == min(256, block_rows)
+
+
+def test_inference_batch_is_small_where_the_pictures_or_their_views_are_large(dataset: DecodedDataset) -> None:
+    """They are there as bytes, also where the teacher takes few pixels: 256 of 4,096 px would be 12.9 GB."""
+    large = replace(dataset, images_NHWC=np.broadcast_to(np.uint8(0), (SAMPLES, 4096, 4096, 3)))
+    given = TeacherSpec(path=Path("teacher.onnx"), preprocessing=PLAIN.model_copy(update={"size": (32, 32)}))
+    assert inference_batch(given, large, 4096, NoAugmentation()) == 1
+    assert inference_batch(given, dataset, 4096, ResizedCrop(size=(1024, 1024))) == 16
 
 
 def test_infer_blocks_loads_whole_batches_of_a_teacher_that_fixes_them(

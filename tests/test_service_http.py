@@ -1,7 +1,9 @@
 """HTTP itself: validators and checksums, pages that hold still, one job however often and wherever it is asked for."""
 
+import asyncio
 import base64
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -11,14 +13,57 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import HTMLResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from service.jobs import State
+from service.pages import PagePolicy
 from tests.client_cases import ARTIFACT, run_with_artifact
 from tests.service_helpers import Api, finish, make_settings, running_api
 from tests.test_service_api import pages, problem
 from tests.test_service_uploads import wait_until
 
 pytest_plugins = ["tests.service_fixtures"]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/docs/oauth2-redirect"])
+def test_a_page_may_run_the_scripts_that_it_has_and_no_others(shared_api: Api, path: str) -> None:
+    answer = shared_api.client.get(path)
+    assert answer.status_code == 200
+    given = (directive.split() for directive in answer.headers["Content-Security-Policy"].split(";"))
+    policy = {name: sources for name, *sources in given}
+    assert policy["default-src"] == policy["frame-ancestors"] == ["'none'"]
+    assert policy["connect-src"] == ["'self'"]
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", answer.text, re.DOTALL)
+    needed = {
+        re.findall(r'src="([^"]+)"', attributes)[0]
+        if "src=" in attributes
+        else f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for attributes, text in scripts
+    }
+    assert needed
+    assert set(policy["script-src"]) == needed
+    styles = re.findall(r'<link[^>]*href="([^"]+)"[^>]*rel="stylesheet"', answer.text)
+    styles += re.findall(r'<link[^>]*rel="stylesheet"[^>]*href="([^"]+)"', answer.text)
+    assert all(any(style.startswith(source) for source in policy["style-src"]) for style in styles)
+
+
+def test_other_html_may_run_nothing() -> None:
+    headers: dict[str, str] = {}
+
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        await HTMLResponse("<script>alert(1)</script>")(scope, receive, send)
+
+    async def keep(message: Message) -> None:
+        headers.update({name.decode(): value.decode() for name, value in message.get("headers", [])})
+
+    async def nothing() -> Message:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": "/other", "headers": []}
+    asyncio.run(PagePolicy(page, {"/docs": "any"})(scope, nothing, keep))
+    assert headers["content-security-policy"].startswith("default-src 'none';")
+    assert "script-src" not in headers["content-security-policy"]
 
 
 def documents(job: dict[str, Any]) -> list[str]:

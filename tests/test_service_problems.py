@@ -1,6 +1,7 @@
 """Every error is a problem of the right kind that helps, and leaves nothing half-made."""
 
 import errno
+import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,35 @@ def test_a_body_that_is_no_json_object_is_a_problem(shared_api: Api, content: by
     response = shared_api.client.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
     assert response.status_code in (400, 422)
     assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/datasets", "/v1/keys"])
+def test_a_name_that_is_twice_in_an_object_is_refused_at_any_depth(shared_api: Api, path: str) -> None:
+    """One reader takes the first and one the last: a check by one would not be of what the other does."""
+    for content in (b'{"name": "a", "name": "b"}', b'{"dataset": [{"kind": "digits", "kind": "folder"}]}'):
+        answer = shared_api.client.post(path, content=content, headers={"Content-Type": "application/json"})
+        detail = problem(answer, 400, "malformed-body")["detail"]
+        assert detail.startswith("the body has an object with 2 members '")
+    long = json.dumps("x" * 10_000).encode()
+    content = b"{" + long + b": 1, " + long + b": 2}"
+    answer = shared_api.client.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert len(problem(answer, 400, "malformed-body")["detail"]) < 200
+
+
+@pytest.mark.parametrize("field", ["methods", "students", "name of a field", "teacher", "dataset", "path"])
+def test_a_text_of_any_length_is_quoted_in_part(shared_api: Api, field: str) -> None:
+    long = "x" * 500_000
+    changes: dict[str, Any] = {
+        "methods": {"methods": [long]},
+        "students": {"students": [long]},
+        "name of a field": {long: 1},
+        "teacher": {"teacher": long},
+        "dataset": {"dataset": long},
+        "path": {"dataset": {"kind": "npz", "path": long}},
+    }
+    answer = shared_api.client.post("/v1/jobs", json=shared_api.job_body(**changes[field]))
+    assert answer.status_code == 422
+    assert len(answer.content) < 4000
 
 
 def test_a_body_over_the_limit_is_refused_announced_or_not(shared_api: Api) -> None:

@@ -158,6 +158,11 @@ def test_a_bad_file_is_refused_and_leaves_nothing(api: Api, content: bytes, word
     [
         ({"preprocessing": "{"}, "invalid-request", "JSON"),
         ({"preprocessing": '{"mean": [1]}'}, "invalid-request", "needs 3"),
+        (
+            {"preprocessing": f'{GRAY[:-1]}, "channels": "rgb", "channels": "gray"}}'},
+            "invalid-request",
+            "3 members 'chan",
+        ),
         ({"preprocessing": '{"men": [1]}'}, "unknown-name", "Did you mean 'mean'"),
         ({"preprocessing": "{}"}, "invalid-teacher", "3 channels"),
         ({"preprocessing": GRAY, "output": "logit"}, "invalid-teacher", "logits"),

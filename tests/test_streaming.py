@@ -338,7 +338,7 @@ def test_an_error_of_a_worker_keeps_its_class_and_its_words(root: Path, processe
         assert len(multiprocessing.active_children()) == processes
         with pytest.raises(InvalidDataset, match=r"has changed since .*Submit the job again$") as caught:
             next(batches)
-        assert str(caught.value).startswith(f"{picture} has changed")
+        assert str(caught.value).startswith(f"{picture.relative_to(listed.files._root)} has changed")
         # The workers are as good as before.
         assert next(stream.batches(work(listed, RECIPES[1])))[0].shape == (8, HEIGHT, WIDTH, 3)
     assert multiprocessing.active_children() == []

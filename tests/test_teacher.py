@@ -361,6 +361,22 @@ def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
     assert contract.ContractReport.model_validate_json(report.model_dump_json()) == report
 
 
+def test_large_pictures_are_tried_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many go into the slice, and into each of the other preprocessings that are tried."""
+    small = coloured(48)
+    images = np.broadcast_to(small.images_NHWC[:, :1, :1], (48, 512, 1024, 3))
+    session = teacher(sees_colour((0, 1, 2)), tmp_path, PLAIN.model_copy(update={"size": (8, 8)}))
+    given = []
+    outputs = session.outputs
+    monkeypatch.setattr(
+        session, "outputs", lambda images, *args, **kw: given.append(images) or outputs(images, *args, **kw)
+    )
+    report = session.contract_check(labelled(images, small.labels_N, COLOURS), rows=48, accept=True)
+    assert "The preprocessing seems to be another: with channels='bgr'" in report.refusals[0]
+    assert max(images.nbytes for images in given) == 4 * contract.BATCH_PIXELS * 3
+    assert report.forwards == sum(map(len, given))
+
+
 def test_a_softmax_in_the_graph_is_found_and_its_log_taken(tmp_path: Path) -> None:
     expected = teacher(sees_colour(), tmp_path).logits(coloured().images_NHWC[:7])
     session = teacher(sees_colour(tail=["Softmax"]), tmp_path)

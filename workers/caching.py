@@ -35,6 +35,7 @@ from store import (
 )
 from workers import datasets, smoke
 from workers.config import (
+    Augmentation,
     DatasetSpec,
     Folders,
     InferenceOrder,
@@ -49,12 +50,12 @@ from workers.config import (
     teacher_augmentation,
     thumbnail_warnings,
 )
-from workers.contract import ViewsReport, check_views
+from workers.contract import ViewsReport, batch_rows, check_views
 from workers.datasets import Dataset
 from workers.durable import alone, replacing
 from workers.errors import InvalidTeacher
 from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress, Log, ShouldStop, Stage
-from workers.inference import infer_blocks
+from workers.inference import AUGMENTATION, infer_blocks
 from workers.lossy import Guard, judge
 from workers.onnx_check import check_onnx, check_picture
 from workers.students import check_batch_size, check_image_side
@@ -380,7 +381,9 @@ def build_caches(
             spec=spec,
             threads=threads,
             device=device,
-            batch_size=inference_batch(plan.teacher, dataset, spec.block_rows),
+            batch_size=inference_batch(
+                plan.teacher, dataset, spec.block_rows, AUGMENTATION.validate_python(spec.augmentation)
+            ),
         )
 
     emit(Stage(stage="inference"))
@@ -454,13 +457,12 @@ def _complete(order: InferenceOrder, infer: Infer, emit: Emit, should_stop: Shou
     return spec.rows_in(blocks)
 
 
-def inference_batch(teacher: TeacherSpec, dataset: Dataset, block_rows: int) -> int:
+def inference_batch(teacher: TeacherSpec, dataset: Dataset, block_rows: int, recipe: Augmentation) -> int:
     """Pictures per call of the teacher: 256 up to 128 x 128 pixels, fewer of larger ones, as memory grows with both.
 
     A power of two, as ``block_rows`` is: every block but a view's last is made of whole batches.
     """
-    height, width = teacher.preprocessing.size or (dataset.height, dataset.width)
-    fitting = max(1, min(256, 256 * 128 * 128 // (height * width)))
+    fitting = batch_rows(256, teacher.preprocessing, dataset, recipe)
     return min(1 << (fitting.bit_length() - 1), block_rows)
 
 

@@ -9,10 +9,11 @@ undone, and no part needs a library beyond the kernel's own interface:
 3. no capability of root but that of reading every file, which 4 narrows: else it could lift its own limits;
 4. Landlock: files below the named paths may be read, and nothing may be written, made or removed;
 5. a seccomp filter: no network, no new process or program, no look into, signal to or say in the priority of another
-   process, no change to any file, no mount, no kernel interface that could get around the filter (io_uring). Threads
-   are allowed. A refused call answers EPERM, so that a library which only tries goes on. Calls with numbers from 424
-   on, which came after Linux 5.0, answer ENOSYS as on an older kernel: some have their arguments in memory, where a
-   filter cannot look.
+   process, no memory, queue or lock that others use, no change to any file, no mount, no kernel interface that could
+   get around the filter (io_uring). Of fcntl and ioctl what is listed is allowed, for the kernel also sends signals on
+   behalf of descriptors (F_SETOWN, FIOASYNC). Threads are allowed. A refused call answers EPERM, so that a library
+   which only tries goes on. Calls with numbers from 424 on, which came after Linux 5.0, answer ENOSYS as on an older
+   kernel: some have their arguments in memory, where a filter cannot look.
 
 Where the kernel lacks one of the last three, or they are not known for the machine, the rest stands and ``confine``
 says what is missing.
@@ -24,11 +25,13 @@ Sources: the man pages prctl(2), seccomp(2), landlock(7), unshare(2), clone(2) a
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import resource
 import signal
 import struct
+import termios
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -218,8 +221,18 @@ _REFUSED: Mapping[str, tuple[int | None, int]] = {
     "msgget": (68, 186),
     "semget": (64, 190),
     "shmget": (29, 194),
+    # with the ids of those that others have made, which can be guessed
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "semop": (65, 193),
+    "semctl": (66, 191),
+    "semtimedop": (220, 192),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
     "mq_open": (240, 180),
-    # changes to files
+    # changes to files, and locks that those who may change them would wait for
+    "flock": (73, 32),
     "truncate": (76, 45),
     "ftruncate": (77, 46),
     "fchmod": (91, 52),
@@ -289,6 +302,11 @@ _REFUSED_X86 = {
 _FIRST_NEW_CALL = 424
 _CLONE_THREAD = 0x10000
 _OPENED_TO_CHANGE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+# With F_SETOWN (or FIOSETOWN) and O_ASYNC (or FIOASYNC) the kernel sends whom a process names a signal of its choice
+# (F_SETSIG). Leases and F_NOTIFY send signals, too; locks keep others waiting.
+_FCNTL_ALLOWED = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
+# TCGETS, by which a library asks whether it writes to a terminal; close on exec or not; how much waits; not to wait.
+_IOCTL_ALLOWED = (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONREAD, termios.FIONBIO)
 
 
 class _Machine(NamedTuple):
@@ -302,6 +320,8 @@ class _Machine(NamedTuple):
     kill: int
     tgkill: int
     prlimit64: int
+    fcntl: int
+    ioctl: int
 
 
 _MACHINES = {
@@ -314,6 +334,8 @@ _MACHINES = {
         kill=62,
         tgkill=234,
         prlimit64=302,
+        fcntl=72,
+        ioctl=16,
     ),
     "aarch64": _Machine(
         audit=0xC00000B7,
@@ -324,6 +346,8 @@ _MACHINES = {
         kill=129,
         tgkill=131,
         prlimit64=261,
+        fcntl=25,
+        ioctl=29,
     ),
 }
 
@@ -367,6 +391,17 @@ def _program(machine: _Machine, process: int) -> list[bytes]:
         yes, no = (allow, refuse) if allowed else (refuse, allow)
         load = _step(_LOAD, _ARGUMENTS + 8 * argument)
         program += [_step(_IF_EQUAL, number, 0, 4), load, _step(jump, operand, 0, 1), yes, no]
+    # fcntl(descriptor, command, argument) and ioctl(descriptor, request, ...).
+    second, third = (_step(_LOAD, _ARGUMENTS + 8 * argument) for argument in (1, 2))
+    set_flags = [_step(_IF_EQUAL, fcntl.F_SETFL, 0, 4), third, _step(_IF_ANY, os.O_ASYNC, 0, 1), refuse, allow]
+    for number, listed, before in (
+        (machine.fcntl, _FCNTL_ALLOWED, set_flags),
+        (machine.ioctl, _IOCTL_ALLOWED, []),
+    ):
+        decide = [second, *before]
+        for value in listed:
+            decide += [_step(_IF_EQUAL, value, 0, 1), allow]
+        program += [_step(_IF_EQUAL, number, 0, len(decide) + 1), *decide, refuse]
     return [*program, allow]
 
 

@@ -59,6 +59,9 @@ Outputs = NDArray[np.float32]
 
 ALPHA = 0.01  # the chance that a teacher which only guesses gets through
 BATCH = 64
+# Of the float32 input of one call, or, as bytes, of the pictures that it is made from, at four bytes a pixel.
+BATCH_PIXELS = 256 * 128 * 128
+_PLAIN = NoAugmentation()
 FIRST_TIMEOUT_S = 120.0  # for one picture: a hostile graph may loop for ever
 ALONE_ROWS = 4  # pictures compared alone and in a batch
 VIEWS_KEEP = 0.75  # of the hits on plain pictures; a teacher that has fewer on their views is told of
@@ -176,11 +179,12 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
     first = teacher.outputs(dataset.take(index_R[:1]), timeout_s=FIRST_TIMEOUT_S)
     _check_classes(first.shape[1], dataset)
 
-    parts = [index_R[i : i + BATCH] for i in range(0, len(index_R), BATCH)]
+    step = batch_rows(BATCH, teacher.preprocessing, dataset)
+    parts = [index_R[i : i + step] for i in range(0, len(index_R), step)]
     outputs_RN = np.concatenate([teacher.outputs(dataset.take(part)) for part in parts])
     _check_finite(outputs_RN, index_R)
     alone = spread(len(index_R), ALONE_ROWS)
-    difference, tolerance = _check_alone(teacher, dataset.take(index_R[alone]), outputs_RN, alone)
+    difference, tolerance = _check_alone(teacher, dataset.take(index_R[alone]), outputs_RN, alone, step)
     kind, warnings, refusals = _output_kind(teacher, outputs_RN)
 
     score = Score.of(outputs_RN, labels_R)
@@ -219,8 +223,9 @@ def check_views(teacher: Session, dataset: Dataset, plan: Views, plain: Contract
     """
     index_R = slice_rows(dataset.labels_N, dataset.classes, plain.rows)
     outputs, sides = [], []
-    for number, start in enumerate(range(0, len(index_R), BATCH)):
-        part = index_R[start : start + BATCH]
+    step = batch_rows(BATCH, teacher.preprocessing, dataset, plan.augmentation)
+    for number, start in enumerate(range(0, len(index_R), step)):
+        part = index_R[start : start + step]
         drawn = views.draw(plan.augmentation, plan.seed, number % plan.count, part, dataset.height, dataset.width)
         made = views.apply(torch.from_numpy(dataset.take(part)), plan.augmentation, drawn)
         outputs.append(teacher.outputs(made.numpy()))
@@ -257,6 +262,18 @@ def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, w
     if not recipe.flip:
         return f"{what}: {less} makes them easier"
     return f'{what}, and half of them are mirrored: {less}, or `"flip": false`, makes them easier'
+
+
+def batch_rows(most: int, preprocessing: Preprocessing, dataset: Dataset, recipe: Augmentation = _PLAIN) -> int:
+    """Pictures to take at once: ``most``, or fewer of large ones, since memory grows with their pixels.
+
+    Args:
+        recipe: of the views that the teacher sees.
+    """
+    shape = dataset.height, dataset.width
+    seen = output_size(recipe, *shape)
+    pixels = max(math.prod(preprocessing.size or seen), math.prod(seen) // 4, math.prod(shape) // 4)
+    return max(1, min(most, BATCH_PIXELS // pixels))
 
 
 def slice_rows(labels_N: Rows, classes: int, rows: int) -> Rows:
@@ -308,14 +325,14 @@ def _check_finite(outputs_RN: Outputs, index_R: Rows) -> None:
         )
 
 
-def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Rows) -> tuple[float, float]:
+def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Rows, batch: int) -> tuple[float, float]:
     """(largest difference, largest allowed) between the pictures of ``rows`` alone and in their batch."""
     alone = np.concatenate([teacher.outputs(images[i : i + 1]) for i in range(len(rows))])
     difference = float(np.abs(alone - outputs_RN[rows]).max())
     tolerance = BATCH_TOLERANCE[teacher.graph.output_dtype] * float(np.abs(outputs_RN).max())
     if not difference <= tolerance:
         raise InvalidTeacher(
-            f"the same picture gives other outputs alone than in a batch of {min(BATCH, len(outputs_RN))} (difference "
+            f"the same picture gives other outputs alone than in a batch of {min(batch, len(outputs_RN))} (difference "
             f"{difference:.3g}, {tolerance:.3g} is allowed). {teacher.graph.batch_hint or NO_HINT}"
         )
     return difference, tolerance
@@ -611,6 +628,7 @@ def _better_preprocessing(
     alpha = ALPHA / len(variants)
     if 0.5 ** (given.rows - given.hits) > alpha:  # not even one that is right on all rows
         return None, 0
+    step = batch_rows(BATCH, teacher.preprocessing, dataset)
     # Strides, so that the first part shows all classes of a sorted data set.
     stride = math.ceil(given.rows / BATCH)
     parts = [np.arange(i, given.rows, stride) for i in range(stride)]
@@ -618,11 +636,14 @@ def _better_preprocessing(
     alive, forwards = set(range(len(variants))), 0
     seen = np.empty(0, dtype=np.int64)
     for part in parts:
-        images = dataset.take(index_R[part])
         seen = np.concatenate([seen, part])
+        for start in range(0, len(part), step):
+            rows = part[start : start + step]
+            images = dataset.take(index_R[rows])
+            for v in sorted(alive):
+                predicted_VR[v, rows] = teacher.outputs(images, variants[v]).argmax(axis=1)
+                forwards += len(rows)
         for v in sorted(alive):
-            predicted_VR[v, part] = teacher.outputs(images, variants[v]).argmax(axis=1)
-            forwards += len(part)
             if given.part(seen).p_value(Score(predicted_VR[v, seen], given.labels_R[seen], given.classes)) < DROPPED:
                 alive.remove(v)
     scores = {v: Score(predicted_VR[v], given.labels_R, given.classes) for v in sorted(alive)}

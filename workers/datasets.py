@@ -204,7 +204,8 @@ def _open(folder: Path, fingerprint: str) -> Dataset:
         files = PictureFiles(folder, root, (height, width, channels), size and (size[0], size[1]))
         return FilesDataset(**common, files=files)
     except (OSError, ValueError, KeyError) as error:
-        raise InvalidDataset(f"the prepared data set {folder} cannot be used ({error}); prepare it again") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InvalidDataset(f"the prepared data set {folder.name} cannot be used ({why}); prepare it again") from error
 
 
 def _meta(folder: Path) -> dict[str, Any]:
@@ -231,6 +232,13 @@ def prepare(
         DiskLow: no room in ``work_dir``; nothing is left behind.
         Stopped: ``should_stop`` returned true; nothing is left behind.
     """
+    with sources.named_below(data_root):
+        return _prepare(spec, split, data_root, work_dir, emit, should_stop)
+
+
+def _prepare(
+    spec: DatasetSpec, split: Split, data_root: Path, work_dir: Path, emit: Emit, should_stop: ShouldStop
+) -> Dataset:
     source = sources.examine(spec, data_root)
     key = source.key()
     listed = _Listed(source, spec, key) if isinstance(spec, FolderDataset) and spec.storage == "files" else None
@@ -296,11 +304,12 @@ def _remembered(pointer: Path, work_dir: Path, listed: _Listed | None) -> Datase
 
 
 def _warn_of_ignored(source: sources.Source, emit: Emit) -> None:
-    if source.ignored:
+    if source.ignored and source.path:
+        first = source.ignored[0].relative_to(source.path)
         emit(
             Log(
                 level="warning",
-                message=f"{len(source.ignored)} files are not pictures and were left out, e.g. {source.ignored[0]}",
+                message=f"{len(source.ignored)} files are not pictures and were left out, e.g. {first}",
             )
         )
 
@@ -445,7 +454,7 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + _MARGIN_BYTES:
         raise DiskLow(
-            f"{folder.parent} has {free:,} bytes free, the decoded data set needs {needed_bytes:,} and a "
-            f"margin of {_MARGIN_BYTES:,}: free some space, set RETORT_DATA_DIR to a larger disk, or give a folder "
+            f"RETORT_DATA_DIR has {free:,} bytes free, the decoded data set needs {needed_bytes:,} and a "
+            f"margin of {_MARGIN_BYTES:,}: free some space, set it to a larger disk, or give a folder "
             "of pictures storage 'files', which keeps no decoded copy"
         )

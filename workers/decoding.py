@@ -28,9 +28,8 @@ import io
 import math
 import os
 import re
-import zlib
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +40,13 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 
-from workers.array_files import DAMAGED, idx_shape, open_idx
+from workers.array_files import idx_pieces, idx_shape, npz_headers, npz_pieces
 from workers.config import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.errors import InvalidDataset, Stopped
 from workers.events import ShouldStop, Split
 from workers.labels import Labels, check_labels, idx_labels, npz_labels
 from workers.sources import TEN_DIGITS, Source
+from workers.texts import shortened
 
 # Named, so that a file is never handed to a decoder that runs programs (PIL's EPS calls Ghostscript).
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -61,8 +61,15 @@ _RARE_JPEG = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcf]")
 with contextlib.suppress(AttributeError, OSError):
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
+# Of a picture: 201 MB as RGB, and as much again while it is converted. A file of as many bytes holds one unpacked.
+PIXELS_MAX = 1 << 26
+FILE_MAX_BYTES = 256 << 20
+
 # Bytes of one block: small enough that stopping is prompt and a pool holds several.
 _BLOCK_BYTES = 8 << 20
+
+# Of blocks that are being decoded or wait, all together; one or two larger ones are.
+_AHEAD_BYTES = 512 << 20
 
 # Damaged pictures that a message names.
 _NAMED_MAX = 10
@@ -119,6 +126,12 @@ def _from_array(images_NHWC: Pictures, labels_N: Labels, names: Sequence[str], s
             yield np.ascontiguousarray(images_NHWC[start : start + step])
 
     return Decoding((count, height, width, channels), labels_N, tuple(names), blocks())
+
+
+def _stoppable(blocks: Iterable[Pictures], should_stop: ShouldStop) -> Blocks:
+    for block in blocks:
+        _check_stop(should_stop)
+        yield block
 
 
 def _block_rows(row_bytes: int) -> int:
@@ -185,42 +198,22 @@ def _idx(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     labels = idx_labels({part: files[1] for part, files in source.files.items()}, names)
     count, height, width = idx_shape(images_path)
     shape = (count, height, width, 1)
-    return Decoding(shape, labels[split], names, _idx_blocks(images_path, shape, should_stop))
-
-
-def _idx_blocks(path: Path, shape: tuple[int, ...], should_stop: ShouldStop) -> Blocks:
-    """The contents of an IDX file as uint8 [b, *shape[1:]]; the end of a .gz also checks its CRC."""
-    row_bytes = math.prod(shape[1:])
-    step = _block_rows(row_bytes)
-    try:
-        with open_idx(path) as file:
-            file.read(4 + 4 * len(idx_shape(path)))
-            for start in range(0, shape[0], step):
-                _check_stop(should_stop)
-                rows = min(step, shape[0] - start)
-                data = file.read(rows * row_bytes)
-                if len(data) != rows * row_bytes:
-                    raise InvalidDataset(f"{path} ends after {start + len(data) // row_bytes} of {shape[0]} rows")
-                yield np.frombuffer(data, dtype=np.uint8).reshape(rows, *shape[1:])
-            if file.read(1):
-                raise InvalidDataset(f"{path} is longer than its header says ({shape[0]} rows)")
-    except (OSError, EOFError, zlib.error) as error:
-        raise InvalidDataset(f"{path} cannot be read: {error}") from error
+    step = _block_rows(height * width)
+    blocks = (piece[..., None] for piece in idx_pieces(images_path, step))
+    return Decoding(shape, labels[split], names, _stoppable(blocks, should_stop))
 
 
 # --------------------------------------------------------------------------------------------- npz
 
 
 def _npz(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
-    """The whole array is held in memory while it is read (it may be compressed)."""
-    path = source.files[split][0]
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays[f"{split}_images"]
-    except DAMAGED as error:
-        raise InvalidDataset(f"{path} cannot be read: {error}") from error
-    labels, names = npz_labels(path, source.class_names)
-    return _from_array(images[..., None] if images.ndim == 3 else images, labels[split], names, should_stop)
+    path, name = source.files[split][0], f"{split}_images"
+    count, height, width, *channels = npz_headers(path, [name])[name].shape
+    shape = (count, height, width, channels[0] if channels else 1)
+    step = _block_rows(math.prod(shape[1:]))
+    names = source.class_names or ()
+    blocks = (np.ascontiguousarray(piece).reshape(-1, *shape[1:]) for piece in npz_pieces(path, name, step))
+    return Decoding(shape, npz_labels(path, names)[split], names, _stoppable(blocks, should_stop))
 
 
 # ------------------------------------------------------------------------------------------ folder
@@ -287,15 +280,17 @@ def _decoded(
     files: Sequence[Path], spec: FolderDataset, size: tuple[int, int], should_stop: ShouldStop
 ) -> Generator[tuple[Pictures, list[str]], None, None]:
     """Results of ``_pictures``, from threads (PIL releases the interpreter lock), a bounded number of blocks ahead."""
-    threads = len(os.sched_getaffinity(0))
-    step = min(256, _block_rows(math.prod(size) * 3))
+    row_bytes = math.prod(size) * 3
+    step = min(256, _block_rows(row_bytes))
+    blocks_max = max(1, _AHEAD_BYTES // (step * row_bytes))
+    threads = min(len(os.sched_getaffinity(0)), blocks_max)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     pending: deque[Future[tuple[Pictures, list[str]]]] = deque()
     try:
         for start in range(0, len(files), step):
             _check_stop(should_stop)
             pending.append(pool.submit(_pictures, files[start : start + step], spec, size))
-            if len(pending) > 2 * threads:
+            if len(pending) > min(2 * threads, blocks_max):
                 yield pending.popleft().result()
         while pending:
             _check_stop(should_stop)
@@ -327,9 +322,14 @@ def _pictures(files: Sequence[Path], spec: FolderDataset, size: tuple[int, int])
 def _picture(path: Path, size: tuple[int, int] | None) -> Pictures:
     """One file as uint8 [H, W, 3], resized to (height, width) if given."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(FILE_MAX_BYTES + 1)
     except OSError as error:
         raise InvalidDataset(f"{path} cannot be read as a picture: {error}") from error
+    if len(data) > FILE_MAX_BYTES:
+        raise InvalidDataset(
+            f"{path} has {path.stat().st_size} bytes, and a picture may have at most {FILE_MAX_BYTES}: make it smaller"
+        )
     return decode_picture(data, path, size)
 
 
@@ -344,6 +344,11 @@ def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pic
     try:
         # From memory: PIL's many short reads of an open file cost as much again as small pictures do.
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > PIXELS_MAX:
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels (width x height), at most {PIXELS_MAX} in all are "
+                    "decoded: make it smaller"
+                )
             if image.mode not in _MODES:
                 raise ValueError(f"its pixels are of the type {image.mode}, only 8 bit ones are supported")
             if size is None and (pixels := _jpeg_pixels(data, image)) is not None:
@@ -364,7 +369,7 @@ def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pic
         raise InvalidDataset(f"{path} cannot be read as a picture: {what}, which is none of {formats}") from None
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (OSError, SyntaxError, KeyError ...).
-        raise InvalidDataset(f"{path} cannot be read as a picture: {error}") from error
+        raise InvalidDataset(f"{path} cannot be read as a picture: {shortened(error)}") from error
 
 
 def _jpeg_pixels(data: bytes, image: ImageFile.ImageFile) -> Pictures | None:

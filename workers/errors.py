@@ -28,7 +28,7 @@ becomes is not known here (``service.problems`` holds that table).
 import difflib
 from collections.abc import Iterable
 
-from workers.texts import difference
+from workers.texts import difference, shortened
 
 
 class WorkerError(Exception):
@@ -98,7 +98,7 @@ class UnknownName(UserError, LookupError):
         hint += f" {alike}." if alike else ""
         # Some lists run to a hundred names (torchvision's); a message is read by a person.
         shown = ", ".join(self.allowed[:24]) + (f", ... ({len(self.allowed)} in all)" if len(self.allowed) > 24 else "")
-        super().__init__(f"unknown {kind} {name!r}.{hint} Allowed: {shown}")
+        super().__init__(f"unknown {kind} {shortened(repr(name))}.{hint} Allowed: {shown}")
 
     def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, tuple[str, ...]]]:
         return type(self), (self.kind, self.name, self.allowed)

@@ -101,21 +101,23 @@ class PictureFiles:
 
     def _picture(self, number: int) -> Pictures:
         path = self.path(number)
+        # Messages become answers of the API, which tell nobody where the server has its folders.
+        name = path.relative_to(self._root)
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 data = file.read()
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise InvalidDataset(
-                f"{path} cannot be read any more ({error.strerror}): put it back, or submit the job again"
+                f"{name} cannot be read any more ({error.strerror}): put it back, or submit the job again"
             ) from error
         expected_bytes, expected_ns = self._files_N3[number, 1:].tolist()
         if (status.st_size, status.st_mtime_ns) != (expected_bytes, expected_ns):
             raise InvalidDataset(
-                f"{path} has changed since the data set was prepared: it has {status.st_size:,} bytes and was modified "
+                f"{name} has changed since the data set was prepared: it has {status.st_size:,} bytes and was modified "
                 f"at {status.st_mtime_ns} ns, then {expected_bytes:,} bytes at {expected_ns} ns. Submit the job again"
             )
-        picture = decode_picture(data, path, self._image_size)
+        picture = decode_picture(data, name, self._image_size)
         if picture.shape != self.shape:
-            raise InvalidDataset(f"{path} is {picture.shape}, not {self.shape} as when the data set was prepared")
+            raise InvalidDataset(f"{name} is {picture.shape}, not {self.shape} as when the data set was prepared")
         return picture

@@ -14,14 +14,14 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Final
 
 import numpy as np
 
-from workers.array_files import DAMAGED, Headers, idx_shape, npz_headers
+from workers.array_files import Headers, idx_shape, npz_headers
 from workers.config import (
     DatasetSpec,
     DigitsDataset,
@@ -31,10 +31,9 @@ from workers.config import (
 )
 from workers.errors import InvalidDataset
 from workers.events import Split
-from workers.labels import idx_labels, npz_labels
-from workers.texts import code_points, composed, difference, differences
+from workers.labels import LABELS_MAX, SPLITS, check_idx_labels, check_npz_labels, npz_class_names
+from workers.texts import code_points, composed, difference, differences, listed
 
-SPLITS: Final[tuple[Split, Split]] = ("train", "test")
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 FASHION_MNIST_CLASSES = (
@@ -107,6 +106,11 @@ def examine(spec: DatasetSpec, data_root: Path) -> Source:
         InvalidDataset: the path leaves ``data_root``, files are missing or have the wrong headers, or
             a folder's classes differ between the splits or are empty.
     """
+    with named_below(data_root):
+        return _examine(spec, data_root)
+
+
+def _examine(spec: DatasetSpec, data_root: Path) -> Source:
     match spec:
         case DigitsDataset():
             return _digits(spec)
@@ -125,6 +129,20 @@ def source_key(spec: DatasetSpec, data_root: Path) -> str:
     return examine(spec, data_root).key()
 
 
+@contextmanager
+def named_below(data_root: Path) -> Iterator[None]:
+    """Files in the message of an InvalidDataset are named relative to the data root, as clients name them.
+
+    Messages become answers of the API, which tell nobody where the server has its folders.
+    """
+    try:
+        yield
+    except InvalidDataset as error:
+        root = str(data_root.resolve())
+        message = str(error) if root == "/" else str(error).replace(f"{root}/", "").replace(root, "the data root")
+        raise InvalidDataset(message) from error
+
+
 # ------------------------------------------------------------------------------------- confinement
 
 
@@ -137,7 +155,7 @@ def resolve(spec: TorchvisionDataset | FolderDataset | NpzDataset, data_root: Pa
     root, given = _root(data_root), PurePosixPath(spec.path)
     if given.is_absolute() or ".." in given.parts or "\0" in spec.path:
         raise InvalidDataset(
-            f"dataset path {spec.path!r} is not allowed: give a path relative to the data root {root}, without '..'"
+            f"dataset path {spec.path!r} is not allowed: give a path relative to the data root, without '..'"
         )
     path = _inside(root / given, root)
     try:
@@ -147,7 +165,7 @@ def resolve(spec: TorchvisionDataset | FolderDataset | NpzDataset, data_root: Pa
     if not found:
         alike = _alike(root, given)
         raise InvalidDataset(
-            f"dataset path {spec.path!r} does not exist below the data root {root}{f' ({alike})' if alike else ''}"
+            f"dataset path {spec.path!r} does not exist below the data root{f' ({alike})' if alike else ''}"
         )
     return path
 
@@ -168,7 +186,7 @@ def _alike(root: Path, given: PurePosixPath) -> str | None:
 def _root(data_root: Path) -> Path:
     root = data_root.resolve()
     if not root.is_dir():
-        raise InvalidDataset(f"the data root {root} is not a folder; set RETORT_DATA_ROOT to one")
+        raise InvalidDataset("the data root is not a folder; set RETORT_DATA_ROOT to one (`retort doctor` names it)")
     return root
 
 
@@ -179,7 +197,7 @@ def _inside(path: Path, root: Path) -> Path:
     except (OSError, RuntimeError) as error:
         raise InvalidDataset(f"dataset path {path} cannot be followed: {error}") from error
     if not resolved.is_relative_to(root):
-        raise InvalidDataset(f"dataset path {path} is a symbolic link that leads out of the data root {root}")
+        raise InvalidDataset(f"dataset path {path} is a symbolic link that leads out of the data root")
     return resolved
 
 
@@ -271,10 +289,12 @@ def _idx(spec: TorchvisionDataset, path: Path, root: Path) -> Source:
                 f"{files[split][0]} holds {list(shapes[split])} and {files[split][1]} {list(labels)}; "
                 "expected pictures [N, height, width] and N labels"
             )
+        if labels[0] > LABELS_MAX:
+            raise InvalidDataset(f"{files[split][1]} announces {labels[0]} labels, at most {LABELS_MAX} are read")
     if shapes["train"][1:] != shapes["test"][1:]:
         raise InvalidDataset(f"{path}: training pictures are {shapes['train'][1:]}, test pictures {shapes['test'][1:]}")
     names = FASHION_MNIST_CLASSES if spec.kind == "fashion_mnist" else TEN_DIGITS
-    idx_labels({split: files[split][1] for split in SPLITS}, names)
+    check_idx_labels({split: files[split][1] for split in SPLITS}, names)
     return Source(
         spec=spec,
         path=folder,
@@ -310,7 +330,7 @@ def _folder(spec: FolderDataset, path: Path, root: Path) -> Source:
         if only:
             alike = differences([*only, *sorted(classes[there].keys() - classes[here].keys())])
             raise InvalidDataset(
-                f"{path}: {here}/ has the classes {', '.join(only)}, which {there}/ lacks; both must "
+                f"{path}: {here}/ has the classes {listed(only)}, which {there}/ lacks; both must "
                 f"hold the same class folders{''.join(f' ({found})' for found in alike[:1])}"
             )
     _check_class_names(names, path)
@@ -371,7 +391,9 @@ def _pictures(folder: Path, root: Path, ignored: list[Path]) -> list[Path]:
 def _check_class_names(names: Iterable[str], path: Path) -> None:
     names = list(names)
     if len(names) < 2 or len(set(names)) != len(names):
-        raise InvalidDataset(f"{path} has the classes {names}; at least two, all different, are needed")
+        raise InvalidDataset(
+            f"{path} has the classes [{listed(map(repr, names))}]; at least two, all different, are needed"
+        )
     for name in names:
         try:
             name.encode()
@@ -394,18 +416,17 @@ def _check_told_apart(names: Iterable[str], path: Path) -> None:
 
 
 def _npz(spec: NpzDataset, path: Path) -> Source:
-    headers = npz_headers(path)
     needed = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
-    missing = [name for name in needed if name not in headers]
-    if missing:
-        raise InvalidDataset(f"{path} lacks {', '.join(missing)}; it holds {', '.join(headers)}")
+    headers = npz_headers(path, needed, optional=["class_names"])
     shapes = {split: _npz_split(path, headers, split) for split in SPLITS}
     if shapes["train"][1:] != shapes["test"][1:]:
         raise InvalidDataset(
             f"{path}: training pictures are {list(shapes['train'][1:])}, test pictures "
             f"{list(shapes['test'][1:])} (height, width, channels)"
         )
-    _, names = npz_labels(path, _npz_class_names(path) if "class_names" in headers else None)
+    names = npz_class_names(path, headers)
+    _check_class_names(names, path)
+    check_npz_labels(path, names)
     return Source(
         spec=spec,
         path=path,
@@ -418,30 +439,14 @@ def _npz(spec: NpzDataset, path: Path) -> Source:
 
 def _npz_split(path: Path, headers: Headers, split: Split) -> tuple[int, ...]:
     """(N, height, width, channels) of a split whose headers fit together."""
-    shape, dtype = headers[f"{split}_images"]
+    images, labels = headers[f"{split}_images"], headers[f"{split}_labels"]
+    shape = images.shape
     full = (*shape, 1) if len(shape) == 3 else shape
-    if dtype != np.uint8 or len(full) != 4 or full[3] not in (1, 3) or 0 in full:
+    if images.dtype != np.uint8 or len(full) != 4 or full[3] not in (1, 3) or 0 in full:
         raise InvalidDataset(
-            f"{path}: {split}_images is {dtype} {list(shape)}; expected uint8 [N, height, width] or "
+            f"{path}: {split}_images is {images}; expected uint8 [N, height, width] or "
             "[N, height, width, 1 or 3], not empty"
         )
-    labels_shape, labels_dtype = headers[f"{split}_labels"]
-    if labels_dtype.kind not in "iu" or labels_shape != shape[:1]:
-        raise InvalidDataset(
-            f"{path}: {split}_labels is {labels_dtype} {list(labels_shape)}; expected integers "
-            f"[{shape[0]}], one per picture"
-        )
+    if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
+        raise InvalidDataset(f"{path}: {split}_labels is {labels}; expected integers [{shape[0]}], one per picture")
     return full
-
-
-def _npz_class_names(path: Path) -> tuple[str, ...]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = arrays["class_names"]
-    except DAMAGED as error:
-        raise InvalidDataset(f"{path}: class_names cannot be read: {error}") from error
-    if names.dtype.kind != "U" or names.ndim != 1:
-        raise InvalidDataset(f"{path}: class_names is {names.dtype} {list(names.shape)}, not strings [C]")
-    result = tuple(str(name) for name in names)
-    _check_class_names(result, path)
-    return result

@@ -282,13 +282,16 @@ class Teacher:
     def _pictures(self, dataset: Dataset | None) -> Images | None:
         """Uint8 [B, H, W, C], spread over the data set, or noise as large as the graph or the preprocessing says."""
         if dataset is not None:
-            return dataset.take(contract.spread(dataset.samples, COMPARED_ROWS))
+            return dataset.take(
+                contract.spread(dataset.samples, contract.batch_rows(COMPARED_ROWS, self.preprocessing, dataset))
+            )
         _, *declared = self.graph.picture(self.preprocessing.layout)
         given = self.preprocessing.size or (None, None)
         height, width = (size or fixed for size, fixed in zip(given, declared, strict=True))
         if height is None or width is None:
             return None
-        shape = (COMPARED_ROWS, height, width, self.preprocessing.channel_count)
+        rows = max(1, min(COMPARED_ROWS, contract.BATCH_PIXELS // (height * width)))
+        shape = (rows, height, width, self.preprocessing.channel_count)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 

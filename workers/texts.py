@@ -17,6 +17,8 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 # What makes a spreadsheet take a cell as a formula (OWASP, CSV injection), the full-width forms of East Asia included.
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
+LISTED_MAX = 10
+
 
 def storable(value: Any) -> Any:  # noqa: ANN401  # JSON as it comes
     r"""Returns a JSON value of which every text, keys included, can be encoded as UTF-8 and kept by PostgreSQL.
@@ -41,6 +43,19 @@ def printable(text: str) -> str:
 def printable_json(text: str) -> str:
     r"""Returns JSON text with all that a terminal would obey as JSON's own escapes (``\u009b``): the same document."""
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def shortened(value: object, characters: int = 200) -> str:
+    """Returns the text of a value, cut where it is longer: for what strangers chose the length of, in a message."""
+    text = str(value)
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns the first ten of names, by commas, and how many there are of more."""
+    known = list(names)
+    shown = ", ".join(shortened(name, 80) for name in known[:LISTED_MAX])
+    return f"{shown}, ... ({len(known)} in all)" if len(known) > LISTED_MAX else shown
 
 
 def cell(value: Any) -> Any:  # noqa: ANN401  # of any column

@@ -8,9 +8,10 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
+from service.bodies import parse_json
 from service.checks import classes_of
 from service.context import PAGE_DEFAULT, After, Context, Limit, Service, page
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, MalformedBody
 from service.problems import responses
 from service.registry import digest_of
 from service.schemas import Name, Page, Teacher, TeacherUpload, Value
@@ -146,12 +147,20 @@ def _name(given: str | None, sha256: str) -> str:
 
 
 def _preprocessing(text: str | None) -> Preprocessing:
+    if text is None:
+        return Preprocessing()
     try:
-        return Preprocessing() if text is None else Preprocessing.model_validate_json(text)
+        preprocessing = Preprocessing.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"/{step}" for step in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+    else:
+        try:
+            parse_json(text, "the preprocessing")
+        except MalformedBody as error:
+            raise InvalidRequest(str(error), "#/preprocessing") from error
+        return preprocessing
     raise InvalidRequest(f"the preprocessing cannot be used: {message}", f"#/preprocessing{where}")
 
 

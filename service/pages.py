@@ -1,0 +1,74 @@
+"""What a page of the API may load and run in a browser: a Content-Security-Policy on every HTML answer.
+
+There are FastAPI's pages about the API alone, which load their programs from a CDN and have scripts of their own inside
+them. Each of these is allowed by its address or its SHA-256, taken from the pages as FastAPI makes them, and nothing
+else; what is sent to another address than this service's is refused. Any other HTML may load and run nothing.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+POLICY_HEADER = "Content-Security-Policy"
+_NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_SCRIPT = re.compile(r'<script(?: src="(?P<source>[^"]+)")?>(?P<text>.*?)</script>', re.DOTALL)
+# Both pages set styles from their scripts; ReDoc has fonts, a logo and a worker of its own.
+_BESIDE_SCRIPTS = (
+    "style-src 'unsafe-inline' https://cdn.jsdelivr.net/npm/ https://fonts.googleapis.com; "
+    "font-src https://fonts.gstatic.com; "
+    "img-src 'self' data: https://fastapi.tiangolo.com https://cdn.redoc.ly; connect-src 'self'; worker-src blob:"
+)
+
+
+def policies_of(app: FastAPI) -> dict[str, str]:
+    """The policy of each page that FastAPI serves for an application, by its path."""
+    address, redirect = str(app.openapi_url), str(app.swagger_ui_oauth2_redirect_url)
+    pages = {
+        str(app.docs_url): get_swagger_ui_html(
+            openapi_url=address, title=f"{app.title} - Swagger UI", oauth2_redirect_url=redirect
+        ),
+        str(app.redoc_url): get_redoc_html(openapi_url=address, title=f"{app.title} - ReDoc"),
+        redirect: get_swagger_ui_oauth2_redirect_html(),
+    }
+    return {path: _policy(bytes(page.body).decode()) for path, page in pages.items()}
+
+
+def _policy(html: str) -> str:
+    allowed = [
+        found["source"] or f"'sha256-{base64.b64encode(hashlib.sha256(found['text'].encode()).digest()).decode()}'"
+        for found in _SCRIPT.finditer(html)
+    ]
+    return f"{_NOTHING}; script-src {' '.join(allowed)}; {_BESIDE_SCRIPTS}"
+
+
+class PagePolicy:
+    """Gives HTML answers the policy of their path, or one that allows nothing.
+
+    Args:
+        policies: by path.
+    """
+
+    def __init__(self, app: ASGIApp, policies: Mapping[str, str]) -> None:
+        self.app = app
+        self._policies = policies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers[POLICY_HEADER] = self._policies.get(scope["path"], _NOTHING)
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
