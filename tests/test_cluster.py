@@ -11,6 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,13 @@ from store import SparseEncoding
 from tests.digits import SMALL, Digits
 from tests.process_table import processes_with
 from tests.store_cases import digests
+from workers import cluster as cluster_module
 from workers import signals
 from workers.caching import CachePlan, build_caches, plan_caches, teacher_accuracy
 from workers.cluster import (
     ACTOR_LOSSES_MAX,
     Cluster,
+    Crew,
     Pile,
     Task,
     WorkerLost,
@@ -477,3 +480,28 @@ def test_a_thread_leaves_signals_to_the_main_thread_and_may_wait_as_well() -> No
     thread.start()
     thread.join()
     assert masks[0] >= set(signals.ENDING)
+
+
+class Process:
+    """Stands for one of a student's processes: notes what it is told, answers how its work has ended."""
+
+    def __init__(self, outcome: Outcome | None = None) -> None:
+        self.told: list[int] = []
+        self.stop = SimpleNamespace(remote=self.told.append)
+        self.answer = SimpleNamespace(remote=lambda *_: cluster_module.ray.put(([], outcome, None)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_later_process_of_a_student_that_waits_for_its_pictures_is_stopped_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first one waits for it meanwhile, in an exchange that hears nothing."""
+    monkeypatch.setattr(cluster_module, "_PEER_GRACE_S", 0.0)
+    stopped = Outcome(kind="stopped", message="while it waited for pictures")
+    first, second = Process(), Process(stopped)
+    task = Task(Crew([first, second], [0]), has_begun=True)
+    task.stop()
+    assert (first.told, second.told) == ([0], [0])
+    while (found := task.poll()[1]) is None:
+        time.sleep(0.01)
+    assert found == stopped

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,47 @@ def test_what_a_living_head_has_on_the_machine_never_looks_old(tmp_path: Path, m
         ending.set()
         keeper.join()
         ray.kill()
+
+
+class Listing:
+    """What ``os.scandir`` returns, of a folder that has been read to its end."""
+
+    def __init__(self, entries: Iterator[os.DirEntry[str]]) -> None:
+        self._entries = iter([*entries])
+
+    def __enter__(self) -> "Listing":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> "Listing":
+        return self
+
+    def __next__(self) -> os.DirEntry[str]:
+        return next(self._entries)
+
+
+def test_a_folder_that_ray_removes_meanwhile_does_not_end_the_keeper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end would be Ray's."""
+    gone, link = tmp_path / "gone", tmp_path / "session_latest"
+    link.symlink_to(tmp_path)
+    os.utime(link, (0, 0), follow_symlinks=False)
+    listed = os.scandir
+
+    def scandir(path: str | Path) -> Listing:
+        if Path(path) != tmp_path:
+            return Listing(listed(path))
+        gone.mkdir()
+        found = Listing(listed(path))
+        gone.rmdir()
+        return found
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    ray_head.touch_all(tmp_path)
+    assert link.lstat().st_mtime > 0
 
 
 def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:

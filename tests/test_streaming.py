@@ -425,6 +425,25 @@ def test_a_run_that_waits_for_pictures_hears_that_it_is_to_stop(root: Path) -> N
     stuck[0].close()
 
 
+def test_an_epoch_after_one_that_was_left_while_it_waited_is_heard_as_well(root: Path) -> None:
+    """Runs of a group that are ahead go on where the others were stopped, and are stopped in turn."""
+    listed = files(root, root / "work")
+
+    class Heard(Exception):
+        pass
+
+    def waiting() -> None:
+        raise Heard
+
+    with (
+        contextlib.closing(Stuck(listed.files.path(11))),
+        contextlib.closing(PictureStream(listed.files, RECIPES[1], 1, CPU)) as stream,
+    ):
+        for _ in range(2):
+            with pytest.raises(Heard):
+                list(stream.batches(work(listed, RECIPES[1]), waiting))
+
+
 def test_a_batch_that_never_comes_has_the_run_start_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = files(root, root / "work")
     monkeypatch.setattr(streaming, "OVERDUE_S", 0.001)

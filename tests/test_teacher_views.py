@@ -6,6 +6,7 @@ nothing but noise is left. The teacher compares neighbours: it is always right o
 Legend: N samples, B samples of a batch.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -38,7 +39,7 @@ from workers.config import (
     teacher_augmentation,
     thumbnail_warnings,
 )
-from workers.contract import check_views
+from workers.contract import check, check_views
 from workers.datasets import Dataset
 from workers.events import ContractChecked, Log, ignore, never
 from workers.feed import TrainingFeed
@@ -346,6 +347,28 @@ def test_augmentation_that_costs_little_is_no_matter(tmp_path: Path) -> None:
     plain = teacher.contract_check(dataset)
     report = check_views(teacher, dataset, Views(augmentation=CropFlip(pad=4, flip=False), count=2), plain)
     assert (report.accuracy, report.warnings) == (1.0, ())
+
+
+def test_the_views_are_of_the_very_pictures_that_were_tried_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a rare class more are taken, so the slice is larger than what was asked for."""
+    is_rare_N = np.zeros(300, dtype=np.int64)
+    is_rare_N[150:162] = 1
+    teacher, dataset = sees_sides(tmp_path), dataclasses.replace(sided(), labels_N=is_rare_N)
+    take, taken = datasets.DecodedDataset.take, set[int]()
+
+    def noting(self: datasets.DecodedDataset, rows: np.ndarray) -> np.ndarray:
+        taken.update(rows.tolist())
+        return take(self, rows)
+
+    monkeypatch.setattr(datasets.DecodedDataset, "take", noting)
+    plain = check(teacher, dataset, 50)
+    tried = {*taken}
+    taken.clear()
+    check_views(teacher, dataset, Views(augmentation=CropFlip(pad=2)), plain, 50)
+    assert len(tried) == plain.rows > 50
+    assert taken == tried
 
 
 @pytest.mark.parametrize(("plain_accuracy", "warns"), [(1.0, True), (0.6, False)])

@@ -614,7 +614,7 @@ class Crew:
     """The actors behind one task or, where runs share their batches, behind several; ended with the last of these.
 
     Args:
-        actors: the first of several processes of one student tells, and its wish to stop is the others'.
+        actors: the first of several processes of one student tells, and its wish to pause is the others'.
         pieces: the tasks that they do at once.
         cpus: cores that each has, as it was started.
         gpu_share: of a GPU, likewise; 0 without one.
@@ -679,10 +679,10 @@ class _Peers:
     def __init__(self, crew: Crew) -> None:
         self._crew, self._actors = crew, crew.others
         self._asked: dict[int, Any] = {}
-        self._failed: tuple[float, Outcome] | None = None
+        self._ended: tuple[float, Outcome] | None = None
 
     def poll(self) -> Outcome | None:
-        """The end of the run by a process that is gone, or that has failed and whose first has not said so since."""
+        """The end of the run by a process that is gone, or that has failed or stopped with its first silent since."""
         for rank, actor in enumerate(self._actors, start=1):
             try:
                 if rank not in self._asked:
@@ -701,10 +701,10 @@ class _Peers:
                 gone = _vanished(error)
                 message = f"process {rank + 1} of the {len(self._actors) + 1} of this student is gone: {gone.message}"
                 return gone.model_copy(update={"message": message})
-            if outcome is not None and outcome.kind in {"failed", "vanished"}:
-                self._failed = self._failed or (time.monotonic(), outcome)
-        if self._failed is not None and time.monotonic() - self._failed[0] > _PEER_GRACE_S:
-            return self._failed[1]
+            if outcome is not None and outcome.kind in {"failed", "vanished", "stopped"}:
+                self._ended = self._ended or (time.monotonic(), outcome)
+        if self._ended is not None and time.monotonic() - self._ended[0] > _PEER_GRACE_S:
+            return self._ended[1]
         return None
 
 
@@ -766,9 +766,11 @@ class Task:
     def stop(self) -> None:
         """Ask it to stop, without waiting: at its next batch, or at once if it still waits for its share.
 
-        An actor that is gone is no error here; ``poll`` tells.
+        An actor that is gone is no error here; ``poll`` tells. Every process of one student is asked: one that waits
+        for its pictures has the others wait for it, where they hear nothing.
         """
-        self.crew.first.stop.remote(self._piece)
+        for actor in (self.crew.first, *self.crew.others):
+            actor.stop.remote(self._piece)
         if not self._has_begun:
             self.close()
 

@@ -58,6 +58,7 @@ Images = NDArray[np.uint8]
 Outputs = NDArray[np.float32]
 
 ALPHA = 0.01  # the chance that a teacher which only guesses gets through
+ROWS = 512  # pictures in a slice, or more, see ``slice_rows``
 BATCH = 64
 # Of the float32 input of one call, or, as bytes, of the pictures that it is made from, at four bytes a pixel.
 BATCH_PIXELS = 256 * 128 * 128
@@ -210,18 +211,21 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
     )
 
 
-def check_views(teacher: Session, dataset: Dataset, plan: Views, plain: ContractReport) -> ViewsReport:
+def check_views(
+    teacher: Session, dataset: Dataset, plan: Views, plain: ContractReport, rows: int = ROWS
+) -> ViewsReport:
     """Run the teacher on views of the very pictures that ``check`` took, views in turn.
 
     Args:
         plan: of the teacher's views, see ``config.teacher_augmentation``.
         plain: what ``check`` said of the pictures as they are.
+        rows: that ``check`` was asked for; those that it took may be more.
 
     Raises:
         InvalidTeacher, InvalidDataset: it does not run on views, or there are none of such pictures.
         NotFinite: NaN or infinite outputs.
     """
-    index_R = slice_rows(dataset.labels_N, dataset.classes, plain.rows)
+    index_R = slice_rows(dataset.labels_N, dataset.classes, rows)
     outputs, sides = [], []
     step = batch_rows(BATCH, teacher.preprocessing, dataset, plan.augmentation)
     for number, start in enumerate(range(0, len(index_R), step)):

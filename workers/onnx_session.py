@@ -217,7 +217,7 @@ def _loads(ir: int, opset: int) -> bool:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one", [x], [y])
     model = helper.make_model(graph, ir_version=ir, opset_imports=[helper.make_opsetid("", opset)])
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = _FATAL_ALONE
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU_PROVIDER], enable_fallback=0)
     except ORT_ERRORS:

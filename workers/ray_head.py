@@ -228,10 +228,11 @@ def _make_private(folder: Path) -> None:
 
 def touch_all(folder: Path) -> None:
     """Make now the time at which all that lies in the folder, and it itself, was last used and changed."""
-    for path in (folder, *folder.rglob("*")):
-        # Ray makes and removes files meanwhile.
-        with contextlib.suppress(OSError):
-            os.utime(path, follow_symlinks=False)
+    # Ray makes and removes files and folders meanwhile, which pathlib's own walk does not survive.
+    for parent, folders, files in os.walk(folder):
+        for name in (".", *folders, *files):
+            with contextlib.suppress(OSError):
+                os.utime(Path(parent, name), follow_symlinks=False)
 
 
 @contextlib.contextmanager

@@ -152,12 +152,13 @@ class _Sampler:
     """
 
     def __init__(self) -> None:
-        self.work: Iterable[Work] = ()
+        self.work: Iterator[Work] = iter(())
         self.asked: deque[Work] = deque()
 
     def __iter__(self) -> Iterator[Work]:
         self.asked.clear()
-        for work in self.work:
+        # Whoever replaces the work ends an epoch that is under way.
+        while (work := next(self.work, None)) is not None:
             self.asked.append(work)
             yield work
 
@@ -224,9 +225,8 @@ class PictureStream:
         """
         if self._loader is None:
             raise RuntimeError("the stream of pictures is closed")
-        self._sampler.work = work
         self._left.clear()
-        self._batches = self._made(waiting)
+        self._batches = self._made(iter(work), waiting)
         return self._batches
 
     def leave(self) -> None:
@@ -240,9 +240,14 @@ class PictureStream:
         # A loader ends its workers when nobody holds it any more; so nothing but this object ever does.
         self._loader = self._loading = None
 
-    def _made(self, waiting: Callable[[], None]) -> Generator[tuple[Tensor, ...], None, None]:
+    def _made(self, work: Iterator[Work], waiting: Callable[[], None]) -> Generator[tuple[Tensor, ...], None, None]:
         assert self._loader is not None
-        # What an earlier epoch has left is waited for here, and a loader that gives up on that has lost count.
+        # A loader waits for what an earlier epoch has left, too, but asks nobody meanwhile.
+        self._sampler.work = iter(())
+        while self._loading is not None and self._next(waiting) is not None:
+            pass
+        self._sampler.work = work
+        # So its workers have nothing to do; a loader that gives up on them here has lost count.
         self._wait_at_most(OVERDUE_S)
         try:
             self._loading = iter(self._loader)
@@ -251,10 +256,10 @@ class PictureStream:
         # A batch is waited for little by little, so that somebody can be asked whether to go on.
         self._wait_at_most(_POLL_S)
         while (made := self._next(waiting)) is not None:
-            work = self._sampler.asked.popleft()
+            asked = self._sampler.asked.popleft()
             if isinstance(made, _NoRoom):
                 self._tell_of(made)
-                made = self._maker[work]
+                made = self._maker[asked]
             if isinstance(made, Exception):
                 raise made
             assert not isinstance(made, _NoRoom)

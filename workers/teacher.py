@@ -195,7 +195,7 @@ class Teacher:
         """
         return self._run(self._preprocess(images_BHWC, preprocessing or self.preprocessing), timeout_s)
 
-    def contract_check(self, dataset: Dataset, rows: int = 512, *, accept: bool = False) -> ContractReport:
+    def contract_check(self, dataset: Dataset, rows: int = contract.ROWS, *, accept: bool = False) -> ContractReport:
         """Try the teacher on ``rows`` labelled pictures or more; sets ``output_kind``. See ``workers.contract``.
 
         Args:

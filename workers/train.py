@@ -12,7 +12,6 @@ nothing is drawn from a generator with a history: order, views and dropout are f
 """
 
 import contextlib
-import functools
 import math
 import time
 import traceback
@@ -520,7 +519,7 @@ def _leave(learner: Learner, setting: _Setting) -> dict[str, object]:
         config,
         metrics,
         result,
-        functools.partial(_heed_wish_at_the_end, learner),
+        partial(_heed_wish_at_the_end, learner),
     )
 
 
