@@ -112,6 +112,9 @@ def backup(settings: Settings, target: Path, *, with_caches: bool = False, accep
     partial = target.with_name(target.name + PARTIAL)
     if not Database(settings.database).exists():
         raise BackupFailed(f"there is no database at {settings.database}: name the service's folder with --data-dir")
+    if not settings.data_dir.is_dir():
+        # Of a server the database may well be there.
+        raise BackupFailed(f"there is no folder {settings.data_dir.resolve()}: name the service's with --data-dir")
     with in_use(settings.data_dir), disk_full_is_disk_low(_nearest(target), f"the backup {target}"):
         _make_folder(partial)
         with locked(partial, fcntl.LOCK_EX, f"another backup writes to {partial}: wait for its end"):

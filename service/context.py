@@ -123,18 +123,18 @@ def page(
 
     Written at once: FastAPI would check every document once more and turn it into objects before it writes it.
     """
-    documents: list[str] = []
+    documents: list[bytes] = []
     length = 0
     for row in rows:
-        document = show(row).model_dump_json()
+        document = show(row).model_dump_json().encode()
         length += len(document)
         if documents and length > PAGE_BYTES:
             has_more = True
             break
         documents.append(document)
-    around = Page[None](data=[], has_more=has_more, **ends(rows[: len(documents)], id_of)).model_dump_json()
-    before, _, after = around.partition("[]")
-    return Response(f"{before}[{','.join(documents)}]{after}", media_type="application/json")
+    around = Page[None](data=[], has_more=has_more, **ends(rows[: len(documents)], id_of)).model_dump_json().encode()
+    before, _, after = around.partition(b"[]")
+    return Response(b"".join((before, b"[", b",".join(documents), b"]", after)), media_type="application/json")
 
 
 def ends(rows: Sequence[Item], id_of: Callable[[Item], object]) -> dict[str, str | None]:

@@ -25,11 +25,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, DateTime, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from service.errors import InvalidSettings, LogGone, NewerDatabase
+from service.errors import InvalidSettings, NewerDatabase, ServiceError
 from workers.texts import storable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -53,6 +53,13 @@ _URL_ADVICE = (
 # One for each of the API's threads (anyio's 40), so that none waits for a connection; half of them stay open. The one
 # that was used last comes first: each has a cache of pages (of 2 MB in SQLite), and those of the others stay small.
 _POOL = {"pool_size": 20, "max_overflow": 20, "pool_use_lifo": True}
+
+
+class LogGone(ServiceError, SQLAlchemyError):
+    """SQLite's write-ahead log was removed after a kill, and with it what was committed last.
+
+    Whoever lives through a database that cannot be read lives through this as well.
+    """
 
 
 class Database:

@@ -21,7 +21,7 @@
     ├── LeaseLost                   (RuntimeError)     an engine writes though another one leads
     ├── InvalidSettings             (ValueError)       settings that contradict each other or the machine
     ├── NewerDatabase               (RuntimeError)     a newer version has migrated the database
-    ├── LogGone                     (RuntimeError)     SQLite's write-ahead log was removed after a kill
+    ├── LogGone                     (SQLAlchemyError)  SQLite's write-ahead log was removed after a kill, see ``db``
     ├── DataDirBusy                 (RuntimeError)     the data directory is in use, or half restored
     ├── DataDirNotEmpty             (RuntimeError)     a restore would write over what a service has kept
     ├── BadBackup                   (ValueError)       a folder that is no whole backup, or none for this service
@@ -145,10 +145,6 @@ class InvalidSettings(ServiceError, ValueError):
 
 class NewerDatabase(ServiceError, RuntimeError):
     """The database was migrated by a newer version, whose tables this one does not know."""
-
-
-class LogGone(ServiceError, RuntimeError):
-    """SQLite's write-ahead log was removed after a kill, and with it what was committed last."""
 
 
 class DataDirBusy(ServiceError, RuntimeError):

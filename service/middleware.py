@@ -240,7 +240,8 @@ class BodyLimit:
                 body = message.get("body", b"")
                 received_bytes += len(body)
                 if received_bytes <= limit_bytes:
-                    if is_json:
+                    # What is not of the body says that the client has left, which a stream waits for.
+                    if is_json and message["type"] == "http.request":
                         text.extend(body)
                         if not message.get("more_body", False):
                             await thread_of(scope).run(check_depth, bytes(text))

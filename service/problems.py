@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from service import errors
+from service.db import LogGone
 from service.openapi import allowed_methods
 from service.schemas import FieldProblem, Problem
 from store import (
@@ -117,7 +118,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     CachePinned: _CONFLICT,
     DiskFull: _NO_ROOM,
     StoreError: _INTERNAL,
-    errors.LogGone: replace(_NO_DATABASE, shows_message=True),
+    LogGone: replace(_NO_DATABASE, shows_message=True),
     OperationalError: _NO_DATABASE,
     PoolTimeout: _NO_DATABASE,
     Exception: _INTERNAL,

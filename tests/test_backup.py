@@ -422,6 +422,9 @@ def test_backup_refuses_what_exists_and_folders_that_are_not_its_own(tmp_path: P
     assert mine.read_text() == "x"
     with pytest.raises(BackupFailed, match="there is no database"):
         backup(make_settings(tmp_path), tmp_path / "d")
+    elsewhere = Settings(data_dir=tmp_path / "mistyped", database_url="postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(BackupFailed, match="mistyped: name the service's with --data-dir"):
+        backup(elsewhere, tmp_path / "d")
 
 
 def test_backup_refuses_a_service_whose_files_are_gone_or_damaged_unless_told(tmp_path: Path) -> None:

@@ -559,15 +559,17 @@ def test_a_misspelt_setting_is_named_and_the_command_goes_on(
 # ------------------------------------------------------------------------------------------------- standard streams
 
 STREAMS = """
-import os, sys
+import os, subprocess, sys
 from service.cli import streams
 streams.fill_closed()
 streams.drop_unwritable()
 for number in range(2000):
     print("a line of no great length")
     sys.stderr.write("another\\n")
-# A file that took the number of a stream would get its lines.
-sys.exit(open(os.devnull).fileno() < 3)
+# A file that took the number of a stream would get its lines, here and in a program that this one starts.
+if open(os.devnull).fileno() < 3:
+    sys.exit("a stream is closed")
+sys.exit(subprocess.run([sys.executable, "-c", "import os; [os.fstat(number) for number in range(3)]"]).returncode)
 """
 
 

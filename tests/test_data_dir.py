@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from service.cli import main
 from service.data_dir import open_database
-from service.db import Database, upgrade_to_head
+from service.db import Database, LogGone, upgrade_to_head
 from service.engine import run_engine
-from service.errors import LogGone, NewerDatabase
+from service.errors import NewerDatabase
 from service.records import Records
 from service.registry import Registry
 from service.server import serve
@@ -108,6 +108,19 @@ def test_start_without_the_log_and_its_index_names_the_jobs_that_are_lost(killed
         (settings.data_dir / f"retort.sqlite3{suffix}").unlink()
     (warning,) = warnings_of_a_start(settings)
     assert f"jobs/{job}, which the database does not know" in warning
+
+
+def test_readyz_of_an_api_that_runs_on_says_that_the_log_was_removed(tmp_path: Path) -> None:
+    """As a reason like any other fault of the database, with the way on."""
+    with running_api(make_settings(tmp_path)) as api:
+        # The next request opens a connection, and finds what the removal of the log alone leaves.
+        api.context.database.close()
+        database = Path(api.context.database.url.database or "")
+        database.with_name(f"{database.name}-shm").touch()
+        answer = api.client.get("/readyz")
+        assert answer.status_code == 503
+        assert "put it back, or `retort restore` the newest backup" in answer.json()["reasons"][0]
+        assert api.client.get("/v1/jobs").json()["detail"] == answer.json()["reasons"][0]
 
 
 def prepare(settings: Settings) -> None:

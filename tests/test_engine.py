@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from service.allocation import Need
 from service.backup import backup, restore
 from service.capacity import choose_capacity
-from service.db import Database, upgrade_to_head
+from service.db import Database, LogGone, upgrade_to_head
 from service.engine import Heartbeat, run_engine
 from service.errors import InvalidSettings
 from service.records import Records
@@ -371,18 +371,24 @@ class _DatabaseThatFails:
 
     holder = "engine"
 
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
     def acquire_lease(self, ttl_s: float) -> bool:
-        raise OperationalError("select", {}, Exception("database is locked"))
+        raise self._error
 
 
+@pytest.mark.parametrize(
+    "error", [OperationalError("select", {}, Exception("database is locked")), LogGone("retort.sqlite3-wal is gone")]
+)
 def test_a_heartbeat_survives_a_locked_database_and_ends_the_engine_before_its_lease_does(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("service.engine.RENEW_S", 0.01)
     monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.2)
     ending = threading.Event()
     started = time.monotonic()
-    with Heartbeat(_DatabaseThatFails(), ending):
+    with Heartbeat(_DatabaseThatFails(error), ending):
         assert ending.wait(10)
     assert time.monotonic() - started > 0.1
 

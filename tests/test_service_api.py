@@ -260,6 +260,14 @@ def test_a_page_of_long_documents_has_fewer_of_them_and_says_that_there_are_more
         assert [run for page in found for run in page["data"]] == whole["data"]
 
 
+def test_a_page_is_as_long_as_its_bytes_and_not_its_characters(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        api.post_job(name="\u84b8" * 200)
+    answer = api.client.get("/v1/jobs")
+    monkeypatch.setattr(context, "PAGE_BYTES", len(answer.content) - 200)
+    assert [len(page["data"]) for page in pages(api, "/v1/jobs", 100)] == [1, 1]
+
+
 def test_pages_do_not_move_when_jobs_are_posted_meanwhile(api: Api) -> None:
     """Every job of the beginning comes once."""
     posted = [api.post_job()["id"] for _ in range(5)]

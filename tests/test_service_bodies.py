@@ -1,13 +1,18 @@
 """Bodies that take long to validate: how much work one may make, that others are answered meanwhile, and what stays."""
 
+import asyncio
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from service import bodies
+from service.middleware import BodyLimit
 from service.schemas import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobRequest
 from tests.benchmarks.memory import own_bytes
 from tests.service_helpers import Api
@@ -108,3 +113,29 @@ def test_body_is_validated_beside_the_event_loop(shared_api: Api, monkeypatch: p
         assert shared_api.client.get("/healthz").status_code == 200
         answered.set()
         assert posted.result().status_code == 200
+
+
+def test_a_client_that_leaves_is_noticed_while_a_body_is_read() -> None:
+    """A stream that waits for that would otherwise stand in line, and keep its place among its key's."""
+    messages: list[Message] = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
+    heard: list[str] = []
+    checked: list[bytes] = []
+
+    async def receive() -> Message:
+        return messages[len(heard)]
+
+    async def stream(_scope: Scope, receive: Receive, _send: Send) -> None:
+        for _ in messages:
+            heard.append((await receive())["type"])
+
+    class Reading:
+        async def run(self, _function: object, text: bytes) -> None:
+            checked.append(text)
+
+    async def answer() -> None:
+        app = SimpleNamespace(state=SimpleNamespace(body_thread=Reading()))
+        scope = {"type": "http", "path": "/v1/events", "headers": [], "app": app}
+        await BodyLimit(stream, 100, {})(scope, receive, AsyncMock())
+
+    asyncio.run(answer())
+    assert (heard, checked) == (["http.request", "http.disconnect"], [b"{}"])

@@ -33,8 +33,8 @@ def fill_closed() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # The lowest number that is free is this one.
-            os.open(os.devnull, os.O_RDWR)
+            # The lowest number that is free is this one. Programs that this process starts need it as well.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     # Python has nothing in place of a stream that was closed when it started.
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # for as long as the process lives

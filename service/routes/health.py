@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.context import Context, Service
+from service.db import LogGone
 from service.gpus import gpu_reason
 from service.problems import responses
 from service.schemas import Health, Readiness
@@ -43,6 +44,8 @@ def _readiness(service: Context) -> Readiness:
                 reasons.append(failure)
         else:
             reasons.append(reason)
+    except LogGone as error:
+        reasons.append(str(error))
     except SQLAlchemyError as error:
         reasons.append(f"the database cannot be read ({type(error).__name__})")
     return Readiness(ready=not reasons, reasons=reasons, heartbeat_age_s=age_s)
