@@ -132,14 +132,16 @@ def unknown_files(settings: Settings, database: Database) -> str | None:
         }
     )
     found = [f"jobs/{name}" for name in found]
+    why = "it is older than these files, or another one"
+    if not found:
+        why = f"an upload that was killed in its last moment leaves such a file, or {why}"
     found += [f"teachers/{sha256}.onnx" for sha256 in sorted(set(teachers) - known.teachers)]
     if not found:
         return None
     more = f" and {len(found) - _NAMED_MAX} more" if len(found) > _NAMED_MAX else ""
     return (
         f"{settings.data_dir.resolve()} has {', '.join(found[:_NAMED_MAX])}{more}, which the database does not know: "
-        "it is older than these files, or another one. Stop the service and `retort restore` the newest backup, or, if "
-        "they are not wanted, move them away"
+        f"{why}. Stop the service and `retort restore` the newest backup, or, if they are not wanted, move them away"
     )
 
 

@@ -61,6 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_umask_outlives_its_test() -> Iterator[None]:
+    """Opening a service's database in this process makes all files that follow private."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(autouse=True)
 def _no_logging_outlives_its_test() -> Iterator[None]:
     """A command that sets up logging in this process leaves a handler on a stream that pytest has closed, and takes
     warnings down, which it would not do again: pytest has put its own way of showing them back in place meanwhile."""

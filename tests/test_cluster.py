@@ -372,6 +372,18 @@ def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits,
     assert outcome.kind == "vanished"
 
 
+def test_inference_holds_the_cores_that_it_has_and_none_that_it_waits_for(cluster: Cluster) -> None:
+    """Or runs whose turn it is would wait for all inference that was ever asked for."""
+    pool = _InferencePool(cluster.cpus + 2, 0.0, cpus=cluster.cpus)
+    try:
+        pool._workers += [pool._new_worker(pool._share) for _ in range(cluster.cpus + 2)]
+        while sum(worker.is_started for worker in pool._workers) < cluster.cpus:
+            time.sleep(0.02)
+        assert pool.shares() == [Share(cpus=1.0, gpu=0.0)] * cluster.cpus
+    finally:
+        pool.close()
+
+
 # ------------------------------------------------------------------------------------ GPUs that only Ray believes in
 
 

@@ -348,7 +348,7 @@ class _PoolWorker:
         return _is_ready(self.started)
 
     def held(self) -> Share:
-        """What it holds, or has asked for."""
+        """What it holds, or, of a GPU, has asked for."""
         ids = self.gpu_ids() if self.share and self.is_started else []
         return Share(cpus=0.0 if self.share else _INFERENCE_CPUS, gpu=self.share, gpu_id=str(ids[0]) if ids else None)
 
@@ -424,8 +424,12 @@ class _InferencePool:
             progress.tell(now=True)
 
     def shares(self) -> list[Share]:
-        """What its actors hold, or have asked for; asked from another thread than infers."""
-        return [worker.held() for worker in [*self._workers]]
+        """What its actors hold, and which GPUs they have asked for; asked from another thread than infers.
+
+        A core that one still waits for is in nobody's books: runs whose turn it is, of whatever priority, would wait
+        until all the inference that was ever asked for is done.
+        """
+        return [worker.held() for worker in [*self._workers] if worker.share or worker.is_started]
 
     def close(self) -> None:
         """End every actor, whatever it is doing."""
