@@ -39,7 +39,7 @@ def a_service(folder: Path) -> tuple[Settings, str, str]:
 def warnings_of_a_start(settings: Settings) -> list[str]:
     with capture_logs() as logs, open_database(settings):
         pass
-    return [str(line["reason"]) for line in logs if line["log_level"] == "warning"]
+    return [str(line["reason"]) for line in logs if line["event"] == "files that the database does not know"]
 
 
 def test_start_says_nothing_of_files_that_the_database_knows(tmp_path: Path) -> None:
