@@ -160,7 +160,7 @@ class Loops:
             dtype="float16",
         )
         teacher = TeacherSpec(path=path, preprocessing=PREPROCESSING)
-        self.batch = inference_batch(teacher, dataset, self._spec.block_rows)
+        self.batch = inference_batch(teacher, dataset, self._spec.block_rows, RECIPE)
         self._writer = CacheWriter(folder, self._spec)
         self._forgetful = ForgetfulWriter(folder, self._spec)
         self._blocks = iter(range(self._spec.blocks))  # a block is written once
