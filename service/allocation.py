@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from workers.outcomes import Share
+from workers.texts import some_of
 
 # Ray counts in ten-thousandths, and so do the books: sums of floats would say that three thirds are less than one.
 UNITS = 10_000
@@ -107,10 +108,9 @@ class FreeResources:
         whole = "a whole GPU" if need.processes == 1 else f"{need.processes} whole GPUs"
         used = [gpu for gpu in self._all_gpus if gpu.free < UNITS]
         names = sorted({name for gpu in used for name in gpu.holders})
-        more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
         return (
             f"waits for {whole}: {len(used)} of {len(self._all_gpus)} are partly or wholly used by "
-            f"{', '.join(names[:_NAMED_MAX])}{more}"
+            f"{some_of(names, _NAMED_MAX)}"
         )
 
 

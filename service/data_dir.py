@@ -19,6 +19,7 @@ from service.db import Database, upgrade_to_head
 from service.errors import DataDirBusy
 from service.private import keep_private
 from service.settings import Settings
+from workers.texts import some_of
 
 # Below the data directory while a restore is under way, or was killed.
 STAGING = ".restoring"
@@ -138,9 +139,8 @@ def unknown_files(settings: Settings, database: Database) -> str | None:
     found += [f"teachers/{sha256}.onnx" for sha256 in sorted(set(teachers) - known.teachers)]
     if not found:
         return None
-    more = f" and {len(found) - _NAMED_MAX} more" if len(found) > _NAMED_MAX else ""
     return (
-        f"{settings.data_dir.resolve()} has {', '.join(found[:_NAMED_MAX])}{more}, which the database does not know: "
+        f"{settings.data_dir.resolve()} has {some_of(found, _NAMED_MAX)}, which the database does not know: "
         f"{why}. Stop the service and `retort restore` the newest backup, or, if they are not wanted, move them away"
     )
 

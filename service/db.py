@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import structlog
@@ -132,7 +133,7 @@ class Database:
                 found = _check_version(connection)
             except NewerDatabase as error:
                 return str(error)
-        is_head = found == set(ScriptDirectory.from_config(_alembic_config()).get_heads())
+        is_head = found == set(_migrations().get_heads())
         return None if is_head else "the database is not at the newest migration: start `retort serve` once"
 
     def check_version(self) -> set[str]:
@@ -182,20 +183,26 @@ def upgrade_to_head(url: str) -> None:
 
 def known_revisions() -> set[str]:
     """The migrations of this version."""
-    return {script.revision for script in ScriptDirectory.from_config(_alembic_config()).walk_revisions()}
+    return {script.revision for script in _migrations().walk_revisions()}
 
 
 def _check_version(connection: Connection) -> set[str]:
     """The migrations that the database is at, none if it is new. Raises NewerDatabase."""
     found = set(MigrationContext.configure(connection).get_current_heads())
     if unknown := found - known_revisions():
-        newest = ", ".join(ScriptDirectory.from_config(_alembic_config()).get_heads())
+        newest = ", ".join(_migrations().get_heads())
         raise NewerDatabase(
             f"the database {connection.engine.url} is at migration {', '.join(sorted(unknown))}, and the newest that "
             f"this version knows is {newest}: a newer Retort has used it. Start that one again, or stop it and "
             "`retort restore` the backup that was made before the upgrade"
         )
     return found
+
+
+@cache
+def _migrations() -> ScriptDirectory:
+    """Read once: every question about readiness asks for them, and they are part of the program."""
+    return ScriptDirectory.from_config(_alembic_config())
 
 
 def _alembic_config() -> Config:

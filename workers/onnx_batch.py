@@ -15,6 +15,7 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from workers.onnx_graph import STANDARD, Scope, scopes_of, short
+from workers.texts import some_of
 
 NO_HINT = (
     "The graph mixes the pictures of a batch, or draws at random, in a way that its operators do not show: export it "
@@ -67,13 +68,8 @@ def batch_hint(model: onnx.ModelProto) -> str:
             if kind is not None:
                 found.setdefault(kind, []).append(f"{node.op_type} {short(node.name)!r}" if node.name else node.op_type)
     return ". ".join(
-        f"The graph has {_listed(names)}: {kind.effect}. {kind.advice}" for kind, names in sorted(found.items())
+        f"The graph has {some_of(names, _SHOWN)}: {kind.effect}. {kind.advice}" for kind, names in sorted(found.items())
     )
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def _kind(node: NodeProto, scope: Scope, ranks: Mapping[str, int]) -> _Kind | None:

@@ -7,7 +7,7 @@ refuses U+0000; terminals obey control characters, and bidirectional ones reorde
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Half of a surrogate pair, and NUL.
@@ -56,6 +56,12 @@ def listed(names: Iterable[str]) -> str:
     known = list(names)
     shown = ", ".join(shortened(name, 80) for name in known[:LISTED_MAX])
     return f"{shown}, ... ({len(known)} in all)" if len(known) > LISTED_MAX else shown
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """Returns the first of names, by commas, and how many more there are, as part of a sentence."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def cell(value: Any) -> Any:  # noqa: ANN401  # of any column

@@ -23,6 +23,7 @@ from service.settings import Settings
 from workers.config import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.errors import InvalidDataset
 from workers.sources import examine
+from workers.texts import some_of
 
 ENTRIES_MAX = 200
 KINDS: tuple[Literal["cifar10", "cifar100", "mnist", "fashion_mnist"], ...] = (
@@ -157,8 +158,7 @@ def check_data_root(settings: Settings) -> Finding:
     if not sets:
         advice = "put one there: see the README for folders of pictures, .npz files, CIFAR and MNIST"
         return Finding("warn", f"no data set lies in {root}: jobs can use the built-in digits alone", advice)
-    more = f" and {len(sets) - 5} more" if len(sets) > 5 else ""
-    return Finding("ok", f"{root} has {', '.join(sets[:5])}{more}")
+    return Finding("ok", f"{root} has {some_of(sets, 5)}")
 
 
 def _candidates(root: Path) -> Iterator[DatasetSpec]:
