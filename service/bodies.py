@@ -100,6 +100,7 @@ def json_body(model: type[Model]) -> Any:  # noqa: ANN401  # as ``Depends`` is a
         RequestValidationError: in a request, with the places of all mistakes found.
     """
 
+    # The annotation is a value here: FastAPI reads it when the route is made.
     async def read(request: Request, body: Annotated[model, _LATER, Body()]) -> Model:  # type: ignore[valid-type]
         return await thread_of(request.scope).run(_validated, model, body)
 

@@ -414,28 +414,28 @@ def test_outputs_that_are_no_numbers_are_refused_with_the_sample(tmp_path: Path)
         teacher(built, tmp_path).contract_check(data)
 
 
-def test_a_graph_that_mixes_the_pictures_of_a_batch_is_refused(tmp_path: Path) -> None:
-    """Batch normalisation in training mode, built of operators that no rule about attributes can see."""
+def sees_colour_through(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """``sees_colour``, whose outputs ``z`` these nodes make ``logits`` of."""
     built = sees_colour()
     built.graph.node[1].output[0] = "z"
-    built.graph.node.extend(
-        [
-            helper.make_node("ReduceMean", ["z"], ["mean"], axes=[0]),
-            helper.make_node("Sub", ["z", "mean"], ["logits"]),
-        ]
+    built.graph.node.extend(nodes)
+    return built
+
+
+def test_a_graph_that_mixes_the_pictures_of_a_batch_is_refused(tmp_path: Path) -> None:
+    """Batch normalisation in training mode, built of operators that no rule about attributes can see."""
+    built = sees_colour_through(
+        helper.make_node("ReduceMean", ["z"], ["mean"], axes=[0]),
+        helper.make_node("Sub", ["z", "mean"], ["logits"]),
     )
     with pytest.raises(InvalidTeacher, match=r"alone than in a batch of 64 .*has ReduceMean: over axis 0, the batch"):
         teacher(built, tmp_path).contract_check(coloured())
 
 
 def test_a_graph_that_answers_by_chance_is_refused(tmp_path: Path) -> None:
-    built = sees_colour()
-    built.graph.node[1].output[0] = "z"
-    built.graph.node.extend(
-        [
-            helper.make_node("RandomNormalLike", ["z"], ["noise"]),
-            helper.make_node("Add", ["z", "noise"], ["logits"]),
-        ]
+    built = sees_colour_through(
+        helper.make_node("RandomNormalLike", ["z"], ["noise"]),
+        helper.make_node("Add", ["z", "noise"], ["logits"]),
     )
     with pytest.raises(InvalidTeacher, match=r"other outputs alone than in a batch .* has RandomNormalLike: drawn"):
         teacher(built, tmp_path).contract_check(coloured())
@@ -443,13 +443,9 @@ def test_a_graph_that_answers_by_chance_is_refused(tmp_path: Path) -> None:
 
 def test_a_graph_quantised_by_the_batch_is_refused_with_the_operator(tmp_path: Path) -> None:
     """One scale for all pictures: with eight bits it changes a picture's outputs by more than rounding does."""
-    built = sees_colour()
-    built.graph.node[1].output[0] = "z"
-    built.graph.node.extend(
-        [
-            helper.make_node("DynamicQuantizeLinear", ["z"], ["q", "scale", "zero"], name="z_quantised"),
-            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
-        ]
+    built = sees_colour_through(
+        helper.make_node("DynamicQuantizeLinear", ["z"], ["q", "scale", "zero"], name="z_quantised"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
     )
     with pytest.raises(InvalidTeacher, match="has DynamicQuantizeLinear 'z_quantised': its scale is taken over the"):
         teacher(built, tmp_path).contract_check(coloured())
