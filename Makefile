@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-slow lint clean
 demo: $(STAMP)
@@ -21,10 +22,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# pip first, for that of Python 3.11 knows no digests of constraints; setuptools, which builds Retort, is among torch's
+# requirements.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Retort needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
+	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
+	$(PIP) --no-deps --require-hashes --requirement $(VENV)/pip.txt
+	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['engine'], *e['dev'], sep='\n')" > $(VENV)/requirements.txt
+	$(PIP) --require-hashes --constraint constraints.txt --requirement $(VENV)/requirements.txt
+	$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
 clean:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from service.settings import Settings
 
@@ -169,7 +171,7 @@ def runs_help(words: list[str]) -> bool:
 
 def test_base_image_is_pinned_to_a_release_that_the_package_supports() -> None:
     image = STAGES["base"][0]
-    found = re.fullmatch(r"python:(\d+)\.(\d+)\.\d+-slim-[a-z]+", image)
+    found = re.fullmatch(r"python:(\d+)\.(\d+)\.\d+-slim-[a-z]+@sha256:[0-9a-f]{64}", image)
     assert found, image
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert pyproject["project"]["requires-python"] == f">={found[1]}.{found[2]}"
@@ -179,6 +181,36 @@ def test_api_image_installs_no_engine_dependencies() -> None:
     heavy = "['optional-dependencies']['engine']"
     assert heavy in " ".join(arguments("engine", "RUN"))
     assert heavy not in " ".join(arguments("api", "RUN"))
+
+
+def test_every_package_is_pinned_with_the_digests_of_its_files() -> None:
+    """``name==version ; marker \\`` and a line for each digest, as uv writes them and pip reads them."""
+    text = (ROOT / "constraints.txt").read_text()
+    pins = re.split(r"\n(?=[a-z])", re.sub(r"(?m)^#.*\n", "", text).strip())
+    names = []
+    for pin in pins:
+        first, *digests = re.split(r" \\\n    ", pin)
+        found = re.fullmatch(r"([a-z0-9-]+)==[\w.]+( ; .+)?", first)
+        assert found, first
+        assert digests, first
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for digest in digests), first
+        names.append(found[1])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(text).name for text in [*project["dependencies"], *extras["engine"], *extras["dev"]]]
+    assert {canonicalize_name(name) for name in wanted} | {"pip", "setuptools"} <= set(names)
+
+
+def test_every_install_compares_digests() -> None:
+    """In the images and for ``make``; but for Retort itself, which is made where it is installed."""
+    commands = [i.argument for _, stage in STAGES.values() for i in stage if i.name == "RUN"]
+    makefile = (ROOT / "Makefile").read_text().replace("$(PIP)", "pip install")
+    lines = [part.strip() for text in [*commands, makefile] for part in re.split(r"&&|\n", text)]
+    installs = [line for line in lines if re.search(r"\bpip (install|wheel) ", line) and not line.startswith("PIP :=")]
+    fetching = [line for line in installs if not re.search(r"--no-index|--no-build-isolation", line)]
+    assert len(fetching) == 6, fetching
+    assert all("--require-hashes" in line for line in fetching)
+    assert all("--no-deps" in line for line in installs if line not in fetching)
 
 
 # ----------------------------------------------------------------------------------- what is safe
@@ -240,16 +272,39 @@ def test_no_secret_stands_in_the_environment(name: str) -> None:
     given = environment(name) | GPU["services"][name].get("environment", {})
     telling = [key for key in given if re.search("KEY|TOKEN|PASSWORD|SECRET", key)]
     assert all(key.endswith("_FILE") for key in telling), telling
-    assert "env_file" not in GPU["services"][name]
 
 
-def test_default_key_and_data_are_ignored_by_git() -> None:
-    ignored = (DOCKER / ".gitignore").read_text().splitlines()
+@SERVICES
+def test_one_file_brings_every_setting_and_no_path_or_port_of_the_host(name: str) -> None:
+    service = GPU["services"][name]
+    assert service["env_file"] == [{"path": ".env", "required": False}]
+    image = environment(name)
+    for key in ("RETORT_DATA_DIR", "RETORT_DATA_ROOT", "RETORT_HOST", "RETORT_PORT"):
+        # Compose's environment counts before its env_file, and that before the image's.
+        assert service["environment"].get(key) == image.get(key)
+    assert "$" not in service["environment"]["RETORT_API_KEY_FILE"]
+
+
+def is_ignored(path: str) -> bool:
+    """Whether git leaves a path below docker/ out."""
+    asked = ["git", "check-ignore", "--quiet", "--no-index", path]
+    return subprocess.run(asked, cwd=DOCKER, timeout=30).returncode == 0
+
+
+def test_default_key_settings_and_data_are_ignored_by_git() -> None:
     key = re.sub(r"\$\{\w+:-(.+)\}", r"\1", GPU["secrets"]["api_key"]["file"])
-    data = [m["source"] for m in GPU["services"]["api"]["volumes"] if m["type"] == "bind"]
-    assert f"/{Path(key).parent}/" in ignored
-    assert [re.sub(r"\$\{\w+:-\./(.+)\}", r"/\1/", source) for source in data] == ["/data/"]
-    assert "/data/" in ignored
+    data = [
+        re.sub(r"\$\{\w+:-(.+)\}", r"\1", mount["source"])
+        for mount in GPU["services"]["api"]["volumes"]
+        if mount["type"] == "bind"
+    ]
+    written = [key, ".env", *(f"{folder}/train.npz" for folder in data)]
+    for path in written:
+        assert is_ignored(path), path
+    for folder in data:
+        # A fresh checkout has what is mounted.
+        assert (DOCKER / folder).is_dir()
+        assert not is_ignored(f"{folder}/.gitkeep")
 
 
 # ----------------------------------------------------------------------------------- what is kept
