@@ -41,7 +41,7 @@ class CacheProgress:
         return {**columns, "teacher_forwards": {"run": run, "avoided": 0}}
 
 
-def run_progress(events: Sequence[Numbered]) -> Mapping[str, Any]:
+def run_progress(events: Sequence[Numbered]) -> dict[str, Any]:
     """Columns of the run that follow from its events."""
     progress: dict[str, Any] = {}
     for _, event in events:

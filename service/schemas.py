@@ -441,6 +441,9 @@ class JobSummary(Document):
     teacher_views_accuracy: float | None = Field(
         description="top-1 on the training views, of the cached logits that students learn from"
     )
+    waits_for: str | None = Field(
+        description="why the inference of its caches does not start yet: its process was lost, and starts again later"
+    )
     priority: int
     parallel_runs: int | None
     retry_of: str | None = Field(description="the job whose failed or cancelled runs it tries again")
@@ -475,7 +478,8 @@ class Run(Document):
     result: Stored | None
     error: ErrorInfo | None
     waits_for: str | None = Field(
-        description="why it waits although it is its turn: for a whole GPU, say, and who has them"
+        description="why it waits although it is its turn: for a whole GPU, say, and who has them, or for the time at "
+        "which it starts again after its process was lost"
     )
     retry_of: str | None = Field(description="the run that it tries again")
     created_at: datetime

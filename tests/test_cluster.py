@@ -36,6 +36,7 @@ from workers.cluster import (
     export_name,
 )
 from workers.config import CacheOptions, Folders
+from workers.deaths import Death
 from workers.events import Log, ignore, never
 from workers.outcomes import Outcome, Share
 
@@ -454,16 +455,19 @@ def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
 
 
 def test_any_number_of_inference_actors_may_die_but_not_of_the_same_blocks() -> None:
-    pile, done = Pile(range(10), 4), []
+    pile, done, killed = Pile(range(10), 4), [], Death("killed")
     while pile:
         piece = pile.take()
         for _ in range(ACTOR_LOSSES_MAX):
-            pile.give_back(piece, "killed")
+            pile.give_back(piece, killed)
+            assert pile.take() == piece
+        for _ in range(2 * ACTOR_LOSSES_MAX):
+            pile.give_back(piece, Death("others have the memory", is_node_fault=True))
             assert pile.take() == piece
         done.append(piece)
     assert done == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    with pytest.raises(WorkerLost, match="4 inference actors died with the same blocks, the last one with: killed"):
-        pile.give_back([8, 9], "killed")
+    with pytest.raises(WorkerLost, match="4 inference actors died with the same blocks, the last one: killed"):
+        pile.give_back([8, 9], killed)
 
 
 def test_a_signal_that_comes_while_handlers_are_swapped_waits_and_meets_the_callers() -> None:

@@ -213,8 +213,9 @@ def inferred(rows: int, key: str = "0" * 64) -> list[Numbered]:
 
 @pytest.mark.parametrize(("rows", "state"), [(5, State.RUNNING), (0, State.FAILED)])
 def test_losses_of_a_caches_process_count_unless_it_had_inferred_something(
-    bench: _Bench, rows: int, state: State
+    bench: _Bench, rows: int, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.backoff.delay_s", lambda _: 0.0)
     tasks = [_Task(inferred(rows), vanished()) for _ in range(LOSSES_MAX + 1)]
     engine = bench.engine(*tasks, _Task())
     for _ in range(len(tasks) + 2):

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.auth import Who
+from service.backoff import read_backoff
 from service.bodies import JsonRoute, json_body
 from service.checks import check_job, picture_size, student_size
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
@@ -74,10 +75,16 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         teacher_forwards=TeacherForwards.model_validate(forwards) if forwards else None,
         teacher_accuracy=row.teacher_accuracy,
         teacher_views_accuracy=row.teacher_views_accuracy,
+        waits_for=_waits_for(row),
         priority=row.priority,
         parallel_runs=row.parallel_runs,
         retry_of=row.retry_of,
     )
+
+
+def _waits_for(row: JobRecord) -> str | None:
+    backoff = read_backoff(row.backoff) if row.state is State.RUNNING else None
+    return None if backoff is None or backoff.is_over else backoff.waits_for
 
 
 def show_one(row: JobRecord, registry: Registry) -> Job:
