@@ -125,7 +125,9 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert pending_at_the_kill > 0
-    assert any("died and is replaced" in log["message"] for log in told["log"])
+    replaced = [log["message"] for log in told["log"] if "died and is replaced" in log["message"]]
+    assert len(replaced) == 1
+    assert "signal 9 (SIGKILL)" in replaced[0]
     # The device of the job is that of its teacher, too.
     assert told["contract_checked"][0]["provider_reason"] == "asked for"
     assert "inference on CPUExecutionProvider: asked for" in [log["message"] for log in told["log"]]
@@ -276,7 +278,9 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
     tasks = cluster.train(new_name(), [endless], cpus=1, gpu_share=0.0)
     lost = follow(*tasks, stop_the_first_and_kill_the_second)
     assert lost.kind == "vanished"
-    assert "process 2 of the 2 of this student is gone" in (lost.message or "")
+    assert "process 2 of the 2 of this student is gone: the process " in (lost.message or "")
+    assert "signal 9 (SIGKILL)" in (lost.message or "")
+    assert not lost.is_node_fault
     assert (endless.folder / "checkpoint.pt").exists()
     assert not (endless.folder / "artifacts").exists()
 
