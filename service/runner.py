@@ -22,6 +22,7 @@ the GPU need not wait for them. That process is part of the same attempt; where 
 run trained.
 """
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ from service.errors import LeaseLost
 from service.fairness import Claim, allot
 from service.gpus import GpuWatch
 from service.holds import CacheHolds
-from service.jobs import TERMINAL, WORKING, State
+from service.jobs import LIVE, TERMINAL, WORKING, State
 from service.progress import CacheProgress, run_progress
 from service.records import Records
 from service.rows import end_of
@@ -233,8 +234,8 @@ class Engine:
             kind, message = refused
             self._fail(record.id, record.attempt, {"type": kind, "message": message})
             return None
-        spent = (record.teacher_forwards or {}).get("run", 0)
-        job = ActiveJob(record, record.attempt, spec, CacheProgress(spent), record.state)
+        progress = CacheProgress(self._forwards_in(record.id), record.teacher_forwards)
+        job = ActiveJob(record, record.attempt, spec, progress, record.state)
         runs = self._records.runs(record.id)
         job.whole.update(run.id for run in runs if run.whole_gpu)
         job.alone.update(job.whole)
@@ -296,10 +297,12 @@ class Engine:
                 self._forget(job.id)
                 return
             job.attempt = adopted.attempt
-            job.progress = CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
+            job.progress = CacheProgress(self._forwards_in(job.id), adopted.teacher_forwards)
         job.has_built = True
         share = self._capacity.inference_share_of(job.spec.training, whole=_CACHES in job.whole)
-        task = self._cluster.build_caches(job.spec, self._folders, share, self._settings.caches_max_bytes)
+        task = self._cluster.build_caches(
+            job.spec, self._folders, share, self._settings.caches_max_bytes, job.progress.forwards_in
+        )
         job.caches = Work(task, job.attempt)
 
     def _advance(self, job: ActiveJob) -> None:
@@ -367,6 +370,9 @@ class Engine:
         gpu_share = work.task.crew.gpu_share
         work.task.close()
         job.caches = None
+        if outcome.value is None:
+            # Beside what it has told of: batches of blocks that were under way.
+            self._records.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
         if outcome.kind == "failed" and self._is_worth_a_whole_gpu(job, outcome, gpu_share):
             return
         if outcome.kind == "failed" and not self._is_worth_another_device(job, _CACHES, outcome):
@@ -379,15 +385,11 @@ class Engine:
         job.plan = CachePlan.model_validate(value["plan"])
         accuracy = job.plan.accuracy
         assert accuracy is not None
-        spent = job.progress.spent_before
         self._records.update_job(
             job.id,
             attempt=job.attempt,
             stage="training",
-            teacher_forwards={
-                "run": value["teacher_forwards"] + spent,
-                "avoided": value["teacher_forwards_avoided"] - spent,
-            },
+            teacher_forwards=job.progress.forwards(value["teacher_forwards_needed"]),
             teacher_accuracy=accuracy.test,
             teacher_views_accuracy=accuracy.views,
         )
@@ -460,6 +462,13 @@ class Engine:
                 work.task.close()
         for run in self._records.runs(job_id):
             self._sweep(run)
+        if self._records.states(job_id)[0] not in LIVE:
+            # Their sum is stored.
+            shutil.rmtree(self._forwards_in(job_id), ignore_errors=True)
+
+    def _forwards_in(self, job_id: str) -> Path:
+        """The folder of the counters of what the teacher was run on for a job, see ``workers.forwards``."""
+        return self._folders.jobs / job_id / "forwards"
 
     def _end(self, job: ActiveJob) -> None:
         """Every run has ended."""

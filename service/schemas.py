@@ -414,10 +414,18 @@ class JobProgress(Document):
 
 
 class TeacherForwards(Document):
-    """Teacher forward passes that were run for a job, and those that the cache has saved it."""
+    """Teacher forward passes that were run for a job, and those that the cache spares its runs."""
 
-    run: int
-    avoided: int
+    run: int = Field(
+        ge=0,
+        description="pictures that went through the teacher, also in processes that were killed and in blocks that "
+        "were lost; at least, as each kill may leave one batch uncounted",
+    )
+    avoided: int = Field(
+        ge=0,
+        description="what a live teacher would need for all epochs of all runs, less `run`; 0 until the caches are "
+        "complete, and where they cost more than they spare",
+    )
 
 
 class JobSummary(Document):

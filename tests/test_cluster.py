@@ -38,6 +38,7 @@ from workers.cluster import (
 from workers.config import CacheOptions, Folders
 from workers.deaths import Death
 from workers.events import Log, ignore, never
+from workers.forwards import count_forwards
 from workers.outcomes import Outcome, Share
 
 pytestmark = pytest.mark.timeout(600)
@@ -121,7 +122,8 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
             pending_at_the_kill = event["rows_total"] - event["rows_done"]
             os.kill(actor_processes("_InferenceActor")[0], signal.SIGKILL)
 
-    outcome = follow(cluster.build_caches(job, folders), kill_one_in_the_middle)
+    counters = tmp_path / "forwards"
+    outcome = follow(cluster.build_caches(job, folders, forwards_in=counters), kill_one_in_the_middle)
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert pending_at_the_kill > 0
@@ -134,6 +136,10 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     plan = CachePlan.model_validate(outcome.value["plan"])
     specs = (plan.test_cache, plan.train_cache)
     assert [ready["rows_inferred"] for ready in told["cache_ready"]] == [spec.views * spec.samples for spec in specs]
+    # What was run is what was committed and what the killed one had in hand, but for the batch that it was counting.
+    needed = told["contract_checked"][0]["forwards"] + sum(spec.views * spec.samples for spec in specs)
+    lost = plan.train_cache.rows_in(range(4))
+    assert needed - 256 <= count_forwards(counters) <= needed + lost
     # A record that was there stayed, whoever had the block on its pile again.
     assert len(seen_first) == sum(spec.blocks for spec in specs)
     for record, before in seen_first.items():

@@ -202,14 +202,36 @@ class _CachesActor(_Actor):
         return [] if pool is None else pool.shares()
 
     def work(
-        self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
+        self,
+        job_json: str,
+        folders_json: str,
+        cpus: int,
+        actors: int,
+        gpu_share: float,
+        quota_bytes: int,
+        forwards_in: str | None,
     ) -> None:
         self._mails[0].outcome = outcome_of(
-            lambda: self._build(job_json, folders_json, cpus, actors, gpu_share, quota_bytes)
+            lambda: self._build(
+                job_json,
+                folders_json,
+                cpus,
+                actors,
+                gpu_share,
+                quota_bytes,
+                None if forwards_in is None else Path(forwards_in),
+            )
         )
 
     def _build(
-        self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
+        self,
+        job_json: str,
+        folders_json: str,
+        cpus: int,
+        actors: int,
+        gpu_share: float,
+        quota_bytes: int,
+        forwards_in: Path | None,
     ) -> dict[str, Any]:
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
@@ -217,18 +239,22 @@ class _CachesActor(_Actor):
         # The contract check is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
         # So no device but an explicit CPU need be named; the pool names that of its actors.
         device: Device = "cpu" if job.training.device == "cpu" else "auto"
-        plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus, device=device)
+        plan = caching.plan_caches(
+            job, folders, emit, should_stop, threads=cpus, device=device, forwards_in=forwards_in
+        )
         # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
         self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
         with contextlib.closing(_InferencePool(actors, gpu_share, cpus)) as self._pool:
             infer = self._pool.infer
-            forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, device=device, infer=infer)
+            forwards = caching.build_caches(
+                plan, folders, emit, should_stop, threads=1, device=device, infer=infer, forwards_in=forwards_in
+            )
         plan = plan.model_copy(update={"accuracy": caching.teacher_accuracy(plan, folders)})
         emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
             "teacher_forwards": forwards,
-            "teacher_forwards_avoided": caching.forwards_avoided(job, plan, forwards),
+            "teacher_forwards_needed": caching.forwards_needed(job, plan),
         }
 
 
@@ -949,22 +975,31 @@ class Cluster:
         """Whether Ray is there. If not, nothing here may be asked; a new cluster can be started."""
         return self._head.is_alive
 
-    def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 0.0, quota_bytes: int = 0) -> Task:
+    def build_caches(
+        self,
+        job: JobSpec,
+        folders: Folders,
+        gpu_share: float = 0.0,
+        quota_bytes: int = 0,
+        forwards_in: Path | None = None,
+    ) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core.
 
         The outcome's value holds ``plan`` (``caching.CachePlan``, with the teacher's accuracy), ``teacher_forwards``
-        and ``teacher_forwards_avoided``. Until ``Task.close`` neither cache is evicted.
+        of this process's own and ``teacher_forwards_needed`` by a live teacher. Until ``Task.close`` neither cache is
+        evicted.
 
         Args:
             gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 1 has a GPU for itself; 0 is
                 the CPU.
             quota_bytes: see ``caching.reserve_caches``.
+            forwards_in: see ``InferenceOrder.forwards``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
         actors = self.gpus if gpu_share else self.cpus
         order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
-        actor.work.remote(*order)
+        actor.work.remote(*order, None if forwards_in is None else str(forwards_in))
         crew = Crew([actor], [0], gpu_share=gpu_share)
         # It says itself what its inference has; until then that is nothing.
         crew.shares = []
