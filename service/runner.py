@@ -716,8 +716,10 @@ class Engine:
             sweep_attempts(self._run_folder(run), None, checkpoints=True)
 
     def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
-        # Whatever ended the process, the runs that were trained in it shall not end each other again.
-        job.alone.add(run_id)
+        if not outcome.is_node_fault:
+            # Whatever ended the process, the runs that were trained in it shall not end each other again. Where others
+            # have the memory, several processes in the place of one would only take more.
+            job.alone.add(run_id)
         backoff = job.lost(run_id, outcome.message or "", is_node_fault=outcome.is_node_fault)
         if backoff.faults > LOSSES_MAX and job.states.get(run_id) is State.RUNNING:
             message = f"the run's process vanished {backoff.losses} times, last: {outcome.message}"
