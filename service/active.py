@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from service.backoff import Backoff, after_loss
 from service.jobs import State
 from service.progress import CacheProgress
 from service.settings import Settings
@@ -71,6 +72,7 @@ class ActiveJob:
     Attributes:
         state, states: of the job and of its runs, as of the last look; None is a job that is gone.
         has_built: whether this engine has told of its caches before.
+        backoffs: of runs, and of ``caches``, that were lost since they last came on; stored, too.
         alone: runs that share no process.
         whole: runs, and ``caches``, that share no GPU either: a share of one was too small. Those of runs are stored.
         waits_for: what was stored last of why runs wait although it is their turn, by id.
@@ -87,7 +89,7 @@ class ActiveJob:
     has_built: bool = False
     plan: CachePlan | None = None
     runs: dict[str, Work] = field(default_factory=dict)
-    losses: dict[str, int] = field(default_factory=dict)
+    backoffs: dict[str, Backoff] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
     whole: set[str] = field(default_factory=set)
     without_device: set[str] = field(default_factory=set)
@@ -112,5 +114,19 @@ class ActiveJob:
 
     @property
     def waiting(self) -> list[str]:
-        """Runs that may start, in the order of the plan."""
+        """Runs that nobody trains and somebody wants, in the order of the plan."""
         return [run_id for run_id, state in self.states.items() if state in {State.QUEUED, State.LOST}]
+
+    @property
+    def ready(self) -> list[str]:
+        """Runs that may start, in the order of the plan: their backoff is over."""
+        return [run_id for run_id in self.waiting if self.may_start(run_id)]
+
+    def may_start(self, id: str) -> bool:
+        """Whether a run, or ``caches``, is not kept from starting by what was lost of it."""
+        return id not in self.backoffs or self.backoffs[id].is_over
+
+    def lost(self, id: str, last: str, *, is_node_fault: bool) -> Backoff:
+        """Count one more loss of a run, or of ``caches``."""
+        self.backoffs[id] = after_loss(self.backoffs.get(id), last, is_node_fault=is_node_fault)
+        return self.backoffs[id]

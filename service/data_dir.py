@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from sqlalchemy import text
 
+from service.copies import check_copy, remember_place
 from service.db import Database, upgrade_to_head
 from service.errors import DataDirBusy
 from service.private import keep_private
@@ -33,13 +34,16 @@ def open_database(settings: Settings) -> Iterator[Database]:
 
     Raises:
         DataDirBusy: a restore is under way or was not finished.
+        DamagedCopy: it was copied while a service was at work, and that has gone wrong.
         NewerDatabase: another version's tables.
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or migrated.
     """
     keep_private(settings.data_dir)
     settings.make_folders()
     with in_use(settings.data_dir):
+        check_copy(settings)
         upgrade_to_head(settings.database)
+        remember_place(settings)
         with closing(Database(settings.database)) as database:
             if unknown := unknown_files(settings, database):
                 log.warning("files that the database does not know", reason=unknown)

@@ -23,6 +23,7 @@
     ├── NewerDatabase               (RuntimeError)     a newer version has migrated the database
     ├── LogGone                     (SQLAlchemyError)  SQLite's write-ahead log was removed after a kill, see ``db``
     ├── DataDirBusy                 (RuntimeError)     the data directory is in use, or half restored
+    ├── DamagedCopy                 (RuntimeError)     the data directory was copied while a service wrote to it
     ├── DataDirNotEmpty             (RuntimeError)     a restore would write over what a service has kept
     ├── BadBackup                   (ValueError)       a folder that is no whole backup, or none for this service
     ├── BackupFailed                (RuntimeError)     a backup, or a restore, that cannot be made
@@ -149,6 +150,10 @@ class NewerDatabase(ServiceError, RuntimeError):
 
 class DataDirBusy(ServiceError, RuntimeError):
     """Another process works on the data directory, or a restore into it has not been finished."""
+
+
+class DamagedCopy(ServiceError, RuntimeError):
+    """The data directory was copied while a service was at work on it, and the copy of its database is damaged."""
 
 
 class DataDirNotEmpty(ServiceError, RuntimeError):

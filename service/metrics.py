@@ -176,10 +176,12 @@ def _teacher(session: Session) -> Iterator[Metric]:
     # Known once both caches of a job are complete, and never forgotten.
     complete = JobRecord.teacher_accuracy.is_not(None)
     hits, misses = (func.count(case((complete & found, 1))) for found in (run == 0, run > 0))
-    sums = session.execute(select(func.sum(run), func.sum(avoided), hits, misses)).one()
+    # Earlier versions have stored what a cache costs beyond what it spares as a negative number.
+    sparing = case((avoided > 0, avoided), else_=0.0)
+    sums = session.execute(select(func.sum(run), func.sum(sparing), hits, misses)).one()
     ran, spared, found, missing = (value or 0 for value in sums)
     yield CounterMetricFamily("retort_teacher_forwards", "Pictures that were run through a teacher.", ran)
-    # No counter: a cache costs before it saves, and what it has saved by then is a negative number.
+    # No counter: of a job whose caches are gone and inferred once more, it becomes less.
     text = "Forward passes that live teachers would have needed beyond those that were run."
     yield GaugeMetricFamily("retort_teacher_forwards_avoided", text, spared)
     yield CounterMetricFamily("retort_cache_hits", "Jobs whose caches were complete before them.", found)

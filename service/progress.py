@@ -1,24 +1,41 @@
 """What follows from what workers tell: the columns of a job and of a run that show how far it is."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from service.tables import Json
+from workers.forwards import carry_over, count_forwards, forwards_avoided
 from workers.outcomes import Numbered
 
 
 class CacheProgress:
-    """What a job's events say of its caches and of the teacher's work, over all events of one attempt.
+    """What a job's events and the teacher's counters say of its caches, over all events of one attempt.
+
+    Args:
+        forwards_in: folder of the counters of the job's workers, of all attempts, killed or not.
+        stored: the job's ``teacher_forwards``, which they do not fall short of.
 
     Attributes:
-        spent_before: forward passes that earlier attempts have run.
         caches: keys of the caches that were told of, by split.
     """
 
-    def __init__(self, spent_before: int) -> None:
-        self.spent_before = spent_before
-        self._contract = 0
-        self._inferred: dict[str, int] = {}
+    def __init__(self, forwards_in: Path, stored: Json | None) -> None:
+        self.forwards_in = forwards_in
         self.caches: dict[str, str] = {}
+        known = stored or {"run": 0, "avoided": 0}
+        self._avoided = max(0, known["avoided"])
+        carry_over(forwards_in, known["run"])
+
+    def forwards(self, needed: int | None = None) -> Json:
+        """``teacher_forwards`` now.
+
+        Args:
+            needed: forward passes of a live teacher, known when both caches are complete; until then what is avoided
+                is as it was stored.
+        """
+        run = count_forwards(self.forwards_in)
+        return {"run": run, "avoided": self._avoided if needed is None else forwards_avoided(needed, run)}
 
     def columns(self, events: Sequence[Numbered]) -> Mapping[str, Any]:
         """Columns of the job that follow from its events."""
@@ -27,21 +44,16 @@ class CacheProgress:
             match event["type"]:
                 case "stage":
                     columns["stage"] = event["stage"]
-                case "contract_checked":
-                    self._contract = event["forwards"]
                 case "inference_progress":
                     self.caches[event["split"]] = event["cache"]
-                    self._inferred[event["split"]] = event["rows_inferred"]
                     columns["caches"] = dict(self.caches)
                     if event["split"] == "train":
                         names = ("rows_done", "rows_total", "rows_per_s", "eta_s")
                         columns["inference"] = {name: event[name] for name in names}
-        run = self.spent_before + self._contract + sum(self._inferred.values())
-        # What is avoided is known when both caches are complete.
-        return {**columns, "teacher_forwards": {"run": run, "avoided": 0}}
+        return {**columns, "teacher_forwards": self.forwards()}
 
 
-def run_progress(events: Sequence[Numbered]) -> Mapping[str, Any]:
+def run_progress(events: Sequence[Numbered]) -> dict[str, Any]:
     """Columns of the run that follow from its events."""
     progress: dict[str, Any] = {}
     for _, event in events:

@@ -26,9 +26,9 @@ from service.tables import ArtifactRecord, EngineRecord, EventRecord, JobRecord,
 
 ENGINE_ROW = 1
 JOB_FIELDS = frozenset(
-    {"stage", "inference", "caches", "teacher_forwards", "teacher_accuracy", "teacher_views_accuracy"}
+    {"stage", "inference", "caches", "teacher_forwards", "teacher_accuracy", "teacher_views_accuracy", "backoff"}
 )
-RUN_FIELDS = frozenset({"epoch", "epochs", "progress", "metrics"})
+RUN_FIELDS = frozenset({"epoch", "epochs", "progress", "metrics", "backoff"})
 
 
 def actor_name(run_id: str, attempt: int) -> str:
@@ -185,7 +185,7 @@ class Records:
             return swap(session, job, State.PAUSED)
 
     def update_job(self, job_id: str, *, attempt: int | None = None, **fields: object) -> bool:
-        """Sets ``stage``, ``inference``, ``caches``, ``teacher_forwards`` or the teacher's accuracies of a running job.
+        """Sets columns of a job that somebody works on: those of ``JOB_FIELDS``.
 
         Returns:
             Whether it landed: False if nobody works on the job or ``attempt`` is an old one.
@@ -200,6 +200,16 @@ class Records:
                 return False
             _assign(job, fields)
             return True
+
+    def record_backoff(self, job_id: str, attempt: int, backoff: Json, why: str) -> None:
+        """Stores that a job's caches start again later, and tells of it (``log``); not of a job that is over."""
+        with self._write() as session:
+            job = session.get(JobRecord, job_id)
+            if not _works_on(job, attempt):
+                return
+            _assign(job, {"backoff": backoff})
+            told = {"type": "log", "level": "warning", "message": why}
+            session.execute(insert(EventRecord), [event_row(job_id, None, attempt, None, told)])
 
     # -------------------------------------------------------------------------------------------------------- runs
 
@@ -263,13 +273,20 @@ class Records:
             return swap(session, run, wanted, {} if result is None else {"result": result}, error)
 
     def move_on(
-        self, run_id: str, attempt: int, after: Mapping[State, State], *, needs_whole_gpu: bool = False
+        self,
+        run_id: str,
+        attempt: int,
+        after: Mapping[State, State],
+        *,
+        needs_whole_gpu: bool = False,
+        backoff: Json | None = None,
     ) -> State | None:
         """Moves a run that nobody works on any more to the state that follows from what was wanted of it just now.
 
         Args:
             after: by the present state.
             needs_whole_gpu: from now on it is given nothing less.
+            backoff: its new one, if it was lost.
 
         Returns:
             The new state; None if it did not land: a newer attempt has begun, or ``after`` has nothing for its state.
@@ -280,8 +297,16 @@ class Records:
                 return None
             # The swap changes the row's state.
             wanted = after[run.state]
-            fields = {"whole_gpu": True} if needs_whole_gpu else {}
+            fields: dict[str, object] = {"whole_gpu": True} if needs_whole_gpu else {}
+            if backoff is not None:
+                fields["backoff"] = backoff
             return wanted if swap(session, run, wanted, fields) else None
+
+    def waits_for(self, job_id: str) -> dict[str, str]:
+        """Why runs of a job wait, by id, as it is stored: a client who pauses and resumes a run takes it away."""
+        query = select(RunRecord.id, RunRecord.waits_for).where(RunRecord.job_id == job_id)
+        with self.database.read() as session:
+            return {id: reason for id, reason in session.execute(query) if reason is not None}
 
     def record_waiting(self, job_id: str, reasons: Mapping[str, str]) -> None:
         """Stores why runs of a job wait although it is their turn; those without a reason have none any more.

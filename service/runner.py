@@ -4,11 +4,12 @@ A single loop in a process of its own; the only writer of what workers tell, and
 client may cancel, pause and resume). It keeps nothing that it cannot find again. Killed at any moment, its successor
 adopts the unfinished jobs: runs that are still training are found again by the names of their processes and lose
 nothing, the others start again from their checkpoints, and committed blocks are where they were. One engine leads, by a
-lease in the database; a second one waits for it. (How often a run was lost since its last epoch it forgets, and that
-inference had too little memory on a share of a GPU: that is found out once more.)
+lease in the database; a second one waits for it. (That inference had too little memory on a share of a GPU it forgets:
+that is found out once more.)
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again; what vanished is
-*lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between; what was
+*lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between, and later
+each time (``backoff``); what vanished because others have used up the memory, or with Ray, is not counted; what was
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
 machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
 more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
@@ -21,6 +22,7 @@ the GPU need not wait for them. That process is part of the same attempt; where 
 run trained.
 """
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,18 +35,20 @@ from structlog.contextvars import bound_contextvars
 from service.active import ActiveJob, Work, job_spec
 from service.allocation import FreeResources, Need
 from service.attempts import list_artifacts, sweep_attempts
+from service.backoff import read_backoff, why_set_back
 from service.capacity import choose_capacity
 from service.errors import LeaseLost
 from service.fairness import Claim, allot
 from service.gpus import GpuWatch
 from service.holds import CacheHolds
-from service.jobs import TERMINAL, WORKING, State
+from service.jobs import LIVE, TERMINAL, WORKING, State
 from service.progress import CacheProgress, run_progress
 from service.records import Records
 from service.rows import end_of
 from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
 from store import Catalog
+from workers.backoff import LOSSES_EVER_MAX
 from workers.caching import CachePlan
 from workers.cluster import Cluster, Task, export_name
 from workers.config import Folders, RunSpec, TrainingOrder
@@ -54,13 +58,11 @@ from workers.pipeline import order_run, share_out
 log = structlog.get_logger("retort.engine")
 
 LOSSES_MAX = 3
-# Whatever the cause, the end of Ray included: a run that takes everything down with it must end some time.
-LOSSES_EVER_MAX = 100
 # Each is looked at several times a second. Beyond the first number only what would otherwise wait for others is taken.
 ACTIVE_JOBS_MAX = 8
 ACTIVE_JOBS_EVER_MAX = 64
 _POLL_S = 0.05
-# What a job's losses of its caches are counted under, beside its runs.
+# What a job's caches are counted under, beside its runs.
 _CACHES = "caches"
 
 # What becomes of a run by what was wanted of it, when its process is gone and when it has put its work down.
@@ -232,12 +234,14 @@ class Engine:
             kind, message = refused
             self._fail(record.id, record.attempt, {"type": kind, "message": message})
             return None
-        spent = (record.teacher_forwards or {}).get("run", 0)
-        job = ActiveJob(record, record.attempt, spec, CacheProgress(spent), record.state)
+        progress = CacheProgress(self._forwards_in(record.id), record.teacher_forwards)
+        job = ActiveJob(record, record.attempt, spec, progress, record.state)
         runs = self._records.runs(record.id)
         job.whole.update(run.id for run in runs if run.whole_gpu)
         job.alone.update(job.whole)
         job.waits_for = {run.id: run.waits_for for run in runs if run.waits_for is not None}
+        stored = {_CACHES: record.backoff, **{run.id: run.backoff for run in runs}}
+        job.backoffs = {id: backoff for id, json in stored.items() if (backoff := read_backoff(json)) is not None}
         self._jobs[job.id] = job
         return job
 
@@ -256,13 +260,21 @@ class Engine:
                 if task is not None:
                     job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
                 else:
-                    self._records.move_on(run.id, run.attempt, _GONE)
+                    why = "its process was gone when the engine, or Ray, had started again"
+                    self._lose_with_node(job, run, why)
                     self._sweep(self._records.run(run.id))
                 # One that has trained already may be exported beside the others.
                 found[export_name(name, run.piece or 0)] = 1
             if tasks:
                 found[name] = job.spec.training.actors
         return found
+
+    def _lose_with_node(self, job: ActiveJob, run: RunRecord, why: str) -> None:
+        """A run whose process has ended with Ray, or while there was no engine, is not to blame."""
+        backoff = None
+        if run.state is State.RUNNING:
+            backoff = job.lost(run.id, why, is_node_fault=True).model_dump(mode="json")
+        self._records.move_on(run.id, run.attempt, _GONE, backoff=backoff)
 
     def _attach(self, job: ActiveJob, name: str, run: RunRecord, acknowledged: Mapping[int, int]) -> dict[int, Task]:
         """The tasks of a crew, with what it was given when it was started: the settings may be others since."""
@@ -285,10 +297,12 @@ class Engine:
                 self._forget(job.id)
                 return
             job.attempt = adopted.attempt
-            job.progress = CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
+            job.progress = CacheProgress(self._forwards_in(job.id), adopted.teacher_forwards)
         job.has_built = True
         share = self._capacity.inference_share_of(job.spec.training, whole=_CACHES in job.whole)
-        task = self._cluster.build_caches(job.spec, self._folders, share, self._settings.caches_max_bytes)
+        task = self._cluster.build_caches(
+            job.spec, self._folders, share, self._settings.caches_max_bytes, job.progress.forwards_in
+        )
         job.caches = Work(task, job.attempt)
 
     def _advance(self, job: ActiveJob) -> None:
@@ -301,7 +315,7 @@ class Engine:
         self._poll(job)
         if job.id not in self._jobs or job.caches is not None:
             return
-        if job.plan is None and job.state is State.RUNNING and job.waiting:
+        if job.plan is None and job.state is State.RUNNING and job.waiting and job.may_start(_CACHES):
             # Not for runs that were found in training: those have theirs.
             self._build_caches(job)
         if job.caches is not None or job.runs:
@@ -344,7 +358,8 @@ class Engine:
             self._records.record_events(job.id, None, job.attempt, events, progress=progress)
             work.task.acknowledge(events)
             if any(event.get("rows_inferred") for _, event in events):
-                job.losses.pop(_CACHES, None)
+                if job.backoffs.pop(_CACHES, None) is not None:
+                    self._records.update_job(job.id, attempt=job.attempt, backoff=None)
                 job.without_device.discard(_CACHES)
         if outcome is None:
             return
@@ -355,6 +370,9 @@ class Engine:
         gpu_share = work.task.crew.gpu_share
         work.task.close()
         job.caches = None
+        if outcome.value is None:
+            # Beside what it has told of: batches of blocks that were under way.
+            self._records.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
         if outcome.kind == "failed" and self._is_worth_a_whole_gpu(job, outcome, gpu_share):
             return
         if outcome.kind == "failed" and not self._is_worth_another_device(job, _CACHES, outcome):
@@ -367,25 +385,25 @@ class Engine:
         job.plan = CachePlan.model_validate(value["plan"])
         accuracy = job.plan.accuracy
         assert accuracy is not None
-        spent = job.progress.spent_before
         self._records.update_job(
             job.id,
             attempt=job.attempt,
             stage="training",
-            teacher_forwards={
-                "run": value["teacher_forwards"] + spent,
-                "avoided": value["teacher_forwards_avoided"] - spent,
-            },
+            teacher_forwards=job.progress.forwards(value["teacher_forwards_needed"]),
             teacher_accuracy=accuracy.test,
             teacher_views_accuracy=accuracy.views,
         )
 
     def _count_loss(self, job: ActiveJob, outcome: Outcome) -> None:
         """They are built again, a bounded number of times without a row inferred in between."""
-        losses = job.losses[_CACHES] = job.losses.get(_CACHES, 0) + 1
-        log.warning("inference vanished", job_id=job.id, losses=losses, reason=outcome.message)
-        if losses > LOSSES_MAX:
-            self._fail(job.id, job.attempt, error_of(outcome))
+        backoff = job.lost(_CACHES, outcome.message or "", is_node_fault=outcome.is_node_fault)
+        log.warning("inference vanished", job_id=job.id, losses=backoff.losses, reason=outcome.message)
+        if backoff.faults > LOSSES_MAX or backoff.losses > LOSSES_EVER_MAX:
+            message = f"the process that completes the caches vanished {backoff.losses} times, last: {outcome.message}"
+            self._fail(job.id, job.attempt, {"type": outcome.error_type, "message": message})
+            return
+        why = f"inference was {backoff.waits_for}"
+        self._records.record_backoff(job.id, job.attempt, backoff.model_dump(mode="json"), why)
 
     def _export(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
         """Have the artifacts made of a trained run, and give back its share of the GPU.
@@ -444,6 +462,13 @@ class Engine:
                 work.task.close()
         for run in self._records.runs(job_id):
             self._sweep(run)
+        if self._records.states(job_id)[0] not in LIVE:
+            # Their sum is stored.
+            shutil.rmtree(self._forwards_in(job_id), ignore_errors=True)
+
+    def _forwards_in(self, job_id: str) -> Path:
+        """The folder of the counters of what the teacher was run on for a job, see ``workers.forwards``."""
+        return self._folders.jobs / job_id / "forwards"
 
     def _end(self, job: ActiveJob) -> None:
         """Every run has ended."""
@@ -458,7 +483,7 @@ class Engine:
         """Share what is free among the jobs whose runs wait, and store why the others do whose turn it is."""
         capacity, jobs = self._capacity, self._jobs.values()
         free = FreeResources(capacity.cpus, capacity.gpus, [each for job in jobs for each in job.held()])
-        claims, reasons = [], {}
+        claims, no_gpu = [], {}
         for job in jobs:
             if job.plan is None or job.state is not State.RUNNING or not job.waiting:
                 continue
@@ -481,25 +506,27 @@ class Engine:
                 )
             )
             if waiting and need.gpu_share == 1.0:
-                reasons[job.id] = {waiting[0]: free.why_not(need)}
+                no_gpu[job.id] = {waiting[0]: free.why_not(need)}
         given, kept_for = allot(claims, free)
         for job in list(jobs):
+            set_back = why_set_back((id, job.backoffs[id]) for id in job.waiting if id in job.backoffs)
             if given[job.id]:
                 self._start_waiting(job, given[job.id])
             elif job.id != kept_for:
-                self._record_waiting(job, {})
+                self._record_waiting(job, set_back)
             elif free.is_placed:
                 # Else some are just starting: who is where is known in a moment.
-                self._record_waiting(job, reasons.get(job.id, {}))
+                self._record_waiting(job, {**no_gpu.get(job.id, {}), **set_back})
 
     def _record_waiting(self, job: ActiveJob, reasons: Mapping[str, str]) -> None:
-        if reasons != job.waits_for:
+        # A client who pauses and resumes a run between two looks has changed what is stored, and no state.
+        if reasons != job.waits_for or (reasons and reasons != self._records.waits_for(job.id)):
             job.waits_for = reasons
             self._records.record_waiting(job.id, reasons)
 
     def _startable(self, job: ActiveJob) -> list[str]:
         """The waiting runs that may start next; one that wants a whole GPU starts by itself."""
-        waiting = job.waiting[: self._room(job)]
+        waiting = job.ready[: self._room(job)]
         return next(([run_id] for run_id in waiting if run_id in job.whole), waiting)
 
     @staticmethod
@@ -548,7 +575,9 @@ class Engine:
         """Whether the run may not start again; then it has failed."""
         if run.losses < LOSSES_EVER_MAX:
             return False
-        error = {"type": "TooManyLosses", "message": f"the run's process has vanished {run.losses} times"}
+        backoff = read_backoff(run.backoff)
+        last = "" if backoff is None else f", last: {backoff.last}"
+        error = {"type": "TooManyLosses", "message": f"the run's process has vanished {run.losses} times{last}"}
         self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
         return True
 
@@ -590,11 +619,12 @@ class Engine:
         events, outcome = work.task.poll()
         if events:
             progress = run_progress(events)
+            if "epoch" in progress and job.backoffs.pop(run_id, None) is not None:
+                progress["backoff"] = None
             self._records.record_events(job.id, run_id, work.attempt, events, progress=progress)
             work.task.acknowledge(events)
             if "epoch" in progress:
                 work.is_trained = progress["epoch"] >= job.spec.training.epochs
-                job.losses.pop(run_id, None)
                 job.without_device.discard(run_id)
         if outcome is None:
             return
@@ -686,12 +716,14 @@ class Engine:
             sweep_attempts(self._run_folder(run), None, checkpoints=True)
 
     def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
-        # Whatever ended the process, the runs that were trained in it shall not end each other again.
-        job.alone.add(run_id)
-        losses = job.losses[run_id] = job.losses.get(run_id, 0) + 1
-        if losses > LOSSES_MAX and job.states.get(run_id) is State.RUNNING:
-            message = f"the run's process vanished {losses} times, last: {outcome.message}"
+        if not outcome.is_node_fault:
+            # Whatever ended the process, the runs that were trained in it shall not end each other again. Where others
+            # have the memory, several processes in the place of one would only take more.
+            job.alone.add(run_id)
+        backoff = job.lost(run_id, outcome.message or "", is_node_fault=outcome.is_node_fault)
+        if backoff.faults > LOSSES_MAX and job.states.get(run_id) is State.RUNNING:
+            message = f"the run's process vanished {backoff.losses} times, last: {outcome.message}"
             error = {"type": outcome.error_type, "message": message}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
         else:
-            self._records.move_on(run_id, work.attempt, _GONE)
+            self._records.move_on(run_id, work.attempt, _GONE, backoff=backoff.model_dump(mode="json"))

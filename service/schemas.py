@@ -414,10 +414,18 @@ class JobProgress(Document):
 
 
 class TeacherForwards(Document):
-    """Teacher forward passes that were run for a job, and those that the cache has saved it."""
+    """Teacher forward passes that were run for a job, and those that the cache spares its runs."""
 
-    run: int
-    avoided: int
+    run: int = Field(
+        ge=0,
+        description="pictures that went through the teacher, also in processes that were killed and in blocks that "
+        "were lost; at least, as each kill may leave one batch uncounted",
+    )
+    avoided: int = Field(
+        ge=0,
+        description="what a live teacher would need for all epochs of all runs, less `run`; 0 until the caches are "
+        "complete, and where they cost more than they spare",
+    )
 
 
 class JobSummary(Document):
@@ -440,6 +448,9 @@ class JobSummary(Document):
     teacher_accuracy: float | None = Field(description="top-1 on the test split")
     teacher_views_accuracy: float | None = Field(
         description="top-1 on the training views, of the cached logits that students learn from"
+    )
+    waits_for: str | None = Field(
+        description="why the inference of its caches does not start yet: its process was lost, and starts again later"
     )
     priority: int
     parallel_runs: int | None
@@ -475,7 +486,8 @@ class Run(Document):
     result: Stored | None
     error: ErrorInfo | None
     waits_for: str | None = Field(
-        description="why it waits although it is its turn: for a whole GPU, say, and who has them"
+        description="why it waits although it is its turn: for a whole GPU, say, and who has them, or for the time at "
+        "which it starts again after its process was lost"
     )
     retry_of: str | None = Field(description="the run that it tries again")
     created_at: datetime

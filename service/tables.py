@@ -139,7 +139,8 @@ class JobRecord(Base):
 
     ``attempt`` counts the engines that have worked on it, and fences the writes of earlier ones. ``parallel_runs`` is
     how many of its runs may be at work at once, NULL for as many as there is room for; ``key_id`` is the API key that
-    posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again.
+    posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
+    is of the losses in a row of the process that completes its caches, NULL without any.
     """
 
     __tablename__ = "jobs"
@@ -165,6 +166,7 @@ class JobRecord(Base):
     parallel_runs: Mapped[int | None] = mapped_column()
     key_id: Mapped[str | None] = mapped_column(String(40))
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()
@@ -177,7 +179,7 @@ class RunRecord(Base):
     ``share`` is what each process of that attempt was given: ``{"processes", "cpus", "gpu_share"}``; NULL before the
     first, and of one that an earlier version has started. ``whole_gpu``: it had too little memory on a share of a GPU,
     and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
-    ``losses`` counts the attempts whose process vanished.
+    ``losses`` counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``) those since the last epoch.
     ``retry_of`` is the run that this one tries again, each at most once.
     """
 
@@ -207,6 +209,7 @@ class RunRecord(Base):
     share: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     whole_gpu: Mapped[bool] = mapped_column(default=False, server_default=false())
     waits_for: Mapped[str | None] = mapped_column(Text)
+    backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True, unique=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()

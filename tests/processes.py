@@ -30,7 +30,7 @@ class Processes:
     """An API and an engine over one data directory, each of which can be killed and started again.
 
     Args:
-        data_dir: made here.
+        data_dir: made here, unless it is a copy of another one.
         environment: of the processes, beside the settings; None takes this process's own.
         settings: more of them, as environment variables without ``RETORT_``.
     """
@@ -39,7 +39,7 @@ class Processes:
         port = free_port()
         self.client = Client(f"http://127.0.0.1:{port}")
         self.data_dir = data_dir
-        data_dir.mkdir()
+        data_dir.mkdir(exist_ok=True)
         self._environment = {
             **(os.environ if environment is None else environment),
             "RETORT_DATA_DIR": str(data_dir),

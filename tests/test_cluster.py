@@ -36,7 +36,9 @@ from workers.cluster import (
     export_name,
 )
 from workers.config import CacheOptions, Folders
+from workers.deaths import Death
 from workers.events import Log, ignore, never
+from workers.forwards import count_forwards
 from workers.outcomes import Outcome, Share
 
 pytestmark = pytest.mark.timeout(600)
@@ -120,17 +122,24 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
             pending_at_the_kill = event["rows_total"] - event["rows_done"]
             os.kill(actor_processes("_InferenceActor")[0], signal.SIGKILL)
 
-    outcome = follow(cluster.build_caches(job, folders), kill_one_in_the_middle)
+    counters = tmp_path / "forwards"
+    outcome = follow(cluster.build_caches(job, folders, forwards_in=counters), kill_one_in_the_middle)
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert pending_at_the_kill > 0
-    assert any("died and is replaced" in log["message"] for log in told["log"])
+    replaced = [log["message"] for log in told["log"] if "died and is replaced" in log["message"]]
+    assert len(replaced) == 1
+    assert "signal 9 (SIGKILL)" in replaced[0]
     # The device of the job is that of its teacher, too.
     assert told["contract_checked"][0]["provider_reason"] == "asked for"
     assert "inference on CPUExecutionProvider: asked for" in [log["message"] for log in told["log"]]
     plan = CachePlan.model_validate(outcome.value["plan"])
     specs = (plan.test_cache, plan.train_cache)
     assert [ready["rows_inferred"] for ready in told["cache_ready"]] == [spec.views * spec.samples for spec in specs]
+    # What was run is what was committed and what the killed one had in hand, but for the batch that it was counting.
+    needed = told["contract_checked"][0]["forwards"] + sum(spec.views * spec.samples for spec in specs)
+    lost = plan.train_cache.rows_in(range(4))
+    assert needed - 256 <= count_forwards(counters) <= needed + lost
     # A record that was there stayed, whoever had the block on its pile again.
     assert len(seen_first) == sum(spec.blocks for spec in specs)
     for record, before in seen_first.items():
@@ -275,7 +284,9 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
     tasks = cluster.train(new_name(), [endless], cpus=1, gpu_share=0.0)
     lost = follow(*tasks, stop_the_first_and_kill_the_second)
     assert lost.kind == "vanished"
-    assert "process 2 of the 2 of this student is gone" in (lost.message or "")
+    assert "process 2 of the 2 of this student is gone: the process " in (lost.message or "")
+    assert "signal 9 (SIGKILL)" in (lost.message or "")
+    assert not lost.is_node_fault
     assert (endless.folder / "checkpoint.pt").exists()
     assert not (endless.folder / "artifacts").exists()
 
@@ -454,16 +465,19 @@ def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
 
 
 def test_any_number_of_inference_actors_may_die_but_not_of_the_same_blocks() -> None:
-    pile, done = Pile(range(10), 4), []
+    pile, done, killed = Pile(range(10), 4), [], Death("killed")
     while pile:
         piece = pile.take()
         for _ in range(ACTOR_LOSSES_MAX):
-            pile.give_back(piece, "killed")
+            pile.give_back(piece, killed)
+            assert pile.take() == piece
+        for _ in range(2 * ACTOR_LOSSES_MAX):
+            pile.give_back(piece, Death("others have the memory", is_node_fault=True))
             assert pile.take() == piece
         done.append(piece)
     assert done == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    with pytest.raises(WorkerLost, match="4 inference actors died with the same blocks, the last one with: killed"):
-        pile.give_back([8, 9], "killed")
+    with pytest.raises(WorkerLost, match="4 inference actors died with the same blocks, the last one: killed"):
+        pile.give_back([8, 9], killed)
 
 
 def test_a_signal_that_comes_while_handlers_are_swapped_waits_and_meets_the_callers() -> None:

@@ -14,7 +14,7 @@ from service.cli import main
 from service.data_dir import open_database
 from service.db import Database, LogGone, upgrade_to_head
 from service.engine import run_engine
-from service.errors import NewerDatabase
+from service.errors import DamagedCopy, NewerDatabase
 from service.records import Records
 from service.registry import Registry
 from service.server import serve
@@ -182,3 +182,30 @@ def test_api_without_an_engine_empties_the_log_of_the_database_now_and_then(
     monkeypatch.setattr(Database, "checkpoint", lambda _: called.set())
     with running_api(make_settings(tmp_path)):
         assert called.wait(30)
+
+
+def test_start_on_a_copy_reads_its_database_through_once_and_refuses_one_of_two_moments(tmp_path: Path) -> None:
+    """As ``cp -a`` makes it of a service at work: the database of before a checkpoint, the log of after it."""
+    settings, job, _ = a_service(tmp_path)
+    whole, torn = (tmp_path / name for name in ("whole", "torn"))
+
+    def start(folder: Path) -> list[str]:
+        with capture_logs() as logs, open_database(settings.model_copy(update={"data_dir": folder})) as database:
+            assert Records(database).job(job).id == job
+        return [line["event"] for line in logs if "is checked" in line["event"]]
+
+    assert start(settings.data_dir) == []
+    with closing(Database(settings.database)) as database, database.read():
+        for _ in range(40):
+            add_job(Registry(database))
+        shutil.copytree(settings.data_dir, torn)
+        database.checkpoint()
+        for _ in range(40):
+            add_job(Registry(database))
+        shutil.copytree(settings.data_dir, whole)
+    for suffix in ("-wal", "-shm"):
+        shutil.copy(whole / f"retort.sqlite3{suffix}", torn)
+    assert len(start(whole)) == 1
+    assert start(whole) == []
+    with pytest.raises(DamagedCopy, match=f"copied from {settings.data_dir}, most likely while a service"):
+        start(torn)

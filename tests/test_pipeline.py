@@ -14,10 +14,17 @@ from tests.digits import SMALL, Digits
 from tests.full_disk import on_a_small_disk, run_outputs
 from tests.store_cases import is_held
 from workers import pipeline
-from workers.caching import build_caches, file_sha256, forwards_avoided, identify, plan_caches
+from workers.caching import (
+    build_caches,
+    file_sha256,
+    forwards_needed,
+    identify,
+    plan_caches,
+)
 from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
-from workers.errors import ContractViolation, InvalidJob, InvalidTeacher
+from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, Stopped
 from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
+from workers.forwards import ForwardCounter, carry_over, count_forwards, forwards_avoided
 from workers.methods import parse_method
 from workers.pipeline import run_job, share_out
 from workers.recompute import recompute_rows
@@ -72,7 +79,11 @@ def test_passes_avoided_are_those_a_live_teacher_would_have_run(digits: Digits) 
     job = digits.job("ce", "kd", "dtkd", training=SMALL.model_copy(update={"epochs": 10}))
     train, test = digits.plan.train_cache.samples, digits.plan.test_cache.samples
     # Cross-entropy needs no teacher; the two others would have run it in each of ten epochs.
-    assert forwards_avoided(job, digits.plan, 100) == 2 * (10 * train + test) - 100
+    needed = forwards_needed(job, digits.plan)
+    assert needed == 2 * (10 * train + test)
+    assert forwards_avoided(needed, 100) == needed - 100
+    # A cache that cost more has spared nothing.
+    assert forwards_avoided(needed, needed + 1) == 0
 
 
 def test_another_augmentation_is_another_cache(digits: Digits) -> None:
@@ -94,14 +105,54 @@ def test_a_job_warns_of_methods_that_need_more_epochs(digits: Digits) -> None:
 def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:
     folders = Folders(data_dir=tmp_path, data_root=tmp_path)
     events: list[object] = []
-    plan = plan_caches(digits.job("kd"), folders, events.append, never, threads=1)
-    build_caches(plan, folders, events.append, never, threads=1)
+    counters = tmp_path / "forwards"
+    plan = plan_caches(digits.job("kd"), folders, events.append, never, threads=1, forwards_in=counters)
+    assert count_forwards(counters) == plan.contract_forwards > 0
+    run = build_caches(plan, folders, events.append, never, threads=1, forwards_in=counters)
+    assert count_forwards(counters) == run
     last = [e for e in events if isinstance(e, InferenceProgress) and e.split == "train"][-1]
     assert last.rows_done == last.rows_total == plan.train_cache.views * plan.train_cache.samples
     # Where it was inferred is told, and kept with the cache as it was, not as it was asked for.
     assert any(isinstance(e, Log) and e.message.startswith("inference on CPUExecutionProvider: ") for e in events)
     provenance = Catalog(folders.caches).get(plan.train_cache.key).provenance
     assert [origin["provider"] for origin in provenance["computed_on"]] == ["CPUExecutionProvider"]
+
+
+def test_contract_check_hears_that_it_is_to_stop_counts_what_it_has_run_and_records_nothing(
+    digits: Digits, tmp_path: Path
+) -> None:
+    folders, counters = Folders(data_dir=tmp_path, data_root=tmp_path), tmp_path / "forwards"
+    shutil.copytree(digits.folders.datasets, folders.datasets)
+    for calls in (1, 3):
+        before = count_forwards(counters)
+        told: list[bool] = []
+
+        def stop(told: list[bool] = told, calls: int = calls, before: int = before) -> bool:
+            told.append(count_forwards(counters) > before)
+            return sum(told) >= calls
+
+        with pytest.raises(Stopped, match="while the teacher was tried on the data"):
+            plan_caches(digits.job("kd"), folders, ignore, stop, threads=1, forwards_in=counters)
+        assert sum(told) == calls
+        assert 0 < count_forwards(counters) - before < digits.plan.contract_forwards
+    assert not list(folders.contracts.glob("*"))
+
+
+def test_forward_counters_add_up_and_are_topped_up_to_what_was_told_before(tmp_path: Path) -> None:
+    """As after a backup was restored, which has none, or of a version that had none."""
+    assert count_forwards(tmp_path / "none") == 0
+    folder = tmp_path / "forwards"
+    for rows in (5, 7):
+        counter = ForwardCounter(folder)
+        counter.add(rows)
+        counter.add(1)
+    assert count_forwards(folder) == 14
+    for told, total in ((3, 14), (20, 20), (20, 20), (25, 25)):
+        carry_over(folder, told)
+        assert count_forwards(folder) == total
+    # Killed between making its file and the first number.
+    (folder / "new").touch()
+    assert count_forwards(folder) == 25
 
 
 def test_a_flipped_bit_is_found_before_any_student_trains(digits: Digits, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from workers.artifacts import ARTIFACTS
 from workers.caching import CachePlan
 from workers.cluster import Cluster, Crew
 from workers.config import TeacherAccuracy, TeacherSpec, TrainingOrder
+from workers.forwards import ForwardCounter
 from workers.outcomes import Numbered, Outcome
 
 
@@ -128,7 +129,8 @@ class _Cluster:
         self.has_ended_others, self.kept = True, names
         return 0
 
-    def build_caches(self, _: object, __: object, gpu_share: float, ___: int) -> _Task:
+    def build_caches(self, _: object, __: object, gpu_share: float, ___: int, forwards_in: Path) -> _Task:
+        self.forwards_in = forwards_in
         task = next(self._tasks)
         task.crew = Crew([cast("Any", object())], [0], gpu_share=gpu_share)
         task.crew.shares = []
@@ -192,7 +194,7 @@ def complete_caches() -> _Task:
         contract_forwards=0,
         accuracy=TeacherAccuracy(test=1.0, views=0.5),
     )
-    forwards = {"teacher_forwards": 0, "teacher_forwards_avoided": 0}
+    forwards = {"teacher_forwards": 0, "teacher_forwards_needed": 1000}
     return _Task(outcome=Outcome(kind="done", value={"plan": plan.model_dump(mode="json"), **forwards}))
 
 
@@ -213,8 +215,9 @@ def inferred(rows: int, key: str = "0" * 64) -> list[Numbered]:
 
 @pytest.mark.parametrize(("rows", "state"), [(5, State.RUNNING), (0, State.FAILED)])
 def test_losses_of_a_caches_process_count_unless_it_had_inferred_something(
-    bench: _Bench, rows: int, state: State
+    bench: _Bench, rows: int, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.backoff.delay_s", lambda _: 0.0)
     tasks = [_Task(inferred(rows), vanished()) for _ in range(LOSSES_MAX + 1)]
     engine = bench.engine(*tasks, _Task())
     for _ in range(len(tasks) + 2):
@@ -236,6 +239,39 @@ def test_a_caches_process_that_was_told_to_stop_and_did_not_listen_is_no_loss(be
         task.outcome = vanished()
     engine.tick()
     assert bench.state is State.RUNNING
+
+
+def test_forwards_are_what_the_counters_say_after_kills_of_workers_and_of_the_engine_too(bench: _Bench) -> None:
+    """Of what was run since the last event, nobody has told."""
+    ends = [failed("NotFinite")] * 2
+    cluster = _Cluster(_Task(inferred(5)), _Task(outcome=vanished()), complete_caches(), endings=ends)
+    engine = bench.engine_on(cluster)
+    for _ in range(2):
+        engine.tick()
+    ForwardCounter(cluster.forwards_in).add(400)
+    # The engine is killed; its successor loses a worker, and completes the caches with another one.
+    engine = bench.engine_on(cluster)
+    engine.tick()
+    ForwardCounter(cluster.forwards_in).add(30)
+    for _ in range(2):
+        engine.tick()
+    assert bench.records.job(bench.job_id).teacher_forwards == {"run": 430, "avoided": 570}
+    assert cluster.forwards_in.is_dir()
+    for _ in range(3):
+        engine.tick()
+    assert bench.state is State.FAILED
+    assert bench.records.job(bench.job_id).teacher_forwards == {"run": 430, "avoided": 570}
+    assert not cluster.forwards_in.exists()
+
+
+def test_nothing_is_avoided_by_caches_that_cost_more_than_a_live_teacher(bench: _Bench) -> None:
+    cluster = _Cluster(complete_caches())
+    engine = bench.engine_on(cluster)
+    for _ in range(2):
+        engine.tick()
+    ForwardCounter(cluster.forwards_in).add(1001)
+    engine.tick()
+    assert bench.records.job(bench.job_id).teacher_forwards == {"run": 1001, "avoided": 0}
 
 
 def test_the_caches_of_a_paused_job_are_held_until_it_ends_by_the_next_engine_too(bench: _Bench) -> None:

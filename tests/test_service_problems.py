@@ -306,6 +306,7 @@ def test_every_error_of_the_service_that_a_request_can_meet_has_an_entry() -> No
         errors.IllegalMove,
         errors.LeaseLost,
         errors.NewerDatabase,
+        errors.DamagedCopy,
         errors.DataDirBusy,
         errors.DataDirNotEmpty,
         errors.BadBackup,

@@ -53,8 +53,9 @@ from workers.config import (
 from workers.contract import ViewsReport, batch_rows, check_views
 from workers.datasets import Dataset
 from workers.durable import alone, replacing
-from workers.errors import InvalidTeacher
-from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress, Log, ShouldStop, Stage
+from workers.errors import InvalidTeacher, Stopped
+from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress, Log, ShouldStop, Stage, never
+from workers.forwards import ForwardCounter
 from workers.inference import AUGMENTATION, infer_blocks
 from workers.lossy import Guard, judge
 from workers.onnx_check import check_onnx, check_picture
@@ -132,12 +133,16 @@ def check_contract(
     device: Device = "auto",
     accept: bool = False,
     views: Views | None = None,
+    should_stop: ShouldStop = never,
+    forwards_in: Path | None = None,
 ) -> tuple[ContractReport, int]:
     """Try the teacher on a labelled slice, once for every pairing of teacher and data, and on views of it.
 
     Args:
         accept: whether the job insists on a teacher that is doubted; each job for itself, whatever was recorded.
         views: the training views as the teacher sees them; None, or no augmentation, tries plain pictures alone.
+        should_stop: asked after every batch.
+        forwards_in: see ``InferenceOrder.forwards``.
 
     Returns:
         The report on plain pictures, and the number of forward passes that both took now: 0 when the
@@ -145,7 +150,16 @@ def check_contract(
 
     Raises:
         ContractViolation: they do not belong together; see ``Teacher.contract_check``.
+        Stopped: ``should_stop`` said so; the next job tries anew.
     """
+    counter = None if forwards_in is None else ForwardCounter(forwards_in)
+
+    def count(rows: int) -> None:
+        if counter is not None:
+            counter.add(rows)
+        if should_stop():
+            raise Stopped("stopped while the teacher was tried on the data")
+
     identity = {
         "teacher": teacher.model_dump(mode="json", exclude={"path"}),
         "dataset": dataset.fingerprint,
@@ -153,7 +167,13 @@ def check_contract(
     }
     session = functools.cache(
         lambda: Teacher(
-            teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device, dataset=dataset
+            teacher.path,
+            teacher.preprocessing,
+            teacher.output,
+            threads=threads,
+            device=device,
+            dataset=dataset,
+            on_forward=count,
         )
     )
     record = _contract_record(folders, identity)
@@ -234,10 +254,14 @@ def plan_caches(
     *,
     threads: int,
     device: Device = "auto",
+    forwards_in: Path | None = None,
 ) -> CachePlan:
     """Prepare the data, check the teacher against it, and settle both cache specifications.
 
     The encoding is for the training split alone: the test split's cache is small, and results are measured on it.
+
+    Args:
+        forwards_in: see ``InferenceOrder.forwards``.
     """
     for warning in job.warnings:
         emit(Log(level="warning", message=warning))
@@ -254,7 +278,16 @@ def plan_caches(
     recipe = teacher_augmentation(job.views.augmentation, size, train.height, train.width)
     seen = job.views.model_copy(update={"augmentation": recipe})
     report, rows = check_contract(
-        teacher, train, folders, emit, threads=threads, device=device, accept=job.accept_teacher, views=seen
+        teacher,
+        train,
+        folders,
+        emit,
+        threads=threads,
+        device=device,
+        accept=job.accept_teacher,
+        views=seen,
+        should_stop=should_stop,
+        forwards_in=forwards_in,
     )
 
     encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]
@@ -307,6 +340,7 @@ def open_teacher(order: InferenceOrder) -> Teacher:
         memory_fraction=order.memory_fraction,
         output_kind=order.spec.output_kind,
         dataset=datasets.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint),
+        on_forward=None if order.forwards is None else ForwardCounter(order.forwards).add,
     )
 
 
@@ -360,10 +394,14 @@ def build_caches(
     threads: int,
     device: Device = "auto",
     infer: Infer = infer_here,
+    forwards_in: Path | None = None,
 ) -> int:
     """Complete both caches, the test split's first (it is small and shows mistakes early).
 
     Before them comes one block of a lossy training split, and the judgement on it.
+
+    Args:
+        forwards_in: see ``InferenceOrder.forwards``.
 
     Returns:
         How many rows went through the teacher, the contract check's included.
@@ -384,6 +422,7 @@ def build_caches(
             batch_size=inference_batch(
                 plan.teacher, dataset, spec.block_rows, AUGMENTATION.validate_python(spec.augmentation)
             ),
+            forwards=forwards_in,
         )
 
     emit(Stage(stage="inference"))
@@ -504,14 +543,12 @@ def _cached_accuracy(spec: CacheSpec, folders: Folders) -> float:
     return hits / (spec.views * spec.samples)
 
 
-def forwards_avoided(job: JobSpec, plan: CachePlan, forwards: int) -> int:
-    """Teacher forward passes that a live teacher would have needed, less those that were run.
+def forwards_needed(job: JobSpec, plan: CachePlan) -> int:
+    """Teacher forward passes that a live teacher would need for all runs of a job.
 
-    A live teacher is run on every training picture of every epoch of every run that distils (on two views of it, if
-    the method compares two), and once per run on the test split (its agreement). Plain cross-entropy needs none and
-    counts none. Negative when the cache cost more than it has saved yet: more views than epochs, or nothing but
-    cross-entropy.
+    It is run on every training picture of every epoch of every run that distils (on two views of it, if the method
+    compares two), and once per run on the test split (its agreement). Plain cross-entropy needs none and counts none.
     """
     distilling = [method for method in (run.method.expand() for run in job.runs()) if method.needs_teacher]
     passes = sum(job.training.epochs * method.views * plan.train_cache.samples for method in distilling)
-    return passes + len(distilling) * plan.test_cache.samples - forwards
+    return passes + len(distilling) * plan.test_cache.samples

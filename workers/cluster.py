@@ -30,7 +30,9 @@ from typing import Any, Protocol
 from store import CacheWriter
 from workers import caching, logs, signals
 from workers.artifacts import ARTIFACTS
+from workers.backoff import LOSSES_EVER_MAX, delay_s
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
+from workers.deaths import Death, ProcessId, Watch, oom_kills, own_id
 from workers.errors import Stopped, WorkerError, first_line
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.learner import Member
@@ -92,12 +94,18 @@ class _Actor:
         logs.configure("info")
         self._mails = [Mailbox(first_event) for _ in range(pieces)]
 
-    def answer(self, piece: int, acknowledged: int) -> tuple[list[Numbered], Outcome | None, list[Share] | str | None]:
+    def answer(
+        self, piece: int, acknowledged: int
+    ) -> tuple[list[Numbered], Outcome | None, list[Share] | str | None, ProcessId]:
         """Events from number ``acknowledged`` on (those before it are forgotten), how the work has ended, what is held.
 
-        The last is the GPU that this process is on, by Ray's name, or what the processes that it has started hold.
+        The third is the GPU that this process is on, by Ray's name, or what the processes that it has started hold;
+        the last is for whoever watches over it.
         """
-        return (*self._mails[piece].take(acknowledged), self._held())
+        return (*self._mails[piece].take(acknowledged), self._held(), own_id())
+
+    def process(self) -> ProcessId:
+        return own_id()
 
     def _held(self) -> list[Share] | str | None:
         return _own_gpu()
@@ -194,14 +202,36 @@ class _CachesActor(_Actor):
         return [] if pool is None else pool.shares()
 
     def work(
-        self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
+        self,
+        job_json: str,
+        folders_json: str,
+        cpus: int,
+        actors: int,
+        gpu_share: float,
+        quota_bytes: int,
+        forwards_in: str | None,
     ) -> None:
         self._mails[0].outcome = outcome_of(
-            lambda: self._build(job_json, folders_json, cpus, actors, gpu_share, quota_bytes)
+            lambda: self._build(
+                job_json,
+                folders_json,
+                cpus,
+                actors,
+                gpu_share,
+                quota_bytes,
+                None if forwards_in is None else Path(forwards_in),
+            )
         )
 
     def _build(
-        self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
+        self,
+        job_json: str,
+        folders_json: str,
+        cpus: int,
+        actors: int,
+        gpu_share: float,
+        quota_bytes: int,
+        forwards_in: Path | None,
     ) -> dict[str, Any]:
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
@@ -209,18 +239,22 @@ class _CachesActor(_Actor):
         # The contract check is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
         # So no device but an explicit CPU need be named; the pool names that of its actors.
         device: Device = "cpu" if job.training.device == "cpu" else "auto"
-        plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus, device=device)
+        plan = caching.plan_caches(
+            job, folders, emit, should_stop, threads=cpus, device=device, forwards_in=forwards_in
+        )
         # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
         self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
         with contextlib.closing(_InferencePool(actors, gpu_share, cpus)) as self._pool:
             infer = self._pool.infer
-            forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, device=device, infer=infer)
+            forwards = caching.build_caches(
+                plan, folders, emit, should_stop, threads=1, device=device, infer=infer, forwards_in=forwards_in
+            )
         plan = plan.model_copy(update={"accuracy": caching.teacher_accuracy(plan, folders)})
         emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
             "teacher_forwards": forwards,
-            "teacher_forwards_avoided": caching.forwards_avoided(job, plan, forwards),
+            "teacher_forwards_needed": caching.forwards_needed(job, plan),
         }
 
 
@@ -234,6 +268,7 @@ class _Handle(Protocol):
     work: _Method
     gpu_ids: _Method
     answer: _Method
+    process: _Method
     stop: _Method
     pause: _Method
 
@@ -313,19 +348,21 @@ class Pile:
         """The next piece."""
         return self._pieces.popleft()
 
-    def give_back(self, piece: list[int], why: str) -> None:
+    def give_back(self, piece: list[int], death: Death) -> None:
         """Whoever had this piece has died. It is the next one again: where everybody dies, that is soon known.
 
         Raises:
             WorkerLost: too many have died of this very piece. Those of others do not count: a cache may take hours.
         """
+        self._pieces.appendleft(piece)
+        if death.is_node_fault:
+            return
         self._losses[piece[0]] += 1
         if self._losses[piece[0]] > ACTOR_LOSSES_MAX:
             raise WorkerLost(
-                f"{self._losses[piece[0]]} inference actors died with the same blocks, the last one with: {why}. "
+                f"{self._losses[piece[0]]} inference actors died with the same blocks, the last one: {death.text}. "
                 "Committed blocks are kept; look for a full memory or a failing GPU and submit the job again"
             )
-        self._pieces.appendleft(piece)
 
 
 @dataclass
@@ -335,6 +372,8 @@ class _PoolWorker:
     Attributes:
         share: of a GPU that it has asked for.
         started: answered, with its GPUs, once it has its share of the machine; until then it is given nothing to do.
+        process: answered likewise, with what is to be watched.
+        kills: see ``deaths.Watch.alive``.
     """
 
     actor: _Handle
@@ -342,6 +381,9 @@ class _PoolWorker:
     started: Any
     blocks: list[int] = field(default_factory=list)
     reference: Any = None
+    process: Any = None
+    watch: Watch = field(default_factory=Watch)
+    kills: int = 0
 
     @property
     def is_started(self) -> bool:
@@ -358,6 +400,15 @@ class _PoolWorker:
             ids: Sequence[int | str] = ray.get(self.started)
             return ids
         return []
+
+    def begin(self, order_json: str, blocks: list[int]) -> None:
+        """Have it infer these; its process is watched from now on."""
+        if self.process is not None and _is_ready(self.process):
+            with contextlib.suppress(ray.exceptions.RayError):
+                self.watch = Watch(ray.get(self.process))
+            self.process = None
+        self.kills = oom_kills()
+        self.blocks, self.reference = blocks, self.actor.work.remote(order_json, blocks)
 
 
 class _InferencePool:
@@ -381,6 +432,9 @@ class _InferencePool:
         self._lock = threading.Lock()
         self._idle: threading.Timer | None = None
         self._told: set[str] = set()
+        self._losses = 0
+        self._owed: list[float] = []
+        self._start_again_s = 0.0
 
     def infer(self, order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
         """Infer and commit these blocks of one cache; see ``caching.Infer``.
@@ -398,18 +452,21 @@ class _InferencePool:
                 while len(self._workers) < count:
                     self._workers.append(self._new_worker(self._share))
                 while True:
+                    self._start_owed()
                     self._retire_small_worker()
                     for worker in self._workers:
                         if worker.reference is None and pile and worker.is_started:
-                            worker.blocks = pile.take()
-                            worker.reference = worker.actor.work.remote(text, worker.blocks)
+                            worker.begin(text, pile.take())
                     busy = {worker.reference: worker for worker in self._workers if worker.reference is not None}
                     if not busy and not pile:
                         return
                     if not busy and waiting.tell():
                         self._add_small_worker()
                     references = list(busy) or [worker.started for worker in self._workers]
-                    ready, _ = ray.wait(references, num_returns=1, timeout=0.25)
+                    ready = ray.wait(references, num_returns=1, timeout=0.25)[0] if references else []
+                    if not references:
+                        # All have died, and are started again in a while.
+                        time.sleep(0.05)
                     for reference in ready:
                         if reference in busy:
                             self._finish(busy[reference], pile, emit)
@@ -481,7 +538,31 @@ class _InferencePool:
 
     def _new_worker(self, share: float) -> _PoolWorker:
         actor = _start(_InferenceActor, cpus=0.0 if share else _INFERENCE_CPUS, gpus=share)
-        return _PoolWorker(actor, share, started=actor.gpu_ids.remote())
+        return _PoolWorker(actor, share, started=actor.gpu_ids.remote(), process=actor.process.remote())
+
+    def _replace_later(self, worker: _PoolWorker, death: Death, emit: Emit) -> None:
+        """Put another one in the place of one that has died, after a while if it is not the first in a row.
+
+        Raises:
+            WorkerLost: so many have died without a call done in between that it does not matter of what.
+        """
+        self._losses += 1
+        if self._losses > LOSSES_EVER_MAX:
+            raise WorkerLost(
+                f"{self._losses} inference actors died one after the other, the last one: {death.text}. Committed "
+                "blocks are kept; look for what has the memory of this machine, and submit the job again"
+            )
+        wait_s = delay_s(self._losses)
+        when = f" in {wait_s:.0f} s" if wait_s else ""
+        emit(Log(level="warning", message=f"an inference actor died and is replaced{when}: {death.text}"))
+        self._workers.remove(worker)
+        self._owed.append(worker.share)
+        self._start_again_s = time.monotonic() + wait_s
+
+    def _start_owed(self) -> None:
+        if self._owed and time.monotonic() >= self._start_again_s:
+            self._workers += [self._new_worker(share) for share in self._owed]
+            self._owed.clear()
 
     def _add_small_worker(self) -> None:
         """Where no GPU has much room, an actor that takes little of one: inference shall not wait for an empty GPU."""
@@ -500,10 +581,12 @@ class _InferencePool:
         try:
             outcome = ray.get(worker.reference)
         except ray.exceptions.RayError as error:
-            pile.give_back(worker.blocks, first_line(error))
-            emit(Log(level="warning", message=f"an inference actor died and is replaced: {first_line(error)}"))
-            self._workers[self._workers.index(worker)] = self._new_worker(worker.share)
+            death = worker.watch.death(error)
+            self._replace_later(worker, death, emit)
+            pile.give_back(worker.blocks, death)
             return
+        self._losses = 0
+        worker.watch.alive(worker.kills)
         worker.reference, worker.blocks = None, []
         if outcome.kind == "stopped":
             raise Stopped(outcome.message)
@@ -646,18 +729,38 @@ class Crew:
         self.first, *self.others = actors
         self._places = places
         self._open = set(pieces)
+        self._watches = [Watch() for _ in actors]
 
     @property
     def open_tasks(self) -> int:
         """How many of its tasks have not ended."""
         return len(self._open)
 
-    def note(self, rank: int, held: list[Share] | str | None) -> None:
-        """Take down what an actor has said of the share that it holds."""
+    def note(
+        self,
+        rank: int,
+        held: list[Share] | str | None = None,
+        process: ProcessId | None = None,
+        *,
+        kills: int = 0,
+    ) -> None:
+        """Take down what an actor has said of the share that it holds, and of its process.
+
+        Args:
+            kills: see ``deaths.Watch.alive``.
+        """
         if isinstance(held, list):
             self.shares = held
         elif held is not None:
             self.shares[rank] = self.shares[rank].model_copy(update={"gpu_id": held})
+        if process is not None:
+            if not self._watches[rank].is_of(process):
+                self._watches[rank] = Watch(process, kills)
+            self._watches[rank].alive(kills)
+
+    def vanished(self, rank: int, error: BaseException) -> Outcome:
+        """The outcome of a process that Ray says is gone."""
+        return _vanished(error, self._watches[rank].death(error))
 
     def kill(self) -> None:
         """End its processes, whatever they are doing."""
@@ -683,6 +786,7 @@ class _Peers:
     def __init__(self, crew: Crew) -> None:
         self._crew, self._actors = crew, crew.others
         self._asked: dict[int, Any] = {}
+        self._kills: dict[int, int] = {}
         self._ended: tuple[float, Outcome] | None = None
 
     def poll(self) -> Outcome | None:
@@ -691,18 +795,19 @@ class _Peers:
             try:
                 if rank not in self._asked:
                     # Only the first one's events are stored: these are forgotten.
+                    self._kills[rank] = oom_kills()
                     self._asked[rank] = actor.answer.remote(0, sys.maxsize)
                 if not _is_ready(self._asked[rank]):
                     continue
                 held: list[Any]
                 _, outcome, *held = ray.get(self._asked.pop(rank))
-                self._crew.note(rank, held[0] if held else None)
+                self._crew.note(rank, *held, kills=self._kills[rank])
             except ray.exceptions.ActorUnavailableError:
                 # It may come back; the first one's own patience decides.
                 self._asked.pop(rank, None)
                 continue
             except ray.exceptions.RayError as error:
-                gone = _vanished(error)
+                gone = self._crew.vanished(rank, error)
                 message = f"process {rank + 1} of the {len(self._actors) + 1} of this student is gone: {gone.message}"
                 return gone.model_copy(update={"message": message})
             if outcome is not None and outcome.kind in {"failed", "vanished", "stopped"}:
@@ -728,6 +833,7 @@ class Task:
         self._acknowledged = acknowledged
         self._asked: ray.ObjectRef[tuple[list[Numbered], Outcome | None]] | None = None
         self._asked_s = 0.0
+        self._kills = 0
         self._unavailable_since: float | None = None
         self._has_begun = has_begun
         self._is_closed = False
@@ -742,6 +848,7 @@ class Task:
             return [], Outcome(kind="vanished", error_type="Closed", message="it was ended from outside")
         try:
             if self._asked is None:
+                self._kills = oom_kills()
                 self._asked = self.crew.first.answer.remote(self._piece, self._acknowledged)
                 self._asked_s = time.monotonic()
             lost = self._peers.poll()
@@ -750,15 +857,15 @@ class Task:
                 return [], _vanished(TimeoutError(f"no answer in {_SILENT_S:.0f} s")) if is_silent else lost
             asked, self._asked = self._asked, None
             held: list[Any]
-            # An actor that an earlier version has started does not say what it holds.
+            # An actor that an earlier version has started does not say what it holds, or which process it is.
             events, outcome, *held = ray.get(asked)
-            self.crew.note(0, held[0] if held else None)
+            self.crew.note(0, *held, kills=self._kills)
         except ray.exceptions.ActorUnavailableError as error:
             now = time.monotonic()
             self._unavailable_since = self._unavailable_since or now
             return [], _vanished(error) if now - self._unavailable_since > _UNAVAILABLE_S else None
         except ray.exceptions.RayError as error:
-            return [], _vanished(error)
+            return [], self.crew.vanished(0, error)
         self._has_begun, self._unavailable_since = True, None
         return events, outcome or lost
 
@@ -800,8 +907,14 @@ class Task:
         self.crew.close(self._piece)
 
 
-def _vanished(error: BaseException) -> Outcome:
-    return Outcome(kind="vanished", error_type=type(error).__name__, message=first_line(error))
+def _vanished(error: BaseException, death: Death | None = None) -> Outcome:
+    death = death or Death(first_line(error))
+    return Outcome(
+        kind="vanished",
+        error_type=type(error).__name__,
+        message=death.text,
+        is_node_fault=death.is_node_fault,
+    )
 
 
 def export_name(name: str, piece: int) -> str:
@@ -862,22 +975,31 @@ class Cluster:
         """Whether Ray is there. If not, nothing here may be asked; a new cluster can be started."""
         return self._head.is_alive
 
-    def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 0.0, quota_bytes: int = 0) -> Task:
+    def build_caches(
+        self,
+        job: JobSpec,
+        folders: Folders,
+        gpu_share: float = 0.0,
+        quota_bytes: int = 0,
+        forwards_in: Path | None = None,
+    ) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core.
 
         The outcome's value holds ``plan`` (``caching.CachePlan``, with the teacher's accuracy), ``teacher_forwards``
-        and ``teacher_forwards_avoided``. Until ``Task.close`` neither cache is evicted.
+        of this process's own and ``teacher_forwards_needed`` by a live teacher. Until ``Task.close`` neither cache is
+        evicted.
 
         Args:
             gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 1 has a GPU for itself; 0 is
                 the CPU.
             quota_bytes: see ``caching.reserve_caches``.
+            forwards_in: see ``InferenceOrder.forwards``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
         actors = self.gpus if gpu_share else self.cpus
         order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
-        actor.work.remote(*order)
+        actor.work.remote(*order, None if forwards_in is None else str(forwards_in))
         crew = Crew([actor], [0], gpu_share=gpu_share)
         # It says itself what its inference has; until then that is nothing.
         crew.shares = []
@@ -955,7 +1077,7 @@ class Cluster:
         return Task(crew, 0, acknowledged)
 
     def attach(
-        self, name: str, count: int, acknowledged: Mapping[int, int], cpus: float = 1.0, gpu_share: float = 0.0
+        self, name: str, count: int, acknowledged: Mapping[int, int], cpus: float = 0.0, gpu_share: float = 0.0
     ) -> dict[int, Task]:
         """The tasks of a crew that was started before, by another process perhaps.
 

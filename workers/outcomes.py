@@ -50,13 +50,15 @@ class Outcome(BaseModel):
         kind: ``done``; ``failed``: it raised; ``stopped``: it was asked to; ``paused``: it was asked to, and left a
             checkpoint of the very step; ``vanished``: its process is gone.
         value: what it returned, if done.
-        error_type, message: of the exception, if failed.
+        error_type, message: of the exception, if failed; how its process died, if vanished.
+        is_node_fault: whether it vanished by no fault of its own, see ``deaths.Death``.
     """
 
     kind: Literal["done", "failed", "stopped", "paused", "vanished"]
     value: dict[str, Any] | None = None
     error_type: str | None = None
     message: str | None = None
+    is_node_fault: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -21,7 +21,7 @@ from workers.artifacts import ARTIFACTS
 from workers.caching import (
     CachePlan,
     build_caches,
-    forwards_avoided,
+    forwards_needed,
     plan_caches,
     prepare_data,
     reserve_caches,
@@ -41,6 +41,7 @@ from workers.config import (
 )
 from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Stage, ignore, never
+from workers.forwards import forwards_avoided
 from workers.learner import Member
 from workers.methods import parse_method
 from workers.text_files import read_text
@@ -180,7 +181,7 @@ def run_job(
             teacher_accuracy=accuracy.test,
             teacher_views_accuracy=accuracy.views,
             teacher_forwards=forwards,
-            teacher_forwards_avoided=forwards_avoided(job, plan, forwards),
+            teacher_forwards_avoided=forwards_avoided(forwards_needed(job, plan), forwards),
         )
 
 

@@ -74,6 +74,7 @@ class Teacher:
         memory_fraction: of a GPU's memory that the session may take.
         output_kind: what ``contract_check`` found out about the output, for later sessions of the same teacher.
         dataset: some of its pictures are what CUDA and the CPU are compared on; None takes noise.
+        on_forward: told how many pictures have gone through the network, after each call; what it raises ends the call.
 
     Attributes:
         graph: what the file declares.
@@ -103,7 +104,9 @@ class Teacher:
         memory_fraction: float = 1.0,
         output_kind: OutputKind = "logits",
         dataset: Dataset | None = None,
+        on_forward: Callable[[int], None] | None = None,
     ) -> None:
+        self._on_forward = on_forward
         self.graph = check_onnx(path, output)
         check_picture(
             self.graph,
@@ -225,7 +228,8 @@ class Teacher:
             rows = min(rows, self.rows_max)
         while True:
             try:
-                return _run_in_calls(self._session, input_, rows, wanted is not None, timeout_s)
+                output_BN = _run_in_calls(self._session, input_, rows, wanted is not None, timeout_s)
+                break
             except OutOfMemory as error:
                 if rows == 1 or self.batch is not None:
                     fixed = "the graph fixes that number" if self.batch is not None else "fewer are not possible"
@@ -236,6 +240,9 @@ class Teacher:
             # A new session: the old one's arena keeps what it has taken, in pieces that fit the larger batch.
             del self._session
             self._session = self._open()
+        if self._on_forward is not None:
+            self._on_forward(len(input_))
+        return output_BN
 
     @property
     def _is_on_cuda(self) -> bool:

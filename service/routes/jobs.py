@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.auth import Who
+from service.backoff import read_backoff
 from service.bodies import JsonRoute, json_body
 from service.checks import check_job, picture_size, student_size
 from service.context import PAGE_DEFAULT, After, Limit, Service, page
@@ -54,7 +55,6 @@ IdempotencyKey = Annotated[
 
 def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
     """The document of a row in a list; ``counts`` are of its runs."""
-    forwards = row.teacher_forwards
     return JobSummary(
         id=row.id,
         name=row.name,
@@ -71,13 +71,25 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         teacher=row.teacher_id,
         teacher_sha256=row.teacher["sha256"],
         caches=row.caches,
-        teacher_forwards=TeacherForwards.model_validate(forwards) if forwards else None,
+        teacher_forwards=_forwards(row),
         teacher_accuracy=row.teacher_accuracy,
         teacher_views_accuracy=row.teacher_views_accuracy,
+        waits_for=_waits_for(row),
         priority=row.priority,
         parallel_runs=row.parallel_runs,
         retry_of=row.retry_of,
     )
+
+
+def _forwards(row: JobRecord) -> TeacherForwards | None:
+    stored = row.teacher_forwards
+    # Earlier versions have stored what a cache costs beyond what it spares as a negative number.
+    return TeacherForwards(run=stored["run"], avoided=max(0, stored["avoided"])) if stored else None
+
+
+def _waits_for(row: JobRecord) -> str | None:
+    backoff = read_backoff(row.backoff) if row.state is State.RUNNING else None
+    return None if backoff is None or backoff.is_over else backoff.waits_for
 
 
 def show_one(row: JobRecord, registry: Registry) -> Job:
@@ -214,7 +226,7 @@ def report_of(job: JobRecord, rows: list[RunRecord]) -> Report:
         job_id=job.id,
         rows=[_report_row(row) for row in rows],
         teacher=TeacherResult(accuracy=job.teacher_accuracy, views_accuracy=job.teacher_views_accuracy),
-        teacher_forwards=TeacherForwards.model_validate(job.teacher_forwards) if job.teacher_forwards else None,
+        teacher_forwards=_forwards(job),
         caches=job.caches,
     )
 

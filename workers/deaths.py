@@ -1,0 +1,304 @@
+"""Cause of death of a worker process: signal or exit code, an OOM kill or not, and whose memory it was. Without Ray.
+
+Ray says of a process that is gone that "it died unexpectedly", whatever happened. What is known beside that:
+
+- its exit status, from Linux 6.15 on, by a pidfd that was opened while it lived (it is a child of Ray's, not ours);
+- the report that Ray's and Python's handlers of fatal signals leave at the end of its standard error;
+- Ray's memory monitor, which says itself what it has killed and how much each process used;
+- the kernel's counter of processes of this cgroup that were killed for want of memory, before and after;
+- how much memory is in use afterwards. What the dead process had is free by then, so this is what *others* use.
+
+A kernel that is out of memory ends Ray's workers first, whoever has taken it (Ray raises their ``oom_score_adj``), so a
+kill says nothing of who is to blame. Others are if they use at least half of the memory when the process is gone.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import struct
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from workers.errors import first_line
+
+# ioctl(pidfd, PIDFD_GET_INFO, struct pidfd_info of 64 bytes), linux/pidfd.h.
+_GET_INFO = (3 << 30) | (64 << 16) | (0xFF << 8) | 11
+_INFO_EXIT = 1 << 3
+_EXIT_CODE_AT = 60
+# The status is there once Ray has collected the process, a moment after its sockets are closed.
+_COLLECTED_TRIES = 5
+_COLLECTED_S = 0.01
+_REPORT_BYTES = 65536
+# Where nothing counts kills (systemd-oomd and earlyoom kill as anybody does), a machine as full as this is evidence.
+_FULL = 0.9
+# Others are to blame from this share of the memory on.
+_MOST = 0.5
+_CGROUP = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a process ended.
+
+    Attributes:
+        text: for a person.
+        is_node_fault: whether it is no fault of its work: others have used up the memory, or Ray itself has ended.
+    """
+
+    text: str
+    is_node_fault: bool = False
+
+
+class Memory(NamedTuple):
+    """Bytes of memory in use, of this machine or of the cgroup, whichever is fuller; page cache counts as free."""
+
+    used: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.used / 2**30:.1f} of {self.total / 2**30:.1f} GiB"
+
+
+class ProcessId(NamedTuple):
+    """What a process tells of itself to whoever watches it: its number, and the file of its standard error."""
+
+    pid: int
+    stderr: str
+
+
+def own_id() -> ProcessId:
+    """Of this process."""
+    try:
+        stderr = os.readlink("/proc/self/fd/2")
+    except OSError:
+        stderr = ""
+    return ProcessId(os.getpid(), stderr)
+
+
+class Watch:
+    """Watch on a worker process of this machine, kept while it lives to tell how it died.
+
+    Args:
+        process: as it has told; None while it has told nothing.
+        kills: ``oom_kills()`` from before it told.
+    """
+
+    def __init__(self, process: ProcessId | None = None, kills: int | None = None) -> None:
+        self._process = process
+        self._pidfd: int | None = None
+        if process is not None:
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(process.pid)
+                weakref.finalize(self, os.close, self._pidfd)
+        self._kills = oom_kills() if kills is None else kills
+
+    def is_of(self, process: ProcessId) -> bool:
+        """Whether this very process is watched."""
+        return self._process == process
+
+    def alive(self, kills: int) -> None:
+        """Note that it has answered: what was killed for want of memory until it was asked was another one.
+
+        Args:
+            kills: ``oom_kills()`` from when it was asked; by the time its answer is read it may be dead.
+        """
+        self._kills = max(self._kills, kills)
+
+    def death(self, error: BaseException) -> Death:
+        """How it died, of which Ray has told by ``error``."""
+        message = str(error)
+        if (by_monitor := _by_memory_monitor(message)) is not None:
+            return by_monitor
+        if _RAY_ENDED.search(message):
+            return Death(f"Ray itself ended, and the process with it ({_ray_reason(error)})", is_node_fault=True)
+        if "ray.kill" in message:
+            # By an engine: this one has not asked for it, or would not ask.
+            return Death(_ray_reason(error))
+        number, text = self._how(message)
+        if text is None:
+            return Death(_ray_reason(error))
+        kills = oom_kills() - self._kills
+        return _judge(text, number, kills, memory())
+
+    def _how(self, message: str) -> tuple[int | None, str | None]:
+        """(signal, sentence); the signal is None if it was none, or is not known; so is the sentence if Ray knows."""
+        status = self._status()
+        if status is not None:
+            number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+            if number is not None:
+                return number, _by_signal(number)
+            return None, f"the process ended by itself with exit code {os.waitstatus_to_exitcode(status)}"
+        if (crash := self._crash()) is not None:
+            return crash, _by_signal(crash)
+        if "receives a SIGTERM" in message:
+            return signal.SIGTERM, _by_signal(signal.SIGTERM)
+        if (code := _EXIT_CODE.search(message)) is not None:
+            return None, f"the process ended by itself with exit code {code[1]}"
+        if _UNEXPECTED in message:
+            # A crash would have left its report, and Python would have told Ray of an exit.
+            return signal.SIGKILL, "the process ended without a word, most likely by signal 9 (SIGKILL)"
+        return None, None
+
+    def _status(self) -> int | None:
+        """The wait status, where the kernel tells it."""
+        if self._pidfd is None:
+            return None
+        for _ in range(_COLLECTED_TRIES):
+            info = bytearray(struct.pack("QQ", _INFO_EXIT, 0) + bytes(48))
+            try:
+                fcntl.ioctl(self._pidfd, _GET_INFO, info)
+            except OSError:
+                return None
+            [mask] = struct.unpack_from("Q", info)
+            if mask & _INFO_EXIT:
+                [status] = struct.unpack_from("i", info, _EXIT_CODE_AT)
+                return int(status)
+            time.sleep(_COLLECTED_S)
+        return None
+
+    def _crash(self) -> int | None:
+        """The signal of the report that a crash has left."""
+        if self._process is None or not self._process.stderr:
+            return None
+        try:
+            with Path(self._process.stderr).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _REPORT_BYTES))
+                found = _CRASH.findall(file.read())
+        except OSError:
+            return None
+        name = found[-1].decode() if found else ""
+        return signal.Signals[name] if name in signal.Signals.__members__ else None
+
+
+_UNEXPECTED = "unexpectedly exits with a connection error"
+_EXIT_CODE = re.compile(r"exits with an exit code (\d+)")
+_CRASH = re.compile(rb"\*\*\* (SIG[A-Z]+) received at ")
+_RAY_ENDED = re.compile(r"node has died|node died|raylet.*(died|dead)|NODE_DIED", re.IGNORECASE)
+_MONITOR = re.compile(r"was ([\d.]+)GB used / ([\d.]+)GB limit")
+_MONITOR_OWN = re.compile(r"actual memory used=([\d.]+)GB")
+_REASON = re.compile(r"The actor is dead because (.*)")
+
+
+def _by_signal(number: int) -> str:
+    try:
+        name = f" ({signal.Signals(number).name})"
+    except ValueError:
+        name = ""
+    return f"the process was ended by signal {number}{name}"
+
+
+def _by_memory_monitor(message: str) -> Death | None:
+    """Of a process that Ray has killed because the machine's memory was nearly full; it may have killed several."""
+    used, own = _MONITOR.search(message), _MONITOR_OWN.findall(message)
+    if used is None or "low on memory" not in message:
+        return None
+    theirs = float(used[1]) - max(map(float, own), default=0.0)
+    by_others = theirs >= _MOST * float(used[1])
+    whose = (
+        "others used most of it" if by_others else "most of it was its own: use a smaller batch_size, or more memory"
+    )
+    return Death(
+        f"Ray's memory monitor ended the process: {used[1]} of {used[2]} GB were in use, {theirs:.2f} GB by others; "
+        f"{whose}",
+        by_others,
+    )
+
+
+def _judge(text: str, number: int | None, kills: int, after: Memory | None) -> Death:
+    """The death with what memory has to do with it.
+
+    Args:
+        number: of the signal that ended it, None if it was none.
+        kills: of this cgroup's processes by the kernel for want of memory, while it died.
+        after: memory in use once it is gone.
+    """
+    was_oom = kills > 0 and number == signal.SIGKILL
+    if was_oom:
+        text += f"; the kernel's OOM killer ended {kills} process{'es' * (kills > 1)} of this cgroup in that time"
+    if after is None:
+        return Death(text, is_node_fault=False)
+    share = after.used / after.total
+    is_full = number in {signal.SIGKILL, signal.SIGTERM} and share >= _FULL
+    if was_oom and share < _MOST:
+        return Death(
+            f"{text}, and {after} of memory are in use without it, so it had most of it itself: use a smaller "
+            "batch_size, or more memory"
+        )
+    if was_oom or is_full:
+        return Death(f"{text}; others use {after} of memory", is_node_fault=True)
+    return Death(text)
+
+
+def _ray_reason(error: BaseException) -> str:
+    """What Ray says of why an actor is dead; the first line where it says nothing of that."""
+    found = _REASON.search(str(error))
+    return found[1].strip() if found else first_line(error)
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def oom_kills() -> int:
+    """How many processes of this cgroup the kernel has killed for want of memory, whichever limit was reached.
+
+    Where a cgroup does not count them, of the whole machine; 0 where nothing does.
+    """
+    for folder, name in ((_cgroup(""), "memory.events"), (_cgroup("memory"), "memory.oom_control")):
+        if (count := _counts(folder / name).get("oom_kill")) is not None:
+            return count
+    return _counts(_PROC / "vmstat").get("oom_kill", 0)
+
+
+def memory() -> Memory | None:
+    """Memory in use, and how much there is; None where the kernel does not tell."""
+    machine = {name.rstrip(":"): 1024 * count for name, count in _counts(_PROC / "meminfo").items()}
+    if "MemTotal" not in machine or "MemAvailable" not in machine:
+        return None
+    found = [Memory(machine["MemTotal"] - machine["MemAvailable"], machine["MemTotal"])]
+    for folder, limit, used, cache in (
+        (_cgroup(""), "memory.max", "memory.current", "inactive_file"),
+        (_cgroup("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        total, in_use = _number(folder / limit), _number(folder / used)
+        if total is not None and in_use is not None and total < machine["MemTotal"]:
+            dropped = _counts(folder / "memory.stat").get(cache, 0)
+            found.append(Memory(max(0, in_use - dropped), total))
+    # Whichever is the fuller one is what processes are killed for.
+    return max(found, key=lambda each: each.used / max(1, each.total))
+
+
+def _cgroup(controller: str) -> Path:
+    """The folder of this process's cgroup: version 2 where the controller is empty, else of that one of version 1."""
+    top = _CGROUP / controller
+    with contextlib.suppress(OSError):
+        for line in (_PROC / "self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            # In a container its own cgroup may be mounted as the topmost one, under a path of the host's.
+            if controller in controllers.split(",") and (top / path.lstrip("/")).is_dir():
+                return top / path.lstrip("/")
+    return top
+
+
+def _counts(path: Path) -> dict[str, int]:
+    """A file of lines of a name and a number; empty where there is none."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            name, _, rest = line.partition(" ")
+            number = rest.split()[:1]
+            if number and number[0].isdecimal():
+                found[name] = int(number[0])
+    return found
+
+
+def _number(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        text = path.read_text().strip()
+        return int(text) if text.isdecimal() else None
+    return None

@@ -1,0 +1,62 @@
+"""Counter of teacher forward passes, in a file of each process: what was run stays counted when the process is killed.
+
+A job's counters lie in one folder, and their sum is what was run for it, whoever was killed since. A process that is
+killed between a batch and its counting leaves that batch out, so the sum is exact or short by one batch for each kill.
+"""
+
+import os
+import uuid
+import weakref
+from pathlib import Path
+
+# Of a fixed width, so that a number is replaced in one write.
+_DIGITS = 20
+_EARLIER = "earlier"
+
+
+class ForwardCounter:
+    """The counter of one process, or of one session of it.
+
+    Args:
+        folder: of the job; made here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(folder / uuid.uuid4().hex, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._rows = 0
+
+    def add(self, rows: int) -> None:
+        """Count so many pictures. The kernel has the number when this returns; a kill does not take it away."""
+        self._rows += rows
+        os.pwrite(self._descriptor, f"{self._rows:0{_DIGITS}d}".encode(), 0)
+
+
+def count_forwards(folder: Path) -> int:
+    """The sum of all counters in a folder; 0 if there is none."""
+    try:
+        return sum(int(path.read_bytes() or b"0") for path in folder.iterdir())
+    except FileNotFoundError:
+        return 0
+
+
+def carry_over(folder: Path, rows: int) -> None:
+    """Have the sum be at least ``rows``: what was told before there were counters, or before a backup was restored."""
+    missing = rows - count_forwards(folder)
+    if missing <= 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = folder / _EARLIER
+    before = int(earlier.read_bytes() or b"0") if earlier.exists() else 0
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.write_bytes(f"{before + missing:0{_DIGITS}d}".encode())
+    partial.replace(earlier)
+
+
+def forwards_avoided(needed: int, run: int) -> int:
+    """Of the forward passes that a live teacher would need, those that the cache spares; none where it costs more.
+
+    It does with more views than epochs, with nothing but cross-entropy, or where much was inferred twice.
+    """
+    return max(0, needed - run)
