@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from service.auth import is_loopback, load_key_digest
 from service.db import Database
 from service.errors import DiskFloor
+from service.inbound import Connections, Waits, connections_max
 from service.keys import KeyRing, Keys
-from service.limits import ConcurrencyLimit, RateLimit
+from service.limits import ConcurrencyLimit, KeyedSemaphore, RateLimit
 from service.records import Records
 from service.registry import Registry
 from service.schemas import Page
@@ -27,6 +28,9 @@ PAGE_MAX = 100
 EVENTS_DEFAULT = 100
 EVENTS_MAX = 1000
 PAGE_BYTES = 4 << 20
+# Of uploads, at once, and how many of them may be of one key. Each may use the memory of several copies of its file.
+INSPECTIONS_MAX = 2
+KEY_INSPECTIONS_MAX = 1
 
 Item = TypeVar("Item")
 
@@ -37,7 +41,9 @@ class Context:
 
     Attributes:
         ring: knows who a key belongs to.
-        rate, streams, uploads: what every caller may ask for at once.
+        connections: those that are open.
+        rate, requests, streams, uploads: what every caller may ask for at once.
+        inspections: the share that every caller has of the slots for inspecting uploads.
         tail: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
     """
@@ -50,9 +56,12 @@ class Context:
     catalog: Catalog
     keys: Keys
     ring: KeyRing
+    connections: Connections
     rate: RateLimit
+    requests: ConcurrencyLimit
     streams: ConcurrencyLimit
     uploads: ConcurrencyLimit
+    inspections: KeyedSemaphore
     tail: Tail
     closing: asyncio.Event
 
@@ -64,6 +73,9 @@ class Context:
         keys = Keys(database)
         registry = Registry(database, settings.key_live_jobs_max)
         closing = asyncio.Event()
+        connections = connections_max(settings.connections_max)
+        share = max(1, connections // 2)
+        waits = Waits(settings.head_timeout_s, settings.send_stall_s)
         return cls(
             settings=settings,
             database=database,
@@ -73,11 +85,16 @@ class Context:
             catalog=Catalog(settings.caches_dir),
             keys=keys,
             ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),
+            connections=Connections(connections, settings.address_connections_max or share, waits),
             rate=RateLimit(settings.requests_per_s, settings.requests_burst),
+            requests=ConcurrencyLimit(
+                settings.open_requests_max or share, "requests", "wait until some have been answered"
+            ),
             streams=ConcurrencyLimit(
                 settings.streams_max, "event streams", "close one, or follow the job instead of each of its runs"
             ),
             uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
+            inspections=KeyedSemaphore(KEY_INSPECTIONS_MAX),
             tail=Tail(registry, settings.event_poll_s, closing),
             closing=closing,
         )

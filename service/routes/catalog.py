@@ -47,7 +47,7 @@ def _methods() -> MethodPage:
     "/methods/preview",
     operation_id="preview_method",
     summary="Temperatures that a method would give",
-    responses=responses(400, 404, 409, 413, 422),
+    responses=responses(400, 404, 408, 409, 413, 422),
 )
 def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)], service: Service) -> MethodPreview:
     """For every row of a complete cache, from its statistics alone; learned temperatures are the initial ones.

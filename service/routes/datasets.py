@@ -34,7 +34,10 @@ def show(row: DatasetRecord) -> Dataset:
     operation_id="create_dataset",
     summary="Register a data set",
     status_code=201,
-    responses={200: {"model": Dataset, "description": "It was registered before"}, **responses(400, 409, 413, 422)},
+    responses={
+        200: {"model": Dataset, "description": "It was registered before"},
+        **responses(400, 408, 409, 413, 422),
+    },
 )
 def create_dataset(
     request: Annotated[DatasetRequest, json_body(DatasetRequest)], service: Service, response: Response
