@@ -74,7 +74,9 @@ class Context:
         registry = Registry(database, settings.key_live_jobs_max)
         closing = asyncio.Event()
         connections = connections_max(settings.connections_max)
-        share = max(1, connections // 2)
+        # Half for one address, and for one key half of that: behind a proxy all keys may come from one address.
+        of_address = settings.address_connections_max or max(1, connections // 2)
+        of_key = settings.open_requests_max or max(1, connections // 4)
         waits = Waits(settings.head_timeout_s, settings.send_stall_s)
         return cls(
             settings=settings,
@@ -85,11 +87,9 @@ class Context:
             catalog=Catalog(settings.caches_dir),
             keys=keys,
             ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),
-            connections=Connections(connections, settings.address_connections_max or share, waits),
+            connections=Connections(connections, of_address, waits),
             rate=RateLimit(settings.requests_per_s, settings.requests_burst),
-            requests=ConcurrencyLimit(
-                settings.open_requests_max or share, "requests", "wait until some have been answered"
-            ),
+            requests=ConcurrencyLimit(of_key, "requests", "wait until some have been answered"),
             streams=ConcurrencyLimit(
                 settings.streams_max, "event streams", "close one, or follow the job instead of each of its runs"
             ),

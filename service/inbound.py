@@ -1,22 +1,26 @@
 """Inbound connections of the API: how long each may wait for its client, how many there may be, which are closed first.
 
 A connection is *idle* while no request of it is at work: its head is awaited, or the rest of a body that was refused.
-Where there is no room for one more, the one that has been idle for longest is closed for it. Where none is idle, a few
-are let in even so (``SPARE``), for health checks alone. How long the body of a request may take is for
-``service.deadlines``, which can answer; here a connection can only be closed.
+Where there is no room for one more, the one that has been idle for longest is closed for it. Where none has been idle
+for a moment, a few are let in even so (``SPARE``), for health checks alone. How long the body of a request may take is
+for ``service.deadlines``, which can answer; here a connection can only be closed.
 
 The files that the process may open bound the number of connections: without a file for its database or a new
 connection it would answer nobody, health checks included.
 """
 
 import asyncio
+import fcntl
 import resource
+import struct
+import termios
 from collections import Counter
 from dataclasses import dataclass
 
 import structlog
 from uvicorn import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -32,6 +36,8 @@ TOTAL_MIN = 8
 # a spare one must not be pushed out by those that came after it, so this is less than a third of SPARE.
 ACCEPTED_AT_ONCE = 4
 SPARE = 16
+# A connection that has been idle for less is closed for another one only where no spare one is left.
+FRESH_S = 0.5
 # What a client has to take, in each ``send_stall_s``, of an answer that waits for it: 1 KiB/s.
 SENT_BYTES = 64 << 10
 WARN_EVERY_S = 10.0
@@ -119,17 +125,15 @@ class Connections:
         """
         self._open[connection] = address
         self._counts[address] += 1
-        if address and self._counts[address] > self.of_address:
-            self._evict(address)
-        elif len(self._open) > self.total:
-            self._evict()
-        excess = len(self._open) - self.total
-        if address:
-            excess = max(excess, self._counts[address] - self.of_address)
-        if excess > SPARE:
+        # Spare ones that have become idle, too: what is left of them would make spare ones of all that come.
+        while (over := self._over(address)) > 0 and self._evict(address, FRESH_S):
+            pass
+        if over > SPARE and self._evict(address, 0.0):
+            over = self._over(address)
+        if over > SPARE:
             self.refused += 1
             self._end(connection)
-        return excess > 0
+        return over > 0
 
     def rest(self, connection: "Connection") -> None:
         """It is idle from now on."""
@@ -149,12 +153,20 @@ class Connections:
             if not self._counts[address]:
                 del self._counts[address]
 
-    def _evict(self, address: str | None = None) -> None:
-        """Closes the one, of this address if there is one given, that has been idle for longest."""
-        found = (each for each in self._idle if address is None or self._open[each] == address)
-        if (longest := next(found, None)) is not None:
-            self.evicted += 1
-            self._end(longest)
+    def _over(self, address: str) -> int:
+        """By how many there are more than there may be, of all or of this address."""
+        of_all = len(self._open) - self.total
+        return max(of_all, self._counts[address] - self.of_address) if address else of_all
+
+    def _evict(self, address: str, after_s: float) -> bool:
+        """Closes the one that has been idle for longest, if for so long; one of this address if that has too many."""
+        is_own = address and self._counts[address] > self.of_address
+        found = (each for each in self._idle if not is_own or self._open[each] == address)
+        if (longest := next(found, None)) is None or longest.idle_s() < after_s:
+            return False
+        self.evicted += 1
+        self._end(longest)
+        return True
 
     def _end(self, connection: "Connection") -> None:
         self.leave(connection)
@@ -213,7 +225,7 @@ class Connection(H11Protocol):
             self._idle_since_s = None
             self._table.work(self)
             if self._is_spare:
-                self.cycle.keep_alive = False
+                self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
 
     def on_response_complete(self) -> None:
         """A request was answered, and another may come, or is there already."""
@@ -237,12 +249,21 @@ class Connection(H11Protocol):
         self._table.leave(self)
         super().connection_lost(exc)
 
+    def idle_s(self) -> float:
+        """For how long no request of it has been at work."""
+        return 0.0 if self._idle_since_s is None else self.loop.time() - self._idle_since_s
+
     def _rest(self) -> None:
         self._idle_since_s = self.loop.time()
         self._table.rest(self)
 
     def _measured(self) -> tuple[float, int]:
-        return self.loop.time(), self.transport.get_write_buffer_size()
+        """Now, and how many bytes the client has yet to take: here, and in the kernel, which may hold megabytes."""
+        left = self.transport.get_write_buffer_size()
+        if left:
+            file: int = self.transport.get_extra_info("socket").fileno()
+            left += struct.unpack("i", fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)))[0]
+        return self.loop.time(), left
 
     def _look(self) -> None:
         """Closes it when a deadline is over. Again and again until it is lost: cheaper than a timer a request."""

@@ -96,7 +96,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     errors.Forbidden: Kind(403, "forbidden", "Forbidden"),
     errors.ForeignOrigin: Kind(403, "foreign-origin", "Foreign origin"),
     errors.TooManyRequests: Kind(429, "too-many-requests", "Too many requests"),
-    errors.NoRoom: Kind(503, "no-room", "No room for more connections", headers={**_BUSY, "Connection": "close"}),
+    errors.NoRoom: Kind(503, "no-room", "No room for more connections", headers=_BUSY),
     errors.QueueFull: Kind(429, "queue-full", "Queue full"),
     errors.DiskFloor: _NO_ROOM,
     RequestValidationError: Kind(422, "invalid-request", "Invalid request"),

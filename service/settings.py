@@ -53,7 +53,7 @@ class Settings(BaseSettings):
         requests_per_s: of one key, or of one address without keys, in the long run; 0 is no limit.
         requests_burst: how many of them may come at once.
         open_requests_max, streams_max, uploads_max: requests, and of them event streams and uploads, that one key or
-            address may have open. None is half of ``connections_max``.
+            address may have open. None is a quarter of ``connections_max``.
         connections_max: of all callers together; None is 10,000. It is never more than there are files for, see
             ``service.inbound``.
         address_connections_max: of one address (a /64 of IPv6), but for the proxies of ``forwarded_allow_ips``; None is
