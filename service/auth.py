@@ -154,12 +154,12 @@ Who = Annotated[Caller, Depends(_caller)]
 
 def _check_origin(request: Request) -> None:
     for header in ("host", "origin"):
-        value = request.headers.get(header)
-        if value is not None and not is_loopback(_host_of(value if header == "origin" else f"//{value}")):
-            raise ForeignOrigin(
-                f"the {header} {value!r:.200} is not this machine; without an API key only it may call: use "
-                "http://127.0.0.1, or make a key with `retort keys create`"
-            )
+        for value in request.headers.getlist(header):
+            if not is_loopback(_host_of(value if header == "origin" else f"//{value}")):
+                raise ForeignOrigin(
+                    f"the {header} {value!r:.200} is not this machine; without an API key only it may call: use "
+                    "http://127.0.0.1, or make a key with `retort keys create`"
+                )
 
 
 def _host_of(address: str) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -31,6 +31,8 @@ PAGE_BYTES = 4 << 20
 # Of uploads, at once, and how many of them may be of one key. Each may use the memory of several copies of its file.
 INSPECTIONS_MAX = 2
 KEY_INSPECTIONS_MAX = 1
+# Requests of one key that read whole caches or data sets, at once; they are answered by 40 threads, as most are.
+KEY_HEAVY_MAX = 4
 
 Item = TypeVar("Item")
 
@@ -43,7 +45,8 @@ class Context:
         ring: knows who a key belongs to.
         connections: those that are open.
         rate, requests, streams, uploads: what every caller may ask for at once.
-        inspections: the share that every caller has of the slots for inspecting uploads.
+        inspections, heavy: the shares that every caller has of the inspections of uploads, and of the threads for what
+            takes long.
         tail: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
     """
@@ -62,6 +65,7 @@ class Context:
     streams: ConcurrencyLimit
     uploads: ConcurrencyLimit
     inspections: KeyedSemaphore
+    heavy: KeyedSemaphore
     tail: Tail
     closing: asyncio.Event
 
@@ -95,6 +99,7 @@ class Context:
             ),
             uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
             inspections=KeyedSemaphore(KEY_INSPECTIONS_MAX),
+            heavy=KeyedSemaphore(KEY_HEAVY_MAX),
             tail=Tail(registry, settings.event_poll_s, closing),
             closing=closing,
         )
@@ -124,6 +129,15 @@ def _context(request: Request) -> Context:
 
 Service = Annotated[Context, Depends(_context)]
 """The type of a route's parameter that receives the context."""
+
+
+async def _in_turn(request: Request, service: Service) -> AsyncIterator[None]:
+    async with service.heavy.held(request.state.name):
+        yield
+
+
+Heavy = Depends(_in_turn)
+"""A dependency of routes that take long: those of one key wait for each other, and for no thread meanwhile."""
 
 Id = Annotated[str, Query(max_length=128, pattern=r"^[\x21-\x7e]+$")]
 After = Annotated[Id | None, Query(description="the `last_id` of the page before")]

@@ -25,7 +25,7 @@ from starlette.types import Message
 from service import inbound
 from service.app import create_app
 from service.bodies import JsonRoute
-from service.context import Context
+from service.context import KEY_HEAVY_MAX, Context
 from service.deadlines import BodyDeadline, Pace
 from service.errors import InvalidRequest, SlowBody
 from service.inbound import FILES_RESERVED, SPARE, TOTAL_MAX, Connections, Waits, connections_max, raise_open_files
@@ -35,6 +35,7 @@ from service.routes import health, teachers
 from service.scopes import Scope
 from service.settings import Settings
 from service.uploads import Upload
+from store import CacheNotFound, Catalog
 from tests.client_cases import ARTIFACT, run_with_artifact
 from tests.service_helpers import Api, make_settings, running_api
 from tests.test_service_api import problem
@@ -327,6 +328,38 @@ def test_key_has_a_share_of_the_inspections_and_never_all(tmp_path: Path, monkey
             thread.join(60)
         assert statuses == [422] * 3
         assert not len(api.context.inspections)
+
+
+def test_key_has_a_share_of_the_threads_for_what_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many caches it has verified, the threads that answer most requests are never all busy with it."""
+    begun, finish = threading.Semaphore(0), threading.Event()
+
+    def verify(_: Catalog, key: str) -> None:
+        begun.release()
+        assert finish.wait(60)
+        raise CacheNotFound(key)
+
+    monkeypatch.setattr(Catalog, "verify", verify)
+    with running_api(make_settings(tmp_path)) as api, ExitStack() as stack:
+        greedy, calm = (api.context.keys.issue(name, Scope.WRITE)[1] for name in ("greedy", "calm"))
+
+        def ask(secret: str) -> socket.socket:
+            connection = stack.enter_context(connected(api.url))
+            connection.sendall(head(f"/v1/caches/{'a' * 64}/verify", bearer(secret), "Content-Length: 0"))
+            return connection
+
+        asked = [ask(greedy) for _ in range(50)]
+        wait_until(lambda: list(api.context.requests.open.values()) == [50])
+        for _ in range(KEY_HEAVY_MAX):
+            assert begun.acquire(timeout=30)
+        assert api.client.get("/readyz").status_code == 503
+        assert api.client.get("/v1/jobs", headers={"Authorization": f"Bearer {greedy}"}).status_code == 200
+        assert not begun.acquire(blocking=False)
+        asked.append(ask(calm))
+        assert begun.acquire(timeout=30)
+        finish.set()
+        assert all(connection.recv(12) == b"HTTP/1.1 404" for connection in asked)
+        wait_until(lambda: not len(api.context.heavy))
 
 
 def test_semaphore_of_each_name_lets_so_many_in_and_forgets_who_has_left() -> None:

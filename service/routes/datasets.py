@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 
 from service.bodies import JsonRoute, json_body
-from service.context import PAGE_DEFAULT, After, Limit, Service, page
+from service.context import PAGE_DEFAULT, After, Heavy, Limit, Service, page
 from service.problems import responses
 from service.registry import DATASET
 from service.schemas import Dataset, DatasetRequest, Page
@@ -38,6 +38,7 @@ def show(row: DatasetRecord) -> Dataset:
         200: {"model": Dataset, "description": "It was registered before"},
         **responses(400, 408, 409, 413, 422),
     },
+    dependencies=[Heavy],
 )
 def create_dataset(
     request: Annotated[DatasetRequest, json_body(DatasetRequest)], service: Service, response: Response
