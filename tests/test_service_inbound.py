@@ -39,6 +39,7 @@ from store import CacheNotFound, Catalog
 from tests.client_cases import ARTIFACT, run_with_artifact
 from tests.service_helpers import Api, make_settings, running_api
 from tests.test_service_api import problem
+from tests.test_service_metrics import scrape, value
 from tests.test_service_uploads import BOUNDARY, FILE, wait_until
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -607,6 +608,10 @@ def test_connection_that_is_idle_is_closed_for_one_too_many(tmp_path: Path) -> N
         time.sleep(2 * inbound.FRESH_S)
         assert api.client.get("/v1/jobs").status_code == 200
         assert [is_closed(each) for each in idle] == [True, False, False, False]
+        samples = scrape(api.client)
+        assert value(samples, "http_connections") == value(samples, "http_connections_max") == 4
+        assert value(samples, "http_connections_closed_total", why="evicted") == 1
+        assert value(samples, "http_connections_closed_total", why="refused") == 0
 
 
 @pytest.mark.parametrize(("proxies", "spare"), [(None, True), ("127.0.0.1", False), ("10.0.0.0/8", True)])
