@@ -13,6 +13,7 @@ from service.auth import authorize
 from service.bodies import BodyThread
 from service.conditional import ConditionalGet
 from service.context import Context
+from service.deadlines import Pace
 from service.keys import NOTE_USES_S, KeyRing
 from service.metrics import MeasureRequests, Metrics
 from service.middleware import BodyLimit, Doors, HeadRequests, RequestContext
@@ -39,6 +40,7 @@ from service.uploads import BUFFER_BYTES, sweep
 # Of an upload's body beside the file: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB
 # from uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.
 UPLOAD_EXTRA_BYTES = 2 * BUFFER_BYTES
+BODY_BYTES_PER_S = 16 << 10
 DESCRIPTION = """Distil students from a teacher whose logits are computed once.
 
 1. `POST /v1/teachers` with an ONNX classifier.
@@ -71,10 +73,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.body_thread = BodyThread()
     app.state.metrics = Metrics(context, app.version)
     problems.install(app)
-    upload_bytes = {UPLOAD_PATH: settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES}
+    silence_s, upload_s = settings.body_stall_s, settings.upload_stall_s
+    body = settings.body_max_bytes, Pace(silence_s, silence_s, BODY_BYTES_PER_S)
+    upload = settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES, Pace(silence_s, upload_s, BUFFER_BYTES / upload_s)
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, default_bytes=settings.body_max_bytes, paths_bytes=upload_bytes)
-    app.add_middleware(Doors, ring=context.ring, rate=context.rate, streams=context.streams, uploads=context.uploads)
+    app.add_middleware(BodyLimit, default=body, paths={UPLOAD_PATH: upload})
+    app.add_middleware(
+        Doors,
+        ring=context.ring,
+        rate=context.rate,
+        requests=context.requests,
+        streams=context.streams,
+        uploads=context.uploads,
+    )
     app.add_middleware(PagePolicy, policies=policies_of(app))
     app.add_middleware(ConditionalGet)
     app.add_middleware(HeadRequests)
@@ -82,9 +93,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
     doors = [Depends(authorize)]
-    app.include_router(metrics.router, dependencies=doors, responses=problems.responses(429))
+    doors_say = problems.responses(429, 503)
+    app.include_router(metrics.router, dependencies=doors, responses=doors_say)
     for module in (teachers, datasets, catalog, caches, jobs, runs, run_logs, life, events, keys):
-        app.include_router(module.router, prefix=API_PREFIX, dependencies=doors, responses=problems.responses(429))
+        app.include_router(module.router, prefix=API_PREFIX, dependencies=doors, responses=doors_say)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

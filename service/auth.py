@@ -120,15 +120,20 @@ async def authorize(
     state = request.state
     if state.refusal is not None:
         raise state.refusal
-    caller: Caller = state.caller
+    check_scope(request)
+    ids = {name: request.path_params[name][:_LOGGED_CHARS] for name in _LOGGED_IDS if name in request.path_params}
+    structlog.contextvars.bind_contextvars(**ids)
+
+
+def check_scope(request: Request) -> None:
+    """Refuses a request whose caller is known, and may not do it. Its route is known, too. Raises Forbidden."""
+    caller: Caller = request.state.caller
     needed = needed_scope(request.method, route_of(request.scope))
     if not caller.scope.covers(needed):
         raise Forbidden(
             f"the API key {caller.name!r} has the scope {caller.scope}, {request.method} needs {needed} here: "
             "use another key"
         )
-    ids = {name: request.path_params[name][:_LOGGED_CHARS] for name in _LOGGED_IDS if name in request.path_params}
-    structlog.contextvars.bind_contextvars(**ids)
 
 
 def needed_scope(method: str, route: str) -> Scope:
@@ -149,12 +154,12 @@ Who = Annotated[Caller, Depends(_caller)]
 
 def _check_origin(request: Request) -> None:
     for header in ("host", "origin"):
-        value = request.headers.get(header)
-        if value is not None and not is_loopback(_host_of(value if header == "origin" else f"//{value}")):
-            raise ForeignOrigin(
-                f"the {header} {value!r:.200} is not this machine; without an API key only it may call: use "
-                "http://127.0.0.1, or make a key with `retort keys create`"
-            )
+        for value in request.headers.getlist(header):
+            if not is_loopback(_host_of(value if header == "origin" else f"//{value}")):
+                raise ForeignOrigin(
+                    f"the {header} {value!r:.200} is not this machine; without an API key only it may call: use "
+                    "http://127.0.0.1, or make a key with `retort keys create`"
+                )
 
 
 def _host_of(address: str) -> str:

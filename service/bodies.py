@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, WrapValidator
 from starlette.types import Scope
 
+from service.auth import check_scope
 from service.errors import MalformedBody
 
 Arguments = ParamSpec("Arguments")
@@ -67,13 +68,17 @@ def parse_json(text: str | bytes, what: str = "the body") -> Any:  # noqa: ANN40
 
 
 class JsonRoute(APIRoute):
-    """A route whose JSON body ``json_body`` parses, not the event loop: ``APIRouter(route_class=JsonRoute)``."""
+    """A route whose JSON body ``json_body`` parses, not the event loop: ``APIRouter(route_class=JsonRoute)``.
+
+    FastAPI reads a body before it looks at dependencies, so the scope of the caller is looked at here first.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """For FastAPI, which asks it of every route."""
         answer = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            check_scope(request)
             return await answer(_Request(request.scope, request.receive))
 
         return handle

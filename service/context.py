@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from service.auth import is_loopback, load_key_digest
 from service.db import Database
 from service.errors import DiskFloor
+from service.inbound import Connections, Waits, connections_max
 from service.keys import KeyRing, Keys
-from service.limits import ConcurrencyLimit, RateLimit
+from service.limits import ConcurrencyLimit, KeyedSemaphore, RateLimit
 from service.records import Records
 from service.registry import Registry
 from service.schemas import Page
@@ -27,6 +28,11 @@ PAGE_MAX = 100
 EVENTS_DEFAULT = 100
 EVENTS_MAX = 1000
 PAGE_BYTES = 4 << 20
+# Of uploads, at once, and how many of them may be of one key. Each may use the memory of several copies of its file.
+INSPECTIONS_MAX = 2
+KEY_INSPECTIONS_MAX = 1
+# Requests of one key that read whole caches or data sets, at once; they are answered by 40 threads, as most are.
+KEY_HEAVY_MAX = 4
 
 Item = TypeVar("Item")
 
@@ -37,7 +43,10 @@ class Context:
 
     Attributes:
         ring: knows who a key belongs to.
-        rate, streams, uploads: what every caller may ask for at once.
+        connections: those that are open.
+        rate, requests, streams, uploads: what every caller may ask for at once.
+        inspections, heavy: the shares that every caller has of the inspections of uploads, and of the threads for what
+            takes long.
         tail: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
     """
@@ -50,9 +59,13 @@ class Context:
     catalog: Catalog
     keys: Keys
     ring: KeyRing
+    connections: Connections
     rate: RateLimit
+    requests: ConcurrencyLimit
     streams: ConcurrencyLimit
     uploads: ConcurrencyLimit
+    inspections: KeyedSemaphore
+    heavy: KeyedSemaphore
     tail: Tail
     closing: asyncio.Event
 
@@ -64,6 +77,11 @@ class Context:
         keys = Keys(database)
         registry = Registry(database, settings.key_live_jobs_max)
         closing = asyncio.Event()
+        connections = connections_max(settings.connections_max)
+        # Half for one address, and for one key half of that: behind a proxy all keys may come from one address.
+        of_address = settings.address_connections_max or max(1, connections // 2)
+        of_key = settings.open_requests_max or max(1, connections // 4)
+        waits = Waits(settings.head_timeout_s, settings.send_stall_s)
         return cls(
             settings=settings,
             database=database,
@@ -73,11 +91,15 @@ class Context:
             catalog=Catalog(settings.caches_dir),
             keys=keys,
             ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),
+            connections=Connections(connections, of_address, waits),
             rate=RateLimit(settings.requests_per_s, settings.requests_burst),
+            requests=ConcurrencyLimit(of_key, "requests", "wait until some have been answered"),
             streams=ConcurrencyLimit(
                 settings.streams_max, "event streams", "close one, or follow the job instead of each of its runs"
             ),
             uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
+            inspections=KeyedSemaphore(KEY_INSPECTIONS_MAX),
+            heavy=KeyedSemaphore(KEY_HEAVY_MAX),
             tail=Tail(registry, settings.event_poll_s, closing),
             closing=closing,
         )
@@ -107,6 +129,15 @@ def _context(request: Request) -> Context:
 
 Service = Annotated[Context, Depends(_context)]
 """The type of a route's parameter that receives the context."""
+
+
+async def _in_turn(request: Request, service: Service) -> AsyncIterator[None]:
+    async with service.heavy.held(request.state.name):
+        yield
+
+
+Heavy = Depends(_in_turn)
+"""A dependency of routes that take long: those of one key wait for each other, and for no thread meanwhile."""
 
 Id = Annotated[str, Query(max_length=128, pattern=r"^[\x21-\x7e]+$")]
 After = Annotated[Id | None, Query(description="the `last_id` of the page before")]

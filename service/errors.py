@@ -9,13 +9,14 @@
     ├── MalformedBody               (ValueError)       the body is not what its Content-Type says
     ├── IdempotencyMismatch         (ValueError)       the same Idempotency-Key came with another body
     ├── TooLarge                    (ValueError)       a body or file over its limit
-    ├── SlowBody                    (TimeoutError)     an upload that hardly moves
+    ├── SlowBody                    (TimeoutError)     a body that hardly moves
     ├── RangeNotSatisfiable         (ValueError)       a Range that the file does not have
     ├── Unauthorized                (PermissionError)  no key, or a wrong one
     ├── Forbidden                   (PermissionError)  the key's scope is too small
     ├── ForeignOrigin               (PermissionError)  without a key only this machine's own pages may call
     ├── TooManyRequests             (RuntimeError)     more than a key may have at once; ``retry_after_s``
     │   └── QueueFull                                  as many jobs of the key are live as may be
+    ├── NoRoom                      (RuntimeError)     as many connections are open as may be
     ├── DiskFloor                   (OSError)          less disk is free than the service keeps in reserve
     ├── IllegalMove                 (ValueError)       a state that cannot follow the present one
     ├── LeaseLost                   (RuntimeError)     an engine writes though another one leads
@@ -83,7 +84,7 @@ class TooLarge(ServiceError, ValueError):
 
 
 class SlowBody(ServiceError, TimeoutError):
-    """An upload brings too little in the time that it is given."""
+    """A body brings too little in the time that it is given."""
 
 
 class RangeNotSatisfiable(ServiceError, ValueError):
@@ -126,6 +127,10 @@ class TooManyRequests(ServiceError, RuntimeError):
 
 class QueueFull(TooManyRequests):
     """As many jobs of one key wait or are worked on as it may have."""
+
+
+class NoRoom(ServiceError, RuntimeError):
+    """As many connections are open as there may be, and this one is for health checks alone."""
 
 
 class DiskFloor(ServiceError, OSError):

@@ -1,15 +1,17 @@
-"""How much a caller may ask for: requests a second, event streams and uploads at once, nesting of a body.
+"""How much a caller may ask for: requests a second, requests, event streams and uploads at once, nesting of a body.
 
 The limits are per name: the id of an API key, or the address of a caller without one. What is remembered of a name is
 forgotten once it is quiet, so memory is bounded by the rate of requests and not by the number of callers.
 """
 
+import asyncio
+import ipaddress
 import math
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 
@@ -21,6 +23,8 @@ SSE = "text/event-stream"
 JSON_DEPTH_MAX = 64
 NAMES_MAX = 10_000
 BUSY_RETRY_S = 5
+# Of IPv6: what one customer of a provider is given at least, 2 to the power of 64 addresses.
+_IPV6_PREFIX = 64
 
 # One that never ends counts to the end, as it does for a parser; nothing here backtracks.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
@@ -106,6 +110,45 @@ class ConcurrencyLimit:
             self.open[name] -= 1
             if not self.open[name]:
                 del self.open[name]
+
+
+class KeyedSemaphore:
+    """A semaphore for each name: so many at a time hold it, the others wait in line. Belongs to one event loop."""
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once = at_once
+        # name -> its semaphore, and how many hold it or wait.
+        self._lines: dict[str, tuple[asyncio.Semaphore, int]] = {}
+
+    def __len__(self) -> int:
+        """How many names are remembered."""
+        return len(self._lines)
+
+    @asynccontextmanager
+    async def held(self, name: str) -> AsyncIterator[None]:
+        """Waits until it is this one's turn among those of the same name."""
+        turn, users = self._lines.get(name) or (asyncio.Semaphore(self.at_once), 0)
+        self._lines[name] = turn, users + 1
+        try:
+            async with turn:
+                yield
+        finally:
+            _, users = self._lines.pop(name)
+            if users > 1:
+                self._lines[name] = turn, users - 1
+
+
+def address_group(host: str) -> str:
+    """What an address counts as: itself, an IPv6 one as its /64, and an IPv4 one that is written as IPv6 as IPv4."""
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, _IPV6_PREFIX), strict=False))
 
 
 def check_depth(body: bytes) -> None:

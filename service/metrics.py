@@ -123,6 +123,7 @@ class _Sums(Collector):
         info = GaugeMetricFamily("retort_build_info", "Always 1; its label is Retort's version.", labels=["version"])
         info.add_metric([self._version], 1)
         yield info
+        yield from self._connections()
         free_bytes = shutil.disk_usage(settings.data_dir).free
         yield GaugeMetricFamily("retort_disk_free_bytes", "Free where the service keeps its data.", free_bytes)
         yield GaugeMetricFamily(
@@ -135,6 +136,16 @@ class _Sums(Collector):
             told = []
         yield GaugeMetricFamily("retort_database_up", "Whether the database could be read.", float(bool(told)))
         yield from told
+
+    def _connections(self) -> Iterator[Metric]:
+        table = self._context.connections
+        yield GaugeMetricFamily("retort_http_connections", "Open connections of this process.", len(table))
+        yield GaugeMetricFamily("retort_http_connections_max", "How many there may be.", table.total)
+        text = "Connections closed for want of room: idle ones for a new one, and new ones at once."
+        closed = CounterMetricFamily("retort_http_connections_closed", text, labels=["why"])
+        closed.add_metric(["evicted"], table.evicted)
+        closed.add_metric(["refused"], table.refused)
+        yield closed
 
     def _from_database(self) -> Iterator[Metric]:
         lease = self._context.records.lease()

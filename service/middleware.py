@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import SAFE_METHODS, identify
 from service.bodies import thread_of
-from service.errors import ServiceError, TooLarge
+from service.deadlines import BodyDeadline, Pace
+from service.errors import NoRoom, ServiceError, SlowBody, TooLarge
+from service.inbound import IS_SPARE
 from service.keys import KeyRing
-from service.limits import SSE, ConcurrencyLimit, RateLimit, check_depth
+from service.limits import SSE, ConcurrencyLimit, RateLimit, address_group, check_depth
 from service.paths import API_PREFIX, HEALTH_PATHS, POLLED_PATHS, UPLOAD_PATH, route_of
 from service.problems import problem_response
 from service.scopes import Caller
@@ -142,15 +144,22 @@ class Doors:
     Args:
         ring: whom keys belong to.
         rate: of each key, or address without a key.
-        streams, uploads: that each may have open.
+        requests, streams, uploads: that each may have open.
     """
 
     def __init__(
-        self, app: ASGIApp, ring: KeyRing, rate: RateLimit, streams: ConcurrencyLimit, uploads: ConcurrencyLimit
+        self,
+        app: ASGIApp,
+        ring: KeyRing,
+        rate: RateLimit,
+        requests: ConcurrencyLimit,
+        streams: ConcurrencyLimit,
+        uploads: ConcurrencyLimit,
     ) -> None:
         self.app = app
         self._ring = ring
         self._rate = rate
+        self._requests = requests
         self._streams = streams
         self._uploads = uploads
 
@@ -188,20 +197,24 @@ class Doors:
         return send_some
 
     async def _admit(self, request: Request, held: ExitStack) -> None:
-        """Raises TooManyRequests, and for a path of the API what ``identify`` does."""
+        """Raises NoRoom, TooManyRequests, and for a path of the API what ``identify`` does."""
         state = request.state
         state.caller = state.refusal = None
+        if IS_SPARE in request.scope["state"]:
+            raise NoRoom("as many connections are open as this service takes, this one is for health checks alone")
         try:
             caller = state.caller = await identify(request, self._ring)
         except ServiceError as error:
             state.refusal = error
-            name = _address(request.scope)
+            name = address_group(_address(request.scope))
         else:
             # Those without an id of their own: the key file's by name, a service without keys by address.
-            name = caller.key_id or caller.name or _address(request.scope)
+            name = caller.key_id or caller.name or address_group(_address(request.scope))
+        state.name = name
         self._rate.take(name)
         if state.refusal is not None and request.url.path.startswith(f"{API_PREFIX}/"):
             raise state.refusal
+        held.enter_context(self._requests.held(name))
         if _wants_stream(request):
             held.enter_context(self._streams.held(name))
         if request.method == "POST" and request.url.path == UPLOAD_PATH:
@@ -209,34 +222,43 @@ class Doors:
 
 
 class BodyLimit:
-    """Ends the reading of a body that is larger than its limit, as announced or as it comes, or nested too deep.
+    """Ends the reading of a body that is too large, as announced or as it comes, too slow, or nested too deep.
 
     Args:
-        default_bytes: for every path but those of ``paths_bytes``.
-        paths_bytes: limits of single paths, whose bodies are no JSON.
+        default: limit in bytes and pace, for every path but those of ``paths``.
+        paths: those of single paths, whose bodies are no JSON.
     """
 
-    def __init__(self, app: ASGIApp, default_bytes: int, paths_bytes: dict[str, int]) -> None:
+    def __init__(self, app: ASGIApp, default: tuple[int, Pace], paths: dict[str, tuple[int, Pace]]) -> None:
         self.app = app
-        self.default_bytes = default_bytes
-        self.paths_bytes = paths_bytes
+        self.default = default
+        self.paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application; ``TooLarge``, or what ``check_depth`` raises, is raised where the body is read."""
+        """An ASGI application; ``TooLarge``, ``SlowBody`` and what ``check_depth`` raises are raised where the body is
+        read. Where none is asked for, a stream may have begun: it ends as if its client had left."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit_bytes = self.paths_bytes.get(scope["path"], self.default_bytes)
+        limit_bytes, pace = self.paths.get(scope["path"], self.default)
         announced = Headers(scope=scope).get("content-length", "")
         announced_bytes = int(announced) if announced.isdecimal() else 0
-        is_json = scope["path"] not in self.paths_bytes
+        is_json = scope["path"] not in self.paths
+        deadline: BodyDeadline | None = BodyDeadline(pace)
         received_bytes = 0
         text = bytearray()
 
         async def receive_some() -> Message:
-            nonlocal received_bytes
+            nonlocal received_bytes, deadline
             if announced_bytes <= limit_bytes:
-                message = await receive()
+                try:
+                    message = await (deadline.next(receive) if deadline is not None else receive())
+                except SlowBody:
+                    if scope["method"] in SAFE_METHODS:
+                        return {"type": "http.disconnect"}
+                    raise
+                if not message.get("more_body", False):
+                    deadline = None
                 body = message.get("body", b"")
                 received_bytes += len(body)
                 if received_bytes <= limit_bytes:

@@ -1,6 +1,5 @@
 """The API process: uvicorn around ``create_app``, ended by SIGTERM or SIGINT within its grace period."""
 
-import asyncio
 import contextlib
 import ctypes
 import gc
@@ -12,53 +11,22 @@ from collections.abc import Iterator, Sequence
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.app import create_app
 from service.auth import check_binding, has_keys
 from service.context import Context
 from service.data_dir import open_database
+from service.inbound import ACCEPTED_AT_ONCE, Connection, raise_open_files
 from service.logs import begin_log
 from service.settings import Settings
 from workers import signals
 
 GRACE_S = 20
-HEAD_S = 20.0
+# Connections that the kernel keeps until they are accepted.
+BACKLOG = 2048
 # Of <malloc.h>.
 _M_ARENA_MAX = -8
 log = structlog.get_logger("service.server")
-
-
-class Connection(H11Protocol):
-    """uvicorn's, but it is closed when it has brought no whole head of a request in ``HEAD_S`` seconds.
-
-    uvicorn itself waits for as long as a byte comes now and then, and for the first one for ever: a thousand idle
-    connections, of whoever has no key, would take all the files that the process may open.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A client is there, and a request may come."""
-        super().connection_made(transport)
-        self._wait_for_head()
-
-    def on_response_complete(self) -> None:
-        """A request was answered, and another may come."""
-        super().on_response_complete()
-        self._waiting.cancel()
-        self._wait_for_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left, or was left."""
-        self._waiting.cancel()
-        super().connection_lost(exc)
-
-    def _wait_for_head(self) -> None:
-        self._waiting = self.loop.call_later(HEAD_S, self._give_up)
-
-    def _give_up(self) -> None:
-        # A request at work takes the time that it takes: its streams, its upload.
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -74,6 +42,14 @@ class Server(uvicorn.Server):
                     signal.signal(signal.SIGINT, signal.SIG_IGN)
                 signals.handle([signal.SIGHUP], self.handle_exit)
             yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, but with more room for those that wait than are accepted at once."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                with listener.dup() as same:
+                    same.listen(BACKLOG)
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Tells the streams, then shuts down as uvicorn does."""
@@ -97,6 +73,10 @@ def build_server(settings: Settings) -> Server:
         host=settings.host,
         port=settings.port,
         http=Connection,
+        # There is no route for them, and their protocols have no deadlines.
+        ws="none",
+        # asyncio also accepts so many before it does anything else.
+        backlog=ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -127,6 +107,7 @@ def serve(settings: Settings) -> None:
         DataDirBusy, NewerDatabase, sqlalchemy.exc.SQLAlchemyError: as ``open_database``.
     """
     begin_log(settings)
+    raise_open_files()
     server = build_server(settings)
     with open_database(settings):
         if not has_keys(settings):

@@ -52,8 +52,17 @@ class Settings(BaseSettings):
         job_runs_max, job_epochs_max: runs of one job, and epochs of each.
         requests_per_s: of one key, or of one address without keys, in the long run; 0 is no limit.
         requests_burst: how many of them may come at once.
-        streams_max, uploads_max: event streams, and uploads, that one key or address may have open.
+        open_requests_max, streams_max, uploads_max: requests, and of them event streams and uploads, that one key or
+            address may have open. None is a quarter of ``connections_max``.
+        connections_max: of all callers together; None is 10,000. It is never more than there are files for, see
+            ``service.inbound``.
+        address_connections_max: of one address (a /64 of IPv6), but for the proxies of ``forwarded_allow_ips``; None is
+            half of ``connections_max``.
+        head_timeout_s: a connection that has brought no whole head of a request in so long is closed.
+        body_stall_s: a body that brings no byte in so long is given up; one that is no upload, also when it falls by so
+            much behind 16 KiB/s.
         upload_stall_s: an upload that brings less than a MiB in so long is given up.
+        send_stall_s: a connection whose client takes less than 64 KiB of what waits for it in so long is closed.
         inspect_timeout_s: how long the subprocess that inspects an ONNX file may take, and then the one that tries it.
         event_poll_s: how often an event stream looks for new rows.
         keep_alive_s: after so long without an event a stream sends a comment.
@@ -88,9 +97,15 @@ class Settings(BaseSettings):
     job_epochs_max: Count = 10_000
     requests_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 200.0
     requests_burst: Count = 1000
+    open_requests_max: Count | None = None
     streams_max: Count = 100
     uploads_max: Count = 4
+    connections_max: Count | None = None
+    address_connections_max: Count | None = None
 
+    head_timeout_s: Seconds = 20.0
+    body_stall_s: Seconds = 20.0
+    send_stall_s: Seconds = 60.0
     upload_stall_s: Seconds = 60.0
     inspect_timeout_s: Seconds = 60.0
     event_poll_s: Seconds = 0.3

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import anyio
 import anyio.to_thread
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from service.errors import InvalidRequest, MalformedBody, SlowBody, TooLarge
+from service.errors import InvalidRequest, MalformedBody, TooLarge
 from workers.errors import InvalidText, UnknownName
 from workers.text_files import decode_text
 
@@ -54,7 +53,6 @@ async def receive(
     *,
     text_fields: frozenset[str],
     file_max_bytes: int,
-    stall_s: float,
     check_room: Callable[[], None],
 ) -> AsyncIterator[Upload]:
     """Reads a multipart/form-data request with one file; the file is removed at the end unless it was renamed.
@@ -63,7 +61,6 @@ async def receive(
         folder: where the file is written; on the file system on which it is to stay.
         text_fields: the other fields that may come.
         file_max_bytes: of the file.
-        stall_s: the body is given up when it has brought less than BUFFER_BYTES in so many seconds.
         check_room: called for every BUFFER_BYTES; raises when no more may be written.
 
     Raises:
@@ -71,21 +68,19 @@ async def receive(
         InvalidRequest: no file, a field twice, or text that is not UTF-8.
         UnknownName: a field that is not expected.
         TooLarge: the file or a text field is over its limit.
-        SlowBody: it stalls.
+        SlowBody: it stalls, see ``service.deadlines``.
         OSError: it cannot be written (ENOSPC: the disk is full).
     """
     boundary = _boundary(request.headers.get("content-type", ""))
     with _incoming_file(folder) as (path, file):
         parts = _Parts(file, boundary, text_fields, file_max_bytes)
         buffer = bytearray()
-        with _patience(stall_s) as scope:
-            async for chunk in request.stream():
-                buffer += chunk
-                if len(buffer) >= BUFFER_BYTES:
-                    check_room()
-                    await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
-                    buffer.clear()
-                    scope.deadline = anyio.current_time() + stall_s
+        async for chunk in request.stream():
+            buffer += chunk
+            if len(buffer) >= BUFFER_BYTES:
+                check_room()
+                await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
+                buffer.clear()
         await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
         await anyio.to_thread.run_sync(parts.finish)
         yield Upload(path, parts.digest.hexdigest(), parts.size_bytes, parts.texts)
@@ -111,17 +106,6 @@ def _incoming_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
             yield path, file
         finally:
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _patience(stall_s: float) -> Iterator[anyio.CancelScope]:
-    try:
-        with anyio.fail_after(stall_s) as scope:
-            yield scope
-    except TimeoutError as error:
-        raise SlowBody(
-            f"the upload has brought less than {BUFFER_BYTES} bytes in {stall_s:g} s: send it again over a faster way"
-        ) from error
 
 
 def _boundary(content_type: str) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from service import bodies
+from service.deadlines import Pace
 from service.middleware import BodyLimit
 from service.schemas import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobRequest
 from tests.benchmarks.memory import own_bytes
@@ -134,8 +135,8 @@ def test_a_client_that_leaves_is_noticed_while_a_body_is_read() -> None:
 
     async def answer() -> None:
         app = SimpleNamespace(state=SimpleNamespace(body_thread=Reading()))
-        scope = {"type": "http", "path": "/v1/events", "headers": [], "app": app}
-        await BodyLimit(stream, 100, {})(scope, receive, AsyncMock())
+        scope = {"type": "http", "method": "GET", "path": "/v1/events", "headers": [], "app": app}
+        await BodyLimit(stream, (100, Pace(1, 1, 1)), {})(scope, receive, AsyncMock())
 
     asyncio.run(answer())
     assert (heard, checked) == (["http.request", "http.disconnect"], [b"{}"])

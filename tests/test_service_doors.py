@@ -346,6 +346,9 @@ def test_without_a_key_pages_from_elsewhere_are_turned_away(
         assert response.status_code == status
         if status == 403:
             problem(response, 403, "foreign-origin")
+            twice = [(next(iter(headers)), "http://127.0.0.1"), *headers.items()]
+            if "Origin" in headers:
+                problem(shared_api.client.get(path, headers=twice), 403, "foreign-origin")
 
 
 # -------------------------------------------------------------------------------------------------------- logs

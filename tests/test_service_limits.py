@@ -14,7 +14,6 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from hypothesis import given, settings
 
-from service import server
 from service.app import create_app
 from service.db import Database
 from service.errors import InvalidRequest, MalformedBody, QueueFull, TooManyRequests
@@ -208,12 +207,9 @@ HEAD = b"HTTP/1.1\r\nHost: localhost\r\n"
     ],
     ids=["nothing", "a head", "another request", "the body of a request that was answered"],
 )
-def test_a_connection_on_which_hardly_anything_comes_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bytes, answer: bytes
-) -> None:
+def test_a_connection_on_which_hardly_anything_comes_is_closed(tmp_path: Path, begins: bytes, answer: bytes) -> None:
     """A byte now and then does not keep it open; nobody has asked who it is."""
-    monkeypatch.setattr(server, "HEAD_S", 0.3)
-    with running_api(make_settings(tmp_path)) as api:
+    with running_api(make_settings(tmp_path, head_timeout_s=0.3)) as api:
         address = urlsplit(api.url)
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(begins)
@@ -232,10 +228,9 @@ def test_a_connection_on_which_hardly_anything_comes_is_closed(
         assert received.startswith(answer)
 
 
-def test_a_request_at_work_may_take_longer_than_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_at_work_may_take_longer_than_its_head(tmp_path: Path) -> None:
     """A stream lasts for as long as its job."""
-    monkeypatch.setattr(server, "HEAD_S", 0.1)
-    with running_api(make_settings(tmp_path, keep_alive_s=0.05)) as api:
+    with running_api(make_settings(tmp_path, keep_alive_s=0.05, head_timeout_s=0.1)) as api:
         path = f"/v1/jobs/{api.post_job()['id']}/events"
         with api.client.stream("GET", path, headers=SSE) as response:
             assert all(piece for piece, _ in zip(response.iter_text(), range(10), strict=False))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from service.context import PAGE_DEFAULT, After, Limit, Service, ends
+from service.context import PAGE_DEFAULT, After, Heavy, Limit, Service, ends
 from service.errors import Conflict
 from service.problems import responses
 from service.schemas import Cache, CachePage, CacheReport
@@ -87,6 +87,7 @@ def unpin_cache(key: Key, service: Service) -> None:
     operation_id="verify_cache",
     summary="Read every byte of a cache again",
     responses=responses(404, 422),
+    dependencies=[Heavy],
 )
 def verify_cache(key: Key, service: Service) -> CacheReport:
     """Compares every checksum and recomputes every statistic; takes as long as reading the files."""

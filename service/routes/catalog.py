@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter
 
 from service.bodies import JsonRoute, json_body
-from service.context import Context, Service
+from service.context import Context, Heavy, Service
 from service.errors import InvalidRequest
 from service.problems import responses
 from service.schemas import Method, MethodPage, Page, Part, Student
@@ -47,7 +47,8 @@ def _methods() -> MethodPage:
     "/methods/preview",
     operation_id="preview_method",
     summary="Temperatures that a method would give",
-    responses=responses(400, 404, 409, 413, 422),
+    responses=responses(400, 404, 408, 409, 413, 422),
+    dependencies=[Heavy],
 )
 def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)], service: Service) -> MethodPreview:
     """For every row of a complete cache, from its statistics alone; learned temperatures are the initial ones.

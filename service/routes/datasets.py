@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 
 from service.bodies import JsonRoute, json_body
-from service.context import PAGE_DEFAULT, After, Limit, Service, page
+from service.context import PAGE_DEFAULT, After, Heavy, Limit, Service, page
 from service.problems import responses
 from service.registry import DATASET
 from service.schemas import Dataset, DatasetRequest, Page
@@ -34,7 +34,11 @@ def show(row: DatasetRecord) -> Dataset:
     operation_id="create_dataset",
     summary="Register a data set",
     status_code=201,
-    responses={200: {"model": Dataset, "description": "It was registered before"}, **responses(400, 409, 413, 422)},
+    responses={
+        200: {"model": Dataset, "description": "It was registered before"},
+        **responses(400, 408, 409, 413, 422),
+    },
+    dependencies=[Heavy],
 )
 def create_dataset(
     request: Annotated[DatasetRequest, json_body(DatasetRequest)], service: Service, response: Response

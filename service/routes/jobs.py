@@ -106,7 +106,7 @@ def show_one(row: JobRecord, registry: Registry) -> Job:
     status_code=201,
     responses={
         200: {"model": Job | JobPreview, "description": "The same request again, or a dry run"},
-        **responses(400, 413, 422, 507),
+        **responses(400, 408, 413, 422, 507),
     },
 )
 def create_job(

@@ -21,7 +21,9 @@ def show(row: KeyRecord) -> Key:
     return Key.model_validate(row, from_attributes=True)
 
 
-@router.post("", operation_id="create_key", summary="Make an API key", status_code=201, responses=responses(400, 413))
+@router.post(
+    "", operation_id="create_key", summary="Make an API key", status_code=201, responses=responses(400, 408, 413)
+)
 def create_key(
     request: Annotated[KeyRequest, json_body(KeyRequest)], service: Service, who: Who, response: Response
 ) -> NewKey:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.bodies import parse_json
 from service.checks import classes_of
-from service.context import PAGE_DEFAULT, After, Context, Limit, Service, page
+from service.context import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Limit, Service, page
 from service.errors import InvalidRequest, MalformedBody
 from service.problems import responses
 from service.registry import digest_of
@@ -25,8 +25,7 @@ from workers.onnx_check import check_picture, inspect_in_subprocess
 router = APIRouter(prefix="/teachers", tags=["teachers"], responses=responses(401, 403, 500, 503))
 
 TEXT_FIELDS = frozenset({"name", "preprocessing", "output"})
-# Each inspection may use the memory of several copies of its file.
-_INSPECTIONS = anyio.CapacityLimiter(2)
+_INSPECTIONS = anyio.CapacityLimiter(INSPECTIONS_MAX)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
@@ -85,10 +84,9 @@ async def create_teacher(request: Request, service: Service, response: Response)
         settings.teachers_dir,
         text_fields=TEXT_FIELDS,
         file_max_bytes=settings.teacher_max_bytes,
-        stall_s=settings.upload_stall_s,
         check_room=service.check_disk,
     )
-    async with upload as received:
+    async with upload as received, service.inspections.held(request.state.name):
         row, is_new = await anyio.to_thread.run_sync(_register, received, service, limiter=_INSPECTIONS)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/teachers/{row.id}"
