@@ -11,9 +11,11 @@ from pydantic import BaseModel
 
 from service.auth import is_loopback, load_key_digest
 from service.db import Database
+from service.disk import Freeable
 from service.errors import DiskFloor
 from service.keys import KeyRing, Keys
 from service.limits import ConcurrencyLimit, RateLimit
+from service.readiness import Readiness
 from service.records import Records
 from service.registry import Registry
 from service.schemas import Page
@@ -40,6 +42,7 @@ class Context:
         rate, streams, uploads: what every caller may ask for at once.
         tail: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
+        freeable: what of the disk can be freed, for messages.
     """
 
     settings: Settings
@@ -55,6 +58,8 @@ class Context:
     uploads: ConcurrencyLimit
     tail: Tail
     closing: asyncio.Event
+    readiness: Readiness
+    freeable: Freeable
 
     @classmethod
     def of(cls, settings: Settings) -> "Context":
@@ -80,6 +85,8 @@ class Context:
             uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
             tail=Tail(registry, settings.event_poll_s, closing),
             closing=closing,
+            readiness=Readiness(database, settings),
+            freeable=Freeable(settings, database),
         )
 
     def check_disk(self, needed_bytes: int = 0) -> None:
@@ -96,7 +103,7 @@ class Context:
         if free_bytes - needed_bytes < floor_bytes:
             raise DiskFloor(
                 f"{free_bytes} bytes are free where the service keeps its data, this needs {needed_bytes} and "
-                f"{floor_bytes} stay in reserve: delete caches or teachers, or add space"
+                f"{floor_bytes} stay in reserve: add space, or free some. {self.freeable.sentence()}"
             )
 
 
