@@ -103,7 +103,7 @@ class Context:
         if free_bytes - needed_bytes < floor_bytes:
             raise DiskFloor(
                 f"{free_bytes} bytes are free where the service keeps its data, this needs {needed_bytes} and "
-                f"{floor_bytes} stay in reserve: add space, or free some. {self.freeable.sentence()}"
+                f"{floor_bytes} stay in reserve: add space, or free some: {self.freeable.sentence()}"
             )
 
 

@@ -25,9 +25,8 @@ def disk_error(error: BaseException | None, url: URL) -> tuple[bool, str] | None
 
     Args:
         error: of the driver.
-        url: of the database; its password is not shown.
+        url: of the database, of which nothing is shown but SQLite's folder: strangers are told as well.
     """
-    where = url.render_as_string(hide_password=True)
     if isinstance(error, sqlite3.Error):
         # What Python's module raises of its own accord has no code.
         code = (getattr(error, "sqlite_errorcode", None) or 0) & _PRIMARY
@@ -49,7 +48,7 @@ def disk_error(error: BaseException | None, url: URL) -> tuple[bool, str] | None
         if is_full
         else "make it writable again (see the machine's log for why it is not)"
     )
-    return is_full, f"the database {where} cannot be used: {what} ({error}){room}: {advice}, then try again"
+    return is_full, f"the database cannot be used: {what} ({error}){room}: {advice}, then try again"
 
 
 def _room(folder: Path) -> str:
