@@ -196,7 +196,7 @@ class DiskWatch:
         elif self.fault is None or self.fault.code != found.code:
             if found.code in _ROOM:
                 wanted = size(self._floor_bytes + margin_bytes(self._floor_bytes))
-                then = f"work goes on by itself once {wanted} are free. {self._freeable()}"
+                then = f"work goes on by itself once {wanted} are free ({self._freeable()})"
             else:
                 then = "work goes on by itself after that"
             self.fault = Fault(found.code, f"{found.message}; {then}")
@@ -210,5 +210,5 @@ class DiskWatch:
         """
         if self.fault is not None:
             return f"{message}. {self.fault.message}"
-        freeable = f". {self._freeable()}" if code in _ROOM else ""
+        freeable = f" ({self._freeable()})" if code in _ROOM else ""
         return f"{message}. It is tried again by itself, later each time{freeable}"
