@@ -25,7 +25,6 @@ from service.tables import JobRecord
 from service.units import size
 from store import Catalog
 
-LOOK_S = 1.0
 PROBE_S = 30.0
 PROBE_BYTES = 4096
 FILES_MIN = 256
@@ -170,18 +169,15 @@ class DiskWatch:
     def __init__(self, folders: Sequence[Path], floor_bytes: int, freeable: Callable[[], str]) -> None:
         self.fault: Fault | None = None
         self._folders, self._floor_bytes, self._freeable = folders, floor_bytes, freeable
-        self._look_at = self._probe_at = 0.0
+        self._probe_at = 0.0
 
     def look(self, *, now: bool = False) -> Fault | None:
-        """The fault as of this second; asked often, it costs nothing.
+        """The fault as of this moment: before anything is claimed or begun. It costs some system calls.
 
         Args:
             now: look, and write a file, at once: work has ended because of the disk.
         """
         at = time.monotonic()
-        if at < self._look_at and not now:
-            return self.fault
-        self._look_at = at + LOOK_S
         found = fault(self._folders, self._floor_bytes, margin_bytes(self._floor_bytes) if self.fault else 0)
         if found is None and (now or self.fault is not None or at >= self._probe_at):
             # Neither a quota nor a disk that fails shows in the figures.

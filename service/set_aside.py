@@ -107,7 +107,7 @@ def make_ordinary(session: Session, row: JobRecord | RunRecord) -> None:
 
 
 def follow(session: Session, job: JobRecord) -> None:
-    """Bring the reason of a paused job up to date after a client has paused a run of it."""
+    """Make an ordinary pause of a job that is set aside, once none of its runs is: clients paused or ended those."""
     if job.state is State.PAUSED and reason_among(session.scalars(runs_of(job.id))) is None:
         make_ordinary(session, job)
 

@@ -107,7 +107,6 @@ class Wishes:
             if run.state not in {State.PAUSING, State.PAUSED} or run.set_aside is not None:
                 _pause(session, run)
                 _follow(session, job)
-                set_aside.follow(session, job)
             return run
 
     def resume_run(self, run_id: str) -> RunRecord:
@@ -167,3 +166,4 @@ def _follow(session: Session, job: JobRecord) -> None:
         swap(session, job, state, error=error)
     elif all_paused(runs):
         swap(session, job, State.PAUSED, {"set_aside": set_aside.reason_among(runs)})
+        set_aside.follow(session, job)
