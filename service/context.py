@@ -11,10 +11,12 @@ from pydantic import BaseModel
 
 from service.auth import is_loopback, load_key_digest
 from service.db import Database
+from service.disk import Freeable
 from service.errors import DiskFloor
 from service.inbound import Connections, Waits, connections_max
 from service.keys import KeyRing, Keys
 from service.limits import ConcurrencyLimit, KeyedSemaphore, RateLimit
+from service.readiness import Readiness
 from service.records import Records
 from service.registry import Registry
 from service.schemas import Page
@@ -49,6 +51,7 @@ class Context:
             takes long.
         tail: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
+        freeable: what of the disk can be freed, for messages.
     """
 
     settings: Settings
@@ -68,6 +71,8 @@ class Context:
     heavy: KeyedSemaphore
     tail: Tail
     closing: asyncio.Event
+    readiness: Readiness
+    freeable: Freeable
 
     @classmethod
     def of(cls, settings: Settings) -> "Context":
@@ -102,6 +107,8 @@ class Context:
             heavy=KeyedSemaphore(KEY_HEAVY_MAX),
             tail=Tail(registry, settings.event_poll_s, closing),
             closing=closing,
+            readiness=Readiness(database, settings),
+            freeable=Freeable(settings, database),
         )
 
     def check_disk(self, needed_bytes: int = 0) -> None:
@@ -118,7 +125,7 @@ class Context:
         if free_bytes - needed_bytes < floor_bytes:
             raise DiskFloor(
                 f"{free_bytes} bytes are free where the service keeps its data, this needs {needed_bytes} and "
-                f"{floor_bytes} stay in reserve: delete caches or teachers, or add space"
+                f"{floor_bytes} stay in reserve: add space, or free some: {self.freeable.sentence()}"
             )
 
 

@@ -26,10 +26,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, DateTime, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from service import database_errors
 from service.errors import InvalidSettings, NewerDatabase, ServiceError
 from workers.texts import storable
 
@@ -63,6 +64,14 @@ class LogGone(ServiceError, SQLAlchemyError):
     """
 
 
+class DatabaseDiskError(ServiceError, SQLAlchemyError):
+    """The disk of the database gives an I/O error, or lets nobody write; what was to be written is not."""
+
+
+class DatabaseFull(DatabaseDiskError):
+    """The disk of the database has no room for what was to be written; it is not."""
+
+
 class Database:
     """Connections to one database.
 
@@ -72,7 +81,8 @@ class Database:
     Raises:
         InvalidSettings: the URL cannot be read, or is of another kind of database.
 
-    Whatever connects raises LogGone where SQLite's write-ahead log was removed after a kill.
+    Whatever connects raises LogGone where SQLite's write-ahead log was removed after a kill. Transactions raise
+    DatabaseDiskError where the disk of the database is full, read-only or fails.
     """
 
     def __init__(self, url: str) -> None:
@@ -84,8 +94,14 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads; what it returns stays readable afterwards."""
-        with Session(self._reading, expire_on_commit=False) as session:
+        with self._disk_errors(), Session(self._reading, expire_on_commit=False) as session:
             yield session
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """A connection to read a row or two without the objects of a session, which take longer than the query."""
+        with self._disk_errors(), self._reading.connect() as connection:
+            yield connection
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -94,9 +110,20 @@ class Database:
         Raises:
             sqlalchemy.exc.OperationalError: another writer held on for longer than the busy timeout (10 s).
         """
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with self._disk_errors(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             self._wait_for_turn(session.connection())
             yield session
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turn the errors of a full, read-only or failing disk, of either database, into DatabaseDiskError."""
+        try:
+            yield
+        except DBAPIError as error:
+            if (found := database_errors.disk_error(error.orig, self.url)) is None:
+                raise
+            is_full, message = found
+            raise (DatabaseFull if is_full else DatabaseDiskError)(message) from error
 
     def exists(self) -> bool:
         """Whether there is anything to open: an SQLite file may not have been made yet. Of a server it is taken."""
@@ -140,6 +167,10 @@ class Database:
         """The migrations that the database is at, none if it is new; of a newer version it raises NewerDatabase."""
         with self._reading.connect() as connection:
             return _check_version(connection)
+
+    def newest_migration(self) -> str:
+        """The migration that this version's tables are at."""
+        return _newest_migration()
 
     def checkpoint(self) -> None:
         """Writes SQLite's write-ahead log into the database file and empties it; nothing with PostgreSQL.
@@ -197,6 +228,12 @@ def _check_version(connection: Connection) -> set[str]:
             "`retort restore` the backup that was made before the upgrade"
         )
     return found
+
+
+@cache
+def _newest_migration() -> str:
+    [head] = _migrations().get_heads()
+    return head
 
 
 @cache

@@ -1,6 +1,7 @@
 """The engine process: the lease, the heartbeat, Ray, the end. What it does in between is ``runner``'s."""
 
 import contextlib
+import itertools
 import os
 import secrets
 import signal
@@ -15,15 +16,18 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.data_dir import open_database
-from service.errors import InvalidSettings, LeaseLost
+from service.db import DatabaseDiskError
+from service.errors import InvalidSettings, LeaseLost, RayFailed
 from service.gpus import GpuReport, GpuWatch
-from service.lease import Lease
+from service.lease import AHEAD_MAX_S, Lease
+from service.readiness import EngineParts
 from service.records import Records
 from service.runner import Engine
 from service.settings import Settings
 from workers import signals
 from workers.cluster import Cluster
 from workers.ray_head import visible_gpus
+from workers.texts import shortened
 
 log = structlog.get_logger("retort.engine")
 
@@ -34,6 +38,10 @@ CHECKPOINT_S = 30.0
 # From the signal to the end: runs leave a checkpoint at their next batch; an evaluation may have to end first.
 PUT_DOWN_S = 30.0
 WAITING_LOG_S = 60.0
+RAY_STARTS_MAX = 5
+# After the first failure; twice as long after each further one.
+RAY_RETRY_S = 1.0
+DATABASE_RETRY_S = 1.0
 
 
 def run_engine(settings: Settings) -> None:
@@ -45,28 +53,39 @@ def run_engine(settings: Settings) -> None:
     Raises:
         DataDirBusy, NewerDatabase, sqlalchemy.exc.SQLAlchemyError: as ``open_database``.
         InvalidSettings: no run could ever start, or CUDA may see fewer GPUs than are asked for.
-        HeadFailed: Ray does not start.
+        RayFailed: Ray does not start, ``RAY_STARTS_MAX`` times in a row.
     """
     _check_visible_gpus(settings)
     with open_database(settings) as database:
         # A number alone is not enough: after a restart in a container the new process has the old one's.
         records = Records(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")
+        parts = EngineParts(records)
         ending = threading.Event()
         _on_signals(ending)
-        if not _lead(records, ending):
+        if not _lead(records, ending, parts):
             return
         log.info("engine leads", holder=records.holder)
         if settings.gpus != 0:
             # How many there are is known when Ray has counted them.
             records.record_gpus(GpuReport(promised=settings.gpus or 0, is_tried=False).model_dump(mode="json"))
-        engine = Engine(settings, records)
-        with Heartbeat(records, ending):
+        engine = Engine(settings, records, parts)
+        with Heartbeat(records, ending, parts):
             try:
                 while not ending.is_set():
-                    with _cluster(settings) as cluster:
-                        _work(engine, cluster, records, ending)
+                    with _cluster(settings, parts, ending) as cluster:
+                        if cluster is not None:
+                            _work(engine, cluster, records, ending, parts)
             except LeaseLost as error:
                 log.error("lease lost", error=str(error))
+            except RayFailed:
+                # Another engine, on another machine, need not wait for the lease to run out.
+                records.release_lease()
+                raise
+            except DatabaseDiskError as error:
+                if not ending.is_set():
+                    raise
+                log.error("engine ends while its database cannot be used: Ray waits for the next one", error=str(error))
+                return
         records.release_lease()
         log.info("engine ended", holder=records.holder)
 
@@ -81,10 +100,37 @@ def _check_visible_gpus(settings: Settings) -> None:
         )
 
 
+def _start_ray(settings: Settings, parts: EngineParts, ending: threading.Event) -> Cluster | None:
+    """Ray, found or started; None if it was told to end meanwhile.
+
+    Raises:
+        RayFailed: it does not start, however often that is tried.
+    """
+    for tries in itertools.count(1):
+        try:
+            return Cluster(settings.data_dir, settings.cpus, settings.gpus)
+        except Exception as error:
+            # What Ray has said last is many lines.
+            said = shortened(" ".join(str(error).split()), 1500)
+            reason = f"Ray does not start (it was tried {tries} of {RAY_STARTS_MAX} times): {said}"
+            parts.set("ray", reason)
+            log.error("Ray does not start", tries=tries, error=str(error))
+            if tries == RAY_STARTS_MAX:
+                raise RayFailed(
+                    f"{reason}. The engine gives up: mend what this names (see `retort doctor`), then start it again"
+                ) from error
+        if ending.wait(RAY_RETRY_S * 2 ** (tries - 1)):
+            break
+    return None
+
+
 @contextlib.contextmanager
-def _cluster(settings: Settings) -> Iterator[Cluster]:
+def _cluster(settings: Settings, parts: EngineParts, ending: threading.Event) -> Iterator[Cluster | None]:
     """Ray, ended afterwards; not if this engine fails, because its runs can go on until a successor finds them."""
-    cluster = Cluster(settings.data_dir, settings.cpus, settings.gpus)
+    cluster = _start_ray(settings, parts, ending)
+    if cluster is None:
+        yield None
+        return
     try:
         yield cluster
     except InvalidSettings:
@@ -96,7 +142,7 @@ def _cluster(settings: Settings) -> Iterator[Cluster]:
     cluster.close()
 
 
-def _work(engine: Engine, cluster: Cluster, records: Records, ending: threading.Event) -> None:
+def _work(engine: Engine, cluster: Cluster, records: Records, ending: threading.Event, parts: EngineParts) -> None:
     """Until the end, or until Ray is gone.
 
     Raises:
@@ -106,13 +152,27 @@ def _work(engine: Engine, cluster: Cluster, records: Records, ending: threading.
         # What runs on GPUs goes on meanwhile; how many more fit is chosen by their memory.
         gpus.begin()
         gpus.wait(ending)
-        engine.recover(cluster, gpus)
-        log.info("engine works", cpus=cluster.cpus, gpus=cluster.gpus)
-        while not ending.wait(TICK_S):
-            if not cluster.is_alive:
+        is_recovered = False
+        while not (is_recovered and ending.wait(TICK_S)):
+            if is_recovered and not cluster.is_alive:
                 log.error("Ray is gone: starting it again")
+                parts.set("ray", "Ray is gone: the engine starts it again, and runs go on from their checkpoints")
                 break
-            engine.tick()
+            try:
+                if not is_recovered:
+                    engine.recover(cluster, gpus)
+                    is_recovered = True
+                    parts.set("ray", None)
+                    log.info("engine works", cpus=cluster.cpus, gpus=cluster.gpus)
+                else:
+                    engine.tick()
+            except DatabaseDiskError as error:
+                # Between two transactions, perhaps with half of what it had to read: once the database works again, the
+                # engine looks anew at what runs, as a successor would.
+                is_recovered = False
+                log.error("the database cannot be used: waiting until it can", error=str(error))
+                if ending.wait(DATABASE_RETRY_S):
+                    break
     # The heartbeat ends an engine, too, that may not touch the runs any more, nor Ray.
     _check_lease(records)
     if ending.is_set():
@@ -135,12 +195,12 @@ def _on_signals(ending: threading.Event) -> None:
     signals.handle((*signals.ENDING, signal.SIGHUP), end)
 
 
-def _lead(records: Records, ending: threading.Event) -> bool:
+def _lead(records: Records, ending: threading.Event, parts: EngineParts) -> bool:
     """Wait until this engine leads; False if it was told to end meanwhile."""
     tell_s = time.monotonic()
     while not ending.is_set():
         lease = records.lease()
-        if records.acquire_lease(LEASE_TTL_S, _gone(lease.holder)):
+        if records.acquire_lease(LEASE_TTL_S, _gone(lease.holder), parts.begin):
             return True
         if time.monotonic() >= tell_s:
             tell_s = time.monotonic() + WAITING_LOG_S
@@ -174,11 +234,13 @@ def _machine() -> str:
 class Heartbeat:
     """Renews the lease from a thread of its own, so that a slow tick does not cost it; losing it ends the engine.
 
-    Now and then it also empties SQLite's write-ahead log, as far as the database is idle.
+    While the disk of the database is full or read-only nobody else can take the lease either: then it goes on trying.
+    Now and then it also empties SQLite's write-ahead log, as far as the database is idle; and it notes when the clock
+    was set.
     """
 
-    def __init__(self, records: Records, ending: threading.Event) -> None:
-        self._records, self._ending = records, ending
+    def __init__(self, records: Records, ending: threading.Event, parts: EngineParts) -> None:
+        self._records, self._ending, self._parts = records, ending, parts
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -192,7 +254,9 @@ class Heartbeat:
     def _beat(self) -> None:
         signals.leave_to_main_thread()
         renewed = checkpointed = time.monotonic()
+        clock_s = time.time() - renewed
         while not self._closed.wait(RENEW_S):
+            clock_s = self._check_clock(clock_s)
             try:
                 if self._records.acquire_lease(LEASE_TTL_S):
                     renewed = time.monotonic()
@@ -201,6 +265,9 @@ class Heartbeat:
                         checkpointed = renewed
                     continue
                 log.error("lease lost: another engine leads", holder=self._records.holder)
+            except DatabaseDiskError as error:
+                log.warning("heartbeat failed", error=str(error))
+                continue
             except SQLAlchemyError as error:
                 log.warning("heartbeat failed", error=str(error))
                 if time.monotonic() - renewed < LEASE_TTL_S - RENEW_S:
@@ -210,3 +277,15 @@ class Heartbeat:
                 )
             self._ending.set()
             return
+
+    def _check_clock(self, before_s: float) -> float:
+        """Note that the clock was set since ``before_s``, its distance from the monotonic one, which is returned."""
+        now_s = time.time() - time.monotonic()
+        if abs(ahead_s := now_s - before_s) > AHEAD_MAX_S:
+            way = "ahead" if ahead_s > 0 else "back"
+            message = f"the clock went {way} by {abs(ahead_s):.0f} s: it was set, or the machine was asleep"
+            log.warning("the clock was set", seconds=round(ahead_s))
+            # Whoever has the lease by now, the next lines find out.
+            with contextlib.suppress(LeaseLost):
+                self._parts.note("clock", message)
+        return now_s

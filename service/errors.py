@@ -19,10 +19,13 @@
     ├── NoRoom                      (RuntimeError)     as many connections are open as may be
     ├── DiskFloor                   (OSError)          less disk is free than the service keeps in reserve
     ├── IllegalMove                 (ValueError)       a state that cannot follow the present one
+    ├── RayFailed                   (RuntimeError)     Ray does not start, however often it is tried
     ├── LeaseLost                   (RuntimeError)     an engine writes though another one leads
     ├── InvalidSettings             (ValueError)       settings that contradict each other or the machine
     ├── NewerDatabase               (RuntimeError)     a newer version has migrated the database
     ├── LogGone                     (SQLAlchemyError)  SQLite's write-ahead log was removed after a kill, see ``db``
+    ├── DatabaseDiskError           (SQLAlchemyError)  the disk of the database is read-only, or fails, see ``db``
+    │   └── DatabaseFull                               it is full
     ├── DataDirBusy                 (RuntimeError)     the data directory is in use, or half restored
     ├── DamagedCopy                 (RuntimeError)     the data directory was copied while a service wrote to it
     ├── DataDirNotEmpty             (RuntimeError)     a restore would write over what a service has kept
@@ -143,6 +146,10 @@ class IllegalMove(ServiceError, ValueError):
 
 class LeaseLost(ServiceError, RuntimeError):
     """This engine does not lead any more: nothing of what it writes may land."""
+
+
+class RayFailed(ServiceError, RuntimeError):
+    """Ray does not start, however often it is tried: the engine gives up."""
 
 
 class InvalidSettings(ServiceError, ValueError):

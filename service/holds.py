@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from store import Catalog, Hold, StoreError
+from workers.disk_errors import passing_over_disk_errors
 
 
 class CacheHolds:
@@ -29,7 +30,7 @@ class CacheHolds:
     def take(self, job_id: str, keys: Iterable[str]) -> None:
         """Hold these caches for a job; those that are gone are left out: the job makes them anew, or fails on them."""
         for key in keys:
-            with suppress(StoreError):
+            with suppress(StoreError), passing_over_disk_errors():
                 # Also one that is held already: it may have been made again since.
                 fresh = self._catalog.hold(key)
                 if key in self._held:
@@ -40,7 +41,7 @@ class CacheHolds:
     def release(self, job_id: str) -> None:
         """Let go of a job's caches, whose last use was now. Nothing happens if nothing is held."""
         for key in self._keys.pop(job_id, set()):
-            with suppress(StoreError):
+            with suppress(StoreError), passing_over_disk_errors():
                 self._catalog.touch(key)
             if not any(key in others for others in self._keys.values()):
                 self._held.pop(key).release()

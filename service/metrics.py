@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, ProcessCollec
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import case, func, select
+from sqlalchemy import case, func, null, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from starlette.datastructures import Headers
@@ -129,6 +129,7 @@ class _Sums(Collector):
         yield GaugeMetricFamily(
             "retort_disk_floor_bytes", "With less than this free, work is refused.", settings.disk_floor_bytes
         )
+        yield self._readiness()
         try:
             told = list(self._from_database())
         except SQLAlchemyError as error:
@@ -146,6 +147,15 @@ class _Sums(Collector):
         closed.add_metric(["evicted"], table.evicted)
         closed.add_metric(["refused"], table.refused)
         yield closed
+
+    def _readiness(self) -> Metric:
+        """What nobody knows has no sample."""
+        text = "Whether a part of readiness is ok: what /readyz says of it."
+        family = GaugeMetricFamily("retort_ready", text, labels=["part"])
+        for name, part in self._context.readiness.look().parts.items():
+            if part.ok is not None:
+                family.add_metric([name], float(part.ok))
+        return family
 
     def _from_database(self) -> Iterator[Metric]:
         lease = self._context.records.lease()
@@ -176,6 +186,10 @@ def _runs(session: Session) -> Iterator[Metric]:
     sums = func.count(), func.sum(RunRecord.attempt), func.sum(RunRecord.losses)
     rows = session.execute(select(RunRecord.state, *sums).group_by(RunRecord.state)).all()
     yield _by_state("retort_runs", "Runs by state.", {state: count for state, count, _, _ in rows})
+    aside = session.scalar(
+        select(func.count()).where((RunRecord.state == State.PAUSED) & RunRecord.set_aside.is_not(null()))
+    )
+    yield GaugeMetricFamily("retort_runs_set_aside", "Paused runs that go on by themselves: the disk's fault.", aside)
     begun, lost = sum(row[2] for row in rows), sum(row[3] for row in rows)
     yield CounterMetricFamily("retort_run_attempts", "Attempts at runs that were begun.", begun)
     yield CounterMetricFamily("retort_run_attempts_lost", "Attempts at runs whose process vanished.", lost)

@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from service import errors
-from service.db import LogGone
+from service.db import DatabaseDiskError, DatabaseFull, LogGone
 from service.openapi import allowed_methods
 from service.schemas import FieldProblem, Problem
 from store import (
@@ -77,10 +77,11 @@ class Kind:
     headers: Mapping[str, str] | None = None
 
 
+_BUSY = {"Retry-After": str(RETRY_AFTER_S)}
 _NO_ROOM = Kind(507, "disk-full", "Not enough disk space")
+_NO_STORAGE = Kind(503, "storage-unavailable", "Storage unavailable", headers=_BUSY)
 _CONFLICT = Kind(409, "conflict", "Conflict")
 _INTERNAL = Kind(500, "internal", "Internal error", shows_message=False)
-_BUSY = {"Retry-After": str(RETRY_AFTER_S)}
 _NO_DATABASE = Kind(503, "database-unavailable", "Database unavailable", shows_message=False, headers=_BUSY)
 
 KINDS: Mapping[type[Exception], Kind] = {
@@ -119,6 +120,8 @@ KINDS: Mapping[type[Exception], Kind] = {
     CachePinned: _CONFLICT,
     DiskFull: _NO_ROOM,
     StoreError: _INTERNAL,
+    DatabaseFull: Kind(507, "database-full", "No room for the database", headers=_BUSY),
+    DatabaseDiskError: replace(_NO_DATABASE, shows_message=True),
     LogGone: replace(_NO_DATABASE, shows_message=True),
     OperationalError: _NO_DATABASE,
     PoolTimeout: _NO_DATABASE,
@@ -134,6 +137,8 @@ def kind_of(error: Exception) -> Kind:
         return Kind(status.value, slug, status.phrase.capitalize(), headers=error.headers)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _NO_ROOM
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EIO):
+        return _NO_STORAGE
     if isinstance(error, RequestValidationError) and _is_not_json(error):
         return KINDS[errors.MalformedBody]
     return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)

@@ -39,6 +39,8 @@ _REPEAT_S = 5.0
 # A child that ends so often in so long will not stay up; whoever started this process has to know.
 RESTARTS_MAX = 8
 RESTARTS_WINDOW_S = 120.0
+# The exit status of a child that has tried everything itself: EX_UNAVAILABLE of sysexits.h.
+GAVE_UP = os.EX_UNAVAILABLE
 _TAIL_BYTES = 4000
 _VOICE = "retort: "
 UNTIL_STDIN_CLOSES = "--until-stdin-closes"
@@ -94,8 +96,8 @@ def supervise(
         grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
 
     Returns:
-        The exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 when a child did not come up or does not stay up. A signal
-        that this process was started to ignore (``nohup``) ends nothing.
+        The exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 when a child did not come up, does not stay up or has
+        given up (its status is ``GAVE_UP``). A signal that this process was started to ignore (``nohup``) ends nothing.
     """
     # The name of a child that ended, or None for a signal. SimpleQueue may be fed by a handler.
     news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -169,13 +171,14 @@ def _keep_up(
                 return None
             now, recent = time.monotonic(), ends[ended]
             # A status of its own before all had come up is a reason that will not go away; a signal is none.
-            is_hopeless = not (was_ready or has_begun()) and running[ended].wait() > 0
+            status = running[ended].wait()
+            is_hopeless = status == GAVE_UP or (not (was_ready or has_begun()) and status > 0)
             if is_hopeless or (len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_WINDOW_S):
                 return ended
             recent.append(now)
             lately = sum(now - end < RESTARTS_WINDOW_S for end in recent)
             due[ended] = now + min(2.0 ** (lately - 1) - 1.0, 15.0)
-            say(f"{ended} ended by itself ({_describe(running[ended].wait())}), starting it again")
+            say(f"{ended} ended by itself ({_describe(status)}), starting it again")
             _clear(running[ended])
         for name in [name for name, when in due.items() if time.monotonic() >= when]:
             del due[name]

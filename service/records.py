@@ -17,6 +17,7 @@ from typing import Any, TypeGuard, cast
 from sqlalchemy import CursorResult, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
+from service import set_aside
 from service.db import Database
 from service.errors import LeaseLost
 from service.jobs import LIVE, TABLE, TERMINAL, WORKING, State
@@ -180,9 +181,16 @@ class Records:
                         swap(session, run, State.PAUSED)
             if not all_paused(runs):
                 return False
+            reason = None
             if job.state is State.RUNNING:
+                reason = set_aside.reason_among(runs)
                 swap(session, job, State.PAUSING)
-            return swap(session, job, State.PAUSED)
+            return swap(session, job, State.PAUSED, {"set_aside": reason})
+
+    def set_job_aside(self, job_id: str, attempt: int, reason: Json) -> bool:
+        """See ``set_aside.put_job``."""
+        with self._write() as session:
+            return set_aside.put_job(session, job_id, attempt, reason)
 
     def update_job(self, job_id: str, *, attempt: int | None = None, **fields: object) -> bool:
         """Sets columns of a job that somebody works on: those of ``JOB_FIELDS``.
@@ -308,6 +316,21 @@ class Records:
         with self.database.read() as session:
             return {id: reason for id, reason in session.execute(query) if reason is not None}
 
+    def set_run_aside(self, run_id: str, attempt: int, reason: Json) -> State | None:
+        """See ``set_aside.put_run``."""
+        with self._write() as session:
+            return set_aside.put_run(session, run_id, attempt, reason)
+
+    def runs_aside(self) -> list[tuple[str, str]]:
+        """See ``set_aside.waiting``."""
+        with self.database.read() as session:
+            return set_aside.waiting(session)
+
+    def resume_set_aside(self, run_ids: Collection[str]) -> list[str]:
+        """See ``set_aside.resume``."""
+        with self._write() as session:
+            return set_aside.resume(session, run_ids)
+
     def record_waiting(self, job_id: str, reasons: Mapping[str, str]) -> None:
         """Stores why runs of a job wait although it is their turn; those without a reason have none any more.
 
@@ -400,7 +423,12 @@ class Records:
 
     # ------------------------------------------------------------------------------------------------------- lease
 
-    def acquire_lease(self, ttl_s: float = 30.0, gone: str | None = None) -> bool:
+    def acquire_lease(
+        self,
+        ttl_s: float = 30.0,
+        gone: str | None = None,
+        begin: Callable[[Json | None], Json | None] = lambda parts: None,
+    ) -> bool:
         """Takes the lease, or renews it: call it as the heartbeat, several times per ``ttl_s``.
 
         Clocks may be wrong, or be set while an engine leads. So another engine counts as alive only while both its
@@ -410,6 +438,7 @@ class Records:
 
         Args:
             gone: a holder that is known to have died; nobody waits for its lease to run out.
+            begin: what this holder says of its parts when it takes the lease, from what the last one said.
 
         Returns:
             Whether this holder leads: False while another one is alive.
@@ -421,7 +450,7 @@ class Records:
             if lease.holder not in (None, self.holder, gone) and self._is_alive(lease, now, ttl_s):
                 return False
             if lease.holder != self.holder:
-                lease.gpus = None
+                lease.gpus, lease.parts = None, begin(lease.parts)
             lease.holder, lease.heartbeat_at = self.holder, now
             return True
 
@@ -452,6 +481,11 @@ class Records:
         """Sets what the leading engine has found out about its GPUs. Raises LeaseLost."""
         with self._write() as session:
             session.get_one(EngineRecord, ENGINE_ROW).gpus = report
+
+    def record_parts(self, parts: Json) -> None:
+        """Sets what the leading engine says of the parts of its readiness. Raises LeaseLost."""
+        with self._write() as session:
+            session.get_one(EngineRecord, ENGINE_ROW).parts = parts
 
     def gpus(self) -> Json | None:
         """What the leading engine has found out about its GPUs; None where it has none, or not yet."""

@@ -80,8 +80,9 @@ def swap(
     except IllegalMove:
         return False
     now = utc_now()
+    # Whatever it waited for, it is in another state now.
+    values.setdefault("set_aside", None)
     if isinstance(row, RunRecord):
-        # Whatever it waited for, it is in another state now.
         values["waits_for"] = None
     if error is not None:
         values["error"] = error
@@ -97,7 +98,9 @@ def swap(
     if cast("CursorResult[Any]", result).rowcount != 1:
         return False
     job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
-    told = {"type": "state", "state": wanted, "error": error}
+    told: Json = {"type": "state", "state": wanted, "error": error}
+    if (reason := values["set_aside"]) is not None:
+        told["set_aside"] = reason
     session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, told)])
     return True
 

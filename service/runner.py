@@ -7,9 +7,10 @@ nothing, the others start again from their checkpoints, and committed blocks are
 lease in the database; a second one waits for it. (That inference had too little memory on a share of a GPU it forgets:
 that is found out once more.)
 
-How a piece of work ends decides what comes next: what raised has *failed* and is not tried again; what vanished is
-*lost* and starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between, and later
-each time (``backoff``); what vanished because others have used up the memory, or with Ray, is not counted; what was
+How a piece of work ends decides what comes next: what raised has *failed* and is not tried again (but if the disk is
+full, read-only or fails it is *set aside*, see ``aside``, and nothing new is begun); what vanished is *lost* and starts
+again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between, and later each time
+(``backoff``); what vanished because others have used up the memory, or with Ray, is not counted; what was
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
 machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
 more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
@@ -34,6 +35,7 @@ from structlog.contextvars import bound_contextvars
 
 from service.active import ActiveJob, Work, job_spec
 from service.allocation import FreeResources, Need
+from service.aside import Aside
 from service.attempts import list_artifacts, sweep_attempts
 from service.backoff import read_backoff, why_set_back
 from service.capacity import choose_capacity
@@ -43,6 +45,7 @@ from service.gpus import GpuWatch
 from service.holds import CacheHolds
 from service.jobs import LIVE, TERMINAL, WORKING, State
 from service.progress import CacheProgress, run_progress
+from service.readiness import EngineParts
 from service.records import Records
 from service.rows import end_of
 from service.settings import Settings
@@ -52,6 +55,7 @@ from workers.backoff import LOSSES_EVER_MAX
 from workers.caching import CachePlan
 from workers.cluster import Cluster, Task, export_name
 from workers.config import Folders, RunSpec, TrainingOrder
+from workers.disk_errors import disk_error, passing_over_disk_errors
 from workers.outcomes import Outcome
 from workers.pipeline import order_run, share_out
 
@@ -91,11 +95,13 @@ class Engine:
     Args:
         settings: of this process.
         records: the database, migrated, for a holder of the lease.
+        parts: what is said of readiness.
     """
 
-    def __init__(self, settings: Settings, records: Records) -> None:
+    def __init__(self, settings: Settings, records: Records, parts: EngineParts) -> None:
         self._settings = settings
         self._records = records
+        self._aside = Aside(settings, records, parts)
         self._jobs: dict[str, ActiveJob] = {}
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
@@ -141,6 +147,7 @@ class Engine:
         Raises:
             LeaseLost: another engine leads.
         """
+        self._aside.look()
         self._gpus.begin_again()
         if self._gpus.poll() is not None:
             self._record_gpus()
@@ -150,7 +157,7 @@ class Engine:
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
-        while len(self._jobs) < ACTIVE_JOBS_EVER_MAX:
+        while self._aside.fault is None and len(self._jobs) < ACTIVE_JOBS_EVER_MAX:
             claimed = self._records.claim_job(self._has_turn)
             if claimed is None:
                 break
@@ -165,6 +172,7 @@ class Engine:
         if report is None:
             return
         self._records.record_gpus(report.model_dump(mode="json"))
+        self._aside.parts.set("gpu", report.reason)
         if report.reason is not None:
             log.error("GPUs do not work", reason=report.reason)
         elif report.promised:
@@ -317,7 +325,10 @@ class Engine:
             return
         if job.plan is None and job.state is State.RUNNING and job.waiting and job.may_start(_CACHES):
             # Not for runs that were found in training: those have theirs.
-            self._build_caches(job)
+            if self._aside.fault is None:
+                self._build_caches(job)
+            else:
+                self._record_waiting(job, {job.waiting[0]: self._aside.fault.message})
         if job.caches is not None or job.runs:
             return
         job.state, job.states = self._records.states(job.id)
@@ -361,6 +372,7 @@ class Engine:
                 if job.backoffs.pop(_CACHES, None) is not None:
                     self._records.update_job(job.id, attempt=job.attempt, backoff=None)
                 job.without_device.discard(_CACHES)
+                self._aside.has_got_on(job.id)
         if outcome is None:
             return
         if outcome.value is not None:
@@ -373,12 +385,24 @@ class Engine:
         if outcome.value is None:
             # Beside what it has told of: batches of blocks that were under way.
             self._records.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
+        if work.told is None and (reason := self._aside.reason(outcome)) is not None:
+            self._set_aside(job, reason)
+            return
         if outcome.kind == "failed" and self._is_worth_a_whole_gpu(job, outcome, gpu_share):
             return
         if outcome.kind == "failed" and not self._is_worth_another_device(job, _CACHES, outcome):
             self._fail(job.id, job.attempt, self._error_of_work(job, _CACHES, outcome))
         elif outcome.kind == "vanished" and work.told is None:
             self._count_loss(job, outcome)
+
+    def _set_aside(self, job: ActiveJob, reason: Json) -> None:
+        """The caches cannot be built because of the disk: what waits for them is set aside with the job."""
+        self._aside.count(job.id)
+        if self._records.set_job_aside(job.id, job.attempt, reason):
+            log.warning("job set aside", job_id=job.id, reason=reason["message"])
+            self._forget(job.id)
+        else:
+            job.state, job.states = self._records.states(job.id)
 
     def _take_caches(self, job: ActiveJob, value: Json) -> None:
         """The caches are complete."""
@@ -481,6 +505,11 @@ class Engine:
 
     def _fill_slots(self) -> None:
         """Share what is free among the jobs whose runs wait, and store why the others do whose turn it is."""
+        if self._aside.fault is not None:
+            for job in self._jobs.values():
+                if job.plan is not None and job.state is State.RUNNING and job.waiting:
+                    self._record_waiting(job, {job.waiting[0]: self._aside.fault.message})
+            return
         capacity, jobs = self._capacity, self._jobs.values()
         free = FreeResources(capacity.cpus, capacity.gpus, [each for job in jobs for each in job.held()])
         claims, no_gpu = [], {}
@@ -626,6 +655,7 @@ class Engine:
             if "epoch" in progress:
                 work.is_trained = progress["epoch"] >= job.spec.training.epochs
                 job.without_device.discard(run_id)
+                self._aside.has_got_on(run_id)
         if outcome is None:
             return
         if is_trained(outcome) and work.told is None:
@@ -641,6 +671,8 @@ class Engine:
                 self._records.move_on(run_id, work.attempt, _PUT_DOWN)
             case "done":
                 self._succeed(job, run_id, work, outcome)
+            case "failed" | "vanished" if (reason := self._aside.reason(outcome)) is not None:
+                self._put_aside(run_id, work, reason)
             case "failed" if self._is_worth_another_device(job, run_id, outcome):
                 self._records.move_on(run_id, work.attempt, _GONE)
             case "failed" if outcome.error_type == "OutOfMemoryError" and self._can_have_more_memory(work):
@@ -700,13 +732,30 @@ class Engine:
         try:
             artifacts = list_artifacts(attempt, self._folders.data_dir)
         except OSError as error:
-            why = {"type": type(error).__name__, "message": f"the run's artifacts cannot be listed: {error}"}
+            message = f"the run's artifacts cannot be listed: {error}"
+            if (code := disk_error(error)) is not None:
+                self._put_aside(run_id, work, self._aside.reason_of(code, message))
+                return
+            why = {"type": type(error).__name__, "message": message}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=why)
             return
         self._records.record_result(run_id, work.attempt, artifacts, outcome.value or {})
 
+    def _put_aside(self, run_id: str, work: Work, reason: Json) -> None:
+        """A run has ended because of the disk: it is no failure and no loss."""
+        self._aside.count(run_id)
+        state = self._records.set_run_aside(run_id, work.attempt, reason)
+        log.warning("run set aside", state=state, reason=reason["message"])
+
     def _sweep(self, run: RunRecord) -> None:
-        """Take away what no later attempt, and nobody who retries the run, has a use for."""
+        """Take away what no later attempt, and nobody who retries the run, has a use for.
+
+        What a disk does not let go of now is taken away with what the run leaves at its next end.
+        """
+        with passing_over_disk_errors():
+            self._remove_rests(run)
+
+    def _remove_rests(self, run: RunRecord) -> None:
         if run.state in WORKING:
             return
         folder, has_succeeded = self._run_folder(run), run.state is State.SUCCEEDED

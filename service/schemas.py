@@ -395,6 +395,14 @@ class ErrorInfo(Document):
     message: str
 
 
+class SetAside(Document):
+    """Why something is paused that no client has paused; it goes on by itself."""
+
+    code: str = Field(description="name of the system's error: `ENOSPC`, `EDQUOT`, `EROFS`, `EIO`")
+    message: str
+    since: datetime
+
+
 class Inference(Document):
     """Rows that have gone through the teacher, of those that have to."""
 
@@ -440,6 +448,9 @@ class JobSummary(Document):
     started_at: datetime | None
     finished_at: datetime | None
     error: ErrorInfo | None
+    set_aside: SetAside | None = Field(
+        description="why it is paused although no client has paused it; it goes on by itself"
+    )
     progress: JobProgress
     teacher: str
     teacher_sha256: str
@@ -485,6 +496,9 @@ class Run(Document):
     metrics: Stored | None = Field(description="of the last finished epoch")
     result: Stored | None
     error: ErrorInfo | None
+    set_aside: SetAside | None = Field(
+        description="why it is paused although no client has paused it; it goes on by itself"
+    )
     waits_for: str | None = Field(
         description="why it waits although it is its turn: for a whole GPU, say, and who has them, or for the time at "
         "which it starts again after its process was lost"
@@ -596,9 +610,29 @@ class Health(Document):
     status: Literal["ok"] = "ok"
 
 
+class LastError(Document):
+    """The newest error of a part, kept when it works again."""
+
+    message: str
+    at: datetime
+
+
+class ReadinessPart(Document):
+    """One part of readiness."""
+
+    ok: bool | None = Field(default=None, description="null where nobody knows: no engine leads, say")
+    reason: str | None = Field(default=None, description="why it does not work")
+    since: datetime | None = Field(default=None, description="when that began")
+    last_error: LastError | None = None
+
+
 class Readiness(Document):
     """Whether jobs are taken and worked on, and if not, why."""
 
     ready: bool
     reasons: list[str]
     heartbeat_age_s: float | None = Field(description="of the leading engine")
+    parts: dict[str, ReadinessPart] = Field(
+        description="`database`, `lease` (an engine leads), `ray`, `gpu`, `disk`, `clock`; not ready means that one is "
+        "not ok"
+    )

@@ -140,7 +140,8 @@ class JobRecord(Base):
     ``attempt`` counts the engines that have worked on it, and fences the writes of earlier ones. ``parallel_runs`` is
     how many of its runs may be at work at once, NULL for as many as there is room for; ``key_id`` is the API key that
     posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
-    is of the losses in a row of the process that completes its caches, NULL without any.
+    is of the losses in a row of the process that completes its caches, NULL without any. ``set_aside`` says why it is
+    paused although no client has asked for that, see ``service.set_aside``.
     """
 
     __tablename__ = "jobs"
@@ -162,6 +163,7 @@ class JobRecord(Base):
     teacher_accuracy: Mapped[float | None] = mapped_column()
     teacher_views_accuracy: Mapped[float | None] = mapped_column()
     error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    set_aside: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     parallel_runs: Mapped[int | None] = mapped_column()
     key_id: Mapped[str | None] = mapped_column(String(40))
@@ -180,6 +182,7 @@ class RunRecord(Base):
     first, and of one that an earlier version has started. ``whole_gpu``: it had too little memory on a share of a GPU,
     and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
     ``losses`` counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``) those since the last epoch.
+    ``set_aside`` says why it is paused although no client has asked for that, see ``service.set_aside``.
     ``retry_of`` is the run that this one tries again, each at most once.
     """
 
@@ -203,6 +206,7 @@ class RunRecord(Base):
     metrics: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     result: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    set_aside: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     losses: Mapped[int] = mapped_column(default=0, server_default="0")
     actor: Mapped[str | None] = mapped_column(String(80))
     piece: Mapped[int | None] = mapped_column()
@@ -290,6 +294,7 @@ class EngineRecord(Base):
     """The lease of the one engine that may lead: a single row, ``id`` 1.
 
     ``gpus`` is what its holder has found out about its GPUs (``gpus.GpuReport``); NULL where it has none, or not yet.
+    ``parts`` is what it says of the parts of its readiness (``readiness.EngineParts``).
     """
 
     __tablename__ = "engine"
@@ -298,3 +303,4 @@ class EngineRecord(Base):
     holder: Mapped[str | None] = mapped_column(String(200))
     heartbeat_at: Mapped[datetime | None] = mapped_column()
     gpus: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    parts: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))

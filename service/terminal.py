@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.connection import Document
+from service.units import size as size
 from workers.texts import printable
 
 _PIPE_WIDTH = 240
@@ -85,16 +86,6 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """A number of so many decimals, or nothing."""
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def size(size_bytes: int) -> str:
-    """Bytes with a binary unit: 1536 -> ``1.5 KiB``."""
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def duration(seconds: float | None) -> str:

@@ -67,10 +67,13 @@ class RunLine:
     top1: float | None = None
     loss: float | None = None
     error: str | None = None
+    set_aside: str | None = None
 
     @property
     def text(self) -> str:
         """What stands beside the bar."""
+        if self.set_aside:
+            return f"set aside: {self.set_aside}"
         if self.state in ("failed", "lost"):
             return f"{self.state}: {self.error or 'no reason known'}"
         if self.state in ("queued", "pausing", "paused", "cancelled") and not self.epoch:
@@ -104,6 +107,7 @@ class JobView:
     state: str = "queued"
     stage: str | None = None
     error: str | None = None
+    set_aside: str | None = None
     caches: dict[str, CacheLine] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -115,7 +119,9 @@ class JobView:
 
     @property
     def note(self) -> str:
-        """What a person has to know who waits for a job that does not go on by itself; empty when there is nothing."""
+        """What a person has to know who waits for a job that is paused; empty when there is nothing."""
+        if self.set_aside:
+            return f"set aside, it goes on by itself: {self.set_aside}"
         return f"paused, this waits until `retort resume {self.id}`" if self.state == "paused" else ""
 
     def apply(self, event: Document) -> str:
@@ -150,14 +156,17 @@ class JobView:
 
     def _apply_state(self, run: RunLine | None, data: Document) -> str:
         error = (data.get("error") or {}).get("message")
+        set_aside = (data.get("set_aside") or {}).get("message")
         if run is None:
-            self.state, self.error = data["state"], error
+            self.state, self.error, self.set_aside = data["state"], error, set_aside
             return f"job {self.note or self.state}" + (f": {error}" if error else "")
-        run.state, run.error = data["state"], error
+        run.state, run.error, run.set_aside = data["state"], error, set_aside
         if run.state == "running":
             self.stage = "training"
         if run.state == "succeeded":
             run.done = run.epochs
+        if set_aside:
+            return f"{run.name}: {run.text}"
         return f"{run.name}: {run.state}" + (f": {error}" if error else "")
 
     def _apply_log(self, run: RunLine | None, data: Document) -> str:

@@ -8,6 +8,7 @@ what is so already changes nothing: the table of states has no such move.
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
+from service import set_aside
 from service.db import Database
 from service.errors import Conflict
 from service.jobs import LIVE, TERMINAL, WORKING, State
@@ -103,7 +104,7 @@ class Wishes:
         with self.database.write() as session:
             run, job = _with_job(session, run_id)
             _refuse(run, "paused")
-            if run.state not in {State.PAUSING, State.PAUSED}:
+            if run.state not in {State.PAUSING, State.PAUSED} or run.set_aside is not None:
                 _pause(session, run)
                 _follow(session, job)
             return run
@@ -143,6 +144,7 @@ def _cancel(session: Session, row: JobRecord | RunRecord) -> None:
 
 
 def _pause(session: Session, row: JobRecord | RunRecord) -> None:
+    set_aside.make_ordinary(session, row)
     # What is being cancelled stays so: the table has no way from there.
     swap(session, row, State.PAUSING if row.state in WORKING else State.PAUSED)
 
@@ -163,4 +165,5 @@ def _follow(session: Session, job: JobRecord) -> None:
         state, error = end_of(runs)
         swap(session, job, state, error=error)
     elif all_paused(runs):
-        swap(session, job, State.PAUSED)
+        swap(session, job, State.PAUSED, {"set_aside": set_aside.reason_among(runs)})
+        set_aside.follow(session, job)

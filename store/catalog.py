@@ -124,6 +124,10 @@ class Catalog:
         with room.turn(self.root):
             return room.make_room(self.root, needed_bytes, quota_bytes, in_use)
 
+    def evictable(self, in_use: Collection[str] = ()) -> tuple[int, int]:
+        """How many caches make_room() could evict, and their bytes; see there for what keeps the others."""
+        return room.evictable(self.root, in_use)
+
     def reserve(
         self, specs: Sequence[CacheSpec], quota_bytes: int = 0, provenance: Mapping[str, JsonValue] | None = None
     ) -> Reservation:

@@ -177,6 +177,16 @@ def make_room(root: Path, needed_bytes: int, quota_bytes: int, in_use: Collectio
     raise QuotaExceeded(_refusal(needed_bytes, quota_bytes, [_look(item.group, in_use) for item in shelf]))
 
 
+def evictable(root: Path, in_use: Collection[str] = ()) -> tuple[int, int]:
+    """How many caches could be evicted now, and their bytes. Those that are deleted meanwhile are left out."""
+    sizes = []
+    for group in layout.group_paths(root):
+        with contextlib.suppress(FileNotFoundError):
+            item = _look(group, in_use)
+            sizes += [item.size_bytes] if item.kept is None else []
+    return len(sizes), sum(sizes)
+
+
 def reserve(
     root: Path, specs: Sequence[CacheSpec], quota_bytes: int, provenance: Mapping[str, JsonValue]
 ) -> Reservation:

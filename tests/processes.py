@@ -32,13 +32,20 @@ class Processes:
     Args:
         data_dir: made here, unless it is a copy of another one.
         environment: of the processes, beside the settings; None takes this process's own.
+        log_dir: where what they say is kept; None is the data directory.
         settings: more of them, as environment variables without ``RETORT_``.
     """
 
-    def __init__(self, data_dir: Path, environment: Mapping[str, str] | None = None, **settings: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        environment: Mapping[str, str] | None = None,
+        log_dir: Path | None = None,
+        **settings: str,
+    ) -> None:
         port = free_port()
         self.client = Client(f"http://127.0.0.1:{port}")
-        self.data_dir = data_dir
+        self.data_dir, self._log_dir = data_dir, log_dir or data_dir
         data_dir.mkdir(exist_ok=True)
         self._environment = {
             **(os.environ if environment is None else environment),
@@ -56,7 +63,7 @@ class Processes:
     def start(self, name: str) -> None:
         """``api``, ``engine``, or one more engine: ``engine-2``."""
         program = name.partition("-")[0]
-        with (self.data_dir / f"{name}.log").open("ab") as log:
+        with (self._log_dir / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 command(program), env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
@@ -85,7 +92,7 @@ class Processes:
             signal.sigtimedwait([], 0.1)
 
     def logs(self) -> str:
-        return "\n".join(path.read_text()[-3000:] for path in self.data_dir.glob("*.log"))
+        return "\n".join(path.read_text()[-3000:] for path in self._log_dir.glob("*.log"))
 
     def close(self) -> None:
         self.client.close()
@@ -98,10 +105,10 @@ class Processes:
 
 @contextlib.contextmanager
 def running_service(
-    data_dir: Path, environment: Mapping[str, str] | None = None, **settings: str
+    data_dir: Path, environment: Mapping[str, str] | None = None, log_dir: Path | None = None, **settings: str
 ) -> Iterator[Processes]:
     """Ready to work."""
-    processes = Processes(data_dir, environment, **settings)
+    processes = Processes(data_dir, environment, log_dir, **settings)
     try:
         processes.wait_ready()
         yield processes

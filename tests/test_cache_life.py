@@ -14,6 +14,7 @@ from service.cli import main
 from service.db import Database, upgrade_to_head
 from service.gpus import GpuWatch
 from service.holds import CacheHolds
+from service.readiness import EngineParts
 from service.records import Records
 from service.registry import Registry
 from service.runner import Engine
@@ -152,7 +153,7 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
         records.update_job(claimed.id, caches={"train": key})
     looks: list[list[bool]] = []
     watcher = _Watcher(lambda: looks.append([is_held(catalog, key) for key in keys]))
-    engine = Engine(settings, records)
+    engine = Engine(settings, records, EngineParts(records))
     engine.recover(cast("Cluster", watcher), GpuWatch(promised=0))
     engine.tick()
     database.close()

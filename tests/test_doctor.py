@@ -182,7 +182,7 @@ def test_disks_that_are_read_only_or_full(settings: Settings, tmp_path: Path) ->
     answers = json.loads(done.stdout).items()
     told = {kind: {name: Finding(**each) for name, each in found.items()} for kind, found in answers}
     is_bad(told["full"]["dir"], "fail", "No space left on device")
-    is_bad(told["full"]["disk"], "fail", "uploads and jobs are refused", "delete caches")
+    is_bad(told["full"]["disk"], "fail", "uploads and jobs are refused", "add space")
     is_bad(told["read-only"]["dir"], "fail", "Read-only file system", str(tmp_path / "read-only"))
     is_bad(told["small"]["dir"], "warn", "on tmpfs, which a restart of the machine empties")
     assert told["small"]["disk"].status in ("warn", "fail")

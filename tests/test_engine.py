@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -22,6 +22,7 @@ from service.capacity import choose_capacity
 from service.db import Database, LogGone, upgrade_to_head
 from service.engine import Heartbeat, run_engine
 from service.errors import InvalidSettings
+from service.readiness import EngineParts
 from service.records import Records
 from service.settings import Settings
 from service.tables import JobRecord
@@ -386,9 +387,9 @@ def test_a_heartbeat_survives_a_locked_database_and_ends_the_engine_before_its_l
 ) -> None:
     monkeypatch.setattr("service.engine.RENEW_S", 0.01)
     monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.2)
-    ending = threading.Event()
+    ending, records = threading.Event(), cast("Records", _DatabaseThatFails(error))
     started = time.monotonic()
-    with Heartbeat(_DatabaseThatFails(error), ending):
+    with Heartbeat(records, ending, EngineParts(records)):
         assert ending.wait(10)
     assert time.monotonic() - started > 0.1
 
@@ -409,5 +410,7 @@ def test_a_heartbeat_empties_the_log_of_the_database_now_and_then(
     monkeypatch.setattr("service.engine.RENEW_S", 0.01)
     monkeypatch.setattr("service.engine.CHECKPOINT_S", 0.0)
     monkeypatch.setattr(Database, "checkpoint", watched)
-    with contextlib.closing(Database(url)) as database, Heartbeat(Records(database, "engine"), threading.Event()):
-        assert emptied.wait(30)
+    with contextlib.closing(Database(url)) as database:
+        records = Records(database, "engine")
+        with Heartbeat(records, threading.Event(), EngineParts(records)):
+            assert emptied.wait(30)

@@ -20,6 +20,7 @@ from service.engine import _lead
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
 from service.jobs import State
+from service.readiness import EngineParts
 from service.records import Records
 from service.registry import Registry
 from service.runner import LOSSES_MAX, Engine
@@ -155,7 +156,7 @@ class _Bench:
         return self.engine_on(_Cluster(*tasks))
 
     def engine_on(self, cluster: _Cluster, **settings: object) -> Engine:
-        engine = Engine(self.settings.model_copy(update=settings), self.records)
+        engine = Engine(self.settings.model_copy(update=settings), self.records, EngineParts(self.records))
         self.gpus = GpuWatch(cluster.gpus)
         engine.recover(cast("Cluster", cluster), self.gpus)
         return engine
@@ -337,7 +338,7 @@ def test_an_engine_that_was_stopped_before_it_looked_for_strays_ends_no_process_
     assert Records(bench.database, "other").acquire_lease(ttl_s=0)
     cluster = _Cluster()
     with pytest.raises(LeaseLost, match="this ends: another engine leads"):
-        Engine(bench.settings, bench.records).recover(cast("Cluster", cluster), GpuWatch(0))
+        Engine(bench.settings, bench.records, EngineParts(bench.records)).recover(cast("Cluster", cluster), GpuWatch(0))
     assert not cluster.has_ended_others
 
 
@@ -345,7 +346,7 @@ def test_an_engine_that_is_told_to_end_before_it_leads_takes_no_lease(bench: _Be
     assert bench.records.release_lease()
     ending = threading.Event()
     ending.set()
-    assert not _lead(bench.records, ending)
+    assert not _lead(bench.records, ending, EngineParts(bench.records))
     assert bench.records.lease().holder is None
 
 
@@ -359,7 +360,7 @@ def test_an_engine_that_waits_for_the_lease_says_who_has_it_since_when_and_by_wh
     monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.05)
     challenger = Records(bench.database, "challenger")
     with capture_logs() as logs:
-        assert _lead(challenger, threading.Event())
+        assert _lead(challenger, threading.Event(), EngineParts(challenger))
     assert challenger.lease().holder == "challenger"
     [line] = logs
     assert line["log_level"] == "warning"

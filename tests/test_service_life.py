@@ -23,6 +23,7 @@ from service.errors import Conflict, LeaseLost
 from service.jobs import TABLE, TERMINAL, WORKING, State
 from service.records import Records
 from service.registry import Registry
+from service.set_aside import reason_of
 from service.tables import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
 from service.wishes import Wishes
 from tests.service_helpers import add_job
@@ -218,6 +219,35 @@ class Life(RuleBasedStateMachine):
         may = run.attempt == worker.attempt and wanted in TABLE[run.state] - {State.RUNNING}
         assert landed in ("lost", may)
 
+    @rule(late=SELDOM, old=SELDOM, number=ANY)
+    def set_run_aside(self, late: bool, old: bool, number: int) -> None:
+        """A worker's disk is full; a client may have wanted something else of it meanwhile."""
+        worker = self.worker(number, old)
+        state = self.runs[worker.run_id].state
+        landed = self.as_engine(
+            late, lambda engine: engine.set_run_aside(worker.run_id, worker.attempt, reason_of("ENOSPC", "full"))
+        )
+        becomes = State.CANCELLED if state is State.CANCELLING else State.PAUSED
+        assert landed in ("lost", becomes if self.may_write(worker) else None)
+
+    @rule(late=SELDOM, number=ANY, behind=SELDOM)
+    def set_job_aside(self, late: bool, number: int, behind: bool) -> None:
+        """The disk is full while the caches of a job are built."""
+        job = self.job(number)
+        landed = self.as_engine(
+            late, lambda engine: engine.set_job_aside(job.id, job.attempt - behind, reason_of("EROFS", "read-only"))
+        )
+        assert not (landed is True and (behind or job.state is not State.RUNNING))
+
+    @rule(late=SELDOM)
+    def resume_set_aside(self, late: bool) -> None:
+        """There is room again."""
+        aside = [run_id for run_id, _ in self.records.runs_aside()]
+        assert set(aside) == {run.id for run in self.runs.values() if run.set_aside is not None}
+        resumed = self.as_engine(late, lambda engine: engine.resume_set_aside(aside))
+        if resumed != "lost":
+            assert all(self.records.run(id).state is State.QUEUED for id in aside)
+
     # -------------------------------------------------------------------------------------------------- clients
 
     @precondition(lambda self: len(self.jobs) < JOBS_MAX)
@@ -297,7 +327,12 @@ class Life(RuleBasedStateMachine):
             self.attempts[row.id] = row.attempt
             if row.state in TERMINAL:
                 self.ended[row.id] = row.state
+        for job in self.jobs.values():
+            # Or it would say that it goes on by itself, and nobody would have it do so.
+            goes_on = job.state is State.PAUSED and any(run.set_aside for run in self.runs_of(job))
+            assert (job.set_aside is not None) == goes_on
         for run in self.runs.values():
+            assert run.set_aside is None or run.state is State.PAUSED
             assert run.state in TERMINAL or self.jobs[run.job_id].state not in TERMINAL
             assert run.state not in WORKING or self.jobs[run.job_id].state in WORKING
 
@@ -315,7 +350,8 @@ class Life(RuleBasedStateMachine):
         last: dict[str, State] = defaultdict(lambda: State.QUEUED)
         for event in events:
             id, state = event.run_id or event.job_id, State(event.data["state"])
-            assert state in TABLE[last[id]]
+            # A client's pause of what is set aside is told, too.
+            assert state in TABLE[last[id]] or state is last[id] is State.PAUSED
             last[id] = state
         for id, row in {**self.jobs, **self.runs}.items():
             assert last[id] is row.state

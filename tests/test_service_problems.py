@@ -294,7 +294,13 @@ def test_a_full_disk_is_507_whoever_noticed() -> None:
     assert kind_of(DiskFull("full", 1, 0)).status == 507
     assert kind_of(OSError(errno.ENOSPC, "no space")).status == 507
     assert kind_of(OSError(errno.EDQUOT, "quota")).status == 507
-    assert kind_of(OSError(errno.EIO, "broken")).status == 500
+    assert kind_of(OSError(errno.EPERM, "broken")).status == 500
+
+
+def test_a_disk_that_is_read_only_or_fails_is_503_and_says_so() -> None:
+    for number in (errno.EROFS, errno.EIO):
+        kind = kind_of(OSError(number, "broken"))
+        assert (kind.status, kind.slug, kind.shows_message) == (503, "storage-unavailable", True)
 
 
 def test_every_error_of_the_service_that_a_request_can_meet_has_an_entry() -> None:
@@ -305,6 +311,7 @@ def test_every_error_of_the_service_that_a_request_can_meet_has_an_entry() -> No
         errors.BadKeyFile,
         errors.IllegalMove,
         errors.LeaseLost,
+        errors.RayFailed,
         errors.NewerDatabase,
         errors.DamagedCopy,
         errors.DataDirBusy,

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from workers.config import Preprocessing
+from workers.disk_errors import disk_error
 from workers.durable import disk_full_is_disk_low, replacing, sync, sync_folder
 from workers.errors import WorkerError
 from workers.feed import to_input
@@ -86,7 +87,10 @@ def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | 
             continue
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:
+        except Exception as error:
+            if disk_error(error) is not None:
+                # The file may be whole: what it holds is not to be trained again because a disk stutters.
+                raise
             # A damaged file makes torch raise whatever its parts raise: KeyError, UnpicklingError, EOFError ...
             continue
         if state.get("identity") == identity and (farthest is None or _place(state) > _place(farthest)):

@@ -38,7 +38,7 @@ from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.learner import Member
 from workers.logs import RunLog
 from workers.outcomes import Mailbox, Numbered, Outcome, Share, WorkFailed, outcome, outcome_of
-from workers.ray_head import ENVIRONMENT, RayHead
+from workers.ray_head import ENVIRONMENT, HeadFailed, RayHead
 from workers.teacher import Device, Teacher
 from workers.train import train_group
 
@@ -943,6 +943,8 @@ class Cluster:
         whole = None if cpus is None else max(1, int(cpus))
         try:
             node = self._connect(data_dir, whole, gpus)
+        except HeadFailed:
+            raise
         except Exception:
             # One that was found may be dying; the second one is new.
             node = self._connect(data_dir, whole, gpus)

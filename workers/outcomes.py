@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from store import StoreError
+from workers.disk_errors import disk_error
 from workers.errors import BatchOverdue, CheckpointLost, Paused, Stopped, UserError, WorkerError
 from workers.replicas import PeerLost
 from workers.texts import storable
@@ -52,6 +53,7 @@ class Outcome(BaseModel):
         value: what it returned, if done.
         error_type, message: of the exception, if failed; how its process died, if vanished.
         is_node_fault: whether it vanished by no fault of its own, see ``deaths.Death``.
+        disk: the name of the disk's error behind that exception, if there is one: see ``disk_errors``.
     """
 
     kind: Literal["done", "failed", "stopped", "paused", "vanished"]
@@ -59,6 +61,7 @@ class Outcome(BaseModel):
     error_type: str | None = None
     message: str | None = None
     is_node_fault: bool = False
+    disk: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -76,7 +79,6 @@ def outcome_of(work: Callable[[], dict[str, Any]]) -> Outcome:
 
 def outcome(how: dict[str, Any] | Exception) -> Outcome:
     """A result, or an exception as text."""
-    kind = type(how).__name__
     match how:
         case dict():
             return Outcome(kind="done", value=how)
@@ -86,13 +88,15 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
             return Outcome(kind="paused", message=str(how))
         case WorkFailed():
             return how.outcome
+    told = {"error_type": type(how).__name__, "disk": disk_error(how)}
+    match how:
         case PeerLost() | CheckpointLost() | BatchOverdue():
-            return Outcome(kind="vanished", error_type=kind, message=str(how))
+            return Outcome(kind="vanished", message=str(how), **told)
         case UserError() | StoreError():
-            return Outcome(kind="failed", error_type=kind, message=str(how))
+            return Outcome(kind="failed", message=str(how), **told)
     # Whatever it is, the operator sees where it came from and the job sees one line of it.
     _log.error("work failed", exc_info=how)
-    return Outcome(kind="failed", error_type=kind, message=str(how) or repr(how))
+    return Outcome(kind="failed", message=str(how) or repr(how), **told)
 
 
 # Of one answer: what has gathered while nobody asked is told bit by bit.

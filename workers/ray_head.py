@@ -22,6 +22,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,22 @@ def describe(data_dir: Path) -> str | None:
     folder = machine_folder(data_dir)
     head = _read(folder)
     return head.address if head is not None and _keeper_lives(folder) else None
+
+
+def folder_fault(folder: Path) -> str | None:
+    """Why this is no folder for Ray: whoever can write there can run code. None if it is one, or is not there yet."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return None
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{folder} is no folder"
+    if found.st_uid != os.getuid():
+        return f"{folder} belongs to the user {found.st_uid}, and this one is {os.getuid()}"
+    if mode & 0o077:
+        return f"{folder} is open to others (mode {mode:04o}, it has to be 0700)"
+    return None
 
 
 def visible_gpus() -> list[str] | None:
@@ -220,10 +237,11 @@ def _make_private(folder: Path) -> None:
     Raises:
         HeadFailed: somebody else has made one of that name.
     """
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o077 or folder.is_symlink():
-        raise HeadFailed(f"{folder} belongs to somebody else or is open to others: remove it and start again")
+    # A file of that name is found out next.
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if (reason := folder_fault(folder)) is not None:
+        raise HeadFailed(f"{reason}: remove it and start again")
 
 
 def touch_all(folder: Path) -> None:

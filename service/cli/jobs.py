@@ -220,6 +220,11 @@ def _counts(job: Document) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
+def _set_aside(document: Document) -> str | None:
+    """Why a job or run is paused that no client has paused; a service of an earlier version does not say."""
+    return (document.get("set_aside") or {}).get("message")
+
+
 def _preview(preview: Document) -> RenderableType:
     rows = [(run["student"], run["method"], str(run["seed"])) for run in preview["runs"]]
     # A service of an earlier version has neither sizes nor warnings.
@@ -239,6 +244,7 @@ def _job_page(job: Document, runs: list[Document]) -> RenderableType:
         "state": terminal.state(job["state"]),
         "stage": job["stage"] if job["state"] == "running" else None,
         "error": (job["error"] or {}).get("message"),
+        "set aside": _set_aside(job),
         "created": terminal.moment(job["created_at"]),
         "started": terminal.moment(job["started_at"]),
         "finished": terminal.moment(job["finished_at"]),
@@ -249,7 +255,7 @@ def _job_page(job: Document, runs: list[Document]) -> RenderableType:
         "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
         "cost": terminal.forwards(job),
     }
-    headers = ("run", "state", "name", "epoch>", "top-1>", "error")
+    headers = ("run", "state", "name", "epoch>", "top-1>", "error or why it is set aside")
     rows = [
         (
             run["id"],
@@ -257,7 +263,7 @@ def _job_page(job: Document, runs: list[Document]) -> RenderableType:
             run["name"],
             f"{run['epoch']}/{run['epochs']}",
             terminal.percent((run["metrics"] or {}).get("top1")),
-            (run["error"] or {}).get("message", ""),
+            (run["error"] or {}).get("message") or _set_aside(run) or "",
         )
         for run in runs
     ]
@@ -273,6 +279,8 @@ def _run_page(run: Document, files: list[Document]) -> RenderableType:
         "name": run["name"],
         "state": terminal.state(run["state"]),
         "error": (run["error"] or {}).get("message"),
+        "set aside": _set_aside(run),
+        "waits for": run["waits_for"],
         "attempt": str(run["attempt"]),
         "epoch": f"{run['epoch']}/{run['epochs']}",
         "started": terminal.moment(run["started_at"]),

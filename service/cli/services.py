@@ -4,6 +4,7 @@ Their settings are the ``RETORT_*`` variables (``service.settings``); the few op
 same variables for the processes that they start.
 """
 
+import contextlib
 import math
 import os
 import socket
@@ -20,7 +21,7 @@ from service.client import Client
 from service.connection import ClientError
 from service.gpus import STARTING
 from service.paths import local_url
-from service.processes import command, end_with_stdin, free_port, supervise
+from service.processes import GAVE_UP, command, end_with_stdin, free_port, supervise
 from workers.texts import printable
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class _Readiness:
             answer = self._client.ready()
         except (ClientError, ValueError):
             return False
-        if answer["heartbeat_age_s"] is not None and STARTING not in answer["reasons"]:
+        has_ray = answer["parts"]["ray"]["ok"]
+        if answer["heartbeat_age_s"] is not None and has_ray and STARTING not in answer["reasons"]:
             self.has_begun = True
             # A GPU that does not work may not for days, and every question is a line in the log.
             self._ask_at = time.monotonic() + BEGUN_S
@@ -166,6 +168,7 @@ def engine(
     import structlog
 
     from service.engine import run_engine
+    from service.errors import RayFailed
     from service.logs import begin_log
     from service.settings import Settings
 
@@ -176,6 +179,11 @@ def engine(
     begin_log(settings)
     try:
         run_engine(settings)
+    except RayFailed as error:
+        structlog.get_logger("retort.engine").error("engine gives up", error=str(error))
+        _complain(str(error))
+        # Whoever has started it need not try that again.
+        raise typer.Exit(GAVE_UP) from None
     except Exception:
         # One line is for a person at a terminal; whoever reads a service's log needs to know where.
         structlog.get_logger("retort.engine").exception("engine failed")
@@ -183,25 +191,21 @@ def engine(
 
 
 def engine_health(data_dir: DataDir = None) -> None:
-    """Say whether an engine leads, was heard of lately, and has the GPUs that it promises; exit status 1 if not."""
+    """Say whether an engine leads and can work (Ray, GPUs, disk, clock); exit status 1 if not, with the reasons."""
     from service.db import Database
-    from service.gpus import gpu_reason
-    from service.records import Records
+    from service.readiness import Readiness
     from service.settings import Settings
 
     _export(None, None, data_dir, None)
     settings = Settings()
     database = Database(settings.database)
     try:
-        if reason := database.why_not_at_head():
-            raise CommandFailed(reason)
-        records = Records(database)
-        lease = records.lease()
-        if failure := lease.silence(settings.heartbeat_max_age_s) or gpu_reason(records.gpus()):
-            raise CommandFailed(failure)
+        look = Readiness(database, settings).look()
     finally:
         database.close()
-    _say(f"the engine was last heard of {lease.age_s:.0f} s ago")
+    if not look.ready:
+        raise CommandFailed("; ".join(look.reasons))
+    _say(f"the engine was last heard of {look.heartbeat_age_s:.0f} s ago")
 
 
 def demo(
@@ -261,6 +265,12 @@ def _print_as_text() -> None:
 
 def _say_as_service(text: str) -> None:
     _say(f"retort: {text}")
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")
+        sys.stderr.flush()
 
 
 def _say(text: str) -> None:

@@ -28,6 +28,7 @@ CHECKS = (
     Check("keys", installation.check_keys),
     Check("port", installation.check_port),
     Check("engine", installation.check_engine),
+    Check("ray folder", packages.check_ray_folder),
     Check("ray", packages.check_ray, packages.PROBE_S),
     Check("gpu", packages.check_gpu),
     Check("torch", packages.check_torch, packages.PROBE_S),

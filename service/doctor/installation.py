@@ -15,10 +15,11 @@ from service.data_dir import STAGING, unknown_files
 from service.db import Database
 from service.doctor.finding import Finding
 from service.errors import NewerDatabase, ServiceError
-from service.gpus import gpu_reason
 from service.paths import local_url
+from service.readiness import Readiness
 from service.records import Records
 from service.schemas import Health
+from service.schemas import Readiness as ReadinessDocument
 from service.settings import Settings
 from workers.config import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.errors import InvalidDataset
@@ -32,6 +33,8 @@ KINDS: tuple[Literal["cifar10", "cifar100", "mnist", "fashion_mnist"], ...] = (
     "mnist",
     "fashion_mnist",
 )
+# The check that says more of a part.
+_SEE = {"ray": "ray` and `ray folder", "gpu": "gpu` and `torch"}
 _START = "`retort serve` (or `retort api` and `retort engine`)"
 
 
@@ -112,18 +115,32 @@ def check_engine(settings: Settings) -> Finding:
         if _is_missing(database):
             return Finding("warn", "none has ever led", f"start {_START}")
         try:
-            records = Records(database)
-            lease, gpus = records.lease(), records.gpus()
+            # In the driver's words, which readiness keeps from strangers.
+            Records(database).lease()
         except SQLAlchemyError as error:
             return Finding("fail", f"not known: {_first_line(error)}", "see `database` and `migrations`")
-    if lease.age_s is None:
-        return Finding("warn", "none leads: jobs wait", f"start {_START}")
-    if silence := lease.silence(settings.heartbeat_max_age_s):
-        return Finding("fail", silence, f"start {_START}; if one runs, its log says why it waits, or why it ended")
-    found = f"the leading one was last heard of {max(lease.age_s, 0):.0f} s ago"
-    if broken := gpu_reason(gpus):
-        return Finding("fail", f"{found}; {broken}", "see `gpu` and `torch`")
-    return Finding("ok", found)
+        look = Readiness(database, settings).look()
+    if look.parts["database"].reason is not None:
+        return Finding("fail", f"not known: {look.parts['database'].reason}", "see `database` and `migrations`")
+    if look.heartbeat_age_s is None:
+        return Finding("warn", f"none leads: jobs wait{_last_errors(look)}", f"start {_START}")
+    silence = look.parts["lease"].reason or (None if look.parts["lease"].ok else look.parts["clock"].reason)
+    if silence is not None:
+        advice = f"start {_START}; if one runs, its log says why it waits, or why it ended"
+        return Finding("fail", f"{silence}{_last_errors(look)}", advice)
+    found = f"the leading one was last heard of {max(look.heartbeat_age_s, 0):.0f} s ago"
+    if not look.ready:
+        wrong = ", ".join(f"`{_SEE.get(name, name)}`" for name, part in look.parts.items() if part.reason is not None)
+        return Finding("fail", f"{found}; {'; '.join(look.reasons)}", f"see {wrong}")
+    return Finding("ok", f"{found}{_last_errors(look)}")
+
+
+def _last_errors(look: ReadinessDocument) -> str:
+    """What went wrong last with each part, while that is all that is known of it."""
+    errors = [(name, part.last_error) for name, part in look.parts.items() if part.reason is None and part.last_error]
+    return "".join(
+        f"; last error of {name}, at {error.at:%Y-%m-%d %H:%M:%S}Z: {error.message}" for name, error in errors
+    )
 
 
 def check_port(settings: Settings) -> Finding:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from service.db import Database
+from service.disk import Freeable
 from service.doctor.finding import Finding
 from service.settings import GiB, MiB, Settings
 from service.terminal import size
@@ -44,15 +45,23 @@ def check_disk(settings: Settings) -> Finding:
     existing = _nearest(settings.data_dir.resolve())
     free, floor = shutil.disk_usage(existing).free, settings.disk_floor_bytes
     found = f"{size(free)} are free for {settings.data_dir.resolve()}, {size(floor)} stay in reserve"
-    advice = "delete caches (`retort cache list`) or teachers, add space, or set RETORT_DISK_FLOOR_BYTES"
-    if free < floor:
-        return Finding("fail", f"{found}: uploads and jobs are refused", advice)
     if free < 2 * floor:
+        advice = f"add space, set RETORT_DISK_FLOOR_BYTES, or free some: {_freeable(settings)}"
+        if free < floor:
+            return Finding("fail", f"{found}: uploads and jobs are refused, and the engine begins nothing new", advice)
         return Finding("warn", found, advice)
     inodes = os.statvfs(existing)
     if inodes.f_files and inodes.f_favail < 10_000:
         return Finding("warn", f"{found}, but only {inodes.f_favail} more files can be made", "remove files")
     return Finding("ok", found)
+
+
+def _freeable(settings: Settings) -> str:
+    database = Database(settings.database)
+    try:
+        return Freeable(settings, database).sentence() if database.exists() else "there is nothing of Retort's yet"
+    finally:
+        database.close()
 
 
 def check_temp(settings: Settings) -> Finding:

@@ -17,7 +17,7 @@ from packaging.version import Version
 from service.doctor.finding import Finding
 from service.gpus import probe_command
 from service.settings import Settings
-from workers.ray_head import describe, visible_gpus
+from workers.ray_head import describe, folder_fault, machine_folder, visible_gpus
 
 PROBE_S = 100.0
 _PYTHON_MIN = Version("3.11")
@@ -54,6 +54,16 @@ def check_ray(settings: Settings) -> Finding:
     address = describe(settings.data_dir)
     answers = f"a head answers at {address}" if address else "no head runs now, the engine starts one"
     return probed if isinstance(probed, Finding) else Finding("ok", f"{probed['found']}; {answers}")
+
+
+def check_ray_folder(settings: Settings) -> Finding:
+    """Is the folder that Ray works in this user's alone?"""
+    folder = machine_folder(settings.data_dir)
+    if (reason := folder_fault(folder)) is not None:
+        return Finding("fail", f"{reason}: the engine does not start Ray there", f"remove it (`rm -r {folder}`)")
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("fail", f"{folder} cannot be written", f"chmod 700 {folder}")
+    return Finding("ok", f"{folder} belongs to this user alone" if folder.exists() else f"{folder} is not there yet")
 
 
 def check_gpu(settings: Settings) -> Finding:

@@ -31,6 +31,7 @@ from service.schemas import (
     Report,
     ReportRow,
     Run,
+    SetAside,
     TeacherForwards,
     TeacherResult,
     ViewSizes,
@@ -64,6 +65,7 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         started_at=row.started_at,
         finished_at=row.finished_at,
         error=ErrorInfo.model_validate(row.error) if row.error else None,
+        set_aside=SetAside.model_validate(row.set_aside) if row.set_aside else None,
         progress=JobProgress(
             inference=Inference.model_validate(row.inference) if row.inference else None,
             runs={state: counts.get(state, 0) for state in State},

@@ -12,7 +12,7 @@ from service.conditional import digest_headers, names
 from service.context import Context, Service, ends
 from service.errors import NotFound, RangeNotSatisfiable
 from service.problems import responses
-from service.schemas import Artifact, ErrorInfo, Page, Run
+from service.schemas import Artifact, ErrorInfo, Page, Run, SetAside
 from service.tables import ArtifactRecord, RunRecord
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=responses(401, 403, 404, 422, 500, 503))
@@ -41,6 +41,7 @@ def show(row: RunRecord) -> Run:
         result=row.result,
         waits_for=row.waits_for,
         error=ErrorInfo.model_validate(row.error) if row.error else None,
+        set_aside=SetAside.model_validate(row.set_aside) if row.set_aside else None,
         retry_of=row.retry_of,
         created_at=row.created_at,
         started_at=row.started_at,

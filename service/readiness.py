@@ -1,0 +1,197 @@
+"""Readiness in parts: database, lease, Ray, GPU, disk, clock; each with why it is not ready, and its last error.
+
+The engine says what it knows of its own parts in its row of the database (``EngineParts``). ``look`` joins that with
+what this process sees: it is asked every few seconds by load balancers, so it is one query and some system calls.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import disk
+from service.db import Database, DatabaseDiskError, LogGone
+from service.errors import LeaseLost
+from service.gpus import gpu_reason
+from service.lease import AHEAD_MAX_S, Lease
+from service.records import ENGINE_ROW, Records
+from service.schemas import LastError
+from service.schemas import Readiness as Look
+from service.schemas import ReadinessPart as Part
+from service.settings import Settings
+from service.tables import EngineRecord, Json, UtcDateTime, utc_now
+
+PARTS = ("database", "lease", "ray", "gpu", "disk", "clock")
+RAY_STARTS = "the engine is starting Ray"
+log = structlog.get_logger("retort.engine")
+
+
+class EngineParts:
+    """What the leading engine says of its parts, stored whenever it changes.
+
+    Args:
+        records: of the engine, which leads.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._lock = threading.Lock()
+        self._parts: dict[str, Part] = {}
+        self._is_stored = True
+
+    def begin(self, stored: Json | None) -> Json:
+        """What is stored with the lease when it is taken: Ray is to be started; the last errors are kept."""
+        with self._lock:
+            earlier = _parts_of(stored)
+            self._parts = {name: Part(ok=True, last_error=part.last_error) for name, part in earlier.items()}
+            before = self._parts.get("ray", Part())
+            # To be starting is no error.
+            self._parts["ray"] = before.model_copy(update={"ok": False, "reason": RAY_STARTS, "since": utc_now()})
+            return self._dump()
+
+    def set(self, name: str, reason: str | None, *, is_error: bool = True) -> None:
+        """Say why a part does not work, or that it does.
+
+        Args:
+            is_error: whether a reason is an error, to be shown as the last one later.
+        """
+        with self._lock:
+            before = self._parts.get(name, Part())
+            if (before.ok, before.reason) == (reason is None, reason):
+                return
+            now = utc_now()
+            since = None if reason is None else before.since if before.reason is not None else now
+            last = LastError(message=reason, at=now) if reason is not None and is_error else before.last_error
+            self._parts[name] = Part(ok=reason is None, reason=reason, since=since, last_error=last)
+            self._is_stored = False
+        self.store()
+
+    def note(self, name: str, message: str) -> None:
+        """Keep an error of a part that works all the same."""
+        with self._lock:
+            before = self._parts.get(name, Part(ok=True))
+            last = LastError(message=message, at=utc_now())
+            self._parts[name] = before.model_copy(update={"last_error": last})
+            self._is_stored = False
+        self.store()
+
+    def store(self) -> None:
+        """Store what could not be stored when it changed. Raises LeaseLost."""
+        with self._lock:
+            if self._is_stored:
+                return
+            try:
+                self._records.record_parts(self._dump())
+            except LeaseLost:
+                raise
+            except SQLAlchemyError as error:
+                log.warning("the parts of readiness cannot be stored", error=str(error).partition("\n")[0])
+                return
+            self._is_stored = True
+
+    def _dump(self) -> Json:
+        return {name: part.model_dump(mode="json") for name, part in self._parts.items()}
+
+
+class Readiness:
+    """Looks at all the parts, for one process.
+
+    Args:
+        database: of the service.
+        settings: likewise.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
+        row = EngineRecord.__table__.c
+        # PostgreSQL's own time, by which leases run.
+        now = "NULL" if database.is_sqlite else "clock_timestamp()"
+        self._query = text(
+            f"SELECT version_num, holder, heartbeat_at, gpus, parts, {now} AS now FROM alembic_version, engine "
+            f"WHERE id = {ENGINE_ROW}"
+        ).columns(heartbeat_at=row.heartbeat_at.type, gpus=row.gpus.type, parts=row.parts.type, now=UtcDateTime())
+        self._disk_since: datetime | None = None
+        self._places: Sequence[Path] = ()
+
+    def look(self) -> Look:
+        """Every part, of this moment."""
+        try:
+            row = self._row()
+            reason = None if row is not None else self._database.why_not_at_head()
+        except (LogGone, DatabaseDiskError) as error:
+            row, reason = None, str(error)
+        except SQLAlchemyError as error:
+            row, reason = None, f"the database cannot be read ({type(error).__name__})"
+        parts = dict.fromkeys(PARTS, Part())
+        parts["database"] = Part(ok=reason is None, reason=reason)
+        if row is None:
+            parts["disk"] = self._disk(Part())
+            return _look(None, parts)
+        beat = None if row.holder is None else row.heartbeat_at
+        age_s = None if beat is None else ((row.now or datetime.now(UTC)) - beat).total_seconds()
+        lease = Lease(row.holder, beat, age_s, self._database.clock)
+        told = _parts_of(row.parts)
+        silence = lease.silence(self._settings.heartbeat_max_age_s)
+        if silence is None:
+            parts |= {name: told.get(name, Part(ok=True)) for name in ("ray", "clock")}
+            broken = gpu_reason(row.gpus)
+            parts["gpu"] = told.get("gpu", Part()).model_copy(update={"ok": broken is None, "reason": broken})
+            parts["disk"] = self._disk(told.get("disk", Part()))
+            parts["lease"] = Part(ok=True)
+        else:
+            # Nobody vouches for them any more.
+            parts |= {name: Part(last_error=part.last_error) for name, part in told.items() if name in PARTS}
+            parts["disk"] = self._disk(parts["disk"])
+            is_ahead = age_s is not None and age_s < -AHEAD_MAX_S
+            parts["clock" if is_ahead else "lease"] = Part(ok=False, reason=silence)
+        return _look(age_s, parts)
+
+    def _row(self) -> Row[Any] | None:
+        """The engine's row with the newest migration; None if the tables are not those that this version expects."""
+        try:
+            with self._database.connect() as connection:
+                row = self._one(connection)
+        except (LogGone, DatabaseDiskError):
+            raise
+        except SQLAlchemyError:
+            # No such table or column: it has other tables. If that is not it, this raises as well.
+            if self._database.is_at_head():
+                raise
+            return None
+        return row if row is not None and row[0] == self._database.newest_migration() else None
+
+    def _one(self, connection: Connection) -> Row[Any] | None:
+        rows = connection.execute(self._query).all()
+        return rows[0] if len(rows) == 1 else None
+
+    def _disk(self, told: Part) -> Part:
+        """What the engine says of its disk; where it says nothing, what this process sees of its own."""
+        if told.reason is not None:
+            return told
+        if not self._places:
+            self._places = disk.places(self._settings, self._database.url)
+        found = disk.fault(self._places, self._settings.disk_floor_bytes)
+        if found is None:
+            self._disk_since = None
+            return told.model_copy(update={"ok": True})
+        self._disk_since = self._disk_since or utc_now()
+        return told.model_copy(update={"ok": False, "reason": found.message, "since": self._disk_since})
+
+
+def _look(age_s: float | None, parts: dict[str, Part]) -> Look:
+    reasons = [part.reason for part in parts.values() if part.reason is not None]
+    return Look(ready=not reasons, reasons=reasons, heartbeat_age_s=age_s, parts=parts)
+
+
+def _parts_of(stored: Mapping[str, object] | None) -> dict[str, Part]:
+    """What an engine has stored; nothing where that is of another version."""
+    try:
+        return {name: Part.model_validate(part) for name, part in (stored or {}).items()}
+    except (ValidationError, AttributeError):
+        return {}
