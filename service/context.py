@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service.auth import is_loopback, load_key_digest
 from service.db import Database
+from service.deletion import Deletion
 from service.errors import DiskFloor
 from service.keys import KeyRing, Keys
 from service.limits import ConcurrencyLimit, RateLimit
@@ -47,6 +48,7 @@ class Context:
     records: Records
     registry: Registry
     wishes: Wishes
+    deletion: Deletion
     catalog: Catalog
     keys: Keys
     ring: KeyRing
@@ -70,6 +72,7 @@ class Context:
             records=Records(database),
             registry=registry,
             wishes=Wishes(database),
+            deletion=Deletion(database, settings),
             catalog=Catalog(settings.caches_dir),
             keys=keys,
             ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),
@@ -96,7 +99,7 @@ class Context:
         if free_bytes - needed_bytes < floor_bytes:
             raise DiskFloor(
                 f"{free_bytes} bytes are free where the service keeps its data, this needs {needed_bytes} and "
-                f"{floor_bytes} stay in reserve: delete caches or teachers, or add space"
+                f"{floor_bytes} stay in reserve: `retort gc --dry-run` shows what can go, or add space"
             )
 
 
