@@ -165,7 +165,7 @@ class Database:
                 cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
     def size_bytes(self) -> tuple[int, int]:
-        """Bytes of the database, and how many of them hold nothing and are used next; PostgreSQL does not tell those."""
+        """Bytes of the database, and how many of these hold nothing and are used next; 0 with PostgreSQL."""
         with self._reading.connect() as connection:
             if not self.is_sqlite:
                 return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0), 0
@@ -340,8 +340,10 @@ def _sqlite_engine(url: URL) -> Engine:
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         # None hands BEGIN over to us; the driver's own would be a deferred one before the first write.
         connection.isolation_level = None
-        # The first one has an effect on a new file only, and none after the second.
-        for pragma in ("auto_vacuum=INCREMENTAL", "journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
+        if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+            # Before anything else is written. Of a file that is there it would change nothing, and wait for its writer.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

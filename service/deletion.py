@@ -1,13 +1,13 @@
 """Deletion of jobs, runs, data sets and teachers, with their files: the rows first, the files afterwards.
 
-The transaction that deletes the rows leaves a tombstone (``DeletedPathRecord``) for each file or folder that nobody names
-any more. It is removed right after; what a kill leaves is found by ``sweep``, which the engine calls when it starts and
-now and then. A file without a tombstone is never touched: files that the database does not know are the sign of a
-database that is older than they are, see ``data_dir.unknown_files``.
+The transaction that deletes the rows leaves a tombstone (``DeletedPathRecord``) for each file or folder that nobody
+names any more. It is removed right after; what a kill leaves is found by ``sweep``, which the engine calls when it
+starts and now and then. A file without a tombstone is never touched: files that the database does not know are the sign
+of a database that is older than they are, see ``data_dir.unknown_files``.
 
 Nothing is deleted that live work needs: a job that has not ended, a run whose checkpoint a live retry may go on from, a
-data set or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and are
-counted as retries of what the deleted run was a retry of.
+data set or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
+become retries of what the deleted run was a retry of.
 """
 
 import os
@@ -269,8 +269,8 @@ def _check_deletable(session: Session, job: JobRecord, run_ids: Sequence[str]) -
         raise Conflict(f"job {job.id} is pinned: unpin it (DELETE /v1/jobs/{job.id}/pin), then delete")
     if retries := live_retries(session, run_ids):
         raise Conflict(
-            f"job {job.id} is tried again by {some_of(retries, _NAMED_MAX)}, which may go on from its checkpoints: cancel "
-            "that, or wait for its end, then delete"
+            f"job {job.id} is tried again by {some_of(retries, _NAMED_MAX)}, which may go on from its checkpoints: "
+            "cancel that, or wait for its end, then delete"
         )
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.data_dir import open_database
 from service.errors import InvalidSettings, LeaseLost
 from service.gpus import GpuReport, GpuWatch
+from service.housekeeping import Housekeeper
 from service.lease import Lease
 from service.records import Records
 from service.runner import Engine
@@ -60,7 +61,7 @@ def run_engine(settings: Settings) -> None:
             # How many there are is known when Ray has counted them.
             records.record_gpus(GpuReport(promised=settings.gpus or 0, is_tried=False).model_dump(mode="json"))
         engine = Engine(settings, records)
-        with Heartbeat(records, ending):
+        with Heartbeat(records, ending), Housekeeper(settings, records):
             try:
                 while not ending.is_set():
                     with _cluster(settings) as cluster:

@@ -23,6 +23,7 @@ run trained.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -34,7 +35,7 @@ from service.active import ActiveJob, Work, job_spec
 from service.allocation import FreeResources, Need
 from service.attempts import list_artifacts, sweep_attempts
 from service.capacity import choose_capacity
-from service.errors import LeaseLost
+from service.errors import LeaseLost, NotFound
 from service.fairness import Claim, allot
 from service.gpus import GpuWatch
 from service.holds import CacheHolds
@@ -681,9 +682,11 @@ class Engine:
             return
         folder, has_succeeded = self._run_folder(run), run.state is State.SUCCEEDED
         sweep_attempts(folder, folder / f"a{run.attempt}" if has_succeeded else None, checkpoints=has_succeeded)
-        while has_succeeded and run.retry_of is not None:
-            run = self._records.run(run.retry_of)
-            sweep_attempts(self._run_folder(run), None, checkpoints=True)
+        with suppress(NotFound):
+            # Of what has ended; it may be deleted meanwhile.
+            while has_succeeded and run.retry_of is not None:
+                run = self._records.run(run.retry_of)
+                sweep_attempts(self._run_folder(run), None, checkpoints=True)
 
     def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
         # Whatever ended the process, the runs that were trained in it shall not end each other again.

@@ -140,7 +140,7 @@ class JobRecord(Base):
 
     ``attempt`` counts the engines that have worked on it, and fences the writes of earlier ones. ``parallel_runs`` is
     how many of its runs may be at work at once, NULL for as many as there is room for; ``key_id`` is the API key that
-    posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again; ``pinned_at`` is when it was pinned,
+    posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``pinned_at``: when it was pinned,
     which keeps it from deletion.
     """
 

@@ -1,7 +1,7 @@
 """Decoded copies of data sets on disk: their sizes and last uses, which of them go for a quota, and their removal.
 
-Light. What a copy is and how it is made is ``workers.datasets``'; each is made again when a job needs it. Its last use is
-the time of modification of its ``meta.json``, which every process that opens it sets. A removal takes the lock under
+Light. What a copy is and how it is made is ``workers.datasets``'; each is made again when a job needs it. Its last use
+is the time of modification of its ``meta.json``, which every process that opens it sets. A removal takes the lock under
 which copies are published and found again, so whoever is just beginning to use one is either first, and the copy stays,
 or finds none and decodes it anew. A process that has it open keeps its mapping.
 """
@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from workers.config import DatasetSpec
 from workers.durable import alone, sync_folder
@@ -106,7 +107,7 @@ def fingerprints_of(work_dir: Path, spec: DatasetSpec, key: str | None) -> set[s
             cannot be examined any more.
     """
     wanted = described(spec)
-    ours, others = set(), set()
+    ours, others = set[str](), set[str]()
     for path, note in _notes(work_dir):
         is_ours = note["spec"] == wanted if "spec" in note else key is not None and path.name.startswith(f"{key}.")
         (ours if is_ours else others).add(note["fingerprint"])
@@ -168,7 +169,7 @@ def _used_at(folder: Path) -> datetime:
         return datetime.fromtimestamp(0, UTC)
 
 
-def _notes(work_dir: Path) -> Iterator[tuple[Path, dict[str, object]]]:
+def _notes(work_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """What is noted of each source: the fingerprint it was decoded to, and its description unless that is older."""
     for path in (work_dir / SOURCES).glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
