@@ -9,6 +9,7 @@ epoch, one every two seconds), and every ``inference_progress`` of a cache but t
 import json
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime
 
 from sqlalchemy import delete, insert, select
@@ -74,13 +75,13 @@ def events_of(session: Session, owner: JobRecord | RunRecord, after: int, limit:
     packed &= PackedEventsRecord.last_seq > after
     if len(rows) == limit:
         packed &= PackedEventsRecord.first_seq < max(rows)
-    for some in session.scalars(
-        select(PackedEventsRecord).where(packed).order_by(PackedEventsRecord.first_seq).execution_options(yield_per=10)
-    ):
-        # Those of several runs overlap; what begins later than the last event that is wanted holds none.
-        if len(rows) >= limit and sorted(rows)[limit - 1] < some.first_seq:
-            break
-        rows |= {row.seq: row for row in unpack(some) if row.seq > after}
+    query_packed = select(PackedEventsRecord).where(packed).order_by(PackedEventsRecord.first_seq)
+    with closing(session.scalars(query_packed.execution_options(yield_per=10))) as found:
+        for some in found:
+            # Those of several runs overlap; what begins later than the last event that is wanted holds none.
+            if len(rows) >= limit and sorted(rows)[limit - 1] < some.first_seq:
+                break
+            rows |= {row.seq: row for row in unpack(some) if row.seq > after}
     return [rows[seq] for seq in sorted(rows)[:limit]]
 
 

@@ -288,13 +288,13 @@ def usage(settings: Settings, deletion: Deletion) -> Usage:
     """What there is at this moment; takes as long as looking at every file's size."""
     database = deletion.database
     with database.read() as session:
-        states = dict(session.execute(select(JobRecord.state, func.count()).group_by(JobRecord.state)).tuples().all())
+        counts = session.execute(select(JobRecord.state, func.count()).group_by(JobRecord.state)).all()
         pinned = select(func.count()).select_from(JobRecord).where(JobRecord.pinned_at.is_not(None))
         pinned_jobs = session.scalar(pinned) or 0
     size_bytes, free_bytes = database.size_bytes()
     return Usage(
-        jobs=sum(states.values()),
-        ended_jobs=sum(count for state, count in states.items() if state in TERMINAL),
+        jobs=sum(count for _, count in counts),
+        ended_jobs=sum(count for state, count in counts if state in TERMINAL),
         pinned_jobs=pinned_jobs,
         jobs_bytes=size_of(settings.jobs_dir),
         decoded_bytes=size_of(settings.datasets_dir),
