@@ -8,8 +8,10 @@ from pydantic import ConfigDict, Field, FiniteFloat
 from service.jobs import State
 from service.schemas import Document
 
-AgeS = Annotated[FiniteFloat, Field(ge=0, le=1e10)]
-Bytes = Annotated[int, Field(ge=0, lt=2**63)]
+# Strict: a ``false`` that passed for 0 would have everything deleted.
+AgeS = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1e10)]
+Bytes = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+Count = Annotated[int, Field(strict=True, ge=0, le=2**31)]
 
 
 class GcRequest(Document):
@@ -17,9 +19,9 @@ class GcRequest(Document):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"dry_run": True, "jobs_max_age_s": 2592000}]})
 
-    dry_run: bool = Field(False, description="choose and report, but change nothing")
+    dry_run: bool = Field(False, strict=True, description="choose and report, but change nothing")
     jobs_max_age_s: AgeS | None = Field(None, description="seconds since a job has ended")
-    jobs_max_count: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="of jobs that have ended")
+    jobs_max_count: Count | None = Field(None, description="of jobs that have ended")
     jobs_max_bytes: Bytes | None = Field(None, description="of the files of all jobs")
     decoded_max_bytes: Bytes | None = Field(None, description="of all decoded data sets")
     events_max_age_s: AgeS | None = Field(

@@ -430,8 +430,9 @@ def test_gc_over_http_takes_what_is_asked_for_and_says_what_there_is(api: Api, f
     assert len(api.client.get("/v1/jobs").json()["data"]) == 3
     assert len(api.client.post("/v1/gc", json={"jobs_max_count": 1}).json()["jobs"]) == 1
     assert [job["id"] for job in api.client.get("/v1/jobs").json()["data"]] == filled[:0:-1]
-    wrong = api.client.post("/v1/gc", json={"jobs_max_count": -1, "older_than": 3})
-    assert wrong.status_code == 422
+    for wrong in ({"jobs_max_count": -1}, {"older_than": 3}, {"jobs_max_age_s": False}, {"jobs_max_count": "0"}):
+        assert api.client.post("/v1/gc", json=wrong).status_code == 422
+    assert len(api.client.get("/v1/jobs").json()["data"]) == 2
 
 
 def test_gc_pin_and_delete_as_commands(api: Api, filled: list[str], capsys: pytest.CaptureFixture[str]) -> None:
