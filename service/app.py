@@ -25,6 +25,7 @@ from service.routes import (
     catalog,
     datasets,
     events,
+    gc,
     health,
     jobs,
     keys,
@@ -50,7 +51,7 @@ DESCRIPTION = """Distil students from a teacher whose logits are computed once.
 Every error is `application/problem+json` (RFC 9457). Lists go on with `after=last_id` while `has_more`.
 
 Where there are API keys, send `Authorization: Bearer KEY`. GET needs a key with the scope read; what changes something,
-write; deleting a teacher, data set or cache, and `/v1/keys`, admin.
+write; deleting a teacher, data set, cache, job or run, `/v1/gc` and `/v1/keys`, admin.
 """
 log = structlog.get_logger("service.app")
 
@@ -95,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     doors = [Depends(authorize)]
     doors_say = problems.responses(429, 503)
     app.include_router(metrics.router, dependencies=doors, responses=doors_say)
-    for module in (teachers, datasets, catalog, caches, jobs, runs, run_logs, life, events, keys):
+    for module in (teachers, datasets, catalog, caches, jobs, runs, run_logs, life, events, gc, keys):
         app.include_router(module.router, prefix=API_PREFIX, dependencies=doors, responses=doors_say)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

@@ -1,6 +1,7 @@
 """What the attempts of a run have left in their folders: files to list, and rests to take away."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
 from service.tables import Json
@@ -41,3 +42,18 @@ def sweep_attempts(folder: Path, kept: Path | None, *, checkpoints: bool) -> Non
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             elif path.name == CHECKPOINT and checkpoints:
                 path.unlink(missing_ok=True)
+    keep_farthest_checkpoint(folder)
+
+
+def keep_farthest_checkpoint(folder: Path) -> None:
+    """Remove the checkpoints of the attempts of a run but for the farthest, which whoever retries it goes on from.
+
+    An attempt goes on from the farthest one that it can read, so the one of the last attempt is the farthest; what is
+    no whole file does not count. While an attempt trains, its own process does this (``Learner.save``).
+    """
+    attempts = sorted(folder.glob("a*"), key=lambda path: int(path.name[1:]) if path.name[1:].isdecimal() else 0)
+    found = [attempt / CHECKPOINT for attempt in attempts if (attempt / CHECKPOINT).is_file()]
+    whole = [path for path in found if zipfile.is_zipfile(path)]
+    if whole:
+        for path in found[: found.index(whole[-1])]:
+            path.unlink(missing_ok=True)

@@ -32,6 +32,9 @@ ADMIN_ROUTES = frozenset(
         ("DELETE", f"{API_PREFIX}/teachers/{{teacher_id}}"),
         ("DELETE", f"{API_PREFIX}/datasets/{{dataset_id}}"),
         ("DELETE", f"{API_PREFIX}/caches/{{key}}"),
+        ("DELETE", f"{API_PREFIX}/jobs/{{job_id}}"),
+        ("DELETE", f"{API_PREFIX}/runs/{{run_id}}"),
+        ("POST", f"{API_PREFIX}/gc"),
     }
 )
 _LOGGED_IDS = ("job_id", "run_id")

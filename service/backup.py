@@ -151,8 +151,8 @@ def _fill(settings: Settings, folder: Path, *, with_caches: bool, accept_missing
     if missing and not accept_missing:
         raise BackupFailed(
             f"{len(missing)} files that the database names are gone from {settings.data_dir.resolve()}, or damaged: "
-            f"{', '.join(sorted(missing)[:3])}. A teacher may have been deleted just now: try again, and if they stay "
-            "missing, --accept-missing makes a backup without them"
+            f"{', '.join(sorted(missing)[:3])}. A job or teacher may have been deleted just now: try again, and if "
+            "they stay missing, --accept-missing makes a backup without them"
         )
     if with_caches:
         _copy_caches(Catalog(settings.caches_dir), folder / "caches", files)

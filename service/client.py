@@ -136,6 +136,17 @@ class Client:
         """What a job's ``students`` can name."""
         return list(self._connection.pages("/v1/students"))
 
+    def gc(self, *, dry_run: bool = False, **limits: float | None) -> Document:
+        """Deletes ended jobs, decoded data sets and events beyond limits, and says what has gone or would go.
+
+        Args:
+            dry_run: change nothing.
+            limits: ``jobs_max_age_s``, ``jobs_max_count``, ``jobs_max_bytes``, ``decoded_max_bytes``,
+                ``events_max_age_s``; the service's own where one is None or left out.
+        """
+        body = {"dry_run": dry_run, **limits}
+        return self._connection.json("POST", "/v1/gc", json=body, timeout=_LONG_S, repeat=False)
+
     # ------------------------------------------------------------------------- teachers, data sets
 
     def upload_teacher(
@@ -195,7 +206,7 @@ class Client:
         return self._connection.json("GET", f"/v1/datasets/{_part(dataset_id)}")
 
     def delete_dataset(self, dataset_id: str) -> None:
-        """Forgets the registration; the pictures stay where they are."""
+        """Forgets the name and removes what it was decoded to; the pictures stay. Refused while a live job uses it."""
         self._connection.done("DELETE", f"/v1/datasets/{_part(dataset_id)}", repeat=False)
 
     # ------------------------------------------------------------------------------------- caches
@@ -270,6 +281,18 @@ class Client:
     def retry(self, job_or_run_id: str) -> Document:
         """The job that tries the runs again that failed or were cancelled; asking twice gives the same one."""
         return self._connection.json("POST", f"{_path(job_or_run_id)}/retry")
+
+    def pin(self, job_id: str) -> Document:
+        """Keeps a job from deletion, by request or by age."""
+        return self._connection.json("POST", f"/v1/jobs/{_part(job_id)}/pin")
+
+    def unpin(self, job_id: str) -> None:
+        """Lets a job be deleted again."""
+        self._connection.done("DELETE", f"/v1/jobs/{_part(job_id)}/pin")
+
+    def delete(self, job_or_run_id: str) -> None:
+        """Deletes a job, or one run of it, with events and files; refused until the job has ended, and while pinned."""
+        self._connection.done("DELETE", _path(job_or_run_id), timeout=_LONG_S, repeat=False)
 
     def runs(self, job_id: str) -> Iterator[Document]:
         """The runs of a job, in their order."""

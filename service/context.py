@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service.auth import is_loopback, load_key_digest
 from service.db import Database
+from service.deletion import Deletion
 from service.disk import Freeable
 from service.errors import DiskFloor
 from service.inbound import Connections, Waits, connections_max
@@ -59,6 +60,7 @@ class Context:
     records: Records
     registry: Registry
     wishes: Wishes
+    deletion: Deletion
     catalog: Catalog
     keys: Keys
     ring: KeyRing
@@ -93,6 +95,7 @@ class Context:
             records=Records(database),
             registry=registry,
             wishes=Wishes(database),
+            deletion=Deletion(database, settings),
             catalog=Catalog(settings.caches_dir),
             keys=keys,
             ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),

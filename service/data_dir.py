@@ -129,18 +129,21 @@ def unknown_files(settings: Settings, database: Database) -> str | None:
     )
     with database.read() as session:
         known = known_files(lambda statement: session.execute(text(statement)))
+        # Their rows were deleted, and they are removed next.
+        deleted = set(session.scalars(text("SELECT path FROM deleted_paths")))
     found = sorted(
         {
-            job if job not in known.attempts else f"{job}/{run}/a{attempt}"
+            f"jobs/{job}" if job not in known.attempts else f"jobs/{job}/{run}/a{attempt}"
             for job, run, attempt in attempts
             if attempt > known.attempts.get(job, {}).get(run, 0)
+            and deleted.isdisjoint((f"jobs/{job}", f"jobs/{job}/{run}"))
         }
     )
-    found = [f"jobs/{name}" for name in found]
     why = "it is older than these files, or another one"
     if not found:
         why = f"an upload that was killed in its last moment leaves such a file, or {why}"
-    found += [f"teachers/{sha256}.onnx" for sha256 in sorted(set(teachers) - known.teachers)]
+    unnamed = [f"teachers/{sha256}.onnx" for sha256 in sorted(set(teachers) - known.teachers)]
+    found += [path for path in unnamed if path not in deleted]
     if not found:
         return None
     return (

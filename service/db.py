@@ -38,6 +38,9 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 10_000
 WRITE_LOCK = 0x5245544F5254  # "RETORT": any constant that no other user of the database takes
 _IMMEDIATE = "retort_immediate"
+# SQLite's name for it as a number, and the pages that are freed in one transaction: 4 MB.
+_INCREMENTAL = 2
+_VACUUM_PAGES = 1000
 log = structlog.get_logger("retort.database")
 _PSYCOPG = "postgresql+psycopg"
 # libpq and hosts of databases say postgres, which SQLAlchemy does not know.
@@ -191,6 +194,32 @@ class Database:
                 log.warning("the write-ahead log cannot be emptied", error=str(error))
             finally:
                 cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+
+    def size_bytes(self) -> tuple[int, int]:
+        """Bytes of the database, and how many of these hold nothing and are used next; 0 with PostgreSQL."""
+        with self._reading.connect() as connection:
+            if not self.is_sqlite:
+                return int(connection.scalar(text("SELECT pg_database_size(current_database())")) or 0), 0
+            page, pages, free = (
+                int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+                for name in ("page_size", "page_count", "freelist_count")
+            )
+            return page * pages, page * free
+
+    def release_space(self) -> None:
+        """Gives pages that deletions have emptied back to the file system, in short transactions.
+
+        Of SQLite alone, and of a file that was made so (``auto_vacuum``): to change an older one takes a VACUUM, which
+        writes the whole file anew while nobody else may write. PostgreSQL's autovacuum uses the space again.
+        """
+        if not self.is_sqlite:
+            return
+        with contextlib.closing(self._reading.raw_connection()) as connection:
+            cursor = connection.cursor()
+            mode, free = (cursor.execute(f"PRAGMA {name}").fetchone()[0] for name in ("auto_vacuum", "freelist_count"))
+            for _ in range(0, free if mode == _INCREMENTAL else 0, _VACUUM_PAGES):
+                # A transaction of its own. SQLite frees a page at each step, of which ``execute`` makes one.
+                cursor.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def close(self) -> None:
         """Closes every connection; the object can be used again and then opens new ones."""
@@ -348,6 +377,9 @@ def _sqlite_engine(url: URL) -> Engine:
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         # None hands BEGIN over to us; the driver's own would be a deferred one before the first write.
         connection.isolation_level = None
+        if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+            # Before anything else is written. Of a file that is there it would change nothing, and wait for its writer.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -19,6 +19,7 @@ from service.data_dir import open_database
 from service.db import DatabaseDiskError
 from service.errors import InvalidSettings, LeaseLost, RayFailed
 from service.gpus import GpuReport, GpuWatch
+from service.housekeeping import Housekeeper
 from service.lease import AHEAD_MAX_S, Lease
 from service.readiness import EngineParts
 from service.records import Records
@@ -69,7 +70,7 @@ def run_engine(settings: Settings) -> None:
             # How many there are is known when Ray has counted them.
             records.record_gpus(GpuReport(promised=settings.gpus or 0, is_tried=False).model_dump(mode="json"))
         engine = Engine(settings, records, parts)
-        with Heartbeat(records, ending, parts):
+        with Heartbeat(records, ending, parts), Housekeeper(settings, records):
             try:
                 while not ending.is_set():
                     with _cluster(settings, parts, ending) as cluster:

@@ -7,6 +7,7 @@ routes): nothing that a client sends becomes one.
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 import structlog
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.context import Context
 from service.jobs import WORKING, State
 from service.paths import OTHER, route_of
-from service.tables import JobRecord, Json, RunRecord, utc_now
+from service.tables import DeletedSumRecord, JobRecord, Json, RunRecord, utc_now
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -167,8 +168,9 @@ class _Sums(Collector):
         yield age
         with self._context.database.read() as session:
             yield from _queue(session)
-            yield from _runs(session)
-            yield from _teacher(session)
+            deleted = _deleted(session)
+            yield from _runs(session, deleted)
+            yield from _teacher(session, deleted)
             yield from _rates(session, is_led)
 
 
@@ -182,7 +184,12 @@ def _queue(session: Session) -> Iterator[Metric]:
     yield GaugeMetricFamily("retort_queue_age_seconds", "Since the oldest queued job was posted; 0 without.", age_s)
 
 
-def _runs(session: Session) -> Iterator[Metric]:
+def _deleted(session: Session) -> Mapping[str, float]:
+    """What deleted jobs and runs had added to each counter, without which it would fall."""
+    return defaultdict(float, {row.name: row.value for row in session.scalars(select(DeletedSumRecord))})
+
+
+def _runs(session: Session, deleted: Mapping[str, float]) -> Iterator[Metric]:
     sums = func.count(), func.sum(RunRecord.attempt), func.sum(RunRecord.losses)
     rows = session.execute(select(RunRecord.state, *sums).group_by(RunRecord.state)).all()
     yield _by_state("retort_runs", "Runs by state.", {state: count for state, count, _, _ in rows})
@@ -190,12 +197,13 @@ def _runs(session: Session) -> Iterator[Metric]:
         select(func.count()).where((RunRecord.state == State.PAUSED) & RunRecord.set_aside.is_not(null()))
     )
     yield GaugeMetricFamily("retort_runs_set_aside", "Paused runs that go on by themselves: the disk's fault.", aside)
-    begun, lost = sum(row[2] for row in rows), sum(row[3] for row in rows)
+    begun = sum(row[2] for row in rows) + deleted["run_attempts"]
+    lost = sum(row[3] for row in rows) + deleted["run_attempts_lost"]
     yield CounterMetricFamily("retort_run_attempts", "Attempts at runs that were begun.", begun)
     yield CounterMetricFamily("retort_run_attempts_lost", "Attempts at runs whose process vanished.", lost)
 
 
-def _teacher(session: Session) -> Iterator[Metric]:
+def _teacher(session: Session, deleted: Mapping[str, float]) -> Iterator[Metric]:
     # As floats, which PostgreSQL's INTEGER is too small for; exact up to 2 to the power of 53.
     run, avoided = (JobRecord.teacher_forwards[name].as_float() for name in ("run", "avoided"))
     # Known once both caches of a job are complete, and never forgotten.
@@ -204,7 +212,8 @@ def _teacher(session: Session) -> Iterator[Metric]:
     # Earlier versions have stored what a cache costs beyond what it spares as a negative number.
     sparing = case((avoided > 0, avoided), else_=0.0)
     sums = session.execute(select(func.sum(run), func.sum(sparing), hits, misses)).one()
-    ran, spared, found, missing = (value or 0 for value in sums)
+    names = ("teacher_forwards", "teacher_forwards_avoided", "cache_hits", "cache_misses")
+    ran, spared, found, missing = ((value or 0) + deleted[name] for name, value in zip(names, sums, strict=True))
     yield CounterMetricFamily("retort_teacher_forwards", "Pictures that were run through a teacher.", ran)
     # No counter: of a job whose caches are gone and inferred once more, it becomes less.
     text = "Forward passes that live teachers would have needed beyond those that were run."

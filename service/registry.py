@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session, defer
 
 from service.db import Database
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
 from service.jobs import LIVE, State
+from service.packed_events import events_of, metrics_by_epoch
 from service.rows import Row, event_rows, existing, is_id, runs_of
 from service.tables import (
     ArtifactRecord,
     DatasetRecord,
+    DeletedPathRecord,
     EventRecord,
     IdempotencyRecord,
     JobRecord,
@@ -42,6 +44,11 @@ def digest_of(value: object) -> str:
     """SHA-256 (64 hex digits) of a JSON value, the same for every spelling of it."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def teacher_path(sha256: str) -> str:
+    """Where a teacher's file lies, relative to the data directory."""
+    return f"teachers/{sha256}.onnx"
 
 
 @dataclass(frozen=True)
@@ -112,29 +119,11 @@ class Registry:
             query = select(TeacherRecord).where(TeacherRecord.identity == teacher.identity)
             known = session.scalars(query).one_or_none()
             place_file()
+            session.execute(delete(DeletedPathRecord).where(DeletedPathRecord.path == teacher_path(teacher.sha256)))
             if known is not None:
                 return known, False
             session.add(teacher)
             return teacher, True
-
-    def delete_teacher(self, id: str, remove_file: Callable[[str], None]) -> None:
-        """Removes a teacher, and its file (by sha256) when no other teacher has the same bytes.
-
-        Raises:
-            NotFound.
-            Conflict: a job that has not ended uses it.
-        """
-        with self.database.write() as session:
-            teacher = existing(session, TeacherRecord, id)
-            users = (JobRecord.teacher_id == id) & JobRecord.state.in_(LIVE)
-            job_id = session.scalar(select(JobRecord.id).where(users).limit(1))
-            if job_id is not None:
-                raise Conflict(f"teacher {id} is used by job {job_id}: cancel that, or wait for it")
-            session.delete(teacher)
-            session.flush()
-            same_bytes = select(func.count()).where(TeacherRecord.sha256 == teacher.sha256)
-            if not session.scalar(same_bytes):
-                remove_file(teacher.sha256)
 
     # -------------------------------------------------------------------------------------------------- data sets
 
@@ -168,11 +157,6 @@ class Registry:
         """The names of all registered data sets."""
         with self.database.read() as session:
             return list(session.scalars(select(DatasetRecord.name)))
-
-    def delete_dataset(self, id: str) -> None:
-        """Forgets a name; no files are touched, and jobs keep their copy of the description. Raises NotFound."""
-        with self.database.write() as session:
-            session.delete(existing(session, DatasetRecord, id))
 
     # ------------------------------------------------------------------------------------------------------- jobs
 
@@ -319,10 +303,8 @@ class Registry:
 
     def events(self, owner: JobRecord | RunRecord, after: int, limit: int) -> tuple[list[EventRecord], bool]:
         """Events of a job (its runs' included) or of a run, later than ``after``, oldest first."""
-        column = EventRecord.job_id if isinstance(owner, JobRecord) else EventRecord.run_id
-        query = select(EventRecord).where(column == owner.id, EventRecord.seq > after)
         with self.database.read() as session:
-            rows = event_rows(session, query.order_by(EventRecord.seq).limit(limit + 1))
+            rows = events_of(session, owner, after, limit + 1)
         return rows[:limit], len(rows) > limit
 
     def last_event(self) -> int:
@@ -344,10 +326,10 @@ class Registry:
         """
         with self.database.read() as session:
             run = existing(session, RunRecord, run_id)
-            epochs = _epochs(session, run_id)
+            epochs = metrics_by_epoch(session, run_id)
             while run.retry_of and epochs and (began := min(epochs)) > 1:
                 run = session.get_one(RunRecord, run.retry_of)
-                earlier = _epochs(session, run.id)
+                earlier = metrics_by_epoch(session, run.id)
                 epochs |= {epoch: told for epoch, told in earlier.items() if epoch < began}
         return [epochs[epoch] for epoch in sorted(epochs)]
 
@@ -357,12 +339,6 @@ class Registry:
             run = existing(session, RunRecord, run_id)
             query = select(ArtifactRecord).where(ArtifactRecord.run_id == run_id, ArtifactRecord.attempt == run.attempt)
             return list(session.scalars(query.order_by(ArtifactRecord.name)))
-
-
-def _epochs(session: Session, run_id: str) -> dict[int, Json]:
-    query = select(EventRecord).where(EventRecord.run_id == run_id, EventRecord.type == "epoch")
-    found: list[object] = [row.data for row in event_rows(session, query.order_by(EventRecord.seq))]
-    return {data["epoch"]: data["metrics"] for data in found if isinstance(data, dict) and "epoch" in data}
 
 
 def _by_name(name: str) -> Select[DatasetRecord]:

@@ -26,6 +26,7 @@ run trained.
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -39,7 +40,7 @@ from service.aside import Aside
 from service.attempts import list_artifacts, sweep_attempts
 from service.backoff import read_backoff, why_set_back
 from service.capacity import choose_capacity
-from service.errors import LeaseLost
+from service.errors import LeaseLost, NotFound
 from service.fairness import Claim, allot
 from service.gpus import GpuWatch
 from service.holds import CacheHolds
@@ -760,9 +761,11 @@ class Engine:
             return
         folder, has_succeeded = self._run_folder(run), run.state is State.SUCCEEDED
         sweep_attempts(folder, folder / f"a{run.attempt}" if has_succeeded else None, checkpoints=has_succeeded)
-        while has_succeeded and run.retry_of is not None:
-            run = self._records.run(run.retry_of)
-            sweep_attempts(self._run_folder(run), None, checkpoints=True)
+        with suppress(NotFound):
+            # Of what has ended; it may be deleted meanwhile.
+            while has_succeeded and run.retry_of is not None:
+                run = self._records.run(run.retry_of)
+                sweep_attempts(self._run_folder(run), None, checkpoints=True)
 
     def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
         if not outcome.is_node_fault:

@@ -466,6 +466,7 @@ class JobSummary(Document):
     priority: int
     parallel_runs: int | None
     retry_of: str | None = Field(description="the job whose failed or cancelled runs it tries again")
+    pinned: bool = Field(description="whether it is kept from deletion")
 
 
 class Job(JobSummary):

@@ -20,6 +20,7 @@ GiB = 1 << 30
 SizeBytes = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 # What Python's sqlite3 takes beside the file's name; with ``uri`` SQLite itself takes more.
 _SQLITE_PARAMETERS = {"timeout", "detect_types", "isolation_level", "check_same_thread", "cached_statements"}
@@ -47,6 +48,12 @@ class Settings(BaseSettings):
             larger one.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
+        jobs_max_age_days, jobs_max_count, jobs_max_bytes: jobs that ended longer ago, beyond so many that have ended,
+            or while the files of all jobs are larger, are deleted, the oldest first; see ``service.retention``. 0 keeps
+            all.
+        decoded_max_bytes: of all decoded data sets together; the least recently used go that no live job needs. 0 is no
+            quota.
+        events_max_age_days: events of jobs that have ended longer ago are compacted. 0 leaves them.
         disk_floor_bytes: with less than this free, uploads and jobs are refused.
         key_live_jobs_max: jobs of one API key (or of all callers without keys) that have not ended.
         job_runs_max, job_epochs_max: runs of one job, and epochs of each.
@@ -91,6 +98,11 @@ class Settings(BaseSettings):
     teacher_max_bytes: Annotated[int, Field(ge=0, le=TEACHER_MAX_BYTES)] = GiB
     body_max_bytes: SizeBytes = MiB
     caches_max_bytes: SizeBytes = 0
+    jobs_max_age_days: Days = 0.0
+    jobs_max_count: Annotated[int, Field(ge=0)] = 0
+    jobs_max_bytes: SizeBytes = 0
+    decoded_max_bytes: SizeBytes = 0
+    events_max_age_days: Days = 0.0
     disk_floor_bytes: SizeBytes = GiB
     key_live_jobs_max: Count = 1000
     job_runs_max: Count = 1000

@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -141,7 +142,8 @@ class JobRecord(Base):
     how many of its runs may be at work at once, NULL for as many as there is room for; ``key_id`` is the API key that
     posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
     is of the losses in a row of the process that completes its caches, NULL without any. ``set_aside`` says why it is
-    paused although no client has asked for that, see ``service.set_aside``.
+    paused although no client has asked for that, see ``service.set_aside``. ``pinned_at``: when it was pinned, which
+    keeps it from deletion.
     """
 
     __tablename__ = "jobs"
@@ -167,8 +169,9 @@ class JobRecord(Base):
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     parallel_runs: Mapped[int | None] = mapped_column()
     key_id: Mapped[str | None] = mapped_column(String(40))
-    retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    pinned_at: Mapped[datetime | None] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()
@@ -247,6 +250,23 @@ class EventRecord(Base):
     at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
+class PackedEventsRecord(Base):
+    """Events of an ended job in one row, compressed: see ``service.packed_events``. ``run_id`` is as in EventRecord.
+
+    ``first_seq`` and ``last_seq`` are the smallest and the largest ``seq`` of the events in it.
+    """
+
+    __tablename__ = "packed_events"
+    __table_args__ = (Index(None, "job_id", "last_seq"), Index(None, "run_id", "last_seq"))
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    run_id: Mapped[str] = mapped_column(String(40), default="")
+    first_seq: Mapped[int] = mapped_column(BigInteger)
+    last_seq: Mapped[int] = mapped_column(BigInteger)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class ArtifactRecord(Base):
     """A file that an attempt of a run has left; ``path`` is relative to the data directory."""
 
@@ -286,8 +306,30 @@ class IdempotencyRecord(Base):
     key_id: Mapped[str] = mapped_column(String(40), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     digest: Mapped[str] = mapped_column(String(64))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DeletedPathRecord(Base):
+    """Tombstone of a file or folder below the data directory that no row names any more, and that is to be removed.
+
+    It is written in the transaction that deletes the row. A file that nobody knows and that has no tombstone is never
+    removed: then the database is likely to be an older one.
+    """
+
+    __tablename__ = "deleted_paths"
+
+    path: Mapped[str] = mapped_column(String(1024), primary_key=True)
+    deleted_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DeletedSumRecord(Base):
+    """What deleted jobs and runs had added to a counter of ``/metrics``, so that it does not fall."""
+
+    __tablename__ = "deleted_sums"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[float] = mapped_column(default=0.0)
 
 
 class EngineRecord(Base):

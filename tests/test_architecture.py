@@ -33,6 +33,7 @@ LIGHT = (
     "workers.errors",
     "workers.events",
     "workers.config",
+    "workers.decoded",
     "workers.methods",
     "workers.composition",
     "workers.combinations",

@@ -56,6 +56,7 @@ def test_a_data_set_gets_a_name_that_a_job_can_use(api: Api, client: Client) -> 
     assert client.dataset(made["id"]) == made
     job = client.submit(api.job_body(dataset="numbers"))
     assert job["plan"]["dataset"] == {"kind": "digits"}
+    client.cancel(job["id"])
     client.delete_dataset(made["id"])
     assert list(client.datasets()) == []
 

@@ -4,6 +4,7 @@ With real processes, Ray and kills: ``test_engine``, ``test_engine_life``, ``tes
 """
 
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,9 +17,11 @@ from structlog.testing import capture_logs
 
 from service.attempts import list_artifacts
 from service.db import Database, upgrade_to_head
+from service.deletion import Deletion
 from service.engine import _lead
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
+from service.housekeeping import Housekeeper
 from service.jobs import State
 from service.readiness import EngineParts
 from service.records import Records
@@ -29,7 +32,7 @@ from service.wishes import Wishes
 from store import Catalog
 from tests.service_helpers import add_job, make_settings, start_run
 from tests.store_cases import is_held, make_spec, write_cache
-from workers.artifacts import ARTIFACTS
+from workers.artifacts import ARTIFACTS, CHECKPOINT
 from workers.caching import CachePlan
 from workers.cluster import Cluster, Crew
 from workers.config import TeacherAccuracy, TeacherSpec, TrainingOrder
@@ -317,6 +320,60 @@ def test_a_run_whose_process_is_gone_with_its_engine_leaves_its_checkpoint_alone
     bench.engine()
     assert bench.records.run(run.id).state is state
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("state", [State.LOST, State.CANCELLED])
+def test_of_a_run_that_is_lost_or_cancelled_the_farthest_checkpoint_alone_stays(bench: _Bench, state: State) -> None:
+    """An earlier version has left one for each attempt; what was torn is no checkpoint."""
+    bench.records.claim_job()
+    run = bench.records.runs(bench.job_id)[0]
+    for attempt in range(1, 12):
+        assert start_run(bench.records, run.id) == attempt
+        folder = bench.left(run.id, attempt)
+        if attempt < 11:
+            with zipfile.ZipFile(folder / CHECKPOINT, "w") as content:
+                content.writestr("data", "weights")
+            assert bench.records.move_run(run.id, attempt, State.LOST)
+    if state is State.CANCELLED:
+        bench.wishes.cancel_run(run.id)
+    bench.engine()
+    assert bench.records.run(run.id).state is state
+    left = [path.parent.name for path in folder.parent.rglob(CHECKPOINT)]
+    assert sorted(left) == ["a10", "a11"]
+
+
+def test_a_new_engine_removes_checkpoints_that_an_earlier_version_has_left_of_ended_runs(bench: _Bench) -> None:
+    bench.records.claim_job()
+    run = bench.records.runs(bench.job_id)[0]
+    for attempt in (1, 2):
+        start_run(bench.records, run.id)
+        with zipfile.ZipFile(bench.left(run.id, attempt) / CHECKPOINT, "w") as content:
+            content.writestr("data", "weights")
+        bench.records.move_run(run.id, attempt, State.LOST)
+    bench.wishes.cancel_run(run.id)
+    Housekeeper(bench.settings, bench.records).collect(is_first=True)
+    left = [path.parent.name for path in (bench.settings.jobs_dir / bench.job_id / run.id).rglob(CHECKPOINT)]
+    assert left == ["a2"]
+
+
+def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_meanwhile(bench: _Bench) -> None:
+    """The one has ended, so nothing keeps the other."""
+    registry = Registry(bench.database)
+    bench.wishes.cancel_job(bench.job_id)
+    again, _ = registry.retry_job(bench.job_id, lambda: None)
+    bench.records.claim_job()
+    run = bench.records.runs(again.id)[0]
+    attempt = start_run(bench.records, run.id)
+    assert attempt is not None
+    assert bench.records.record_result(run.id, attempt, [], {})
+    ended = bench.records.run(run.id)
+    bench.wishes.cancel_job(again.id)
+    for other in bench.records.runs(again.id)[1:]:
+        assert other.state is State.CANCELLED
+    assert bench.records.move_job(again.id, State.CANCELLED)
+    Deletion(bench.database, bench.settings).delete_job(bench.job_id)
+    assert ended.retry_of is not None
+    bench.engine()._sweep(ended)
 
 
 def test_a_job_that_fails_as_a_whole_leaves_checkpoints_alone(bench: _Bench) -> None:

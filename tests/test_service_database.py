@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from service.db import MIGRATIONS, Database, upgrade_to_head
 from service.jobs import State
+from service.packed_events import pack
 from service.records import Records
 from service.registry import Idempotency, Registry
 from service.routes import events, jobs, runs
@@ -116,6 +117,7 @@ ROWS: Mapping[str, list[dict[str, object]]] = {
             "key_id": "key_1",
             "retry_of": None,
             "backoff": {"losses": 1, "faults": 0, "last": "so", "until": "2026-01-01T00:00:00Z"},
+            "pinned_at": AT,
             "created_at": AT,
             "started_at": AT,
             "finished_at": AT,
@@ -189,6 +191,11 @@ ROWS: Mapping[str, list[dict[str, object]]] = {
             "media_type": "application/octet-stream",
         }
     ],
+    "packed_events": [
+        {"id": 1, "job_id": JOB_ID, "run_id": "", "first_seq": 0, "last_seq": 0, "content": pack([])},
+    ],
+    "deleted_paths": [{"path": "jobs/gone", "deleted_at": AT}],
+    "deleted_sums": [{"name": "run_attempts", "value": 2.0}],
     "idempotency_keys": [{"key_id": "", "key": "mine", "digest": "e" * 64, "job_id": JOB_ID, "created_at": AT}],
 }
 

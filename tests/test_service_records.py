@@ -18,13 +18,14 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from service.db import Database, upgrade_to_head
+from service.deletion import Deletion
 from service.errors import Conflict, LeaseLost, NotFound
 from service.jobs import LIVE, State
 from service.records import Records, actor_name
 from service.registry import Registry
 from service.tables import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
 from service.wishes import Wishes
-from tests.service_helpers import add_job, finish, make_plan, start_run, teacher_row
+from tests.service_helpers import add_job, finish, make_plan, make_settings, start_run, teacher_row
 
 pytest_plugins = ["tests.service_fixtures"]
 Result = TypeVar("Result")
@@ -702,7 +703,9 @@ def test_retries_at_once_make_one_job(database_url: str, registry: Registry, wis
     assert sorted(is_new for _, is_new in answers) == [False, False, False, True]
 
 
-def test_a_retry_needs_its_teacher_and_what_the_caller_checks(registry: Registry, wishes: Wishes) -> None:
+def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
+    registry: Registry, wishes: Wishes, tmp_path: Path
+) -> None:
     """Nothing is made otherwise; what was made before is still found."""
     job = wishes.cancel_job(add_job(registry).id)
     other = wishes.cancel_job(add_job(registry).id)
@@ -715,7 +718,7 @@ def test_a_retry_needs_its_teacher_and_what_the_caller_checks(registry: Registry
     with pytest.raises(Conflict, match="no room"):
         registry.retry_job(job.id, refuse)
     assert registry.retry_job(other.id, refuse)[0].id == made.id
-    registry.delete_teacher(job.teacher_id, lambda _: None)
+    Deletion(registry.database, make_settings(tmp_path)).delete_teacher(job.teacher_id)
     with pytest.raises(Conflict, match=f"the teacher {job.teacher_id} of {job.id} was deleted"):
         retry(registry, job.id)
     assert len(registry.jobs(None, None, 100)[0]) == 3

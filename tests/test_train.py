@@ -13,7 +13,7 @@ import torch
 
 from tests.digits import SMALL, Digits, weights
 from tests.full_disk import on_a_small_disk
-from workers.artifacts import load_checkpoint
+from workers.artifacts import CHECKPOINT, load_checkpoint
 from workers.config import (
     CosineSchedule,
     Preprocessing,
@@ -24,7 +24,7 @@ from workers.config import (
     TrainingOrder,
 )
 from workers.errors import NotFinite, Stopped
-from workers.events import Epoch, Finished, Step, ignore, never
+from workers.events import Epoch, Finished, Log, Step, ignore, never
 from workers.feed import TrainingFeed, epoch_order, to_input
 from workers.learner import learning_rate
 from workers.methods import PRESETS, parse_method
@@ -106,6 +106,22 @@ def test_a_run_that_vanishes_resumes_to_the_same_bits(method: str, digits: Digit
     expected, resumed = weights(tmp_path / "quiet"), weights(tmp_path / "a2")
     assert expected.keys() == resumed.keys()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+@pytest.mark.usefixtures("without_onnx")
+def test_checkpoints_of_earlier_attempts_go_as_soon_as_there_is_a_later_one(digits: Digits, tmp_path: Path) -> None:
+    """And not before: until its own is there, an attempt that is lost leaves the next one what it had itself."""
+    folders = [tmp_path / name for name in ("retried", "a1", "a2")]
+    emit, should_stop = stop_after(1)
+    with pytest.raises(Stopped):
+        train_run(digits.order("ce", folders[0]), emit, should_stop)
+    with pytest.raises(Stopped):
+        train_run(digits.order("ce", folders[1], earlier=(folders[0],)), ignore, lambda: True)
+    assert [(folder / CHECKPOINT).is_file() for folder in folders] == [True, False, False]
+    events: list[object] = []
+    train_run(digits.order("ce", folders[2], earlier=tuple(folders[:2])), events.append, never)
+    assert any(isinstance(e, Log) and e.message.startswith("resumed after epoch 1") for e in events)
+    assert [(folder / CHECKPOINT).is_file() for folder in folders] == [False, False, True]
 
 
 @pytest.mark.usefixtures("without_onnx")

@@ -6,6 +6,7 @@ the torch student on real pictures, through the same class that reads teachers: 
 can be uploaded there.
 """
 
+import contextlib
 import io
 import json
 import shutil
@@ -65,6 +66,13 @@ def save_checkpoint(folder: Path, state: Mapping[str, object]) -> None:
     buffer = content.getbuffer()
     with replacing(folder / CHECKPOINT, f"a checkpoint of {buffer.nbytes:,} bytes") as file:
         file.write(buffer)
+
+
+def remove_checkpoints(folders: Sequence[Path]) -> None:
+    """Remove the checkpoints of these attempts; a folder may be gone as a whole."""
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            (folder / CHECKPOINT).unlink()
 
 
 def _with_tensors(value: object, change: Callable[[Tensor], object]) -> object:

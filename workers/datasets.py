@@ -6,7 +6,7 @@ that later calls map it without decoding:
     <fingerprint>/images.npy    uint8 [N, H, W, C]
     <fingerprint>/labels.npy    int64 [N]
     <fingerprint>/meta.json     shape, class names, channel mean and std, size of each file
-    sources/<source key>.<split>.json    {"fingerprint": ...}
+    sources/<source key>.<split>.json    {"fingerprint": ..., "spec": ...}
 
 A folder of pictures that is to stay files is read as often, once, and leaves a list of them instead of
 ``images.npy`` (see ``picture_files``) in ``<fingerprint>.files/``. Where both are there, the decoded copy
@@ -41,7 +41,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers import sources
+from workers import decoded, sources
 from workers.config import DatasetSpec, FolderDataset
 from workers.decoding import Decoding, Pictures, decode
 from workers.durable import alone, disk_full_is_disk_low, replacing, sync, sync_folder
@@ -180,6 +180,7 @@ def _folder_of(work_dir: Path, fingerprint: str, *, keeps_files: bool) -> Path:
 
 def _open(folder: Path, fingerprint: str) -> Dataset:
     try:
+        decoded.touch(folder)
         meta = _meta(folder)
         if meta["format"] != _FORMAT or meta["fingerprint"] != fingerprint:
             raise ValueError(f"meta.json is of format {meta['format']} and data set {meta['fingerprint']}")
@@ -209,7 +210,7 @@ def _open(folder: Path, fingerprint: str) -> Dataset:
 
 
 def _meta(folder: Path) -> dict[str, Any]:
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+    meta: dict[str, Any] = json.loads((folder / decoded.META).read_text())
     return meta
 
 
@@ -243,22 +244,23 @@ def _prepare(
     key = source.key()
     listed = _Listed(source, spec, key) if isinstance(spec, FolderDataset) and spec.storage == "files" else None
     name = f"{key}.{split}"
-    pointer = work_dir / "sources" / f"{name}.json"
+    pointer = work_dir / decoded.SOURCES / f"{name}.json"
     pointer.parent.mkdir(parents=True, exist_ok=True)
     lock = pointer.with_suffix(".lock")
     with alone(lock, should_stop, _PREPARES), disk_full_is_disk_low(work_dir, "a data set"):
-        dataset = _remembered(pointer, work_dir, listed)
+        with decoded.publish_lock(work_dir):
+            dataset = _remembered(pointer, work_dir, listed)
         reused = dataset is not None
         if dataset is None:
             _warn_of_ignored(source, emit)
-            partial = work_dir / f".partial-{name}"
+            partial = work_dir / f"{decoded.PARTIAL_PREFIX}{name}"
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 fingerprint = _write(decode(source, split, should_stop), split, partial, emit, listed)
                 dataset = _publish(partial, fingerprint, keeps_files=listed is not None)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-            _write_durably(pointer, {"fingerprint": fingerprint})
+            _write_durably(pointer, {"fingerprint": fingerprint, "spec": decoded.described(spec)})
     emit(
         DatasetReady(
             split=split,
@@ -383,7 +385,7 @@ def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: _
     }
     if listed is not None:
         meta["files"] = listed.meta()
-    _write_durably(folder / "meta.json", meta)
+    _write_durably(folder / decoded.META, meta)
     seconds = f"{time.monotonic() - started_s:.1f} s" + ("" if listed is None else "; they stay files")
     emit(Log(message=f"decoded {decoding.shape[0]:,} pictures of {split} in {seconds}"))
     return fingerprint
@@ -430,7 +432,7 @@ def _publish(partial: Path, fingerprint: str, *, keeps_files: bool) -> Dataset:
     """Give a finished folder its name; another source with the same content may have been first."""
     work_dir = partial.parent
     folder = _folder_of(work_dir, fingerprint, keeps_files=keeps_files)
-    with alone(work_dir / "sources" / "publish.lock", never, _PREPARES):
+    with decoded.publish_lock(work_dir):
         # The same pictures in other files, or with other times: the latest list is the one that holds.
         if not keeps_files:
             with contextlib.suppress(InvalidDataset):

@@ -18,7 +18,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from workers.artifacts import load_checkpoint, save_checkpoint
+from workers.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.config import AdamW, CosineSchedule, Sgd, Training, TrainingOrder
 from workers.epoch_sums import EpochSums, Reading
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
@@ -156,6 +156,8 @@ class Learner:
         self.environment: dict[str, str] = environment(device, self.precision)
         self._identity = _identity(member.order)
         self._told_at, self._told = time.monotonic(), (0, 0.0)
+        # Folders with checkpoints that its own first one makes superfluous.
+        self._earlier = member.order.earlier
 
     # -------------------------------------------------------------------------------------------------- its epoch
 
@@ -263,6 +265,8 @@ class Learner:
     def save(self) -> None:
         """Write where the run is, atomically; of several processes the first does.
 
+        Those of earlier attempts go then: one of a run is enough to go on from.
+
         Raises:
             DiskLow: no room; the earlier checkpoint stays.
         """
@@ -282,6 +286,9 @@ class Learner:
             "environment": self.environment,
         }
         save_checkpoint(self.order.folder, state)
+        # It is at least as far as the one it went on from, or none of those can be used.
+        remove_checkpoints(self._earlier)
+        self._earlier = ()
 
     def resume(self) -> None:
         """Continue from the farthest checkpoint of this run's attempts, if there is one."""

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import backup, caches, doctor, jobs, keys, methods, parity, services, stock, streams
+from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, services, stock, streams
 from service.cli.base import Session, sentence
 from service.connection import DEFAULT_URL
 from workers.texts import printable
@@ -38,6 +38,7 @@ caches.register(app)
 parity.register(app)
 keys.register(app)
 backup.register(app)
+gc.register(app)
 # They, or the processes that they start, have a log for it.
 _LOGGING = frozenset({"serve", "api", "engine"})
 

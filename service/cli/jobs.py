@@ -1,4 +1,4 @@
-"""Commands about jobs and runs: submit, jobs, show, watch, cancel, pause, resume, retry, download, report."""
+"""Commands about jobs and runs: submit, jobs, show, watch, cancel, pause, resume, retry, pin, delete, results."""
 
 import hashlib
 import sys
@@ -25,7 +25,7 @@ _TEACHER_KEYS = frozenset({"path", "preprocessing", "output", "name"})
 
 def register(app: typer.Typer) -> None:
     """Adds the commands of this module."""
-    for command in (submit, jobs, show, watch, cancel, pause, resume, retry, download, report):
+    for command in (submit, jobs, show, watch, cancel, pause, resume, retry, pin, unpin, delete, download, report):
         app.command(rich_help_panel="Jobs")(command)
 
 
@@ -132,6 +132,25 @@ def retry(
             _watch_to_end(options, client, made["id"])
         else:
             options.show(made, lambda: Text(made["id"]))
+
+
+def pin(context: typer.Context, id: JobId) -> None:
+    """Keep a job from deletion and retention."""
+    with session(context).client() as client:
+        client.pin(id)
+
+
+def unpin(context: typer.Context, id: JobId) -> None:
+    """Let a job be deleted again."""
+    with session(context).client() as client:
+        client.unpin(id)
+
+
+def delete(context: typer.Context, id: AnyId) -> None:
+    """Delete a job that has ended, or one run of it, with events and files."""
+    _check_id(id)
+    with session(context).client() as client:
+        client.delete(id)
 
 
 def download(

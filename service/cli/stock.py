@@ -133,7 +133,7 @@ def add_dataset(
 
 @datasets.command("delete")
 def delete_dataset(context: typer.Context, id: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
-    """Forget a name; the pictures stay."""
+    """Forget a name that no live job uses, and what it was decoded to; the pictures stay."""
     with session(context).client() as client:
         client.delete_dataset(id)
 

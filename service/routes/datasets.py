@@ -1,4 +1,4 @@
-"""Data sets with a name. The files are the operator's, below the data root; nothing is uploaded or deleted here."""
+"""Data sets with a name. The files are the operator's, below the data root; none is uploaded, and none deleted."""
 
 from typing import Annotated
 
@@ -82,10 +82,13 @@ def get_dataset(dataset_id: str, service: Service) -> Dataset:
 @router.delete(
     "/{dataset_id}",
     operation_id="delete_dataset",
-    summary="Forget a data set",
+    summary="Delete a data set",
     status_code=204,
-    responses=responses(404, 422),
+    responses=responses(404, 409, 422),
 )
 def delete_dataset(dataset_id: str, service: Service) -> None:
-    """The files stay, and so do jobs that have used the name: they keep their own copy of the description."""
-    service.registry.delete_dataset(dataset_id)
+    """Its name, and what it was decoded to, unless another name or job has that. The operator's own files stay.
+
+    Refused while a job that has not ended uses it. Jobs that have ended keep their copy of the description.
+    """
+    service.deletion.delete_dataset(dataset_id)

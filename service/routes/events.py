@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from service.context import EVENTS_DEFAULT, EVENTS_MAX, Context, Service, page
+from service.errors import NotFound
 from service.jobs import TERMINAL, State
 from service.limits import SSE
 from service.problems import responses
@@ -125,6 +126,9 @@ async def _stream(service: Context, find: Callable[[], JobRecord | RunRecord], a
                 # The state first: what is told after a job has ended does not land, so the events read next are all.
                 owner = await anyio.to_thread.run_sync(find)
                 rows, has_more = await anyio.to_thread.run_sync(service.registry.events, owner, after, CATCH_UP)
+            except NotFound:
+                # It had ended and was deleted; whoever comes back is told so.
+                return
             except SQLAlchemyError:
                 # What it misses now, it gets when the database is back; the tail, which cannot read either, says so.
                 yield KEEPALIVE_COMMENT

@@ -80,6 +80,7 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         priority=row.priority,
         parallel_runs=row.parallel_runs,
         retry_of=row.retry_of,
+        pinned=row.pinned_at is not None,
     )
 
 

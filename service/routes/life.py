@@ -1,4 +1,4 @@
-"""The life of jobs and runs at their clients' wish: cancel, pause, resume, retry. Asking twice is asking once."""
+"""The life of jobs and runs at their clients' wish: cancel, pause, resume, retry, pin, delete."""
 
 from typing import Any
 
@@ -66,6 +66,34 @@ def retry_job(job_id: str, service: Service, who: Who, response: Response) -> Jo
     return _show_retry(made, service, response)
 
 
+@router.post("/jobs/{job_id}/pin", operation_id="pin_job", summary="Pin a job", tags=["jobs"])
+def pin_job(job_id: str, service: Service) -> Job:
+    """It is not deleted, by request or by age, until it is unpinned. Pinning it again changes nothing."""
+    return jobs.show_one(service.deletion.pin_job(job_id), service.registry)
+
+
+@router.delete("/jobs/{job_id}/pin", operation_id="unpin_job", summary="Unpin a job", tags=["jobs"], status_code=204)
+def unpin_job(job_id: str, service: Service) -> None:
+    """It may be deleted again. Unpinning it again changes nothing."""
+    service.deletion.unpin_job(job_id)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    operation_id="delete_job",
+    summary="Delete a job",
+    tags=["jobs"],
+    status_code=204,
+    responses=responses(409),
+)
+def delete_job(job_id: str, service: Service) -> None:
+    """With its runs, events and files. Refused until it has ended, while it is pinned, and while a retry needs it.
+
+    Retries of it that have ended keep their metrics. Its caches stay.
+    """
+    service.deletion.delete_job(job_id)
+
+
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -111,6 +139,19 @@ def retry_run(run_id: str, service: Service, who: Who, response: Response) -> Jo
     """A new job of this one run, which failed or was cancelled; it goes on from its checkpoint. Once for each run."""
     made = service.registry.retry_run(run_id, service.check_disk, who.key_id)
     return _show_retry(made, service, response)
+
+
+@router.delete(
+    "/runs/{run_id}",
+    operation_id="delete_run",
+    summary="Delete a run",
+    tags=["runs"],
+    status_code=204,
+    responses=responses(409),
+)
+def delete_run(run_id: str, service: Service) -> None:
+    """With its events and files; the job's other runs stay. Refused as the deletion of its job is."""
+    service.deletion.delete_run(run_id)
 
 
 def _show_retry(made: tuple[JobRecord, bool], service: Context, response: Response) -> Job:

@@ -1,7 +1,6 @@
 """Teachers: upload, look, delete. An upload is streamed to disk, read and tried in confined processes, then kept."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import anyio.to_thread
@@ -192,9 +191,5 @@ def get_teacher(teacher_id: str, service: Service) -> Teacher:
 def delete_teacher(teacher_id: str, service: Service) -> None:
     """Refused while a job that has not ended uses it. Its caches and the results of its jobs stay."""
     spec = _spec(service.registry.get(TeacherRecord, teacher_id), service.settings)
-    service.registry.delete_teacher(teacher_id, _remover(service.settings))
+    service.deletion.delete_teacher(teacher_id)
     smoke.forget(service.settings.smoke_dir, spec)
-
-
-def _remover(settings: Settings) -> Callable[[str], None]:
-    return lambda sha256: settings.teacher_path(sha256).unlink(missing_ok=True)
