@@ -19,6 +19,7 @@ from service.middleware import BodyLimit, Doors, HeadRequests, RequestContext
 from service.openapi import describe, service_version
 from service.pages import PagePolicy, policies_of
 from service.paths import API_PREFIX, UPLOAD_PATH
+from service.response_cache import ResponseCache
 from service.routes import (
     caches,
     catalog,
@@ -74,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     upload_bytes = {UPLOAD_PATH: settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES}
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, default_bytes=settings.body_max_bytes, paths_bytes=upload_bytes)
+    app.add_middleware(ResponseCache, version=context.version)
     app.add_middleware(Doors, ring=context.ring, rate=context.rate, streams=context.streams, uploads=context.uploads)
     app.add_middleware(PagePolicy, policies=policies_of(app))
     app.add_middleware(ConditionalGet)
@@ -98,6 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     tending.cancel()
     await _note_uses_once(context.ring)
+    context.version.close()
     context.database.close()
     log.info("api ended")
 

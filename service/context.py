@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service.auth import is_loopback, load_key_digest
 from service.db import Database
+from service.db_version import DatabaseVersion
 from service.errors import DiskFloor
 from service.keys import KeyRing, Keys
 from service.limits import ConcurrencyLimit, RateLimit
@@ -36,6 +37,7 @@ class Context:
     """The service behind the routes.
 
     Attributes:
+        version: of the database; another one after every commit.
         ring: knows who a key belongs to.
         rate, streams, uploads: what every caller may ask for at once.
         tail: the newest events, for all streams.
@@ -44,6 +46,7 @@ class Context:
 
     settings: Settings
     database: Database
+    version: DatabaseVersion
     records: Records
     registry: Registry
     wishes: Wishes
@@ -67,6 +70,7 @@ class Context:
         return cls(
             settings=settings,
             database=database,
+            version=DatabaseVersion(database),
             records=Records(database),
             registry=registry,
             wishes=Wishes(database),
@@ -100,7 +104,7 @@ class Context:
             )
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
