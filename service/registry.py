@@ -370,7 +370,7 @@ class Registry:
 
 def _states_of_runs(session: Session, job_id: str) -> dict[str, State]:
     query = select(RunRecord.id, RunRecord.state).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
-    return {id: state for id, state in session.execute(query)}
+    return {row.id: row.state for row in session.execute(query)}
 
 
 def _epochs(session: Session, run_id: str) -> dict[int, Json]:

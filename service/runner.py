@@ -45,11 +45,11 @@ from service.rows import end_of
 from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
 from store import Catalog
-from workers.caching import CachePlan
+from workers.cache_plan import CachePlan
 from workers.cluster import Cluster, Task, export_name
 from workers.config import Folders, RunSpec, TrainingOrder
+from workers.orders import order_run, share_out
 from workers.outcomes import Outcome
-from workers.pipeline import order_run, share_out
 
 log = structlog.get_logger("retort.engine")
 

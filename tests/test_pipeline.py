@@ -14,12 +14,14 @@ from tests.digits import SMALL, Digits
 from tests.full_disk import on_a_small_disk, run_outputs
 from tests.store_cases import is_held
 from workers import pipeline
-from workers.caching import build_caches, file_sha256, forwards_avoided, identify, plan_caches
+from workers.caching import build_caches, forwards_avoided, identify, plan_caches
 from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
+from workers.durable import file_sha256
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher
 from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
 from workers.methods import parse_method
-from workers.pipeline import run_job, share_out
+from workers.orders import share_out
+from workers.pipeline import run_job
 from workers.recompute import recompute_rows
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})

@@ -11,8 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from store import StoreError
-from workers.errors import BatchOverdue, CheckpointLost, Paused, Stopped, UserError, WorkerError
-from workers.replicas import PeerLost
+from workers.errors import BatchOverdue, CheckpointLost, Paused, PeerLost, Stopped, UserError, WorkerError
 from workers.texts import storable
 
 Numbered = tuple[int, dict[str, Any]]
