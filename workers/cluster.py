@@ -159,7 +159,7 @@ class _InferenceActor(_Actor):
 
     def __init__(self) -> None:
         super().__init__()
-        self._teacher: "Teacher | None" = None
+        self._teacher: Teacher | None = None
         self._opened_for = ""
 
     def gpu_ids(self) -> Sequence[int | str]:
@@ -218,7 +218,7 @@ class _CachesActor(_Actor):
         emit, should_stop = self._mails[0].emit, self._mails[0].stopping.is_set
         # The contract check is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
         # So no device but an explicit CPU need be named; the pool names that of its actors.
-        device: "Device" = "cpu" if job.training.device == "cpu" else "auto"
+        device: Device = "cpu" if job.training.device == "cpu" else "auto"
         plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus, device=device)
         # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
         self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
