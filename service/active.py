@@ -9,7 +9,7 @@ from service.jobs import State
 from service.progress import CacheProgress
 from service.settings import Settings
 from service.tables import JobRecord
-from workers.caching import CachePlan
+from workers.cache_plan import CachePlan
 from workers.cluster import Crew, Task
 from workers.config import JobSpec
 from workers.outcomes import Share

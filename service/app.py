@@ -20,6 +20,7 @@ from service.middleware import BodyLimit, Doors, HeadRequests, RequestContext
 from service.openapi import describe, service_version
 from service.pages import PagePolicy, policies_of
 from service.paths import API_PREFIX, UPLOAD_PATH
+from service.response_cache import ResponseCache
 from service.routes import (
     caches,
     catalog,
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     upload = settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES, Pace(silence_s, upload_s, BUFFER_BYTES / upload_s)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, default=body, paths={UPLOAD_PATH: upload})
+    app.add_middleware(ResponseCache, version=context.version)
     app.add_middleware(
         Doors,
         ring=context.ring,
@@ -111,6 +113,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     tending.cancel()
     await _note_uses_once(context.ring)
+    context.version.close()
     context.database.close()
     log.info("api ended")
 

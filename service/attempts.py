@@ -5,8 +5,8 @@ import zipfile
 from pathlib import Path
 
 from service.tables import Json
-from workers.artifacts import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
-from workers.caching import file_sha256
+from workers.durable import file_sha256
+from workers.run_files import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
 
 
 def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:

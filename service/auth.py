@@ -146,7 +146,7 @@ def needed_scope(method: str, route: str) -> Scope:
     return Scope.READ if method in SAFE_METHODS else Scope.WRITE
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from service.auth import is_loopback, load_key_digest
 from service.db import Database
+from service.db_version import DatabaseVersion
 from service.deletion import Deletion
 from service.disk import Freeable
 from service.errors import DiskFloor
@@ -45,6 +46,7 @@ class Context:
     """The service behind the routes.
 
     Attributes:
+        version: of the database; another one after every commit.
         ring: knows who a key belongs to.
         connections: those that are open.
         rate, requests, streams, uploads: what every caller may ask for at once.
@@ -57,6 +59,7 @@ class Context:
 
     settings: Settings
     database: Database
+    version: DatabaseVersion
     records: Records
     registry: Registry
     wishes: Wishes
@@ -92,6 +95,7 @@ class Context:
         return cls(
             settings=settings,
             database=database,
+            version=DatabaseVersion(database),
             records=Records(database),
             registry=registry,
             wishes=Wishes(database),
@@ -132,7 +136,7 @@ class Context:
             )
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
@@ -154,6 +158,11 @@ After = Annotated[Id | None, Query(description="the `last_id` of the page before
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="items of a page")]
 
 
+def document(shown: BaseModel) -> Response:
+    """The JSON of a document. Written at once: FastAPI would check it once more, and turn it into objects first."""
+    return Response(shown.model_dump_json(), media_type="application/json")
+
+
 def page(
     rows: Sequence[Item],
     has_more: bool,
@@ -162,7 +171,7 @@ def page(
 ) -> Response:
     """The JSON of a ``Page`` of a list, each row as its document; fewer rows than there are if they would be too long.
 
-    Written at once: FastAPI would check every document once more and turn it into objects before it writes it.
+    Written at once, as ``document``.
     """
     documents: list[bytes] = []
     length = 0

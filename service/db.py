@@ -28,7 +28,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from service import database_errors
 from service.errors import InvalidSettings, NewerDatabase, ServiceError
@@ -221,6 +221,30 @@ class Database:
                 # A transaction of its own. SQLite frees a page at each step, of which ``execute`` makes one.
                 cursor.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
+    @property
+    def driver_error(self) -> type[Exception]:
+        """Base of what a connection of ``connect_alone`` raises."""
+        found: type[Exception] = self._reading.dialect.loaded_dbapi.Error
+        return found
+
+    def connect_alone(self) -> PoolProxiedConnection:
+        """A new connection of the driver, in no pool and in no transaction: each statement is one, and waits for none.
+
+        Whoever has it closes it, and uses it from one thread at a time.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: there is no database.
+        """
+        connection = self._reading.raw_connection()
+        driver = connection.driver_connection
+        assert driver is not None, "it is in the pool still"
+        if self.is_sqlite:
+            driver.execute("PRAGMA busy_timeout=0")
+        else:
+            driver.autocommit = True
+        connection.detach()
+        return connection
+
     def close(self) -> None:
         """Closes every connection; the object can be used again and then opens new ones."""
         self._reading.dispose()
@@ -387,6 +411,6 @@ def _sqlite_engine(url: URL) -> Engine:
     def begin(connection: Connection) -> None:
         # A deferred transaction that turns to writing fails at once when another has written meanwhile.
         immediate = connection.get_execution_options().get(_IMMEDIATE, False)
-        connection.execute(text("BEGIN IMMEDIATE" if immediate else "BEGIN"))
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine

@@ -5,9 +5,9 @@ than two seconds, so a request costs no query of its own and a key that was revo
 process. When a key was used last is noted once a minute for all keys together.
 """
 
-import asyncio
 import hashlib
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.db import Database
 from service.rows import existing
 from service.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
+from service.shared_read import SharedRead
 from service.tables import KeyRecord, new_id, utc_now
 
 PREFIX = "rt_"
@@ -131,7 +132,8 @@ class KeyRing:
         self._file_digest = file_digest
         self._is_local = is_local
         self._picture: _Picture | None = None
-        self._turn = asyncio.Lock()
+        self._forgotten_s = -math.inf
+        self._look = SharedRead(self._read)
         # Of its own: the common threads may all be busy with long requests.
         self._thread = anyio.CapacityLimiter(1)
         self._used: dict[str, datetime] = {}
@@ -168,7 +170,7 @@ class KeyRing:
 
     def forget(self) -> None:
         """Lets the next request look at the table: this process has changed it."""
-        self._picture = None
+        self._picture, self._forgotten_s = None, time.monotonic()
 
     async def note_uses(self) -> None:
         """Writes down when keys were used last."""
@@ -180,14 +182,16 @@ class KeyRing:
         return self._file_digest is not None or picture.ever or not self._is_local
 
     async def _fresh(self, age_s: float) -> _Picture:
-        # Whoever finds it fresh must not stand in line: each that waits is let in at a turn of the loop of its own, so
-        # under load the line of those who only pass would never end.
-        if (picture := self._picture) is not None and time.monotonic() - picture.began_s <= age_s:
-            return picture
-        async with self._turn:
-            picture, now_s = self._picture, time.monotonic()
-            if picture is None or now_s - picture.began_s > age_s:
-                rows, ever = await anyio.to_thread.run_sync(self._keys.live, limiter=self._thread)
-                live = [(row.id, row.digest, Caller(row.id, row.name, Scope(row.scope))) for row in rows]
-                picture = self._picture = _Picture(live, ever, now_s)
+        picture = self._picture
+        if picture is None or time.monotonic() - picture.began_s > age_s:
+            picture = await self._look()
+            # One that began before this process changed the table may not show the change.
+            if picture.began_s > self._forgotten_s:
+                self._picture = picture
         return picture
+
+    def _read(self) -> _Picture:
+        began_s = time.monotonic()
+        rows, ever = self._keys.live()
+        live = [(row.id, row.digest, Caller(row.id, row.name, Scope(row.scope))) for row in rows]
+        return _Picture(live, ever, began_s)

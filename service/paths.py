@@ -8,6 +8,20 @@ UPLOAD_PATH = f"{API_PREFIX}/teachers"
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 # Asked by machines, again and again.
 POLLED_PATHS = HEALTH_PATHS | {"/metrics"}
+# Documents made of the database's rows and of nothing else, the same for every caller: no files, no clock.
+DATABASE_ROUTES = frozenset(
+    {
+        f"{API_PREFIX}/jobs",
+        f"{API_PREFIX}/jobs/{{job_id}}",
+        f"{API_PREFIX}/jobs/{{job_id}}/runs",
+        f"{API_PREFIX}/jobs/{{job_id}}/report",
+        f"{API_PREFIX}/jobs/{{job_id}}/events",
+        f"{API_PREFIX}/runs/{{run_id}}",
+        f"{API_PREFIX}/runs/{{run_id}}/metrics",
+        f"{API_PREFIX}/runs/{{run_id}}/artifacts",
+        f"{API_PREFIX}/runs/{{run_id}}/events",
+    }
+)
 OTHER = "other"
 
 

@@ -265,11 +265,20 @@ class Registry:
                 QUEUE_RETRY_S,
             )
 
+    def job(self, id: str) -> tuple[JobRecord, dict[str, State]]:
+        """A job, and the state of each of its runs, by id, in the order of its plan. Raises NotFound."""
+        with self.database.read() as session:
+            return existing(session, JobRecord, id), _states_of_runs(session, id)
+
+    def job_and_runs(self, id: str) -> tuple[JobRecord, list[RunRecord]]:
+        """A job and all its runs in the order of its plan. Raises NotFound."""
+        with self.database.read() as session:
+            return existing(session, JobRecord, id), list(session.scalars(runs_of(id)))
+
     def states_of_runs(self, job_id: str) -> dict[str, State]:
         """The state of each run of a job, by id, in the order of its plan."""
-        query = select(RunRecord.id, RunRecord.state).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
         with self.database.read() as session:
-            return {row.id: row.state for row in session.execute(query)}
+            return _states_of_runs(session, job_id)
 
     def counts_of_runs(self, job_ids: Sequence[str]) -> dict[str, dict[State, int]]:
         """How many runs of these jobs are in each state that one is in, in one query."""
@@ -339,6 +348,11 @@ class Registry:
             run = existing(session, RunRecord, run_id)
             query = select(ArtifactRecord).where(ArtifactRecord.run_id == run_id, ArtifactRecord.attempt == run.attempt)
             return list(session.scalars(query.order_by(ArtifactRecord.name)))
+
+
+def _states_of_runs(session: Session, job_id: str) -> dict[str, State]:
+    query = select(RunRecord.id, RunRecord.state).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
+    return {row.id: row.state for row in session.execute(query)}
 
 
 def _by_name(name: str) -> Select[DatasetRecord]:

@@ -53,12 +53,12 @@ from service.settings import Settings
 from service.tables import JobRecord, Json, RunRecord
 from store import Catalog
 from workers.backoff import LOSSES_EVER_MAX
-from workers.caching import CachePlan
+from workers.cache_plan import CachePlan
 from workers.cluster import Cluster, Task, export_name
 from workers.config import Folders, RunSpec, TrainingOrder
 from workers.disk_errors import disk_error, passing_over_disk_errors
+from workers.orders import order_run, share_out
 from workers.outcomes import Outcome
-from workers.pipeline import order_run, share_out
 
 log = structlog.get_logger("retort.engine")
 

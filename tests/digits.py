@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from store import CacheReader
-from workers.caching import CachePlan, build_caches, plan_caches, prepare_data
+from workers.cache_plan import CachePlan
+from workers.caching import build_caches, plan_caches, prepare_data
 from workers.config import (
     AdamW,
     CosineSchedule,
@@ -26,7 +27,8 @@ from workers.config import (
 from workers.datasets import Dataset
 from workers.events import ignore, never
 from workers.methods import parse_method
-from workers.pipeline import order_run, train_supervised
+from workers.orders import order_run
+from workers.pipeline import train_supervised
 from workers.teacher import Teacher
 
 SMALL = Training(epochs=2, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.artifacts import ARTIFACTS
 from workers.config import Preprocessing, TrainingOrder
 from workers.datasets import open_prepared
 from workers.evaluate import evaluate
 from workers.events import ignore, never
+from workers.run_files import ARTIFACTS
 from workers.teacher import Teacher
 from workers.train import train_run
 

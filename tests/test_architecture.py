@@ -131,6 +131,11 @@ def test_light_modules_load_nothing_heavy() -> None:
     assert not first_heavy(*LIGHT)
 
 
+def test_the_engine_loads_ray_and_nothing_else_that_is_heavy() -> None:
+    """torch and onnxruntime would take half a GiB of a process that only gives orders."""
+    assert first_heavy("service.engine") == "import service.engine loads ray\n"
+
+
 def test_the_probe_for_heavy_modules_sees_them_and_torchvision_is_none_of_every_workers() -> None:
     # The test above would pass for ever if its probe were blind. torchvision would add a second to a worker's start.
     assert first_heavy("workers.errors", "workers.students.build") == "import workers.students.build loads torch\n"

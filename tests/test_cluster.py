@@ -22,7 +22,8 @@ from tests.process_table import processes_with
 from tests.store_cases import digests
 from workers import cluster as cluster_module
 from workers import signals
-from workers.caching import CachePlan, build_caches, plan_caches, teacher_accuracy
+from workers.cache_plan import CachePlan
+from workers.caching import build_caches, plan_caches, teacher_accuracy
 from workers.cluster import (
     ACTOR_LOSSES_MAX,
     Cluster,

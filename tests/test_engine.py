@@ -85,6 +85,10 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
         # Ray's native code has a form of its own, and says in it when an actor is ended before it has begun.
         ours = [line for line in path.read_text().splitlines() if not re.match(r"\[\d{4}-\d\d-\d\d .*\.cc:\d+: ", line)]
         assert all(json.loads(line)["event"] for line in ours), path.name
+    # What the engine's actors have done: torch and onnxruntime are half a GiB.
+    mapped = Path(f"/proc/{service.pid('engine')}/maps").read_text()
+    assert "/ray/" in mapped
+    assert not re.search("/(torch|onnxruntime)/", mapped)
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from torch import Tensor
 from tests import onnx_models
 from tests.digits import SMALL, Digits
 from tests.evaluation_logits import evaluation_logits, relative_difference
-from workers.artifacts import CHECKPOINT
 from workers.config import Preprocessing, Sgd, TrainingOrder
 from workers.errors import NotFinite, OutOfMemory, Paused
 from workers.events import ignore, never
@@ -25,6 +24,7 @@ from workers.learner import Learner, Member
 from workers.live import row_statistics
 from workers.methods import PRESETS, parse_method
 from workers.objective import View, objective
+from workers.run_files import CHECKPOINT
 from workers.teacher import Teacher
 from workers.train import train_group, train_run
 from workers.train_step import check_every, explain_not_finite

@@ -17,12 +17,13 @@ from store.statistics import row_statistics
 from tests.digits import SMALL, Digits
 from tests.service_helpers import Api
 from tests.store_cases import make_spec
-from workers.caching import CachePlan, build_caches, plan_caches
+from workers.cache_plan import CachePlan, Guard
+from workers.caching import build_caches, plan_caches
 from workers.combinations import PRESETS
 from workers.config import CacheOptions, Folders, JobSpec
 from workers.errors import InvalidJob, LossyCache, NotFinite
 from workers.events import CacheReady, Log, ignore, never
-from workers.lossy import BAR, Guard, gradient_cosine, judge
+from workers.lossy import BAR, gradient_cosine, judge
 from workers.methods import parse_method
 from workers.parity import check_parity
 from workers.pipeline import run_job

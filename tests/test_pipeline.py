@@ -14,19 +14,15 @@ from tests.digits import SMALL, Digits
 from tests.full_disk import on_a_small_disk, run_outputs
 from tests.store_cases import is_held
 from workers import pipeline
-from workers.caching import (
-    build_caches,
-    file_sha256,
-    forwards_needed,
-    identify,
-    plan_caches,
-)
+from workers.caching import build_caches, forwards_needed, identify, plan_caches
 from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
+from workers.durable import file_sha256
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, Stopped
 from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
 from workers.forwards import ForwardCounter, carry_over, count_forwards, forwards_avoided
 from workers.methods import parse_method
-from workers.pipeline import run_job, share_out
+from workers.orders import share_out
+from workers.pipeline import run_job
 from workers.recompute import recompute_rows
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})

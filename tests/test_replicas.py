@@ -13,10 +13,10 @@ import torch
 from tests.digits import SMALL, Digits, weights
 from tests.replica_gradient import gradients
 from tests.test_train_group import train_in_a_process
-from workers.artifacts import CHECKPOINT
 from workers.config import Sgd, StepSchedule, Training, TrainingOrder
 from workers.events import ignore, never
 from workers.replicas import Replicas
+from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
 from workers.train import train_run
 

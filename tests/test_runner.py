@@ -32,12 +32,12 @@ from service.wishes import Wishes
 from store import Catalog
 from tests.service_helpers import add_job, make_settings, start_run
 from tests.store_cases import is_held, make_spec, write_cache
-from workers.artifacts import ARTIFACTS, CHECKPOINT
-from workers.caching import CachePlan
+from workers.cache_plan import CachePlan
 from workers.cluster import Cluster, Crew
 from workers.config import TeacherAccuracy, TeacherSpec, TrainingOrder
 from workers.forwards import ForwardCounter
 from workers.outcomes import Numbered, Outcome
+from workers.run_files import ARTIFACTS, CHECKPOINT
 
 
 @dataclass

@@ -257,6 +257,8 @@ def test_a_page_of_long_documents_has_fewer_of_them_and_says_that_there_are_more
     [whole] = pages(api, path, 100)
     for most, sizes in ((len(json.dumps(whole["data"][:2])), [2, 2, 2]), (1, [1] * 6)):
         monkeypatch.setattr(context, "PAGE_BYTES", most)
+        # A commit: until then the pages of before are given.
+        api.post_job()
         found = list(pages(api, path, 100))
         assert [len(page["data"]) for page in found] == sizes
         assert [run for page in found for run in page["data"]] == whole["data"]

@@ -212,7 +212,7 @@ def test_who_is_in_stays_while_the_keys_cannot_be_read(tmp_path: Path) -> None:
     assert asyncio.run(ring.knows(OPERATOR))
 
     async def ask_while_another_looks() -> bool:
-        async with ring._turn:
+        async with ring._look._turn:
             return await asyncio.wait_for(ring.knows(THIS_MACHINE), 1)
 
     # What is known passes: a line of those who wait to hear what they could have read would never end under load.

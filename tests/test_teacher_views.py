@@ -22,7 +22,8 @@ from store import CacheReader, CacheSpec, CacheWriter
 from tests import onnx_models
 from tests.digits import SMALL, Digits
 from workers import datasets, views
-from workers.caching import CachePlan, build_caches, plan_caches, prepare_data, teacher_accuracy
+from workers.cache_plan import CachePlan
+from workers.caching import build_caches, plan_caches, prepare_data, teacher_accuracy
 from workers.config import (
     Augmentation,
     CropFlip,

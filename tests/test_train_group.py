@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from tests.digits import SMALL, Digits, weights
 from workers import live
-from workers.artifacts import CHECKPOINT
 from workers.config import StudentSpec, TrainingOrder
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import Epoch, Log, ignore, never
 from workers.learner import Member
+from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
 from workers.train import train_group, train_run
 

@@ -27,19 +27,9 @@ from workers.durable import disk_full_is_disk_low, replacing, sync, sync_folder
 from workers.errors import WorkerError
 from workers.feed import to_input
 from workers.host_copy import to_host
-from workers.logs import RUN_LOG
+from workers.run_files import ARTIFACTS, CHECKPOINT
 from workers.teacher import Teacher
 
-CHECKPOINT = "checkpoint.pt"
-ARTIFACTS = "artifacts"
-MEDIA_TYPES = {
-    "student.safetensors": "application/octet-stream",
-    "student.onnx": "application/octet-stream",
-    "config.json": "application/json",
-    "metrics.jsonl": "application/jsonl",
-    RUN_LOG: "application/jsonl",
-    "result.json": "application/json",
-}
 # float32 convolutions in another order of summation differ by about 1e-5 of the largest logit.
 _PARITY = 1e-3
 

@@ -34,6 +34,7 @@ from store import (
     read_reference,
 )
 from workers import datasets, smoke
+from workers.cache_plan import CachePlan, Guard
 from workers.config import (
     Augmentation,
     DatasetSpec,
@@ -41,7 +42,6 @@ from workers.config import (
     InferenceOrder,
     JobSpec,
     NoAugmentation,
-    Spec,
     TeacherAccuracy,
     TeacherSpec,
     Views,
@@ -52,12 +52,12 @@ from workers.config import (
 )
 from workers.contract import ViewsReport, batch_rows, check_views
 from workers.datasets import Dataset
-from workers.durable import alone, replacing
+from workers.durable import alone, file_sha256, replacing
 from workers.errors import InvalidTeacher, Stopped
 from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress, Log, ShouldStop, Stage, never
 from workers.forwards import ForwardCounter
 from workers.inference import AUGMENTATION, infer_blocks
-from workers.lossy import Guard, judge
+from workers.lossy import judge
 from workers.onnx_check import check_onnx, check_picture
 from workers.students import check_batch_size, check_image_side
 from workers.teacher import ContractReport, Device, Teacher
@@ -85,12 +85,6 @@ def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: S
 
 
 # ----------------------------------------------------------------------------------------------------------- caches
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def identify(teacher: TeacherSpec) -> TeacherSpec:
@@ -227,23 +221,6 @@ def _record(record: Path, report: BaseModel) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     with replacing(record, "a contract report") as file:
         file.write(report.model_dump_json(indent=2).encode())
-
-
-class CachePlan(Spec):
-    """The two caches of a job and what is known of its teacher; JSON, so that it can be kept and passed on.
-
-    Attributes:
-        contract_forwards: pictures that the contract check has run through the teacher now.
-        accuracy: of the teacher, once the caches are complete.
-        guard: what the training split's cache is judged by before most of it is inferred; None for a dense one.
-    """
-
-    teacher: TeacherSpec
-    train_cache: CacheSpec
-    test_cache: CacheSpec
-    contract_forwards: int
-    guard: Guard | None = None
-    accuracy: TeacherAccuracy | None = None
 
 
 def plan_caches(

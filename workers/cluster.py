@@ -13,6 +13,9 @@ when another one leads; the blocks they have committed are there.
 Facts of Ray that shape this file: without an address ``ray.init`` joins whatever cluster it finds; a driver that is
 without Ray for a minute is aborted; resources are logical, memory is not limited by them; a share of a GPU is taken
 from the fullest GPU that has room for it, so several equal ones fill one GPU before the next.
+
+The engine imports this file, and has no use for torch, which takes 300 MiB and seconds to import: what actors alone
+need is imported where they begin their work.
 """
 
 import contextlib
@@ -25,22 +28,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from store import CacheWriter
-from workers import caching, logs, signals
-from workers.artifacts import ARTIFACTS
+from workers import logs, signals
 from workers.backoff import LOSSES_EVER_MAX, delay_s
 from workers.config import Folders, InferenceOrder, JobSpec, TrainingOrder
 from workers.deaths import Death, ProcessId, Watch, oom_kills, own_id
 from workers.errors import Stopped, WorkerError, first_line
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
-from workers.learner import Member
 from workers.logs import RunLog
 from workers.outcomes import Mailbox, Numbered, Outcome, Share, WorkFailed, outcome, outcome_of
 from workers.ray_head import ENVIRONMENT, HeadFailed, RayHead
-from workers.teacher import Device, Teacher
-from workers.train import train_group
+from workers.run_files import ARTIFACTS
 
 # Ray reads whether it has to show a token when it is imported, and not again.
 os.environ.update(ENVIRONMENT)
@@ -54,6 +54,9 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+if TYPE_CHECKING:
+    from workers.teacher import Device, Teacher
 
 ACTOR_LOSSES_MAX = 3
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
@@ -127,6 +130,9 @@ class _TrainingActor(_Actor):
     def _work(self, orders_json: list[str]) -> None:
         run_logs: list[RunLog] = []
         try:
+            from workers.learner import Member
+            from workers.train import train_group
+
             orders = [TrainingOrder.model_validate_json(order) for order in orders_json]
             # Of several processes of one student the first writes.
             run_logs += [
@@ -172,6 +178,8 @@ class _InferenceActor(_Actor):
         return outcome_of(lambda: self._infer(order_json, blocks))
 
     def _infer(self, order_json: str, blocks: list[int]) -> dict[str, Any]:
+        from workers import caching
+
         order = InferenceOrder.model_validate_json(order_json)
         # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.
         opened_for = order.model_dump_json(exclude={"folders", "spec"}) + order.spec.output_kind
@@ -233,6 +241,8 @@ class _CachesActor(_Actor):
         quota_bytes: int,
         forwards_in: Path | None,
     ) -> dict[str, Any]:
+        from workers import caching
+
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
         emit, should_stop = self._mails[0].emit, self._mails[0].stopping.is_set

@@ -6,6 +6,7 @@ Light. The store has its own (``store.files``): it knows nothing of workers, and
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import time
@@ -87,3 +88,9 @@ def alone(path: Path, should_stop: ShouldStop, what: str) -> Iterator[None]:
                     raise Stopped(f"stopped while another process {what}") from None
                 time.sleep(_WAIT_S)
         yield
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

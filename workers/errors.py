@@ -16,6 +16,7 @@
     ├── Stopped                   somebody asked for it: the caller's ``should_stop`` returned true
     ├── Paused                    somebody asked for it: a checkpoint of the very step was left
     ├── CheckpointLost            a trained run was to be exported, and what it has left cannot be read
+    ├── PeerLost                  another process of the same student is gone
     ├── BatchOverdue              the processes that decode pictures are stuck
     ├── DeviceUnavailable         a GPU was promised or asked for, and does not work
     ├── OutOfMemory               too little memory for what is computed at once
@@ -114,6 +115,10 @@ class Paused(WorkerError):
 
 class CheckpointLost(WorkerError):
     """A trained run was to be exported, and its last checkpoint is gone or damaged: it has to be trained again."""
+
+
+class PeerLost(WorkerError):
+    """Another process of the same student is gone; the run has to start again from its checkpoint."""
 
 
 class BatchOverdue(WorkerError):

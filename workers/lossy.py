@@ -21,27 +21,14 @@ import torch
 from torch import Tensor
 
 from store import CacheSpec, Reference
+from workers.cache_plan import Guard
 from workers.composition import Method
-from workers.config import Spec
 from workers.errors import LossyCache
 from workers.events import Emit, Log
-from workers.methods import MethodChoice
 from workers.objective import View, objective_of
 
 BAR = 0.98
 BATCH = 64
-
-
-class Guard(Spec):
-    """What a lossy cache is judged by: the methods that will read it, and for how many epochs.
-
-    Attributes:
-        allow_lossy: say what was found, and refuse nothing.
-    """
-
-    methods: tuple[MethodChoice, ...]
-    epochs: int
-    allow_lossy: bool = False
 
 
 def judge(guard: Guard, spec: CacheSpec, reference: Reference, labels_R: Tensor, emit: Emit) -> None:

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from store import StoreError
 from workers.disk_errors import disk_error
-from workers.errors import BatchOverdue, CheckpointLost, Paused, Stopped, UserError, WorkerError
-from workers.replicas import PeerLost
+from workers.errors import BatchOverdue, CheckpointLost, Paused, PeerLost, Stopped, UserError, WorkerError
 from workers.texts import storable
 
 Numbered = tuple[int, dict[str, Any]]

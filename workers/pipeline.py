@@ -9,17 +9,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
 
 from store import StoreError
-from workers.artifacts import ARTIFACTS
 from workers.caching import (
-    CachePlan,
     build_caches,
     forwards_needed,
     plan_caches,
@@ -28,7 +25,6 @@ from workers.caching import (
     teacher_accuracy,
 )
 from workers.config import (
-    CHECKPOINT_S,
     DatasetSpec,
     Folders,
     JobSpec,
@@ -44,78 +40,13 @@ from workers.events import Emit, ShouldStop, Stage, ignore, never
 from workers.forwards import forwards_avoided
 from workers.learner import Member
 from workers.methods import parse_method
+from workers.orders import order_run, share_out
+from workers.run_files import ARTIFACTS
 from workers.text_files import read_text
 from workers.texts import printable
 from workers.train import train_group, train_run
 
 # ------------------------------------------------------------------------------------------------------------- runs
-
-
-def order_run(
-    job: JobSpec,
-    plan: CachePlan,
-    run: RunSpec,
-    folders: Folders,
-    folder: Path,
-    *,
-    threads: int,
-    earlier: tuple[Path, ...] = (),
-    told_epoch: int = 0,
-    gpu_share: float = 0.0,
-    checkpoint_s: float = CHECKPOINT_S,
-    stage: Literal["all", "train", "export"] = "all",
-) -> TrainingOrder:
-    """The order for one run of a job, to be trained in ``folder``.
-
-    Args:
-        gpu_share: of a GPU and its memory that a scheduler gives to each process; 0 leaves the device to the process.
-    """
-    return TrainingOrder(
-        folders=folders,
-        run=run,
-        training=job.training,
-        views=job.views,
-        train_fingerprint=plan.train_cache.dataset_fingerprint,
-        test_fingerprint=plan.test_cache.dataset_fingerprint,
-        train_cache=plan.train_cache,
-        test_cache=plan.test_cache,
-        teacher_accuracy=plan.accuracy,
-        folder=folder,
-        earlier=earlier,
-        told_epoch=told_epoch,
-        threads=threads,
-        has_gpu_share=gpu_share > 0.0,
-        memory_fraction=gpu_share or 1.0,
-        checkpoint_s=checkpoint_s,
-        stage=stage,
-    )
-
-
-def share_out(
-    runs: Sequence[RunSpec], slots: int, largest_group: int, alone: Collection[int] = ()
-) -> list[list[RunSpec]]:
-    """Which of the waiting runs to start now, each list in one process.
-
-    Runs of one seed see the same batches, and so can share a process. They do where there are more of them than slots,
-    and then no more than it takes to start all of them.
-
-    Args:
-        runs: in the order in which they wait.
-        slots: how many processes there is room for.
-        largest_group: of runs in one process.
-        alone: indices of runs that are not to share one.
-
-    Returns:
-        At most ``slots`` groups.
-    """
-    waiting, groups = list(runs), list[list[RunSpec]]()
-    while waiting and len(groups) < slots:
-        first = waiting[0]
-        size = 1 if first.index in alone else min(largest_group, -(-len(waiting) // (slots - len(groups))))
-        others = [run for run in waiting[1:] if run.seed == first.seed and run.index not in alone]
-        groups.append([first, *others[: size - 1]])
-        waiting = [run for run in waiting if run not in groups[-1]]
-    return groups
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from workers.errors import WorkerError, first_line
+from workers.errors import PeerLost, first_line
 from workers.feed import Share
 
 _PATIENCE = timedelta(minutes=10)
 MEETING = "rendezvous"
-
-
-class PeerLost(WorkerError):
-    """Another process of the same student is gone; the run has to start again from its checkpoint."""
 
 
 @contextlib.contextmanager

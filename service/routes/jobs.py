@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
 
 from service.auth import Who
 from service.backoff import read_backoff
 from service.bodies import JsonRoute, json_body
 from service.checks import check_job, picture_size, student_size
-from service.context import PAGE_DEFAULT, After, Limit, Service, page
+from service.context import PAGE_DEFAULT, After, Limit, Service, document, page
 from service.jobs import State
 from service.problems import responses
 from service.registry import Idempotency, Registry, digest_of
@@ -97,7 +96,10 @@ def _waits_for(row: JobRecord) -> str | None:
 
 def show_one(row: JobRecord, registry: Registry) -> Job:
     """The document of a row, with its runs' ids and how they are."""
-    runs = registry.states_of_runs(row.id)
+    return _show(row, registry.states_of_runs(row.id))
+
+
+def _show(row: JobRecord, runs: Mapping[str, State]) -> Job:
     summary = summarise(row, Counter(runs.values()))
     return Job(**dict(summary), plan=row.plan, run_ids=list(runs))
 
@@ -176,10 +178,10 @@ def list_jobs(
     return page(rows, has_more, lambda row: summarise(row, counts[row.id]), lambda row: row.id)
 
 
-@router.get("/{job_id}", operation_id="get_job", summary="One job", responses=responses(404, 422))
-def get_job(job_id: str, service: Service) -> Job:
+@router.get("/{job_id}", operation_id="get_job", summary="One job", response_model=Job, responses=responses(404, 422))
+def get_job(job_id: str, service: Service) -> Response:
     """State, stage, progress, plan, and the ids of its runs."""
-    return show_one(service.registry.get(JobRecord, job_id), service.registry)
+    return document(_show(*service.registry.job(job_id)))
 
 
 @router.get(
@@ -214,13 +216,11 @@ def list_runs(job_id: str, service: Service, after: After = None, limit: Limit =
 )
 def get_report(job_id: str, request: Request, service: Service) -> Response:
     """What every run has reached so far. `accuracy_best` was chosen on the test split, so `accuracy_last` counts."""
-    job = service.registry.get(JobRecord, job_id)
-    rows, _ = service.registry.runs(job_id)
-    report = report_of(job, rows)
+    report = report_of(*service.registry.job_and_runs(job_id))
     if CSV in request.headers.get("accept", ""):
         name = f'attachment; filename="{job_id}.csv"'
         return Response(_csv(report), media_type=CSV, headers={"Content-Disposition": name})
-    return JSONResponse(report.model_dump(mode="json"))
+    return document(report)
 
 
 def report_of(job: JobRecord, rows: list[RunRecord]) -> Report:

@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from starlette.responses import Response
 
 from service.conditional import digest_headers, names
-from service.context import Context, Service, ends
+from service.context import Context, Service, document, ends
 from service.errors import NotFound, RangeNotSatisfiable
 from service.problems import responses
 from service.schemas import Artifact, ErrorInfo, Page, Run, SetAside
@@ -49,10 +49,10 @@ def show(row: RunRecord) -> Run:
     )
 
 
-@router.get("/{run_id}", operation_id="get_run", summary="One run")
-def get_run(run_id: str, service: Service) -> Run:
+@router.get("/{run_id}", operation_id="get_run", summary="One run", response_model=Run)
+def get_run(run_id: str, service: Service) -> Response:
     """State, progress, the metrics of its last epoch, and in the end its result."""
-    return show(service.registry.get(RunRecord, run_id))
+    return document(show(service.registry.get(RunRecord, run_id)))
 
 
 @router.get("/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch")

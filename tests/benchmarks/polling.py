@@ -1,0 +1,211 @@
+"""How many polls a second an API answers: ``python -m tests.benchmarks.polling [--against TREE ...] [--seconds N]``.
+
+200 clients with a connection each ask as soon as they have their answer, in turn for the list of jobs, a job, its runs
+and its report; every second client names the ETag of what it has. The same on a database that nobody writes to, on one
+with a commit every 20 ms, and, there too, with every client asking for another job. APIs of this tree and of others
+(checkouts of another version, say) take turns on one database, so that their ratio can be told on a busy machine; CPU
+time a request hardly depends on who else is there. Clients, in this process, are on the same machine.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from service.db import Database, upgrade_to_head
+from service.jobs import State
+from service.processes import free_port
+from service.registry import Registry
+from service.terminal import console, table
+from tests.benchmarks.load import METHODS, percentile_ms
+from tests.filled import fill
+from tests.service_helpers import make_plan, teacher_row
+
+TREE = Path(__file__).resolve().parents[2]
+JOBS = 200
+COMMIT_EVERY_S = 0.02
+WARM_S = 1.0
+
+
+@dataclass
+class Polls:
+    """What clients have seen: seconds of each request, and the answers that were neither 200 nor 304."""
+
+    end_s: float
+    seconds: list[float] = field(default_factory=list)
+    errors: int = 0
+
+
+class Client(asyncio.Protocol):
+    """One client: asks, reads the answer, asks again. An HTTP library would take more of the machine than the API."""
+
+    def __init__(self, polls: Polls, number: int, paths: Sequence[str], closed: asyncio.Future[None]) -> None:
+        self._polls, self._number, self._paths, self._closed = polls, number, paths, closed
+        self._turn = number
+        self._etags: dict[str, bytes] = {}
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asks first."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._ask()
+
+    def _ask(self) -> None:
+        if time.monotonic() > self._polls.end_s:
+            self._transport.close()
+            return
+        self._path = self._paths[self._turn % len(self._paths)]
+        self._turn += 1
+        known = self._etags.get(self._path) if self._number % 2 else None
+        condition = b"If-None-Match: " + known + b"\r\n" if known else b""
+        self._began_s = time.perf_counter()
+        self._transport.write(f"GET {self._path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode() + condition + b"\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        """Asks again when the answer is whole."""
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if not end:
+            return
+        first, *lines = head.split(b"\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(b": ") for line in lines)}
+        status = first.split(b" ")[1]
+        if len(body) < (0 if status == b"304" else int(headers[b"content-length"])):
+            return
+        self._polls.seconds.append(time.perf_counter() - self._began_s)
+        self._polls.errors += status not in (b"200", b"304")
+        self._etags[self._path] = headers.get(b"etag", b"")
+        self._received = b""
+        self._ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end."""
+        self._closed.set_result(None)
+
+
+async def poll(port: int, clients: int, seconds: float, paths: Sequence[Sequence[str]]) -> Polls:
+    """All clients at once, each with its list of paths."""
+    loop = asyncio.get_running_loop()
+    polls, closed = Polls(time.monotonic() + seconds), [loop.create_future() for _ in range(clients)]
+    for number in range(clients):
+        own = paths[number % len(paths)]
+        await loop.create_connection(partial(Client, polls, number, own, closed[number]), "127.0.0.1", port)
+    await asyncio.gather(*closed)
+    return polls
+
+
+@contextmanager
+def api_of(tree: Path, folder: Path, database: Path) -> Iterator[tuple[int, int]]:
+    """The port and process id of an API that runs a tree's code."""
+    port = free_port()
+    line = [sys.executable, "-m", "service.cli", "api", "--port", str(port)]
+    line += ["--data-dir", str(folder / f"data-{port}"), "--data-root", str(folder)]
+    settings = {"RETORT_DATABASE_URL": f"sqlite:///{database}", "RETORT_REQUESTS_PER_S": "0", "PYTHONPATH": str(tree)}
+    log = (folder / f"{port}.log").open("ab")
+    with log, subprocess.Popen(line, env=os.environ | settings, cwd=tree, stdout=log, stderr=log) as process:
+        try:
+            while process.poll() is None:
+                try:
+                    asyncio.run(poll(port, 1, 0.1, [["/healthz"]]))
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield port, process.pid
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def writing(database: Path) -> Iterator[None]:
+    """A process that commits to a database every 20 ms."""
+    code = f"""if True:
+        import sqlite3, time
+        connection = sqlite3.connect({str(database)!r}, isolation_level=None, timeout=10)
+        while True:
+            connection.execute("UPDATE engine SET holder = hex(randomblob(4))")
+            time.sleep({COMMIT_EVERY_S})
+    """
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU time that a process has taken."""
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def stocked(database: Path) -> list[str]:
+    """Makes a database with jobs of four runs; returns the ids of the jobs."""
+    url = f"sqlite:///{database}"
+    upgrade_to_head(url)
+    opened = Database(url)
+    teacher = Registry(opened).add_teacher(teacher_row(), lambda: None)[0]
+    ids = fill(opened, teacher, make_plan(methods=list(METHODS)), [State.SUCCEEDED] * JOBS)
+    opened.close()
+    return ids
+
+
+def main() -> int:
+    """Prints a row for each tree and case, in every round."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="TREE", help="checkouts beside this one")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each turn (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default %(default)s)")
+    parser.add_argument("--clients", type=int, default=200, help="(default %(default)s)")
+    given = parser.parse_args()
+    rows = []
+    with TemporaryDirectory() as name, ExitStack() as running:
+        folder = Path(name)
+        database = folder / "polling.sqlite3"
+        ids = stocked(database)
+        shared = ["/v1/jobs", *(f"/v1/jobs/{ids[0]}{part}" for part in ("", "/runs", "/report"))]
+        own = [[f"/v1/jobs/{id}{part}" for part in ("", "/runs", "/report")] for id in ids]
+        hundred = ["/v1/jobs?limit=100"]
+        cases = (
+            ("nothing is written", False, [shared]),
+            ("pages of 100 jobs", False, [hundred]),
+            ("a commit every 20 ms", True, [shared]),
+            ("the same, to each client its job", True, own),
+        )
+        trees = [tree.resolve() for tree in given.against] + [TREE]
+        apis = [(tree, *running.enter_context(api_of(tree, folder, database))) for tree in trees]
+        for label, is_written, paths in cases:
+            with writing(database) if is_written else ExitStack():
+                for _, port, _ in apis:
+                    asyncio.run(poll(port, given.clients, WARM_S, paths))
+                for _ in range(given.rounds):
+                    for tree, port, pid in apis:
+                        before_s, began_s = cpu_s(pid), time.monotonic()
+                        polls = asyncio.run(poll(port, given.clients, given.seconds, paths))
+                        count, took_s = len(polls.seconds), time.monotonic() - began_s
+                        rows.append(
+                            [
+                                label,
+                                "this tree" if tree == TREE else str(tree),
+                                f"{count / took_s:,.0f}",
+                                f"{1e3 * (cpu_s(pid) - before_s) / count:.2f}",
+                                *(f"{percentile_ms(polls.seconds, percent):,.0f}" for percent in (50, 99)),
+                                str(polls.errors),
+                            ]
+                        )
+    heads = ["case", "API", "requests/s>", "CPU ms a request>", "p50 ms>", "p99 ms>", "errors>"]
+    console().print(table(heads, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""Names of what lies in a run's folder. Light: the engine, which lists and serves it, loads no torch."""
+
+from workers.logs import RUN_LOG
+
+CHECKPOINT = "checkpoint.pt"
+ARTIFACTS = "artifacts"
+MEDIA_TYPES = {
+    "student.safetensors": "application/octet-stream",
+    "student.onnx": "application/octet-stream",
+    "config.json": "application/json",
+    "metrics.jsonl": "application/jsonl",
+    RUN_LOG: "application/jsonl",
+    "result.json": "application/json",
+}
