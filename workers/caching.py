@@ -65,6 +65,8 @@ Report = TypeVar("Report", bound=BaseModel)
 
 # Logits that are looked at together when they are counted: 4 MiB of float32.
 _ACCURACY_CELLS = 1 << 20
+# Contract checks, of several jobs, that share the machine's memory.
+_CONTRACT_SESSIONS = 2
 
 Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
 """Infers blocks of one cache; ``infer_here`` does it in this process, ``cluster`` on many."""
@@ -153,7 +155,13 @@ def check_contract(
     }
     session = functools.cache(
         lambda: Teacher(
-            teacher.path, teacher.preprocessing, teacher.output, threads=threads, device=device, dataset=dataset
+            teacher.path,
+            teacher.preprocessing,
+            teacher.output,
+            threads=threads,
+            device=device,
+            dataset=dataset,
+            sessions=_CONTRACT_SESSIONS,
         )
     )
     record = _contract_record(folders, identity)
@@ -307,6 +315,7 @@ def open_teacher(order: InferenceOrder) -> Teacher:
         memory_fraction=order.memory_fraction,
         output_kind=order.spec.output_kind,
         dataset=datasets.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint),
+        sessions=order.sessions,
     )
 
 

@@ -445,10 +445,11 @@ class _InferencePool:
                 "device": "cuda",
                 "memory_fraction": self._gpu_share,
                 "load_threads": self._load_threads,
+                "sessions": count,
             }
         else:
             # A small cache has fewer blocks than there are cores; then each actor gets several.
-            changes = {"threads": max(1, self._actors // count)}
+            changes = {"threads": max(1, self._actors // count), "sessions": count}
         return order.model_copy(update=changes)
 
     @contextlib.contextmanager

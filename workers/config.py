@@ -531,6 +531,7 @@ class InferenceOrder(Spec):
         load_threads: that draw views and preprocess pictures beside it.
         device: ``cuda`` where the worker has a share of a GPU: then the CPU is not taken instead.
         memory_fraction: of a GPU's memory that the worker may take.
+        sessions: how many workers run the teacher beside each other, this one included.
     """
 
     folders: Folders
@@ -541,6 +542,7 @@ class InferenceOrder(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     memory_fraction: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 1.0
     batch_size: Annotated[int, Field(strict=True, ge=1)] = 256
+    sessions: Annotated[int, Field(strict=True, ge=1)] = 1
 
 
 class TrainingOrder(Spec):
