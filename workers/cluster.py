@@ -508,7 +508,7 @@ class _InferencePool:
         worker.reference, worker.blocks = None, []
         if outcome.kind == "stopped":
             raise Stopped(outcome.message)
-        if outcome.kind == "failed":
+        if outcome.kind in {"failed", "vanished"}:
             raise WorkFailed(outcome)
         if not self._told:
             emit(Log(message=f"inference on {outcome.value['provider']}: {outcome.value['reason']}"))

@@ -13,8 +13,8 @@ That is processor time of the child, which another load on the machine makes no 
 Memory: its address space is limited, or, on a GPU, what it holds of the machine's memory is looked at a few times a
 second. At the limit the caller hears ``OutOfMemory``, as of a GPU, and tries fewer pictures.
 
-Ends of the child: a crash is the file's fault (``InvalidTeacher``); what somebody else ended (``SessionLost``) is
-opened again at the next call. Where CUDA does not work within the confinement, ``workers.teacher`` opens the session
+Ends of the child: a crash is the file's fault (``InvalidTeacher``); what somebody else ended is started
+again, a few times (``SessionLost``). Where CUDA does not work within the confinement, ``workers.teacher`` opens the session
 without, and says so.
 
 Legend: B pictures of a batch, N classes.
@@ -54,6 +54,7 @@ CALL_S = 60.0
 PATIENCE = 30
 CALL_MAX_S = 3600.0
 CLOCK_FACTOR = 10
+LOSSES_MAX = 3  # of the child in one call, each followed by another try
 LOOK_S = 0.25
 # A process that was stopped with everything around it (a paused container) has not used the time in between.
 _STEP_MAX_S = 1.0
@@ -170,22 +171,29 @@ class ConfinedSession:
         Raises:
             InvalidTeacher: it cannot be computed, not within its time, or crashes; or it has another shape.
             OutOfMemory, DeviceUnavailable: as of ``onnx_session.Session``.
-            SessionLost: the child was ended from outside.
+            SessionLost: the child was ended from outside, again and again.
         """
-        rows = len(input_)
-        if self._process.poll() is not None:
-            self._start()
         offset = self.inputs.offset_of(input_)
         if offset is None:
             copy = self.inputs.empty(input_.shape, input_.dtype)
             np.copyto(copy, input_)
             offset, input_ = self.inputs.offset_of(copy), copy  # it stays where it is for as long as it has a name
             assert offset is not None
-        picture_s = self._picture_s.get(input_.shape[1:])
+        request = Request(offset=offset, shape=input_.shape, dtype=input_.dtype.name)
+        for _ in range(LOSSES_MAX):
+            with contextlib.suppress(SessionLost):
+                return self._run(request, timeout_s)
+        return self._run(request, timeout_s)
+
+    def _run(self, request: Request, timeout_s: float | None) -> NDArray[np.float32]:
+        if self._process.poll() is not None:
+            self._start()
+        rows, picture = request.shape[0], request.shape[1:]
+        picture_s = self._picture_s.get(picture)
         first_s = self._limits.first_s if timeout_s is None else timeout_s
         limit_s = first_s if picture_s is None else max(self._limits.call_s, PATIENCE * rows * picture_s)
         began_s = time.monotonic()
-        self._ask(Request(offset=offset, shape=input_.shape, dtype=input_.dtype.name))
+        self._ask(request)
         try:
             told = self._hear(Output, limit_s, f"{rows} pictures")
             body = self._read(self._body_bytes(told, rows), limit_s, f"{rows} pictures")
@@ -193,7 +201,7 @@ class ConfinedSession:
             raise overdue.error from None
         if picture_s is None:
             spent_s = max(self._processor_s() - self._used_s, time.monotonic() - began_s)
-            self._picture_s[input_.shape[1:]] = spent_s / max(1, rows)
+            self._picture_s[picture] = spent_s / max(1, rows)
         return np.frombuffer(body, np.float32).reshape(told.rows, told.classes)
 
     def close(self) -> None:

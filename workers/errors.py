@@ -122,7 +122,7 @@ class BatchOverdue(WorkerError):
 
 
 class SessionLost(WorkerError):
-    """The process that runs a teacher was ended from outside, by a full memory say; it is opened at the next call."""
+    """The process that runs a teacher was ended from outside, by a full memory say, again and again."""
 
 
 class DeviceUnavailable(WorkerError):

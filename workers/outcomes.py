@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from store import StoreError
-from workers.errors import BatchOverdue, CheckpointLost, Paused, Stopped, UserError, WorkerError
+from workers.errors import BatchOverdue, CheckpointLost, Paused, SessionLost, Stopped, UserError, WorkerError
 from workers.replicas import PeerLost
 from workers.texts import storable
 
@@ -84,7 +84,7 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
             return Outcome(kind="paused", message=str(how))
         case WorkFailed():
             return how.outcome
-        case PeerLost() | CheckpointLost() | BatchOverdue():
+        case PeerLost() | CheckpointLost() | BatchOverdue() | SessionLost():
             return Outcome(kind="vanished", error_type=kind, message=str(how))
         case UserError() | StoreError():
             return Outcome(kind="failed", error_type=kind, message=str(how))
