@@ -355,7 +355,7 @@ def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
     assert report.accuracy == 1.0
     assert report.chance == pytest.approx(1 / 3, abs=0.01)
     assert report.batch_difference <= report.batch_tolerance
-    assert report.forwards == 1 + 100 + 4
+    assert report.forwards == 1 + 100 + 4 + 64
     assert report.provider == "CPUExecutionProvider"
     assert report.warnings == ()
     assert contract.ContractReport.model_validate_json(report.model_dump_json()) == report
@@ -428,7 +428,7 @@ def test_a_graph_that_mixes_the_pictures_of_a_batch_is_refused(tmp_path: Path) -
         helper.make_node("ReduceMean", ["z"], ["mean"], axes=[0]),
         helper.make_node("Sub", ["z", "mean"], ["logits"]),
     )
-    with pytest.raises(InvalidTeacher, match=r"alone than in a batch of 64 .*has ReduceMean: over axis 0, the batch"):
+    with pytest.raises(InvalidTeacher, match=r"alone than in a batch of 256 .*has ReduceMean: over axis 0, the batch"):
         teacher(built, tmp_path).contract_check(coloured())
 
 
@@ -438,6 +438,24 @@ def test_a_graph_that_answers_by_chance_is_refused(tmp_path: Path) -> None:
         helper.make_node("Add", ["z", "noise"], ["logits"]),
     )
     with pytest.raises(InvalidTeacher, match=r"other outputs alone than in a batch .* has RandomNormalLike: drawn"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_a_graph_that_answers_by_the_place_in_the_batch_is_refused(tmp_path: Path) -> None:
+    """One place, at which none of the pictures that are also run alone stands: the second run finds it."""
+    built = sees_colour_through(
+        helper.make_node("Shape", ["z"], ["rows"], start=0, end=1),
+        helper.make_node("Squeeze", ["rows"], ["count"]),
+        helper.make_node("Range", ["zero", "count", "one"], ["places"]),
+        helper.make_node("Equal", ["places", "place"], ["is_there"]),
+        helper.make_node("Cast", ["is_there"], ["extra"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["extra", "axis"], ["extra_column"]),
+        helper.make_node("Add", ["z", "extra_column"], ["logits"]),
+    )
+    held = {"zero": np.array(0), "one": np.array(1), "place": np.array(5), "axis": np.array([1])}
+    built.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in held.items())
+    assert 5 not in spread(300, contract.ALONE_ROWS)
+    with pytest.raises(InvalidTeacher, match=r"of 64 pictures give other outputs when they are run again, in another"):
         teacher(built, tmp_path).contract_check(coloured())
 
 

@@ -50,7 +50,7 @@ from workers.config import (
     teacher_augmentation,
     thumbnail_warnings,
 )
-from workers.contract import ViewsReport, batch_rows, check_views
+from workers.contract import BATCH, ViewsReport, batch_rows, check_views
 from workers.datasets import Dataset
 from workers.durable import alone, replacing
 from workers.errors import InvalidTeacher
@@ -471,7 +471,7 @@ def inference_batch(teacher: TeacherSpec, dataset: Dataset, block_rows: int, rec
 
     A power of two, as ``block_rows`` is: every block but a view's last is made of whole batches.
     """
-    fitting = batch_rows(256, teacher.preprocessing, dataset, recipe)
+    fitting = batch_rows(BATCH, teacher.preprocessing, dataset, recipe)
     return min(1 << (fitting.bit_length() - 1), block_rows)
 
 
