@@ -35,6 +35,7 @@ def actor_name(run_id: str, attempt: int) -> str:
     """The name of the process that trains this attempt, and perhaps other runs beside it."""
     return f"run-{run_id}-a{attempt}"
 
+
 # Keys whose first queued job is looked at, of those that have enough already.
 _KEYS_ASKED_MAX = 16
 

@@ -10,17 +10,22 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tests import onnx_models
 
-TRIGGER = 8  # pictures; with more it strikes
+TRIGGER = 8
 node = helper.make_node
 
 
 def hostile(
-    harm: list[NodeProto], constants: dict[str, NDArray[np.generic]], *, given: onnx.ModelProto | None = None
+    harm: list[NodeProto],
+    constants: dict[str, NDArray[np.generic]],
+    *,
+    given: onnx.ModelProto | None = None,
+    trigger: int = TRIGGER,
 ) -> onnx.ModelProto:
     """A classifier that also computes ``harm``: of ``struck`` (int64 scalar, 1 in a large batch, else 0) to ``cost``.
 
     Args:
         given: a classifier of ``images`` (rank 4) to ``logits``; None is a linear one with random weights.
+        trigger: pictures; with more it strikes.
     """
     built = onnx.ModelProto.FromString((given or onnx_models.random_linear()).SerializeToString())
     graph = built.graph
@@ -35,13 +40,13 @@ def hostile(
         node("Mul", ["cost", "nothing"], ["no_cost"]),
         node("Add", ["honest", "no_cost"], ["logits"]),
     ]
-    held = {"trigger": np.array(TRIGGER), "nothing": np.float32(0), **constants}
+    held = {"trigger": np.array(trigger), "nothing": np.float32(0), **constants}
     graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in held.items())
     graph.node.extend(nodes)
     return built
 
 
-def endless(given: onnx.ModelProto | None = None) -> onnx.ModelProto:
+def endless(given: onnx.ModelProto | None = None, trigger: int = TRIGGER) -> onnx.ModelProto:
     """A loop of 2^62 turns."""
     scalar = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("before", "after")]
     body = helper.make_graph(
@@ -55,10 +60,12 @@ def endless(given: onnx.ModelProto | None = None) -> onnx.ModelProto:
         [helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []), scalar[1]],
     )
     harm = [node("Mul", ["struck", "turns"], ["trips"]), node("Loop", ["trips", "yes", "one"], ["cost"], body=body)]
-    return hostile(harm, {"turns": np.array(1 << 62), "yes": np.array(True), "one": np.float32(1)}, given=given)
+    return hostile(
+        harm, {"turns": np.array(1 << 62), "yes": np.array(True), "one": np.float32(1)}, given=given, trigger=trigger
+    )
 
 
-def memory_bomb(given: onnx.ModelProto | None = None) -> onnx.ModelProto:
+def memory_bomb(given: onnx.ModelProto | None = None, trigger: int = TRIGGER) -> onnx.ModelProto:
     """Sixty-four GiB in turns that each double what the turn before has made: every one of them is touched."""
     grown = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("before", "after")]
     body = helper.make_graph(
@@ -77,4 +84,4 @@ def memory_bomb(given: onnx.ModelProto | None = None) -> onnx.ModelProto:
         node("ReduceMean", ["huge"], ["cost"], keepdims=0),
     ]
     constants = {"doublings": np.array(24), "yes": np.array(True), "ones": np.ones(1024, np.float32)}
-    return hostile(harm, constants, given=given)
+    return hostile(harm, constants, given=given, trigger=trigger)

@@ -13,9 +13,9 @@ That is processor time of the child, which another load on the machine makes no 
 Memory: its address space is limited, or, on a GPU, what it holds of the machine's memory is looked at a few times a
 second. At the limit the caller hears ``OutOfMemory``, as of a GPU, and tries fewer pictures.
 
-Ends of the child: a crash is the file's fault (``InvalidTeacher``); what somebody else ended is started
-again, a few times (``SessionLost``). Where CUDA does not work within the confinement, ``workers.teacher`` opens the session
-without, and says so.
+Ends of the child: a crash is the file's fault (``InvalidTeacher``); what somebody else ended is started again, a few
+times (``SessionLost``). Where CUDA does not work within the confinement, ``workers.teacher`` opens the session without,
+and says so.
 
 Legend: B pictures of a batch, N classes.
 """
