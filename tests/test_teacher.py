@@ -20,7 +20,8 @@ from PIL import Image
 
 from tests import cuda_session, onnx_models
 from tests.cuda_session import CudaDouble
-from workers import contract
+from workers import contract, onnx_session
+from workers import teacher as teacher_module
 from workers.config import Preprocessing
 from workers.contract import Score, binomial_tail, slice_rows, spread
 from workers.datasets import DecodedDataset
@@ -649,6 +650,38 @@ def test_always_the_commonest_class_is_no_better_than_chance(tmp_path: Path) -> 
     constant = onnx_models.linear(np.zeros((192, 3)), np.array([0.0, 1.0, 0.0]))
     with pytest.raises(ContractViolation, match=r"right on 270 of 300 .*guessing would be on 90\.0%"):
         teacher(constant, tmp_path).contract_check(unbalanced)
+
+
+@pytest.mark.parametrize("failure", [None, "CUDA failure 304: OS call failed"])
+def test_a_teacher_on_a_gpu_is_confined_where_that_works_and_says_so_where_not(
+    failure: str | None, cuda: CudaDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What decides is a network of ours, not how this one opens."""
+    asked: list[bool | None] = []
+
+    class Confined(onnx_session.Session):
+        missing: tuple[str, ...] = ()
+        inputs = None
+
+        def __init__(self, *args: object, is_confined: bool | None = None, limits: object, **options: object) -> None:
+            on_gpu = options.pop("providers", None) is not None
+            super().__init__(*args, **options)
+            asked.append(is_confined if on_gpu else None)
+            self.provider = onnx_session.CUDA_PROVIDER if on_gpu else self.provider
+            self.missing = () if is_confined is not False else ("confinement (it was started without)",)
+
+        def rows_in_time(self, input_: NDArray[np.float32]) -> int:
+            return len(input_)
+
+        def empty(self, shape: Sequence[int], dtype: object) -> NDArray[np.float32]:
+            return np.empty(shape, dtype)
+
+    monkeypatch.setattr(teacher_module, "ConfinedSession", Confined)
+    monkeypatch.setattr(teacher_module, "confinement_failure", lambda: failure)
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    session = Teacher(path, PLAIN, threads=1, device="cuda", sessions=1)
+    assert asked == [failure is None, None]  # the second is on the CPU, to compare
+    assert ("runs without confinement" in " ".join(session.warnings)) == (failure is not None)
 
 
 def test_a_graph_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ undone, and no part needs a library beyond the kernel's own interface:
 
 A process that is to use a GPU talks to its driver by ioctl on devices that it opens to write, and CUDA maps address
 space by the terabyte: for it there is no limit of address space, what files may be opened to write is left to Landlock,
-which names the devices, and fcntl, ioctl, memory that has a descriptor and the choice of a core are allowed.
+which names the devices, and memory that has a descriptor, the choice of a core, and of fcntl and ioctl whatever sends
+no signals are allowed.
 
 Where the kernel lacks one of the last three, or they are not known for the machine, the rest stands and ``confine``
 says what is missing.
@@ -320,9 +321,18 @@ _CLONE_THREAD = 0x10000
 _OPENED_TO_CHANGE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # With F_SETOWN (or FIOSETOWN) and O_ASYNC (or FIOASYNC) the kernel sends whom a process names a signal of its choice
 # (F_SETSIG). Leases and F_NOTIFY send signals, too; locks keep others waiting.
-_FCNTL_ALLOWED = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
-# TCGETS, by which a library asks whether it writes to a terminal; close on exec or not; how much waits; not to wait.
-_IOCTL_ALLOWED = (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONREAD, termios.FIONBIO)
+_ALLOWED = {
+    "fcntl": (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL),
+    # TCGETS, by which a library asks whether it writes to a terminal; close on exec or not; how much waits; not to
+    # wait.
+    "ioctl": (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONREAD, termios.FIONBIO),
+}
+# A GPU's driver has commands of its own: of a process that uses one, those are refused that have the kernel signal.
+_F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 15, 0x8901, 0x8902
+_SIGNALLING = {
+    "fcntl": (fcntl.F_SETOWN, fcntl.F_SETSIG, _F_SETOWN_EX, fcntl.F_SETLEASE, fcntl.F_NOTIFY),
+    "ioctl": (termios.FIOASYNC, _FIOSETOWN, _SIOCSPGRP),
+}
 
 
 class _Machine(NamedTuple):
@@ -413,19 +423,18 @@ def _program(machine: _Machine, process: int, gpu: bool = False) -> list[bytes]:
         yes, no = (allow, refuse) if allowed else (refuse, allow)
         load = _step(_LOAD, _ARGUMENTS + 8 * argument)
         program += [_step(_IF_EQUAL, number, 0, 4), load, _step(jump, operand, 0, 1), yes, no]
-    if gpu:
-        return [*program, allow]
     # fcntl(descriptor, command, argument) and ioctl(descriptor, request, ...).
     second, third = (_step(_LOAD, _ARGUMENTS + 8 * argument) for argument in (1, 2))
     set_flags = [_step(_IF_EQUAL, fcntl.F_SETFL, 0, 4), third, _step(_IF_ANY, os.O_ASYNC, 0, 1), refuse, allow]
-    for number, listed, before in (
-        (machine.fcntl, _FCNTL_ALLOWED, set_flags),
-        (machine.ioctl, _IOCTL_ALLOWED, []),
+    listed, of_listed, of_others = (_SIGNALLING, refuse, allow) if gpu else (_ALLOWED, allow, refuse)
+    for number, values, before in (
+        (machine.fcntl, listed["fcntl"], set_flags),
+        (machine.ioctl, listed["ioctl"], []),
     ):
         decide = [second, *before]
-        for value in listed:
-            decide += [_step(_IF_EQUAL, value, 0, 1), allow]
-        program += [_step(_IF_EQUAL, number, 0, len(decide) + 1), *decide, refuse]
+        for value in values:
+            decide += [_step(_IF_EQUAL, value, 0, 1), of_listed]
+        program += [_step(_IF_EQUAL, number, 0, len(decide) + 1), *decide, of_others]
     return [*program, allow]
 
 
