@@ -301,7 +301,9 @@ class Engine:
             job.progress = CacheProgress((adopted.teacher_forwards or {}).get("run", 0))
         job.has_built = True
         share = self._capacity.inference_share_of(job.spec.training, whole=_CACHES in job.whole)
-        task = self._cluster.build_caches(job.spec, self._folders, share, self._settings.caches_max_bytes)
+        task = self._cluster.build_caches(
+            job.spec, self._folders, share, self._settings.caches_max_bytes, self._settings.confine_on_gpu
+        )
         job.caches = Work(task, job.attempt)
 
     def _advance(self, job: ActiveJob) -> None:

@@ -128,7 +128,8 @@ class _Cluster:
         self.has_ended_others, self.kept = True, names
         return 0
 
-    def build_caches(self, _: object, __: object, gpu_share: float, ___: int) -> _Task:
+    def build_caches(self, _: object, __: object, gpu_share: float, ___: int, confine_on_gpu: bool) -> _Task:
+        assert confine_on_gpu
         task = next(self._tasks)
         task.crew = Crew([cast("Any", object())], [0], gpu_share=gpu_share)
         task.crew.shares = []

@@ -316,6 +316,7 @@ def open_teacher(order: InferenceOrder) -> Teacher:
         output_kind=order.spec.output_kind,
         dataset=datasets.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint),
         sessions=order.sessions,
+        confine_on_gpu=order.confine_on_gpu,
     )
 
 

@@ -194,14 +194,23 @@ class _CachesActor(_Actor):
         return [] if pool is None else pool.shares()
 
     def work(
-        self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
+        self,
+        job_json: str,
+        folders_json: str,
+        cpus: int,
+        actors: int,
+        gpu_share: float,
+        quota_bytes: int,
+        confine_on_gpu: bool,
     ) -> None:
         self._mails[0].outcome = outcome_of(
-            lambda: self._build(job_json, folders_json, cpus, actors, gpu_share, quota_bytes)
+            lambda: self._build(
+                job_json, folders_json, quota_bytes, cpus, _InferencePool(actors, gpu_share, cpus, confine_on_gpu)
+            )
         )
 
     def _build(
-        self, job_json: str, folders_json: str, cpus: int, actors: int, gpu_share: float, quota_bytes: int
+        self, job_json: str, folders_json: str, quota_bytes: int, cpus: int, pool: "_InferencePool"
     ) -> dict[str, Any]:
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
@@ -212,7 +221,7 @@ class _CachesActor(_Actor):
         plan = caching.plan_caches(job, folders, emit, should_stop, threads=cpus, device=device)
         # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
         self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
-        with contextlib.closing(_InferencePool(actors, gpu_share, cpus)) as self._pool:
+        with contextlib.closing(pool) as self._pool:
             infer = self._pool.infer
             forwards = caching.build_caches(plan, folders, emit, should_stop, threads=1, device=device, infer=infer)
         plan = plan.model_copy(update={"accuracy": caching.teacher_accuracy(plan, folders)})
@@ -370,10 +379,12 @@ class _InferencePool:
         actors: at most; one per GPU, or per core.
         gpu_share: of a GPU for each, as a run takes; 0 is the CPU.
         cpus: cores of this machine, which the actors on GPUs share for loading.
+        confine_on_gpu: see ``InferenceOrder``.
     """
 
-    def __init__(self, actors: int, gpu_share: float, cpus: int) -> None:
+    def __init__(self, actors: int, gpu_share: float, cpus: int, confine_on_gpu: bool = True) -> None:
         self._actors = actors
+        self._confine_on_gpu = confine_on_gpu
         self._gpu_share = gpu_share
         self._share = max(gpu_share, _OVER_HALF) if gpu_share and actors > 1 else gpu_share
         self._load_threads = max(1, cpus // actors)
@@ -446,6 +457,7 @@ class _InferencePool:
                 "memory_fraction": self._gpu_share,
                 "load_threads": self._load_threads,
                 "sessions": count,
+                "confine_on_gpu": self._confine_on_gpu,
             }
         else:
             # A small cache has fewer blocks than there are cores; then each actor gets several.
@@ -863,7 +875,14 @@ class Cluster:
         """Whether Ray is there. If not, nothing here may be asked; a new cluster can be started."""
         return self._head.is_alive
 
-    def build_caches(self, job: JobSpec, folders: Folders, gpu_share: float = 0.0, quota_bytes: int = 0) -> Task:
+    def build_caches(
+        self,
+        job: JobSpec,
+        folders: Folders,
+        gpu_share: float = 0.0,
+        quota_bytes: int = 0,
+        confine_on_gpu: bool = True,
+    ) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core.
 
         The outcome's value holds ``plan`` (``caching.CachePlan``, with the teacher's accuracy), ``teacher_forwards``
@@ -873,12 +892,20 @@ class Cluster:
             gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 1 has a GPU for itself; 0 is
                 the CPU.
             quota_bytes: see ``caching.reserve_caches``.
+            confine_on_gpu: see ``InferenceOrder``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
         actors = self.gpus if gpu_share else self.cpus
-        order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
-        actor.work.remote(*order)
+        actor.work.remote(
+            job.model_dump_json(),
+            folders.model_dump_json(),
+            self.cpus,
+            actors,
+            gpu_share,
+            quota_bytes,
+            confine_on_gpu,
+        )
         crew = Crew([actor], [0], gpu_share=gpu_share)
         # It says itself what its inference has; until then that is nothing.
         crew.shares = []

@@ -80,6 +80,7 @@ class Teacher:
         sessions: how many teachers are at work beside each other on this machine, this one included: it runs in a
             confined process, with its part of the memory. None runs it in this process, without limits: for files that
             no stranger made.
+        confine_on_gpu: False leaves such a process on a GPU without a filter of system calls and file-system rules.
 
     Attributes:
         graph: what the file declares.
@@ -110,6 +111,7 @@ class Teacher:
         output_kind: OutputKind = "logits",
         dataset: Dataset | None = None,
         sessions: int | None = None,
+        confine_on_gpu: bool = True,
     ) -> None:
         self.graph = check_onnx(path, output)
         check_picture(
@@ -131,7 +133,7 @@ class Teacher:
             kind = functools.partial(ConfinedSession, limits=limits)
         on_cpu = functools.partial(kind, path, self.graph.inputs[0].name, self.graph.output, threads=threads)
         self._open, self._session, self._reason = _open(
-            on_cpu, device, memory_fraction, self.graph, is_confined=sessions is not None
+            on_cpu, device, memory_fraction, self.graph, confine=None if sessions is None else confine_on_gpu
         )
         self.provider = self._session.provider
         self.device = torch.cuda.get_device_name(0) if self._is_on_cuda else platform.machine()
@@ -392,15 +394,24 @@ def _luma(rgb_BHWC: Tensor) -> Tensor:
 
 
 def _open(
-    on_cpu: Callable[..., AnySession], device: Device, memory_fraction: float, graph: TeacherGraph, *, is_confined: bool
+    on_cpu: Callable[..., AnySession],
+    device: Device,
+    memory_fraction: float,
+    graph: TeacherGraph,
+    *,
+    confine: bool | None,
 ) -> tuple[Callable[[], AnySession], AnySession, str]:
-    """How to open a session on the best device allowed, such a session, and why it is on that device."""
+    """How to open a session on the best device allowed, such a session, and why it is on that device.
+
+    Args:
+        confine: whether the process that a session on CUDA has of its own is confined; None is this process.
+    """
     absent = "asked for"
     if device == "auto" and not torch.cuda.is_available():
         absent = "no CUDA device is visible"
     elif device != "cpu":
         try:
-            on_cuda = _on_cuda(on_cpu, memory_fraction, graph, is_confined=is_confined)
+            on_cuda = _on_cuda(on_cpu, memory_fraction, graph, confine=confine)
             return on_cuda, on_cuda(), f"{torch.cuda.get_device_name(0)} is there"
         except OutOfMemory as error:
             if device == "cuda":
@@ -425,7 +436,7 @@ def _memory_limit(memory_fraction: float) -> str:
 
 
 def _on_cuda(
-    on_cpu: Callable[..., AnySession], memory_fraction: float, graph: TeacherGraph, *, is_confined: bool
+    on_cpu: Callable[..., AnySession], memory_fraction: float, graph: TeacherGraph, *, confine: bool | None
 ) -> Callable[[], AnySession]:
     """How to open a session on CUDA. Raises DeviceUnavailable, saying why there is none."""
     why_not = cuda_failure() if has_cuda() else "the installed ONNX Runtime has no CUDA provider (onnxruntime-gpu)"
@@ -436,10 +447,10 @@ def _on_cuda(
 
     def open_session() -> AnySession:
         try:
-            if not is_confined:
+            if confine is None:
                 return open_on_cuda(functools.partial(on_cpu, providers=providers))
             # Whether that works is found out with a file of our own: a stranger's could fail on purpose.
-            return on_cpu(providers=providers, is_confined=confinement_failure() is None)
+            return on_cpu(providers=providers, is_confined=confine and confinement_failure() is None)
         except OutOfMemory as error:
             raise OutOfMemory(f"{error}. The limit is {_memory_limit(memory_fraction)}") from error
         except InvalidTeacher as error:
