@@ -37,6 +37,10 @@ def actor_name(run_id: str, attempt: int) -> str:
     return f"run-{run_id}-a{attempt}"
 
 
+# Keys whose first queued job is looked at, of those that have enough already.
+_KEYS_ASKED_MAX = 16
+
+
 class Records:
     """The rows that the engine works on.
 
@@ -84,7 +88,7 @@ class Records:
         jobs without a key counting as one key's; among these the oldest job.
 
         Args:
-            accepts: asked of that job; no other is taken instead.
+            accepts: asked of that job, and then of the first one of each other key.
         """
         with self.database.read() as session:
             # An engine asks several times a second: only an answer is worth the lock.
@@ -98,14 +102,17 @@ class Records:
         query = query.outerjoin(share, share.c.key_id.is_not_distinct_from(JobRecord.key_id))
         query = query.order_by(JobRecord.priority.desc(), func.coalesce(share.c.jobs, 0), JobRecord.id)
         with self._write() as session:
-            next_id = session.scalar(query.limit(1))
-            if next_id is None:
-                return None
-            job = session.get_one(JobRecord, next_id)
-            if not accepts(job):
-                return None
-            swap(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": self.holder})
-            return job
+            for _ in range(_KEYS_ASKED_MAX):
+                next_id = session.scalar(query.limit(1))
+                if next_id is None:
+                    break
+                job = session.get_one(JobRecord, next_id)
+                if accepts(job):
+                    swap(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": self.holder})
+                    return job
+                # Whatever its priority, a key that has enough keeps no other waiting.
+                query = query.where(JobRecord.key_id.is_distinct_from(job.key_id))
+            return None
 
     def unfinished_jobs(self) -> list[JobRecord]:
         """Jobs that somebody was working on, oldest first: what an engine has to pick up when it starts."""

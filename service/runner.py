@@ -66,7 +66,13 @@ LOSSES_MAX = 3
 # Each is looked at several times a second. Beyond the first number only what would otherwise wait for others is taken.
 ACTIVE_JOBS_MAX = 8
 ACTIVE_JOBS_EVER_MAX = 64
+# Of one API key, urgent ones included: whatever they do, as many again are there for others.
+KEY_ACTIVE_JOBS_MAX = 32
 _POLL_S = 0.05
+# Errors of inference and of what comes before it that are a teacher's, or of what runs it.
+_ABOUT_TEACHER = frozenset(
+    {"InvalidTeacher", "ContractViolation", "NotFinite", "OutOfMemory", "SessionLost", "WorkerLost"}
+)
 # What a job's caches are counted under, beside its runs.
 _CACHES = "caches"
 
@@ -78,6 +84,12 @@ _PUT_DOWN = MappingProxyType({**_GONE, State.RUNNING: State.QUEUED})
 def error_of(outcome: Outcome) -> Json:
     """What the API shows of a failure."""
     return {"type": outcome.error_type, "message": outcome.message}
+
+
+def _teacher_of(job: ActiveJob) -> str:
+    """The teacher, by name and id, to begin a sentence."""
+    teacher = job.record.teacher
+    return f"teacher {teacher.get('name')!r} ({job.record.teacher_id})"
 
 
 def _share_of(need: Need) -> Json:
@@ -204,8 +216,9 @@ class Engine:
         if len(self._jobs) < ACTIVE_JOBS_MAX:
             return True
         active = [other.record for other in self._jobs.values()]
+        own = sum(other.key_id == job.key_id for other in active)
         is_urgent = all(job.priority > other.priority for other in active)
-        return is_urgent or job.key_id not in {other.key_id for other in active}
+        return own == 0 or (is_urgent and own < KEY_ACTIVE_JOBS_MAX)
 
     def put_down(self, patience_s: float) -> None:
         """Have every run leave a checkpoint and end, so that the next engine goes on from there.
@@ -310,7 +323,12 @@ class Engine:
         job.has_built = True
         share = self._capacity.inference_share_of(job.spec.training, whole=_CACHES in job.whole)
         task = self._cluster.build_caches(
-            job.spec, self._folders, share, self._settings.caches_max_bytes, job.progress.forwards_in
+            job.spec,
+            self._folders,
+            share,
+            self._settings.caches_max_bytes,
+            job.progress.forwards_in,
+            self._settings.confine_on_gpu,
         )
         job.caches = Work(task, job.attempt)
 
@@ -424,8 +442,9 @@ class Engine:
         backoff = job.lost(_CACHES, outcome.message or "", is_node_fault=outcome.is_node_fault)
         log.warning("inference vanished", job_id=job.id, losses=backoff.losses, reason=outcome.message)
         if backoff.faults > LOSSES_MAX or backoff.losses > LOSSES_EVER_MAX:
-            message = f"the process that completes the caches vanished {backoff.losses} times, last: {outcome.message}"
-            self._fail(job.id, job.attempt, {"type": outcome.error_type, "message": message})
+            error = self._error_of_work(job, _CACHES, outcome)
+            vanished = f"the process that completes the caches vanished {backoff.losses} times, last: "
+            self._fail(job.id, job.attempt, {**error, "message": vanished + error["message"]})
             return
         why = f"inference was {backoff.waits_for}"
         self._records.record_backoff(job.id, job.attempt, backoff.model_dump(mode="json"), why)
@@ -714,6 +733,8 @@ class Engine:
     def _error_of_work(job: ActiveJob, id: str, outcome: Outcome) -> Json:
         """What the API shows of the failure of a run, or of the caches, with what was tried against it."""
         error = error_of(outcome)
+        if id == _CACHES and outcome.error_type in _ABOUT_TEACHER:
+            error["message"] = f"{_teacher_of(job)}: {error['message']}"
         tried = None
         if outcome.error_type == "OutOfMemory" and id == _CACHES and id in job.whole:
             tried = (

@@ -78,6 +78,8 @@ class Settings(BaseSettings):
         run_cpus: CPU cores of one process of a run; None is one, and on GPUs the cores divided among the runs.
         gpu_share: the part of a GPU that one run takes (0.25 puts four runs on each); None chooses it from the
             machine, see ``service.capacity``.
+        confine_on_gpu: teachers on GPUs run within a filter of system calls and file-system rules, where CUDA works
+            within them. False leaves those out, for a driver that does not take them: with teachers that you trust.
         checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.
     """
 
@@ -128,6 +130,7 @@ class Settings(BaseSettings):
     gpus: Annotated[int, Field(ge=0)] | None = None
     run_cpus: Annotated[float, Field(gt=0)] | None = None
     gpu_share: Annotated[float, Field(ge=0.01, le=1)] | None = None
+    confine_on_gpu: bool = True
     checkpoint_s: Seconds = 60.0
 
     @field_validator("data_dir")

@@ -385,7 +385,12 @@ ATTACKS: dict[str, Attack] = {
     "ai.onnx.contrib PyOp": Attack(lambda: _operator("ai.onnx.contrib", "PyOp"), "custom operator"),
     "com.microsoft EPContext": Attack(lambda: _operator("com.microsoft", "EPContext"), "compiled for one device"),
     "EPContext as a function of its own": Attack(_disguised_context, "compiled for one device"),
-    "an operator that does not exist": Attack(lambda: _operator("com.microsoft", "Nothing"), "ONNX Runtime", runs=True),
+    "an operator that does not exist": Attack(
+        lambda: _operator("com.microsoft", "Nothing"), "none of the operators of"
+    ),
+    "an operator with too few inputs": Attack(
+        lambda: _operator("com.microsoft", "QLinearAdd"), "ONNX Runtime cannot load", runs=True
+    ),
     "an error that quotes a name that is not UTF-8": Attack(
         lambda: _error_about(b"\xff\xfe\xff\xfe"), "ONNX Runtime .*utf-8", runs=True
     ),

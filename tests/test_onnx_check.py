@@ -86,8 +86,10 @@ def test_a_function_that_the_file_defines_is_no_custom_operator(tmp_path: Path) 
     assert check_onnx(saved(with_function("Relu", ""), tmp_path)).nodes == 4
 
 
-def test_onnx_runtimes_own_operators_are_allowed(tmp_path: Path) -> None:
+def test_onnx_runtimes_own_operators_are_allowed_by_a_list(tmp_path: Path) -> None:
     check_onnx(saved(with_operator("com.microsoft", "QuickGelu"), tmp_path))
+    with pytest.raises(InvalidTeacher, match="::DecoderMaskedMultiHeadAttention, which is none of"):
+        check_onnx(saved(with_operator("com.microsoft", "DecoderMaskedMultiHeadAttention"), tmp_path))
 
 
 def test_dropout_and_batch_normalisation_in_inference_mode_are_allowed(tmp_path: Path) -> None:

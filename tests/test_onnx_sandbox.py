@@ -55,6 +55,29 @@ def test_nothing_gets_out_of_the_sandbox(tmp_path: Path) -> None:
     )
 
 
+def test_a_process_that_may_use_gpus_is_confined_but_for_what_their_driver_needs(tmp_path: Path) -> None:
+    """It may choose cores; but for the devices of the driver, no file may be written."""
+    given, other = tmp_path / "given", tmp_path / "other"
+    given.write_bytes(b"given")
+    other.write_bytes(b"other")
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from tests import sandbox_probes\n"
+        "from workers import confinement\n"
+        "readable = [Path(name) for name in (*sys.path, sys.prefix, sys.base_prefix, sys.argv[1]) if name]\n"
+        "missing = confinement.confine(confinement.Bounds(None, None, gpu=True), readable)\n"
+        "print(json.dumps([missing, sandbox_probes.escapes(*sys.argv[1:])]))"
+    )
+    command: list[str | Path] = [sys.executable, "-c", code, given, other, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, check=True, text=True, capture_output=True)
+    missing, outcomes = json.loads(done.stdout)
+    assert missing == []
+    allowed = {name for name, outcome in outcomes.items() if outcome == "done"}
+    assert allowed == {"read the given file", "start a thread", "import a module", "signal itself", "choose cores"}
+    assert (given.read_bytes(), sorted(os.listdir(tmp_path))) == (b"given", ["given", "other"])
+
+
 def test_without_landlock_files_may_be_read_and_all_else_is_refused(tmp_path: Path) -> None:
     """As on a kernel older than 5.13; one older than 6.12 has no scope for signals either."""
     given, other = tmp_path / "given", tmp_path / "other"

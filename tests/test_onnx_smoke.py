@@ -76,7 +76,7 @@ def test_the_pictures_are_preprocessed(tmp_path: Path) -> None:
         "Tile to 64 GiB",
         "Range of 10^12 values",
         "Conv with 60,000 pixels of padding",
-        "an operator that does not exist",
+        "an operator with too few inputs",
         "an error that quotes a name that is not UTF-8",
         "outputs that depend on the other pictures",
         "two outputs for each picture",

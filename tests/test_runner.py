@@ -26,11 +26,11 @@ from service.jobs import State
 from service.readiness import EngineParts
 from service.records import Records
 from service.registry import Registry
-from service.runner import LOSSES_MAX, Engine
+from service.runner import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Engine
 from service.tables import EngineRecord, utc_now
 from service.wishes import Wishes
 from store import Catalog
-from tests.service_helpers import add_job, make_settings, start_run
+from tests.service_helpers import add_job, make_plan, make_settings, start_run, teacher_row
 from tests.store_cases import is_held, make_spec, write_cache
 from workers.cache_plan import CachePlan
 from workers.cluster import Cluster, Crew
@@ -133,8 +133,11 @@ class _Cluster:
         self.has_ended_others, self.kept = True, names
         return 0
 
-    def build_caches(self, _: object, __: object, gpu_share: float, ___: int, forwards_in: Path) -> _Task:
+    def build_caches(
+        self, _: object, __: object, gpu_share: float, ___: int, forwards_in: Path, confine_on_gpu: bool
+    ) -> _Task:
         self.forwards_in = forwards_in
+        assert confine_on_gpu
         task = next(self._tasks)
         task.crew = Crew([cast("Any", object())], [0], gpu_share=gpu_share)
         task.crew.shares = []
@@ -529,6 +532,33 @@ def test_inference_that_is_out_of_memory_is_tried_once_more_on_a_gpu_of_its_own(
     error = bench.records.job(bench.job_id).error
     assert error is not None
     assert ("It had a whole GPU to itself, after it had shared one" in error["message"]) == (len(shares) > 1)
+
+
+def test_engine_whose_slots_one_key_fills_takes_the_job_of_another(bench: _Bench) -> None:
+    """Each job of the one more urgent than all before it, and none of them ever ends."""
+    registry = Registry(bench.database)
+    teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
+    engine = bench.engine(*[_Task() for _ in range(ACTIVE_JOBS_EVER_MAX)])
+    for number in range(KEY_ACTIVE_JOBS_MAX + 2):
+        registry.add_job(make_plan(), teacher, None, priority=number + 1, key_id="greedy")
+        engine.tick()
+    patient = registry.add_job(make_plan(), teacher, None, priority=-100, key_id="patient")[0]
+    engine.tick()
+    active = [job.record.key_id for job in engine._jobs.values()]
+    assert active.count("greedy") == KEY_ACTIVE_JOBS_MAX < ACTIVE_JOBS_EVER_MAX
+    assert bench.records.job(patient.id).state is State.RUNNING
+
+
+@pytest.mark.parametrize("kind", ["InvalidTeacher", "SessionLost"])
+def test_engine_names_the_teacher_in_the_error_of_a_job_that_it_has_failed(bench: _Bench, kind: str) -> None:
+    lost = Outcome(kind="vanished", error_type=kind, message="its process ended")
+    ending = failed(kind) if kind == "InvalidTeacher" else lost
+    engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOSSES_MAX + 1)])
+    for _ in range(2 * LOSSES_MAX + 4):
+        engine.tick()
+    job = bench.records.job(bench.job_id)
+    assert job.state is State.FAILED
+    assert job.error["message"].startswith(f"teacher {job.teacher['name']!r} ({job.teacher_id}): ")
 
 
 def test_a_run_that_is_found_again_holds_what_it_was_started_with_and_not_what_runs_take_today(tmp_path: Path) -> None:

@@ -143,6 +143,23 @@ def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_the
     assert claimed == ["urgent", "b1", "n1", "a1", "n2", "a2", "a3", "late"]
 
 
+def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(records: Records, registry: Registry) -> None:
+    """Whatever the priority of what that key has posted."""
+    teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
+    for name, priority, key_id in [("a1", 9, "a"), ("n1", 5, None), ("a2", 3, "a"), ("b1", 0, "b"), ("n2", 9, None)]:
+        registry.add_job(make_plan(name=name), teacher, None, priority=priority, key_id=key_id)
+    asked = []
+
+    def accepts(job: JobRecord) -> bool:
+        asked.append(job.name)
+        return job.key_id == "b"
+
+    claimed = records.claim_job(accepts)
+    assert claimed is not None
+    assert (claimed.name, asked) == ("b1", ["a1", "n2", "b1"])
+    assert records.claim_job(accepts) is None
+
+
 def test_an_attempt_counts_up_and_needs_a_running_job(records: Records, registry: Registry) -> None:
     """A queued job's run does not start; a running run does not start twice; a lost one does again."""
     job = add_job(registry)

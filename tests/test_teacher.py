@@ -20,7 +20,8 @@ from PIL import Image
 
 from tests import cuda_session, onnx_models
 from tests.cuda_session import CudaDouble
-from workers import contract
+from workers import contract, onnx_session
+from workers import teacher as teacher_module
 from workers.config import Preprocessing
 from workers.contract import Score, binomial_tail, slice_rows, spread
 from workers.datasets import DecodedDataset
@@ -355,7 +356,7 @@ def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
     assert report.accuracy == 1.0
     assert report.chance == pytest.approx(1 / 3, abs=0.01)
     assert report.batch_difference <= report.batch_tolerance
-    assert report.forwards == 1 + 100 + 4
+    assert report.forwards == 1 + 100 + 4 + 64
     assert report.provider == "CPUExecutionProvider"
     assert report.warnings == ()
     assert contract.ContractReport.model_validate_json(report.model_dump_json()) == report
@@ -428,7 +429,7 @@ def test_a_graph_that_mixes_the_pictures_of_a_batch_is_refused(tmp_path: Path) -
         helper.make_node("ReduceMean", ["z"], ["mean"], axes=[0]),
         helper.make_node("Sub", ["z", "mean"], ["logits"]),
     )
-    with pytest.raises(InvalidTeacher, match=r"alone than in a batch of 64 .*has ReduceMean: over axis 0, the batch"):
+    with pytest.raises(InvalidTeacher, match=r"alone than in a batch of 256 .*has ReduceMean: over axis 0, the batch"):
         teacher(built, tmp_path).contract_check(coloured())
 
 
@@ -438,6 +439,24 @@ def test_a_graph_that_answers_by_chance_is_refused(tmp_path: Path) -> None:
         helper.make_node("Add", ["z", "noise"], ["logits"]),
     )
     with pytest.raises(InvalidTeacher, match=r"other outputs alone than in a batch .* has RandomNormalLike: drawn"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_a_graph_that_answers_by_the_place_in_the_batch_is_refused(tmp_path: Path) -> None:
+    """One place, at which none of the pictures that are also run alone stands: the second run finds it."""
+    built = sees_colour_through(
+        helper.make_node("Shape", ["z"], ["rows"], start=0, end=1),
+        helper.make_node("Squeeze", ["rows"], ["count"]),
+        helper.make_node("Range", ["zero", "count", "one"], ["places"]),
+        helper.make_node("Equal", ["places", "place"], ["is_there"]),
+        helper.make_node("Cast", ["is_there"], ["extra"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["extra", "axis"], ["extra_column"]),
+        helper.make_node("Add", ["z", "extra_column"], ["logits"]),
+    )
+    held = {"zero": np.array(0), "one": np.array(1), "place": np.array(5), "axis": np.array([1])}
+    built.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in held.items())
+    assert 5 not in spread(300, contract.ALONE_ROWS)
+    with pytest.raises(InvalidTeacher, match=r"of 64 pictures give other outputs when they are run again, in another"):
         teacher(built, tmp_path).contract_check(coloured())
 
 
@@ -631,6 +650,38 @@ def test_always_the_commonest_class_is_no_better_than_chance(tmp_path: Path) -> 
     constant = onnx_models.linear(np.zeros((192, 3)), np.array([0.0, 1.0, 0.0]))
     with pytest.raises(ContractViolation, match=r"right on 270 of 300 .*guessing would be on 90\.0%"):
         teacher(constant, tmp_path).contract_check(unbalanced)
+
+
+@pytest.mark.parametrize("failure", [None, "CUDA failure 304: OS call failed"])
+def test_a_teacher_on_a_gpu_is_confined_where_that_works_and_says_so_where_not(
+    failure: str | None, cuda: CudaDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What decides is a network of ours, not how this one opens."""
+    asked: list[bool | None] = []
+
+    class Confined(onnx_session.Session):
+        missing: tuple[str, ...] = ()
+        inputs = None
+
+        def __init__(self, *args: object, is_confined: bool | None = None, limits: object, **options: object) -> None:
+            on_gpu = options.pop("providers", None) is not None
+            super().__init__(*args, **options)
+            asked.append(is_confined if on_gpu else None)
+            self.provider = onnx_session.CUDA_PROVIDER if on_gpu else self.provider
+            self.missing = () if is_confined is not False else ("confinement (it was started without)",)
+
+        def rows_in_time(self, input_: NDArray[np.float32]) -> int:
+            return len(input_)
+
+        def empty(self, shape: Sequence[int], dtype: object) -> NDArray[np.float32]:
+            return np.empty(shape, dtype)
+
+    monkeypatch.setattr(teacher_module, "ConfinedSession", Confined)
+    monkeypatch.setattr(teacher_module, "confinement_failure", lambda: failure)
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    session = Teacher(path, PLAIN, threads=1, device="cuda", sessions=1)
+    assert asked == [failure is None, None]  # the second is on the CPU, to compare
+    assert ("runs without confinement" in " ".join(session.warnings)) == (failure is not None)
 
 
 def test_a_graph_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

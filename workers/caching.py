@@ -50,7 +50,7 @@ from workers.config import (
     teacher_augmentation,
     thumbnail_warnings,
 )
-from workers.contract import ViewsReport, batch_rows, check_views
+from workers.contract import BATCH, ViewsReport, batch_rows, check_views
 from workers.datasets import Dataset
 from workers.durable import alone, file_sha256, replacing
 from workers.errors import InvalidTeacher, Stopped
@@ -66,6 +66,8 @@ Report = TypeVar("Report", bound=BaseModel)
 
 # Logits that are looked at together when they are counted: 4 MiB of float32.
 _ACCURACY_CELLS = 1 << 20
+# Contract checks, of several jobs, that share the machine's memory.
+_CONTRACT_SESSIONS = 2
 
 Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
 """Infers blocks of one cache; ``infer_here`` does it in this process, ``cluster`` on many."""
@@ -168,6 +170,7 @@ def check_contract(
             device=device,
             dataset=dataset,
             on_forward=count,
+            sessions=_CONTRACT_SESSIONS,
         )
     )
     record = _contract_record(folders, identity)
@@ -318,6 +321,8 @@ def open_teacher(order: InferenceOrder) -> Teacher:
         output_kind=order.spec.output_kind,
         dataset=datasets.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint),
         on_forward=None if order.forwards is None else ForwardCounter(order.forwards).add,
+        sessions=order.sessions,
+        confine_on_gpu=order.confine_on_gpu,
     )
 
 
@@ -478,7 +483,7 @@ def inference_batch(teacher: TeacherSpec, dataset: Dataset, block_rows: int, rec
 
     A power of two, as ``block_rows`` is: every block but a view's last is made of whole batches.
     """
-    fitting = batch_rows(256, teacher.preprocessing, dataset, recipe)
+    fitting = batch_rows(BATCH, teacher.preprocessing, dataset, recipe)
     return min(1 << (fitting.bit_length() - 1), block_rows)
 
 

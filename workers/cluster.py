@@ -218,15 +218,15 @@ class _CachesActor(_Actor):
         gpu_share: float,
         quota_bytes: int,
         forwards_in: str | None,
+        confine_on_gpu: bool,
     ) -> None:
         self._mails[0].outcome = outcome_of(
             lambda: self._build(
                 job_json,
                 folders_json,
-                cpus,
-                actors,
-                gpu_share,
                 quota_bytes,
+                cpus,
+                _InferencePool(actors, gpu_share, cpus, confine_on_gpu),
                 None if forwards_in is None else Path(forwards_in),
             )
         )
@@ -235,10 +235,9 @@ class _CachesActor(_Actor):
         self,
         job_json: str,
         folders_json: str,
-        cpus: int,
-        actors: int,
-        gpu_share: float,
         quota_bytes: int,
+        cpus: int,
+        pool: "_InferencePool",
         forwards_in: Path | None,
     ) -> dict[str, Any]:
         from workers import caching
@@ -254,7 +253,7 @@ class _CachesActor(_Actor):
         )
         # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
         self._reservation = caching.reserve_caches(plan, folders, quota_bytes, emit)
-        with contextlib.closing(_InferencePool(actors, gpu_share, cpus)) as self._pool:
+        with contextlib.closing(pool) as self._pool:
             infer = self._pool.infer
             forwards = caching.build_caches(
                 plan, folders, emit, should_stop, threads=1, device=device, infer=infer, forwards_in=forwards_in
@@ -431,10 +430,12 @@ class _InferencePool:
         actors: at most; one per GPU, or per core.
         gpu_share: of a GPU for each, as a run takes; 0 is the CPU.
         cpus: cores of this machine, which the actors on GPUs share for loading.
+        confine_on_gpu: see ``InferenceOrder``.
     """
 
-    def __init__(self, actors: int, gpu_share: float, cpus: int) -> None:
+    def __init__(self, actors: int, gpu_share: float, cpus: int, confine_on_gpu: bool = True) -> None:
         self._actors = actors
+        self._confine_on_gpu = confine_on_gpu
         self._gpu_share = gpu_share
         self._share = max(gpu_share, _OVER_HALF) if gpu_share and actors > 1 else gpu_share
         self._load_threads = max(1, cpus // actors)
@@ -512,10 +513,12 @@ class _InferencePool:
                 "device": "cuda",
                 "memory_fraction": self._gpu_share,
                 "load_threads": self._load_threads,
+                "sessions": count,
+                "confine_on_gpu": self._confine_on_gpu,
             }
         else:
             # A small cache has fewer blocks than there are cores; then each actor gets several.
-            changes = {"threads": max(1, self._actors // count)}
+            changes = {"threads": max(1, self._actors // count), "sessions": count}
         return order.model_copy(update=changes)
 
     @contextlib.contextmanager
@@ -600,7 +603,7 @@ class _InferencePool:
         worker.reference, worker.blocks = None, []
         if outcome.kind == "stopped":
             raise Stopped(outcome.message)
-        if outcome.kind == "failed":
+        if outcome.kind in {"failed", "vanished"}:
             raise WorkFailed(outcome)
         if not self._told:
             emit(Log(message=f"inference on {outcome.value['provider']}: {outcome.value['reason']}"))
@@ -994,6 +997,7 @@ class Cluster:
         gpu_share: float = 0.0,
         quota_bytes: int = 0,
         forwards_in: Path | None = None,
+        confine_on_gpu: bool = True,
     ) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core.
 
@@ -1005,13 +1009,13 @@ class Cluster:
             gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 1 has a GPU for itself; 0 is
                 the CPU.
             quota_bytes: see ``caching.reserve_caches``.
-            forwards_in: see ``InferenceOrder.forwards``.
+            forwards_in, confine_on_gpu: see ``InferenceOrder``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
         actors = self.gpus if gpu_share else self.cpus
         order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
-        actor.work.remote(*order, None if forwards_in is None else str(forwards_in))
+        actor.work.remote(*order, None if forwards_in is None else str(forwards_in), confine_on_gpu)
         crew = Crew([actor], [0], gpu_share=gpu_share)
         # It says itself what its inference has; until then that is nothing.
         crew.shares = []

@@ -532,6 +532,8 @@ class InferenceOrder(Spec):
         device: ``cuda`` where the worker has a share of a GPU: then the CPU is not taken instead.
         memory_fraction: of a GPU's memory that the worker may take.
         forwards: folder of the counters of what the teacher was run on, see ``forwards``; None does not count.
+        sessions: how many workers run the teacher beside each other, this one included.
+        confine_on_gpu: False leaves the teacher's process on a GPU its system calls and files.
     """
 
     folders: Folders
@@ -543,6 +545,8 @@ class InferenceOrder(Spec):
     memory_fraction: Annotated[float, Field(strict=True, gt=0.0, le=1.0)] = 1.0
     batch_size: Annotated[int, Field(strict=True, ge=1)] = 256
     forwards: Path | None = None
+    sessions: Annotated[int, Field(strict=True, ge=1)] = 1
+    confine_on_gpu: bool = True
 
 
 class TrainingOrder(Spec):

@@ -15,6 +15,11 @@ undone, and no part needs a library beyond the kernel's own interface:
    which only tries goes on. Calls with numbers from 424 on, which came after Linux 5.0, answer ENOSYS as on an older
    kernel: some have their arguments in memory, where a filter cannot look.
 
+A process that is to use a GPU talks to its driver by ioctl on devices that it opens to write, and CUDA maps address
+space by the terabyte: for it there is no limit of address space, what files may be opened to write is left to Landlock,
+which names the devices, and memory that has a descriptor, the choice of a core, and of fcntl and ioctl whatever sends
+no signals are allowed.
+
 Where the kernel lacks one of the last three, or they are not known for the machine, the rest stands and ``confine``
 says what is missing.
 
@@ -37,18 +42,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 OPEN_FILES = 64
+GPU_OPEN_FILES = 1024  # a descriptor for each device, and for much of what CUDA allocates
 
 
 class Bounds(NamedTuple):
     """What a confined process may use.
 
     Attributes:
-        memory_bytes: of address space.
-        cpu_s: seconds of processor time, all threads together.
+        memory_bytes: of address space; None is no limit.
+        cpu_s: seconds of processor time, all threads together; None is no limit.
+        gpu: whether it may use the GPUs of this machine.
     """
 
-    memory_bytes: int
-    cpu_s: int
+    memory_bytes: int | None
+    cpu_s: int | None
+    gpu: bool = False
 
 
 def confine(bounds: Bounds, readable: Iterable[Path]) -> list[str]:
@@ -67,8 +75,8 @@ def confine(bounds: Bounds, readable: Iterable[Path]) -> list[str]:
     _prctl(libc, _PR_SET_NO_NEW_PRIVS, 1)
     attempts: Mapping[str, Callable[[], None]] = {
         "giving up root's capabilities": lambda: _drop_capabilities(libc),
-        "file-system rules": lambda: _restrict_files(libc, readable),
-        "a filter of system calls": lambda: _filter_calls(libc),
+        "file-system rules": lambda: _restrict_files(libc, readable, _gpu_devices() if bounds.gpu else ()),
+        "a filter of system calls": lambda: _filter_calls(libc, bounds.gpu),
     }
     missing = []
     for what, attempt in attempts.items():
@@ -90,14 +98,15 @@ def die_with_parent(parent: int) -> None:
 
 
 def _limit(bounds: Bounds) -> None:
-    wanted = {
-        resource.RLIMIT_AS: (bounds.memory_bytes, bounds.memory_bytes),
+    files = GPU_OPEN_FILES if bounds.gpu else OPEN_FILES
+    wanted = {resource.RLIMIT_NOFILE: (files, files), resource.RLIMIT_CORE: (0, 0)}
+    if not bounds.gpu:  # else it would hold for memory that has a descriptor
+        wanted[resource.RLIMIT_FSIZE] = (0, 0)
+    if bounds.memory_bytes is not None:
+        wanted[resource.RLIMIT_AS] = (bounds.memory_bytes, bounds.memory_bytes)
+    if bounds.cpu_s is not None:
         # SIGXCPU at the first, which can be told from a crash; SIGKILL at the second.
-        resource.RLIMIT_CPU: (bounds.cpu_s, bounds.cpu_s + 1),
-        resource.RLIMIT_FSIZE: (0, 0),
-        resource.RLIMIT_NOFILE: (OPEN_FILES, OPEN_FILES),
-        resource.RLIMIT_CORE: (0, 0),
-    }
+        wanted[resource.RLIMIT_CPU] = (bounds.cpu_s, bounds.cpu_s + 1)
     for kind, limits in wanted.items():
         # A system that knows no such limit, or has a lower one already, leaves the parent's clock.
         with contextlib.suppress(ValueError, OSError):
@@ -143,14 +152,19 @@ def _checked(result: int) -> int:
 
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT_SELF = 444, 445, 446  # the same on every machine
 _LANDLOCK_VERSION, _LANDLOCK_PATH_BENEATH = 1, 1
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_WRITE_FILE, _READ_FILE, _READ_DIR, _IOCTL_DEVICE = 1 << 1, 1 << 2, 1 << 3, 1 << 15
 # Rights on files, on TCP ports and on processes outside, by the version of Landlock that brought them.
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 _NET_RIGHTS = {4: 0b11}
 _SCOPES = {6: 0b11}
 
 
-def _restrict_files(libc: ctypes.CDLL, readable: Iterable[Path]) -> None:
+def _gpu_devices() -> list[Path]:
+    """The devices of NVIDIA's driver."""
+    return [*Path("/dev").glob("nvidia*"), *Path("/dev/nvidia-caps").glob("*")]
+
+
+def _restrict_files(libc: ctypes.CDLL, readable: Iterable[Path], devices: Iterable[Path] = ()) -> None:
     version = _checked(libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION))
     rights = [_rights(table, version) for table in (_FILE_RIGHTS, _NET_RIGHTS, _SCOPES)]
     attributes = struct.pack("=QQQ", *rights)
@@ -158,7 +172,9 @@ def _restrict_files(libc: ctypes.CDLL, readable: Iterable[Path]) -> None:
     rules = _checked(libc.syscall(_LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
     try:
         for path in readable:
-            _allow_reading(libc, rules, path)
+            _allow(libc, rules, path, _READ_FILE)
+        for path in devices:
+            _allow(libc, rules, path, (_READ_FILE | _WRITE_FILE | _IOCTL_DEVICE) & rights[0])
         _checked(libc.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0))
     finally:
         os.close(rules)
@@ -171,14 +187,13 @@ def _rights(table: Mapping[int, int], version: int) -> int:
     return rights
 
 
-def _allow_reading(libc: ctypes.CDLL, rules: int, path: Path) -> None:
+def _allow(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> None:
     try:
         beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     try:
-        rights = _READ_FILE | (_READ_DIR if path.is_dir() else 0)
-        rule = struct.pack("=Qi", rights, beneath)
+        rule = struct.pack("=Qi", rights | (_READ_DIR if path.is_dir() else 0), beneath)
         _checked(libc.syscall(_LANDLOCK_ADD_RULE, rules, _LANDLOCK_PATH_BENEATH, rule, 0))
     finally:
         os.close(beneath)
@@ -299,14 +314,25 @@ _REFUSED_X86 = {
     "utimes": 235,
     "futimesat": 261,
 }
+# Refused calls that CUDA makes: it allocates memory by descriptor, and binds its threads to cores.
+_GPU_CALLS = ("ftruncate", "memfd_create", "sched_setaffinity")
 _FIRST_NEW_CALL = 424
 _CLONE_THREAD = 0x10000
 _OPENED_TO_CHANGE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # With F_SETOWN (or FIOSETOWN) and O_ASYNC (or FIOASYNC) the kernel sends whom a process names a signal of its choice
 # (F_SETSIG). Leases and F_NOTIFY send signals, too; locks keep others waiting.
-_FCNTL_ALLOWED = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
-# TCGETS, by which a library asks whether it writes to a terminal; close on exec or not; how much waits; not to wait.
-_IOCTL_ALLOWED = (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONREAD, termios.FIONBIO)
+_ALLOWED = {
+    "fcntl": (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL),
+    # TCGETS, by which a library asks whether it writes to a terminal; close on exec or not; how much waits; not to
+    # wait.
+    "ioctl": (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONREAD, termios.FIONBIO),
+}
+# A GPU's driver has commands of its own: of a process that uses one, those are refused that have the kernel signal.
+_F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 15, 0x8901, 0x8902
+_SIGNALLING = {
+    "fcntl": (fcntl.F_SETOWN, fcntl.F_SETSIG, _F_SETOWN_EX, fcntl.F_SETLEASE, fcntl.F_NOTIFY),
+    "ioctl": (termios.FIOASYNC, _FIOSETOWN, _SIOCSPGRP),
+}
 
 
 class _Machine(NamedTuple):
@@ -322,6 +348,7 @@ class _Machine(NamedTuple):
     prlimit64: int
     fcntl: int
     ioctl: int
+    gpu_calls: tuple[int | None, ...]
 
 
 _MACHINES = {
@@ -336,6 +363,7 @@ _MACHINES = {
         prlimit64=302,
         fcntl=72,
         ioctl=16,
+        gpu_calls=tuple(_REFUSED[name][0] for name in _GPU_CALLS),
     ),
     "aarch64": _Machine(
         audit=0xC00000B7,
@@ -348,6 +376,7 @@ _MACHINES = {
         prlimit64=261,
         fcntl=25,
         ioctl=29,
+        gpu_calls=tuple(_REFUSED[name][1] for name in _GPU_CALLS),
     ),
 }
 
@@ -357,36 +386,39 @@ _NUMBER, _MACHINE, _ARGUMENTS = 0, 4, 16  # offsets in seccomp_data; arguments a
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 
-def _filter_calls(libc: ctypes.CDLL) -> None:
+def _filter_calls(libc: ctypes.CDLL, gpu: bool = False) -> None:
     machine = _MACHINES.get(platform.machine())
     if machine is None:
         raise OSError(errno.ENOSYS, f"its system calls are not known on {platform.machine()}")
-    program = b"".join(_program(machine, os.getpid()))
+    program = b"".join(_program(machine, os.getpid(), gpu))
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
     holder = ctypes.create_string_buffer(header, len(header))
     _prctl(libc, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(holder))
 
 
-def _program(machine: _Machine, process: int) -> list[bytes]:
+def _program(machine: _Machine, process: int, gpu: bool = False) -> list[bytes]:
     """The filter, an instruction of 8 bytes each."""
+    spared = machine.gpu_calls if gpu else ()
     refuse, unknown = (_step(_RETURN, _REFUSE | number) for number in (errno.EPERM, errno.ENOSYS))
     allow = _step(_RETURN, _ALLOW)
     # A call by the rules of another machine (32 bits) has other numbers.
     program = [_step(_LOAD, _MACHINE), _step(_IF_EQUAL, machine.audit, 1, 0), _step(_RETURN, _KILL)]
     program += [_step(_LOAD, _NUMBER), _step(_IF_AT_LEAST, _FIRST_NEW_CALL, 0, 1), unknown]
     for number in machine.refused:
-        program += [_step(_IF_EQUAL, number, 0, 1), refuse]
+        if number not in spared:
+            program += [_step(_IF_EQUAL, number, 0, 1), refuse]
     # (call, which argument decides, jump, operand, is the call allowed where the jump's condition holds?)
     rules = [
         (machine.clone, 0, _IF_ANY, _CLONE_THREAD, True),
-        (machine.openat, 2, _IF_ANY, _OPENED_TO_CHANGE, False),
         (machine.kill, 0, _IF_EQUAL, process, True),
         (machine.tgkill, 0, _IF_EQUAL, process, True),
         (machine.prlimit64, 0, _IF_EQUAL, 0, True),  # 0 is the caller
     ]
-    if machine.open_ is not None:
-        rules.append((machine.open_, 1, _IF_ANY, _OPENED_TO_CHANGE, False))
+    if not gpu:
+        rules.append((machine.openat, 2, _IF_ANY, _OPENED_TO_CHANGE, False))
+        if machine.open_ is not None:
+            rules.append((machine.open_, 1, _IF_ANY, _OPENED_TO_CHANGE, False))
     for number, argument, jump, operand, allowed in rules:
         yes, no = (allow, refuse) if allowed else (refuse, allow)
         load = _step(_LOAD, _ARGUMENTS + 8 * argument)
@@ -394,14 +426,15 @@ def _program(machine: _Machine, process: int) -> list[bytes]:
     # fcntl(descriptor, command, argument) and ioctl(descriptor, request, ...).
     second, third = (_step(_LOAD, _ARGUMENTS + 8 * argument) for argument in (1, 2))
     set_flags = [_step(_IF_EQUAL, fcntl.F_SETFL, 0, 4), third, _step(_IF_ANY, os.O_ASYNC, 0, 1), refuse, allow]
-    for number, listed, before in (
-        (machine.fcntl, _FCNTL_ALLOWED, set_flags),
-        (machine.ioctl, _IOCTL_ALLOWED, []),
+    listed, of_listed, of_others = (_SIGNALLING, refuse, allow) if gpu else (_ALLOWED, allow, refuse)
+    for number, values, before in (
+        (machine.fcntl, listed["fcntl"], set_flags),
+        (machine.ioctl, listed["ioctl"], []),
     ):
         decide = [second, *before]
-        for value in listed:
-            decide += [_step(_IF_EQUAL, value, 0, 1), allow]
-        program += [_step(_IF_EQUAL, number, 0, len(decide) + 1), *decide, refuse]
+        for value in values:
+            decide += [_step(_IF_EQUAL, value, 0, 1), of_listed]
+        program += [_step(_IF_EQUAL, number, 0, len(decide) + 1), *decide, of_others]
     return [*program, allow]
 
 

@@ -4,7 +4,8 @@ In the order in which a mistake would spoil the rest:
 
 1. the class count that the graph declares, and that it really has, is the data set's;
 2. one picture runs through in reasonable time; the outputs are finite;
-3. the same pictures alone and in a batch give the same outputs (else: training mode, or a graph that mixes the batch);
+3. the same pictures give the same outputs in the batches of inference, alone, and once more in another order and
+   another batch size (else: training mode, chance, or a graph that mixes the batch);
 4. rows that are >= 0 and sum to 1 are probabilities: their log is cached, and the fact is part of the cache's key.
    Other outputs with a bounded range or a fixed sum (sigmoid, percent) are refused: as logits they would mislead;
 5. the teacher is right more often than predictions that know nothing of the picture;
@@ -59,7 +60,9 @@ Outputs = NDArray[np.float32]
 
 ALPHA = 0.01  # the chance that a teacher which only guesses gets through
 ROWS = 512  # pictures in a slice, or more, see ``slice_rows``
-BATCH = 64
+BATCH = 256  # pictures per call, as of inference: a graph may do something else in a large batch than in a small one
+AGAIN_ROWS, AGAIN_BATCH = 64, 24  # pictures that are run twice, the second time so many at once
+PART = 64  # rows after which other preprocessings are given up, and the next view has its turn
 # Of the float32 input of one call, or, as bytes, of the pictures that it is made from, at four bytes a pixel.
 BATCH_PIXELS = 256 * 128 * 128
 _PLAIN = NoAugmentation()
@@ -185,7 +188,9 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
     outputs_RN = np.concatenate([teacher.outputs(dataset.take(part)) for part in parts])
     _check_finite(outputs_RN, index_R)
     alone = spread(len(index_R), ALONE_ROWS)
+    again = np.random.default_rng(1).permutation(spread(len(index_R), AGAIN_ROWS))
     difference, tolerance = _check_alone(teacher, dataset.take(index_R[alone]), outputs_RN, alone, step)
+    difference = max(difference, _check_again(teacher, dataset, index_R, outputs_RN, again, min(step, AGAIN_BATCH)))
     kind, warnings, refusals = _output_kind(teacher, outputs_RN)
 
     score = Score.of(outputs_RN, labels_R)
@@ -196,7 +201,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
     warnings += [f"classes that look alike: {found}" for found in differences(dataset.class_names)[:_ALIKE_MAX]]
     return ContractReport(
         rows=len(index_R),
-        forwards=1 + len(index_R) + len(alone) + variant_rows,
+        forwards=1 + len(index_R) + len(alone) + len(again) + variant_rows,
         classes=outputs_RN.shape[1],
         output=teacher.graph.output,
         output_kind=kind,
@@ -227,7 +232,7 @@ def check_views(
     """
     index_R = slice_rows(dataset.labels_N, dataset.classes, rows)
     outputs, sides = [], []
-    step = batch_rows(BATCH, teacher.preprocessing, dataset, plan.augmentation)
+    step = batch_rows(PART, teacher.preprocessing, dataset, plan.augmentation)  # so that many views have their turn
     for number, start in enumerate(range(0, len(index_R), step)):
         part = index_R[start : start + step]
         drawn = views.draw(plan.augmentation, plan.seed, number % plan.count, part, dataset.height, dataset.width)
@@ -332,14 +337,34 @@ def _check_finite(outputs_RN: Outputs, index_R: Rows) -> None:
 def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Rows, batch: int) -> tuple[float, float]:
     """(largest difference, largest allowed) between the pictures of ``rows`` alone and in their batch."""
     alone = np.concatenate([teacher.outputs(images[i : i + 1]) for i in range(len(rows))])
-    difference = float(np.abs(alone - outputs_RN[rows]).max())
-    tolerance = BATCH_TOLERANCE[teacher.graph.output_dtype] * float(np.abs(outputs_RN).max())
+    difference, tolerance = float(np.abs(alone - outputs_RN[rows]).max()), _tolerance(teacher, outputs_RN)
     if not difference <= tolerance:
         raise InvalidTeacher(
             f"the same picture gives other outputs alone than in a batch of {min(batch, len(outputs_RN))} (difference "
             f"{difference:.3g}, {tolerance:.3g} is allowed). {teacher.graph.batch_hint or NO_HINT}"
         )
     return difference, tolerance
+
+
+def _check_again(
+    teacher: Session, dataset: Dataset, index_R: Rows, outputs_RN: Outputs, rows: Rows, batch: int
+) -> float:
+    """The largest difference of the pictures of ``rows``, in that order and so many at once, from the first time."""
+    parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    second = np.concatenate([teacher.outputs(dataset.take(index_R[part])) for part in parts])
+    difference_R, tolerance = np.abs(second - outputs_RN[rows]).max(axis=1), _tolerance(teacher, outputs_RN)
+    others = int(np.logical_not(difference_R <= tolerance).sum())
+    if others:
+        raise InvalidTeacher(
+            f"{others} of {len(rows)} pictures give other outputs when they are run again, in another order and "
+            f"{batch} at once (difference {difference_R.max():.3g}, {tolerance:.3g} is allowed). "
+            f"{teacher.graph.batch_hint or NO_HINT}"
+        )
+    return float(difference_R.max())
+
+
+def _tolerance(teacher: Session, outputs_RN: Outputs) -> float:
+    return BATCH_TOLERANCE[teacher.graph.output_dtype] * float(np.abs(outputs_RN).max())
 
 
 def _output_kind(teacher: Session, outputs_RN: Outputs) -> tuple[OutputKind, list[str], list[str]]:
@@ -632,9 +657,9 @@ def _better_preprocessing(
     alpha = ALPHA / len(variants)
     if 0.5 ** (given.rows - given.hits) > alpha:  # not even one that is right on all rows
         return None, 0
-    step = batch_rows(BATCH, teacher.preprocessing, dataset)
+    step = batch_rows(PART, teacher.preprocessing, dataset)
     # Strides, so that the first part shows all classes of a sorted data set.
-    stride = math.ceil(given.rows / BATCH)
+    stride = math.ceil(given.rows / PART)
     parts = [np.arange(i, given.rows, stride) for i in range(stride)]
     predicted_VR = np.full((len(variants), len(index_R)), -1)
     alive, forwards = set(range(len(variants))), 0

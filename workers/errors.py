@@ -18,6 +18,7 @@
     ├── CheckpointLost            a trained run was to be exported, and what it has left cannot be read
     ├── PeerLost                  another process of the same student is gone
     ├── BatchOverdue              the processes that decode pictures are stuck
+    ├── SessionLost               the process that runs a teacher was ended from outside
     ├── DeviceUnavailable         a GPU was promised or asked for, and does not work
     ├── OutOfMemory               too little memory for what is computed at once
     └── DiskLow                   (OSError)     no room left for what has to be written
@@ -123,6 +124,10 @@ class PeerLost(WorkerError):
 
 class BatchOverdue(WorkerError):
     """The processes that decode pictures have given no batch for minutes; the run has to start from its checkpoint."""
+
+
+class SessionLost(WorkerError):
+    """The process that runs a teacher was ended from outside, by a full memory say, again and again."""
 
 
 class DeviceUnavailable(WorkerError):

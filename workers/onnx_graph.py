@@ -22,8 +22,9 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto
 
 from workers.errors import InvalidTeacher
+from workers.onnx_operators import RUNTIME_DOMAIN, RUNTIME_OPERATORS
 
-# com.microsoft holds ONNX Runtime's own operators; its EPContext loads a compiled blob for one device, and is refused.
+# com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``onnx_operators``).
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 STANDARD = ("", "ai.onnx")  # two spellings of one domain
 OPSET_MIN = 7  # ONNX Runtime promises opset 7 and later
@@ -236,6 +237,13 @@ def _check_operators(model: onnx.ModelProto, scopes: list[Scope]) -> None:
         if node.op_type == "EPContext":
             raise InvalidTeacher(
                 f"the graph holds {operator}, a part compiled for one device. Give the model that it was compiled from"
+            )
+        # A function of that name or not: which of the two ONNX Runtime takes is its own affair.
+        if node.domain == RUNTIME_DOMAIN and node.op_type not in RUNTIME_OPERATORS:
+            raise InvalidTeacher(
+                f"the graph uses {operator}, which is none of the operators of ONNX Runtime that classifiers need "
+                f"({', '.join(sorted(RUNTIME_OPERATORS))}). Export the teacher without it, or give the model from "
+                "before the optimisation that made it"
             )
         if is_own:
             _check_attributes(node.op_type, node.attribute)

@@ -14,9 +14,9 @@ import io
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -262,6 +262,26 @@ def load_cuda() -> str:
     with contextlib.redirect_stdout(said):
         onnxruntime.preload_dlls(directory="")
     return " ".join(said.getvalue().split())
+
+
+class _OnSomething(Protocol):
+    provider: str
+
+
+_Opened = TypeVar("_Opened", bound=_OnSomething)
+
+
+def open_on_cuda(open_session: Callable[[], _Opened]) -> _Opened:
+    """A session that is on CUDA. Raises DeviceUnavailable, with the reason, if it would not be."""
+    said = load_cuda()
+    try:
+        session = open_session()
+    except InvalidTeacher as error:
+        # The smoke run has loaded it on a CPU.
+        raise DeviceUnavailable(f"{error} {said}".rstrip()) from error
+    if session.provider != CUDA_PROVIDER:
+        raise DeviceUnavailable(f"{cuda_load_failure()} {said}".rstrip())
+    return session
 
 
 def cuda_load_failure() -> str:

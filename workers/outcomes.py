@@ -12,7 +12,16 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from store import StoreError
 from workers.disk_errors import disk_error
-from workers.errors import BatchOverdue, CheckpointLost, Paused, PeerLost, Stopped, UserError, WorkerError
+from workers.errors import (
+    BatchOverdue,
+    CheckpointLost,
+    Paused,
+    PeerLost,
+    SessionLost,
+    Stopped,
+    UserError,
+    WorkerError,
+)
 from workers.texts import storable
 
 Numbered = tuple[int, dict[str, Any]]
@@ -89,7 +98,7 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
             return how.outcome
     told = {"error_type": type(how).__name__, "disk": disk_error(how)}
     match how:
-        case PeerLost() | CheckpointLost() | BatchOverdue():
+        case PeerLost() | CheckpointLost() | BatchOverdue() | SessionLost():
             return Outcome(kind="vanished", message=str(how), **told)
         case UserError() | StoreError():
             return Outcome(kind="failed", message=str(how), **told)

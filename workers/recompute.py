@@ -60,6 +60,7 @@ def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> Recomp
         device="auto",
         output_kind=spec.output_kind,
         dataset=dataset,
+        sessions=1,
     )
     total = spec.views * spec.samples
     chosen = np.random.Generator(np.random.Philox(key=seed)).choice(total, size=min(rows, total), replace=False)

@@ -6,40 +6,43 @@ views, write caches, train.
 
 Where it runs is decided once, when it is made, and the reason kept as text. ``cuda`` is a promise: CUDA is used or the
 teacher cannot be made, for ONNX Runtime itself would fall back without a word. ``auto`` takes CUDA where it works. A
-session on CUDA first shows that it computes what the CPU does.
+session on CUDA first shows that it computes what the CPU does. The teacher of a job runs in a confined process
+(``confined_session``); one that this program has exported itself may run in this one.
 
 Legend: B pictures of a batch, H x W pixels, C channels; N classes in ``z_BN``.
 """
 
 import functools
+import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from pydantic import JsonValue
 from torch import Tensor
 
 from workers import contract
 from workers.config import Preprocessing
+from workers.confined_session import AnySession, ConfinedSession, limits_of
 from workers.contract import ContractReport, OutputKind
 from workers.datasets import Dataset
 from workers.devices import cuda_failure
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory
+from workers.gpu_confinement import confinement_failure
 from workers.onnx_check import TeacherGraph, check_onnx, check_picture
 from workers.onnx_session import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     VERSION,
     Session,
-    cuda_load_failure,
     cuda_providers,
     has_cuda,
-    load_cuda,
+    open_on_cuda,
 )
 from workers.precision import tf32_in_force
 from workers.views import resize
@@ -75,6 +78,10 @@ class Teacher:
         output_kind: what ``contract_check`` found out about the output, for later sessions of the same teacher.
         dataset: some of its pictures are what CUDA and the CPU are compared on; None takes noise.
         on_forward: told how many pictures have gone through the network, after each call; what it raises ends the call.
+        sessions: how many teachers are at work beside each other on this machine, this one included: it runs in a
+            confined process, with its part of the memory. None runs it in this process, without limits: for files that
+            no stranger made.
+        confine_on_gpu: False leaves such a process on a GPU without a filter of system calls and file-system rules.
 
     Attributes:
         graph: what the file declares.
@@ -105,6 +112,8 @@ class Teacher:
         output_kind: OutputKind = "logits",
         dataset: Dataset | None = None,
         on_forward: Callable[[int], None] | None = None,
+        sessions: int | None = None,
+        confine_on_gpu: bool = True,
     ) -> None:
         self._on_forward = on_forward
         self.graph = check_onnx(path, output)
@@ -121,12 +130,19 @@ class Teacher:
         self.rows_max: int | None = None
         self.classes = self.graph.classes
         self._dtype = np.dtype(self.graph.inputs[0].dtype)
-        on_cpu = functools.partial(Session, path, self.graph.inputs[0].name, self.graph.output, threads=threads)
-        self._open, self._session, self._reason = _open(on_cpu, device, memory_fraction, self.graph)
+        kind: Callable[..., AnySession] = Session
+        if sessions is not None:
+            limits = limits_of(path, threads or os.cpu_count() or 1, sessions)
+            kind = functools.partial(ConfinedSession, limits=limits)
+        on_cpu = functools.partial(kind, path, self.graph.inputs[0].name, self.graph.output, threads=threads)
+        self._open, self._session, self._reason = _open(
+            on_cpu, device, memory_fraction, self.graph, confine=None if sessions is None else confine_on_gpu
+        )
         self.provider = self._session.provider
         self.device = torch.cuda.get_device_name(0) if self._is_on_cuda else platform.machine()
         self._memory_limit = _memory_limit(memory_fraction) if self._is_on_cuda else "the memory of this machine"
         self.warnings: tuple[str, ...] = ()
+        self._tell_of_confinement()
         if self._is_on_cuda:
             self._tell_of_cpu_operators()
             self._compare(on_cpu, dataset)
@@ -160,7 +176,7 @@ class Teacher:
         return self._preprocess(images_BHWC, self.preprocessing)
 
     def _preprocess(self, images_BHWC: Images, preprocessing: Preprocessing) -> NDArray[np.floating]:
-        input_ = preprocess(images_BHWC, preprocessing)
+        input_ = preprocess(images_BHWC, preprocessing, self._empty)
         height, width = input_.shape[2:] if preprocessing.layout == "nchw" else input_.shape[1:3]
         _, *wanted = self.graph.picture(preprocessing.layout)
         if any(size not in (None, have) for size, have in zip(wanted, (height, width), strict=True)):
@@ -168,7 +184,17 @@ class Teacher:
                 f"the pictures are {height}x{width} pixels (height x width), the teacher wants "
                 f"{'x'.join('?' if size is None else str(size) for size in wanted)}: set `size` in its preprocessing"
             )
-        return input_.astype(self._dtype, copy=False)
+        if input_.dtype == self._dtype:
+            return input_
+        converted = self._empty(input_.shape, self._dtype)
+        np.copyto(converted, input_, casting="same_kind")
+        return converted
+
+    def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
+        """An array for an input: where the session's process sees it, if it has one of its own."""
+        return (
+            self._session.empty(shape, dtype) if isinstance(self._session, ConfinedSession) else np.empty(shape, dtype)
+        )
 
     def run(self, input_: NDArray[np.floating], call_rows: int | None = None) -> NDArray[np.float32]:
         """Logits [B, N] of what ``preprocess`` returned; the log is taken if the graph ends in a softmax.
@@ -226,6 +252,8 @@ class Teacher:
         rows = wanted or max(1, len(input_))
         if self.rows_max is not None:
             rows = min(rows, self.rows_max)
+        if self.batch is None and isinstance(self._session, ConfinedSession):
+            rows = min(rows, self._session.rows_in_time(input_))
         while True:
             try:
                 output_BN = _run_in_calls(self._session, input_, rows, wanted is not None, timeout_s)
@@ -244,6 +272,14 @@ class Teacher:
             self._on_forward(len(input_))
         return output_BN
 
+    def _tell_of_confinement(self) -> None:
+        missing = self._session.missing if isinstance(self._session, ConfinedSession) else ()
+        if missing:
+            self.warnings += (
+                f"the teacher's process runs without {' and without '.join(missing)}; its limits of time and memory "
+                "hold: use teachers that you trust on such a machine",
+            )
+
     @property
     def _is_on_cuda(self) -> bool:
         return self.provider == CUDA_PROVIDER
@@ -257,7 +293,7 @@ class Teacher:
                 f"them: {listed}. Export it with others to have all of it on {self.device}",
             )
 
-    def _compare(self, open_on_cpu: Callable[[], Session], dataset: Dataset | None) -> None:
+    def _compare(self, open_on_cpu: Callable[[], AnySession], dataset: Dataset | None) -> None:
         """Run some pictures on CUDA and on the CPU, and say how far apart they are. Raises DeviceUnavailable."""
         images = self._pictures(dataset)
         if images is None:
@@ -303,7 +339,7 @@ class Teacher:
 
 
 def _run_in_calls(
-    session: Session, input_: NDArray[np.floating], rows: int, is_filled: bool, timeout_s: float | None = None
+    session: AnySession, input_: NDArray[np.floating], rows: int, is_filled: bool, timeout_s: float | None = None
 ) -> NDArray[np.float32]:
     """The output [B, N], from calls of ``rows`` pictures; in a filled last one the last picture is repeated."""
     parts = []
@@ -318,7 +354,9 @@ def _run_in_calls(
 # ---------------------------------------------------------------------------------------------------- preprocessing
 
 
-def preprocess(images_BHWC: Images, preprocessing: Preprocessing) -> NDArray[np.float32]:
+def preprocess(
+    images_BHWC: Images, preprocessing: Preprocessing, empty: Callable[..., NDArray[np.floating]] = np.empty
+) -> NDArray[np.floating]:
     """Resize, order channels, ``(x * scale - mean) / std``, lay out: uint8 [B, H, W, C] -> contiguous float32.
 
     Float32 throughout, one rounding per operation, so it equals the formula in NumPy bit for bit. Grey from colour
@@ -336,7 +374,7 @@ def preprocess(images_BHWC: Images, preprocessing: Preprocessing) -> NDArray[np.
     std = torch.tensor(preprocessing.std, dtype=torch.float32).view(per_channel)
     laid_out = images.permute(0, 3, 1, 2) if preprocessing.layout == "nchw" else images
     # NumPy asks for huge pages, torch does not: small ones took half of the processor time of a batch at 224 x 224.
-    input_ = np.empty(laid_out.shape, dtype=np.float32)
+    input_ = empty(laid_out.shape, dtype=np.float32)
     torch.from_numpy(input_).copy_(laid_out).mul_(preprocessing.scale).sub_(mean).div_(std)
     return input_
 
@@ -363,15 +401,24 @@ def _luma(rgb_BHWC: Tensor) -> Tensor:
 
 
 def _open(
-    on_cpu: Callable[..., Session], device: Device, memory_fraction: float, graph: TeacherGraph
-) -> tuple[Callable[[], Session], Session, str]:
-    """How to open a session on the best device allowed, such a session, and why it is on that device."""
+    on_cpu: Callable[..., AnySession],
+    device: Device,
+    memory_fraction: float,
+    graph: TeacherGraph,
+    *,
+    confine: bool | None,
+) -> tuple[Callable[[], AnySession], AnySession, str]:
+    """How to open a session on the best device allowed, such a session, and why it is on that device.
+
+    Args:
+        confine: whether the process that a session on CUDA has of its own is confined; None is this process.
+    """
     absent = "asked for"
     if device == "auto" and not torch.cuda.is_available():
         absent = "no CUDA device is visible"
     elif device != "cpu":
         try:
-            on_cuda = _on_cuda(on_cpu, memory_fraction, graph)
+            on_cuda = _on_cuda(on_cpu, memory_fraction, graph, confine=confine)
             return on_cuda, on_cuda(), f"{torch.cuda.get_device_name(0)} is there"
         except OutOfMemory as error:
             if device == "cuda":
@@ -395,25 +442,25 @@ def _memory_limit(memory_fraction: float) -> str:
     return f"{of_all}{more}"
 
 
-def _on_cuda(on_cpu: Callable[..., Session], memory_fraction: float, graph: TeacherGraph) -> Callable[[], Session]:
+def _on_cuda(
+    on_cpu: Callable[..., AnySession], memory_fraction: float, graph: TeacherGraph, *, confine: bool | None
+) -> Callable[[], AnySession]:
     """How to open a session on CUDA. Raises DeviceUnavailable, saying why there is none."""
     why_not = cuda_failure() if has_cuda() else "the installed ONNX Runtime has no CUDA provider (onnxruntime-gpu)"
     if why_not is not None:
         raise DeviceUnavailable(why_not)
-    hint = load_cuda()
     memory_bytes = int(memory_fraction * torch.cuda.get_device_properties(0).total_memory)
     providers = cuda_providers(memory_bytes, is_half=graph.is_half)
 
-    def open_session() -> Session:
+    def open_session() -> AnySession:
         try:
-            session = on_cpu(providers=providers)
+            if confine is None:
+                return open_on_cuda(functools.partial(on_cpu, providers=providers))
+            # Whether that works is found out with a file of our own: a stranger's could fail on purpose.
+            return on_cpu(providers=providers, is_confined=confine and confinement_failure() is None)
         except OutOfMemory as error:
             raise OutOfMemory(f"{error}. The limit is {_memory_limit(memory_fraction)}") from error
         except InvalidTeacher as error:
-            # The smoke run has loaded it on a CPU.
-            raise DeviceUnavailable(f"{error} {hint}".rstrip()) from error
-        if session.provider != CUDA_PROVIDER:
-            raise DeviceUnavailable(f"{cuda_load_failure()} {hint}".rstrip())
-        return session
+            raise DeviceUnavailable(str(error)) from error
 
     return open_session

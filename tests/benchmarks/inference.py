@@ -5,9 +5,9 @@ They take turns within one process, each of two blocks of 2048 pictures. The ser
 commits are half as often:
 
 - bare: ONNX Runtime as it comes, on batches that lie ready in memory as its input. The logits are dropped.
-- stage: ``infer_blocks``. Mapped pictures become views (crop_flip, padded by 4), are preprocessed and inferred;
-  statistics are computed, blocks written, synchronised with the disk and committed. The last block of a turn has
-  nothing to hide behind, and the turn waits for it.
+- stage: ``infer_blocks``. Mapped pictures become views (crop_flip, padded by 4), are preprocessed and inferred in a
+  confined process, as a job's are; statistics are computed, blocks written, synchronised with the disk and committed.
+  The last block of a turn has nothing to hide behind, and the turn waits for it.
 - no commits: the same, but a block is dropped where its statistics would be computed and it would be written.
 - in series: the stage's work, one thing after another. The second table says what each took.
 
@@ -18,6 +18,7 @@ same network with random weights. Blocks are written to the disk of ``TMPDIR``.
 Shapes: B batch, C classes; x_BKHW the teacher's input, z_BC logits.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,7 +44,7 @@ from workers.config import CropFlip, NpzDataset, Preprocessing, TeacherSpec
 from workers.datasets import Dataset, prepare
 from workers.inference import infer_blocks
 from workers.students.build import build_student
-from workers.teacher import Teacher
+from workers.teacher import Device, Teacher
 from workers.views import make_views
 
 BAR = 0.95
@@ -74,10 +75,20 @@ class Spent:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Add what the body takes to the turn."""
-        clock, cores = time.perf_counter(), time.process_time()
+        clock, cores = time.perf_counter(), processor_s()
         yield
         self.clock.seconds[-1] += time.perf_counter() - clock
-        self.cores.seconds[-1] += time.process_time() - cores
+        self.cores.seconds[-1] += processor_s() - cores
+
+
+def processor_s() -> float:
+    """Seconds of processor time of this process and of its children: the teacher runs in one of them."""
+    ticks = 0
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,8 @@ class Loops:
     def __init__(self, folder: Path, path: Path, dataset: Dataset, rows: int, rounds: int, device: str) -> None:
         threads = torch.get_num_threads()
         self._dataset = dataset
-        self._teacher = Teacher(path, PREPROCESSING, threads=threads, device="cuda" if device == "cuda" else "cpu")
+        place: Device = "cuda" if device == "cuda" else "cpu"
+        self._teacher = Teacher(path, PREPROCESSING, threads=threads, device=place, sessions=1)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         # In full float32, as the teacher: ONNX Runtime's default on CUDA is to compute something less exact.
