@@ -11,7 +11,7 @@ from workers.composition import Method, Term
 from workers.errors import InvalidMethod, NotFinite
 from workers.live import row_statistics
 from workers.methods import PRESETS, parse_method
-from workers.objective import View, objective
+from workers.objective import View, objective, objective_of
 from workers.policy_configs import Expression
 from workers.softmax import one_hot
 
@@ -229,6 +229,22 @@ def test_objective_without_a_check_is_the_checked_one(name: str) -> None:
     )
     assert torch.equal(checked.total, unchecked.total)
     assert torch.equal(gradient_BC, same_BC)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_terms_are_the_same_before_and_after_the_gradient_is_computed(name: str) -> None:
+    """They are computed when they are asked for, and a training run asks some steps later."""
+    student_BC, teacher_BC, labels_B = ordinary()
+    student_BC = student_BC.detach().clone().requires_grad_()
+    method = parse_method(name).expand()
+    seen = View(student_BC, teacher_BC, row_statistics(teacher_BC))
+    learned = {place: torch.tensor(theta) for place, theta in method.learned.items()}
+    result = objective_of(method, [seen] * method.views, labels_B, epoch=1000, epochs=2000, learned=learned)
+    before = {term: value.clone() for term, value in result.terms.items()}
+    torch.autograd.backward(result.total)
+    assert list(before) == list(result.terms)
+    assert all(torch.equal(value, result.terms[term]) for term, value in before.items())
+    assert not any(value.requires_grad for value in result.terms.values())
 
 
 def test_a_weight_of_zero_is_allowed() -> None:

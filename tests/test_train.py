@@ -23,14 +23,14 @@ from workers.config import (
     Training,
     TrainingOrder,
 )
-from workers.errors import NotFinite, Stopped
+from workers.errors import NotFinite, Paused, Stopped
 from workers.events import Epoch, Finished, Log, Step, ignore, never
-from workers.feed import TrainingFeed, epoch_order, to_input
-from workers.learner import learning_rate
+from workers.feed import _MOST_AT_ONCE, TrainingFeed, epoch_order, to_input
+from workers.learner import Member, learning_rate
 from workers.methods import PRESETS, parse_method
 from workers.students.build import build_student
 from workers.teacher import Teacher
-from workers.train import train_run
+from workers.train import train_group, train_run
 from workers.train_step import check_gradient
 
 
@@ -122,6 +122,35 @@ def test_checkpoints_of_earlier_attempts_go_as_soon_as_there_is_a_later_one(digi
     train_run(digits.order("ce", folders[2], earlier=tuple(folders[:2])), events.append, never)
     assert any(isinstance(e, Log) and e.message.startswith("resumed after epoch 1") for e in events)
     assert [(folder / CHECKPOINT).is_file() for folder in folders] == [False, False, True]
+
+
+@pytest.mark.usefixtures("without_onnx")
+def test_a_run_that_is_paused_at_any_step_of_some_made_at_once_ends_with_the_same_bits(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are made several at once and metrics added up several steps later; neither shows, wherever it stops."""
+    training = SMALL.model_copy(update={"epochs": 2, "batch_size": 32})
+    at_once = _MOST_AT_ONCE
+    monkeypatch.setattr("workers.feed._MOST_AT_ONCE", 1)
+    undisturbed = train_run(digits.order("dtkd", tmp_path / "quiet", training), ignore, never)
+    monkeypatch.setattr("workers.feed._MOST_AT_ONCE", at_once)
+    assert at_once == TrainingFeed(digits.train, digits.views, None, 32, 0, torch.device("cpu")).batches_at_once > 1
+
+    folders: list[Path] = []
+    # After so many steps of its own each attempt is paused; together they cross places within and between the groups.
+    for number, steps in enumerate((1, at_once - 2, at_once, at_once + 1, 10**9)):
+        order = digits.order("dtkd", tmp_path / str(number), training, earlier=tuple(folders))
+        folders.append(order.folder)
+        asked = itertools.count()
+        member = Member(order, ignore, never, lambda asked=asked, steps=steps: next(asked) >= steps)
+        [(_, how)] = train_group([member])
+        assert isinstance(how, Paused if steps < 10**9 else dict), how
+    assert isinstance(how, dict)
+    clocks = {"images_per_s", "seconds"}
+    left, right = ({k: v for k, v in of["last"].items() if k not in clocks} for of in (how, undisturbed))
+    assert left == right
+    expected, resumed = weights(tmp_path / "quiet"), weights(folders[-1])
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
 @pytest.mark.usefixtures("without_onnx")

@@ -346,3 +346,12 @@ def test_parameters_of_another_batch_are_refused() -> None:
     parameters = views.draw(CropFlip(), 0, 0, np.arange(3), 32, 32)
     with pytest.raises(ValueError, match="2 pictures with parameters of 3"):
         views.apply(ramp(2), CropFlip(), parameters)
+
+
+def test_mirroring_some_pictures_is_choosing_among_all_and_their_mirror_images() -> None:
+    """What a GPU computes and what a CPU computes, on one."""
+    pictures = noise(9, 7, 10)
+    for flips in (torch.arange(9) % 2, torch.zeros(9, dtype=torch.int64), torch.ones(9, dtype=torch.int64)):
+        expected = torch.stack([each.flip(1) if flip else each for each, flip in zip(pictures, flips, strict=True)])
+        assert torch.equal(views._mirror_all(pictures.clone(), flips), expected)
+        assert torch.equal(views._mirror_some(pictures.clone(), flips), expected)

@@ -8,8 +8,10 @@ The first replays of every recording are made beside eager steps from the same s
 recorded, or gives other weights, goes on eagerly and says why; one that insists on a graph (``on``) fails.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -131,6 +133,18 @@ class BatchLoader:
         self._graph.replay()
         return self._made.fresh(torch.from_numpy(inputs.rows))
 
+    def batches(self, inputs: Iterable[BatchInputs]) -> Iterator[tuple[BatchInputs, LoadedBatch]]:
+        """The batch of each of these inputs; on a CPU some are made at once, see ``TrainingFeed.batches_at_once``."""
+        # What is recorded makes every batch in one place.
+        at_once = self._feed.batches_at_once if self._recorder is None else 1
+        remaining = iter(inputs)
+        while some := list(itertools.islice(remaining, at_once)):
+            made = deque((each, self.load(each)) for each in some)
+            some.clear()
+            while made:
+                # Not kept here while it is trained on.
+                yield made.popleft()
+
     def forget(self) -> None:
         """Let go of what was recorded; the next batch is recorded anew."""
         self._slot, self._graph, self._made = None, None, None
@@ -168,6 +182,9 @@ class StepGraph:
         self._compared = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._key: tuple[float, ...] = ()
+        if recorder is not None:
+            # The next replay overwrites what the sums of a step are computed from.
+            learner.sums.is_deferred = False
         # A run that was resumed when all was trained keeps what was said of its training.
         learner.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
 

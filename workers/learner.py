@@ -194,9 +194,12 @@ class Learner:
 
         bfloat16 while it learns, if that was chosen; what is evaluated is the float32 network that is kept.
         """
-        enabled = self.network.training and self.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            logits_BC: Tensor = self.network(inputs_BKHW)
+        logits_BC: Tensor
+        if self.network.training and self.precision == "bfloat16":
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                logits_BC = self.network(inputs_BKHW)
+        else:
+            logits_BC = self.network(inputs_BKHW)
         return logits_BC
 
     def flag_not_finite(self, values: list[Tensor]) -> None:

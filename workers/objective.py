@@ -11,6 +11,7 @@ between host and device. Numbers of the host (weights, warm-up, the epoch) are c
 Shapes: B batch, C classes, 1 kept for broadcasting.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -55,17 +56,28 @@ class Objective:
 
     Attributes:
         total: [] with gradient: what to call ``backward`` on.
-        terms: [] each, detached and unweighted: no method weight and no warm-up, but with the
-            factors that belong to the term itself (T^2 and the like). ``ce`` is always among them.
+        names: of the terms, ``ce`` first.
+        shares, values: a number and a [] each, detached, whose product is the term.
         student_temperature: of the first term whose temperatures vary, else of the first term: [B] detached, or a
             number if it is one for every batch of the epoch; None for a method without terms.
         teacher_temperature: likewise; the mean over classes where the label's class has its own.
     """
 
     total: Tensor
-    terms: dict[str, Tensor]
+    names: tuple[str, ...]
+    shares: Sequence[float]
+    values: Sequence[Tensor]
     student_temperature: Tensor | float | None
     teacher_temperature: Tensor | float | None
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """[] each, detached and unweighted: no method weight and no warm-up, but with the factors that belong to the
+        term itself (T^2 and the like).
+        """
+        ce, *values = self.values
+        means = torch._foreach_mul(values, self.shares[1:]) if values else ()
+        return dict(zip(self.names, [ce, *means], strict=True))
 
 
 @dataclass(frozen=True)
@@ -179,7 +191,7 @@ def objective_of(
         _check(method, view, labels_B)
     first_BC = views[0].student_logits_BC
     dtype = torch.float64 if first_BC.dtype == torch.float64 else torch.float32
-    with torch.autocast(device_type=first_BC.device.type, enabled=False):
+    with _without_autocast(first_BC.device.type):
         students = [Logits(view.student_logits_BC.to(dtype), dtype, Known()) for view in views]
         ce = reduce(add, [_cross_entropy(student, labels_B, label_smoothing) for student in students])
         ce_factor, scale = method.factors(epoch)
@@ -188,7 +200,6 @@ def objective_of(
         shares, values = zip((1.0, ce), *(summand.reduced() for summand in summands), strict=True)
         factors = [ce_factor, *(summand.factor * share for summand, share in zip(summands, shares[1:], strict=True))]
         total = _weighted_sum(factors, values)
-        means = torch._foreach_mul([value.detach() for value in values[1:]], shares[1:]) if summands else ()
         for term in terms:
             if isinstance(term.policy, Expression):
                 # Adds 0, or what 0 times infinity is.
@@ -198,10 +209,19 @@ def objective_of(
     shown = next(iter([term for term in terms if term.varies] + terms), None)
     return Objective(
         total=total,
-        terms=dict(zip(["ce", *(summand.name for summand in summands)], [ce.detach(), *means], strict=True)),
+        names=("ce", *(summand.name for summand in summands)),
+        shares=shares,
+        values=tuple(value.detach() for value in values),
         student_temperature=None if shown is None else _shown(shown.shown.student),
         teacher_temperature=None if shown is None else _shown(shown.shown.teacher),
     )
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    # Entered only where there is something to leave: three calls of Python in every step.
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type=device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _weighted_sum(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ from structlog.contextvars import bound_contextvars
 
 from store import CacheReader, CacheSpec
 from workers import views
+from workers.allocator import give_back_freed_memory, keep_freed_memory
 from workers.artifacts import Student, write_artifacts
 from workers.composition import Method
 from workers.config import Preprocessing, TrainingOrder, output_size
@@ -110,6 +111,8 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
         no_graph = why_no_graph(order.training.cuda_graph, device, order.training.actors)
         tell(Log(message=f"training on {device.type}: {why}"))
     torch.set_num_threads(order.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda" and order.memory_fraction < 1.0:
         torch.cuda.set_per_process_memory_fraction(order.memory_fraction, device)
     train = open_prepared(order.folders.datasets, order.train_fingerprint)
@@ -222,6 +225,7 @@ class _Group:
                 step.forget()
             self.recorder.renew()
         torch.cuda.empty_cache()
+        give_back_freed_memory()
         self._ended.append((place, how))
 
     def take_ended(self) -> list[Ended]:
@@ -325,8 +329,8 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
         counted = time.monotonic()
         with float32_as(setting.precision):
             waiting = partial(_heed_waiting, group, behind, setting)
-            for step, inputs in enumerate(_until_unwanted(feed.inputs(epoch, first_step, waiting)), start=first_step):
-                loaded = loader.load(inputs)
+            batches = loader.batches(_until_unwanted(feed.inputs(epoch, first_step, waiting)))
+            for step, (inputs, loaded) in enumerate(batches, start=first_step):
                 # Whoever waits is asked, too: a run that is to stop does not wait for the others.
                 for learner in [*group.learners]:
                     with group.on_behalf_of(learner.place):
@@ -425,7 +429,8 @@ def _tell_and_check(learner: Learner, loader: BatchLoader, setting: _Setting) ->
     reading = learner.tell_step(setting.feed.steps)
     # Several processes of one student compute a bad step again together, so all look after the same one.
     if learner.sums.steps % check_every(setting.device) == 0:
-        reading = reading or learner.sums.read()
+        if reading is None and bool(learner.not_finite):
+            reading = learner.sums.read()
     elif learner.training.actors > 1:
         reading = None
     if reading is not None:

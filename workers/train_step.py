@@ -41,7 +41,7 @@ def compute_step(learner: Learner, batch: Batch, inputs: Sequence[Tensor]) -> No
         checked.append(norm)
     learner.flag_not_finite([*checked, outcome.total.detach()])
     learner.optimizer.step()
-    learner.sums.add(outcome, logits[0].argmax(1) == batch.labels, learner.not_finite)
+    learner.sums.add(outcome, logits[0], batch.labels, learner.not_finite)
 
 
 def explain_not_finite(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:

@@ -270,7 +270,21 @@ def _crop_flip(images_BHWC: Tensor, pad: int, parameters_5B: Tensor) -> Tensor:
     # All runs of ``width`` pixels, overlapping: whole rows are copied, which a CPU does faster than pixels.
     runs = padded.view(-1).unfold(0, width * channels, channels)
     cropped = runs.index_select(0, first_Bh.view(-1)).view(images_BHWC.shape)
-    return torch.where(flip_B.bool()[:, None, None, None], cropped.flip(2), cropped)
+    mirror = _mirror_some if images_BHWC.device.type == "cpu" else _mirror_all
+    return mirror(cropped, flip_B)
+
+
+def _mirror_some(pictures_BHWC: Tensor, flip_B: Tensor) -> Tensor:
+    """Mirror, in place, those pictures whose ``flip`` is 1; on a CPU, where it costs nothing to know how many."""
+    mirrored_m = flip_B.nonzero().squeeze(1)
+    # NumPy puts whole pictures where torch puts bytes, which takes 60 us for 33 of 64.
+    pictures_BHWC.numpy()[mirrored_m.numpy()] = pictures_BHWC.index_select(0, mirrored_m).flip(2).numpy()
+    return pictures_BHWC
+
+
+def _mirror_all(pictures_BHWC: Tensor, flip_B: Tensor) -> Tensor:
+    """``_mirror_some`` without a shape that depends on values; three times as slow on a CPU."""
+    return torch.where(flip_B.bool()[:, None, None, None], pictures_BHWC.flip(2), pictures_BHWC)
 
 
 def _mirrored(x_w: Tensor, flip_B1: Tensor, width: int) -> Tensor:

@@ -4,7 +4,8 @@ Three loops train the same student with the same optimizer, precision and thread
 and each row of the table, which is one of ``--parts`` and takes a minute, has a process of its own:
 
 - floor: cross-entropy on batches that lie ready in memory as float32, channels last; nothing is augmented, normalised,
-  checked or counted on the way. What any loop over this student costs.
+  checked or counted on the way. What any loop over this student costs; it has the run's settings of the process, its
+  memory allocator's among them, which a script of its own would not have.
 - cache: ``train_run`` itself with method kd on a cache of two views (crop_flip, padded by 4). A step is everything from
   one batch to the next: pictures, cached logits, student, loss, checks, update, metrics.
 - live: the usual loop, which runs the teacher forward at every step, on the floor's batches. The teacher is a torch
@@ -64,6 +65,9 @@ READY_BATCHES = 64
 MOST_ROUNDS = 300
 """So few that all are in one epoch, at any batch size measured here."""
 
+STEPS_TOGETHER = 16
+"""Of a loop, whose mean is one figure: the run makes several batches at once, and adds up its metrics now and then."""
+
 MOST_ADDED, LEAST_SAVED = 1.05, 0.9
 """Of cache / floor; and of live / cache as a share of what the counted operations promise."""
 
@@ -104,7 +108,7 @@ class Cell:
 
     Attributes:
         precision: that all loops train in.
-        steps: by loop; the n-th of each were made in the same round.
+        steps: by loop, means of ``STEPS_TOGETHER``; the n-th of each were made in the same rounds.
         start: what an epoch on the cache does before its first batch is there, and that batch.
         predicted: live / floor by counted operations.
     """
@@ -200,7 +204,7 @@ def turns(others: Mapping[str, Callable[[], None]], plan: Plan, steps: Mapping[s
     one step of each loop, in another order.
     """
     generator, order = random.Random(0), list(LOOPS)
-    warm_up = WARM_UP_STEPS[plan.device.type]
+    warm_up, sums = WARM_UP_STEPS[plan.device.type], dict.fromkeys(LOOPS, 0.0)
     end = time.perf_counter() + plan.seconds
     for number in range(MOST_ROUNDS):
         generator.shuffle(order)
@@ -213,9 +217,14 @@ def turns(others: Mapping[str, Callable[[], None]], plan: Plan, steps: Mapping[s
                 others[name]()
             synchronize(plan.device)
             if number >= warm_up:
-                steps[name].seconds.append(time.perf_counter() - started)
-        if time.perf_counter() > end and number > warm_up:
-            break
+                sums[name] += time.perf_counter() - started
+        made = number + 1 - warm_up
+        if made > 0 and made % STEPS_TOGETHER == 0:
+            for name in LOOPS:
+                steps[name].seconds.append(sums[name] / STEPS_TOGETHER)
+                sums[name] = 0.0
+            if time.perf_counter() > end and made >= 2 * STEPS_TOGETHER:
+                break
     yield True
 
 
@@ -301,7 +310,7 @@ def as_json(cell: Cell) -> dict[str, object]:
         "student": plan.student,
         "batch": plan.batch,
         "precision": cell.precision,
-        "steps": len(cell.steps["cache"].seconds),
+        "steps": len(cell.steps["cache"].seconds) * STEPS_TOGETHER,
         "median_s": {loop: cell.steps[loop].median_s for loop in LOOPS},
         "cache_to_floor": cell.ratio("cache", "floor"),
         "cache_to_floor_spread": cell.spread("cache", "floor"),
@@ -322,7 +331,10 @@ def main() -> None:
             # A process of its own: no row inherits what another left in the allocator or in torch's caches.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 cells.append(process.submit(measure, plan).result())
-    print(f"Median seconds of a step, ± half the interquartile range of the ratios round by round; {CLASSES} classes")
+    print(
+        f"Seconds of a step: medians of means of {STEPS_TOGETHER} rounds, ± half the interquartile range of their "
+        f"ratios; {CLASSES} classes"
+    )
     show(["", *(f"{loop}>" for loop in LOOPS), "cache/floor>", "live/cache>", "1 + F_T/(3 F_S)>"], map(row, cells))
     print(f"What an epoch on the cache does before its first step: {max(cell.start_share for cell in cells):.2%} of it")
     print(verdict(cells))
