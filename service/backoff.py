@@ -33,8 +33,9 @@ class Backoff(BaseModel):
     @property
     def waits_for(self) -> str:
         """Why it waits, as a sentence's part."""
-        times = "once" if self.losses == 1 else f"{self.losses} times in a row"
-        return f"lost {times}, last: {self.last}; starts again at {self.until:%H:%M:%S} UTC"
+        if self.losses == 1:
+            return f"lost: {self.last}; starts again at once"
+        return f"lost {self.losses} times in a row, last: {self.last}; starts again at {self.until:%H:%M:%S} UTC"
 
     @property
     def is_over(self) -> bool:

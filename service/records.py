@@ -18,6 +18,7 @@ from sqlalchemy import CursorResult, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from service import set_aside
+from service.backoff import Backoff
 from service.db import Database
 from service.errors import LeaseLost
 from service.jobs import LIVE, TABLE, TERMINAL, WORKING, State
@@ -216,14 +217,14 @@ class Records:
             _assign(job, fields)
             return True
 
-    def record_backoff(self, job_id: str, attempt: int, backoff: Json, why: str) -> None:
+    def record_backoff(self, job_id: str, attempt: int, backoff: Backoff) -> None:
         """Stores that a job's caches start again later, and tells of it (``log``); not of a job that is over."""
         with self._write() as session:
             job = session.get(JobRecord, job_id)
             if not _works_on(job, attempt):
                 return
-            _assign(job, {"backoff": backoff})
-            told = {"type": "log", "level": "warning", "message": why}
+            _assign(job, {"backoff": backoff.model_dump(mode="json")})
+            told = {"type": "log", "level": "warning", "message": f"inference was {backoff.waits_for}"}
             session.execute(insert(EventRecord), [event_row(job_id, None, attempt, None, told)])
 
     # -------------------------------------------------------------------------------------------------------- runs
@@ -294,14 +295,14 @@ class Records:
         after: Mapping[State, State],
         *,
         needs_whole_gpu: bool = False,
-        backoff: Json | None = None,
+        backoff: Backoff | None = None,
     ) -> State | None:
         """Moves a run that nobody works on any more to the state that follows from what was wanted of it just now.
 
         Args:
             after: by the present state.
             needs_whole_gpu: from now on it is given nothing less.
-            backoff: its new one, if it was lost.
+            backoff: its new one, if it was lost, which is told (``log``).
 
         Returns:
             The new state; None if it did not land: a newer attempt has begun, or ``after`` has nothing for its state.
@@ -314,8 +315,15 @@ class Records:
             wanted = after[run.state]
             fields: dict[str, object] = {"whole_gpu": True} if needs_whole_gpu else {}
             if backoff is not None:
-                fields["backoff"] = backoff
-            return wanted if swap(session, run, wanted, fields) else None
+                fields["backoff"] = backoff.model_dump(mode="json")
+            if not swap(session, run, wanted, fields):
+                return None
+            if backoff is not None and wanted is State.LOST:
+                told = {"type": "log", "level": "warning", "message": backoff.waits_for}
+                session.execute(insert(EventRecord), [event_row(run.job_id, run_id, attempt, None, told)])
+                reason = None if backoff.is_over else backoff.waits_for
+                session.execute(update(RunRecord).where(RunRecord.id == run_id).values(waits_for=reason))
+            return wanted
 
     def waits_for(self, job_id: str) -> dict[str, str]:
         """Why runs of a job wait, by id, as it is stored: a client who pauses and resumes a run takes it away."""

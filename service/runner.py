@@ -293,9 +293,7 @@ class Engine:
 
     def _lose_with_node(self, job: ActiveJob, run: RunRecord, why: str) -> None:
         """A run whose process has ended with Ray, or while there was no engine, is not to blame."""
-        backoff = None
-        if run.state is State.RUNNING:
-            backoff = job.lost(run.id, why, is_node_fault=True).model_dump(mode="json")
+        backoff = job.lost(run.id, why, is_node_fault=True) if run.state is State.RUNNING else None
         self._records.move_on(run.id, run.attempt, _GONE, backoff=backoff)
 
     def _attach(self, job: ActiveJob, name: str, run: RunRecord, acknowledged: Mapping[int, int]) -> dict[int, Task]:
@@ -446,8 +444,7 @@ class Engine:
             vanished = f"the process that completes the caches vanished {backoff.losses} times, last: "
             self._fail(job.id, job.attempt, {**error, "message": vanished + error["message"]})
             return
-        why = f"inference was {backoff.waits_for}"
-        self._records.record_backoff(job.id, job.attempt, backoff.model_dump(mode="json"), why)
+        self._records.record_backoff(job.id, job.attempt, backoff)
 
     def _export(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
         """Have the artifacts made of a trained run, and give back its share of the GPU.
@@ -799,4 +796,4 @@ class Engine:
             error = {"type": outcome.error_type, "message": message}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
         else:
-            self._records.move_on(run_id, work.attempt, _GONE, backoff=backoff.model_dump(mode="json"))
+            self._records.move_on(run_id, work.attempt, _GONE, backoff=backoff)

@@ -83,7 +83,7 @@ def test_a_run_that_is_lost_again_waits_says_so_and_starts_when_its_time_has_com
     assert (run.attempt, run.state, run.losses) == (2, State.LOST, 2)
     assert run.waits_for is not None
     assert run.waits_for.startswith("lost 2 times in a row, last: it died; starts again at ")
-    assert logs_of(bench, run) == [run.waits_for]
+    assert logs_of(bench, run) == ["lost: it died; starts again at once", run.waits_for]
     backoff = Backoff.model_validate(run.backoff)
     assert (backoff.losses, backoff.faults) == (2, 2)
     assert 1.5 <= (backoff.until - clock.now).total_seconds() <= 2.5

@@ -23,6 +23,7 @@ def files_that_name(folder: Path, text: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_service_on_a_copy_of_a_data_directory_goes_on_beside_the_first_one(
     service: Processes, teacher_id: str, digits: Digits, tmp_path: Path
 ) -> None:
@@ -30,7 +31,7 @@ def test_a_service_on_a_copy_of_a_data_directory_goes_on_beside_the_first_one(
     done = client.wait(client.submit(job_of(teacher_id, "kd"))["id"])
     assert done["state"] == "succeeded", done["error"]
     # On its way while the copy is made, and long enough to end after the other service has begun.
-    job = client.submit(job_of(teacher_id, "kd", epochs=60))
+    job = client.submit(job_of(teacher_id, "kd", epochs=40))
     [run] = client.runs(job["id"])
     events_until(client, job["id"], "epoch")
     there = tmp_path / "elsewhere" / "data"
