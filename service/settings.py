@@ -47,7 +47,7 @@ class Settings(BaseSettings):
             larger one.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
-        disk_floor_bytes: with less than this free, uploads and jobs are refused.
+        disk_floor_bytes: with less than this free, uploads and jobs are refused, and the engine begins nothing new.
         key_live_jobs_max: jobs of one API key (or of all callers without keys) that have not ended.
         job_runs_max, job_epochs_max: runs of one job, and epochs of each.
         requests_per_s: of one key, or of one address without keys, in the long run; 0 is no limit.
