@@ -61,8 +61,10 @@ class Aside:
         What has vanished without a word may have been ended by it, too: by a signal at a page that cannot be read or
         written. It has, if the disk is found to be bad now.
         """
-        if outcome.disk is not None:
-            return self.reason_of(outcome.disk, outcome.message or outcome.disk)
+        # A process that an earlier version has started does not say.
+        code: str | None = getattr(outcome, "disk", None)
+        if code is not None:
+            return self.reason_of(code, outcome.message or code)
         if outcome.kind == "vanished" or outcome.error_type in _GONE:
             self._look_now()
             if (fault := self._watch.fault) is not None:

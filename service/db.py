@@ -86,6 +86,10 @@ class Database:
 
     Whatever connects raises LogGone where SQLite's write-ahead log was removed after a kill. Transactions raise
     DatabaseDiskError where the disk of the database is full, read-only or fails.
+
+    Attributes:
+        write_error: why nothing could be written when that was tried last, and when (``time.monotonic``); None if it
+            could.
     """
 
     def __init__(self, url: str) -> None:
@@ -93,6 +97,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._reading = _sqlite_engine(self.url) if self.is_sqlite else _server_engine(self.url)
         self._writing = self._reading.execution_options(**{_IMMEDIATE: True})
+        self.write_error: tuple[str, float] | None = None
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -113,9 +118,14 @@ class Database:
         Raises:
             sqlalchemy.exc.OperationalError: another writer held on for longer than the busy timeout (10 s).
         """
-        with self._disk_errors(), Session(self._writing, expire_on_commit=False) as session, session.begin():
-            self._wait_for_turn(session.connection())
-            yield session
+        try:
+            with self._disk_errors(), Session(self._writing, expire_on_commit=False) as session, session.begin():
+                self._wait_for_turn(session.connection())
+                yield session
+        except DatabaseDiskError as error:
+            self.write_error = str(error), time.monotonic()
+            raise
+        self.write_error = None
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:

@@ -28,6 +28,8 @@ from store import Catalog
 PROBE_S = 30.0
 PROBE_BYTES = 4096
 FILES_MIN = 256
+# With less than this a disk is full, whatever the reserve.
+FULL_BYTES = MiB
 MARGIN_MIN_BYTES = 16 * MiB
 FREEABLE_S = 60.0
 GC = "`retort gc --dry-run`"
@@ -65,7 +67,7 @@ def fault(folders: Sequence[Path], floor_bytes: int, margin_bytes: int = 0) -> F
     """Why nothing new is to be begun there; None if all is well, as far as can be told without writing.
 
     Args:
-        floor_bytes: that have to stay free in each.
+        floor_bytes: that have to stay free in each; ``FULL_BYTES`` at least.
         margin_bytes: that have to be free beyond that.
     """
     for folder in folders:
@@ -76,7 +78,7 @@ def fault(folders: Sequence[Path], floor_bytes: int, margin_bytes: int = 0) -> F
         if found.f_flag & os.ST_RDONLY:
             return _of_error(folder, OSError(errno.EROFS, os.strerror(errno.EROFS)))
         free_bytes = found.f_bavail * found.f_frsize
-        if free_bytes < floor_bytes + margin_bytes:
+        if free_bytes < max(floor_bytes, FULL_BYTES) + margin_bytes:
             reserve = f"{size(floor_bytes)} stay in reserve (RETORT_DISK_FLOOR_BYTES)"
             return Fault("ENOSPC", f"{size(free_bytes)} are free for {folder}, {reserve}")
         if found.f_files and found.f_favail < FILES_MIN:

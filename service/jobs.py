@@ -6,6 +6,7 @@
     pausing ──> running                                      resumed before it had stopped
     running ──> queued                                       put down in good order: the engine ends, say
     queued, lost ──> paused                                  there is nothing to stop
+    running ──> pausing ──> paused                           set aside because of the disk; resumed by the engine
     running, pausing ──> cancelling
     running, pausing, cancelling ──> lost                    its process vanished
     lost ──> queued, running

@@ -302,7 +302,7 @@ class BackgroundService:
         text = self.log_path.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
         # What the processes say to people, the first of it being the cause; the rest is their log.
         said = [line.removeprefix(_VOICE) for line in text.splitlines() if line.startswith(_VOICE)]
-        return f"{'; '.join(said[-2:]) or 'no word from it'} (see {self.log_path})"
+        return f"{'; '.join(said[-3:]) or 'no word from it'} (see {self.log_path})"
 
 
 def answers_ready(client: Client) -> bool:

@@ -5,8 +5,9 @@ what this process sees: it is asked every few seconds by load balancers, so it i
 """
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ class Readiness:
             return _look(None, parts)
         beat = None if row.holder is None else row.heartbeat_at
         age_s = None if beat is None else ((row.now or datetime.now(UTC)) - beat).total_seconds()
+        parts["database"] = self._written(age_s)
         lease = Lease(row.holder, beat, age_s, self._database.clock)
         told = _parts_of(row.parts)
         silence = lease.silence(self._settings.heartbeat_max_age_s)
@@ -151,6 +153,18 @@ class Readiness:
             is_ahead = age_s is not None and age_s < -AHEAD_MAX_S
             parts["clock" if is_ahead else "lease"] = Part(ok=False, reason=silence)
         return _look(age_s, parts)
+
+    def _written(self, age_s: float | None) -> Part:
+        """Whether the database could be written when this process has tried that last, or the engine with its heartbeat
+        since."""
+        error = self._database.write_error
+        if error is None:
+            return Part(ok=True)
+        message, at = error
+        error_age_s = time.monotonic() - at
+        if age_s is not None and 0 <= age_s < error_age_s:
+            return Part(ok=True)
+        return Part(ok=False, reason=message, since=utc_now() - timedelta(seconds=error_age_s))
 
     def _row(self) -> Row[Any] | None:
         """The engine's row with the newest migration; None if the tables are not those that this version expects."""

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         decoded_max_bytes: of all decoded data sets together; the least recently used go that no live job needs. 0 is no
             quota.
         events_max_age_days: events of jobs that have ended longer ago are compacted. 0 leaves them.
-        disk_floor_bytes: with less than this free, uploads and jobs are refused.
+        disk_floor_bytes: with less than this free, uploads and jobs are refused, and the engine begins nothing new.
         key_live_jobs_max: jobs of one API key (or of all callers without keys) that have not ended.
         job_runs_max, job_epochs_max: runs of one job, and epochs of each.
         requests_per_s: of one key, or of one address without keys, in the long run; 0 is no limit.

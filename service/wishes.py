@@ -1,7 +1,8 @@
 """What clients ask of a job or run: cancel, pause, resume. The engine sees the state and does it; it moves the rest.
 
 What somebody works on is told (cancelling, pausing) and moved on by its engine. What nobody works on, because it is
-queued, paused or lost, is moved at once: no engine need come by. Each wish is one transaction, and asking again for
+queued, paused or lost, is moved at once: no engine need come by. What the engine has set aside is paused for good by a
+client that pauses it, and tried at once by one that resumes it. Each wish is one transaction, and asking again for
 what is so already changes nothing: the table of states has no such move.
 """
 

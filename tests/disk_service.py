@@ -4,9 +4,8 @@
 folder with ``teacher.onnx`` and ``preprocessing.json``; KIND is ``full``, ``read-only`` or ``database``.
 """
 
+import contextlib
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +29,11 @@ def until(holds: Callable[[], bool], service: Processes, what: str) -> None:
 
 
 def fill(folder: Path) -> Path:
-    """Leave no page free."""
+    """Leave no page free, whatever others write meanwhile."""
     ballast = folder / "ballast"
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free)
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
     return ballast
 
 

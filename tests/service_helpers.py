@@ -63,7 +63,8 @@ class PostgresServer:
         self.execute(name, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
         tables = ", ".join(name for name in Base.metadata.tables if name != EngineRecord.__tablename__)
         self.execute(name, f"TRUNCATE {tables} RESTART IDENTITY")
-        self.execute(name, f"UPDATE {EngineRecord.__tablename__} SET holder = NULL, heartbeat_at = NULL, gpus = NULL")
+        reset = "holder = NULL, heartbeat_at = NULL, gpus = NULL, parts = NULL"
+        self.execute(name, f"UPDATE {EngineRecord.__tablename__} SET {reset}")
         return self.url(name)
 
     def execute(self, database: str, statement: str) -> None:
