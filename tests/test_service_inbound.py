@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,16 @@ from service.bodies import JsonRoute
 from service.context import KEY_HEAVY_MAX, Context
 from service.deadlines import BodyDeadline, Pace
 from service.errors import InvalidRequest, SlowBody
-from service.inbound import FILES_RESERVED, SPARE, TOTAL_MAX, Connections, Waits, connections_max, raise_open_files
+from service.inbound import (
+    FILES_RESERVED,
+    SPARE,
+    TOTAL_MAX,
+    Connection,
+    Connections,
+    Waits,
+    connections_max,
+    raise_open_files,
+)
 from service.limits import KeyedSemaphore, address_group
 from service.processes import free_port
 from service.routes import health, teachers
@@ -36,11 +46,12 @@ from service.scopes import Scope
 from service.settings import Settings
 from service.uploads import Upload
 from store import CacheNotFound, Catalog
-from tests.client_cases import ARTIFACT, run_with_artifact
+from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact
 from tests.service_helpers import Api, make_settings, running_api
 from tests.test_service_api import problem
 from tests.test_service_metrics import scrape, value
 from tests.test_service_uploads import BOUNDARY, FILE, wait_until
+from workers.logs import RUN_LOG
 
 pytest_plugins = ["tests.service_fixtures"]
 ROOT = Path(__file__).parents[1]
@@ -391,36 +402,74 @@ def test_semaphore_of_each_name_lets_so_many_in_and_forgets_who_has_left() -> No
 # -------------------------------------------------------------------------------------------- clients that do not read
 
 
+def with_log(api: Api, size: int) -> str:
+    """The path of a run's log of so many bytes, which is answered at once."""
+    run_id = run_with_artifact(api, 1)
+    (artifact_path(api, run_id).parent / RUN_LOG).write_bytes(b"x" * size)
+    return f"/v1/runs/{run_id}/log"
+
+
+def on_server(api: Api, client: socket.socket) -> Connection:
+    """The server's end of a connection."""
+
+    def found() -> list[Connection]:
+        return [each for each in list(api.context.connections._open) if each.client == client.getsockname()]
+
+    wait_until(found)
+    return found()[0]
+
+
 def test_client_that_does_not_read_its_answer_is_left(tmp_path: Path) -> None:
     """While it is sent, and also when all was handed to the connection, which was closed since."""
     with running_api(make_settings(tmp_path, send_stall_s=0.5, head_timeout_s=0.5)) as api, ExitStack() as stack:
-        run_id = run_with_artifact(api, 16 << 20)
-        log = api.settings.jobs_dir / api.records.run(run_id).job_id / run_id / "a1" / "log.jsonl"
-        log.write_bytes(b"x" * (12 << 20))
-        for path in (f"/v1/runs/{run_id}/artifacts/{ARTIFACT}", f"/v1/runs/{run_id}/log"):
-            for close in ("Connection: keep-alive", "Connection: close"):
-                connection = stack.enter_context(connected(api.url, window_bytes=4096))
-                connection.sendall(head(path, close, method="GET"))
-                assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        artifact = f"/v1/runs/{run_with_artifact(api, 16 << 20)}/artifacts/{ARTIFACT}"
+        for path, close, is_paused in (
+            (artifact, "Connection: keep-alive", True),
+            (with_log(api, 12 << 20), "Connection: keep-alive", True),
+            (with_log(api, 12 << 20), "Connection: close", False),
+        ):
+            client = stack.enter_context(connected(api.url, window_bytes=4096))
+            if not is_paused:
+                on_server(api, client).transport.set_write_buffer_limits(1 << 30)
+            client.sendall(head(path, close, method="GET"))
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
         wait_until(lambda: len(api.context.connections) == 0)
         wait_until(lambda: api.requests() == 0)
 
 
 def test_client_that_reads_slowly_gets_its_whole_answer(tmp_path: Path) -> None:
     """In longer than ``send_stall_s``, of which each brings enough."""
-    with (
-        running_api(make_settings(tmp_path, send_stall_s=0.8)) as api,
-        connected(api.url, window_bytes=1 << 20) as slow,
-    ):
-        size = 12 << 20
-        run_id = run_with_artifact(api, size)
-        slow.sendall(head(f"/v1/runs/{run_id}/artifacts/{ARTIFACT}", "Connection: close", method="GET"))
+    size = 12 << 20
+    with running_api(make_settings(tmp_path, send_stall_s=1)) as api, connected(api.url, window_bytes=1 << 20) as slow:
+        path = with_log(api, size)
+        slow.sendall(head(path, "Connection: close", method="GET"))
         started_s, count = time.monotonic(), 0
         while piece := slow.recv(1 << 20, socket.MSG_WAITALL):
             count += len(piece)
             time.sleep(0.1)
         assert count > size
-        assert time.monotonic() - started_s > 0.8
+        assert time.monotonic() - started_s > 1
+
+
+def test_what_a_client_has_taken_is_known_to_the_byte(tmp_path: Path) -> None:
+    """Also of what the kernel holds, which says that there is room again only once a third of megabytes was taken."""
+    with running_api(make_settings(tmp_path)) as api, connected(api.url, window_bytes=1 << 16) as slow:
+        server = on_server(api, slow)
+        slow.sendall(head(with_log(api, 16 << 20), method="GET"))
+        assert slow.recv(15) == b"HTTP/1.1 200 OK"
+        wait_until(server.transport.get_write_buffer_size)
+        wait_until(lambda: settled(lambda: server._measured()[1]))
+        here, left = server.transport.get_write_buffer_size(), server._measured()[1]
+        taken = len(slow.recv(1 << 17, socket.MSG_WAITALL))
+        wait_until(lambda: server._measured()[1] <= left - taken // 2)
+        assert server.transport.get_write_buffer_size() == here
+
+
+def settled(measure: Callable[[], int]) -> bool:
+    """Whether it stays the same for a moment."""
+    before = measure()
+    time.sleep(0.2)
+    return measure() == before
 
 
 # ------------------------------------------------------------------------------------------------ how many there may be
@@ -666,8 +715,8 @@ def test_request_to_speak_websocket_is_answered_as_any_other(tmp_path: Path) -> 
 
 
 @contextmanager
-def with_few_files(settings: Settings, open_files: int) -> Iterator[tuple[str, list[str]]]:
-    """The address of ``retort api`` in a process that may open so many files, and its log once it has ended."""
+def with_few_files(settings: Settings, open_files: int) -> Iterator[tuple[str, int, list[str]]]:
+    """Address and pid of ``retort api`` in a process that may open so many files, and its log once it has ended."""
     port, log = free_port(), settings.data_dir / "api.log"
     limit = f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({open_files}, {open_files}))"
     code = f"{limit}; from service.cli import main; sys.argv = ['retort', 'api', '--port', '{port}']; main()"
@@ -686,17 +735,24 @@ def with_few_files(settings: Settings, open_files: int) -> Iterator[tuple[str, l
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: process.poll() is not None or answers(url), 60)
         assert process.poll() is None, log.read_text()
-        yield url, lines
+        yield url, process.pid, lines
     finally:
         process.terminate()
         process.wait(60)
         lines += log.read_text().splitlines()
 
 
+def asked(url: str, path: str, *headers: str) -> bytes:
+    """The answer to a request on a connection of its own."""
+    with connected(url) as connection:
+        connection.sendall(head(path, "Connection: close", *headers, method="GET"))
+        return received(connection)
+
+
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
-    except httpx.TransportError:
+        return asked(url, "/healthz").startswith(b"HTTP/1.1 200 ")
+    except ConnectionError:
         return False
 
 
@@ -719,20 +775,24 @@ def test_service_with_256_files_answers_though_one_client_takes_all_connections_
         b"GET /healthz HTTP/1.1\r\n",
         b"",
     ]
-    with with_few_files(settings, 256) as (url, lines), ExitStack() as stack:
+    with with_few_files(settings, 256) as (url, pid, lines), ExitStack() as stack:
+        with ExitStack() as burst:
+            # They all wait when it comes to itself, and health comes after them.
+            os.kill(pid, signal.SIGSTOP)
+            for _ in range(300):
+                burst.enter_context(connected(url))
+            threading.Timer(0.2, os.kill, (pid, signal.SIGCONT)).start()
+            assert asked(url, "/healthz").startswith(b"HTTP/1.1 200 ")
         for begin in begins:
             for number in range(60):
                 if number % 30 == 0:
-                    with httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
-                        assert client.get("/healthz").status_code == 200
+                    assert asked(url, "/healthz").startswith(b"HTTP/1.1 200 ")
                 connection = stack.enter_context(connected(url, window_bytes=4096))
                 connection.sendall(begin)
         time.sleep(2 * inbound.FRESH_S)
-        with httpx.Client(base_url=url, trust_env=False, timeout=10) as client:
-            assert client.get("/healthz").status_code == 200
-            # And whoever has a key is served, though from the same address.
-            jobs = client.get("/v1/jobs", headers={"Authorization": f"Bearer {other}"})
-            assert jobs.status_code == 200, jobs.text
+        assert asked(url, "/healthz").startswith(b"HTTP/1.1 200 ")
+        # And whoever has a key is served, though from the same address.
+        assert asked(url, "/v1/jobs", bearer(other)).startswith(b"HTTP/1.1 200 ")
     told = "\n".join(lines)
     assert "no room for more connections" in told
     for words in ("out of system resource", "unable to open", "Too many open files", "Traceback"):
