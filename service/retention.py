@@ -149,7 +149,7 @@ class Retention:
 
     def _choose_jobs(self, limits: Limits, now: datetime) -> list[EndedJob]:
         """The jobs that go, the one that has ended first first."""
-        if limits.jobs_max_age_s is limits.jobs_max_count is limits.jobs_max_bytes is None:
+        if (limits.jobs_max_age_s, limits.jobs_max_count, limits.jobs_max_bytes) == (None, None, None):
             return []
         with self._database.read() as session:
             candidates = _ended_jobs(session)

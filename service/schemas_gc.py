@@ -3,15 +3,22 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat
+from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from service.jobs import State
 from service.schemas import Document
 
-# Strict: a ``false`` that passed for 0 would have everything deleted.
-AgeS = Annotated[FiniteFloat, Field(strict=True, ge=0, le=1e10)]
-Bytes = Annotated[int, Field(strict=True, ge=0, le=2**53)]
-Count = Annotated[int, Field(strict=True, ge=0, le=2**31)]
+
+def _number(given: object) -> object:
+    """A ``false`` or ``""`` that passed for 0 would have everything deleted; 30.0 is an integer, as in JSON Schema."""
+    if isinstance(given, bool | str):
+        raise ValueError("Input should be a number, without quotes")
+    return given
+
+
+AgeS = Annotated[FiniteFloat, Field(ge=0, le=1e10), BeforeValidator(_number)]
+Bytes = Annotated[int, Field(ge=0, le=2**53), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=0, le=2**31), BeforeValidator(_number)]
 
 
 class GcRequest(Document):

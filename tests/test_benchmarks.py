@@ -18,6 +18,7 @@ from tests.benchmarks.gpu import QUICK_PARTS, run_part
 from tests.benchmarks.gpu_parts import Bench, Finding
 from tests.benchmarks.methods import BAR, CALL_LIMIT_S, METHODS, Cell, as_json, measure, report, verdict, whole_batch
 from tests.benchmarks.plot import Chart, write_svg
+from tests.benchmarks.retention import measure as measure_retention
 from tests.benchmarks.scaling import MEMORY, TIMES, Sweep
 from tests.benchmarks.scaling_process import watched
 from tests.fake_cuda.processes import FakeCuda
@@ -316,3 +317,11 @@ def test_the_load_program_prints_what_it_writes(tmp_path: Path) -> None:
         assert of["events"] > 0
         shown = rf"^ *{number} +{of['requests']:,} +{of['events']:,} +{of['resident_bytes'] / (1 << 20):.1f}$"
         assert re.search(shown, done.stdout, re.MULTILINE)
+
+
+def test_the_benchmark_of_retention_shows_a_day_before_and_after(tmp_path: Path) -> None:
+    """Compacting takes events and leaves jobs; half of the jobs go, then all."""
+    before, filled, compacted, half, none = measure_retention(tmp_path, jobs=2, epochs=3, seed=0)
+    assert [row[1] for row in (before, filled, compacted, half, none)] == ["0", "2", "2", "1", "0"]
+    assert (filled[2], compacted[2], compacted[3]) == ("88", "0", "6")
+    assert [row[5] for row in (filled, compacted, half, none)] == ["2.6", "2.6", "1.3", "0.0"]

@@ -50,6 +50,7 @@ class Copy:
 
 def publish_lock(work_dir: Path) -> contextlib.AbstractContextManager[None]:
     """Held while a copy gets its name, is found again or is removed."""
+    (work_dir / SOURCES).mkdir(parents=True, exist_ok=True)
     return alone(work_dir / SOURCES / "publish.lock", never, "works on the decoded data sets")
 
 
@@ -152,8 +153,8 @@ def sweep(work_dir: Path) -> int:
             swept += 1
         elif folder.name.startswith(PARTIAL_PREFIX):
             lock = work_dir / SOURCES / f"{folder.name.removeprefix(PARTIAL_PREFIX)}.lock"
-            with lock.open("ab") as file, contextlib.suppress(BlockingIOError):
-                # Whoever decodes it has this lock.
+            # Whoever decodes it has this lock.
+            with contextlib.suppress(OSError), lock.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
                 swept += 1
