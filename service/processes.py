@@ -41,7 +41,7 @@ RESTARTS_MAX = 8
 RESTARTS_WINDOW_S = 120.0
 # The exit status of a child that has tried everything itself: EX_UNAVAILABLE of sysexits.h.
 GAVE_UP = os.EX_UNAVAILABLE
-_TAIL_BYTES = 4000
+_TAIL_BYTES = 32_000
 _VOICE = "retort: "
 UNTIL_STDIN_CLOSES = "--until-stdin-closes"
 

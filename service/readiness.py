@@ -147,6 +147,9 @@ class Readiness:
             parts["disk"] = self._disk(told.get("disk", Part()))
             parts["lease"] = Part(ok=True)
         else:
+            ended_with = told.get("ray", Part()).reason
+            if row.holder is None and ended_with not in (None, RAY_STARTS):
+                silence = f"{silence}; the last one gave up: {ended_with}"
             # Nobody vouches for them any more.
             parts |= {name: Part(last_error=part.last_error) for name, part in told.items() if name in PARTS}
             parts["disk"] = self._disk(parts["disk"])

@@ -8,8 +8,8 @@ lease in the database; a second one waits for it. (That inference had too little
 that is found out once more.)
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again (but if the disk is
-full, read-only or fails it is *set aside*, see ``aside``, and nothing new is begun); what vanished is *lost* and starts
-again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between, and later each time
+full, read-only or fails it is *set aside*, see ``engine_disk``, and nothing new is begun); what vanished is *lost* and
+starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between, and later each time
 (``backoff``); what vanished because others have used up the memory, or with Ray, is not counted; what was
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
 machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
@@ -36,10 +36,10 @@ from structlog.contextvars import bound_contextvars
 
 from service.active import ActiveJob, Work, job_spec
 from service.allocation import FreeResources, Need
-from service.aside import Aside
 from service.attempts import list_artifacts, sweep_attempts
 from service.backoff import read_backoff, why_set_back
 from service.capacity import choose_capacity
+from service.engine_disk import EngineDisk
 from service.errors import LeaseLost, NotFound
 from service.fairness import Claim, allot
 from service.gpus import GpuWatch
@@ -114,7 +114,7 @@ class Engine:
     def __init__(self, settings: Settings, records: Records, parts: EngineParts) -> None:
         self._settings = settings
         self._records = records
-        self._aside = Aside(settings, records, parts)
+        self._disk = EngineDisk(settings, records, parts)
         self._jobs: dict[str, ActiveJob] = {}
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
@@ -160,7 +160,7 @@ class Engine:
         Raises:
             LeaseLost: another engine leads.
         """
-        self._aside.look()
+        self._disk.look()
         self._gpus.begin_again()
         if self._gpus.poll() is not None:
             self._record_gpus()
@@ -170,7 +170,7 @@ class Engine:
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
-        while self._aside.fault is None and len(self._jobs) < ACTIVE_JOBS_EVER_MAX:
+        while self._disk.fault is None and len(self._jobs) < ACTIVE_JOBS_EVER_MAX:
             claimed = self._records.claim_job(self._has_turn)
             if claimed is None:
                 break
@@ -185,7 +185,7 @@ class Engine:
         if report is None:
             return
         self._records.record_gpus(report.model_dump(mode="json"))
-        self._aside.parts.set("gpu", report.reason)
+        self._disk.parts.set("gpu", report.reason)
         if report.reason is not None:
             log.error("GPUs do not work", reason=report.reason)
         elif report.promised:
@@ -342,10 +342,10 @@ class Engine:
             return
         if job.plan is None and job.state is State.RUNNING and job.waiting and job.may_start(_CACHES):
             # Not for runs that were found in training: those have theirs.
-            if self._aside.fault is None:
+            if self._disk.fault is None:
                 self._build_caches(job)
             else:
-                self._record_waiting(job, {job.waiting[0]: self._aside.fault.message})
+                self._record_waiting(job, {job.waiting[0]: self._disk.fault.message})
         if job.caches is not None or job.runs:
             return
         job.state, job.states = self._records.states(job.id)
@@ -389,7 +389,7 @@ class Engine:
                 if job.backoffs.pop(_CACHES, None) is not None:
                     self._records.update_job(job.id, attempt=job.attempt, backoff=None)
                 job.without_device.discard(_CACHES)
-                self._aside.has_got_on(job.id)
+                self._disk.has_got_on(job.id)
         if outcome is None:
             return
         if outcome.value is not None:
@@ -402,7 +402,7 @@ class Engine:
         if outcome.value is None:
             # Beside what it has told of: batches of blocks that were under way.
             self._records.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
-        if work.told is None and (reason := self._aside.reason(outcome)) is not None:
+        if work.told is None and (reason := self._disk.reason(outcome)) is not None:
             self._set_aside(job, reason)
             return
         if outcome.kind == "failed" and self._is_worth_a_whole_gpu(job, outcome, gpu_share):
@@ -414,7 +414,7 @@ class Engine:
 
     def _set_aside(self, job: ActiveJob, reason: Json) -> None:
         """The caches cannot be built because of the disk: what waits for them is set aside with the job."""
-        self._aside.count(job.id)
+        self._disk.count(job.id)
         if self._records.set_job_aside(job.id, job.attempt, reason):
             log.warning("job set aside", job_id=job.id, reason=reason["message"])
             self._forget(job.id)
@@ -522,10 +522,10 @@ class Engine:
 
     def _fill_slots(self) -> None:
         """Share what is free among the jobs whose runs wait, and store why the others do whose turn it is."""
-        if self._aside.fault is not None:
+        if self._disk.fault is not None:
             for job in self._jobs.values():
                 if job.plan is not None and job.state is State.RUNNING and job.waiting:
-                    self._record_waiting(job, {job.waiting[0]: self._aside.fault.message})
+                    self._record_waiting(job, {job.waiting[0]: self._disk.fault.message})
             return
         capacity, jobs = self._capacity, self._jobs.values()
         free = FreeResources(capacity.cpus, capacity.gpus, [each for job in jobs for each in job.held()])
@@ -672,7 +672,7 @@ class Engine:
             if "epoch" in progress:
                 work.is_trained = progress["epoch"] >= job.spec.training.epochs
                 job.without_device.discard(run_id)
-                self._aside.has_got_on(run_id)
+                self._disk.has_got_on(run_id)
         if outcome is None:
             return
         if is_trained(outcome) and work.told is None:
@@ -688,7 +688,7 @@ class Engine:
                 self._records.move_on(run_id, work.attempt, _PUT_DOWN)
             case "done":
                 self._succeed(job, run_id, work, outcome)
-            case "failed" | "vanished" if (reason := self._aside.reason(outcome)) is not None:
+            case "failed" | "vanished" if (reason := self._disk.reason(outcome)) is not None:
                 self._put_aside(run_id, work, reason)
             case "failed" if self._is_worth_another_device(job, run_id, outcome):
                 self._records.move_on(run_id, work.attempt, _GONE)
@@ -753,7 +753,7 @@ class Engine:
         except OSError as error:
             message = f"the run's artifacts cannot be listed: {error}"
             if (code := disk_error(error)) is not None:
-                self._put_aside(run_id, work, self._aside.reason_of(code, message))
+                self._put_aside(run_id, work, self._disk.reason_of(code, message))
                 return
             why = {"type": type(error).__name__, "message": message}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=why)
@@ -762,7 +762,7 @@ class Engine:
 
     def _put_aside(self, run_id: str, work: Work, reason: Json) -> None:
         """A run has ended because of the disk: it is no failure and no loss."""
-        self._aside.count(run_id)
+        self._disk.count(run_id)
         state = self._records.set_run_aside(run_id, work.attempt, reason)
         log.warning("run set aside", state=state, reason=reason["message"])
 

@@ -302,6 +302,7 @@ def test_an_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason
     with open_database(settings) as database:
         assert Records(database).lease().holder is None
         look = Readiness(database, settings).look()
+    assert "no engine leads: start `retort engine`; the last one gave up: Ray does not start" in look.reasons[0]
     last = look.parts["ray"].last_error
     assert last is not None
     assert "no port is free (try 5)" in last.message
@@ -362,7 +363,7 @@ def test_serve_ends_with_the_reason_when_ray_cannot_start(tmp_path: Path, foreig
     assert "is open to others (mode 0777" in str(caught.value)
     assert running.wait() == 1
     log = (tmp_path / "data" / "service.log").read_text()
-    assert "ready at" not in log
+    assert "retort: ready at" not in log
     assert f"engine ended by itself (exit status {GAVE_UP}), so api was ended, too" in log
 
 

@@ -16,9 +16,9 @@ import pytest
 from safetensors import SafetensorError
 
 from service import disk
-from service.aside import Aside
 from service.db import Database, DatabaseDiskError, DatabaseFull
 from service.disk import Freeable
+from service.engine_disk import EngineDisk
 from service.jobs import State
 from service.readiness import EngineParts
 from service.records import Records
@@ -66,7 +66,7 @@ class Room:
         system = {"statvfs": self.statvfs, "fsync": self.fsync, "ST_RDONLY": os.ST_RDONLY, "strerror": os.strerror}
         monkeypatch.setattr(disk, "os", SimpleNamespace(**system))
         monkeypatch.setattr(disk, "PROBE_S", 0.0)
-        monkeypatch.setattr("service.aside.RESUME_S", 0.0)
+        monkeypatch.setattr("service.engine_disk.RESUME_S", 0.0)
         monkeypatch.setattr("service.set_aside.FIRST_TRY_S", 0.0)
 
     def statvfs(self, _: Path) -> SimpleNamespace:
@@ -238,8 +238,8 @@ def test_a_disk_that_fails_to_write_is_found_by_writing_and_believed_again_by_wr
     for number, code in ((errno.EIO, "EIO"), (errno.EDQUOT, "EDQUOT")):
         room.error = number
         engine.tick()
-        assert engine._aside.fault is not None
-        assert engine._aside.fault.code == code
+        assert engine._disk.fault is not None
+        assert engine._disk.fault.code == code
     assert bench.state is State.QUEUED
     room.error = None
     engine.tick()
@@ -266,21 +266,21 @@ def test_what_gets_nowhere_is_tried_later_each_time_and_at_once_when_it_has_got_
     monkeypatch.setattr("service.set_aside.FIRST_TRY_S", 5.0)
     clock = [1000.0]
     monkeypatch.setattr("service.set_aside.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    aside = Aside(bench.settings, bench.records, EngineParts(bench.records))
+    kept = EngineDisk(bench.settings, bench.records, EngineParts(bench.records))
     for wait_s in (5.0, 10.0, 20.0):
-        aside.count("run_1")
+        kept.count("run_1")
         clock[0] += wait_s - 0.1
-        assert not aside._backoff.is_due("run_1")
+        assert not kept._backoff.is_due("run_1")
         clock[0] += 0.1
-        assert aside._backoff.is_due("run_1")
+        assert kept._backoff.is_due("run_1")
     for _ in range(20):
-        aside.count("run_1")
+        kept.count("run_1")
     clock[0] += 600.0
-    assert aside._backoff.is_due("run_1")
-    aside.has_got_on("run_1")
-    aside.count("run_1")
+    assert kept._backoff.is_due("run_1")
+    kept.has_got_on("run_1")
+    kept.count("run_1")
     clock[0] += 5.0
-    assert aside._backoff.is_due("run_1")
+    assert kept._backoff.is_due("run_1")
 
 
 @pytest.mark.parametrize(("is_read_only", "state"), [(True, State.PAUSED), (False, State.LOST)])

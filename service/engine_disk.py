@@ -23,7 +23,7 @@ _GONE = frozenset({"WorkerLost"})
 log = structlog.get_logger("retort.engine")
 
 
-class Aside:
+class EngineDisk:
     """What one engine knows of its disk, and of the work that was set aside.
 
     Args:
