@@ -1,6 +1,7 @@
 """What follows from what workers tell: the columns of a job and of a run that show how far it is."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ class CacheProgress:
         self.caches: dict[str, str] = {}
         known = stored or {"run": 0, "avoided": 0}
         self._avoided = max(0, known["avoided"])
-        carry_over(forwards_in, known["run"])
+        with suppress(OSError):
+            carry_over(forwards_in, known["run"])
+        # On a full disk it is carried over here, until the engine ends.
+        self._missing = max(0, known["run"] - count_forwards(forwards_in))
 
     def forwards(self, needed: int | None = None) -> Json:
         """``teacher_forwards`` now.
@@ -34,7 +38,7 @@ class CacheProgress:
             needed: forward passes of a live teacher, known when both caches are complete; until then what is avoided
                 is as it was stored.
         """
-        run = count_forwards(self.forwards_in)
+        run = self._missing + count_forwards(self.forwards_in)
         return {"run": run, "avoided": self._avoided if needed is None else forwards_avoided(needed, run)}
 
     def columns(self, events: Sequence[Numbered]) -> Mapping[str, Any]:

@@ -152,9 +152,9 @@ def test_kills_of_others_before_the_process_was_last_heard_of_are_not_its_own(ke
     count(kernel, 4)
     watch.alive(oom_kills())
     assert not watch.death(RuntimeError(UNEXPECTED)).is_node_fault
-    # It was asked before the kill, and has answered.
-    watch.alive(4)
+    # It was asked before the kill; its answer is read after it.
     count(kernel, 5)
+    watch.alive(4)
     assert watch.death(RuntimeError(UNEXPECTED)).is_node_fault
 
 

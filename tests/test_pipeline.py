@@ -146,6 +146,9 @@ def test_forward_counters_add_up_and_are_topped_up_to_what_was_told_before(tmp_p
     for told, total in ((3, 14), (20, 20), (20, 20), (25, 25)):
         carry_over(folder, told)
         assert count_forwards(folder) == total
+    # A full disk is told of by what inference has to write.
+    (tmp_path / "file").touch()
+    ForwardCounter(tmp_path / "file" / "forwards").add(1)
     # Killed between making its file and the first number.
     (folder / "new").touch()
     assert count_forwards(folder) == 25

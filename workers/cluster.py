@@ -460,6 +460,8 @@ class _InferencePool:
         waiting = _Waiting(self._gpu_share, emit)
         try:
             with self._in_use():
+                # What the cache before this one was still owed is started here.
+                self._owed.clear()
                 while len(self._workers) < count:
                     self._workers.append(self._new_worker(self._share))
                 while True:

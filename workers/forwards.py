@@ -4,6 +4,7 @@ A job's counters lie in one folder, and their sum is what was run for it, whoeve
 killed between a batch and its counting leaves that batch out, so the sum is exact or short by one batch for each kill.
 """
 
+import contextlib
 import os
 import uuid
 import weakref
@@ -18,19 +19,23 @@ class ForwardCounter:
     """The counter of one process, or of one session of it.
 
     Args:
-        folder: of the job; made here.
+        folder: of the job; made here. On a full disk nothing is counted: what inference has to write says so.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(folder / uuid.uuid4().hex, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._descriptor: int | None = None
         self._rows = 0
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(folder / uuid.uuid4().hex, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            weakref.finalize(self, os.close, self._descriptor)
 
     def add(self, rows: int) -> None:
         """Count so many pictures. The kernel has the number when this returns; a kill does not take it away."""
         self._rows += rows
-        os.pwrite(self._descriptor, f"{self._rows:0{_DIGITS}d}".encode(), 0)
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.pwrite(self._descriptor, f"{self._rows:0{_DIGITS}d}".encode(), 0)
 
 
 def count_forwards(folder: Path) -> int:
@@ -42,7 +47,11 @@ def count_forwards(folder: Path) -> int:
 
 
 def carry_over(folder: Path, rows: int) -> None:
-    """Have the sum be at least ``rows``: what was told before there were counters, or before a backup was restored."""
+    """Have the sum be at least ``rows``: what was told before there were counters, or before a backup was restored.
+
+    Raises:
+        OSError: the disk is full, say; nothing has changed.
+    """
     missing = rows - count_forwards(folder)
     if missing <= 0:
         return
