@@ -5,6 +5,7 @@ transactions that a statement sees (``pg_current_snapshot``): two statements tha
 Asking costs no look into any table: some 10 us with SQLite, a round trip with PostgreSQL.
 """
 
+import asyncio
 import contextlib
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,14 +27,18 @@ class DatabaseVersion:
         self._database = database
         self._connection: PoolProxiedConnection | None = None
         self._number = 0
+        self._next: asyncio.Task[Version | None] | None = None
         self._read_for_all = SharedRead(self._read)
 
     async def read(self) -> Version | None:
         """The version at a moment after this call; None if the database cannot be read."""
-        if self._database.is_sqlite and self._connection is not None:
-            return self._read()
-        # A connection to open, or a round trip.
-        return await self._read_for_all()
+        if not self._database.is_sqlite or self._connection is None:
+            # A round trip, or a connection to open.
+            return await self._read_for_all()
+        # Once for all who ask in this turn of the event loop: each time the threads at work may take the interpreter.
+        if self._next is None:
+            self._next = asyncio.create_task(self._read_now())
+        return await asyncio.shield(self._next)
 
     def close(self) -> None:
         """Closes the connection; the object can be used again and then opens a new one."""
@@ -41,6 +46,10 @@ class DatabaseVersion:
         if connection is not None:
             with contextlib.suppress(self._database.driver_error):
                 connection.close()
+
+    async def _read_now(self) -> Version | None:
+        self._next = None
+        return self._read()
 
     def _read(self) -> Version | None:
         try:

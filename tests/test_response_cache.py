@@ -271,9 +271,10 @@ class Route:
         await send({"type": "http.response.body", "body": body})
 
 
-async def ask(cache: ResponseCache, path: str = "/v1/jobs") -> bytes:
+async def ask(cache: ResponseCache, path: str = "/v1/jobs", accept: str = "*/*") -> bytes:
     state = {"caller": THIS_MACHINE, "refusal": None}
-    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], "state": state}
+    headers = [(b"accept", accept.encode())]
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers, "state": state}
     sent: list[Message] = []
 
     async def keep(message: Message) -> None:
@@ -321,6 +322,21 @@ def test_response_cache_lets_each_request_ask_where_the_first_has_no_answer(end:
         route.may_answer.set()
         assert sorted(await asyncio.gather(*others)) == [b"2", b"3", b"4"]
         await asyncio.gather(first, return_exceptions=True)
+        # Those did not ask for all; whoever comes next does.
+        assert [await ask(cache), await ask(cache)] == ([b"5", b"5"] if end == "cancelled" else [b"5", b"6"])
+
+    asyncio.run(run())
+
+
+def test_response_cache_lets_no_stream_wait_for_another() -> None:
+    async def run() -> None:
+        route = Route()
+        cache = ResponseCache(route, Clock())
+        asked = [asyncio.create_task(ask(cache, accept="text/event-stream")) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert route.calls == 3
+        route.may_answer.set()
+        await asyncio.gather(*asked)
 
     asyncio.run(run())
 
@@ -329,7 +345,8 @@ def test_response_cache_keeps_so_much_and_no_more() -> None:
     async def run() -> None:
         route = Route(size_bytes=KEPT_BYTES_MAX // 4)
         route.may_answer.set()
-        cache = ResponseCache(route, Clock())
+        clock = Clock()
+        cache = ResponseCache(route, clock)
         for number in range(10):
             await ask(cache, f"/v1/jobs/{number}")
         assert route.calls == 10
@@ -337,6 +354,17 @@ def test_response_cache_keeps_so_much_and_no_more() -> None:
         assert route.calls == 10
         await ask(cache, "/v1/jobs/9")
         assert route.calls == 11
+        # What a commit has dropped while it was made takes no room.
+        route.may_answer.clear()
+        dropped = [asyncio.create_task(ask(cache, f"/v1/jobs/a{number}")) for number in range(10)]
+        await asyncio.sleep(0)
+        clock.value = 1
+        kept = asyncio.create_task(ask(cache, "/v1/jobs/b"))
+        await asyncio.sleep(0)
+        route.may_answer.set()
+        await asyncio.gather(*dropped, kept)
+        await ask(cache, "/v1/jobs/b")
+        assert route.calls == 22
 
     asyncio.run(run())
 
