@@ -25,7 +25,7 @@ from service.db import Database
 from service.errors import Conflict
 from service.jobs import LIVE
 from service.packed_events import compact, hand_over_epochs
-from service.registry import DATASET, teacher_path
+from service.registry import DATASET
 from service.rows import existing, runs_of
 from service.settings import Settings
 from service.tables import (
@@ -175,7 +175,7 @@ class Deletion:
             _refuse_in_use(f"teacher {teacher_id}", session.scalars(select(JobRecord.id).where(users)).all())
             session.delete(teacher)
             session.flush()
-            path = teacher_path(teacher.sha256)
+            path = f"teachers/{teacher.sha256}.onnx"
             if not _has_teacher(session, teacher.sha256):
                 _bury(session, [path])
         self._remove(path)
@@ -216,10 +216,12 @@ class Deletion:
         freed = size_of(target)
         with self.database.write() as session:
             tombstone = session.get(DeletedPathRecord, path)
-            if tombstone is None or _has_teacher(session, target.stem):
+            if tombstone is None:
+                return 0
+            session.delete(tombstone)
+            if _has_teacher(session, target.stem):
                 return 0
             target.unlink(missing_ok=True)
-            session.delete(tombstone)
         return freed
 
     def _forget(self, path: str) -> None:

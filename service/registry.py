@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, defer
 
 from service.db import Database
@@ -21,7 +21,6 @@ from service.rows import Row, event_rows, existing, is_id, runs_of
 from service.tables import (
     ArtifactRecord,
     DatasetRecord,
-    DeletedPathRecord,
     EventRecord,
     IdempotencyRecord,
     JobRecord,
@@ -44,11 +43,6 @@ def digest_of(value: object) -> str:
     """SHA-256 (64 hex digits) of a JSON value, the same for every spelling of it."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def teacher_path(sha256: str) -> str:
-    """Where a teacher's file lies, relative to the data directory."""
-    return f"teachers/{sha256}.onnx"
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,6 @@ class Registry:
             query = select(TeacherRecord).where(TeacherRecord.identity == teacher.identity)
             known = session.scalars(query).one_or_none()
             place_file()
-            session.execute(delete(DeletedPathRecord).where(DeletedPathRecord.path == teacher_path(teacher.sha256)))
             if known is not None:
                 return known, False
             session.add(teacher)

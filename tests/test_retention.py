@@ -341,6 +341,21 @@ def test_compacted_events_are_what_they_were_without_steps_and_superseded_progre
     assert compact(registry.database, job.id) == 0
 
 
+@pytest.mark.parametrize("limit", [7, 1000])
+def test_a_job_of_which_one_run_alone_was_compacted_is_read_in_order(
+    registry: Registry, records: Records, limit: int
+) -> None:
+    """As a kill in the middle leaves it; what the runs told lies between each other."""
+    job, run_id = a_told_job(registry, records, epochs=PACK_MAX + 20)
+    before = every(registry, job, 1000)
+    asked = iter([False, False])
+    compact(registry.database, job.id, lambda: next(asked, True))
+    with registry.database.read() as session:
+        assert session.scalar(select(func.count()).where(EventRecord.run_id == run_id)) == 0
+        assert session.scalar(select(func.count()).where(EventRecord.job_id == job.id))
+    assert every(registry, job, limit) == [row for row in before if row[2] != run_id or row[5] != "step"]
+
+
 def test_events_of_a_live_job_are_not_compacted(registry: Registry, records: Records) -> None:
     job = add_job(registry)
     records.claim_job()
