@@ -108,14 +108,20 @@ def moment(iso: str | None) -> str:
 
 def results(document: Document) -> RenderableType:
     """The report of a job, with the teacher's accuracy and what it has cost."""
+    return Group(report(document), Text(), totals(document))
+
+
+def totals(document: Document) -> Table:
+    """The lines below the report of a job: the teacher's accuracy, and how often it was run."""
     teacher = document["teacher"]
     places = {"test split": teacher["accuracy"], "training views": teacher["views_accuracy"]}
     known = [f"{percent(accuracy)} on the {place}" for place, accuracy in places.items() if accuracy is not None]
-    notes = {
-        "teacher": f"top-1 {', '.join(known)}" if known else None,
-        "cost": forwards(document),
-    }
-    return Group(report(document), Text(), facts(notes))
+    return facts(
+        {
+            "teacher": f"top-1 {', '.join(known)}" if known else None,
+            "cost": forwards(document),
+        }
+    )
 
 
 def report(document: Document) -> Table:

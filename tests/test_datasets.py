@@ -26,6 +26,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from tests.test_sources import make_folder, make_idx, make_mnist, make_npz
@@ -83,6 +84,24 @@ def test_digits_keep_the_published_order(tmp_path: Path) -> None:
     # They hold three of each class.
     np.testing.assert_array_equal(train.labels_N[:30], published.target[:30])
     np.testing.assert_array_equal(train.images_NHWC[:30, ..., 0] == 255, published.images[:30] == 16)
+
+
+def test_digits_with_few_labels_are_the_first_of_each_class(tmp_path: Path) -> None:
+    whole, test = (prepare(DigitsDataset(), split, tmp_path) for split in ("train", "test"))
+    spec = DigitsDataset(train_per_class=7)
+    few, same_test = (prepare(spec, split, tmp_path) for split in ("train", "test"))
+    assert few.samples == examine(spec, tmp_path).samples["train"] == 70
+    for label in range(10):
+        first = whole.images_NHWC[whole.labels_N == label][:7]
+        np.testing.assert_array_equal(few.images_NHWC[few.labels_N == label], first)
+    assert same_test.fingerprint == test.fingerprint
+    assert few.fingerprint != whole.fingerprint
+    # As many as the smallest class has, and no more.
+    assert prepare(DigitsDataset(train_per_class=140), "train", tmp_path).samples == 1400
+    with pytest.raises(ValidationError, match="less than or equal to 140"):
+        DigitsDataset(train_per_class=141)
+    # An Idempotency-Key is known by the digest of a dump, and one from before the field is to be known after.
+    assert DigitsDataset().model_dump() == {"kind": "digits"}
 
 
 # -------------------------------------------------------------------------------------------------- folder

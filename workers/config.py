@@ -31,6 +31,8 @@ RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 
 RUNS_MAX = 1000
 CHANNELS_MAX = 3
+# The class of scikit-learn's digits with the fewest training pictures, the eights, has so many.
+DIGITS_PER_CLASS_MAX = 140
 MILESTONES_MAX = 100
 # Within an epoch, unless the operator sets another.
 CHECKPOINT_S = 60.0
@@ -101,9 +103,18 @@ class TeacherSpec(Spec):
 
 
 class DigitsDataset(Spec):
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey; every fifth of each class is the test split."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey; every fifth of each class is the test split.
+
+    Attributes:
+        train_per_class: train on the first so many pictures of each class; None is all of them, 1,442 in the ten
+            classes. The test split stays whole.
+    """
 
     kind: Literal["digits"] = "digits"
+    # Joined later, as ``Training.cuda_graph``.
+    train_per_class: Annotated[int, Field(strict=True, ge=1, le=DIGITS_PER_CLASS_MAX)] | None = Field(
+        None, exclude_if=lambda given: given is None
+    )
 
 
 class TorchvisionDataset(Spec):

@@ -105,7 +105,7 @@ def decode(source: Source, split: Split, should_stop: ShouldStop) -> Decoding:
     """
     match source.spec:
         case DigitsDataset():
-            return _digits(split, should_stop)
+            return _digits(source.spec, split, should_stop)
         case TorchvisionDataset(kind="cifar10" | "cifar100"):
             return _cifar(source, split, should_stop)
         case TorchvisionDataset():
@@ -146,7 +146,7 @@ def _check_stop(should_stop: ShouldStop) -> None:
 # ------------------------------------------------------------------------------------------ digits
 
 
-def _digits(split: Split, should_stop: ShouldStop) -> Decoding:
+def _digits(spec: DigitsDataset, split: Split, should_stop: ShouldStop) -> Decoding:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -159,6 +159,9 @@ def _digits(split: Split, should_stop: ShouldStop) -> Decoding:
     for label in range(10):
         is_test[np.flatnonzero(labels == label)[4::5]] = True
     chosen = is_test if split == "test" else ~is_test
+    if split == "train" and spec.train_per_class is not None:
+        for label in range(10):
+            chosen[np.flatnonzero(chosen & (labels == label))[spec.train_per_class :]] = False
     return _from_array(images[chosen], labels[chosen], TEN_DIGITS, should_stop)
 
 

@@ -209,7 +209,7 @@ def _digits(spec: DigitsDataset) -> Source:
     return Source(
         spec=spec,
         path=None,
-        samples={"train": 1442, "test": 355},
+        samples={"train": 10 * spec.train_per_class if spec.train_per_class else 1442, "test": 355},
         classes=10,
         class_names=TEN_DIGITS,
         files={"train": (), "test": ()},
