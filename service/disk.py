@@ -80,9 +80,9 @@ def fault(folders: Sequence[Path], floor_bytes: int, margin_bytes: int = 0) -> F
         free_bytes = found.f_bavail * found.f_frsize
         if free_bytes < max(floor_bytes, FULL_BYTES) + margin_bytes:
             reserve = f"{size(floor_bytes)} stay in reserve (RETORT_DISK_FLOOR_BYTES)"
-            return Fault("ENOSPC", f"{size(free_bytes)} are free for {folder}, {reserve}")
+            return Fault("ENOSPC", f"{size(free_bytes)} are free for {_name(folder)}, {reserve}")
         if found.f_files and found.f_favail < FILES_MIN:
-            return Fault("ENOSPC", f"only {found.f_favail} more files can be made in {folder}: remove some")
+            return Fault("ENOSPC", f"only {found.f_favail} more files can be made in {_name(folder)}: remove some")
     return None
 
 
@@ -104,6 +104,11 @@ def write_fault(folders: Sequence[Path]) -> Fault | None:
     return None
 
 
+def _name(folder: Path) -> str:
+    """What anybody may read, with or without a key: not where it is."""
+    return f"the folder {folder.name!r}"
+
+
 def _of_error(folder: Path, error: OSError) -> Fault:
     code = errno.errorcode.get(error.errno or errno.EIO, "EIO")
     advice = {
@@ -112,7 +117,7 @@ def _of_error(folder: Path, error: OSError) -> Fault:
         "EROFS": "mount it writable again (the kernel's log says why it is not)",
         "EIO": "look at the kernel's log, and replace the disk or mend its file system",
     }.get(code, "mount it again, or give it back to this user")
-    return Fault(code, f"{folder} cannot be written: {error.strerror}: {advice}")
+    return Fault(code, f"{_name(folder)} cannot be written: {error.strerror}: {advice}")
 
 
 class Freeable:

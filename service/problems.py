@@ -47,7 +47,7 @@ from workers.errors import (
     UserError,
     WorkerError,
 )
-from workers.texts import storable
+from workers.texts import storable, without_folders
 
 MEDIA_TYPE = "application/problem+json"
 URN = "urn:retort:problem:"
@@ -162,7 +162,7 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
         type=URN + kind.slug,
         title=kind.title,
         status=kind.status,
-        detail=_detail(error, kind, fields),
+        detail=without_folders(_detail(error, kind, fields), request.app.state.context.settings.folder_names),
         instance=request.url.path,
         request_id=request.state.request_id,
         errors=fields[:_FIELDS_MAX],

@@ -58,7 +58,8 @@ from workers.cluster import Cluster, Task, export_name
 from workers.config import Folders, RunSpec, TrainingOrder
 from workers.disk_errors import disk_error, passing_over_disk_errors
 from workers.orders import order_run, share_out
-from workers.outcomes import Outcome
+from workers.outcomes import Numbered, Outcome
+from workers.texts import without_folders
 
 log = structlog.get_logger("retort.engine")
 
@@ -118,6 +119,7 @@ class Engine:
         self._jobs: dict[str, ActiveJob] = {}
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
+        self._folder_names = settings.folder_names
         self._holds = CacheHolds(Catalog(self._folders.caches))
 
     # -------------------------------------------------------------------------------------- the loop's parts
@@ -379,8 +381,16 @@ class Engine:
             with bound_contextvars(run_id=run_id, attempt=work.attempt):
                 self._poll_run(job, run_id, work)
 
-    def _poll_caches(self, job: ActiveJob, work: Work) -> None:
+    def _ask(self, work: Work) -> tuple[list[Numbered], Outcome | None]:
+        """What a task has told since the last look, without paths of this machine: clients read it."""
         events, outcome = work.task.poll()
+        names = self._folder_names
+        if outcome is not None:
+            outcome = outcome.model_copy(update={"message": without_folders(outcome.message, names)})
+        return [(number, without_folders(event, names)) for number, event in events], outcome
+
+    def _poll_caches(self, job: ActiveJob, work: Work) -> None:
+        events, outcome = self._ask(work)
         if events:
             progress = job.progress.columns(events)
             self._records.record_events(job.id, None, job.attempt, events, progress=progress)
@@ -662,7 +672,7 @@ class Engine:
         return folders
 
     def _poll_run(self, job: ActiveJob, run_id: str, work: Work) -> None:
-        events, outcome = work.task.poll()
+        events, outcome = self._ask(work)
         if events:
             progress = run_progress(events)
             if "epoch" in progress and job.backoffs.pop(run_id, None) is not None:

@@ -196,6 +196,13 @@ class Settings(BaseSettings):
         """Where the teacher with this digest (64 hex digits) lies."""
         return self.teachers_dir / f"{sha256}.onnx"
 
+    @property
+    def folder_names(self) -> dict[str, str]:
+        """What clients read in place of the server's absolute paths, by path, see ``texts.without_folders``."""
+        names = {self.data_dir.resolve(): "the data directory", self.data_root.resolve(): "the data root"}
+        # One may lie in the other.
+        return {str(path): names[path] for path in sorted(names, key=lambda path: -len(path.parts))}
+
     def make_folders(self) -> None:
         """Creates the folders below ``data_dir``; existing ones are left alone."""
         for folder in (self.teachers_dir, self.caches_dir, self.datasets_dir, self.jobs_dir):

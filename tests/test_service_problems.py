@@ -149,6 +149,7 @@ def test_a_teacher_whose_file_is_gone_is_refused(api: Api) -> None:
         file.unlink()
     detail = problem(api.client.post("/v1/jobs", json=body), 422, "invalid-teacher")["detail"]
     assert "upload it again" in detail
+    assert str(api.settings.data_dir.resolve()) not in detail
     api.teacher()
     assert api.client.post("/v1/jobs", json=body).status_code == 201
 

@@ -9,7 +9,7 @@ from workers.errors import InvalidText
 from workers.events import Log
 from workers.outcomes import outcome
 from workers.text_files import decode_text
-from workers.texts import cell, composed, difference, differences, printable, printable_json, storable
+from workers.texts import cell, composed, difference, differences, printable, printable_json, storable, without_folders
 
 NAME = b"zz\xfc.png".decode("utf-8", "surrogateescape")
 
@@ -89,6 +89,21 @@ def test_differences_are_those_of_names_that_look_the_same_whatever_lies_between
 
 def test_composed_is_one_spelling_of_every_name() -> None:
     assert composed("cafe\u0301") == composed("caf\u00e9") == "caf\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/srv/r/caches/a b.json: gone", "caches/a b.json: gone"),
+        ("no room in /srv/r (5 bytes)", "no room in the data directory (5 bytes)"),
+        ("'/srv/r/' and \"/srv/r\"", "'the data directory/' and \"the data directory\""),
+        ("/srv/r/data/x.npz, /srv/r/data.", "x.npz, the data root."),
+        ("/srv/r2/x, /mnt/srv/r/x and ./srv/r/x", "/srv/r2/x, /mnt/srv/r/x and ./srv/r/x"),
+    ],
+)
+def test_without_folders_names_files_relative_to_their_folder_and_no_others(text: str, shown: str) -> None:
+    folders = {"/srv/r/data": "the data root", "/srv/r": "the data directory"}
+    assert without_folders({"a": [text, 1]}, folders) == {"a": [shown, 1]}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

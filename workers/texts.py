@@ -7,7 +7,7 @@ refuses U+0000; terminals obey control characters, and bidirectional ones reorde
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Half of a surrogate pair, and NUL.
@@ -49,6 +49,26 @@ def shortened(value: object, characters: int = 200) -> str:
     """Returns the text of a value, cut where it is longer: for what strangers chose the length of, in a message."""
     text = str(value)
     return text if len(text) <= characters else f"{text[: characters - 1]}…"
+
+
+def without_folders(value: Any, folders: Mapping[str, str]) -> Any:  # noqa: ANN401  # JSON as it comes
+    """Returns a JSON value in whose texts what lies below some folders is named relative to them.
+
+    Args:
+        folders: by absolute path, what stands for the folder itself.
+    """
+    match value:
+        case str():
+            for folder, name in folders.items():
+                if folder in value:
+                    before = rf"(?<![\w./-]){re.escape(folder)}"
+                    value = re.sub(rf"{before}/(?=[^\s'\"])", "", value)
+                    value = re.sub(rf"{before}(?![\w-])", name, value)
+        case dict():
+            return {key: without_folders(item, folders) for key, item in value.items()}
+        case list() | tuple():
+            return [without_folders(item, folders) for item in value]
+    return value
 
 
 def listed(names: Iterable[str]) -> str:
