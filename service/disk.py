@@ -152,7 +152,7 @@ class Freeable:
         checkpoints = [path for path in self._settings.jobs_dir.glob("*/*/a*/*.pt") if path.parts[-4] not in live]
         command = "`retort cache delete KEY` can free"
         what = f"in {count} caches that no job needs and nobody has pinned (`retort cache list`)"
-        told = [f"{command} {size(cache_bytes)} {what}"] if count else ["no cache can go: each is pinned or needed"]
+        told = [f"{command} {size(cache_bytes)} {what}"] if count else ["no cache is there that could go"]
         if checkpoints:
             rest_bytes = sum(path.stat().st_size for path in checkpoints)
             told.append(f"{size(rest_bytes)} are checkpoints of jobs that have ended ({GC} lists what can go)")
