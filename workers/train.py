@@ -26,7 +26,6 @@ from structlog.contextvars import bound_contextvars
 
 from store import CacheReader, CacheSpec
 from workers import views
-from workers.allocator import give_back_freed_memory, keep_freed_memory
 from workers.artifacts import Student, write_artifacts
 from workers.composition import Method
 from workers.config import Preprocessing, TrainingOrder, output_size
@@ -111,8 +110,6 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
         no_graph = why_no_graph(order.training.cuda_graph, device, order.training.actors)
         tell(Log(message=f"training on {device.type}: {why}"))
     torch.set_num_threads(order.threads)
-    if device.type == "cpu":
-        keep_freed_memory()
     if device.type == "cuda" and order.memory_fraction < 1.0:
         torch.cuda.set_per_process_memory_fraction(order.memory_fraction, device)
     train = open_prepared(order.folders.datasets, order.train_fingerprint)
@@ -225,7 +222,6 @@ class _Group:
                 step.forget()
             self.recorder.renew()
         torch.cuda.empty_cache()
-        give_back_freed_memory()
         self._ended.append((place, how))
 
     def take_ended(self) -> list[Ended]:

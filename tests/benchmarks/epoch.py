@@ -4,8 +4,7 @@ Three loops train the same student with the same optimizer, precision and thread
 and each row of the table, which is one of ``--parts`` and takes a minute, has a process of its own:
 
 - floor: cross-entropy on batches that lie ready in memory as float32, channels last; nothing is augmented, normalised,
-  checked or counted on the way. What any loop over this student costs; it has the run's settings of the process, its
-  memory allocator's among them, which a script of its own would not have.
+  checked or counted on the way. What any loop over this student costs.
 - cache: ``train_run`` itself with method kd on a cache of two views (crop_flip, padded by 4). A step is everything from
   one batch to the next: pictures, cached logits, student, loss, checks, update, metrics.
 - live: the usual loop, which runs the teacher forward at every step, on the floor's batches. The teacher is a torch
