@@ -27,6 +27,7 @@ from service.schemas import Readiness as Look
 from service.schemas import ReadinessPart as Part
 from service.settings import Settings
 from service.tables import EngineRecord, Json, UtcDateTime, utc_now
+from workers.texts import without_folders
 
 PARTS = ("database", "lease", "ray", "gpu", "disk", "clock")
 RAY_STARTS = "the engine is starting Ray"
@@ -126,7 +127,8 @@ class Readiness:
             row = self._row()
             reason = None if row is not None else self._database.why_not_at_head()
         except (LogGone, DatabaseDiskError) as error:
-            row, reason = None, str(error)
+            # Anybody may ask, without a key.
+            row, reason = None, without_folders(str(error), self._settings.folder_names)
         except SQLAlchemyError as error:
             row, reason = None, f"the database cannot be read ({type(error).__name__})"
         parts = dict.fromkeys(PARTS, Part())

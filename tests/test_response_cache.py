@@ -37,6 +37,8 @@ JSON_VALUES = {
     "caches": {"train": "c"},
     "inference": {"rows_done": 1, "rows_total": 2},
     "teacher_forwards": {"run": 3, "avoided": 4},
+    "set_aside": {"code": "EROFS", "message": "another", "since": "2026-01-01T00:00:00Z"},
+    "backoff": {"losses": 1, "faults": 0, "last": "so", "until": "2026-01-01T00:00:00Z"},
 }
 
 
@@ -131,7 +133,7 @@ def test_response_cache_shows_every_write_at_once_and_its_etag_changes(api_of_ei
                     session.execute(update(table).where(table.id == id).values({column.name: value}))
                 before = changes
                 look(f"{table.__tablename__}.{column.name}")
-                hidden = {"holder", "key_id", "actor", "piece", "share", "whole_gpu", "losses"}
+                hidden = {"holder", "key_id", "actor", "piece", "share", "whole_gpu", "losses", "backoff"}
                 if column.name not in hidden and (table, column.name) != (JobRecord, "attempt"):
                     assert changes > before, f"no document shows {table.__tablename__}.{column.name}"
     records, wishes = api.records, api.context.wishes

@@ -274,7 +274,7 @@ def test_body_is_not_read_of_a_key_whose_scope_is_too_small(tmp_path: Path) -> N
         reader, writer = (api.context.keys.issue(scope, scope)[1] for scope in (Scope.READ, Scope.WRITE))
         found = list(iter_route_contexts(create_app(api.settings).routes))
         bodies = [route for route in found if isinstance(route.route, APIRoute) and route.route.body_field is not None]
-        assert len(bodies) == 4
+        assert len(bodies) == 5
         assert all(isinstance(route.route, JsonRoute) for route in bodies)
         refused = [(str(route.path), reader) for route in bodies]
         refused += [("/v1/teachers", reader), ("/v1/keys", writer)]

@@ -45,6 +45,7 @@ from workers.onnx_session import (
     open_on_cuda,
 )
 from workers.precision import tf32_in_force
+from workers.shared_arrays import SharedArrays
 from workers.views import resize
 
 __all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
@@ -138,6 +139,7 @@ class Teacher:
         self._open, self._session, self._reason = _open(
             on_cpu, device, memory_fraction, self.graph, confine=None if sessions is None else confine_on_gpu
         )
+        self._shared = _shared_with(self._session)
         self.provider = self._session.provider
         self.device = torch.cuda.get_device_name(0) if self._is_on_cuda else platform.machine()
         self._memory_limit = _memory_limit(memory_fraction) if self._is_on_cuda else "the memory of this machine"
@@ -192,9 +194,8 @@ class Teacher:
 
     def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
         """An array for an input: where the session's process sees it, if it has one of its own."""
-        return (
-            self._session.empty(shape, dtype) if isinstance(self._session, ConfinedSession) else np.empty(shape, dtype)
-        )
+        # Threads that load ask at any moment, also while one session follows another.
+        return np.empty(shape, dtype) if self._shared is None else self._shared.empty(shape, dtype)
 
     def run(self, input_: NDArray[np.floating], call_rows: int | None = None) -> NDArray[np.float32]:
         """Logits [B, N] of what ``preprocess`` returned; the log is taken if the graph ends in a softmax.
@@ -268,6 +269,7 @@ class Teacher:
             # A new session: the old one's arena keeps what it has taken, in pieces that fit the larger batch.
             del self._session
             self._session = self._open()
+            self._shared = _shared_with(self._session)
         if self._on_forward is not None:
             self._on_forward(len(input_))
         return output_BN
@@ -352,6 +354,11 @@ def _run_in_calls(
 
 
 # ---------------------------------------------------------------------------------------------------- preprocessing
+
+
+def _shared_with(session: AnySession) -> SharedArrays | None:
+    """The memory that a session's process sees; None of one in this process."""
+    return session.inputs if isinstance(session, ConfinedSession) else None
 
 
 def preprocess(
