@@ -34,14 +34,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL
 
+from service.api.openapi import service_version
 from service.data_dir import STAGING, KnownFiles, in_use, known_files, locked
-from service.db import Database, known_revisions
+from service.db.database import Database, known_revisions
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
-from service.openapi import service_version
 from service.settings import MiB, Settings
 from store import CacheNotFound, Catalog, StoreError
-from workers.durable import disk_full_is_disk_low, replacing, sync, sync_folder
-from workers.ray_head import describe
+from workers.cluster.ray_head import describe
+from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"

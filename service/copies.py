@@ -12,10 +12,10 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
-from service.db import Database
+from service.db.database import Database
 from service.errors import DamagedCopy
 from service.settings import Settings
-from workers.durable import replacing
+from workers.files import replacing
 
 # Where the directory was, and which file its database was, when a service was started last.
 PLACE = "place.json"

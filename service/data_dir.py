@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import text
 
 from service.copies import check_copy, remember_place
-from service.db import Database, upgrade_to_head
+from service.db.database import Database, upgrade_to_head
 from service.errors import DataDirBusy
 from service.private import keep_private
 from service.settings import Settings

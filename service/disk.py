@@ -18,10 +18,10 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.engine import URL
 
-from service.db import Database
-from service.jobs import LIVE
+from service.db.database import Database
+from service.db.models import JobRecord
+from service.db.states import LIVE
 from service.settings import MiB, Settings
-from service.tables import JobRecord
 from service.units import size
 from store import Catalog
 

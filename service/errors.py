@@ -35,7 +35,7 @@
     └── BadKeyFile                  (ValueError)       the file with the API key cannot be used
 
 A message holds the offending value, what is allowed, and the next step. The HTTP status of each is known to
-``service.problems`` alone.
+``service.api.problems`` alone.
 """
 
 

@@ -24,9 +24,9 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def probe_command(*what: str) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment that try one of the engine's packages, see ``workers.probe``."""
+    """Command line and environment that try one of the engine's packages, see ``workers.tools.probe``."""
     path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-    return [sys.executable, "-m", "workers.probe", *what], {**os.environ, "PYTHONPATH": path}
+    return [sys.executable, "-m", "workers.tools.probe", *what], {**os.environ, "PYTHONPATH": path}
 
 
 class GpuReport(BaseModel):
@@ -64,7 +64,7 @@ class GpuReport(BaseModel):
 
     @classmethod
     def of_probe(cls, promised: int, told: Mapping[str, Any]) -> Self:
-        """From what ``workers.probe gpus`` has said."""
+        """From what ``workers.tools.probe gpus`` has said."""
         names, failure = tuple(told["names"][:promised]), told["failure"]
         if failure is None and len(names) < promised:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -17,16 +17,16 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import disk
-from service.db import Database, DatabaseDiskError, LogGone
+from service.api.schemas import LastError
+from service.api.schemas import Readiness as Look
+from service.api.schemas import ReadinessPart as Part
+from service.db.database import Database, DatabaseDiskError, LogGone
+from service.db.engine_queries import ENGINE_ROW, Records
+from service.db.lease import AHEAD_MAX_S, Lease
+from service.db.models import EngineRecord, Json, UtcDateTime, utc_now
 from service.errors import LeaseLost
 from service.gpus import gpu_reason
-from service.lease import AHEAD_MAX_S, Lease
-from service.records import ENGINE_ROW, Records
-from service.schemas import LastError
-from service.schemas import Readiness as Look
-from service.schemas import ReadinessPart as Part
 from service.settings import Settings
-from service.tables import EngineRecord, Json, UtcDateTime, utc_now
 from workers.texts import without_folders
 
 PARTS = ("database", "lease", "ray", "gpu", "disk", "clock")

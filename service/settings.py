@@ -1,6 +1,6 @@
 """Settings of the processes: API, engine, CLI. One frozen model, read from ``RETORT_*``, units in the names.
 
-What a *job* wants is no setting; it stands in the job's own JSON (``workers.config``).
+What a *job* wants is no setting; it stands in the job's own JSON (``workers.config.job``).
 """
 
 import difflib
@@ -24,11 +24,12 @@ Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 # What Python's sqlite3 takes beside the file's name; with ``uri`` SQLite itself takes more.
 _SQLITE_PARAMETERS = {"timeout", "detect_types", "isolation_level", "check_same_thread", "cached_statements"}
-# That of ``workers.onnx_check``, which would bring onnx into every command.
+# That of ``workers.onnx.check``, which would bring onnx into every command.
 TEACHER_MAX_BYTES = 2 * GiB - 4096
 
 PREFIX = "RETORT_"
-# What others than ``Settings`` read: the command line where the service is, and ``workers.ray_head`` whose Ray it is.
+# What others than ``Settings`` read: the command line where the service is, and ``workers.cluster.ray_head`` whose Ray
+# it is.
 OTHER_VARIABLES = frozenset({"URL", "RAY_FOLDER"})
 
 
@@ -44,13 +45,13 @@ class Settings(BaseSettings):
         api_key_file: its first line is a key with scope admin, beside those that ``retort keys`` makes.
         forwarded_allow_ips: addresses or networks of proxies, separated by commas, whose ``X-Forwarded-For`` names the
             caller; None believes nobody.
-        teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx_check`` reads no
+        teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx.check`` reads no
             larger one.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         jobs_max_age_days, jobs_max_count, jobs_max_bytes: jobs that ended longer ago, beyond so many that have ended,
-            or while the files of all jobs are larger, are deleted, the oldest first; see ``service.retention``. 0 keeps
-            all.
+            or while the files of all jobs are larger, are deleted, the oldest first; see ``service.db.retention``. 0
+            keeps all.
         decoded_max_bytes: of all decoded data sets together; the least recently used go that no live job needs. 0 is no
             quota.
         events_max_age_days: events of jobs that have ended longer ago are compacted. 0 leaves them.
@@ -62,7 +63,7 @@ class Settings(BaseSettings):
         open_requests_max, streams_max, uploads_max: requests, and of them event streams and uploads, that one key or
             address may have open. None is a quarter of ``connections_max``.
         connections_max: of all callers together; None is 10,000. It is never more than there are files for, see
-            ``service.inbound``.
+            ``service.api.inbound``.
         address_connections_max: of one address (a /64 of IPv6), but for the proxies of ``forwarded_allow_ips``; None is
             half of ``connections_max``.
         head_timeout_s: a connection that has brought no whole head of a request in so long is closed.
@@ -77,7 +78,7 @@ class Settings(BaseSettings):
         cpus, gpus: what the engine may use; None is all that it finds.
         run_cpus: CPU cores of one process of a run; None is one, and on GPUs the cores divided among the runs.
         gpu_share: the part of a GPU that one run takes (0.25 puts four runs on each); None chooses it from the
-            machine, see ``service.capacity``.
+            machine, see ``service.engine.capacity``.
         confine_on_gpu: teachers on GPUs run within a filter of system calls and file-system rules, where CUDA works
             within them. False leaves those out, for a driver that does not take them: with teachers that you trust.
         checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.

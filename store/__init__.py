@@ -13,9 +13,9 @@
 Knows nothing of torch, Ray or HTTP. See layout.py for the format on disk.
 """
 
-from .catalog import Catalog
-from .encoding import Encoding, SparseEncoding
-from .errors import (
+from store.catalog import Catalog
+from store.encodings.arrays import Encoding, SparseEncoding
+from store.errors import (
     AddressSpaceExhausted,
     AmbiguousKey,
     CacheBusy,
@@ -32,11 +32,11 @@ from .errors import (
     RowOutOfRange,
     StoreError,
 )
-from .reader import CacheReader
-from .reference import Reference, read_reference
-from .room import Hold, Reservation
-from .schema import CacheSpec
-from .writer import CacheWriter
+from store.eviction import Hold, Reservation
+from store.exact_rows import Reference, read_reference
+from store.reader import CacheReader
+from store.spec import CacheSpec
+from store.writer import CacheWriter
 
 __all__ = [
     "AddressSpaceExhausted",

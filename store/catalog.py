@@ -16,13 +16,13 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from . import layout, room
-from .completeness import check_completion, check_identity
-from .errors import AmbiguousKey, CacheCorrupt, CacheNotFound, InvalidArgument, StoreError
-from .files import disk_full_as_error, write_atomically
-from .room import Evicted, Hold, Reservation
-from .schema import CacheSpec
-from .verify import VerifyReport, verify_group
+from store import eviction, layout
+from store.errors import AmbiguousKey, CacheCorrupt, CacheNotFound, InvalidArgument, StoreError
+from store.eviction import Evicted, Hold, Reservation
+from store.filesystem import disk_full_as_error, write_atomically
+from store.identity import check_completion, check_identity
+from store.spec import CacheSpec
+from store.verify import VerifyReport, verify_group
 
 MIN_PREFIX = 4  # hex digits, as in git
 _ABANDONED_S = 3600.0  # creating a group takes milliseconds
@@ -96,18 +96,18 @@ class Catalog:
         A process that has it open keeps reading; one that is writing it is told at its next block.
         Raises CacheNotFound, InvalidArgument, CachePinned, CacheBusy while a block is being written.
         """
-        room.remove(self._existing(key), even_if_held=True)
+        eviction.remove(self._existing(key), even_if_held=True)
 
     def pin(self, key: str) -> None:
         """Keep a cache from eviction and deletion until unpin(), across restarts. May be called twice.
 
         Raises CacheNotFound, InvalidArgument, DiskFull.
         """
-        room.pin(self._existing(key))
+        eviction.pin(self._existing(key))
 
     def unpin(self, key: str) -> None:
         """Take the pin away, if there is one. Raises CacheNotFound, InvalidArgument."""
-        room.unpin(self._existing(key))
+        eviction.unpin(self._existing(key))
 
     def hold(self, key: str) -> Hold:
         """Keep a cache from eviction while this process needs it. Raises CacheNotFound, InvalidArgument."""
@@ -121,12 +121,12 @@ class Catalog:
         Raises QuotaExceeded, having evicted nothing (unless a cache was pinned or taken into use in
         the very moment).
         """
-        with room.turn(self.root):
-            return room.make_room(self.root, needed_bytes, quota_bytes, in_use)
+        with eviction.turn(self.root):
+            return eviction.make_room(self.root, needed_bytes, quota_bytes, in_use)
 
     def evictable(self, in_use: Collection[str] = ()) -> tuple[int, int]:
         """How many caches make_room() could evict, and their bytes; see there for what keeps the others."""
-        return room.evictable(self.root, in_use)
+        return eviction.evictable(self.root, in_use)
 
     def reserve(
         self, specs: Sequence[CacheSpec], quota_bytes: int = 0, provenance: Mapping[str, JsonValue] | None = None
@@ -137,9 +137,9 @@ class Catalog:
         for caches that are complete already. `provenance` is what CacheWriter takes.
         Raises QuotaExceeded as make_room does, and what CacheWriter raises.
         """
-        with room.turn(self.root):
+        with eviction.turn(self.root):
             self.sweep()
-            return room.reserve(self.root, specs, quota_bytes, provenance or {})
+            return eviction.reserve(self.root, specs, quota_bytes, provenance or {})
 
     def sweep(self) -> int:
         """Remove what killed deletions and creations left under the root; returns how many."""
@@ -193,8 +193,8 @@ def _describe(group: Path) -> CacheEntry:
         rows_committed=rows_committed,
         size_bytes=layout.size_bytes(group),
         created_at=manifest.created_at if manifest else None,
-        last_used_at=room.last_used_at(group),
-        pinned=room.is_pinned(group),
+        last_used_at=eviction.last_used_at(group),
+        pinned=eviction.is_pinned(group),
         provenance=provenance,
         problem=problem,
     )

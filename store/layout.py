@@ -39,9 +39,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue, ValidationError
 
-from .errors import CacheCorrupt, CacheNotFound, InvalidArgument
-from .files import CHECKSUM_BYTES, crc32c, read_trailer
-from .schema import FORMAT_VERSION, CacheSpec, canonical_json
+from store.errors import CacheCorrupt, CacheNotFound, InvalidArgument
+from store.filesystem import CHECKSUM_BYTES, crc32c, read_trailer
+from store.spec import FORMAT_VERSION, CacheSpec, canonical_json
 
 GROUP_FILE = "zarr.json"
 COMPLETE_FILE = "COMPLETE"

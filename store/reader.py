@@ -33,20 +33,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from . import layout
-from .completeness import check_completion, check_identity, describe_absence
-from .encoded import EncodedRows, load_block
-from .errors import (
-    CacheNotFound,
-    InvalidArgument,
-    ReaderClosed,
-    RowOutOfRange,
-)
-from .mapping import ChunkRows, map_chunks, memory_bytes
-from .read_ahead import ReadAhead
-from .room import Hold
-from .schema import CacheSpec
-from .statistics import STATISTICS, Float32
+from store import layout
+from store.chunk_map import ChunkRows, map_chunks, memory_bytes
+from store.errors import CacheNotFound, InvalidArgument, ReaderClosed, RowOutOfRange
+from store.eviction import Hold
+from store.identity import check_completion, check_identity, describe_absence
+from store.lossy_rows import EncodedRows, load_block
+from store.read_ahead import ReadAhead
+from store.spec import CacheSpec
+from store.statistics import STATISTICS, Float32
 
 _LOADERS = 4  # threads that load a view
 

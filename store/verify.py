@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import layout
-from .completeness import check_completion, check_identity
-from .consistency import findings
-from .errors import CacheCorrupt, StoreError
-from .layout import BlockRecord
-from .room import Hold
-from .schema import CacheSpec
+from store import layout
+from store.block_checks import findings
+from store.errors import CacheCorrupt, StoreError
+from store.eviction import Hold
+from store.identity import check_completion, check_identity
+from store.layout import BlockRecord
+from store.spec import CacheSpec
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ from zarr.abc.buffer import Buffer
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from . import codec, layout
-from .errors import (
+from store import layout
+from store.encodings import codec
+from store.errors import (
     CacheCorrupt,
     CacheIncomplete,
     CacheMismatch,
@@ -47,7 +48,7 @@ from .errors import (
     InvalidArgument,
     NotStorable,
 )
-from .files import (
+from store.filesystem import (
     PARTIAL,
     crc32c,
     disk_full_as_error,
@@ -57,9 +58,9 @@ from .files import (
     read_trailer,
     write_atomically,
 )
-from .layout import BlockRecord, Completion, FileRecord, Manifest
-from .schema import CacheSpec, canonical_json
-from .statistics import row_statistics
+from store.layout import BlockRecord, Completion, FileRecord, Manifest
+from store.spec import CacheSpec, canonical_json
+from store.statistics import row_statistics
 
 FLOAT16_MAX = 65504.0
 

@@ -4,7 +4,7 @@ import hashlib
 import random
 from pathlib import Path
 
-from service.jobs import State
+from service.db.states import State
 from tests.service_helpers import Api, add_job, start_run
 
 ARTIFACT = "student.safetensors"

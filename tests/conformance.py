@@ -14,12 +14,12 @@ from typing import Any
 
 import httpx
 
-from service.jobs import State
-from service.schemas import EXAMPLE_TEACHER
-from service.schemas_methods import EXAMPLE_CACHE
-from service.scopes import Scope
+from service.api.schemas import EXAMPLE_TEACHER
+from service.api.schemas_preview import EXAMPLE_CACHE
+from service.db.models import DatasetRecord, EngineRecord, TeacherRecord, new_id, utc_now
+from service.db.scopes import Scope
+from service.db.states import State
 from service.settings import Settings
-from service.tables import DatasetRecord, EngineRecord, TeacherRecord, new_id, utc_now
 from tests.filled import ARTIFACT, fill, make_cache
 from tests.service_helpers import Api, make_plan, make_settings, teacher_row
 from workers.logs import RUN_LOG

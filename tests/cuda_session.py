@@ -12,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from workers import onnx_session, teacher
 from workers.errors import OutOfMemory
-from workers.onnx_session import CPU, CUDA_PROVIDER, Session
+from workers.onnx import session
+from workers.onnx.session import CPU, CUDA_PROVIDER, Session
+from workers.teacher import teacher
 
 MEMORY_BYTES = 1 << 30
 NAME = "Double H200"
@@ -77,6 +78,6 @@ def see_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch say that a GPU works."""
     monkeypatch.setattr(teacher, "cuda_failure", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(onnx_session, "load_cuda", lambda: "")
+    monkeypatch.setattr(session, "load_cuda", lambda: "")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: NAME)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=MEMORY_BYTES))

@@ -8,9 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from store import CacheReader
-from workers.cache_plan import CachePlan
-from workers.caching import build_caches, plan_caches, prepare_data
-from workers.config import (
+from workers.config.job import (
     AdamW,
     CosineSchedule,
     CropFlip,
@@ -24,12 +22,14 @@ from workers.config import (
     TrainingOrder,
     Views,
 )
-from workers.datasets import Dataset
+from workers.data.prepared import Dataset
 from workers.events import ignore, never
-from workers.methods import parse_method
+from workers.methods.catalog import parse_method
 from workers.orders import order_run
 from workers.pipeline import train_supervised
-from workers.teacher import Teacher
+from workers.teacher.build_caches import build_caches, plan_caches, prepare_data
+from workers.teacher.cache_plan import CachePlan
+from workers.teacher.teacher import Teacher
 
 SMALL = Training(epochs=2, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
 VIEWS = Views(augmentation=CropFlip(pad=1, flip=False), count=2)

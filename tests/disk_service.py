@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.connection import ApiProblem
+from service.client.transport import ApiProblem
 from tests.processes import Processes, job_of, running_service
 
 TRIES = 600

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.config import Preprocessing, TrainingOrder
-from workers.datasets import open_prepared
-from workers.evaluate import evaluate
+from workers.config.job import Preprocessing, TrainingOrder
+from workers.data.prepared import open_prepared
 from workers.events import ignore, never
 from workers.run_files import ARTIFACTS
-from workers.teacher import Teacher
-from workers.train import train_run
+from workers.teacher.teacher import Teacher
+from workers.training.evaluate import evaluate
+from workers.training.loop import train_run
 
 
 def evaluation_logits(order: TrainingOrder) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -36,7 +36,7 @@ def evaluation_logits(order: TrainingOrder) -> tuple[NDArray[np.float32], NDArra
 
         return evaluate(keep, *setting)
 
-    with patch("workers.train.evaluate", evaluate_and_keep):
+    with patch("workers.training.loop.evaluate", evaluate_and_keep):
         train_run(order, ignore, never)
     config = json.loads((order.folder / ARTIFACTS / "config.json").read_text())
     preprocessing = Preprocessing.model_validate(config["preprocessing"])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from sqlalchemy import insert
 
-from service.db import Database
-from service.jobs import LIVE, State
-from service.tables import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord, TeacherRecord, new_id, utc_now
+from service.db.database import Database
+from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord, TeacherRecord, new_id, utc_now
+from service.db.states import LIVE, State
 from store import CacheWriter
 from tests.store_cases import make_spec, write_cache
-from workers.config import Plan
+from workers.config.job import Plan
 
 ARTIFACT = b"{}"
 METRICS: Json = {"top1": 0.9127, "agreement": 0.97, "kl_to_teacher": 0.03, "ece": 0.02, "nll": 0.31, "loss": 0.52}

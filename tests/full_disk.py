@@ -19,11 +19,11 @@ import pytest
 
 from store import StoreError
 from tests.store_cases import digests
-from workers.artifacts import Student, save_checkpoint, write_artifacts
-from workers.config import Folders, JobSpec, Preprocessing
+from workers.config.job import Folders, JobSpec, Preprocessing
 from workers.errors import WorkerError
 from workers.pipeline import run_job
 from workers.students.build import build_student
+from workers.training.artifacts import Student, save_checkpoint, write_artifacts
 
 _STEP_BYTES = 200 << 10
 

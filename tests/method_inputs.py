@@ -6,12 +6,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from workers.composition import Method, Term
-from workers.live import row_statistics
-from workers.loss_configs import LOSS_CLASSES, Loss
-from workers.methods import parse_method
-from workers.objective import Objective, View, objective
-from workers.policy_configs import (
+from workers.methods.catalog import parse_method
+from workers.methods.losses import LOSS_CLASSES, Loss
+from workers.methods.method import Method, Term
+from workers.methods.policies import (
     Annealed,
     Asymmetric,
     Dtkd,
@@ -23,6 +21,8 @@ from workers.policy_configs import (
     Policy,
     Standardize,
 )
+from workers.objective.objective import Objective, View, objective
+from workers.objective.statistics import row_statistics
 
 POLICIES: dict[str, Policy] = {
     "fixed": Fixed(),

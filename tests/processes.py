@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from service.client import Client
-from service.processes import answers_ready, command, free_port
+from service.cli.supervisor import answers_ready, command, free_port
+from service.client.client import Client
 from tests.digits import Digits
 from tests.process_table import processes_with
-from workers.ray_head import machine_folder
+from workers.cluster.ray_head import machine_folder
 
 TRAINING: dict[str, Any] = {
     "epochs": 2,

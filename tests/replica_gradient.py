@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.live import row_statistics
-from workers.methods import parse_method
-from workers.objective import objective
-from workers.replicas import Replicas
+from workers.methods.catalog import parse_method
+from workers.objective.objective import objective
+from workers.objective.statistics import row_statistics
 from workers.students.build import build_student
+from workers.training.distributed import Replicas
 
 _ROWS, _CLASSES = 32, 7
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.db import Database, upgrade_to_head
-from service.records import Records
-from service.registry import Registry
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.engine_queries import Records
 from tests.service_helpers import Api, PostgresServer, make_settings, postgres_binaries, running_api, running_postgres
 
 if TYPE_CHECKING:

@@ -23,16 +23,16 @@ from sqlalchemy.engine import make_url
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from service.context import Context
+from service.api.dependencies import Context
+from service.api.server import build_server
 from service.data_dir import open_database, unknown_files
-from service.db import upgrade_to_head
-from service.jobs import State
-from service.records import Records
-from service.registry import Registry, digest_of
-from service.server import build_server
+from service.db.api_queries import Registry, digest_of
+from service.db.database import upgrade_to_head
+from service.db.engine_queries import Records
+from service.db.models import Base, EngineRecord, JobRecord, TeacherRecord, new_id
+from service.db.states import State
 from service.settings import Settings
-from service.tables import Base, EngineRecord, JobRecord, TeacherRecord, new_id
-from workers.config import Plan, Preprocessing
+from workers.config.job import Plan, Preprocessing
 
 PREPROCESSING = Preprocessing(channels="gray", mean=(0.5,), std=(0.5,))
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from tests.test_streaming import CPU, LARGE, feed, work
-from workers import streaming
-from workers.datasets import FilesDataset, open_prepared
-from workers.streaming import PictureStream
+from workers.data.prepared import FilesDataset, open_prepared
+from workers.training import image_loader
+from workers.training.image_loader import PictureStream
 
 
 def digest(batches: Iterable[tuple[torch.Tensor, ...]]) -> str:
@@ -36,16 +36,16 @@ def report(listed: FilesDataset) -> dict[str, object]:
         made = [digest(tuple(seen.images for seen in batch.views) for batch in checked.epoch(0))]
         workers = [len(multiprocessing.active_children())]
     # Another program may take the room in between.
-    streaming._QUEUES_BYTES = 0
+    image_loader._QUEUES_BYTES = 0
     with contextlib.closing(
         PictureStream(listed.files, LARGE, 1, CPU, emit=lambda log: warnings.append(log.message))
     ) as stream:
         made += [digest(stream.batches(work(listed, LARGE))) for _ in range(2)]
         workers.append(len(multiprocessing.active_children()))
     # Or between looking how much is free and taking it.
-    streaming._free_bytes = lambda: 1 << 40
-    refused = streaming._shared([torch.zeros(1 << 20, dtype=torch.uint8)])
-    assert isinstance(refused, streaming._NoRoom)
+    image_loader._free_bytes = lambda: 1 << 40
+    refused = image_loader._shared([torch.zeros(1 << 20, dtype=torch.uint8)])
+    assert isinstance(refused, image_loader._NoRoom)
     return {"made": made, "workers": workers, "warnings": warnings, "refused": refused.reason}
 
 

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.allocation import FreeResources, Need
-from service.fairness import Claim, allot
-from workers.outcomes import Share
+from service.engine.allocation import FreeResources, Need
+from service.engine.fair_share import Claim, allot
+from workers.cluster.outcomes import Share
 
 CORE = Need(1, 1.0)
 HALF, WHOLE = Need(1, 1.0, 0.5), Need(1, 1.0, 1.0)

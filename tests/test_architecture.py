@@ -12,8 +12,8 @@ LAYERS = ("store", "workers", "service")
 # package -> the only files that may import it
 HOMES = {
     "zarr": ("store/",),
-    "onnxruntime": ("workers/onnx_session.py",),
-    "ray": ("workers/cluster.py",),
+    "onnxruntime": ("workers/onnx/session.py",),
+    "ray": ("workers/cluster/ray_cluster.py",),
     "fastapi": ("service/",),
     "starlette": ("service/",),
     "sqlalchemy": ("service/",),
@@ -32,33 +32,33 @@ LIGHT = (
     "workers",
     "workers.errors",
     "workers.events",
-    "workers.config",
-    "workers.decoded",
-    "workers.methods",
-    "workers.composition",
-    "workers.combinations",
-    "workers.expression",
+    "workers.config.job",
+    "workers.data.decoded",
+    "workers.methods.catalog",
+    "workers.methods.method",
+    "workers.methods.combined",
+    "workers.methods.expression",
     "workers.logs",
-    "workers.loss_configs",
-    "workers.parts",
-    "workers.policy_configs",
-    "workers.presets",
-    "workers.preview",
-    "workers.temperature",
-    "workers.array_files",
-    "workers.labels",
-    "workers.sources",
+    "workers.methods.losses",
+    "workers.spec",
+    "workers.methods.policies",
+    "workers.methods.papers",
+    "workers.methods.preview",
+    "workers.methods.temperature",
+    "workers.data.headers",
+    "workers.data.labels",
+    "workers.data.discovery",
     "workers.text_files",
-    "workers.onnx_batch",
-    "workers.onnx_check",
-    "workers.onnx_versions",
-    "workers.sandbox",
-    "workers.smoke",
+    "workers.onnx.batch_rules",
+    "workers.onnx.check",
+    "workers.onnx.versions",
+    "workers.onnx.sandbox",
+    "workers.onnx.smoke_test",
     "workers.students",
     "workers.students.catalog",
-    "service.app",
+    "service.api.app",
     "service.cli",
-    "service.client",
+    "service.client.client",
     "service.doctor",
 )
 HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL")
@@ -133,7 +133,7 @@ def test_light_modules_load_nothing_heavy() -> None:
 
 def test_the_engine_loads_ray_and_nothing_else_that_is_heavy() -> None:
     """torch and onnxruntime would take half a GiB of a process that only gives orders."""
-    assert first_heavy("service.engine") == "import service.engine loads ray\n"
+    assert first_heavy("service.engine.process") == "import service.engine.process loads ray\n"
 
 
 def test_the_probe_for_heavy_modules_sees_them_and_torchvision_is_none_of_every_workers() -> None:
@@ -156,7 +156,7 @@ def test_no_exception_under_validation_has_another_as_its_cause() -> None:
     for path in source_files():
         text = path.read_text()
         holds_validators = re.search(r"\b(Before|After|Wrap|Plain)Validator|\b(model|field)_validator", text)
-        parses_for_them = path == ROOT / "workers/expression.py"
+        parses_for_them = path == ROOT / "workers/methods/expression.py"
         for handler in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ExceptHandler)):
             catches = ast.unparse(handler.type) if handler.type else ""
             if holds_validators or parses_for_them or "ValidationError" in catches:

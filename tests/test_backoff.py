@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from service.backoff import Backoff, after_loss
-from service.jobs import State
-from service.registry import Registry
-from service.routes.jobs import summarise
-from service.runner import LOSSES_MAX, Engine
-from service.tables import JobRecord, RunRecord, utc_now
+from service.api.routes.jobs import summarise
+from service.db.api_queries import Registry
+from service.db.backoff import Backoff, after_loss
+from service.db.models import JobRecord, RunRecord, utc_now
+from service.db.states import State
+from service.engine.scheduler import LOSSES_MAX, Engine
 from tests.test_runner import _Bench, _Cluster, _Task, complete_caches, inferred, vanished
 from workers.backoff import CAP_S, LOSSES_EVER_MAX, delay_s
-from workers.outcomes import Outcome
+from workers.cluster.outcomes import Outcome
 
 
 class Clock:
@@ -34,7 +34,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("service.backoff.utc_now", clock)
+    monkeypatch.setattr("service.db.backoff.utc_now", clock)
     return clock
 
 

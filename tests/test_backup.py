@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from service.attempts import list_artifacts
 from service.backup import MANIFEST, PARTIAL, Manifest, _Target, backup, read_backup, restore
 from service.cli import main
 from service.data_dir import STAGING, in_use, locked, open_database
-from service.db import Database, upgrade_to_head
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.engine_queries import Records
+from service.db.models import JobRecord
+from service.db.states import State
+from service.engine.attempt_files import list_artifacts
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
-from service.jobs import State
-from service.records import Records
-from service.registry import Registry
 from service.settings import Settings
-from service.tables import JobRecord
 from store import CacheWriter, Catalog
 from tests.kill_points import killed_at_every_change
 from tests.service_helpers import (

@@ -22,7 +22,7 @@ from tests.benchmarks.retention import measure as measure_retention
 from tests.benchmarks.scaling import MEMORY, TIMES, Sweep
 from tests.benchmarks.scaling_process import watched
 from tests.fake_cuda.processes import FakeCuda
-from workers.combinations import PRESETS
+from workers.methods.combined import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,21 +11,21 @@ from typing import Any, cast
 import pytest
 
 from service.cli import main
-from service.db import Database, upgrade_to_head
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.engine_queries import Records
+from service.engine.cache_leases import CacheHolds
+from service.engine.scheduler import Engine
 from service.gpus import GpuWatch
-from service.holds import CacheHolds
 from service.readiness import EngineParts
-from service.records import Records
-from service.registry import Registry
-from service.runner import Engine
 from store import Catalog
-from store.room import full_bytes
+from store.eviction import full_bytes
 from tests.digits import Digits
 from tests.processes import Processes, events_until, job_of
 from tests.service_helpers import Api, add_job, make_settings, running_api
 from tests.store_cases import is_held, make_spec, write_cache
 from tests.test_service_api import problem
-from workers.cluster import Cluster
+from workers.cluster.ray_cluster import Cluster
 
 pytest_plugins = ["tests.service_fixtures"]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from service.cli import main
+from service.cli.supervisor import command, free_port
+from service.db.engine_queries import Records
+from service.db.models import EngineRecord, utc_now
+from service.db.states import State
 from service.gpus import GpuReport
-from service.jobs import State
-from service.processes import command, free_port
-from service.records import Records
-from service.tables import EngineRecord, utc_now
 from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.service_helpers import PREPROCESSING, Api, add_job, make_settings, onnx_bytes, running_api, start_run
 from tests.store_cases import make_spec, write_cache

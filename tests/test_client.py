@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.client import ApiProblem, Client, DamagedDownload, ServiceUnreachable, WaitTimeout
-from service.connection import UnusableProxy, parse_events
-from service.jobs import State
-from service.processes import command, free_port
+from service.cli.supervisor import command, free_port
+from service.client.client import ApiProblem, Client, DamagedDownload, ServiceUnreachable, WaitTimeout
+from service.client.transport import UnusableProxy, parse_events
+from service.db.states import State
 from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.cutting_proxy import CuttingProxy
 from tests.service_helpers import PREPROCESSING, Api, add_job, finish, make_settings, onnx_bytes, running_api

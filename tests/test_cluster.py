@@ -20,11 +20,11 @@ from store import SparseEncoding
 from tests.digits import SMALL, Digits
 from tests.process_table import processes_with
 from tests.store_cases import digests
-from workers import cluster as cluster_module
 from workers import signals
-from workers.cache_plan import CachePlan
-from workers.caching import build_caches, plan_caches, teacher_accuracy
-from workers.cluster import (
+from workers.cluster import ray_cluster
+from workers.cluster.deaths import Death
+from workers.cluster.outcomes import Outcome, Share
+from workers.cluster.ray_cluster import (
     ACTOR_LOSSES_MAX,
     Cluster,
     Crew,
@@ -36,11 +36,11 @@ from workers.cluster import (
     _Waiting,
     export_name,
 )
-from workers.config import CacheOptions, Folders
-from workers.deaths import Death
+from workers.config.job import CacheOptions, Folders
 from workers.events import Log, ignore, never
-from workers.forwards import count_forwards
-from workers.outcomes import Outcome, Share
+from workers.teacher.build_caches import build_caches, plan_caches, teacher_accuracy
+from workers.teacher.cache_plan import CachePlan
+from workers.teacher.forwards import count_forwards
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -334,7 +334,7 @@ def test_what_nobody_waits_for_is_ended_and_gives_back_its_share(
     [task] = cluster.train(name, [digits.order("kd", tmp_path / "two", endless)], cpus=1, gpu_share=0.0)
     while not task.poll()[0]:
         time.sleep(0.02)
-    monkeypatch.setattr("workers.cluster._WAITING_S", 0.0)
+    monkeypatch.setattr("workers.cluster.ray_cluster._WAITING_S", 0.0)
     assert "inference waits for 1 of the 2 CPU cores, of which 0 are free; 1 other processes" in why_inference_waits(0)
     assert why_inference_waits(0.25) == "inference has its share of the machine: Ray is starting its processes"
     # An engine that was stopped may have left such a one.
@@ -436,7 +436,7 @@ def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_
         assert second._workers == [waiting]
 
         # Idle, it gives its GPU back: the cache that its job wants next may be in another job's hands.
-        monkeypatch.setattr("workers.cluster._IDLE_S", 0.0)
+        monkeypatch.setattr("workers.cluster.ray_cluster._IDLE_S", 0.0)
         with second._in_use():
             pass
         while second._workers:
@@ -515,7 +515,7 @@ class Process:
     def __init__(self, outcome: Outcome | None = None) -> None:
         self.told: list[int] = []
         self.stop = SimpleNamespace(remote=self.told.append)
-        self.answer = SimpleNamespace(remote=lambda *_: cluster_module.ray.put(([], outcome, None)))
+        self.answer = SimpleNamespace(remote=lambda *_: ray_cluster.ray.put(([], outcome, None)))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -523,7 +523,7 @@ def test_a_later_process_of_a_student_that_waits_for_its_pictures_is_stopped_as_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first one waits for it meanwhile, in an exchange that hears nothing."""
-    monkeypatch.setattr(cluster_module, "_PEER_GRACE_S", 0.0)
+    monkeypatch.setattr(ray_cluster, "_PEER_GRACE_S", 0.0)
     stopped = Outcome(kind="stopped", message="while it waited for pictures")
     first, second = Process(), Process(stopped)
     task = Task(Crew([first, second], [0]), has_begun=True)

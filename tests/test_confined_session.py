@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from tests import hostile_teachers, onnx_models
 from tests.hostile_teachers import TRIGGER
-from workers import confined_session
-from workers.confined_session import ConfinedSession, Limits, limits_of
 from workers.errors import InvalidTeacher, OutOfMemory, SessionLost
-from workers.onnx_session import Session
-from workers.session_child import Output
-from workers.shared_arrays import SharedArrays, SharedReader
+from workers.onnx import confined_session
+from workers.onnx.confined_session import ConfinedSession, Limits, limits_of
+from workers.onnx.session import Session
+from workers.onnx.session_child import Output
+from workers.onnx.shared_arrays import SharedArrays, SharedReader
 
 ROWS = TRIGGER + 4
 

@@ -10,14 +10,14 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from service.api.server import serve
 from service.cli import main
 from service.data_dir import open_database
-from service.db import Database, LogGone, upgrade_to_head
-from service.engine import run_engine
+from service.db.api_queries import Registry
+from service.db.database import Database, LogGone, upgrade_to_head
+from service.db.engine_queries import Records
+from service.engine.process import run_engine
 from service.errors import DamagedCopy, NewerDatabase
-from service.records import Records
-from service.registry import Registry
-from service.server import serve
 from service.settings import Settings
 from tests.service_helpers import add_job, make_settings, running_api, start_run
 
@@ -178,7 +178,7 @@ def test_api_without_an_engine_empties_the_log_of_the_database_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = threading.Event()
-    monkeypatch.setattr("service.app.NOTE_USES_S", 0.01)
+    monkeypatch.setattr("service.api.app.NOTE_USES_S", 0.01)
     monkeypatch.setattr(Database, "checkpoint", lambda _: called.set())
     with running_api(make_settings(tmp_path)):
         assert called.wait(30)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workers import deaths
-from workers.deaths import Death, Memory, ProcessId, Watch, memory, oom_kills
+from workers.cluster import deaths
+from workers.cluster.deaths import Death, Memory, ProcessId, Watch, memory, oom_kills
 
 UNEXPECTED = """The actor died unexpectedly before finishing this task.
 \tclass_name: _TrainingActor

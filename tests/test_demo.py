@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.demo import METHODS, SECOND_METHODS
-from service.processes import command, free_port
+from service.cli.demo_run import METHODS, SECOND_METHODS
+from service.cli.supervisor import command, free_port
 from tests.process_table import processes_with
 from tests.test_serve import none_left
 

@@ -20,14 +20,14 @@ import pytest
 from PIL import Image
 from sqlalchemy import text, update
 
+from service.cli.supervisor import free_port
 from service.data_dir import STAGING
-from service.db import Database, upgrade_to_head
+from service.db.database import Database, upgrade_to_head
+from service.db.models import EngineRecord
 from service.doctor import CHECKS, installation, machine, packages
 from service.doctor.finding import Check, Finding, run_checks
 from service.gpus import GpuReport
-from service.processes import free_port
 from service.settings import Settings
-from service.tables import EngineRecord
 from tests.service_helpers import Api, PostgresServer, make_settings
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -399,7 +399,7 @@ def test_a_gpu_that_the_driver_shows_and_torch_does_not_see(
     is_bad(packages.check_torch(changed(settings, gpus=2)), "fail", f"{old}; RETORT_GPUS is 2")
     is_ok(packages.check_torch(changed(settings, gpus=0)), "the CPU alone")
     (fake / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')\n")
-    is_bad(packages.check_torch(settings), "fail", "libcudart.so.13: cannot open", "-m workers.probe torch")
+    is_bad(packages.check_torch(settings), "fail", "libcudart.so.13: cannot open", "-m workers.tools.probe torch")
     (fake / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     is_bad(packages.check_torch(settings), "fail", "signal 11")
     (fake / "torch.py").write_text("import time\ntime.sleep(60)\n")

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.allocation import Need
 from service.backup import backup, restore
-from service.capacity import choose_capacity
-from service.db import Database, LogGone, upgrade_to_head
-from service.engine import Heartbeat, run_engine
+from service.db.database import Database, LogGone, upgrade_to_head
+from service.db.engine_queries import Records
+from service.db.models import JobRecord
+from service.engine.allocation import Need
+from service.engine.capacity import choose_capacity
+from service.engine.process import Heartbeat, run_engine
 from service.errors import InvalidSettings
 from service.readiness import EngineParts
-from service.records import Records
 from service.settings import Settings
-from service.tables import JobRecord
 from tests.digits import Digits
 from tests.processes import (
     TRAINING,
@@ -37,9 +37,9 @@ from tests.processes import (
     processes_of,
 )
 from tests.service_helpers import check_whole
-from workers.config import Training
-from workers.ray_head import machine_folder
-from workers.teacher import Teacher
+from workers.cluster.ray_head import machine_folder
+from workers.config.job import Training
+from workers.teacher.teacher import Teacher
 
 pytest_plugins = ["tests.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)
@@ -389,8 +389,8 @@ class _DatabaseThatFails:
 def test_a_heartbeat_survives_a_locked_database_and_ends_the_engine_before_its_lease_does(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr("service.engine.RENEW_S", 0.01)
-    monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.2)
+    monkeypatch.setattr("service.engine.process.RENEW_S", 0.01)
+    monkeypatch.setattr("service.engine.process.LEASE_TTL_S", 0.2)
     ending, records = threading.Event(), cast("Records", _DatabaseThatFails(error))
     started = time.monotonic()
     with Heartbeat(records, ending, EngineParts(records)):
@@ -411,8 +411,8 @@ def test_a_heartbeat_empties_the_log_of_the_database_now_and_then(
         if Path(f"{tmp_path / 'db'}-wal").stat().st_size == 0:
             emptied.set()
 
-    monkeypatch.setattr("service.engine.RENEW_S", 0.01)
-    monkeypatch.setattr("service.engine.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("service.engine.process.RENEW_S", 0.01)
+    monkeypatch.setattr("service.engine.process.CHECKPOINT_S", 0.0)
     monkeypatch.setattr(Database, "checkpoint", watched)
     with contextlib.closing(Database(url)) as database:
         records = Records(database, "engine")

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.client import Client
+from service.client.client import Client
 from tests.digits import Digits
 from tests.processes import (
     Processes,
@@ -27,7 +27,7 @@ from tests.processes import (
     weights_of,
 )
 from tests.service_helpers import PostgresServer
-from workers.ray_head import machine_folder
+from workers.cluster.ray_head import machine_folder
 
 pytest_plugins = ["tests.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)

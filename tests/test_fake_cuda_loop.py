@@ -12,18 +12,18 @@ from torch import Tensor
 from tests.digits import Digits
 from tests.fake_cuda.counts import counting, read_counts
 from tests.fake_cuda.processes import FakeCuda
-from workers import cuda_graph, feed, train
-from workers.config import ResizedCrop, StudentSpec, TeacherSpec, TrainingOrder, Views
+from workers.config.job import ResizedCrop, StudentSpec, TeacherSpec, TrainingOrder, Views
 from workers.errors import DeviceUnavailable
 from workers.events import Event, never
-from workers.feed import Batch
-from workers.host_copy import to_host
-from workers.learner import Learner, Member
-from workers.methods import parse_method
-from workers.precision import choose_precision
-from workers.prefetch import on_device_ahead
+from workers.methods.catalog import parse_method
 from workers.students.build import build_student
-from workers.teacher import Device, Teacher
+from workers.teacher.teacher import Device, Teacher
+from workers.training import batches, cuda_graph, loop
+from workers.training.batches import Batch
+from workers.training.host_copy import to_host
+from workers.training.precision import choose_precision
+from workers.training.prefetch import on_device_ahead
+from workers.training.run import Learner, Member
 
 pytestmark = pytest.mark.fake_cuda
 
@@ -45,7 +45,7 @@ def _run(orders: Sequence[TrainingOrder], steps: int | None = None) -> tuple[lis
 
     first, *others = orders
     members = [Member(first, emit, should_stop), *(Member(order, emit, never) for order in others)]
-    ended = sorted(train.train_group(members), key=lambda end: end[0])
+    ended = sorted(loop.train_group(members), key=lambda end: end[0])
     return [how for _, how in ended], said
 
 
@@ -76,7 +76,7 @@ def _in_steady_steps(order: TrainingOrder) -> dict[str, int]:
 
 def _data_that_does_not_fit(order: TrainingOrder) -> dict[str, int]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(feed, "_fits", lambda *_: False)
+        patched.setattr(batches, "_fits", lambda *_: False)
         return _in_steady_steps(order)
 
 
@@ -84,7 +84,7 @@ def _second_view_mapped(order: TrainingOrder) -> dict[str, int]:
     """Pictures and the first view's logits fit on the device, the second's no more."""
     answers = iter([True, True, False])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(feed, "_fits", lambda *_: next(answers, True))
+        patched.setattr(batches, "_fits", lambda *_: next(answers, True))
         return _in_steady_steps(order)
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from tests.fake_cuda.counts import Counts, counting
 from tests.fake_cuda.processes import FakeCuda
-from workers.composition import Method
-from workers.live import Known, row_statistics
-from workers.methods import PRESETS, parse_method
-from workers.objective import View, objective_of
+from workers.methods.catalog import PRESETS, parse_method
+from workers.methods.method import Method
+from workers.objective.objective import View, objective_of
+from workers.objective.statistics import Known, row_statistics
 
 pytestmark = pytest.mark.fake_cuda
 

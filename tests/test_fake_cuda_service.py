@@ -14,9 +14,9 @@ from tests.digits import Digits
 from tests.fake_cuda.processes import FakeCuda
 from tests.processes import Processes, job_of, pid_of, running_service, uploaded
 from tests.test_engine_life import in_state, one_more_epoch, soon
-from workers.caching import build_caches, plan_caches
-from workers.config import Folders, JobSpec, TeacherSpec
+from workers.config.job import Folders, JobSpec, TeacherSpec
 from workers.events import ignore, never
+from workers.teacher.build_caches import build_caches, plan_caches
 
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 

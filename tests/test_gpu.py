@@ -16,18 +16,18 @@ from torch import Tensor
 from tests import onnx_models
 from tests.digits import SMALL, Digits
 from tests.evaluation_logits import evaluation_logits, relative_difference
-from workers.config import Preprocessing, Sgd, TrainingOrder
+from workers.config.job import Preprocessing, Sgd, TrainingOrder
 from workers.errors import NotFinite, OutOfMemory, Paused
 from workers.events import ignore, never
-from workers.feed import Batch, TrainingFeed, epoch_order
-from workers.learner import Learner, Member
-from workers.live import row_statistics
-from workers.methods import PRESETS, parse_method
-from workers.objective import View, objective
+from workers.methods.catalog import PRESETS, parse_method
+from workers.objective.objective import View, objective
+from workers.objective.statistics import row_statistics
 from workers.run_files import CHECKPOINT
-from workers.teacher import Teacher
-from workers.train import train_group, train_run
-from workers.train_step import check_every, explain_not_finite
+from workers.teacher.teacher import Teacher
+from workers.training.batches import Batch, TrainingFeed, epoch_order
+from workers.training.loop import train_group, train_run
+from workers.training.run import Learner, Member
+from workers.training.step import check_every, explain_not_finite
 
 pytestmark = [
     pytest.mark.gpu,
@@ -101,7 +101,7 @@ def test_training_feed_gives_the_batches_of_the_cpu(
     fits: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fits:
-        monkeypatch.setattr("workers.feed._fits", lambda *_: False)
+        monkeypatch.setattr("workers.training.batches._fits", lambda *_: False)
     here, there = (
         TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, 3, device, views_per_step=2)
         for device in (torch.device("cpu"), CUDA)
@@ -210,9 +210,9 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
         found[learner.sums.steps] = {name: p.detach().cpu() for name, p in learner.network.named_parameters()}
         return explain_not_finite(learner, step, batch, inputs)
 
-    monkeypatch.setattr("workers.train.explain_not_finite", explain)
+    monkeypatch.setattr("workers.training.loop.explain_not_finite", explain)
     # An event reads the flag, too.
-    monkeypatch.setattr("workers.learner._STEP_EVENT_SECONDS", inf)
+    monkeypatch.setattr("workers.training.run._STEP_EVENT_SECONDS", inf)
     with pytest.raises(
         NotFinite, match=rf"epoch 1, step {bad_step(seed) + 1}, .*\(sample {row} of the training split\)"
     ):

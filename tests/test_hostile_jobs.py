@@ -11,12 +11,13 @@ from store import CacheReader
 from tests import hostile_teachers, onnx_models
 from tests.digits import Digits
 from tests.processes import job_of, running_service, uploaded
-from workers import confined_session, teacher
-from workers.caching import build_caches, inference_batch, open_teacher, plan_caches
-from workers.config import Folders, InferenceOrder, JobSpec, NoAugmentation
-from workers.confined_session import Limits
+from workers.config.job import Folders, InferenceOrder, JobSpec, NoAugmentation
 from workers.errors import InvalidTeacher
 from workers.events import ContractChecked, Log, ignore, never
+from workers.onnx import confined_session
+from workers.onnx.confined_session import Limits
+from workers.teacher import teacher
+from workers.teacher.build_caches import build_caches, inference_batch, open_teacher, plan_caches
 
 pytest_plugins = ["tests.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)

@@ -24,15 +24,15 @@ from store import CacheReader, CacheSpec, CacheWriter, Catalog, NotStorable
 from store.layout import BlockRecord
 from tests import cuda_session, onnx_models
 from tests.store_cases import tree
-from workers import inference
-from workers.caching import inference_batch
-from workers.config import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop, TeacherSpec
-from workers.datasets import DecodedDataset
+from workers.config.job import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop, TeacherSpec
+from workers.data.augmentation import make_views
+from workers.data.prepared import DecodedDataset
 from workers.errors import InvalidTeacher, Stopped
 from workers.events import InferenceProgress, Log
-from workers.inference import infer_blocks
-from workers.teacher import Teacher
-from workers.views import make_views
+from workers.teacher import inference
+from workers.teacher.build_caches import inference_batch
+from workers.teacher.inference import infer_blocks
+from workers.teacher.teacher import Teacher
 
 SAMPLES = 9000  # three blocks of a view: 4096, 4096, 808
 CLASSES = 4

@@ -12,22 +12,22 @@ from pydantic import JsonValue, ValidationError
 
 from service.cli import main
 from store import CacheReader, CacheSpec, CacheWriter, Catalog, Encoding, Reference, SparseEncoding
-from store import codec as store_codec
+from store.encodings import codec
 from store.statistics import row_statistics
 from tests.digits import SMALL, Digits
 from tests.service_helpers import Api
 from tests.store_cases import make_spec
-from workers.cache_plan import CachePlan, Guard
-from workers.caching import build_caches, plan_caches
-from workers.combinations import PRESETS
-from workers.config import CacheOptions, Folders, JobSpec
+from workers.config.job import CacheOptions, Folders, JobSpec
 from workers.errors import InvalidJob, LossyCache, NotFinite
 from workers.events import CacheReady, Log, ignore, never
-from workers.lossy import BAR, gradient_cosine, judge
-from workers.methods import parse_method
-from workers.parity import check_parity
+from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
 from workers.pipeline import run_job
-from workers.recompute import recompute_rows
+from workers.teacher.build_caches import build_caches, plan_caches
+from workers.teacher.cache_plan import CachePlan, Guard
+from workers.teacher.encoding_check import BAR, gradient_cosine, judge
+from workers.teacher.recheck import recompute_rows
+from workers.tools.parity import check_parity
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -50,8 +50,8 @@ def spec_of(encoding: Encoding) -> CacheSpec:
 def reference(encoding: Encoding) -> Reference:
     """EXACT, and what an encoding makes of it."""
     spec, decoded = spec_of(encoding), np.empty_like(EXACT)
-    stored = store_codec.encode(spec, EXACT, 0, 0, LABELS)
-    store_codec.decode(spec, stored, 0, np.arange(ROWS), decoded)
+    stored = codec.encode(spec, EXACT, 0, 0, LABELS)
+    codec.decode(spec, stored, 0, np.arange(ROWS), decoded)
     return Reference(EXACT, decoded, row_statistics(EXACT))
 
 

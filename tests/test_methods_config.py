@@ -8,13 +8,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from store.statistics import STATISTICS
-from workers.composition import Method, Term
-from workers.config import Plan
+from workers.config.job import Plan
 from workers.errors import InvalidMethod, UnknownName
-from workers.live import FORMULAS
-from workers.loss_configs import LOSS_CLASSES, Dkd
-from workers.losses import LOSSES
-from workers.methods import (
+from workers.methods.catalog import (
     PRESETS,
     MethodChoice,
     describe,
@@ -23,8 +19,12 @@ from workers.methods import (
     methods_table,
     parse_method,
 )
-from workers.policy_configs import POLICY_CLASSES
-from workers.temperature import POLICIES
+from workers.methods.losses import LOSS_CLASSES, Dkd
+from workers.methods.method import Method, Term
+from workers.methods.policies import POLICY_CLASSES
+from workers.methods.temperature import POLICIES
+from workers.objective.distillation import LOSSES
+from workers.objective.statistics import FORMULAS
 
 
 class Holder(BaseModel):
@@ -255,7 +255,7 @@ def test_the_schema_of_a_job_offers_names_and_objects() -> None:
 
 def test_describing_methods_loads_no_torch() -> None:
     program = (
-        "import sys, workers.methods as m; m.parse_method('kd').expand(); m.describe(); m.methods_table();"
+        "import sys, workers.methods.catalog as m; m.parse_method('kd').expand(); m.describe(); m.methods_table();"
         "print(sorted({'torch', 'numpy', 'ray', 'onnxruntime', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from store.statistics import STATISTICS
 from workers.errors import InvalidMethod
-from workers.expression import FUNCTIONS, NAMES, TEACHER_STATISTICS, Expression, _Reading, parse
+from workers.methods.expression import FUNCTIONS, NAMES, TEACHER_STATISTICS, Expression, _Reading, parse
 
 Float64 = npt.NDArray[np.float64]
 Row = Any
@@ -200,7 +200,9 @@ def test_an_expression_is_frozen_and_hashed_by_its_text() -> None:
 
 
 def test_the_module_loads_neither_arrays_nor_pydantic() -> None:
-    code = "import sys, workers.expression; print([m for m in ('numpy', 'torch', 'pydantic') if m in sys.modules])"
+    code = (
+        "import sys, workers.methods.expression; print([m for m in ('numpy', 'torch', 'pydantic') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

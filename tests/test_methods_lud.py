@@ -8,11 +8,11 @@ from scipy.special import expit, softmax
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from tests.method_inputs import EDGES, Logits, evaluate, ordinary
-from workers import ranks
-from workers.composition import Method, Term
-from workers.loss_configs import Lud
-from workers.methods import parse_method
-from workers.ranks import average_ranks, correlation, soft_ranks, spearman
+from workers.methods.catalog import parse_method
+from workers.methods.losses import Lud
+from workers.methods.method import Method, Term
+from workers.objective import rank_correlation
+from workers.objective.rank_correlation import average_ranks, correlation, soft_ranks, spearman
 
 Array = npt.NDArray[np.float64]
 
@@ -124,7 +124,7 @@ def test_working_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     x_RN = torch.randn(7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     results = []
     for elements in (1 << 24, 1, 80):
-        monkeypatch.setattr(ranks, "PIECE_ELEMENTS", elements)
+        monkeypatch.setattr(rank_correlation, "PIECE_ELEMENTS", elements)
         ranked_RN = soft_ranks(x_RN, 0.1)
         results.append((ranked_RN, torch.autograd.grad(ranked_RN.square().sum(), x_RN)[0]))
     for ranked_RN, gradient_RN in results[1:]:

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from tests.method_inputs import LOSSES, PAIRS, POLICIES, Logits, alone, evaluate, ordinary
-from workers.composition import Method, Term
-from workers.loss_configs import Dkd, Kl, Loss
-from workers.methods import parse_method
-from workers.objective import objective
-from workers.policy_configs import Dtkd, Fixed, Policy, Standardize
+from workers.methods.catalog import parse_method
+from workers.methods.losses import Dkd, Kl, Loss
+from workers.methods.method import Method, Term
+from workers.methods.policies import Dtkd, Fixed, Policy, Standardize
+from workers.objective.objective import objective
 
 NOT_SHIFT_INVARIANT = ("dtkd", "dtkd_sharpness", "asymmetric_label")
 SHIFT_INVARIANT = [

@@ -1,4 +1,4 @@
-"""The recipe in ``workers.methods``: one function, one dict entry and one config class make a method."""
+"""The recipe in ``workers.methods.catalog``: one function, one dict entry and one config class make a method."""
 
 import json
 import shutil
@@ -73,10 +73,10 @@ class HalfwayKD(Preset):
 '''
 USE = """
 import json, torch
-from workers.live import row_statistics
-from workers.methods import describe, describe_losses, describe_policies, parse_method
-from workers.config import MethodChoice
-from workers.objective import objective
+from workers.objective.statistics import row_statistics
+from workers.methods.catalog import describe, describe_losses, describe_policies, parse_method
+from workers.config.job import MethodChoice
+from workers.objective.objective import objective
 from pydantic import TypeAdapter
 
 custom = {"preset": "custom", "terms": [{"policy": {"kind": "halfway", "divisor": 3}, "loss": "reverse"}]}
@@ -122,11 +122,13 @@ def tree(tmp_path: Path) -> Path:
     _insert(workers / "policy_configs.py", "class Fixed(Policy)", POLICY_CLASS)
     _insert(workers / "losses.py", "def dkd(", LOSS_FUNCTION)
     _insert(workers / "losses.py", '    "kl": kl,\n', '    "reverse": reverse,\n')
-    _insert(workers / "losses.py", "from workers.ranks", "from workers.loss_configs import Reverse\n")
+    _insert(
+        workers / "losses.py", "from workers.objective.rank_correlation", "from workers.methods.losses import Reverse\n"
+    )
     _insert(workers / "loss_configs.py", "class Dkd(Loss)", LOSS_CLASS)
     _insert(workers / "presets.py", "class KD(Preset)", PRESET_CLASS)
     _insert(workers / "presets.py", "    Fixed,\n", "    Halfway,\n")
-    _insert(workers / "presets.py", "from workers.parts", "from workers.loss_configs import Reverse\n")
+    _insert(workers / "presets.py", "from workers.spec", "from workers.methods.losses import Reverse\n")
     return tmp_path
 
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from tests.method_inputs import ALL_PAIRS, EDGES, LOSSES, PAIRS, POLICIES, Logits, alone, evaluate, ordinary
-from workers.composition import Method, Term
 from workers.errors import InvalidMethod, NotFinite
-from workers.live import row_statistics
-from workers.methods import PRESETS, parse_method
-from workers.objective import View, objective, objective_of
-from workers.policy_configs import Expression
-from workers.softmax import one_hot
+from workers.methods.catalog import PRESETS, parse_method
+from workers.methods.method import Method, Term
+from workers.methods.policies import Expression
+from workers.objective.log_softmax import one_hot
+from workers.objective.objective import View, objective, objective_of
+from workers.objective.statistics import row_statistics
 
 NAMES = [name for name in PRESETS if name != "custom"]
 DISTILLING = [name for name in NAMES if name != "ce"]

@@ -15,10 +15,10 @@ import pytest
 from tests.attacks import ATTACKS, BODIES
 from tests.benchmarks import attacks, fuzz_onnx
 from tests.service_helpers import Api, make_settings, running_api
-from workers import onnx_check, smoke
-from workers.config import Preprocessing
+from workers.config.job import Preprocessing
 from workers.errors import InvalidTeacher
-from workers.onnx_check import TeacherGraph, check_onnx
+from workers.onnx import check, smoke_test
+from workers.onnx.check import TeacherGraph, check_onnx
 
 OVER_HTTP = (
     "external data at ../x",
@@ -54,15 +54,15 @@ def test_what_only_running_shows_is_well_formed(name: str, tmp_path: Path) -> No
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A service in which a teacher has two seconds to run, and a child as long to begin as a busy machine takes."""
     settings = make_settings(tmp_path_factory.mktemp("attacks"), teacher_max_bytes=24 << 20)
-    run = smoke.smoke_run
+    run = smoke_test.smoke_run
 
     def run_shortly(path: Path, graph: TeacherGraph, preprocessing: Preprocessing, *, timeout_s: float) -> bool:
         assert timeout_s == settings.inspect_timeout_s
         return run(path, graph, preprocessing, timeout_s=2.0)
 
     with pytest.MonkeyPatch.context() as patch, running_api(settings) as running:
-        patch.setattr(smoke, "smoke_run", run_shortly)
-        patch.setattr(smoke, "GRACE_S", 100.0)
+        patch.setattr(smoke_test, "smoke_run", run_shortly)
+        patch.setattr(smoke_test, "GRACE_S", 100.0)
         attacks.plant_links(running)
         yield running
 
@@ -116,7 +116,7 @@ def test_a_finding_is_counted_and_kept(tmp_path: Path, monkeypatch: pytest.Monke
     def mistaken(path: Path, **_: object) -> None:
         raise KeyError(path.name)
 
-    monkeypatch.setattr(onnx_check, "check_onnx", mistaken)
+    monkeypatch.setattr(check, "check_onnx", mistaken)
     fuzzer = fuzz_onnx.Fuzzer(tmp_path)
     fuzzer.try_one(b"a")
     fuzzer.try_one(b"b")

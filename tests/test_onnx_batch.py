@@ -9,11 +9,11 @@ import pytest
 from onnx import NodeProto, helper
 
 from tests import onnx_models
-from workers.config import Preprocessing
+from workers.config.job import Preprocessing
 from workers.errors import InvalidTeacher
-from workers.onnx_batch import NO_HINT, batch_hint
-from workers.onnx_check import check_onnx
-from workers.smoke import smoke_run
+from workers.onnx.batch_rules import NO_HINT, batch_hint
+from workers.onnx.check import check_onnx
+from workers.onnx.smoke_test import smoke_run
 
 node = helper.make_node
 FLATTEN, GEMM = node("Flatten", ["images"], ["flat"]), node("Gemm", ["flat", "weight"], ["z"])

@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import onnx_models
-from workers import sandbox
 from workers.errors import InvalidTeacher
-from workers.onnx_check import Limits, check_onnx, check_picture, inspect_in_subprocess
-from workers.onnx_graph import refusing
+from workers.onnx import sandbox
+from workers.onnx.check import Limits, check_onnx, check_picture, inspect_in_subprocess
+from workers.onnx.rules import refusing
 
 GEMM = helper.make_node("Gemm", ["flat", "weight"], ["logits"])
 FLATTEN = helper.make_node("Flatten", ["images"], ["flat"])

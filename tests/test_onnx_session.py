@@ -10,7 +10,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from tests import onnx_models
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
-from workers.onnx_session import Session, cuda_providers
+from workers.onnx.session import Session, cuda_providers
 
 CUDNN = (
     "[ONNXRuntimeError] : 1 : FAIL : /src/cuda_call.cc:154 void onnxruntime::CudaCall(ERRTYPE, const char*) [with "

@@ -10,13 +10,13 @@ from onnx import TensorProto, helper
 from tests import onnx_models
 from tests.attacks import ATTACKS
 from tests.digits import Digits
-from workers import smoke
-from workers.caching import identify, plan_caches
-from workers.config import Folders, Preprocessing, TeacherSpec
+from workers.config.job import Folders, Preprocessing, TeacherSpec
 from workers.errors import InvalidTeacher
 from workers.events import ContractChecked, Log, never
-from workers.onnx_check import check_onnx
-from workers.smoke import forget, has_passed, remember, smoke_run
+from workers.onnx import smoke_test
+from workers.onnx.check import check_onnx
+from workers.onnx.smoke_test import forget, has_passed, remember, smoke_run
+from workers.teacher.build_caches import identify, plan_caches
 
 
 def run(built: onnx.ModelProto, folder: Path, preprocessing: Preprocessing | None = None, **options: object) -> bool:
@@ -94,7 +94,7 @@ def test_an_endless_loop_ends_with_its_timer_and_not_with_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long the child takes to begin.
-    monkeypatch.setattr(smoke, "GRACE_S", 100.0)
+    monkeypatch.setattr(smoke_test, "GRACE_S", 100.0)
     path = tmp_path / "teacher.onnx"
     path.write_bytes(ATTACKS["Loop of 2^62 turns"].build())
     with pytest.raises(InvalidTeacher, match="did not finish 1 pictures in the time allowed"):
@@ -113,7 +113,7 @@ def test_a_marker_is_of_one_teacher_and_one_version(tmp_path: Path, monkeypatch:
     assert has_passed(folder, teacher.model_copy(update={"path": tmp_path / "elsewhere"}))
     assert not any(has_passed(folder, other) for other in others)
     with monkeypatch.context() as patch:
-        patch.setattr(smoke, "_version", lambda: "another")
+        patch.setattr(smoke_test, "_version", lambda: "another")
         assert not has_passed(folder, teacher)
     forget(folder, teacher)
     forget(folder, teacher)

@@ -7,13 +7,13 @@ import pytest
 from onnx import helper
 
 from tests import onnx_models
-from workers import onnx_check
-from workers.config import Preprocessing
+from workers.config.job import Preprocessing
 from workers.errors import InvalidTeacher
-from workers.onnx_check import check_onnx, inspect_in_subprocess
-from workers.onnx_session import Session, versions
-from workers.onnx_versions import ONNX, TooNew, Versions, check_versions, runtime_versions
-from workers.smoke import smoke_run
+from workers.onnx import check
+from workers.onnx.check import check_onnx, inspect_in_subprocess
+from workers.onnx.session import Session, versions
+from workers.onnx.smoke_test import smoke_run
+from workers.onnx.versions import ONNX, TooNew, Versions, check_versions, runtime_versions
 
 
 def saved(path: Path, ir: int, opset: int) -> Path:
@@ -64,7 +64,7 @@ def test_a_file_newer_than_onnx_is_refused_with_the_numbers_of_onnx_runtime(
     assert smoke_run(path, inspect_in_subprocess(path), Preprocessing())
 
     path = saved(path, 8, ONNX.opset + 1)
-    monkeypatch.setattr(onnx_check, "is_runtime_installed", lambda: False)
+    monkeypatch.setattr(check, "is_runtime_installed", lambda: False)
     with pytest.raises(InvalidTeacher, match=rf"{ONNX.program} here takes IR version {ONNX.ir} and opset {ONNX.opset}"):
         inspect_in_subprocess(path)
 

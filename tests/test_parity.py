@@ -15,15 +15,15 @@ from service.cli import main
 from store import CacheIncomplete, CacheReader, CacheSpec, CacheWriter
 from tests.digits import Digits
 from tests.onnx_models import linear, save
-from workers.caching import build_caches
-from workers.config import Folders, Sgd, StepSchedule, Training
+from workers.config.job import Folders, Sgd, StepSchedule, Training
+from workers.data.augmentation import make_views
 from workers.errors import InvalidMethod, InvalidTeacher
 from workers.events import Epoch, ignore, never
-from workers.methods import PRESETS, parse_method
-from workers.parity import BOUND, Comparison, ParityReport, Spread, check_parity
-from workers.teacher import Teacher
-from workers.train import train_run
-from workers.views import make_views
+from workers.methods.catalog import PRESETS, parse_method
+from workers.teacher.build_caches import build_caches
+from workers.teacher.teacher import Teacher
+from workers.tools.parity import BOUND, Comparison, ParityReport, Spread, check_parity
+from workers.training.loop import train_run
 
 DTYPES = ("float16", "float32")
 Logits = NDArray[np.floating]

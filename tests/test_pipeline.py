@@ -14,16 +14,16 @@ from tests.digits import SMALL, Digits
 from tests.full_disk import on_a_small_disk, run_outputs
 from tests.store_cases import is_held
 from workers import pipeline
-from workers.caching import build_caches, forwards_needed, identify, plan_caches
-from workers.config import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
-from workers.durable import file_sha256
+from workers.config.job import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, Stopped
 from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
-from workers.forwards import ForwardCounter, carry_over, count_forwards, forwards_avoided
-from workers.methods import parse_method
+from workers.files import file_sha256
+from workers.methods.catalog import parse_method
 from workers.orders import share_out
 from workers.pipeline import run_job
-from workers.recompute import recompute_rows
+from workers.teacher.build_caches import build_caches, forwards_needed, identify, plan_caches
+from workers.teacher.forwards import ForwardCounter, carry_over, count_forwards, forwards_avoided
+from workers.teacher.recheck import recompute_rows
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 

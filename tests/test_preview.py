@@ -20,19 +20,17 @@ import pytest
 import torch
 
 from service.cli import main
-from service.client import ApiProblem, Client
+from service.client.client import ApiProblem, Client
 from store import CacheReader, CacheSpec, CacheWriter
 from store.statistics import row_statistics
 from tests.method_inputs import POLICIES, alone
 from tests.service_helpers import Api
 from tests.store_cases import make_spec, write_blocks
-from workers.composition import Method, Term
 from workers.errors import InvalidMethod, NotFinite
-from workers.live import LiveBatch
-from workers.loss_configs import Kl, Lud, Mse
-from workers.methods import parse_method
-from workers.objective import objective
-from workers.policy_configs import (
+from workers.methods.catalog import parse_method
+from workers.methods.losses import Kl, Lud, Mse
+from workers.methods.method import Method, Term
+from workers.methods.policies import (
     POLICY_CLASSES,
     Annealed,
     Asymmetric,
@@ -45,8 +43,10 @@ from workers.policy_configs import (
     Policy,
     Standardize,
 )
-from workers.preview import Distribution, Row, TermPreview, preview
-from workers.temperature import POLICIES as FUNCTIONS
+from workers.methods.preview import Distribution, Row, TermPreview, preview
+from workers.methods.temperature import POLICIES as FUNCTIONS
+from workers.objective.objective import objective
+from workers.objective.statistics import LiveBatch
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -557,8 +557,8 @@ def test_a_preview_from_disk_loads_neither_torch_nor_an_engine(api: Api) -> None
 import sys
 import numpy as np
 from store import CacheReader
-from workers.methods import parse_method
-from workers.preview import preview
+from workers.methods.catalog import parse_method
+from workers.methods.preview import preview
 with CacheReader.from_key({str(api.settings.caches_dir)!r}, {spec.key!r}) as reader:
     teacher = {{name: values[np.newaxis] for name, values in reader.statistics(0).items()}}
 assert preview(parse_method("atkd").expand(), teacher, reader.spec.classes, epoch=1, epochs=1)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from workers import ray_head
+from workers.cluster import ray_head
+from workers.cluster.ray_head import RayHead, describe, machine_folder
 from workers.errors import WorkerError
-from workers.ray_head import RayHead, describe, machine_folder
 
 pytestmark = pytest.mark.timeout(600)
 

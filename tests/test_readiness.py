@@ -18,22 +18,22 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
-from service import engine as engine_module
+from service.api.metrics import Metrics
 from service.cli import main
+from service.cli.supervisor import GAVE_UP, BackgroundService, ServiceEnded, command
 from service.data_dir import open_database
-from service.db import Database, DatabaseFull
+from service.db.database import Database, DatabaseFull
+from service.db.engine_queries import Records
+from service.db.models import EngineRecord, utc_now
 from service.doctor import installation, packages
-from service.engine import RAY_STARTS_MAX, Heartbeat, _start_ray, run_engine
+from service.engine import process
+from service.engine.process import RAY_STARTS_MAX, Heartbeat, _start_ray, run_engine
 from service.errors import RayFailed
 from service.gpus import GpuReport
-from service.metrics import Metrics
-from service.processes import GAVE_UP, BackgroundService, ServiceEnded, command
 from service.readiness import PARTS, RAY_STARTS, EngineParts, Readiness
-from service.records import Records
-from service.tables import EngineRecord, utc_now
 from tests.service_helpers import Api, make_settings
-from workers.cluster import Cluster
-from workers.ray_head import HeadFailed, machine_folder
+from workers.cluster.ray_cluster import Cluster
+from workers.cluster.ray_head import HeadFailed, machine_folder
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -181,7 +181,7 @@ def test_a_look_is_one_statement_and_reads_no_migrations(
     def fail(*_: object) -> None:
         pytest.fail("Alembic was asked")
 
-    monkeypatch.setattr("service.db.MigrationContext", SimpleNamespace(configure=fail))
+    monkeypatch.setattr("service.db.database.MigrationContext", SimpleNamespace(configure=fail))
     statements: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -256,8 +256,8 @@ def test_an_engine_whose_clock_is_set_keeps_that_as_the_clocks_last_error(
     parts = EngineParts(records)
     assert records.acquire_lease(begin=parts.begin)
     parts.set("ray", None)
-    monkeypatch.setattr("service.engine.RENEW_S", 0.01)
-    monkeypatch.setattr("service.engine.time", _Clock())
+    monkeypatch.setattr("service.engine.process.RENEW_S", 0.01)
+    monkeypatch.setattr("service.engine.process.time", _Clock())
     with Heartbeat(records, threading.Event(), parts):
         for _ in range(1000):
             part = ready(api)["parts"]["clock"]
@@ -281,8 +281,8 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise HeadFailed(f"no port is free\n(try {counts[1]})")
         return cast("Cluster", object())
 
-    monkeypatch.setattr(engine_module, "Cluster", start)
-    monkeypatch.setattr(engine_module, "RAY_RETRY_S", 0.001)
+    monkeypatch.setattr(process, "Cluster", start)
+    monkeypatch.setattr(process, "RAY_RETRY_S", 0.001)
     return counts
 
 
@@ -291,12 +291,12 @@ def test_an_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason
 ) -> None:
     """The lease, too: another engine need not wait for it to run out."""
     settings = make_settings(tmp_path, gpus=0)
-    before = engine_module.signals.handle
+    before = process.signals.handle
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module.signals, "handle", lambda *_: None)
+        patch.setattr(process.signals, "handle", lambda *_: None)
         with pytest.raises(RayFailed, match="Ray does not start") as caught:
             run_engine(settings)
-    assert before is engine_module.signals.handle
+    assert before is process.signals.handle
     assert failing[1] == RAY_STARTS_MAX == 5
     assert "it was tried 5 of 5 times): no port is free (try 5). The engine gives up" in str(caught.value)
     with open_database(settings) as database:

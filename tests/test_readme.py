@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.methods import methods_table, parts_table
+from workers.methods.catalog import methods_table, parts_table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("table", [methods_table, parts_table])
 def test_the_tables_of_methods_are_the_generated_ones(table: Callable[[], str]) -> None:
     assert table().strip() in README, (
-        f'replace it by: python -c "import workers.methods as m; print(m.{table.__name__}())"'
+        f'replace it by: python -c "import workers.methods.catalog as m; print(m.{table.__name__}())"'
     )
 
 

@@ -13,12 +13,12 @@ import torch
 from tests.digits import SMALL, Digits, weights
 from tests.replica_gradient import gradients
 from tests.test_train_group import train_in_a_process
-from workers.config import Sgd, StepSchedule, Training, TrainingOrder
+from workers.config.job import Sgd, StepSchedule, Training, TrainingOrder
 from workers.events import ignore, never
-from workers.replicas import Replicas
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
-from workers.train import train_run
+from workers.training.distributed import Replicas
+from workers.training.loop import train_run
 
 # One step of plain descent, so that what the weights have moved by is the gradient.
 ONE_STEP = Training(

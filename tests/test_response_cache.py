@@ -13,16 +13,16 @@ from sqlalchemy import JSON, Column, event, text, update
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Message, Receive, Scope, Send
 
-from service.app import create_app
-from service.db import Database
-from service.db_version import DatabaseVersion, Version
-from service.keys import KeyRing, Keys
+from service.api.app import create_app
+from service.api.response_cache import KEPT_BYTES_MAX, ResponseCache
+from service.db.api_keys import KeyRing, Keys
+from service.db.database import Database
+from service.db.models import EngineRecord, JobRecord, RunRecord, UtcDateTime, utc_now
+from service.db.scopes import THIS_MACHINE, Caller
+from service.db.scopes import Scope as KeyScope
+from service.db.shared_read import SharedRead
+from service.db.version import DatabaseVersion, Version
 from service.paths import DATABASE_ROUTES
-from service.response_cache import KEPT_BYTES_MAX, ResponseCache
-from service.scopes import THIS_MACHINE, Caller
-from service.scopes import Scope as KeyScope
-from service.shared_read import SharedRead
-from service.tables import EngineRecord, JobRecord, RunRecord, UtcDateTime, utc_now
 from tests.filled import METRICS
 from tests.service_helpers import Api, make_settings, running_api, start_run
 from tests.test_service_http import documents

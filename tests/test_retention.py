@@ -11,16 +11,12 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from service.cli import main
-from service.db import Database
-from service.deletion import Deletion
-from service.housekeeping import Housekeeper
-from service.jobs import State
-from service.packed_events import PACK_MAX, compact
-from service.records import Records
-from service.registry import Registry
-from service.retention import DAY_S, Limits, Retention
-from service.settings import Settings
-from service.tables import (
+from service.db.api_queries import Registry
+from service.db.database import Database
+from service.db.deletion import Deletion
+from service.db.engine_queries import Records
+from service.db.job_control import Wishes
+from service.db.models import (
     DeletedPathRecord,
     EventRecord,
     JobRecord,
@@ -28,11 +24,16 @@ from service.tables import (
     TeacherRecord,
     utc_now,
 )
-from service.wishes import Wishes
+from service.db.packed_events import PACK_MAX, compact
+from service.db.retention import DAY_S, Limits, Retention
+from service.db.states import State
+from service.engine.housekeeping import Housekeeper
+from service.settings import Settings
 from tests.filled import fill
 from tests.service_helpers import Api, add_job, make_plan, make_settings, start_run, teacher_row
-from workers import datasets, decoded
-from workers.config import NpzDataset
+from workers.config.job import NpzDataset
+from workers.data import decoded
+from workers.data import prepared as datasets
 
 pytest_plugins = ["tests.service_fixtures"]
 FILE_BYTES = 1000
@@ -397,15 +398,15 @@ def test_events_go_by_the_age_of_their_job_and_not_while_streams_may_wait_for_it
 
 def test_a_long_job_is_compacted_before_it_is_deleted(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """One transaction that deletes millions of rows would hold up the engine's heartbeat."""
-    monkeypatch.setattr("service.deletion.EVENTS_AT_ONCE", 3)
+    monkeypatch.setattr("service.db.deletion.EVENTS_AT_ONCE", 3)
     compacted = []
-    monkeypatch.setattr("service.deletion.compact", lambda _, job_id: compacted.append(job_id))
+    monkeypatch.setattr("service.db.deletion.compact", lambda _, job_id: compacted.append(job_id))
     shelf.deletion.delete_job(shelf.ids[0])
     assert compacted == [shelf.ids[0]]
 
 
 def test_an_sqlite_file_is_smaller_after_a_collection(tmp_path: Path) -> None:
-    from service.db import upgrade_to_head
+    from service.db.database import upgrade_to_head
 
     settings = make_settings(tmp_path)
     settings.make_folders()

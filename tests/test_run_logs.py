@@ -15,7 +15,7 @@ import pytest
 import structlog
 from pydantic import BaseModel
 
-from service.jobs import State
+from service.db.states import State
 from tests.service_helpers import Api, start_run
 from tests.test_service_api import problem
 from workers import logs

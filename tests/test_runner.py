@@ -15,29 +15,29 @@ import pytest
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from service.attempts import list_artifacts
-from service.db import Database, upgrade_to_head
-from service.deletion import Deletion
-from service.engine import _lead
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.deletion import Deletion
+from service.db.engine_queries import Records
+from service.db.job_control import Wishes
+from service.db.models import EngineRecord, JobRecord, utc_now
+from service.db.states import State
+from service.engine.attempt_files import list_artifacts
+from service.engine.housekeeping import Housekeeper
+from service.engine.process import _lead
+from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Engine
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
-from service.housekeeping import Housekeeper
-from service.jobs import State
 from service.readiness import EngineParts
-from service.records import Records
-from service.registry import Registry
-from service.runner import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Engine
-from service.tables import EngineRecord, JobRecord, utc_now
-from service.wishes import Wishes
 from store import Catalog
 from tests.service_helpers import add_job, make_plan, make_settings, start_run, teacher_row
 from tests.store_cases import is_held, make_spec, write_cache
-from workers.cache_plan import CachePlan
-from workers.cluster import Cluster, Crew
-from workers.config import TeacherAccuracy, TeacherSpec, TrainingOrder
-from workers.forwards import ForwardCounter
-from workers.outcomes import Numbered, Outcome
+from workers.cluster.outcomes import Numbered, Outcome
+from workers.cluster.ray_cluster import Cluster, Crew
+from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingOrder
 from workers.run_files import ARTIFACTS, CHECKPOINT
+from workers.teacher.cache_plan import CachePlan
+from workers.teacher.forwards import ForwardCounter
 
 
 @dataclass
@@ -224,7 +224,7 @@ def inferred(rows: int, key: str = "0" * 64) -> list[Numbered]:
 def test_losses_of_a_caches_process_count_unless_it_had_inferred_something(
     bench: _Bench, rows: int, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.backoff.delay_s", lambda _: 0.0)
+    monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
     tasks = [_Task(inferred(rows), vanished()) for _ in range(LOSSES_MAX + 1)]
     engine = bench.engine(*tasks, _Task())
     for _ in range(len(tasks) + 2):
@@ -432,7 +432,7 @@ def test_an_engine_that_waits_for_the_lease_says_who_has_it_since_when_and_by_wh
     with bench.database.write() as session:
         ahead = utc_now() + timedelta(hours=2)
         session.execute(update(EngineRecord).values(holder="elsewhere:pid:7:ab", heartbeat_at=ahead))
-    monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.05)
+    monkeypatch.setattr("service.engine.process.LEASE_TTL_S", 0.05)
     challenger = Records(bench.database, "challenger")
     with capture_logs() as logs:
         assert _lead(challenger, threading.Event(), EngineParts(challenger))
@@ -568,7 +568,7 @@ def test_engine_whose_slots_one_key_fills_takes_the_job_of_another(bench: _Bench
 def test_engine_names_the_teacher_in_the_error_of_a_job_that_it_has_failed(
     bench: _Bench, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.backoff.delay_s", lambda _: 0.0)
+    monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
     lost = Outcome(kind="vanished", error_type=kind, message="its process ended")
     ending = failed(kind) if kind == "InvalidTeacher" else lost
     engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOSSES_MAX + 1)])

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from service.client import Client
-from service.processes import BackgroundService, ServiceEnded, answers_ready, free_port
+from service.cli.supervisor import BackgroundService, ServiceEnded, answers_ready, free_port
+from service.client.client import Client
 from tests.process_table import api_process, processes_with
 from tests.service_helpers import open_to_others
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The two children of a toy service: each says that it is up, and then does what it is told.
 CHILD = """
 import pathlib, signal, subprocess, sys, time
-from service.processes import end_with_stdin
+from service.cli.supervisor import end_with_stdin
 kind, up = sys.argv[1], pathlib.Path(sys.argv[2])
 if kind == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -38,7 +38,7 @@ time.sleep(600)
 """
 SUPERVISOR = """
 import os, pathlib, sys
-from service.processes import supervise
+from service.cli.supervisor import supervise
 folder, kinds, grace_s = pathlib.Path(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
 ups = [folder / f"{kind}.up" for kind in kinds]
 sys.exit(supervise(

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from service import context, terminal
+from service import render
+from service.api import dependencies
+from service.api.schemas import JobRequest
+from service.db.api_queries import digest_of
+from service.db.engine_queries import Records
+from service.db.models import DatasetRecord, EngineRecord, new_id, utc_now
+from service.db.states import State
 from service.gpus import GpuReport
-from service.jobs import State
-from service.records import Records
-from service.registry import digest_of
-from service.schemas import JobRequest
-from service.tables import DatasetRecord, EngineRecord, new_id, utc_now
 from tests.filled import make_cache
 from tests.service_helpers import PREPROCESSING, Api, finish, make_settings, running_api, start_run
 
@@ -256,7 +257,7 @@ def test_a_page_of_long_documents_has_fewer_of_them_and_says_that_there_are_more
     path = f"/v1/jobs/{job['id']}/runs"
     [whole] = pages(api, path, 100)
     for most, sizes in ((len(json.dumps(whole["data"][:2])), [2, 2, 2]), (1, [1] * 6)):
-        monkeypatch.setattr(context, "PAGE_BYTES", most)
+        monkeypatch.setattr(dependencies, "PAGE_BYTES", most)
         # A commit: until then the pages of before are given.
         api.post_job()
         found = list(pages(api, path, 100))
@@ -268,7 +269,7 @@ def test_a_page_is_as_long_as_its_bytes_and_not_its_characters(api: Api, monkeyp
     for _ in range(2):
         api.post_job(name="\u84b8" * 200)
     answer = api.client.get("/v1/jobs")
-    monkeypatch.setattr(context, "PAGE_BYTES", len(answer.content) - 200)
+    monkeypatch.setattr(dependencies, "PAGE_BYTES", len(answer.content) - 200)
     assert [len(page["data"]) for page in pages(api, "/v1/jobs", 100)] == [1, 1]
 
 
@@ -375,7 +376,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     report = api.client.get(f"/v1/jobs/{job}/report").json()
     assert report["teacher"] == {"accuracy": 0.97, "views_accuracy": 0.62}
     shown = io.StringIO()
-    Console(file=shown, width=200).print(terminal.results(report))
+    Console(file=shown, width=200).print(render.results(report))
     assert "top-1 97.0 % on the test split, 62.0 % on the training views" in shown.getvalue()
     assert report["teacher_forwards"] == {"run": 1797, "avoided": 5000}
     first, second = report["rows"]
@@ -385,7 +386,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     assert (second["student_temperature"], second["seconds"], second["method"]) == (4.0, 12.5, "kd")
     assert (first["device"], second["device"]) == (None, "NVIDIA H200")
     shown = io.StringIO()
-    Console(file=shown, width=200).print(terminal.report(report))
+    Console(file=shown, width=200).print(render.report(report))
     header, _, line = (line.rstrip() for line in shown.getvalue().splitlines())
     assert header.endswith("device")
     assert line.endswith("12.5  NVIDIA H200")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.jobs import State
-from service.tables import RunRecord
+from service.db.models import RunRecord
+from service.db.states import State
 from tests.service_helpers import Api, make_settings, running_api, start_run
 from tests.test_service_api import problem
 

@@ -11,15 +11,15 @@ from unittest.mock import AsyncMock
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service import bodies
-from service.deadlines import Pace
-from service.middleware import BodyLimit
-from service.schemas import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobRequest
+from service.api import bodies
+from service.api.deadlines import Pace
+from service.api.middleware import BodyLimit
+from service.api.schemas import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobRequest
 from tests.benchmarks.memory import own_bytes
 from tests.service_helpers import Api
 from tests.test_service_api import problem
-from workers import expression
-from workers.presets import Preset
+from workers.methods import expression
+from workers.methods.papers import Preset
 
 pytest_plugins = ["tests.service_fixtures"]
 # Nested too deeply: it is parsed before that is known.

@@ -17,15 +17,15 @@ from pydantic import ValidationError
 from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import Session
 
-from service.db import MIGRATIONS, Database, upgrade_to_head
-from service.jobs import State
-from service.packed_events import pack
-from service.records import Records
-from service.registry import Idempotency, Registry
-from service.routes import events, jobs, runs
+from service.api.routes import events, jobs, runs
+from service.db.api_queries import Idempotency, Registry
+from service.db.database import MIGRATIONS, Database, upgrade_to_head
+from service.db.engine_queries import Records
+from service.db.job_control import Wishes
+from service.db.models import Base, JobRecord, TeacherRecord, new_id, utc_now
+from service.db.packed_events import pack
+from service.db.states import State
 from service.settings import Settings
-from service.tables import Base, JobRecord, TeacherRecord, new_id, utc_now
-from service.wishes import Wishes
 from tests.service_helpers import PostgresServer, add_job, make_plan, start_run, teacher_row
 
 pytest_plugins = ["tests.service_fixtures"]

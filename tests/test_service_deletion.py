@@ -10,14 +10,12 @@ import pytest
 from sqlalchemy import func, select
 
 from service.data_dir import unknown_files
-from service.db import Database
-from service.deletion import Deletion
-from service.errors import Conflict, NotFound
-from service.jobs import State
-from service.packed_events import compact
-from service.records import Records
-from service.registry import Idempotency, Registry
-from service.tables import (
+from service.db.api_queries import Idempotency, Registry
+from service.db.database import Database
+from service.db.deletion import Deletion
+from service.db.engine_queries import Records
+from service.db.job_control import Wishes
+from service.db.models import (
     Base,
     DatasetRecord,
     DeletedPathRecord,
@@ -28,11 +26,13 @@ from service.tables import (
     new_id,
     utc_now,
 )
-from service.wishes import Wishes
+from service.db.packed_events import compact
+from service.db.states import State
+from service.errors import Conflict, NotFound
 from tests.filled import fill
 from tests.service_helpers import Api, add_job, make_plan, make_settings, onnx_bytes, start_run, teacher_row
-from workers import datasets, decoded
-from workers.config import DigitsDataset, NpzDataset
+from workers.config.job import DigitsDataset, NpzDataset
+from workers.data import decoded, prepared
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -230,8 +230,8 @@ def test_a_stream_of_a_job_that_is_deleted_ends(api: Api) -> None:
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from service.db import Database
-from service.deletion import Deletion
+from service.db.database import Database
+from service.db.deletion import Deletion
 from service.settings import Settings
 from workers import decoded
 settings = Settings(data_dir=Path(sys.argv[1]), data_root=Path(sys.argv[2]))
@@ -331,7 +331,7 @@ def an_npz(api: Api, name: str, seed: int = 0) -> NpzDataset:
 def decode(api: Api, spec: NpzDataset | DigitsDataset) -> set[str]:
     """Decodes both splits; returns the fingerprints."""
     splits = ("train", "test")
-    made = [datasets.prepare(spec, split, api.settings.data_root, api.settings.datasets_dir) for split in splits]
+    made = [prepared.prepare(spec, split, api.settings.data_root, api.settings.datasets_dir) for split in splits]
     return {dataset.fingerprint for dataset in made}
 
 

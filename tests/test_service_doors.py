@@ -16,16 +16,16 @@ import pytest
 from fastapi.routing import RouteContext, iter_route_contexts
 from sqlalchemy import text
 
-from service.app import create_app
-from service.auth import ADMIN_ROUTES, authorize, load_key_digest, needed_scope
-from service.cli.services import ready_text
-from service.db import Database, upgrade_to_head
+from service.api.app import create_app
+from service.api.auth import ADMIN_ROUTES, authorize, load_key_digest, needed_scope
+from service.api.server import build_server
+from service.cli.serve import ready_text
+from service.db.api_keys import KeyRing, Keys, digest_of_secret
+from service.db.database import Database, upgrade_to_head
+from service.db.models import KeyRecord, new_id
+from service.db.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
 from service.errors import BadKeyFile, UnsafeBinding
-from service.keys import KeyRing, Keys, digest_of_secret
-from service.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
-from service.server import build_server
 from service.settings import Settings
-from service.tables import KeyRecord, new_id
 from tests.service_helpers import Api, make_settings, onnx_bytes, running_api
 from tests.test_service_api import problem
 
@@ -151,7 +151,7 @@ def test_the_first_key_closes_the_door_and_revoking_the_last_does_not_open_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A running service is told by the database, within seconds."""
-    monkeypatch.setattr("service.keys.FRESH_S", 0.05)
+    monkeypatch.setattr("service.db.api_keys.FRESH_S", 0.05)
     with running_api(make_settings(tmp_path)) as api:
         assert api.client.get("/v1/jobs").status_code == 200
         other = Keys(api.context.database)  # as `retort keys` has it
@@ -176,7 +176,7 @@ def settles(client: httpx.Client, headers: dict[str, str], status: int) -> bool:
 
 def test_a_stream_ends_when_its_key_is_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one without a key when there is the first; those of others go on, and a job may be followed for days."""
-    monkeypatch.setattr("service.keys.FRESH_S", 0.05)
+    monkeypatch.setattr("service.db.api_keys.FRESH_S", 0.05)
     with running_api(make_settings(tmp_path, keep_alive_s=0.05)) as api, ExitStack() as opened:
         path = f"/v1/jobs/{api.post_job()['id']}/events"
 

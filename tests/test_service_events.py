@@ -20,9 +20,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
-import service.tail
-from service.jobs import State
-from service.tables import EventRecord
+import service.api.event_feed
+from service.db.models import EventRecord
+from service.db.states import State
 from tests.cutting_proxy import CuttingProxy
 from tests.service_helpers import Api, make_settings, running_api, start_run
 from tests.test_service_uploads import wait_until

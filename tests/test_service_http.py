@@ -16,8 +16,8 @@ import pytest
 from starlette.responses import HTMLResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from service.jobs import State
-from service.pages import PagePolicy
+from service.api.security_headers import PagePolicy
+from service.db.states import State
 from tests.client_cases import ARTIFACT, run_with_artifact
 from tests.service_helpers import Api, finish, make_settings, running_api
 from tests.test_service_api import pages, problem

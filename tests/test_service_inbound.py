@@ -23,13 +23,12 @@ import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.types import Message
 
-from service import inbound
-from service.app import create_app
-from service.bodies import JsonRoute
-from service.context import KEY_HEAVY_MAX, Context
-from service.deadlines import BodyDeadline, Pace
-from service.errors import InvalidRequest, SlowBody
-from service.inbound import (
+from service.api import inbound
+from service.api.app import create_app
+from service.api.bodies import JsonRoute
+from service.api.deadlines import BodyDeadline, Pace
+from service.api.dependencies import KEY_HEAVY_MAX, Context
+from service.api.inbound import (
     FILES_RESERVED,
     SPARE,
     TOTAL_MAX,
@@ -39,12 +38,13 @@ from service.inbound import (
     connections_max,
     raise_open_files,
 )
-from service.limits import KeyedSemaphore, address_group
-from service.processes import free_port
-from service.routes import health, teachers
-from service.scopes import Scope
+from service.api.multipart import Upload
+from service.api.rate_limits import KeyedSemaphore, address_group
+from service.api.routes import health, teachers
+from service.cli.supervisor import free_port
+from service.db.scopes import Scope
+from service.errors import InvalidRequest, SlowBody
 from service.settings import Settings
-from service.uploads import Upload
 from store import CacheNotFound, Catalog
 from tests.client_cases import ARTIFACT, artifact_path, run_with_artifact
 from tests.service_helpers import Api, make_settings, running_api

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import jobs
+from service.db import states as jobs
+from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State, move
 from service.errors import IllegalMove
-from service.jobs import LIVE, TABLE, TERMINAL, WORKING, State, move
 
 states = st.sampled_from(State)
 

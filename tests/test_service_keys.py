@@ -12,14 +12,14 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, event, text
 
+from service.api.server import build_server
 from service.cli import main
-from service.db import MIGRATIONS, Database
+from service.db.api_keys import FRESH_S, NOTE_USES_S, Keys, any_live_key, digest_of_secret
+from service.db.api_queries import Idempotency, Registry
+from service.db.database import MIGRATIONS, Database
+from service.db.models import IdempotencyRecord, KeyRecord, new_id, utc_now
+from service.db.scopes import Scope
 from service.errors import IdempotencyMismatch, NotFound, UnsafeBinding
-from service.keys import FRESH_S, NOTE_USES_S, Keys, any_live_key, digest_of_secret
-from service.registry import Idempotency, Registry
-from service.scopes import Scope
-from service.server import build_server
-from service.tables import IdempotencyRecord, KeyRecord, new_id, utc_now
 from tests.service_helpers import PostgresServer, make_plan, make_settings, running_api, teacher_row
 
 pytest_plugins = ["tests.service_fixtures"]

@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import select
 
-from service.db import Database, upgrade_to_head
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.engine_queries import Records
+from service.db.job_control import Wishes
+from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
+from service.db.set_aside import reason_of
+from service.db.states import TABLE, TERMINAL, WORKING, State
 from service.errors import Conflict, LeaseLost
-from service.jobs import TABLE, TERMINAL, WORKING, State
-from service.records import Records
-from service.registry import Registry
-from service.set_aside import reason_of
-from service.tables import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
-from service.wishes import Wishes
 from tests.service_helpers import add_job
 
 Item = TypeVar("Item")

@@ -14,14 +14,14 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from hypothesis import given, settings
 
-from service.app import create_app
-from service.db import Database
+from service.api.app import create_app
+from service.api.rate_limits import JSON_DEPTH_MAX, NAMES_MAX, ConcurrencyLimit, RateLimit, check_depth
+from service.db.api_queries import Registry
+from service.db.database import Database
+from service.db.engine_queries import Records
+from service.db.scopes import Scope
+from service.db.states import State
 from service.errors import InvalidRequest, MalformedBody, QueueFull, TooManyRequests
-from service.jobs import State
-from service.limits import JSON_DEPTH_MAX, NAMES_MAX, ConcurrencyLimit, RateLimit, check_depth
-from service.records import Records
-from service.registry import Registry
-from service.scopes import Scope
 from tests.service_helpers import Api, finish, make_plan, make_settings, running_api, teacher_row
 from tests.test_service_api import problem
 from tests.test_service_doors import filled

@@ -88,9 +88,9 @@ import sys, types, service
 def prints(_):
     print("out \\x1b[2J \\udcfc")
     print("err \\x1b[2J", file=sys.stderr)
-engine = sys.modules["service.engine"] = types.ModuleType("service.engine")
+engine = sys.modules["service.engine.process"] = types.ModuleType("service.engine.process")
 engine.run_engine = prints
-server = service.server = sys.modules["service.server"] = types.ModuleType("service.server")
+server = service.api.server = sys.modules["service.api.server"] = types.ModuleType("service.api.server")
 server.serve, server.share_one_heap = prints, lambda: None
 from service.cli import main
 main([sys.argv[1]])

@@ -12,11 +12,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, select, text, update
 
-from service.context import Context
-from service.db import Database
-from service.jobs import State
-from service.metrics import METHODS, Metrics
-from service.tables import EngineRecord, JobRecord, RunRecord, utc_now
+from service.api.dependencies import Context
+from service.api.metrics import METHODS, Metrics
+from service.db.database import Database
+from service.db.models import EngineRecord, JobRecord, RunRecord, utc_now
+from service.db.states import State
 from tests.filled import fill
 from tests.service_helpers import Api, make_plan, make_settings, running_api, teacher_row
 from tests.test_service_api import problem

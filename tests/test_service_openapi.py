@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tests.service_helpers import Api
-from workers.parts import Config
+from workers.spec import Config
 
 pytest_plugins = ["tests.service_fixtures"]
 HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL")
@@ -52,7 +52,7 @@ def test_every_operation_is_described_and_every_reference_leads_somewhere(shared
 
 def test_importing_the_api_loads_nothing_heavy() -> None:
     """It takes jobs; others do the work."""
-    code = f"import sys, service.app, service.server; print([name for name in {HEAVY} if name in sys.modules])"
+    code = f"import sys, service.api.app, service.api.server; print([name for name in {HEAVY} if name in sys.modules])"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,8 +12,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service import errors
-from service.problems import KINDS, kind_of
-from service.tables import JobRecord
+from service.api.problems import KINDS, kind_of
+from service.db.models import JobRecord
 from store import DiskFull
 from tests.service_helpers import Api, make_settings, running_api
 from tests.test_service_api import problem
@@ -243,7 +243,7 @@ def test_what_a_problem_keeps_to_itself_is_in_the_log(api: Api, monkeypatch: pyt
     def fails(*_: object) -> None:
         raise WorkerError("the child could not start")
 
-    monkeypatch.setattr("service.routes.teachers.inspect_in_subprocess", fails)
+    monkeypatch.setattr("service.api.routes.teachers.inspect_in_subprocess", fails)
     request_id = problem(api.upload(), 500, "internal")["request_id"]
     logged = [entry for entry in api.logs if entry["event"] == "unforeseen error"]
     assert [(entry["path"], entry["request_id"]) for entry in logged] == [("/v1/teachers", request_id)]

@@ -17,14 +17,14 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from service.db import Database, upgrade_to_head
-from service.deletion import Deletion
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.deletion import Deletion
+from service.db.engine_queries import Records, actor_name
+from service.db.job_control import Wishes
+from service.db.models import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
+from service.db.states import LIVE, State
 from service.errors import Conflict, LeaseLost, NotFound
-from service.jobs import LIVE, State
-from service.records import Records, actor_name
-from service.registry import Registry
-from service.tables import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
-from service.wishes import Wishes
 from tests.service_helpers import add_job, finish, make_plan, make_settings, start_run, teacher_row
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -90,8 +90,8 @@ def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: Re
 
 CLAIM = """
 import sys
-from service.db import Database
-from service.records import Records
+from service.db.database import Database
+from service.db.engine_queries import Records
 records = Records(Database(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -789,7 +789,7 @@ def test_a_lease_whose_heartbeat_is_from_the_future_is_taken_once_it_was_the_sam
 ) -> None:
     """Its holder's clock was ahead, or this one was set back; a holder that is alive beats again meanwhile."""
     clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr("service.records.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr("service.db.engine_queries.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     a, b = Records(database, "a"), Records(database, "b")
 
     def beats(ahead_s: float) -> None:

@@ -15,17 +15,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from service.app import create_app
-from service.context import Context
-from service.db import upgrade_to_head
+from service.api.app import create_app
+from service.api.dependencies import Context
+from service.api.multipart import BUFFER_BYTES, sweep
+from service.db.database import upgrade_to_head
+from service.db.models import TeacherRecord
+from service.db.states import State
 from service.errors import DiskFloor
-from service.jobs import State
-from service.tables import TeacherRecord
-from service.uploads import BUFFER_BYTES, sweep
 from tests.service_helpers import PREPROCESSING, Api, make_settings, onnx_bytes, running_api
 from tests.test_service_api import problem
-from workers import onnx_versions, smoke
-from workers.config import TeacherSpec
+from workers.config.job import TeacherSpec
+from workers.onnx import smoke_test, versions
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -69,16 +69,16 @@ def test_an_upload_is_kept_under_its_digest_and_described(api: Api) -> None:
 def test_a_teacher_is_tried_at_its_upload_where_that_is_possible(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it says so, until whoever tries it, an upload or a job, has left its marker; that goes with the teacher."""
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_versions, "is_runtime_installed", lambda: False)
+        patch.setattr(versions, "is_runtime_installed", lambda: False)
         teacher = api.upload().json()
     assert teacher["smoke_run"] == "pending"
     path = f"/v1/teachers/{teacher['id']}"
     assert api.client.get(path).json()["smoke_run"] == "pending"
     assert api.upload().json()["smoke_run"] == "passed"
     assert api.client.get("/v1/teachers").json()["data"][0]["smoke_run"] == "passed"
-    smoke.forget(api.settings.smoke_dir, spec := order_of(api, teacher["id"]))
+    smoke_test.forget(api.settings.smoke_dir, spec := order_of(api, teacher["id"]))
     assert api.client.get(path).json()["smoke_run"] == "pending"
-    smoke.remember(api.settings.smoke_dir, spec)
+    smoke_test.remember(api.settings.smoke_dir, spec)
     assert api.client.get(path).json()["smoke_run"] == "passed"
     assert api.client.delete(path).status_code == 204
     assert list(api.settings.smoke_dir.iterdir()) == []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.jobs import State
+from service.db.states import State
 from tests.service_helpers import Api, make_settings, running_api, start_run
 from tests.test_service_api import problem
 

@@ -16,25 +16,25 @@ import pytest
 from safetensors import SafetensorError
 
 from service import disk
-from service.db import Database, DatabaseDiskError, DatabaseFull
+from service.cli.follow import JobView
+from service.db.database import Database, DatabaseDiskError, DatabaseFull
+from service.db.engine_queries import Records
+from service.db.models import EngineRecord, JobRecord, Json
+from service.db.states import State
 from service.disk import Freeable
-from service.engine_disk import EngineDisk
-from service.jobs import State
+from service.engine.disk import EngineDisk
+from service.engine.scheduler import Engine
 from service.readiness import EngineParts
-from service.records import Records
-from service.runner import Engine
-from service.tables import EngineRecord, JobRecord, Json
-from service.watch import JobView
 from store import DiskFull
 from tests.full_disk import on_a_small_disk
 from tests.service_helpers import Api, PostgresServer, start_run
 from tests.store_cases import make_spec, write_cache
 from tests.test_runner import _Bench, _Cluster, _Task, complete_caches, failed, inferred, vanished
 from tests.test_service_api import problem
-from workers.artifacts import CHECKPOINT, load_checkpoint
+from workers.cluster.outcomes import Outcome, outcome
 from workers.disk_errors import disk_error
 from workers.errors import DiskLow, InvalidDataset
-from workers.outcomes import Outcome, outcome
+from workers.training.artifacts import CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
     from tests.digits import Digits
@@ -66,8 +66,8 @@ class Room:
         system = {"statvfs": self.statvfs, "fsync": self.fsync, "ST_RDONLY": os.ST_RDONLY, "strerror": os.strerror}
         monkeypatch.setattr(disk, "os", SimpleNamespace(**system))
         monkeypatch.setattr(disk, "PROBE_S", 0.0)
-        monkeypatch.setattr("service.engine_disk.RESUME_S", 0.0)
-        monkeypatch.setattr("service.set_aside.FIRST_TRY_S", 0.0)
+        monkeypatch.setattr("service.engine.disk.RESUME_S", 0.0)
+        monkeypatch.setattr("service.db.set_aside.FIRST_TRY_S", 0.0)
 
     def statvfs(self, _: Path) -> SimpleNamespace:
         flag = os.ST_RDONLY if self.is_read_only else 0
@@ -156,7 +156,7 @@ def test_load_checkpoint_passes_over_a_damaged_file_but_not_over_one_whose_disk_
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("workers.artifacts.torch.load", fail)
+    monkeypatch.setattr("workers.training.artifacts.torch.load", fail)
     with pytest.raises(OSError, match="Input/output"):
         load_checkpoint([tmp_path], "x")
 
@@ -263,9 +263,9 @@ def test_caches_that_end_because_of_the_disk_set_their_job_aside(bench: _Bench, 
 def test_what_gets_nowhere_is_tried_later_each_time_and_at_once_when_it_has_got_somewhere(
     bench: _Bench, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.set_aside.FIRST_TRY_S", 5.0)
+    monkeypatch.setattr("service.db.set_aside.FIRST_TRY_S", 5.0)
     clock = [1000.0]
-    monkeypatch.setattr("service.set_aside.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("service.db.set_aside.time", SimpleNamespace(monotonic=lambda: clock[0]))
     kept = EngineDisk(bench.settings, bench.records, EngineParts(bench.records))
     for wait_s in (5.0, 10.0, 20.0):
         kept.count("run_1")
@@ -305,7 +305,7 @@ def test_artifacts_that_cannot_be_listed_because_of_the_disk_set_a_run_aside(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("service.runner.list_artifacts", fail)
+    monkeypatch.setattr("service.engine.scheduler.list_artifacts", fail)
     engine = bench.engine_on(_Cluster(complete_caches(), endings=[Outcome(kind="done", value={}) for _ in range(2)]))
     tick_until(engine, lambda: bench.state is State.PAUSED)
     for run in bench.records.runs(bench.job_id):
@@ -319,7 +319,7 @@ def test_a_disk_that_lets_nothing_be_removed_does_not_end_the_engine(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("service.runner.sweep_attempts", fail)
+    monkeypatch.setattr("service.engine.scheduler.sweep_attempts", fail)
     monkeypatch.setattr("store.catalog.write_atomically", fail)
     key = write_cache(bench.settings.caches_dir, make_spec(samples=100)).spec.key
     engine = bench.engine(_Task(inferred(5, key), failed("InvalidTeacher")))
@@ -453,10 +453,10 @@ class _FullDatabase(Records):
 
 def test_a_heartbeat_outlives_a_full_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other engine could take the lease."""
-    from service.engine import Heartbeat
+    from service.engine.process import Heartbeat
 
-    monkeypatch.setattr("service.engine.RENEW_S", 0.005)
-    monkeypatch.setattr("service.engine.LEASE_TTL_S", 0.02)
+    monkeypatch.setattr("service.engine.process.RENEW_S", 0.005)
+    monkeypatch.setattr("service.engine.process.LEASE_TTL_S", 0.02)
     ending, renewed = threading.Event(), threading.Event()
     records = _FullDatabase(30, renewed)
     with Heartbeat(records, ending, EngineParts(records)):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.db import Database
+from service.db.database import Database
 from service.errors import InvalidSettings
 from service.settings import TEACHER_MAX_BYTES, Settings, unknown_variables
-from workers.onnx_check import LIMITS
+from workers.onnx.check import LIMITS
 
 ROOT = Path(__file__).resolve().parents[1]
 

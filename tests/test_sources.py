@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workers.config import (
+from workers.config.job import (
     DatasetSpec,
     DigitsDataset,
     FolderDataset,
     NpzDataset,
     TorchvisionDataset,
 )
+from workers.data.discovery import TEN_DIGITS, examine, resolve, source_key
+from workers.data.labels import LABELS_MAX
 from workers.errors import InvalidDataset
-from workers.labels import LABELS_MAX
-from workers.sources import TEN_DIGITS, examine, resolve, source_key
 
 
 def make_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), pictures: int = 2) -> Path:

@@ -26,11 +26,10 @@ from store import (
     ReaderClosed,
     RowOutOfRange,
     SparseEncoding,
-    affine,
     layout,
     read_reference,
-    sparse,
 )
+from store.encodings import sparse, uint8
 from store.statistics import STATISTICS, Float32
 from tests.store_cases import (
     children,
@@ -138,11 +137,11 @@ def test_a_row_has_these_bytes_and_a_block_these_rows(
 @pytest.mark.parametrize("shift", [0.0, -50.0, 60_000.0])
 def test_uint8_is_off_by_half_a_step_at_most(scale: float, shift: float) -> None:
     z_NC = (np.random.default_rng(0).normal(0, scale, (500, 100)) + shift).astype(np.float32)
-    stored = affine.encode(z_NC)
+    stored = uint8.encode(z_NC)
     decoded_NC = np.empty_like(z_NC)
-    affine.decode(stored, decoded_NC)
+    uint8.decode(stored, decoded_NC)
     apart_N = np.abs(decoded_NC.astype(np.float64) - z_NC).max(axis=1)
-    assert (apart_N <= affine.errors(stored)).all()
+    assert (apart_N <= uint8.errors(stored)).all()
     step_N = (z_NC.max(axis=1).astype(np.float64) - z_NC.min(axis=1)) / 255
     assert (apart_N <= step_N / 2 + 1e-6 * np.abs(z_NC).max(axis=1)).all()
     assert (stored["logits"].max(axis=1) == np.where(step_N > 0, 255, 0)).all()
@@ -152,7 +151,7 @@ def test_uint8_is_off_by_half_a_step_at_most(scale: float, shift: float) -> None
 def test_uint8_keeps_a_row_of_equal_logits() -> None:
     z_NC = np.full((2, 5), -3.25, np.float32)
     decoded_NC = np.empty_like(z_NC)
-    affine.decode(affine.encode(z_NC), decoded_NC)
+    uint8.decode(uint8.encode(z_NC), decoded_NC)
     np.testing.assert_array_equal(decoded_NC, z_NC)
 
 

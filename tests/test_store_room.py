@@ -25,8 +25,8 @@ from store import (
     QuotaExceeded,
     layout,
 )
+from store.eviction import full_bytes, remove
 from store.layout import size_bytes
-from store.room import full_bytes, remove
 from tests.store_cases import children, is_held, make_logits, make_spec, tree, write_blocks, write_cache
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

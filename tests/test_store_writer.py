@@ -30,8 +30,8 @@ from store import (
     NotStorable,
     layout,
 )
-from store.files import lock_byte
-from store.schema import canonical_json
+from store.filesystem import lock_byte
+from store.spec import canonical_json
 from store.statistics import STATISTICS
 from tests.store_cases import (
     children,

@@ -22,15 +22,25 @@ from safetensors.torch import load_file
 
 from tests.digits import SMALL, Digits
 from tests.full_disk import on_a_small_disk
-from workers import datasets, streaming, views
-from workers.config import Augmentation, CropFlip, FolderDataset, Folders, JobSpec, NoAugmentation, ResizedCrop, Views
-from workers.datasets import DecodedDataset, FilesDataset, open_prepared
+from workers.cluster.outcomes import outcome
+from workers.config.job import (
+    Augmentation,
+    CropFlip,
+    FolderDataset,
+    Folders,
+    JobSpec,
+    NoAugmentation,
+    ResizedCrop,
+    Views,
+)
+from workers.data import augmentation, prepared
+from workers.data.prepared import DecodedDataset, FilesDataset, open_prepared
 from workers.errors import BatchOverdue, DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Epoch, Log, ignore
-from workers.feed import EvaluationFeed, TrainingFeed
-from workers.outcomes import outcome
 from workers.pipeline import run_job, train_supervised
-from workers.streaming import PictureStream, Work, worker_processes, workers_with_room
+from workers.training import image_loader as streaming
+from workers.training.batches import EvaluationFeed, TrainingFeed
+from workers.training.image_loader import PictureStream, Work, worker_processes, workers_with_room
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -72,13 +82,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[DecodedDataset, File
 
 
 def decoded(root: Path, work_dir: Path, **fields: object) -> DecodedDataset:
-    made = datasets.prepare(FolderDataset(path="pets", **fields), "train", root, work_dir)
+    made = prepared.prepare(FolderDataset(path="pets", **fields), "train", root, work_dir)
     assert isinstance(made, DecodedDataset)
     return made
 
 
 def files(root: Path, work_dir: Path, **fields: object) -> FilesDataset:
-    made = datasets.prepare(FolderDataset(path="pets", storage="files", **fields), "train", root, work_dir)
+    made = prepared.prepare(FolderDataset(path="pets", storage="files", **fields), "train", root, work_dir)
     assert isinstance(made, FilesDataset)
     return made
 
@@ -110,7 +120,7 @@ def test_no_decoded_copy_is_kept_of_files(root: Path) -> None:
 
 
 def test_only_what_is_kept_needs_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = datasets._MARGIN_BYTES + SAMPLES * HEIGHT * WIDTH
+    free = prepared._MARGIN_BYTES + SAMPLES * HEIGHT * WIDTH
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
     with pytest.raises(DiskLow, match="storage 'files', which keeps no decoded copy"):
@@ -122,7 +132,7 @@ def readies(root: Path, storage: str) -> bool:
     """Prepares in one folder; whether an earlier call had done the work."""
     events: list[object] = []
     spec = FolderDataset(path="pets", storage=storage)
-    datasets.prepare(spec, "train", root, root / "work", events.append)
+    prepared.prepare(spec, "train", root, root / "work", events.append)
     return next(event.reused for event in events if isinstance(event, DatasetReady))
 
 
@@ -162,7 +172,7 @@ def test_the_same_pictures_elsewhere_get_a_list_of_their_own(root: Path) -> None
     first = files(root, root / "work")
     shutil.copytree(root / "pets", root / "copy")
     spec = FolderDataset(path="copy", storage="files")
-    second = datasets.prepare(spec, "train", root, root / "work")
+    second = prepared.prepare(spec, "train", root, root / "work")
     shutil.rmtree(root / "pets")
     assert second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(
@@ -246,7 +256,7 @@ def plan(recipe: Augmentation) -> Views:
 
 
 def feed(
-    dataset: datasets.Dataset,
+    dataset: prepared.Dataset,
     recipe: Augmentation,
     per_step: int = 1,
     threads: int = 1,
@@ -348,7 +358,7 @@ def test_an_error_of_a_worker_keeps_its_class_and_its_words(root: Path, processe
 
 def work(listed: FilesDataset, recipe: Augmentation) -> list[Work]:
     rows = np.arange(SAMPLES)
-    drawn = views.draw(recipe, 0, 0, rows, HEIGHT, WIDTH)
+    drawn = augmentation.draw(recipe, 0, 0, rows, HEIGHT, WIDTH)
     return [(rows[start : start + 8], (drawn[start : start + 8],)) for start in range(0, SAMPLES, 8)]
 
 
@@ -464,8 +474,8 @@ if __name__ == "__main__":
     import multiprocessing, sys
     from pathlib import Path
     from tests.test_streaming import CPU, RECIPES, work
-    from workers.datasets import open_prepared
-    from workers.streaming import PictureStream
+    from workers.data.prepared import open_prepared
+    from workers.training.image_loader import PictureStream
 
     listed = open_prepared(Path(sys.argv[1]), sys.argv[2])
     stream = PictureStream(listed.files, RECIPES[0], 1, CPU)

@@ -21,10 +21,7 @@ from PIL import Image
 from store import CacheReader, CacheSpec, CacheWriter
 from tests import onnx_models
 from tests.digits import SMALL, Digits
-from workers import datasets, views
-from workers.cache_plan import CachePlan
-from workers.caching import build_caches, plan_caches, prepare_data, teacher_accuracy
-from workers.config import (
+from workers.config.job import (
     Augmentation,
     CropFlip,
     FolderDataset,
@@ -40,16 +37,19 @@ from workers.config import (
     teacher_augmentation,
     thumbnail_warnings,
 )
-from workers.contract import check, check_views
-from workers.datasets import Dataset
+from workers.data import augmentation, prepared
+from workers.data.prepared import Dataset
 from workers.events import ContractChecked, Log, ignore, never
-from workers.feed import TrainingFeed
-from workers.inference import infer_blocks
-from workers.methods import parse_method
-from workers.parity import check_parity
+from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
-from workers.recompute import recompute_rows
-from workers.teacher import Teacher
+from workers.teacher.build_caches import build_caches, plan_caches, prepare_data, teacher_accuracy
+from workers.teacher.cache_plan import CachePlan
+from workers.teacher.inference import infer_blocks
+from workers.teacher.preflight import check, check_views
+from workers.teacher.recheck import recompute_rows
+from workers.teacher.teacher import Teacher
+from workers.tools.parity import check_parity
+from workers.training.batches import TrainingFeed
 
 SIDE, SMALL_SIDE, SAMPLES = 32, 8, 400
 WHOLE = ResizedCrop(size=(SMALL_SIDE, SMALL_SIDE), scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -127,9 +127,9 @@ def test_the_logits_of_a_small_view_are_of_the_full_resampling_of_its_box(settin
     index_N, plain = np.arange(SAMPLES), torch.from_numpy(setting.train.take(slice(None)))
     full = WHOLE.model_copy(update={"size": (SIDE, SIDE)})
     for view in range(2):
-        expected = setting.teacher.logits(views.make_views(plain, full, 0, view, index_N))
+        expected = setting.teacher.logits(augmentation.make_views(plain, full, 0, view, index_N))
         np.testing.assert_array_equal(kept[view], expected.astype(np.float16))
-        thumbnails = setting.teacher.logits(views.make_views(plain, WHOLE, 0, view, index_N))
+        thumbnails = setting.teacher.logits(augmentation.make_views(plain, WHOLE, 0, view, index_N))
         assert (thumbnails.argmax(axis=1) == setting.train.labels_N).mean() < 0.7
     accuracy = teacher_accuracy(setting.plan, setting.folders)
     assert (accuracy.test, accuracy.views) == (1.0, 1.0)
@@ -152,8 +152,8 @@ def test_both_networks_see_the_same_boxes() -> None:
     plain = torch.from_numpy(np.repeat(ramp, 200, axis=0))
     recipe = ResizedCrop(size=(8, 8), scale=(0.1, 1.0))
     seen = teacher_augmentation(recipe, (48, 48), 64, 64)
-    small = views.make_views(plain, recipe, 5, 1, index_N).float()
-    large = views.make_views(plain, seen, 5, 1, index_N).float()
+    small = augmentation.make_views(plain, recipe, 5, 1, index_N).float()
+    large = augmentation.make_views(plain, seen, 5, 1, index_N).float()
     shrunk = large.view(200, 8, 6, 8, 6, 3).mean(dim=(2, 4))
     # Half a pixel at the border of an enlarged box repeats its outermost pixel; elsewhere only rounding differs.
     assert (small - shrunk).abs().max() <= 2.0
@@ -173,8 +173,8 @@ def test_a_batch_holds_the_students_view_and_the_live_teachers_logits_of_its_box
             (both,) = batch.views
             rows_B = batch.rows.numpy()
             plain = torch.from_numpy(setting.train.take(rows_B))
-            assert torch.equal(both.images, views.make_views(plain, recipe, 0, epoch, rows_B))
-            live = setting.teacher.logits(views.make_views(plain, seen, 0, epoch, rows_B))
+            assert torch.equal(both.images, augmentation.make_views(plain, recipe, 0, epoch, rows_B))
+            live = setting.teacher.logits(augmentation.make_views(plain, seen, 0, epoch, rows_B))
             assert both.teacher_logits is not None
             np.testing.assert_array_equal(both.teacher_logits.numpy(), live.astype(np.float16))
 
@@ -199,7 +199,7 @@ def test_files_give_the_teachers_views_that_their_decoded_copy_gives(setting: Se
     kept = []
     for storage in ("decoded", "files"):
         spec = FolderDataset(path="noise", storage=storage)
-        dataset = datasets.prepare(spec, "train", tmp_path, tmp_path / storage)
+        dataset = prepared.prepare(spec, "train", tmp_path, tmp_path / storage)
         of_views = {"augmentation": recipe.model_dump(mode="json"), "samples": 12}
         fields = {**of_views, "dataset_fingerprint": dataset.fingerprint}
         writer = CacheWriter(tmp_path / storage, CacheSpec(**{**setting.plan.train_cache.model_dump(), **fields}))
@@ -301,7 +301,7 @@ def sided() -> Dataset:
     images = rng.integers(0, 60, (300, SIDE, SIDE, 3))
     images[labels_N == 0, :, : SIDE // 2] += 150
     images[labels_N == 1, :, SIDE // 2 :] += 150
-    return datasets.DecodedDataset(
+    return prepared.DecodedDataset(
         images_NHWC=images.astype(np.uint8),
         labels_N=labels_N.astype(np.int64),
         class_names=("left", "right"),
@@ -357,13 +357,13 @@ def test_the_views_are_of_the_very_pictures_that_were_tried_plain(
     is_rare_N = np.zeros(300, dtype=np.int64)
     is_rare_N[150:162] = 1
     teacher, dataset = sees_sides(tmp_path), dataclasses.replace(sided(), labels_N=is_rare_N)
-    take, taken = datasets.DecodedDataset.take, set[int]()
+    take, taken = prepared.DecodedDataset.take, set[int]()
 
-    def noting(self: datasets.DecodedDataset, rows: np.ndarray) -> np.ndarray:
+    def noting(self: prepared.DecodedDataset, rows: np.ndarray) -> np.ndarray:
         taken.update(rows.tolist())
         return take(self, rows)
 
-    monkeypatch.setattr(datasets.DecodedDataset, "take", noting)
+    monkeypatch.setattr(prepared.DecodedDataset, "take", noting)
     plain = check(teacher, dataset, 50)
     tried = {*taken}
     taken.clear()

@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
+from workers.cluster.outcomes import outcome
 from workers.errors import InvalidText
 from workers.events import Log
-from workers.outcomes import outcome
 from workers.text_files import decode_text
 from workers.texts import cell, composed, difference, differences, printable, printable_json, storable, without_folders
 

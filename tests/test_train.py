@@ -13,8 +13,7 @@ import torch
 
 from tests.digits import SMALL, Digits, weights
 from tests.full_disk import on_a_small_disk
-from workers.artifacts import CHECKPOINT, load_checkpoint
-from workers.config import (
+from workers.config.job import (
     CosineSchedule,
     Preprocessing,
     Sgd,
@@ -25,13 +24,14 @@ from workers.config import (
 )
 from workers.errors import NotFinite, Paused, Stopped
 from workers.events import Epoch, Finished, Log, Step, ignore, never
-from workers.feed import _MOST_AT_ONCE, TrainingFeed, epoch_order, to_input
-from workers.learner import Member, learning_rate
-from workers.methods import PRESETS, parse_method
+from workers.methods.catalog import PRESETS, parse_method
 from workers.students.build import build_student
-from workers.teacher import Teacher
-from workers.train import train_group, train_run
-from workers.train_step import check_gradient
+from workers.teacher.teacher import Teacher
+from workers.training.artifacts import CHECKPOINT, load_checkpoint
+from workers.training.batches import _MOST_AT_ONCE, TrainingFeed, epoch_order, to_input
+from workers.training.loop import train_group, train_run
+from workers.training.run import Member, learning_rate
+from workers.training.step import check_gradient
 
 
 def stop_after(epochs: int) -> tuple[Callable[[object], None], Callable[[], bool]]:
@@ -132,8 +132,8 @@ def test_a_run_that_is_paused_at_any_step_of_some_made_at_once_ends_with_the_sam
     training = SMALL.model_copy(update={"epochs": 1, "batch_size": 32})
     at_once = _MOST_AT_ONCE
     with monkeypatch.context() as one_by_one:
-        one_by_one.setattr("workers.feed._MOST_AT_ONCE", 1)
-        one_by_one.setattr("workers.epoch_sums._PENDING_STEPS", 1)
+        one_by_one.setattr("workers.training.batches._MOST_AT_ONCE", 1)
+        one_by_one.setattr("workers.training.epoch_sums._PENDING_STEPS", 1)
         undisturbed = train_run(digits.order("dtkd", tmp_path / "quiet", training), ignore, never)
     assert at_once == TrainingFeed(digits.train, digits.views, None, 32, 0, torch.device("cpu")).batches_at_once > 1
 
@@ -267,7 +267,7 @@ def test_metrics_that_are_not_numbers_end_the_run_and_keep_no_checkpoint(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = {"top1": 0.5, "top5": 1.0, "nll": math.nan, "ece": 0.1, "agreement": None, "kl_to_teacher": None}
-    monkeypatch.setattr("workers.train.evaluate", lambda *_: measured)
+    monkeypatch.setattr("workers.training.loop.evaluate", lambda *_: measured)
     with pytest.raises(NotFinite, match=r"nll of method 'kd' is nan after epoch 1"):
         train_run(digits.order("kd", tmp_path), ignore, never)
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -404,7 +404,7 @@ def test_an_order_crosses_processes_as_json(digits: Digits, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("without_onnx")
 def test_step_events_tell_progress(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.learner._STEP_EVENT_SECONDS", 0.0)
+    monkeypatch.setattr("workers.training.run._STEP_EVENT_SECONDS", 0.0)
     events: list[object] = []
     train_run(digits.order("ce", tmp_path, SMALL.model_copy(update={"epochs": 1})), events.append, never)
     steps = [event for event in events if isinstance(event, Step)]

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.digits import SMALL, Digits, weights
-from workers import live
-from workers.config import StudentSpec, TrainingOrder
+from workers.config.job import StudentSpec, TrainingOrder
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import Epoch, Log, ignore, never
-from workers.learner import Member
+from workers.objective import statistics
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
-from workers.train import train_group, train_run
+from workers.training.loop import train_group, train_run
+from workers.training.run import Member
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -93,7 +93,7 @@ def test_one_member_that_fails_or_is_stopped_leaves_the_others_alone(digits: Dig
 @pytest.fixture
 def a_checkpoint_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long it takes to write one."""
-    monkeypatch.setattr("workers.train._SAVING_SHARE", math.inf)
+    monkeypatch.setattr("workers.training.loop._SAVING_SHARE", math.inf)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_dropout(*arguments: object, **options: object) -> nn.Module:
         return nn.Sequential(nn.Dropout(0.2), build_student(*arguments, **options))
 
-    monkeypatch.setattr("workers.train.build_student", with_dropout)
+    monkeypatch.setattr("workers.training.loop.build_student", with_dropout)
 
 
 @pytest.mark.usefixtures("a_checkpoint_at_every_step", "dropout")
@@ -154,14 +154,14 @@ def test_the_teachers_softmax_is_taken_once_for_all_who_want_it(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[float] = []
-    original = live.tempered
+    original = statistics.tempered
 
     def counting(log_p_BC: Tensor, tau: float) -> Tensor:
         calls.append(tau)
         return original(log_p_BC, tau)
 
     # Of the teacher alone: the student's divergence divides its logits itself.
-    monkeypatch.setattr(live, "tempered", counting)
+    monkeypatch.setattr(statistics, "tempered", counting)
     training = SMALL.model_copy(update={"epochs": 1})
     orders = [student(digits.order("kd", tmp_path / name, training), name) for name in ("cnn_s", "cnn_m")]
     hotter = digits.order({"preset": "kd", "temperature": 2.0}, tmp_path / "2", training)

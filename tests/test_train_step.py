@@ -15,19 +15,20 @@ from torch import Tensor, nn
 
 from tests.digits import SMALL, Digits, weights
 from tests.method_inputs import POLICIES, ordinary
-from workers import train, train_step
-from workers.config import Sgd, TrainingOrder
-from workers.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
+from workers.config.job import Sgd, TrainingOrder
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import ignore, never
-from workers.feed import BatchInputs
-from workers.host_copy import copy_packed
-from workers.learner import Learner, Member
-from workers.live import LiveBatch, LiveStatistics
-from workers.precision import choose_precision, float32_as, tf32_in_force
+from workers.methods.temperature import POLICIES as POLICY_FUNCTIONS
+from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.students.build import build_student
-from workers.temperature import POLICIES as POLICY_FUNCTIONS
-from workers.train import train_group, train_run
+from workers.training import loop
+from workers.training import step as train_step
+from workers.training.batches import BatchInputs
+from workers.training.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
+from workers.training.host_copy import copy_packed
+from workers.training.loop import train_group, train_run
+from workers.training.precision import choose_precision, float32_as, tf32_in_force
+from workers.training.run import Learner, Member
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -46,15 +47,15 @@ def bad_step(digits: Digits) -> tuple[dict[str, object], int]:
 
 def watched(monkeypatch: pytest.MonkeyPatch, every: int) -> list[tuple[int, int, dict[str, Tensor]]]:
     """(bad step, steps made, weights) of runs whose flag is read after so many steps, when one is found out."""
-    monkeypatch.setattr("workers.train.check_every", lambda _: every)
-    explain, seen = train.explain_not_finite, []
+    monkeypatch.setattr("workers.training.loop.check_every", lambda _: every)
+    explain, seen = loop.explain_not_finite, []
 
     def explain_and_note(learner: Learner, step: int, *arguments: object) -> NotFinite:
         kept = {name: value.detach().clone() for name, value in learner.network.named_parameters()}
         seen.append((step, learner.sums.steps, kept))
         return explain(learner, step, *arguments)
 
-    monkeypatch.setattr("workers.train.explain_not_finite", explain_and_note)
+    monkeypatch.setattr("workers.training.loop.explain_not_finite", explain_and_note)
     return seen
 
 
@@ -109,7 +110,7 @@ def test_a_run_that_cannot_begin_says_why_and_leaves_the_others_alone(
             raise error
         return build_student(*arguments, **options)
 
-    monkeypatch.setattr("workers.train.build_student", build)
+    monkeypatch.setattr("workers.training.loop.build_student", build)
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
     ended = dict(train_group([Member(order, ignore, never) for order in orders]))
     assert "too deep" in str(ended[0])
@@ -118,9 +119,9 @@ def test_a_run_that_cannot_begin_says_why_and_leaves_the_others_alone(
 
 def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its weights nor what the functions held that raised: on a GPU the others need it."""
-    compute, held = train.StepGraph.step, []
+    compute, held = loop.StepGraph.step, []
 
-    def step(self: train.StepGraph, number: int, loaded: object) -> None:
+    def step(self: loop.StepGraph, number: int, loaded: object) -> None:
         learner = self._learner
         if learner.place == 0 and number == 2:
             activations = torch.zeros(1000)
@@ -131,10 +132,10 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
             held.append(held[0]() is None)
         compute(self, number, loaded)
 
-    monkeypatch.setattr("workers.train.StepGraph.step", step)
+    monkeypatch.setattr("workers.training.loop.StepGraph.step", step)
     kept: list[Learner] = []
-    made = train._new_learner
-    monkeypatch.setattr("workers.train._new_learner", lambda *a: kept.append(made(*a)) or kept[-1])
+    made = loop._new_learner
+    monkeypatch.setattr("workers.training.loop._new_learner", lambda *a: kept.append(made(*a)) or kept[-1])
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
     ended = dict(train_group([Member(order, ignore, never) for order in orders]))
     assert isinstance(ended[0], RuntimeError)
@@ -240,8 +241,8 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
             return SimpleNamespace(replay=replay)
 
-    monkeypatch.setattr("workers.train.Recorder", OnCpu)
-    monkeypatch.setattr("workers.train.why_no_graph", lambda *_: None)
+    monkeypatch.setattr("workers.training.loop.Recorder", OnCpu)
+    monkeypatch.setattr("workers.training.loop.why_no_graph", lambda *_: None)
     return recorded
 
 
@@ -260,7 +261,7 @@ def test_step_graphs_leave_the_weights_of_eager_steps(
 ) -> None:
     """Two views, a learned temperature, a warm-up, dropout; runs alone and one that ends while another goes on."""
     monkeypatch.setattr(
-        "workers.train.build_student", lambda *a, **o: nn.Sequential(nn.Dropout(0.2), build_student(*a, **o))
+        "workers.training.loop.build_student", lambda *a, **o: nn.Sequential(nn.Dropout(0.2), build_student(*a, **o))
     )
     training = SMALL.model_copy(update={"epochs": 3})
     methods = ("mlld", "ctkd", "dkd")
@@ -270,7 +271,7 @@ def test_step_graphs_leave_the_weights_of_eager_steps(
         return [digits.order(method, tmp_path / place / method, chosen) for method in methods]
 
     with monkeypatch.context() as eager:
-        eager.setattr("workers.train.why_no_graph", lambda *_: "eager")
+        eager.setattr("workers.training.loop.why_no_graph", lambda *_: "eager")
         expected = dict(train_group([Member(order, ignore, never) for order in orders("eager", "off")]))
     assert graphs_on_a_cpu == []
     stopped = digits.order("kd", tmp_path / "stopped", training)
@@ -327,7 +328,7 @@ def test_loaded_batch_of_a_replay_has_the_rows_of_its_step(
 def test_cuda_graph_on_fails_where_a_step_cannot_be_replayed(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.cuda_graph._apart", lambda *_: math.nan)
+    monkeypatch.setattr("workers.training.cuda_graph._apart", lambda *_: math.nan)
     results = {}
     for wanted in ("auto", "on"):
         order = digits.order("kd", tmp_path / wanted, SMALL.model_copy(update={"cuda_graph": wanted, "epochs": 1}))
@@ -385,8 +386,8 @@ def test_tf32_is_for_training_alone_and_only_where_a_job_asks_for_it(
 
         return noted
 
-    monkeypatch.setattr("workers.cuda_graph.compute_step", noting("step", train_step.compute_step))
-    monkeypatch.setattr("workers.train.evaluate", noting("evaluation", train.evaluate))
+    monkeypatch.setattr("workers.training.cuda_graph.compute_step", noting("step", train_step.compute_step))
+    monkeypatch.setattr("workers.training.loop.evaluate", noting("evaluation", loop.evaluate))
     training = SMALL.model_copy(update={"epochs": 1, "precision": precision})
     result = train_run(digits.order("ce", tmp_path, training), ignore, never)
     assert seen == {"step": {(precision == "tf32",) * 2}, "evaluation": {(False, False)}}

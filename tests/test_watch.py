@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service import terminal
-from service.watch import JobView, render
+from service import render as terminal
+from service.cli.follow import JobView, render
 
 JOB = {"id": "job_1", "name": "digits"}
 RUNS = [{"id": f"run_{n}", "name": f"cnn_s {method} seed 0", "epochs": 4} for n, method in enumerate(["ce", "kd"])]

@@ -4,10 +4,10 @@ import json
 import os
 import sys
 
-from workers.config import TrainingOrder
+from workers.config.job import TrainingOrder
 from workers.events import ignore, never
-from workers.learner import Member
-from workers.train import train_group
+from workers.training.loop import train_group
+from workers.training.run import Member
 
 
 def main() -> int:

@@ -24,7 +24,7 @@
     └── DiskLow                   (OSError)     no room left for what has to be written
 
 A message holds the offending value, what is allowed, and the next step. Which HTTP status an error
-becomes is not known here (``service.problems`` holds that table).
+becomes is not known here (``service.api.problems`` holds that table).
 """
 
 import difflib

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from workers.cache_plan import CachePlan
-from workers.config import CHECKPOINT_S, Folders, JobSpec, RunSpec, TrainingOrder
+from workers.config.job import CHECKPOINT_S, Folders, JobSpec, RunSpec, TrainingOrder
+from workers.teacher.cache_plan import CachePlan
 
 
 def order_run(

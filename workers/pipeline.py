@@ -16,15 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from store import StoreError
-from workers.caching import (
-    build_caches,
-    forwards_needed,
-    plan_caches,
-    prepare_data,
-    reserve_caches,
-    teacher_accuracy,
-)
-from workers.config import (
+from workers.config.job import (
     DatasetSpec,
     Folders,
     JobSpec,
@@ -37,14 +29,22 @@ from workers.config import (
 )
 from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Stage, ignore, never
-from workers.forwards import forwards_avoided
-from workers.learner import Member
-from workers.methods import parse_method
+from workers.methods.catalog import parse_method
 from workers.orders import order_run, share_out
 from workers.run_files import ARTIFACTS
+from workers.teacher.build_caches import (
+    build_caches,
+    forwards_needed,
+    plan_caches,
+    prepare_data,
+    reserve_caches,
+    teacher_accuracy,
+)
+from workers.teacher.forwards import forwards_avoided
 from workers.text_files import read_text
 from workers.texts import printable
-from workers.train import train_group, train_run
+from workers.training.loop import train_group, train_run
+from workers.training.run import Member
 
 # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -189,7 +189,7 @@ def one_line(error: ValidationError) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m workers.pipeline job.json``: run a job without the service."""
     parser = argparse.ArgumentParser(prog="python -m workers.pipeline", description=main.__doc__)
-    parser.add_argument("job", type=Path, help="JSON of workers.config.JobSpec")
+    parser.add_argument("job", type=Path, help="JSON of workers.config.job.JobSpec")
     parser.add_argument("--data-dir", type=Path, default=Path("retort-data"))
     parser.add_argument("--data-root", type=Path, default=Path())
     parser.add_argument("--out", type=Path, default=None, help="default: DATA_DIR/local")

@@ -1,4 +1,4 @@
-"""The command line, ``retort``: a thin layer over ``service.client``, and the service's processes.
+"""The command line, ``retort``: a thin layer over ``service.client.client``, and the service's processes.
 
 Every failure is one line on standard error (after one for each ``RETORT_*`` variable that nothing
 reads) and exit status 1 (2 for a command line that cannot be read, 130 for Ctrl-C); results go to
@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, services, stock, streams
+from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, resources, serve, streams
 from service.cli.base import Session, sentence
-from service.connection import DEFAULT_URL
+from service.client.transport import DEFAULT_URL
 from workers.texts import printable
 
 app = typer.Typer(
@@ -29,10 +29,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-services.register(app)
+serve.register(app)
 doctor.register(app)
 jobs.register(app)
-stock.register(app)
+resources.register(app)
 methods.register(app)
 caches.register(app)
 parity.register(app)

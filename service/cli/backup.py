@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from service import terminal
+from service import render
 from service.cli.base import session
 
 if TYPE_CHECKING:
     from service.backup import Manifest
-    from service.connection import Document
+    from service.client.transport import Document
 
 PANEL = "The service"
 DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR of the service.")]
@@ -70,5 +70,5 @@ def _document(manifest: "Manifest") -> "Document":
 
 
 def _summary(manifest: "Manifest") -> str:
-    files = f"{len(manifest.files)} files, {terminal.size(manifest.size_bytes)}"
+    files = f"{len(manifest.files)} files, {render.size(manifest.size_bytes)}"
     return f"{manifest.jobs} jobs ({files}, of {manifest.made_at:%Y-%m-%d %H:%M:%S} UTC)"

@@ -10,9 +10,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import RenderableType
 
-from service import terminal
-from service.client import Client
-from service.connection import Document
+from service import render
+from service.client.client import Client
+from service.client.transport import Document
 from service.errors import ServiceError
 from workers.text_files import read_text
 from workers.texts import printable_json
@@ -60,7 +60,7 @@ class Session:
         if self.as_json:
             sys.stdout.write(printable_json(json.dumps(document, indent=2, ensure_ascii=False)) + "\n")
         else:
-            terminal.console().print(draw())
+            render.console().print(draw())
 
 
 def session(context: typer.Context) -> Session:

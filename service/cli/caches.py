@@ -14,11 +14,11 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from service import terminal
+from service import render
 from service.cli.base import BadInput, CommandFailed, session
-from service.cli.stock import PANEL
-from service.client import Client
-from service.connection import Document
+from service.cli.resources import PANEL
+from service.client.client import Client
+from service.client.transport import Document
 
 if TYPE_CHECKING:
     from store.catalog import CacheEntry
@@ -173,7 +173,7 @@ def list_caches(context: typer.Context) -> None:
     with _shelf(context) as shelf:
         found = shelf.list()
     headers = ("key", "state", "split", "rows>", "classes>", "size>", "last used")
-    session(context).show(found, lambda: terminal.table(headers, map(_row, found)))
+    session(context).show(found, lambda: render.table(headers, map(_row, found)))
 
 
 @cache.command("show")
@@ -239,7 +239,7 @@ def delete_cache(context: typer.Context, key: Key) -> None:
 
 def _recompute(data_dir: Path, key: str, rows: int) -> Document:
     # torch and ONNX Runtime: seconds to load, and not installed beside a mere client.
-    from workers.recompute import recompute_rows
+    from workers.teacher.recheck import recompute_rows
 
     report = recompute_rows(data_dir, key, rows)
     return {
@@ -261,14 +261,14 @@ def _row(item: Document) -> tuple[str | Text, ...]:
         spec.get("split", "") + views + ("" if kind == "dense" else f", {kind}"),
         f"{item['rows_committed']:,}",
         str(spec.get("classes", "")),
-        terminal.size(item["size_bytes"]),
-        terminal.moment(item["last_used_at"]),
+        render.size(item["size_bytes"]),
+        render.moment(item["last_used_at"]),
     )
 
 
 def _state(item: Document) -> Text:
     # A service that is older than pins does not speak of them.
-    return terminal.state(item["state"]) + Text(", pinned" if item.get("pinned") else "")
+    return render.state(item["state"]) + Text(", pinned" if item.get("pinned") else "")
 
 
 def _page(item: Document) -> RenderableType:
@@ -277,13 +277,13 @@ def _page(item: Document) -> RenderableType:
         "state": _state(item),
         "problem": item["problem"],
         "rows": f"{item['rows_committed']:,}",
-        "size": terminal.size(item["size_bytes"]),
-        "created": terminal.moment(item["created_at"]),
-        "last used": terminal.moment(item["last_used_at"]),
+        "size": render.size(item["size_bytes"]),
+        "created": render.moment(item["created_at"]),
+        "last used": render.moment(item["last_used_at"]),
     }
     pairs |= {name: str(value) for name, value in (item["spec"] or {}).items()}
     # A service that is older than this does not tell it.
-    return terminal.facts(pairs | {name: str(value) for name, value in item.get("provenance", {}).items()})
+    return render.facts(pairs | {name: str(value) for name, value in item.get("provenance", {}).items()})
 
 
 def _findings(document: Document) -> RenderableType:

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service import terminal
+from service import render
 from service.cli.base import session
 
 if TYPE_CHECKING:
@@ -54,4 +54,4 @@ def _table(findings: "Mapping[str, Finding]") -> Table:
         status = Text(finding.status, style=_STYLES[finding.status])
         advice = f"\n-> {finding.advice}" if finding.advice else ""
         rows.append([status, name, finding.found + advice])
-    return terminal.table(("", "check", "found"), rows)
+    return render.table(("", "check", "found"), rows)

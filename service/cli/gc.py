@@ -8,9 +8,9 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from service import terminal
+from service import render
 from service.cli.base import BadInput, session
-from service.connection import Document
+from service.client.transport import Document
 
 PANEL = "The service"
 _DIGITS_SHOWN = 12
@@ -80,13 +80,13 @@ def _page(report: Document) -> RenderableType:
     parts: list[RenderableType] = []
     if report["jobs"]:
         columns = ("job", "state", "ended", "size>", "name", "because")
-        parts += [terminal.table(columns, map(_job, report["jobs"])), Text()]
+        parts += [render.table(columns, map(_job, report["jobs"])), Text()]
     if report["decoded"]:
         headers = ("decoded data", "split", "samples>", "size>", "last used")
-        parts += [terminal.table(headers, map(_copy, report["decoded"])), Text()]
+        parts += [render.table(headers, map(_copy, report["decoded"])), Text()]
     counts = f"{len(report['jobs'])} jobs and {len(report['decoded'])} decoded data sets {verb}"
-    rests = f", {terminal.size(report['rests_bytes'])} of earlier deletions" if report["rests_bytes"] else ""
-    parts.append(Text(f"{counts}: {terminal.size(report['files_bytes'])} of files{rests}"))
+    rests = f", {render.size(report['rests_bytes'])} of earlier deletions" if report["rests_bytes"] else ""
+    parts.append(Text(f"{counts}: {render.size(report['files_bytes'])} of files{rests}"))
     if report["compacted_events"]:
         how = "would be compacted" if report["dry_run"] else "compacted"
         parts.append(Text(f"{report['compacted_events']:,} events of {report['compacted_jobs']} jobs {how}"))
@@ -94,12 +94,12 @@ def _page(report: Document) -> RenderableType:
 
 
 def _job(job: Document) -> Sequence[str | Text]:
-    ended, size = terminal.moment(job["ended_at"]), terminal.size(job["size_bytes"])
-    return job["id"], terminal.state(job["state"]), ended, size, job["name"], job["reason"]
+    ended, size = render.moment(job["ended_at"]), render.size(job["size_bytes"])
+    return job["id"], render.state(job["state"]), ended, size, job["name"], job["reason"]
 
 
 def _copy(copy: Document) -> Sequence[str]:
-    size, used = terminal.size(copy["size_bytes"]), terminal.moment(copy["used_at"])
+    size, used = render.size(copy["size_bytes"]), render.moment(copy["used_at"])
     return copy["fingerprint"][:_DIGITS_SHOWN], copy["split"], f"{copy['samples']:,}", size, used
 
 
@@ -111,6 +111,6 @@ def _usage(usage: Document) -> RenderableType:
         ("decoded data", "", usage["decoded_bytes"]),
         ("caches", "", usage["caches_bytes"]),
         ("teachers", "", usage["teachers_bytes"]),
-        ("database", f"{terminal.size(free)} of it to be used again" if free else "", usage["database_bytes"]),
+        ("database", f"{render.size(free)} of it to be used again" if free else "", usage["database_bytes"]),
     ]
-    return terminal.table(("kept", "", "size>"), [(name, note, terminal.size(size)) for name, note, size in rows])
+    return render.table(("kept", "", "size>"), [(name, note, render.size(size)) for name, note, size in rows])

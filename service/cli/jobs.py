@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from service import terminal
+from service import render
 from service.cli.base import BadInput, CommandFailed, Session, read_json, session
-from service.client import Client
-from service.connection import Document
-from service.watch import follow
+from service.cli.follow import follow
+from service.client.client import Client
+from service.client.transport import Document
 from workers.texts import printable
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
@@ -73,14 +73,14 @@ def jobs(
     rows = [
         (
             job["id"],
-            terminal.state(job["state"]),
+            render.state(job["state"]),
             _counts(job),
             job["name"],
-            terminal.moment(job["created_at"]),
+            render.moment(job["created_at"]),
         )
         for job in found
     ]
-    options.show(found, lambda: terminal.table(headers, rows))
+    options.show(found, lambda: render.table(headers, rows))
 
 
 def show(context: typer.Context, id: AnyId) -> None:
@@ -169,8 +169,8 @@ def download(
         with _transfer() as progress:
             for file in files:
                 _download_one(client, id, file, folder, progress)
-    rows = [(str(folder / file["name"]), terminal.size(file["size_bytes"])) for file in files]
-    options.show(files, lambda: terminal.table(("file", "size>"), rows))
+    rows = [(str(folder / file["name"]), render.size(file["size_bytes"])) for file in files]
+    options.show(files, lambda: render.table(("file", "size>"), rows))
 
 
 def report(
@@ -185,7 +185,7 @@ def report(
             sys.stdout.write("\r\n".join(map(printable, client.report_csv(id).split("\r\n"))))
             return
         document = client.report(id)
-    options.show(document, lambda: terminal.results(document))
+    options.show(document, lambda: render.results(document))
 
 
 def _upload(client: Client, teacher: Document, folder: Path) -> Document:
@@ -208,17 +208,17 @@ def _wish(context: typer.Context, id: str, ask: Callable[[Client, str], Document
     _check_id(id)
     with options.client() as client:
         document = ask(client, id)
-    options.show(document, lambda: terminal.state(document["state"]))
+    options.show(document, lambda: render.state(document["state"]))
 
 
 def _watch_to_end(options: Session, client: Client, job_id: str) -> None:
     try:
-        job = follow(client, job_id, terminal.console(stderr=True))
+        job = follow(client, job_id, render.console(stderr=True))
     except KeyboardInterrupt:
         sys.stderr.write(f"\nthe job goes on: `retort watch {job_id}`, or stop it: `retort cancel {job_id}`\n")
         raise
     document = client.report(job_id)
-    options.show(document, lambda: terminal.results(document))
+    options.show(document, lambda: render.results(document))
     if job["state"] != "succeeded":
         message = (job["error"] or {}).get("message")
         raise CommandFailed(f"{job_id} {job['state']}" + (f": {message}" if message else ""))
@@ -249,9 +249,9 @@ def _preview(preview: Document) -> RenderableType:
     # A service of an earlier version has neither sizes nor warnings.
     views = preview.get("views") or {}
     sizes = {name: "x".join(map(str, views.get(name) or ())) for name in ("student", "teacher")}
-    seen = terminal.facts({f"{name} sees": size and f"{size} pixels of each box" for name, size in sizes.items()})
+    seen = render.facts({f"{name} sees": size and f"{size} pixels of each box" for name, size in sizes.items()})
     warnings = [Text(f"warning: {warning}") for warning in preview.get("warnings", [])]
-    table = terminal.table(("student", "method", "seed"), rows)
+    table = render.table(("student", "method", "seed"), rows)
     return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, *warnings)
 
 
@@ -260,33 +260,33 @@ def _job_page(job: Document, runs: list[Document]) -> RenderableType:
     pairs = {
         "job": job["id"],
         "name": job["name"],
-        "state": terminal.state(job["state"]),
+        "state": render.state(job["state"]),
         "stage": job["stage"] if job["state"] == "running" else None,
         "error": (job["error"] or {}).get("message"),
         "set aside": _set_aside(job),
-        "created": terminal.moment(job["created_at"]),
-        "started": terminal.moment(job["started_at"]),
-        "finished": terminal.moment(job["finished_at"]),
+        "created": render.moment(job["created_at"]),
+        "started": render.moment(job["started_at"]),
+        "finished": render.moment(job["finished_at"]),
         "priority": str(job["priority"]) if job["priority"] else None,
         "runs at once": str(job["parallel_runs"]) if job["parallel_runs"] else None,
         "retry of": job["retry_of"],
         "teacher": job["teacher"],
         "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
-        "cost": terminal.forwards(job),
+        "cost": render.forwards(job),
     }
     headers = ("run", "state", "name", "epoch>", "top-1>", "error or why it is set aside")
     rows = [
         (
             run["id"],
-            terminal.state(run["state"]),
+            render.state(run["state"]),
             run["name"],
             f"{run['epoch']}/{run['epochs']}",
-            terminal.percent((run["metrics"] or {}).get("top1")),
+            render.percent((run["metrics"] or {}).get("top1")),
             (run["error"] or {}).get("message") or _set_aside(run) or "",
         )
         for run in runs
     ]
-    return Group(terminal.facts(pairs), Text(), terminal.table(headers, rows))
+    return Group(render.facts(pairs), Text(), render.table(headers, rows))
 
 
 def _run_page(run: Document, files: list[Document]) -> RenderableType:
@@ -296,29 +296,29 @@ def _run_page(run: Document, files: list[Document]) -> RenderableType:
         "job": run["job_id"],
         "retry of": run["retry_of"],
         "name": run["name"],
-        "state": terminal.state(run["state"]),
+        "state": render.state(run["state"]),
         "error": (run["error"] or {}).get("message"),
         "set aside": _set_aside(run),
         "waits for": run["waits_for"],
         "attempt": str(run["attempt"]),
         "epoch": f"{run['epoch']}/{run['epochs']}",
-        "started": terminal.moment(run["started_at"]),
-        "finished": terminal.moment(run["finished_at"]),
-        "top-1": terminal.percent(metrics.get("top1")),
-        "agreement": terminal.percent(metrics.get("agreement")),
-        "ECE": terminal.percent(metrics.get("ece")),
-        "loss": terminal.number(metrics.get("train_loss"), 4),
+        "started": render.moment(run["started_at"]),
+        "finished": render.moment(run["finished_at"]),
+        "top-1": render.percent(metrics.get("top1")),
+        "agreement": render.percent(metrics.get("agreement")),
+        "ECE": render.percent(metrics.get("ece")),
+        "loss": render.number(metrics.get("train_loss"), 4),
     }
-    rows = [(file["name"], terminal.size(file["size_bytes"]), file["sha256"]) for file in files]
-    parts: list[RenderableType] = [terminal.facts(pairs)]
+    rows = [(file["name"], render.size(file["size_bytes"]), file["sha256"]) for file in files]
+    parts: list[RenderableType] = [render.facts(pairs)]
     if rows:
-        parts += [Text(), terminal.table(("file", "size>", "sha256"), rows)]
+        parts += [Text(), render.table(("file", "size>", "sha256"), rows)]
     return Group(*parts)
 
 
 def _transfer() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    return Progress(*columns, TransferSpeedColumn(), console=terminal.console(stderr=True))
+    return Progress(*columns, TransferSpeedColumn(), console=render.console(stderr=True))
 
 
 def _download_one(client: Client, run_id: str, file: Document, folder: Path, progress: Progress) -> None:

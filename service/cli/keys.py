@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from service import terminal
+from service import render
 from service.cli.base import BadInput, CommandFailed, session
-from service.connection import Document
-from service.scopes import Scope
+from service.client.transport import Document
+from service.db.scopes import Scope
 
 if TYPE_CHECKING:
-    from service.keys import Keys
-    from service.tables import KeyRecord
+    from service.db.api_keys import Keys
+    from service.db.models import KeyRecord
 
 NAME_CHARS = 200
 DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR of the service whose keys they are.")]
@@ -61,13 +61,13 @@ def list_keys(context: typer.Context, data_dir: DataDir = None) -> None:
             key["id"],
             key["name"],
             key["scope"],
-            terminal.moment(key["created_at"]),
-            terminal.moment(key["last_used_at"]),
-            terminal.moment(key["revoked_at"]),
+            render.moment(key["created_at"]),
+            render.moment(key["last_used_at"]),
+            render.moment(key["revoked_at"]),
         )
         for key in found
     ]
-    options.show(found, lambda: terminal.table(headers, rows))
+    options.show(found, lambda: render.table(headers, rows))
 
 
 @keys.command("revoke")
@@ -92,8 +92,8 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
         DataDirBusy: a restore of it is under way or was not finished.
     """
     from service.data_dir import in_use
-    from service.db import Database, upgrade_to_head
-    from service.keys import Keys
+    from service.db.api_keys import Keys
+    from service.db.database import Database, upgrade_to_head
     from service.private import keep_private
     from service.settings import Settings
 
@@ -108,6 +108,6 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
 
 
 def _document(row: "KeyRecord") -> Document:
-    from service.schemas import Key
+    from service.api.schemas import Key
 
     return Key.model_validate(row, from_attributes=True).model_dump(mode="json")

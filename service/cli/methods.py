@@ -7,11 +7,11 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from service import terminal
+from service import render
 from service.cli.base import parse_json, session
 from service.cli.caches import Remote
-from service.cli.stock import PANEL
-from service.connection import Document
+from service.cli.resources import PANEL
+from service.client.transport import Document
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _SIDES = {"teacher": "T teacher", "student": "T student", "weight": "weight"}
@@ -65,7 +65,7 @@ def _page(document: Document) -> RenderableType:
             # Of the teacher's row alone: --json has the student's too.
             statistics = (f"{name}>" for name in term["teacher"]["lowest"][0]["teacher"])
             headers = ("", "value>", "view>", "sample>", *statistics)
-            parts += [Text(), terminal.table(headers, rows)]
+            parts += [Text(), render.table(headers, rows)]
     return Group(*parts)
 
 
@@ -73,7 +73,7 @@ def _summary(term: Document) -> RenderableType:
     """Mean, standard deviation and quantiles, a side a column."""
     sides = [{"mean": side["mean"], "std": side["std"], **side["quantiles"]} for side in map(term.__getitem__, _SIDES)]
     rows = [(name, *(_short(side[name]) for side in sides)) for name in sides[0]]
-    return terminal.table(("", *(f"{label}>" for label in _SIDES.values())), rows)
+    return render.table(("", *(f"{label}>" for label in _SIDES.values())), rows)
 
 
 def _histograms(term: Document) -> RenderableType:
@@ -82,7 +82,7 @@ def _histograms(term: Document) -> RenderableType:
     for key, label in _SIDES.items():
         edges = term[key]["histogram"]["edges"]
         rows.append((label, _short(edges[0]), _bars(term[key]["histogram"]["counts"]), _short(edges[-1])))
-    return terminal.table(("", "from>", "", "to"), rows)
+    return render.table(("", "from>", "", "to"), rows)
 
 
 def _extremes(term: Document) -> Iterator[tuple[str, ...]]:

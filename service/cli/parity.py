@@ -15,14 +15,14 @@ from rich.console import Group, RenderableType
 from rich.progress import Progress
 from rich.text import Text
 
-from service import terminal
+from service import render
 from service.cli.base import CommandFailed, parse_json, session
 from service.cli.caches import Key
-from service.cli.stock import PANEL
-from service.connection import Document
+from service.cli.resources import PANEL
+from service.client.transport import Document
 
 if TYPE_CHECKING:
-    from workers.parity import ParityReport
+    from workers.tools.parity import ParityReport
 
 _DIGITS_SHOWN = 12
 
@@ -46,8 +46,8 @@ def parity(
 ) -> None:
     """Train on a cache and beside its live teacher, and compare each step; exit status 1 if they differ."""
     # torch and ONNX Runtime: seconds to load, and not installed beside a mere client.
-    from workers.methods import parse_method
-    from workers.parity import check_parity
+    from workers.methods.catalog import parse_method
+    from workers.tools.parity import check_parity
 
     preset = parse_method(parse_json(method, "--method") if method.lstrip().startswith("{") else method)
     with _bar() as progress:
@@ -71,7 +71,7 @@ def parity(
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while it lasts, if that is a terminal."""
-    console = terminal.console(stderr=True)
+    console = render.console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("steps", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -113,4 +113,4 @@ def _page(report: "ParityReport") -> RenderableType:
         f"the largest difference is {logits.difference:.3g}, the largest logit {logits.largest:.3g}"
     )
     verdict = [Text(report.verdict)] if report.ok else []
-    return Group(Text(head), terminal.table(headers, rows), Text(differ), *verdict)
+    return Group(Text(head), render.table(headers, rows), Text(differ), *verdict)

@@ -10,20 +10,20 @@ import httpx
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.auth import check_binding, has_keys, is_loopback, load_key_digest
+from service.api.auth import check_binding, has_keys, is_loopback, load_key_digest
+from service.api.schemas import Health
+from service.api.schemas import Readiness as ReadinessDocument
 from service.data_dir import STAGING, unknown_files
-from service.db import Database
+from service.db.database import Database
+from service.db.engine_queries import Records
 from service.doctor.finding import Finding
 from service.errors import NewerDatabase, ServiceError
 from service.paths import local_url
 from service.readiness import Readiness
-from service.records import Records
-from service.schemas import Health
-from service.schemas import Readiness as ReadinessDocument
 from service.settings import Settings
-from workers.config import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
+from workers.config.job import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
+from workers.data.discovery import examine
 from workers.errors import InvalidDataset
-from workers.sources import examine
 from workers.texts import some_of
 
 ENTRIES_MAX = 200

@@ -6,12 +6,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from service.db import Database
+from service.db.database import Database
 from service.disk import Freeable
 from service.doctor.finding import Finding
+from service.render import size
 from service.settings import GiB, MiB, Settings
-from service.terminal import size
-from workers.ray_head import machine_folder
+from workers.cluster.ray_head import machine_folder
 
 MOUNTS = Path("/proc/self/mountinfo")
 # SQLite's write-ahead log is shared memory, and locks on these are not what they are elsewhere.

@@ -17,7 +17,7 @@ from packaging.version import Version
 from service.doctor.finding import Finding
 from service.gpus import probe_command
 from service.settings import Settings
-from workers.ray_head import describe, folder_fault, machine_folder, visible_gpus
+from workers.cluster.ray_head import describe, folder_fault, machine_folder, visible_gpus
 
 PROBE_S = 100.0
 _PYTHON_MIN = Version("3.11")
@@ -119,7 +119,7 @@ def _promised(settings: Settings, shown: int) -> int:
 
 
 def _probe(what: str) -> dict[str, Any] | Finding:
-    """What ``workers.probe`` has found; or that it could not."""
+    """What ``workers.tools.probe`` has found; or that it could not."""
     line, environment = probe_command(what)
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from service.terminal import console, table
+from service.render import console, table
 from tests.attacks import ATTACKS, BODIES
 from tests.benchmarks.memory import own_bytes
 from tests.service_helpers import Api, make_settings, onnx_bytes, running_api

@@ -5,7 +5,7 @@ Fidelity: rows of a teacher's logits go through every encoding and are compared 
 
 - KL: of the stored soft targets from the exact ones, mean over the rows; infinite where a class has no probability.
 - cosine: between the gradients of plain distillation for both, mean over the rows; the student is 0.6 z + N(0, 1), as
-  in ``workers.lossy``, whose bar is 0.98.
+  in ``workers.teacher.encoding_check``, whose bar is 0.98.
 - 64 draws: the same cosine if the soft targets of 64 views are averaged first. What is unbiased comes closer to 1; what
   is not stays.
 
@@ -37,14 +37,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from service.terminal import console
-from store import CacheReader, CacheSpec, CacheWriter, Encoding, SparseEncoding, codec
-from store.encoding import logit_arrays
+from service.render import console
+from store import CacheReader, CacheSpec, CacheWriter, Encoding, SparseEncoding
+from store.encodings import codec
+from store.encodings.arrays import logit_arrays
 from tests.benchmarks.bench import Options, interleaved, options, show, write
 from tests.conftest import SHARED
 from tests.store_cases import make_spec
-from workers.config import Preprocessing
-from workers.teacher import Teacher
+from workers.config.job import Preprocessing
+from workers.teacher.teacher import Teacher
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]

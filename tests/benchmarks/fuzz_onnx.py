@@ -29,10 +29,10 @@ from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper, numpy_helper
 
 from tests import onnx_models
-from workers import onnx_check, onnx_graph
 from workers.errors import InvalidTeacher
+from workers.onnx import check, rules
 
-LIMITS = onnx_check.Limits(file_bytes=1 << 20, tensor_bytes=1 << 24, nodes=5000)
+LIMITS = check.Limits(file_bytes=1 << 20, tensor_bytes=1 << 24, nodes=5000)
 MEMORY_BYTES = 4 << 30
 NASTY_INTS = (0, 1, -1, 2, 7, 127, 255, 1 << 16, (1 << 31) - 1, -(1 << 31), 1 << 32, (1 << 63) - 1, -(1 << 63))
 NASTY_BYTES = (b"", b"\0", b"\xff\xfe", b"images", b"logits", b"../x", b"ai.onnx.contrib", b"a" * 5000, b"%s%n")
@@ -203,7 +203,7 @@ class Fuzzer:
         self.counts["executions"] += 1
         self._file.write_bytes(content)
         try:
-            onnx_check.check_onnx(self._file, limits=LIMITS)
+            check.check_onnx(self._file, limits=LIMITS)
             self.counts["accepted"] += 1
         except InvalidTeacher:
             self.counts["refused"] += 1
@@ -239,8 +239,8 @@ def fuzz_coverage(fuzzer: Fuzzer, seconds: float, seed: int, finish: Callable[[]
     import atheris
 
     with atheris.instrument_imports(include=["workers"]):
-        importlib.reload(onnx_graph)
-        importlib.reload(onnx_check)
+        importlib.reload(rules)
+        importlib.reload(check)
     pool = seeds()
     corpus = fuzzer.findings / "corpus"
     corpus.mkdir(exist_ok=True)

@@ -36,17 +36,17 @@ from tests.benchmarks.training import CLASSES, SAMPLES, SIDE, WARM_UP_STEPS, sec
 from tests.digits import weights
 from tests.evaluation_logits import evaluation_logits, relative_difference
 from tests.fake_cuda.counts import is_fake
-from workers import train
-from workers.config import RunSpec, Sgd, StudentSpec, Training, TrainingOrder
-from workers.datasets import open_prepared
+from workers.config.job import RunSpec, Sgd, StudentSpec, Training, TrainingOrder
+from workers.data.prepared import open_prepared
 from workers.devices import new_stream
 from workers.errors import first_line
 from workers.events import Emit, Log, ignore, never
-from workers.feed import student_preprocessing, to_input
-from workers.learner import Learner
-from workers.methods import parse_method
-from workers.precision import Precision, choose_precision, float32_as
-from workers.teacher import Teacher
+from workers.methods.catalog import parse_method
+from workers.teacher.teacher import Teacher
+from workers.training import loop
+from workers.training.batches import student_preprocessing, to_input
+from workers.training.precision import Precision, choose_precision, float32_as
+from workers.training.run import Learner
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = WARM_UP_STEPS["cuda"]
@@ -310,9 +310,9 @@ def _synchronisations(order: TrainingOrder) -> Counter[str]:
 
     try:
         # An event reads the sums; it comes once in two seconds, and not with every step.
-        with warnings.catch_warnings(record=True) as caught, patch("workers.learner._STEP_EVENT_SECONDS", inf):
+        with warnings.catch_warnings(record=True) as caught, patch("workers.training.run._STEP_EVENT_SECONDS", inf):
             warnings.simplefilter("always")
-            list(train.train_group([train_steps(order, before_step)]))
+            list(loop.train_group([train_steps(order, before_step)]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return Counter(
@@ -345,7 +345,7 @@ def resident(bench: Bench) -> Findings:
     data = bench.write("large", *((600, 200, 64) if bench.quick else (20_000, 200, 64)))
     case = Case("resnet20", batch=32 if bench.quick else 256)
     near = bench.seconds([bench.order(case, data)])
-    with patch("workers.feed._fits", lambda *_: False):
+    with patch("workers.training.batches._fits", lambda *_: False):
         far = bench.seconds([bench.order(case, data)])
     yield Finding(
         f"64 x 64, B={case.batch}, mapped / resident",
@@ -359,9 +359,9 @@ def resident(bench: Bench) -> Findings:
 
 END_BARS_S = {"evaluate": 0.15, "save": 0.05, "leave": 3.0}
 TIMED: dict[str, tuple[object, str]] = {
-    "evaluate": (train, "evaluate"),
+    "evaluate": (loop, "evaluate"),
     "save": (Learner, "save"),
-    "leave": (train, "_leave"),
+    "leave": (loop, "_leave"),
 }
 
 
@@ -375,7 +375,7 @@ def repeat(bench: Bench) -> Findings:
             patches.enter_context(patch.object(owner, function, timed))
         for _ in range(2):
             order = bench.order(Case("resnet8", batch=512), epochs=2)
-            train.train_run(order, ignore, never)
+            loop.train_run(order, ignore, never)
             left.append(weights(order.folder))
     for name, most in END_BARS_S.items():
         yield Finding(f"{name}, resnet8", median(seconds[name]), "s", at_most=most)
@@ -433,7 +433,7 @@ def _memory_after(bench: Bench, orders: Sequence[TrainingOrder]) -> tuple[int, s
         return number >= STEADY_FROM
 
     members = [train_steps(order, lambda number: number >= STEADY_FROM) for order in orders[:-1]]
-    ends = dict(train.train_group([*members, train_steps(orders[-1], before_step)]))
+    ends = dict(loop.train_group([*members, train_steps(orders[-1], before_step)]))
     # As text: the frames of an error refer to all that the group had on the device.
     return held[0], repr(ends[0])
 
@@ -488,7 +488,7 @@ def precision(bench: Bench) -> Findings:
 # ---------------------------------------------------------------------------------------------- processes, mps, copies
 
 SHARING = (1, 4, 8, 12)
-"""Eight is the most that the service chooses by itself, see ``service.capacity``."""
+"""Eight is the most that the service chooses by itself, see ``service.engine.capacity``."""
 
 
 def processes(bench: Bench) -> Findings:

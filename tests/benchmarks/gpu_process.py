@@ -7,7 +7,7 @@ import os
 import sys
 
 from tests.benchmarks.training import seconds_of_step
-from workers.config import TrainingOrder
+from workers.config.job import TrainingOrder
 
 
 def wait() -> None:

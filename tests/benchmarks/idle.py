@@ -15,14 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from service.terminal import console, table
+from service.render import console, table
 from tests.benchmarks.memory import own_bytes
 from tests.process_table import processes_with
-from workers.ray_head import machine_folder
+from workers.cluster.ray_head import machine_folder
 
 TREE = Path(__file__).resolve().parents[2]
 SETTLED_S = 8.0
-STEPS = ("numpy", "sqlalchemy", "service.records", "store", "workers.config", "ray", "service.engine")
+STEPS = (
+    "numpy",
+    "sqlalchemy",
+    "service.db.engine_queries",
+    "store",
+    "workers.config.job",
+    "ray",
+    "service.engine.process",
+)
 WORKERS_ONLY = ("torch", "onnxruntime", "onnx", "sklearn")
 FIELDS = ("Rss", "Pss", "Anonymous")
 # What is found in a command line -> what the process is.
@@ -35,7 +43,7 @@ NAMES = (
     ("log_monitor.py", "Ray: log monitor"),
     ("gcs_server", "Ray: gcs_server"),
     ("raylet/raylet", "Ray: raylet"),
-    ("workers.ray_head", "keeper of Ray"),
+    ("workers.cluster.ray_head", "keeper of Ray"),
 )
 
 

@@ -38,14 +38,14 @@ from store import CacheSpec, CacheWriter
 from store.layout import BlockRecord
 from tests.benchmarks.bench import EITHER, Options, Timing, options, show, write
 from tests.conftest import SHARED
-from workers.artifacts import Student, export_onnx
-from workers.caching import inference_batch
-from workers.config import CropFlip, NpzDataset, Preprocessing, TeacherSpec
-from workers.datasets import Dataset, prepare
-from workers.inference import infer_blocks
+from workers.config.job import CropFlip, NpzDataset, Preprocessing, TeacherSpec
+from workers.data.augmentation import make_views
+from workers.data.prepared import Dataset, prepare
 from workers.students.build import build_student
-from workers.teacher import Device, Teacher
-from workers.views import make_views
+from workers.teacher.build_caches import inference_batch
+from workers.teacher.inference import infer_blocks
+from workers.teacher.teacher import Device, Teacher
+from workers.training.artifacts import Student, export_onnx
 
 BAR = 0.95
 BLOCKS_PER_TURN = 2

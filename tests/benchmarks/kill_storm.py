@@ -29,13 +29,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
-from service.client import Client
-from service.connection import Document
-from service.processes import BackgroundService, free_port
+from service.cli.supervisor import BackgroundService, free_port
+from service.client.client import Client
+from service.client.transport import Document
 from tests.benchmarks.bench import show
 from tests.digits import Digits, make_digits
 from tests.process_table import processes_with
-from workers.ray_head import machine_folder
+from workers.cluster.ray_head import machine_folder
 
 ENGINE_AND_KEEPER = "engine and keeper at once"
 TERMINATION = "SIGTERM to all"  # no kill, and not counted as one

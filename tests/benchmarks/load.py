@@ -28,19 +28,19 @@ from typing import Any
 
 import httpx
 
-from service.client import Client
-from service.db import Database, upgrade_to_head
-from service.jobs import State
-from service.processes import BackgroundService, command, free_port
-from service.records import Records
-from service.registry import Registry
-from service.tables import RunRecord
+from service.cli.supervisor import BackgroundService, command, free_port
+from service.client.client import Client
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.engine_queries import Records
+from service.db.models import RunRecord
+from service.db.states import State
 from tests.benchmarks.bench import options, show, write
 from tests.benchmarks.memory import own_bytes
 from tests.filled import METRICS, fill
 from tests.process_table import api_process
 from tests.service_helpers import add_job, make_plan, postgres_binaries, running_postgres, start_run, teacher_row
-from workers.config import AdamW, CosineSchedule, DigitsDataset, Training
+from workers.config.job import AdamW, CosineSchedule, DigitsDataset, Training
 from workers.pipeline import train_supervised
 
 PARTS = ("clients", "lists", "memory")

@@ -1,9 +1,10 @@
 """What a method costs a step: ``python -m tests.benchmarks.methods [--json FILE] [--quick]``.
 
-A student's step is one update of resnet20 on 32 x 32 colour pictures with cross-entropy, as ``workers/train.py`` makes
-it. A method's overhead is the time of its objective and the backward pass to the student's logits, less the same of
-``ce``; teacher logits and statistics are at hand, as from a cache. The figure is overhead / student's step. A method
-of two views also runs the student twice, which is the student's time and not the method's.
+A student's step is one update of resnet20 on 32 x 32 colour pictures with cross-entropy, as
+``workers/training/loop.py`` makes it. A method's overhead is the time of its objective and the backward pass to the
+student's logits, less the same of ``ce``; teacher logits and statistics are at hand, as from a cache. The figure is
+overhead / student's step. A method of two views also runs the student twice, which is the student's time and not the
+method's.
 
 The bar is for losses that treat each sample by itself; those that compare a whole batch (``needs_batch``) work on
 matrices of B x B, C x C or more. Their memory is small all the same (``ranks.py`` compares in pieces), their time is
@@ -19,14 +20,14 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.bench import EITHER, Options, Timing, interleaved, options, show, write
-from workers.combinations import PRESETS
-from workers.composition import Method
-from workers.config import Sgd
-from workers.live import row_statistics
-from workers.methods import parse_method
-from workers.objective import View, objective
-from workers.precision import choose_precision, float32_as
+from workers.config.job import Sgd
+from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
+from workers.methods.method import Method
+from workers.objective.objective import View, objective
+from workers.objective.statistics import row_statistics
 from workers.students.build import build_student
+from workers.training.precision import choose_precision, float32_as
 
 BAR, BAR_CLASSES = 0.03, 100
 CALL_LIMIT_S = 10.0

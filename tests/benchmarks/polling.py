@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from service.db import Database, upgrade_to_head
-from service.jobs import State
-from service.processes import free_port
-from service.registry import Registry
-from service.terminal import console, table
+from service.cli.supervisor import free_port
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.states import State
+from service.render import console, table
 from tests.benchmarks.load import METHODS, percentile_ms
 from tests.filled import fill
 from tests.service_helpers import make_plan, teacher_row

@@ -6,7 +6,7 @@ The same logits (float16) lie in a cache, in one flat file and in plain Zarr arr
 - shuffled: everything is in memory. Zarr is tuned first: chunk rows, way of indexing, concurrency. How a file came to
   memory decides which pages it has there, so the memmap is met in three states: as written, its best, for one large
   file gets the largest pages; after the page cache was dropped and each contender has read an epoch through its own
-  mapping; and after read(2), which leaves the store's short files in small pages (see store/mapping.py).
+  mapping; and after read(2), which leaves the store's short files in small pages (see store/chunk_map.py).
 - load: a whole view into a new array. The store compares every checksum, and so does Zarr, on the same files.
 - cold: the page cache of the files is dropped before each trial. The first 40 batches, where every batch is like the
   first, and a whole epoch, in which everything comes to memory. ``prefetch`` is to be the faster way in both; with a

@@ -17,23 +17,23 @@ from pathlib import Path
 
 from sqlalchemy import func, select, update
 
-from service.attempts import list_artifacts
-from service.db import Database, upgrade_to_head
-from service.deletion import Deletion
-from service.jobs import State
-from service.records import Records
-from service.registry import Registry
-from service.retention import DAY_S, Limits, Retention, usage
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.deletion import Deletion
+from service.db.engine_queries import Records
+from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, utc_now
+from service.db.retention import DAY_S, Limits, Retention, usage
+from service.db.states import State
+from service.engine.attempt_files import list_artifacts
 from service.settings import Settings
-from service.tables import EventRecord, JobRecord, Json, PackedEventsRecord, utc_now
 from tests.service_helpers import make_plan, make_settings, teacher_row
-from workers.artifacts import ARTIFACTS
 from workers.logs import configure
+from workers.training.artifacts import ARTIFACTS
 
 # Bytes of what a run of resnet8 leaves beside its log.
 FILES = {"student.safetensors": 312_000, "student.onnx": 318_000, "config.json": 2_500, "result.json": 4_000}
 LOG_BYTES = 3_000
-# As workers.train writes them for kd.
+# As workers.training.loop writes them for kd.
 METRICS = """
     epoch lr images_per_s train_loss train_accuracy train_ce train_kd student_temperature_mean student_temperature_std
     teacher_temperature_mean teacher_temperature_std top1 top5 nll ece agreement kl_to_teacher seconds

@@ -35,12 +35,12 @@ from store import CacheReader
 from tests.benchmarks.bench import EITHER, Timing, interleaved, options, show, write
 from tests.benchmarks.training import write_cache
 from tests.conftest import SHARED
-from workers import views
-from workers.config import Augmentation, CropFlip, FolderDataset, ResizedCrop, Views
-from workers.datasets import FilesDataset, prepare
-from workers.feed import TrainingFeed, epoch_order
-from workers.picture_files import PictureFiles
-from workers.streaming import Work, worker_processes
+from workers.config.job import Augmentation, CropFlip, FolderDataset, ResizedCrop, Views
+from workers.data import augmentation as views
+from workers.data.image_files import PictureFiles
+from workers.data.prepared import FilesDataset, prepare
+from workers.training.batches import TrainingFeed, epoch_order
+from workers.training.image_loader import Work, worker_processes
 
 BAR = 0.9
 ROUNDS, QUICK_ROUNDS = 9, 3

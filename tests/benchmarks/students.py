@@ -25,11 +25,11 @@ from store import CacheReader
 from tests.benchmarks.bench import EITHER, options, show, write
 from tests.benchmarks.memory import own_bytes
 from tests.benchmarks.training import WARM_UP_STEPS, seconds_of_step, train_steps, write_data
-from workers.config import Training, TrainingOrder
-from workers.datasets import open_prepared
-from workers.feed import TrainingFeed
-from workers.methods import parse_method
-from workers.train import train_group
+from workers.config.job import Training, TrainingOrder
+from workers.data.prepared import open_prepared
+from workers.methods.catalog import parse_method
+from workers.training.batches import TrainingFeed
+from workers.training.loop import train_group
 
 PROCESSES = (1, 2, 3, 4)
 GROUPS = (1, 2, 4)

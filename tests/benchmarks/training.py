@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from store import CacheSpec, CacheWriter
 from tests.benchmarks.bench import synchronize
-from workers.config import CropFlip, Folders, NpzDataset, RunSpec, StudentSpec, Training, TrainingOrder, Views
-from workers.datasets import Dataset, prepare
+from workers.config.job import CropFlip, Folders, NpzDataset, RunSpec, StudentSpec, Training, TrainingOrder, Views
+from workers.data.prepared import Dataset, prepare
 from workers.errors import Stopped
 from workers.events import Emit, ignore
-from workers.learner import Member
-from workers.methods import parse_method
-from workers.train import train_group
+from workers.methods.catalog import parse_method
+from workers.training.loop import train_group
+from workers.training.run import Member
 
 SAMPLES, CLASSES, SIDE = 50_000, 100, 32
 CE_WEIGHT, KD_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0

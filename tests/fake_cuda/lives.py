@@ -11,12 +11,12 @@ import torch
 
 from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.steps import order_of
-from workers.config import ResizedCrop, TrainingOrder, Views
+from workers.config.job import ResizedCrop, TrainingOrder, Views
 from workers.errors import Stopped
 from workers.events import Epoch
 from workers.run_files import ARTIFACTS, CHECKPOINT
 from workers.students.catalog import STUDENTS, StudentInfo
-from workers.train import train_run
+from workers.training.loop import train_run
 
 
 def smallest_of_families() -> list[StudentInfo]:

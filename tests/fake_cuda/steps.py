@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from tests.benchmarks.epoch import network
 from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.counts import Counts, counting, read_counts
-from workers import learner, train
-from workers.config import Sgd, Training, TrainingOrder
+from workers.config.job import Sgd, Training, TrainingOrder
 from workers.errors import Stopped
 from workers.events import Epoch, ignore
-from workers.learner import Member
-from workers.methods import PRESETS, parse_method
+from workers.methods.catalog import PRESETS, parse_method
+from workers.training import loop
+from workers.training import run as learner
+from workers.training.run import Member
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -93,7 +94,7 @@ def measure(orders: Sequence[TrainingOrder]) -> Steps:
     silent = patch.object(learner, "_STEP_EVENT_SECONDS", 1e9)
     with silent, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ended = [how for _, how in train.train_group(members)]
+        ended = [how for _, how in loop.train_group(members)]
     if errors := [how for how in ended if not isinstance(how, Stopped)]:
         raise AssertionError(f"a run did not stop when it was told to: {errors}") from errors[0]
     found = sorted({f"{w.filename}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)})
@@ -186,13 +187,13 @@ def measure_epoch_end(preset: str) -> dict[str, dict[str, int]]:
     window = _Window()
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(train, "evaluate", counted("evaluation", train.evaluate)),
+        patch.object(loop, "evaluate", counted("evaluation", loop.evaluate)),
         patch.object(learner.Learner, "save", counted("checkpoint", learner.Learner.save)),
     ):
         base = write_data(Path(folder), 1, BATCH * STEPS_PER_EPOCH)
         order = order_of(base, preset, eval_batch_size=25)
         with contextlib.suppress(Stopped):
-            train.train_run(order, window.emit, window)
+            loop.train_run(order, window.emit, window)
     return {
         name: {"synchronisations": counts.synchronisations, "blocking_copies": counts.blocking_copies}
         for name, counts in costs.items()

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from tests.golden.recipes import RECIPES, Recipe
 from workers.errors import NotFinite
-from workers.methods import parse_method
-from workers.objective import Objective, View, objective
-from workers.temperature import MAX_RATIO
+from workers.methods.catalog import parse_method
+from workers.methods.temperature import MAX_RATIO
+from workers.objective.objective import Objective, View, objective
 
 HERE = Path(__file__).parent
 SETTINGS: Mapping[str, Mapping[str, Any]] = {

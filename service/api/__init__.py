@@ -1,0 +1,1 @@
+"""The HTTP API: app, routes, and what surrounds every request."""

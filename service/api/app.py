@@ -1,0 +1,136 @@
+"""The HTTP API, put together: ``create_app(settings)``. Importing this module starts and opens nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import Depends, FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.api import problems
+from service.api.auth import authorize
+from service.api.bodies import BodyThread
+from service.api.deadlines import Pace
+from service.api.dependencies import Context
+from service.api.etags import ConditionalGet
+from service.api.metrics import MeasureRequests, Metrics
+from service.api.middleware import BodyLimit, Doors, HeadRequests, RequestContext
+from service.api.multipart import BUFFER_BYTES, sweep
+from service.api.openapi import describe, service_version
+from service.api.response_cache import ResponseCache
+from service.api.routes import (
+    caches,
+    catalog,
+    datasets,
+    events,
+    gc,
+    health,
+    job_control,
+    jobs,
+    keys,
+    metrics,
+    run_logs,
+    runs,
+    teachers,
+)
+from service.api.security_headers import PagePolicy, policies_of
+from service.db.api_keys import NOTE_USES_S, KeyRing
+from service.paths import API_PREFIX, UPLOAD_PATH
+from service.settings import Settings
+
+# Of an upload's body beside the file: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB
+# from uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.
+UPLOAD_EXTRA_BYTES = 2 * BUFFER_BYTES
+BODY_BYTES_PER_S = 16 << 10
+DESCRIPTION = """Distil students from a teacher whose logits are computed once.
+
+1. `POST /v1/teachers` with an ONNX classifier.
+2. `POST /v1/jobs` with the teacher, a data set, and students x methods x seeds.
+3. `GET /v1/jobs/{id}/events` with `Accept: text/event-stream`, then `GET /v1/jobs/{id}/report`.
+
+Every error is `application/problem+json` (RFC 9457). Lists go on with `after=last_id` while `has_more`.
+
+Where there are API keys, send `Authorization: Bearer KEY`. GET needs a key with the scope read; what changes something,
+write; deleting a teacher, data set, cache, job or run, `/v1/gc` and `/v1/keys`, admin.
+"""
+log = structlog.get_logger("service.api.app")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for these settings. The database must have been migrated when it starts.
+
+    Raises:
+        BadKeyFile: the API key file cannot be used.
+    """
+    context = Context.of(settings)
+    app = FastAPI(
+        title="Retort",
+        version=service_version(),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.context = context
+    app.state.body_thread = BodyThread()
+    app.state.metrics = Metrics(context, app.version)
+    problems.install(app)
+    silence_s, upload_s = settings.body_stall_s, settings.upload_stall_s
+    body = settings.body_max_bytes, Pace(silence_s, silence_s, BODY_BYTES_PER_S)
+    upload = settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES, Pace(silence_s, upload_s, BUFFER_BYTES / upload_s)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, default=body, paths={UPLOAD_PATH: upload})
+    app.add_middleware(ResponseCache, version=context.version)
+    app.add_middleware(
+        Doors,
+        ring=context.ring,
+        rate=context.rate,
+        requests=context.requests,
+        streams=context.streams,
+        uploads=context.uploads,
+    )
+    app.add_middleware(PagePolicy, policies=policies_of(app))
+    app.add_middleware(ConditionalGet)
+    app.add_middleware(HeadRequests)
+    app.add_middleware(RequestContext)
+    app.add_middleware(MeasureRequests, metrics=app.state.metrics)
+    app.include_router(health.router)
+    doors = [Depends(authorize)]
+    doors_say = problems.responses(429, 503)
+    app.include_router(metrics.router, dependencies=doors, responses=doors_say)
+    for module in (teachers, datasets, catalog, caches, jobs, runs, run_logs, job_control, events, gc, keys):
+        app.include_router(module.router, prefix=API_PREFIX, dependencies=doors, responses=doors_say)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: Context = app.state.context
+    context.settings.make_folders()
+    log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
+    tending = asyncio.create_task(_tend(context))
+    yield
+    tending.cancel()
+    await _note_uses_once(context.ring)
+    context.version.close()
+    context.database.close()
+    log.info("api ended")
+
+
+async def _tend(context: Context) -> None:
+    """What the API does now and then, asked or not."""
+    while True:
+        await asyncio.sleep(NOTE_USES_S)
+        await _note_uses_once(context.ring)
+        try:
+            await asyncio.to_thread(context.database.checkpoint)
+        except SQLAlchemyError as error:
+            log.warning("the write-ahead log cannot be emptied", error=type(error).__name__)
+
+
+async def _note_uses_once(ring: KeyRing) -> None:
+    try:
+        await ring.note_uses()
+    except SQLAlchemyError as error:
+        log.warning("when keys were used last cannot be noted", error=type(error).__name__)

@@ -1,0 +1,172 @@
+"""Who may call: with API keys, whoever brings one whose scope covers the request; without, this machine alone.
+
+Without a key the service listens on loopback only, and turns away what a browser would send it from a page of another
+origin or under a host name that somebody else controls. ``identify`` finds out who calls, before anything of a body is
+read; ``authorize`` is the dependency of every route that is not open to all.
+"""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import structlog
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
+
+from service.db.api_keys import KeyRing, any_live_key, digest_of_secret
+from service.db.scopes import THIS_MACHINE, Caller, Scope
+from service.errors import BadKeyFile, Forbidden, ForeignOrigin, Unauthorized, UnsafeBinding
+from service.paths import API_PREFIX, route_of
+from service.settings import Settings
+from workers.errors import InvalidText
+from workers.text_files import read_text
+
+KEY_MIN_CHARS = 16
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+KEYS_PATH = f"{API_PREFIX}/keys"
+# What they delete is gone for everybody.
+ADMIN_ROUTES = frozenset(
+    {
+        ("DELETE", f"{API_PREFIX}/teachers/{{teacher_id}}"),
+        ("DELETE", f"{API_PREFIX}/datasets/{{dataset_id}}"),
+        ("DELETE", f"{API_PREFIX}/caches/{{key}}"),
+        ("DELETE", f"{API_PREFIX}/jobs/{{job_id}}"),
+        ("DELETE", f"{API_PREFIX}/runs/{{run_id}}"),
+        ("POST", f"{API_PREFIX}/gc"),
+    }
+)
+_LOGGED_IDS = ("job_id", "run_id")
+_LOGGED_CHARS = 64
+bearer = HTTPBearer(auto_error=False, description="An API key; none is asked for where there are none.")
+
+
+def load_key_digest(path: Path | None) -> str | None:
+    """SHA-256 (64 hex digits) of the key in the file's first line; None without a file.
+
+    Raises:
+        BadKeyFile: it cannot be read, or the key has fewer than 16 characters.
+    """
+    if path is None:
+        return None
+    try:
+        key = read_text(path).partition("\n")[0].strip()
+    except (OSError, InvalidText) as error:
+        raise BadKeyFile(f"the API key file {path} cannot be read: {error}") from error
+    if len(key) < KEY_MIN_CHARS:
+        raise BadKeyFile(
+            f"the first line of {path} has {len(key)} characters, a key has at least {KEY_MIN_CHARS}: "
+            "write 32 random bytes in hex there, such as `openssl rand -hex 32` prints"
+        )
+    return digest_of_secret(key)
+
+
+def has_keys(settings: Settings) -> bool:
+    """Whether somebody has a key to this service: that of the key file, or one of the database."""
+    return settings.api_key_file is not None or any_live_key(settings.database)
+
+
+def check_binding(settings: Settings) -> None:
+    """Refuses to listen beyond this machine without a key.
+
+    Raises:
+        UnsafeBinding: naming the host and the ways out.
+    """
+    if not is_loopback(settings.host) and not has_keys(settings):
+        raise UnsafeBinding(
+            f"host {settings.host!r} is reachable from other machines and there is no API key: make one with "
+            "`retort keys create NAME --scope admin`, set RETORT_API_KEY_FILE to a file with one, or use the host "
+            "127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach, or call itself, ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+async def identify(request: Request, ring: KeyRing) -> Caller:
+    """Who has sent a request.
+
+    Raises:
+        Unauthorized: a key is asked for, and it is missing, wrong or revoked.
+        ForeignOrigin: no key is asked for, and the request is not from this machine's own programs and pages.
+    """
+    scheme, secret = get_authorization_scheme_param(request.headers.get("Authorization"))
+    given = secret.strip() if scheme.lower() == "bearer" else ""
+    caller = await ring.find(given or None)
+    if caller is None:
+        if given:
+            raise Unauthorized("the API key is not one of this service's, or it was revoked")
+        raise Unauthorized("this service wants an API key: send `Authorization: Bearer KEY`")
+    if caller is THIS_MACHINE:
+        _check_origin(request)
+    return caller
+
+
+async def authorize(
+    request: Request,
+    _: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+) -> None:
+    """Lets a request pass whose caller may do it, and puts the ids of its path into its log lines.
+
+    Raises:
+        Forbidden: the key's scope is too small.
+        Unauthorized, ForeignOrigin: as ``identify``.
+    """
+    state = request.state
+    if state.refusal is not None:
+        raise state.refusal
+    check_scope(request)
+    ids = {name: request.path_params[name][:_LOGGED_CHARS] for name in _LOGGED_IDS if name in request.path_params}
+    structlog.contextvars.bind_contextvars(**ids)
+
+
+def check_scope(request: Request) -> None:
+    """Refuses a request whose caller is known, and may not do it. Its route is known, too. Raises Forbidden."""
+    caller: Caller = request.state.caller
+    needed = needed_scope(request.method, route_of(request.scope))
+    if not caller.scope.covers(needed):
+        raise Forbidden(
+            f"the API key {caller.name!r} has the scope {caller.scope}, {request.method} needs {needed} here: "
+            "use another key"
+        )
+
+
+def needed_scope(method: str, route: str) -> Scope:
+    """What a caller's scope has to cover for this method of the route with this template."""
+    if route == KEYS_PATH or route.startswith(f"{KEYS_PATH}/") or (method, route) in ADMIN_ROUTES:
+        return Scope.ADMIN
+    return Scope.READ if method in SAFE_METHODS else Scope.WRITE
+
+
+async def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
+Who = Annotated[Caller, Depends(_caller)]
+"""The type of a route's parameter that receives who calls."""
+
+
+def _check_origin(request: Request) -> None:
+    for header in ("host", "origin"):
+        for value in request.headers.getlist(header):
+            if not is_loopback(_host_of(value if header == "origin" else f"//{value}")):
+                raise ForeignOrigin(
+                    f"the {header} {value!r:.200} is not this machine; without an API key only it may call: use "
+                    "http://127.0.0.1, or make a key with `retort keys create`"
+                )
+
+
+def _host_of(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,195 @@
+"""What a route needs, put together once per app, and the small things that several routes share."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Query, Request, Response
+from pydantic import BaseModel
+
+from service.api.auth import is_loopback, load_key_digest
+from service.api.event_feed import Tail
+from service.api.inbound import Connections, Waits, connections_max
+from service.api.rate_limits import ConcurrencyLimit, KeyedSemaphore, RateLimit
+from service.api.schemas import Page
+from service.db.api_keys import KeyRing, Keys
+from service.db.api_queries import Registry
+from service.db.database import Database
+from service.db.deletion import Deletion
+from service.db.engine_queries import Records
+from service.db.job_control import Wishes
+from service.db.version import DatabaseVersion
+from service.disk import Freeable
+from service.errors import DiskFloor
+from service.readiness import Readiness
+from service.settings import Settings
+from store import Catalog
+
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+EVENTS_DEFAULT = 100
+EVENTS_MAX = 1000
+PAGE_BYTES = 4 << 20
+# Of uploads, at once, and how many of them may be of one key. Each may use the memory of several copies of its file.
+INSPECTIONS_MAX = 2
+KEY_INSPECTIONS_MAX = 1
+# Requests of one key that read whole caches or data sets, at once; they are answered by 40 threads, as most are.
+KEY_HEAVY_MAX = 4
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The service behind the routes.
+
+    Attributes:
+        version: of the database; another one after every commit.
+        ring: knows who a key belongs to.
+        connections: those that are open.
+        rate, requests, streams, uploads: what every caller may ask for at once.
+        inspections, heavy: the shares that every caller has of the inspections of uploads, and of the threads for what
+            takes long.
+        tail: the newest events, for all streams.
+        closing: set when the server begins to shut down; streams end then.
+        freeable: what of the disk can be freed, for messages.
+    """
+
+    settings: Settings
+    database: Database
+    version: DatabaseVersion
+    records: Records
+    registry: Registry
+    wishes: Wishes
+    deletion: Deletion
+    catalog: Catalog
+    keys: Keys
+    ring: KeyRing
+    connections: Connections
+    rate: RateLimit
+    requests: ConcurrencyLimit
+    streams: ConcurrencyLimit
+    uploads: ConcurrencyLimit
+    inspections: KeyedSemaphore
+    heavy: KeyedSemaphore
+    tail: Tail
+    closing: asyncio.Event
+    readiness: Readiness
+    freeable: Freeable
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Context":
+        """The context of a process with these settings. Raises BadKeyFile."""
+        file_digest = load_key_digest(settings.api_key_file)
+        database = Database(settings.database)
+        keys = Keys(database)
+        registry = Registry(database, settings.key_live_jobs_max)
+        closing = asyncio.Event()
+        connections = connections_max(settings.connections_max)
+        # Half for one address, and for one key half of that: behind a proxy all keys may come from one address.
+        of_address = settings.address_connections_max or max(1, connections // 2)
+        of_key = settings.open_requests_max or max(1, connections // 4)
+        waits = Waits(settings.head_timeout_s, settings.send_stall_s)
+        return cls(
+            settings=settings,
+            database=database,
+            version=DatabaseVersion(database),
+            records=Records(database),
+            registry=registry,
+            wishes=Wishes(database),
+            deletion=Deletion(database, settings),
+            catalog=Catalog(settings.caches_dir),
+            keys=keys,
+            ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),
+            connections=Connections(connections, of_address, waits),
+            rate=RateLimit(settings.requests_per_s, settings.requests_burst),
+            requests=ConcurrencyLimit(of_key, "requests", "wait until some have been answered"),
+            streams=ConcurrencyLimit(
+                settings.streams_max, "event streams", "close one, or follow the job instead of each of its runs"
+            ),
+            uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
+            inspections=KeyedSemaphore(KEY_INSPECTIONS_MAX),
+            heavy=KeyedSemaphore(KEY_HEAVY_MAX),
+            tail=Tail(registry, settings.event_poll_s, closing),
+            closing=closing,
+            readiness=Readiness(database, settings),
+            freeable=Freeable(settings, database),
+        )
+
+    def check_disk(self, needed_bytes: int = 0) -> None:
+        """Refuses work that the disk has no room for.
+
+        Args:
+            needed_bytes: what the request itself will write.
+
+        Raises:
+            DiskFloor: less than ``disk_floor_bytes`` would stay free.
+        """
+        free_bytes = shutil.disk_usage(self.settings.data_dir).free
+        floor_bytes = self.settings.disk_floor_bytes
+        if free_bytes - needed_bytes < floor_bytes:
+            raise DiskFloor(
+                f"{free_bytes} bytes are free where the service keeps its data, this needs {needed_bytes} and "
+                f"{floor_bytes} stay in reserve: add space, or free some: {self.freeable.sentence()}"
+            )
+
+
+async def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Service = Annotated[Context, Depends(_context)]
+"""The type of a route's parameter that receives the context."""
+
+
+async def _in_turn(request: Request, service: Service) -> AsyncIterator[None]:
+    async with service.heavy.held(request.state.name):
+        yield
+
+
+Heavy = Depends(_in_turn)
+"""A dependency of routes that take long: those of one key wait for each other, and for no thread meanwhile."""
+
+Id = Annotated[str, Query(max_length=128, pattern=r"^[\x21-\x7e]+$")]
+After = Annotated[Id | None, Query(description="the `last_id` of the page before")]
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="items of a page")]
+
+
+def document(shown: BaseModel) -> Response:
+    """The JSON of a document. Written at once: FastAPI would check it once more, and turn it into objects first."""
+    return Response(shown.model_dump_json(), media_type="application/json")
+
+
+def page(
+    rows: Sequence[Item],
+    has_more: bool,
+    show: Callable[[Item], BaseModel],
+    id_of: Callable[[Item], object],
+) -> Response:
+    """The JSON of a ``Page`` of a list, each row as its document; fewer rows than there are if they would be too long.
+
+    Written at once, as ``document``.
+    """
+    documents: list[bytes] = []
+    length = 0
+    for row in rows:
+        document = show(row).model_dump_json().encode()
+        length += len(document)
+        if documents and length > PAGE_BYTES:
+            has_more = True
+            break
+        documents.append(document)
+    around = Page[None](data=[], has_more=has_more, **ends(rows[: len(documents)], id_of)).model_dump_json().encode()
+    before, _, after = around.partition(b"[]")
+    return Response(b"".join((before, b"[", b",".join(documents), b"]", after)), media_type="application/json")
+
+
+def ends(rows: Sequence[Item], id_of: Callable[[Item], object]) -> dict[str, str | None]:
+    """``first_id`` and ``last_id`` of a page of these rows."""
+    return {
+        "first_id": str(id_of(rows[0])) if rows else None,
+        "last_id": str(id_of(rows[-1])) if rows else None,
+    }

@@ -1,0 +1,122 @@
+"""Everything about a job that can be known before it runs, without torch: asked while the client still waits.
+
+What only running can show (a truncated picture, the teacher's accuracy) is the contract check's business, when the
+job starts.
+"""
+
+from service.api.dependencies import Context
+from service.api.schemas import JobRequest
+from service.db.api_queries import DATASET, Registry
+from service.db.models import TeacherRecord
+from service.errors import InvalidRequest
+from service.settings import Settings
+from workers.config.job import (
+    DatasetSpec,
+    FolderDataset,
+    Plan,
+    ResizedCrop,
+    Size,
+    check_encoding,
+)
+from workers.data.discovery import Source, examine
+from workers.errors import ContractViolation, InvalidTeacher, UnknownName
+from workers.students.catalog import check_batch_size, check_image_side
+
+# (height, width) in pixels of data sets whose pictures all have one known size.
+_SIZES: dict[str, Size] = {
+    "digits": (8, 8),
+    "cifar10": (32, 32),
+    "cifar100": (32, 32),
+    "mnist": (28, 28),
+    "fashion_mnist": (28, 28),
+}
+
+
+def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord]:
+    """The plan of a request with its data set in place, and its teacher.
+
+    Raises:
+        InvalidRequest: there is no such teacher, or more runs or epochs than the settings allow.
+        InvalidTeacher: its file is gone.
+        UnknownName: there is no data set of that name.
+        InvalidDataset: it is missing, outside the data root, malformed or empty.
+        ContractViolation: teacher and data set have different numbers of classes.
+        InvalidJob: a student cannot be trained on pictures of that size or on batches of one, or the cache's encoding
+            saves nothing.
+    """
+    _check_size(request, context.settings)
+    teacher = _teacher(request.teacher, context)
+    plan = request.plan(_dataset(request, context.registry))
+    source = examine(plan.dataset, context.settings.data_root)
+    _check_classes(teacher, source)
+    classes = classes_of(teacher) or source.classes
+    check_encoding(plan.cache.encoding, classes)
+    for student in plan.students:
+        check_batch_size(student.name, plan.training.batch_size)
+    size = student_size(plan)
+    if size is not None:
+        for student in plan.students:
+            check_image_side(student.name, min(size))
+    return plan, teacher
+
+
+def classes_of(teacher: TeacherRecord) -> int | None:
+    """The number of classes that the teacher's graph declares; None where it leaves it open."""
+    shape = next(value["shape"] for value in teacher.outputs if value["name"] == teacher.output)
+    last = shape[-1] if shape else None
+    return last if isinstance(last, int) else None
+
+
+def _check_size(request: JobRequest, settings: Settings) -> None:
+    runs = len(request.students) * len(request.methods) * len(request.seeds)
+    if runs > settings.job_runs_max:
+        raise InvalidRequest(f"the job has {runs} runs, at most {settings.job_runs_max} are allowed: split it", "#")
+    epochs = request.training.epochs
+    if epochs > settings.job_epochs_max:
+        raise InvalidRequest(
+            f"a run would train for {epochs} epochs, at most {settings.job_epochs_max} are allowed here",
+            "#/training/epochs",
+        )
+
+
+def _teacher(id: str, context: Context) -> TeacherRecord:
+    try:
+        teacher = context.registry.get(TeacherRecord, id)
+    except LookupError as error:
+        raise InvalidRequest(f"{error}: upload one with POST /v1/teachers", "#/teacher") from error
+    if not context.settings.teacher_path(teacher.sha256).is_file():
+        raise InvalidTeacher(f"the file of teacher {id} is gone: upload it again")
+    return teacher
+
+
+def _dataset(request: JobRequest, registry: Registry) -> DatasetSpec:
+    if not isinstance(request.dataset, str):
+        return request.dataset
+    found = registry.find_dataset(request.dataset)
+    if found is None:
+        raise UnknownName("dataset", request.dataset, registry.dataset_names())
+    return DATASET.validate_python(found.spec)
+
+
+def _check_classes(teacher: TeacherRecord, source: Source) -> None:
+    classes = classes_of(teacher)
+    if classes not in (None, source.classes):
+        raise ContractViolation(
+            f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the data set has "
+            f"{source.classes}: they must be the same classes in the same order"
+        )
+
+
+def student_size(plan: Plan) -> Size | None:
+    """(height, width) in pixels of the pictures that students see (test pictures are resized to it, too), if known."""
+    recipe = plan.views.augmentation
+    if isinstance(recipe, ResizedCrop) and recipe.size is not None:
+        return recipe.size
+    return picture_size(plan)
+
+
+def picture_size(plan: Plan) -> Size | None:
+    """(height, width) in pixels of the data set's pictures, if the plan tells."""
+    if isinstance(plan.dataset, FolderDataset):
+        return plan.dataset.image_size
+    return _SIZES.get(plan.dataset.kind)

@@ -1,0 +1,218 @@
+"""A multipart upload, straight from the socket to a file: never held in memory, hashed on the way, gone on failure.
+
+The file lies as ``.incoming-*`` in the folder it is meant for, under a lock that its process holds: one that nobody
+holds was left by a process that died, and ``sweep`` removes it.
+"""
+
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import anyio.to_thread
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from service.errors import InvalidRequest, MalformedBody, TooLarge
+from workers.errors import InvalidText, UnknownName
+from workers.text_files import decode_text
+
+INCOMING = ".incoming-"
+FILE_FIELD = "file"
+BOUNDARY_MAX_BYTES = 70  # RFC 2046, 5.1.1
+TEXT_MAX_BYTES = 64 << 10
+BUFFER_BYTES = 1 << 20  # handed to a thread at a time
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What has arrived.
+
+    Attributes:
+        path: of the file; whoever wants to keep it renames it.
+        sha256: of its bytes, 64 hex digits.
+        fields: the text fields that came with it.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    fields: Mapping[str, str]
+
+
+@asynccontextmanager
+async def receive(
+    request: Request,
+    folder: Path,
+    *,
+    text_fields: frozenset[str],
+    file_max_bytes: int,
+    check_room: Callable[[], None],
+) -> AsyncIterator[Upload]:
+    """Reads a multipart/form-data request with one file; the file is removed at the end unless it was renamed.
+
+    Args:
+        folder: where the file is written; on the file system on which it is to stay.
+        text_fields: the other fields that may come.
+        file_max_bytes: of the file.
+        check_room: called for every BUFFER_BYTES; raises when no more may be written.
+
+    Raises:
+        MalformedBody: not multipart/form-data, or cut off.
+        InvalidRequest: no file, a field twice, or text that is not UTF-8.
+        UnknownName: a field that is not expected.
+        TooLarge: the file or a text field is over its limit.
+        SlowBody: it stalls, see ``service.api.deadlines``.
+        OSError: it cannot be written (ENOSPC: the disk is full).
+    """
+    boundary = _boundary(request.headers.get("content-type", ""))
+    with _incoming_file(folder) as (path, file):
+        parts = _Parts(file, boundary, text_fields, file_max_bytes)
+        buffer = bytearray()
+        async for chunk in request.stream():
+            buffer += chunk
+            if len(buffer) >= BUFFER_BYTES:
+                check_room()
+                await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
+                buffer.clear()
+        await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
+        await anyio.to_thread.run_sync(parts.finish)
+        yield Upload(path, parts.digest.hexdigest(), parts.size_bytes, parts.texts)
+
+
+def sweep(folder: Path) -> int:
+    """Removes what processes that died while receiving have left in ``folder``; returns how many files."""
+    swept = 0
+    for path in folder.glob(f"{INCOMING}*"):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            swept += 1
+    return swept
+
+
+@contextmanager
+def _incoming_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    path = folder / f"{INCOMING}{uuid.uuid4().hex}"
+    with path.open("xb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield path, file
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _boundary(content_type: str) -> bytes:
+    kind, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 1 <= len(boundary) <= BOUNDARY_MAX_BYTES:
+        raise MalformedBody(
+            f"the Content-Type is {content_type!r:.200}, an upload is multipart/form-data with a boundary of at most "
+            f"{BOUNDARY_MAX_BYTES} bytes: `curl -F file=@teacher.onnx` makes one"
+        )
+    return boundary
+
+
+class _Parts:
+    """Sorts the parts of one body: the file's bytes to disk, the text fields into a dictionary."""
+
+    def __init__(self, file: IO[bytes], boundary: bytes, text_fields: frozenset[str], file_max_bytes: int) -> None:
+        self.texts: dict[str, str] = {}
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
+        self._file = file
+        self._allowed = text_fields | {FILE_FIELD}
+        self._file_max_bytes = file_max_bytes
+        self._seen: set[str] = set()
+        self._name = ""
+        self._text = bytearray()
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._disposition = b""
+        self._complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begin,
+                "on_header_field": self._header_field,
+                "on_header_value": self._header_value_data,
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_finished,
+                "on_part_data": self._part_data,
+                "on_part_end": self._part_end,
+                "on_end": self._end,
+            },
+        )
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the body."""
+        try:
+            self._parser.write(data)
+        except MultipartParseError as error:
+            raise MalformedBody(f"the multipart body cannot be read: {error}") from error
+
+    def finish(self) -> None:
+        """The body has ended: checks that it was whole, and makes the file durable."""
+        if not self._complete:
+            raise MalformedBody("the multipart body ends before its last boundary")
+        if FILE_FIELD not in self._seen:
+            raise InvalidRequest("the upload has no file: send it as the field `file`", "#/file")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _part_begin(self) -> None:
+        self._disposition = b""
+        self._text.clear()
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        # The parser bounds the size and number of headers.
+        self._header_name += data[start:end]
+
+    def _header_value_data(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._name = options.get(b"name", b"").decode(errors="replace")
+        if self._name not in self._allowed:
+            raise UnknownName("form field", self._name, self._allowed)
+        if self._name in self._seen:
+            raise InvalidRequest(f"the field {self._name!r} comes twice", f"#/{self._name}")
+        self._seen.add(self._name)
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        size = end - start
+        if self._name != FILE_FIELD:
+            if len(self._text) + size > TEXT_MAX_BYTES:
+                raise TooLarge(f"the field {self._name!r} has more than the {TEXT_MAX_BYTES} bytes allowed")
+            self._text += data[start:end]
+            return
+        self.size_bytes += size
+        if self.size_bytes > self._file_max_bytes:
+            raise TooLarge(f"the file has more than the {self._file_max_bytes} bytes allowed")
+        piece = memoryview(data)[start:end]
+        self.digest.update(piece)
+        self._file.write(piece)
+
+    def _part_end(self) -> None:
+        if self._name == FILE_FIELD:
+            return
+        try:
+            self.texts[self._name] = decode_text(bytes(self._text), f"the field {self._name!r}")
+        except InvalidText as error:
+            raise InvalidRequest(str(error), f"#/{self._name}") from error
+
+    def _end(self) -> None:
+        self._complete = True

@@ -1,0 +1,95 @@
+"""Cached teacher logits: look, verify, pin, delete. They are made by jobs alone."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+
+from service.api.dependencies import PAGE_DEFAULT, After, Heavy, Limit, Service, ends
+from service.api.problems import responses
+from service.api.schemas import Cache, CachePage, CacheReport
+from service.errors import Conflict
+from store.catalog import CacheEntry
+
+router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500))
+Key = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of what the cache is of, in hex")]
+
+
+def show(entry: CacheEntry) -> Cache:
+    """The document of an entry."""
+    return Cache(
+        key=entry.key,
+        state=entry.state,
+        problem=entry.problem,
+        spec=entry.spec.model_dump(mode="json") if entry.spec else None,
+        rows_committed=entry.rows_committed,
+        size_bytes=entry.size_bytes,
+        created_at=entry.created_at,
+        last_used_at=entry.last_used_at,
+        pinned=entry.pinned,
+        provenance=entry.provenance,
+    )
+
+
+@router.get("", operation_id="list_caches", summary="List caches", responses=responses(422))
+def list_caches(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> CachePage:
+    """By key, in rising order; `after` is a key. The total is that of all caches, whatever the page."""
+    everything = service.catalog.list()
+    entries = [entry for entry in everything if after is None or entry.key > after]
+    shown = entries[:limit]
+    return CachePage(
+        data=[show(entry) for entry in shown],
+        has_more=len(entries) > limit,
+        **ends(shown, lambda entry: entry.key),
+        total_bytes=sum(entry.size_bytes for entry in everything),
+        quota_bytes=service.settings.caches_max_bytes or None,
+    )
+
+
+@router.get("/{key}", operation_id="get_cache", summary="One cache", responses=responses(404, 422))
+def get_cache(key: Key, service: Service) -> Cache:
+    """By its key, 64 hex digits."""
+    return show(service.catalog.get(key))
+
+
+@router.delete(
+    "/{key}",
+    operation_id="delete_cache",
+    summary="Delete a cache",
+    status_code=204,
+    responses=responses(404, 409, 422),
+)
+def delete_cache(key: Key, service: Service) -> None:
+    """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew."""
+    job_id = service.registry.user_of_cache(key)
+    if job_id is not None:
+        raise Conflict(f"cache {key} is used by job {job_id}: cancel that, or wait for it")
+    service.catalog.delete(key)
+
+
+@router.post("/{key}/pin", operation_id="pin_cache", summary="Pin a cache", responses=responses(404, 422, 507))
+def pin_cache(key: Key, service: Service) -> Cache:
+    """It is neither evicted nor deleted until it is unpinned. Pinning it again changes nothing."""
+    service.catalog.pin(key)
+    return show(service.catalog.get(key))
+
+
+@router.delete(
+    "/{key}/pin", operation_id="unpin_cache", summary="Unpin a cache", status_code=204, responses=responses(404, 422)
+)
+def unpin_cache(key: Key, service: Service) -> None:
+    """It may be evicted and deleted again. Unpinning it again changes nothing."""
+    service.catalog.unpin(key)
+
+
+@router.post(
+    "/{key}/verify",
+    operation_id="verify_cache",
+    summary="Read every byte of a cache again",
+    responses=responses(404, 422),
+    dependencies=[Heavy],
+)
+def verify_cache(key: Key, service: Service) -> CacheReport:
+    """Compares every checksum and recomputes every statistic; takes as long as reading the files."""
+    report = service.catalog.verify(key)
+    return CacheReport(ok=report.ok, **asdict(report))

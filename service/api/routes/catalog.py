@@ -1,0 +1,107 @@
+"""What a job can ask for: methods and students with the JSON Schemas of their parameters, and methods on trial."""
+
+from dataclasses import asdict
+from functools import cache
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter
+
+from service.api.bodies import JsonRoute, json_body
+from service.api.dependencies import Context, Heavy, Service
+from service.api.problems import responses
+from service.api.schemas import Method, MethodPage, Page, Part, Student
+from service.api.schemas_preview import MethodPreview, PreviewRequest, PreviewTerm
+from service.errors import InvalidRequest
+from store import CacheReader, CacheSpec
+from workers.methods import catalog as methods
+from workers.methods.preview import Float32, preview
+from workers.students import catalog
+
+# Two caches that agree in these are about the same rows.
+_SAME_ROWS = ("dataset_fingerprint", "split", "samples", "classes", "augmentation", "augmentation_seed", "views")
+
+router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500), route_class=JsonRoute)
+
+
+@router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses")
+def list_methods() -> MethodPage:
+    """Every preset, and the policies and losses that `{"preset": "custom"}` combines. Not paged."""
+    return _methods()
+
+
+@cache
+def _methods() -> MethodPage:
+    """Made once: it takes 50 ms, most of it for JSON Schemas, and is always the same."""
+    presets = [Method.model_validate(entry) for entry in methods.describe()]
+    return MethodPage(
+        data=presets,
+        first_id=presets[0].id,
+        last_id=presets[-1].id,
+        policies=[Part.model_validate(entry) for entry in methods.describe_policies()],
+        losses=[Part.model_validate(entry) for entry in methods.describe_losses()],
+    )
+
+
+@router.post(
+    "/methods/preview",
+    operation_id="preview_method",
+    summary="Temperatures that a method would give",
+    responses=responses(400, 404, 408, 409, 413, 422),
+    dependencies=[Heavy],
+)
+def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)], service: Service) -> MethodPreview:
+    """For every row of a complete cache, from its statistics alone; learned temperatures are the initial ones.
+
+    A temperature with which a run would stop is refused with the sample that has it.
+    """
+    spec, teacher = _statistics(service, request.cache)
+    student = None
+    if request.student_cache is not None:
+        other, student = _statistics(service, request.student_cache)
+        _check_same_rows(spec, other)
+    terms = preview(
+        request.method.expand(),
+        teacher,
+        spec.classes,
+        student=student,
+        epoch=request.epoch,
+        epochs=request.epochs,
+        bins=request.bins,
+    )
+    return MethodPreview(
+        method=request.method.label,
+        cache=request.cache,
+        student_cache=request.student_cache,
+        views=spec.views,
+        samples=spec.samples,
+        classes=spec.classes,
+        epoch=request.epoch,
+        epochs=request.epochs,
+        terms=[PreviewTerm.model_validate(asdict(term)) for term in terms],
+    )
+
+
+def _statistics(service: Context, key: str) -> tuple[CacheSpec, dict[str, Float32]]:
+    """What a complete cache is of, and its statistics, float32 [views, samples] by name."""
+    with CacheReader.from_key(service.settings.caches_dir, key) as reader:
+        views = [reader.statistics(view) for view in range(reader.spec.views)]
+    return reader.spec, {name: np.stack([view[name] for view in views]) for name in views[0]}
+
+
+def _check_same_rows(spec: CacheSpec, other: CacheSpec) -> None:
+    beside_rows = {name: getattr(other, name) for name in CacheSpec.model_fields if name not in _SAME_ROWS}
+    # Two networks see the same boxes, each at its own size.
+    if spec.augmentation | {"size": None} == other.augmentation | {"size": None}:
+        beside_rows["augmentation"] = other.augmentation
+    if differences := spec.model_copy(update=beside_rows).differences(other):
+        raise InvalidRequest(
+            f"cache {other.key} is not of the rows of cache {spec.key}: {'; '.join(differences)}", "#/student_cache"
+        )
+
+
+@router.get("/students", operation_id="list_students", summary="Networks that can be trained")
+def list_students() -> Page[Student]:
+    """Every student by the name that a job uses. Not paged."""
+    students = [Student.model_validate({"id": info["name"], **info}) for info in catalog.describe()]
+    return Page(data=students, first_id=students[0].id, last_id=students[-1].id)

@@ -1,0 +1,94 @@
+"""Data sets with a name. The files are the operator's, below the data root; none is uploaded, and none deleted."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+
+from service.api.bodies import JsonRoute, json_body
+from service.api.dependencies import PAGE_DEFAULT, After, Heavy, Limit, Service, page
+from service.api.problems import responses
+from service.api.schemas import Dataset, DatasetRequest, Page
+from service.db.api_queries import DATASET
+from service.db.models import DatasetRecord, new_id
+from workers.data.discovery import examine
+
+router = APIRouter(
+    prefix="/datasets", tags=["datasets"], responses=responses(401, 403, 500, 503), route_class=JsonRoute
+)
+
+
+def show(row: DatasetRecord) -> Dataset:
+    """The document of a row."""
+    return Dataset(
+        id=row.id,
+        name=row.name,
+        spec=DATASET.validate_python(row.spec),
+        classes=row.classes,
+        samples=row.samples,
+        created_at=row.created_at,
+    )
+
+
+@router.post(
+    "",
+    operation_id="create_dataset",
+    summary="Register a data set",
+    status_code=201,
+    responses={
+        200: {"model": Dataset, "description": "It was registered before"},
+        **responses(400, 408, 409, 413, 422),
+    },
+    dependencies=[Heavy],
+)
+def create_dataset(
+    request: Annotated[DatasetRequest, json_body(DatasetRequest)], service: Service, response: Response
+) -> Dataset:
+    """Looks at the files without decoding them, and remembers the description under a name."""
+    source = examine(request.spec, service.settings.data_root)
+    row, is_new = service.registry.add_dataset(
+        DatasetRecord(
+            id=new_id("ds"),
+            name=request.name,
+            spec=request.spec.model_dump(mode="json"),
+            classes=source.classes,
+            samples=dict(source.samples),
+        )
+    )
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/datasets/{row.id}"
+    return show(row)
+
+
+@router.get(
+    "", operation_id="list_datasets", summary="List data sets", response_model=Page[Dataset], responses=responses(422)
+)
+def list_datasets(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
+    """Newest first."""
+    rows, has_more = service.registry.page(DatasetRecord, after, limit)
+    return page(rows, has_more, show, lambda row: row.id)
+
+
+@router.get(
+    "/{dataset_id}",
+    operation_id="get_dataset",
+    summary="One data set",
+    responses=responses(404, 422),
+)
+def get_dataset(dataset_id: str, service: Service) -> Dataset:
+    """By its id."""
+    return show(service.registry.get(DatasetRecord, dataset_id))
+
+
+@router.delete(
+    "/{dataset_id}",
+    operation_id="delete_dataset",
+    summary="Delete a data set",
+    status_code=204,
+    responses=responses(404, 409, 422),
+)
+def delete_dataset(dataset_id: str, service: Service) -> None:
+    """Its name, and what it was decoded to, unless another name or job has that. The operator's own files stay.
+
+    Refused while a job that has not ended uses it. Jobs that have ended keep their copy of the description.
+    """
+    service.deletion.delete_dataset(dataset_id)

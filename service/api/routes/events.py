@@ -1,0 +1,168 @@
+"""What happens to a job or run, as pages of JSON or as a stream of server-sent events.
+
+A stream begins after ``Last-Event-ID`` (or ``after``) and ends with the event ``done`` once the job or run has ended
+and everything was sent, or without it when the server shuts down; the client then comes back. It catches up from the
+database and then waits with all others for news (``service.api.event_feed``); while its client does not read, it holds
+a page of events and no connection to the database. A browser comes back after the end, too; the 204 that it is given
+then, for it has brought the number of the last event, is what ends an EventSource.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.responses import Response
+
+from service.api.dependencies import EVENTS_DEFAULT, EVENTS_MAX, Context, Service, page
+from service.api.event_feed import Told, show
+from service.api.problems import responses
+from service.api.rate_limits import SSE
+from service.api.schemas import Event, Page
+from service.db.models import JobRecord, RunRecord
+from service.db.states import TERMINAL, State
+from service.errors import NotFound
+
+router = APIRouter(tags=["events"], responses=responses(401, 403, 404, 422, 500, 503))
+
+# Events that a stream holds at a time while it catches up.
+CATCH_UP = 200
+# SQLite's and PostgreSQL's largest integer.
+Sequence = Annotated[int, Query(ge=0, lt=2**63, description="the `seq` of the last event that was seen")]
+LastEventId = Annotated[
+    str | None, Header(pattern=r"^[0-9]{1,18}$", description="as `after`; sent by browsers that come back")
+]
+EventLimit = Annotated[int, Query(ge=1, le=EVENTS_MAX, description="events of a page")]
+_DESCRIPTION = "A page of events, or with `Accept: text/event-stream` all of them as they come"
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": Page[Event], "description": _DESCRIPTION, "content": {SSE: {"schema": {"type": "string"}}}},
+    204: {"description": "Of a stream: all has ended, and nothing is later than `Last-Event-ID`"},
+}
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    operation_id="list_job_events",
+    summary="Events of a job and its runs",
+    response_class=Response,
+    responses=_RESPONSES,
+)
+async def list_job_events(
+    job_id: str,
+    request: Request,
+    service: Service,
+    after: Sequence = 0,
+    limit: EventLimit = EVENTS_DEFAULT,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Oldest first. In a page `after` is exclusive, and `last_id` is the `after` of the next page."""
+    return await _answer(request, service, lambda: service.records.job(job_id), after, limit, last_event_id)
+
+
+@router.get(
+    "/runs/{run_id}/events",
+    operation_id="list_run_events",
+    summary="Events of a run",
+    response_class=Response,
+    responses=_RESPONSES,
+)
+async def list_run_events(
+    run_id: str,
+    request: Request,
+    service: Service,
+    after: Sequence = 0,
+    limit: EventLimit = EVENTS_DEFAULT,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """Oldest first. In a page `after` is exclusive, and `last_id` is the `after` of the next page."""
+    return await _answer(request, service, lambda: service.records.run(run_id), after, limit, last_event_id)
+
+
+async def _answer(
+    request: Request,
+    service: Context,
+    find: Callable[[], JobRecord | RunRecord],
+    after: int,
+    limit: int,
+    last_event_id: str | None,
+) -> Response:
+    owner = await anyio.to_thread.run_sync(find)
+    if SSE in request.headers.get("accept", ""):
+        start = int(last_event_id) if last_event_id else after
+        if last_event_id and owner.state in TERMINAL:
+            # The state first, see ``_stream``: there will be no more.
+            rows, _ = await anyio.to_thread.run_sync(service.registry.events, owner, start, 1)
+            if not rows:
+                return Response(status_code=204)
+        return StreamingResponse(
+            _stream(service, find, start),
+            media_type=SSE,
+            # Proxies must pass every event on at once.
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+    return await anyio.to_thread.run_sync(_page, service, owner, after, limit)
+
+
+def _page(service: Context, owner: JobRecord | RunRecord, after: int, limit: int) -> Response:
+    """Not on the event loop: a thousand events take tens of milliseconds."""
+    rows, has_more = service.registry.events(owner, after, limit)
+    return page(rows, has_more, show, lambda row: row.seq)
+
+
+async def _stream(service: Context, find: Callable[[], JobRecord | RunRecord], after: int) -> AsyncIterator[bytes]:
+    """Events later than ``after`` in the wire format."""
+    tail, keep_alive_s = service.tail, service.settings.keep_alive_s
+    # ``sent`` is the last event of this stream; up to ``after`` there is none that was not sent.
+    sent, told_s = after, time.monotonic()
+    async with tail.followed():
+        while not service.closing.is_set():
+            head = tail.head
+            try:
+                # The state first: what is told after a job has ended does not land, so the events read next are all.
+                owner = await anyio.to_thread.run_sync(find)
+                rows, has_more = await anyio.to_thread.run_sync(service.registry.events, owner, after, CATCH_UP)
+            except NotFound:
+                # It had ended and was deleted; whoever comes back is told so.
+                return
+            except SQLAlchemyError:
+                # What it misses now, it gets when the database is back; the tail, which cannot read either, says so.
+                yield KEEPALIVE_COMMENT
+                await tail.wait(keep_alive_s)
+                continue
+            # Its end may be among these, and is looked for here again and again, come what may.
+            looks_again = False
+            if rows:
+                after = rows[-1].seq
+            for told in Told.all_of(rows):
+                sent = told.seq
+                looks_again |= told.ends(owner)
+                yield told.frame
+            # A stream may last for days, and would keep its last page as long.
+            del rows
+            if has_more:
+                continue
+            if owner.state in TERMINAL:
+                yield _done(owner.state, sent)
+                return
+            after = max(after, head)
+            while not looks_again and not service.closing.is_set() and (news := tail.later(after)) is not None:
+                for told in news:
+                    after = told.seq
+                    if owner.id in (told.job_id, told.run_id):
+                        sent, told_s = after, time.monotonic()
+                        looks_again |= told.ends(owner)
+                        yield told.frame
+                if not news:
+                    await tail.wait(told_s + keep_alive_s - time.monotonic())
+                if time.monotonic() - told_s >= keep_alive_s:
+                    told_s, looks_again = time.monotonic(), True
+                    yield KEEPALIVE_COMMENT
+
+
+def _done(state: State, after: int) -> bytes:
+    return format_sse_event(data_str=f'{{"state":"{state}"}}', event="done", id=str(after))

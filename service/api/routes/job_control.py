@@ -1,0 +1,161 @@
+"""The life of jobs and runs at their clients' wish: cancel, pause, resume, retry, pin, delete."""
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from service.api.auth import Who
+from service.api.dependencies import Context, Service
+from service.api.problems import responses
+from service.api.routes import jobs, runs
+from service.api.schemas import Job, Run
+from service.db.models import JobRecord
+
+router = APIRouter(responses=responses(401, 403, 404, 422, 500, 503))
+
+_RETRIED: dict[int | str, dict[str, Any]] = {
+    200: {"model": Job, "description": "It was retried before"},
+    **responses(409, 507),
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- jobs
+
+
+@router.post("/jobs/{job_id}/cancel", operation_id="cancel_job", summary="Cancel a job", tags=["jobs"])
+def cancel_job(job_id: str, service: Service) -> Job:
+    """Runs that have not begun are cancelled now, the others within a batch. What has ended stays as it is."""
+    return jobs.show_one(service.wishes.cancel_job(job_id), service.registry)
+
+
+@router.post(
+    "/jobs/{job_id}/pause",
+    operation_id="pause_job",
+    summary="Pause a job",
+    tags=["jobs"],
+    responses=responses(409),
+)
+def pause_job(job_id: str, service: Service) -> Job:
+    """Runs that train save a checkpoint and stop within a batch. Refused once it has ended or is being cancelled."""
+    return jobs.show_one(service.wishes.pause_job(job_id), service.registry)
+
+
+@router.post(
+    "/jobs/{job_id}/resume",
+    operation_id="resume_job",
+    summary="Resume a job",
+    tags=["jobs"],
+    responses=responses(409),
+)
+def resume_job(job_id: str, service: Service) -> Job:
+    """All its paused runs go on where they stopped, once it is their turn. What is not paused stays as it is."""
+    return jobs.show_one(service.wishes.resume_job(job_id), service.registry)
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    operation_id="retry_job",
+    summary="Retry a job",
+    tags=["jobs"],
+    status_code=201,
+    responses=_RETRIED,
+)
+def retry_job(job_id: str, service: Service, who: Who, response: Response) -> Job:
+    """A new job of the runs that failed or were cancelled; they go on from their checkpoints. Each is retried once."""
+    made = service.registry.retry_job(job_id, service.check_disk, who.key_id)
+    return _show_retry(made, service, response)
+
+
+@router.post("/jobs/{job_id}/pin", operation_id="pin_job", summary="Pin a job", tags=["jobs"])
+def pin_job(job_id: str, service: Service) -> Job:
+    """It is not deleted, by request or by age, until it is unpinned. Pinning it again changes nothing."""
+    return jobs.show_one(service.deletion.pin_job(job_id), service.registry)
+
+
+@router.delete("/jobs/{job_id}/pin", operation_id="unpin_job", summary="Unpin a job", tags=["jobs"], status_code=204)
+def unpin_job(job_id: str, service: Service) -> None:
+    """It may be deleted again. Unpinning it again changes nothing."""
+    service.deletion.unpin_job(job_id)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    operation_id="delete_job",
+    summary="Delete a job",
+    tags=["jobs"],
+    status_code=204,
+    responses=responses(409),
+)
+def delete_job(job_id: str, service: Service) -> None:
+    """With its runs, events and files. Refused until it has ended, while it is pinned, and while a retry needs it.
+
+    Retries of it that have ended keep their metrics. Its caches stay.
+    """
+    service.deletion.delete_job(job_id)
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+@router.post("/runs/{run_id}/cancel", operation_id="cancel_run", summary="Cancel a run", tags=["runs"])
+def cancel_run(run_id: str, service: Service) -> Run:
+    """It stops within a batch; the job's other runs go on. What has ended stays as it is."""
+    return runs.show(service.wishes.cancel_run(run_id))
+
+
+@router.post(
+    "/runs/{run_id}/pause",
+    operation_id="pause_run",
+    summary="Pause a run",
+    tags=["runs"],
+    responses=responses(409),
+)
+def pause_run(run_id: str, service: Service) -> Run:
+    """It saves a checkpoint and stops within a batch; the job's other runs go on."""
+    return runs.show(service.wishes.pause_run(run_id))
+
+
+@router.post(
+    "/runs/{run_id}/resume",
+    operation_id="resume_run",
+    summary="Resume a run",
+    tags=["runs"],
+    responses=responses(409),
+)
+def resume_run(run_id: str, service: Service) -> Run:
+    """It goes on where it stopped; if its job is paused that goes on, too, but none of its other runs."""
+    return runs.show(service.wishes.resume_run(run_id))
+
+
+@router.post(
+    "/runs/{run_id}/retry",
+    operation_id="retry_run",
+    summary="Retry a run",
+    tags=["runs"],
+    status_code=201,
+    responses=_RETRIED,
+)
+def retry_run(run_id: str, service: Service, who: Who, response: Response) -> Job:
+    """A new job of this one run, which failed or was cancelled; it goes on from its checkpoint. Once for each run."""
+    made = service.registry.retry_run(run_id, service.check_disk, who.key_id)
+    return _show_retry(made, service, response)
+
+
+@router.delete(
+    "/runs/{run_id}",
+    operation_id="delete_run",
+    summary="Delete a run",
+    tags=["runs"],
+    status_code=204,
+    responses=responses(409),
+)
+def delete_run(run_id: str, service: Service) -> None:
+    """With its events and files; the job's other runs stay. Refused as the deletion of its job is."""
+    service.deletion.delete_run(run_id)
+
+
+def _show_retry(made: tuple[JobRecord, bool], service: Context, response: Response) -> Job:
+    row, is_new = made
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/jobs/{row.id}"
+    return jobs.show_one(row, service.registry)

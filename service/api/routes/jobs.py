@@ -1,0 +1,270 @@
+"""Jobs: post, preview, look, report. What ends, pauses and repeats them is in `life`."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from service.api.auth import Who
+from service.api.bodies import JsonRoute, json_body
+from service.api.dependencies import PAGE_DEFAULT, After, Limit, Service, document, page
+from service.api.job_checks import check_job, picture_size, student_size
+from service.api.problems import responses
+from service.api.routes import runs
+from service.api.schemas import (
+    ErrorInfo,
+    Inference,
+    Job,
+    JobPreview,
+    JobProgress,
+    JobRequest,
+    JobSummary,
+    Page,
+    PlannedRun,
+    Report,
+    ReportRow,
+    Run,
+    SetAside,
+    TeacherForwards,
+    TeacherResult,
+    ViewSizes,
+)
+from service.db.api_queries import Idempotency, Registry, digest_of
+from service.db.backoff import read_backoff
+from service.db.models import JobRecord, RunRecord, TeacherRecord
+from service.db.states import State
+from workers.config.job import Plan, Preprocessing, thumbnail_warnings
+from workers.texts import cell
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
+
+CSV = "text/csv"
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="the same key with the same body gives the same job, however often it is sent",
+    ),
+]
+
+
+def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
+    """The document of a row in a list; ``counts`` are of its runs."""
+    return JobSummary(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        stage=row.stage,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        set_aside=SetAside.model_validate(row.set_aside) if row.set_aside else None,
+        progress=JobProgress(
+            inference=Inference.model_validate(row.inference) if row.inference else None,
+            runs={state: counts.get(state, 0) for state in State},
+        ),
+        teacher=row.teacher_id,
+        teacher_sha256=row.teacher["sha256"],
+        caches=row.caches,
+        teacher_forwards=_forwards(row),
+        teacher_accuracy=row.teacher_accuracy,
+        teacher_views_accuracy=row.teacher_views_accuracy,
+        waits_for=_waits_for(row),
+        priority=row.priority,
+        parallel_runs=row.parallel_runs,
+        retry_of=row.retry_of,
+        pinned=row.pinned_at is not None,
+    )
+
+
+def _forwards(row: JobRecord) -> TeacherForwards | None:
+    stored = row.teacher_forwards
+    # Earlier versions have stored what a cache costs beyond what it spares as a negative number.
+    return TeacherForwards(run=stored["run"], avoided=max(0, stored["avoided"])) if stored else None
+
+
+def _waits_for(row: JobRecord) -> str | None:
+    backoff = read_backoff(row.backoff) if row.state is State.RUNNING else None
+    return None if backoff is None or backoff.is_over else backoff.waits_for
+
+
+def show_one(row: JobRecord, registry: Registry) -> Job:
+    """The document of a row, with its runs' ids and how they are."""
+    return _show(row, registry.states_of_runs(row.id))
+
+
+def _show(row: JobRecord, runs: Mapping[str, State]) -> Job:
+    summary = summarise(row, Counter(runs.values()))
+    return Job(**dict(summary), plan=row.plan, run_ids=list(runs))
+
+
+@router.post(
+    "",
+    operation_id="create_job",
+    summary="Post a job",
+    status_code=201,
+    responses={
+        200: {"model": Job | JobPreview, "description": "The same request again, or a dry run"},
+        **responses(400, 408, 413, 422, 507),
+    },
+)
+def create_job(
+    request: Annotated[JobRequest, json_body(JobRequest)],
+    service: Service,
+    who: Who,
+    response: Response,
+    dry_run: Annotated[bool, Query(description="check it and show its runs, but make nothing")] = False,
+    idempotency_key: IdempotencyKey = None,
+) -> Job | JobPreview:
+    """Students x methods x seeds become runs. Everything that can be known now is checked now."""
+    if dry_run:
+        plan, teacher = check_job(request, service)
+        response.status_code = 200
+        return _preview(plan, teacher)
+    idempotency = None
+    if idempotency_key is not None:
+        idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
+    # A repeated request is answered as before, even if the same job could not be made any more.
+    row, is_new = service.registry.replay(idempotency), False
+    if row is None:
+        plan, teacher = check_job(request, service)
+        service.check_disk()
+        row, is_new = service.registry.add_job(
+            plan,
+            teacher,
+            idempotency,
+            priority=request.priority,
+            parallel_runs=request.parallel_runs,
+            key_id=who.key_id,
+        )
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/jobs/{row.id}"
+    return show_one(row, service.registry)
+
+
+def _preview(plan: Plan, teacher: TeacherRecord) -> JobPreview:
+    planned = [
+        PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
+        for run in plan.runs()
+    ]
+    preprocessing = Preprocessing.model_validate(teacher.preprocessing)
+    return JobPreview(
+        teacher=teacher.id,
+        plan=plan,
+        runs=planned,
+        views=ViewSizes(student=student_size(plan), teacher=preprocessing.size or picture_size(plan)),
+        warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size)],
+    )
+
+
+@router.get(
+    "", operation_id="list_jobs", summary="List jobs", response_model=Page[JobSummary], responses=responses(422)
+)
+def list_jobs(
+    service: Service,
+    status: Annotated[State | None, Query(description="only jobs in this state")] = None,
+    after: After = None,
+    limit: Limit = PAGE_DEFAULT,
+) -> Response:
+    """Newest first; what was posted and the ids of the runs are shown for one job."""
+    rows, has_more = service.registry.jobs(status, after, limit)
+    counts = service.registry.counts_of_runs([row.id for row in rows])
+    return page(rows, has_more, lambda row: summarise(row, counts[row.id]), lambda row: row.id)
+
+
+@router.get("/{job_id}", operation_id="get_job", summary="One job", response_model=Job, responses=responses(404, 422))
+def get_job(job_id: str, service: Service) -> Response:
+    """State, stage, progress, plan, and the ids of its runs."""
+    return document(_show(*service.registry.job(job_id)))
+
+
+@router.get(
+    "/{job_id}/runs",
+    operation_id="list_runs",
+    summary="Runs of a job",
+    response_model=Page[Run],
+    responses=responses(404, 422),
+)
+def list_runs(job_id: str, service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
+    """In the order of the plan: students slowest, seeds fastest."""
+    rows, has_more = service.registry.runs(job_id, after, limit)
+    return page(rows, has_more, runs.show, lambda row: row.id)
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+@router.get(
+    "/{job_id}/report",
+    operation_id="get_report",
+    summary="The table of results",
+    response_class=Response,
+    responses={
+        200: {
+            "model": Report,
+            "description": "A row per run; with `Accept: text/csv` as CSV",
+            "content": {CSV: {"schema": {"type": "string"}}},
+        },
+        **responses(404, 422),
+    },
+)
+def get_report(job_id: str, request: Request, service: Service) -> Response:
+    """What every run has reached so far. `accuracy_best` was chosen on the test split, so `accuracy_last` counts."""
+    report = report_of(*service.registry.job_and_runs(job_id))
+    if CSV in request.headers.get("accept", ""):
+        name = f'attachment; filename="{job_id}.csv"'
+        return Response(_csv(report), media_type=CSV, headers={"Content-Disposition": name})
+    return document(report)
+
+
+def report_of(job: JobRecord, rows: list[RunRecord]) -> Report:
+    """The report of a job with these runs."""
+    return Report(
+        job_id=job.id,
+        rows=[_report_row(row) for row in rows],
+        teacher=TeacherResult(accuracy=job.teacher_accuracy, views_accuracy=job.teacher_views_accuracy),
+        teacher_forwards=_forwards(job),
+        caches=job.caches,
+    )
+
+
+def _report_row(run: RunRecord) -> ReportRow:
+    result: Mapping[str, Any] = run.result or {}
+    # A run that is still training has metrics, but no result.
+    last: Mapping[str, Any] = result.get("last") or run.metrics or {}
+    best: Mapping[str, Any] = result.get("best") or {}
+    environment: Mapping[str, Any] = result.get("environment") or {}
+    return ReportRow(
+        run_id=run.id,
+        student=run.student,
+        method=run.method,
+        seed=run.seed,
+        state=run.state,
+        accuracy_last=last.get("top1"),
+        accuracy_best=best.get("top1"),
+        best_epoch=result.get("best_epoch"),
+        agreement=last.get("agreement"),
+        kl_to_teacher=last.get("kl_to_teacher"),
+        ece=last.get("ece"),
+        nll=last.get("nll"),
+        student_temperature=last.get("student_temperature_mean"),
+        teacher_temperature=last.get("teacher_temperature_mean"),
+        images_per_s=result.get("images_per_s", last.get("images_per_s")),
+        seconds=result.get("seconds"),
+        device=environment.get("device_name") if environment.get("device") == "cuda" else environment.get("device"),
+    )
+
+
+def _csv(report: Report) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(ReportRow.model_fields), lineterminator="\r\n")
+    writer.writeheader()
+    for row in report.rows:
+        writer.writerow({name: cell(value) for name, value in row.model_dump(mode="json").items()})
+    return text.getvalue()

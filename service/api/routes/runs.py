@@ -1,0 +1,127 @@
+"""Runs: look, metrics, artifacts. They are made by posting a job."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse
+from starlette.responses import Response
+
+from service.api.dependencies import Context, Service, document, ends
+from service.api.etags import digest_headers, names
+from service.api.problems import responses
+from service.api.schemas import Artifact, ErrorInfo, Page, Run, SetAside
+from service.db.models import ArtifactRecord, RunRecord
+from service.errors import NotFound, RangeNotSatisfiable
+
+router = APIRouter(prefix="/runs", tags=["runs"], responses=responses(401, 403, 404, 422, 500, 503))
+
+_PART = r"(?:\d{1,18}-\d{0,18}|-\d{1,18})"
+_RANGE = re.compile(rf"bytes=\s*{_PART}(?:\s*,\s*{_PART})*\s*")
+
+
+def show(row: RunRecord) -> Run:
+    """The document of a row."""
+    return Run(
+        id=row.id,
+        job_id=row.job_id,
+        index=row.index,
+        name=row.name,
+        student=row.student,
+        method=row.method,
+        method_spec=row.method_spec,
+        seed=row.seed,
+        state=row.state,
+        attempt=row.attempt,
+        epoch=row.epoch,
+        epochs=row.epochs,
+        progress=row.progress,
+        metrics=row.metrics,
+        result=row.result,
+        waits_for=row.waits_for,
+        error=ErrorInfo.model_validate(row.error) if row.error else None,
+        set_aside=SetAside.model_validate(row.set_aside) if row.set_aside else None,
+        retry_of=row.retry_of,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+@router.get("/{run_id}", operation_id="get_run", summary="One run", response_model=Run)
+def get_run(run_id: str, service: Service) -> Response:
+    """State, progress, the metrics of its last epoch, and in the end its result."""
+    return document(show(service.registry.get(RunRecord, run_id)))
+
+
+@router.get("/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch")
+def list_metrics(run_id: str, service: Service) -> Page[dict[str, Any]]:
+    """One object per finished epoch, in order. Not paged."""
+    epochs = service.registry.metrics(run_id)
+    return Page(data=epochs, **ends(epochs, lambda metrics: metrics["epoch"]))
+
+
+@router.get("/{run_id}/artifacts", operation_id="list_artifacts", summary="Files that a run has left")
+def list_artifacts(run_id: str, service: Service) -> Page[Artifact]:
+    """By name, with size and SHA-256. Not paged."""
+    files = service.registry.artifacts(run_id)
+    return Page(data=[_show_artifact(file) for file in files], **ends(files, lambda file: file.name))
+
+
+def _show_artifact(file: ArtifactRecord) -> Artifact:
+    return Artifact(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256, media_type=file.media_type)
+
+
+@router.get(
+    "/{run_id}/artifacts/{name}",
+    operation_id="download_artifact",
+    summary="Download a file",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The file; its ETag is its SHA-256",
+            "content": {"*/*": {}},
+        },
+        206: {"description": "The part that Range has asked for"},
+        304: {"description": "If-None-Match names the present ETag"},
+        **responses(416),
+    },
+)
+def download_artifact(run_id: str, name: str, request: Request, service: Service) -> Response:
+    """Serves Range, If-Range and If-None-Match; Repr-Digest carries the SHA-256 of the whole file."""
+    file = next((file for file in service.registry.artifacts(run_id) if file.name == name), None)
+    if file is None:
+        raise NotFound("artifact", f"{run_id}/{name}")
+    path = _path(file, service)
+    # Nothing that a run left is ever shown as a page of this origin.
+    headers = {**digest_headers(bytes.fromhex(file.sha256)), "X-Content-Type-Options": "nosniff"}
+    if names(request.headers.get("if-none-match", ""), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    status = path.stat()
+    response = FileResponse(path, media_type=file.media_type, filename=name, headers=headers, stat_result=status)
+    if request.headers.get("if-range") in (None, headers["ETag"], response.headers["last-modified"]):
+        _check_range(request.headers.get("range"), status.st_size)
+    return response
+
+
+def _path(file: ArtifactRecord, service: Context) -> Path:
+    """Where the file lies. Raises NotFound if it is gone, or if its row points out of the data directory."""
+    root = service.settings.data_dir.resolve()
+    path = (root / file.path).resolve()
+    if not path.is_relative_to(root) or not path.is_file():
+        raise NotFound("file for artifact", f"{file.run_id}/{file.name}")
+    return path
+
+
+def _check_range(header: str | None, size_bytes: int) -> None:
+    """Refuses, as a problem, the ranges that FileResponse would refuse as plain text."""
+    if header is None:
+        return
+    if not _RANGE.fullmatch(header):
+        raise RangeNotSatisfiable(header, size_bytes)
+    for part in header.strip().removeprefix("bytes=").split(","):
+        first, _, last = part.strip().partition("-")
+        start = int(first) if first else max(0, size_bytes - int(last))
+        if start >= size_bytes or (first and last and int(last) < start):
+            raise RangeNotSatisfiable(header, size_bytes)

@@ -1,0 +1,118 @@
+"""The API process: uvicorn around ``create_app``, ended by SIGTERM or SIGINT within its grace period."""
+
+import contextlib
+import ctypes
+import gc
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from service.api.app import create_app
+from service.api.auth import check_binding, has_keys
+from service.api.dependencies import Context
+from service.api.inbound import ACCEPTED_AT_ONCE, Connection, raise_open_files
+from service.data_dir import open_database
+from service.logs import begin_log
+from service.settings import Settings
+from workers import signals
+
+GRACE_S = 20
+# Connections that the kernel keeps until they are accepted.
+BACKLOG = 2048
+# Of <malloc.h>.
+_M_ARENA_MAX = -8
+log = structlog.get_logger("service.api.server")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but open event streams hear of the shutdown and end, instead of holding it up."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn does, which would also take a SIGINT that this process was started to ignore, and no SIGHUP."""
+        is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with super().capture_signals():
+            if threading.current_thread() is threading.main_thread():
+                if is_ignored:
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signals.handle([signal.SIGHUP], self.handle_exit)
+            yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, but with more room for those that wait than are accepted at once."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                with listener.dup() as same:
+                    same.listen(BACKLOG)
+
+    async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Tells the streams, then shuts down as uvicorn does."""
+        app = self.config.app
+        if isinstance(app, FastAPI):
+            context: Context = app.state.context
+            context.closing.set()
+        await super().shutdown(list(sockets) if sockets is not None else None)
+
+
+def build_server(settings: Settings) -> Server:
+    """A server for these settings that has not begun to listen.
+
+    Raises:
+        UnsafeBinding: the host is reachable from other machines and there is no key.
+        BadKeyFile: the API key file cannot be used.
+    """
+    check_binding(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        http=Connection,
+        # There is no route for them, and their protocols have no deadlines.
+        ws="none",
+        # asyncio also accepts so many before it does anything else.
+        backlog=ACCEPTED_AT_ONCE,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # uvicorn's default believes whoever calls from this machine.
+        proxy_headers=settings.forwarded_allow_ips is not None,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    return Server(config)
+
+
+def share_one_heap() -> None:
+    """Lets the threads that begin later allocate from the heaps that are there; without glibc nothing changes.
+
+    glibc would give them up to eight heaps for each core. What is freed in one of them serves no other, so memory goes
+    on growing long after the load does not. Threads of Python take turns anyway, and seldom wait for each other here.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def serve(settings: Settings) -> None:
+    """Migrates the database, then serves until SIGTERM or SIGINT.
+
+    Raises:
+        UnsafeBinding, BadKeyFile: as ``build_server``.
+        DataDirBusy, NewerDatabase, sqlalchemy.exc.SQLAlchemyError: as ``open_database``.
+    """
+    begin_log(settings)
+    raise_open_files()
+    server = build_server(settings)
+    with open_database(settings):
+        if not has_keys(settings):
+            log.warning("there is no API key, so only this machine may call", host=settings.host)
+        # All that is there now stays: looking through it for garbage would hold up everybody for 0.1 s, often.
+        gc.collect()
+        gc.freeze()
+        server.run()

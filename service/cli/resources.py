@@ -1,0 +1,171 @@
+"""Commands about what jobs are made of: teachers, data sets, methods, students."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from service import render
+from service.cli.base import BadInput, parse_json, read_json, session
+from service.client.transport import Document
+
+PANEL = "What jobs are made of"
+_DIGITS_SHOWN = 12
+
+teachers = typer.Typer(no_args_is_help=True, help="The ONNX classifiers that teach.")
+datasets = typer.Typer(no_args_is_help=True, help="Data sets below the service's data root.")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    for name, group in (("teachers", teachers), ("datasets", datasets)):
+        app.add_typer(group, name=name, rich_help_panel=PANEL)
+    for command in (methods, students):
+        app.command(rich_help_panel=PANEL)(command)
+
+
+# ----------------------------------------------------------------------------------------- teachers
+
+
+@teachers.command("list")
+def list_teachers(context: typer.Context) -> None:
+    """List the uploaded teachers."""
+    options = session(context)
+    with options.client() as client:
+        found = list(client.teachers())
+    headers = ("id", "name", "size>", "classes>", "sha256", "created")
+    rows = [
+        (
+            teacher["id"],
+            teacher["name"],
+            render.size(teacher["size_bytes"]),
+            str(teacher["classes"] or ""),
+            teacher["sha256"][:_DIGITS_SHOWN],
+            render.moment(teacher["created_at"]),
+        )
+        for teacher in found
+    ]
+    options.show(found, lambda: render.table(headers, rows))
+
+
+@teachers.command("upload")
+def upload_teacher(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", exists=True, dir_okay=False, readable=True)],
+    name: Annotated[str | None, typer.Option(help="For people; the file's by default.")] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON|FILE",
+            help='How pictures are prepared: {"size": [32, 32], "mean": [...], "std": [...]}.',
+        ),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Which output holds the logits, if there are several.")] = None,
+) -> None:
+    """Upload a teacher; the same file again is the same teacher."""
+    options = session(context)
+    given = None if preprocessing is None else _object(preprocessing, "--preprocessing")
+    with options.client() as client:
+        teacher = client.upload_teacher(file, name=name, preprocessing=given, output=output)
+    options.show(teacher, lambda: Text(teacher["id"]))
+
+
+@teachers.command("delete")
+def delete_teacher(context: typer.Context, id: Annotated[str, typer.Argument(metavar="TEACHER_ID")]) -> None:
+    """Delete a teacher that no live job uses."""
+    with session(context).client() as client:
+        client.delete_teacher(id)
+
+
+# ---------------------------------------------------------------------------------------- data sets
+
+
+@datasets.command("list")
+def list_datasets(context: typer.Context) -> None:
+    """List the registered data sets."""
+    options = session(context)
+    with options.client() as client:
+        found = list(client.datasets())
+    headers = ("id", "name", "kind", "path", "classes>", "samples")
+    rows = [
+        (
+            item["id"],
+            item["name"],
+            item["spec"]["kind"],
+            item["spec"].get("path", ""),
+            str(item["classes"] or ""),
+            ", ".join(f"{split} {count:,}" for split, count in (item["samples"] or {}).items()),
+        )
+        for item in found
+    ]
+    options.show(found, lambda: render.table(headers, rows))
+
+
+@datasets.command("add")
+def add_dataset(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="digits, cifar10, cifar100, mnist, ..., npz.")],
+    path: Annotated[str | None, typer.Option(help="Below the service's data root.")] = None,
+    image_size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", help="Resize the pictures of a folder to this."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="decoded|files", help="Of a folder: keep a decoded copy, or decode whenever needed."),
+    ] = None,
+) -> None:
+    """Give a data set a name that jobs can use. KIND folder is a folder of pictures per class."""
+    options = session(context)
+    spec: Document = {"kind": kind}
+    if path is not None:
+        spec["path"] = path
+    if image_size is not None:
+        spec["image_size"] = list(image_size)
+    if storage is not None:
+        spec["storage"] = storage
+    with options.client() as client:
+        made = client.create_dataset(name, spec)
+    options.show(made, lambda: Text(made["id"]))
+
+
+@datasets.command("delete")
+def delete_dataset(context: typer.Context, id: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
+    """Forget a name that no live job uses, and what it was decoded to; the pictures stay."""
+    with session(context).client() as client:
+        client.delete_dataset(id)
+
+
+# -------------------------------------------------------------------------------- methods, students
+
+
+def methods(context: typer.Context) -> None:
+    """List the methods; --json has their parameters."""
+    options = session(context)
+    with options.client() as client:
+        found = client.methods()
+    headers = ("id", "title", "paper", "formula")
+    rows = [(item["id"], item["title"], item["paper"], item["formula"]) for item in found]
+    options.show(found, lambda: render.table(headers, rows))
+
+
+def students(context: typer.Context) -> None:
+    """List the networks that can be trained."""
+    options = session(context)
+    with options.client() as client:
+        found = client.students()
+    headers = ("name", "family", "parameters>", "summary")
+    rows = [(item["name"], item["family"], f"{item['parameters_100']:,}", item["summary"]) for item in found]
+    options.show(found, lambda: render.table(headers, rows))
+
+
+def _object(text: str, option: str) -> Document:
+    """A JSON object given in the command line itself, or as the name of a file that holds it."""
+    if text.lstrip().startswith("{"):
+        return parse_json(text, option)
+    path = Path(text)
+    if not path.is_file():
+        raise BadInput(f"{option} {text!r} is neither a JSON object nor a file")
+    return read_json(path)

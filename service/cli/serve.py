@@ -1,0 +1,278 @@
+"""Commands that are processes: serve, api, engine, engine-health, demo.
+
+Their settings are the ``RETORT_*`` variables (``service.settings``); the few options here set the
+same variables for the processes that they start.
+"""
+
+import contextlib
+import math
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
+
+import typer
+
+from service.cli import streams
+from service.cli.base import CommandFailed, session
+from service.cli.supervisor import GAVE_UP, command, end_with_stdin, free_port, supervise
+from service.client.client import Client
+from service.client.transport import ClientError
+from service.gpus import STARTING
+from service.paths import local_url
+from workers.texts import printable
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+PANEL = "The service"
+# What keeps a service from being ready for so long is no part of its start.
+UNREADY_S = 10.0
+BEGUN_S = 10.0
+
+Host = Annotated[str | None, typer.Option(help="RETORT_HOST; 127.0.0.1 by default.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="RETORT_PORT; 8765 by default, 0 a free one.")]
+DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR: everything that the service writes.")]
+DataRoot = Annotated[Path | None, typer.Option(help="RETORT_DATA_ROOT: where data sets may be read from.")]
+WithParent = Annotated[
+    bool,
+    typer.Option("--until-stdin-closes", hidden=True, help="End when standard input closes."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    for name, function in (
+        ("serve", serve),
+        ("demo", demo),
+        ("api", api),
+        ("engine", engine),
+        ("engine-health", engine_health),
+    ):
+        app.command(name, rich_help_panel=PANEL)(function)
+
+
+def serve(
+    context: typer.Context,
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    data_root: DataRoot = None,
+    until_stdin_closes: WithParent = False,
+) -> None:
+    """Start the API and the engine; end both with Ctrl-C or SIGTERM."""
+    from service.api.auth import check_binding
+    from service.settings import Settings
+
+    streams.drop_unwritable()
+    _export(host, port, data_dir, data_root)
+    settings = Settings()
+    if settings.port == 0:
+        os.environ["RETORT_PORT"] = str(free_port(settings.host))
+        settings = Settings()
+    check_binding(settings)
+    _refuse_taken_port(settings.host, settings.port)
+    if until_stdin_closes:
+        end_with_stdin()
+    url = local_url(settings.host, settings.port)
+    with Client(url) as client:
+        readiness = _Readiness(client)
+        status = supervise(
+            {"api": command("api"), "engine": command("engine")},
+            environment=os.environ,
+            is_ready=readiness.ask,
+            has_begun=lambda: readiness.has_begun,
+            say=_say_as_service,
+            ready_text=ready_text(settings, url),
+        )
+    raise typer.Exit(status)
+
+
+class _Readiness:
+    """Asks a service whether it is ready, and says once why not, if that lasts.
+
+    Attributes:
+        has_begun: whether an engine has led and is through with its start, whatever its GPUs are like.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._reasons: list[str] = []
+        self._say_at = math.inf
+        self.has_begun = False
+        self._ask_at = 0.0
+
+    def ask(self) -> bool:
+        if time.monotonic() < self._ask_at:
+            return False
+        try:
+            answer = self._client.ready()
+        except (ClientError, ValueError):
+            return False
+        has_ray = answer["parts"]["ray"]["ok"]
+        if answer["heartbeat_age_s"] is not None and has_ray and STARTING not in answer["reasons"]:
+            self.has_begun = True
+            # A GPU that does not work may not for days, and every question is a line in the log.
+            self._ask_at = time.monotonic() + BEGUN_S
+        if answer["reasons"] != self._reasons:
+            self._reasons, self._say_at = answer["reasons"], time.monotonic() + UNREADY_S
+        if self._reasons and time.monotonic() > self._say_at:
+            self._say_at = math.inf
+            _say_as_service(f"not ready at {self._client.base_url}: {'; '.join(self._reasons)}")
+        return bool(answer["ready"])
+
+
+def ready_text(settings: "Settings", url: str) -> str:
+    """What ``serve`` says once it is ready: where it is, where its data are, and whether it is open to this machine."""
+    from service.api.auth import has_keys
+
+    text = f"ready at {url} (API docs: {url}/docs), data in {settings.data_dir.resolve()}"
+    if has_keys(settings):
+        return text
+    return f"{text}; there is no API key (`retort keys create` makes one), so only this machine may call"
+
+
+def api(
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    data_root: DataRoot = None,
+    until_stdin_closes: WithParent = False,
+) -> None:
+    """Run the API alone; it takes jobs even while no engine runs."""
+    from service.api import server
+    from service.settings import Settings
+
+    streams.drop_unwritable()
+    _print_as_text()
+    _export(host, port, data_dir, data_root)
+    # Before the first thread, which the next lines may begin.
+    server.share_one_heap()
+    if until_stdin_closes:
+        end_with_stdin()
+    server.serve(Settings())
+
+
+def engine(
+    data_dir: DataDir = None,
+    data_root: DataRoot = None,
+    until_stdin_closes: WithParent = False,
+) -> None:
+    """Run the engine alone: it works on the jobs in the database until it is told to stop."""
+    streams.drop_unwritable()
+    # Ray reads these when it is imported: workers print lines of JSON, which it is not to add to, nor to summarise.
+    os.environ |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_DEDUP_LOGS": "0"}
+    _print_as_text()
+    import structlog
+
+    from service.engine.process import run_engine
+    from service.errors import RayFailed
+    from service.logs import begin_log
+    from service.settings import Settings
+
+    _export(None, None, data_dir, data_root)
+    settings = Settings()
+    if until_stdin_closes:
+        end_with_stdin()
+    begin_log(settings)
+    try:
+        run_engine(settings)
+    except RayFailed as error:
+        structlog.get_logger("retort.engine").error("engine gives up", error=str(error))
+        _complain(str(error))
+        # Whoever has started it need not try that again.
+        raise typer.Exit(GAVE_UP) from None
+    except Exception:
+        # One line is for a person at a terminal; whoever reads a service's log needs to know where.
+        structlog.get_logger("retort.engine").exception("engine failed")
+        raise
+
+
+def engine_health(data_dir: DataDir = None) -> None:
+    """Say whether an engine leads and can work (Ray, GPUs, disk, clock); exit status 1 if not, with the reasons."""
+    from service.db.database import Database
+    from service.readiness import Readiness
+    from service.settings import Settings
+
+    _export(None, None, data_dir, None)
+    settings = Settings()
+    database = Database(settings.database)
+    try:
+        look = Readiness(database, settings).look()
+    finally:
+        database.close()
+    if not look.ready:
+        raise CommandFailed("; ".join(look.reasons))
+    _say(f"the engine was last heard of {look.heartbeat_age_s:.0f} s ago")
+
+
+def demo(
+    context: typer.Context,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where its service writes; a new folder in /tmp by default.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the service running; give --data-dir, too, if it is to be for days.")
+    ] = False,
+) -> None:
+    """Distil digits, all the way over HTTP, in a few minutes."""
+    from service.cli.demo_run import run_demo
+
+    run_demo(session(context).client, data_dir, keep=keep)
+
+
+def _export(host: str | None, port: int | None, data_dir: Path | None, data_root: Path | None) -> None:
+    """Sets the variables behind the options, for this process's settings and its children's."""
+    given = {"HOST": host, "PORT": port, "DATA_DIR": data_dir, "DATA_ROOT": data_root}
+    os.environ |= {f"RETORT_{name}": str(value) for name, value in given.items() if value is not None}
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As uvicorn does: a port that is only waiting for its last packets is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CommandFailed(
+                f"cannot listen on {host} port {port} ({error.strerror}): is a service running "
+                "there already? Choose another with --port"
+            ) from None
+
+
+class _PrintableStream:
+    """A stream of text to which nothing goes that a terminal would obey."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever a stream has
+        return getattr(self._stream, name)
+
+
+def _print_as_text() -> None:
+    """Has this process print what strangers have named as text; our log is, Ray's lines of its workers are not."""
+    sys.stdout = cast(TextIO, _PrintableStream(sys.stdout))
+    sys.stderr = cast(TextIO, _PrintableStream(sys.stderr))
+
+
+def _say_as_service(text: str) -> None:
+    _say(f"retort: {text}")
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"retort: {printable(' '.join(text.split()))}\n")
+        sys.stderr.flush()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{printable(text)}\n")
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""The database: models, states and transitions, queries, migrations."""

@@ -1,0 +1,65 @@
+"""Backoff of a run, or of a job's caches, after losses of its process: what is stored, and when it may start again.
+
+A loss that is the node's fault (others have used up its memory, Ray has ended) is not counted as one of the work, but
+waits like one. An epoch, or a row inferred, ends the backoff.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from pydantic import BaseModel, ConfigDict
+
+from service.db.models import Json, utc_now
+from workers.backoff import CAP_S, JITTER, delay_s
+
+
+class Backoff(BaseModel):
+    """Losses in a row, and the time of the next start; JSON in the column ``backoff``.
+
+    Attributes:
+        losses: since it last came on, whatever the cause.
+        faults: of these, those that may be the work's own fault.
+        last: how its process died.
+        until: no start before that.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    losses: int
+    faults: int
+    last: str
+    until: datetime
+
+    @property
+    def waits_for(self) -> str:
+        """Why it waits, as a sentence's part."""
+        if self.losses == 1:
+            return f"lost: {self.last}; starts again at once"
+        return f"lost {self.losses} times in a row, last: {self.last}; starts again at {self.until:%H:%M:%S} UTC"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it may start; a clock that was set back meanwhile keeps nobody waiting for longer than ever."""
+        left = self.until - utc_now()
+        return not timedelta(0) < left <= timedelta(seconds=CAP_S * (1.0 + JITTER))
+
+
+def after_loss(earlier: Backoff | None, last: str, *, is_node_fault: bool) -> Backoff:
+    """The backoff after one more loss."""
+    losses = 1 + (earlier.losses if earlier else 0)
+    return Backoff(
+        losses=losses,
+        faults=(0 if is_node_fault else 1) + (earlier.faults if earlier else 0),
+        last=last,
+        until=utc_now() + timedelta(seconds=delay_s(losses)),
+    )
+
+
+def read_backoff(stored: Json | None) -> Backoff | None:
+    """From its column."""
+    return None if stored is None else Backoff.model_validate(stored)
+
+
+def why_set_back(backoffs: Iterable[tuple[str, Backoff]]) -> dict[str, str]:
+    """Why those wait that may not start yet, by id."""
+    return {id: backoff.waits_for for id, backoff in backoffs if not backoff.is_over}

@@ -1,0 +1,341 @@
+"""Deletion of jobs, runs, data sets and teachers, with their files: the rows first, the files afterwards.
+
+The transaction that deletes the rows leaves a tombstone (``DeletedPathRecord``) for each file or folder that nobody
+names any more. It is removed right after; what a kill leaves is found by ``sweep``, which the engine calls when it
+starts and now and then. A file without a tombstone is never touched: files that the database does not know are the sign
+of a database that is older than they are, see ``data_dir.unknown_files``.
+
+Nothing is deleted that live work needs: a job that has not ended, a run whose checkpoint a live retry may go on from, a
+data set or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
+become retries of what the deleted run was a retry of.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from service.db.api_queries import DATASET
+from service.db.database import Database
+from service.db.models import (
+    DatasetRecord,
+    DeletedPathRecord,
+    DeletedSumRecord,
+    EventRecord,
+    JobRecord,
+    PackedEventsRecord,
+    RunRecord,
+    TeacherRecord,
+    utc_now,
+)
+from service.db.packed_events import compact, hand_over_epochs
+from service.db.states import LIVE
+from service.db.transitions import existing, runs_of
+from service.errors import Conflict
+from service.settings import Settings
+from workers.config.job import DatasetSpec
+from workers.data import decoded
+from workers.data.discovery import examine
+from workers.errors import InvalidDataset
+from workers.texts import some_of
+
+# A process that was just being ended may make its folder once more; it has died by then.
+TOMBSTONE_KEPT = timedelta(hours=1)
+# With more events than this a job is compacted before it is deleted: one transaction holds up every other writer.
+EVENTS_AT_ONCE = 20_000
+_NAMED_MAX = 3
+_FOLDERS = frozenset({"jobs", "teachers", "datasets"})
+log = structlog.get_logger("retort.deletion")
+
+
+class Deletion:
+    """What clients, and retention, may delete; all of it may be called in any process of the service.
+
+    Args:
+        database: migrated to head.
+        settings: where the files are.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self._settings = settings
+        self._data_dir = settings.data_dir.resolve()
+
+    # -------------------------------------------------------------------------------------------------- jobs, runs
+
+    def delete_job(self, job_id: str) -> int:
+        """Delete a job that has ended: rows, events, idempotency keys, folders. Returns the bytes of its files.
+
+        Raises:
+            NotFound.
+            Conflict: it has not ended, is pinned, or a live retry needs it.
+        """
+        with self.database.read() as session:
+            _check_job(session, existing(session, JobRecord, job_id))
+            events = select(func.count()).select_from(EventRecord).where(EventRecord.job_id == job_id)
+            is_long = (session.scalar(events) or 0) > EVENTS_AT_ONCE
+        if is_long:
+            compact(self.database, job_id)
+        path = f"jobs/{job_id}"
+        with self.database.write() as session:
+            job = existing(session, JobRecord, job_id)
+            _check_job(session, job)
+            runs = list(session.scalars(runs_of(job_id)))
+            for run in runs:
+                _unlink_run(session, run)
+            children, parent = JobRecord.retry_of == job_id, job.retry_of
+            session.execute(update(JobRecord).where(children).values(retry_of=parent))
+            _add_sums(session, {**_sums_of_runs(runs), **_sums_of_job(job)})
+            session.execute(delete(JobRecord).where(JobRecord.id == job_id))
+            _bury(session, [path])
+        return self._remove(path)
+
+    def delete_run(self, run_id: str) -> int:
+        """Delete a run of a job that has ended; the job's other runs stay. Returns the bytes of its files.
+
+        Raises:
+            NotFound.
+            Conflict: its job has not ended or is pinned, or a live retry needs it.
+        """
+        with self.database.write() as session:
+            run = existing(session, RunRecord, run_id)
+            _check_deletable(session, session.get_one(JobRecord, run.job_id), [run_id])
+            path = f"jobs/{run.job_id}/{run_id}"
+            _unlink_run(session, run)
+            _add_sums(session, _sums_of_runs([run]))
+            session.execute(delete(EventRecord).where(EventRecord.run_id == run_id))
+            session.execute(delete(PackedEventsRecord).where(PackedEventsRecord.run_id == run_id))
+            session.execute(delete(RunRecord).where(RunRecord.id == run_id))
+            _bury(session, [path])
+        return self._remove(path)
+
+    def pin_job(self, job_id: str) -> JobRecord:
+        """Keep a job from deletion and retention; pinning it again changes nothing. Raises NotFound."""
+        with self.database.write() as session:
+            job = existing(session, JobRecord, job_id)
+            job.pinned_at = job.pinned_at or utc_now()
+            return job
+
+    def unpin_job(self, job_id: str) -> None:
+        """Let a job be deleted again. Raises NotFound."""
+        with self.database.write() as session:
+            existing(session, JobRecord, job_id).pinned_at = None
+
+    # ------------------------------------------------------------------------------------------ data sets, teachers
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Forget the name of a data set, and remove its decoded copies unless another name or a live job has them.
+
+        Raises:
+            NotFound.
+            Conflict: a live job uses it.
+        """
+        with self.database.read() as session:
+            spec = DATASET.validate_python(existing(session, DatasetRecord, dataset_id).spec)
+        copies = self._copies_of(spec)
+        with self.database.write() as session:
+            dataset = existing(session, DatasetRecord, dataset_id)
+            users = [job_id for job_id, used in _datasets_of_live_jobs(session) if _is_same(used, spec)]
+            _refuse_in_use(f"data set {dataset_id}", users)
+            session.delete(dataset)
+            session.flush()
+            others = [DATASET.validate_python(other) for other in session.scalars(select(DatasetRecord.spec))]
+            if any(_is_same(other, spec) for other in others):
+                copies = []
+            used = decoded_in_use(session)
+            paths = [f"datasets/{copy.name}" for copy in copies if copy.fingerprint not in used]
+            _bury(session, paths)
+        for path in paths:
+            self._remove(path)
+
+    def _copies_of(self, spec: DatasetSpec) -> list[decoded.Copy]:
+        work_dir, key = self._settings.datasets_dir, None
+        # Where the pictures are gone, or others than they were, the copy is found by its description.
+        with suppress(InvalidDataset, OSError):
+            key = examine(spec, self._settings.data_root).key()
+        ours = decoded.fingerprints_of(work_dir, spec, key)
+        return [copy for copy in decoded.copies(work_dir) if copy.fingerprint in ours]
+
+    def delete_teacher(self, teacher_id: str) -> None:
+        """Delete a teacher, and its file unless another teacher has the same bytes.
+
+        Raises:
+            NotFound.
+            Conflict: a live job uses it.
+        """
+        with self.database.write() as session:
+            teacher = existing(session, TeacherRecord, teacher_id)
+            users = (JobRecord.teacher_id == teacher_id) & JobRecord.state.in_(LIVE)
+            _refuse_in_use(f"teacher {teacher_id}", session.scalars(select(JobRecord.id).where(users)).all())
+            session.delete(teacher)
+            session.flush()
+            path = f"teachers/{teacher.sha256}.onnx"
+            if not _has_teacher(session, teacher.sha256):
+                _bury(session, [path])
+        self._remove(path)
+
+    # ----------------------------------------------------------------------------------------------------- tombstones
+
+    def sweep(self) -> int:
+        """Remove what deletions that were killed have left; returns how many bytes that were."""
+        with self.database.read() as session:
+            paths = session.scalars(select(DeletedPathRecord.path).order_by(DeletedPathRecord.path)).all()
+        return sum(self._remove(path) for path in paths)
+
+    def _remove(self, path: str) -> int:
+        """Remove what a tombstone names, if there is one; returns the bytes that are free again."""
+        kind, _, name = path.partition("/")
+        if kind not in _FOLDERS or not name or ".." in path.split("/"):
+            log.warning("a tombstone that names no file of ours", path=path)
+            return 0
+        with self.database.read() as session:
+            tombstone = session.get(DeletedPathRecord, path)
+        if tombstone is None:
+            return 0
+        target = self._data_dir / path
+        if kind == "teachers":
+            return self._remove_teacher(path, target)
+        if kind == "datasets":
+            freed = decoded.remove(self._settings.datasets_dir, name, tombstone.deleted_at)
+            self._forget(path)
+            return freed
+        freed = size_of(target)
+        shutil.rmtree(target, ignore_errors=True)
+        if not target.exists() and tombstone.deleted_at < utc_now() - TOMBSTONE_KEPT:
+            self._forget(path)
+        return freed
+
+    def _remove_teacher(self, path: str, target: Path) -> int:
+        """In a transaction: the same bytes may be uploaded at the same moment."""
+        freed = size_of(target)
+        with self.database.write() as session:
+            tombstone = session.get(DeletedPathRecord, path)
+            if tombstone is None:
+                return 0
+            session.delete(tombstone)
+            if _has_teacher(session, target.stem):
+                return 0
+            target.unlink(missing_ok=True)
+        return freed
+
+    def _forget(self, path: str) -> None:
+        with self.database.write() as session:
+            session.execute(delete(DeletedPathRecord).where(DeletedPathRecord.path == path))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; of what is gone meanwhile, none."""
+    if path.is_file():
+        return path.stat().st_size
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(folder, name).lstat().st_size
+    return total
+
+
+def decoded_in_use(session: Session) -> set[str]:
+    """Fingerprints of the decoded data that live jobs were told of."""
+    told = select(EventRecord.data).join(JobRecord, JobRecord.id == EventRecord.job_id)
+    told = told.where(JobRecord.state.in_(LIVE), EventRecord.run_id == "", EventRecord.type == "dataset_ready")
+    return {str(data.get("fingerprint")) for data in session.scalars(told)}
+
+
+def live_retries(session: Session, run_ids: Collection[str]) -> list[str]:
+    """Jobs with a live run that tries one of these again, or tries a retry of one again: it may take its checkpoint."""
+    found, wanted = set[str](), set(run_ids)
+    while wanted:
+        retries = select(RunRecord.id, RunRecord.job_id, RunRecord.state).where(RunRecord.retry_of.in_(wanted))
+        rows = session.execute(retries).all()
+        found |= {row.job_id for row in rows if row.state in LIVE}
+        wanted = {row.id for row in rows}
+    return sorted(found)
+
+
+def _check_job(session: Session, job: JobRecord) -> None:
+    _check_deletable(session, job, session.scalars(select(RunRecord.id).where(RunRecord.job_id == job.id)).all())
+
+
+def _check_deletable(session: Session, job: JobRecord, run_ids: Sequence[str]) -> None:
+    """Raises Conflict."""
+    if job.state in LIVE:
+        raise Conflict(f"job {job.id} is {job.state}: cancel it, wait until it has ended, then delete")
+    if job.pinned_at is not None:
+        raise Conflict(f"job {job.id} is pinned: unpin it (DELETE /v1/jobs/{job.id}/pin), then delete")
+    if retries := live_retries(session, run_ids):
+        raise Conflict(
+            f"job {job.id} is tried again by {some_of(retries, _NAMED_MAX)}, which may go on from its checkpoints: "
+            "cancel that, or wait for its end, then delete"
+        )
+
+
+def _unlink_run(session: Session, run: RunRecord) -> None:
+    """Have whatever tries this run again do without it."""
+    retry = session.scalars(select(RunRecord).where(RunRecord.retry_of == run.id)).one_or_none()
+    if retry is None:
+        return
+    hand_over_epochs(session, run.id, retry)
+    # Each run is retried at most once, so this one has to let go before another may take its place.
+    parent, run.retry_of = run.retry_of, None
+    session.flush()
+    retry.retry_of = parent
+    session.flush()
+
+
+def _sums_of_runs(runs: Iterable[RunRecord]) -> dict[str, float]:
+    pairs = [(run.attempt, run.losses) for run in runs]
+    return {"run_attempts": sum(begun for begun, _ in pairs), "run_attempts_lost": sum(lost for _, lost in pairs)}
+
+
+def _sums_of_job(job: JobRecord) -> dict[str, float]:
+    forwards = job.teacher_forwards or {}
+    ran = float(forwards.get("run") or 0)
+    is_complete = job.teacher_accuracy is not None and job.teacher_forwards is not None
+    return {
+        "teacher_forwards": ran,
+        "teacher_forwards_avoided": float(forwards.get("avoided") or 0),
+        "cache_hits": float(is_complete and ran == 0),
+        "cache_misses": float(is_complete and ran > 0),
+    }
+
+
+def _add_sums(session: Session, sums: dict[str, float]) -> None:
+    for name, value in sums.items():
+        row = session.get(DeletedSumRecord, name)
+        if row is None:
+            row = DeletedSumRecord(name=name, value=0.0)
+            session.add(row)
+        row.value += value
+
+
+def _bury(session: Session, paths: Iterable[str]) -> None:
+    for path in paths:
+        session.merge(DeletedPathRecord(path=path, deleted_at=utc_now()))
+
+
+def _refuse_in_use(what: str, job_ids: Sequence[str]) -> None:
+    """Raises Conflict."""
+    if job_ids:
+        raise Conflict(f"{what} is used by job {some_of(job_ids, _NAMED_MAX)}: cancel that, or wait for its end")
+
+
+def _datasets_of_live_jobs(session: Session) -> list[tuple[str, DatasetSpec]]:
+    live = select(JobRecord.id, JobRecord.plan["dataset"]).where(JobRecord.state.in_(LIVE)).order_by(JobRecord.id)
+    return [(job_id, DATASET.validate_python(spec)) for job_id, spec in session.execute(live)]
+
+
+def _is_same(one: DatasetSpec, other: DatasetSpec) -> bool:
+    """Whether two descriptions are of the same pictures, however they are stored."""
+    return decoded.described(one) == decoded.described(other)
+
+
+def _has_teacher(session: Session, sha256: str) -> bool:
+    same_bytes = select(func.count()).where(TeacherRecord.sha256 == sha256)
+    return bool(session.scalar(same_bytes))

@@ -1,0 +1,348 @@
+"""The tables, as SQLAlchemy models; rows leave a transaction detached and are read as plain records.
+
+Times are UTC and timezone-aware. JSON columns hold what pydantic dumped. ``seq`` of an event rises with the order of
+commits (see ``Database.write``), so a reader that has seen ``seq`` has missed nothing before it.
+"""
+
+import secrets
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+)
+from sqlalchemy import DateTime as SqlDateTime
+from sqlalchemy import Enum as SqlEnum
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from service.db.states import State
+
+Json = dict[str, Any]
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in ASCII order, so that ids sort by time
+_RANDOM_BITS = 80
+_ID_CHARS = 26
+_id_lock = threading.Lock()
+_last_number = 0
+
+
+def new_id(prefix: str) -> str:
+    """A new id such as ``job_01k9v3...``: milliseconds since 1970 (48 bits) and 80 random bits, in base 32.
+
+    Ids made by one process rise strictly, those of several rise with their clocks.
+    """
+    global _last_number
+    number = (time.time_ns() // 1_000_000 << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
+    with _id_lock:
+        # Within one millisecond the random part decides nothing: count up instead.
+        number = _last_number = max(number, _last_number + 1)
+    digits = (_ALPHABET[number >> (5 * place) & 31] for place in reversed(range(_ID_CHARS)))
+    return f"{prefix}_{''.join(digits)}"
+
+
+def utc_now() -> datetime:
+    """This machine's clock, timezone-aware."""
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware UTC time in every database; SQLite has no such type and keeps it without the zone."""
+
+    impl = SqlDateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the database. Raises ValueError for a time without a zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the database."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# Plain text: PostgreSQL's ENUM type, or a check, would make every new state a migration of its own.
+STATE = SqlEnum(
+    State,
+    native_enum=False,
+    length=16,
+    values_callable=lambda states: [state.value for state in states],
+)
+
+
+class Base(DeclarativeBase):
+    """Base of the models; every constraint has a name, so that a later migration can refer to it."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, Json: JSON, list[Json]: JSON}
+
+
+class TeacherRecord(Base):
+    """An ONNX classifier that was uploaded and inspected. Several may share one file, never one ``identity``."""
+
+    __tablename__ = "teachers"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
+    identity: Mapped[str] = mapped_column(String(64), unique=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    inputs: Mapped[list[Json]] = mapped_column()
+    outputs: Mapped[list[Json]] = mapped_column()
+    output: Mapped[str] = mapped_column(Text)
+    preprocessing: Mapped[Json] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DatasetRecord(Base):
+    """A data set with a name of its own; jobs may also describe theirs outright."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    spec: Mapped[Json] = mapped_column()
+    classes: Mapped[int | None] = mapped_column()
+    samples: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class JobRecord(Base):
+    """A posted job. ``plan`` and ``teacher`` are copies: a teacher may be deleted after its jobs have ended.
+
+    ``attempt`` counts the engines that have worked on it, and fences the writes of earlier ones. ``parallel_runs`` is
+    how many of its runs may be at work at once, NULL for as many as there is room for; ``key_id`` is the API key that
+    posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
+    is of the losses in a row of the process that completes its caches, NULL without any. ``set_aside`` says why it is
+    paused although no client has asked for that, see ``service.db.set_aside``. ``pinned_at``: when it was pinned, which
+    keeps it from deletion.
+    """
+
+    __tablename__ = "jobs"
+    # The engine looks for queued ones, the newest ones of a state are listed; the live ones of a key are counted.
+    __table_args__ = (Index(None, "state", "id"), Index(None, "key_id", "state"))
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    state: Mapped[State] = mapped_column(STATE, default=State.QUEUED)
+    attempt: Mapped[int] = mapped_column(default=0)
+    holder: Mapped[str | None] = mapped_column(String(200))
+    stage: Mapped[str | None] = mapped_column(String(32))
+    teacher_id: Mapped[str] = mapped_column(String(40), index=True)
+    teacher: Mapped[Json] = mapped_column()
+    plan: Mapped[Json] = mapped_column()
+    inference: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    caches: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    teacher_forwards: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    teacher_accuracy: Mapped[float | None] = mapped_column()
+    teacher_views_accuracy: Mapped[float | None] = mapped_column()
+    error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    set_aside: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    parallel_runs: Mapped[int | None] = mapped_column()
+    key_id: Mapped[str | None] = mapped_column(String(40))
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    pinned_at: Mapped[datetime | None] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    started_at: Mapped[datetime | None] = mapped_column()
+    finished_at: Mapped[datetime | None] = mapped_column()
+
+
+class RunRecord(Base):
+    """One student to train. ``attempt`` rises with every start; a write that brings an older one does not land.
+
+    ``actor`` names the process that the newest attempt was given to, ``piece`` is its place among the runs there.
+    ``share`` is what each process of that attempt was given: ``{"processes", "cpus", "gpu_share"}``; NULL before the
+    first, and of one that an earlier version has started. ``whole_gpu``: it had too little memory on a share of a GPU,
+    and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
+    ``losses`` counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``) those since the last epoch.
+    ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.set_aside``.
+    ``retry_of`` is the run that this one tries again, each at most once.
+    """
+
+    __tablename__ = "runs"
+    # /metrics counts states, attempts and losses of all runs from the index alone.
+    __table_args__ = (UniqueConstraint("job_id", "index"), Index(None, "state", "attempt", "losses"))
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    index: Mapped[int] = mapped_column()
+    name: Mapped[str] = mapped_column(Text)
+    student: Mapped[str] = mapped_column(String(128))
+    method: Mapped[str] = mapped_column(Text)
+    method_spec: Mapped[Json] = mapped_column()
+    seed: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[State] = mapped_column(STATE, default=State.QUEUED)
+    attempt: Mapped[int] = mapped_column(default=0)
+    epoch: Mapped[int] = mapped_column(default=0)
+    epochs: Mapped[int] = mapped_column()
+    progress: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    metrics: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    result: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    set_aside: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    losses: Mapped[int] = mapped_column(default=0, server_default="0")
+    actor: Mapped[str | None] = mapped_column(String(80))
+    piece: Mapped[int | None] = mapped_column()
+    share: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    whole_gpu: Mapped[bool] = mapped_column(default=False, server_default=false())
+    waits_for: Mapped[str | None] = mapped_column(Text)
+    backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True, unique=True)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    started_at: Mapped[datetime | None] = mapped_column()
+    finished_at: Mapped[datetime | None] = mapped_column()
+
+
+class EventRecord(Base):
+    """One event. ``run_id`` is empty for an event of the job itself.
+
+    ``n`` numbers the events of an attempt, so that one sent twice is stored once; it is NULL, which is never equal to
+    itself, for what the service adds of its own: the changes of state.
+    """
+
+    __tablename__ = "events"
+    __table_args__ = (
+        UniqueConstraint("job_id", "run_id", "attempt", "n"),
+        Index(None, "job_id", "seq"),
+        Index(None, "run_id", "seq"),
+        # Without AUTOINCREMENT SQLite may give a deleted row's number to a later event.
+        {"sqlite_autoincrement": True},
+    )
+
+    # SQLite counts up an INTEGER primary key only.
+    seq: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    run_id: Mapped[str] = mapped_column(String(40), default="")
+    attempt: Mapped[int] = mapped_column()
+    n: Mapped[int | None] = mapped_column()
+    type: Mapped[str] = mapped_column(String(32))
+    data: Mapped[Json] = mapped_column()
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class PackedEventsRecord(Base):
+    """Events of an ended job in one row, compressed: see ``service.db.packed_events``. ``run_id`` is as in EventRecord.
+
+    ``first_seq`` and ``last_seq`` are the smallest and the largest ``seq`` of the events in it.
+    """
+
+    __tablename__ = "packed_events"
+    __table_args__ = (Index(None, "job_id", "last_seq"), Index(None, "run_id", "last_seq"))
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    run_id: Mapped[str] = mapped_column(String(40), default="")
+    first_seq: Mapped[int] = mapped_column(BigInteger)
+    last_seq: Mapped[int] = mapped_column(BigInteger)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ArtifactRecord(Base):
+    """A file that an attempt of a run has left; ``path`` is relative to the data directory."""
+
+    __tablename__ = "artifacts"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    path: Mapped[str] = mapped_column(String(1024))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    media_type: Mapped[str] = mapped_column(String(200))
+
+
+class KeyRecord(Base):
+    """An API key: never the secret itself, only its SHA-256. A revoked one stays, so that its jobs keep their name."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    scope: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    last_used_at: Mapped[datetime | None] = mapped_column()
+    revoked_at: Mapped[datetime | None] = mapped_column()
+
+
+class IdempotencyRecord(Base):
+    """An Idempotency-Key that was used, a digest of the body it came with, and the job that it made.
+
+    Each API key has its own; ``key_id`` is empty for whoever calls without one of the table.
+    """
+
+    __tablename__ = "idempotency_keys"
+
+    key_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DeletedPathRecord(Base):
+    """Tombstone of a file or folder below the data directory that no row names any more, and that is to be removed.
+
+    It is written in the transaction that deletes the row. A file that nobody knows and that has no tombstone is never
+    removed: then the database is likely to be an older one.
+    """
+
+    __tablename__ = "deleted_paths"
+
+    path: Mapped[str] = mapped_column(String(1024), primary_key=True)
+    deleted_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DeletedSumRecord(Base):
+    """What deleted jobs and runs had added to a counter of ``/metrics``, so that it does not fall."""
+
+    __tablename__ = "deleted_sums"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[float] = mapped_column(default=0.0)
+
+
+class EngineRecord(Base):
+    """The lease of the one engine that may lead: a single row, ``id`` 1.
+
+    ``gpus`` is what its holder has found out about its GPUs (``gpus.GpuReport``); NULL where it has none, or not yet.
+    ``parts`` is what it says of the parts of its readiness (``readiness.EngineParts``).
+    """
+
+    __tablename__ = "engine"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    holder: Mapped[str | None] = mapped_column(String(200))
+    heartbeat_at: Mapped[datetime | None] = mapped_column()
+    gpus: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    parts: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))

@@ -1,0 +1,137 @@
+"""Setting jobs and runs aside: paused for a reason of the machine's, and resumed when that is gone.
+
+What is set aside has the state ``paused`` and a reason, ``{"code", "message", "since"}``, in ``set_aside``. A client
+that pauses it makes that an ordinary pause, which lasts until a client resumes it; a client that resumes it has it
+tried at once. The functions here work in a transaction of their caller's; ``Backoff`` says when to try again.
+"""
+
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from sqlalchemy import insert, null, select
+from sqlalchemy.orm import Session
+
+from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
+from service.db.states import State
+from service.db.transitions import all_paused, event_row, runs_of, swap
+
+FIRST_TRY_S = 5.0
+TRY_MAX_S = 600.0
+_WAITING = frozenset({State.QUEUED, State.LOST})
+
+
+def reason_of(code: str, message: str) -> Json:
+    """What is stored of why something is set aside, as of now.
+
+    Args:
+        code: the name of the disk's error, ``ENOSPC`` say.
+    """
+    return {"code": code, "message": message, "since": utc_now().isoformat()}
+
+
+def reason_among(runs: Iterable[RunRecord]) -> Json | None:
+    """The reason of the first run that is set aside, which is its job's where nothing else is left of that."""
+    return next((run.set_aside for run in runs if run.state is State.PAUSED and run.set_aside is not None), None)
+
+
+def put_run(session: Session, run_id: str, attempt: int, reason: Json) -> State | None:
+    """Set a run aside whose process has ended; what a client wants of it meanwhile goes first.
+
+    Returns:
+        The new state; None if it did not land: a newer attempt has begun, or nobody works on it.
+    """
+    run = session.get(RunRecord, run_id)
+    if run is None or run.attempt != attempt:
+        return None
+    match run.state:
+        case State.CANCELLING:
+            return State.CANCELLED if swap(session, run, State.CANCELLED) else None
+        case State.PAUSING:
+            return State.PAUSED if swap(session, run, State.PAUSED) else None
+        case State.RUNNING if swap(session, run, State.PAUSING):
+            return State.PAUSED if swap(session, run, State.PAUSED, {"set_aside": reason}) else None
+    return None
+
+
+def put_job(session: Session, job_id: str, attempt: int, reason: Json) -> bool:
+    """Set the waiting runs of a job aside, and the job itself if no other run of it is at work.
+
+    Returns:
+        Whether the job is paused now: False if a run is at work, a client wants something else of the job, or a newer
+        attempt has begun.
+    """
+    job = session.get(JobRecord, job_id)
+    if job is None or job.attempt != attempt or job.state is not State.RUNNING:
+        return False
+    runs = list(session.scalars(runs_of(job_id)))
+    for run in runs:
+        if run.state in _WAITING:
+            swap(session, run, State.PAUSED, {"set_aside": reason})
+    if not all_paused(runs):
+        return False
+    return swap(session, job, State.PAUSING) and swap(session, job, State.PAUSED, {"set_aside": reason})
+
+
+def waiting(session: Session) -> list[tuple[str, str]]:
+    """The ids of every run that is set aside, and of its job, in the order of posting."""
+    is_aside = (RunRecord.state == State.PAUSED) & RunRecord.set_aside.is_not(null())
+    query = select(RunRecord.id, RunRecord.job_id).where(is_aside).order_by(RunRecord.job_id, RunRecord.index)
+    return [(run_id, job_id) for run_id, job_id in session.execute(query)]
+
+
+def resume(session: Session, run_ids: Collection[str]) -> list[str]:
+    """Queue these runs again, and their jobs where those are paused; returns those that were still set aside."""
+    resumed = []
+    for run_id in run_ids:
+        run = session.get(RunRecord, run_id)
+        if run is None or run.state is not State.PAUSED or run.set_aside is None:
+            continue
+        job = session.get_one(JobRecord, run.job_id)
+        if job.state in {State.PAUSING, State.CANCELLING} or not swap(session, run, State.QUEUED):
+            continue
+        if job.state is State.PAUSED:
+            swap(session, job, State.QUEUED)
+        resumed.append(run_id)
+    return resumed
+
+
+def make_ordinary(session: Session, row: JobRecord | RunRecord) -> None:
+    """Make an ordinary pause of one that is set aside: a client wants it, and nothing but a client ends it."""
+    if row.state is not State.PAUSED or row.set_aside is None:
+        return
+    row.set_aside = None
+    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
+    told = {"type": "state", "state": State.PAUSED, "error": None}
+    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, told)])
+
+
+def follow(session: Session, job: JobRecord) -> None:
+    """Make an ordinary pause of a job that is set aside, once none of its runs is: clients paused or ended those."""
+    if job.state is State.PAUSED and reason_among(session.scalars(runs_of(job.id))) is None:
+        make_ordinary(session, job)
+
+
+@dataclass
+class Backoff:
+    """When what was set aside is worth another try: later each time, until it has got somewhere in between.
+
+    Kept in memory alone: a new engine tries everything at once.
+    """
+
+    _tries: dict[str, int] = field(default_factory=dict)
+    _due: dict[str, float] = field(default_factory=dict)
+
+    def count(self, id: str) -> None:
+        """Note that a run, or a job with its caches, was set aside just now."""
+        self._tries[id] = tries = self._tries.get(id, 0) + 1
+        self._due[id] = time.monotonic() + min(FIRST_TRY_S * 2.0 ** (tries - 1), TRY_MAX_S)
+
+    def reset(self, id: str) -> None:
+        """Note that it has got somewhere, or is gone."""
+        self._tries.pop(id, None)
+        self._due.pop(id, None)
+
+    def is_due(self, id: str) -> bool:
+        """Whether to try it now."""
+        return time.monotonic() >= self._due.get(id, 0.0)

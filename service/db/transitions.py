@@ -1,0 +1,167 @@
+"""What ``records``, ``wishes`` and ``registry`` do with rows inside a transaction of theirs.
+
+Every change of a state, whoever asks for it, goes through ``swap``: it obeys ``jobs.TABLE`` and adds its own event
+(type ``state``) in the same transaction.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import CursorResult, Select, insert, select, update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from service.db.models import (
+    Base,
+    DatasetRecord,
+    EventRecord,
+    JobRecord,
+    Json,
+    KeyRecord,
+    RunRecord,
+    TeacherRecord,
+    utc_now,
+)
+from service.db.states import TERMINAL, State, move
+from service.errors import IllegalMove, NotFound
+
+# What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
+# the database itself cannot be read; whoever asks again is then told so.
+_DAMAGED = (ValueError, RecursionError, OperationalError)
+
+Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord, KeyRecord)
+_KINDS: Mapping[type[Base], str] = {
+    TeacherRecord: "teacher",
+    DatasetRecord: "dataset",
+    JobRecord: "job",
+    RunRecord: "run",
+    KeyRecord: "API key",
+}
+_ID = re.compile(r"[a-z]{2,4}_[0-9a-z]{26}")
+
+
+def is_id(text: str) -> bool:
+    """Whether this could be an id of ours; what is none is not asked for (PostgreSQL refuses a NUL, say)."""
+    return _ID.fullmatch(text) is not None
+
+
+def existing(session: Session, table: type[Row], id: str) -> Row:
+    """One row. Raises NotFound, also for what cannot be an id at all."""
+    row = session.get(table, id) if is_id(id) else None
+    if row is None:
+        raise NotFound(_KINDS[table], id)
+    return row
+
+
+def runs_of(job_id: str) -> Select[RunRecord]:
+    """The runs of a job in the order of its plan."""
+    return select(RunRecord).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
+
+
+def swap(
+    session: Session,
+    row: JobRecord | RunRecord,
+    wanted: State,
+    fields: Mapping[str, object] = MappingProxyType({}),
+    error: Json | None = None,
+) -> bool:
+    """Compare and swap: state and fields are set if the row is still as it was read; with the event of it.
+
+    Args:
+        error: ``{"type", "message"}`` of what went wrong.
+
+    Returns:
+        Whether it landed: False if the table has no such move from the present state.
+    """
+    try:
+        values: dict[str, object] = {**fields, "state": move(row.state, wanted)}
+    except IllegalMove:
+        return False
+    now = utc_now()
+    # Whatever it waited for, it is in another state now.
+    values.setdefault("set_aside", None)
+    if isinstance(row, RunRecord):
+        values["waits_for"] = None
+    if error is not None:
+        values["error"] = error
+    if wanted is State.RUNNING:
+        values["started_at"] = row.started_at or now
+    if wanted in TERMINAL:
+        values["finished_at"] = now
+    if wanted is State.LOST and isinstance(row, RunRecord):
+        values["losses"] = row.losses + 1
+    table = type(row)
+    unchanged = (table.id == row.id) & (table.state == row.state) & (table.attempt == row.attempt)
+    result = session.execute(update(table).where(unchanged).values(values))
+    if cast("CursorResult[Any]", result).rowcount != 1:
+        return False
+    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
+    told: Json = {"type": "state", "state": wanted, "error": error}
+    if (reason := values["set_aside"]) is not None:
+        told["set_aside"] = reason
+    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, told)])
+    return True
+
+
+def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, told: Json) -> Json:
+    """Columns of an event; ``run_id`` None is the job itself, ``n`` None what the service adds of its own."""
+    return {
+        "job_id": job_id,
+        "run_id": run_id or "",
+        "attempt": attempt,
+        "n": n,
+        "type": told["type"],
+        "data": {key: value for key, value in told.items() if key != "type"},
+    }
+
+
+def event_rows(session: Session, query: Select[EventRecord]) -> list[EventRecord]:
+    """The rows of a query for events; in the place of one whose columns cannot be read stands an ``unreadable`` one."""
+    try:
+        return list(session.scalars(query))
+    except _DAMAGED:
+        found = [
+            _event_or_unreadable(session, seq) for seq in session.scalars(query.with_only_columns(EventRecord.seq))
+        ]
+    return [row for row in found if row is not None]
+
+
+def _event_or_unreadable(session: Session, seq: int) -> EventRecord | None:
+    """One event; None if it was deleted meanwhile."""
+    is_this = EventRecord.seq == seq
+    try:
+        return session.scalars(select(EventRecord).where(is_this)).one_or_none()
+    except _DAMAGED:
+        owners = session.execute(select(EventRecord.job_id, EventRecord.run_id).where(is_this)).one_or_none()
+    return None if owners is None else unreadable(seq, *owners)
+
+
+def unreadable(seq: int, job_id: str, run_id: str) -> EventRecord:
+    """What readers get for an event that is damaged in the database: a warning that says so. It is not stored."""
+    message = f"event {seq} cannot be read: what the database holds of it is damaged"
+    told = {"type": "log", "level": "warning", "message": message}
+    return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, None, told))
+
+
+def all_paused(runs: Iterable[RunRecord]) -> bool:
+    """Whether nothing is left of a job but what is paused: every run is paused or final, and one at least is paused."""
+    states = {run.state for run in runs}
+    return State.PAUSED in states and states <= TERMINAL | {State.PAUSED}
+
+
+def end_of(runs: Iterable[RunRecord]) -> tuple[State, Json | None]:
+    """How a job ends whose runs have all ended: failed if one has failed, else cancelled if one was, else succeeded.
+
+    Returns:
+        The state, and the error that says how many runs failed, and why the first one did.
+    """
+    ended = list(runs)
+    failed = [run for run in ended if run.state is State.FAILED]
+    if failed:
+        why = (failed[0].error or {}).get("message")
+        message = f"{len(failed)} of {len(ended)} runs failed; the first, {failed[0].name!r}: {why}"
+        return State.FAILED, {"type": "RunsFailed", "message": message}
+    cancelled = any(run.state is State.CANCELLED for run in ended)
+    return State.CANCELLED if cancelled else State.SUCCEEDED, None

@@ -1,0 +1,1 @@
+"""The engine process: takes jobs from the database and has them done on the cluster."""

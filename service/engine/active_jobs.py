@@ -1,0 +1,132 @@
+"""What an engine has at work: jobs, and the tasks of each on the cluster. Kept in memory alone."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from service.db.backoff import Backoff, after_loss
+from service.db.models import JobRecord
+from service.db.states import State
+from service.engine.progress import CacheProgress
+from service.settings import Settings
+from workers.cluster.outcomes import Share
+from workers.cluster.ray_cluster import Crew, Task
+from workers.config.job import JobSpec
+from workers.teacher.cache_plan import CachePlan
+
+# A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
+STOP_GRACE_S = 30.0
+
+
+def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
+    """The job as the workers want it: its plan, with the teacher's file in place of its id."""
+    teacher = job.teacher
+    return JobSpec.model_validate(
+        {
+            **job.plan,
+            "teacher": {
+                "path": settings.teacher_path(teacher["sha256"]),
+                "sha256": teacher["sha256"],
+                "output": teacher["output"],
+                "preprocessing": teacher["preprocessing"],
+            },
+        }
+    )
+
+
+@dataclass
+class Work:
+    """A task under way.
+
+    Attributes:
+        is_trained: whether all that is left of a run is its artifacts, whoever makes them.
+        told: pausing or cancelling, once it was told to.
+        told_at: when, a ``time.monotonic`` value.
+    """
+
+    task: Task
+    attempt: int
+    is_trained: bool = False
+    told: State | None = None
+    told_at: float = 0.0
+
+    def tell(self, wanted: State) -> None:
+        """Have it pause or stop if the state says so, by telling it once, and kill it if it does not listen."""
+        if wanted not in {State.PAUSING, State.CANCELLING}:
+            return
+        if self.told is wanted:
+            if time.monotonic() - self.told_at > STOP_GRACE_S:
+                self.task.kill()
+            return
+        self.told, self.told_at = wanted, time.monotonic()
+        if wanted is State.PAUSING:
+            self.task.pause()
+        else:
+            self.task.stop()
+
+
+@dataclass
+class ActiveJob:
+    """A job that this engine works on: its caches first, then its runs.
+
+    Attributes:
+        state, states: of the job and of its runs, as of the last look; None is a job that is gone.
+        has_built: whether this engine has told of its caches before.
+        backoffs: of runs, and of ``caches``, that were lost since they last came on; stored, too.
+        alone: runs that share no process.
+        whole: runs, and ``caches``, that share no GPU either: a share of one was too small. Those of runs are stored.
+        waits_for: what was stored last of why runs wait although it is their turn, by id.
+        without_device: runs, and ``caches``, that have failed once because their GPU does not work.
+    """
+
+    record: JobRecord
+    attempt: int
+    spec: JobSpec
+    progress: CacheProgress
+    state: State | None
+    states: Mapping[str, State] = field(default_factory=dict)
+    caches: Work | None = None
+    has_built: bool = False
+    plan: CachePlan | None = None
+    runs: dict[str, Work] = field(default_factory=dict)
+    backoffs: dict[str, Backoff] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)
+    without_device: set[str] = field(default_factory=set)
+    waits_for: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def crews(self) -> set[Crew]:
+        """The processes that train its runs; those that only write artifacts hold nothing."""
+        return {work.task.crew for work in self.runs.values() if not work.task.crew.exports}
+
+    def held(self) -> Iterator[tuple[str, Share]]:
+        """What its processes hold of the machine, or have asked for, each with a name for a person."""
+        for crew in self.crews:
+            names = [run_id for run_id, work in self.runs.items() if work.task.crew is crew]
+            yield from ((f"run {' and '.join(names)}", share) for share in crew.shares)
+        if self.caches is not None:
+            yield from ((f"the inference of job {self.id}", share) for share in self.caches.task.crew.shares)
+
+    @property
+    def waiting(self) -> list[str]:
+        """Runs that nobody trains and somebody wants, in the order of the plan."""
+        return [run_id for run_id, state in self.states.items() if state in {State.QUEUED, State.LOST}]
+
+    @property
+    def ready(self) -> list[str]:
+        """Runs that may start, in the order of the plan: their backoff is over."""
+        return [run_id for run_id in self.waiting if self.may_start(run_id)]
+
+    def may_start(self, id: str) -> bool:
+        """Whether a run, or ``caches``, is not kept from starting by what was lost of it."""
+        return id not in self.backoffs or self.backoffs[id].is_over
+
+    def lost(self, id: str, last: str, *, is_node_fault: bool) -> Backoff:
+        """Count one more loss of a run, or of ``caches``."""
+        self.backoffs[id] = after_loss(self.backoffs.get(id), last, is_node_fault=is_node_fault)
+        return self.backoffs[id]

@@ -1,0 +1,70 @@
+"""What follows from what workers tell: the columns of a job and of a run that show how far it is."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from service.db.models import Json
+from workers.cluster.outcomes import Numbered
+from workers.teacher.forwards import carry_over, count_forwards, forwards_avoided
+
+
+class CacheProgress:
+    """What a job's events and the teacher's counters say of its caches, over all events of one attempt.
+
+    Args:
+        forwards_in: folder of the counters of the job's workers, of all attempts, killed or not.
+        stored: the job's ``teacher_forwards``, which they do not fall short of.
+
+    Attributes:
+        caches: keys of the caches that were told of, by split.
+    """
+
+    def __init__(self, forwards_in: Path, stored: Json | None) -> None:
+        self.forwards_in = forwards_in
+        self.caches: dict[str, str] = {}
+        known = stored or {"run": 0, "avoided": 0}
+        self._avoided = max(0, known["avoided"])
+        with suppress(OSError):
+            carry_over(forwards_in, known["run"])
+        # On a full disk it is carried over here, until the engine ends.
+        self._missing = max(0, known["run"] - count_forwards(forwards_in))
+
+    def forwards(self, needed: int | None = None) -> Json:
+        """``teacher_forwards`` now.
+
+        Args:
+            needed: forward passes of a live teacher, known when both caches are complete; until then what is avoided
+                is as it was stored.
+        """
+        run = self._missing + count_forwards(self.forwards_in)
+        return {"run": run, "avoided": self._avoided if needed is None else forwards_avoided(needed, run)}
+
+    def columns(self, events: Sequence[Numbered]) -> Mapping[str, Any]:
+        """Columns of the job that follow from its events."""
+        columns: dict[str, Any] = {}
+        for _, event in events:
+            match event["type"]:
+                case "stage":
+                    columns["stage"] = event["stage"]
+                case "inference_progress":
+                    self.caches[event["split"]] = event["cache"]
+                    columns["caches"] = dict(self.caches)
+                    if event["split"] == "train":
+                        names = ("rows_done", "rows_total", "rows_per_s", "eta_s")
+                        columns["inference"] = {name: event[name] for name in names}
+        return {**columns, "teacher_forwards": self.forwards()}
+
+
+def run_progress(events: Sequence[Numbered]) -> dict[str, Any]:
+    """Columns of the run that follow from its events."""
+    progress: dict[str, Any] = {}
+    for _, event in events:
+        match event["type"]:
+            case "step":
+                names = ("epoch", "step", "steps", "loss", "images_per_s")
+                progress["progress"] = {name: event[name] for name in names}
+            case "epoch":
+                progress |= {"epoch": event["epoch"], "metrics": event["metrics"], "progress": None}
+    return progress

@@ -1,0 +1,317 @@
+"""Room for new caches: what may be evicted for them, in which order, and what keeps a cache from it.
+
+Least recently used first. A cache stays if
+
+- it is pinned: a file in its own folder says so, which every process sees and a restart leaves alone;
+- it is held: somebody who needs it has the shared lock of one byte of its zarr.json, which the kernel takes back when
+  that process dies;
+- a block of it is being written at this moment.
+
+Evicting takes the exclusive locks, so nobody can begin to use what is just going. A process that has opened a cache
+without holding it loses nothing that it has mapped or open: an unlinked file lives until its last user lets go.
+
+A reservation creates and holds caches before they are written. While a cache is held and not complete it counts with
+the size that it will have, so what was promised to one job is not promised to another.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import JsonValue
+
+from store import layout
+from store.errors import CacheBusy, CacheNotFound, CachePinned, QuotaExceeded, StoreError
+from store.filesystem import disk_full_as_error, fsync, lock_byte, write_atomically
+from store.spec import CacheSpec
+from store.writer import GROUP_BYTE, CacheWriter
+
+USE_BYTE = GROUP_BYTE + 1  # shared by whoever holds the cache, exclusive for an eviction
+
+# Upper bounds of what lies beside the chunks: per chunk file what its commit record says of it, about 55 bytes; and
+# what describes a cache and each of its arrays, about 1,000 and 700 bytes beside 3,000 of provenance.
+_RECORD_BYTES = 85
+_GROUP_BYTES, _ARRAY_BYTES = 4096, 768
+_KEYS_SHOWN = 4
+
+
+class Hold:
+    """Keeps one cache from being evicted until release(), the end of its process, or nothing refers to it any more.
+
+    Raises CacheNotFound. Waits for an eviction that has begun, and then finds the cache gone.
+    """
+
+    def __init__(self, group: Path) -> None:
+        self._close = weakref.finalize(self, os.close, _lock_shared(group, USE_BYTE))
+        self._close.atexit = False  # the kernel does it
+
+    def release(self) -> None:
+        """Let the cache be evicted, unless others hold it. May be called twice."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@dataclass(frozen=True)
+class Evicted:
+    """A cache that had to go: `used_at` is when it was used last."""
+
+    key: str
+    size_bytes: int
+    used_at: datetime
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Caches that are there, complete or not, and held; and what was evicted to make room for them."""
+
+    evicted: list[Evicted]
+    holds: list[Hold] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Let the caches be evicted again. May be called twice."""
+        for hold in self.holds:
+            hold.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def full_bytes(spec: CacheSpec) -> int:
+    """How large a cache is when it is complete, at most (its provenance has to stay below some 3,000 bytes)."""
+    metadata_bytes = _GROUP_BYTES + _ARRAY_BYTES * len(spec.arrays)
+    every, first = (
+        sum(layout.chunk_bytes(array.name, spec) + _RECORD_BYTES for array in arrays)
+        for arrays in (spec.arrays_of(1), spec.arrays_of(0))
+    )
+    return metadata_bytes + (spec.blocks - 1) * every + first
+
+
+def pin(group: Path) -> None:
+    """Write the pin. Raises CacheNotFound, DiskFull."""
+    descriptor = _lock_shared(group, GROUP_BYTE)
+    try:
+        now = datetime.now(UTC).isoformat()
+        with disk_full_as_error(group, len(now)):
+            write_atomically(group / layout.PINNED_FILE, now.encode())
+    finally:
+        os.close(descriptor)
+
+
+def unpin(group: Path) -> None:
+    """Remove the pin, if there is one. Raises CacheNotFound."""
+    (group / layout.PINNED_FILE).unlink(missing_ok=True)
+    try:
+        fsync(group)
+    except FileNotFoundError:
+        raise CacheNotFound(f"{group} was deleted meanwhile") from None
+
+
+def is_pinned(group: Path) -> bool:
+    """Whether the cache is pinned."""
+    return (group / layout.PINNED_FILE).exists()
+
+
+def last_used_at(group: Path) -> datetime | None:
+    """What Catalog.touch wrote; None for a cache that was never used."""
+    try:
+        return datetime.fromisoformat((group / layout.LAST_USED_FILE).read_text()).astimezone(UTC)
+    except (FileNotFoundError, ValueError):
+        return None  # or not written by us: nothing depends on it
+
+
+def remove(group: Path, *, even_if_held: bool = False) -> None:
+    """Remove a cache: at once for everybody who looks for it, then its files one by one.
+
+    Raises CacheNotFound; CachePinned; CacheBusy while a block is being written, and, unless `even_if_held`, while
+    anybody holds the cache.
+    """
+    tombstone = group.with_name(f"{layout.DELETED_PREFIX}{group.name}-{uuid.uuid4().hex}")
+    try:
+        with _locked_out(group, [GROUP_BYTE] if even_if_held else [GROUP_BYTE, USE_BYTE]):
+            if is_pinned(group):
+                raise CachePinned(f"{group} is pinned: unpin it first, then delete it")
+            group.rename(tombstone)
+    except FileNotFoundError:
+        raise CacheNotFound(f"{group} was deleted meanwhile") from None
+    fsync(group.parent)
+    with contextlib.suppress(FileNotFoundError):  # somebody sweeps at the same time
+        shutil.rmtree(tombstone)
+
+
+def make_room(root: Path, needed_bytes: int, quota_bytes: int, in_use: Collection[str] = ()) -> list[Evicted]:
+    """Evict until `needed_bytes` more fit into the quota; see Catalog.make_room. The caller has the turn()."""
+    shelf = sorted((_look(group, in_use) for group in layout.group_paths(root)), key=lambda item: item.order)
+    excess = needed_bytes + sum(item.promised_bytes for item in shelf) - quota_bytes
+    if excess <= 0:
+        return []
+    free = [item for item in shelf if item.kept is None]
+    if excess > sum(item.size_bytes for item in free):
+        raise QuotaExceeded(_refusal(needed_bytes, quota_bytes, shelf))
+    evicted = []
+    for item in free:
+        try:
+            remove(item.group)
+            evicted.append(Evicted(item.group.name, item.size_bytes, item.used_at))
+        except (CacheBusy, CachePinned):
+            continue  # since it was looked at
+        except CacheNotFound:
+            pass  # its room is free all the same
+        excess -= item.size_bytes
+        if excess <= 0:
+            return evicted
+    raise QuotaExceeded(_refusal(needed_bytes, quota_bytes, [_look(item.group, in_use) for item in shelf]))
+
+
+def evictable(root: Path, in_use: Collection[str] = ()) -> tuple[int, int]:
+    """How many caches could be evicted now, and their bytes. Those that are deleted meanwhile are left out."""
+    sizes = []
+    for group in layout.group_paths(root):
+        with contextlib.suppress(FileNotFoundError):
+            item = _look(group, in_use)
+            sizes += [item.size_bytes] if item.kept is None else []
+    return len(sizes), sum(sizes)
+
+
+def reserve(
+    root: Path, specs: Sequence[CacheSpec], quota_bytes: int, provenance: Mapping[str, JsonValue]
+) -> Reservation:
+    """Make room for caches, create and hold them; see Catalog.reserve. The caller has the turn()."""
+    groups = [layout.group_path(root, spec.key) for spec in specs]
+    evicted: list[Evicted] = []
+    # A complete cache costs nothing, whatever the quota has become since it was made.
+    if quota_bytes and not all((group / layout.COMPLETE_FILE).exists() for group in groups):
+        needed_bytes = sum(full_bytes(spec) for spec, group in zip(specs, groups, strict=True) if not group.exists())
+        evicted = make_room(root, needed_bytes, quota_bytes, [spec.key for spec in specs])
+    for spec in specs:
+        CacheWriter(root, spec, provenance)
+    return Reservation(evicted, [Hold(group) for group in groups])
+
+
+@contextlib.contextmanager
+def turn(root: Path) -> Iterator[None]:
+    """One process at a time: what is counted here must not grow by another's reservation meanwhile."""
+    root.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(root / layout.TURN_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        lock_byte(descriptor, 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------- locks
+
+
+def _lock_shared(group: Path, byte: int) -> int:
+    """A descriptor that has the shared lock until it is closed. Raises CacheNotFound."""
+    path = group / layout.GROUP_FILE
+    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        closing.callback(os.close, descriptor)
+        lock_byte(descriptor, byte, shared=True)
+        # Not so if an eviction came first: what was opened has another name by now.
+        if os.path.samestat(path.stat(), os.fstat(descriptor)):
+            closing.pop_all()
+            return descriptor
+    raise CacheNotFound(f"{group} was deleted meanwhile, or has lost its {layout.GROUP_FILE}")
+
+
+@contextlib.contextmanager
+def _locked_out(group: Path, bytes_: Sequence[int]) -> Iterator[None]:
+    """Keep out everybody who shares one of these bytes. Raises CacheBusy if somebody is there."""
+    try:
+        descriptor = os.open(group / layout.GROUP_FILE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield  # no manifest: nobody can be writing or reading it
+        return
+    try:
+        for byte in bytes_:
+            lock_byte(descriptor, byte, wait=False)
+        yield
+    except CacheBusy as error:
+        what = "in use" if byte == USE_BYTE else "being written"
+        raise CacheBusy(f"{group} is {what}: stop its job, then delete it") from error
+    finally:
+        os.close(descriptor)
+
+
+# --------------------------------------------------------------------------------------- the shelf
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A cache as an eviction sees it. `promised_bytes` is more than its size while it is in use and not complete."""
+
+    group: Path
+    size_bytes: int
+    promised_bytes: int
+    used_at: datetime
+    kept: Literal["pinned", "in use"] | None
+
+    @property
+    def order(self) -> tuple[datetime, str]:
+        """Least recently used first."""
+        return self.used_at, self.group.name
+
+
+def _look(group: Path, in_use: Collection[str]) -> _Item:
+    used = group.name in in_use or _is_used(group)
+    size_bytes = promised_bytes = layout.size_bytes(group)
+    if used and not (group / layout.COMPLETE_FILE).exists():
+        with contextlib.suppress(StoreError):
+            promised_bytes = max(size_bytes, full_bytes(layout.read_manifest(group).spec))
+    kept: Literal["pinned", "in use"] | None = "in use" if used else "pinned" if is_pinned(group) else None
+    return _Item(group, size_bytes, promised_bytes, _used_at(group), kept)
+
+
+def _is_used(group: Path) -> bool:
+    try:
+        with _locked_out(group, [GROUP_BYTE, USE_BYTE]):
+            return False
+    except CacheBusy:
+        return True
+
+
+def _used_at(group: Path) -> datetime:
+    """When it was used last; before its first use, when its last block was committed."""
+    used_at = last_used_at(group)
+    if used_at is not None:
+        return used_at
+    for path in (group / layout.COMMITS_FOLDER, group):
+        with contextlib.suppress(FileNotFoundError):
+            return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return datetime.fromtimestamp(0, UTC)  # deleted meanwhile
+
+
+def _refusal(needed_bytes: int, quota_bytes: int, shelf: Sequence[_Item]) -> str:
+    kept = {why: [item for item in shelf if item.kept == why] for why in ("pinned", "in use")}
+    pinned, used = (
+        f"{sum(item.promised_bytes for item in items)} bytes {why}{_names(items)}" for why, items in kept.items()
+    )
+    return (
+        f"the quota of {quota_bytes} bytes has no room for new caches of {needed_bytes} bytes: there are {pinned} and "
+        f"{used}, and to evict all others is not enough: unpin a cache, wait for the jobs that use them, or raise the "
+        "quota"
+    )
+
+
+def _names(items: Sequence[_Item]) -> str:
+    if not items:
+        return ""
+    shown = ", ".join(item.group.name[:12] for item in items[:_KEYS_SHOWN])
+    return f" ({shown}{', ...' if len(items) > _KEYS_SHOWN else ''})"

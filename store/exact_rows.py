@@ -1,0 +1,45 @@
+"""What a lossy cache has kept exactly, beside what it makes of the same rows.
+
+Shapes: R rows, C classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from store import layout
+from store.errors import CacheIncomplete, InvalidArgument
+from store.identity import check_identity
+from store.lossy_rows import load_block
+from store.spec import CacheSpec
+from store.statistics import STATISTICS, Float32
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The first rows of view 0: `exact` and `decoded` logits, float32 [R, C], and the statistics [R] of the exact."""
+
+    exact: Float32
+    decoded: Float32
+    statistics: dict[str, Float32]
+
+
+def read_reference(root: Path | str, spec: CacheSpec) -> Reference:
+    """Read it, every byte checked, from a cache whose block 0 is committed, be it complete or not.
+
+    Raises InvalidArgument (a dense cache has none), CacheNotFound, CacheMismatch, CacheIncomplete, CacheCorrupt.
+    """
+    if not spec.is_lossy:
+        raise InvalidArgument("a dense cache has no reference: its rows are what the teacher said")
+    group = layout.group_path(Path(root), spec.key)
+    check_identity(group, layout.read_manifest(group), spec)
+    record = layout.load_record(group, spec, 0)
+    if record is None:
+        raise CacheIncomplete(f"{group}: block 0 is not committed, and the reference comes with it: write it first")
+    exact_RC = layout.read_chunk(group, spec, "reference", 0, record)
+    decoded_NC = np.empty((record.rows, spec.classes), np.float32)
+    load_block(group, spec, 0, record, decoded_NC)
+    rows = slice(len(exact_RC))
+    statistics = {name: layout.read_chunk(group, spec, name, 0, record)[rows] for name in STATISTICS}
+    return Reference(exact_RC, decoded_NC[rows], statistics)

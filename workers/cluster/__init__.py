@@ -1,0 +1,1 @@
+"""Ray, here only: actors, inference pool, tasks, and the head."""

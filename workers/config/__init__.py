@@ -1,0 +1,1 @@
+"""Configuration of a job: what a client may ask for."""

@@ -1,0 +1,1 @@
+"""Datasets: discovery, decoding, prepared arrays, augmentation."""

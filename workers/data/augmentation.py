@@ -1,0 +1,351 @@
+"""Deterministic augmentation: which view of a picture it is decides every byte of it.
+
+Two halves. ``draw`` turns (recipe, seed, view, sample) into integers, a box and a mirror flag per
+sample; ``apply`` cuts that box out of uint8 pictures with integer arithmetic only. So every student,
+every machine, every batch size and order, and CPU and CUDA see the same bytes, and nothing about the
+augmentation has to be stored. The size of a view is no part of the draw: the teacher sees the same
+boxes, each resampled from the picture to its own size (``config.teacher_augmentation``).
+
+The generator is counter-based, see store/counter_rng.py: word ``slot`` of (seed, view, sample). Slots: 0 mirror,
+1 top, 2 left, 3 + 2t and 4 + 2t the area and aspect ratio of try t of ``resized_crop``.
+
+Floating point is used in one place, the area and aspect ratio of ``resized_crop``: float64
+additions, multiplications, divisions and square roots, which IEEE 754 defines to the last bit, and
+an exponential made of those, because the exponentials of C libraries and of NumPy's vector code
+differ between machines. It runs on the host, whatever the device of the pictures.
+
+What this does not do: colour changes (they need floating point on every device), mixing of samples,
+or smoothing before shrinking: a picture made smaller than half skips pixels, so prepare data sets
+near the size at which they are used.
+
+Legend: N samples of an epoch, B samples of a batch, H x W pixels in, h x w pixels out, C channels,
+r = w * C bytes of an output row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from decimal import Context, Decimal
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from store.counter_rng import Floats, Ints, Words, below, hash_words, unit
+from workers.config.job import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
+from workers.errors import InvalidDataset
+
+_SLOT_FLIP, _SLOT_TOP, _SLOT_LEFT, _SLOT_TRIES = 0, 1, 2, 3
+_TRIES = 10
+
+# Positions and weights of the bilinear kernel have 11 fractional bits (as OpenCV's have), so that
+# 255 * 2**22 fits in int32.
+_BITS = 11
+_ONE = 1 << _BITS
+
+# Elements of one int32 intermediate. Half a MiB stays in a core's cache and below the size for which
+# malloc asks for fresh pages (twice as fast as a whole batch); a GPU wants much work at once.
+_CHUNK_CPU = 1 << 17
+_CHUNK_DEVICE = 1 << 25
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What is cut out of each of N pictures, int64 [N] each; slice it to get the batch's.
+
+    Attributes:
+        top, left: corner of the box in pixels of the picture; negative where ``crop_flip`` reaches
+            into the padding.
+        height, width: of the box, in pixels of the picture.
+        flip: 1 where the result is mirrored left to right, else 0.
+    """
+
+    top: Ints
+    left: Ints
+    height: Ints
+    width: Ints
+    flip: Ints
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def __getitem__(self, rows: slice | Ints) -> "ViewParameters":
+        return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def table(self) -> Tensor:
+        """int64 [5, N] in the order of the fields, for ``apply_table``."""
+        return torch.from_numpy(np.stack([getattr(self, f.name) for f in fields(self)]))
+
+
+# ------------------------------------------------------------------------------------------ drawing
+
+
+def _log(value: float) -> float:
+    # Decimal's logarithm is rounded correctly, the C library's need not be.
+    return float(Context(prec=40).ln(Decimal(value)))
+
+
+def _exp(x: Floats) -> Floats:
+    """e**x from operations that IEEE 754 fixes: Taylor's series of x / 1024, squared ten times."""
+    reduced = x * 2.0**-10
+    result = np.ones_like(reduced)
+    for k in range(9, 0, -1):
+        result = 1.0 + reduced * result / k
+    for _ in range(10):
+        result = result * result
+    return result
+
+
+def draw(
+    recipe: Augmentation,
+    seed: int,
+    view: int,
+    index_N: NDArray[np.integer],
+    height: int,
+    width: int,
+) -> ViewParameters:
+    """The parameters of view ``view`` of the samples ``index_N`` of H x W pictures.
+
+    Args:
+        seed: of the augmentation, 0 <= seed < 2**32.
+        view: 0 <= view.
+        index_N: sample numbers, any order, any subset; each sample's parameters depend on its own
+            number alone.
+    """
+    index = np.asarray(index_N, dtype=np.int64)
+
+    def words(slot: int) -> Words:
+        return hash_words(seed, view, index, slot)
+
+    n = len(index)
+    flip = np.zeros(n, dtype=np.int64)
+    if not isinstance(recipe, NoAugmentation) and recipe.flip:
+        flip = below(words(_SLOT_FLIP), 2)
+    heights, widths = np.full(n, height, dtype=np.int64), np.full(n, width, dtype=np.int64)
+    match recipe:
+        case NoAugmentation():
+            zero = np.zeros(n, dtype=np.int64)
+            return ViewParameters(zero, zero, heights, widths, flip)
+        case CropFlip():
+            offsets = 2 * recipe.pad + 1
+            top = below(words(_SLOT_TOP), offsets) - recipe.pad
+            left = below(words(_SLOT_LEFT), offsets) - recipe.pad
+            return ViewParameters(top, left, heights, widths, flip)
+        case ResizedCrop():
+            return _draw_resized_crop(recipe, words, n, height, width, flip)
+
+
+def _draw_resized_crop(
+    recipe: ResizedCrop, words: Callable[[int], Words], n: int, height: int, width: int, flip: Ints
+) -> ViewParameters:
+    """torchvision's ``RandomResizedCrop``: ten tries, then the largest central box allowed."""
+    (least, most), log_ratio = recipe.scale, [_log(value) for value in recipe.ratio]
+    box_h, box_w = _central_box(recipe, height, width)
+    heights, widths = np.full(n, box_h, dtype=np.int64), np.full(n, box_w, dtype=np.int64)
+    top, left = (height - heights) // 2, (width - widths) // 2
+    pending = np.arange(n)
+    for attempt in range(_TRIES):
+        slot = _SLOT_TRIES + 2 * attempt
+        area = height * width * (least + unit(words(slot)[pending]) * (most - least))
+        ratio = _exp(log_ratio[0] + unit(words(slot + 1)[pending]) * (log_ratio[1] - log_ratio[0]))
+        tried_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+        tried_h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (tried_w > 0) & (tried_w <= width) & (tried_h > 0) & (tried_h <= height)
+        rows = pending[fits]
+        heights[rows], widths[rows] = tried_h[fits], tried_w[fits]
+        top[rows] = below(words(_SLOT_TOP)[rows], height - heights[rows] + 1)
+        left[rows] = below(words(_SLOT_LEFT)[rows], width - widths[rows] + 1)
+        pending = pending[~fits]
+        if not len(pending):
+            break
+    return ViewParameters(top, left, heights, widths, flip)
+
+
+def _central_box(recipe: ResizedCrop, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the largest box whose aspect ratio is allowed."""
+    narrowest, widest = recipe.ratio
+    if width / height < narrowest:
+        return max(1, round(width / narrowest)), width
+    if width / height > widest:
+        return height, max(1, round(height * widest))
+    return height, width
+
+
+# ----------------------------------------------------------------------------------------- applying
+
+
+def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters) -> Tensor:
+    """Make the views: uint8 [B, H, W, C] on any device -> uint8 [B, h, w, C] on the same.
+
+    Integers only, so the bytes are the same on every device and for every split into batches, an empty one
+    included. The recipe ``none`` returns the given tensor itself.
+
+    Raises:
+        InvalidDataset: the pictures are not uint8 [B, H, W, C].
+        ValueError: parameters of another number of samples.
+    """
+    return apply_table(images_BHWC, recipe, parameters.table().to(images_BHWC.device))
+
+
+def apply_table(images_BHWC: Tensor, recipe: Augmentation, parameters_5B: Tensor) -> Tensor:
+    """``apply`` with ``ViewParameters.table`` on the pictures' device: nothing is copied from the host.
+
+    Raises:
+        InvalidDataset, ValueError: as ``apply``.
+    """
+    _check_images(images_BHWC)
+    if parameters_5B.shape[1] != len(images_BHWC):
+        raise ValueError(f"{len(images_BHWC)} pictures with parameters of {parameters_5B.shape[1]}")
+    if not len(images_BHWC):
+        return images_BHWC.new_empty((0, *output_size(recipe, *images_BHWC.shape[1:3]), images_BHWC.shape[3]))
+    match recipe:
+        case NoAugmentation():
+            return images_BHWC
+        case CropFlip():
+            return _crop_flip(images_BHWC, recipe.pad, parameters_5B)
+        case ResizedCrop():
+            size = output_size(recipe, images_BHWC.shape[1], images_BHWC.shape[2])
+            return _resample(images_BHWC, size, parameters_5B)
+
+
+def resize(images_BHWC: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resize of whole pictures, uint8 [B, H, W, C] -> uint8 [B, height, width, C].
+
+    Integers only, half-pixel centres, no smoothing before shrinking, i.e. ``interpolate(mode="bilinear",
+    align_corners=False, antialias=False)`` up to rounding. Pictures that have the size already are
+    returned as they are, the given tensor itself.
+
+    Raises:
+        InvalidDataset: the pictures are not uint8 [B, H, W, C].
+    """
+    _check_images(images_BHWC)
+    batch, have_h, have_w, _ = images_BHWC.shape
+    if (have_h, have_w) == (height, width):
+        return images_BHWC
+    whole_5B = _whole_picture(have_h, have_w, images_BHWC.device).expand(-1, batch)
+    return _resample(images_BHWC, (height, width), whole_5B)
+
+
+def make_views(images_BHWC: Tensor, recipe: Augmentation, seed: int, view: int, index_B: NDArray[np.integer]) -> Tensor:
+    """``draw`` and ``apply`` in one: the views of the given pictures of the samples ``index_B``."""
+    _check_images(images_BHWC)
+    return apply(images_BHWC, recipe, draw(recipe, seed, view, index_B, *images_BHWC.shape[1:3]))
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise InvalidDataset(
+            f"pictures are {images.dtype} {list(images.shape)}; views are made of uint8 "
+            "[batch, height, width, channels]"
+        )
+
+
+# Constants on a device are made once: what is copied from the host, or launched, in every step costs more than these
+# bytes, and a CUDA graph holds their addresses.
+
+
+@cache
+def _whole_picture(height: int, width: int, device: torch.device) -> Tensor:
+    """The parameters of a picture as it is, int64 [5, 1]."""
+    return torch.tensor([[0], [0], [height], [width], [0]], device=device)
+
+
+@cache
+def _row_starts(batch: int, height: int, pad: int, padded_w: int, device: torch.device) -> Tensor:
+    """The pixel at which row h of an unmoved crop begins in a padded batch, int64 [B, h]."""
+    picture_B1 = torch.arange(batch, device=device)[:, None] * ((height + 2 * pad) * padded_w)
+    return picture_B1 + (torch.arange(height, device=device) + pad) * padded_w + pad
+
+
+def _crop_flip(images_BHWC: Tensor, pad: int, parameters_5B: Tensor) -> Tensor:
+    """Cut each row out of the zero-padded picture, and mirror it."""
+    batch, height, width, channels = images_BHWC.shape
+    top_B, left_B, _, _, flip_B = parameters_5B.unbind()
+    padded = F.pad(images_BHWC, (0, 0, pad, pad, pad, pad))
+    padded_w = width + 2 * pad
+    moved_B = torch.add(left_B, top_B, alpha=padded_w)
+    first_Bh = _row_starts(batch, height, pad, padded_w, images_BHWC.device) + moved_B[:, None]
+    # All runs of ``width`` pixels, overlapping: whole rows are copied, which a CPU does faster than pixels.
+    runs = padded.view(-1).unfold(0, width * channels, channels)
+    cropped = runs.index_select(0, first_Bh.view(-1)).view(images_BHWC.shape)
+    mirror = _mirror_some if images_BHWC.device.type == "cpu" else _mirror_all
+    return mirror(cropped, flip_B)
+
+
+def _mirror_some(pictures_BHWC: Tensor, flip_B: Tensor) -> Tensor:
+    """Mirror, in place, those pictures whose ``flip`` is 1; on a CPU, where it costs nothing to know how many."""
+    mirrored_m = flip_B.nonzero().squeeze(1)
+    # NumPy puts whole pictures where torch puts bytes, which takes 60 us for 33 of 64.
+    pictures_BHWC.numpy()[mirrored_m.numpy()] = pictures_BHWC.index_select(0, mirrored_m).flip(2).numpy()
+    return pictures_BHWC
+
+
+def _mirror_all(pictures_BHWC: Tensor, flip_B: Tensor) -> Tensor:
+    """``_mirror_some`` without a shape that depends on values; three times as slow on a CPU."""
+    return torch.where(flip_B.bool()[:, None, None, None], pictures_BHWC.flip(2), pictures_BHWC)
+
+
+def _mirrored(x_w: Tensor, flip_B1: Tensor, width: int) -> Tensor:
+    """Output columns [B, w], running backwards where ``flip`` is 1."""
+    return x_w + flip_B1 * (width - 1 - 2 * x_w)
+
+
+def _resample(images_BHWC: Tensor, size: tuple[int, int], parameters_5B: Tensor) -> Tensor:
+    """Cut out each box, resize it to ``size`` and mirror it, part by part to bound the memory."""
+    batch, _, width, channels = images_BHWC.shape
+    per_sample = size[0] * max(size[1], width) * channels
+    limit = _CHUNK_CPU if images_BHWC.device.type == "cpu" else _CHUNK_DEVICE
+    step = max(1, limit // per_sample)
+    result = images_BHWC.new_empty((batch, *size, channels))
+    for start in range(0, batch, step):
+        part = slice(start, start + step)
+        result[part] = _bilinear(images_BHWC[part], size, parameters_5B[:, part])
+    return result
+
+
+def _taps(start_B1: Tensor, size_B1: Tensor, out_Bo: Tensor, out_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two source positions and the weight of the second (in 1/2048), each [B, o].
+
+    The centre of output pixel o lies at (o + 1/2) * size / out_size - 1/2 in the box; what lies
+    outside the box is clamped to it.
+    """
+    doubled = (2 * out_Bo + 1) * size_B1 - out_size
+    position = torch.div(doubled * _ONE + out_size, 2 * out_size, rounding_mode="floor")
+    position = torch.minimum(position.clamp_(min=0), (size_B1 - 1) * _ONE)
+    first = position >> _BITS
+    second = torch.minimum(first + 1, size_B1 - 1)
+    return first + start_B1, second + start_B1, (position & (_ONE - 1)).to(torch.int32)
+
+
+def _bilinear(images_BHWC: Tensor, size: tuple[int, int], parameters_5B: Tensor) -> Tensor:
+    """Rows first, then columns; exact in int32: 8 bits of picture, 11 of each weight."""
+    batch, height, width, channels = images_BHWC.shape
+    out_h, out_w = size
+    top_B1, left_B1, height_B1, width_B1, flip_B1 = parameters_5B[:, :, None].unbind()
+    device = images_BHWC.device
+    y_h, x_w = torch.arange(out_h, device=device), torch.arange(out_w, device=device)
+    upper_Bh, lower_Bh, weight_Bh = _taps(top_B1, height_B1, y_h.expand(batch, -1), out_h)
+    first_Bw, second_Bw, weight_Bw = _taps(left_B1, width_B1, _mirrored(x_w, flip_B1, out_w), out_w)
+
+    rows = images_BHWC.reshape(batch * height, width * channels)
+    row_B1 = torch.arange(batch, device=device)[:, None] * height
+    upper = rows.index_select(0, (upper_Bh + row_B1).view(-1)).to(torch.int32)
+    lower = rows.index_select(0, (lower_Bh + row_B1).view(-1)).to(torch.int32)
+    mixed = _lerp(upper, lower, weight_Bh.view(-1, 1)).view(-1, channels)
+
+    row_Bh1 = (torch.arange(batch * out_h, device=device) * width).view(batch, out_h, 1)
+    left = mixed.index_select(0, (row_Bh1 + first_Bw[:, None, :]).view(-1))
+    right = mixed.index_select(0, (row_Bh1 + second_Bw[:, None, :]).view(-1))
+    # Repeated per channel, the weights are contiguous along whole rows: ten times as fast on a CPU
+    # as broadcasting them over an innermost axis of three.
+    weight_B1r = weight_Bw.repeat_interleave(channels, dim=1)[:, None, :]
+    shape = (batch, out_h, out_w * channels)
+    total = _lerp(left.view(shape), right.view(shape), weight_B1r).add_(1 << (2 * _BITS - 1))
+    return total.bitwise_right_shift_(2 * _BITS).to(torch.uint8).view(batch, out_h, out_w, channels)
+
+
+def _lerp(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """``first * (2048 - weight) + second * weight``, in place of ``second``."""
+    return second.sub_(first).mul_(weight).add_(first, alpha=_ONE)

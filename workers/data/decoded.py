@@ -1,0 +1,179 @@
+"""Decoded copies of data sets on disk: their sizes and last uses, which of them go for a quota, and their removal.
+
+Light. What a copy is and how it is made is ``workers.data.prepared``'; each is made again when a job needs it. Its last
+use is the time of modification of its ``meta.json``, which every process that opens it sets. A removal takes the lock
+under which copies are published and found again, so whoever is just beginning to use one is either first, and the copy
+stays, or finds none and decodes it anew. A process that has it open keeps its mapping.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from workers.config.job import DatasetSpec
+from workers.events import never
+from workers.files import alone, sync_folder
+
+SOURCES = "sources"
+META = "meta.json"
+PARTIAL_PREFIX = ".partial-"
+_DELETED_PREFIX = ".deleted-"
+# Between two processes of one job nobody has it open; what the job uses is in the database by then.
+IDLE = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A decoded copy, or the list of pictures that stay files.
+
+    Attributes:
+        name: of its folder.
+        fingerprint: of its content, 64 hex digits.
+        used_at: when it was opened last.
+    """
+
+    name: str
+    fingerprint: str
+    split: str
+    samples: int
+    size_bytes: int
+    used_at: datetime
+
+
+def publish_lock(work_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Held while a copy gets its name, is found again or is removed."""
+    (work_dir / SOURCES).mkdir(parents=True, exist_ok=True)
+    return alone(work_dir / SOURCES / "publish.lock", never, "works on the decoded data sets")
+
+
+def touch(folder: Path) -> None:
+    """Note that a copy is used now. Of a file system that cannot be written it stays unknown."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / META)
+
+
+def copies(work_dir: Path) -> list[Copy]:
+    """Every copy, the least recently used first; those that are removed meanwhile are left out."""
+    found = []
+    for folder in work_dir.iterdir() if work_dir.is_dir() else ():
+        if folder.name == SOURCES or folder.name.startswith("."):
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            meta = json.loads((folder / META).read_text())
+            size_bytes = sum(path.stat().st_size for path in folder.iterdir())
+            found.append(
+                Copy(
+                    name=folder.name,
+                    fingerprint=folder.name.removesuffix(".files"),
+                    split=str(meta["split"]),
+                    samples=int(meta["shape"][0]),
+                    size_bytes=size_bytes,
+                    used_at=_used_at(folder),
+                )
+            )
+    return sorted(found, key=lambda copy: (copy.used_at, copy.name))
+
+
+def excess(found: Sequence[Copy], max_bytes: int, in_use: Collection[str], now: datetime) -> list[Copy]:
+    """The copies that go for all to fit into a quota: the least recently used first, as far as they may.
+
+    Args:
+        found: as ``copies`` gives them.
+        in_use: fingerprints that a live job needs.
+    """
+    total = sum(copy.size_bytes for copy in found)
+    going = []
+    for copy in found:
+        if total <= max_bytes:
+            break
+        if copy.fingerprint not in in_use and copy.used_at < now - IDLE:
+            going.append(copy)
+            total -= copy.size_bytes
+    return going
+
+
+def fingerprints_of(work_dir: Path, spec: DatasetSpec, key: str | None) -> set[str]:
+    """The fingerprints that a description was decoded to, and that no other description was.
+
+    Args:
+        key: of the source as it is now (``Source.key``), by which earlier versions alone have noted it; None if it
+            cannot be examined any more.
+    """
+    wanted = described(spec)
+    ours, others = set[str](), set[str]()
+    for path, note in _notes(work_dir):
+        is_ours = note["spec"] == wanted if "spec" in note else key is not None and path.name.startswith(f"{key}.")
+        (ours if is_ours else others).add(note["fingerprint"])
+    return ours - others
+
+
+def described(spec: DatasetSpec) -> dict[str, object]:
+    """A description as it is noted beside what it was decoded to. How pictures are stored does not change them."""
+    return spec.model_dump(mode="json", exclude={"storage"})
+
+
+def remove(work_dir: Path, name: str, unused_since: datetime) -> int:
+    """Remove a copy unless it was used at that time or later; returns the bytes that are free again."""
+    folder = work_dir / name
+    doomed = work_dir / f"{_DELETED_PREFIX}{name}-{uuid.uuid4().hex}"
+    if not folder.is_dir():
+        return 0
+    with publish_lock(work_dir):
+        try:
+            if _used_at(folder) >= unused_since:
+                return 0
+            size_bytes = sum(path.stat().st_size for path in folder.iterdir())
+            folder.rename(doomed)
+        except FileNotFoundError:
+            return 0
+        fingerprint = name.removesuffix(".files")
+        if not any((work_dir / other).is_dir() for other in (fingerprint, f"{fingerprint}.files")):
+            for path, note in _notes(work_dir):
+                if note["fingerprint"] == fingerprint:
+                    path.unlink(missing_ok=True)
+        sync_folder(work_dir)
+    shutil.rmtree(doomed, ignore_errors=True)
+    return size_bytes
+
+
+def sweep(work_dir: Path) -> int:
+    """Remove what killed removals and decodings have left; returns how many folders."""
+    swept = 0
+    for folder in work_dir.iterdir() if work_dir.is_dir() else ():
+        if folder.name.startswith(_DELETED_PREFIX):
+            shutil.rmtree(folder, ignore_errors=True)
+            swept += 1
+        elif folder.name.startswith(PARTIAL_PREFIX):
+            lock = work_dir / SOURCES / f"{folder.name.removeprefix(PARTIAL_PREFIX)}.lock"
+            # Whoever decodes it has this lock.
+            with contextlib.suppress(OSError), lock.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                swept += 1
+    return swept
+
+
+def _used_at(folder: Path) -> datetime:
+    """When it was opened last; that is never for one without its description."""
+    try:
+        return datetime.fromtimestamp((folder / META).stat().st_mtime, UTC)
+    except FileNotFoundError:
+        folder.stat()
+        return datetime.fromtimestamp(0, UTC)
+
+
+def _notes(work_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What is noted of each source: the fingerprint it was decoded to, and its description unless that is older."""
+    for path in (work_dir / SOURCES).glob("*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            note = json.loads(path.read_text())
+            if isinstance(note, dict) and isinstance(note.get("fingerprint"), str):
+                yield path, note

@@ -1,0 +1,123 @@
+"""Pictures that stay files: which they are, and their pixels whenever somebody asks for them.
+
+``workers.data.prepared`` reads every picture once and keeps this list instead of a decoded copy. A picture is known by
+its place in the list, its size in bytes and its time of modification. One that has another size or time when it is read
+again is refused; one that was changed in place without either is not noticed, as with make and rsync.
+
+The list is two arrays that every process maps, since a data set may have millions of pictures:
+
+    names.npy    uint8 [bytes]: paths relative to the folder, one after the other, as the file system spells them
+    files.npy    int64 [N, 3]: where a name ends in names.npy, size in bytes, time of modification in ns
+
+Legend: N pictures of the list, B of a batch, H x W pixels, C channels.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.data.decode import Pictures, decode_picture
+from workers.errors import InvalidDataset
+
+NAMES, FILES = "names.npy", "files.npy"
+Rows = slice | NDArray[np.integer]
+
+# Pictures that a thread decodes in one go: as few as keep the threads equally busy to the end of a batch.
+_PIECE = 8
+
+
+def listing(root: Path, paths: Sequence[Path]) -> dict[str, NDArray[np.generic]]:
+    """The arrays that list ``paths``, which lie below ``root``, by the name of their file."""
+    names = [os.fsencode(path.relative_to(root)) for path in paths]
+    files_N3 = np.empty((len(paths), 3), dtype="<i8")
+    files_N3[:, 0] = np.cumsum([len(name) for name in names])
+    for row, path in zip(files_N3, paths, strict=True):
+        status = path.stat()
+        row[1:] = status.st_size, status.st_mtime_ns
+    return {NAMES: np.frombuffer(b"".join(names), dtype=np.uint8), FILES: files_N3}
+
+
+class PictureFiles:
+    """A list of pictures and what they are decoded to. Pickles as its path.
+
+    Args:
+        folder: holds the list's two arrays.
+        root: the folder that the names are relative to.
+        shape: (H, W, C) of every picture.
+        image_size: (height, width) that pictures are resized to; None where they have one size already.
+    """
+
+    def __init__(
+        self, folder: Path, root: Path, shape: tuple[int, int, int], image_size: tuple[int, int] | None
+    ) -> None:
+        self._names = np.load(folder / NAMES, mmap_mode="r", allow_pickle=False)
+        self._files_N3 = np.load(folder / FILES, mmap_mode="r", allow_pickle=False)
+        self._folder = folder
+        self._root = root
+        self._image_size = image_size
+        self.shape = shape
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return PictureFiles, (self._folder, self._root, self.shape, self._image_size)
+
+    def __len__(self) -> int:
+        return len(self._files_N3)
+
+    def path(self, number: int) -> Path:
+        """Of picture ``number``."""
+        start = self._files_N3[number - 1, 0] if number else 0
+        return self._root / os.fsdecode(self._names[start : self._files_N3[number, 0]].tobytes())
+
+    def take(self, rows: Rows, threads: int = 1) -> Pictures:
+        """Decode pictures: uint8 [B, H, W, C] in the order of ``rows``.
+
+        Args:
+            threads: that decode at the same time; the pixels do not depend on it.
+
+        Raises:
+            InvalidDataset: a picture is gone, has changed or cannot be decoded; names it.
+            OSError: the disk or the network in front of it fails; trying again may help.
+        """
+        numbers = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows.tolist()
+        pictures = np.empty((len(numbers), *self.shape), dtype=np.uint8)
+
+        def decode(start: int) -> None:
+            for place in range(start, min(start + _PIECE, len(numbers))):
+                pictures[place] = self._picture(numbers[place])
+
+        starts = range(0, len(numbers), _PIECE)
+        if threads == 1:
+            for start in starts:
+                decode(start)
+        else:
+            with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+                # Reading the results raises what a thread raised.
+                list(pool.map(decode, starts))
+        return pictures
+
+    def _picture(self, number: int) -> Pictures:
+        path = self.path(number)
+        # Messages become answers of the API, which tell nobody where the server has its folders.
+        name = path.relative_to(self._root)
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                data = file.read()
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise InvalidDataset(
+                f"{name} cannot be read any more ({error.strerror}): put it back, or submit the job again"
+            ) from error
+        expected_bytes, expected_ns = self._files_N3[number, 1:].tolist()
+        if (status.st_size, status.st_mtime_ns) != (expected_bytes, expected_ns):
+            raise InvalidDataset(
+                f"{name} has changed since the data set was prepared: it has {status.st_size:,} bytes and was modified "
+                f"at {status.st_mtime_ns} ns, then {expected_bytes:,} bytes at {expected_ns} ns. Submit the job again"
+            )
+        picture = decode_picture(data, name, self._image_size)
+        if picture.shape != self.shape:
+            raise InvalidDataset(f"{name} is {picture.shape}, not {self.shape} as when the data set was prepared")
+        return picture

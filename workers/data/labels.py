@@ -1,0 +1,159 @@
+"""Labels of the array files that data sets come in, all checked to be 0..classes-1, and names of their classes. Light.
+
+The API process asks while the client still waits: it holds a piece of them at a time, and of what a file announces it
+reads a bounded part. ``workers.data.decode`` reads them whole when the data set is prepared.
+
+Legend: N samples.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
+from workers.errors import InvalidDataset
+from workers.events import Split
+
+Labels = NDArray[np.int64]
+Pieces = Callable[[Split], Iterable[NDArray[Any]]]
+
+SPLITS: Final[tuple[Split, Split]] = ("train", "test")
+# ImageNet-21k has 14 million labels of 21,841 classes.
+LABELS_MAX = 1 << 25
+CLASSES_MAX = 100_000
+NAMES_MAX_BYTES = 16 << 20
+NAME_MAX_CHARACTERS = 255  # as of a folder
+
+
+def npz_class_names(path: Path, headers: Headers) -> tuple[str, ...]:
+    """The names of the classes of an ``.npz`` whose headers fit.
+
+    Without an array ``class_names`` they are counted, "0", "1", ... up to the largest training label.
+
+    Raises:
+        InvalidDataset: damaged, too large, no strings, or too many classes or labels.
+    """
+    for split in SPLITS:
+        (count,) = headers[f"{split}_labels"].shape
+        if count > LABELS_MAX:
+            raise InvalidDataset(
+                f"{path}: {split}_labels announces {count} labels, at most {LABELS_MAX} are read: split the data set"
+            )
+    return _named(path, headers["class_names"]) if "class_names" in headers else _counted(path)
+
+
+def check_npz_labels(path: Path, names: Sequence[str]) -> None:
+    """Checks the labels of each split of an ``.npz``, piece by piece.
+
+    Raises:
+        InvalidDataset: damaged, or with labels that are not 0..classes-1 with every class in the training split.
+    """
+    _check(lambda split: npz_pieces(path, f"{split}_labels"), names, _npz_places(path), path)
+
+
+def npz_labels(path: Path, names: Sequence[str]) -> dict[Split, Labels]:
+    """Labels int64 [N] of each split of an ``.npz``, and a check of them.
+
+    Raises:
+        InvalidDataset: as ``check_npz_labels``.
+    """
+    return _whole(lambda split: npz_pieces(path, f"{split}_labels"), names, _npz_places(path), path)
+
+
+def check_idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> None:
+    """Checks the labels of each split in its IDX file, piece by piece.
+
+    Raises:
+        InvalidDataset: as ``check_npz_labels``.
+    """
+    _check(lambda split: idx_pieces(paths[split]), names, paths, paths["train"])
+
+
+def idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> dict[Split, Labels]:
+    """Labels int64 [N] of each split from its IDX file.
+
+    Raises:
+        InvalidDataset: as ``check_npz_labels``.
+    """
+    return _whole(lambda split: idx_pieces(paths[split]), names, paths, paths["train"])
+
+
+def check_labels(labels_N: Labels, classes: int, where: object) -> None:
+    """Raises InvalidDataset unless all are 0..classes-1."""
+    wrong = labels_N[(labels_N < 0) | (labels_N >= classes)]
+    if len(wrong):
+        raise InvalidDataset(f"{where} holds the label {wrong[0]}; labels are 0..{classes - 1}")
+
+
+def _npz_places(path: Path) -> dict[Split, str]:
+    return {split: f"{path}: {split}_labels" for split in SPLITS}
+
+
+def _whole(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> dict[Split, Labels]:
+    labels = {split: np.concatenate([piece.astype(np.int64) for piece in pieces(split)]) for split in SPLITS}
+    _check(lambda split: [labels[split]], names, where, path)
+    return labels
+
+
+def _check(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> None:
+    for split in SPLITS:
+        has_class_N = np.zeros(len(names), dtype=bool)
+        for piece in pieces(split):
+            labels_N = piece.astype(np.int64, copy=False)
+            check_labels(labels_N, len(names), where[split])
+            has_class_N[labels_N] = True
+        if split == "train":
+            _check_every_class(has_class_N, names, path)
+
+
+def _check_every_class(has_class_N: NDArray[np.bool_], names: Sequence[str], where: Path) -> None:
+    missing = np.flatnonzero(np.logical_not(has_class_N))
+    if len(missing):
+        first, lowest = int(missing[0]), int(has_class_N.argmax())
+        advice = f": they begin at {lowest}, so subtract {lowest} from those of both splits" if lowest else ""
+        raise InvalidDataset(
+            f"{where}: class {first} ({names[first]!r}) has no training picture ({len(missing)} of "
+            f"{len(names)} classes have none); labels must be 0..classes-1 without gaps{advice}"
+        )
+
+
+def _counted(path: Path) -> tuple[str, ...]:
+    count, largest = 0, 0
+    for piece in npz_pieces(path, "train_labels"):
+        count, largest = count + len(piece), max(largest, int(piece.max()))
+    if not 1 <= largest < count:
+        raise InvalidDataset(
+            f"{path}: the largest of {count} training labels is {largest}; labels must be "
+            "0..classes-1 without gaps, with at least two classes"
+        )
+    _check_number(largest + 1, path)
+    return tuple(str(label) for label in range(largest + 1))
+
+
+def _named(path: Path, header: Header) -> tuple[str, ...]:
+    if header.dtype.kind != "U" or len(header.shape) != 1:
+        raise InvalidDataset(f"{path}: class_names is {header}, not strings [C]")
+    _check_number(header.shape[0], path)
+    if header.size_bytes > NAMES_MAX_BYTES:
+        raise InvalidDataset(
+            f"{path}: class_names has {header.size_bytes} bytes, at most {NAMES_MAX_BYTES} are read: each takes as "
+            f"many as the longest, {header.dtype.itemsize}, so shorten that"
+        )
+    try:
+        names = tuple(str(name) for piece in npz_pieces(path, "class_names") for name in piece)
+    except (ValueError, SystemError) as error:  # a number that is no character
+        raise InvalidDataset(f"{path}: class_names cannot be read: {error}") from error
+    longest = max(map(len, names), default=0)
+    if longest > NAME_MAX_CHARACTERS:
+        raise InvalidDataset(
+            f"{path}: a class name has {longest} characters, at most {NAME_MAX_CHARACTERS} are allowed: shorten it"
+        )
+    return names
+
+
+def _check_number(classes: int, path: Path) -> None:
+    if classes > CLASSES_MAX:
+        raise InvalidDataset(f"{path} has {classes} classes, at most {CLASSES_MAX} are allowed")

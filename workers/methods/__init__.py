@@ -1,0 +1,1 @@
+"""Methods: temperature policies, losses and what composes of them, as configuration and formulas. No torch here."""

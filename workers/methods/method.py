@@ -1,0 +1,188 @@
+"""What a method is made of: terms that pair a temperature policy with a distillation loss. No torch here.
+
+A **policy** turns statistics of the two logit rows into temperatures, a **loss** compares the two tempered rows
+(``parts.py`` configures both), a **term** is one policy with one loss and a weight, a **method** is cross-entropy plus
+terms. Any policy goes with any loss for which it is defined; another pair is refused with the reason. The papers' own
+combinations are in ``presets.py``.
+"""
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from workers.errors import InvalidMethod, UnknownName
+from workers.methods.losses import LOSS_CLASSES, Kl, Loss
+from workers.methods.policies import POLICY_CLASSES, Fixed, Learned, Policy
+from workers.spec import AtMost, Config, Count, Part, Weight
+
+Epochs = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+TERMS_MAX = 32
+TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+def _known_kind(noun: str, known: Mapping[str, type[Part]]) -> BeforeValidator:
+    """Accept a bare name for a mapping with only a ``kind``; refuse an unknown one with the nearest."""
+
+    def check(value: object) -> object:
+        value = {"kind": value} if isinstance(value, str) else value
+        if isinstance(value, Mapping):
+            if "kind" not in value:
+                raise InvalidMethod(f'a {noun} needs "kind", one of {", ".join(known)}; got {dict(value)!r:.80}')
+            if not isinstance(value["kind"], str) or value["kind"] not in known:
+                raise UnknownName(noun, str(value["kind"]), known)
+        return value
+
+    names = Literal[tuple(known)]  # type: ignore[valid-type]  # known when this module is loaded, and not before
+    return BeforeValidator(check, json_schema_input_type=reduce(or_, (*known.values(), names)))
+
+
+if TYPE_CHECKING:
+    PolicyConfig = Policy
+    LossConfig = Loss
+else:
+    # Unions of every class there is, so that a new one is written down once.
+    PolicyConfig = Annotated[
+        reduce(or_, POLICY_CLASSES.values()),
+        Field(discriminator="kind"),
+        _known_kind("temperature policy", POLICY_CLASSES),
+    ]
+    LossConfig = Annotated[
+        reduce(or_, LOSS_CLASSES.values()), Field(discriminator="kind"), _known_kind("loss", LOSS_CLASSES)
+    ]
+
+
+class Term(Config):
+    """One summand of a method: ``weight`` x loss at the policy's temperatures.
+
+    Attributes:
+        name: what metrics call it; None takes the names of the loss's parts.
+        view: which of a step's two views of each sample it compares; 2 makes the method train on both.
+    """
+
+    policy: PolicyConfig = Fixed()
+    loss: LossConfig = Kl()
+    weight: Weight = 1.0
+    name: TermName | None = None
+    view: Annotated[int, Field(strict=True, ge=1, le=2)] = 1
+
+    @model_validator(mode="after")
+    def _defined(self) -> Self:
+        policy, loss = self.policy, self.loss
+        if loss.one_temperature and policy.gives_label_its_own:
+            reason = (
+                "takes a power of the teacher's probabilities, which needs one temperature per sample, and the policy "
+                "gives the label its own: set its label_temperature to null"
+            )
+        elif policy.z_scores and not loss.shift_invariant:
+            reason = (
+                "compares the logits themselves, and the policy's z-scores are temperatures only where a shift of the "
+                "logits changes nothing, as under softmax: take a policy that scales raw logits"
+            )
+        elif isinstance(policy, Learned) and loss.own_temperature:
+            reason = (
+                "sets the temperature of its divergence itself, so that nothing would teach the policy's: "
+                "take a policy that is not learned"
+            )
+        else:
+            return self
+        raise InvalidMethod(f"loss {loss.kind!r} is not defined with policy {policy.kind!r}: it {reason}")
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """What metrics call the loss's parts: the term's name if there is one part, else both names."""
+        parts = self.loss.active_parts
+        if self.name is None:
+            return parts
+        return (self.name,) if len(parts) == 1 else tuple(f"{self.name}_{part}" for part in parts)
+
+
+class Method(Config):
+    """``ce_weight`` x cross-entropy of the raw student logits at T=1, plus the warmed-up terms.
+
+    With two views the cross-entropy is the sum over both.
+
+    Attributes:
+        name: for messages and metrics.
+        warmup_epochs: every term (never the cross-entropy) is scaled by min(epoch / warmup_epochs, 1), epoch from 1.
+        distil_epochs: None for both together throughout; else the terms alone for so many epochs, and from then on
+            the cross-entropy alone.
+    """
+
+    name: str
+    ce_weight: Weight = 1.0
+    terms: Annotated[tuple[Term, ...], AtMost(TERMS_MAX)] = ()
+    warmup_epochs: Epochs = 0
+    distil_epochs: Count | None = None
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if self.ce_weight == 0 and not any(term.weight for term in self.terms):
+            raise InvalidMethod(f"method {self.name!r} has only zero weights: give ce_weight or a term a weight > 0")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Self:
+        names = ["ce", *(name for term in self.terms for name in term.part_names)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InvalidMethod(f"two terms of method {self.name!r} are called {twice[0]!r}: give each its own name")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether teacher logits are read at all."""
+        return bool(self.terms)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the true class enters the total, through cross-entropy or a term."""
+        return self.ce_weight > 0 or any(term.loss.needs_labels for term in self.terms)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the cached teacher statistics that the policies read, sorted."""
+        return tuple(sorted({name for term in self.terms for name in term.policy.reads}))
+
+    @property
+    def views(self) -> int:
+        """How many views of each sample a step trains on: 1 or 2."""
+        return max((term.view for term in self.terms), default=1)
+
+    @property
+    def learned(self) -> dict[str, float]:
+        """Initial value of every learned temperature's theta, by its term's place in ``terms``."""
+        policies = {str(place): term.policy for place, term in enumerate(self.terms)}
+        return {place: policy.theta for place, policy in policies.items() if isinstance(policy, Learned)}
+
+    def factors(self, epoch: int) -> tuple[float, float]:
+        """Scales of the cross-entropy and of the terms in an epoch (counted from 1), phases and warm-up included.
+
+        The authors' epoch 1 of a warm-up of 20 has 0.05; none has 0.
+        """
+        warmup = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        if self.distil_epochs is None:
+            return self.ce_weight, warmup
+        return (0.0, warmup) if epoch <= self.distil_epochs else (self.ce_weight, 0.0)
+
+    def shortfall(self, epochs: int) -> str | None:
+        """What of this method a training of so many epochs never reaches, in words; None if it reaches all."""
+        if self.distil_epochs is not None and epochs <= self.distil_epochs:
+            return (
+                f"it trains on the teacher alone for {self.distil_epochs} epochs, and training.epochs is {epochs}: the "
+                "cross-entropy, which comes after that, never begins; shorten that phase, or train for longer"
+            )
+        if epochs < self.warmup_epochs:
+            return (
+                f"its distillation terms warm up over {self.warmup_epochs} epochs, and training.epochs is {epochs}: "
+                f"they reach {epochs / self.warmup_epochs:.0%} of their weight; set warmup_epochs to {epochs} or less, "
+                "or train for longer"
+            )
+        return None
+
+    def epoch_key(self, epoch: int) -> tuple[float, ...]:
+        """Equal for two epochs (counted from 1) in which the loss is one function of logits and labels."""
+        reads_epoch = any(term.policy.reads_epoch for term in self.terms)
+        return (*self.factors(epoch), *((float(epoch),) if reads_epoch else ()))

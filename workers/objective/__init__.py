@@ -1,0 +1,1 @@
+"""Objective of a student: the losses of the methods on tensors."""

@@ -1,0 +1,307 @@
+"""Distillation losses: pure functions of two networks' logits, the labels and the policy's temperatures.
+
+All in log space (``softmax.py``): the numbers agree with the authors' code to rounding, and stay finite, value and
+gradient, where theirs overflow. Shapes do not depend on values, and nothing is read from the device, so that a loss can
+be captured in a CUDA graph.
+
+Shapes: B batch, C classes; y_B labels (int64), tau_B1 temperatures, x_BC tempered logits; a part is [B] (one value per
+sample) or [] (one per batch).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.methods.losses import Bild, CrossEntropy, Dist, Dkd, Kl, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
+from workers.methods.temperature import Temperatures
+from workers.objective.log_softmax import (
+    cross_entropy,
+    divergence,
+    gram_distance,
+    masked_divergence,
+    masked_log_softmax,
+    one_hot,
+    softened_divergences,
+    split_divergence,
+)
+from workers.objective.rank_correlation import average_ranks, correlation, pearson, soft_ranks, spearman
+from workers.objective.statistics import Logits
+
+
+@dataclass(frozen=True)
+class SoftenedKl:
+    """Stands for KL(S(z_t/T_t) || S(z_s/T_s)), [B]: whoever has all terms computes those of one view together."""
+
+    temperatures: Temperatures
+
+
+@dataclass(frozen=True)
+class Part:
+    """A summand: ``coefficient`` x the batch mean of ``weight`` x ``value``.
+
+    Attributes:
+        coefficient: which metrics do not show.
+        value: [B] or [].
+        weight: the policy's where it counts, and whatever else metrics show: a number, [B, 1] or [].
+    """
+
+    coefficient: float
+    value: Tensor | SoftenedKl
+    weight: Tensor | float = 1.0
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """What a loss returns.
+
+    Attributes:
+        parts: by the names of the config's ``parts``, in their order.
+        temperatures: the loss's own, for the metrics; None if it used the policy's.
+    """
+
+    parts: dict[str, Part]
+    temperatures: Temperatures | None = None
+
+
+def kl(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Kl) -> LossResult:
+    """KL(S(z_t/T_t) || S(z_s/T_s)) (Hinton et al. 2015)."""
+    return LossResult({"kl": Part(1.0, SoftenedKl(temperatures), temperatures.weight)})
+
+
+def compute_divergences(student: Logits, teacher: Logits, wanted: Sequence[SoftenedKl]) -> tuple[Tensor, ...]:
+    """What stands for each of these, [B] each: all of one student and teacher in the same few steps."""
+    pairs = [one.temperatures for one in wanted]
+    taus_t = [pair.teacher for pair in pairs]
+    log_p_KBC = None
+    if not any(isinstance(tau, Tensor) for tau in taus_t):
+        # The same for every student of the batch that asks for them.
+        known = [teacher.softened(tau) for tau in taus_t]
+        log_p_KBC = torch.stack(known) if len(known) > 1 else known[0].unsqueeze(0)
+    bases = [teacher.base_BC(tau) for tau in taus_t]
+    return softened_divergences(
+        list(zip(bases, taus_t, strict=True)), student.log_softmax_BC, [pair.student for pair in pairs], log_p_KBC
+    )
+
+
+def dkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Dkd) -> LossResult:
+    """Label against rest (tckd) and the rest among themselves (nckd) (Zhao et al. 2022). With C=2 nckd is 0."""
+    x_s_BC, x_t_BC = student.tempered(temperatures.student), teacher.tempered(temperatures.teacher)
+    tckd_B, nckd_B = split_divergence(x_t_BC, y_B, x_s_BC, y_B)
+    return LossResult(
+        {
+            "tckd": Part(config.alpha, tckd_B, temperatures.weight),
+            "nckd": Part(config.beta, nckd_B, temperatures.weight),
+        }
+    )
+
+
+def rld(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Rld) -> LossResult:
+    """The teacher's top class as the label (scd), and the classes it ranks below the label (mcd) (Sun et al. 2025).
+
+    Classes that tie with the label's logit count as not below it. Where none is below, mcd is 0 with zero gradient.
+    """
+    top_B = teacher.z_BC.argmax(dim=1)
+    drop_BC = teacher.z_BC >= teacher.z_BC.gather(1, y_B.unsqueeze(1))
+    x_s_BC, x_t_BC = student.tempered(temperatures.student), teacher.tempered(temperatures.teacher)
+    scd_weight, tau = temperatures.weight, config.binary_temperature
+    if tau is None:
+        scd_B, mcd_B = split_divergence(x_t_BC, top_B, x_s_BC, y_B, drop_BC)
+    else:
+        scd_weight = tau**2
+        scd_B, _ = split_divergence(teacher.tempered(tau), top_B, student.tempered(tau), y_B, drop_BC)
+        mcd_B = masked_divergence(x_t_BC, x_s_BC, drop_BC)
+    return LossResult(
+        {
+            "scd": Part(config.alpha, scd_B, scd_weight),
+            "mcd": Part(config.beta, mcd_B, temperatures.weight),
+        }
+    )
+
+
+def soft_cross_entropy(
+    student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: CrossEntropy
+) -> LossResult:
+    """H(S(z_t/T_t), S(z_s/T_s)): KL plus the teacher's entropy, with the same gradient at fixed temperatures."""
+    value_B = cross_entropy(teacher.softened(temperatures.teacher), student.softened(temperatures.student))
+    return LossResult({"cross_entropy": Part(1.0, value_B, temperatures.weight)})
+
+
+def nkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Nkd) -> LossResult:
+    """The label at temperature 1 (target), the others at the policy's (nontarget) (Yang et al. 2023)."""
+    label_BC = one_hot(y_B, student.log_softmax_BC)
+    nontarget_B = cross_entropy(
+        masked_log_softmax(teacher.tempered(temperatures.teacher), label_BC),
+        masked_log_softmax(student.tempered(temperatures.student), label_BC),
+    )
+    return LossResult(
+        {
+            "target": Part(1.0, -_of_label(teacher, y_B).exp() * _of_label(student, y_B)),
+            "nontarget": Part(config.gamma, nontarget_B, temperatures.weight),
+        }
+    )
+
+
+def _of_label(logits: Logits, y_B: Tensor) -> Tensor:
+    """log S(z)_y: [B]."""
+    return logits.log_softmax_BC.gather(1, y_B.unsqueeze(1)).squeeze(1)
+
+
+def wsld(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Wsld) -> LossResult:
+    """Soft cross-entropy, weighted by 1 - exp(-CE_s / (CE_t + 1e-7)) without gradient (Zhou et al. 2021)."""
+    share_B = -torch.expm1(_of_label(student, y_B).detach() / (1e-7 - _of_label(teacher, y_B)))
+    soft_B = cross_entropy(teacher.softened(temperatures.teacher), student.softened(temperatures.student))
+    return LossResult({"wsld": Part(1.0, share_B * soft_B, temperatures.weight)})
+
+
+def dist(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Dist) -> LossResult:
+    """1 - Pearson's rho of each row (inter) and of each column (intra) of both softmaxes (Huang et al. 2022).
+
+    A constant column, and so any batch of 1, correlates with nothing: intra is then the weight, with zero gradient.
+    """
+    p_BC = teacher.tempered(temperatures.teacher).softmax(dim=1)
+    q_BC = student.tempered(temperatures.student).softmax(dim=1)
+    weight = temperatures.weight
+    inter_B, intra = 1.0 - pearson(p_BC, q_BC, dim=1), 1.0 - pearson(p_BC, q_BC, dim=0).mean()
+    if isinstance(weight, Tensor):
+        intra, mean_weight = weight.mean() * intra, 1.0
+    else:
+        mean_weight = weight
+    return LossResult({"inter": Part(config.beta, inter_B, weight), "intra": Part(config.gamma, intra, mean_weight)})
+
+
+def wttm(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Wttm) -> LossResult:
+    """KL times the power sum of the teacher's probabilities, sum_c S(z_t)^(1/T_t) (Zheng & Yang 2024).
+
+    As exp(log S(z_t) / T_t): the authors' power of a softmax underflows.
+    """
+    power_sum_B = teacher.tempered(temperatures.teacher).exp().sum(dim=1)
+    return LossResult({"wttm": Part(1.0, SoftenedKl(temperatures), temperatures.weight * power_sum_B.unsqueeze(1))})
+
+
+def bild(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Bild) -> LossResult:
+    """KL over pairwise differences of the leader's top logits, each network leading once (Li et al. 2025)."""
+    x_s_BC, x_t_BC = student.tempered(temperatures.student), teacher.tempered(temperatures.teacher)
+    top = min(config.top, x_s_BC.shape[1])
+    places_2BK = torch.stack([leader.z_BC.detach().topk(top, dim=1).indices for leader in (teacher, student)])
+    later_KK = torch.ones(top, top, dtype=torch.bool, device=x_s_BC.device).tril()
+
+    def log_differences(x_BC: Tensor) -> Tensor:
+        """Of x_i - x_j, for the pairs i < j; the others have probability 0: [2, B, K K]."""
+        x_2BK = x_BC.expand(2, -1, -1).gather(2, places_2BK)
+        return masked_log_softmax((x_2BK.unsqueeze(3) - x_2BK.unsqueeze(2)).flatten(2), later_KK.flatten())
+
+    teacher_led_B, student_led_B = divergence(log_differences(x_t_BC), log_differences(x_s_BC))
+    return LossResult({"teacher_led": Part(1.0, teacher_led_B), "student_led": Part(1.0, student_led_B)})
+
+
+def mlkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Mlkd) -> LossResult:
+    """Samples (kd), class correlation (cc) and batch correlation (bc) at one temperature (Jin et al. 2023)."""
+    batch, classes = student.z_BC.shape
+    parts = {}
+    if config.kd > 0:
+        parts["kd"] = Part(config.kd, SoftenedKl(temperatures), temperatures.weight * _sure_samples(teacher))
+    if config.cc > 0 or config.bc > 0:
+        # The teacher's log-softmax is there already.
+        p_BC = teacher.softened(temperatures.teacher).exp()
+        q_BC = student.tempered(temperatures.student).softmax(dim=1)
+    if config.cc > 0:
+        parts["cc"] = Part(config.cc, _sure_classes(teacher) * gram_distance(p_BC, q_BC), 1.0 / classes)
+    if config.bc > 0:
+        parts["bc"] = Part(config.bc, _sure_samples(teacher) * gram_distance(p_BC.t(), q_BC.t()), 1.0 / batch)
+    return LossResult(parts)
+
+
+def _sure_samples(teacher: Logits) -> Tensor:
+    """Share of samples whose confidence is at most the median: []."""
+    return teacher.derive("sure_samples", lambda: _at_most_median(teacher.log_softmax_BC.amax(dim=1)))
+
+
+def _sure_classes(teacher: Logits) -> Tensor:
+    """Share of classes whose mean probability is at most the median: []."""
+    return teacher.derive("sure_classes", lambda: _at_most_median(teacher.log_softmax_BC.exp().sum(dim=0)))
+
+
+def _at_most_median(x_N: Tensor) -> Tensor:
+    # The lower of two middle values selects what their mean does.
+    return (x_N <= x_N.kthvalue((len(x_N) + 1) // 2).values).to(x_N.dtype).mean()
+
+
+def mse(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Mse) -> LossResult:
+    """(z_s/T_s - z_t/T_t)^2, mean over classes; the logits' offset counts (Jafari et al. 2021)."""
+    apart_BC = student.raw_BC / temperatures.student - teacher.raw_BC / temperatures.teacher
+    return LossResult({"mse": Part(1.0, apart_BC.square().mean(dim=1), temperatures.weight)})
+
+
+def lud(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Lud) -> LossResult:
+    """A reading of LUD's abstract, not verified against the authors' code (Guo et al. 2024).
+
+    The policy's temperature measures the teacher's confidence; the divergence is taken at the loss's own T_n.
+    """
+    p_BC = teacher.softened(temperatures.teacher).exp()
+    z_s_BC, z_t_BC = student.raw_BC, teacher.raw_BC
+    agreement_B = spearman(z_t_BC, z_s_BC).clamp(min=0.0)
+    span = config.temperature_max - config.temperature_min
+    tau_B1 = (config.temperature_min - span * torch.expm1(-agreement_B)).unsqueeze(1)
+    own = Temperatures(tau_B1, tau_B1, tau_B1.square())
+
+    mass_C, peak_B = p_BC.mean(dim=0), p_BC.amax(dim=1)
+    confident_C = mass_C > _just_above_median(mass_C.sort().values)
+    weight_C = torch.where(confident_C, 1.0, config.discount).to(p_BC.dtype)
+    kl_B = divergence(teacher.softened(tau_B1), student.softened(tau_B1), weight_C)
+    return LossResult(
+        {
+            "kl": Part(config.beta, kl_B, own.weight),
+            "class_rank": Part(
+                config.class_weight, _rank_disagreement(z_t_BC.t(), z_s_BC.t(), mass_C, config.soft_rank_width)
+            ),
+            "sample_rank": Part(
+                config.sample_weight, _rank_disagreement(z_t_BC, z_s_BC, peak_B, config.soft_rank_width)
+            ),
+        },
+        own,
+    )
+
+
+def _just_above_median(ordered_N: Tensor) -> Tensor:
+    """Beyond which a probability is greater than the median of all: []. Within a millionth they are equal: where the
+    exact values tie (as peaks do for two classes at a standardised temperature), rounding must not pick the samples.
+    """
+    count = len(ordered_N)
+    return (ordered_N[(count - 1) // 2] + ordered_N[count // 2]) * (0.5 * (1.0 + 1e-6))
+
+
+def _rank_disagreement(teacher_RN: Tensor, student_RN: Tensor, confidence_R: Tensor, width: float) -> Tensor:
+    """Mean of 1 - rho(teacher's ranks, student's soft ranks), over the rows of more than median confidence: [].
+
+    Constant rows, or none at all, give 0; a single row counts.
+    """
+    if teacher_RN.shape[1] == 1:
+        return student_RN.sum() * 0.0
+    ordered_R, places_R = confidence_R.sort(descending=True)
+    # No more than this can be above the median, and how many are is not known to the host.
+    half = max(len(ordered_R) // 2, 1)
+    places_H = places_R[:half]
+    counts_H = ordered_R[:half] > _just_above_median(ordered_R) if len(ordered_R) > 1 else ordered_R >= 0.0
+    ranks_HN = average_ranks(teacher_RN.index_select(0, places_H))
+    rho_H, defined_H = correlation(ranks_HN, soft_ranks(student_RN.index_select(0, places_H), width))
+    apart_H = torch.where(counts_H & defined_H, 1.0 - rho_H, 0.0)
+    return apart_H.sum() / counts_H.sum().clamp(min=1)
+
+
+LOSSES: dict[str, Callable[..., LossResult]] = {
+    "kl": kl,
+    "cross_entropy": soft_cross_entropy,
+    "dkd": dkd,
+    "rld": rld,
+    "nkd": nkd,
+    "wsld": wsld,
+    "dist": dist,
+    "wttm": wttm,
+    "bild": bild,
+    "mlkd": mlkd,
+    "mse": mse,
+    "lud": lud,
+}
+"""A loss by its config's ``kind``: (student, teacher, labels, temperatures, config) -> result."""

@@ -1,0 +1,1 @@
+"""ONNX files from strangers: check, sandbox, smoke run, session."""

@@ -1,0 +1,385 @@
+"""Is this file an ONNX image classifier that may be run here? Decided by reading it, without running it.
+
+Two ways in: ``check_onnx`` in this process, for files that were let in before, and ``inspect_in_subprocess`` for
+uploads: the same in a confined child process (``workers.onnx.sandbox``), so a hostile file takes down no more than
+that.
+
+What it will not do: run the graph (``workers.onnx.smoke_test`` does, and after it ``workers.teacher.teacher``), follow
+external data, or load custom operators. The rules about the graph's inside are in ``workers.onnx.rules``. Only onnx,
+pydantic and the
+standard library are imported: the API process loads this file.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, ValueInfoProto
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from workers.errors import InvalidTeacher
+from workers.onnx import sandbox
+from workers.onnx.batch_rules import batch_hint
+from workers.onnx.rules import EXPORT_HINT, check_graph, check_structure, listed, parse, refusing, short
+from workers.onnx.versions import ONNX, TooNew, check_versions, is_runtime_installed, runtime_versions
+
+IMAGE_DTYPES = ("float16", "float32")
+LOGIT_DTYPES = ("float16", "float32", "float64")
+NAME_MAX = 256  # characters of an input's or output's name
+OUTPUTS_MAX = 64
+RANK_MAX = 8
+SIZE_MAX = 1 << 16  # of the input: pictures in a batch, pixels, channels
+
+# The child's memory. Reading, parsing and onnx's own checker hold about five copies of the file at once.
+CHILD_BASE_BYTES = 2 << 30
+CHILD_FILE_COPIES = 5
+# protobuf reads and writes less than 2 GiB, and onnx's checker counts a few bytes more than the file has. An operator
+# may set a lower limit for uploads; this one holds for every file.
+FILE_MAX_BYTES = (2 << 30) - 4096
+
+Shape = tuple[int | str | None, ...]
+
+
+class Limits(BaseModel):
+    """The largest file that is accepted.
+
+    Attributes:
+        file_bytes: of the whole file.
+        tensor_bytes: of all constants in it together, as their shapes declare them.
+        nodes: operators; those in subgraphs and functions count once each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file_bytes: int = FILE_MAX_BYTES
+    tensor_bytes: int = FILE_MAX_BYTES
+    nodes: int = 200_000
+
+
+LIMITS = Limits()
+
+
+class Value(BaseModel):
+    """An input or output; ``shape`` holds sizes, names of symbolic sizes, or None where neither is given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: str
+    shape: Shape | None
+
+
+class TeacherGraph(BaseModel):
+    """What an accepted file declares about itself.
+
+    Attributes:
+        inputs: exactly one, the pictures: float32 or float16, rank 4.
+        outputs: all outputs.
+        output: name of the one that is taken for the logits: rank 2, floating point.
+        ir_version: of the file's format.
+        opset: version of the standard operator set.
+        nodes: number of operators; those in subgraphs and functions count once each.
+        parameters: number of floating-point values in the constants.
+        half_parameters: number of those that are float16 or bfloat16.
+        batch_hint: sentences about operators that may make a picture's outputs depend on the other pictures or on
+            chance, for the message if they are measured to; empty if there is none to be seen.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[Value]
+    outputs: tuple[Value, ...]
+    output: str
+    ir_version: int
+    opset: int
+    nodes: int
+    parameters: int
+    half_parameters: int
+    batch_hint: str
+
+    @property
+    def is_half(self) -> bool:
+        """Whether most of it computes in half precision: a converted graph may keep float32 at its input and output."""
+        return 2 * self.half_parameters > self.parameters if self.parameters else self.inputs[0].dtype == "float16"
+
+    @property
+    def batch(self) -> int | None:
+        """The number of pictures per call if the graph fixes it, else None."""
+        return _fixed(self._image_shape[0])
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes if the graph declares it, else None."""
+        shape = self._logits.shape
+        return None if shape is None else _fixed(shape[1])
+
+    @property
+    def output_dtype(self) -> str:
+        """Element type of the logits."""
+        return self._logits.dtype
+
+    def picture(self, layout: str) -> tuple[int | None, int | None, int | None]:
+        """(channels, height, width) that the input declares, read in ``layout``; None where it leaves one open."""
+        first, second, third = (_fixed(size) for size in self._image_shape[1:])
+        return (first, second, third) if layout == "nchw" else (third, first, second)
+
+    @property
+    def _logits(self) -> Value:
+        return next(value for value in self.outputs if value.name == self.output)
+
+    @property
+    def _image_shape(self) -> Shape:
+        return self.inputs[0].shape or (None, None, None, None)
+
+
+def _fixed(size: int | str | None) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+def check_picture(graph: TeacherGraph, *, channels: int, size: tuple[int, int] | None, layout: str) -> None:
+    """Refuse a preprocessing that makes another shape than the graph's input declares.
+
+    Args:
+        graph: what ``check_onnx`` returned.
+        channels: number of channels that the preprocessing makes.
+        size: (height, width) in pixels that it resizes to; None where it keeps the picture's own.
+        layout: ``nchw`` or ``nhwc``.
+
+    Raises:
+        InvalidTeacher: naming the field of the preprocessing to change.
+    """
+    wanted_channels, *wanted_size = graph.picture(layout)
+    declared = f"the teacher's input is {_shape_text(graph.inputs[0].shape)} in layout {layout!r}"
+    if wanted_channels not in (None, channels):
+        raise InvalidTeacher(f"the preprocessing makes {channels} channels, {declared}: correct `channels` or `layout`")
+    if size and any(fixed not in (None, given) for fixed, given in zip(wanted_size, size, strict=True)):
+        raise InvalidTeacher(
+            f"the preprocessing makes pictures of {size[0]}x{size[1]} pixels (height x width), {declared}: correct "
+            "`size` or `layout`"
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- the check
+
+
+def check_onnx(path: Path, output: str | None = None, limits: Limits = LIMITS) -> TeacherGraph:
+    """Read ``path`` and refuse it, with one sentence, unless it is a self-contained ONNX image classifier.
+
+    Args:
+        path: the file.
+        output: name of the output that holds the logits; None takes the only rank-2 floating-point one.
+        limits: the largest file accepted.
+
+    Raises:
+        InvalidTeacher: what is wrong and what to do about it.
+    """
+    content = _read(path, limits)
+    model = parse(content)
+    facts = check_graph(model, nodes_max=limits.nodes, tensor_bytes_max=limits.tensor_bytes)
+    check_versions(model.ir_version, facts.opset, ONNX)
+    image = _image_input(model)
+    if not all(_is_shaped(info) for info in model.graph.output):
+        content = _derive_output_shapes(model, content)
+    check_structure(content)
+    outputs = _outputs(model)
+    chosen = _logits_output(outputs, output)
+    return TeacherGraph(
+        inputs=(image,),
+        outputs=outputs,
+        output=chosen,
+        ir_version=model.ir_version,
+        batch_hint=batch_hint(model),
+        **facts._asdict(),
+    )
+
+
+def _read(path: Path, limits: Limits) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            # So many bytes are taken from memory before the first is read: never the limit itself.
+            content = file.read(size_bytes) if size_bytes <= limits.file_bytes else b""
+    except OSError as error:
+        raise InvalidTeacher(f"the teacher's file cannot be read: {error.strerror}") from error
+    if size_bytes > limits.file_bytes:
+        raise InvalidTeacher(
+            f"the teacher's file has {size_bytes} bytes, which is larger than the {limits.file_bytes} bytes allowed"
+        )
+    if not content:
+        raise InvalidTeacher(f"not an ONNX file: it is empty. {EXPORT_HINT}")
+    return content
+
+
+def _value(info: ValueInfoProto) -> Value:
+    if not (isinstance(info.name, str) and info.name.isprintable()):  # databases, logs and terminals are to hold it
+        raise InvalidTeacher(f"the name {short(info.name)!r} of an input or output is not printable UTF-8")
+    if not info.type.HasField("tensor_type"):
+        return Value(name=info.name, dtype=info.type.WhichOneof("value") or "undeclared", shape=None)
+    tensor = info.type.tensor_type
+    if len(tensor.shape.dim) > RANK_MAX:
+        raise InvalidTeacher(f"{short(info.name)!r} has rank {len(tensor.shape.dim)}, at most {RANK_MAX} is allowed")
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else short(dim.dim_param) or None for dim in tensor.shape.dim
+        )
+    return Value(name=info.name, dtype=_dtype_name(tensor.elem_type), shape=shape)
+
+
+def _dtype_name(data_type: int) -> str:
+    if data_type not in TensorProto.DataType.values():
+        return "undeclared"
+    name = str(TensorProto.DataType.Name(data_type)).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _image_input(model: onnx.ModelProto) -> Value:
+    held = {tensor.name for tensor in model.graph.initializer}  # before IR version 4 the weights were inputs, too
+    inputs = [_value(info) for info in model.graph.input if info.name not in held]
+    if len(inputs) != 1:
+        names = listed(value.name for value in inputs) or "none"
+        raise InvalidTeacher(
+            f"the graph has {len(inputs)} inputs ({names}), a teacher has exactly one: the pictures. "
+            "Make the others constants of the module that is exported"
+        )
+    image = inputs[0]
+    named = f"the input {short(image.name)!r}"
+    if len(image.name) > NAME_MAX:
+        raise InvalidTeacher(f"{named} has a name of {len(image.name)} characters, at most {NAME_MAX} are allowed")
+    if image.dtype not in IMAGE_DTYPES:
+        raise InvalidTeacher(
+            f"{named} is {image.dtype}, it must be float32 or float16: export the model without the cast and the "
+            "scaling that follow it, and give those as `scale`, `mean` and `std` of the preprocessing"
+        )
+    if image.shape is None or len(image.shape) != 4:
+        rank = "no declared rank" if image.shape is None else f"rank {len(image.shape)} {_shape_text(image.shape)}"
+        raise InvalidTeacher(
+            f"{named} has {rank}, it must have rank 4: batch, channels, height, width (or channels last)"
+        )
+    if any(isinstance(size, int) and not 1 <= size <= SIZE_MAX for size in image.shape):
+        raise InvalidTeacher(
+            f"{named} has shape {_shape_text(image.shape)}, every size must be at least 1 and at most {SIZE_MAX}"
+        )
+    return image
+
+
+def _is_shaped(info: ValueInfoProto) -> bool:
+    return bool(info.type.tensor_type.HasField("shape"))
+
+
+def _derive_output_shapes(model: onnx.ModelProto, content: bytes) -> bytes:
+    """Fill in output shapes that the file leaves out, in ``model`` and in the returned bytes."""
+    with refusing("the shapes in the graph contradict each other"):
+        inferred = onnx.shape_inference.infer_shapes(content)
+    for info, found in zip(model.graph.output, inferred.graph.output, strict=True):
+        if not _is_shaped(found):
+            raise InvalidTeacher(
+                f"the shape of the output {short(info.name)!r} is not declared and cannot be derived: declare it, or "
+                "remove the output"
+            )
+        info.CopyFrom(found)
+    return bytes(model.SerializeToString())
+
+
+def _outputs(model: onnx.ModelProto) -> tuple[Value, ...]:
+    infos = model.graph.output
+    if len(infos) > OUTPUTS_MAX or any(len(info.name) > NAME_MAX for info in infos):
+        raise InvalidTeacher(
+            f"the graph has {len(infos)} outputs; at most {OUTPUTS_MAX} are allowed, with names of at most {NAME_MAX} "
+            "characters"
+        )
+    return tuple(_value(info) for info in infos)
+
+
+def _logits_output(outputs: tuple[Value, ...], wanted: str | None) -> str:
+    fitting = [v.name for v in outputs if v.dtype in LOGIT_DTYPES and v.shape is not None and len(v.shape) == 2]
+    described = ", ".join(f"{short(v.name)} ({v.dtype} {_shape_text(v.shape)})" for v in outputs[:8]) or "none"
+    if wanted is not None:
+        if wanted in fitting:
+            return wanted
+        exists = any(value.name == wanted for value in outputs)
+        problem = "is not floating point with rank 2 (batch, classes)" if exists else "does not exist"
+        raise InvalidTeacher(f"the output {short(wanted)!r} {problem}; the outputs are: {described}")
+    if not fitting:
+        raise InvalidTeacher(
+            f"no output is floating point with rank 2 (batch, classes); the outputs are: {described}. Export the "
+            "logits as an output: a number for each class, before any ArgMax, TopK or squeeze"
+        )
+    if len(fitting) > 1:
+        raise InvalidTeacher(
+            f"{len(fitting)} outputs could be the logits: {listed(fitting)}. Name the right one in `output`"
+        )
+    return fitting[0]
+
+
+def _shape_text(shape: Shape | None) -> str:
+    return "of unknown rank" if shape is None else f"[{', '.join('?' if s is None else str(s) for s in shape)}]"
+
+
+# ----------------------------------------------------------------------------------------------- in a child process
+
+
+class _Answer(BaseModel):
+    """What the child found: either what the file declares, or why it is refused.
+
+    Attributes:
+        too_new: (IR version, opset) of a file that is refused for them.
+    """
+
+    graph: TeacherGraph | None = None
+    error: str = ""
+    too_new: tuple[int, int] | None = None
+
+
+def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: float = 30) -> TeacherGraph:
+    """``check_onnx`` in a confined child process that is killed after ``timeout_s`` seconds.
+
+    Args:
+        path: the file; nobody else may be writing it.
+        output: name of the output that holds the logits; None takes the only rank-2 floating-point one.
+        timeout_s: wall-clock seconds; the child has as many of processor time.
+
+    Raises:
+        InvalidTeacher: the file is refused, or reading it took too long, too much memory, or crashed the child.
+        WorkerError: the child could not start, for a reason that is not the file's.
+    """
+    if output is not None and not (output.isprintable() and 0 < len(output) <= NAME_MAX):
+        raise InvalidTeacher(f"the output {short(output)!r} does not exist: no name holds such characters")
+    path = path.resolve()
+    outcome = sandbox.call(
+        "workers.onnx.check:answer",
+        {"path": str(path), "output": output},
+        readable=[path],
+        memory_bytes=CHILD_BASE_BYTES + CHILD_FILE_COPIES * size_of(path),
+        timeout_s=timeout_s,
+    )
+    if outcome.breach is not None:
+        raise InvalidTeacher(f"reading the teacher's file {outcome.breach}")
+    parsed = None
+    with contextlib.suppress(ValidationError):
+        parsed = _Answer.model_validate(outcome.value)
+    if parsed is None:
+        raise InvalidTeacher("reading the teacher's file gives no answer of ours: it is damaged or hostile")
+    if parsed.too_new is not None and is_runtime_installed():
+        # ONNX Runtime takes less than onnx: who follows this message shall not meet the next one.
+        check_versions(*parsed.too_new, runtime_versions())
+    if parsed.graph is None:
+        raise InvalidTeacher(parsed.error)
+    return parsed.graph
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def answer(path: str, output: str | None) -> sandbox.Json:
+    """The child's half of ``inspect_in_subprocess``."""
+    try:
+        found = _Answer(graph=check_onnx(Path(path), output))
+    except InvalidTeacher as error:
+        newer = (error.ir, error.opset) if isinstance(error, TooNew) else None
+        found = _Answer(error=str(error), too_new=newer)
+    described: sandbox.Json = found.model_dump(mode="json")
+    return described

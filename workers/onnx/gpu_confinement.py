@@ -1,0 +1,58 @@
+"""Whether CUDA works in a confined process here; tried with a network of our own, once in a process.
+
+The driver's interface is no standard: what a library of CUDA asks of the kernel changes with its version. So it is
+tried before a stranger's teacher runs, and never decided by how that one fails: it could fail on purpose.
+"""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, save
+
+from workers.errors import WorkerError
+from workers.onnx.confined_session import ConfinedSession, limits_of
+from workers.onnx.session import cuda_providers
+
+MEMORY_BYTES = 1 << 30  # of the GPU
+_IMAGE, _CLASSES = (4, 3, 32, 32), 8
+
+
+@functools.cache
+def confinement_failure() -> str | None:
+    """Why a session on CUDA does not work within the confinement, in one sentence; None if it does."""
+    with tempfile.TemporaryDirectory(prefix="retort-probe-") as folder:
+        path = Path(folder) / "probe.onnx"
+        _save_network(path)
+        providers = cuda_providers(MEMORY_BYTES, is_half=False)
+        try:
+            session = ConfinedSession(
+                path, "images", "logits", threads=1, providers=providers, limits=limits_of(path, 1, 1)
+            )
+        except WorkerError as error:
+            return str(error)
+        try:
+            session.run(np.ones(_IMAGE, np.float32))
+        except WorkerError as error:
+            return str(error)
+        finally:
+            session.close()
+    return None
+
+
+def _save_network(path: Path) -> None:
+    """A convolution and a matrix product: cuDNN and cuBLAS load their libraries at their first use."""
+    generator = np.random.default_rng(0)
+    kernels = helper.make_tensor("kernels", TensorProto.FLOAT, [8, 3, 3, 3], generator.normal(size=216))
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [8, _CLASSES], generator.normal(size=8 * _CLASSES))
+    nodes = [
+        helper.make_node("Conv", ["images", "kernels"], ["maps"]),
+        helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+    ]
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *_IMAGE[1:]])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", _CLASSES])]
+    graph = helper.make_graph(nodes, "probe", inputs, outputs, [kernels, weight])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)

@@ -1,0 +1,313 @@
+"""A function called in a child process that has confined itself first: for reading and running what strangers send.
+
+``call`` waits for one answer; ``serve`` starts a child that answers requests until it is ended. The child is a fresh
+interpreter, without its parent's environment but for the path of libraries, in a session of its own. Before it imports
+the function it gives up what ``workers.onnx.seccomp`` lists; it may then read Python's own files and those it was
+given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then kills the
+child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if it ends
+without an answer; they never reach the terminal as they are.
+
+What it is not: a virtual machine. A hole in the kernel's own interface, as far as the filter lets it be reached, is a
+way out; run the service as a user with nothing to lose, as the container images do.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, cast
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from workers.errors import WorkerError
+from workers.onnx.seccomp import Bounds, confine, die_with_parent
+from workers.texts import printable
+
+ANSWER_MAX_BYTES = 1 << 20
+# Of the child's standard error: bytes kept while it runs, then lines and characters of a message.
+_STDERR_BYTES = 8 << 10
+_STDERR_LINES = 4
+_STDERR_CHARS = 600
+ROOT = Path(__file__).resolve().parents[2]
+# -I ignores the environment and the working directory, so the place of this package is handed over.
+_START = "import sys; sys.path.append(sys.argv[1]); from workers.onnx import sandbox; sandbox.{}(sys.argv[2])"
+# What Python, NumPy and ONNX Runtime read besides Python's own folders: libraries, and what the processor can do.
+_SYSTEM_FILES = ("/lib", "/lib64", "/usr/lib", "/etc/ld.so.cache", "/proc/cpuinfo", "/sys/devices/system")
+# What CUDA reads besides: which devices there are, how memory is laid out, and the driver's own settings. Of other
+# processes Landlock shows nothing but their names.
+_GPU_FILES = ("/proc", "/sys", "/dev/null", "/dev/zero", "/dev/urandom", "/usr/local", "/usr/share/nvidia", "/opt")
+# Variables that choose the devices; all others stay behind.
+_GPU_VARIABLES = ("CUDA_", "NVIDIA_", "CUDNN_", "CUBLAS_")
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+_logger = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What became of a call.
+
+    Attributes:
+        value: what the function returned; None if there is a breach.
+        breach: which bound it broke, to follow a subject in a sentence ("takes longer than the 5 s allowed"); or None.
+    """
+
+    value: Json
+    breach: str | None
+
+
+class _Answer(BaseModel):
+    """What a child writes; without ``value`` or ``raised`` the memory was not enough."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    missing: Annotated[list[str], Field(max_length=8)]
+    value: JsonValue = None
+    raised: str | None = None
+
+
+def call(
+    target: str,
+    arguments: Mapping[str, Json],
+    *,
+    readable: Sequence[Path] = (),
+    memory_bytes: int,
+    timeout_s: float,
+) -> Outcome:
+    """Calls ``module:function(**arguments)`` in a confined child.
+
+    Args:
+        target: must be importable from the folder that holds ``workers``; what it returns must fit into JSON.
+        readable: files that it may read.
+        memory_bytes: of address space.
+        timeout_s: wall-clock seconds; it has as many of processor time.
+
+    Raises:
+        WorkerError: the child could not start, or the function raised.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    with _start(
+        "child", target, arguments, readable, Bounds(memory_bytes, max(1, round(timeout_s))), stdin=subprocess.DEVNULL
+    ) as process:
+        stderr = bytearray()
+        try:
+            text = _read(process, stderr, deadline_s)
+            process.wait(max(0.0, deadline_s - time.monotonic()))
+            outcome = _outcome(text, process.returncode, timeout_s, memory_bytes, last_lines(stderr))
+        except subprocess.TimeoutExpired:
+            outcome = Outcome(None, f"takes longer than the {timeout_s:g} s allowed")
+        except _TooLong:
+            outcome = Outcome(None, f"has an answer of more than {ANSWER_MAX_BYTES} bytes: it is damaged or hostile")
+        except WorkerError:
+            _log_stderr(target, stderr)
+            raise
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if outcome.breach is not None:
+        _log_stderr(target, stderr)
+    return outcome
+
+
+def serve(
+    target: str,
+    arguments: Mapping[str, Json],
+    *,
+    readable: Sequence[Path],
+    bounds: Bounds,
+    descriptors: Sequence[int],
+    is_confined: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Starts a confined child that runs ``module:function(requests, answers, missing, **arguments)``.
+
+    ``requests`` and ``answers`` are the other ends of the process's ``stdin`` and ``stdout``, ``missing`` is what
+    ``confine`` returned. It ends when its function returns, or with the thread that has started it.
+
+    Args:
+        target, readable: as of ``call``.
+        descriptors: that the child has under the same numbers.
+        is_confined: False leaves it what ``confine`` takes: it is a process of its own, and that is all.
+    """
+    entry = "server" if is_confined else "free_server"
+    return _start(entry, target, arguments, readable, bounds, stdin=subprocess.PIPE, descriptors=descriptors)
+
+
+def _start(
+    entry: str,
+    target: str,
+    arguments: Mapping[str, Json],
+    readable: Sequence[Path],
+    bounds: Bounds,
+    *,
+    stdin: int,
+    descriptors: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    request = {
+        "target": target,
+        "arguments": arguments,
+        "readable": [str(path) for path in readable],
+        "bounds": bounds,
+        "parent": os.getpid(),
+    }
+    # One BLAS thread: each would reserve address space, which is what the child's memory limit counts.
+    environment = {"OPENBLAS_NUM_THREADS": "1", "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")}
+    if bounds.gpu:
+        environment |= {name: value for name, value in os.environ.items() if name.startswith(_GPU_VARIABLES)}
+    return subprocess.Popen(
+        [sys.executable, "-I", "-B", "-c", _START.format(entry), str(ROOT), json.dumps(request)],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd="/",
+        start_new_session=True,
+        pass_fds=descriptors,
+    )
+
+
+class _TooLong(Exception):
+    """The child's answer has more than ``ANSWER_MAX_BYTES``."""
+
+
+def _read(process: subprocess.Popen[bytes], stderr: bytearray, deadline_s: float) -> bytes:
+    """All that the child answers; the end of its standard error goes to ``stderr``. Raises TimeoutExpired, _TooLong."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    text = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, text)
+        selector.register(process.stderr, selectors.EVENT_READ, stderr)
+        while selector.get_map():
+            left_s = deadline_s - time.monotonic()
+            ready = selector.select(left_s) if left_s > 0 else []
+            if not ready:
+                raise subprocess.TimeoutExpired(process.args, left_s)
+            for key, _ in ready:
+                piece = os.read(key.fd, 1 << 16)
+                key.data.extend(piece)
+                if not piece:
+                    selector.unregister(key.fileobj)
+            del stderr[:-_STDERR_BYTES]
+            if len(text) > ANSWER_MAX_BYTES:
+                raise _TooLong
+    return bytes(text)
+
+
+def last_lines(stderr: bytes | bytearray) -> str:
+    """The end of a standard error as one line without anything that a terminal obeys; empty if there is nothing."""
+    lines = [line.strip() for line in bytes(stderr).decode(errors="replace").splitlines()]
+    text = " | ".join([line for line in lines if line][-_STDERR_LINES:])
+    return printable(text.replace("\t", " "))[-_STDERR_CHARS:]
+
+
+def signal_name(number: int) -> str:
+    """``SIGSEGV`` for 11."""
+    return {known.value: known.name for known in signal.Signals}.get(number, f"signal {number}")
+
+
+def _log_stderr(target: str, stderr: bytearray) -> None:
+    said = last_lines(stderr)
+    if said:
+        _logger.warning("a confined process (%s) gave no answer; its standard error ends: %s", target, said)
+
+
+def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, said: str = "") -> Outcome:
+    last = f". It says last: {said}" if said else ""
+    if returncode < 0:
+        name = signal_name(-returncode)
+        if name == "SIGXCPU":
+            return Outcome(None, f"takes longer than the {timeout_s:g} s of processor time allowed")
+        return Outcome(None, f"crashes its reader ({name}): it is damaged or hostile{last}")
+    if not text:
+        raise WorkerError(f"a confined process could not run (exit status {returncode}){last}")
+    try:
+        answer = _Answer.model_validate_json(text)
+    except ValidationError:
+        # Whoever has taken over the child may write what it likes.
+        return Outcome(None, "has an answer that cannot be read: it is damaged or hostile")
+    for what in answer.missing:
+        _say_once(what)
+    if answer.raised is not None:
+        raise WorkerError(f"a confined process failed: {answer.raised}")
+    if "value" not in answer.model_fields_set:
+        return Outcome(None, f"needs more memory than the {memory_bytes} bytes allowed")
+    return Outcome(answer.value, None)
+
+
+@functools.lru_cache(maxsize=16)
+def _say_once(what: str) -> None:
+    _logger.warning("uploads are read without %s: the other bounds hold", what)
+
+
+# ------------------------------------------------------------------------------------------------------ in the child
+
+
+def child(request_json: str) -> None:
+    """Confines this process, calls the function and writes the answer; the whole of a child's life."""
+    request = json.loads(request_json)
+    answers = _prepare(request)
+    answer: dict[str, Json] = {"missing": cast(Json, _confine(request))}
+    try:
+        answer["value"] = _imported(request["target"])(**request["arguments"])
+    except MemoryError:
+        pass
+    except Exception as error:
+        answer["raised"] = f"{type(error).__name__}: {error}"
+    with os.fdopen(answers, "wb") as stream:
+        stream.write(json.dumps(answer).encode())
+
+
+def server(request_json: str) -> None:
+    """Confines this process and has the function answer requests; the whole of a child's life."""
+    request = json.loads(request_json)
+    answers = _prepare(request)
+    _answer_requests(request, answers, _confine(request))
+
+
+def free_server(request_json: str) -> None:
+    """``server`` without confinement."""
+    request = json.loads(request_json)
+    _answer_requests(request, _prepare(request), ["confinement (it was started without)"])
+
+
+def _answer_requests(request: Mapping[str, Any], answers: int, missing: list[str]) -> None:
+    with os.fdopen(0, "rb", closefd=False) as requests, os.fdopen(answers, "wb") as stream:
+        _imported(request["target"])(requests, stream, missing, **request["arguments"])
+
+
+def _imported(target: str) -> Callable[..., Json]:
+    module, function = target.split(":")
+    found: Callable[..., Json] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _prepare(request: Mapping[str, Any]) -> int:
+    """Ties this process to its parent; returns the descriptor for its answers."""
+    die_with_parent(request["parent"])
+    # Where the machine has no memory left, the kernel ends this process before any of the service's.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    # Libraries print to the standard output, too; theirs goes nowhere.
+    answers = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return answers
+
+
+def _confine(request: Mapping[str, Any]) -> list[str]:
+    """Gives up what a child may not do; returns what ``confine`` says."""
+    bounds = Bounds(*request["bounds"])
+    folders = [Path(name) for name in (*sys.path, sys.prefix, sys.base_prefix) if Path(name) != ROOT]
+    libraries = [Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if name]
+    own = [ROOT / package for package in ("store", "workers")]
+    system = [Path(name) for name in (*_SYSTEM_FILES, *(_GPU_FILES if bounds.gpu else ()))]
+    return confine(bounds, [*own, *folders, *libraries, *system, *map(Path, request["readable"])])

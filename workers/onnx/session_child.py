@@ -1,0 +1,118 @@
+"""The confined process behind a ``workers.onnx.confined_session``: one ONNX Runtime session that answers batch after
+batch.
+
+Nothing else imports this file. A request is a line of JSON that says where in the shared memory the input lies; an
+answer is a line of JSON and, for an output, as many bytes as it says.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workers.errors import DeviceUnavailable, OutOfMemory, WorkerError
+from workers.onnx.session import Session, open_on_cuda
+from workers.onnx.shared_arrays import SharedReader
+
+MESSAGE_MAX = 2000  # characters
+
+
+class Request(BaseModel):
+    """An input to run, C-contiguous at ``offset`` of the shared memory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: Literal["float16", "float32"]
+
+
+class Opened(BaseModel):
+    """The session is there.
+
+    Attributes:
+        provider, cpu_operators: see ``onnx_session.Session``.
+        missing: of the confinement, see ``confinement.confine``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    provider: str = Field(max_length=100)
+    cpu_operators: dict[str, int] = Field(max_length=1000)
+    missing: list[str] = Field(max_length=8)
+
+
+class Refused(BaseModel):
+    """What a session or a run has raised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    error: Literal["InvalidTeacher", "OutOfMemory", "DeviceUnavailable"]
+    message: str = Field(max_length=MESSAGE_MAX)
+
+
+class Output(BaseModel):
+    """float32 [rows, classes] follows, in so many bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = Field(ge=0)
+    classes: int = Field(ge=0)
+
+
+def serve(
+    requests: BinaryIO,
+    answers: BinaryIO,
+    missing: list[str],
+    *,
+    path: str,
+    input_name: str,
+    output_name: str,
+    threads: int | None,
+    providers: Sequence[Any] | None,
+    memory: int,
+) -> None:
+    """Open the session, say so, and run what is asked until there is nobody to ask.
+
+    Args:
+        providers: as of ``Session``; None is the CPU.
+        memory: descriptor of the shared memory.
+    """
+    try:
+        open_session = functools.partial(Session, Path(path), input_name, output_name, threads=threads)
+        if providers is None:
+            session = open_session()
+        else:
+            session = open_on_cuda(functools.partial(open_session, providers=providers))
+    except (WorkerError, MemoryError) as error:
+        _say(answers, _refused(error))
+        return
+    _say(answers, Opened(provider=session.provider, cpu_operators=dict(session.cpu_operators), missing=missing))
+    inputs = SharedReader(memory)
+    for line in requests:
+        request = Request.model_validate_json(line)
+        try:
+            output_BN = session.run(inputs.array(request.offset, request.shape, request.dtype))
+        except (WorkerError, MemoryError) as error:
+            _say(answers, _refused(error))
+            continue
+        rows, classes = output_BN.shape
+        _say(answers, Output(rows=rows, classes=classes), output_BN.tobytes())
+
+
+def _refused(error: Exception) -> Refused:
+    kind: Literal["InvalidTeacher", "OutOfMemory", "DeviceUnavailable"] = "InvalidTeacher"
+    if isinstance(error, (OutOfMemory, MemoryError)):
+        kind = "OutOfMemory"
+    elif isinstance(error, DeviceUnavailable):
+        kind = "DeviceUnavailable"
+    message = str(error) or "there is too little memory"
+    return Refused(error=kind, message=message[:MESSAGE_MAX])
+
+
+def _say(answers: BinaryIO, told: BaseModel, body: bytes = b"") -> None:
+    answers.write(told.model_dump_json().encode() + b"\n")
+    answers.write(body)
+    answers.flush()

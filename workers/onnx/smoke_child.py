@@ -1,0 +1,102 @@
+"""What the child process of a smoke run does; see ``workers.onnx.smoke_test``. Nothing else imports this file.
+
+Legend: B pictures, H x W pixels, C channels, N classes.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from workers.errors import InvalidTeacher, WorkerError
+from workers.onnx.batch_rules import NO_HINT
+from workers.onnx.session import Session, versions
+from workers.onnx.smoke_test import TRIED
+from workers.onnx.versions import TooNew, check_versions
+
+
+class Trial(BaseModel):
+    """What to run.
+
+    Attributes:
+        picture: (H, W, C) of one.
+        batch: pictures per call if the graph fixes it.
+        classes: N if the graph declares it.
+        ir_version, opset: of the file.
+        batch_hint: what in the graph may make an output depend on the batch; empty if nothing is to be seen.
+        tolerance: largest difference between alone and in a batch, relative to the largest output.
+        timeout_s: for loading the file and all runs.
+    """
+
+    path: Path
+    input_name: str
+    output_name: str
+    dtype: str
+    picture: tuple[int, int, int]
+    batch: int | None
+    classes: int | None
+    ir_version: int
+    opset: int
+    batch_hint: str
+    layout: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tolerance: float
+    timeout_s: float
+
+
+def answer(**trial: object) -> str | None:
+    """None if all is well, else what is wrong."""
+    try:
+        _try(Trial.model_validate(trial))
+    except TooNew as error:
+        return str(error)
+    except InvalidTeacher as error:
+        return f"{TRIED}{error}"
+    except WorkerError as error:
+        return f"{TRIED}it needs too much memory: {error}"
+    return None
+
+
+def _try(trial: Trial) -> None:
+    # ONNX Runtime says it too, in the middle of its own C++, and not what to do.
+    check_versions(trial.ir_version, trial.opset, versions())
+    deadline_s = time.monotonic() + trial.timeout_s
+    session = Session(trial.path, trial.input_name, trial.output_name, threads=1)
+    pictures = _noise(trial, trial.batch or 2)
+
+    def run(count: int) -> NDArray[np.float32]:
+        output_BN = session.run(pictures[:count], max(0.0, deadline_s - time.monotonic()))
+        if trial.classes not in (None, output_BN.shape[1]):
+            raise InvalidTeacher(f"it has {output_BN.shape[1]} outputs for a picture, it declares {trial.classes}")
+        if not np.isfinite(output_BN).all():
+            raise InvalidTeacher("its output is not finite: it cannot be learned from")
+        return output_BN
+
+    if trial.batch is not None:
+        run(trial.batch)
+        return
+    alone_BN, beside_BN = run(1), run(2)
+    if alone_BN.shape[1] != beside_BN.shape[1]:
+        raise InvalidTeacher(
+            f"it has {alone_BN.shape[1]} outputs for one picture, {beside_BN.shape[1]} for each of two"
+        )
+    difference = float(np.abs(alone_BN[0] - beside_BN[0]).max(initial=0))
+    allowed = trial.tolerance * float(np.abs(beside_BN).max(initial=0))
+    if difference > allowed:
+        raise InvalidTeacher(
+            f"its output differs by {difference:.3g} from the same picture's beside another, {allowed:.3g} is allowed. "
+            f"{trial.batch_hint or NO_HINT}"
+        )
+
+
+def _noise(trial: Trial, count: int) -> NDArray[np.floating]:
+    """The input for pictures of independent uniform bytes: [B, C, H, W] or [B, H, W, C], as the layout says."""
+    bytes_BHWC = np.random.default_rng(0).integers(0, 256, (count, *trial.picture), dtype=np.uint8)
+    mean, std = (np.asarray(values, np.float32) for values in (trial.mean, trial.std))
+    x_BHWC = (bytes_BHWC * np.float32(trial.scale) - mean) / std
+    laid_out = x_BHWC.transpose(0, 3, 1, 2) if trial.layout == "nchw" else x_BHWC
+    return np.ascontiguousarray(laid_out, dtype=trial.dtype)

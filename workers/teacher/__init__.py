@@ -1,0 +1,1 @@
+"""The teacher's half of a job: preflight, inference, caches."""

@@ -1,0 +1,231 @@
+"""The inference stage: blocks of a cache, from pictures to committed logits, with nothing waiting for another.
+
+Three things happen at once: loading threads draw the next batches' views and preprocess them, the calling thread runs
+the teacher, a writing thread computes the statistics of the last block and commits it. ONNX Runtime, torch's kernels
+and file writes leave the interpreter free, so threads are enough.
+
+A block is a pure function of the cache's specification and the two files behind it, so it does not matter who infers
+it, how often, or after which crash: a call takes the numbers of the blocks it is to do, and what was committed stays
+whatever happens to the rest. What it does not do: choose blocks, finish the cache, retry.
+
+Legend: B rows of a batch, R rows of a block, N classes.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import JsonValue, TypeAdapter
+
+from store import CacheWriter
+from workers.config.job import Augmentation, NoAugmentation
+from workers.data.augmentation import make_views
+from workers.data.prepared import Dataset
+from workers.errors import Stopped
+from workers.events import Emit, InferenceProgress, Log, ShouldStop, ignore, never
+from workers.teacher.teacher import Teacher
+
+AHEAD = 2  # batches that may be loaded and not yet inferred, beside those that are being loaded
+BLOCKS_AHEAD = 2  # blocks that may be inferred and not yet committed
+PROGRESS_INTERVAL_S = 0.25
+
+AUGMENTATION: TypeAdapter[Augmentation] = TypeAdapter(Augmentation)
+
+
+class _Batch(NamedTuple):
+    """Samples ``start`` to ``stop`` (exclusive) of a view, within a block that begins at ``block_start``."""
+
+    block: int
+    view: int
+    start: int
+    stop: int
+    block_start: int
+    block_stop: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.stop == self.block_stop
+
+
+def infer_blocks(
+    teacher: Teacher,
+    dataset: Dataset,
+    writer: CacheWriter,
+    blocks: Iterable[int],
+    emit: Emit = ignore,
+    should_stop: ShouldStop = never,
+    batch_size: int = 256,
+    load_threads: int = 1,
+) -> int:
+    """Infer and commit ``blocks`` of the cache that ``writer`` holds; returns the rows that went through the teacher.
+
+    Events are emitted from the calling thread: progress at most four times a second and once at the end, and a warning
+    where the memory is too small for the batch.
+
+    Args:
+        teacher: made with the output kind that the cache's specification names.
+        dataset: the split that the specification names.
+        blocks: numbers below ``writer.spec.blocks``, usually some of ``writer.pending_blocks()``.
+        should_stop: asked before every batch.
+        batch_size: pictures per call of the teacher, best a power of two. Another one changes logits in their last
+            bits only. A teacher with a fixed number takes as many whole ones as fit.
+        load_threads: that draw views and preprocess; nothing kept depends on how many.
+
+    Raises:
+        Stopped: ``should_stop`` said so; blocks that were inferred whole are committed.
+        store.DiskFull: no room; committed blocks stay, the call can be repeated when there is some.
+        store.StoreError, WorkerError: as the teacher and the writer raise them.
+    """
+    if teacher.output_kind != writer.spec.output_kind:
+        raise ValueError(f"the cache holds {writer.spec.output_kind}, the teacher was made for {teacher.output_kind}")
+    if teacher.batch is not None:
+        batch_size = teacher.batch * max(1, batch_size // teacher.batch)
+    wanted = list(blocks)
+    progress = _Progress(writer, wanted, emit)
+    with (
+        ThreadPoolExecutor(1, "retort-commit") as committer,
+        _loading_threads(load_threads) as loader,
+    ):
+        commits: deque[Future[int]] = deque()
+        batches = _batches(writer, wanted, batch_size)
+        for batch, input_ in _loaded(loader, AHEAD + load_threads, teacher, dataset, writer, batches):
+            if should_stop():
+                raise Stopped(f"inference stopped after {progress.inferred} rows of this call")
+            if batch.start == batch.block_start:
+                logits_RN = np.empty((batch.block_stop - batch.block_start, writer.spec.classes), dtype=np.float32)
+            rows = slice(batch.start - batch.block_start, batch.stop - batch.block_start)
+            logits_RN[rows] = _infer(teacher, input_, batch_size, emit)
+            progress.inferred += batch.stop - batch.start
+            if batch.is_last:
+                labels_R = np.asarray(dataset.labels_N[batch.block_start : batch.block_stop])
+                commits.append(committer.submit(_commit, writer, batch.block, logits_RN, labels_R, teacher.provenance))
+            while commits and (commits[0].done() or len(commits) > BLOCKS_AHEAD):
+                progress.committed += commits.popleft().result()
+            progress.tell()
+        for commit in commits:
+            progress.committed += commit.result()
+        progress.tell(at_end=True)
+    return progress.inferred
+
+
+@contextmanager
+def _loading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of ``count`` threads; several compute with one core each, a single one with all that torch uses.
+
+    Whatever ends its use: what is begun is finished, what is not is dropped, and no thread is left.
+    """
+    # What torch is told in one thread holds for that one, and for every thread of the process that is begun later.
+    threads = torch.get_num_threads()
+    loader = ThreadPoolExecutor(count, "retort-load", (lambda: torch.set_num_threads(1)) if count > 1 else None)
+    try:
+        yield loader
+    finally:
+        loader.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _batches(writer: CacheWriter, blocks: Iterable[int], batch_size: int) -> Iterator[_Batch]:
+    for block in blocks:
+        view, block_start, block_stop = writer.spec.block_range(block)
+        for start in range(block_start, block_stop, batch_size):
+            yield _Batch(block, view, start, min(start + batch_size, block_stop), block_start, block_stop)
+
+
+def _loaded(
+    loader: ThreadPoolExecutor,
+    depth: int,
+    teacher: Teacher,
+    dataset: Dataset,
+    writer: CacheWriter,
+    batches: Iterator[_Batch],
+) -> Iterator[tuple[_Batch, NDArray[np.floating]]]:
+    """Each batch with the teacher's input for it, at most ``depth`` of them loaded ahead, in order."""
+    recipe = AUGMENTATION.validate_python(writer.spec.augmentation)
+    seed = writer.spec.augmentation_seed
+    ahead: deque[tuple[_Batch, Future[NDArray[np.floating]]]] = deque()
+    for batch in batches:
+        ahead.append((batch, loader.submit(_load, teacher, dataset, recipe, seed, batch)))
+        if len(ahead) > depth:
+            oldest, future = ahead.popleft()
+            yield oldest, future.result()
+    for oldest, future in ahead:
+        yield oldest, future.result()
+
+
+def _load(teacher: Teacher, dataset: Dataset, recipe: Augmentation, seed: int, batch: _Batch) -> NDArray[np.floating]:
+    images = torch.from_numpy(dataset.take(slice(batch.start, batch.stop)))
+    if not isinstance(recipe, NoAugmentation):
+        images = make_views(images, recipe, seed, batch.view, np.arange(batch.start, batch.stop))
+    return teacher.preprocess(images)
+
+
+def _infer(teacher: Teacher, input_: NDArray[np.floating], batch_size: int, emit: Emit) -> NDArray[np.float32]:
+    """The logits of a batch; tells if it had to be taken in parts."""
+    before = teacher.rows_max
+    logits_BN = teacher.run(input_, batch_size)
+    if teacher.rows_max != before:
+        emit(
+            Log(
+                level="warning",
+                message=f"the memory that the teacher has on {teacher.device} does not hold {before or batch_size} "
+                f"pictures at once: it goes on with {teacher.rows_max}",
+            )
+        )
+    return logits_BN
+
+
+def _commit(
+    writer: CacheWriter,
+    block: int,
+    logits_RN: NDArray[np.float32],
+    labels_R: NDArray[np.int64],
+    provenance: Mapping[str, JsonValue],
+) -> int:
+    # Before the block, so that a crash in between leaves no block whose origin is not told.
+    writer.add_provenance(provenance)
+    writer.write_block(block, logits_RN, labels_R)
+    return len(logits_RN)
+
+
+class _Progress:
+    """Counts rows and tells of them, not too often.
+
+    Attributes:
+        inferred: rows of this call that went through the teacher.
+        committed: rows of this call that are in the cache.
+    """
+
+    def __init__(self, writer: CacheWriter, blocks: list[int], emit: Emit) -> None:
+        spec = writer.spec
+        self.inferred = 0
+        self.committed = 0
+        self._emit = emit
+        self._spec = spec
+        self._wanted = spec.rows_in(blocks)
+        self._total = spec.views * spec.samples
+        self._before = self._total - spec.rows_in({*writer.pending_blocks(), *blocks})
+        self._started = self._told = time.monotonic()
+
+    def tell(self, *, at_end: bool = False) -> None:
+        now = time.monotonic()
+        if not at_end and now - self._told < PROGRESS_INTERVAL_S:
+            return
+        self._told = now
+        rate = self.inferred / max(now - self._started, 1e-9)
+        self._emit(
+            InferenceProgress(
+                cache=self._spec.key,
+                split=self._spec.split,
+                rows_done=self._before + self.committed,
+                rows_total=self._total,
+                rows_inferred=self.committed,
+                rows_per_s=rate,
+                eta_s=(self._wanted - self.inferred) / rate if rate else None,
+            )
+        )

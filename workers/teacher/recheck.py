@@ -1,0 +1,85 @@
+"""The teacher run again on random rows of a cache, long after: does it still say what is kept of it?"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from store import CacheReader, SparseEncoding
+from store.statistics import row_statistics
+from workers.config.job import Folders, Preprocessing, Views
+from workers.data import prepared
+from workers.data.augmentation import make_views
+from workers.errors import InvalidTeacher
+from workers.teacher.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class RecomputeReport:
+    """What a teacher says today beside what the cache holds."""
+
+    rows: int
+    max_abs_difference: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.max_abs_difference <= self.allowed
+
+
+def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecomputeReport:
+    """Run the teacher again on random rows of a complete cache and compare.
+
+    Args:
+        data_dir: the service's folder, with ``caches``, ``datasets`` and ``teachers``.
+        key: of the cache.
+        rows: how many (view, sample) pairs to draw without repetition, at most all.
+
+    Returns:
+        The largest absolute difference of a logit, beside what the cache's dtype or encoding and
+        another batch size or provider explain. Of a sparse cache, which has lost most logits, the
+        largest of a statistic: those are of whole rows.
+
+    Raises:
+        store.CacheNotFound, InvalidTeacher, InvalidDataset: something it was made from is gone.
+    """
+    folders = Folders(data_dir=data_dir, data_root=data_dir)
+    reader = CacheReader.from_key(folders.caches, key)
+    spec = reader.spec
+    path = folders.teachers / f"{spec.teacher_sha256}.onnx"
+    if not path.is_file():
+        raise InvalidTeacher(f"the teacher of cache {key[:12]} is gone: {path.name} is not there")
+    dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
+    teacher = Teacher(
+        path,
+        Preprocessing.model_validate(spec.preprocessing),
+        spec.teacher_output,
+        threads=os.cpu_count() or 1,
+        device="auto",
+        output_kind=spec.output_kind,
+        dataset=dataset,
+        sessions=1,
+    )
+    total = spec.views * spec.samples
+    chosen = np.random.Generator(np.random.Philox(key=seed)).choice(total, size=min(rows, total), replace=False)
+    recipe = Views.model_validate({"augmentation": spec.augmentation}).augmentation
+    worst = largest = half_step = 0.0
+    for view in np.unique(chosen // spec.samples):
+        index = np.sort(chosen[chosen // spec.samples == view] % spec.samples)
+        pictures = torch.from_numpy(dataset.take(index))
+        fresh_BC = teacher.logits(make_views(pictures, recipe, spec.augmentation_seed, int(view), index))
+        largest = max(largest, float(np.abs(fresh_BC).max()))
+        statistics = {name: values_N[index] for name, values_N in reader.statistics(int(view)).items()}
+        if isinstance(spec.encoding, SparseEncoding):
+            fresh = row_statistics(fresh_BC)
+            worst = max(worst, *(float(np.abs(fresh[name] - statistics[name]).max()) for name in fresh))
+        else:
+            stored_BC = reader.gather(int(view), index).astype(np.float32)
+            worst = max(worst, float(np.abs(fresh_BC - stored_BC).max()))
+        if spec.encoding == "uint8":
+            half_step = max(half_step, float((statistics["max"] - statistics["min"]).max()) / 510)
+    # Half a unit in the last place of float16 or half a step of uint8, and 1e-4 for another order of summation.
+    unit = 2.0**-11 if spec.dtype == "float16" else 0.0
+    return RecomputeReport(len(chosen), worst, largest * (unit + 1e-4) + half_step + 1e-5)

@@ -1,0 +1,369 @@
+"""Whether training on cached logits is training with the live teacher: their losses and gradients, step by step.
+
+A student is trained for an epoch on a cache, as ``train`` would: same first weights, order and boxes, on the teacher's
+resampling of them, for a cache does not know the size of a job's own views. In every step
+its one forward pass is differentiated for the loss on the cached rows, and again for the loss on what the teacher says
+now about the very pictures of the batch; then the student moves along the cached gradient. The pass is shared, so
+whatever differs comes from the teacher's rows. The arithmetic is training's float32; the student is on the CPU.
+
+What is allowed is ``BOUND``, for every step's loss and gradient, against the live logits *in the cache's dtype* with
+the statistics of the unrounded ones. So a float32 cache is compared with the live teacher itself. A float16 cache
+differs from that by rounding, which the report shows beside it, and must differ by nothing else: how much rounding may
+do needs no bound, and none would be tight, for methods that rank classes jump where rounding makes a tie.
+
+On one machine's CPU nothing else is left: ONNX Runtime gave the same bits there for every batch size and number of
+threads tried (convolutions, MatMul, Gemm). The live statistics are summed in float64, as the cache's are; summed in
+float32 they alone would move the gradient of ``atkd`` by 1.5e-6, which is the live side's error and not the cache's.
+Another provider or processor may give logits other last bits; the verdict then says so.
+
+Shapes: B batch, C classes, P numbers that are trained.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.optim import SGD
+
+from store import CacheReader, CacheSpec, Catalog
+from workers.config.job import Folders, InferenceOrder, Preprocessing, Sgd, TeacherSpec, Training, Views, output_size
+from workers.data.prepared import Dataset, open_prepared
+from workers.errors import InvalidMethod, LossyCache
+from workers.methods.method import Method
+from workers.methods.papers import Preset
+from workers.objective.objective import View, objective_of
+from workers.objective.statistics import row_statistics
+from workers.students.build import build_student
+from workers.teacher.build_caches import identify, open_teacher
+from workers.teacher.encoding_check import describe
+from workers.teacher.teacher import Teacher
+from workers.training.batches import TrainingFeed, student_preprocessing, to_input
+
+BOUND = 1e-6
+"""Allowed of a step's |difference| / |live|, for the loss and for the gradient. Float32 resolves 6e-8."""
+
+KERNEL_NOISE = 1e-5
+"""Logits that differ by less than this part of the largest one come of float32 sums in another order."""
+
+Progress = Callable[[int, int], None]
+"""Told (steps done, steps in all) after every step."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A quantity over the steps: its median, and its value farthest from agreement."""
+
+    median: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The cache beside a live teacher, over the steps.
+
+    Attributes:
+        loss: |L_cached - L_live| / |L_live|.
+        gradient: ||g_cached - g_live|| / ||g_live||, over everything that is trained.
+        cosine: of the angle between both gradients.
+    """
+
+    loss: Spread
+    gradient: Spread
+    cosine: Spread
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no step exceeds ``BOUND``."""
+        return self.loss.worst <= BOUND and self.gradient.worst <= BOUND
+
+
+@dataclass
+class Logits:
+    """The cached logits beside the live ones, batch after batch.
+
+    Attributes:
+        compared: how many.
+        unlike: how many of them are not, to the last bit, the live logit in the cache's dtype.
+        difference: the largest |cached - live|.
+        unexplained: the largest part of it that rounding to the cache's dtype does not explain.
+        largest: the largest |live|.
+    """
+
+    compared: int = 0
+    unlike: int = 0
+    difference: float = 0.0
+    unexplained: float = 0.0
+    largest: float = 0.0
+
+    def add(self, cached_BC: Tensor, live_BC: Tensor) -> None:
+        expected_BC = live_BC.to(cached_BC.dtype)
+        difference_BC = (cached_BC.float() - live_BC).abs()
+        rounding_BC = (expected_BC.float() - live_BC).abs()
+        self.compared += cached_BC.numel()
+        self.unlike += int((cached_BC != expected_BC).sum())
+        self.difference = max(self.difference, float(difference_BC.max()))
+        self.unexplained = max(self.unexplained, float((difference_BC - rounding_BC).max()))
+        self.largest = max(self.largest, float(live_BC.abs().max()))
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What the steps have shown.
+
+    Attributes:
+        key: of the cache.
+        method: its label.
+        epoch: counted from 1.
+        rows: that were trained on; a row of two views counts once.
+        loss: mean over them, on the cache: what training reports as ``train_loss``.
+        dtype: of the cache.
+        provider: ONNX Runtime's name of what the live teacher ran on.
+        live: the cache beside the live teacher's float32 logits.
+        rounded: beside those logits in float16; None for a float32 cache, for it would repeat ``live``.
+    """
+
+    key: str
+    student: str
+    method: str
+    epoch: int
+    steps: int
+    rows: int
+    loss: float
+    dtype: str
+    provider: str
+    live: Comparison
+    rounded: Comparison | None
+    logits: Logits
+
+    @property
+    def judged(self) -> Comparison:
+        """The comparison that has to stay within ``BOUND``."""
+        return self.rounded or self.live
+
+    @property
+    def ok(self) -> bool:
+        return self.judged.agrees
+
+    @property
+    def verdict(self) -> str:
+        """One sentence for a person."""
+        against = "the live teacher" if self.rounded is None else "the live teacher rounded to float16"
+        apart = (
+            f"relative differences up to {self.judged.loss.worst:.2g} in the loss and "
+            f"{self.judged.gradient.worst:.2g} in the gradient ({BOUND:g} is allowed)"
+        )
+        if self.ok:
+            return f"this cache trains a student as {against} does: {apart}"
+        logits = self.logits
+        if not logits.unlike:
+            cause = "the logits are this teacher's, the statistics are not"
+        elif logits.unexplained <= KERNEL_NOISE * logits.largest:
+            cause = (
+                f"{logits.unlike:,} of {logits.compared:,} logits differ in their last bits alone, as when they were "
+                f"inferred by another provider than {self.provider} or on another processor"
+            )
+        else:
+            cause = (
+                f"{logits.unlike:,} of {logits.compared:,} logits are not this teacher's for these pictures, "
+                f"by up to {logits.difference:.3g}"
+            )
+        return f"this cache does not train a student as {against} does: {apart}; {cause}"
+
+
+def check_parity(
+    data_dir: Path,
+    key: str,
+    preset: Preset,
+    *,
+    student: str = "resnet8",
+    batch_size: int = 64,
+    seed: int = 0,
+    epoch: int = 1,
+    steps: int | None = None,
+    threads: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> ParityReport:
+    """Train for one epoch on a cache and compare every step with the same step under the live teacher.
+
+    Args:
+        data_dir: the service's folder, with ``caches``, ``datasets`` and ``teachers``.
+        key: of a complete cache, or the unambiguous beginning of one.
+        preset: the method.
+        student: a name of the catalogue; it starts from the weights that a run of this seed would.
+        seed: of the first weights and of the order.
+        epoch: from 1; sets the order, the view and the method's warm-up. The student is new, whichever it is.
+        steps: stop after so many; None for the whole epoch.
+        threads: of the teacher and of the student, which take turns.
+
+    Raises:
+        LossyCache: its rows are not what the teacher said.
+        InvalidMethod: the method has no use for a teacher in this epoch, or for a cache of so few views.
+        InvalidTeacher, InvalidDataset: what the cache was made from is gone or has changed.
+        UnknownName, InvalidJob: the student is none, or cannot take these pictures.
+        NotFinite: a loss is not a number.
+        store.StoreError: there is no such cache, or it is incomplete or damaged.
+    """
+    folders = Folders(data_dir=data_dir, data_root=data_dir)
+    reader = CacheReader.from_key(folders.caches, Catalog(folders.caches).resolve(key))
+    spec, method = reader.spec, preset.expand()
+    if spec.is_lossy:
+        raise LossyCache(
+            f"cache {spec.key[:12]} has the encoding {describe(spec)}, which is not meant to train as the live teacher "
+            "does: check a dense cache, or `retort cache verify` this one"
+        )
+    _check_method(method, spec, epoch)
+    teacher = _open_teacher(folders, spec, threads)
+    dataset = open_prepared(folders.datasets, spec.dataset_fingerprint)
+    plan = Views.model_validate(
+        {"augmentation": spec.augmentation, "count": spec.views, "seed": spec.augmentation_seed}
+    )
+    torch.set_num_threads(threads)
+    learner = _Learner(dataset, plan, student, method, seed)
+    feed = TrainingFeed(dataset, plan, reader, batch_size, seed, torch.device("cpu"), method.views)
+    total = min(feed.steps, steps or feed.steps)
+    logits, rows, loss = Logits(), 0, 0.0
+    beside_live, beside_rounded = _Differences(), _Differences()
+    for done, batch in enumerate(islice(feed.epoch(epoch - 1), total), start=1):
+        cached, live, rounded = [], [], []
+        for seen in batch.views:
+            z_BC = learner.forward(seen.images)
+            live_BC = torch.from_numpy(teacher.logits(seen.images))
+            statistics = row_statistics(live_BC.double())
+            cached.append(View(z_BC, seen.teacher_logits, seen.teacher_statistics))
+            live.append(View(z_BC, live_BC, statistics))
+            rounded.append(View(z_BC, live_BC.half(), statistics))
+            assert seen.teacher_logits is not None
+            logits.add(seen.teacher_logits, live_BC)
+        step = learner.differentiate(cached, batch.labels, epoch)
+        beside_live.add(step, learner.differentiate(live, batch.labels, epoch))
+        if spec.dtype == "float16":
+            beside_rounded.add(step, learner.differentiate(rounded, batch.labels, epoch))
+        learner.move(step)
+        rows += len(batch.labels)
+        loss += step.loss * len(batch.labels)
+        progress(done, total)
+    return ParityReport(
+        key=spec.key,
+        student=student,
+        method=preset.label,
+        epoch=epoch,
+        steps=total,
+        rows=rows,
+        loss=loss / rows,
+        dtype=spec.dtype,
+        provider=teacher.provider,
+        live=beside_live.summary(),
+        rounded=beside_rounded.summary() if spec.dtype == "float16" else None,
+        logits=logits,
+    )
+
+
+def _check_method(method: Method, spec: CacheSpec, epoch: int) -> None:
+    """Refuse a method that would compare nothing, or views that the cache does not have."""
+    _, scale = method.factors(epoch)
+    if scale == 0 or not any(term.weight for term in method.terms):
+        raise InvalidMethod(
+            f"method {method.name!r} learns from labels alone in epoch {epoch}, so it has nothing to compare: "
+            "take one that distils, or an earlier epoch"
+        )
+    if method.views > spec.views:
+        raise InvalidMethod(
+            f"method {method.name!r} compares two views of each sample, and cache {spec.key[:12]} has one: "
+            "take the cache of a job whose views.count is 2 or more"
+        )
+
+
+def _open_teacher(folders: Folders, spec: CacheSpec, threads: int) -> Teacher:
+    """The teacher that the cache was made with, ready to run as for its inference."""
+    kept = TeacherSpec(
+        path=folders.teachers / f"{spec.teacher_sha256}.onnx",
+        sha256=spec.teacher_sha256,
+        output=spec.teacher_output,
+        preprocessing=Preprocessing.model_validate(spec.preprocessing),
+    )
+    return open_teacher(InferenceOrder(folders=folders, teacher=identify(kept), spec=spec, threads=threads))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One loss and its gradient by everything that is trained, a tensor for each parameter."""
+
+    loss: float
+    gradients: tuple[Tensor, ...]
+
+
+class _Learner:
+    """The student, the method's learned temperatures, and what moves them: plain SGD as a job's default has it."""
+
+    def __init__(self, dataset: Dataset, plan: Views, student: str, method: Method, seed: int) -> None:
+        size = output_size(plan.augmentation, dataset.height, dataset.width)
+        torch.manual_seed(seed)
+        network = build_student(student, dataset.classes, in_channels=dataset.channels, image_side=min(size))
+        self._network = network.to(memory_format=torch.channels_last)
+        self._preprocessing = student_preprocessing(dataset, size)
+        self._method = method
+        self._learned = {name: nn.Parameter(torch.tensor(value)) for name, value in method.learned.items()}
+        self._parameters = [p for p in network.parameters() if p.requires_grad] + list(self._learned.values())
+        recipe = Sgd()
+        self._optimizer = SGD(
+            self._parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+        )
+
+    def forward(self, images_BHWK: Tensor) -> Tensor:
+        """Logits [B, C] of augmented uint8 pictures."""
+        z_BC: Tensor = self._network(to_input(images_BHWK, self._preprocessing, channels_last=True))
+        return z_BC
+
+    def differentiate(self, both: Sequence[View], labels_B: Tensor, epoch: int) -> _Step:
+        """Loss and gradient of one view or two; the graph of the student's pass stays for another teacher's rows."""
+        outcome = objective_of(
+            self._method,
+            both,
+            labels_B,
+            epoch=epoch,
+            epochs=max(epoch, Training().epochs),
+            learned=self._learned,
+        )
+        gradients = torch.autograd.grad(outcome.total, self._parameters, retain_graph=True, materialize_grads=True)
+        return _Step(float(outcome.total.detach()), gradients)
+
+    def move(self, step: _Step) -> None:
+        """One update of the optimizer."""
+        for parameter, gradient in zip(self._parameters, step.gradients, strict=True):
+            # The fused update, which is training's and rounds in its own way, takes them to lie as their parameters do.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        self._optimizer.step()
+
+
+@dataclass
+class _Differences:
+    """The cached steps beside others, one value per step."""
+
+    loss: list[float] = field(default_factory=list)
+    gradient: list[float] = field(default_factory=list)
+    cosine: list[float] = field(default_factory=list)
+
+    def add(self, cached: _Step, live: _Step) -> None:
+        # The sums in float64, so that they add nothing to what they measure.
+        cached_P, live_P = (torch.cat([g.reshape(-1) for g in step.gradients]).double() for step in (cached, live))
+        self.loss.append(_relative(abs(cached.loss - live.loss), abs(live.loss)))
+        self.gradient.append(_relative(float((cached_P - live_P).norm()), float(live_P.norm())))
+        # cos(u, v) = 1 - |u - v|^2 / 2 of unit vectors: exactly 1 for equal ones.
+        apart_P = normalize(cached_P, dim=0) - normalize(live_P, dim=0)
+        self.cosine.append(1.0 - float(apart_P.square().sum()) / 2)
+
+    def summary(self) -> Comparison:
+        return Comparison(
+            loss=Spread(median(self.loss), max(self.loss)),
+            gradient=Spread(median(self.gradient), max(self.gradient)),
+            cosine=Spread(median(self.cosine), min(self.cosine)),
+        )
+
+
+def _relative(difference: float, scale: float) -> float:
+    return difference / max(scale, torch.finfo(torch.float32).tiny)

@@ -1,0 +1,1 @@
+"""The student's half of a job: batches, loop, evaluation, artifacts."""

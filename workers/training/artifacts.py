@@ -1,0 +1,214 @@
+"""What a run leaves behind: weights, ONNX, metrics, configuration, result, log; and its checkpoints.
+
+A finished run's folder appears under its final name in one rename, so a folder that has the name is
+complete, and a run that was stopped or killed leaves none. The exported ONNX file is compared with
+the torch student on real pictures, through the same class that reads teachers: what is exported here
+can be uploaded there.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from workers.config.job import Preprocessing
+from workers.disk_errors import disk_error
+from workers.errors import WorkerError
+from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder
+from workers.run_files import ARTIFACTS, CHECKPOINT
+from workers.teacher.teacher import Teacher
+from workers.training.batches import to_input
+from workers.training.host_copy import to_host
+
+# float32 convolutions in another order of summation differ by about 1e-5 of the largest logit.
+_PARITY = 1e-3
+
+
+class ExportMismatch(WorkerError):
+    """The exported ONNX student does not compute what the torch student computes."""
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, object]) -> None:
+    """Replace ``folder/checkpoint.pt`` atomically: a kill at any moment leaves the old or the new.
+
+    Raises:
+        DiskLow: no room for it; the old one stays.
+    """
+    tensors: list[Tensor] = []
+    _with_tensors(state, tensors.append)
+    on_host = iter(to_host(tensors))
+    # By way of memory, because torch's own writer turns a full disk into an internal error.
+    content = io.BytesIO()
+    torch.save(_with_tensors(state, lambda _: next(on_host)), content)
+    buffer = content.getbuffer()
+    with replacing(folder / CHECKPOINT, f"a checkpoint of {buffer.nbytes:,} bytes") as file:
+        file.write(buffer)
+
+
+def remove_checkpoints(folders: Sequence[Path]) -> None:
+    """Remove the checkpoints of these attempts; a folder may be gone as a whole."""
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            (folder / CHECKPOINT).unlink()
+
+
+def _with_tensors(value: object, change: Callable[[Tensor], object]) -> object:
+    """A copy of nested dictionaries in which ``change`` was called on every tensor, in order."""
+    if isinstance(value, Mapping):
+        return {key: _with_tensors(part, change) for key, part in value.items()}
+    return change(value) if isinstance(value, Tensor) else value
+
+
+def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | None:
+    """The checkpoint with the most epochs and steps among the attempts' folders, or None.
+
+    One that cannot be read, or was made for another run (``identity``), is passed over: what it held is then trained
+    again, to the same weights.
+    """
+    farthest: dict[str, Any] | None = None
+    for folder in folders:
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            continue
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if disk_error(error) is not None:
+                # The file may be whole: what it holds is not to be trained again because a disk stutters.
+                raise
+            # A damaged file makes torch raise whatever its parts raise: KeyError, UnpicklingError, EOFError ...
+            continue
+        if state.get("identity") == identity and (farthest is None or _place(state) > _place(farthest)):
+            farthest = state
+    return farthest
+
+
+def _place(state: Mapping[str, Any]) -> tuple[int, int]:
+    return state["epoch"], state["sums"]["steps"]
+
+
+# ---------------------------------------------------------------------------------------- artifacts
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained network with the preprocessing that makes its input."""
+
+    network: nn.Module
+    preprocessing: Preprocessing
+
+
+def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
+    """Write ``path`` and compare it with the torch student on real pictures.
+
+    Args:
+        student: evaluated in float32 on the CPU.
+        path: of the ONNX file: input ``images`` float32 [batch, K, H, W], normalised as
+            ``student.preprocessing`` says; output ``logits`` float32 [batch, C].
+        images_BHWK: uint8 pictures at the student's input size.
+
+    Returns:
+        The largest absolute difference of a logit.
+
+    Raises:
+        ExportMismatch: that difference exceeds 1e-3 of the largest logit (at least 1e-3).
+    """
+    network = student.network.cpu().eval()
+    network = network.to(memory_format=torch.contiguous_format)
+    inputs = to_input(torch.from_numpy(images_BHWK), student.preprocessing, channels_last=False)
+    with warnings.catch_warnings():
+        # torch.export warns about its own internals; the file is judged by running it, below.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (inputs,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=False,
+            verbose=False,
+        )
+    with torch.no_grad():
+        expected_BC = network(inputs).numpy()
+    teacher = Teacher(path, student.preprocessing, output="logits", threads=1, device="cpu")
+    difference = float(np.abs(teacher.logits(images_BHWK) - expected_BC).max())
+    allowed = _PARITY * max(1.0, float(np.abs(expected_BC).max()))
+    if not difference <= allowed:
+        raise ExportMismatch(
+            f"student.onnx differs from the torch student by {difference:.3g} on {len(images_BHWK)} "
+            f"pictures, at most {allowed:.3g} is allowed: report the student's architecture"
+        )
+    return difference
+
+
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers, on the CPU, contiguous and unshared (what safetensors asks for)."""
+    state = network.state_dict()
+    on_host = to_host(list(state.values()))
+    return {name: tensor.contiguous().clone() for name, tensor in zip(state, on_host, strict=True)}
+
+
+def write_artifacts(
+    folder: Path,
+    student: Student,
+    images_BHWK: np.ndarray,
+    config: Mapping[str, object],
+    metrics: Sequence[Mapping[str, object]],
+    result: dict[str, object],
+    heed: Callable[[], None] = lambda: None,
+) -> dict[str, object]:
+    """Write everything a run leaves to ``folder/artifacts``, in one rename at the end.
+
+    Args:
+        heed: called before each part that takes its time; what it raises ends this, and nothing is left of it.
+
+    Returns:
+        ``result`` with ``onnx_max_abs_difference`` added, as in result.json.
+
+    Raises:
+        DiskLow: no room; nothing is left of it.
+        ExportMismatch: see ``export_onnx``.
+    """
+    final, partial = folder / ARTIFACTS, folder / f"{ARTIFACTS}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with disk_full_is_disk_low(folder, "a run's artifacts"):
+        try:
+            heed()
+            partial.mkdir(parents=True)
+            (partial / "student.safetensors").write_bytes(save(state_tensors(student.network)))
+            heed()
+            difference = export_onnx(student, partial / "student.onnx", images_BHWK)
+            heed()
+            result = {**result, "onnx_max_abs_difference": difference}
+            _write_json(partial / "config.json", config)
+            lines = [json.dumps(line, allow_nan=False) for line in metrics]
+            (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+            _write_json(partial / "result.json", result)
+            for path in partial.iterdir():
+                with path.open("rb+") as file:
+                    sync(file)
+            sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_folder(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return result
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

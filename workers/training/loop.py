@@ -1,0 +1,538 @@
+"""Train students on cached teacher logits; the loop is ``train_group``, read it top to bottom.
+
+A group is one run or several that share everything but student and method: they train side by side on the same batches,
+so that pictures are read and augmented once, and each ends with the bits that it would have had alone (on a CPU).
+``train_run`` is the group of one.
+
+It will not run a teacher, choose among epochs by the test split (the last epoch's weights are what
+is kept; the best epoch is reported beside it and named so), or move a job's state. A run that is
+killed anywhere resumes from its last checkpoint and ends with bit-identical weights on a CPU, because
+nothing is drawn from a generator with a history: order, views and dropout are functions of
+(seed, epoch, step).
+"""
+
+import contextlib
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from types import MappingProxyType
+
+import torch
+from structlog.contextvars import bound_contextvars
+
+from store import CacheReader, CacheSpec
+from workers.config.job import Preprocessing, TrainingOrder, output_size
+from workers.data import augmentation
+from workers.data.prepared import Dataset, open_prepared
+from workers.devices import choose_device, new_stream
+from workers.errors import CheckpointLost, InvalidJob, NotFinite, Paused, Stopped
+from workers.events import Emit, Finished, Log, ShouldStop
+from workers.logs import ids_of
+from workers.methods.method import Method
+from workers.students.build import build_student
+from workers.training.artifacts import Student, write_artifacts
+from workers.training.batches import BatchInputs, EvaluationFeed, TrainingFeed, student_preprocessing
+from workers.training.cuda_graph import BatchLoader, Recorder, StepGraph, why_no_graph
+from workers.training.distributed import Replicas
+from workers.training.epoch_sums import Reading
+from workers.training.evaluate import evaluate
+from workers.training.precision import Precision, float32_as
+from workers.training.run import Learner, Member, Wish, best, learning_rate
+from workers.training.step import check_every, explain_not_finite
+
+_PARITY_PICTURES = 32
+# A checkpoint that takes long is made so seldom that it costs a twentieth of the time at most.
+_SAVING_SHARE = 0.05
+
+# In the place of result.json where artifacts are left to another process.
+TRAINED: Mapping[str, object] = MappingProxyType({"trained": True})
+
+Ended = tuple[int, "dict[str, object] | Exception"]
+"""Which run of the group, and result.json or why there is none."""
+
+
+def _raise_unless_finite(line: Mapping[str, float | None], method: Method, epoch: int) -> None:
+    """Refuse an epoch whose metrics are not numbers: the last update, or batch statistics, went astray.
+
+    Raises:
+        NotFinite: naming the first such metric.
+    """
+    for name, value in line.items():
+        if value is not None and not math.isfinite(value):
+            raise NotFinite(
+                f"{name} of method {method.name!r} is {value} after epoch {epoch + 1}; the epoch is not kept. "
+                "Lower the learning rate or the weights, or set training.max_gradient_norm"
+            )
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the runs of a group share.
+
+    Attributes:
+        precision: of float32 products while they train: in full, or ``tf32``.
+        no_graph: why no step is recorded in a CUDA graph; None if that is tried.
+    """
+
+    device: torch.device
+    precision: Precision
+    no_graph: str | None
+    train: Dataset
+    test: Dataset
+    preprocessing: Preprocessing
+    size: tuple[int, int]
+    feed: TrainingFeed
+    evaluation: EvaluationFeed
+    replicas: Replicas
+
+
+def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Setting:
+    """Choose the device, meet the other processes of the student, map data and caches.
+
+    Raises:
+        InvalidJob: the runs do not share what a group has to share.
+    """
+    order = orders[0]
+    if len({_shared(each) for each in orders}) > 1 or (len(orders) > 1 and order.training.actors > 1):
+        raise InvalidJob(
+            "the runs of a group share everything but student and method, and one process: train them apart"
+        )
+    if order.stage == "export":
+        device = torch.device("cpu")
+        no_graph: str | None = "nothing is trained"
+        tell(Log(message="exported on the CPU: no GPU waits for it"))
+    else:
+        device, why = choose_device(order.training.device, order.has_gpu_share)
+        no_graph = why_no_graph(order.training.cuda_graph, device, order.training.actors)
+        tell(Log(message=f"training on {device.type}: {why}"))
+    torch.set_num_threads(order.threads)
+    if device.type == "cuda" and order.memory_fraction < 1.0:
+        torch.cuda.set_per_process_memory_fraction(order.memory_fraction, device)
+    train = open_prepared(order.folders.datasets, order.train_fingerprint)
+    test = open_prepared(order.folders.datasets, order.test_fingerprint)
+    size = output_size(order.views.augmentation, train.height, train.width)
+    training, methods = order.training, [each.run.method.expand() for each in orders]
+
+    def reader(spec: CacheSpec | None) -> CacheReader | None:
+        return None if spec is None else CacheReader(order.folders.caches, spec)
+
+    rows = reader(order.train_cache) if any(method.needs_teacher for method in methods) else None
+    views_per_step = max(method.views for method in methods)
+    replicas = Replicas(order.rank, training.actors, order.folder, device)
+    return _Setting(
+        device=device,
+        precision="tf32" if training.precision == "tf32" else "float32",
+        no_graph=no_graph,
+        train=train,
+        test=test,
+        preprocessing=student_preprocessing(train, size),
+        size=size,
+        feed=TrainingFeed(
+            train,
+            order.views,
+            rows,
+            training.batch_size,
+            order.run.seed,
+            device,
+            views_per_step,
+            replicas.share,
+            order.threads,
+            tell,
+        ),
+        evaluation=EvaluationFeed(
+            test, size, reader(order.test_cache), training.eval_batch_size, device, replicas.share
+        ),
+        replicas=replicas,
+    )
+
+
+def _shared(order: TrainingOrder) -> str:
+    """What all runs of a group have in common."""
+    return order.model_dump_json(
+        exclude={"run": {"index", "student", "method"}, "folder": True, "earlier": True, "told_epoch": True}
+    )
+
+
+def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
+    """The student as the run's seed makes it, or as its last checkpoint has it.
+
+    Raises:
+        InvalidJob: the student cannot take these pictures.
+        CheckpointLost: it was to be exported, and is not trained to its end.
+    """
+    order, train = member.order, setting.train
+    torch.manual_seed(order.run.seed)
+    name = order.run.student.name
+    network = build_student(name, train.classes, in_channels=train.channels, image_side=min(setting.size))
+    setting.replicas.normalise_whole_batches(network)
+    network.to(setting.device)
+    # Module.to takes both at once, but its annotations do not say so.
+    network.to(memory_format=torch.channels_last)
+    learner = Learner(member, place, network, (train.channels, *setting.size), setting.device, setting.replicas)
+    if setting.device.type == "cuda" or learner.training.precision not in ("auto", learner.precision):
+        learner.emit(Log(message=f"trains in {learner.precision}: {learner.precision_reason}"))
+    learner.resume()
+    if order.stage == "export" and not learner.is_done:
+        raise CheckpointLost(
+            f"the last checkpoint of run {order.run.name!r} cannot be read: epoch {learner.epoch} of "
+            f"{order.training.epochs} is the last that can; it is trained again from there"
+        )
+    return learner
+
+
+class _Group:
+    """The learners that are still training, what is recorded of their steps, and how the others have ended."""
+
+    def __init__(self, members: Sequence[Member], setting: _Setting) -> None:
+        self.learners: list[Learner] = []
+        self.steps: dict[int, StepGraph] = {}
+        self.recorder = Recorder() if setting.no_graph is None else None
+        self.loader = BatchLoader(setting.feed, setting.preprocessing, self.recorder)
+        self._ids = [ids_of(member.order.folder) for member in members]
+        self._ended: list[Ended] = []
+
+    @contextlib.contextmanager
+    def on_behalf_of(self, place: int) -> Iterator[None]:
+        """What is raised inside ends this member's run, and what is logged is about it, and no one else's."""
+        try:
+            with bound_contextvars(**self._ids[place]):
+                yield
+        except Exception as error:
+            _clear_frames(error)
+            self.end(place, error)
+
+    def add(self, learner: Learner, step: StepGraph) -> None:
+        self.learners.append(learner)
+        self.steps[learner.place] = step
+
+    def end(self, place: int, how: dict[str, object] | Exception) -> None:
+        """Note the end, and free the memory: the others, and other processes, may need it."""
+        self.steps.pop(place, None)
+        for learner in [learner for learner in self.learners if learner.place == place]:
+            self.learners.remove(learner)
+            learner.release()
+        if self.recorder is not None:
+            # All graphs share a pool, which is freed as a whole.
+            self.loader.forget()
+            for step in self.steps.values():
+                step.forget()
+            self.recorder.renew()
+        torch.cuda.empty_cache()
+        self._ended.append((place, how))
+
+    def take_ended(self) -> list[Ended]:
+        taken, self._ended = self._ended, []
+        return taken
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the functions that raised this held: activations of a batch that did not fit, say."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict[str, object]:
+    """Train one run to its end, or from its last checkpoint to its end.
+
+    Args:
+        order: what to train, on which data, where to leave it.
+        emit: told about steps (at most one in two seconds), epochs and the end.
+        should_stop: asked before every batch.
+
+    Returns:
+        The content of result.json, or ``TRAINED`` where the order's stage is ``train``; of several processes of one
+        student the first returns it, the others nothing.
+
+    Raises:
+        Stopped: ``should_stop`` returned true; the last checkpoint stays.
+        NotFinite: the loss or its gradient is not a number.
+        InvalidJob: the student cannot take these pictures, or the device is not there.
+        PeerLost: another process of this student is gone.
+        CheckpointLost: the stage is ``export``, and the run is not trained to its end.
+        store.StoreError: the cache is missing, incomplete or damaged.
+    """
+    [(_, how)] = train_group([Member(order, emit, should_stop)])
+    if isinstance(how, Exception):
+        raise how
+    return how
+
+
+def train_group(members: Sequence[Member]) -> Iterator[Ended]:
+    """Train runs side by side on the same batches; each as ``train_run`` does.
+
+    Yields:
+        Each run's place and end, as soon as it has ended. A run that fails or is stopped leaves the others alone.
+
+    Raises:
+        What ``train_run`` raises, where it concerns them all: the device, the data, the caches.
+    """
+    for member in members:
+        member.order.folder.mkdir(parents=True, exist_ok=True)
+
+    def tell_all(event: Log) -> None:
+        for member in members:
+            member.emit(event)
+
+    setting = _set_up([member.order for member in members], tell_all)
+    # What is recorded in a CUDA graph may not run on the default stream.
+    stream = new_stream(setting.device) if setting.device.type == "cuda" else None
+    with contextlib.closing(setting.feed), torch.cuda.stream(stream), float32_as("float32"):
+        yield from _train_together(members, setting)
+
+
+def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[Ended]:
+    """``train_group`` from its first checkpoint on."""
+    feed, replicas = setting.feed, setting.replicas
+    group = _Group(members, setting)
+    loader = group.loader
+
+    # ---- resume
+    for place, member in enumerate(members):
+        with group.on_behalf_of(place):
+            learner = _new_learner(place, member, setting)
+            group.add(learner, StepGraph(learner, group.recorder, setting.no_graph))
+            if len(members) > 1:
+                member.emit(Log(message=f"one of {len(members)} runs trained in one process on the same batches"))
+    yield from group.take_ended()
+    saved, saving_s = time.monotonic(), 0.0
+
+    while group.learners:
+        # ---- leave; at once, if the run was resumed from its last checkpoint
+        for learner in [learner for learner in group.learners if learner.is_done]:
+            with group.on_behalf_of(learner.place):
+                if learner.order.stage == "train":
+                    group.end(learner.place, dict(TRAINED))
+                    continue
+                result = _leave(learner, setting) if replicas.is_first else {}
+                learner.emit(Finished(result=result))
+                group.end(learner.place, result)
+        yield from group.take_ended()
+        if not group.learners:
+            break
+
+        # ---- step
+        epoch = min(learner.epoch for learner in group.learners)
+        # Whoever was resumed from a later checkpoint waits until the others are there.
+        behind = [learner for learner in group.learners if learner.epoch == epoch]
+        for learner in behind:
+            learner.network.train()
+        first_step = min(learner.sums.steps for learner in behind)
+        counted = time.monotonic()
+        with float32_as(setting.precision):
+            waiting = partial(_heed_waiting, group, behind, setting)
+            batches = loader.batches(_until_unwanted(feed.inputs(epoch, first_step, waiting)))
+            for step, (inputs, loaded) in enumerate(batches, start=first_step):
+                # Whoever waits is asked, too: a run that is to stop does not wait for the others.
+                for learner in [*group.learners]:
+                    with group.on_behalf_of(learner.place):
+                        _heed_wish(learner, loader, setting)
+                        if learner in behind and learner.sums.steps == step:
+                            learner.prepare_step(step, feed.steps)
+                            group.steps[learner.place].step(step, loaded)
+                            learner.count_step(len(inputs.rows))
+                            _tell_and_check(learner, loader, setting)
+                counted = _share_time(behind, since=counted)
+                if counted - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
+                    saved, saving_s = _save_all(group, behind, loader, setting)
+                yield from group.take_ended()
+                behind = [learner for learner in behind if learner in group.learners]
+                if not behind:
+                    break
+
+        # Some may have ended while they waited for a batch.
+        yield from group.take_ended()
+        behind = [learner for learner in behind if learner in group.learners]
+        # The steps were launched; now they are waited for.
+        readings = {learner.place: learner.sums.read() for learner in behind}
+        _share_time(behind, since=counted)
+        for learner in behind:
+            with group.on_behalf_of(learner.place):
+                # ---- measure
+                started = time.monotonic()
+                _check(learner, readings[learner.place], loader, setting)
+                learner.network.eval()
+                line: dict[str, float | None] = {
+                    "epoch": epoch + 1,
+                    "lr": learning_rate(learner.training, (epoch + 1) * feed.steps - 1, feed.steps),
+                    "images_per_s": learner.sums.rows / learner.sums.seconds,
+                    **readings[learner.place].means,
+                    **evaluate(learner.forward, setting.evaluation, setting.preprocessing, replicas),
+                    "seconds": learner.sums.seconds + time.monotonic() - started,
+                }
+                _raise_unless_finite(line, learner.method, epoch)
+
+                # ---- save
+                learner.end_epoch(line)
+                learner.save()
+                learner.tell_epoch()
+        yield from group.take_ended()
+    replicas.close()
+
+
+class _Unwanted(Exception):
+    """Nobody waits for the next batch any more."""
+
+
+def _until_unwanted(inputs: Iterator[BatchInputs]) -> Iterator[BatchInputs]:
+    with contextlib.suppress(_Unwanted):
+        yield from inputs
+
+
+def _heed_waiting(group: _Group, behind: Sequence[Learner], setting: _Setting) -> None:
+    """While the next batch is waited for; what several processes of one student do together has to wait for it, too.
+
+    Raises:
+        _Unwanted: whoever was to train on that batch has ended.
+    """
+    for learner in [*group.learners]:
+        with group.on_behalf_of(learner.place):
+            if learner.training.actors == 1:
+                _heed_wish(learner, group.loader, setting)
+            elif learner.wish() is Wish.STOP:
+                raise Stopped(f"run {learner.order.run.name!r} was stopped while it waited for pictures")
+    if not any(learner in group.learners for learner in behind):
+        raise _Unwanted
+
+
+def _heed_wish(learner: Learner, loader: BatchLoader, setting: _Setting) -> None:
+    """Between two steps, when all is in the checkpoint that a pause leaves.
+
+    Raises:
+        Stopped, Paused.
+        NotFinite: instead of a pause.
+    """
+    where = f"in epoch {learner.epoch + 1} after {learner.sums.steps} of {setting.feed.steps} steps"
+    match setting.replicas.greatest(learner.wish()):
+        case Wish.STOP:
+            raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
+        case Wish.PAUSE:
+            _check(learner, learner.sums.read(), loader, setting)
+            learner.save()
+            raise Paused(f"run {learner.order.run.name!r} was paused {where}")
+
+
+def _tell_and_check(learner: Learner, loader: BatchLoader, setting: _Setting) -> None:
+    """After a step that was launched: an event now and then, and whether all steps so far were finite.
+
+    Raises:
+        NotFinite.
+    """
+    reading = learner.tell_step(setting.feed.steps)
+    # Several processes of one student compute a bad step again together, so all look after the same one.
+    if learner.sums.steps % check_every(setting.device) == 0:
+        if reading is None and bool(learner.not_finite):
+            reading = learner.sums.read()
+    elif learner.training.actors > 1:
+        reading = None
+    if reading is not None:
+        _check(learner, reading, loader, setting)
+
+
+def _check(learner: Learner, reading: Reading, loader: BatchLoader, setting: _Setting) -> None:
+    """Refuse to go on after a step whose loss or gradient was not finite; no update was made since.
+
+    Raises:
+        NotFinite: naming the step, and the sample where one is the cause.
+    """
+    if reading.bad_steps:
+        step = learner.sums.steps - reading.bad_steps
+        loaded = loader.load_eagerly(setting.feed.inputs_again(step))
+        raise explain_not_finite(learner, step, loaded.batch, loaded.inputs)
+
+
+def _share_time(learners: Sequence[Learner], since: float) -> float:
+    """Divide the time since then among those who have used it; returns what time it is."""
+    now = time.monotonic()
+    for learner in learners:
+        learner.sums.seconds += (now - since) / len(learners)
+    return now
+
+
+def _save_all(
+    group: _Group, learners: Sequence[Learner], loader: BatchLoader, setting: _Setting
+) -> tuple[float, float]:
+    """Checkpoints in the middle of an epoch; returns when that was, and how long it took."""
+    started = time.monotonic()
+    for learner in [learner for learner in learners if learner in group.learners]:
+        with group.on_behalf_of(learner.place):
+            reading = learner.sums.read()
+            if learner.training.actors == 1:
+                _check(learner, reading, loader, setting)
+            if not reading.bad_steps:
+                learner.save()
+    ended = time.monotonic()
+    return ended, ended - started
+
+
+def _leave(learner: Learner, setting: _Setting) -> dict[str, object]:
+    """Write the artifacts; returns result.json."""
+    order, metrics = learner.order, learner.metrics
+    learner.counters.attach()
+    run, best_line = order.run, best(metrics)
+    trained = sum(len(setting.train.labels_N) / (line["images_per_s"] or 1.0) for line in metrics)
+    result: dict[str, object] = {
+        "student": run.student.name,
+        "method": run.method.label,
+        "seed": run.seed,
+        "parameters": sum(p.numel() for p in learner.network.parameters()),
+        "epochs": len(metrics),
+        "selected": "last",
+        "last": metrics[-1],
+        "best": best_line,
+        "best_epoch": best_line["epoch"],
+        "seconds": learner.seconds,
+        "images_per_s": len(metrics) * len(setting.train.labels_N) / max(trained, 1e-9),
+        "caches": {
+            "train": None if order.train_cache is None else order.train_cache.key,
+            "test": None if order.test_cache is None else order.test_cache.key,
+        },
+        "teacher": None
+        if order.teacher_accuracy is None
+        else {"top1": order.teacher_accuracy.test, "views_top1": order.teacher_accuracy.views},
+        "environment": {
+            **learner.environment,
+            **{name: version(name) for name in ("torch", "torchvision", "zarr", "retort")},
+        },
+    }
+    config = {
+        "run": run.model_dump(mode="json"),
+        "method": run.method.expand().model_dump(mode="json"),
+        "training": order.training.model_dump(mode="json"),
+        "views": order.views.model_dump(mode="json"),
+        "caches": result["caches"],
+        "datasets": {"train": order.train_fingerprint, "test": order.test_fingerprint},
+        "preprocessing": setting.preprocessing.model_dump(mode="json"),
+        "class_names": list(setting.train.class_names),
+    }
+    pictures = torch.from_numpy(setting.test.take(slice(_PARITY_PICTURES)).copy())
+    if tuple(pictures.shape[1:3]) != setting.size:
+        pictures = augmentation.resize(pictures, *setting.size)
+    student = Student(learner.network, setting.preprocessing)
+    return write_artifacts(
+        order.folder,
+        student,
+        pictures.numpy(),
+        config,
+        metrics,
+        result,
+        partial(_heed_wish_at_the_end, learner),
+    )
+
+
+def _heed_wish_at_the_end(learner: Learner) -> None:
+    """Between two parts of what a run leaves, when all of its epochs are in its last checkpoint.
+
+    Raises:
+        Stopped, Paused.
+    """
+    where = f"after its last epoch, {learner.epoch}, before its artifacts were complete"
+    match learner.wish():
+        case Wish.STOP:
+            raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
+        case Wish.PAUSE:
+            raise Paused(f"run {learner.order.run.name!r} was paused {where}")

@@ -1,0 +1,376 @@
+"""One run while it trains: its student, what updates it, how far it is, and its checkpoint.
+
+A learner owns everything that one run changes, so several of them can train on the same batches (``train_group``)
+without touching each other. What they draw (dropout) is a function of (seed, epoch, step), so a learner that was
+killed anywhere continues with the same numbers, alone or in another company.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import math
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor, nn
+
+from workers.config.job import AdamW, CosineSchedule, Sgd, Training, TrainingOrder
+from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
+from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
+from workers.training.distributed import Replicas
+from workers.training.epoch_sums import EpochSums, Reading
+from workers.training.precision import choose_precision
+
+# A person watches; an event is a row in the database.
+_STEP_EVENT_SECONDS = 2.0
+# Of what is kept in a checkpoint: one of another number is not taken up.
+_CHECKPOINT_FORMAT = 3
+
+
+def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of one update (``step`` from 0), after warm-up and schedule."""
+    warmup_steps = training.warmup_epochs * steps_per_epoch
+    total_steps = training.epochs * steps_per_epoch
+    schedule = training.schedule
+    if step < warmup_steps:
+        factor = min((step + 1) / warmup_steps, 1.0)
+    elif isinstance(schedule, CosineSchedule):
+        done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
+    else:
+        # Rounded down to whole epochs, as the papers' 150 / 180 / 210 of 240.
+        epoch = step // steps_per_epoch
+        passed = sum(epoch >= math.floor(m * training.epochs + 1e-9) for m in schedule.milestones)
+        factor = schedule.gamma**passed
+    return training.optimizer.lr * factor
+
+
+def _optimizer(training: Training, parameters: Sequence[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+    # Fused: one pass over all weights. It takes gradients to lie as their parameters do, and would be silently wrong
+    # if one did not; autograd keeps to that, and so does ``Replicas.sum_gradients``.
+    chosen, is_cuda = training.optimizer, device.type == "cuda"
+    optimizer: torch.optim.Optimizer
+    if isinstance(chosen, Sgd):
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=chosen.lr,
+            momentum=chosen.momentum,
+            weight_decay=chosen.weight_decay,
+            nesterov=chosen.nesterov,
+            fused=True,
+        )
+    else:
+        assert isinstance(chosen, AdamW)
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=chosen.lr,
+            betas=chosen.betas,
+            weight_decay=chosen.weight_decay,
+            fused=True,
+            capturable=is_cuda,
+        )
+    if is_cuda:
+        # At one address, where a CUDA graph reads it; given to the constructor, it would be copied back to be checked.
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(chosen.lr, device=device)
+    return optimizer
+
+
+class Wish(IntEnum):
+    """What somebody wants of a run; of several, the greatest counts."""
+
+    GO_ON = 0
+    PAUSE = 1
+    STOP = 2
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a group: what to train, who is told, who may stop or pause it."""
+
+    order: TrainingOrder
+    emit: Emit
+    should_stop: ShouldStop
+    should_pause: ShouldStop = never
+
+
+class Learner:
+    """One run's student and all that training changes.
+
+    Args:
+        member: whose run it is.
+        place: of the run in its group.
+        network: as the run's seed has initialised it, on the device.
+        picture: (channels, height, width) of its input.
+        replicas: the processes that train it.
+
+    Attributes:
+        learned: the temperatures that the method learns, trained beside the student and not part of it.
+        epoch: how many are done.
+        not_finite: float32 [], on the device; 1 from the first step on whose loss or gradient is not finite: no update
+            is made any more.
+        sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
+        metrics: a line for every epoch that is done.
+        seconds: that those took.
+        environment: what it is trained on, for result.json.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        place: int,
+        network: nn.Module,
+        picture: tuple[int, int, int],
+        device: torch.device,
+        replicas: Replicas,
+    ) -> None:
+        self.order, self.emit = member.order, member.emit
+        self._member = member
+        self.place = place
+        self.network = network
+        self.training = member.order.training
+        self.method = member.order.run.method.expand()
+        self.device = device
+        self.replicas = replicas
+        self.learned = {
+            name: nn.Parameter(torch.tensor(value, dtype=torch.float32, device=device))
+            for name, value in self.method.learned.items()
+        }
+        self.weights = [p for p in network.parameters() if p.requires_grad]
+        self.parameters = self.weights + list(self.learned.values())
+        self.optimizer = _optimizer(self.training, self.parameters, device)
+        self.not_finite, self._one = torch.zeros((), device=device), torch.ones((), device=device)
+        # A fused optimizer makes no update where this is 1; torch's own gradient scaler uses it so.
+        self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
+        self.counters = BatchCounters(network)
+        self.precision, self.precision_reason = choose_precision(
+            self.training.precision, device, network, -(-self.training.batch_size // self.training.actors), picture
+        )
+        self.epoch, self.seconds = 0, 0.0
+        self.sums = EpochSums(device)
+        self.metrics: list[dict[str, float | None]] = []
+        self.environment: dict[str, str] = environment(device, self.precision)
+        self._identity = _identity(member.order)
+        self._told_at, self._told = time.monotonic(), (0, 0.0)
+        # Folders with checkpoints that its own first one makes superfluous.
+        self._earlier = member.order.earlier
+
+    # -------------------------------------------------------------------------------------------------- its epoch
+
+    def wish(self) -> Wish:
+        """What is wanted of it now."""
+        if self._member.should_stop():
+            return Wish.STOP
+        return Wish.PAUSE if self._member.should_pause() else Wish.GO_ON
+
+    @property
+    def is_done(self) -> bool:
+        return self.epoch >= self.training.epochs
+
+    def prepare_step(self, step: int, steps: int) -> None:
+        """Learning rate and random draws of a step; both depend on where it is in the run and on nothing else."""
+        lr = learning_rate(self.training, self.epoch * steps + step, steps)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+        self.seed(step)
+
+    def seed(self, step: int) -> None:
+        """Begin the random draws of a step of this epoch."""
+        seed = _draw_seed(self.order.run.seed, self.epoch, step)
+        # A tenth of what torch.manual_seed takes, which visits every backend.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def forward(self, inputs_BKHW: Tensor) -> Tensor:
+        """Logits [B, C] of normalised float32 pictures.
+
+        bfloat16 while it learns, if that was chosen; what is evaluated is the float32 network that is kept.
+        """
+        logits_BC: Tensor
+        if self.network.training and self.precision == "bfloat16":
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                logits_BC = self.network(inputs_BKHW)
+        else:
+            logits_BC = self.network(inputs_BKHW)
+        return logits_BC
+
+    def flag_not_finite(self, values: list[Tensor]) -> None:
+        """Set ``not_finite`` if any element of these is NaN or infinite; nothing sets it back."""
+        # The kernel of torch's gradient scaler, at a scale of 1: one launch, and one pass, for all gradients.
+        torch._amp_foreach_non_finite_check_and_unscale_(values, self.not_finite, self._one)
+
+    def count_step(self, rows: int) -> None:
+        """Count a step that was given to the device."""
+        self.sums.count(rows)
+        self.counters.steps += self.method.views
+
+    def tell_step(self, steps: int) -> Reading | None:
+        """An event with the mean loss since the last one, unless that was just now; returns what it has read for it."""
+        now = time.monotonic()
+        if now - self._told_at <= _STEP_EVENT_SECONDS:
+            return None
+        self._told_at = now
+        reading = self.sums.read()
+        rows, loss = self._told if self._told[0] < reading.rows else (0, 0.0)
+        self._told = reading.rows, reading.loss
+        if reading.bad_steps:
+            return reading
+        self.emit(
+            Step(
+                epoch=self.epoch + 1,
+                epochs=self.training.epochs,
+                step=self.sums.steps,
+                steps=steps,
+                loss=(reading.loss - loss) / (reading.rows - rows),
+                images_per_s=self.sums.rows / self.sums.seconds if self.sums.seconds else 0.0,
+            )
+        )
+        return reading
+
+    def end_epoch(self, line: dict[str, float | None]) -> None:
+        """Count the epoch, whose metrics these are, and begin new sums."""
+        self.metrics.append(line)
+        self.epoch += 1
+        self.seconds += line["seconds"] or 0.0
+        self.sums.reset()
+        self._told = (0, 0.0)
+
+    def tell_epoch(self) -> None:
+        self.emit(Epoch(epoch=self.epoch, epochs=self.training.epochs, metrics=self.metrics[-1]))
+
+    # --------------------------------------------------------------------------------------------- its checkpoint
+
+    @property
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """All that a step changes on the device, by what it is."""
+        of_optimizer = [v for of in self.optimizer.state.values() for v in of.values() if isinstance(v, Tensor)]
+        return {
+            "weights": [*self.parameters],
+            "statistics": list(self.network.buffers()),
+            "optimizer state": of_optimizer,
+            "sums": [self.not_finite, *self.sums.tensors],
+        }
+
+    def release(self) -> None:
+        """Free its memory on the device, whoever still refers to it; it is not used any more."""
+        for tensor in itertools.chain(*self.tensors.values()):
+            tensor.grad, tensor.data = None, torch.empty(0)
+        self.optimizer.state.clear()
+
+    def save(self) -> None:
+        """Write where the run is, atomically; of several processes the first does.
+
+        Those of earlier attempts go then: one of a run is enough to go on from.
+
+        Raises:
+            DiskLow: no room; the earlier checkpoint stays.
+        """
+        if not self.replicas.is_first:
+            return
+        with self.counters.attached():
+            network = self.network.state_dict()
+        state = {
+            "identity": self._identity,
+            "network": network,
+            "optimizer": self.optimizer.state_dict()["state"],
+            "learned": dict(self.learned),
+            "epoch": self.epoch,
+            "sums": self.sums.state(),
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+            "environment": self.environment,
+        }
+        save_checkpoint(self.order.folder, state)
+        # It is at least as far as the one it went on from, or none of those can be used.
+        remove_checkpoints(self._earlier)
+        self._earlier = ()
+
+    def resume(self) -> None:
+        """Continue from the farthest checkpoint of this run's attempts, if there is one."""
+        state = load_checkpoint((*self.order.earlier, self.order.folder), self._identity)
+        if state is None:
+            return
+        with self.counters.attached():
+            self.network.load_state_dict(state["network"])
+        # The learning rate is a function of the step, and on a GPU a tensor that stays where it is.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        for name, parameter in self.learned.items():
+            parameter.data.copy_(state["learned"][name])
+        self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
+        self.sums.load(state["sums"])
+        # What is trained here says where; what was said of a part that is done stays.
+        earlier: dict[str, str] = state["environment"]
+        self.environment = earlier if self.is_done else {**earlier, **self.environment}
+        within = f" and {self.sums.steps} steps" if self.sums.steps else ""
+        self.emit(Log(message=f"resumed after epoch {self.epoch} of {self.training.epochs}{within}"))
+        # An attempt that was killed between its checkpoint and its event told nobody.
+        for number, missed in enumerate(self.metrics[self.order.told_epoch :], start=self.order.told_epoch + 1):
+            self.emit(Epoch(epoch=number, epochs=self.training.epochs, metrics=missed))
+
+
+class BatchCounters:
+    """Counters of batch normalisation (``num_batches_tracked``), kept on the host while the network trains.
+
+    On the device each would be a launch in every step, for a number that nothing reads: the running statistics have a
+    fixed momentum. A layer without one does read its counter, and keeps it.
+
+    Attributes:
+        steps: forward passes in training so far.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.steps = 0
+        norms = (m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d))
+        self._norms = [norm for norm in norms if norm.momentum is not None and norm.num_batches_tracked is not None]
+        self._detach()
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within, the network has its counters, to be read or loaded."""
+        self.attach()
+        yield
+        if self._norms:
+            self.steps = int(self._norms[0].num_batches_tracked or 0)
+        self._detach()
+
+    def attach(self) -> None:
+        """Give the network its counters back."""
+        for norm in self._norms:
+            norm.num_batches_tracked = torch.tensor(self.steps)
+
+    def _detach(self) -> None:
+        for norm in self._norms:
+            norm.num_batches_tracked = None
+
+
+def environment(device: torch.device, precision: str) -> dict[str, str]:
+    """What a run is trained on: device, its name, precision."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": device.type, "device_name": name, "precision": precision}
+
+
+def _identity(order: TrainingOrder) -> str:
+    """What a checkpoint must have been made for to be taken up: all but where it lies, who computes, what is told."""
+    elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
+    elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy"}
+    text = f"{_CHECKPOINT_FORMAT} {order.model_dump_json(exclude=elsewhere)}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _draw_seed(seed: int, epoch: int, step: int) -> int:
+    """A seed per step, so that a resumed step draws what it would have drawn."""
+    return ((seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63
+
+
+def best(metrics: Sequence[Mapping[str, float | None]]) -> Mapping[str, float | None]:
+    """The epoch with the highest test accuracy, the earliest of equals."""
+    return max(metrics, key=lambda line: (line["top1"] or 0.0, -(line["epoch"] or 0.0)))

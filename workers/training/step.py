@@ -1,0 +1,117 @@
+"""One update of one student: all that happens on the device, without waiting for it.
+
+The promise that no update is made of a loss or gradient that is not finite is kept on the device: a flag there, sticky,
+has the optimizer skip that update and all later ones. Whoever reads it (see ``check_every``) finds the weights as they
+were before the first bad step, and ``explain_not_finite`` computes that step once more to name the sample or the
+gradient.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from workers.errors import NotFinite
+from workers.methods.method import Method
+from workers.objective.objective import Objective, View, objective_of
+from workers.training.batches import Batch
+from workers.training.run import Learner
+
+
+def check_every(device: torch.device) -> int:
+    """After how many steps the flag is read: reading waits for a GPU, and costs nothing on a CPU."""
+    return 50 if device.type == "cuda" else 1
+
+
+def compute_step(learner: Learner, batch: Batch, inputs: Sequence[Tensor]) -> None:
+    """Forward, loss, backward, update, sums. Launched and not waited for, so that a CUDA graph can hold it.
+
+    Args:
+        inputs: normalised float32 [b, K, H, W] of each view of the batch; a method of one view sees the first.
+    """
+    logits = _forward(learner, batch, inputs)
+    learner.optimizer.zero_grad(set_to_none=True)
+    outcome = batch_objective(learner, logits, batch, check=False)
+    torch.autograd.backward(outcome.total)
+    learner.replicas.sum_gradients(learner.weights)
+    checked = [p.grad for p in learner.parameters if p.grad is not None]
+    if learner.training.max_gradient_norm is not None:
+        norm = nn.utils.clip_grad_norm_(learner.parameters, learner.training.max_gradient_norm)
+        # A norm that overflows would scale finite gradients to nothing.
+        checked.append(norm)
+    learner.flag_not_finite([*checked, outcome.total.detach()])
+    learner.optimizer.step()
+    learner.sums.add(outcome, logits[0], batch.labels, learner.not_finite)
+
+
+def explain_not_finite(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:
+    """Compute a bad step again, from the weights that it had, and say what is wrong with it.
+
+    Args:
+        step: of the learner's epoch, from 0; its batch and inputs are given.
+    """
+    where = f"epoch {learner.epoch + 1}, step {step + 1}, before the update"
+    learner.seed(step)
+    try:
+        logits = _forward(learner, batch, inputs)
+        learner.optimizer.zero_grad(set_to_none=True)
+        outcome = batch_objective(learner, logits, batch, check=True)
+        torch.autograd.backward(outcome.total)
+        learner.replicas.sum_gradients(learner.weights)
+        check_gradient(learner.parameters, outcome.total, learner.method)
+    except NotFinite as error:
+        return NotFinite(f"{where}: {error}", error.sample)
+    return NotFinite(
+        f"{where}: the loss or the gradient of method {learner.method.name!r} was not finite, and is finite when it is "
+        "computed again: lower the learning rate or set training.max_gradient_norm, and look for a failing GPU"
+    )
+
+
+def batch_objective(learner: Learner, logits: Sequence[Tensor], batch: Batch, *, check: bool) -> Objective:
+    """The loss of a batch whose first views have these student logits, [B, C] each.
+
+    Raises:
+        NotFinite: if it is to be checked; with the sample's place in the training split, where one is the cause.
+    """
+    both = [
+        View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known)
+        for logits_BC, seen in zip(logits, batch.views, strict=False)
+    ]
+    try:
+        return objective_of(
+            learner.method,
+            both,
+            batch.labels,
+            epoch=learner.epoch + 1,
+            epochs=learner.training.epochs,
+            learned=learner.learned,
+            label_smoothing=learner.training.label_smoothing,
+            check=check,
+        )
+    except NotFinite as error:
+        if error.sample is None:
+            raise
+        row = int(batch.rows[error.sample])
+        raise NotFinite(f"{error} (sample {row} of the training split)", error.sample) from error
+
+
+def check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Method) -> None:
+    """Refuse a gradient whose norm is not finite; a finite loss can have one.
+
+    Raises:
+        NotFinite: naming the method.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not bool(torch.isfinite(norm)):
+        found = f"norm {float(norm):g}, loss {float(loss.detach()):g}"
+        raise NotFinite(
+            f"the gradient of method {method.name!r} is not finite ({found}); "
+            "lower the learning rate or the weights, or set training.max_gradient_norm"
+        )
+
+
+def _forward(learner: Learner, batch: Batch, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Logits [B, C] of the whole batch for each view that the method compares."""
+    # Not the batch itself in the comprehension: what that closes over outlives a failure.
+    whole, rows, mine = learner.replicas.whole, len(batch.labels), batch.mine
+    return [whole(learner.forward(x), rows, mine) for x in inputs[: learner.method.views]]
