@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from tests.digits import Digits
     from tests.fake_cuda.processes import FakeCuda
+    from tests.support.digits import Digits
 
 
 # Two cores are shared by everything a test starts; libraries read this when they are imported.
@@ -93,7 +93,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
     """Real digits, a teacher trained on them for seconds, and its complete caches."""
-    from tests.digits import make_digits
+    from tests.support.digits import make_digits
 
     return make_digits(tmp_path_factory.mktemp("digits"))
 

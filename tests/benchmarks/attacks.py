@@ -1,4 +1,4 @@
-"""Uploads every attack of ``tests.attacks`` to a live service and prints, as a table, what stopped it.
+"""Uploads every attack of ``tests.support.attacks`` to a live service and prints, as a table, what stopped it.
 
     python -m tests.benchmarks.attacks
 
@@ -18,9 +18,9 @@ from pathlib import Path
 import httpx
 
 from service.render import console, table
-from tests.attacks import ATTACKS, BODIES
 from tests.benchmarks.memory import own_bytes
-from tests.service_helpers import Api, make_settings, onnx_bytes, running_api
+from tests.support.attacks import ATTACKS, BODIES
+from tests.support.service_helpers import Api, make_settings, onnx_bytes, running_api
 
 BOUNDARY = {"Content-Type": "multipart/form-data; boundary=B"}
 TIMER_S = 4.0

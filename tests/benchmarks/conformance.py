@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.benchmarks.bench import show
-from tests.conformance import Outcome, run, settings_of, stock
-from tests.service_helpers import running_api
+from tests.support.conformance import Outcome, run, settings_of, stock
+from tests.support.service_helpers import running_api
 
 _ID = re.compile(r"/(?:[a-z]{2,4}_[0-9a-z]{26}|[0-9a-f]{64})(?=/|$)")
 _NAME = re.compile(r"artifacts/[^/]+$")

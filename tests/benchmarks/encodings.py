@@ -43,7 +43,7 @@ from store.encodings import codec
 from store.encodings.arrays import logit_arrays
 from tests.benchmarks.bench import Options, interleaved, options, show, write
 from tests.conftest import SHARED
-from tests.store_cases import make_spec
+from tests.support.store_cases import make_spec
 from workers.config.job import Preprocessing
 from workers.teacher.teacher import Teacher
 

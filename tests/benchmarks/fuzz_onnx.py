@@ -28,7 +28,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper, numpy_helper
 
-from tests import onnx_models
+from tests.support import onnx_models
 from workers.errors import InvalidTeacher
 from workers.onnx import check, rules
 

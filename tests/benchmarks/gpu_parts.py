@@ -33,9 +33,9 @@ from tests.benchmarks.epoch import cross_entropy, hand_written, network
 from tests.benchmarks.inference import PREPROCESSING, find_teacher
 from tests.benchmarks.inference import SIDE as TEACHER_SIDE
 from tests.benchmarks.training import CLASSES, SAMPLES, SIDE, WARM_UP_STEPS, seconds_of_step, train_steps, write_data
-from tests.digits import weights
-from tests.evaluation_logits import evaluation_logits, relative_difference
 from tests.fake_cuda.counts import is_fake
+from tests.support.digits import weights
+from tests.support.evaluation_logits import evaluation_logits, relative_difference
 from workers.config.job import RunSpec, Sgd, StudentSpec, Training, TrainingOrder
 from workers.data.prepared import open_prepared
 from workers.devices import new_stream
@@ -658,7 +658,7 @@ def tests(bench: Bench) -> Findings:
     """The tests that need a GPU."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--tb=line", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "tests/test_gpu.py"],
+        [*command, "tests/end_to_end/test_gpu.py"],
         capture_output=True,
         text=True,
         cwd=ROOT,

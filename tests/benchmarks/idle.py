@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from service.render import console, table
 from tests.benchmarks.memory import own_bytes
-from tests.process_table import processes_with
+from tests.support.process_table import processes_with
 from workers.cluster.ray_head import machine_folder
 
 TREE = Path(__file__).resolve().parents[2]

@@ -33,8 +33,8 @@ from service.cli.supervisor import BackgroundService, free_port
 from service.client.client import Client
 from service.client.transport import Document
 from tests.benchmarks.bench import show
-from tests.digits import Digits, make_digits
-from tests.process_table import processes_with
+from tests.support.digits import Digits, make_digits
+from tests.support.process_table import processes_with
 from workers.cluster.ray_head import machine_folder
 
 ENGINE_AND_KEEPER = "engine and keeper at once"

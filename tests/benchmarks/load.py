@@ -37,9 +37,16 @@ from service.db.models import RunRecord
 from service.db.states import State
 from tests.benchmarks.bench import options, show, write
 from tests.benchmarks.memory import own_bytes
-from tests.filled import METRICS, fill
-from tests.process_table import api_process
-from tests.service_helpers import add_job, make_plan, postgres_binaries, running_postgres, start_run, teacher_row
+from tests.support.filled import METRICS, fill
+from tests.support.process_table import api_process
+from tests.support.service_helpers import (
+    add_job,
+    make_plan,
+    postgres_binaries,
+    running_postgres,
+    start_run,
+    teacher_row,
+)
 from workers.config.job import AdamW, CosineSchedule, DigitsDataset, Training
 from workers.pipeline import train_supervised
 

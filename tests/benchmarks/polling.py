@@ -27,8 +27,8 @@ from service.db.database import Database, upgrade_to_head
 from service.db.states import State
 from service.render import console, table
 from tests.benchmarks.load import METHODS, percentile_ms
-from tests.filled import fill
-from tests.service_helpers import make_plan, teacher_row
+from tests.support.filled import fill
+from tests.support.service_helpers import make_plan, teacher_row
 
 TREE = Path(__file__).resolve().parents[2]
 JOBS = 200

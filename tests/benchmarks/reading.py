@@ -41,7 +41,7 @@ from zarr.codecs import BytesCodec
 
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.benchmarks.bench import Timing, interleaved, options, show, write
-from tests.store_cases import make_spec
+from tests.support.store_cases import make_spec
 
 BATCH = 256
 AHEAD = 4  # batches, as RowMap.prefetch advises

@@ -26,7 +26,7 @@ from service.db.retention import DAY_S, Limits, Retention, usage
 from service.db.states import State
 from service.engine.attempt_files import list_artifacts
 from service.settings import Settings
-from tests.service_helpers import make_plan, make_settings, teacher_row
+from tests.support.service_helpers import make_plan, make_settings, teacher_row
 from workers.logs import configure
 from workers.training.artifacts import ARTIFACTS
 

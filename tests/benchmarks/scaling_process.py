@@ -19,7 +19,7 @@ import numpy as np
 
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.benchmarks.memory import own_bytes
-from tests.store_cases import make_spec
+from tests.support.store_cases import make_spec
 
 BATCH = 256
 LOOK_EVERY_S = 0.004

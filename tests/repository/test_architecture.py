@@ -1,0 +1,184 @@
+"""The rules of the house that a reader relies on: which way imports point, what the API loads, what lies where."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS = ("store", "workers", "service")
+# package -> the only files that may import it
+HOMES = {
+    "zarr": ("store/",),
+    "onnxruntime": ("workers/onnx/session.py",),
+    "ray": ("workers/cluster/ray_cluster.py",),
+    "fastapi": ("service/",),
+    "starlette": ("service/",),
+    "sqlalchemy": ("service/",),
+    "alembic": ("service/",),
+    "uvicorn": ("service/",),
+    "pickle": (),
+    "cloudpickle": (),
+    "dill": (),
+    "joblib": (),
+    "marshal": (),
+    "shelve": (),
+}
+# What a torch-free process must be able to import.
+LIGHT = (
+    "store",
+    "workers",
+    "workers.errors",
+    "workers.events",
+    "workers.config.job",
+    "workers.data.decoded",
+    "workers.methods.catalog",
+    "workers.methods.method",
+    "workers.methods.combined",
+    "workers.methods.expression",
+    "workers.logs",
+    "workers.methods.losses",
+    "workers.spec",
+    "workers.methods.policies",
+    "workers.methods.papers",
+    "workers.methods.preview",
+    "workers.methods.temperature",
+    "workers.data.headers",
+    "workers.data.labels",
+    "workers.data.discovery",
+    "workers.text_files",
+    "workers.onnx.batch_rules",
+    "workers.onnx.check",
+    "workers.onnx.versions",
+    "workers.onnx.sandbox",
+    "workers.onnx.smoke_test",
+    "workers.students",
+    "workers.students.catalog",
+    "service.api.app",
+    "service.cli",
+    "service.client.client",
+    "service.doctor",
+)
+HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL")
+TOP_LEVEL = {
+    ".ci",
+    ".gitignore",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "docker",
+    "pyproject.toml",
+    "service",
+    "store",
+    "tests",
+    "workers",
+}
+
+
+def source_files() -> list[Path]:
+    return [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every imported module of a file, imports inside functions included, with its line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module, node.lineno
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in source_files():
+        layer = LAYERS.index(path.relative_to(ROOT).parts[0])
+        for module, line in imports(path):
+            top = module.split(".")[0]
+            if (top in LAYERS and LAYERS.index(top) > layer) or top == "tests":
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not wrong
+
+
+def test_heavy_packages_stay_in_their_files() -> None:
+    wrong = []
+    for path in source_files():
+        name = path.relative_to(ROOT).as_posix()
+        for module, line in imports(path):
+            homes = HOMES.get(module.split(".")[0])
+            if homes is not None and not name.startswith(homes):
+                wrong.append(f"{name}:{line} imports {module}, which belongs to {homes or 'nobody'}")
+    assert not wrong
+
+
+def first_heavy(*modules: str) -> str:
+    """Which of these, imported in this order by one fresh process, loads something heavy, and what; empty if none."""
+    code = f"""if True:
+        import importlib, sys
+        for module in {modules!r}:
+            importlib.import_module(module)
+            if loaded := [heavy for heavy in {HEAVY!r} if heavy in sys.modules]:
+                print(f"import {{module}} loads {{', '.join(loaded)}}")
+                break
+    """
+    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_light_modules_load_nothing_heavy() -> None:
+    assert not first_heavy(*LIGHT)
+
+
+def test_the_engine_loads_ray_and_nothing_else_that_is_heavy() -> None:
+    """torch and onnxruntime would take half a GiB of a process that only gives orders."""
+    assert first_heavy("service.engine.process") == "import service.engine.process loads ray\n"
+
+
+def test_the_probe_for_heavy_modules_sees_them_and_torchvision_is_none_of_every_workers() -> None:
+    # The test above would pass for ever if its probe were blind. torchvision would add a second to a worker's start.
+    assert first_heavy("workers.errors", "workers.students.build") == "import workers.students.build loads torch\n"
+
+
+def test_the_top_level_holds_what_the_readme_names() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert {line.split("/")[0] for line in listed.stdout.splitlines()} <= TOP_LEVEL
+
+
+def test_no_exception_under_validation_has_another_as_its_cause() -> None:
+    """``raise`` stands after the handler, not in it, where pydantic's exception would become its cause or context.
+
+    An exception's frames may refer to pydantic's, and pydantic's refers to the validators' ones, which the garbage
+    collector cannot see: such a circle is never freed, with the body that was posted.
+    """
+    wrong = []
+    for path in source_files():
+        text = path.read_text()
+        holds_validators = re.search(r"\b(Before|After|Wrap|Plain)Validator|\b(model|field)_validator", text)
+        parses_for_them = path == ROOT / "workers/methods/expression.py"
+        for handler in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ExceptHandler)):
+            catches = ast.unparse(handler.type) if handler.type else ""
+            if holds_validators or parses_for_them or "ValidationError" in catches:
+                inside = [node for statement in handler.body for node in ast.walk(statement)]
+                wrong += [f"{path.relative_to(ROOT)}:{node.lineno}" for node in inside if isinstance(node, ast.Raise)]
+    assert not wrong
+
+
+def test_files_that_could_run_code_are_read_safely() -> None:
+    """``torch.load`` only with ``weights_only=True``, ``np.load`` only without pickles, no eval or exec."""
+    wrong = []
+    for path in source_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            unsafe = (
+                (called == "torch.load" and given.get("weights_only") != "True")
+                or (called in {"np.load", "numpy.load"} and given.get("allow_pickle") != "False")
+                or called in {"eval", "exec", "os.system"}
+                or given.get("shell") == "True"
+            )
+            if unsafe:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)[:80]}")
+    assert not wrong

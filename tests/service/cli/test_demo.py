@@ -1,0 +1,55 @@
+"""``retort demo`` as it is typed: it says what it has to, and leaves no process behind."""
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.cli.demo_run import METHODS, SECOND_METHODS
+from service.cli.supervisor import command, free_port
+from tests.service.cli.test_supervisor import none_left
+from tests.support.process_table import processes_with
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def demo(folder: Path) -> "subprocess.Popen[str]":
+    # A service that is running on this machine is none of our business.
+    line = command("--url", f"http://127.0.0.1:{free_port()}", "demo", "--data-dir", str(folder))
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_distillation_helps_and_the_second_job_runs_no_teacher(tmp_path: Path) -> None:
+    with demo(tmp_path / "data") as process:
+        assert process.stdout is not None
+        text = process.stdout.read()
+    assert process.returncode == 0, text
+    first, second = re.findall(r"([\d,]+) teacher forward passes used, ([\d,]+) avoided", text)
+    # 20 views of 100 training digits and 355 test digits, and the slices that the teacher is tried on first: of the
+    # pictures as they are, and of 100 views.
+    assert 20 * 100 + 355 + 100 < int(first[0].replace(",", "")) < 20 * 100 + 355 + 100 + 1000
+    assert second[0] == "0"
+    for student, methods in (("cnn_s", METHODS), ("resnet8", SECOND_METHODS)):
+        table = re.findall(rf"^{student} +(\w+) +([\d.]+) ± ([\d.]+) %", text, re.MULTILINE)
+        accuracy = {method: (float(mean), float(deviation)) for method, mean, deviation in table}
+        assert accuracy.keys() == set(methods), text
+        # What a newcomer sees first: distillation helps, by more than the seeds do.
+        (labels, noise), (distilled, other_noise) = accuracy["ce"], accuracy["kd"]
+        assert distilled - labels > noise + other_noise, text
+    assert none_left(str(tmp_path / "data"))
+
+
+def test_ctrl_c_ends_the_service_that_it_had_started(tmp_path: Path) -> None:
+    marker = str(tmp_path / "data")
+    with demo(tmp_path / "data") as process:
+        assert process.stdout is not None
+        while "A teacher" not in process.stdout.readline():
+            pass
+        assert processes_with(marker)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert none_left(marker), processes_with(marker)

@@ -1,0 +1,233 @@
+"""The life of caches in the service: pins over HTTP and on the command line, the quota, and what jobs keep from it."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from service.cli import main
+from service.db.api_queries import Registry
+from service.db.database import Database, upgrade_to_head
+from service.db.engine_queries import Records
+from service.engine.cache_leases import CacheHolds
+from service.engine.scheduler import Engine
+from service.gpus import GpuWatch
+from service.readiness import EngineParts
+from store import Catalog
+from store.eviction import full_bytes
+from tests.service.api.test_routes import problem
+from tests.support.digits import Digits
+from tests.support.processes import Processes, events_until, job_of
+from tests.support.service_helpers import Api, add_job, make_settings, running_api
+from tests.support.store_cases import is_held, make_spec, write_cache
+from workers.cluster.ray_cluster import Cluster
+
+pytest_plugins = ["tests.support.service_fixtures"]
+
+
+def small_cache(root: Path, seed: int = 0) -> str:
+    """A complete cache; returns its key."""
+    return write_cache(root, make_spec(samples=100, augmentation_seed=seed)).spec.key
+
+
+# ---------------------------------------------------------------------------------------- HTTP and command line
+
+
+def test_a_pin_over_http_is_idempotent_shown_and_refuses_deletion(api: Api) -> None:
+    key = small_cache(api.settings.caches_dir)
+    path = f"/v1/caches/{key}"
+    assert api.client.get(path).json()["pinned"] is False
+    for _ in range(2):
+        response = api.client.post(f"{path}/pin")
+        assert response.status_code == 200
+        assert response.json()["pinned"] is True
+        assert response.json() == api.client.get(path).json()
+    assert "unpin it first" in problem(api.client.delete(path), 409, "conflict")["detail"]
+    for _ in range(2):
+        response = api.client.delete(f"{path}/pin")
+        assert (response.status_code, response.content) == (204, b"")
+        assert api.client.get(path).json()["pinned"] is False
+    assert api.client.delete(path).status_code == 204
+    for method in ("POST", "DELETE"):
+        problem(api.client.request(method, f"{path}/pin"), 404, "not-found")
+        problem(api.client.request(method, "/v1/caches/nonsense/pin"), 422, "invalid-request")
+
+
+@pytest.mark.parametrize(("setting", "shown"), [(0, None), (12345, 12345)])
+def test_the_list_says_what_all_caches_take_and_may_take(tmp_path: Path, setting: int, shown: int | None) -> None:
+    with running_api(make_settings(tmp_path, caches_max_bytes=setting)) as api:
+        for seed in range(2):
+            small_cache(api.settings.caches_dir, seed)
+        total = sum(entry.size_bytes for entry in api.context.catalog.list())
+        body = api.client.get("/v1/caches?limit=1").json()
+        assert (len(body["data"]), body["has_more"]) == (1, True)
+        assert (body["total_bytes"], body["quota_bytes"]) == (total, shown)
+
+
+@pytest.mark.parametrize("where", ["over HTTP", "in the folder"])
+def test_the_command_line_pins_and_unpins(
+    api: Api, where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    key = small_cache(api.settings.caches_dir)
+    folder = [] if where == "over HTTP" else ["--data-dir", str(api.settings.data_dir)]
+
+    def retort(*arguments: str) -> tuple[int, str]:
+        status = main(["--url", api.url, "cache", *folder, *arguments])
+        return status, "".join(capsys.readouterr())
+
+    assert retort("pin", key[:8]) == (0, "")
+    assert "complete, pinned" in retort("list")[1]
+    assert "complete, pinned" in retort("show", key)[1]
+    status, said = retort("delete", key)
+    assert status == 1
+    assert "unpin it first" in said
+    assert retort("unpin", key[:8]) == (0, "")
+    assert "pinned" not in retort("list")[1]
+    assert retort("delete", key)[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------ the engine's holds
+
+
+def test_a_jobs_caches_are_held_until_it_ends_and_count_as_used_then(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    shared, own = (small_cache(tmp_path, seed) for seed in range(2))
+    holds = CacheHolds(catalog)
+    holds.take("job_1", [shared])
+    holds.take("job_2", [shared, own, "a" * 64])
+    assert is_held(catalog, own)
+    assert catalog.get(own).last_used_at is None
+    holds.release("job_2")
+    assert catalog.get(own).last_used_at is not None
+    assert [is_held(catalog, key) for key in (shared, own)] == [True, False]
+    for _ in range(2):
+        holds.release("job_1")
+        assert not is_held(catalog, shared)
+
+
+def test_a_cache_that_was_made_again_is_held_again(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path)
+    key = small_cache(tmp_path)
+    holds = CacheHolds(catalog)
+    holds.take("job", [key])
+    catalog.delete(key)
+    small_cache(tmp_path)
+    holds.take("job", [key])
+    assert is_held(catalog, key)
+
+
+class _Watcher:
+    """In a cluster's place: looks at the caches whenever work on a job's begins, and starts none."""
+
+    cpus, gpus = 2, 0
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+
+    def end_others(self, _: object) -> int:
+        return 0
+
+    def build_caches(self, *_: object) -> object:
+        self._look()
+        return SimpleNamespace(crew=SimpleNamespace(shares=[]))
+
+
+def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_any(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    settings.make_folders()
+    upgrade_to_head(settings.database)
+    database = Database(settings.database)
+    records, registry = Records(database), Registry(database)
+    catalog = Catalog(settings.caches_dir)
+    keys = [small_cache(settings.caches_dir, seed) for seed in range(2)]
+    for key in keys:
+        add_job(registry)
+        claimed = records.claim_job()
+        assert claimed is not None
+        records.update_job(claimed.id, caches={"train": key})
+    looks: list[list[bool]] = []
+    watcher = _Watcher(lambda: looks.append([is_held(catalog, key) for key in keys]))
+    engine = Engine(settings, records, EngineParts(records))
+    engine.recover(cast("Cluster", watcher), GpuWatch(promised=0))
+    engine.tick()
+    database.close()
+    assert looks == [[True, True], [True, True]]
+
+
+# ------------------------------------------------------------------------------------------------- the real service
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Digits) -> Iterator[Processes]:
+    """API and engine that have the caches of digits, and room for half a training split more."""
+    test, train = digits.plan.test_cache, digits.plan.train_cache
+    monkeypatch.setenv("RETORT_CACHES_MAX_BYTES", str(full_bytes(test) + full_bytes(train) * 3 // 2))
+    processes = Processes(tmp_path / "data")
+    try:
+        shutil.copytree(digits.folders.caches, processes.data_dir / "caches", dirs_exist_ok=True)
+        processes.wait_ready()
+        yield processes
+    finally:
+        processes.close()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.slow
+def test_a_job_evicts_what_is_not_used_and_fails_with_a_sentence_when_nothing_may_go(
+    service: Processes, digits: Digits
+) -> None:
+    client = service.client
+    preprocessing = digits.preprocessing.model_dump(mode="json")
+    teacher = client.upload_teacher(digits.teacher_spec.path, preprocessing=preprocessing)["id"]
+    old = {"test": digits.plan.test_cache.key, "train": digits.plan.train_cache.key}
+    pinned_or_used = rf"\(.*{old['train'][:12]}.*\)"
+
+    def keys() -> set[str]:
+        return {cache["key"] for cache in client.caches()}
+
+    def post(seed: int, **training: object) -> dict[str, Any]:
+        """A job with training pictures of its own; all share the test split's cache."""
+        plan = job_of(teacher, "kd", **training)
+        plan["views"]["seed"] = seed
+        return client.submit(plan)
+
+    def refusal() -> str:
+        done = client.wait(post(1)["id"])
+        assert done["state"] == "failed", service.logs()
+        assert done["error"]["type"] == "QuotaExceeded"
+        assert [run["state"] for run in client.runs(done["id"])] == ["cancelled"]
+        assert keys() == set(old.values())
+        return str(done["error"]["message"])
+
+    # While a job trains, its caches stay.
+    busy = post(0, epochs=500)
+    events_until(client, busy["id"], "epoch")
+    assert client.job(busy["id"])["caches"] == old
+    assert re.search(f"bytes in use {pinned_or_used}", refusal())
+    client.cancel(busy["id"])
+    assert client.wait(busy["id"])["state"] == "cancelled"
+
+    # A pin outlives both processes.
+    client.pin_cache(old["train"])
+    for name in ("engine", "api"):
+        service.kill(name)
+        service.start(name)
+    service.wait_ready()
+    assert re.search(f"bytes pinned {pinned_or_used}", refusal())
+
+    # Now it may go, and the job that needs its place says so, and keeps its own from the start.
+    client.unpin_cache(old["train"])
+    posted = post(1)
+    events_until(client, posted["id"], "inference_progress")
+    assert all(is_held(Catalog(service.data_dir / "caches"), key) for key in keys() | {old["test"]})
+    job = client.wait(posted["id"])
+    assert job["state"] == "succeeded", (job["error"], service.logs())
+    assert keys() == {old["test"], job["caches"]["train"]}
+    told = [event["data"]["message"] for event in client.events(job["id"]) if event["type"] == "log"]
+    assert any(f"cache {old['train'][:12]}" in line and "was evicted" in line for line in told)

@@ -1,0 +1,534 @@
+"""Real Ray: blocks are fanned out, what dies is replaced or reported, what is told to stop stops."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from store import SparseEncoding
+from tests.support.digits import SMALL, Digits
+from tests.support.process_table import processes_with
+from tests.support.store_cases import digests
+from workers import signals
+from workers.cluster import ray_cluster
+from workers.cluster.deaths import Death
+from workers.cluster.outcomes import Outcome, Share
+from workers.cluster.ray_cluster import (
+    ACTOR_LOSSES_MAX,
+    Cluster,
+    Crew,
+    Pile,
+    Task,
+    WorkerLost,
+    _InferencePool,
+    _PoolWorker,
+    _Waiting,
+    export_name,
+)
+from workers.config.job import CacheOptions, Folders
+from workers.events import Log, ignore, never
+from workers.teacher.build_caches import build_caches, plan_caches, teacher_accuracy
+from workers.teacher.cache_plan import CachePlan
+from workers.teacher.forwards import count_forwards
+
+pytestmark = pytest.mark.timeout(600)
+
+# Names that no machine has, but which Ray takes for GPUs.
+NO_GPUS = ("7001", "7002", "7003")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two cores, and three GPUs that only Ray believes in: what asks for none of them works on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", ",".join(NO_GPUS))
+        cluster = Cluster(tmp_path_factory.mktemp("data"), cpus=2, gpus=3)
+    yield cluster
+    cluster.close()
+
+
+def actor_processes(kind: str) -> list[int]:
+    """Processes of this test's own cluster that Ray named after this actor class, as ``ray::KIND.method``."""
+    token = f"RAY_AUTH_TOKEN={os.environ['RAY_AUTH_TOKEN']}"
+    return [pid for pid, line in processes_with(token).items() if f"ray::{kind}" in line]
+
+
+def is_running(pid: int) -> bool:
+    """Whether this process can still do anything: one that has ended may wait to be collected."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
+
+
+def trainer_of(folder: Path) -> int:
+    """The process that writes this attempt's log; those of the tests before need a moment to end."""
+    return int(json.loads((folder / "log.jsonl").read_text().splitlines()[0])["pid"])
+
+
+def new_name() -> str:
+    return f"run-{uuid.uuid4().hex}-a1"
+
+
+def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: None) -> Outcome:
+    """Poll to the end, as the engine does; ``seen`` is told every event."""
+    numbers = []
+    while True:
+        events, outcome = task.poll()
+        for number, event in events:
+            numbers.append(number)
+            seen(event)
+        task.acknowledge(events)
+        if outcome is not None:
+            assert numbers == list(range(len(numbers)))
+            task.close()
+            return outcome
+        time.sleep(0.02)
+
+
+def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_bytes(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    folders, peace = (Folders(data_dir=tmp_path / name, data_root=tmp_path) for name in ("shared", "peace"))
+    # Many views, so that there are blocks enough to be in the middle of.
+    views = digits.views.model_copy(update={"count": 40})
+    training = SMALL.model_copy(update={"device": "cpu"})
+    job = digits.job("kd").model_copy(update={"views": views, "training": training})
+    told: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    seen_first: dict[Path, os.stat_result] = {}
+    pending_at_the_kill = 0
+    between_the_splits: set[int] = set()
+
+    def kill_one_in_the_middle(event: dict[str, Any]) -> None:
+        nonlocal pending_at_the_kill
+        told[event["type"]].append(event)
+        for record in folders.caches.glob("*/commits/*.json"):
+            seen_first.setdefault(record, record.stat())
+        if event["type"] == "cache_ready" and event["split"] == "test":
+            between_the_splits.update(actor_processes("_InferenceActor"))
+        if event["type"] == "inference_progress" and event["split"] == "train" and not pending_at_the_kill:
+            # Those of the first cache infer the second one, too.
+            assert between_the_splits
+            assert between_the_splits <= {*actor_processes("_InferenceActor")}
+            pending_at_the_kill = event["rows_total"] - event["rows_done"]
+            os.kill(actor_processes("_InferenceActor")[0], signal.SIGKILL)
+
+    counters = tmp_path / "forwards"
+    outcome = follow(cluster.build_caches(job, folders, forwards_in=counters), kill_one_in_the_middle)
+    assert outcome.kind == "done", outcome.message
+    assert outcome.value is not None
+    assert pending_at_the_kill > 0
+    replaced = [log["message"] for log in told["log"] if "died and is replaced" in log["message"]]
+    assert len(replaced) == 1
+    assert "signal 9 (SIGKILL)" in replaced[0]
+    # The device of the job is that of its teacher, too.
+    assert told["contract_checked"][0]["provider_reason"] == "asked for"
+    assert "inference on CPUExecutionProvider: asked for" in [log["message"] for log in told["log"]]
+    plan = CachePlan.model_validate(outcome.value["plan"])
+    specs = (plan.test_cache, plan.train_cache)
+    assert [ready["rows_inferred"] for ready in told["cache_ready"]] == [spec.views * spec.samples for spec in specs]
+    # What was run is what was committed and what the killed one had in hand, but for the batch that it was counting.
+    needed = told["contract_checked"][0]["forwards"] + sum(spec.views * spec.samples for spec in specs)
+    lost = plan.train_cache.rows_in(range(4))
+    assert needed - 256 <= count_forwards(counters) <= needed + lost
+    # A record that was there stayed, whoever had the block on its pile again.
+    assert len(seen_first) == sum(spec.blocks for spec in specs)
+    for record, before in seen_first.items():
+        assert (record.stat().st_ino, record.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+    shutil.copytree(digits.folders.datasets, peace.datasets)
+    assert plan_caches(job, peace, ignore, never, threads=1) == plan.model_copy(update={"accuracy": None})
+    build_caches(plan, peace, ignore, never, threads=1)
+    assert teacher_accuracy(plan, peace) == plan.accuracy
+    for spec in specs:
+        shared, alone = (digests(root.caches / spec.key) for root in (folders, peace))
+        del shared["LAST_USED"], alone["LAST_USED"]
+        assert shared == alone
+
+    # Everything is there: the second time no teacher is run.
+    again = follow(cluster.build_caches(job, folders))
+    assert again.value is not None
+    assert again.value["teacher_forwards"] == 0
+
+
+def test_a_lossy_cache_that_is_refused_has_cost_one_block_and_says_so(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    sparse = SparseEncoding(kind="sparse", top=1, tail=2, temperature=4.0)
+    job = digits.job("kd").model_copy(update={"cache": CacheOptions(encoding=sparse)})
+    told: list[tuple[int, int]] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        if event["type"] == "inference_progress" and event["split"] == "train":
+            told.append((event["rows_done"], event["rows_inferred"]))
+
+    outcome = follow(cluster.build_caches(job, Folders(data_dir=tmp_path, data_root=tmp_path)), hear)
+    assert outcome.error_type == "LossyCache"
+    block = digits.train.samples
+    assert told[-1] == (block, block)
+    assert all(0 <= inferred <= done <= block for done, inferred in told)
+
+
+def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path)], cpus=64, gpu_share=0.0)
+    assert task.poll() == ([], None)
+    task.stop()
+    assert follow(task).kind == "vanished"
+
+
+@pytest.mark.slow
+def test_runs_train_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+    orders = [digits.order(method, tmp_path / method) for method in ("kd", "rld")]
+    tasks = [task for order in orders for task in cluster.train(new_name(), [order], cpus=1, gpu_share=0.0)]
+    outcomes = [follow(task) for task in tasks]
+    assert [outcome.kind for outcome in outcomes] == ["done", "done"]
+    assert all((order.folder / "artifacts/student.onnx").is_file() for order in orders)
+
+
+def test_a_trained_run_is_exported_by_another_process_and_the_same_one_if_it_is_asked_twice(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    order = digits.order("kd", tmp_path).model_copy(update={"stage": "train"})
+    name = new_name()
+    trained = follow(*cluster.train(name, [order], cpus=1, gpu_share=0.25))
+    assert trained.value == {"trained": True, "order": order.model_dump_json()}
+    assert not (tmp_path / "artifacts").exists()
+
+    to_export = order.model_copy(update={"stage": "export", "told_epoch": SMALL.epochs})
+    cluster.export(export_name(name, 0), to_export, 7)
+    task = cluster.export(export_name(name, 0), to_export, 7)
+    numbers, kinds, outcome = [], [], None
+    while outcome is None:
+        events, outcome = task.poll()
+        task.acknowledge(events)
+        numbers += [number for number, _ in events]
+        kinds += [event["type"] for _, event in events]
+        time.sleep(0.02)
+    assert outcome.kind == "done", outcome.message
+    assert numbers == list(range(7, 7 + len(numbers)))
+    assert set(kinds) == {"log", "finished"}
+    assert (tmp_path / "artifacts/student.onnx").is_file()
+    said = [json.loads(line)["event"] for line in (tmp_path / "artifacts/log.jsonl").read_text().splitlines()]
+    stages = ["attempt begins", "attempt trained", "export begins", "attempt succeeded"]
+    assert [event for event in said if event in stages] == stages
+    task.close()
+
+    # Killed in the middle of it: what is half-written is nobody's any more once that is told, and can be swept away.
+    task = cluster.export(export_name(new_name(), 0), to_export, 0)
+    while not (tmp_path / "artifacts.partial/student.safetensors").exists():
+        task.poll()
+        time.sleep(0.02)
+    [exporting] = actor_processes("_TrainingActor")
+    task.kill()
+    assert follow(task).kind == "vanished"
+    while is_running(exporting):
+        time.sleep(0.02)
+    task.close()
+
+    # Nothing is trained in its place where there is no GPU.
+    (tmp_path / "checkpoint.pt").unlink()
+    lost = follow(cluster.export(export_name(new_name(), 0), to_export, 0))
+    assert (lost.kind, lost.error_type) == ("vanished", "CheckpointLost")
+
+
+def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+    """One of them is stopped, and is no reason for the others to end."""
+    training = SMALL.model_copy(update={"epochs": 4})
+    orders = [digits.order(method, tmp_path / method, training) for method in ("kd", "rld", "ce")]
+    tasks = cluster.train(new_name(), orders, cpus=1, gpu_share=0.0)
+    assert {task.crew for task in tasks} == {tasks[0].crew}
+
+    def stop_the_second(event: dict[str, Any]) -> None:
+        if event["type"] == "epoch" and event["epoch"] == 1:
+            tasks[1].stop()
+
+    kinds = [follow(tasks[1], stop_the_second).kind, follow(tasks[0]).kind, follow(tasks[2]).kind]
+    assert kinds == ["stopped", "done", "done"]
+    assert len({trainer_of(order.folder) for order in orders}) == 1
+    # Ended with the last of its tasks; Ray needs a moment for it, and the time limit of the test is the only other end.
+    while actor_processes("_TrainingActor"):
+        time.sleep(0.05)
+
+
+def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_vanished(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    """Lost while the first one does not notice, as with NCCL, which waits for it: here the first one is stopped."""
+    training = SMALL.model_copy(update={"actors": 2})
+    order = digits.order("kd", tmp_path / "two", training)
+    outcome = follow(*cluster.train(new_name(), [order], cpus=1, gpu_share=0.0))
+    assert outcome.kind == "done", outcome.message
+    assert outcome.value is not None
+    assert outcome.value["last"]["top1"] > 0.6
+    while actor_processes("_TrainingActor"):
+        time.sleep(0.05)
+
+    endless = digits.order("kd", tmp_path / "lost", training.model_copy(update={"epochs": 500}))
+
+    def stop_the_first_and_kill_the_second(event: dict[str, Any]) -> None:
+        if event["type"] == "epoch" and event["epoch"] == 1:
+            first = trainer_of(endless.folder)
+            [second] = {*actor_processes("_TrainingActor")} - {first}
+            os.kill(first, signal.SIGSTOP)
+            os.kill(second, signal.SIGKILL)
+
+    tasks = cluster.train(new_name(), [endless], cpus=1, gpu_share=0.0)
+    lost = follow(*tasks, stop_the_first_and_kill_the_second)
+    assert lost.kind == "vanished"
+    assert "process 2 of the 2 of this student is gone: the process " in (lost.message or "")
+    assert "signal 9 (SIGKILL)" in (lost.message or "")
+    assert not lost.is_node_fault
+    assert (endless.folder / "checkpoint.pt").exists()
+    assert not (endless.folder / "artifacts").exists()
+
+
+def test_a_run_is_found_by_name_goes_on_telling_and_leaves_a_checkpoint(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    training = SMALL.model_copy(update={"epochs": 500})
+    name = new_name()
+    [task] = cluster.train(name, [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
+    told: list[tuple[int, dict[str, Any]]] = []
+    while len(told) < 4:
+        # Not acknowledged, so they are told again.
+        told, outcome = task.poll()
+        assert outcome is None
+        time.sleep(0.02)
+    found = cluster.attach(name, 1, {0: told[2][0]})[0]
+    found.pause()
+    numbers, outcome = [], None
+    while outcome is None:
+        events, outcome = found.poll()
+        found.acknowledge(events)
+        numbers += [number for number, _ in events]
+        time.sleep(0.02)
+    assert outcome.kind == "paused", outcome
+    assert numbers == list(range(2, len(numbers) + 2))
+    assert (tmp_path / "checkpoint.pt").exists()
+    found.close()
+    assert cluster.attach(new_name(), 1, {0: 0}) == {}
+
+
+def why_inference_waits(gpu_share: float) -> str:
+    told: list[str] = []
+    _Waiting(gpu_share, lambda event: told.append(event.message) if isinstance(event, Log) else None).tell()
+    [message] = told
+    return message
+
+
+def test_what_nobody_waits_for_is_ended_and_gives_back_its_share(
+    cluster: Cluster, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = SMALL.model_copy(update={"actors": 2, "epochs": 500})
+    name = new_name()
+    [task] = cluster.train(name, [digits.order("kd", tmp_path / "two", endless)], cpus=1, gpu_share=0.0)
+    while not task.poll()[0]:
+        time.sleep(0.02)
+    monkeypatch.setattr("workers.cluster.ray_cluster._WAITING_S", 0.0)
+    assert "inference waits for 1 of the 2 CPU cores, of which 0 are free; 1 other processes" in why_inference_waits(0)
+    assert why_inference_waits(0.25) == "inference has its share of the machine: Ray is starting its processes"
+    # An engine that was stopped may have left such a one.
+    caches = cluster.build_caches(digits.job("kd"), Folders(data_dir=tmp_path, data_root=tmp_path))
+    while not caches.poll()[0]:
+        time.sleep(0.02)
+    os.kill(trainer_of(tmp_path / "two"), signal.SIGKILL)
+    while cluster.attach(name, 2, {0: 0}):
+        time.sleep(0.02)
+    assert cluster.end_others({}) == 2
+    assert follow(caches).kind == "vanished"
+    # It wants both cores, of which the lost run had one each.
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path / "one")], cpus=2, gpu_share=0.0)
+    assert follow(task).kind == "done"
+
+
+def test_a_mistake_comes_back_as_its_error(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+    training = SMALL.model_copy(update={"optimizer": SMALL.optimizer.model_copy(update={"lr": 1e30})})
+    outcome = follow(*cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0))
+    assert outcome.kind == "failed"
+    assert outcome.error_type == "NotFinite"
+    assert "before the update" in (outcome.message or "")
+
+
+def test_a_run_that_is_told_to_stop_stops(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+    training = SMALL.model_copy(update={"epochs": 500})
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
+
+    def stop_at_the_first_epoch(event: dict[str, Any]) -> None:
+        if event["type"] == "epoch" and event["epoch"] == 1:
+            task.stop()
+
+    assert follow(task, stop_at_the_first_epoch).kind == "stopped"
+    assert not (tmp_path / "artifacts").exists()
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+    training = SMALL.model_copy(update={"epochs": 500})
+    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
+
+    def kill_at_the_first_epoch(event: dict[str, Any]) -> None:
+        if event["type"] == "epoch" and event["epoch"] == 1:
+            os.kill(trainer_of(tmp_path), signal.SIGKILL)
+
+    outcome = follow(task, kill_at_the_first_epoch)
+    assert outcome.kind == "vanished"
+
+
+def test_inference_holds_the_cores_that_it_has_and_none_that_it_waits_for(cluster: Cluster) -> None:
+    """Or runs whose turn it is would wait for all inference that was ever asked for."""
+    pool = _InferencePool(cluster.cpus + 2, 0.0, cpus=cluster.cpus)
+    try:
+        pool._workers += [pool._new_worker(pool._share) for _ in range(cluster.cpus + 2)]
+        while sum(worker.is_started for worker in pool._workers) < cluster.cpus:
+            time.sleep(0.02)
+        assert pool.shares() == [Share(cpus=1.0, gpu=0.0)] * cluster.cpus
+    finally:
+        pool.close()
+
+
+# ------------------------------------------------------------------------------------ GPUs that only Ray believes in
+
+
+def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_has_room(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new(pool: _InferencePool) -> _PoolWorker:
+        pool._workers.append(pool._new_worker(pool._share))
+        return pool._workers[-1]
+
+    def wait_for(worker: _PoolWorker) -> Sequence[int | str]:
+        while not worker.is_started:
+            time.sleep(0.02)
+        return worker.gpu_ids()
+
+    first, second = (_InferencePool(3, 0.25, cpus=2) for _ in range(2))
+    try:
+        workers = [new(first) for _ in range(3)]
+        taken = [wait_for(worker) for worker in workers]
+        assert sorted(str(gpu) for [gpu] in taken) == sorted(NO_GPUS)
+        assert sorted(share.gpu_id or "" for share in first.shares()) == sorted(NO_GPUS)
+
+        waiting = new(second)
+        second._add_small_worker()
+        second._add_small_worker()
+        [_, small] = second._workers
+        there = wait_for(small)
+        assert not waiting.is_started
+        # What holds nothing yet is told as asked for.
+        held = [Share(cpus=0.0, gpu=0.5001), Share(cpus=0.0, gpu=0.25, gpu_id=str(there[0]))]
+        assert second.shares() == held
+        second._retire_small_worker()
+        assert second._workers == [waiting, small]
+        # Room for the other one, on the very GPU.
+        first._end(workers[taken.index(there)])
+        assert wait_for(waiting) == there
+        second._retire_small_worker()
+        assert second._workers == [waiting]
+
+        # Idle, it gives its GPU back: the cache that its job wants next may be in another job's hands.
+        monkeypatch.setattr("workers.cluster.ray_cluster._IDLE_S", 0.0)
+        with second._in_use():
+            pass
+        while second._workers:
+            time.sleep(0.02)
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
+    order = digits.order("kd", tmp_path).model_copy(update={"has_gpu_share": True})
+    name = new_name()
+    [task] = cluster.train(name, [order], cpus=1, gpu_share=0.5)
+    found = cluster.attach(name, 1, {0: 0}, cpus=1, gpu_share=0.5)[0]
+    assert found.crew.shares == [Share(cpus=1, gpu=0.5)]
+    outcome = follow(found)
+    assert (outcome.kind, outcome.error_type) == ("failed", "DeviceUnavailable")
+    # Which GPU it is on, it says itself.
+    assert [share.gpu_id for share in found.crew.shares if share.gpu_id in NO_GPUS]
+    task.close()
+    assert "a GPU was promised to this run" in (outcome.message or "")
+
+
+# --------------------------------------------------------------------------------------------------- without Ray
+
+
+def test_any_number_of_inference_actors_may_die_but_not_of_the_same_blocks() -> None:
+    pile, done, killed = Pile(range(10), 4), [], Death("killed")
+    while pile:
+        piece = pile.take()
+        for _ in range(ACTOR_LOSSES_MAX):
+            pile.give_back(piece, killed)
+            assert pile.take() == piece
+        for _ in range(2 * ACTOR_LOSSES_MAX):
+            pile.give_back(piece, Death("others have the memory", is_node_fault=True))
+            assert pile.take() == piece
+        done.append(piece)
+    assert done == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    with pytest.raises(WorkerLost, match="4 inference actors died with the same blocks, the last one: killed"):
+        pile.give_back([8, 9], killed)
+
+
+def test_a_signal_that_comes_while_handlers_are_swapped_waits_and_meets_the_callers() -> None:
+    met: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: met.append(number))
+    try:
+        with signals.waiting():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            # To this thread: Ray's own would take it.
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+            assert not met
+        assert met == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_thread_leaves_signals_to_the_main_thread_and_may_wait_as_well() -> None:
+    masks: list[set[signal.Signals]] = []
+
+    def work() -> None:
+        signals.leave_to_main_thread()
+        with signals.waiting():
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert masks[0] >= set(signals.ENDING)
+
+
+class Process:
+    """Stands for one of a student's processes: notes what it is told, answers how its work has ended."""
+
+    def __init__(self, outcome: Outcome | None = None) -> None:
+        self.told: list[int] = []
+        self.stop = SimpleNamespace(remote=self.told.append)
+        self.answer = SimpleNamespace(remote=lambda *_: ray_cluster.ray.put(([], outcome, None)))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_later_process_of_a_student_that_waits_for_its_pictures_is_stopped_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first one waits for it meanwhile, in an exchange that hears nothing."""
+    monkeypatch.setattr(ray_cluster, "_PEER_GRACE_S", 0.0)
+    stopped = Outcome(kind="stopped", message="while it waited for pictures")
+    first, second = Process(), Process(stopped)
+    task = Task(Crew([first, second], [0]), has_begun=True)
+    task.stop()
+    assert (first.told, second.told) == ([0], [0])
+    while (found := task.poll()[1]) is None:
+        time.sleep(0.01)
+    assert found == stopped

@@ -1,0 +1,788 @@
+"""The teacher: preprocessing to the bit, one answer whatever the batch, and what the contract check refuses.
+
+Legend: B pictures of a batch, P values of a picture (C * H * W), N classes.
+"""
+
+import math
+import re
+import tarfile
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from PIL import Image
+
+from tests.support import cuda_session, onnx_models
+from tests.support.cuda_session import CudaDouble
+from workers.config.job import Preprocessing
+from workers.data.augmentation import resize
+from workers.data.prepared import DecodedDataset
+from workers.errors import ContractViolation, DeviceUnavailable, InvalidTeacher, NotFinite, OutOfMemory
+from workers.onnx import session as onnx_session
+from workers.onnx.check import check_onnx
+from workers.teacher import preflight
+from workers.teacher import teacher as teacher_module
+from workers.teacher.preflight import Score, binomial_tail, slice_rows, spread
+from workers.teacher.teacher import Teacher, preprocess
+
+PLAIN = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
+CIFAR = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+
+
+def pictures(count: int, channels: int = 3, side: int = 8, seed: int = 0) -> NDArray[np.uint8]:
+    shape = (count, side, side, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def labelled(images: NDArray[np.uint8], labels: NDArray[np.integer], names: tuple[str, ...]) -> DecodedDataset:
+    return DecodedDataset(
+        images_NHWC=images,
+        labels_N=labels.astype(np.int64),
+        class_names=names,
+        fingerprint="0" * 64,
+        split="train",
+        path=Path("."),
+        channel_mean=(0.5,) * images.shape[3],
+        channel_std=(0.25,) * images.shape[3],
+    )
+
+
+def teacher(built: onnx.ModelProto, tmp_path: Path, preprocessing: Preprocessing = PLAIN, **options: object) -> Teacher:
+    path = onnx_models.save(built, tmp_path / "teacher.onnx")
+    return Teacher(path, preprocessing, threads=1, device="cpu", **options)
+
+
+# --------------------------------------------------------------------------------------------------- preprocessing
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_preprocessing_is_the_formula_to_the_bit(channels: str, layout: str) -> None:
+    given = Preprocessing(channels=channels, layout=layout, scale=1 / 255)
+    images = pictures(5)
+    result = preprocess(images, given)
+    x = images[..., ::-1] if channels == "bgr" else images
+    scaled = x.astype(np.float32) * np.float32(given.scale)
+    expected = (scaled - np.float32(given.mean)) / np.float32(given.std)
+    if layout == "nchw":
+        expected = expected.transpose(0, 3, 1, 2)
+    assert result.dtype == np.float32
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_grey_pictures_are_repeated_and_colour_ones_turned_to_luma() -> None:
+    unit = {"scale": 1.0, "layout": "nhwc"}
+    grey = pictures(2, channels=1)
+    colour = preprocess(grey, Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3, **unit))
+    np.testing.assert_array_equal(colour, np.repeat(grey, 3, axis=-1))
+    images = pictures(64)
+    luma = preprocess(images, Preprocessing(channels="gray", mean=(0.0,), std=(1.0,), **unit))
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
+    np.testing.assert_array_equal(luma[..., 0], expected)
+
+
+def test_pictures_are_resized_by_the_views_own_rule() -> None:
+    images = pictures(3)
+    result = preprocess(images, PLAIN.model_copy(update={"size": (5, 12), "layout": "nhwc", "scale": 1.0}))
+    np.testing.assert_array_equal(result, resize(torch.from_numpy(images), 5, 12).numpy())
+
+
+def test_pictures_with_an_alpha_channel_are_refused() -> None:
+    with pytest.raises(InvalidTeacher, match="have 4 channels"):
+        preprocess(pictures(1, channels=4), PLAIN)
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+def test_logits_are_the_graphs_function_of_the_preprocessed_picture(tmp_path: Path) -> None:
+    images = pictures(9)
+    weight_PN = np.random.default_rng(1).normal(size=(192, 4)).astype(np.float32)
+    x = (images.astype(np.float64) / 255).transpose(0, 3, 1, 2).reshape(9, -1)
+    for given in (images, torch.from_numpy(images)):
+        logits = teacher(onnx_models.linear(weight_PN), tmp_path).logits(given)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, x @ weight_PN, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12])
+def test_a_fixed_batch_is_padded_and_cut(rows: int, tmp_path: Path) -> None:
+    free = teacher(onnx_models.random_linear(), tmp_path)
+    images = pictures(rows)
+    expected = free.logits(images)
+    fixed = teacher(onnx_models.random_linear(batch=5), tmp_path)
+    assert (free.batch, fixed.batch) == (None, 5)
+    np.testing.assert_allclose(fixed.logits(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_float16_graph_is_fed_float16_and_answers_in_float32(tmp_path: Path) -> None:
+    images = pictures(4)
+    expected = teacher(onnx_models.random_linear(), tmp_path).logits(images)
+    half = teacher(onnx_models.random_linear(dtype=np.float16), tmp_path)
+    assert half.preprocess(images).dtype == np.float16
+    logits = half.logits(images)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=0.02)
+
+
+def test_a_teacher_for_probabilities_takes_their_log_and_never_minus_infinity(tmp_path: Path) -> None:
+    images = np.array([0, 255], np.uint8).repeat(192).reshape(2, 8, 8, 3)
+    weight_PN = np.zeros((192, 2))
+    weight_PN[:, 0] = 1.0  # a logit gap of 0, and one of 192: the second probability underflows to 0
+    built = onnx_models.linear(weight_PN, tail=["Softmax"])
+    raw = teacher(built, tmp_path).logits(images)
+    assert raw[1, 1] == 0
+    logits = teacher(built, tmp_path, output_kind="log_probabilities").logits(images)
+    np.testing.assert_allclose(logits, [[math.log(0.5)] * 2, [0.0, math.log(np.finfo(np.float32).tiny)]], rtol=1e-6)
+
+
+def test_pictures_of_a_size_that_the_graph_does_not_take_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTeacher, match=r"are 9x9 pixels .*, the teacher wants 8x8: set `size`"):
+        teacher(onnx_models.random_linear(), tmp_path).logits(pictures(2, side=9))
+
+
+def test_a_preprocessing_that_cannot_fit_is_refused_when_the_teacher_is_made(tmp_path: Path) -> None:
+    grey = Preprocessing(channels="gray", mean=(0.5,), std=(0.5,))
+    with pytest.raises(InvalidTeacher, match=r"makes 1 channels, the teacher's input is \[batch, 3, 8, 8\]"):
+        teacher(onnx_models.random_linear(), tmp_path, grey)
+
+
+def test_what_the_runtime_cannot_compute_names_the_shape_it_was_given(tmp_path: Path) -> None:
+    built = onnx_models.random_linear()
+    for dim in list(built.graph.input[0].type.tensor_type.shape.dim)[1:]:
+        dim.dim_param = f"d{dim.dim_value}"
+    with pytest.raises(InvalidTeacher, match=r"cannot process an input of shape \[2, 3, 9, 9\]"):
+        teacher(built, tmp_path).logits(pictures(2, side=9))
+
+
+def test_what_the_runtime_cannot_load_is_refused(tmp_path: Path) -> None:
+    built = onnx_models.random_linear()
+    built.graph.node[0].attribute[0].i = 7  # flattens at an axis that does not exist: the checker lets it pass
+    with pytest.raises(InvalidTeacher, match="ONNX Runtime cannot load the teacher"):
+        teacher(built, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------- device
+
+
+def test_the_provider_is_told_with_its_reason(tmp_path: Path) -> None:
+    asked = teacher(onnx_models.random_linear(), tmp_path)
+    assert (asked.provider, asked.provider_reason) == ("CPUExecutionProvider", "asked for")
+
+
+@needs_no_gpu
+def test_without_a_gpu_auto_takes_the_cpu_and_says_why(tmp_path: Path) -> None:
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    session = Teacher(path, PLAIN, threads=1)
+    assert session.provider == "CPUExecutionProvider"
+    assert "CUDA" in session.provider_reason
+
+
+@needs_no_gpu
+def test_a_promised_gpu_without_a_driver_is_an_error_with_torchs_words(tmp_path: Path) -> None:
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    with pytest.raises(DeviceUnavailable, match=r"was to run on a GPU, but torch .* NVIDIA driver .*RETORT_GPUS=0"):
+        Teacher(path, PLAIN, threads=1, device="cuda")
+
+
+@needs_no_gpu
+def test_a_cuda_provider_that_does_not_load_is_noticed_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine whose device is seen and whose libraries are broken: ONNX Runtime falls back in silence."""
+    cuda_session.see_a_device(monkeypatch)
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    session = Teacher(path, PLAIN, threads=1, device="auto")
+    assert session.provider == "CPUExecutionProvider"
+    missing = r"cannot load its CUDA provider: lib\w+\.so\.\d+: cannot open shared object file"
+    assert re.search(missing, session.provider_reason)
+    with pytest.raises(DeviceUnavailable, match=missing):
+        Teacher(path, PLAIN, threads=1, device="cuda")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
+    return cuda_session.install(monkeypatch)
+
+
+def on_cuda(built: onnx.ModelProto, tmp_path: Path, **options: object) -> Teacher:
+    path = onnx_models.save(built, tmp_path / "teacher.onnx")
+    return Teacher(path, PLAIN, threads=1, device="cuda", **options)
+
+
+def test_a_teacher_on_cuda_says_how_far_its_outputs_are_from_the_cpus(tmp_path: Path, cuda: CudaDouble) -> None:
+    """On noise of the graph's size, or on pictures of the data set."""
+    cuda.factor = 1.001
+    session = on_cuda(onnx_models.random_linear(), tmp_path)
+    assert session.provider == "CUDAExecutionProvider"
+    assert re.fullmatch(
+        r"Double H200 is there; its outputs for 8 pictures differ from the CPU's by \S+, 0\.001 of the largest",
+        session.provider_reason,
+    )
+    assert (cuda.calls, cuda.cpu_sessions) == ([8], 1)
+    assert session.provenance["tf32"] is False
+    assert (session.provenance["provider"], session.provenance["device"]) == ("CUDAExecutionProvider", "Double H200")
+    data = labelled(pictures(5), np.arange(5), ("a",) * 5)
+    on_cuda(onnx_models.random_linear(), tmp_path, dataset=data)
+    assert cuda.calls == [8, 5]
+
+
+def test_a_teacher_whose_outputs_on_cuda_are_others_is_refused_with_both_names(
+    tmp_path: Path, cuda: CudaDouble
+) -> None:
+    """A difference that only TF32 explains is told; half precision may differ more."""
+    cuda.factor = 1.015
+    with pytest.raises(
+        DeviceUnavailable,
+        match=r"on Double H200 \(CUDAExecutionProvider, ONNX Runtime .*\) differ from those of CPUExecutionProvider by "
+        r"\S+, 0\.015 of the largest; 0\.01 of it is allowed in float32",
+    ):
+        on_cuda(onnx_models.random_linear(), tmp_path)
+    assert on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path).warnings == ()
+    cuda.factor = 1.005
+    (warning,) = on_cuda(onnx_models.random_linear(), tmp_path).warnings
+    assert "more than rounding in float32 explains" in warning
+    cuda.factor = math.nan
+    with pytest.raises(DeviceUnavailable, match="nan of the largest"):
+        on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path)
+
+
+def test_tf32_is_off_in_a_float32_graph_and_half_precision_keeps_its_tensor_cores(
+    tmp_path: Path, cuda: CudaDouble
+) -> None:
+    on_cuda(onnx_models.random_linear(), tmp_path, memory_fraction=0.25)
+    half = on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path)
+    assert [options["use_tf32"] for options in cuda.options] == ["0", "1"]
+    assert [options["gpu_mem_limit"] for options in cuda.options] == [str(1 << 28), str(1 << 30)]
+    assert half.provenance["tf32"] is True
+    cuda.capability = (7, 5)
+    assert on_cuda(onnx_models.random_linear(dtype=np.float16), tmp_path).provenance["tf32"] is False
+
+
+def test_a_graph_is_half_precision_if_most_of_its_weights_are(tmp_path: Path) -> None:
+    """Converters keep float32 at the input and the output, and in some constants."""
+    built = onnx_models.random_linear(dtype=np.float16)
+    built.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    built.graph.node.insert(0, helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT16))
+    built.graph.node[1].input[0] = "cast"
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(9, np.float32), "unused"))
+    graph = check_onnx(onnx_models.save(built, tmp_path / "teacher.onnx"))
+    assert (graph.parameters, graph.half_parameters, graph.is_half) == (192 * 4 + 4 + 9, 192 * 4 + 4, True)
+    assert not check_onnx(onnx_models.save(onnx_models.random_linear(), tmp_path / "float32.onnx")).is_half
+
+
+def test_operators_that_cuda_leaves_to_the_cpu_are_told(tmp_path: Path, cuda: CudaDouble) -> None:
+    cuda.cpu_operators.update(["MatMulInteger", "MatMulInteger", "Resize"])
+    (warning,) = on_cuda(onnx_models.random_linear(), tmp_path).warnings
+    assert "3 operators of the teacher run on the CPU" in warning
+    assert "MatMulInteger (2), Resize (1)" in warning
+
+
+def test_calls_on_cuda_have_one_size_and_the_cpu_computes_nothing_twice(tmp_path: Path, cuda: CudaDouble) -> None:
+    built = onnx_models.random_linear()
+    session, on_cpu = on_cuda(built, tmp_path), teacher(built, tmp_path)
+    cuda.calls.clear()
+    for rows in (16, 3, 40):
+        images = pictures(rows)
+        logits = session.run(session.preprocess(images), 16)
+        np.testing.assert_allclose(logits, on_cpu.logits(images), rtol=1e-5, atol=1e-6)
+    assert cuda.calls == [16] * 5
+    given = []
+    run = on_cpu._session.run
+    on_cpu._session.run = lambda input_, timeout_s: given.append(len(input_)) or run(input_, timeout_s)
+    assert len(on_cpu.run(on_cpu.preprocess(pictures(3)), 16)) == 3
+    assert given == [3]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_stays_so(tmp_path: Path, cuda: CudaDouble) -> None:
+    session = on_cuda(onnx_models.random_linear(), tmp_path)
+    cuda.calls.clear()
+    cuda.rows_max = 5
+    images = pictures(16)
+    expected = teacher(onnx_models.random_linear(), tmp_path).logits(images)
+    for _ in range(2):
+        np.testing.assert_allclose(session.run(session.preprocess(images), 16), expected, rtol=1e-5, atol=1e-6)
+    assert cuda.calls == [16, 8] + [4] * 8
+    assert session.rows_max == 4
+    assert len(cuda.options) == 3  # each time a new session, whose memory is not in pieces
+    assert session.provider_reason.endswith("; 4 pictures at once, since more do not fit into its memory")
+
+
+def test_a_single_picture_or_a_fixed_batch_that_does_not_fit_is_an_error(tmp_path: Path, cuda: CudaDouble) -> None:
+    session = on_cuda(onnx_models.random_linear(), tmp_path)
+    fixed = on_cuda(onnx_models.random_linear(batch=4), tmp_path, memory_fraction=0.25)
+    cuda.rows_max = 0
+    with pytest.raises(OutOfMemory, match=r"no memory for 1 pictures at once\. Fewer .*limit is 1.00 GiB, 1 of the"):
+        session.run(session.preprocess(pictures(4)), 4)
+    with pytest.raises(
+        OutOfMemory, match=r"for 4 pictures at once\. .*limit is 0.25 GiB, 0.25 of .*larger RETORT_GPU_SHARE"
+    ):
+        fixed.run(fixed.preprocess(pictures(4)), 4)
+
+
+# --------------------------------------------------------------------------------------------------- contract check
+
+COLOURS = ("blue", "green", "red")
+
+
+def coloured(count: int = 300) -> DecodedDataset:
+    """Pictures whose class is their strongest channel, in alphabetical order of its name."""
+    rng = np.random.default_rng(3)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 160, (count, 8, 8, 3), dtype=np.uint8)
+    images[np.arange(count), :, :, 2 - labels] += 90
+    return labelled(images, labels, COLOURS)
+
+
+def sees_colour(order: tuple[int, int, int] = (2, 1, 0), **options: object) -> onnx.ModelProto:
+    """Logit k is the sum of channel ``order[k]``, in tens, over the picture's average."""
+    weight_PN = np.zeros((3, 64, 3))
+    for k, channel in enumerate(order):
+        weight_PN[channel, :, k] = 10 / 64
+    return onnx_models.linear(weight_PN.reshape(192, 3), **options)
+
+
+def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
+    session = teacher(sees_colour(), tmp_path)
+    report = session.contract_check(coloured(), rows=100)
+    assert (report.rows, report.classes, report.output, report.output_kind) == (100, 3, "logits", "logits")
+    assert report.accuracy == 1.0
+    assert report.chance == pytest.approx(1 / 3, abs=0.01)
+    assert report.batch_difference <= report.batch_tolerance
+    assert report.forwards == 1 + 100 + 4 + 64
+    assert report.provider == "CPUExecutionProvider"
+    assert report.warnings == ()
+    assert preflight.ContractReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_large_pictures_are_tried_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many go into the slice, and into each of the other preprocessings that are tried."""
+    small = coloured(48)
+    images = np.broadcast_to(small.images_NHWC[:, :1, :1], (48, 512, 1024, 3))
+    session = teacher(sees_colour((0, 1, 2)), tmp_path, PLAIN.model_copy(update={"size": (8, 8)}))
+    given = []
+    outputs = session.outputs
+    monkeypatch.setattr(
+        session, "outputs", lambda images, *args, **kw: given.append(images) or outputs(images, *args, **kw)
+    )
+    report = session.contract_check(labelled(images, small.labels_N, COLOURS), rows=48, accept=True)
+    assert "The preprocessing seems to be another: with channels='bgr'" in report.refusals[0]
+    assert max(images.nbytes for images in given) == 4 * preflight.BATCH_PIXELS * 3
+    assert report.forwards == sum(map(len, given))
+
+
+def test_a_softmax_in_the_graph_is_found_and_its_log_taken(tmp_path: Path) -> None:
+    expected = teacher(sees_colour(), tmp_path).logits(coloured().images_NHWC[:7])
+    session = teacher(sees_colour(tail=["Softmax"]), tmp_path)
+    report = session.contract_check(coloured())
+    assert report.output_kind == session.output_kind == "log_probabilities"
+    assert "softmax" in report.warnings[0]
+    logits = session.logits(coloured().images_NHWC[:7])
+    np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], atol=1e-4)
+
+
+def test_a_log_softmax_is_kept_as_it_is(tmp_path: Path) -> None:
+    report = teacher(sees_colour(tail=["LogSoftmax"]), tmp_path).contract_check(coloured())
+    assert report.output_kind == "logits"
+    assert "log-softmax" in report.warnings[0]
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_another_class_count_is_refused_with_both_numbers(declared: bool, tmp_path: Path) -> None:
+    built = onnx_models.random_linear(4)
+    if not declared:
+        built.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    with pytest.raises(ContractViolation, match="has 4 classes, the data set has 3"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_outputs_that_are_no_numbers_are_refused_with_the_sample(tmp_path: Path) -> None:
+    data = coloured(30)
+    data.images_NHWC[20] = 0  # the logarithm of its zeros is not finite
+    built = sees_colour()
+    built.graph.node.insert(0, helper.make_node("Log", ["images"], ["log"]))
+    built.graph.node[1].input[0] = "log"
+    data.images_NHWC[:20] |= 1
+    data.images_NHWC[21:] |= 1
+    with pytest.raises(NotFinite, match="for 1 of 30 pictures, the first is sample 20"):
+        teacher(built, tmp_path).contract_check(data)
+
+
+def sees_colour_through(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """``sees_colour``, whose outputs ``z`` these nodes make ``logits`` of."""
+    built = sees_colour()
+    built.graph.node[1].output[0] = "z"
+    built.graph.node.extend(nodes)
+    return built
+
+
+def test_a_graph_that_mixes_the_pictures_of_a_batch_is_refused(tmp_path: Path) -> None:
+    """Batch normalisation in training mode, built of operators that no rule about attributes can see."""
+    built = sees_colour_through(
+        helper.make_node("ReduceMean", ["z"], ["mean"], axes=[0]),
+        helper.make_node("Sub", ["z", "mean"], ["logits"]),
+    )
+    with pytest.raises(InvalidTeacher, match=r"alone than in a batch of 256 .*has ReduceMean: over axis 0, the batch"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_a_graph_that_answers_by_chance_is_refused(tmp_path: Path) -> None:
+    built = sees_colour_through(
+        helper.make_node("RandomNormalLike", ["z"], ["noise"]),
+        helper.make_node("Add", ["z", "noise"], ["logits"]),
+    )
+    with pytest.raises(InvalidTeacher, match=r"other outputs alone than in a batch .* has RandomNormalLike: drawn"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_a_graph_that_answers_by_the_place_in_the_batch_is_refused(tmp_path: Path) -> None:
+    """One place, at which none of the pictures that are also run alone stands: the second run finds it."""
+    built = sees_colour_through(
+        helper.make_node("Shape", ["z"], ["rows"], start=0, end=1),
+        helper.make_node("Squeeze", ["rows"], ["count"]),
+        helper.make_node("Range", ["zero", "count", "one"], ["places"]),
+        helper.make_node("Equal", ["places", "place"], ["is_there"]),
+        helper.make_node("Cast", ["is_there"], ["extra"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["extra", "axis"], ["extra_column"]),
+        helper.make_node("Add", ["z", "extra_column"], ["logits"]),
+    )
+    held = {"zero": np.array(0), "one": np.array(1), "place": np.array(5), "axis": np.array([1])}
+    built.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in held.items())
+    assert 5 not in spread(300, preflight.ALONE_ROWS)
+    with pytest.raises(InvalidTeacher, match=r"of 64 pictures give other outputs when they are run again, in another"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_a_graph_quantised_by_the_batch_is_refused_with_the_operator(tmp_path: Path) -> None:
+    """One scale for all pictures: with eight bits it changes a picture's outputs by more than rounding does."""
+    built = sees_colour_through(
+        helper.make_node("DynamicQuantizeLinear", ["z"], ["q", "scale", "zero"], name="z_quantised"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
+    )
+    with pytest.raises(InvalidTeacher, match="has DynamicQuantizeLinear 'z_quantised': its scale is taken over the"):
+        teacher(built, tmp_path).contract_check(coloured())
+
+
+def test_another_label_order_is_refused_and_recognised(tmp_path: Path) -> None:
+    session = teacher(sees_colour((1, 0, 2)), tmp_path)
+    with pytest.raises(ContractViolation, match="label order or its preprocessing does not fit") as caught:
+        session.contract_check(coloured())
+    assert "right on 0 of 300 labelled pictures (0.0%), guessing would be on 33.3%" in str(caught.value)
+    assert "its class 0 is mostly 'green' (class 1 here), its class 1 is mostly 'red'" in str(caught.value)
+    assert "with its classes so matched, 100.0% of 300 pictures are right" in str(caught.value)
+
+
+def test_swapped_channels_are_refused_and_recognised(tmp_path: Path) -> None:
+    swapped = PLAIN.model_copy(update={"channels": "bgr"})
+    with pytest.raises(ContractViolation, match=r"with channels='rgb', 100\.0% of 300 pictures are right"):
+        teacher(sees_colour(), tmp_path, swapped).contract_check(coloured())
+
+
+def bright(count: int = 200) -> DecodedDataset:
+    labels = np.arange(count) % 2
+    images = pictures(count, seed=4) // 4 + (labels * 120).astype(np.uint8)[:, None, None, None]
+    return labelled(images, labels, ("dark", "light"))
+
+
+def sees_brightness() -> onnx.ModelProto:
+    """Light is a mean above 0.4 of the full scale."""
+    weight_PN = np.full((192, 2), 1 / 192) * [-1, 1]
+    return onnx_models.linear(weight_PN, np.array([0.4, -0.4]))
+
+
+def test_a_wrong_scale_is_refused_and_recognised(tmp_path: Path) -> None:
+    unscaled = PLAIN.model_copy(update={"scale": 1.0})
+    with pytest.raises(ContractViolation, match=r"with scale=0\.003922, 100\.0% of 200 pictures are right"):
+        teacher(sees_brightness(), tmp_path, unscaled).contract_check(bright())
+
+
+def test_contract_check_refuses_a_preprocessing_that_costs_few_points(tmp_path: Path) -> None:
+    data = bright()
+    data.images_NHWC[::8] *= 2  # dark ones that the wrong mean takes for light
+    shifted = PLAIN.model_copy(update={"mean": (-0.2,) * 3})
+    session = teacher(sees_brightness(), tmp_path, shifted)
+    report = session.contract_check(data, accept=True)
+    assert report.accuracy == 0.875
+    assert report.forwards > report.rows + 200
+    (refusal,) = report.refusals
+    assert "with mean=[0, 0, 0], 100.0% of 200 pictures are right, with the given mean=[-0.2, -0.2, -0.2]" in refusal
+    with pytest.raises(ContractViolation, match=re.escape(refusal) + r' `"accept_teacher": true` in the job'):
+        session.contract_check(data)
+
+
+def levels(names: Sequence[str], per_class: int) -> DecodedDataset:
+    """Pictures of one brightness each; the class of the brightness k of so many is ``names[k]``, in order of text."""
+    levels_R = np.repeat(np.arange(len(names)), per_class)
+    images = np.full((len(levels_R), 8, 8, 3), ((levels_R + 0.5) / len(names) * 255)[:, None, None, None])
+    numbers = {name: k for k, name in enumerate(sorted(names))}
+    labels = np.array([numbers[names[k]] for k in levels_R])
+    return labelled(images.astype(np.uint8), labels, tuple(sorted(names)))
+
+
+def sees_level(classes: int, **options: object) -> onnx.ModelProto:
+    """Its class k is the brightness k of so many: the logit is -(x - level)^2 in tens of thousands, less x^2."""
+    level_N = (np.arange(classes) + 0.5) / classes
+    return onnx_models.linear(np.ones((192, 1)) / 192 * 2e4 * level_N, -1e4 * level_N**2, **options)
+
+
+NUMBERS = [str(k) for k in range(12)]
+LETTERS = [chr(ord("a") + k) for k in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("names", "per_class", "found"),
+    [
+        (NUMBERS, 2, "with the class names in the order of their numbers ('0', '1', '2', '3', ...), 100.0% of 24"),
+        (NUMBERS, 60, "with the class names in the order of their numbers ('0', '1', '2', '3', ...), 100.0% of 512"),
+        (["a", "B", "c", "D", "e"], 9, "with the class names sorted regardless of case ('a', 'B', 'c', 'D', ...), 1"),
+        (["f", "z", "e\u0301"], 20, "with the class names sorted as Unicode composes them ('f', 'z', 'e\u0301'), 1"),
+        (
+            ["\u00e9", "f", "z"],
+            20,
+            "with the class names sorted as macOS spells them, decomposed ('\u00e9', 'f', 'z'), 1",
+        ),
+        (["b", "a", *LETTERS[2:]], 10, "its class 0 is mostly 'b' (class 1 here), its class 1 is mostly 'a' (class 0"),
+    ],
+)
+def test_contract_check_refuses_classes_in_an_order_that_differs_in_part(
+    names: list[str], per_class: int, found: str, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ContractViolation, match=r'No setting states an order: rename .*"accept_teacher": true'
+    ) as error:
+        teacher(sees_level(len(names)), tmp_path).contract_check(levels(names, per_class))
+    assert found in str(error.value)
+
+
+def test_assignment_moves_only_classes_that_the_rows_tell_of() -> None:
+    """And needs no matrix of all classes."""
+    preferred_N = np.roll(np.arange(50_000), 1)
+    predicted_R = np.array([7, 7, 7, 8, 8, 9, 40_000])
+    order_N = preflight._assignment(Score(predicted_R, np.array([5, 5, 6, 6, 6, 8, 3]), 50_000), preferred_N)
+    assert order_N[[7, 8, 9, 40_000]].tolist() == [5, 6, 8, 3]
+    np.testing.assert_array_equal(np.sort(order_N), np.arange(50_000))
+    assert np.flatnonzero(order_N != preferred_N).tolist() == [4, 6, 7, 8, 40_000]
+
+
+def test_contract_check_passes_a_weak_teacher_in_the_right_order(tmp_path: Path) -> None:
+    """Thirty classes, taken for their neighbours: the best order of one half of the rows is no better on the other."""
+    data = levels([f"{k:02}" for k in range(30)], 10)
+    noise = np.random.default_rng(0).normal(0, 25, (300, 1, 1, 1))
+    noisy = (data.images_NHWC + noise).clip(0, 255).astype(np.uint8)
+    report = teacher(sees_level(30), tmp_path).contract_check(labelled(noisy, data.labels_N, data.class_names))
+    assert report.chance < 0.04 < 0.1 < report.accuracy < 0.2
+    assert (report.refusals, report.warnings) == ((), ())
+
+
+def test_contract_check_warns_of_numbers_in_the_order_of_text(tmp_path: Path) -> None:
+    """Even where the teacher was trained on the same order."""
+    data = levels(sorted(NUMBERS), 3)
+    report = teacher(sees_level(12), tmp_path).contract_check(data)
+    assert report.accuracy == 1
+    (warning,) = report.warnings
+    assert "not in their order ('0', '1', '10', '11', ...): class 2 is '10'" in warning
+
+
+def test_contract_check_warns_of_classes_whose_names_look_alike(tmp_path: Path) -> None:
+    report = teacher(sees_level(3), tmp_path).contract_check(levels(["Cat", "cat", "dog"], 6))
+    assert report.warnings == ("classes that look alike: 'Cat' and 'cat' differ only in case",)
+
+
+def test_contract_check_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path) -> None:
+    report = teacher(sees_level(12), tmp_path).contract_check(levels(NUMBERS, 6), accept=True)
+    assert report.accuracy == pytest.approx(1 / 6)
+    (refusal,) = report.refusals
+    assert report.accepted == (f"{refusal} It is used as it is, for the job says accept_teacher",)
+    report.enforce(True)
+    with pytest.raises(ContractViolation, match="label order seems to differ"):
+        report.enforce(False)
+
+
+def test_contract_check_passes_a_good_teacher_of_a_rare_class(tmp_path: Path) -> None:
+    """Right on 198 of 200 and on 2 of 2; without the picture, the same predictions would be right on 97.1 %."""
+    data = bright(400)
+    rows = np.concatenate([np.arange(0, 400, 2), [1, 3]])
+    images = data.images_NHWC[rows]
+    images[:2] += 120
+    rare = labelled(images, data.labels_N[rows], data.class_names)
+    report = teacher(sees_brightness(), tmp_path).contract_check(rare)
+    assert (report.accuracy, report.chance) == (pytest.approx(200 / 202), pytest.approx(0.971, abs=5e-4))
+
+
+@pytest.mark.parametrize(
+    ("tail", "factor", "told"),
+    [
+        (["Sigmoid"], 1, "are all between 0 and 1 and the rows sum to .*: they are what a sigmoid makes"),
+        (["Softmax"], 100, r"each row sums to 100: they are scaled probabilities \(percent"),
+    ],
+)
+def test_contract_check_refuses_outputs_that_are_no_logits(
+    tail: list[str], factor: int, told: str, tmp_path: Path
+) -> None:
+    built = sees_colour(tail=tail)
+    built.graph.node[-1].output[0] = "probability"
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    built.graph.node.append(helper.make_node("Mul", ["probability", "factor"], ["logits"]))
+    session = teacher(built, tmp_path)
+    with pytest.raises(ContractViolation, match=told + ".*Export the logits.*accept_teacher"):
+        session.contract_check(coloured())
+    assert len(session.contract_check(coloured(), accept=True).refusals) == 1
+    assert session.output_kind == "logits"
+
+
+def test_labels_without_sense_are_refused_without_a_hint(tmp_path: Path) -> None:
+    data = coloured()
+    shuffled = labelled(data.images_NHWC, np.random.default_rng(0).permutation(data.labels_N), COLOURS)
+    with pytest.raises(ContractViolation, match="No usual preprocessing does better"):
+        teacher(sees_colour(), tmp_path).contract_check(shuffled)
+
+
+def test_always_the_commonest_class_is_no_better_than_chance(tmp_path: Path) -> None:
+    data = coloured()
+    unbalanced = labelled(data.images_NHWC, np.where(np.arange(300) % 10, 1, 2), COLOURS)
+    constant = onnx_models.linear(np.zeros((192, 3)), np.array([0.0, 1.0, 0.0]))
+    with pytest.raises(ContractViolation, match=r"right on 270 of 300 .*guessing would be on 90\.0%"):
+        teacher(constant, tmp_path).contract_check(unbalanced)
+
+
+@pytest.mark.parametrize("failure", [None, "CUDA failure 304: OS call failed"])
+def test_a_teacher_on_a_gpu_is_confined_where_that_works_and_says_so_where_not(
+    failure: str | None, cuda: CudaDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What decides is a network of ours, not how this one opens."""
+    asked: list[bool | None] = []
+
+    class Confined(onnx_session.Session):
+        missing: tuple[str, ...] = ()
+        inputs = None
+
+        def __init__(self, *args: object, is_confined: bool | None = None, limits: object, **options: object) -> None:
+            on_gpu = options.pop("providers", None) is not None
+            super().__init__(*args, **options)
+            asked.append(is_confined if on_gpu else None)
+            self.provider = onnx_session.CUDA_PROVIDER if on_gpu else self.provider
+            self.missing = () if is_confined is not False else ("confinement (it was started without)",)
+
+        def rows_in_time(self, input_: NDArray[np.float32]) -> int:
+            return len(input_)
+
+        def empty(self, shape: Sequence[int], dtype: object) -> NDArray[np.float32]:
+            return np.empty(shape, dtype)
+
+    monkeypatch.setattr(teacher_module, "ConfinedSession", Confined)
+    monkeypatch.setattr(teacher_module, "confinement_failure", lambda: failure)
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    session = Teacher(path, PLAIN, threads=1, device="cuda", sessions=1)
+    assert asked == [failure is None, None]  # the second is on the CPU, to compare
+    assert ("runs without confinement" in " ".join(session.warnings)) == (failure is not None)
+
+
+def test_a_graph_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "FIRST_TIMEOUT_S", 0.3)
+    built = sees_colour()
+    built.graph.node[1].output[0] = "z"
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["on"]), helper.make_node("Cos", ["again"], ["next"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, ()),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("again", TensorProto.FLOAT, ("batch", 3)),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, ("batch", 3)),
+        ],
+    )
+    built.graph.node.append(helper.make_node("Loop", ["often", "true", "z"], ["logits"], body=body))
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 << 62), "often"))
+    built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "true"))
+    session = teacher(built, tmp_path)
+    with pytest.raises(InvalidTeacher, match="did not finish 1 pictures in the time allowed"):
+        session.contract_check(coloured())
+
+
+def test_the_binomial_tail_is_the_sum_it_stands_for() -> None:
+    for rows, chance, hits in ((10, 0.3, 4), (512, 0.1, 68), (7, 0.5, 7), (5, 0.25, 0)):
+        exact = sum(math.comb(rows, k) * chance**k * (1 - chance) ** (rows - k) for k in range(hits, rows + 1))
+        assert binomial_tail(hits, rows, chance) == pytest.approx(exact, rel=1e-9)
+    assert binomial_tail(3, 10, 0.0) == 0
+    assert binomial_tail(3, 10, 1.0) == 1
+
+
+def test_too_few_rows_to_tell_count_only_against_a_score_at_chance() -> None:
+    outputs_RN = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+    assert not Score.of(outputs_RN, np.array([0, 1, 0, 0])).explained_by_chance
+    assert Score.of(outputs_RN, np.array([0, 1, 1, 0])).explained_by_chance
+
+
+def test_a_slice_of_one_class_that_is_all_right_is_not_refused() -> None:
+    assert not Score.of(np.eye(2, dtype=np.float32)[[0] * 40], np.zeros(40, np.int64)).explained_by_chance
+
+
+def test_the_slice_is_spread_over_the_whole_data_set() -> None:
+    rows = spread(51_200, 512)
+    np.testing.assert_array_equal(rows // 100, np.arange(512))
+    np.testing.assert_array_equal(rows, spread(51_200, 512))
+    np.testing.assert_array_equal(spread(3, 512), [0, 1, 2])
+    for labels in (np.repeat(np.arange(100), 512), np.arange(51_200) % 100):
+        assert len(np.unique(labels[rows])) > 90
+
+
+def test_slice_rows_has_rows_of_every_class_and_an_end() -> None:
+    """It grows with the classes, and takes more of the rare ones than their share."""
+    labels = np.zeros(100_000, np.int64)
+    labels[70_000:70_004], labels[80_000:80_050] = 1, 2
+    rows = slice_rows(labels, 3, 512)
+    np.testing.assert_array_equal(np.bincount(labels[rows])[1:], [4, 10])
+    assert 512 <= len(np.unique(rows)) == len(rows) < 530
+    labels = np.repeat(np.arange(100), 1000)
+    assert np.bincount(labels[slice_rows(labels, 100, 512)]).min() >= 10
+    assert len(slice_rows(labels, 100, 512)) == 1000
+    assert len(slice_rows(np.repeat(np.arange(1000), 100), 1000, 512)) == preflight.ROWS_MAX
+
+
+# ------------------------------------------------------------------------------------------------------- real data
+
+
+@pytest.fixture(scope="module")
+def cifar_test_slice(shared_data: Path) -> DecodedDataset:
+    """Thirty test pictures of each class of CIFAR-10."""
+    images, labels = [], []
+    with tarfile.open(shared_data / "cifar10-jpeg.tar.xz") as archive:
+        for member in archive:
+            parts = Path(member.name).parts
+            if len(parts) == 3 and parts[0] == "test" and int(Path(parts[2]).stem) < 30:
+                content = archive.extractfile(member)
+                assert content is not None
+                images.append(np.asarray(Image.open(BytesIO(content.read()))))
+                labels.append(parts[1])
+    names, numbers = np.unique(labels, return_inverse=True)
+    return labelled(np.stack(images), numbers, tuple(map(str, names)))
+
+
+def test_a_published_teacher_passes_with_its_accuracy(shared_data: Path, cifar_test_slice: DecodedDataset) -> None:
+    session = Teacher(shared_data / "resnet20-cifar10.onnx", CIFAR, threads=2, device="cpu")
+    report = session.contract_check(cifar_test_slice)
+    assert report.rows == 300
+    assert 0.76 < report.accuracy < 0.86
+    assert report.output_kind == "logits"
+    assert report.warnings == ()
+
+
+def test_a_published_teacher_with_its_classes_in_another_order_is_refused(
+    shared_data: Path, cifar_test_slice: DecodedDataset
+) -> None:
+    data = cifar_test_slice
+    turned = labelled(data.images_NHWC, (data.labels_N + 1) % 10, data.class_names)
+    session = Teacher(shared_data / "resnet20-cifar10.onnx", CIFAR, threads=2, device="cpu")
+    with pytest.raises(ContractViolation, match=r"label order seems to differ: its class 0 is mostly 'automobile'"):
+        session.contract_check(turned)
