@@ -141,12 +141,12 @@ async def _context(request: Request) -> Context:
     return context
 
 
-Service = Annotated[Context, Depends(_context)]
+Ctx = Annotated[Context, Depends(_context)]
 """The type of a route's parameter that receives the context."""
 
 
-async def _in_turn(request: Request, service: Service) -> AsyncIterator[None]:
-    async with service.heavy.held(request.state.name):
+async def _in_turn(request: Request, ctx: Ctx) -> AsyncIterator[None]:
+    async with ctx.heavy.held(request.state.name):
         yield
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from service.api.dependencies import PAGE_DEFAULT, After, Heavy, Limit, Service, ends
+from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, ends
 from service.api.problems import responses
 from service.api.schemas import Cache, CachePage, CacheReport
 from service.errors import Conflict
@@ -32,9 +32,9 @@ def show(entry: CacheEntry) -> Cache:
 
 
 @router.get("", operation_id="list_caches", summary="List caches", responses=responses(422))
-def list_caches(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> CachePage:
+def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> CachePage:
     """By key, in rising order; `after` is a key. The total is that of all caches, whatever the page."""
-    everything = service.catalog.list()
+    everything = ctx.catalog.list()
     entries = [entry for entry in everything if after is None or entry.key > after]
     shown = entries[:limit]
     return CachePage(
@@ -42,14 +42,14 @@ def list_caches(service: Service, after: After = None, limit: Limit = PAGE_DEFAU
         has_more=len(entries) > limit,
         **ends(shown, lambda entry: entry.key),
         total_bytes=sum(entry.size_bytes for entry in everything),
-        quota_bytes=service.settings.caches_max_bytes or None,
+        quota_bytes=ctx.settings.caches_max_bytes or None,
     )
 
 
 @router.get("/{key}", operation_id="get_cache", summary="One cache", responses=responses(404, 422))
-def get_cache(key: Key, service: Service) -> Cache:
+def get_cache(key: Key, ctx: Ctx) -> Cache:
     """By its key, 64 hex digits."""
-    return show(service.catalog.get(key))
+    return show(ctx.catalog.get(key))
 
 
 @router.delete(
@@ -59,27 +59,27 @@ def get_cache(key: Key, service: Service) -> Cache:
     status_code=204,
     responses=responses(404, 409, 422),
 )
-def delete_cache(key: Key, service: Service) -> None:
+def delete_cache(key: Key, ctx: Ctx) -> None:
     """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew."""
-    job_id = service.registry.user_of_cache(key)
+    job_id = ctx.registry.user_of_cache(key)
     if job_id is not None:
         raise Conflict(f"cache {key} is used by job {job_id}: cancel that, or wait for it")
-    service.catalog.delete(key)
+    ctx.catalog.delete(key)
 
 
 @router.post("/{key}/pin", operation_id="pin_cache", summary="Pin a cache", responses=responses(404, 422, 507))
-def pin_cache(key: Key, service: Service) -> Cache:
+def pin_cache(key: Key, ctx: Ctx) -> Cache:
     """It is neither evicted nor deleted until it is unpinned. Pinning it again changes nothing."""
-    service.catalog.pin(key)
-    return show(service.catalog.get(key))
+    ctx.catalog.pin(key)
+    return show(ctx.catalog.get(key))
 
 
 @router.delete(
     "/{key}/pin", operation_id="unpin_cache", summary="Unpin a cache", status_code=204, responses=responses(404, 422)
 )
-def unpin_cache(key: Key, service: Service) -> None:
+def unpin_cache(key: Key, ctx: Ctx) -> None:
     """It may be evicted and deleted again. Unpinning it again changes nothing."""
-    service.catalog.unpin(key)
+    ctx.catalog.unpin(key)
 
 
 @router.post(
@@ -89,7 +89,7 @@ def unpin_cache(key: Key, service: Service) -> None:
     responses=responses(404, 422),
     dependencies=[Heavy],
 )
-def verify_cache(key: Key, service: Service) -> CacheReport:
+def verify_cache(key: Key, ctx: Ctx) -> CacheReport:
     """Compares every checksum and recomputes every statistic; takes as long as reading the files."""
-    report = service.catalog.verify(key)
+    report = ctx.catalog.verify(key)
     return CacheReport(ok=report.ok, **asdict(report))

@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter
 
 from service.api.bodies import JsonRoute, json_body
-from service.api.dependencies import Context, Heavy, Service
+from service.api.dependencies import Context, Ctx, Heavy
 from service.api.problems import responses
 from service.api.schemas import Method, MethodPage, Page, Part, Student
 from service.api.schemas_preview import MethodPreview, PreviewRequest, PreviewTerm
@@ -50,15 +50,15 @@ def _methods() -> MethodPage:
     responses=responses(400, 404, 408, 409, 413, 422),
     dependencies=[Heavy],
 )
-def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)], service: Service) -> MethodPreview:
+def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)], ctx: Ctx) -> MethodPreview:
     """For every row of a complete cache, from its statistics alone; learned temperatures are the initial ones.
 
     A temperature with which a run would stop is refused with the sample that has it.
     """
-    spec, teacher = _statistics(service, request.cache)
+    spec, teacher = _statistics(ctx, request.cache)
     student = None
     if request.student_cache is not None:
-        other, student = _statistics(service, request.student_cache)
+        other, student = _statistics(ctx, request.student_cache)
         _check_same_rows(spec, other)
     terms = preview(
         request.method.expand(),
@@ -82,9 +82,9 @@ def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)]
     )
 
 
-def _statistics(service: Context, key: str) -> tuple[CacheSpec, dict[str, Float32]]:
+def _statistics(ctx: Context, key: str) -> tuple[CacheSpec, dict[str, Float32]]:
     """What a complete cache is of, and its statistics, float32 [views, samples] by name."""
-    with CacheReader.from_key(service.settings.caches_dir, key) as reader:
+    with CacheReader.from_key(ctx.settings.caches_dir, key) as reader:
         views = [reader.statistics(view) for view in range(reader.spec.views)]
     return reader.spec, {name: np.stack([view[name] for view in views]) for name in views[0]}
 

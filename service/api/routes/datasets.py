@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 
 from service.api.bodies import JsonRoute, json_body
-from service.api.dependencies import PAGE_DEFAULT, After, Heavy, Limit, Service, page
+from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, page
 from service.api.problems import responses
 from service.api.schemas import Dataset, DatasetRequest, Page
 from service.db.api_queries import DATASET
@@ -41,11 +41,11 @@ def show(row: DatasetRecord) -> Dataset:
     dependencies=[Heavy],
 )
 def create_dataset(
-    request: Annotated[DatasetRequest, json_body(DatasetRequest)], service: Service, response: Response
+    request: Annotated[DatasetRequest, json_body(DatasetRequest)], ctx: Ctx, response: Response
 ) -> Dataset:
     """Looks at the files without decoding them, and remembers the description under a name."""
-    source = examine(request.spec, service.settings.data_root)
-    row, is_new = service.registry.add_dataset(
+    source = examine(request.spec, ctx.settings.data_root)
+    row, is_new = ctx.registry.add_dataset(
         DatasetRecord(
             id=new_id("ds"),
             name=request.name,
@@ -62,9 +62,9 @@ def create_dataset(
 @router.get(
     "", operation_id="list_datasets", summary="List data sets", response_model=Page[Dataset], responses=responses(422)
 )
-def list_datasets(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
+def list_datasets(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
-    rows, has_more = service.registry.page(DatasetRecord, after, limit)
+    rows, has_more = ctx.registry.page(DatasetRecord, after, limit)
     return page(rows, has_more, show, lambda row: row.id)
 
 
@@ -74,9 +74,9 @@ def list_datasets(service: Service, after: After = None, limit: Limit = PAGE_DEF
     summary="One data set",
     responses=responses(404, 422),
 )
-def get_dataset(dataset_id: str, service: Service) -> Dataset:
+def get_dataset(dataset_id: str, ctx: Ctx) -> Dataset:
     """By its id."""
-    return show(service.registry.get(DatasetRecord, dataset_id))
+    return show(ctx.registry.get(DatasetRecord, dataset_id))
 
 
 @router.delete(
@@ -86,9 +86,9 @@ def get_dataset(dataset_id: str, service: Service) -> Dataset:
     status_code=204,
     responses=responses(404, 409, 422),
 )
-def delete_dataset(dataset_id: str, service: Service) -> None:
+def delete_dataset(dataset_id: str, ctx: Ctx) -> None:
     """Its name, and what it was decoded to, unless another name or job has that. The operator's own files stay.
 
     Refused while a job that has not ended uses it. Jobs that have ended keep their copy of the description.
     """
-    service.deletion.delete_dataset(dataset_id)
+    ctx.deletion.delete_dataset(dataset_id)

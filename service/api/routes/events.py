@@ -19,7 +19,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from service.api.dependencies import EVENTS_DEFAULT, EVENTS_MAX, Context, Service, page
+from service.api.dependencies import EVENTS_DEFAULT, EVENTS_MAX, Context, Ctx, page
 from service.api.event_feed import Told, show
 from service.api.problems import responses
 from service.api.rate_limits import SSE
@@ -55,13 +55,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def list_job_events(
     job_id: str,
     request: Request,
-    service: Service,
+    ctx: Ctx,
     after: Sequence = 0,
     limit: EventLimit = EVENTS_DEFAULT,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Oldest first. In a page `after` is exclusive, and `last_id` is the `after` of the next page."""
-    return await _answer(request, service, lambda: service.records.job(job_id), after, limit, last_event_id)
+    return await _answer(request, ctx, lambda: ctx.records.job(job_id), after, limit, last_event_id)
 
 
 @router.get(
@@ -74,18 +74,18 @@ async def list_job_events(
 async def list_run_events(
     run_id: str,
     request: Request,
-    service: Service,
+    ctx: Ctx,
     after: Sequence = 0,
     limit: EventLimit = EVENTS_DEFAULT,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Oldest first. In a page `after` is exclusive, and `last_id` is the `after` of the next page."""
-    return await _answer(request, service, lambda: service.records.run(run_id), after, limit, last_event_id)
+    return await _answer(request, ctx, lambda: ctx.records.run(run_id), after, limit, last_event_id)
 
 
 async def _answer(
     request: Request,
-    service: Context,
+    ctx: Context,
     find: Callable[[], JobRecord | RunRecord],
     after: int,
     limit: int,
@@ -96,36 +96,36 @@ async def _answer(
         start = int(last_event_id) if last_event_id else after
         if last_event_id and owner.state in TERMINAL:
             # The state first, see ``_stream``: there will be no more.
-            rows, _ = await anyio.to_thread.run_sync(service.registry.events, owner, start, 1)
+            rows, _ = await anyio.to_thread.run_sync(ctx.registry.events, owner, start, 1)
             if not rows:
                 return Response(status_code=204)
         return StreamingResponse(
-            _stream(service, find, start),
+            _stream(ctx, find, start),
             media_type=SSE,
             # Proxies must pass every event on at once.
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-    return await anyio.to_thread.run_sync(_page, service, owner, after, limit)
+    return await anyio.to_thread.run_sync(_page, ctx, owner, after, limit)
 
 
-def _page(service: Context, owner: JobRecord | RunRecord, after: int, limit: int) -> Response:
+def _page(ctx: Context, owner: JobRecord | RunRecord, after: int, limit: int) -> Response:
     """Not on the event loop: a thousand events take tens of milliseconds."""
-    rows, has_more = service.registry.events(owner, after, limit)
+    rows, has_more = ctx.registry.events(owner, after, limit)
     return page(rows, has_more, show, lambda row: row.seq)
 
 
-async def _stream(service: Context, find: Callable[[], JobRecord | RunRecord], after: int) -> AsyncIterator[bytes]:
+async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after: int) -> AsyncIterator[bytes]:
     """Events later than ``after`` in the wire format."""
-    tail, keep_alive_s = service.tail, service.settings.keep_alive_s
+    tail, keep_alive_s = ctx.tail, ctx.settings.keep_alive_s
     # ``sent`` is the last event of this stream; up to ``after`` there is none that was not sent.
     sent, told_s = after, time.monotonic()
     async with tail.followed():
-        while not service.closing.is_set():
+        while not ctx.closing.is_set():
             head = tail.head
             try:
                 # The state first: what is told after a job has ended does not land, so the events read next are all.
                 owner = await anyio.to_thread.run_sync(find)
-                rows, has_more = await anyio.to_thread.run_sync(service.registry.events, owner, after, CATCH_UP)
+                rows, has_more = await anyio.to_thread.run_sync(ctx.registry.events, owner, after, CATCH_UP)
             except NotFound:
                 # It had ended and was deleted; whoever comes back is told so.
                 return
@@ -150,7 +150,7 @@ async def _stream(service: Context, find: Callable[[], JobRecord | RunRecord], a
                 yield _done(owner.state, sent)
                 return
             after = max(after, head)
-            while not looks_again and not service.closing.is_set() and (news := tail.later(after)) is not None:
+            while not looks_again and not ctx.closing.is_set() and (news := tail.later(after)) is not None:
                 for told in news:
                     after = told.seq
                     if owner.id in (told.job_id, told.run_id):

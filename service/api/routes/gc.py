@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter
 
 from service.api.bodies import JsonRoute, json_body
-from service.api.dependencies import Service
+from service.api.dependencies import Ctx
 from service.api.problems import responses
 from service.api.schemas_gc import GcDecoded, GcJob, GcReport, GcRequest, GcUsage
 from service.db.retention import Limits, Retention, usage
@@ -15,14 +15,14 @@ router = APIRouter(tags=["gc"], responses=responses(401, 403, 500, 503), route_c
 
 
 @router.post("/gc", operation_id="collect", summary="Collect garbage", responses=responses(400, 413, 422))
-def collect(request: Annotated[GcRequest, json_body(GcRequest)], service: Service) -> GcReport:
+def collect(request: Annotated[GcRequest, json_body(GcRequest)], ctx: Ctx) -> GcReport:
     """Deletes ended jobs, decoded data sets and events beyond the limits: those given here, else those of the settings.
 
     Jobs that are pinned, have not ended or are needed by a live retry stay. A `dry_run` says what would go.
     """
     given = request.model_dump(exclude={"dry_run"}, exclude_none=True)
-    limits = replace(Limits.of(service.settings), **given)
-    done = Retention(service.settings, service.deletion).collect(limits, dry_run=request.dry_run)
+    limits = replace(Limits.of(ctx.settings), **given)
+    done = Retention(ctx.settings, ctx.deletion).collect(limits, dry_run=request.dry_run)
     return GcReport(
         dry_run=request.dry_run,
         jobs=[GcJob(**asdict(job)) for job in done.jobs],
@@ -31,5 +31,5 @@ def collect(request: Annotated[GcRequest, json_body(GcRequest)], service: Servic
         compacted_events=done.compacted_events,
         rests_bytes=done.rests_bytes,
         files_bytes=done.files_bytes,
-        usage=GcUsage(**asdict(usage(service.settings, service.deletion))),
+        usage=GcUsage(**asdict(usage(ctx.settings, ctx.deletion))),
     )

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from service.api.dependencies import Service
+from service.api.dependencies import Ctx
 from service.api.problems import responses
 from service.api.schemas import Health, Readiness
 
@@ -22,10 +22,10 @@ async def get_health() -> Health:
     response_model=Readiness,
     responses={503: {"model": Readiness, "description": "Not ready; `reasons` says why, `parts` of what"}},
 )
-def get_readiness(service: Service) -> Response:
+def get_readiness(ctx: Ctx) -> Response:
     """Ready means: the database is at the newest migration, an engine has been heard of within 30 s, its Ray works and
     the GPUs that it promises to runs, the disk has room and can be written, and the clocks agree."""
-    readiness = service.readiness.look()
+    readiness = ctx.readiness.look()
     # Written at once: to have FastAPI check it once more would be half of what a request costs.
     content = readiness.model_dump_json().encode()
     return Response(content, 200 if readiness.ready else 503, media_type="application/json")

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from service.api.auth import Who
-from service.api.dependencies import Context, Service
+from service.api.dependencies import Context, Ctx
 from service.api.problems import responses
 from service.api.routes import jobs, runs
 from service.api.schemas import Job, Run
@@ -23,9 +23,9 @@ _RETRIED: dict[int | str, dict[str, Any]] = {
 
 
 @router.post("/jobs/{job_id}/cancel", operation_id="cancel_job", summary="Cancel a job", tags=["jobs"])
-def cancel_job(job_id: str, service: Service) -> Job:
+def cancel_job(job_id: str, ctx: Ctx) -> Job:
     """Runs that have not begun are cancelled now, the others within a batch. What has ended stays as it is."""
-    return jobs.show_one(service.wishes.cancel_job(job_id), service.registry)
+    return jobs.show_one(ctx.wishes.cancel_job(job_id), ctx.registry)
 
 
 @router.post(
@@ -35,9 +35,9 @@ def cancel_job(job_id: str, service: Service) -> Job:
     tags=["jobs"],
     responses=responses(409),
 )
-def pause_job(job_id: str, service: Service) -> Job:
+def pause_job(job_id: str, ctx: Ctx) -> Job:
     """Runs that train save a checkpoint and stop within a batch. Refused once it has ended or is being cancelled."""
-    return jobs.show_one(service.wishes.pause_job(job_id), service.registry)
+    return jobs.show_one(ctx.wishes.pause_job(job_id), ctx.registry)
 
 
 @router.post(
@@ -47,9 +47,9 @@ def pause_job(job_id: str, service: Service) -> Job:
     tags=["jobs"],
     responses=responses(409),
 )
-def resume_job(job_id: str, service: Service) -> Job:
+def resume_job(job_id: str, ctx: Ctx) -> Job:
     """All its paused runs go on where they stopped, once it is their turn. What is not paused stays as it is."""
-    return jobs.show_one(service.wishes.resume_job(job_id), service.registry)
+    return jobs.show_one(ctx.wishes.resume_job(job_id), ctx.registry)
 
 
 @router.post(
@@ -60,22 +60,22 @@ def resume_job(job_id: str, service: Service) -> Job:
     status_code=201,
     responses=_RETRIED,
 )
-def retry_job(job_id: str, service: Service, who: Who, response: Response) -> Job:
+def retry_job(job_id: str, ctx: Ctx, who: Who, response: Response) -> Job:
     """A new job of the runs that failed or were cancelled; they go on from their checkpoints. Each is retried once."""
-    made = service.registry.retry_job(job_id, service.check_disk, who.key_id)
-    return _show_retry(made, service, response)
+    made = ctx.registry.retry_job(job_id, ctx.check_disk, who.key_id)
+    return _show_retry(made, ctx, response)
 
 
 @router.post("/jobs/{job_id}/pin", operation_id="pin_job", summary="Pin a job", tags=["jobs"])
-def pin_job(job_id: str, service: Service) -> Job:
+def pin_job(job_id: str, ctx: Ctx) -> Job:
     """It is not deleted, by request or by age, until it is unpinned. Pinning it again changes nothing."""
-    return jobs.show_one(service.deletion.pin_job(job_id), service.registry)
+    return jobs.show_one(ctx.deletion.pin_job(job_id), ctx.registry)
 
 
 @router.delete("/jobs/{job_id}/pin", operation_id="unpin_job", summary="Unpin a job", tags=["jobs"], status_code=204)
-def unpin_job(job_id: str, service: Service) -> None:
+def unpin_job(job_id: str, ctx: Ctx) -> None:
     """It may be deleted again. Unpinning it again changes nothing."""
-    service.deletion.unpin_job(job_id)
+    ctx.deletion.unpin_job(job_id)
 
 
 @router.delete(
@@ -86,21 +86,21 @@ def unpin_job(job_id: str, service: Service) -> None:
     status_code=204,
     responses=responses(409),
 )
-def delete_job(job_id: str, service: Service) -> None:
+def delete_job(job_id: str, ctx: Ctx) -> None:
     """With its runs, events and files. Refused until it has ended, while it is pinned, and while a retry needs it.
 
     Retries of it that have ended keep their metrics. Its caches stay.
     """
-    service.deletion.delete_job(job_id)
+    ctx.deletion.delete_job(job_id)
 
 
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
 @router.post("/runs/{run_id}/cancel", operation_id="cancel_run", summary="Cancel a run", tags=["runs"])
-def cancel_run(run_id: str, service: Service) -> Run:
+def cancel_run(run_id: str, ctx: Ctx) -> Run:
     """It stops within a batch; the job's other runs go on. What has ended stays as it is."""
-    return runs.show(service.wishes.cancel_run(run_id))
+    return runs.show(ctx.wishes.cancel_run(run_id))
 
 
 @router.post(
@@ -110,9 +110,9 @@ def cancel_run(run_id: str, service: Service) -> Run:
     tags=["runs"],
     responses=responses(409),
 )
-def pause_run(run_id: str, service: Service) -> Run:
+def pause_run(run_id: str, ctx: Ctx) -> Run:
     """It saves a checkpoint and stops within a batch; the job's other runs go on."""
-    return runs.show(service.wishes.pause_run(run_id))
+    return runs.show(ctx.wishes.pause_run(run_id))
 
 
 @router.post(
@@ -122,9 +122,9 @@ def pause_run(run_id: str, service: Service) -> Run:
     tags=["runs"],
     responses=responses(409),
 )
-def resume_run(run_id: str, service: Service) -> Run:
+def resume_run(run_id: str, ctx: Ctx) -> Run:
     """It goes on where it stopped; if its job is paused that goes on, too, but none of its other runs."""
-    return runs.show(service.wishes.resume_run(run_id))
+    return runs.show(ctx.wishes.resume_run(run_id))
 
 
 @router.post(
@@ -135,10 +135,10 @@ def resume_run(run_id: str, service: Service) -> Run:
     status_code=201,
     responses=_RETRIED,
 )
-def retry_run(run_id: str, service: Service, who: Who, response: Response) -> Job:
+def retry_run(run_id: str, ctx: Ctx, who: Who, response: Response) -> Job:
     """A new job of this one run, which failed or was cancelled; it goes on from its checkpoint. Once for each run."""
-    made = service.registry.retry_run(run_id, service.check_disk, who.key_id)
-    return _show_retry(made, service, response)
+    made = ctx.registry.retry_run(run_id, ctx.check_disk, who.key_id)
+    return _show_retry(made, ctx, response)
 
 
 @router.delete(
@@ -149,13 +149,13 @@ def retry_run(run_id: str, service: Service, who: Who, response: Response) -> Jo
     status_code=204,
     responses=responses(409),
 )
-def delete_run(run_id: str, service: Service) -> None:
+def delete_run(run_id: str, ctx: Ctx) -> None:
     """With its events and files; the job's other runs stay. Refused as the deletion of its job is."""
-    service.deletion.delete_run(run_id)
+    ctx.deletion.delete_run(run_id)
 
 
-def _show_retry(made: tuple[JobRecord, bool], service: Context, response: Response) -> Job:
+def _show_retry(made: tuple[JobRecord, bool], ctx: Context, response: Response) -> Job:
     row, is_new = made
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return jobs.show_one(row, service.registry)
+    return jobs.show_one(row, ctx.registry)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from service.api.auth import Who
 from service.api.bodies import JsonRoute, json_body
-from service.api.dependencies import PAGE_DEFAULT, After, Limit, Service, document, page
+from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.job_checks import check_job, picture_size, student_size
 from service.api.problems import responses
 from service.api.routes import runs
@@ -116,7 +116,7 @@ def _show(row: JobRecord, runs: Mapping[str, State]) -> Job:
 )
 def create_job(
     request: Annotated[JobRequest, json_body(JobRequest)],
-    service: Service,
+    ctx: Ctx,
     who: Who,
     response: Response,
     dry_run: Annotated[bool, Query(description="check it and show its runs, but make nothing")] = False,
@@ -124,18 +124,18 @@ def create_job(
 ) -> Job | JobPreview:
     """Students x methods x seeds become runs. Everything that can be known now is checked now."""
     if dry_run:
-        plan, teacher = check_job(request, service)
+        plan, teacher = check_job(request, ctx)
         response.status_code = 200
         return _preview(plan, teacher)
     idempotency = None
     if idempotency_key is not None:
         idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
     # A repeated request is answered as before, even if the same job could not be made any more.
-    row, is_new = service.registry.replay(idempotency), False
+    row, is_new = ctx.registry.replay(idempotency), False
     if row is None:
-        plan, teacher = check_job(request, service)
-        service.check_disk()
-        row, is_new = service.registry.add_job(
+        plan, teacher = check_job(request, ctx)
+        ctx.check_disk()
+        row, is_new = ctx.registry.add_job(
             plan,
             teacher,
             idempotency,
@@ -145,7 +145,7 @@ def create_job(
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return show_one(row, service.registry)
+    return show_one(row, ctx.registry)
 
 
 def _preview(plan: Plan, teacher: TeacherRecord) -> JobPreview:
@@ -167,21 +167,21 @@ def _preview(plan: Plan, teacher: TeacherRecord) -> JobPreview:
     "", operation_id="list_jobs", summary="List jobs", response_model=Page[JobSummary], responses=responses(422)
 )
 def list_jobs(
-    service: Service,
+    ctx: Ctx,
     status: Annotated[State | None, Query(description="only jobs in this state")] = None,
     after: After = None,
     limit: Limit = PAGE_DEFAULT,
 ) -> Response:
     """Newest first; what was posted and the ids of the runs are shown for one job."""
-    rows, has_more = service.registry.jobs(status, after, limit)
-    counts = service.registry.counts_of_runs([row.id for row in rows])
+    rows, has_more = ctx.registry.jobs(status, after, limit)
+    counts = ctx.registry.counts_of_runs([row.id for row in rows])
     return page(rows, has_more, lambda row: summarise(row, counts[row.id]), lambda row: row.id)
 
 
 @router.get("/{job_id}", operation_id="get_job", summary="One job", response_model=Job, responses=responses(404, 422))
-def get_job(job_id: str, service: Service) -> Response:
+def get_job(job_id: str, ctx: Ctx) -> Response:
     """State, stage, progress, plan, and the ids of its runs."""
-    return document(_show(*service.registry.job(job_id)))
+    return document(_show(*ctx.registry.job(job_id)))
 
 
 @router.get(
@@ -191,9 +191,9 @@ def get_job(job_id: str, service: Service) -> Response:
     response_model=Page[Run],
     responses=responses(404, 422),
 )
-def list_runs(job_id: str, service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
+def list_runs(job_id: str, ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """In the order of the plan: students slowest, seeds fastest."""
-    rows, has_more = service.registry.runs(job_id, after, limit)
+    rows, has_more = ctx.registry.runs(job_id, after, limit)
     return page(rows, has_more, runs.show, lambda row: row.id)
 
 
@@ -214,9 +214,9 @@ def list_runs(job_id: str, service: Service, after: After = None, limit: Limit =
         **responses(404, 422),
     },
 )
-def get_report(job_id: str, request: Request, service: Service) -> Response:
+def get_report(job_id: str, request: Request, ctx: Ctx) -> Response:
     """What every run has reached so far. `accuracy_best` was chosen on the test split, so `accuracy_last` counts."""
-    report = report_of(*service.registry.job_and_runs(job_id))
+    report = report_of(*ctx.registry.job_and_runs(job_id))
     if CSV in request.headers.get("accept", ""):
         name = f'attachment; filename="{job_id}.csv"'
         return Response(_csv(report), media_type=CSV, headers={"Content-Disposition": name})

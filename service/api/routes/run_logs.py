@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.api.dependencies import Context, Service
+from service.api.dependencies import Context, Ctx
 from service.api.problems import responses
 from service.db.models import RunRecord
 from service.errors import NotFound, RangeNotSatisfiable
@@ -36,12 +36,12 @@ Attempt = Annotated[int | None, Query(ge=1, lt=2**31, description="which attempt
         **responses(416),
     },
 )
-def get_run_log(run_id: str, request: Request, service: Service, attempt: Attempt = None) -> Response:
+def get_run_log(run_id: str, request: Request, ctx: Ctx, attempt: Attempt = None) -> Response:
     """Of an attempt that runs, has failed, was stopped or lost, too; a log is 1 MiB at most."""
-    run = service.registry.get(RunRecord, run_id)
+    run = ctx.registry.get(RunRecord, run_id)
     number = run.attempt if attempt is None else attempt
     # Read at once: it may grow while it is sent.
-    content = _read(service, run, number)
+    content = _read(ctx, run, number)
     headers = {"Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
     part = _part(request, len(content))
     if part is None:
@@ -50,8 +50,8 @@ def get_run_log(run_id: str, request: Request, service: Service, attempt: Attemp
     return Response(content[part], 206, media_type=MEDIA_TYPE, headers=headers)
 
 
-def _read(service: Context, run: RunRecord, attempt: int) -> bytes:
-    path: Path = service.settings.jobs_dir / run.job_id / run.id / f"a{attempt}" / RUN_LOG
+def _read(ctx: Context, run: RunRecord, attempt: int) -> bytes:
+    path: Path = ctx.settings.jobs_dir / run.job_id / run.id / f"a{attempt}" / RUN_LOG
     try:
         return path.read_bytes()
     except FileNotFoundError:

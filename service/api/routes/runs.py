@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from starlette.responses import Response
 
-from service.api.dependencies import Context, Service, document, ends
+from service.api.dependencies import Context, Ctx, document, ends
 from service.api.etags import digest_headers, names
 from service.api.problems import responses
 from service.api.schemas import Artifact, ErrorInfo, Page, Run, SetAside
@@ -50,22 +50,22 @@ def show(row: RunRecord) -> Run:
 
 
 @router.get("/{run_id}", operation_id="get_run", summary="One run", response_model=Run)
-def get_run(run_id: str, service: Service) -> Response:
+def get_run(run_id: str, ctx: Ctx) -> Response:
     """State, progress, the metrics of its last epoch, and in the end its result."""
-    return document(show(service.registry.get(RunRecord, run_id)))
+    return document(show(ctx.registry.get(RunRecord, run_id)))
 
 
 @router.get("/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch")
-def list_metrics(run_id: str, service: Service) -> Page[dict[str, Any]]:
+def list_metrics(run_id: str, ctx: Ctx) -> Page[dict[str, Any]]:
     """One object per finished epoch, in order. Not paged."""
-    epochs = service.registry.metrics(run_id)
+    epochs = ctx.registry.metrics(run_id)
     return Page(data=epochs, **ends(epochs, lambda metrics: metrics["epoch"]))
 
 
 @router.get("/{run_id}/artifacts", operation_id="list_artifacts", summary="Files that a run has left")
-def list_artifacts(run_id: str, service: Service) -> Page[Artifact]:
+def list_artifacts(run_id: str, ctx: Ctx) -> Page[Artifact]:
     """By name, with size and SHA-256. Not paged."""
-    files = service.registry.artifacts(run_id)
+    files = ctx.registry.artifacts(run_id)
     return Page(data=[_show_artifact(file) for file in files], **ends(files, lambda file: file.name))
 
 
@@ -88,12 +88,12 @@ def _show_artifact(file: ArtifactRecord) -> Artifact:
         **responses(416),
     },
 )
-def download_artifact(run_id: str, name: str, request: Request, service: Service) -> Response:
+def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Response:
     """Serves Range, If-Range and If-None-Match; Repr-Digest carries the SHA-256 of the whole file."""
-    file = next((file for file in service.registry.artifacts(run_id) if file.name == name), None)
+    file = next((file for file in ctx.registry.artifacts(run_id) if file.name == name), None)
     if file is None:
         raise NotFound("artifact", f"{run_id}/{name}")
-    path = _path(file, service)
+    path = _path(file, ctx)
     # Nothing that a run left is ever shown as a page of this origin.
     headers = {**digest_headers(bytes.fromhex(file.sha256)), "X-Content-Type-Options": "nosniff"}
     if names(request.headers.get("if-none-match", ""), headers["ETag"]):
@@ -105,9 +105,9 @@ def download_artifact(run_id: str, name: str, request: Request, service: Service
     return response
 
 
-def _path(file: ArtifactRecord, service: Context) -> Path:
+def _path(file: ArtifactRecord, ctx: Context) -> Path:
     """Where the file lies. Raises NotFound if it is gone, or if its row points out of the data directory."""
-    root = service.settings.data_dir.resolve()
+    root = ctx.settings.data_dir.resolve()
     path = (root / file.path).resolve()
     if not path.is_relative_to(root) or not path.is_file():
         raise NotFound("file for artifact", f"{file.run_id}/{file.name}")

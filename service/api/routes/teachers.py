@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
 from service.api.bodies import parse_json
-from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Limit, Service, page
+from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, Limit, page
 from service.api.job_checks import classes_of
 from service.api.multipart import Upload, receive
 from service.api.problems import responses
@@ -69,33 +69,33 @@ def _spec(row: TeacherRecord, settings: Settings) -> TeacherSpec:
         }
     },
 )
-async def create_teacher(request: Request, service: Service, response: Response) -> Teacher:
+async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teacher:
     """An ONNX classifier as the form field `file`, beside `name`, `preprocessing` (JSON) and `output`.
 
     The file must hold its weights itself and use standard operators only; it is checked before it is kept, and run on
     noise if ONNX Runtime is there. The same bytes with the same preprocessing and output give the teacher that is there
     already.
     """
-    settings = service.settings
-    service.check_disk(int(request.headers.get("content-length", "0")))
+    settings = ctx.settings
+    ctx.check_disk(int(request.headers.get("content-length", "0")))
     upload = receive(
         request,
         settings.teachers_dir,
         text_fields=TEXT_FIELDS,
         file_max_bytes=settings.teacher_max_bytes,
-        check_room=service.check_disk,
+        check_room=ctx.check_disk,
     )
-    async with upload as received, service.inspections.held(request.state.name):
-        row, is_new = await anyio.to_thread.run_sync(_register, received, service, limiter=_INSPECTIONS)
+    async with upload as received, ctx.inspections.held(request.state.name):
+        row, is_new = await anyio.to_thread.run_sync(_register, received, ctx, limiter=_INSPECTIONS)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/teachers/{row.id}"
     return show(row, settings)
 
 
-def _register(upload: Upload, service: Context) -> tuple[TeacherRecord, bool]:
+def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     preprocessing = _preprocessing(upload.fields.get("preprocessing"))
     name = _name(upload.fields.get("name"), upload.sha256)
-    settings = service.settings
+    settings = ctx.settings
     graph = inspect_in_subprocess(upload.path, upload.fields.get("output"), settings.inspect_timeout_s)
     check_picture(
         graph,
@@ -118,7 +118,7 @@ def _register(upload: Upload, service: Context) -> tuple[TeacherRecord, bool]:
     spec = _spec(row, settings)
     may_run = versions.is_runtime_installed() and not smoke_test.has_passed(settings.smoke_dir, spec)
     has_run = may_run and smoke_test.smoke_run(upload.path, graph, preprocessing, timeout_s=settings.inspect_timeout_s)
-    kept, is_new = service.registry.add_teacher(row, lambda: _place(upload.path, spec.path))
+    kept, is_new = ctx.registry.add_teacher(row, lambda: _place(upload.path, spec.path))
     if has_run:
         smoke_test.remember(settings.smoke_dir, spec)
     return kept, is_new
@@ -164,10 +164,10 @@ def _preprocessing(text: str | None) -> Preprocessing:
 @router.get(
     "", operation_id="list_teachers", summary="List teachers", response_model=Page[Teacher], responses=responses(422)
 )
-def list_teachers(service: Service, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
+def list_teachers(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
-    rows, has_more = service.registry.page(TeacherRecord, after, limit)
-    return page(rows, has_more, lambda row: show(row, service.settings), lambda row: row.id)
+    rows, has_more = ctx.registry.page(TeacherRecord, after, limit)
+    return page(rows, has_more, lambda row: show(row, ctx.settings), lambda row: row.id)
 
 
 @router.get(
@@ -176,9 +176,9 @@ def list_teachers(service: Service, after: After = None, limit: Limit = PAGE_DEF
     summary="One teacher",
     responses=responses(404, 422),
 )
-def get_teacher(teacher_id: str, service: Service) -> Teacher:
+def get_teacher(teacher_id: str, ctx: Ctx) -> Teacher:
     """By its id."""
-    return show(service.registry.get(TeacherRecord, teacher_id), service.settings)
+    return show(ctx.registry.get(TeacherRecord, teacher_id), ctx.settings)
 
 
 @router.delete(
@@ -188,8 +188,8 @@ def get_teacher(teacher_id: str, service: Service) -> Teacher:
     status_code=204,
     responses=responses(404, 409, 422),
 )
-def delete_teacher(teacher_id: str, service: Service) -> None:
+def delete_teacher(teacher_id: str, ctx: Ctx) -> None:
     """Refused while a job that has not ended uses it. Its caches and the results of its jobs stay."""
-    spec = _spec(service.registry.get(TeacherRecord, teacher_id), service.settings)
-    service.deletion.delete_teacher(teacher_id)
-    smoke_test.forget(service.settings.smoke_dir, spec)
+    spec = _spec(ctx.registry.get(TeacherRecord, teacher_id), ctx.settings)
+    ctx.deletion.delete_teacher(teacher_id)
+    smoke_test.forget(ctx.settings.smoke_dir, spec)
