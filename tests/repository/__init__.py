@@ -1,0 +1,1 @@
+"""Tests of the repository as such: its documents, and what they say of the code."""

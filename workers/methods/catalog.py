@@ -147,36 +147,3 @@ def _describe_part(cls: type[Part]) -> dict[str, Any]:
         "defaults": {name: field.default for name, field in fields.items() if not field.is_required()},
         "json_schema": cls.model_json_schema(),
     }
-
-
-def methods_table() -> str:
-    """The presets as a markdown table, for the README."""
-    lines = ["| method | what it is | loss | CIFAR defaults | paper | checked against |", "|---|---|---|---|---|---|"]
-    for entry in describe():
-        defaults = ", ".join(
-            f"{name} {value:g}"
-            for name, value in entry["defaults"]["cifar"].items()
-            if isinstance(value, int | float) and value
-        )
-        lines.append(
-            _cells(f"`{entry['id']}`", entry["title"], entry["formula"], defaults, entry["paper"], entry["verified"])
-        )
-    return "\n".join(lines) + "\n"
-
-
-def parts_table() -> str:
-    """The policies and losses that ``custom`` combines as a markdown table, for the README."""
-    lines = ["| part | what it is | formula | reads | paper |", "|---|---|---|---|---|"]
-    for entry in describe_policies():
-        reads = ", ".join(entry["statistics"]) + " (both networks)" * bool(entry["student_statistics"])
-        lines.append(_cells(f"policy `{entry['kind']}`", entry["title"], entry["formula"], reads, entry["paper"]))
-    for entry in describe_losses():
-        needs = ("labels" * entry["needs_labels"], "the whole batch" * entry["needs_batch"])
-        reads = ", ".join(filter(None, needs))
-        lines.append(_cells(f"loss `{entry['kind']}`", entry["title"], entry["formula"], reads, entry["paper"]))
-    return "\n".join(lines) + "\n"
-
-
-def _cells(*cells: str) -> str:
-    # A bar inside a cell would end it.
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

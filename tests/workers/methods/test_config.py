@@ -16,7 +16,6 @@ from workers.methods.catalog import (
     describe,
     describe_losses,
     describe_policies,
-    methods_table,
     parse_method,
 )
 from workers.methods.losses import LOSS_CLASSES, Dkd
@@ -241,12 +240,6 @@ def test_lud_says_that_it_is_unverified() -> None:
     assert "not verified against the authors' code" in (PRESETS["lud"].__doc__ or "")
 
 
-def test_the_table_is_markdown_with_a_row_per_method() -> None:
-    rows = methods_table().splitlines()
-    assert [row.split("`")[1] for row in rows[2:]] == list(PRESETS)
-    assert {row.replace("\\|", "").count("|") for row in rows} == {7}
-
-
 def test_the_schema_of_a_job_offers_names_and_objects() -> None:
     schema = Holder.model_json_schema()["properties"]["method"]
     assert {"enum": list(PRESETS), "type": "string"} in schema["anyOf"]
@@ -255,7 +248,7 @@ def test_the_schema_of_a_job_offers_names_and_objects() -> None:
 
 def test_describing_methods_loads_no_torch() -> None:
     program = (
-        "import sys, workers.methods.catalog as m; m.parse_method('kd').expand(); m.describe(); m.methods_table();"
+        "import sys, workers.methods.catalog as m; m.parse_method('kd').expand(); m.describe();"
         "print(sorted({'torch', 'numpy', 'ray', 'onnxruntime', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
