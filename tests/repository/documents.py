@@ -161,7 +161,8 @@ def routes() -> str:
     def rows() -> Iterator[tuple[str, ...]]:
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
-                yield f"`{method.upper()} {path}`", operation["summary"], operation["description"].split("\n")[0]
+                notes = " ".join(operation["description"].split("\n\n")[0].split())
+                yield f"`{method.upper()} {path}`", operation["summary"], notes
 
     return _table("| route | summary | notes |", rows())
 

@@ -24,6 +24,8 @@ from workers.config.job import CacheOptions, Plan, Preprocessing, Training, View
 DOCUMENTS = documents()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+# What whoever deploys makes, and git ignores.
+MADE_BY_HAND = ("docker/.env", "docker/secrets/api_key")
 PLAN = {"dataset": {"kind": "digits"}, "students": ["cnn_s"], "methods": ["ce"]}
 
 
@@ -128,8 +130,8 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
 def test_named_files_and_programs_exist(path: Path) -> None:
     text = path.read_text()
     for file in re.findall(r"`((?:service|store|workers|tests|docker)/[\w./]+)`", text):
-        assert (ROOT / file).exists(), file
-    for module in re.findall(r"python -m ((?:tests|workers|service)[\w.]*\w)", text):
+        assert (ROOT / file).exists() or file in MADE_BY_HAND, file
+    for module in re.findall(r"python -m ((?:tests|workers|service)(?:\.[a-z_]+)+)\b(?!\.)", text):
         place = ROOT / module.replace(".", "/")
         assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), module
 
