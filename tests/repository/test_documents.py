@@ -19,7 +19,20 @@ from service.client.client import Client
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.digits import Digits
 from tests.repository.documents import BLOCK, GENERATED, ROOT, documents, rewritten
-from workers.config.job import CacheOptions, Plan, Preprocessing, Training, Views
+from workers.config.job import (
+    AdamW,
+    CacheOptions,
+    CosineSchedule,
+    CropFlip,
+    Plan,
+    Preprocessing,
+    ResizedCrop,
+    Sgd,
+    StepSchedule,
+    Training,
+    Views,
+)
+from workers.methods.catalog import describe
 
 DOCUMENTS = documents()
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -98,6 +111,37 @@ def test_every_field_of_a_job_stands_in_a_table(document: str, model: type[BaseM
     table = "\n".join(re.findall(r"^\|.*$", (ROOT / document / "README.md").read_text(), re.MULTILINE))
     assert wanted
     assert wanted - set(re.findall(r"`(?:\w+\.)?(\w+)`", table)) == set()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Training, Sgd, AdamW, StepSchedule, CosineSchedule, Views, CropFlip, ResizedCrop, Preprocessing, CacheOptions],
+    ids=lambda model: model.__name__,
+)
+def test_a_default_in_a_table_is_the_one_in_force(model: type[BaseModel]) -> None:
+    text = (ROOT / "workers/README.md").read_text() + (ROOT / "store/README.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in re.findall(r"^\|.*$", text, re.MULTILINE)]
+    for name, field in model.model_fields.items():
+        if name in ("kind", "recipe") or field.default is None or isinstance(field.default, BaseModel):
+            continue
+        cells = [row[place + 1] for row in rows for place in range(len(row) - 1) if f"`{name}`" in row[place]]
+        assert any(means(cell, field.default) for cell in cells), f"{name} is {field.default}, the tables say {cells}"
+
+
+def means(cell: str, value: object) -> bool:
+    """Whether a cell of a table says this default; those of the preprocessing are also told in words."""
+    text = {"ImageNet's": json.dumps(value), "1/255": str(1 / 255)}.get(cell, cell.strip("`"))
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return text == value
+    if isinstance(value, tuple):
+        return list(value) == pytest.approx(said, rel=1e-4)
+    return bool(said == value)
+
+
+def test_the_readme_counts_the_presets() -> None:
+    assert f"{len(describe())} presets" in (ROOT / "README.md").read_text()
 
 
 # ------------------------------------------------------------------------------------------------ links and names
