@@ -170,7 +170,7 @@ def routes() -> str:
 def commands() -> str:
     """Every command of ``retort``."""
 
-    def walk(group: Any, prefix: str) -> Iterator[tuple[str, ...]]:
+    def walk(group: Any, prefix: str) -> Iterator[tuple[str, ...]]:  # noqa: ANN401  # a group of click, which typer carries within itself
         for name, command in group.commands.items():
             if hasattr(command, "commands"):
                 yield from walk(command, f"{prefix} {name}")
