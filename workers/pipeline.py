@@ -30,7 +30,6 @@ from workers.config.job import (
 from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Stage, ignore, never
 from workers.methods.catalog import parse_method
-from workers.orders import order_run, share_out
 from workers.run_files import ARTIFACTS
 from workers.teacher.build_caches import (
     build_caches,
@@ -44,6 +43,7 @@ from workers.teacher.forwards import forwards_avoided
 from workers.text_files import read_text
 from workers.texts import printable
 from workers.training.loop import train_group, train_run
+from workers.training.orders import order_run, share_out
 from workers.training.run import Member
 
 # ------------------------------------------------------------------------------------------------------------- runs

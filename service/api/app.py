@@ -17,7 +17,7 @@ from service.api.etags import ConditionalGet
 from service.api.metrics import MeasureRequests, Metrics
 from service.api.middleware import BodyLimit, Doors, HeadRequests, RequestContext
 from service.api.multipart import BUFFER_BYTES, sweep
-from service.api.openapi import describe, service_version
+from service.api.openapi import describe
 from service.api.response_cache import ResponseCache
 from service.api.routes import (
     caches,
@@ -38,6 +38,7 @@ from service.api.security_headers import PagePolicy, policies_of
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.paths import API_PREFIX, UPLOAD_PATH
 from service.settings import Settings
+from service.version import service_version
 
 # Of an upload's body beside the file: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB
 # from uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.

@@ -21,9 +21,9 @@ from service.db.deletion import Deletion
 from service.db.engine_queries import Records
 from service.db.job_control import Wishes
 from service.db.version import DatabaseVersion
-from service.disk import Freeable
 from service.errors import DiskFloor
-from service.readiness import Readiness
+from service.operations.disk import Freeable
+from service.operations.readiness import ReadinessCheck
 from service.settings import Settings
 from store import Catalog
 
@@ -76,7 +76,7 @@ class Context:
     heavy: KeyedSemaphore
     tail: Tail
     closing: asyncio.Event
-    readiness: Readiness
+    readiness: ReadinessCheck
     freeable: Freeable
 
     @classmethod
@@ -114,7 +114,7 @@ class Context:
             heavy=KeyedSemaphore(KEY_HEAVY_MAX),
             tail=Tail(registry, settings.event_poll_s, closing),
             closing=closing,
-            readiness=Readiness(database, settings),
+            readiness=ReadinessCheck(database, settings),
             freeable=Freeable(settings, database),
         )
 

@@ -4,7 +4,6 @@ A header is never null, every answer says which request it is of, every document
 """
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
@@ -56,14 +55,6 @@ def allowed_methods(app: FastAPI, path: str) -> list[str]:
     routes = [route for route in iter_route_contexts(app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
-
-
-def service_version() -> str:
-    """That of the installed package."""
-    try:
-        return version("retort")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 def _schema(model: type[Problem | FieldProblem]) -> Json:

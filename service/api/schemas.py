@@ -609,31 +609,3 @@ class Health(Document):
     """The process answers."""
 
     status: Literal["ok"] = "ok"
-
-
-class LastError(Document):
-    """The newest error of a part, kept when it works again."""
-
-    message: str
-    at: datetime
-
-
-class ReadinessPart(Document):
-    """One part of readiness."""
-
-    ok: bool | None = Field(default=None, description="null where nobody knows: no engine leads, say")
-    reason: str | None = Field(default=None, description="why it does not work")
-    since: datetime | None = Field(default=None, description="when that began")
-    last_error: LastError | None = None
-
-
-class Readiness(Document):
-    """Whether jobs are taken and worked on, and if not, why."""
-
-    ready: bool
-    reasons: list[str]
-    heartbeat_age_s: float | None = Field(description="of the leading engine")
-    parts: dict[str, ReadinessPart] = Field(
-        description="`database`, `lease` (an engine leads), `ray`, `gpu`, `disk`, `clock`; not ready means that one is "
-        "not ok"
-    )

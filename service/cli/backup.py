@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import session
 
 if TYPE_CHECKING:
-    from service.backup import Manifest
     from service.client.transport import Document
+    from service.operations.backup import Manifest
 
 PANEL = "The service"
 DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR of the service.")]
@@ -35,7 +35,7 @@ def backup(
     ] = False,
 ) -> None:
     """Copy database, teachers and jobs to a new folder, while the service runs."""
-    from service.backup import backup as make
+    from service.operations.backup import backup as make
     from service.settings import Settings
 
     settings = Settings() if data_dir is None else Settings(data_dir=data_dir)
@@ -52,7 +52,7 @@ def restore(
     replace: Annotated[bool, typer.Option("--replace", help="Set aside what a service has kept there.")] = False,
 ) -> None:
     """Check a backup and put it in place, while no service runs."""
-    from service.backup import restore as put_back
+    from service.operations.backup import restore as put_back
     from service.settings import Settings
 
     settings = Settings() if data_dir is None else Settings(data_dir=data_dir)

@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import RenderableType
 
-from service import render
+from service.cli import render
 from service.client.client import Client
 from service.client.transport import Document
 from service.errors import ServiceError

@@ -14,7 +14,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import BadInput, CommandFailed, session
 from service.cli.resources import PANEL
 from service.client.client import Client

@@ -24,7 +24,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from service import render
+from service.cli import render
 from service.cli.follow import follow
 from service.cli.supervisor import BackgroundService, answers_ready
 from service.client.client import Client

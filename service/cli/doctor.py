@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import session
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from service import render as terminal
+from service.cli import render as terminal
 from service.client.client import Client
 from service.client.transport import PATIENCE_S, Document
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import BadInput, session
 from service.client.transport import Document
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import BadInput, CommandFailed, Session, read_json, session
 from service.cli.follow import follow
 from service.client.client import Client

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import BadInput, CommandFailed, session
 from service.client.transport import Document
 from service.db.scopes import Scope
@@ -91,9 +91,9 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
         CommandFailed: it has no database yet, and none is to be made.
         DataDirBusy: a restore of it is under way or was not finished.
     """
-    from service.data_dir import in_use
     from service.db.api_keys import Keys
     from service.db.database import Database, upgrade_to_head
+    from service.operations.data_dir import in_use
     from service.private import keep_private
     from service.settings import Settings
 

@@ -7,7 +7,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import parse_json, session
 from service.cli.caches import Remote
 from service.cli.resources import PANEL

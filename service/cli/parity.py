@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.progress import Progress
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import CommandFailed, parse_json, session
 from service.cli.caches import Key
 from service.cli.resources import PANEL

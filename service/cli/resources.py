@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from service import render
+from service.cli import render
 from service.cli.base import BadInput, parse_json, read_json, session
 from service.client.transport import Document
 

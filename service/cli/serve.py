@@ -193,14 +193,14 @@ def engine(
 def engine_health(data_dir: DataDir = None) -> None:
     """Say whether an engine leads and can work (Ray, GPUs, disk, clock); exit status 1 if not, with the reasons."""
     from service.db.database import Database
-    from service.readiness import Readiness
+    from service.operations.readiness import ReadinessCheck
     from service.settings import Settings
 
     _export(None, None, data_dir, None)
     settings = Settings()
     database = Database(settings.database)
     try:
-        look = Readiness(database, settings).look()
+        look = ReadinessCheck(database, settings).look()
     finally:
         database.close()
     if not look.ready:

@@ -12,14 +12,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.auth import check_binding, has_keys, is_loopback, load_key_digest
 from service.api.schemas import Health
-from service.api.schemas import Readiness as ReadinessDocument
-from service.data_dir import STAGING, unknown_files
 from service.db.database import Database
 from service.db.engine_queries import Records
 from service.doctor.finding import Finding
 from service.errors import NewerDatabase, ServiceError
+from service.operations.data_dir import STAGING, unknown_files
+from service.operations.readiness import Readiness, ReadinessCheck
 from service.paths import local_url
-from service.readiness import Readiness
 from service.settings import Settings
 from workers.config.job import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.data.discovery import examine
@@ -119,7 +118,7 @@ def check_engine(settings: Settings) -> Finding:
             Records(database).lease()
         except SQLAlchemyError as error:
             return Finding("fail", f"not known: {_first_line(error)}", "see `database` and `migrations`")
-        look = Readiness(database, settings).look()
+        look = ReadinessCheck(database, settings).look()
     if look.parts["database"].reason is not None:
         return Finding("fail", f"not known: {look.parts['database'].reason}", "see `database` and `migrations`")
     if look.heartbeat_age_s is None:
@@ -135,7 +134,7 @@ def check_engine(settings: Settings) -> Finding:
     return Finding("ok", f"{found}{_last_errors(look)}")
 
 
-def _last_errors(look: ReadinessDocument) -> str:
+def _last_errors(look: Readiness) -> str:
     """What went wrong last with each part, while that is all that is known of it."""
     errors = [(name, part.last_error) for name, part in look.parts.items() if part.reason is None and part.last_error]
     return "".join(

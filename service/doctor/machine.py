@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 from service.db.database import Database
-from service.disk import Freeable
 from service.doctor.finding import Finding
-from service.render import size
+from service.operations.disk import Freeable
 from service.settings import GiB, MiB, Settings
+from service.units import size
 from workers.cluster.ray_head import machine_folder
 
 MOUNTS = Path("/proc/self/mountinfo")

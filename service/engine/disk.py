@@ -12,8 +12,8 @@ import structlog
 from service.db import set_aside
 from service.db.engine_queries import Records
 from service.db.models import Json
-from service.disk import DiskWatch, Fault, Freeable, places
-from service.readiness import EngineParts
+from service.operations.disk import DiskWatch, Fault, Freeable, places
+from service.operations.readiness import EngineParts
 from service.settings import Settings
 from workers.cluster.outcomes import Outcome
 

@@ -15,7 +15,6 @@ from types import FrameType
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.data_dir import open_database
 from service.db.database import DatabaseDiskError
 from service.db.engine_queries import Records
 from service.db.lease import AHEAD_MAX_S, Lease
@@ -23,7 +22,8 @@ from service.engine.housekeeping import Housekeeper
 from service.engine.scheduler import Engine
 from service.errors import InvalidSettings, LeaseLost, RayFailed
 from service.gpus import GpuReport, GpuWatch
-from service.readiness import EngineParts
+from service.operations.data_dir import open_database
+from service.operations.readiness import EngineParts
 from service.settings import Settings
 from workers import signals
 from workers.cluster.ray_cluster import Cluster

@@ -49,7 +49,7 @@ from service.engine.fair_share import Claim, allot
 from service.engine.progress import CacheProgress, run_progress
 from service.errors import LeaseLost, NotFound
 from service.gpus import GpuWatch
-from service.readiness import EngineParts
+from service.operations.readiness import EngineParts
 from service.settings import Settings
 from store import Catalog
 from workers.backoff import LOSSES_EVER_MAX
@@ -57,9 +57,9 @@ from workers.cluster.outcomes import Numbered, Outcome
 from workers.cluster.ray_cluster import Cluster, Task, export_name
 from workers.config.job import Folders, RunSpec, TrainingOrder
 from workers.disk_errors import disk_error, passing_over_disk_errors
-from workers.orders import order_run, share_out
 from workers.teacher.cache_plan import CachePlan
 from workers.texts import without_folders
+from workers.training.orders import order_run, share_out
 
 log = structlog.get_logger("retort.engine")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from service.render import console, table
+from service.cli.render import console, table
 from tests.benchmarks.memory import own_bytes
 from tests.support.attacks import ATTACKS, BODIES
 from tests.support.service_helpers import Api, make_settings, onnx_bytes, running_api

@@ -18,7 +18,7 @@ from statistics import median, quantiles
 
 import torch
 
-from service.render import console, table
+from service.cli.render import console, table
 from workers.devices import cuda_failure
 
 CPU_ONLY, EITHER, GPU_ONLY = ("cpu",), ("cpu", "cuda"), ("cuda",)

@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx
 
+from service.cli.render import console, table
 from service.db.database import upgrade_to_head
-from service.render import console, table
 from tests.benchmarks.load import api_alone
 from tests.benchmarks.memory import own_bytes
 

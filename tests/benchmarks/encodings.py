@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from service.render import console
+from service.cli.render import console
 from store import CacheReader, CacheSpec, CacheWriter, Encoding, SparseEncoding
 from store.encodings import codec
 from store.encodings.arrays import logit_arrays

@@ -53,10 +53,10 @@ from workers.config.job import Sgd, StudentSpec, Training, TrainingOrder
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import Stopped
 from workers.events import ignore
+from workers.precision import Precision, choose_precision
 from workers.students.build import build_student
 from workers.training.batches import TrainingFeed, student_preprocessing, to_input
 from workers.training.loop import train_run
-from workers.training.precision import Precision, choose_precision
 
 READY_BATCHES = 64
 """For the loops that prepare none: at least 50 MB, more than a processor's caches hold."""

@@ -42,10 +42,10 @@ from workers.devices import new_stream
 from workers.errors import first_line
 from workers.events import Emit, Log, ignore, never
 from workers.methods.catalog import parse_method
+from workers.precision import Precision, choose_precision, float32_as
 from workers.teacher.teacher import Teacher
 from workers.training import loop
 from workers.training.batches import student_preprocessing, to_input
-from workers.training.precision import Precision, choose_precision, float32_as
 from workers.training.run import Learner
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from service.render import console, table
+from service.cli.render import console, table
 from tests.benchmarks.memory import own_bytes
 from tests.support.process_table import processes_with
 from workers.cluster.ray_head import machine_folder

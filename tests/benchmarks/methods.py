@@ -26,8 +26,8 @@ from workers.methods.combined import PRESETS
 from workers.methods.method import Method
 from workers.objective.objective import View, objective
 from workers.objective.statistics import row_statistics
+from workers.precision import choose_precision, float32_as
 from workers.students.build import build_student
-from workers.training.precision import choose_precision, float32_as
 
 BAR, BAR_CLASSES = 0.03, 100
 CALL_LIMIT_S = 10.0

@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from service.cli.render import console, table
 from service.cli.supervisor import free_port
 from service.db.api_queries import Registry
 from service.db.database import Database, upgrade_to_head
 from service.db.states import State
-from service.render import console, table
 from tests.benchmarks.load import METHODS, percentile_ms
 from tests.support.filled import fill
 from tests.support.service_helpers import make_plan, teacher_row

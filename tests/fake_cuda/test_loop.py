@@ -16,12 +16,12 @@ from workers.config.job import ResizedCrop, StudentSpec, TeacherSpec, TrainingOr
 from workers.errors import DeviceUnavailable
 from workers.events import Event, never
 from workers.methods.catalog import parse_method
+from workers.precision import choose_precision
 from workers.students.build import build_student
 from workers.teacher.teacher import Device, Teacher
 from workers.training import batches, cuda_graph, loop
 from workers.training.batches import Batch
 from workers.training.host_copy import to_host
-from workers.training.precision import choose_precision
 from workers.training.prefetch import on_device_ahead
 from workers.training.run import Learner, Member
 

@@ -7,8 +7,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("store", "workers", "service")
+# Of a layer, its packages from below: each imports those of the lines before its own, and none of its own line. The
+# modules that lie in the layer's folder itself are below all of them.
+PACKAGES = {
+    "workers": (
+        ("methods", "students"),
+        ("config",),
+        ("data", "onnx", "objective"),
+        ("teacher",),
+        ("training",),
+        ("cluster", "tools", "pipeline"),
+    ),
+    "service": (("db",), ("operations",), ("api", "engine", "client"), ("doctor",), ("cli",)),
+}
 # package -> the only files that may import it
 HOMES = {
     "zarr": ("store/",),
@@ -100,6 +115,28 @@ def test_imports_point_one_way() -> None:
             top = module.split(".")[0]
             if (top in LAYERS and LAYERS.index(top) > layer) or top == "tests":
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("layer", PACKAGES)
+def test_packages_of_a_layer_import_those_below_them(layer: str) -> None:
+    levels = {package: level for level, packages in enumerate(PACKAGES[layer], 1) for package in packages}
+    folders = {path.name for path in (ROOT / layer).iterdir() if (path / "__init__.py").is_file()}
+    assert folders == levels.keys() - {"pipeline"}
+
+    def package_of(module: str) -> str:
+        name = f"{module}.".split(".")[1]
+        return name if name in levels else ""
+
+    wrong = []
+    for path in (path for path in source_files() if path.relative_to(ROOT).parts[0] == layer):
+        here = package_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for module, line in imports(path):
+            there = package_of(module)
+            if module.split(".")[0] != layer or there == here:
+                continue
+            if levels.get(there, 0) >= levels.get(here, 0):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} ({here or layer}) imports {module}")
     assert not wrong
 
 

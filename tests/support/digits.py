@@ -25,11 +25,11 @@ from workers.config.job import (
 from workers.data.prepared import Dataset
 from workers.events import ignore, never
 from workers.methods.catalog import parse_method
-from workers.orders import order_run
 from workers.pipeline import train_supervised
 from workers.teacher.build_caches import build_caches, plan_caches, prepare_data
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.teacher import Teacher
+from workers.training.orders import order_run
 
 SMALL = Training(epochs=2, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
 VIEWS = Views(augmentation=CropFlip(pad=1, flip=False), count=2)

@@ -25,12 +25,12 @@ from structlog.testing import capture_logs
 
 from service.api.dependencies import Context
 from service.api.server import build_server
-from service.data_dir import open_database, unknown_files
 from service.db.api_queries import Registry, digest_of
 from service.db.database import upgrade_to_head
 from service.db.engine_queries import Records
 from service.db.models import Base, EngineRecord, JobRecord, TeacherRecord, new_id
 from service.db.states import State
+from service.operations.data_dir import open_database, unknown_files
 from service.settings import Settings
 from workers.config.job import Plan, Preprocessing
 

@@ -19,11 +19,11 @@ from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, Stoppe
 from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
 from workers.files import file_sha256
 from workers.methods.catalog import parse_method
-from workers.orders import share_out
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches, forwards_needed, identify, plan_caches
 from workers.teacher.forwards import ForwardCounter, carry_over, count_forwards, forwards_avoided
 from workers.teacher.recheck import recompute_rows
+from workers.training.orders import share_out
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 

@@ -44,9 +44,9 @@ from workers.onnx.session import (
     open_on_cuda,
 )
 from workers.onnx.shared_arrays import SharedArrays
+from workers.precision import tf32_in_force
 from workers.teacher import preflight
 from workers.teacher.preflight import ContractReport, OutputKind
-from workers.training.precision import tf32_in_force
 
 __all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
 

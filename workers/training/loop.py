@@ -33,6 +33,7 @@ from workers.errors import CheckpointLost, InvalidJob, NotFinite, Paused, Stoppe
 from workers.events import Emit, Finished, Log, ShouldStop
 from workers.logs import ids_of
 from workers.methods.method import Method
+from workers.precision import Precision, float32_as
 from workers.students.build import build_student
 from workers.training.artifacts import Student, write_artifacts
 from workers.training.batches import BatchInputs, EvaluationFeed, TrainingFeed, student_preprocessing
@@ -40,7 +41,6 @@ from workers.training.cuda_graph import BatchLoader, Recorder, StepGraph, why_no
 from workers.training.distributed import Replicas
 from workers.training.epoch_sums import Reading
 from workers.training.evaluate import evaluate
-from workers.training.precision import Precision, float32_as
 from workers.training.run import Learner, Member, Wish, best, learning_rate
 from workers.training.step import check_every, explain_not_finite
 

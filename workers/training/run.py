@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from workers.config.job import AdamW, CosineSchedule, Sgd, Training, TrainingOrder
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
+from workers.precision import choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.distributed import Replicas
 from workers.training.epoch_sums import EpochSums, Reading
-from workers.training.precision import choose_precision
 
 # A person watches; an event is a row in the database.
 _STEP_EVENT_SECONDS = 2.0

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from service import render
 from service.api import dependencies
 from service.api.schemas import JobRequest
+from service.cli import render
 from service.db.api_queries import digest_of
 from service.db.engine_queries import Records
 from service.db.models import DatasetRecord, EngineRecord, new_id, utc_now

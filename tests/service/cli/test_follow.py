@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service import render as terminal
+from service.cli import render as terminal
 from service.cli.follow import JobView, render
 
 JOB = {"id": "job_1", "name": "digits"}

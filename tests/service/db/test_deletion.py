@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from service.data_dir import unknown_files
 from service.db.api_queries import Idempotency, Registry
 from service.db.database import Database
 from service.db.deletion import Deletion
@@ -29,6 +28,7 @@ from service.db.models import (
 from service.db.packed_events import compact
 from service.db.states import State
 from service.errors import Conflict, NotFound
+from service.operations.data_dir import unknown_files
 from tests.support.filled import fill
 from tests.support.service_helpers import Api, add_job, make_plan, make_settings, onnx_bytes, start_run, teacher_row
 from workers.config.job import DigitsDataset, NpzDataset

@@ -21,12 +21,12 @@ from PIL import Image
 from sqlalchemy import text, update
 
 from service.cli.supervisor import free_port
-from service.data_dir import STAGING
 from service.db.database import Database, upgrade_to_head
 from service.db.models import EngineRecord
 from service.doctor import CHECKS, installation, machine, packages
 from service.doctor.finding import Check, Finding, run_checks
 from service.gpus import GpuReport
+from service.operations.data_dir import STAGING
 from service.settings import Settings
 from tests.support.service_helpers import Api, PostgresServer, make_settings
 

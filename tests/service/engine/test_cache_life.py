@@ -17,7 +17,7 @@ from service.db.engine_queries import Records
 from service.engine.cache_leases import CacheHolds
 from service.engine.scheduler import Engine
 from service.gpus import GpuWatch
-from service.readiness import EngineParts
+from service.operations.readiness import EngineParts
 from store import Catalog
 from store.eviction import full_bytes
 from tests.service.api.test_routes import problem

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.backup import backup, restore
 from service.db.database import Database, LogGone, upgrade_to_head
 from service.db.engine_queries import Records
 from service.db.models import JobRecord
@@ -24,7 +23,8 @@ from service.engine.allocation import Need
 from service.engine.capacity import choose_capacity
 from service.engine.process import Heartbeat, run_engine
 from service.errors import InvalidSettings
-from service.readiness import EngineParts
+from service.operations.backup import backup, restore
+from service.operations.readiness import EngineParts
 from service.settings import Settings
 from tests.support.digits import Digits
 from tests.support.processes import (

@@ -28,7 +28,7 @@ from service.engine.process import _lead
 from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Engine
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
-from service.readiness import EngineParts
+from service.operations.readiness import EngineParts
 from store import Catalog
 from tests.support.service_helpers import add_job, make_plan, make_settings, start_run, teacher_row
 from tests.support.store_cases import is_held, make_spec, write_cache

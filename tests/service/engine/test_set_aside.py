@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from service import disk
 from service.cli.follow import JobView
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
 from service.db.engine_queries import Records
 from service.db.models import EngineRecord, JobRecord, Json
 from service.db.states import State
-from service.disk import Freeable
 from service.engine.disk import EngineDisk
 from service.engine.scheduler import Engine
-from service.readiness import EngineParts
+from service.operations import disk
+from service.operations.disk import Freeable
+from service.operations.readiness import EngineParts
 from store import DiskFull
 from tests.service.api.test_routes import problem
 from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complete_caches, failed, inferred, vanished

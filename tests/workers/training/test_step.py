@@ -20,6 +20,7 @@ from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import ignore, never
 from workers.methods.temperature import POLICIES as POLICY_FUNCTIONS
 from workers.objective.statistics import LiveBatch, LiveStatistics
+from workers.precision import choose_precision, float32_as, tf32_in_force
 from workers.students.build import build_student
 from workers.training import loop
 from workers.training import step as train_step
@@ -27,7 +28,6 @@ from workers.training.batches import BatchInputs
 from workers.training.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
 from workers.training.host_copy import copy_packed
 from workers.training.loop import train_group, train_run
-from workers.training.precision import choose_precision, float32_as, tf32_in_force
 from workers.training.run import Learner, Member
 
 pytestmark = pytest.mark.usefixtures("without_onnx")

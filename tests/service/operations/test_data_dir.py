@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 
 from service.api.server import serve
 from service.cli import main
-from service.data_dir import open_database
 from service.db.api_queries import Registry
 from service.db.database import Database, LogGone, upgrade_to_head
 from service.db.engine_queries import Records
 from service.engine.process import run_engine
 from service.errors import DamagedCopy, NewerDatabase
+from service.operations.data_dir import open_database
 from service.settings import Settings
 from tests.support.service_helpers import add_job, make_settings, running_api, start_run
 

@@ -15,9 +15,9 @@ from typing import Any
 import structlog
 from sqlalchemy import text
 
-from service.copies import check_copy, remember_place
 from service.db.database import Database, upgrade_to_head
 from service.errors import DataDirBusy
+from service.operations.copies import check_copy, remember_place
 from service.private import keep_private
 from service.settings import Settings
 from workers.texts import some_of

@@ -34,11 +34,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL
 
-from service.api.openapi import service_version
-from service.data_dir import STAGING, KnownFiles, in_use, known_files, locked
 from service.db.database import Database, known_revisions
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
+from service.operations.data_dir import STAGING, KnownFiles, in_use, known_files, locked
 from service.settings import MiB, Settings
+from service.version import service_version
 from store import CacheNotFound, Catalog, StoreError
 from workers.cluster.ray_head import describe
 from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder

@@ -21,7 +21,6 @@ from sqlalchemy.exc import OperationalError
 from service.api.metrics import Metrics
 from service.cli import main
 from service.cli.supervisor import GAVE_UP, BackgroundService, ServiceEnded, command
-from service.data_dir import open_database
 from service.db.database import Database, DatabaseFull
 from service.db.engine_queries import Records
 from service.db.models import EngineRecord, utc_now
@@ -30,7 +29,8 @@ from service.engine import process
 from service.engine.process import RAY_STARTS_MAX, Heartbeat, _start_ray, run_engine
 from service.errors import RayFailed
 from service.gpus import GpuReport
-from service.readiness import PARTS, RAY_STARTS, EngineParts, Readiness
+from service.operations.data_dir import open_database
+from service.operations.readiness import PARTS, RAY_STARTS, EngineParts, ReadinessCheck
 from tests.support.service_helpers import Api, make_settings
 from workers.cluster.ray_cluster import Cluster
 from workers.cluster.ray_head import HeadFailed, machine_folder
@@ -125,7 +125,7 @@ def test_readyz_sees_a_full_disk_that_no_engine_tells_of(tmp_path: Path, api: Ap
     """The API refuses uploads and jobs then."""
     parts.set("ray", None)
     settings = api.settings.model_copy(update={"disk_floor_bytes": 1 << 60})
-    look = Readiness(api.context.database, settings).look()
+    look = ReadinessCheck(api.context.database, settings).look()
     assert look.parts["disk"].ok is False
     assert "stay in reserve (RETORT_DISK_FLOOR_BYTES)" in look.reasons[0]
 
@@ -175,7 +175,7 @@ def test_a_look_is_one_statement_and_reads_no_migrations(
     assert records.acquire_lease()
     settings = make_settings(tmp_path, database_url=str(database.url))
     settings.make_folders()
-    readiness = Readiness(database, settings)
+    readiness = ReadinessCheck(database, settings)
     assert readiness.look().ready
 
     def fail(*_: object) -> None:
@@ -301,7 +301,7 @@ def test_an_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason
     assert "it was tried 5 of 5 times): no port is free (try 5). The engine gives up" in str(caught.value)
     with open_database(settings) as database:
         assert Records(database).lease().holder is None
-        look = Readiness(database, settings).look()
+        look = ReadinessCheck(database, settings).look()
     assert "no engine leads: start `retort engine`; the last one gave up: Ray does not start" in look.reasons[0]
     last = look.parts["ray"].last_error
     assert last is not None

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from service.backup import MANIFEST, PARTIAL, Manifest, _Target, backup, read_backup, restore
 from service.cli import main
-from service.data_dir import STAGING, in_use, locked, open_database
 from service.db.api_queries import Registry
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import Records
@@ -24,6 +22,8 @@ from service.db.models import JobRecord
 from service.db.states import State
 from service.engine.attempt_files import list_artifacts
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
+from service.operations.backup import MANIFEST, PARTIAL, Manifest, _Target, backup, read_backup, restore
+from service.operations.data_dir import STAGING, in_use, locked, open_database
 from service.settings import Settings
 from store import CacheWriter, Catalog
 from tests.support.kill_points import killed_at_every_change
@@ -225,7 +225,7 @@ def a_small_service(folder: Path, text: str) -> Settings:
 @pytest.fixture
 def hashes_of_teachers_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones whose contents are not what they are called by."""
-    monkeypatch.setattr("service.backup._is_there", lambda files, path, sha256: path in files)
+    monkeypatch.setattr("service.operations.backup._is_there", lambda files, path, sha256: path in files)
 
 
 @pytest.mark.usefixtures("hashes_of_teachers_agree")
@@ -308,7 +308,9 @@ def test_restore_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     made = backup(old, tmp_path / "b")
     (name, entry) = next((name, entry) for name, entry in made.files.items() if name.endswith(".onnx"))
     changed = {**made.files, name: entry.model_copy(update={"size_bytes": 1})}
-    monkeypatch.setattr("service.backup.read_backup", lambda folder: made.model_copy(update={"files": changed}))
+    monkeypatch.setattr(
+        "service.operations.backup.read_backup", lambda folder: made.model_copy(update={"files": changed})
+    )
     before = tree(other.data_dir)
     with pytest.raises(BadBackup, match="has changed while it was read"):
         restore(other, tmp_path / "b", replace=True)

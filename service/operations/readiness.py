@@ -12,26 +12,55 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import disk
-from service.api.schemas import LastError
-from service.api.schemas import Readiness as Look
-from service.api.schemas import ReadinessPart as Part
 from service.db.database import Database, DatabaseDiskError, LogGone
 from service.db.engine_queries import ENGINE_ROW, Records
 from service.db.lease import AHEAD_MAX_S, Lease
 from service.db.models import EngineRecord, Json, UtcDateTime, utc_now
 from service.errors import LeaseLost
 from service.gpus import gpu_reason
+from service.operations import disk
 from service.settings import Settings
 from workers.texts import without_folders
 
 PARTS = ("database", "lease", "ray", "gpu", "disk", "clock")
 RAY_STARTS = "the engine is starting Ray"
 log = structlog.get_logger("retort.engine")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LastError(_Model):
+    """The newest error of a part, kept when it works again."""
+
+    message: str
+    at: datetime
+
+
+class ReadinessPart(_Model):
+    """One part of readiness."""
+
+    ok: bool | None = Field(default=None, description="null where nobody knows: no engine leads, say")
+    reason: str | None = Field(default=None, description="why it does not work")
+    since: datetime | None = Field(default=None, description="when that began")
+    last_error: LastError | None = None
+
+
+class Readiness(_Model):
+    """Whether jobs are taken and worked on, and if not, why."""
+
+    ready: bool
+    reasons: list[str]
+    heartbeat_age_s: float | None = Field(description="of the leading engine")
+    parts: dict[str, ReadinessPart] = Field(
+        description="`database`, `lease` (an engine leads), `ray`, `gpu`, `disk`, `clock`; not ready means that one is "
+        "not ok"
+    )
 
 
 class EngineParts:
@@ -44,15 +73,15 @@ class EngineParts:
     def __init__(self, records: Records) -> None:
         self._records = records
         self._lock = threading.Lock()
-        self._parts: dict[str, Part] = {}
+        self._parts: dict[str, ReadinessPart] = {}
         self._is_stored = True
 
     def begin(self, stored: Json | None) -> Json:
         """What is stored with the lease when it is taken: Ray is to be started; the last errors are kept."""
         with self._lock:
             earlier = _parts_of(stored)
-            self._parts = {name: Part(ok=True, last_error=part.last_error) for name, part in earlier.items()}
-            before = self._parts.get("ray", Part())
+            self._parts = {name: ReadinessPart(ok=True, last_error=part.last_error) for name, part in earlier.items()}
+            before = self._parts.get("ray", ReadinessPart())
             # To be starting is no error.
             self._parts["ray"] = before.model_copy(update={"ok": False, "reason": RAY_STARTS, "since": utc_now()})
             return self._dump()
@@ -64,20 +93,20 @@ class EngineParts:
             is_error: whether a reason is an error, to be shown as the last one later.
         """
         with self._lock:
-            before = self._parts.get(name, Part())
+            before = self._parts.get(name, ReadinessPart())
             if (before.ok, before.reason) == (reason is None, reason):
                 return
             now = utc_now()
             since = None if reason is None else before.since if before.reason is not None else now
             last = LastError(message=reason, at=now) if reason is not None and is_error else before.last_error
-            self._parts[name] = Part(ok=reason is None, reason=reason, since=since, last_error=last)
+            self._parts[name] = ReadinessPart(ok=reason is None, reason=reason, since=since, last_error=last)
             self._is_stored = False
         self.store()
 
     def note(self, name: str, message: str) -> None:
         """Keep an error of a part that works all the same."""
         with self._lock:
-            before = self._parts.get(name, Part(ok=True))
+            before = self._parts.get(name, ReadinessPart(ok=True))
             last = LastError(message=message, at=utc_now())
             self._parts[name] = before.model_copy(update={"last_error": last})
             self._is_stored = False
@@ -101,7 +130,7 @@ class EngineParts:
         return {name: part.model_dump(mode="json") for name, part in self._parts.items()}
 
 
-class Readiness:
+class ReadinessCheck:
     """Looks at all the parts, for one process.
 
     Args:
@@ -121,7 +150,7 @@ class Readiness:
         self._disk_since: datetime | None = None
         self._places: Sequence[Path] = ()
 
-    def look(self) -> Look:
+    def look(self) -> Readiness:
         """Every part, of this moment."""
         try:
             row = self._row()
@@ -131,10 +160,10 @@ class Readiness:
             row, reason = None, without_folders(str(error), self._settings.folder_names)
         except SQLAlchemyError as error:
             row, reason = None, f"the database cannot be read ({type(error).__name__})"
-        parts = dict.fromkeys(PARTS, Part())
-        parts["database"] = Part(ok=reason is None, reason=reason)
+        parts = dict.fromkeys(PARTS, ReadinessPart())
+        parts["database"] = ReadinessPart(ok=reason is None, reason=reason)
         if row is None:
-            parts["disk"] = self._disk(Part())
+            parts["disk"] = self._disk(ReadinessPart())
             return _look(None, parts)
         beat = None if row.holder is None else row.heartbeat_at
         age_s = None if beat is None else ((row.now or datetime.now(UTC)) - beat).total_seconds()
@@ -143,33 +172,33 @@ class Readiness:
         told = _parts_of(row.parts)
         silence = lease.silence(self._settings.heartbeat_max_age_s)
         if silence is None:
-            parts |= {name: told.get(name, Part(ok=True)) for name in ("ray", "clock")}
+            parts |= {name: told.get(name, ReadinessPart(ok=True)) for name in ("ray", "clock")}
             broken = gpu_reason(row.gpus)
-            parts["gpu"] = told.get("gpu", Part()).model_copy(update={"ok": broken is None, "reason": broken})
-            parts["disk"] = self._disk(told.get("disk", Part()))
-            parts["lease"] = Part(ok=True)
+            parts["gpu"] = told.get("gpu", ReadinessPart()).model_copy(update={"ok": broken is None, "reason": broken})
+            parts["disk"] = self._disk(told.get("disk", ReadinessPart()))
+            parts["lease"] = ReadinessPart(ok=True)
         else:
-            ended_with = told.get("ray", Part()).reason
+            ended_with = told.get("ray", ReadinessPart()).reason
             if row.holder is None and ended_with not in (None, RAY_STARTS):
                 silence = f"{silence}; the last one gave up: {ended_with}"
             # Nobody vouches for them any more.
-            parts |= {name: Part(last_error=part.last_error) for name, part in told.items() if name in PARTS}
+            parts |= {name: ReadinessPart(last_error=part.last_error) for name, part in told.items() if name in PARTS}
             parts["disk"] = self._disk(parts["disk"])
             is_ahead = age_s is not None and age_s < -AHEAD_MAX_S
-            parts["clock" if is_ahead else "lease"] = Part(ok=False, reason=silence)
+            parts["clock" if is_ahead else "lease"] = ReadinessPart(ok=False, reason=silence)
         return _look(age_s, parts)
 
-    def _written(self, age_s: float | None) -> Part:
+    def _written(self, age_s: float | None) -> ReadinessPart:
         """Whether the database could be written when this process has tried that last, or the engine with its heartbeat
         since."""
         error = self._database.write_error
         if error is None:
-            return Part(ok=True)
+            return ReadinessPart(ok=True)
         message, at = error
         error_age_s = time.monotonic() - at
         if age_s is not None and 0 <= age_s < error_age_s:
-            return Part(ok=True)
-        return Part(ok=False, reason=message, since=utc_now() - timedelta(seconds=error_age_s))
+            return ReadinessPart(ok=True)
+        return ReadinessPart(ok=False, reason=message, since=utc_now() - timedelta(seconds=error_age_s))
 
     def _row(self) -> Row[Any] | None:
         """The engine's row with the newest migration; None if the tables are not those that this version expects."""
@@ -189,7 +218,7 @@ class Readiness:
         rows = connection.execute(self._query).all()
         return rows[0] if len(rows) == 1 else None
 
-    def _disk(self, told: Part) -> Part:
+    def _disk(self, told: ReadinessPart) -> ReadinessPart:
         """What the engine says of its disk; where it says nothing, what this process sees of its own."""
         if told.reason is not None:
             return told
@@ -203,14 +232,14 @@ class Readiness:
         return told.model_copy(update={"ok": False, "reason": found.message, "since": self._disk_since})
 
 
-def _look(age_s: float | None, parts: dict[str, Part]) -> Look:
+def _look(age_s: float | None, parts: dict[str, ReadinessPart]) -> Readiness:
     reasons = [part.reason for part in parts.values() if part.reason is not None]
-    return Look(ready=not reasons, reasons=reasons, heartbeat_age_s=age_s, parts=parts)
+    return Readiness(ready=not reasons, reasons=reasons, heartbeat_age_s=age_s, parts=parts)
 
 
-def _parts_of(stored: Mapping[str, object] | None) -> dict[str, Part]:
+def _parts_of(stored: Mapping[str, object] | None) -> dict[str, ReadinessPart]:
     """What an engine has stored; nothing where that is of another version."""
     try:
-        return {name: Part.model_validate(part) for name, part in (stored or {}).items()}
+        return {name: ReadinessPart.model_validate(part) for name, part in (stored or {}).items()}
     except (ValidationError, AttributeError):
         return {}

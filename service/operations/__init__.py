@@ -1,0 +1,1 @@
+"""Operations: the data directory, its disk, readiness, backup and restore."""
