@@ -70,7 +70,9 @@ def put_job(session: Session, job_id: str, attempt: int, reason: Json) -> bool:
             swap(session, run, State.PAUSED, {"set_aside": reason})
     if not all_paused(runs):
         return False
-    return swap(session, job, State.PAUSING) and swap(session, job, State.PAUSED, {"set_aside": reason})
+    # Where clients have paused every run, nothing goes on by itself.
+    fields = {"set_aside": reason if reason_among(runs) is not None else None}
+    return swap(session, job, State.PAUSING) and swap(session, job, State.PAUSED, fields)
 
 
 def waiting(session: Session) -> list[tuple[str, str]]:

@@ -30,7 +30,16 @@ from service.db.states import State
 from service.errors import Conflict, NotFound
 from service.operations.data_dir import unknown_files
 from tests.support.filled import fill
-from tests.support.service_helpers import Api, add_job, make_plan, make_settings, onnx_bytes, start_run, teacher_row
+from tests.support.service_helpers import (
+    Api,
+    add_job,
+    make_plan,
+    make_settings,
+    onnx_bytes,
+    running_api,
+    start_run,
+    teacher_row,
+)
 from workers.config.job import DigitsDataset, NpzDataset
 from workers.data import decoded, prepared
 
@@ -212,17 +221,19 @@ def test_counters_of_metrics_do_not_fall_when_jobs_are_deleted(api: Api) -> None
     assert told() == before
 
 
-def test_a_stream_of_a_job_that_is_deleted_ends(api: Api) -> None:
+def test_a_stream_of_a_job_that_is_deleted_ends(tmp_path: Path) -> None:
     """It had ended, and its client was slow; coming back it is told that there is none."""
-    job_id = a_job(api, State.RUNNING)
-    with api.client.stream("GET", f"/v1/jobs/{job_id}/events", headers={"Accept": "text/event-stream"}) as response:
-        lines = response.iter_lines()
-        next(lines)
-        with api.context.database.write() as session:
-            session.get_one(JobRecord, job_id).state = State.CANCELLED
-        api.context.deletion.delete_job(job_id)
-        assert not [line for line in lines if "done" in line]
-    assert api.client.get(f"/v1/jobs/{job_id}/events").status_code == 404
+    stream = {"Accept": "text/event-stream"}
+    with running_api(make_settings(tmp_path, keep_alive_s=0.5)) as api:
+        job_id = a_job(api, State.RUNNING)
+        with api.client.stream("GET", f"/v1/jobs/{job_id}/events", headers=stream) as response:
+            lines = response.iter_lines()
+            next(lines)
+            with api.context.database.write() as session:
+                session.get_one(JobRecord, job_id).state = State.CANCELLED
+            api.context.deletion.delete_job(job_id)
+            assert not [line for line in lines if "done" in line]
+        assert api.client.get(f"/v1/jobs/{job_id}/events").status_code == 404
 
 
 # -------------------------------------------------------------------------------------------------------------- kills

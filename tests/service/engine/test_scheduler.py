@@ -327,9 +327,10 @@ def test_a_run_whose_process_is_gone_with_its_engine_leaves_its_checkpoint_alone
 
 def test_what_workers_tell_of_this_machines_folders_is_stored_relative_to_them(bench: _Bench) -> None:
     """Clients read events and errors."""
-    file = bench.settings.data_dir.resolve() / "caches" / "ab" / "zarr.json"
+    data_dir = bench.settings.data_dir.resolve()
+    file = data_dir / "caches" / "ab" / "zarr.json"
     told = {"type": "log", "level": "warning", "message": f"{file}: the file is missing"}
-    outcome = Outcome(kind="failed", error_type="CacheCorrupt", message=f"{file}: not JSON, see '{file.parents[4]}'")
+    outcome = Outcome(kind="failed", error_type="CacheCorrupt", message=f"{file}: not JSON, see '{data_dir}'")
     engine = bench.engine(_Task([(0, told)], outcome))
     for _ in range(3):
         engine.tick()

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from safetensors import SafetensorError
+from sqlalchemy import update
 
 from service.cli.follow import JobView
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
 from service.db.engine_queries import Records
-from service.db.models import EngineRecord, JobRecord, Json
+from service.db.models import EngineRecord, JobRecord, Json, RunRecord
 from service.db.states import State
 from service.engine.disk import EngineDisk
 from service.engine.scheduler import Engine
@@ -258,6 +259,18 @@ def test_caches_that_end_because_of_the_disk_set_their_job_aside(bench: _Bench, 
     tick_until(engine, lambda: all(task.told for task in tasks))
     tick_until(engine, lambda: bench.state is State.RUNNING)
     assert [task.told for task in tasks] == [["close"]] * 2
+
+
+def test_set_job_aside_leaves_an_ordinary_pause_where_clients_have_paused_every_run(bench: _Bench, room: Room) -> None:
+    """Or its document would say that it goes on by itself, and nobody would have it do so."""
+    engine = bench.engine(_Task())
+    tick_until(engine, lambda: bench.state is State.RUNNING)
+    with bench.database.write() as session:
+        session.execute(update(RunRecord).values(state=State.PAUSED))
+    attempt = bench.records.job(bench.job_id).attempt
+    assert bench.records.set_job_aside(bench.job_id, attempt, {"code": "ENOSPC", "message": "full", "since": "now"})
+    job = bench.records.job(bench.job_id)
+    assert (job.state, job.set_aside) == (State.PAUSED, None)
 
 
 def test_what_gets_nowhere_is_tried_later_each_time_and_at_once_when_it_has_got_somewhere(

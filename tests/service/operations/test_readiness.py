@@ -367,6 +367,7 @@ def test_serve_ends_with_the_reason_when_ray_cannot_start(tmp_path: Path, foreig
     assert f"engine ended by itself (exit status {GAVE_UP}), so api was ended, too" in log
 
 
+@pytest.mark.slow
 def test_an_engine_alone_ends_with_a_status_of_its_own(tmp_path: Path, foreign_folder: Path) -> None:
     settings = {"RETORT_DATA_DIR": str(tmp_path / "data"), "RETORT_GPUS": "0"}
     done = subprocess.run(command("engine"), env={**os.environ, **settings}, capture_output=True, text=True)

@@ -115,20 +115,22 @@ def tree(tmp_path: Path) -> Path:
     """A copy of what the methods need, with one policy, one loss and one preset added as the recipe says."""
     for layer in ("store", "workers"):
         shutil.copytree(ROOT / layer, tmp_path / layer, ignore=shutil.ignore_patterns("__pycache__"))
-    workers = tmp_path / "workers"
-    _insert(workers / "temperature.py", "@dataclass(frozen=True)\nclass Unusable", POLICY_FUNCTION)
-    _insert(workers / "temperature.py", '    "fixed": fixed,\n', '    "halfway": halfway,\n')
-    _insert(workers / "temperature.py", "    Fixed,\n", "    Halfway,\n")
-    _insert(workers / "policy_configs.py", "class Fixed(Policy)", POLICY_CLASS)
-    _insert(workers / "losses.py", "def dkd(", LOSS_FUNCTION)
-    _insert(workers / "losses.py", '    "kl": kl,\n', '    "reverse": reverse,\n')
+    methods, objective = tmp_path / "workers" / "methods", tmp_path / "workers" / "objective"
+    _insert(methods / "temperature.py", "@dataclass(frozen=True)\nclass Unusable", POLICY_FUNCTION)
+    _insert(methods / "temperature.py", '    "fixed": fixed,\n', '    "halfway": halfway,\n')
+    _insert(methods / "temperature.py", "    Fixed,\n", "    Halfway,\n")
+    _insert(methods / "policies.py", "class Fixed(Policy)", POLICY_CLASS)
+    _insert(objective / "distillation.py", "def dkd(", LOSS_FUNCTION)
+    _insert(objective / "distillation.py", '    "kl": kl,\n', '    "reverse": reverse,\n')
     _insert(
-        workers / "losses.py", "from workers.objective.rank_correlation", "from workers.methods.losses import Reverse\n"
+        objective / "distillation.py",
+        "from workers.objective.rank_correlation",
+        "from workers.methods.losses import Reverse\n",
     )
-    _insert(workers / "loss_configs.py", "class Dkd(Loss)", LOSS_CLASS)
-    _insert(workers / "presets.py", "class KD(Preset)", PRESET_CLASS)
-    _insert(workers / "presets.py", "    Fixed,\n", "    Halfway,\n")
-    _insert(workers / "presets.py", "from workers.spec", "from workers.methods.losses import Reverse\n")
+    _insert(methods / "losses.py", "class Dkd(Loss)", LOSS_CLASS)
+    _insert(methods / "papers.py", "class KD(Preset)", PRESET_CLASS)
+    _insert(methods / "papers.py", "    Fixed,\n", "    Halfway,\n")
+    _insert(methods / "papers.py", "from workers.spec", "from workers.methods.losses import Reverse\n")
     return tmp_path
 
 
