@@ -16,6 +16,7 @@ import struct
 import termios
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 
 import structlog
 from uvicorn import Config
@@ -41,6 +42,8 @@ FRESH_S = 0.5
 # What a client has to take, in each ``send_stall_s``, of an answer that waits for it: 1 KiB/s.
 SENT_BYTES = 64 << 10
 WARN_EVERY_S = 10.0
+# Of the connections that have been idle for longest, in search of one that waits for nothing.
+LOOKED_AT = 16
 # In the state of a request: it came over a spare connection.
 IS_SPARE = "is_spare"
 log = structlog.get_logger("service.api.inbound")
@@ -161,8 +164,12 @@ class Connections:
     def _evict(self, address: str, after_s: float) -> bool:
         """Closes the one that has been idle for longest, if for so long; one of this address if that has too many."""
         is_own = address and self._counts[address] > self.of_address
-        found = (each for each in self._idle if not is_own or self._open[each] == address)
-        if (longest := next(found, None)) is None or longest.idle_s() < after_s:
+        found = list(islice((each for each in self._idle if not is_own or self._open[each] == address), LOOKED_AT))
+        # One whose last answer is on its way only if there is no other: to abort it cuts that short.
+        longest = next(
+            (each for each in found if not each.transport.get_write_buffer_size()), found[0] if found else None
+        )
+        if longest is None or longest.idle_s() < after_s:
             return False
         self.evicted += 1
         self._end(longest)

@@ -61,7 +61,7 @@ async def receive(
         folder: where the file is written; on the file system on which it is to stay.
         text_fields: the other fields that may come.
         file_max_bytes: of the file.
-        check_room: called for every BUFFER_BYTES; raises when no more may be written.
+        check_room: called for every BUFFER_BYTES, in a thread; raises when no more may be written.
 
     Raises:
         MalformedBody: not multipart/form-data, or cut off.
@@ -78,7 +78,7 @@ async def receive(
         async for chunk in request.stream():
             buffer += chunk
             if len(buffer) >= BUFFER_BYTES:
-                check_room()
+                await anyio.to_thread.run_sync(check_room)
                 await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
                 buffer.clear()
         await anyio.to_thread.run_sync(parts.feed, bytes(buffer))

@@ -167,7 +167,7 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
         request_id=request.state.request_id,
         errors=fields[:_FIELDS_MAX],
     )
-    headers = dict(kind.headers or {})
+    headers = {"Cache-Control": "no-store", **(kind.headers or {})}
     if kind.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework names those of the first route that has the path.
         headers["Allow"] = ", ".join(allowed_methods(request.app, request.url.path))

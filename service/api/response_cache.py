@@ -119,9 +119,10 @@ class ResponseCache:
         """Keeps an answer if there is room for it, and if no commit has dropped it meanwhile."""
         if kept is not self._kept:
             return
-        self._kept_bytes += size_bytes + _EXTRA_BYTES
+        size_bytes += _EXTRA_BYTES + sum(map(len, key))
+        self._kept_bytes += size_bytes
         if self._kept_bytes > KEPT_BYTES_MAX:
-            self._kept_bytes -= size_bytes + _EXTRA_BYTES
+            self._kept_bytes -= size_bytes
             del kept[key]
 
 

@@ -330,7 +330,11 @@ class Registry:
             run = existing(session, RunRecord, run_id)
             epochs = metrics_by_epoch(session, run_id)
             while run.retry_of and epochs and (began := min(epochs)) > 1:
-                run = session.get_one(RunRecord, run.retry_of)
+                earlier_run = session.get(RunRecord, run.retry_of)
+                if earlier_run is None:
+                    # Deleted since this run was read: its epochs are this run's own by now.
+                    return self.metrics(run_id)
+                run = earlier_run
                 earlier = metrics_by_epoch(session, run.id)
                 epochs |= {epoch: told for epoch, told in earlier.items() if epoch < began}
         return [epochs[epoch] for epoch in sorted(epochs)]

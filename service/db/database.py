@@ -224,12 +224,17 @@ class Database:
         """
         if not self.is_sqlite:
             return
+        names = ("auto_vacuum", "freelist_count")
         with contextlib.closing(self._reading.raw_connection()) as connection:
             cursor = connection.cursor()
-            mode, free = (cursor.execute(f"PRAGMA {name}").fetchone()[0] for name in ("auto_vacuum", "freelist_count"))
-            for _ in range(0, free if mode == _INCREMENTAL else 0, _VACUUM_PAGES):
-                # A transaction of its own. SQLite frees a page at each step, of which ``execute`` makes one.
-                cursor.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+            try:
+                mode, free = (cursor.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+                for _ in range(0, free if mode == _INCREMENTAL else 0, _VACUUM_PAGES):
+                    # A transaction of its own. SQLite frees a page at each step, of which ``execute`` makes one.
+                    cursor.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
+            except sqlite3.Error as error:
+                # It was no more than tidying; whoever writes next hears of a real fault.
+                log.warning("space of the database cannot be released", error=str(error))
 
     @property
     def driver_error(self) -> type[Exception]:

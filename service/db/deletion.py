@@ -186,7 +186,14 @@ class Deletion:
         """Remove what deletions that were killed have left; returns how many bytes that were."""
         with self.database.read() as session:
             paths = session.scalars(select(DeletedPathRecord.path).order_by(DeletedPathRecord.path)).all()
-        return sum(self._remove(path) for path in paths)
+        freed = 0
+        for path in paths:
+            try:
+                freed += self._remove(path)
+            except OSError as error:
+                # The others are not to wait for this one.
+                log.warning("what was deleted cannot be removed", path=path, error=str(error))
+        return freed
 
     def _remove(self, path: str) -> int:
         """Remove what a tombstone names, if there is one; returns the bytes that are free again."""

@@ -443,6 +443,8 @@ class Records:
         ttl_s: float = 30.0,
         gone: str | None = None,
         begin: Callable[[Json | None], Json | None] = lambda parts: None,
+        *,
+        renews: bool = False,
     ) -> bool:
         """Takes the lease, or renews it: call it as the heartbeat, several times per ``ttl_s``.
 
@@ -454,6 +456,8 @@ class Records:
         Args:
             gone: a holder that is known to have died; nobody waits for its lease to run out.
             begin: what this holder says of its parts when it takes the lease, from what the last one said.
+            renews: only keep what this holder has: another engine may have led meanwhile, and what this one knows of
+                the jobs is of before.
 
         Returns:
             Whether this holder leads: False while another one is alive.
@@ -462,6 +466,8 @@ class Records:
         with self.database.write() as session:
             now = self.database.now(session)
             lease = session.get_one(EngineRecord, ENGINE_ROW)
+            if renews and lease.holder != self.holder:
+                return False
             if lease.holder not in (None, self.holder, gone) and self._is_alive(lease, now, ttl_s):
                 return False
             if lease.holder != self.holder:

@@ -54,8 +54,10 @@ class DatabaseVersion:
     def _read(self) -> Version | None:
         try:
             if self._connection is None:
-                self._connection = self._database.connect_alone()
+                fresh = self._database.connect_alone()
+                # First, for another thread may use the connection as soon as it is there.
                 self._number += 1
+                self._connection = fresh
             cursor = self._connection.cursor()
             cursor.execute(_SQLITE if self._database.is_sqlite else _POSTGRES)
             rows = cursor.fetchall()

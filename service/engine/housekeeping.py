@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import suppress
 
 import structlog
 from sqlalchemy import select
@@ -16,6 +17,7 @@ from service.settings import Settings
 from workers import signals
 
 PERIOD_S = 300.0
+JOIN_S = 10.0
 log = structlog.get_logger("retort.housekeeping")
 
 
@@ -40,7 +42,8 @@ class Housekeeper:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        self._thread.join()
+        # All that it does can be done again; an engine that ends has a minute.
+        self._thread.join(JOIN_S)
 
     def _work(self) -> None:
         signals.leave_to_main_thread()
@@ -76,4 +79,5 @@ class Housekeeper:
         with self._records.database.read() as session:
             runs = session.execute(query).all()
         for run in runs:
-            keep_farthest_checkpoint(self._settings.jobs_dir / run.job_id / run.id)
+            with suppress(FileNotFoundError):  # it is deleted just now
+                keep_farthest_checkpoint(self._settings.jobs_dir / run.job_id / run.id)

@@ -183,7 +183,7 @@ def _work(engine: Engine, cluster: Cluster, records: Records, ending: threading.
 
 
 def _check_lease(records: Records) -> None:
-    if not records.acquire_lease(LEASE_TTL_S):
+    if not records.acquire_lease(LEASE_TTL_S, renews=True):
         raise LeaseLost(f"{records.holder} leaves Ray and its runs alone: another engine has the lease")
 
 
@@ -259,7 +259,7 @@ class Heartbeat:
         while not self._closed.wait(RENEW_S):
             clock_s = self._check_clock(clock_s)
             try:
-                if self._records.acquire_lease(LEASE_TTL_S):
+                if self._records.acquire_lease(LEASE_TTL_S, renews=True):
                     renewed = time.monotonic()
                     if renewed - checkpointed > CHECKPOINT_S:
                         self._records.database.checkpoint()

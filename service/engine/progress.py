@@ -26,10 +26,12 @@ class CacheProgress:
         self.caches: dict[str, str] = {}
         known = stored or {"run": 0, "avoided": 0}
         self._avoided = max(0, known["avoided"])
+        self._missing, self._last = 0, known["run"]
         with suppress(OSError):
             carry_over(forwards_in, known["run"])
         # On a full disk it is carried over here, until the engine ends.
-        self._missing = max(0, known["run"] - count_forwards(forwards_in))
+        with suppress(OSError):
+            self._missing = max(0, known["run"] - count_forwards(forwards_in))
 
     def forwards(self, needed: int | None = None) -> Json:
         """``teacher_forwards`` now.
@@ -38,7 +40,10 @@ class CacheProgress:
             needed: forward passes of a live teacher, known when both caches are complete; until then what is avoided
                 is as it was stored.
         """
-        run = self._missing + count_forwards(self.forwards_in)
+        # Of a disk that fails, what was known before.
+        with suppress(OSError):
+            self._last = max(self._last, self._missing + count_forwards(self.forwards_in))
+        run = self._last
         return {"run": run, "avoided": self._avoided if needed is None else forwards_avoided(needed, run)}
 
     def columns(self, events: Sequence[Numbered]) -> Mapping[str, Any]:

@@ -443,7 +443,10 @@ class Engine:
             teacher_forwards=job.progress.forwards(value["teacher_forwards_needed"]),
             teacher_accuracy=accuracy.test,
             teacher_views_accuracy=accuracy.views,
+            backoff=None,
         )
+        job.backoffs.pop(_CACHES, None)
+        self._disk.has_got_on(job.id)
 
     def _count_loss(self, job: ActiveJob, outcome: Outcome) -> None:
         """They are built again, a bounded number of times without a row inferred in between."""
@@ -781,7 +784,8 @@ class Engine:
 
         What a disk does not let go of now is taken away with what the run leaves at its next end.
         """
-        with passing_over_disk_errors():
+        # A client may delete the run just now.
+        with passing_over_disk_errors(), suppress(FileNotFoundError):
             self._remove_rests(run)
 
     def _remove_rests(self, run: RunRecord) -> None:
@@ -807,3 +811,6 @@ class Engine:
             self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
         else:
             self._records.move_on(run_id, work.attempt, _GONE, backoff=backoff)
+            if not backoff.is_over:
+                # As it is stored with the move: it is taken away when the run starts, or waits for something else.
+                job.waits_for = {**job.waits_for, run_id: backoff.waits_for}

@@ -42,12 +42,14 @@ from service.version import service_version
 from store import CacheNotFound, Catalog, StoreError
 from workers.cluster.ray_head import describe
 from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder
+from workers.run_files import CHECKPOINT
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 SQLITE_FILE = "database.sqlite3"
 POSTGRES_FILE = "database.pgdump"
 DECIDED = "decided.json"
+_LOOKS = 5  # for a checkpoint that is replaced while it is looked for
 _REVISION = "SELECT version_num FROM alembic_version"
 _TOP_LEVEL = frozenset({SQLITE_FILE, POSTGRES_FILE, "teachers", "jobs", "caches"})
 # What SQLite keeps beside its file.
@@ -223,7 +225,11 @@ def _run_postgres(program: str, url: URL, *options: str, stdout: int = subproces
 
 
 def _copy_known(settings: Settings, known: KnownFiles, folder: Path, files: dict[str, FileEntry]) -> None:
-    """Copies the teachers and the attempts of the database, and adds them to ``files``; what is gone is left out."""
+    """Copies the teachers and the attempts of the database, and adds them to ``files``; what is gone is left out.
+
+    A run that trains meanwhile may replace its checkpoint by one of a later attempt, so these are copied first; of one
+    that is gone by then the later one takes the place.
+    """
     sources = [(settings.teacher_path(sha256), f"teachers/{sha256}.onnx") for sha256 in sorted(known.teachers)]
     for job, runs in known.attempts.items():
         for run, newest in runs.items():
@@ -232,9 +238,22 @@ def _copy_known(settings: Settings, known: KnownFiles, folder: Path, files: dict
                 sources += [
                     (path, f"jobs/{job}/{run}/a{attempt}/{path.relative_to(top).as_posix()}") for path in _files(top)
                 ]
-    for source, name in sources:
-        with suppress(FileNotFoundError):
+    for source, name in sorted(sources, key=lambda each: each[0].name != CHECKPOINT):
+        try:
             files[name] = _copy(source, folder / name)
+        except FileNotFoundError:
+            if source.name == CHECKPOINT:
+                _copy_later_checkpoint(source, folder, name, files)
+
+
+def _copy_later_checkpoint(gone: Path, folder: Path, name: str, files: dict[str, FileEntry]) -> None:
+    """Copies the farthest checkpoint that the run has by now, in the place of one that is gone; none has none."""
+    for _ in range(_LOOKS):
+        attempts = [path for path in gone.parents[1].glob("a*") if path.name[1:].isdecimal()]
+        for attempt in sorted(attempts, key=lambda path: -int(path.name[1:])):
+            with suppress(FileNotFoundError):
+                files[name] = _copy(attempt / CHECKPOINT, folder / name)
+                return
 
 
 def _copy_caches(catalog: Catalog, folder: Path, files: dict[str, FileEntry]) -> None:

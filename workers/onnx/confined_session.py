@@ -50,6 +50,7 @@ from workers.texts import printable
 
 OPEN_S = 600.0  # to begin, and to load and optimise the file
 FIRST_S = 120.0  # for what tells how long a picture takes
+FIRST_BATCH = 5  # times that, where it is a batch
 CALL_S = 60.0
 PATIENCE = 30
 CALL_MAX_S = 3600.0
@@ -192,6 +193,9 @@ class ConfinedSession:
         rows, picture = request.shape[0], request.shape[1:]
         picture_s = self._picture_s.get(picture)
         first_s = self._limits.first_s if timeout_s is None else timeout_s
+        if rows > 1 and timeout_s is None:
+            # Of a graph with a fixed batch the first call is a whole one.
+            first_s *= FIRST_BATCH
         limit_s = first_s if picture_s is None else max(self._limits.call_s, PATIENCE * rows * picture_s)
         began_s = time.monotonic()
         self._ask(request)
@@ -200,10 +204,11 @@ class ConfinedSession:
             body = self._read(self._body_bytes(told, rows), limit_s, f"{rows} pictures")
         except _Overdue as overdue:
             raise overdue.error from None
-        if picture_s is None:
-            # The clock's time is another load's as well, but a GPU's work takes no processor time here.
-            spent_s = time.monotonic() - began_s if self._on_gpu else self._processor_s() - self._used_s
-            self._picture_s[picture] = spent_s / max(1, rows)
+        # The clock's time is another load's as well, but a GPU's work takes no processor time here.
+        spent_s = time.monotonic() - began_s if self._on_gpu else self._processor_s() - self._used_s
+        each_s = max(0.0, spent_s) / max(1, rows)
+        # Libraries load in the first call: a later one may take less for a picture.
+        self._picture_s[picture] = each_s if picture_s is None else min(picture_s, each_s)
         return np.frombuffer(body, np.float32).reshape(told.rows, told.classes)
 
     def close(self) -> None:
@@ -224,6 +229,7 @@ class ConfinedSession:
             is_confined=self.is_confined,
         )
         self._stderr, self._pending = bytearray(), bytearray()
+        self._hears_stderr = True
         self._end = weakref.finalize(self, _end, process)
         try:
             return self._hear(Opened, self._limits.open_s, "the file")
@@ -238,7 +244,7 @@ class ConfinedSession:
 
     def _hear(self, kind: type[_Told], limit_s: float, what: str) -> _Told:
         """The next answer. Raises what it says was raised."""
-        self._waited_s, self._used_s = 0.0, self._processor_s()
+        self._waited_s, self._used_s, self._looked_s = 0.0, self._processor_s(), time.monotonic()
         while b"\n" not in self._pending:
             if len(self._pending) > _HEADER_MAX_BYTES:
                 raise self._ended(f"an answer of ours to {what}")
@@ -272,14 +278,19 @@ class ConfinedSession:
         process = self._process
         assert process.stdout is not None
         assert process.stderr is not None
-        began_s = time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            selector.register(process.stderr, selectors.EVENT_READ)
+            if self._hears_stderr:
+                selector.register(process.stderr, selectors.EVENT_READ)
             ready = {key.fileobj for key, _ in selector.select(LOOK_S)}
-        self._waited_s += min(time.monotonic() - began_s, _STEP_MAX_S)
+        now_s = time.monotonic()
+        self._waited_s += min(now_s - self._looked_s, _STEP_MAX_S)
+        self._looked_s = now_s
         if process.stderr in ready:
-            self._stderr += os.read(process.stderr.fileno(), 1 << 16)
+            said = os.read(process.stderr.fileno(), 1 << 16)
+            # Where its end is closed, it would be ready for ever.
+            self._hears_stderr = bool(said)
+            self._stderr += said
             del self._stderr[:-_STDERR_BYTES]
         if process.stdout in ready:
             piece = os.read(process.stdout.fileno(), 1 << 20)

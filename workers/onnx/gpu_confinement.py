@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, save
 
-from workers.errors import WorkerError
+from workers.errors import DeviceUnavailable, OutOfMemory, SessionLost, WorkerError
 from workers.onnx.confined_session import ConfinedSession, limits_of
 from workers.onnx.session import cuda_providers
 
@@ -21,24 +21,43 @@ _IMAGE, _CLASSES = (4, 3, 32, 32), 8
 
 @functools.cache
 def confinement_failure() -> str | None:
-    """Why a session on CUDA does not work within the confinement, in one sentence; None if it does."""
+    """Why a session on CUDA does not work within the confinement, in one sentence; None if it does.
+
+    Raises:
+        OutOfMemory, SessionLost, DeviceUnavailable: it does not work without the confinement either, or nobody knows:
+            whoever can fill a GPU's memory must not be able to have the confinement left out.
+    """
     with tempfile.TemporaryDirectory(prefix="retort-probe-") as folder:
         path = Path(folder) / "probe.onnx"
         _save_network(path)
-        providers = cuda_providers(MEMORY_BYTES, is_half=False)
         try:
-            session = ConfinedSession(
-                path, "images", "logits", threads=1, providers=providers, limits=limits_of(path, 1, 1)
-            )
+            _try(path, is_confined=True)
+        except (OutOfMemory, SessionLost):
+            raise
         except WorkerError as error:
+            try:
+                _try(path, is_confined=False)
+            except WorkerError as unconfined:
+                raise DeviceUnavailable(str(unconfined)) from unconfined
             return str(error)
-        try:
-            session.run(np.ones(_IMAGE, np.float32))
-        except WorkerError as error:
-            return str(error)
-        finally:
-            session.close()
     return None
+
+
+def _try(path: Path, *, is_confined: bool) -> None:
+    """Run the network of ``_save_network`` on CUDA. Raises what a session raises."""
+    session = ConfinedSession(
+        path,
+        "images",
+        "logits",
+        threads=1,
+        providers=cuda_providers(MEMORY_BYTES, is_half=False),
+        limits=limits_of(path, 1, 1),
+        is_confined=is_confined,
+    )
+    try:
+        session.run(np.ones(_IMAGE, np.float32))
+    finally:
+        session.close()
 
 
 def _save_network(path: Path) -> None:

@@ -7,6 +7,7 @@ can be uploaded there.
 """
 
 import contextlib
+import errno
 import io
 import json
 import shutil
@@ -86,14 +87,23 @@ def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | 
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            if disk_error(error) is not None:
-                # The file may be whole: what it holds is not to be trained again because a disk stutters.
+            if _is_of_the_machine(error):
+                # The file may be whole: what it holds is not to be trained again, and the file then removed for what
+                # was trained instead, because a disk stutters or memory is short.
                 raise
             # A damaged file makes torch raise whatever its parts raise: KeyError, UnpicklingError, EOFError ...
             continue
         if state.get("identity") == identity and (farthest is None or _place(state) > _place(farthest)):
             farthest = state
     return farthest
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether a file could not be read although it may be whole."""
+    if isinstance(error, OSError):
+        # EINVAL is what seeking in a damaged file comes to; one that is gone holds nothing.
+        return error.errno not in {None, errno.EINVAL, errno.ENOENT}
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or disk_error(error) is not None
 
 
 def _place(state: Mapping[str, Any]) -> tuple[int, int]:

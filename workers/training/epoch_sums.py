@@ -17,6 +17,8 @@ _SIDES = ("student", "teacher")
 # On a CPU so many steps are added in a row: each takes a tenth of what it takes between the arithmetic of two steps,
 # which drives this code out of the processor's caches. They are added in the same order, so the sums are the same.
 _PENDING_STEPS = 16
+# And no more than so much of their logits, which stay until then.
+_PENDING_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class EpochSums:
             self._add(step)
             return
         self._pending.append(replace(step, not_finite=not_finite.clone()))
-        if len(self._pending) == _PENDING_STEPS:
+        steps = len(self._pending)
+        if steps == _PENDING_STEPS or steps * logits_BC.nbytes >= _PENDING_BYTES:
             self._add_pending()
 
     def _add_pending(self) -> None:

@@ -77,7 +77,8 @@ async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teac
     already.
     """
     settings = ctx.settings
-    ctx.check_disk(int(request.headers.get("content-length", "0")))
+    # Below the reserve it looks through the caches for what can be freed.
+    await anyio.to_thread.run_sync(ctx.check_disk, int(request.headers.get("content-length", "0")))
     upload = receive(
         request,
         settings.teachers_dir,

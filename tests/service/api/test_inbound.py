@@ -490,7 +490,8 @@ class Fake:
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.since_s, self.is_aborted, self.client = loop, loop.now_s, False, ("192.0.2.1", 1)
-        self.transport = SimpleNamespace(abort=self.abort)
+        self.unsent_bytes = 0
+        self.transport = SimpleNamespace(abort=self.abort, get_write_buffer_size=lambda: self.unsent_bytes)
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -528,6 +529,17 @@ def test_connection_too_many_closes_the_one_that_is_idle_for_longest() -> None:
     enter("192.0.2.6")
     assert fourth.is_aborted
     assert (len(table), table.evicted, table.refused) == (4, 2, 0)
+
+
+def test_connection_whose_answer_is_on_its_way_is_closed_after_the_others() -> None:
+    """It would lack its end."""
+    _, enter = filled(3, 3)
+    first, second, third = (enter(f"192.0.2.{n}")[0] for n in range(3))
+    first.unsent_bytes = third.unsent_bytes = 1000
+    enter("192.0.2.4", at_work=True)
+    assert [each.is_aborted for each in (first, second, third)] == [False, True, False]
+    enter("192.0.2.5", at_work=True)
+    assert [each.is_aborted for each in (first, second, third)] == [True, True, False]
 
 
 def test_address_with_too_many_connections_loses_its_own() -> None:

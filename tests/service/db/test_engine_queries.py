@@ -784,6 +784,18 @@ def test_the_lease_has_one_holder_until_it_runs_out(database: Database) -> None:
     assert a.lease().holder == "b"
 
 
+def test_a_lease_that_was_lost_is_not_renewed_although_nobody_has_it_now(database: Database) -> None:
+    """Another engine has led meanwhile, and what this one knows of the jobs is of before."""
+    first, second = Records(database, "first"), Records(database, "second")
+    assert first.acquire_lease()
+    assert first.acquire_lease(renews=True)
+    assert second.acquire_lease(ttl_s=0.0)
+    second.release_lease()
+    assert not first.acquire_lease(renews=True)
+    assert first.lease().holder is None
+    assert first.acquire_lease()
+
+
 def test_a_lease_whose_heartbeat_is_from_the_future_is_taken_once_it_was_the_same_for_its_time_to_live(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

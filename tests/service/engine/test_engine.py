@@ -379,7 +379,7 @@ class _DatabaseThatFails:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def acquire_lease(self, ttl_s: float) -> bool:
+    def acquire_lease(self, ttl_s: float, **_: object) -> bool:
         raise self._error
 
 

@@ -3,6 +3,7 @@
 With real processes, Ray and kills: ``test_engine``, ``test_engine_life``, ``test_kill_storm``.
 """
 
+import errno
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from service.db.states import State
 from service.engine.attempt_files import list_artifacts
 from service.engine.housekeeping import Housekeeper
 from service.engine.process import _lead
+from service.engine.progress import CacheProgress
 from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Engine
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
@@ -323,6 +325,22 @@ def test_a_run_whose_process_is_gone_with_its_engine_leaves_its_checkpoint_alone
     bench.engine()
     assert bench.records.run(run.id).state is state
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
+
+
+def test_forwards_of_a_disk_that_fails_are_what_was_known_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the engine that asks goes on."""
+    ForwardCounter(tmp_path / "forwards").add(300)
+    progress = CacheProgress(tmp_path / "forwards", {"run": 400, "avoided": 0})
+    assert progress.forwards(1000) == {"run": 400, "avoided": 600}
+
+    def fail(_: Path) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("service.engine.progress.count_forwards", fail)
+    assert progress.forwards(1000) == {"run": 400, "avoided": 600}
+    assert CacheProgress(tmp_path / "forwards", {"run": 400, "avoided": 0}).forwards()["run"] == 400
 
 
 def test_what_workers_tell_of_this_machines_folders_is_stored_relative_to_them(bench: _Bench) -> None:

@@ -147,18 +147,34 @@ def test_disk_error_of_numpy_is_found_on_a_file_that_takes_no_more() -> None:
     assert disk_error(caught.value) == "ENOSPC"
 
 
-def test_load_checkpoint_passes_over_a_damaged_file_but_not_over_one_whose_disk_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "is_damage"),
+    [
+        (OSError(errno.EIO, "Input/output error"), False),
+        (OSError(errno.EMFILE, "Too many open files"), False),
+        (PermissionError(errno.EACCES, "denied"), False),
+        (MemoryError(), False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), False),
+        (FileNotFoundError(errno.ENOENT, "gone"), True),
+        (OSError(errno.EINVAL, "Invalid argument"), True),
+        (KeyError("storage"), True),
+    ],
+)
+def test_load_checkpoint_passes_over_a_damaged_file_but_not_over_one_that_may_be_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, is_damage: bool
 ) -> None:
-    """What it holds would be trained again although it may be whole."""
+    """What it holds would be trained again, and the next checkpoint would take it away."""
     (tmp_path / CHECKPOINT).write_bytes(b"damaged")
     assert load_checkpoint([tmp_path], "x") is None
 
     def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise error
 
     monkeypatch.setattr("workers.training.artifacts.torch.load", fail)
-    with pytest.raises(OSError, match="Input/output"):
+    if is_damage:
+        assert load_checkpoint([tmp_path], "x") is None
+        return
+    with pytest.raises(type(error)):
         load_checkpoint([tmp_path], "x")
 
 
@@ -455,7 +471,12 @@ class _FullDatabase(Records):
         self.holder, self._times, self._renewed = "engine", times, renewed
 
     def acquire_lease(
-        self, ttl_s: float = 0.0, gone: str | None = None, begin: Callable[[Json | None], Json | None] | None = None
+        self,
+        ttl_s: float = 0.0,
+        gone: str | None = None,
+        begin: Callable[[Json | None], Json | None] | None = None,
+        *,
+        renews: bool = False,
     ) -> bool:
         self._times -= 1
         if self._times > 0:

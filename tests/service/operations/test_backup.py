@@ -22,7 +22,8 @@ from service.db.models import JobRecord
 from service.db.states import State
 from service.engine.attempt_files import list_artifacts
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
-from service.operations.backup import MANIFEST, PARTIAL, Manifest, _Target, backup, read_backup, restore
+from service.operations import backup as backup_module
+from service.operations.backup import MANIFEST, PARTIAL, FileEntry, Manifest, _Target, backup, read_backup, restore
 from service.operations.data_dir import STAGING, in_use, locked, open_database
 from service.settings import Settings
 from store import CacheWriter, Catalog
@@ -162,6 +163,29 @@ def test_backup_has_no_decoded_data_sets_no_unfinished_files_and_no_later_attemp
     names = backup(old, tmp_path / "b").files
     assert {name.split("/")[0] for name in names} == {"database.sqlite3", "jobs", "teachers"}
     assert not [name for name in names if "partial" in name or "incoming" in name or "/a2/" in name]
+
+
+def test_backup_has_a_later_checkpoint_of_a_run_whose_checkpoint_is_replaced_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the attempt that the copy of the database knows, from which a restored service goes on."""
+    old = a_service(tmp_path / "old")
+    attempt = next(old.jobs_dir.glob("*/*/a1"))
+    (attempt / "checkpoint.pt").write_bytes(b"first")
+    copy = backup_module._copy
+
+    def copy_while_the_next_attempt_trains(source: Path, target: Path) -> FileEntry:
+        if source == attempt / "checkpoint.pt" and source.exists():
+            (attempt.with_name("a2")).mkdir()
+            (attempt.with_name("a2") / "checkpoint.pt").write_bytes(b"second")
+            source.unlink()
+        return copy(source, target)
+
+    monkeypatch.setattr(backup_module, "_copy", copy_while_the_next_attempt_trains)
+    made = backup(old, tmp_path / "b")
+    [name] = [name for name in made.files if name.endswith("checkpoint.pt")]
+    assert name.endswith("/a1/checkpoint.pt")
+    assert (tmp_path / "b" / name).read_bytes() == b"second"
 
 
 # ----------------------------------------------------------------------------------------------------------- under load

@@ -75,7 +75,7 @@ def test_session_that_loops_in_a_large_batch_is_ended_with_its_size_and_limit(tm
 
 def test_session_first_call_of_a_shape_has_a_limit_of_its_own(tmp_path: Path) -> None:
     with (
-        opened(hostile_teachers.endless(), tmp_path, first_s=1.0) as session,
+        opened(hostile_teachers.endless(), tmp_path, first_s=0.2) as session,
         pytest.raises(InvalidTeacher, match=f"did not finish {ROWS} pictures within 1 s of processor time"),
     ):
         session.run(pictures())
