@@ -1,7 +1,7 @@
-"""A whole job as plain functions, without HTTP, a database or Ray (``cluster.py`` adds the latter).
+"""A whole job as plain functions, without HTTP, a database or Ray (``ray_cluster.py`` adds the latter).
 
 ``python -m workers.pipeline job.json --data-dir DIR --data-root DIR`` runs a job in this process: its caches are
-completed (``caching``), then its runs are trained one after the other (``train``). ``train_supervised`` trains a
+completed (``build_caches``), then its runs are trained one after the other (``loop``). ``train_supervised`` trains a
 catalogued network on labels alone, for whoever needs a teacher to start with.
 """
 

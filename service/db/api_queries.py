@@ -1,7 +1,7 @@
 """What the API reads and writes: teachers, data sets, new jobs with their idempotency keys, retries, lists of all.
 
 Lists are paged by key: ``after`` is the last id that was seen, so a page does not move when rows are added. The engine
-has ``records`` for its half.
+has ``engine_queries`` for its half.
 """
 
 import hashlib

@@ -2,10 +2,10 @@
 
 Each method is one short transaction, and three things keep a late writer out of it. Every write asks that the lease
 still names this ``holder``, else it raises ``LeaseLost``: an engine that was stopped or cut off cannot write beside its
-successor. Every move of a state is a compare-and-swap through ``jobs.TABLE``. Every write on behalf of a run or job is
-fenced by its ``attempt``: it lands only while that attempt is the newest one and still works on it. A method that can
-be overtaken in the last two ways says so by returning False or None; it never raises for that. What clients ask for
-(cancel, pause, resume) is ``wishes``'.
+successor. Every move of a state is a compare-and-swap through ``states.TABLE``. Every write on behalf of a run or job
+is fenced by its ``attempt``: it lands only while that attempt is the newest one and still works on it. A method that
+can be overtaken in the last two ways says so by returning False or None; it never raises for that. What clients ask for
+(cancel, pause, resume) is ``job_control``'.
 """
 
 import time

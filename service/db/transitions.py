@@ -1,6 +1,6 @@
-"""What ``records``, ``wishes`` and ``registry`` do with rows inside a transaction of theirs.
+"""What ``engine_queries``, ``job_control`` and ``api_queries`` do with rows inside a transaction of theirs.
 
-Every change of a state, whoever asks for it, goes through ``swap``: it obeys ``jobs.TABLE`` and adds its own event
+Every change of a state, whoever asks for it, goes through ``swap``: it obeys ``states.TABLE`` and adds its own event
 (type ``state``) in the same transaction.
 """
 

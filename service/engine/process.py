@@ -1,4 +1,4 @@
-"""The engine process: the lease, the heartbeat, Ray, the end. What it does in between is ``runner``'s."""
+"""The engine process: the lease, the heartbeat, Ray, the end. What it does in between is ``scheduler``'s."""
 
 import contextlib
 import itertools

@@ -8,7 +8,7 @@ lease in the database; a second one waits for it. (That inference had too little
 that is found out once more.)
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again (but if the disk is
-full, read-only or fails it is *set aside*, see ``engine_disk``, and nothing new is begun); what vanished is *lost* and
+full, read-only or fails it is *set aside*, see ``engine.disk``, and nothing new is begun); what vanished is *lost* and
 starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between, and later each time
 (``backoff``); what vanished because others have used up the memory, or with Ray, is not counted; what was
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the

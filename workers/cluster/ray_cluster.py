@@ -1,4 +1,4 @@
-"""Ray, and nothing else: the plain functions of ``caching`` and ``train`` as actors with resources.
+"""Ray, and nothing else: the plain functions of ``build_caches`` and ``loop`` as actors with resources.
 
 The only file that imports ray. It decides nothing about jobs: it starts an actor, passes its events on, tells whether
 it finished, raised, stopped or vanished, and ends it. One run is one actor with its share of the CPUs or of a GPU;
@@ -1010,7 +1010,7 @@ class Cluster:
         Args:
             gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 1 has a GPU for itself; 0 is
                 the CPU.
-            quota_bytes: see ``caching.reserve_caches``.
+            quota_bytes: see ``build_caches.reserve_caches``.
             forwards_in, confine_on_gpu: see ``InferenceOrder``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
@@ -1031,7 +1031,7 @@ class Cluster:
 
         Args:
             name: by which ``attach`` finds it; never used before.
-            orders: see ``train.train_group``.
+            orders: see ``loop.train_group``.
             cpus: of each process.
             gpu_share: likewise, 0 for none; NCCL wants a whole GPU for each of several processes.
 

@@ -4,11 +4,11 @@ A method is written as a preset's name or an object that overrides its fields; `
 
 To add a method:
 
-1. its mathematics, one function: a policy in ``temperature.py`` or a loss in ``losses.py``;
+1. its mathematics, one function: a policy in ``temperature.py`` or a loss in ``objective/distillation.py``;
 2. one entry in the dict literal under those functions (``POLICIES`` or ``LOSSES``);
-3. one config class in ``policy_configs.py`` or ``loss_configs.py``, whose ``kind`` is that entry's key. From here on it
+3. one config class in ``policies.py`` or ``losses.py``, whose ``kind`` is that entry's key. From here on it
    can be posted inside ``custom``, is documented by ``GET /v1/methods``, and a policy can be previewed;
-4. if a paper gave it a name, one preset class in ``presets.py``; ``tests/golden`` proves it.
+4. if a paper gave it a name, one preset class in ``papers.py``; ``tests/golden`` proves it.
 
 A temperature that only needs arithmetic over the statistics needs none of this: post an ``expression`` policy.
 """

@@ -140,4 +140,4 @@ class Custom(Preset):
 
 
 PRESETS: dict[str, type[Preset]] = {cls.id(): cls for cls in Preset.__subclasses__()}
-"""Every preset by its id, those of ``presets.py`` first."""
+"""Every preset by its id, those of ``papers.py`` first."""

@@ -1,6 +1,6 @@
 """Distillation losses: what can be configured about each, a frozen pydantic class per loss. No torch here.
 
-``losses.py`` computes them; ``parts.py`` has the notation of the formulas.
+``distillation.py`` computes them; ``spec.py`` has the notation of the formulas.
 """
 
 from typing import Annotated, ClassVar, Literal, Self

@@ -2,7 +2,7 @@
 
 Methods that join two papers are in ``combinations.py``. The defaults are the authors' for CIFAR; ``family: imagenet``
 swaps in their ImageNet values, and every field can be overridden. ``expand()`` turns a preset into a ``Method``
-(``composition.py``), which is all that ``objective.py`` knows. Where the released code and the paper differ, the code
+(``method.py``), which is all that ``objective.py`` knows. Where the released code and the paper differ, the code
 is followed.
 """
 

@@ -1,6 +1,6 @@
 """Temperature policies: what can be configured about each, a frozen pydantic class per policy. No torch here.
 
-``temperature.py`` computes them; ``parts.py`` has the notation of the formulas.
+``temperature.py`` computes them; ``spec.py`` has the notation of the formulas.
 """
 
 from typing import Annotated, ClassVar, Literal, Self

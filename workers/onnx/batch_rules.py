@@ -79,7 +79,7 @@ def _kind(node: NodeProto, scope: Scope, ranks: Mapping[str, int]) -> _Kind | No
         return None
     if node.op_type in _RANDOM:
         return _BY_CHANCE
-    # A constant that is true was refused before (``onnx_graph``).
+    # A constant that is true was refused before (``onnx.rules``).
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] and node.input[2] not in scope.constants:
         return _BY_MODE
     rank = _rank(node, ranks)

@@ -106,19 +106,19 @@ class _Overdue(Exception):
 
 
 class ConfinedSession:
-    """One file, ready to run; what it is given and raises is as of ``onnx_session.Session``.
+    """One file, ready to run; what it is given and raises is as of ``session.Session``.
 
     Args:
-        path, input_name, output_name, threads, providers: as of ``onnx_session.Session``.
+        path, input_name, output_name, threads, providers: as of ``session.Session``.
         limits: what it may use.
         is_confined: False leaves the child its system calls and files, for a GPU that does not work within.
 
     Attributes:
-        provider, cpu_operators: as of ``onnx_session.Session``.
-        missing: what could not be taken from the child, see ``confinement.confine``.
+        provider, cpu_operators: as of ``session.Session``.
+        missing: what could not be taken from the child, see ``seccomp.confine``.
 
     Raises:
-        InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``onnx_session.Session``.
+        InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``session.Session``.
         SessionLost: the child could not start, or was ended from outside.
     """
 
@@ -172,7 +172,7 @@ class ConfinedSession:
 
         Raises:
             InvalidTeacher: it cannot be computed, not within its time, or crashes; or it has another shape.
-            OutOfMemory, DeviceUnavailable: as of ``onnx_session.Session``.
+            OutOfMemory, DeviceUnavailable: as of ``session.Session``.
             SessionLost: the child was ended from outside, again and again.
         """
         offset = self.inputs.offset_of(input_)

@@ -24,7 +24,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, Tenso
 from workers.errors import InvalidTeacher
 from workers.onnx.operators import RUNTIME_DOMAIN, RUNTIME_OPERATORS
 
-# com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``onnx_operators``).
+# com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``onnx.operators``).
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 STANDARD = ("", "ai.onnx")  # two spellings of one domain
 OPSET_MIN = 7  # ONNX Runtime promises opset 7 and later

@@ -75,7 +75,7 @@ class Session:
     """One file, ready to run.
 
     Args:
-        path: the ONNX file; ``onnx_check`` has let it in.
+        path: the ONNX file; ``onnx.check`` has let it in.
         input_name: of the pictures.
         output_name: of the output that is taken.
         threads: of one run on the CPU; None takes one per core.
@@ -208,7 +208,7 @@ def versions() -> Versions:
 
 
 def answer_versions() -> dict[str, Any]:
-    """``versions`` as JSON: the child's half of ``onnx_versions.runtime_versions``."""
+    """``versions`` as JSON: the child's half of ``versions.runtime_versions``."""
     return versions().model_dump(mode="json")
 
 

@@ -33,8 +33,8 @@ class Opened(BaseModel):
     """The session is there.
 
     Attributes:
-        provider, cpu_operators: see ``onnx_session.Session``.
-        missing: of the confinement, see ``confinement.confine``.
+        provider, cpu_operators: see ``session.Session``.
+        missing: of the confinement, see ``seccomp.confine``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

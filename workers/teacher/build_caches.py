@@ -1,13 +1,14 @@
 """From a job to complete caches: the data, the contract check, the specifications, the blocks.
 
 1. ``prepare_data``: both splits are decoded once and mapped.
-2. ``plan_caches``: the teacher is tried on noise in a confined process (``smoke``), unless it was before, then on a
+2. ``plan_caches``: the teacher is tried on noise in a confined process (``smoke_test``), unless it was before, then on
+a
    labelled slice and on views of it, unless this very pairing was tried before; that settles the two specifications,
    and so the keys.
 3. ``reserve_caches``: both are created and kept from eviction; others are evicted for them where there is a quota.
 4. ``build_caches``: blocks that are not committed yet are inferred, in this process or wherever ``infer`` has it done.
-   Of a lossy cache the first one comes first, and ``lossy`` judges by it whether the rest is worth the teacher's time.
-   A complete cache costs a verification, and no teacher is opened for it.
+   Of a lossy cache the first one comes first, and ``encoding_check`` judges by it whether the rest is worth the
+   teacher's time. A complete cache costs a verification, and no teacher is opened for it.
 """
 
 import functools
@@ -391,7 +392,7 @@ def build_caches(
 
     Raises:
         Stopped, store.StoreError, WorkerError: committed blocks stay and are not inferred again.
-        LossyCache: a method would learn something else from the training split's cache, see ``lossy``.
+        LossyCache: a method would learn something else from the training split's cache, see ``encoding_check``.
     """
 
     def order(spec: CacheSpec) -> InferenceOrder:

@@ -1,7 +1,7 @@
 """The teacher: an ONNX classifier behind ONNX Runtime, from uint8 pictures to float32 logits.
 
 A teacher's numbers depend on its file, its preprocessing and the picture, not on the batch it came in or the machine:
-whatever makes them do so is refused (``contract_check``) or switched off (``onnx_session``). What it does not do: draw
+whatever makes them do so is refused (``contract_check``) or switched off (``onnx.session``). What it does not do: draw
 views, write caches, train.
 
 Where it runs is decided once, when it is made, and the reason kept as text. ``cuda`` is a promise: CUDA is used or the
@@ -70,7 +70,7 @@ class Teacher:
     """An ONNX classifier, ready to run.
 
     Args:
-        path: the ONNX file; checked by ``onnx_check`` again, for it may not have come through the service.
+        path: the ONNX file; checked by ``onnx.check`` again, for it may not have come through the service.
         preprocessing: how a picture becomes its input.
         output: name of the output that holds the logits; None takes the only rank-2 one.
         threads: of one inference on the CPU; None takes one per core.
