@@ -1,5 +1,5 @@
-# `make demo`, `make test` (minutes), `make test-slow` (storms of kills, every attack, whole benchmarks; a quarter of an
-# hour). Each creates .venv from constraints.txt when it is missing or stale.
+# `make demo`, `make test` (minutes), `make test-slow` (storms of kills, every attack, whole benchmarks; 25 minutes).
+# Each creates .venv from constraints.txt when it is missing or stale.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

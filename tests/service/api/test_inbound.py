@@ -768,7 +768,8 @@ def answers(url: str) -> bool:
         return False
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.slow
+@pytest.mark.timeout(200)
 def test_service_with_256_files_answers_though_one_client_takes_all_connections_that_it_can(tmp_path: Path) -> None:
     """Bodies that do not come, of a key that may only read and of one that may write, silence, answers unread."""
     settings = make_settings(tmp_path)

@@ -353,6 +353,7 @@ def test_doctor_looks_at_the_owner_and_the_mode_of_rays_folder(tmp_path: Path, f
     assert packages.check_ray_folder(settings).status == "ok"
 
 
+@pytest.mark.slow
 def test_serve_ends_with_the_reason_when_ray_cannot_start(tmp_path: Path, foreign_folder: Path) -> None:
     """And is never said to be ready."""
     with (
