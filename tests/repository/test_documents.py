@@ -236,7 +236,12 @@ def test_the_quick_start_and_the_python_snippets_run(tmp_path: Path, digits: Dig
     # Before the service ends: what the other snippets need is there then.
     run_python = "\n".join(f"{sys.executable} - <<'SNIPPET'\n{code}SNIPPET\necho python-$?" for code in python)
     walk = walk.replace(before, "").replace("kill $SERVICE", "\n".join([*preview, run_python, "kill $SERVICE", "wait"]))
-    script = f'retort() {{ {sys.executable} -m service.cli "$@"; }}\nexport RETORT_PORT={port}\n' + walk
+    # A program and no function: of one in the background, a shell would be what `kill $SERVICE` ends.
+    program = tmp_path / "bin" / "retort"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m service.cli "$@"\n')
+    program.chmod(0o755)
+    script = f"export RETORT_PORT={port}\n" + walk
     script = script.replace("8765", str(port)).replace("\npython3 ", f"\n{sys.executable} ")
     shown = subprocess.run(
         ["bash", "-eu"],
@@ -245,7 +250,7 @@ def test_the_quick_start_and_the_python_snippets_run(tmp_path: Path, digits: Dig
         text=True,
         timeout=800,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{program.parent}:{os.environ['PATH']}"},
     )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert shown.stdout.count("python-0") == len(python), shown.stdout + shown.stderr

@@ -416,5 +416,6 @@ def test_a_heartbeat_empties_the_log_of_the_database_now_and_then(
     monkeypatch.setattr(Database, "checkpoint", watched)
     with contextlib.closing(Database(url)) as database:
         records = Records(database, "engine")
+        assert records.acquire_lease()
         with Heartbeat(records, threading.Event(), EngineParts(records)):
             assert emptied.wait(30)

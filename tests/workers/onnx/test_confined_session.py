@@ -184,7 +184,8 @@ def test_session_answers_that_are_not_ours_end_its_process(tmp_path: Path) -> No
 
 def test_session_calls_are_cut_so_that_none_may_take_longer_than_an_hour(tmp_path: Path) -> None:
     with opened(onnx_models.random_linear(), tmp_path) as session:
-        assert session.rows_in_time(pictures(256)) > 256
+        # What a picture of so small a network takes may be too little to be measured.
+        assert session.rows_in_time(pictures(256)) >= 256
         session._picture_s = {(3, 8, 8): 2.0}
         assert session.rows_in_time(pictures(256)) == 60  # 60 pictures * 2 s * 30 is an hour
         session._picture_s = {(3, 8, 8): 500.0}
