@@ -2,7 +2,7 @@
 
 What is set aside has the state ``paused`` and a reason, ``{"code", "message", "since"}``, in ``set_aside``. A client
 that pauses it makes that an ordinary pause, which lasts until a client resumes it; a client that resumes it has it
-tried at once. The functions here work in a transaction of their caller's; ``Backoff`` says when to try again.
+tried at once. The functions here work in a transaction of their caller's; ``TryBackoff`` says when to try again.
 """
 
 import time
@@ -115,7 +115,7 @@ def follow(session: Session, job: JobRecord) -> None:
 
 
 @dataclass
-class Backoff:
+class TryBackoff:
     """When what was set aside is worth another try: later each time, until it has got somewhere in between.
 
     Kept in memory alone: a new engine tries everything at once.
@@ -127,7 +127,8 @@ class Backoff:
     def count(self, id: str) -> None:
         """Note that a run, or a job with its caches, was set aside just now."""
         self._tries[id] = tries = self._tries.get(id, 0) + 1
-        self._due[id] = time.monotonic() + min(FIRST_TRY_S * 2.0 ** (tries - 1), TRY_MAX_S)
+        # The exponent is bounded, too: a float has an end.
+        self._due[id] = time.monotonic() + min(FIRST_TRY_S * 2.0 ** min(tries - 1, 16), TRY_MAX_S)
 
     def reset(self, id: str) -> None:
         """Note that it has got somewhere, or is gone."""

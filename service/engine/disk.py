@@ -36,7 +36,7 @@ class EngineDisk:
         self._records = records
         folders = places(settings, records.database.url)
         self._watch = DiskWatch(folders, settings.disk_floor_bytes, Freeable(settings, records.database).sentence)
-        self._backoff = set_aside.Backoff()
+        self._backoff = set_aside.TryBackoff()
         self._resume_at = 0.0
 
     @property

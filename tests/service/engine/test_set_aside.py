@@ -20,6 +20,7 @@ from service.cli.follow import JobView
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
 from service.db.engine_queries import Records
 from service.db.models import EngineRecord, JobRecord, Json, RunRecord
+from service.db.set_aside import TryBackoff
 from service.db.states import State
 from service.engine.disk import EngineDisk
 from service.engine.scheduler import Engine
@@ -275,6 +276,15 @@ def test_caches_that_end_because_of_the_disk_set_their_job_aside(bench: _Bench, 
     tick_until(engine, lambda: all(task.told for task in tasks))
     tick_until(engine, lambda: bench.state is State.RUNNING)
     assert [task.told for task in tasks] == [["close"]] * 2
+
+
+def test_try_backoff_of_a_disk_that_has_failed_for_weeks_is_that_of_an_hour() -> None:
+    backoff = TryBackoff()
+    for _ in range(1100):
+        backoff.count("run")
+    assert not backoff.is_due("run")
+    backoff.reset("run")
+    assert backoff.is_due("run")
 
 
 def test_set_job_aside_leaves_an_ordinary_pause_where_clients_have_paused_every_run(bench: _Bench, room: Room) -> None:
