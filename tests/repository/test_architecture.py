@@ -173,6 +173,14 @@ def test_the_engine_loads_ray_and_nothing_else_that_is_heavy() -> None:
     assert first_heavy("service.engine.process") == "import service.engine.process loads ray\n"
 
 
+def test_confined_processes_load_no_store() -> None:
+    """zarr imports CuPy where a machine has it, and CuPy fails where there is no temporary folder."""
+    children = ("workers.onnx.check", "workers.onnx.smoke_child", "workers.onnx.session_child")
+    code = f"import sys, {', '.join(children)}; print(*{{'store', 'zarr', 'torch'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    assert not done.stdout.strip()
+
+
 def test_the_probe_for_heavy_modules_sees_them_and_torchvision_is_none_of_every_workers() -> None:
     # The test above would pass for ever if its probe were blind. torchvision would add a second to a worker's start.
     assert first_heavy("workers.errors", "workers.students.build") == "import workers.students.build loads torch\n"

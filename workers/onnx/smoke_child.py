@@ -1,5 +1,8 @@
 """What the child process of a smoke run does; see ``workers.onnx.smoke_test``. Nothing else imports this file.
 
+It loads ONNX Runtime and what that needs, and nothing of the store or of jobs: zarr would load whatever else a machine
+has for it (CuPy), which then asks for what a confined process does not get.
+
 Legend: B pictures, H x W pixels, C channels, N classes.
 """
 
@@ -13,7 +16,6 @@ from pydantic import BaseModel
 from workers.errors import InvalidTeacher, WorkerError
 from workers.onnx.batch_rules import NO_HINT
 from workers.onnx.session import Session, versions
-from workers.onnx.smoke_test import TRIED
 from workers.onnx.versions import TooNew, check_versions
 
 
@@ -28,6 +30,7 @@ class Trial(BaseModel):
         batch_hint: what in the graph may make an output depend on the batch; empty if nothing is to be seen.
         tolerance: largest difference between alone and in a batch, relative to the largest output.
         timeout_s: for loading the file and all runs.
+        tried: what begins a refusal.
     """
 
     path: Path
@@ -46,18 +49,20 @@ class Trial(BaseModel):
     std: tuple[float, ...]
     tolerance: float
     timeout_s: float
+    tried: str
 
 
-def answer(**trial: object) -> str | None:
+def answer(**given: object) -> str | None:
     """None if all is well, else what is wrong."""
+    trial = Trial.model_validate(given)
     try:
-        _try(Trial.model_validate(trial))
+        _try(trial)
     except TooNew as error:
         return str(error)
     except InvalidTeacher as error:
-        return f"{TRIED}{error}"
+        return f"{trial.tried}{error}"
     except WorkerError as error:
-        return f"{TRIED}it needs too much memory: {error}"
+        return f"{trial.tried}it needs too much memory: {error}"
     return None
 
 

@@ -81,6 +81,7 @@ def smoke_run(
             "batch_hint": graph.batch_hint,
             "tolerance": BATCH_TOLERANCE[graph.output_dtype],
             "timeout_s": timeout_s,
+            "tried": TRIED,
         },
         readable=[path],
         memory_bytes=RUNTIME_BYTES + FILE_COPIES * size_of(path),

@@ -1,5 +1,8 @@
 """ONNX Runtime's errors, each told as what it is: too little memory, a failing device, or a teacher that cannot run."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +104,18 @@ def test_session_whose_cuda_provider_does_not_load_writes_nothing_to_standard_er
     path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
     Session(path, "images", "logits", threads=1, providers=cuda_providers(1 << 20, is_half=False))
     assert capfd.readouterr().err == ""
+
+
+def test_session_sends_no_telemetry(tmp_path: Path) -> None:
+    """Where it may, ONNX Runtime keeps a number of the machine and what it has yet to send below the home folder."""
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    home = tmp_path / "home"
+    home.mkdir()
+    # It sends nothing from a machine that says it is CI.
+    other = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "ORT_", "XDG_"))}
+    code = """if True:
+        import pathlib, sys, workers.onnx.session
+        workers.onnx.session.Session(pathlib.Path(sys.argv[1]), "images", "logits", threads=1)
+    """
+    subprocess.run([sys.executable, "-c", code, str(path)], env={**other, "HOME": str(home)}, check=True)
+    assert not [*home.rglob("*")]
