@@ -49,7 +49,7 @@ def choose_precision(
     batch_size: int,
     picture: tuple[int, int, int],
     *,
-    is_replayed: bool,
+    is_replayed: bool = False,
 ) -> tuple[Precision, str]:
     """The precision that a run trains in, and why; ``tf32`` is float32 where the device has none.
 

@@ -239,7 +239,10 @@ def measure(plan: Plan) -> Cell:
     teacher = network(plan.teacher, device).eval()
     student = network(plan.student, device)
     forward_teacher, forward_student = (operations(counted, batches[0][0]) for counted in (teacher, student))
-    precision, _ = choose_precision(order.training.precision, device, student, plan.batch, (3, SIDE, SIDE))
+    picture, is_replayed = (3, SIDE, SIDE), device.type == "cuda"
+    precision, _ = choose_precision(
+        order.training.precision, device, student, plan.batch, picture, is_replayed=is_replayed
+    )
     others = {
         "floor": hand_written(student, batches, cross_entropy, precision),
         "live": hand_written(network(plan.student, device), batches, partial(distilled, teacher), precision),

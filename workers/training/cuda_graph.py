@@ -1,13 +1,15 @@
 """CUDA graphs of a training step: recorded once, replayed as one launch, where a step is bound by its launches.
 
-A step is recorded in two parts that share a memory pool: the batch (gather, augment, normalise), once for all runs of a
-group, and each run's own part (forward, loss, backward, update, sums). What changes from step to step reaches them
-through memory that stays where it is: ``BatchInputs`` are copied there, the learning rate is a tensor.
+A step is recorded in two parts: the batch (gather, augment, normalise), once for all runs of a group, and each run's
+own part (forward, loss, backward, update, sums). What changes from step to step reaches them through memory that stays
+where it is: ``BatchInputs`` are copied there, the learning rate is a tensor. Each part has a memory pool of its own, so
+that the parts of several runs may be replayed at once (``StepStreams``): one small student does not fill a GPU.
 
 The first replays of every recording are made beside eager steps from the same state. A run whose step cannot be
 recorded, or gives other weights, goes on eagerly and says why; one that insists on a graph (``on``) fails.
 """
 
+import contextlib
 import itertools
 import math
 from collections import deque
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from workers.config.job import Preprocessing
+from workers.devices import new_stream
 from workers.errors import InvalidJob, first_line
 from workers.events import Log
 from workers.objective.statistics import Known
@@ -59,10 +62,6 @@ class Recorder:
     """Records pieces of work of one training process, into one memory pool."""
 
     def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        """Take another memory pool: the one before is free once nothing that was recorded in it is kept."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -100,6 +99,54 @@ class LoadedBatch:
         views = tuple(replace(seen, known=Known()) for seen in self.batch.views)
         batch = replace(self.batch, rows=self.batch.rows if rows is None else rows, views=views)
         return replace(self, batch=batch)
+
+
+class StepStreams:
+    """CUDA streams on which the runs of a group replay their steps side by side, on batches of the group's own stream.
+
+    Work of another stream than the current one is ordered by ``fork`` and ``join`` alone: what a run's step reads was
+    launched before ``fork``, and what comes after ``join`` waits for all steps.
+
+    Args:
+        count: runs in the group; one has nobody to overlap with, and stays on the group's stream.
+        device: that they train on; streams are CUDA's.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._device = device
+        self._is_used = count > 1 and device.type == "cuda"
+        self._streams: dict[int, torch.cuda.Stream] = {}
+        self._loaded: torch.cuda.Event | None = None
+
+    def fork(self) -> None:
+        """The batch is made: steps may begin."""
+        if self._is_used:
+            self._loaded = torch.cuda.current_stream().record_event()
+
+    @contextlib.contextmanager
+    def of(self, step: "StepGraph") -> Iterator[None]:
+        """Launch what is inside on the stream of this run."""
+        if self._loaded is None or not step.may_overlap:
+            yield
+            return
+        place = step.place
+        if place not in self._streams:
+            self._streams[place] = new_stream(self._device)
+        stream = self._streams[place]
+        stream.wait_event(self._loaded)
+        with torch.cuda.stream(stream):
+            yield
+
+    def join(self) -> None:
+        """Let the group's stream wait for all steps."""
+        for stream in self._streams.values():
+            torch.cuda.current_stream().wait_stream(stream)
+
+    def close(self, place: int) -> None:
+        """Forget a run that has ended; what it has launched is waited for, since its memory is free from now on."""
+        stream = self._streams.pop(place, None)
+        if stream is not None:
+            torch.cuda.current_stream().wait_stream(stream)
 
 
 class BatchLoader:
@@ -145,10 +192,6 @@ class BatchLoader:
                 # Not kept here while it is trained on.
                 yield made.popleft()
 
-    def forget(self) -> None:
-        """Let go of what was recorded; the next batch is recorded anew."""
-        self._slot, self._graph, self._made = None, None, None
-
     def load_eagerly(self, inputs: BatchInputs) -> LoadedBatch:
         batch = self._feed.make(inputs)
         normalised = tuple(to_input(seen.images, self._preprocessing, channels_last=True) for seen in batch.views)
@@ -170,31 +213,48 @@ class StepGraph:
     """A run's step, recorded after a few eager ones; says in the run's log and environment what became of it.
 
     Args:
-        recorder: None if nothing is to be recorded.
-        reason: why not.
+        reason: why nothing is to be recorded; None if it is.
     """
 
-    def __init__(self, learner: Learner, recorder: Recorder | None, reason: str | None) -> None:
+    def __init__(self, learner: Learner, reason: str | None) -> None:
         self._learner = learner
-        self._recorder = recorder
+        self._recorder = Recorder() if reason is None else None
+        self._draws = False
         self._insists = learner.training.cuda_graph == "on"
         self._warm_steps, self._warm_rows = 0, 0
         self._compared = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._key: tuple[float, ...] = ()
-        if recorder is not None:
+        if self._recorder is not None:
             # The next replay overwrites what the sums of a step are computed from.
             learner.sums.is_deferred = False
         # A run that was resumed when all was trained keeps what was said of its training.
         learner.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
+
+    @property
+    def place(self) -> int:
+        """Of the run in its group."""
+        return self._learner.place
+
+    @property
+    def may_overlap(self) -> bool:
+        """Whether its steps may run beside those of other runs.
+
+        Not those that draw random numbers: the replays of a process read seed and offset from one place.
+        """
+        return self._graph is not None and not self._draws
 
     def step(self, step: int, loaded: LoadedBatch) -> None:
         """One update, replayed if it can be."""
         learner = self._learner
         if loaded.failure is not None and self._recorder is not None:
             self._give_up(loaded.failure)
-        if self._recorder is None or self._is_warming_up(len(loaded.batch.labels)) or not loaded.recordable:
+        if self._recorder is None:
             compute_step(learner, loaded.batch, loaded.inputs)
+            return
+        if self._is_warming_up(len(loaded.batch.labels)) or not loaded.recordable:
+            self._compute_apart(loaded)
+            self._draws = self._draws or _has_drawn(learner.device)
             return
         # Numbers that the method derives from the epoch are constants of the recorded step.
         key = learner.method.epoch_key(learner.epoch + 1)
@@ -203,11 +263,16 @@ class StepGraph:
             self._compared = min(self._compared, _COMPARED_STEPS - 1)
             learner.seed(step)
         if self._graph is None:
-            compute_step(learner, loaded.batch, loaded.inputs)
+            self._compute_apart(loaded)
         elif self._compared < _COMPARED_STEPS:
             self._compare(self._graph, step, loaded)
         else:
             self._graph.replay()
+
+    def _compute_apart(self, loaded: LoadedBatch) -> None:
+        """An eager step that shares nothing it derives from the batch: other runs may compute on other streams."""
+        own = loaded.fresh()
+        compute_step(self._learner, own.batch, own.inputs)
 
     def _is_warming_up(self, rows: int) -> bool:
         """Whether one more eager step is wanted first; counts those on batches of one size."""
@@ -229,7 +294,7 @@ class StepGraph:
         learner = self._learner
         tensors = learner.tensors
         before = _on_host(tensors)
-        compute_step(learner, loaded.batch, loaded.inputs)
+        self._compute_apart(loaded)
         eager = _on_host(tensors)
         _restore(tensors, before)
         learner.seed(step)
@@ -246,17 +311,17 @@ class StepGraph:
             learner.environment["cuda_graph"] = "on"
             learner.emit(Log(message="steps are replayed as a CUDA graph; the first agree with eager ones"))
 
-    def forget(self) -> None:
-        """Let go of what was recorded, gradients included; the next step is recorded anew."""
-        self._graph = None
-        self._learner.optimizer.zero_grad(set_to_none=True)
-
     def _give_up(self, reason: str) -> None:
         if self._insists:
             raise InvalidJob(f"training.cuda_graph is 'on', but {reason}: use 'auto' to train without")
         self._graph, self._recorder = None, None
         self._learner.environment["cuda_graph"] = f"off: {reason}"
         self._learner.emit(Log(level="warning", message=f"trains without a CUDA graph: {reason}"))
+
+
+def _has_drawn(device: torch.device) -> bool:
+    """Whether anything was drawn on the device since the seed was set."""
+    return device.type == "cuda" and bool(torch.cuda.default_generators[device.index].get_offset())
 
 
 def _cause(error: RuntimeError) -> str:

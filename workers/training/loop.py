@@ -37,7 +37,7 @@ from workers.precision import Precision, float32_as
 from workers.students.build import build_student
 from workers.training.artifacts import Student, write_artifacts
 from workers.training.batches import BatchInputs, EvaluationFeed, TrainingFeed, student_preprocessing
-from workers.training.cuda_graph import BatchLoader, Recorder, StepGraph, why_no_graph
+from workers.training.cuda_graph import BatchLoader, Recorder, StepGraph, StepStreams, why_no_graph
 from workers.training.distributed import Replicas
 from workers.training.epoch_sums import Reading
 from workers.training.evaluate import evaluate
@@ -172,7 +172,15 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
     network.to(setting.device)
     # Module.to takes both at once, but its annotations do not say so.
     network.to(memory_format=torch.channels_last)
-    learner = Learner(member, place, network, (train.channels, *setting.size), setting.device, setting.replicas)
+    learner = Learner(
+        member,
+        place,
+        network,
+        (train.channels, *setting.size),
+        setting.device,
+        setting.replicas,
+        is_replayed=setting.no_graph is None,
+    )
     if setting.device.type == "cuda" or learner.training.precision not in ("auto", learner.precision):
         learner.emit(Log(message=f"trains in {learner.precision}: {learner.precision_reason}"))
     learner.resume()
@@ -190,8 +198,9 @@ class _Group:
     def __init__(self, members: Sequence[Member], setting: _Setting) -> None:
         self.learners: list[Learner] = []
         self.steps: dict[int, StepGraph] = {}
-        self.recorder = Recorder() if setting.no_graph is None else None
-        self.loader = BatchLoader(setting.feed, setting.preprocessing, self.recorder)
+        recorder = Recorder() if setting.no_graph is None else None
+        self.loader = BatchLoader(setting.feed, setting.preprocessing, recorder)
+        self.streams = StepStreams(len(members), setting.device)
         self._ids = [ids_of(member.order.folder) for member in members]
         self._ended: list[Ended] = []
 
@@ -211,16 +220,11 @@ class _Group:
 
     def end(self, place: int, how: dict[str, object] | Exception) -> None:
         """Note the end, and free the memory: the others, and other processes, may need it."""
+        self.streams.close(place)
         self.steps.pop(place, None)
         for learner in [learner for learner in self.learners if learner.place == place]:
             self.learners.remove(learner)
             learner.release()
-        if self.recorder is not None:
-            # All graphs share a pool, which is freed as a whole.
-            self.loader.forget()
-            for step in self.steps.values():
-                step.forget()
-            self.recorder.renew()
         torch.cuda.empty_cache()
         self._ended.append((place, how))
 
@@ -295,7 +299,7 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
     for place, member in enumerate(members):
         with group.on_behalf_of(place):
             learner = _new_learner(place, member, setting)
-            group.add(learner, StepGraph(learner, group.recorder, setting.no_graph))
+            group.add(learner, StepGraph(learner, setting.no_graph))
             if len(members) > 1:
                 member.emit(Log(message=f"one of {len(members)} runs trained in one process on the same batches"))
     yield from group.take_ended()
@@ -328,14 +332,16 @@ def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[En
             batches = loader.batches(_until_unwanted(feed.inputs(epoch, first_step, waiting)))
             for step, (inputs, loaded) in enumerate(batches, start=first_step):
                 # Whoever waits is asked, too: a run that is to stop does not wait for the others.
+                group.streams.fork()
                 for learner in [*group.learners]:
-                    with group.on_behalf_of(learner.place):
+                    with group.on_behalf_of(learner.place), group.streams.of(group.steps[learner.place]):
                         _heed_wish(learner, loader, setting)
                         if learner in behind and learner.sums.steps == step:
                             learner.prepare_step(step, feed.steps)
                             group.steps[learner.place].step(step, loaded)
                             learner.count_step(len(inputs.rows))
                             _tell_and_check(learner, loader, setting)
+                group.streams.join()
                 counted = _share_time(behind, since=counted)
                 if counted - saved > max(members[0].order.checkpoint_s, saving_s / _SAVING_SHARE):
                     saved, saving_s = _save_all(group, behind, loader, setting)

@@ -107,6 +107,7 @@ class Learner:
         network: as the run's seed has initialised it, on the device.
         picture: (channels, height, width) of its input.
         replicas: the processes that train it.
+        is_replayed: its steps are to be replayed from a CUDA graph.
 
     Attributes:
         learned: the temperatures that the method learns, trained beside the student and not part of it.
@@ -127,6 +128,8 @@ class Learner:
         picture: tuple[int, int, int],
         device: torch.device,
         replicas: Replicas,
+        *,
+        is_replayed: bool = False,
     ) -> None:
         self.order, self.emit = member.order, member.emit
         self._member = member
@@ -148,7 +151,12 @@ class Learner:
         self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
         self.counters = BatchCounters(network)
         self.precision, self.precision_reason = choose_precision(
-            self.training.precision, device, network, -(-self.training.batch_size // self.training.actors), picture
+            self.training.precision,
+            device,
+            network,
+            -(-self.training.batch_size // self.training.actors),
+            picture,
+            is_replayed=is_replayed,
         )
         self.epoch, self.seconds = 0, 0.0
         self.sums = EpochSums(device)

@@ -208,9 +208,6 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     recorded: list[str] = []
 
     class OnCpu:
-        def renew(self) -> None:
-            pass
-
         def record(self, work: Callable[[], None]) -> object:
             held = [cell.cell_contents for cell in work.__closure__ or ()]
             loader = next((each for each in held if isinstance(each, BatchLoader)), None)
@@ -242,6 +239,7 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return SimpleNamespace(replay=replay)
 
     monkeypatch.setattr("workers.training.loop.Recorder", OnCpu)
+    monkeypatch.setattr("workers.training.cuda_graph.Recorder", OnCpu)
     monkeypatch.setattr("workers.training.loop.why_no_graph", lambda *_: None)
     return recorded
 
