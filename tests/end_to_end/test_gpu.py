@@ -14,7 +14,7 @@ from onnx import helper
 from torch import Tensor
 
 from tests.support import onnx_models
-from tests.support.digits import SMALL, Digits
+from tests.support.digits import SMALL, Digits, weights
 from tests.support.evaluation_logits import evaluation_logits, relative_difference
 from workers.config.job import Preprocessing, Sgd, TrainingOrder
 from workers.errors import NotFinite, OutOfMemory, Paused
@@ -177,7 +177,7 @@ def state_after(order: TrainingOrder, steps: int) -> dict[str, Any]:
 
 def test_step_graph_gives_the_weights_of_eager_steps(digits: Digits, tmp_path: Path) -> None:
     """Over the end of an epoch, whose last batch is smaller."""
-    training = ON_CUDA.model_copy(update={"optimizer": Sgd(lr=0.05)})
+    training = ON_CUDA.model_copy(update={"optimizer": Sgd(lr=0.05), "precision": "float32"})
     states = {
         cuda_graph: state_after(
             digits.order("kd", tmp_path / cuda_graph, training.model_copy(update={"cuda_graph": cuda_graph})), steps=30
@@ -188,6 +188,23 @@ def test_step_graph_gives_the_weights_of_eager_steps(digits: Digits, tmp_path: P
     assert states["off"]["environment"]["cuda_graph"] == "off: the job asks for none"
     for name, eager in states["off"]["network"].items():
         torch.testing.assert_close(states["on"]["network"][name], eager, rtol=1e-3, atol=1e-4)
+
+
+def test_runs_of_a_group_leave_the_weights_of_runs_alone(digits: Digits, tmp_path: Path) -> None:
+    """Each replays its steps on a stream of its own, beside the others, once both were recorded."""
+    training = ON_CUDA.model_copy(update={"epochs": 4, "precision": "bfloat16", "cuda_graph": "on"})
+
+    def tasks(folder: str) -> list[TrainingOrder]:
+        methods = ("ce", "kd", "dtkd", "normkd", "rld", "dkd")
+        return [digits.order(method, tmp_path / folder / method, training) for method in methods]
+
+    together, apart = tasks("together"), tasks("apart")
+    ends = dict(train_group([Member(task, ignore, never) for task in together]))
+    assert not [end for end in ends.values() if isinstance(end, Exception)], ends
+    for mine, alone in zip(together, apart, strict=True):
+        train_run(alone, ignore, never)
+        for name, weight in weights(alone.folder).items():
+            torch.testing.assert_close(weights(mine.folder)[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
@@ -219,5 +236,5 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
         train_run(order, ignore, never)
     before = state_after(order.model_copy(update={"folder": tmp_path / "good"}), bad_step(seed))["network"]
     assert list(found) == [check_every(CUDA)]
-    for name, weights in found[check_every(CUDA)].items():
-        torch.testing.assert_close(weights, before[name], rtol=1e-3, atol=1e-4)
+    for name, values in found[check_every(CUDA)].items():
+        torch.testing.assert_close(values, before[name], rtol=1e-3, atol=1e-4)

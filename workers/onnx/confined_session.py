@@ -66,6 +66,8 @@ MEMORY_SHARE = 0.5
 _HEADER_MAX_BYTES = 64 << 10
 _OUTPUT_MAX_BYTES = 1 << 30
 _STDERR_BYTES = 8 << 10
+# For a child that answers no more to say why and end by itself.
+_LAST_WORDS_S = 3.0
 # Of clock_getcpuclockid(3): the clock of a process's time on the cores is numbered by its id.
 _PROCESS_CLOCK = 2
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
@@ -229,12 +231,14 @@ class ConfinedSession:
             is_confined=self.is_confined,
         )
         self._stderr, self._pending = bytearray(), bytearray()
-        self._hears_stderr = True
+        self._hears_stderr, self._has_opened = True, False
         self._end = weakref.finalize(self, _end, process)
         try:
-            return self._hear(Opened, self._limits.open_s, "the file")
+            opened = self._hear(Opened, self._limits.open_s, "the file")
         except _Overdue as overdue:
             raise overdue.error from None
+        self._has_opened = True
+        return opened
 
     def _ask(self, request: Request) -> None:
         assert self._process.stdin is not None
@@ -328,8 +332,25 @@ class ConfinedSession:
         self._end()
         return InvalidTeacher(f"the teacher's process does not give {what}: the file is damaged or hostile")
 
-    def _lost(self, what: str) -> InvalidTeacher | OutOfMemory | SessionLost:
-        """The error of a child that is gone."""
+    def _hear_out(self) -> None:
+        """Wait a little for the child's end, and hear what it says on its way."""
+        assert self._process.stderr is not None
+        until_s = time.monotonic() + _LAST_WORDS_S
+        with selectors.DefaultSelector() as selector:
+            if self._hears_stderr:
+                selector.register(self._process.stderr, selectors.EVENT_READ)
+            while selector.get_map() and (left_s := until_s - time.monotonic()) > 0:
+                if selector.select(left_s):
+                    said = os.read(self._process.stderr.fileno(), 1 << 16)
+                    self._stderr = (self._stderr + said)[-_STDERR_BYTES:]
+                    if not said:
+                        selector.unregister(self._process.stderr)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, until_s - time.monotonic()))
+
+    def _lost(self, what: str) -> InvalidTeacher | OutOfMemory | SessionLost | DeviceUnavailable:
+        """The error of a child that is gone, or is about to end: it has closed its answers."""
+        self._hear_out()
         self._end()
         code = self._process.returncode
         said = sandbox.last_lines(self._stderr)
@@ -340,6 +361,8 @@ class ConfinedSession:
                 f"the teacher crashed its process ({sandbox.signal_name(-code)}) with {what}{memory}: the file is "
                 f"damaged or hostile, or its operators are broken in this ONNX Runtime. Export it with others{last}"
             )
+        if code > 0 and self._on_gpu and not self._has_opened:
+            return DeviceUnavailable(f"the teacher's process ended with exit status {code}, with {what}{last}")
         how = f"by {sandbox.signal_name(-code)}" if code < 0 else f"with exit status {code}"
         out_of_memory = ", as the kernel does where the machine has no memory left" if -code == signal.SIGKILL else ""
         return SessionLost(f"the teacher's process ended {how}{out_of_memory}, with {what}{last}")

@@ -38,8 +38,8 @@ CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU = (CPU_PROVIDER,)
 
-# ONNX Runtime's exceptions share no base but Exception. The last but one is what becomes of one that quotes a name of
-# the file which is not UTF-8, the last of the C++ library's own.
+# ONNX Runtime's exceptions share no base but Exception. The last three are what its C++ library's own become, and what
+# it raises of arguments that it does not take; a name of the file which is not UTF-8 is a ValueError, too.
 ORT_ERRORS = (
     ort_errors.EPFail,
     ort_errors.EngineError,
@@ -51,8 +51,9 @@ ORT_ERRORS = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
-    UnicodeDecodeError,
     MemoryError,
+    RuntimeError,
+    ValueError,
 )
 
 # What its arena says at its limit and of a full device, CUDA, cuBLAS, cuDNN and the C++ library. There is no error

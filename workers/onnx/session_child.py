@@ -77,7 +77,7 @@ def serve(
     """Open the session, say so, and run what is asked until there is nobody to ask.
 
     Args:
-        providers: as of ``Session``; None is the CPU.
+        providers: as of ``Session``, by way of JSON, which has no tuples; None is the CPU.
         memory: descriptor of the shared memory.
     """
     try:
@@ -85,7 +85,8 @@ def serve(
         if providers is None:
             session = open_session()
         else:
-            session = open_on_cuda(functools.partial(open_session, providers=providers))
+            named = [tuple(each) if isinstance(each, list) else each for each in providers]
+            session = open_on_cuda(functools.partial(open_session, providers=named))
     except (WorkerError, MemoryError) as error:
         _say(answers, _refused(error))
         return

@@ -240,9 +240,11 @@ class StepGraph:
     def may_overlap(self) -> bool:
         """Whether its steps may run beside those of other runs.
 
-        Not those that draw random numbers: the replays of a process read seed and offset from one place.
+        Not those that draw random numbers: the replays of a process read seed and offset from one place. Nor those in
+        float32: cuDNN's batch normalisation of channels-last pictures has blocks that wait for each other, and two
+        such kernels, each with a part of the GPU, wait for ever (seen on an H200). In bfloat16 torch uses its own.
         """
-        return self._graph is not None and not self._draws
+        return self._graph is not None and not self._draws and self._learner.precision == "bfloat16"
 
     def step(self, step: int, loaded: LoadedBatch) -> None:
         """One update, replayed if it can be."""

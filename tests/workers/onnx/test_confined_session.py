@@ -11,15 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from tests.support import hostile_teachers, onnx_models
 from tests.support.hostile_teachers import TRIGGER
-from workers.errors import InvalidTeacher, OutOfMemory, SessionLost
+from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
 from workers.onnx import confined_session
 from workers.onnx.confined_session import ConfinedSession, Limits, limits_of
-from workers.onnx.session import Session
+from workers.onnx.session import CUDA_PROVIDER, Session, cuda_providers
 from workers.onnx.session_child import Output
 from workers.onnx.shared_arrays import SharedArrays, SharedReader
 
@@ -162,6 +163,27 @@ def test_session_whose_process_somebody_ends_is_started_again(tmp_path: Path, mo
         with pytest.raises(SessionLost, match=r"ended by SIGKILL, as the kernel does where .* memory"):
             session.run(pictures())
         assert count() == confined_session.LOSSES_MAX + 1
+
+
+def test_session_whose_process_fails_of_itself_says_how(tmp_path: Path) -> None:
+    with opened(onnx_models.random_linear(), tmp_path) as session:
+        session._arguments["memory"] = 999_999  # no descriptor of the child
+        session._end()
+        with pytest.raises(SessionLost, match=r"with exit status 1, .*OSError.*Bad file descriptor"):
+            session.run(pictures(1))
+
+
+@pytest.mark.skipif(CUDA_PROVIDER not in onnxruntime.get_available_providers(), reason="it was built without CUDA")
+def test_session_on_cuda_asks_for_the_provider_and_says_why_it_does_not_load(tmp_path: Path) -> None:
+    """Its options travel as JSON to a process that finds no GPU here."""
+    path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
+    with pytest.raises(DeviceUnavailable, match=r"cannot load its CUDA provider: lib|failure 35|no CUDA-capable"):
+        ConfinedSession(
+            *(path, "images", "logits"),
+            threads=1,
+            providers=cuda_providers(1 << 30, is_half=False),
+            limits=limits_of(path, 1, 8),
+        )
 
 
 def test_session_answers_that_are_not_ours_end_its_process(tmp_path: Path) -> None:
