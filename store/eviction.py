@@ -42,7 +42,7 @@ _GROUP_BYTES, _ARRAY_BYTES = 4096, 768
 _KEYS_SHOWN = 4
 
 
-class Hold:
+class CacheLease:
     """Keeps one cache from being evicted until release(), the end of its process, or nothing refers to it any more.
 
     Raises CacheNotFound. Waits for an eviction that has begun, and then finds the cache gone.
@@ -77,7 +77,7 @@ class Reservation:
     """Caches that are there, complete or not, and held; and what was evicted to make room for them."""
 
     evicted: list[Evicted]
-    holds: list[Hold] = field(default_factory=list)
+    holds: list[CacheLease] = field(default_factory=list)
 
     def release(self) -> None:
         """Let the caches be evicted again. May be called twice."""
@@ -199,7 +199,7 @@ def reserve(
         evicted = make_room(root, needed_bytes, quota_bytes, [spec.key for spec in specs])
     for spec in specs:
         CacheWriter(root, spec, provenance)
-    return Reservation(evicted, [Hold(group) for group in groups])
+    return Reservation(evicted, [CacheLease(group) for group in groups])
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from workers.config.job import (
     RunSpec,
     StudentSpec,
     Training,
-    TrainingOrder,
+    TrainingTask,
     Views,
 )
 from workers.errors import InvalidJob, WorkerError
@@ -44,7 +44,7 @@ from workers.text_files import read_text
 from workers.texts import printable
 from workers.training.loop import train_group, train_run
 from workers.training.orders import order_run, share_out
-from workers.training.run import Member
+from workers.training.run import RunHandle
 
 # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -100,7 +100,7 @@ def run_job(
             orders = [
                 order_run(job, plan, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
             ]
-            ended = dict(train_group([Member(order, emit, should_stop) for order in orders]))
+            ended = dict(train_group([RunHandle(order, emit, should_stop) for order in orders]))
             for place, run in enumerate(group):
                 how = ended[place]
                 if isinstance(how, Exception):
@@ -149,7 +149,7 @@ def train_supervised(
     """
     folders = Folders(data_dir=work_dir, data_root=data_root)
     train, test = prepare_data(dataset, folders, emit, should_stop)
-    order = TrainingOrder(
+    order = TrainingTask(
         folders=folders,
         run=RunSpec(index=0, student=StudentSpec(name=student), method=parse_method("ce"), seed=seed),
         training=training,

@@ -57,7 +57,7 @@ class Idempotency:
     digest: str
 
 
-class Registry:
+class ApiQueries:
     """The rows that clients make and read.
 
     Args:

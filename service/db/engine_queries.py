@@ -42,7 +42,7 @@ def actor_name(run_id: str, attempt: int) -> str:
 _KEYS_ASKED_MAX = 16
 
 
-class Records:
+class EngineQueries:
     """The rows that the engine works on.
 
     Args:

@@ -24,7 +24,7 @@ _OVER = {
 }
 
 
-class Wishes:
+class JobControl:
     """The changes of state that clients may ask for.
 
     Args:

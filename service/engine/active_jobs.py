@@ -10,7 +10,7 @@ from service.db.states import State
 from service.engine.progress import CacheProgress
 from service.settings import Settings
 from workers.cluster.outcomes import Share
-from workers.cluster.ray_cluster import Crew, Task
+from workers.cluster.ray_cluster import ActorGroup, Task
 from workers.config.job import JobSpec
 from workers.teacher.cache_plan import CachePlan
 
@@ -100,7 +100,7 @@ class ActiveJob:
         return self.record.id
 
     @property
-    def crews(self) -> set[Crew]:
+    def crews(self) -> set[ActorGroup]:
         """The processes that train its runs; those that only write artifacts hold nothing."""
         return {work.task.crew for work in self.runs.values() if not work.task.crew.exports}
 

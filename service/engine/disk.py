@@ -10,7 +10,7 @@ import time
 import structlog
 
 from service.db import set_aside
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import Json
 from service.operations.disk import DiskWatch, Fault, Freeable, places
 from service.operations.readiness import EngineParts
@@ -31,7 +31,7 @@ class EngineDisk:
         parts: what it says of its readiness.
     """
 
-    def __init__(self, settings: Settings, records: Records, parts: EngineParts) -> None:
+    def __init__(self, settings: Settings, records: EngineQueries, parts: EngineParts) -> None:
         self.parts = parts
         self._records = records
         folders = places(settings, records.database.url)

@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy import select
 
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import RunRecord
 from service.db.retention import Limits, Retention
 from service.db.states import State
@@ -29,7 +29,7 @@ class Housekeeper:
         records: of the holder of the lease; nothing is collected while another engine has it.
     """
 
-    def __init__(self, settings: Settings, records: Records, period_s: float = PERIOD_S) -> None:
+    def __init__(self, settings: Settings, records: EngineQueries, period_s: float = PERIOD_S) -> None:
         self._settings, self._records = settings, records
         self._deletion = Deletion(records.database, settings)
         self._retention = Retention(settings, self._deletion)

@@ -35,14 +35,14 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from service.db.backoff import read_backoff, why_set_back
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord, Json, RunRecord
 from service.db.states import LIVE, TERMINAL, WORKING, State
 from service.db.transitions import end_of
 from service.engine.active_jobs import ActiveJob, Work, job_spec
 from service.engine.allocation import FreeResources, Need
 from service.engine.attempt_files import list_artifacts, sweep_attempts
-from service.engine.cache_leases import CacheHolds
+from service.engine.cache_leases import CacheLeases
 from service.engine.capacity import choose_capacity
 from service.engine.disk import EngineDisk
 from service.engine.fair_share import Claim, allot
@@ -55,7 +55,7 @@ from store import Catalog
 from workers.backoff import LOSSES_EVER_MAX
 from workers.cluster.outcomes import Numbered, Outcome
 from workers.cluster.ray_cluster import Cluster, Task, export_name
-from workers.config.job import Folders, RunSpec, TrainingOrder
+from workers.config.job import Folders, RunSpec, TrainingTask
 from workers.disk_errors import disk_error, passing_over_disk_errors
 from workers.teacher.cache_plan import CachePlan
 from workers.texts import without_folders
@@ -103,7 +103,7 @@ def is_trained(outcome: Outcome) -> bool:
     return outcome.kind == "done" and "trained" in (outcome.value or {})
 
 
-class Engine:
+class Scheduler:
     """One leading engine's work; ``tick`` does what is to be done now and never waits.
 
     Args:
@@ -112,7 +112,7 @@ class Engine:
         parts: what is said of readiness.
     """
 
-    def __init__(self, settings: Settings, records: Records, parts: EngineParts) -> None:
+    def __init__(self, settings: Settings, records: EngineQueries, parts: EngineParts) -> None:
         self._settings = settings
         self._records = records
         self._disk = EngineDisk(settings, records, parts)
@@ -120,7 +120,7 @@ class Engine:
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
         self._folder_names = settings.folder_names
-        self._holds = CacheHolds(Catalog(self._folders.caches))
+        self._holds = CacheLeases(Catalog(self._folders.caches))
 
     # -------------------------------------------------------------------------------------- the loop's parts
 
@@ -469,7 +469,7 @@ class Engine:
             return
         self._check_lease()
         run = self._records.run(run_id)
-        trained = TrainingOrder.model_validate_json((outcome.value or {})["order"])
+        trained = TrainingTask.model_validate_json((outcome.value or {})["order"])
         changes = {"stage": "export", "threads": 1, "has_gpu_share": False, "told_epoch": run.epoch}
         task = self._cluster.export(
             export_name(run.actor or "", run.piece or 0),
@@ -648,7 +648,7 @@ class Engine:
         spec: RunSpec,
         gpu_share: float,
         stage: Literal["all", "train"],
-    ) -> TrainingOrder:
+    ) -> TrainingTask:
         return order_run(
             job.spec,
             plan,

@@ -30,7 +30,7 @@ def test_the_public_names_of_store_are_these() -> None:
         "Catalog",
         "DiskFull",
         "Encoding",
-        "Hold",
+        "CacheLease",
         "InvalidArgument",
         "NotStorable",
         "QuotaExceeded",

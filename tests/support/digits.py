@@ -19,7 +19,7 @@ from workers.config.job import (
     StudentSpec,
     TeacherSpec,
     Training,
-    TrainingOrder,
+    TrainingTask,
     Views,
 )
 from workers.data.prepared import Dataset
@@ -72,7 +72,7 @@ class Digits:
         folder: Path,
         training: Training = SMALL,
         earlier: tuple[Path, ...] = (),
-    ) -> TrainingOrder:
+    ) -> TrainingTask:
         job = self.job(method, training=training)
         return order_run(job, self.plan, job.runs()[0], self.folders, folder, threads=1, earlier=earlier)
 

@@ -16,7 +16,7 @@ from tests.support.store_cases import is_held
 from workers import pipeline
 from workers.config.job import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, Stopped
-from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
+from workers.events import CacheReady, InferenceProgress, Log, PreflightChecked, Stage, ignore, never
 from workers.files import file_sha256
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
@@ -37,7 +37,7 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     job = job.model_copy(update={"training": ONE_EPOCH.model_copy(update={"device": "cpu"})})
     first = run_job(job, folders, tmp_path / "first", events.append)
     samples = {"train": len(digits.train.labels_N), "test": len(digits.test.labels_N)}
-    checked = next(e for e in events if isinstance(e, ContractChecked))
+    checked = next(e for e in events if isinstance(e, PreflightChecked))
     assert first.teacher_forwards == 2 * samples["train"] + samples["test"] + checked.forwards
     # The device is that of the job for the teacher, too.
     assert checked.provider_reason == "asked for"
@@ -49,7 +49,7 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     assert second.teacher_forwards == 0
     assert second.teacher_forwards_avoided == samples["train"] + samples["test"]
     assert [e.rows_inferred for e in events if isinstance(e, CacheReady)] == [0, 0]
-    assert not [e for e in events if isinstance(e, ContractChecked)]
+    assert not [e for e in events if isinstance(e, PreflightChecked)]
     assert second.teacher_accuracy == first.teacher_accuracy > 0.9
 
 
@@ -223,7 +223,7 @@ def test_a_batch_size_that_a_student_cannot_be_trained_with_is_refused_before_th
     events: list[object] = []
     with pytest.raises(InvalidJob, match="'cnn_s' has batch normalisation, which needs 2 pictures or more"):
         run_job(job, Folders(data_dir=tmp_path / "data", data_root=tmp_path), tmp_path / "out", events.append)
-    assert not [event for event in events if isinstance(event, ContractChecked | InferenceProgress)]
+    assert not [event for event in events if isinstance(event, PreflightChecked | InferenceProgress)]
 
 
 def test_check_contract_asks_each_job_whether_it_insists(digits: Digits, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def outcome(how: dict[str, Any] | Exception) -> Outcome:
 _EVENTS_MAX = 1000
 
 
-class Mailbox:
+class TaskChannel:
     """Events of one piece of work, numbered, kept until they are acknowledged; wishes to it; the outcome.
 
     Args:

@@ -34,9 +34,9 @@ from store import CacheWriter
 from workers import logs, signals
 from workers.backoff import LOSSES_EVER_MAX, delay_s
 from workers.cluster.deaths import Death, ProcessId, Watch, oom_kills, own_id
-from workers.cluster.outcomes import Mailbox, Numbered, Outcome, Share, WorkFailed, outcome, outcome_of
+from workers.cluster.outcomes import Numbered, Outcome, Share, TaskChannel, WorkFailed, outcome, outcome_of
 from workers.cluster.ray_head import ENVIRONMENT, HeadFailed, RayHead
-from workers.config.job import Folders, InferenceOrder, JobSpec, TrainingOrder
+from workers.config.job import Folders, InferenceTask, JobSpec, TrainingTask
 from workers.errors import Stopped, WorkerError, first_line
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.logs import RunLog
@@ -95,7 +95,7 @@ class _Actor:
 
     def __init__(self, pieces: int = 1, first_event: int = 0) -> None:
         logs.configure("info")
-        self._mails = [Mailbox(first_event) for _ in range(pieces)]
+        self._mails = [TaskChannel(first_event) for _ in range(pieces)]
 
     def answer(
         self, piece: int, acknowledged: int
@@ -131,16 +131,16 @@ class _TrainingActor(_Actor):
         run_logs: list[RunLog] = []
         try:
             from workers.training.loop import train_group
-            from workers.training.run import Member
+            from workers.training.run import RunHandle
 
-            orders = [TrainingOrder.model_validate_json(order) for order in orders_json]
+            orders = [TrainingTask.model_validate_json(order) for order in orders_json]
             # Of several processes of one student the first writes.
             run_logs += [
                 RunLog(order.folder, order.folder / ARTIFACTS, order.rank == 0, order.stage) for order in orders
             ]
             logs.speak_for(run_logs)
             members = [
-                Member(order, log.emitting(mail.emit), mail.stopping.is_set, mail.pausing.is_set)
+                RunHandle(order, log.emitting(mail.emit), mail.stopping.is_set, mail.pausing.is_set)
                 for order, log, mail in zip(orders, run_logs, self._mails, strict=True)
             ]
             for place, how in train_group(members):
@@ -180,7 +180,7 @@ class _InferenceActor(_Actor):
     def _infer(self, order_json: str, blocks: list[int]) -> dict[str, Any]:
         from workers.teacher import build_caches as caching
 
-        order = InferenceOrder.model_validate_json(order_json)
+        order = InferenceTask.model_validate_json(order_json)
         # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.
         opened_for = order.model_dump_json(exclude={"folders", "spec"}) + order.spec.output_kind
         if self._teacher is None or opened_for != self._opened_for:
@@ -339,7 +339,7 @@ def _end(handle: _Handle) -> None:
 # ------------------------------------------------------------------------------------------- fan-out
 
 
-class Pile:
+class BlockQueue:
     """The blocks that nobody has in hand, in pieces of a call.
 
     Args:
@@ -430,7 +430,7 @@ class _InferencePool:
         actors: at most; one per GPU, or per core.
         gpu_share: of a GPU for each, as a run takes; 0 is the CPU.
         cpus: cores of this machine, which the actors on GPUs share for loading.
-        confine_on_gpu: see ``InferenceOrder``.
+        confine_on_gpu: see ``InferenceTask``.
     """
 
     def __init__(self, actors: int, gpu_share: float, cpus: int, confine_on_gpu: bool = True) -> None:
@@ -447,7 +447,7 @@ class _InferencePool:
         self._owed: list[float] = []
         self._start_again_s = 0.0
 
-    def infer(self, order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
+    def infer(self, order: InferenceTask, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
         """Infer and commit these blocks of one cache; see ``caching.Infer``.
 
         Raises:
@@ -455,7 +455,7 @@ class _InferencePool:
         """
         count = max(1, min(self._actors, len(blocks)))
         text = self._on_its_device(order, count).model_dump_json()
-        pile = Pile(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // count)))
+        pile = BlockQueue(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // count)))
         progress = _CacheProgress(order, emit)
         waiting = _Waiting(self._gpu_share, emit)
         try:
@@ -509,7 +509,7 @@ class _InferencePool:
                 self._idle = None
             self._end_workers()
 
-    def _on_its_device(self, order: InferenceOrder, count: int) -> InferenceOrder:
+    def _on_its_device(self, order: InferenceTask, count: int) -> InferenceTask:
         if self._gpu_share:
             changes = {
                 "device": "cuda",
@@ -591,7 +591,7 @@ class _InferencePool:
             if worker.is_started and {*worker.gpu_ids()} & {gpu for each in others for gpu in each.gpu_ids()}:
                 self._end(worker)
 
-    def _finish(self, worker: _PoolWorker, pile: Pile, emit: Emit) -> None:
+    def _finish(self, worker: _PoolWorker, pile: BlockQueue, emit: Emit) -> None:
         """Take a call's outcome; a dead actor is replaced."""
         try:
             outcome = ray.get(worker.reference)
@@ -619,7 +619,7 @@ class _InferencePool:
 class _CacheProgress:
     """One progress event for all actors of a pool together, whenever another block of the cache is committed."""
 
-    def __init__(self, order: InferenceOrder, emit: Emit) -> None:
+    def __init__(self, order: InferenceTask, emit: Emit) -> None:
         self._spec, self._emit = order.spec, emit
         self._writer = CacheWriter(order.folders.caches, order.spec)
         self._total = order.spec.views * order.spec.samples
@@ -712,7 +712,7 @@ def _is_ready(reference: "ray.ObjectRef[Any]") -> bool:
 # ------------------------------------------------------------------------------------------- cluster
 
 
-class Crew:
+class ActorGroup:
     """The actors behind one task or, where runs share their batches, behind several; ended with the last of these.
 
     Args:
@@ -798,7 +798,7 @@ class _Peers:
     The first notices a lost one only if its communication does: NCCL waits for ten minutes.
     """
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: ActorGroup) -> None:
         self._crew, self._actors = crew, crew.others
         self._asked: dict[int, Any] = {}
         self._kills: dict[int, int] = {}
@@ -842,7 +842,7 @@ class Task:
         has_begun: whether it is known to have its share of the machine; one that has not need not be asked to stop.
     """
 
-    def __init__(self, crew: Crew, piece: int = 0, acknowledged: int = 0, has_begun: bool = False) -> None:
+    def __init__(self, crew: ActorGroup, piece: int = 0, acknowledged: int = 0, has_begun: bool = False) -> None:
         self.crew = crew
         self._piece = piece
         self._acknowledged = acknowledged
@@ -1011,19 +1011,19 @@ class Cluster:
             gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 1 has a GPU for itself; 0 is
                 the CPU.
             quota_bytes: see ``build_caches.reserve_caches``.
-            forwards_in, confine_on_gpu: see ``InferenceOrder``.
+            forwards_in, confine_on_gpu: see ``InferenceTask``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
         actors = self.gpus if gpu_share else self.cpus
         order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
         actor.work.remote(*order, None if forwards_in is None else str(forwards_in), confine_on_gpu)
-        crew = Crew([actor], [0], gpu_share=gpu_share)
+        crew = ActorGroup([actor], [0], gpu_share=gpu_share)
         # It says itself what its inference has; until then that is nothing.
         crew.shares = []
         return Task(crew)
 
-    def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[Task]:
+    def train(self, name: str, orders: Sequence[TrainingTask], cpus: float, gpu_share: float) -> list[Task]:
         """Train runs that share their batches, in one process; it waits until its share of the machine is free.
 
         A run with several ``training.actors`` is alone and has that many processes, each with such a share, in a
@@ -1042,7 +1042,7 @@ class Cluster:
         if count == 1:
             told = [order.model_dump_json() for order in orders]
             actor = _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=name, outlives=True)
-            crew = Crew([actor], range(len(orders)), cpus, gpu_share)
+            crew = ActorGroup([actor], range(len(orders)), cpus, gpu_share)
             return [Task(crew, piece) for piece in range(len(orders))]
         [order] = orders
         bundle = {"CPU": cpus, "GPU": gpu_share} if gpu_share else {"CPU": cpus}
@@ -1054,9 +1054,9 @@ class Cluster:
             actors.append(
                 _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=own_name, outlives=True, place=place)
             )
-        return [Task(Crew(actors, [0], cpus, gpu_share, places))]
+        return [Task(ActorGroup(actors, [0], cpus, gpu_share, places))]
 
-    def export(self, name: str, order: TrainingOrder, first_event: int) -> Task:
+    def export(self, name: str, order: TrainingTask, first_event: int) -> Task:
         """Write the artifacts of a trained run in a process without a GPU; one that has this name already is it.
 
         It takes no share of the cores, which belong to runs: it begins at once, and how many there are at once is the
@@ -1090,7 +1090,7 @@ class Cluster:
 
     @staticmethod
     def _exporting(actor: _Handle, acknowledged: int) -> Task:
-        crew = Crew([actor], [0])
+        crew = ActorGroup([actor], [0])
         crew.exports = True
         return Task(crew, 0, acknowledged)
 
@@ -1113,7 +1113,7 @@ class Cluster:
             places = get_placement_group(name) if count > 1 else None
         except ValueError:
             return {}
-        crew = Crew(actors, acknowledged, cpus, gpu_share, places)
+        crew = ActorGroup(actors, acknowledged, cpus, gpu_share, places)
         return {piece: Task(crew, piece, number, has_begun=True) for piece, number in acknowledged.items()}
 
     def end_others(self, names: Mapping[str, int]) -> int:

@@ -67,7 +67,7 @@ class LiveStatistics(Mapping[str, Tensor]):
         return len(FORMULAS)
 
 
-class Known:
+class SharedTeacherTerms:
     """Values derived from one batch's teacher, kept for the next student that trains on the same batch."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Logits:
         z_BC: as they were given: to compare with each other, for which no arithmetic is needed.
     """
 
-    def __init__(self, z_BC: Tensor, dtype: torch.dtype, known: Known) -> None:
+    def __init__(self, z_BC: Tensor, dtype: torch.dtype, known: SharedTeacherTerms) -> None:
         self.z_BC = z_BC
         self._dtype = dtype
         self._known = known

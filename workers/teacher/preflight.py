@@ -84,7 +84,7 @@ PERMUTATIONS = 2000
 DROPPED = 0.001
 
 
-class ContractReport(BaseModel):
+class PreflightReport(BaseModel):
     """What the check found.
 
     Attributes:
@@ -166,7 +166,7 @@ class Session(Protocol):
         """The graph's own output [B, N] for uint8 pictures, no log taken."""
 
 
-def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
+def check(teacher: Session, dataset: Dataset, rows: int) -> PreflightReport:
     """Run the check on at least ``rows`` pictures, if there are so many; see ``slice_rows``.
 
     Returns:
@@ -199,7 +199,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
     refusals += _accuracy_refusal(score, order, preprocessing)
     warnings += _numeric_names(dataset.class_names)
     warnings += [f"classes that look alike: {found}" for found in differences(dataset.class_names)[:_ALIKE_MAX]]
-    return ContractReport(
+    return PreflightReport(
         rows=len(index_R),
         forwards=1 + len(index_R) + len(alone) + len(again) + variant_rows,
         classes=outputs_RN.shape[1],
@@ -217,7 +217,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
 
 
 def check_views(
-    teacher: Session, dataset: Dataset, plan: Views, plain: ContractReport, rows: int = ROWS
+    teacher: Session, dataset: Dataset, plan: Views, plain: PreflightReport, rows: int = ROWS
 ) -> ViewsReport:
     """Run the teacher on views of the very pictures that ``check`` took, views in turn.
 

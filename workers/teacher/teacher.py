@@ -46,9 +46,9 @@ from workers.onnx.session import (
 from workers.onnx.shared_arrays import SharedArrays
 from workers.precision import tf32_in_force
 from workers.teacher import preflight
-from workers.teacher.preflight import ContractReport, OutputKind
+from workers.teacher.preflight import OutputKind, PreflightReport
 
-__all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
+__all__ = ["Device", "PreflightReport", "Teacher", "preprocess"]
 
 Device = Literal["auto", "cpu", "cuda"]
 Images = NDArray[np.uint8] | Tensor
@@ -225,7 +225,7 @@ class Teacher:
         """
         return self._run(self._preprocess(images_BHWC, preprocessing or self.preprocessing), timeout_s)
 
-    def contract_check(self, dataset: Dataset, rows: int = preflight.ROWS, *, accept: bool = False) -> ContractReport:
+    def contract_check(self, dataset: Dataset, rows: int = preflight.ROWS, *, accept: bool = False) -> PreflightReport:
         """Try the teacher on ``rows`` labelled pictures or more; sets ``output_kind``. See
         ``workers.teacher.preflight``.
 

@@ -30,7 +30,7 @@ from workers.config.job import Preprocessing, Views, output_size
 from workers.data import augmentation as views
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset
 from workers.events import Log, ignore
-from workers.objective.statistics import Known
+from workers.objective.statistics import SharedTeacherTerms
 from workers.training.image_loader import PictureStream, nothing, worker_processes
 from workers.training.prefetch import on_device_ahead
 
@@ -44,7 +44,7 @@ _BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewBatch:
     """What the student sees of one view of a batch, and what the teacher said of the same boxes; on the device.
 
     Attributes:
@@ -57,7 +57,7 @@ class Seen:
     images: Tensor
     teacher_logits: Tensor | None
     teacher_statistics: Mapping[str, Tensor] | None
-    known: Known = field(default_factory=Known)
+    known: SharedTeacherTerms = field(default_factory=SharedTeacherTerms)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Batch:
 
     rows: Tensor
     labels: Tensor
-    views: tuple[Seen, ...]
+    views: tuple[ViewBatch, ...]
     mine: slice
 
 
@@ -337,7 +337,7 @@ class TrainingFeed:
                 assert inputs.statistics is not None
                 names = self._teachers[place].names
                 statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))
-            seen.append(Seen(of_view, logits_BC, statistics))
+            seen.append(ViewBatch(of_view, logits_BC, statistics))
         return Batch(torch.from_numpy(inputs.rows), labels_B, tuple(seen), mine)
 
     def close(self) -> None:
@@ -441,7 +441,7 @@ class EvaluationFeed:
             if (images.shape[1], images.shape[2]) != self._size:
                 images = views.resize(images, *self._size)
             rows = torch.arange(part.start, part.stop)
-            yield Batch(rows, self._labels_N[part], (Seen(images, logits, None),), slice(0, len(rows)))
+            yield Batch(rows, self._labels_N[part], (ViewBatch(images, logits, None),), slice(0, len(rows)))
 
     def _fetched(self, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(plain pictures, the teacher's logits) of each part of the split, on the device."""

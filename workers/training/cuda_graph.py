@@ -21,9 +21,9 @@ from torch import Tensor
 from workers.config.job import Preprocessing
 from workers.errors import InvalidJob, first_line
 from workers.events import Log
-from workers.objective.statistics import Known
+from workers.objective.statistics import SharedTeacherTerms
 from workers.training.batches import Batch, BatchInputs, TrainingFeed, to_input
-from workers.training.run import Learner
+from workers.training.run import RunState
 from workers.training.step import compute_step
 
 # Before anything is recorded, on batches of the very size: optimizers make their state, libraries choose their kernels,
@@ -97,7 +97,7 @@ class LoadedBatch:
 
     def fresh(self, rows: Tensor | None = None) -> "LoadedBatch":
         """The same without what other runs have derived from it; of these rows of the split, where they are others."""
-        views = tuple(replace(seen, known=Known()) for seen in self.batch.views)
+        views = tuple(replace(seen, known=SharedTeacherTerms()) for seen in self.batch.views)
         batch = replace(self.batch, rows=self.batch.rows if rows is None else rows, views=views)
         return replace(self, batch=batch)
 
@@ -174,7 +174,7 @@ class StepGraph:
         reason: why not.
     """
 
-    def __init__(self, learner: Learner, recorder: Recorder | None, reason: str | None) -> None:
+    def __init__(self, learner: RunState, recorder: Recorder | None, reason: str | None) -> None:
         self._learner = learner
         self._recorder = recorder
         self._insists = learner.training.cuda_graph == "on"

@@ -25,7 +25,7 @@ import torch
 from structlog.contextvars import bound_contextvars
 
 from store import CacheReader, CacheSpec
-from workers.config.job import Preprocessing, TrainingOrder, output_size
+from workers.config.job import Preprocessing, TrainingTask, output_size
 from workers.data import augmentation
 from workers.data.prepared import Dataset, open_prepared
 from workers.devices import choose_device, new_stream
@@ -41,7 +41,7 @@ from workers.training.cuda_graph import BatchLoader, Recorder, StepGraph, why_no
 from workers.training.distributed import Replicas
 from workers.training.epoch_sums import Reading
 from workers.training.evaluate import evaluate
-from workers.training.run import Learner, Member, Wish, best, learning_rate
+from workers.training.run import RunHandle, RunState, Signal, best, learning_rate
 from workers.training.step import check_every, explain_not_finite
 
 _PARITY_PICTURES = 32
@@ -90,7 +90,7 @@ class _Setting:
     replicas: Replicas
 
 
-def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Setting:
+def _set_up(orders: Sequence[TrainingTask], tell: Callable[[Log], None]) -> _Setting:
     """Choose the device, meet the other processes of the student, map data and caches.
 
     Raises:
@@ -150,14 +150,14 @@ def _set_up(orders: Sequence[TrainingOrder], tell: Callable[[Log], None]) -> _Se
     )
 
 
-def _shared(order: TrainingOrder) -> str:
+def _shared(order: TrainingTask) -> str:
     """What all runs of a group have in common."""
     return order.model_dump_json(
         exclude={"run": {"index", "student", "method"}, "folder": True, "earlier": True, "told_epoch": True}
     )
 
 
-def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
+def _new_learner(place: int, member: RunHandle, setting: _Setting) -> RunState:
     """The student as the run's seed makes it, or as its last checkpoint has it.
 
     Raises:
@@ -172,7 +172,7 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
     network.to(setting.device)
     # Module.to takes both at once, but its annotations do not say so.
     network.to(memory_format=torch.channels_last)
-    learner = Learner(member, place, network, (train.channels, *setting.size), setting.device, setting.replicas)
+    learner = RunState(member, place, network, (train.channels, *setting.size), setting.device, setting.replicas)
     if setting.device.type == "cuda" or learner.training.precision not in ("auto", learner.precision):
         learner.emit(Log(message=f"trains in {learner.precision}: {learner.precision_reason}"))
     learner.resume()
@@ -187,8 +187,8 @@ def _new_learner(place: int, member: Member, setting: _Setting) -> Learner:
 class _Group:
     """The learners that are still training, what is recorded of their steps, and how the others have ended."""
 
-    def __init__(self, members: Sequence[Member], setting: _Setting) -> None:
-        self.learners: list[Learner] = []
+    def __init__(self, members: Sequence[RunHandle], setting: _Setting) -> None:
+        self.learners: list[RunState] = []
         self.steps: dict[int, StepGraph] = {}
         self.recorder = Recorder() if setting.no_graph is None else None
         self.loader = BatchLoader(setting.feed, setting.preprocessing, self.recorder)
@@ -205,7 +205,7 @@ class _Group:
             _clear_frames(error)
             self.end(place, error)
 
-    def add(self, learner: Learner, step: StepGraph) -> None:
+    def add(self, learner: RunState, step: StepGraph) -> None:
         self.learners.append(learner)
         self.steps[learner.place] = step
 
@@ -236,7 +236,7 @@ def _clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict[str, object]:
+def train_run(order: TrainingTask, emit: Emit, should_stop: ShouldStop) -> dict[str, object]:
     """Train one run to its end, or from its last checkpoint to its end.
 
     Args:
@@ -256,13 +256,13 @@ def train_run(order: TrainingOrder, emit: Emit, should_stop: ShouldStop) -> dict
         CheckpointLost: the stage is ``export``, and the run is not trained to its end.
         store.StoreError: the cache is missing, incomplete or damaged.
     """
-    [(_, how)] = train_group([Member(order, emit, should_stop)])
+    [(_, how)] = train_group([RunHandle(order, emit, should_stop)])
     if isinstance(how, Exception):
         raise how
     return how
 
 
-def train_group(members: Sequence[Member]) -> Iterator[Ended]:
+def train_group(members: Sequence[RunHandle]) -> Iterator[Ended]:
     """Train runs side by side on the same batches; each as ``train_run`` does.
 
     Yields:
@@ -285,7 +285,7 @@ def train_group(members: Sequence[Member]) -> Iterator[Ended]:
         yield from _train_together(members, setting)
 
 
-def _train_together(members: Sequence[Member], setting: _Setting) -> Iterator[Ended]:
+def _train_together(members: Sequence[RunHandle], setting: _Setting) -> Iterator[Ended]:
     """``train_group`` from its first checkpoint on."""
     feed, replicas = setting.feed, setting.replicas
     group = _Group(members, setting)
@@ -383,7 +383,7 @@ def _until_unwanted(inputs: Iterator[BatchInputs]) -> Iterator[BatchInputs]:
         yield from inputs
 
 
-def _heed_waiting(group: _Group, behind: Sequence[Learner], setting: _Setting) -> None:
+def _heed_waiting(group: _Group, behind: Sequence[RunState], setting: _Setting) -> None:
     """While the next batch is waited for; what several processes of one student do together has to wait for it, too.
 
     Raises:
@@ -393,13 +393,13 @@ def _heed_waiting(group: _Group, behind: Sequence[Learner], setting: _Setting) -
         with group.on_behalf_of(learner.place):
             if learner.training.actors == 1:
                 _heed_wish(learner, group.loader, setting)
-            elif learner.wish() is Wish.STOP:
+            elif learner.wish() is Signal.STOP:
                 raise Stopped(f"run {learner.order.run.name!r} was stopped while it waited for pictures")
     if not any(learner in group.learners for learner in behind):
         raise _Unwanted
 
 
-def _heed_wish(learner: Learner, loader: BatchLoader, setting: _Setting) -> None:
+def _heed_wish(learner: RunState, loader: BatchLoader, setting: _Setting) -> None:
     """Between two steps, when all is in the checkpoint that a pause leaves.
 
     Raises:
@@ -408,15 +408,15 @@ def _heed_wish(learner: Learner, loader: BatchLoader, setting: _Setting) -> None
     """
     where = f"in epoch {learner.epoch + 1} after {learner.sums.steps} of {setting.feed.steps} steps"
     match setting.replicas.greatest(learner.wish()):
-        case Wish.STOP:
+        case Signal.STOP:
             raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
-        case Wish.PAUSE:
+        case Signal.PAUSE:
             _check(learner, learner.sums.read(), loader, setting)
             learner.save()
             raise Paused(f"run {learner.order.run.name!r} was paused {where}")
 
 
-def _tell_and_check(learner: Learner, loader: BatchLoader, setting: _Setting) -> None:
+def _tell_and_check(learner: RunState, loader: BatchLoader, setting: _Setting) -> None:
     """After a step that was launched: an event now and then, and whether all steps so far were finite.
 
     Raises:
@@ -433,7 +433,7 @@ def _tell_and_check(learner: Learner, loader: BatchLoader, setting: _Setting) ->
         _check(learner, reading, loader, setting)
 
 
-def _check(learner: Learner, reading: Reading, loader: BatchLoader, setting: _Setting) -> None:
+def _check(learner: RunState, reading: Reading, loader: BatchLoader, setting: _Setting) -> None:
     """Refuse to go on after a step whose loss or gradient was not finite; no update was made since.
 
     Raises:
@@ -445,7 +445,7 @@ def _check(learner: Learner, reading: Reading, loader: BatchLoader, setting: _Se
         raise explain_not_finite(learner, step, loaded.batch, loaded.inputs)
 
 
-def _share_time(learners: Sequence[Learner], since: float) -> float:
+def _share_time(learners: Sequence[RunState], since: float) -> float:
     """Divide the time since then among those who have used it; returns what time it is."""
     now = time.monotonic()
     for learner in learners:
@@ -454,7 +454,7 @@ def _share_time(learners: Sequence[Learner], since: float) -> float:
 
 
 def _save_all(
-    group: _Group, learners: Sequence[Learner], loader: BatchLoader, setting: _Setting
+    group: _Group, learners: Sequence[RunState], loader: BatchLoader, setting: _Setting
 ) -> tuple[float, float]:
     """Checkpoints in the middle of an epoch; returns when that was, and how long it took."""
     started = time.monotonic()
@@ -469,7 +469,7 @@ def _save_all(
     return ended, ended - started
 
 
-def _leave(learner: Learner, setting: _Setting) -> dict[str, object]:
+def _leave(learner: RunState, setting: _Setting) -> dict[str, object]:
     """Write the artifacts; returns result.json."""
     order, metrics = learner.order, learner.metrics
     learner.counters.attach()
@@ -524,7 +524,7 @@ def _leave(learner: Learner, setting: _Setting) -> dict[str, object]:
     )
 
 
-def _heed_wish_at_the_end(learner: Learner) -> None:
+def _heed_wish_at_the_end(learner: RunState) -> None:
     """Between two parts of what a run leaves, when all of its epochs are in its last checkpoint.
 
     Raises:
@@ -532,7 +532,7 @@ def _heed_wish_at_the_end(learner: Learner) -> None:
     """
     where = f"after its last epoch, {learner.epoch}, before its artifacts were complete"
     match learner.wish():
-        case Wish.STOP:
+        case Signal.STOP:
             raise Stopped(f"run {learner.order.run.name!r} was stopped {where}")
-        case Wish.PAUSE:
+        case Signal.PAUSE:
             raise Paused(f"run {learner.order.run.name!r} was paused {where}")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from workers.config.job import CHECKPOINT_S, Folders, JobSpec, RunSpec, TrainingOrder
+from workers.config.job import CHECKPOINT_S, Folders, JobSpec, RunSpec, TrainingTask
 from workers.teacher.cache_plan import CachePlan
 
 
@@ -24,13 +24,13 @@ def order_run(
     gpu_share: float = 0.0,
     checkpoint_s: float = CHECKPOINT_S,
     stage: Literal["all", "train", "export"] = "all",
-) -> TrainingOrder:
+) -> TrainingTask:
     """The order for one run of a job, to be trained in ``folder``.
 
     Args:
         gpu_share: of a GPU and its memory that a scheduler gives to each process; 0 leaves the device to the process.
     """
-    return TrainingOrder(
+    return TrainingTask(
         folders=folders,
         run=run,
         training=job.training,

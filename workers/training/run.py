@@ -18,7 +18,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from workers.config.job import AdamW, CosineSchedule, Sgd, Training, TrainingOrder
+from workers.config.job import AdamW, CosineSchedule, Sgd, Training, TrainingTask
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
 from workers.precision import choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
@@ -80,7 +80,7 @@ def _optimizer(training: Training, parameters: Sequence[nn.Parameter], device: t
     return optimizer
 
 
-class Wish(IntEnum):
+class Signal(IntEnum):
     """What somebody wants of a run; of several, the greatest counts."""
 
     GO_ON = 0
@@ -89,16 +89,16 @@ class Wish(IntEnum):
 
 
 @dataclass(frozen=True)
-class Member:
+class RunHandle:
     """One run of a group: what to train, who is told, who may stop or pause it."""
 
-    order: TrainingOrder
+    order: TrainingTask
     emit: Emit
     should_stop: ShouldStop
     should_pause: ShouldStop = never
 
 
-class Learner:
+class RunState:
     """One run's student and all that training changes.
 
     Args:
@@ -121,7 +121,7 @@ class Learner:
 
     def __init__(
         self,
-        member: Member,
+        member: RunHandle,
         place: int,
         network: nn.Module,
         picture: tuple[int, int, int],
@@ -161,11 +161,11 @@ class Learner:
 
     # -------------------------------------------------------------------------------------------------- its epoch
 
-    def wish(self) -> Wish:
+    def wish(self) -> Signal:
         """What is wanted of it now."""
         if self._member.should_stop():
-            return Wish.STOP
-        return Wish.PAUSE if self._member.should_pause() else Wish.GO_ON
+            return Signal.STOP
+        return Signal.PAUSE if self._member.should_pause() else Signal.GO_ON
 
     @property
     def is_done(self) -> bool:
@@ -358,7 +358,7 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
     return {"device": device.type, "device_name": name, "precision": precision}
 
 
-def _identity(order: TrainingOrder) -> str:
+def _identity(order: TrainingTask) -> str:
     """What a checkpoint must have been made for to be taken up: all but where it lies, who computes, what is told."""
     elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
     elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy"}

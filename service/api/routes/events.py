@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from service.api.dependencies import EVENTS_DEFAULT, EVENTS_MAX, Context, Ctx, page
-from service.api.event_feed import Told, show
+from service.api.event_feed import EventFrame, show
 from service.api.problems import responses
 from service.api.rate_limits import SSE
 from service.api.schemas import Event, Page
@@ -138,7 +138,7 @@ async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after
             looks_again = False
             if rows:
                 after = rows[-1].seq
-            for told in Told.all_of(rows):
+            for told in EventFrame.all_of(rows):
                 sent = told.seq
                 looks_again |= told.ends(owner)
                 yield told.frame

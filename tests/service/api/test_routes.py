@@ -16,7 +16,7 @@ from service.api import dependencies
 from service.api.schemas import JobRequest
 from service.cli import render
 from service.db.api_queries import digest_of
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import DatasetRecord, EngineRecord, new_id, utc_now
 from service.db.states import State
 from service.gpus import GpuReport
@@ -453,7 +453,7 @@ def test_ready_means_migrated_and_an_engine_that_lives(api: Api) -> None:
     response = api.client.get("/readyz")
     assert response.status_code == 503
     assert response.json()["reasons"] == ["no engine leads: start `retort engine`"]
-    records = Records(api.context.database, "engine")
+    records = EngineQueries(api.context.database, "engine")
     records.acquire_lease()
     response = api.client.get("/readyz")
     assert (response.status_code, response.json()["ready"]) == (200, True)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from service.api.routes.jobs import summarise
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.backoff import Backoff, after_loss
 from service.db.models import JobRecord, RunRecord, utc_now
 from service.db.states import State
-from service.engine.scheduler import LOSSES_MAX, Engine
+from service.engine.scheduler import LOSSES_MAX, Scheduler
 from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complete_caches, inferred, vanished
 from workers.backoff import CAP_S, LOSSES_EVER_MAX, delay_s
 from workers.cluster.outcomes import Outcome
@@ -50,7 +50,7 @@ def by_others() -> Outcome:
     return vanished().model_copy(update={"is_node_fault": True, "message": "others have the memory"})
 
 
-def ticks(engine: Engine, count: int = 3) -> None:
+def ticks(engine: Scheduler, count: int = 3) -> None:
     for _ in range(count):
         engine.tick()
 
@@ -61,7 +61,7 @@ def run_of(bench: _Bench) -> RunRecord:
 
 
 def logs_of(bench: _Bench, row: JobRecord | RunRecord) -> list[str]:
-    events, _ = Registry(bench.database).events(row, 0, 1000)
+    events, _ = ApiQueries(bench.database).events(row, 0, 1000)
     return [event.data["message"] for event in events if event.type == "log"]
 
 

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import select
 
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.engine_queries import Records
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries
+from service.db.job_control import JobControl
 from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
 from service.db.set_aside import reason_of
 from service.db.states import TABLE, TERMINAL, WORKING, State
@@ -73,9 +73,9 @@ class Life(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         shutil.copy(self.template, self.folder / "db")
         self.database = Database(f"sqlite:///{self.folder / 'db'}")
-        self.engines = {holder: Records(self.database, holder) for holder in "ab"}
-        self.records, self.registry = Records(self.database), Registry(self.database)
-        self.wishes = Wishes(self.database)
+        self.engines = {holder: EngineQueries(self.database, holder) for holder in "ab"}
+        self.records, self.registry = EngineQueries(self.database), ApiQueries(self.database)
+        self.wishes = JobControl(self.database)
         self.workers: list[Worker] = []
         self.ended: dict[str, State] = {}
         self.attempts: dict[str, int] = defaultdict(int)
@@ -113,7 +113,7 @@ class Life(RuleBasedStateMachine):
         run = self.runs[worker.run_id]
         return run.attempt == worker.attempt and run.state in WORKING
 
-    def as_engine(self, late: bool, write: Callable[[Records], object]) -> object:
+    def as_engine(self, late: bool, write: Callable[[EngineQueries], object]) -> object:
         """What the leading engine's write gives; the string ``lost`` for the other one, which must be told so."""
         if not late:
             return write(self.engines[self.leader])

@@ -17,11 +17,11 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records, actor_name
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries, actor_name
+from service.db.job_control import JobControl
 from service.db.models import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
 from service.db.states import LIVE, State
 from service.errors import Conflict, LeaseLost, NotFound
@@ -33,9 +33,9 @@ FILE: Json = {"name": "f", "path": "p", "size_bytes": 1, "sha256": "0" * 64, "me
 
 
 @pytest.fixture
-def wishes(database: Database) -> Wishes:
+def wishes(database: Database) -> JobControl:
     """What clients ask for."""
-    return Wishes(database)
+    return JobControl(database)
 
 
 def at_once(calls: list[Callable[[], Result]]) -> list[Result]:
@@ -50,7 +50,7 @@ def at_once(calls: list[Callable[[], Result]]) -> list[Result]:
         return list(pool.map(run, calls))
 
 
-def start(records: Records, job: JobRecord) -> tuple[RunRecord, int]:
+def start(records: EngineQueries, job: JobRecord) -> tuple[RunRecord, int]:
     """Claims the job and starts its first run."""
     assert records.claim_job() is not None
     run = records.runs(job.id)[0]
@@ -59,7 +59,7 @@ def start(records: Records, job: JobRecord) -> tuple[RunRecord, int]:
     return run, attempt
 
 
-def test_the_oldest_job_is_claimed_first_and_only_once(records: Records, registry: Registry) -> None:
+def test_the_oldest_job_is_claimed_first_and_only_once(records: EngineQueries, registry: ApiQueries) -> None:
     """In the order of posting, then none."""
     posted = [add_job(registry).id for _ in range(3)]
     claimed = [records.claim_job() for _ in range(4)]
@@ -70,7 +70,7 @@ def test_the_oldest_job_is_claimed_first_and_only_once(records: Records, registr
     assert first.started_at is not None
 
 
-def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: Registry) -> None:
+def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: ApiQueries) -> None:
     """Each has a connection of its own; all jobs are claimed, each once."""
     posted = {add_job(registry).id for _ in range(6)}
 
@@ -78,7 +78,7 @@ def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: Re
         database = Database(database_url)
         try:
             claimed = []
-            while (job := Records(database).claim_job()) is not None:
+            while (job := EngineQueries(database).claim_job()) is not None:
                 claimed.append(job.id)
             return claimed
         finally:
@@ -91,8 +91,8 @@ def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: Re
 CLAIM = """
 import sys
 from service.db.database import Database
-from service.db.engine_queries import Records
-records = Records(Database(sys.argv[1]))
+from service.db.engine_queries import EngineQueries
+records = EngineQueries(Database(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
 job = records.claim_job()
@@ -105,7 +105,7 @@ def test_one_job_and_three_processes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'db'}"
     upgrade_to_head(url)
     database = Database(url)
-    job = add_job(Registry(database))
+    job = add_job(ApiQueries(database))
     database.close()
     command = [sys.executable, "-c", CLAIM, url]
     root = Path(__file__).parents[3]
@@ -126,7 +126,7 @@ def test_one_job_and_three_processes(tmp_path: Path) -> None:
 
 
 def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_then_the_oldest(
-    records: Records, registry: Registry
+    records: EngineQueries, registry: ApiQueries
 ) -> None:
     """All jobs without a key are one key's."""
     asked: list[tuple[str, int, str | None]] = [
@@ -143,7 +143,9 @@ def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_the
     assert claimed == ["urgent", "b1", "n1", "a1", "n2", "a2", "a3", "late"]
 
 
-def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(records: Records, registry: Registry) -> None:
+def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(
+    records: EngineQueries, registry: ApiQueries
+) -> None:
     """Whatever the priority of what that key has posted."""
     teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
     for name, priority, key_id in [("a1", 9, "a"), ("n1", 5, None), ("a2", 3, "a"), ("b1", 0, "b"), ("n2", 9, None)]:
@@ -160,7 +162,7 @@ def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(records
     assert records.claim_job(accepts) is None
 
 
-def test_an_attempt_counts_up_and_needs_a_running_job(records: Records, registry: Registry) -> None:
+def test_an_attempt_counts_up_and_needs_a_running_job(records: EngineQueries, registry: ApiQueries) -> None:
     """A queued job's run does not start; a running run does not start twice; a lost one does again."""
     job = add_job(registry)
     run = records.runs(job.id)[0]
@@ -174,7 +176,9 @@ def test_an_attempt_counts_up_and_needs_a_running_job(records: Records, registry
     assert start_run(records, "run_nothing") is None
 
 
-def test_runs_that_start_together_share_a_process_of_the_firsts_name(records: Records, registry: Registry) -> None:
+def test_runs_that_start_together_share_a_process_of_the_firsts_name(
+    records: EngineQueries, registry: ApiQueries
+) -> None:
     """Those that may not start are left out, and the next one takes their place."""
     job = add_job(registry, seeds=[0, 1])
     records.claim_job()
@@ -189,7 +193,7 @@ def test_runs_that_start_together_share_a_process_of_the_firsts_name(records: Re
     assert stored[ids[2]] == (None, None)
 
 
-def test_starters_at_once_get_one_attempt(database_url: str, records: Records, registry: Registry) -> None:
+def test_starters_at_once_get_one_attempt(database_url: str, records: EngineQueries, registry: ApiQueries) -> None:
     """A run has one attempt at a time."""
     job = add_job(registry)
     records.claim_job()
@@ -198,14 +202,14 @@ def test_starters_at_once_get_one_attempt(database_url: str, records: Records, r
     def start_it() -> int | None:
         database = Database(database_url)
         try:
-            return start_run(Records(database), run.id)
+            return start_run(EngineQueries(database), run.id)
         finally:
             database.close()
 
     assert sorted(at_once([start_it] * 4), key=str) == [1, None, None, None]
 
 
-def test_what_a_stale_attempt_writes_does_not_land(records: Records, registry: Registry) -> None:
+def test_what_a_stale_attempt_writes_does_not_land(records: EngineQueries, registry: ApiQueries) -> None:
     """Neither events, progress, a result with its artifacts, nor a state."""
     job = add_job(registry)
     run, stale = start(records, job)
@@ -221,7 +225,7 @@ def test_what_a_stale_attempt_writes_does_not_land(records: Records, registry: R
     assert {event.type for event in registry.events(now, 0, 100)[0]} == {"state"}
 
 
-def test_a_result_and_its_artifacts_land_together_or_not_at_all(records: Records, registry: Registry) -> None:
+def test_a_result_and_its_artifacts_land_together_or_not_at_all(records: EngineQueries, registry: ApiQueries) -> None:
     """A run that has succeeded has its files, one that has not has none."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -237,9 +241,9 @@ def test_a_result_and_its_artifacts_land_together_or_not_at_all(records: Records
     assert [file.name for file in registry.artifacts(run.id)] == ["f"]
 
 
-@pytest.mark.parametrize("wish", [Wishes.pause_run, Wishes.cancel_run])
+@pytest.mark.parametrize("wish", [JobControl.pause_run, JobControl.cancel_run])
 def test_a_run_that_ends_while_it_is_told_to_stop_has_succeeded(
-    records: Records, registry: Registry, wishes: Wishes, wish: Callable[[Wishes, str], RunRecord]
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl, wish: Callable[[JobControl, str], RunRecord]
 ) -> None:
     """Its work is done; there is nothing left to stop."""
     job = add_job(registry)
@@ -249,7 +253,7 @@ def test_a_run_that_ends_while_it_is_told_to_stop_has_succeeded(
     assert records.run(run.id).state is State.SUCCEEDED
 
 
-def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(records: Records, registry: Registry) -> None:
+def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(records: EngineQueries, registry: ApiQueries) -> None:
     """The new engine's attempt fences the old one off."""
     job = add_job(registry)
     first = records.claim_job()
@@ -266,10 +270,10 @@ def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(records: Recor
     assert records.job(job.id).stage == "inference"
 
 
-def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, registry: Registry) -> None:
+def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, registry: ApiQueries) -> None:
     """Whatever it writes, and even if its attempt is still the newest: its successor may not have come so far."""
     job = add_job(registry)
-    old, new = Records(database, "old"), Records(database, "new")
+    old, new = EngineQueries(database, "old"), EngineQueries(database, "new")
     with pytest.raises(LeaseLost, match="old writes, but no engine has the lease"):
         old.claim_job()
     assert old.acquire_lease()
@@ -299,7 +303,9 @@ def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, re
     assert (adopted.holder, adopted.attempt) == ("new", 2)
 
 
-def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(records: Records, registry: Registry) -> None:
+def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(
+    records: EngineQueries, registry: ApiQueries
+) -> None:
     """Engines only end jobs: none is lost or put back into the queue."""
     job = add_job(registry)
     records.claim_job()
@@ -313,7 +319,7 @@ def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(records: Rec
 
 
 def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """Paused ones among them; a job that has told of none has none."""
     jobs = [add_job(registry) for _ in range(4)]
@@ -329,7 +335,7 @@ def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
 
 
 def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """Its engine died in the middle of pausing: the next one has to finish that."""
     job = add_job(registry)
@@ -344,7 +350,7 @@ def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
     assert records.adopt_job(job.id) is None
 
 
-def test_the_states_of_a_job_and_its_runs_are_read_together(records: Records, registry: Registry) -> None:
+def test_the_states_of_a_job_and_its_runs_are_read_together(records: EngineQueries, registry: ApiQueries) -> None:
     """In the order of the plan; of a job that is gone there are none."""
     job = add_job(registry)
     run, _ = start(records, job)
@@ -353,7 +359,7 @@ def test_the_states_of_a_job_and_its_runs_are_read_together(records: Records, re
     assert records.states("job_nothing") == (None, {})
 
 
-def test_a_job_that_ends_takes_its_runs_along(records: Records, registry: Registry) -> None:
+def test_a_job_that_ends_takes_its_runs_along(records: EngineQueries, registry: ApiQueries) -> None:
     """Of a job that has ended no run waits or works, and a job with such runs has not succeeded."""
     job = add_job(registry)
     start(records, job)
@@ -367,7 +373,7 @@ def test_a_job_that_ends_takes_its_runs_along(records: Records, registry: Regist
     assert (last.run_id, last.data["state"]) == ("", "failed"), "its own end is told last"
 
 
-def test_events_sent_twice_are_stored_once(records: Records, registry: Registry) -> None:
+def test_events_sent_twice_are_stored_once(records: EngineQueries, registry: ApiQueries) -> None:
     """By their number within the attempt."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -379,7 +385,9 @@ def test_events_sent_twice_are_stored_once(records: Records, registry: Registry)
     assert stored == [0, 1, 2, 3]
 
 
-def test_a_worker_that_is_found_again_goes_on_after_the_last_event(records: Records, registry: Registry) -> None:
+def test_a_worker_that_is_found_again_goes_on_after_the_last_event(
+    records: EngineQueries, registry: ApiQueries
+) -> None:
     """Of its own attempt; a job's own events are counted apart from its runs'."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -390,7 +398,7 @@ def test_a_worker_that_is_found_again_goes_on_after_the_last_event(records: Reco
     assert records.next_event(job.id, None, 1) == 0
 
 
-def test_nothing_is_told_of_a_run_that_has_ended(records: Records, registry: Registry) -> None:
+def test_nothing_is_told_of_a_run_that_has_ended(records: EngineQueries, registry: ApiQueries) -> None:
     """So a reader who has seen the end has seen all."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -401,7 +409,7 @@ def test_nothing_is_told_of_a_run_that_has_ended(records: Records, registry: Reg
     assert ended.finished_at is not None
 
 
-def test_not_a_number_is_stored_as_null(records: Records, registry: Registry) -> None:
+def test_not_a_number_is_stored_as_null(records: EngineQueries, registry: ApiQueries) -> None:
     """JSON has no word for it, and PostgreSQL refuses the one that Python uses."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -413,7 +421,7 @@ def test_not_a_number_is_stored_as_null(records: Records, registry: Registry) ->
 
 
 def test_events_errors_and_results_with_text_that_cannot_be_sent_are_stored_written_out(
-    records: Records, registry: Registry
+    records: EngineQueries, registry: ApiQueries
 ) -> None:
     """The name of a file that is not UTF-8; NUL, which PostgreSQL refuses."""
     job = add_job(registry)
@@ -429,7 +437,7 @@ def test_events_errors_and_results_with_text_that_cannot_be_sent_are_stored_writ
 
 
 def test_rows_of_an_earlier_version_with_text_that_cannot_be_sent_are_read_written_out(
-    database: Database, records: Records, registry: Registry
+    database: Database, records: EngineQueries, registry: ApiQueries
 ) -> None:
     job = add_job(registry)
     with database.write() as session:
@@ -439,7 +447,7 @@ def test_rows_of_an_earlier_version_with_text_that_cannot_be_sent_are_read_writt
     assert records.job(job.id).error == {"message": "zz\\xfc.png\\x00 🙂"}
 
 
-def test_a_field_that_is_not_progress_is_refused(records: Records, registry: Registry) -> None:
+def test_a_field_that_is_not_progress_is_refused(records: EngineQueries, registry: ApiQueries) -> None:
     """A state is moved, never assigned."""
     job = add_job(registry)
     records.claim_job()
@@ -450,14 +458,16 @@ def test_a_field_that_is_not_progress_is_refused(records: Records, registry: Reg
 # ------------------------------------------------------------------------------------------- what clients ask for
 
 
-def states(records: Records, job_id: str) -> list[str]:
+def states(records: EngineQueries, job_id: str) -> list[str]:
     """Of the job, then of its runs."""
     state, runs = records.states(job_id)
     assert state is not None
     return [state, *runs.values()]
 
 
-def test_cancelling_ends_what_waits_and_tells_what_runs(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_cancelling_ends_what_waits_and_tells_what_runs(
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+) -> None:
     """And cancelling again changes nothing."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -471,7 +481,7 @@ def test_cancelling_ends_what_waits_and_tells_what_runs(records: Records, regist
 
 
 def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_it_again(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """The engine settles it when its work is put down; asking twice changes nothing."""
     job = add_job(registry)
@@ -494,7 +504,9 @@ def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_i
     assert start_run(records, run.id) == 2
 
 
-def test_what_vanishes_while_it_is_pausing_is_paused(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_what_vanishes_while_it_is_pausing_is_paused(
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+) -> None:
     """It goes on from its last checkpoint when it is resumed; until then nobody starts it again."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -505,7 +517,7 @@ def test_what_vanishes_while_it_is_pausing_is_paused(records: Records, registry:
     assert states(records, job.id) == ["paused", "paused", "paused"]
 
 
-def test_a_job_resumed_in_mid_pause_runs_on(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_a_job_resumed_in_mid_pause_runs_on(records: EngineQueries, registry: ApiQueries, wishes: JobControl) -> None:
     """A worker that has put its run down nonetheless makes it wait for its next attempt."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -518,7 +530,7 @@ def test_a_job_resumed_in_mid_pause_runs_on(records: Records, registry: Registry
 
 
 def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """No engine needs to be there."""
     job = add_job(registry)
@@ -532,7 +544,7 @@ def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
     assert records.claim_job() is None
 
 
-def test_a_lost_run_is_cancelled_at_once(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_a_lost_run_is_cancelled_at_once(records: EngineQueries, registry: ApiQueries, wishes: JobControl) -> None:
     """Nobody works on it, though somebody does on its job."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -542,7 +554,7 @@ def test_a_lost_run_is_cancelled_at_once(records: Records, registry: Registry, w
 
 
 def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """Its job runs on."""
     job = add_job(registry)
@@ -561,7 +573,7 @@ def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(
 
 
 def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """So that an engine takes it; the rest of it stays paused until somebody resumes the job."""
     job = add_job(registry)
@@ -579,7 +591,7 @@ def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
 
 
 def test_a_job_that_nobody_works_on_follows_the_last_of_its_runs(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """An engine would build its caches, and then find nothing to train."""
     job = add_job(registry)
@@ -596,7 +608,7 @@ def test_a_job_that_nobody_works_on_follows_the_last_of_its_runs(
 
 
 def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """As an engine would end it."""
     job = add_job(registry)
@@ -614,7 +626,7 @@ def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
 
 
 def test_what_has_ended_stays_as_it_is_and_says_what_can_be_done(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """Cancelling it is no mistake, pausing and resuming it are."""
     job = add_job(registry)
@@ -632,7 +644,7 @@ def test_what_has_ended_stays_as_it_is_and_says_what_can_be_done(
 
 
 @pytest.mark.parametrize("wish", ["cancel", "pause", "resume"])
-def test_a_wish_about_nothing_is_not_found(wishes: Wishes, wish: str) -> None:
+def test_a_wish_about_nothing_is_not_found(wishes: JobControl, wish: str) -> None:
     """Whatever the id looks like."""
     for id in ("job_x", "run_" + "0" * 26, "\0"):
         with pytest.raises(NotFound):
@@ -644,13 +656,13 @@ def test_a_wish_about_nothing_is_not_found(wishes: Wishes, wish: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ retry
 
 
-def retry(registry: Registry, job_id: str) -> tuple[JobRecord, bool]:
+def retry(registry: ApiQueries, job_id: str) -> tuple[JobRecord, bool]:
     """As a client without a key, with room on the disk."""
     return registry.retry_job(job_id, lambda: None)
 
 
 def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, wishes: JobControl
 ) -> None:
     """With the same plan, and the places in it that the runs had; asked again, it is the same job."""
     job = add_job(registry, seeds=[0, 1])
@@ -683,7 +695,7 @@ def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
     assert claimed.id == again.id
 
 
-def test_each_run_is_retried_once(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_each_run_is_retried_once(records: EngineQueries, registry: ApiQueries, wishes: JobControl) -> None:
     """A job's retry takes what its runs' retries have left; a retry can itself be retried."""
     job = add_job(registry)
     first, second = (run.id for run in records.runs(job.id))
@@ -703,14 +715,14 @@ def test_each_run_is_retried_once(records: Records, registry: Registry, wishes: 
     assert (third.retry_of, [run.index for run in records.runs(third.id)]) == (alone.id, [1])
 
 
-def test_retries_at_once_make_one_job(database_url: str, registry: Registry, wishes: Wishes) -> None:
+def test_retries_at_once_make_one_job(database_url: str, registry: ApiQueries, wishes: JobControl) -> None:
     """Each run of it is there once."""
     job_id = wishes.cancel_job(add_job(registry).id).id
 
     def ask() -> tuple[str, bool]:
         database = Database(database_url)
         try:
-            job, is_new = retry(Registry(database), job_id)
+            job, is_new = retry(ApiQueries(database), job_id)
             return job.id, is_new
         finally:
             database.close()
@@ -721,7 +733,7 @@ def test_retries_at_once_make_one_job(database_url: str, registry: Registry, wis
 
 
 def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
-    registry: Registry, wishes: Wishes, tmp_path: Path
+    registry: ApiQueries, wishes: JobControl, tmp_path: Path
 ) -> None:
     """Nothing is made otherwise; what was made before is still found."""
     job = wishes.cancel_job(add_job(registry).id)
@@ -741,7 +753,7 @@ def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
     assert len(registry.jobs(None, None, 100)[0]) == 3
 
 
-def test_the_metrics_of_a_retry_go_on_where_the_run_ended(records: Records, registry: Registry) -> None:
+def test_the_metrics_of_a_retry_go_on_where_the_run_ended(records: EngineQueries, registry: ApiQueries) -> None:
     """It begins at a checkpoint; the epochs before that are those of the run that it tries again."""
 
     def tell(job_id: str, run_id: str, epochs: Sequence[int], top1: float) -> None:
@@ -767,7 +779,7 @@ def test_the_metrics_of_a_retry_go_on_where_the_run_ended(records: Records, regi
 
 def test_the_lease_has_one_holder_until_it_runs_out(database: Database) -> None:
     """A heartbeat renews it; silence loses it; giving it back frees it at once."""
-    a, b = Records(database, "a"), Records(database, "b")
+    a, b = EngineQueries(database, "a"), EngineQueries(database, "b")
     assert a.lease().age_s is None
     assert a.acquire_lease(ttl_s=60)
     assert not b.acquire_lease(ttl_s=60)
@@ -786,7 +798,7 @@ def test_the_lease_has_one_holder_until_it_runs_out(database: Database) -> None:
 
 def test_a_lease_that_was_lost_is_not_renewed_although_nobody_has_it_now(database: Database) -> None:
     """Another engine has led meanwhile, and what this one knows of the jobs is of before."""
-    first, second = Records(database, "first"), Records(database, "second")
+    first, second = EngineQueries(database, "first"), EngineQueries(database, "second")
     assert first.acquire_lease()
     assert first.acquire_lease(renews=True)
     assert second.acquire_lease(ttl_s=0.0)
@@ -802,7 +814,7 @@ def test_a_lease_whose_heartbeat_is_from_the_future_is_taken_once_it_was_the_sam
     """Its holder's clock was ahead, or this one was set back; a holder that is alive beats again meanwhile."""
     clock = SimpleNamespace(now_s=100.0)
     monkeypatch.setattr("service.db.engine_queries.time", SimpleNamespace(monotonic=lambda: clock.now_s))
-    a, b = Records(database, "a"), Records(database, "b")
+    a, b = EngineQueries(database, "a"), EngineQueries(database, "b")
 
     def beats(ahead_s: float) -> None:
         with database.write() as session:
@@ -837,7 +849,7 @@ def test_engines_at_once_get_one_lease(database_url: str) -> None:
     def acquire(holder: str) -> bool:
         database = Database(database_url)
         try:
-            return Records(database, holder).acquire_lease()
+            return EngineQueries(database, holder).acquire_lease()
         finally:
             database.close()
 
@@ -846,7 +858,7 @@ def test_engines_at_once_get_one_lease(database_url: str) -> None:
 
 
 def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commits(
-    database_url: str, records: Records, registry: Registry
+    database_url: str, records: EngineQueries, registry: ApiQueries
 ) -> None:
     """Otherwise a reader that has seen an event could miss one before it."""
     job = add_job(registry)
@@ -855,7 +867,7 @@ def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commi
 
     def write() -> None:
         with closing(Database(database_url)) as other:
-            Records(other).record_events(job.id, run.id, attempt, [(1, {"type": "log"})])
+            EngineQueries(other).record_events(job.id, run.id, attempt, [(1, {"type": "log"})])
         done.set()
 
     with records.database.write() as session:

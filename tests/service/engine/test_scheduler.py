@@ -16,18 +16,18 @@ import pytest
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries
+from service.db.job_control import JobControl
 from service.db.models import EngineRecord, JobRecord, utc_now
 from service.db.states import State
 from service.engine.attempt_files import list_artifacts
 from service.engine.housekeeping import Housekeeper
 from service.engine.process import _lead
 from service.engine.progress import CacheProgress
-from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Engine
+from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Scheduler
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
 from service.operations.readiness import EngineParts
@@ -35,8 +35,8 @@ from store import Catalog
 from tests.support.service_helpers import add_job, make_plan, make_settings, start_run, teacher_row
 from tests.support.store_cases import is_held, make_spec, write_cache
 from workers.cluster.outcomes import Numbered, Outcome
-from workers.cluster.ray_cluster import Cluster, Crew
-from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingOrder
+from workers.cluster.ray_cluster import ActorGroup, Cluster
+from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingTask
 from workers.run_files import ARTIFACTS, CHECKPOINT
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.forwards import ForwardCounter
@@ -49,7 +49,7 @@ class _Task:
     events: Sequence[Numbered] = ()
     outcome: Outcome | None = None
     told: list[str] = field(default_factory=list)
-    crew: Crew = field(default_factory=lambda: Crew([cast("Any", object())], [0]))
+    crew: ActorGroup = field(default_factory=lambda: ActorGroup([cast("Any", object())], [0]))
 
     def poll(self) -> tuple[Sequence[Numbered], Outcome | None]:
         return self.events, self.outcome
@@ -92,16 +92,16 @@ class _Cluster:
         self.gpus = gpus
         self._tasks, self._endings = iter(tasks), iter(endings)
         self.has_ended_others = False
-        self.trained: list[tuple[Sequence[TrainingOrder], float]] = []
-        self.started: list[Crew] = []
+        self.trained: list[tuple[Sequence[TrainingTask], float]] = []
+        self.started: list[ActorGroup] = []
         self.found: dict[str, _Task] = {}
         self.attached: dict[str, tuple[int, float, float]] = {}
         self.inferring: list[float] = []
-        self.exported: list[tuple[TrainingOrder, str, int]] = []
+        self.exported: list[tuple[TrainingTask, str, int]] = []
         self.exports: list[_Task] = []
 
-    def export(self, name: str, order: TrainingOrder, first_event: int) -> _Task:
-        crew = Crew([cast("Any", object())], [0])
+    def export(self, name: str, order: TrainingTask, first_event: int) -> _Task:
+        crew = ActorGroup([cast("Any", object())], [0])
         crew.exports = True
         self.exported.append((order, name, first_event))
         self.exports.append(_Task(crew=crew))
@@ -111,9 +111,9 @@ class _Cluster:
         named = zip(self.exported, self.exports, strict=True)
         return next((task for (_, known, _), task in named if known == name), None)
 
-    def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[_Task]:
+    def train(self, name: str, orders: Sequence[TrainingTask], cpus: float, gpu_share: float) -> list[_Task]:
         self.trained.append((orders, gpu_share))
-        crew = Crew([cast("Any", object())] * orders[0].training.actors, range(len(orders)), cpus, gpu_share)
+        crew = ActorGroup([cast("Any", object())] * orders[0].training.actors, range(len(orders)), cpus, gpu_share)
         self.started.append(crew)
         endings = [next(self._endings, None) for _ in orders]
         for order, ending in zip(orders, endings, strict=True):
@@ -128,7 +128,7 @@ class _Cluster:
         if name not in self.found:
             return {}
         self.attached[name] = (count, cpus, gpu_share)
-        self.found[name].crew = Crew([cast("Any", object())] * count, acknowledged, cpus, gpu_share)
+        self.found[name].crew = ActorGroup([cast("Any", object())] * count, acknowledged, cpus, gpu_share)
         return {0: self.found[name]}
 
     def end_others(self, names: Mapping[str, int]) -> int:
@@ -141,7 +141,7 @@ class _Cluster:
         self.forwards_in = forwards_in
         assert confine_on_gpu
         task = next(self._tasks)
-        task.crew = Crew([cast("Any", object())], [0], gpu_share=gpu_share)
+        task.crew = ActorGroup([cast("Any", object())], [0], gpu_share=gpu_share)
         task.crew.shares = []
         self.inferring.append(gpu_share)
         return task
@@ -155,16 +155,16 @@ class _Bench:
         self.settings.make_folders()
         upgrade_to_head(self.settings.database)
         self.database = Database(self.settings.database)
-        self.records, self.wishes = Records(self.database, "this"), Wishes(self.database)
+        self.records, self.wishes = EngineQueries(self.database, "this"), JobControl(self.database)
         assert self.records.acquire_lease()
-        self.job_id = add_job(Registry(self.database), **plan).id
+        self.job_id = add_job(ApiQueries(self.database), **plan).id
         self.gpus = GpuWatch(0)
 
-    def engine(self, *tasks: _Task) -> Engine:
+    def engine(self, *tasks: _Task) -> Scheduler:
         return self.engine_on(_Cluster(*tasks))
 
-    def engine_on(self, cluster: _Cluster, **settings: object) -> Engine:
-        engine = Engine(self.settings.model_copy(update=settings), self.records, EngineParts(self.records))
+    def engine_on(self, cluster: _Cluster, **settings: object) -> Scheduler:
+        engine = Scheduler(self.settings.model_copy(update=settings), self.records, EngineParts(self.records))
         self.gpus = GpuWatch(cluster.gpus)
         engine.recover(cast("Cluster", cluster), self.gpus)
         return engine
@@ -354,7 +354,7 @@ def test_what_workers_tell_of_this_machines_folders_is_stored_relative_to_them(b
         engine.tick()
     error = bench.records.job(bench.job_id).error or {}
     assert error["message"] == "caches/ab/zarr.json: not JSON, see 'the data directory'"
-    registry = Registry(bench.database)
+    registry = ApiQueries(bench.database)
     events, _ = registry.events(registry.get(JobRecord, bench.job_id), after=0, limit=100)
     assert "caches/ab/zarr.json: the file is missing" in [event.data.get("message") for event in events]
 
@@ -395,7 +395,7 @@ def test_a_new_engine_removes_checkpoints_that_an_earlier_version_has_left_of_en
 
 def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_meanwhile(bench: _Bench) -> None:
     """The one has ended, so nothing keeps the other."""
-    registry = Registry(bench.database)
+    registry = ApiQueries(bench.database)
     bench.wishes.cancel_job(bench.job_id)
     again, _ = registry.retry_job(bench.job_id, lambda: None)
     bench.records.claim_job()
@@ -429,10 +429,12 @@ def test_an_engine_that_was_stopped_before_it_looked_for_strays_ends_no_process_
     bench: _Bench,
 ) -> None:
     """Nothing was unfinished, so it has written nothing that would have told it."""
-    assert Records(bench.database, "other").acquire_lease(ttl_s=0)
+    assert EngineQueries(bench.database, "other").acquire_lease(ttl_s=0)
     cluster = _Cluster()
     with pytest.raises(LeaseLost, match="this ends: another engine leads"):
-        Engine(bench.settings, bench.records, EngineParts(bench.records)).recover(cast("Cluster", cluster), GpuWatch(0))
+        Scheduler(bench.settings, bench.records, EngineParts(bench.records)).recover(
+            cast("Cluster", cluster), GpuWatch(0)
+        )
     assert not cluster.has_ended_others
 
 
@@ -452,7 +454,7 @@ def test_an_engine_that_waits_for_the_lease_says_who_has_it_since_when_and_by_wh
         ahead = utc_now() + timedelta(hours=2)
         session.execute(update(EngineRecord).values(holder="elsewhere:pid:7:ab", heartbeat_at=ahead))
     monkeypatch.setattr("service.engine.process.LEASE_TTL_S", 0.05)
-    challenger = Records(bench.database, "challenger")
+    challenger = EngineQueries(bench.database, "challenger")
     with capture_logs() as logs:
         assert _lead(challenger, threading.Event(), EngineParts(challenger))
     assert challenger.lease().holder == "challenger"
@@ -570,7 +572,7 @@ def test_inference_that_is_out_of_memory_is_tried_once_more_on_a_gpu_of_its_own(
 
 def test_engine_whose_slots_one_key_fills_takes_the_job_of_another(bench: _Bench) -> None:
     """Each job of the one more urgent than all before it, and none of them ever ends."""
-    registry = Registry(bench.database)
+    registry = ApiQueries(bench.database)
     teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
     engine = bench.engine(*[_Task() for _ in range(ACTIVE_JOBS_EVER_MAX)])
     for number in range(KEY_ACTIVE_JOBS_MAX + 2):
@@ -647,7 +649,7 @@ def test_a_run_that_needs_a_whole_gpu_is_told_as_waiting_until_one_is_empty(tmp_
     waits = bench.records.run(first.id)
     why = f"waits for a whole GPU: 2 of 2 are partly or wholly used by run {second.id}, run {third.id}"
     assert (waits.state, waits.waits_for) == (State.LOST, why)
-    events, _ = Registry(bench.database).events(waits, 0, 1000)
+    events, _ = ApiQueries(bench.database).events(waits, 0, 1000)
     told = [event.data["message"] for event in events if event.type == "log"]
     assert told == [why]
     assert [share for _, share in cluster.trained] == [0.5] * 3

@@ -18,12 +18,12 @@ from sqlalchemy import update
 
 from service.cli.follow import JobView
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, JobRecord, Json, RunRecord
 from service.db.set_aside import TryBackoff
 from service.db.states import State
 from service.engine.disk import EngineDisk
-from service.engine.scheduler import Engine
+from service.engine.scheduler import Scheduler
 from service.operations import disk
 from service.operations.disk import Freeable
 from service.operations.readiness import EngineParts
@@ -80,7 +80,7 @@ class Room:
             raise OSError(self.error, os.strerror(self.error))
 
 
-def tick_until(engine: Engine, holds: Callable[[], bool]) -> None:
+def tick_until(engine: Scheduler, holds: Callable[[], bool]) -> None:
     for _ in range(20):
         if holds():
             return
@@ -474,7 +474,7 @@ def test_a_postgresql_database_whose_disk_is_full_or_fails_says_so(
     assert isinstance(caught.value, DatabaseFull) == is_full
 
 
-class _FullDatabase(Records):
+class _FullDatabase(EngineQueries):
     """Whose lease cannot be renewed for some time, because the disk is full."""
 
     def __init__(self, times: int, renewed: threading.Event) -> None:

@@ -26,9 +26,9 @@ from workers.cluster.deaths import Death
 from workers.cluster.outcomes import Outcome, Share
 from workers.cluster.ray_cluster import (
     ACTOR_LOSSES_MAX,
+    ActorGroup,
+    BlockQueue,
     Cluster,
-    Crew,
-    Pile,
     Task,
     WorkerLost,
     _InferencePool,
@@ -466,7 +466,7 @@ def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
 
 
 def test_any_number_of_inference_actors_may_die_but_not_of_the_same_blocks() -> None:
-    pile, done, killed = Pile(range(10), 4), [], Death("killed")
+    pile, done, killed = BlockQueue(range(10), 4), [], Death("killed")
     while pile:
         piece = pile.take()
         for _ in range(ACTOR_LOSSES_MAX):
@@ -526,7 +526,7 @@ def test_a_later_process_of_a_student_that_waits_for_its_pictures_is_stopped_as_
     monkeypatch.setattr(ray_cluster, "_PEER_GRACE_S", 0.0)
     stopped = Outcome(kind="stopped", message="while it waited for pictures")
     first, second = Process(), Process(stopped)
-    task = Task(Crew([first, second], [0]), has_begun=True)
+    task = Task(ActorGroup([first, second], [0]), has_begun=True)
     task.stop()
     assert (first.told, second.told) == ([0], [0])
     while (found := task.poll()[1]) is None:

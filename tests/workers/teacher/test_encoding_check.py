@@ -24,7 +24,7 @@ from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches, plan_caches
-from workers.teacher.cache_plan import CachePlan, Guard
+from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.encoding_check import BAR, gradient_cosine, judge
 from workers.teacher.recheck import recompute_rows
 from workers.tools.parity import check_parity
@@ -104,7 +104,7 @@ def test_a_term_is_judged_in_the_first_epoch_in_which_it_counts() -> None:
 
 def verdict(encoding: Encoding, *methods: object, allow_lossy: bool = False) -> list[Log]:
     events: list[object] = []
-    guard = Guard(methods=tuple(map(parse_method, methods)), epochs=2, allow_lossy=allow_lossy)
+    guard = EncodingCheck(methods=tuple(map(parse_method, methods)), epochs=2, allow_lossy=allow_lossy)
     judge(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), events.append)
     logs = [event for event in events if isinstance(event, Log)]
     assert len(logs) == len(events)
@@ -218,7 +218,7 @@ def test_a_refusal_costs_one_block(digits: Digits, tmp_path: Path) -> None:
 
 def test_the_plan_keeps_its_guard_as_json(digits: Digits) -> None:
     plan = plan_caches(lossy_job(digits, "ce", "kd", encoding="uint8"), digits.folders, ignore, never, threads=1)
-    assert plan.guard == Guard(methods=(parse_method("kd"),), epochs=1)
+    assert plan.guard == EncodingCheck(methods=(parse_method("kd"),), epochs=1)
     assert CachePlan.model_validate_json(plan.model_dump_json()) == plan
     assert digits.plan.guard is None
     old = digits.plan.model_dump(mode="json", exclude={"guard"})

@@ -39,7 +39,7 @@ from workers.config.job import (
 )
 from workers.data import augmentation, prepared
 from workers.data.prepared import Dataset
-from workers.events import ContractChecked, Log, ignore, never
+from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches, plan_caches, prepare_data, teacher_accuracy
@@ -396,7 +396,7 @@ def test_the_check_on_views_is_remembered_for_these_views_and_its_warning_is_rep
         events: list[object] = []
         plan = plan_caches(each, folders, events.append, never, threads=1, device="cpu")
         warned = [e for e in events if isinstance(e, Log) and "training views" in e.message]
-        checked = [e.views_accuracy for e in events if isinstance(e, ContractChecked)]
+        checked = [e.views_accuracy for e in events if isinstance(e, PreflightChecked)]
         told.append((plan.contract_forwards, len(warned), checked))
     (first, *_, [on_whole]), (second, *_, [on_crops]), (third, *_, nothing) = told
     assert [warned for _, warned, _ in told] == [0, 1, 1]

@@ -360,7 +360,7 @@ def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
     assert report.forwards == 1 + 100 + 4 + 64
     assert report.provider == "CPUExecutionProvider"
     assert report.warnings == ()
-    assert preflight.ContractReport.model_validate_json(report.model_dump_json()) == report
+    assert preflight.PreflightReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_large_pictures_are_tried_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
