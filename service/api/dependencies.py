@@ -62,7 +62,7 @@ class Context:
     version: DatabaseVersion
     records: EngineQueries
     registry: ApiQueries
-    wishes: JobControl
+    job_control: JobControl
     deletion: Deletion
     catalog: Catalog
     keys: Keys
@@ -98,7 +98,7 @@ class Context:
             version=DatabaseVersion(database),
             records=EngineQueries(database),
             registry=registry,
-            wishes=JobControl(database),
+            job_control=JobControl(database),
             deletion=Deletion(database, settings),
             catalog=Catalog(settings.caches_dir),
             keys=keys,

@@ -297,7 +297,7 @@ def _unlink_run(session: Session, run: RunRecord) -> None:
 
 
 def _sums_of_runs(runs: Iterable[RunRecord]) -> dict[str, float]:
-    pairs = [(run.attempt, run.losses) for run in runs]
+    pairs = [(run.attempt, run.lost_attempts) for run in runs]
     return {"run_attempts": sum(begun for begun, _ in pairs), "run_attempts_lost": sum(lost for _, lost in pairs)}
 
 

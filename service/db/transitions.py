@@ -1,7 +1,7 @@
 """What ``engine_queries``, ``job_control`` and ``api_queries`` do with rows inside a transaction of theirs.
 
-Every change of a state, whoever asks for it, goes through ``swap``: it obeys ``states.TABLE`` and adds its own event
-(type ``state``) in the same transaction.
+Every change of a state, whoever asks for it, goes through ``transition``: it obeys ``states.TABLE`` and adds its own
+event (type ``state``) in the same transaction.
 """
 
 import re
@@ -60,7 +60,7 @@ def runs_of(job_id: str) -> Select[RunRecord]:
     return select(RunRecord).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
 
 
-def swap(
+def transition(
     session: Session,
     row: JobRecord | RunRecord,
     wanted: State,
@@ -91,7 +91,7 @@ def swap(
     if wanted in TERMINAL:
         values["finished_at"] = now
     if wanted is State.LOST and isinstance(row, RunRecord):
-        values["losses"] = row.losses + 1
+        values["lost_attempts"] = row.lost_attempts + 1
     table = type(row)
     unchanged = (table.id == row.id) & (table.state == row.state) & (table.attempt == row.attempt)
     result = session.execute(update(table).where(unchanged).values(values))

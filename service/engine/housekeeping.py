@@ -69,8 +69,8 @@ class Housekeeper:
             self._sweep_checkpoints()
         done = self._retention.collect(Limits.of(self._settings), should_stop=self._closed.is_set)
         if done.files_bytes or done.jobs or done.compacted_events:
-            told = {"jobs": len(done.jobs), "decoded": len(done.decoded), "compacted_events": done.compacted_events}
-            log.info("collected", **told, files_bytes=done.files_bytes, seconds=round(time.monotonic() - began_s, 1))
+            counts = {"jobs": len(done.jobs), "decoded": len(done.decoded), "compacted_events": done.compacted_events}
+            log.info("collected", **counts, files_bytes=done.files_bytes, seconds=round(time.monotonic() - began_s, 1))
 
     def _sweep_checkpoints(self) -> None:
         query = select(RunRecord.id, RunRecord.job_id).where(

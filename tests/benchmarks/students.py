@@ -77,8 +77,8 @@ def measure_processes(order: TrainingTask, counts: Sequence[int]) -> dict[int, d
     running: list[subprocess.Popen[str]] = []
     try:
         for number in range(1, max(counts) + 1):
-            mine = order.model_copy(update={"folder": order.folder / f"process-{number}", "threads": 1})
-            command = [sys.executable, "-m", "tests.benchmarks.students", "--process", mine.model_dump_json()]
+            local_slice = order.model_copy(update={"folder": order.folder / f"process-{number}", "threads": 1})
+            command = [sys.executable, "-m", "tests.benchmarks.students", "--process", local_slice.model_dump_json()]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None
             running.append(process)

@@ -206,9 +206,9 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
     order = order.model_copy(update={"run": order.run.model_copy(update={"seed": seed})})
     found: dict[int, dict[str, Tensor]] = {}
 
-    def explain(learner: RunState, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:
-        found[learner.sums.steps] = {name: p.detach().cpu() for name, p in learner.network.named_parameters()}
-        return explain_not_finite(learner, step, batch, inputs)
+    def explain(run_state: RunState, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:
+        found[run_state.sums.steps] = {name: p.detach().cpu() for name, p in run_state.network.named_parameters()}
+        return explain_not_finite(run_state, step, batch, inputs)
 
     monkeypatch.setattr("workers.training.loop.explain_not_finite", explain)
     # An event reads the flag, too.

@@ -44,8 +44,8 @@ def _run(orders: Sequence[TrainingTask], steps: int | None = None) -> tuple[list
             said.append(event.message)
 
     first, *others = orders
-    members = [RunHandle(first, emit, should_stop), *(RunHandle(order, emit, never) for order in others)]
-    ended = sorted(loop.train_group(members), key=lambda end: end[0])
+    handles = [RunHandle(first, emit, should_stop), *(RunHandle(order, emit, never) for order in others)]
+    ended = sorted(loop.train_group(handles), key=lambda end: end[0])
     return [how for _, how in ended], said
 
 
@@ -134,9 +134,9 @@ def _with_compute_step(
     """Runs in which something happens before each step that is computed, or recorded."""
     compute = cuda_graph.compute_step
 
-    def changed(learner: RunState, batch: Batch, inputs: Sequence[Tensor]) -> None:
-        change(learner)
-        compute(learner, batch, inputs)
+    def changed(run_state: RunState, batch: Batch, inputs: Sequence[Tensor]) -> None:
+        change(run_state)
+        compute(run_state, batch, inputs)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cuda_graph, "compute_step", changed)
@@ -144,13 +144,13 @@ def _with_compute_step(
 
 
 def _a_replay_that_differs(order: TrainingTask) -> list[str]:
-    def spoil(learner: RunState) -> None:
+    def spoil(run_state: RunState) -> None:
         # What is copied from the host is made before a replay, and is no part of it.
         if not torch.cuda.is_current_stream_capturing():
             with torch.no_grad():
                 # Of one dimension: others would be laid out anew, by a kernel.
-                bias = next(weight for weight in learner.weights if weight.ndim == 1)
-                bias.copy_(torch.full(bias.shape, float(learner.sums.steps)))
+                bias = next(weight for weight in run_state.weights if weight.ndim == 1)
+                bias.copy_(torch.full(bias.shape, float(run_state.sums.steps)))
 
     [how], said = _with_compute_step([order], spoil)
     return [how["environment"]["cuda_graph"], *said]
@@ -165,13 +165,13 @@ def _a_run_without_memory(orders: Sequence[TrainingTask]) -> dict[str, Any]:
     """Mebibytes that a failed run's batch of a gibibyte has left behind, as the other run finds them."""
     held: dict[str, int] = {}
 
-    def ask_for_too_much(learner: RunState) -> None:
-        if (learner.place, learner.sums.steps) == (0, 2):
+    def ask_for_too_much(run_state: RunState) -> None:
+        if (run_state.place, run_state.sums.steps) == (0, 2):
             held["before"] = torch.cuda.memory_reserved()
             batch = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
             torch.empty(1 << 40, dtype=torch.uint8, device="cuda")
             del batch
-        if (learner.place, learner.sums.steps) == (1, 4):
+        if (run_state.place, run_state.sums.steps) == (1, 4):
             held["after"] = torch.cuda.memory_reserved()
 
     ended, _ = _with_compute_step(orders, ask_for_too_much)

@@ -22,8 +22,8 @@ from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches, forwards_needed, identify, plan_caches
 from workers.teacher.forwards import ForwardCounter, carry_over, count_forwards, forwards_avoided
-from workers.teacher.recheck import recompute_rows
-from workers.training.orders import share_out
+from workers.teacher.recheck import recheck_rows
+from workers.training.tasks import share_out
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 
@@ -258,16 +258,16 @@ def test_recomputed_rows_agree_and_a_foreign_teacher_does_not(digits: Digits, tm
     (data_dir / "teachers").mkdir(exist_ok=True)
     path = data_dir / "teachers" / f"{digits.plan.train_cache.teacher_sha256}.onnx"
     with pytest.raises(InvalidTeacher, match="is gone"):
-        recompute_rows(data_dir, key, 50)
+        recheck_rows(data_dir, key, 50)
     path.write_bytes(digits.teacher_spec.path.read_bytes())
-    report = recompute_rows(data_dir, key, 50)
+    report = recheck_rows(data_dir, key, 50)
     assert report.rows == 50
     assert report.ok
     assert 0 < report.max_abs_difference <= report.allowed
 
     other = run_other_teacher(digits, tmp_path)
     path.write_bytes(other.read_bytes())
-    assert not recompute_rows(data_dir, key, 50).ok
+    assert not recheck_rows(data_dir, key, 50).ok
 
 
 def run_other_teacher(digits: Digits, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How work on the cluster is told about: numbered events, a wish to stop, and one outcome. Without Ray.
+"""How work on the cluster is told about: numbered events, a request to stop, and one outcome. Without Ray.
 
 An exception class that cannot be pickled kills an actor's reply, so errors cross processes as text.
 """
@@ -112,7 +112,7 @@ _EVENTS_MAX = 1000
 
 
 class TaskChannel:
-    """Events of one piece of work, numbered, kept until they are acknowledged; wishes to it; the outcome.
+    """Events of one piece of work, numbered, kept until they are acknowledged; requests to it; the outcome.
 
     Args:
         first: the number of the first event; another process may have told of the earlier ones.

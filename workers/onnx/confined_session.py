@@ -55,7 +55,7 @@ CALL_S = 60.0
 PATIENCE = 30
 CALL_MAX_S = 3600.0
 CLOCK_FACTOR = 10
-LOSSES_MAX = 3  # of the child in one call, each followed by another try
+LOST_ATTEMPTS_MAX = 3  # of the child in one call, each followed by another try
 LOOK_S = 0.25
 # A process that was stopped with everything around it (a paused container) has not used the time in between.
 _STEP_MAX_S = 1.0
@@ -182,7 +182,7 @@ class ConfinedSession:
             offset, input_ = self.inputs.offset_of(copy), copy  # it stays where it is for as long as it has a name
             assert offset is not None
         request = Request(offset=offset, shape=input_.shape, dtype=input_.dtype.name)
-        for _ in range(LOSSES_MAX):
+        for _ in range(LOST_ATTEMPTS_MAX):
             with contextlib.suppress(SessionLost):
                 return self._run(request, timeout_s)
         return self._run(request, timeout_s)

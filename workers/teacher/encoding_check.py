@@ -31,7 +31,9 @@ BAR = 0.98
 BATCH = 64
 
 
-def judge(guard: EncodingCheck, spec: CacheSpec, reference: Reference, labels_R: Tensor, emit: Emit) -> None:
+def check_lossy_encoding(
+    guard: EncodingCheck, spec: CacheSpec, reference: Reference, labels_R: Tensor, emit: Emit
+) -> None:
     """Tell the cosine of every method's gradient on this cache.
 
     Args:

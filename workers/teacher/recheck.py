@@ -29,7 +29,7 @@ class RecheckReport:
         return self.max_abs_difference <= self.allowed
 
 
-def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckReport:
+def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckReport:
     """Run the teacher again on random rows of a complete cache and compare.
 
     Args:

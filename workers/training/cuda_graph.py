@@ -174,36 +174,36 @@ class StepGraph:
         reason: why not.
     """
 
-    def __init__(self, learner: RunState, recorder: Recorder | None, reason: str | None) -> None:
-        self._learner = learner
+    def __init__(self, run_state: RunState, recorder: Recorder | None, reason: str | None) -> None:
+        self._learner = run_state
         self._recorder = recorder
-        self._insists = learner.training.cuda_graph == "on"
+        self._insists = run_state.training.cuda_graph == "on"
         self._warm_steps, self._warm_rows = 0, 0
         self._compared = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._key: tuple[float, ...] = ()
         if recorder is not None:
             # The next replay overwrites what the sums of a step are computed from.
-            learner.sums.is_deferred = False
+            run_state.sums.is_deferred = False
         # A run that was resumed when all was trained keeps what was said of its training.
-        learner.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
+        run_state.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
 
     def step(self, step: int, loaded: LoadedBatch) -> None:
         """One update, replayed if it can be."""
-        learner = self._learner
+        run_state = self._learner
         if loaded.failure is not None and self._recorder is not None:
             self._give_up(loaded.failure)
         if self._recorder is None or self._is_warming_up(len(loaded.batch.labels)) or not loaded.recordable:
-            compute_step(learner, loaded.batch, loaded.inputs)
+            compute_step(run_state, loaded.batch, loaded.inputs)
             return
         # Numbers that the method derives from the epoch are constants of the recorded step.
-        key = learner.method.epoch_key(learner.epoch + 1)
+        key = run_state.method.epoch_key(run_state.epoch + 1)
         if self._graph is None or key != self._key:
             self._graph, self._key = self._record(self._recorder, loaded.fresh()), key
             self._compared = min(self._compared, _COMPARED_STEPS - 1)
-            learner.seed(step)
+            run_state.seed(step)
         if self._graph is None:
-            compute_step(learner, loaded.batch, loaded.inputs)
+            compute_step(run_state, loaded.batch, loaded.inputs)
         elif self._compared < _COMPARED_STEPS:
             self._compare(self._graph, step, loaded)
         else:
@@ -226,13 +226,13 @@ class StepGraph:
 
     def _compare(self, graph: torch.cuda.CUDAGraph, step: int, loaded: LoadedBatch) -> None:
         """Make the step eagerly and by replay, from the same state; keep the replay's if they agree."""
-        learner = self._learner
-        tensors = learner.tensors
+        run_state = self._learner
+        tensors = run_state.tensors
         before = _on_host(tensors)
-        compute_step(learner, loaded.batch, loaded.inputs)
+        compute_step(run_state, loaded.batch, loaded.inputs)
         eager = _on_host(tensors)
         _restore(tensors, before)
-        learner.seed(step)
+        run_state.seed(step)
         graph.replay()
         replayed = _on_host(tensors)
         self._compared += 1
@@ -242,9 +242,9 @@ class StepGraph:
                 _restore(tensors, eager)
                 self._give_up(f"the {what} of a replayed step differ from an eager one's by {apart:.2g} of its change")
                 return
-        if self._compared == _COMPARED_STEPS and learner.environment["cuda_graph"] != "on":
-            learner.environment["cuda_graph"] = "on"
-            learner.emit(Log(message="steps are replayed as a CUDA graph; the first agree with eager ones"))
+        if self._compared == _COMPARED_STEPS and run_state.environment["cuda_graph"] != "on":
+            run_state.environment["cuda_graph"] = "on"
+            run_state.emit(Log(message="steps are replayed as a CUDA graph; the first agree with eager ones"))
 
     def forget(self) -> None:
         """Let go of what was recorded, gradients included; the next step is recorded anew."""

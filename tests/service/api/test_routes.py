@@ -77,7 +77,7 @@ def test_a_data_set_gets_a_name_that_jobs_can_use(api: Api) -> None:
     for name in ("my digits", dataset["id"]):
         job = api.post_job(dataset=name)
         assert job["plan"]["dataset"] == {"kind": "digits"}
-        api.context.wishes.cancel_job(job["id"])
+        api.context.job_control.cancel_job(job["id"])
     assert api.client.get("/v1/datasets").json()["data"] == [dataset]
     assert api.client.delete(f"/v1/datasets/{dataset['id']}").status_code == 204
     problem(api.client.get(f"/v1/datasets/{dataset['id']}"), 404, "not-found")

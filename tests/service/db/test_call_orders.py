@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 JOBS_MAX = 3
 FILE: Json = {"name": "f", "path": "p", "size_bytes": 1, "sha256": "0" * 64, "media_type": "text/plain"}
 OVER = TERMINAL | {State.CANCELLING}
-WISHED = {
+STATES_AFTER = {
     "cancel": OVER,
     "pause": {State.PAUSING, State.PAUSED},
     "resume": {State.QUEUED, State.RUNNING, State.LOST},
@@ -40,7 +40,7 @@ WISHED = {
 ANY = st.integers(0, 11)
 # What is late, or ends it all, comes seldom: else little of a life would be seen.
 SELDOM = st.sampled_from([False, False, False, True])
-WISHES = st.sampled_from(["pause", "resume"] * 3 + ["cancel"])
+ACTIONS = st.sampled_from(["pause", "resume"] * 3 + ["cancel"])
 JOB_MOVES = st.sampled_from([State.LOST, State.QUEUED, State.PAUSED] * 3 + [State.PAUSING, *sorted(TERMINAL)])
 RUN_MOVES = st.sampled_from([State.LOST, State.QUEUED, State.PAUSED] * 2 + [State.RUNNING, State.FAILED])
 
@@ -75,7 +75,7 @@ class Life(RuleBasedStateMachine):
         self.database = Database(f"sqlite:///{self.folder / 'db'}")
         self.engines = {holder: EngineQueries(self.database, holder) for holder in "ab"}
         self.records, self.registry = EngineQueries(self.database), ApiQueries(self.database)
-        self.wishes = JobControl(self.database)
+        self.job_control = JobControl(self.database)
         self.workers: list[Worker] = []
         self.ended: dict[str, State] = {}
         self.attempts: dict[str, int] = defaultdict(int)
@@ -258,28 +258,28 @@ class Life(RuleBasedStateMachine):
         with self.database.write() as session:
             session.get_one(JobRecord, job_id).priority = priority
 
-    @rule(number=ANY, wish=WISHES)
-    def wish_for_job(self, number: int, wish: str) -> None:
+    @rule(number=ANY, action=ACTIONS)
+    def act_on_job(self, number: int, action: str) -> None:
         """A client has had enough, needs the room for something else, or has it again."""
         job = self.job(number)
-        ask: Callable[[str], JobRecord] = getattr(self.wishes, f"{wish}_job")
-        if wish != "cancel" and job.state in OVER:
+        ask: Callable[[str], JobRecord] = getattr(self.job_control, f"{action}_job")
+        if action != "cancel" and job.state in OVER:
             with pytest.raises(Conflict):
                 ask(job.id)
             return
-        assert ask(job.id).state in WISHED[wish]
-        assert set(self.records.states(job.id)[1].values()) <= WISHED[wish] | OVER
+        assert ask(job.id).state in STATES_AFTER[action]
+        assert set(self.records.states(job.id)[1].values()) <= STATES_AFTER[action] | OVER
 
-    @rule(number=ANY, wish=WISHES)
-    def wish_for_run(self, number: int, wish: str) -> None:
+    @rule(number=ANY, action=ACTIONS)
+    def act_on_run(self, number: int, action: str) -> None:
         """A client wants something of one run."""
         run = self.run(number)
-        ask: Callable[[str], RunRecord] = getattr(self.wishes, f"{wish}_run")
-        if wish != "cancel" and run.state in OVER:
+        ask: Callable[[str], RunRecord] = getattr(self.job_control, f"{action}_run")
+        if action != "cancel" and run.state in OVER:
             with pytest.raises(Conflict):
                 ask(run.id)
             return
-        assert ask(run.id).state in WISHED[wish]
+        assert ask(run.id).state in STATES_AFTER[action]
 
     @rule(number=ANY, whole=st.booleans())
     def retry(self, number: int, whole: bool) -> None:
@@ -318,7 +318,7 @@ class Life(RuleBasedStateMachine):
     def check_ends(self) -> None:
         """No final state is left, no attempt comes back; a job that has ended has only runs that have.
 
-        And nobody works on a run on whose job nobody works: a client's wish would wait for ever.
+        And nobody works on a run on whose job nobody works: a client's request would wait for ever.
         """
         for row in (*self.jobs.values(), *self.runs.values()):
             assert self.ended.get(row.id, row.state) is row.state

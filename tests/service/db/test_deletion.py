@@ -137,17 +137,17 @@ def test_a_pinned_job_is_not_deleted_nor_are_its_runs(api: Api) -> None:
 def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended(
     deletion: Deletion, registry: ApiQueries, records: EngineQueries
 ) -> None:
-    wishes = JobControl(registry.database)
-    first = wishes.cancel_job(add_job(registry).id)
+    job_control = JobControl(registry.database)
+    first = job_control.cancel_job(add_job(registry).id)
     second, _ = registry.retry_job(first.id, lambda: None)
-    wishes.cancel_job(second.id)
+    job_control.cancel_job(second.id)
     third, _ = registry.retry_job(second.id, lambda: None)
     for job in (first, second):
         with pytest.raises(Conflict, match=f"is tried again by .*{third.id}"):
             deletion.delete_job(job.id)
         with pytest.raises(Conflict, match=f"is tried again by .*{third.id}"):
             deletion.delete_run(records.runs(job.id)[0].id)
-    wishes.cancel_job(third.id)
+    job_control.cancel_job(third.id)
     deletion.delete_job(second.id)
     assert records.job(third.id).retry_of == first.id
     assert [run.retry_of for run in records.runs(third.id)] == [run.id for run in records.runs(first.id)]

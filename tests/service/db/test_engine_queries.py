@@ -1,4 +1,4 @@
-"""Claims, attempts, fencing, wishes, events and the lease, on SQLite and on a real PostgreSQL."""
+"""Claims, attempts, fencing, requests of clients, events and the lease, on SQLite and on a real PostgreSQL."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ FILE: Json = {"name": "f", "path": "p", "size_bytes": 1, "sha256": "0" * 64, "me
 
 
 @pytest.fixture
-def wishes(database: Database) -> JobControl:
+def job_control(database: Database) -> JobControl:
     """What clients ask for."""
     return JobControl(database)
 
@@ -185,9 +185,9 @@ def test_runs_that_start_together_share_a_process_of_the_firsts_name(
     ids = [run.id for run in records.runs(job.id)]
     assert start_run(records, ids[1]) == 1
     started = records.start_attempts([ids[3], "run_nothing", ids[1], ids[0]])
-    assert [(run.id, run.attempt, run.piece) for run in started] == [(ids[3], 1, 0), (ids[0], 1, 1)]
+    assert [(run.id, run.attempt, run.slot) for run in started] == [(ids[3], 1, 0), (ids[0], 1, 1)]
     assert {run.actor for run in started} == {actor_name(ids[3], 1)} == {f"run-{ids[3]}-a1"}
-    stored = {run.id: (run.actor, run.piece) for run in records.runs(job.id)}
+    stored = {run.id: (run.actor, run.slot) for run in records.runs(job.id)}
     assert stored[ids[0]] == (f"run-{ids[3]}-a1", 1)
     assert stored[ids[1]] == (f"run-{ids[1]}-a1", 0)
     assert stored[ids[2]] == (None, None)
@@ -241,14 +241,17 @@ def test_a_result_and_its_artifacts_land_together_or_not_at_all(records: EngineQ
     assert [file.name for file in registry.artifacts(run.id)] == ["f"]
 
 
-@pytest.mark.parametrize("wish", [JobControl.pause_run, JobControl.cancel_run])
+@pytest.mark.parametrize("action", [JobControl.pause_run, JobControl.cancel_run])
 def test_a_run_that_ends_while_it_is_told_to_stop_has_succeeded(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl, wish: Callable[[JobControl, str], RunRecord]
+    records: EngineQueries,
+    registry: ApiQueries,
+    job_control: JobControl,
+    action: Callable[[JobControl, str], RunRecord],
 ) -> None:
     """Its work is done; there is nothing left to stop."""
     job = add_job(registry)
     run, attempt = start(records, job)
-    wish(wishes, run.id)
+    action(job_control, run.id)
     assert records.record_result(run.id, attempt, [FILE], {})
     assert records.run(run.id).state is State.SUCCEEDED
 
@@ -319,14 +322,14 @@ def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(
 
 
 def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Paused ones among them; a job that has told of none has none."""
     jobs = [add_job(registry) for _ in range(4)]
     for number, job in enumerate(jobs[:3]):
         records.claim_job()
         records.update_job(job.id, caches={"train": f"key {number}"})
-    wishes.pause_job(jobs[0].id)
+    job_control.pause_job(jobs[0].id)
     assert records.settle_job(jobs[0].id, 1)
     assert records.move_job(jobs[2].id, State.FAILED)
     used = {jobs[0].id: {"train": "key 0"}, jobs[1].id: {"train": "key 1"}}
@@ -335,12 +338,12 @@ def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
 
 
 def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Its engine died in the middle of pausing: the next one has to finish that."""
     job = add_job(registry)
     start(records, job)
-    wishes.pause_job(job.id)
+    job_control.pause_job(job.id)
     adopted = records.adopt_job(job.id)
     assert adopted is not None
     assert (adopted.state, adopted.attempt) == (State.PAUSING, 2)
@@ -466,37 +469,37 @@ def states(records: EngineQueries, job_id: str) -> list[str]:
 
 
 def test_cancelling_ends_what_waits_and_tells_what_runs(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """And cancelling again changes nothing."""
     job = add_job(registry)
     run, attempt = start(records, job)
     for _ in range(2):
-        assert wishes.cancel_job(job.id).state is State.CANCELLING
+        assert job_control.cancel_job(job.id).state is State.CANCELLING
         assert states(records, job.id) == ["cancelling", "cancelling", "cancelled"]
     assert start_run(records, records.runs(job.id)[1].id) is None
     assert records.move_run(run.id, attempt, State.CANCELLED)
     assert records.move_job(job.id, State.CANCELLED)
-    assert wishes.cancel_job(job.id).state is State.CANCELLED
+    assert job_control.cancel_job(job.id).state is State.CANCELLED
 
 
 def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_it_again(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """The engine settles it when its work is put down; asking twice changes nothing."""
     job = add_job(registry)
     run, attempt = start(records, job)
     for _ in range(2):
-        assert wishes.pause_job(job.id).state is State.PAUSING
+        assert job_control.pause_job(job.id).state is State.PAUSING
         assert states(records, job.id) == ["pausing", "pausing", "paused"]
     assert not records.settle_job(job.id, 1), "its run still works"
     assert records.record_events(job.id, run.id, attempt, [(0, {"type": "log"})]) == 1, "it may still speak"
     assert records.move_run(run.id, attempt, State.PAUSED)
     assert records.settle_job(job.id, 1)
-    assert wishes.pause_job(job.id).state is State.PAUSED
+    assert job_control.pause_job(job.id).state is State.PAUSED
     assert records.claim_job() is None
     for _ in range(2):
-        assert wishes.resume_job(job.id).state is State.QUEUED
+        assert job_control.resume_job(job.id).state is State.QUEUED
         assert states(records, job.id) == ["queued", "queued", "queued"]
     claimed = records.claim_job()
     assert claimed is not None
@@ -505,24 +508,26 @@ def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_i
 
 
 def test_what_vanishes_while_it_is_pausing_is_paused(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """It goes on from its last checkpoint when it is resumed; until then nobody starts it again."""
     job = add_job(registry)
     run, attempt = start(records, job)
-    wishes.pause_job(job.id)
+    job_control.pause_job(job.id)
     assert records.move_run(run.id, attempt, State.LOST)
     assert start_run(records, run.id) is None
     assert records.settle_job(job.id, 1)
     assert states(records, job.id) == ["paused", "paused", "paused"]
 
 
-def test_a_job_resumed_in_mid_pause_runs_on(records: EngineQueries, registry: ApiQueries, wishes: JobControl) -> None:
+def test_a_job_resumed_in_mid_pause_runs_on(
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+) -> None:
     """A worker that has put its run down nonetheless makes it wait for its next attempt."""
     job = add_job(registry)
     run, attempt = start(records, job)
-    wishes.pause_job(job.id)
-    assert wishes.resume_job(job.id).state is State.RUNNING
+    job_control.pause_job(job.id)
+    assert job_control.resume_job(job.id).state is State.RUNNING
     assert states(records, job.id) == ["running", "running", "queued"]
     assert not records.settle_job(job.id, 1)
     assert records.move_run(run.id, attempt, State.QUEUED)
@@ -530,56 +535,56 @@ def test_a_job_resumed_in_mid_pause_runs_on(records: EngineQueries, registry: Ap
 
 
 def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """No engine needs to be there."""
     job = add_job(registry)
-    wishes.pause_job(job.id)
+    job_control.pause_job(job.id)
     assert states(records, job.id) == ["paused", "paused", "paused"]
-    wishes.resume_job(job.id)
+    job_control.resume_job(job.id)
     assert states(records, job.id) == ["queued", "queued", "queued"]
-    wishes.pause_job(job.id)
-    wishes.cancel_job(job.id)
+    job_control.pause_job(job.id)
+    job_control.cancel_job(job.id)
     assert states(records, job.id) == ["cancelled", "cancelled", "cancelled"]
     assert records.claim_job() is None
 
 
-def test_a_lost_run_is_cancelled_at_once(records: EngineQueries, registry: ApiQueries, wishes: JobControl) -> None:
+def test_a_lost_run_is_cancelled_at_once(records: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
     """Nobody works on it, though somebody does on its job."""
     job = add_job(registry)
     run, attempt = start(records, job)
     assert records.move_run(run.id, attempt, State.LOST)
-    assert wishes.cancel_run(run.id).state is State.CANCELLED
+    assert job_control.cancel_run(run.id).state is State.CANCELLED
     assert states(records, job.id) == ["running", "cancelled", "queued"]
 
 
 def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Its job runs on."""
     job = add_job(registry)
     run, attempt = start(records, job)
     other = records.runs(job.id)[1].id
-    assert wishes.pause_run(run.id).state is State.PAUSING
-    assert wishes.pause_run(other).state is State.PAUSED
-    assert wishes.resume_run(other).state is State.QUEUED
-    assert wishes.resume_run(run.id).state is State.RUNNING
-    assert wishes.cancel_run(run.id).state is State.CANCELLING
+    assert job_control.pause_run(run.id).state is State.PAUSING
+    assert job_control.pause_run(other).state is State.PAUSED
+    assert job_control.resume_run(other).state is State.QUEUED
+    assert job_control.resume_run(run.id).state is State.RUNNING
+    assert job_control.cancel_run(run.id).state is State.CANCELLING
     with pytest.raises(Conflict, match=f"{run.id} cannot be paused: it is being cancelled"):
-        wishes.pause_run(run.id)
+        job_control.pause_run(run.id)
     assert records.move_run(run.id, attempt, State.CANCELLED)
-    assert wishes.cancel_run(run.id).state is State.CANCELLED
+    assert job_control.cancel_run(run.id).state is State.CANCELLED
     assert states(records, job.id) == ["running", "cancelled", "queued"]
 
 
 def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """So that an engine takes it; the rest of it stays paused until somebody resumes the job."""
     job = add_job(registry)
     first, second = (run.id for run in records.runs(job.id))
-    wishes.pause_job(job.id)
-    wishes.resume_run(second)
+    job_control.pause_job(job.id)
+    job_control.resume_run(second)
     assert states(records, job.id) == ["queued", "paused", "queued"]
     records.claim_job()
     assert start_run(records, first) is None
@@ -587,36 +592,36 @@ def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
     assert records.record_result(second, 1, [], {})
     assert records.settle_job(job.id, 1), "nothing is left but what is paused"
     assert states(records, job.id) == ["paused", "paused", "succeeded"]
-    assert wishes.resume_job(job.id).state is State.QUEUED
+    assert job_control.resume_job(job.id).state is State.QUEUED
 
 
 def test_a_job_that_nobody_works_on_follows_the_last_of_its_runs(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """An engine would build its caches, and then find nothing to train."""
     job = add_job(registry)
     first, second = (run.id for run in records.runs(job.id))
-    wishes.pause_run(first)
+    job_control.pause_run(first)
     assert states(records, job.id) == ["queued", "paused", "queued"]
-    wishes.pause_run(second)
+    job_control.pause_run(second)
     assert states(records, job.id) == ["paused", "paused", "paused"]
-    wishes.cancel_run(first)
+    job_control.cancel_run(first)
     assert states(records, job.id) == ["paused", "cancelled", "paused"]
-    wishes.cancel_run(second)
+    job_control.cancel_run(second)
     assert states(records, job.id) == ["cancelled", "cancelled", "cancelled"]
     assert records.job(job.id).finished_at is not None
 
 
 def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """As an engine would end it."""
     job = add_job(registry)
     run, attempt = start(records, job)
-    wishes.pause_run(records.runs(job.id)[1].id)
+    job_control.pause_run(records.runs(job.id)[1].id)
     assert records.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "nan"})
     assert records.settle_job(job.id, 1)
-    wishes.cancel_run(records.runs(job.id)[1].id)
+    job_control.cancel_run(records.runs(job.id)[1].id)
     ended = records.job(job.id)
     assert ended.state is State.FAILED
     assert ended.error == {
@@ -626,31 +631,31 @@ def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
 
 
 def test_what_has_ended_stays_as_it_is_and_says_what_can_be_done(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Cancelling it is no mistake, pausing and resuming it are."""
     job = add_job(registry)
     finish(records, job.id)
     run_id = records.runs(job.id)[0].id
-    assert wishes.cancel_job(job.id).state is State.SUCCEEDED
-    assert wishes.cancel_run(run_id).state is State.SUCCEEDED
+    assert job_control.cancel_job(job.id).state is State.SUCCEEDED
+    assert job_control.cancel_run(run_id).state is State.SUCCEEDED
     with pytest.raises(Conflict, match="cannot be paused: it has succeeded"):
-        wishes.pause_job(job.id)
+        job_control.pause_job(job.id)
     with pytest.raises(Conflict, match="cannot be resumed: it has succeeded"):
-        wishes.resume_run(run_id)
-    cancelled = wishes.cancel_job(add_job(registry).id)
+        job_control.resume_run(run_id)
+    cancelled = job_control.cancel_job(add_job(registry).id)
     with pytest.raises(Conflict, match="cannot be resumed: it was cancelled, but it can be retried"):
-        wishes.resume_job(cancelled.id)
+        job_control.resume_job(cancelled.id)
 
 
-@pytest.mark.parametrize("wish", ["cancel", "pause", "resume"])
-def test_a_wish_about_nothing_is_not_found(wishes: JobControl, wish: str) -> None:
+@pytest.mark.parametrize("action", ["cancel", "pause", "resume"])
+def test_a_request_about_nothing_is_not_found(job_control: JobControl, action: str) -> None:
     """Whatever the id looks like."""
     for id in ("job_x", "run_" + "0" * 26, "\0"):
         with pytest.raises(NotFound):
-            getattr(wishes, f"{wish}_job")(id)
+            getattr(job_control, f"{action}_job")(id)
         with pytest.raises(NotFound):
-            getattr(wishes, f"{wish}_run")(id)
+            getattr(job_control, f"{action}_run")(id)
 
 
 # ------------------------------------------------------------------------------------------------------------ retry
@@ -662,7 +667,7 @@ def retry(registry: ApiQueries, job_id: str) -> tuple[JobRecord, bool]:
 
 
 def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
-    records: EngineQueries, registry: ApiQueries, wishes: JobControl
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """With the same plan, and the places in it that the runs had; asked again, it is the same job."""
     job = add_job(registry, seeds=[0, 1])
@@ -673,7 +678,7 @@ def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
     records.start_attempts(ids)
     assert records.record_result(ids[0], 1, [], {})
     assert records.move_run(ids[1], 1, State.FAILED, error={"type": "E", "message": "nan"})
-    wishes.cancel_job(job.id)
+    job_control.cancel_job(job.id)
     assert records.move_job(job.id, State.CANCELLED)
 
     again, is_new = retry(registry, job.id)
@@ -695,11 +700,11 @@ def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
     assert claimed.id == again.id
 
 
-def test_each_run_is_retried_once(records: EngineQueries, registry: ApiQueries, wishes: JobControl) -> None:
+def test_each_run_is_retried_once(records: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
     """A job's retry takes what its runs' retries have left; a retry can itself be retried."""
     job = add_job(registry)
     first, second = (run.id for run in records.runs(job.id))
-    wishes.cancel_job(job.id)
+    job_control.cancel_job(job.id)
     alone, is_new = registry.retry_run(second, lambda: None)
     assert is_new
     assert [run.retry_of for run in records.runs(alone.id)] == [second]
@@ -709,15 +714,15 @@ def test_each_run_is_retried_once(records: EngineQueries, registry: ApiQueries, 
     assert retry(registry, job.id)[0].id == rest.id
     same, is_new = registry.retry_run(second, lambda: None)
     assert (same.id, is_new) == (alone.id, False)
-    wishes.cancel_job(alone.id)
+    job_control.cancel_job(alone.id)
     third, is_new = retry(registry, alone.id)
     assert is_new
     assert (third.retry_of, [run.index for run in records.runs(third.id)]) == (alone.id, [1])
 
 
-def test_retries_at_once_make_one_job(database_url: str, registry: ApiQueries, wishes: JobControl) -> None:
+def test_retries_at_once_make_one_job(database_url: str, registry: ApiQueries, job_control: JobControl) -> None:
     """Each run of it is there once."""
-    job_id = wishes.cancel_job(add_job(registry).id).id
+    job_id = job_control.cancel_job(add_job(registry).id).id
 
     def ask() -> tuple[str, bool]:
         database = Database(database_url)
@@ -733,13 +738,13 @@ def test_retries_at_once_make_one_job(database_url: str, registry: ApiQueries, w
 
 
 def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
-    registry: ApiQueries, wishes: JobControl, tmp_path: Path
+    registry: ApiQueries, job_control: JobControl, tmp_path: Path
 ) -> None:
     """Nothing is made otherwise; what was made before is still found."""
-    job = wishes.cancel_job(add_job(registry).id)
-    other = wishes.cancel_job(add_job(registry).id)
+    job = job_control.cancel_job(add_job(registry).id)
+    other = job_control.cancel_job(add_job(registry).id)
     made = retry(registry, other.id)[0]
-    wishes.cancel_job(made.id)
+    job_control.cancel_job(made.id)
 
     def refuse() -> None:
         raise Conflict("no room")

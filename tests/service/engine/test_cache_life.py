@@ -135,7 +135,7 @@ class _Watcher:
 
     def build_caches(self, *_: object) -> object:
         self._look()
-        return SimpleNamespace(crew=SimpleNamespace(shares=[]))
+        return SimpleNamespace(actor_group=SimpleNamespace(shares=[]))
 
 
 def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_any(tmp_path: Path) -> None:

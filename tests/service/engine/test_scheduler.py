@@ -27,7 +27,7 @@ from service.engine.attempt_files import list_artifacts
 from service.engine.housekeeping import Housekeeper
 from service.engine.process import _lead
 from service.engine.progress import CacheProgress
-from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Scheduler
+from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOST_ATTEMPTS_MAX, Scheduler
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
 from service.operations.readiness import EngineParts
@@ -49,7 +49,7 @@ class _Task:
     events: Sequence[Numbered] = ()
     outcome: Outcome | None = None
     told: list[str] = field(default_factory=list)
-    crew: ActorGroup = field(default_factory=lambda: ActorGroup([cast("Any", object())], [0]))
+    actor_group: ActorGroup = field(default_factory=lambda: ActorGroup([cast("Any", object())], [0]))
 
     def poll(self) -> tuple[Sequence[Numbered], Outcome | None]:
         return self.events, self.outcome
@@ -101,10 +101,10 @@ class _Cluster:
         self.exports: list[_Task] = []
 
     def export(self, name: str, order: TrainingTask, first_event: int) -> _Task:
-        crew = ActorGroup([cast("Any", object())], [0])
-        crew.exports = True
+        actor_group = ActorGroup([cast("Any", object())], [0])
+        actor_group.exports = True
         self.exported.append((order, name, first_event))
-        self.exports.append(_Task(crew=crew))
+        self.exports.append(_Task(actor_group=actor_group))
         return self.exports[-1]
 
     def find_export(self, name: str, acknowledged: int) -> _Task | None:
@@ -113,13 +113,15 @@ class _Cluster:
 
     def train(self, name: str, orders: Sequence[TrainingTask], cpus: float, gpu_share: float) -> list[_Task]:
         self.trained.append((orders, gpu_share))
-        crew = ActorGroup([cast("Any", object())] * orders[0].training.actors, range(len(orders)), cpus, gpu_share)
-        self.started.append(crew)
+        actor_group = ActorGroup(
+            [cast("Any", object())] * orders[0].training.actors, range(len(orders)), cpus, gpu_share
+        )
+        self.started.append(actor_group)
         endings = [next(self._endings, None) for _ in orders]
         for order, ending in zip(orders, endings, strict=True):
             if ending is not None and ending.value is not None:
                 ending.value["order"] = order.model_dump_json()
-        self.tasks = [_Task(outcome=ending, crew=crew) for ending in endings]
+        self.tasks = [_Task(outcome=ending, actor_group=actor_group) for ending in endings]
         return self.tasks
 
     def attach(
@@ -128,7 +130,7 @@ class _Cluster:
         if name not in self.found:
             return {}
         self.attached[name] = (count, cpus, gpu_share)
-        self.found[name].crew = ActorGroup([cast("Any", object())] * count, acknowledged, cpus, gpu_share)
+        self.found[name].actor_group = ActorGroup([cast("Any", object())] * count, acknowledged, cpus, gpu_share)
         return {0: self.found[name]}
 
     def end_others(self, names: Mapping[str, int]) -> int:
@@ -141,8 +143,8 @@ class _Cluster:
         self.forwards_in = forwards_in
         assert confine_on_gpu
         task = next(self._tasks)
-        task.crew = ActorGroup([cast("Any", object())], [0], gpu_share=gpu_share)
-        task.crew.shares = []
+        task.actor_group = ActorGroup([cast("Any", object())], [0], gpu_share=gpu_share)
+        task.actor_group.shares = []
         self.inferring.append(gpu_share)
         return task
 
@@ -155,7 +157,7 @@ class _Bench:
         self.settings.make_folders()
         upgrade_to_head(self.settings.database)
         self.database = Database(self.settings.database)
-        self.records, self.wishes = EngineQueries(self.database, "this"), JobControl(self.database)
+        self.records, self.job_control = EngineQueries(self.database, "this"), JobControl(self.database)
         assert self.records.acquire_lease()
         self.job_id = add_job(ApiQueries(self.database), **plan).id
         self.gpus = GpuWatch(0)
@@ -227,7 +229,7 @@ def test_losses_of_a_caches_process_count_unless_it_had_inferred_something(
     bench: _Bench, rows: int, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
-    tasks = [_Task(inferred(rows), vanished()) for _ in range(LOSSES_MAX + 1)]
+    tasks = [_Task(inferred(rows), vanished()) for _ in range(LOST_ATTEMPTS_MAX + 1)]
     engine = bench.engine(*tasks, _Task())
     for _ in range(len(tasks) + 2):
         engine.tick()
@@ -235,14 +237,14 @@ def test_losses_of_a_caches_process_count_unless_it_had_inferred_something(
 
 
 def test_a_caches_process_that_was_told_to_stop_and_did_not_listen_is_no_loss(bench: _Bench) -> None:
-    tasks = [_Task() for _ in range(LOSSES_MAX + 2)]
+    tasks = [_Task() for _ in range(LOST_ATTEMPTS_MAX + 2)]
     engine = bench.engine(*tasks, _Task())
     engine.tick()
     for task in tasks:
         engine.tick()
-        bench.wishes.pause_job(bench.job_id)
+        bench.job_control.pause_job(bench.job_id)
         engine.tick()
-        bench.wishes.resume_job(bench.job_id)
+        bench.job_control.resume_job(bench.job_id)
         assert task.told == ["stop"]
         # After the grace, as it is killed.
         task.outcome = vanished()
@@ -290,7 +292,7 @@ def test_the_caches_of_a_paused_job_are_held_until_it_ends_by_the_next_engine_to
     engine = bench.engine(task)
     for _ in range(2):
         engine.tick()
-    bench.wishes.pause_job(bench.job_id)
+    bench.job_control.pause_job(bench.job_id)
     engine.tick()
     task.outcome = Outcome(kind="stopped")
     engine.tick()
@@ -303,24 +305,24 @@ def test_the_caches_of_a_paused_job_are_held_until_it_ends_by_the_next_engine_to
     assert not is_held(catalog, key)
     engine = bench.engine()
     assert is_held(catalog, key)
-    bench.wishes.cancel_job(bench.job_id)
+    bench.job_control.cancel_job(bench.job_id)
     engine.tick()
     assert not is_held(catalog, key)
 
 
 @pytest.mark.parametrize(
-    ("wish", "state"), [(None, State.LOST), ("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)]
+    ("action", "state"), [(None, State.LOST), ("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)]
 )
 def test_a_run_whose_process_is_gone_with_its_engine_leaves_its_checkpoint_alone(
-    bench: _Bench, wish: str | None, state: State
+    bench: _Bench, action: str | None, state: State
 ) -> None:
     """Killed after its artifacts were in place and before anybody knew, it has not succeeded, nor does it look so."""
     bench.records.claim_job()
     run = bench.records.runs(bench.job_id)[0]
     assert start_run(bench.records, run.id) == 1
     folder = bench.left(run.id, 1)
-    if wish is not None:
-        ask: Callable[[str], object] = getattr(bench.wishes, wish)
+    if action is not None:
+        ask: Callable[[str], object] = getattr(bench.job_control, action)
         ask(run.id)
     bench.engine()
     assert bench.records.run(run.id).state is state
@@ -372,7 +374,7 @@ def test_of_a_run_that_is_lost_or_cancelled_the_farthest_checkpoint_alone_stays(
                 content.writestr("data", "weights")
             assert bench.records.move_run(run.id, attempt, State.LOST)
     if state is State.CANCELLED:
-        bench.wishes.cancel_run(run.id)
+        bench.job_control.cancel_run(run.id)
     bench.engine()
     assert bench.records.run(run.id).state is state
     left = [path.parent.name for path in folder.parent.rglob(CHECKPOINT)]
@@ -387,7 +389,7 @@ def test_a_new_engine_removes_checkpoints_that_an_earlier_version_has_left_of_en
         with zipfile.ZipFile(bench.left(run.id, attempt) / CHECKPOINT, "w") as content:
             content.writestr("data", "weights")
         bench.records.move_run(run.id, attempt, State.LOST)
-    bench.wishes.cancel_run(run.id)
+    bench.job_control.cancel_run(run.id)
     Housekeeper(bench.settings, bench.records).collect(is_first=True)
     left = [path.parent.name for path in (bench.settings.jobs_dir / bench.job_id / run.id).rglob(CHECKPOINT)]
     assert left == ["a2"]
@@ -396,7 +398,7 @@ def test_a_new_engine_removes_checkpoints_that_an_earlier_version_has_left_of_en
 def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_meanwhile(bench: _Bench) -> None:
     """The one has ended, so nothing keeps the other."""
     registry = ApiQueries(bench.database)
-    bench.wishes.cancel_job(bench.job_id)
+    bench.job_control.cancel_job(bench.job_id)
     again, _ = registry.retry_job(bench.job_id, lambda: None)
     bench.records.claim_job()
     run = bench.records.runs(again.id)[0]
@@ -404,7 +406,7 @@ def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_mea
     assert attempt is not None
     assert bench.records.record_result(run.id, attempt, [], {})
     ended = bench.records.run(run.id)
-    bench.wishes.cancel_job(again.id)
+    bench.job_control.cancel_job(again.id)
     for other in bench.records.runs(again.id)[1:]:
         assert other.state is State.CANCELLED
     assert bench.records.move_job(again.id, State.CANCELLED)
@@ -592,8 +594,8 @@ def test_engine_names_the_teacher_in_the_error_of_a_job_that_it_has_failed(
     monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
     lost = Outcome(kind="vanished", error_type=kind, message="its process ended")
     ending = failed(kind) if kind == "InvalidTeacher" else lost
-    engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOSSES_MAX + 1)])
-    for _ in range(2 * LOSSES_MAX + 4):
+    engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOST_ATTEMPTS_MAX + 1)])
+    for _ in range(2 * LOST_ATTEMPTS_MAX + 4):
         engine.tick()
     job = bench.records.job(bench.job_id)
     assert job.state is State.FAILED
@@ -642,8 +644,8 @@ def test_a_run_that_needs_a_whole_gpu_is_told_as_waiting_until_one_is_empty(tmp_
         engine.tick()
     first, second, third = bench.records.runs(bench.job_id)
     assert len(cluster.started) == 3
-    for crew, gpu in zip(cluster.started[1:], ("0", "1"), strict=True):
-        crew.note(0, gpu)
+    for actor_group, gpu in zip(cluster.started[1:], ("0", "1"), strict=True):
+        actor_group.note(0, gpu)
     for _ in range(3):
         engine.tick()
     waits = bench.records.run(first.id)
@@ -708,7 +710,7 @@ def test_a_run_that_was_told_to_pause_and_is_trained_is_not_exported(bench: _Ben
     engine = bench.engine_on(cluster)
     for _ in range(3):
         engine.tick()
-    bench.wishes.pause_job(bench.job_id)
+    bench.job_control.pause_job(bench.job_id)
     for task in cluster.tasks:
         task.outcome = trained()
     for _ in range(2):
@@ -725,10 +727,10 @@ def test_artifacts_are_listed_without_what_a_file_manager_has_put_beside_them(tm
     assert [row["name"] for row in list_artifacts(tmp_path / "a1", tmp_path)] == ["result.json"]
 
 
-@pytest.mark.parametrize(("wish", "state"), [("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)])
+@pytest.mark.parametrize(("action", "state"), [("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)])
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_once(
-    tmp_path: Path, wish: str, state: State, gpus: int
+    tmp_path: Path, action: str, state: State, gpus: int
 ) -> None:
     """By a process that exports, and by the one that has trained it: neither listens meanwhile."""
     bench = _Bench(tmp_path, methods=["ce", "kd"], group_size=1)
@@ -744,7 +746,7 @@ def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_onc
         engine.tick()
     assert exporting.told == []
     folder = bench.left(run.id, 1)
-    ask: Callable[[str], object] = getattr(bench.wishes, wish)
+    ask: Callable[[str], object] = getattr(bench.job_control, action)
     ask(run.id)
     engine.tick()
     assert "kill" in exporting.told
@@ -752,10 +754,10 @@ def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_onc
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
     if not gpus and state is State.PAUSED:
         # Resumed, it tells of no epoch again, and exports at once.
-        bench.wishes.resume_run(run.id)
+        bench.job_control.resume_run(run.id)
         engine.tick()
         again = cast("_Task", engine._jobs[bench.job_id].runs[run.id].task)
-        bench.wishes.pause_run(run.id)
+        bench.job_control.pause_run(run.id)
         engine.tick()
         assert "kill" in again.told
     bench.database.close()
@@ -768,6 +770,6 @@ def test_a_run_that_is_still_training_is_asked_to_stop_and_not_killed(bench: _Be
         engine.tick()
     run = bench.records.runs(bench.job_id)[0]
     task = cast("_Task", engine._jobs[bench.job_id].runs[run.id].task)
-    bench.wishes.pause_run(run.id)
+    bench.job_control.pause_run(run.id)
     engine.tick()
     assert task.told == ["pause"]

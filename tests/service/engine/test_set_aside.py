@@ -197,7 +197,7 @@ def test_runs_that_end_because_of_the_disk_are_set_aside_with_the_reason_and_go_
     job = bench.records.job(bench.job_id)
     assert (job.state, (job.set_aside or {})["code"]) == (State.PAUSED, ending.disk)
     for run in bench.records.runs(bench.job_id):
-        assert (run.state, run.attempt, run.losses, run.error) == (State.PAUSED, 1, 0, None)
+        assert (run.state, run.attempt, run.lost_attempts, run.error) == (State.PAUSED, 1, 0, None)
         assert run.set_aside is not None
         assert run.set_aside["message"].startswith(str(ending.message))
         assert "mount it writable again" in run.set_aside["message"]
@@ -335,7 +335,7 @@ def test_a_process_that_vanishes_is_no_loss_if_the_disk_is_found_to_be_bad(
     work = engine._jobs[bench.job_id].runs[run.id]
     engine._poll_run(engine._jobs[bench.job_id], run.id, work)
     run = bench.records.run(run.id)
-    assert (run.state, run.losses) == (state, int(not is_read_only))
+    assert (run.state, run.lost_attempts) == (state, int(not is_read_only))
 
 
 def test_artifacts_that_cannot_be_listed_because_of_the_disk_set_a_run_aside(

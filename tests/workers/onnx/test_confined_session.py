@@ -161,7 +161,7 @@ def test_session_whose_process_somebody_ends_is_started_again(tmp_path: Path, mo
         session._process.wait()
         with pytest.raises(SessionLost, match=r"ended by SIGKILL, as the kernel does where .* memory"):
             session.run(pictures())
-        assert count() == confined_session.LOSSES_MAX + 1
+        assert count() == confined_session.LOST_ATTEMPTS_MAX + 1
 
 
 def test_session_answers_that_are_not_ours_end_its_process(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from workers.methods.combined import PRESETS
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches, plan_caches
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
-from workers.teacher.encoding_check import BAR, gradient_cosine, judge
-from workers.teacher.recheck import recompute_rows
+from workers.teacher.encoding_check import BAR, check_lossy_encoding, gradient_cosine
+from workers.teacher.recheck import recheck_rows
 from workers.tools.parity import check_parity
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -105,7 +105,7 @@ def test_a_term_is_judged_in_the_first_epoch_in_which_it_counts() -> None:
 def verdict(encoding: Encoding, *methods: object, allow_lossy: bool = False) -> list[Log]:
     events: list[object] = []
     guard = EncodingCheck(methods=tuple(map(parse_method, methods)), epochs=2, allow_lossy=allow_lossy)
-    judge(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), events.append)
+    check_lossy_encoding(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), events.append)
     logs = [event for event in events if isinstance(event, Log)]
     assert len(logs) == len(events)
     return logs
@@ -253,7 +253,7 @@ def test_the_teacher_can_be_asked_again(
     kept: dict[str, tuple[Folders, CacheSpec]], encoding: str, tmp_path: Path
 ) -> None:
     folders, spec = kept[encoding]
-    report = recompute_rows(folders.data_dir, spec.key, 60)
+    report = recheck_rows(folders.data_dir, spec.key, 60)
     assert report.ok
     assert report.allowed < 0.1
     # Another network under this one's name.
@@ -269,7 +269,7 @@ def test_the_teacher_can_be_asked_again(
         node.output[:] = ["before" if name == output else name for name in node.output]
     graph.graph.node.append(helper.make_node("Mul", ["before", "a little more"], [output]))
     onnx.save(graph, foreign.teachers / genuine.name)
-    assert not recompute_rows(tmp_path, spec.key, 60).ok
+    assert not recheck_rows(tmp_path, spec.key, 60).ok
 
 
 def test_a_lossy_cache_is_not_compared_with_the_live_teacher(kept: dict[str, tuple[Folders, CacheSpec]]) -> None:

@@ -143,8 +143,8 @@ def test_a_run_that_is_paused_at_any_step_of_some_made_at_once_ends_with_the_sam
         order = digits.order("dtkd", tmp_path / str(number), training, earlier=tuple(folders))
         folders.append(order.folder)
         asked = itertools.count()
-        member = RunHandle(order, ignore, never, lambda asked=asked, steps=steps: next(asked) >= steps)
-        [(_, how)] = train_group([member])
+        handle = RunHandle(order, ignore, never, lambda asked=asked, steps=steps: next(asked) >= steps)
+        [(_, how)] = train_group([handle])
         assert isinstance(how, Paused if steps < 10**9 else dict), how
     assert isinstance(how, dict)
     clocks = {"images_per_s", "seconds"}

@@ -50,10 +50,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, every: int) -> list[tuple[int, int,
     monkeypatch.setattr("workers.training.loop.check_every", lambda _: every)
     explain, seen = loop.explain_not_finite, []
 
-    def explain_and_note(learner: RunState, step: int, *arguments: object) -> NotFinite:
-        kept = {name: value.detach().clone() for name, value in learner.network.named_parameters()}
-        seen.append((step, learner.sums.steps, kept))
-        return explain(learner, step, *arguments)
+    def explain_and_note(run_state: RunState, step: int, *arguments: object) -> NotFinite:
+        kept = {name: value.detach().clone() for name, value in run_state.network.named_parameters()}
+        seen.append((step, run_state.sums.steps, kept))
+        return explain(run_state, step, *arguments)
 
     monkeypatch.setattr("workers.training.loop.explain_not_finite", explain_and_note)
     return seen
@@ -122,19 +122,19 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
     compute, held = loop.StepGraph.step, []
 
     def step(self: loop.StepGraph, number: int, loaded: object) -> None:
-        learner = self._learner
-        if learner.place == 0 and number == 2:
+        run_state = self._learner
+        if run_state.place == 0 and number == 2:
             activations = torch.zeros(1000)
-            held.extend([weakref.ref(activations), *map(weakref.ref, [learner.weights[0].untyped_storage()])])
+            held.extend([weakref.ref(activations), *map(weakref.ref, [run_state.weights[0].untyped_storage()])])
             raise RuntimeError("out of memory")
-        if learner.place == 1 and number == 4:
+        if run_state.place == 1 and number == 4:
             gc.collect()
             held.append(held[0]() is None)
         compute(self, number, loaded)
 
     monkeypatch.setattr("workers.training.loop.StepGraph.step", step)
     kept: list[RunState] = []
-    made = loop._new_learner
+    made = loop._new_run_state
     monkeypatch.setattr("workers.training.loop._new_learner", lambda *a: kept.append(made(*a)) or kept[-1])
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
     ended = dict(train_group([RunHandle(order, ignore, never) for order in orders]))
@@ -276,8 +276,8 @@ def test_step_graphs_leave_the_weights_of_eager_steps(
     assert graphs_on_a_cpu == []
     stopped = digits.order("kd", tmp_path / "stopped", training)
     asked = itertools.count()
-    members = [RunHandle(order, ignore, never) for order in orders("graphs", "auto")]
-    ended = dict(train_group([*members, RunHandle(stopped, ignore, lambda: next(asked) > 30)]))
+    handles = [RunHandle(order, ignore, never) for order in orders("graphs", "auto")]
+    ended = dict(train_group([*handles, RunHandle(stopped, ignore, lambda: next(asked) > 30)]))
 
     assert isinstance(ended[3], Stopped)
     for place, method in enumerate(methods):

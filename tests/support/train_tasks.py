@@ -1,4 +1,4 @@
-"""Train groups of runs, one after the other: ``python -m tests.support.train_orders GROUP...``, each a JSON list of
+"""Train groups of runs, one after the other: ``python -m tests.support.train_tasks GROUP...``, each a JSON list of
 orders."""
 
 import json
