@@ -121,7 +121,7 @@ class Catalog:
         Raises QuotaExceeded, having evicted nothing (unless a cache was pinned or taken into use in
         the very moment).
         """
-        with eviction.turn(self.root):
+        with eviction.exclusive(self.root):
             return eviction.make_room(self.root, needed_bytes, quota_bytes, in_use)
 
     def evictable(self, in_use: Collection[str] = ()) -> tuple[int, int]:
@@ -137,7 +137,7 @@ class Catalog:
         for caches that are complete already. `provenance` is what CacheWriter takes.
         Raises QuotaExceeded as make_room does, and what CacheWriter raises.
         """
-        with eviction.turn(self.root):
+        with eviction.exclusive(self.root):
             self.sweep()
             return eviction.reserve(self.root, specs, quota_bytes, provenance or {})
 

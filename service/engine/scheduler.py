@@ -120,7 +120,7 @@ class Scheduler:
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
         self._folder_names = settings.folder_names
-        self._holds = CacheLeases(Catalog(self._folders.caches))
+        self._leases = CacheLeases(Catalog(self._folders.caches))
 
     # -------------------------------------------------------------------------------------- the loop's parts
 
@@ -139,7 +139,7 @@ class Scheduler:
         self._jobs.clear()
         # All of them before the first job makes room for itself.
         for job_id, caches in self._records.caches_in_use().items():
-            self._holds.take(job_id, caches.values())
+            self._leases.take(job_id, caches.values())
         actor_groups: dict[str, int] = {}
         for job in self._records.unfinished_jobs():
             adopted = self._records.adopt_job(job.id)
@@ -203,10 +203,10 @@ class Scheduler:
 
     def _let_go(self) -> None:
         """Of the caches of jobs that have ended while they were paused, say: nobody else comes by."""
-        waiting = self._holds.job_ids - self._jobs.keys()
+        waiting = self._leases.job_ids - self._jobs.keys()
         if waiting:
             for ended in waiting - self._records.caches_in_use(waiting).keys():
-                self._holds.release(ended)
+                self._leases.release(ended)
 
     def _check_lease(self) -> None:
         """Before what no transaction can undo. Raises LeaseLost."""
@@ -405,7 +405,7 @@ class Scheduler:
         if outcome.value is not None:
             self._take_caches(job, outcome.value)
         # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
-        self._holds.take(job.id, job.progress.caches.values())
+        self._leases.take(job.id, job.progress.caches.values())
         gpu_share = work.task.actor_group.gpu_share
         work.task.close()
         job.caches = None

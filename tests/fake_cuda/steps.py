@@ -26,7 +26,7 @@ from workers.errors import Stopped
 from workers.events import Epoch, ignore
 from workers.methods.catalog import PRESETS, parse_method
 from workers.training import loop
-from workers.training import run as run_state
+from workers.training import run as training_run
 from workers.training.run import RunHandle
 
 P, R = ParamSpec("P"), TypeVar("R")
@@ -91,7 +91,7 @@ def measure(orders: Sequence[TrainingTask]) -> Steps:
     handles = [RunHandle(orders[0], window.emit, window)]
     handles += [RunHandle(order, ignore, lambda: window.is_over) for order in orders[1:]]
     # An event in the midst of the window would read from the device, as it may.
-    silent = patch.object(run_state, "_STEP_EVENT_SECONDS", 1e9)
+    silent = patch.object(training_run, "_STEP_EVENT_SECONDS", 1e9)
     with silent, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ended = [how for _, how in loop.train_group(handles)]
@@ -188,7 +188,7 @@ def measure_epoch_end(preset: str) -> dict[str, dict[str, int]]:
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(loop, "evaluate", counted("evaluation", loop.evaluate)),
-        patch.object(run_state.RunState, "save", counted("checkpoint", run_state.RunState.save)),
+        patch.object(training_run.RunState, "save", counted("checkpoint", training_run.RunState.save)),
     ):
         base = write_data(Path(folder), 1, BATCH * STEPS_PER_EPOCH)
         order = order_of(base, preset, eval_batch_size=25)

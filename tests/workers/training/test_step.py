@@ -135,7 +135,7 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
     monkeypatch.setattr("workers.training.loop.StepGraph.step", step)
     kept: list[RunState] = []
     made = loop._new_run_state
-    monkeypatch.setattr("workers.training.loop._new_learner", lambda *a: kept.append(made(*a)) or kept[-1])
+    monkeypatch.setattr("workers.training.loop._new_run_state", lambda *a: kept.append(made(*a)) or kept[-1])
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
     ended = dict(train_group([RunHandle(order, ignore, never) for order in orders]))
     assert isinstance(ended[0], RuntimeError)
