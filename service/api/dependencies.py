@@ -52,7 +52,7 @@ class Context:
         rate, requests, streams, uploads: what every caller may ask for at once.
         inspections, heavy: the shares that every caller has of the inspections of uploads, and of the threads for what
             takes long.
-        tail: the newest events, for all streams.
+        event_feed: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
         freeable: what of the disk can be freed, for messages.
     """
@@ -74,7 +74,7 @@ class Context:
     uploads: ConcurrencyLimit
     inspections: KeyedSemaphore
     heavy: KeyedSemaphore
-    tail: EventFeed
+    event_feed: EventFeed
     closing: asyncio.Event
     readiness: ReadinessCheck
     freeable: Freeable
@@ -112,7 +112,7 @@ class Context:
             uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
             inspections=KeyedSemaphore(KEY_INSPECTIONS_MAX),
             heavy=KeyedSemaphore(KEY_HEAVY_MAX),
-            tail=EventFeed(registry, settings.event_poll_s, closing),
+            event_feed=EventFeed(registry, settings.event_poll_s, closing),
             closing=closing,
             readiness=ReadinessCheck(database, settings),
             freeable=Freeable(settings, database),

@@ -76,13 +76,13 @@ class EventFrame:
     @classmethod
     def all_of(cls, rows: Iterable[EventRecord]) -> "list[EventFrame]":
         """The events of these rows; one that cannot be told is left out and logged: the others do not wait for it."""
-        told = []
+        frames = []
         for row in rows:
             try:
-                told.append(cls.of(row))
+                frames.append(cls.of(row))
             except Exception as error:
                 log.warning("an event cannot be told", seq=row.seq, job_id=row.job_id, error=type(error).__name__)
-        return told
+        return frames
 
     def ends(self, owner: JobRecord | RunRecord) -> bool:
         """Whether this job or run has ended with it."""
@@ -137,10 +137,10 @@ class EventFeed:
         if position < self._floor:
             return None
         found: list[EventFrame] = []
-        for told in reversed(self._kept):
-            if told.seq <= position:
+        for event_frame in reversed(self._kept):
+            if event_frame.seq <= position:
                 break
-            found.append(told)
+            found.append(event_frame)
         return found[::-1]
 
     async def wait(self, timeout_s: float) -> None:
@@ -164,8 +164,8 @@ class EventFeed:
                     await self._closing.wait()
         self._wake()
 
-    def _keep(self, told: Sequence[EventFrame], head: int) -> None:
-        self._kept.extend(told)
+    def _keep(self, frames: Sequence[EventFrame], head: int) -> None:
+        self._kept.extend(frames)
         self.head = head
         while len(self._kept) > KEPT:
             self._floor = self._kept.popleft().seq

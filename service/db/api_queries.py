@@ -336,7 +336,7 @@ class ApiQueries:
                     return self.metrics(run_id)
                 run = earlier_run
                 earlier = metrics_by_epoch(session, run.id)
-                epochs |= {epoch: told for epoch, told in earlier.items() if epoch < began}
+                epochs |= {epoch: metrics for epoch, metrics in earlier.items() if epoch < began}
         return [epochs[epoch] for epoch in sorted(epochs)]
 
     def artifacts(self, run_id: str) -> list[ArtifactRecord]:

@@ -224,8 +224,8 @@ class EngineQueries:
             if not _works_on(job, attempt):
                 return
             _assign(job, {"backoff": backoff.model_dump(mode="json")})
-            told = {"type": "log", "level": "warning", "message": f"inference was {backoff.waits_for}"}
-            session.execute(insert(EventRecord), [event_row(job_id, None, attempt, None, told)])
+            event = {"type": "log", "level": "warning", "message": f"inference was {backoff.waits_for}"}
+            session.execute(insert(EventRecord), [event_row(job_id, None, attempt, None, event)])
 
     # -------------------------------------------------------------------------------------------------------- runs
 
@@ -319,8 +319,8 @@ class EngineQueries:
             if not transition(session, run, wanted, fields):
                 return None
             if backoff is not None and wanted is State.LOST:
-                told = {"type": "log", "level": "warning", "message": backoff.waits_for}
-                session.execute(insert(EventRecord), [event_row(run.job_id, run_id, attempt, None, told)])
+                event = {"type": "log", "level": "warning", "message": backoff.waits_for}
+                session.execute(insert(EventRecord), [event_row(run.job_id, run_id, attempt, None, event)])
                 reason = None if backoff.is_over else backoff.waits_for
                 session.execute(update(RunRecord).where(RunRecord.id == run_id).values(waits_for=reason))
             return wanted
@@ -360,8 +360,8 @@ class EngineQueries:
                 if reason == run.waits_for:
                     continue
                 if run.waits_for is None:
-                    told = {"type": "log", "level": "info", "message": reason}
-                    session.execute(insert(EventRecord), [event_row(job_id, run.id, run.attempt, None, told)])
+                    event = {"type": "log", "level": "info", "message": reason}
+                    session.execute(insert(EventRecord), [event_row(job_id, run.id, run.attempt, None, event)])
                 _assign(run, {"waits_for": reason})
 
     def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:

@@ -104,8 +104,8 @@ def make_ordinary(session: Session, row: JobRecord | RunRecord) -> None:
         return
     row.set_aside = None
     job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
-    told = {"type": "state", "state": State.PAUSED, "error": None}
-    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, told)])
+    event = {"type": "state", "state": State.PAUSED, "error": None}
+    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, event)])
 
 
 def follow(session: Session, job: JobRecord) -> None:

@@ -53,7 +53,7 @@ from service.operations.readiness import EngineParts
 from service.settings import Settings
 from store import Catalog
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
-from workers.cluster.outcomes import Numbered, Outcome
+from workers.cluster.outcomes import Numbered, TaskOutcome
 from workers.cluster.ray_cluster import Cluster, Task, export_name
 from workers.config.job import Folders, RunSpec, TrainingTask
 from workers.disk_errors import disk_error, passing_over_disk_errors
@@ -82,7 +82,7 @@ _GONE = MappingProxyType({State.RUNNING: State.LOST, State.PAUSING: State.PAUSED
 _PUT_DOWN = MappingProxyType({**_GONE, State.RUNNING: State.QUEUED})
 
 
-def error_of(outcome: Outcome) -> Json:
+def error_of(outcome: TaskOutcome) -> Json:
     """What the API shows of a failure."""
     return {"type": outcome.error_type, "message": outcome.message}
 
@@ -98,7 +98,7 @@ def _share_of(need: Need) -> Json:
     return {"processes": need.processes, "cpus": need.cpus, "gpu_share": need.gpu_share}
 
 
-def is_trained(outcome: Outcome) -> bool:
+def is_trained(outcome: TaskOutcome) -> bool:
     """Whether a run has ended with its last checkpoint, and its artifacts are to be made yet."""
     return outcome.kind == "done" and "trained" in (outcome.value or {})
 
@@ -381,7 +381,7 @@ class Scheduler:
             with bound_contextvars(run_id=run_id, attempt=work.attempt):
                 self._poll_run(job, run_id, work)
 
-    def _ask(self, work: Work) -> tuple[list[Numbered], Outcome | None]:
+    def _ask(self, work: Work) -> tuple[list[Numbered], TaskOutcome | None]:
         """What a task has told since the last look, without paths of this machine: clients read it."""
         events, outcome = work.task.poll()
         names = self._folder_names
@@ -448,7 +448,7 @@ class Scheduler:
         job.backoffs.pop(_CACHES, None)
         self._disk.has_got_on(job.id)
 
-    def _count_loss(self, job: ActiveJob, outcome: Outcome) -> None:
+    def _count_loss(self, job: ActiveJob, outcome: TaskOutcome) -> None:
         """They are built again, a bounded number of times without a row inferred in between."""
         backoff = job.lost(_CACHES, outcome.message or "", is_node_fault=outcome.is_node_fault)
         log.warning("inference vanished", job_id=job.id, losses=backoff.lost_attempts, reason=outcome.message)
@@ -459,7 +459,7 @@ class Scheduler:
             return
         self._records.record_backoff(job.id, job.attempt, backoff)
 
-    def _export(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
+    def _export(self, job: ActiveJob, run_id: str, work: Work, outcome: TaskOutcome) -> None:
         """Have the artifacts made of a trained run, and give back its share of the GPU.
 
         Where as many are being made as there are cores, its process keeps what it has until the next look.
@@ -481,7 +481,7 @@ class Scheduler:
         # Last, because until then a successor would find it trained there.
         work.task.close()
 
-    def _is_worth_another_device(self, job: ActiveJob, id: str, outcome: Outcome) -> bool:
+    def _is_worth_another_device(self, job: ActiveJob, id: str, outcome: TaskOutcome) -> bool:
         """Whether a run, or the caches, ended because a GPU does not work, and for the first time."""
         if outcome.error_type != "DeviceUnavailable":
             return False
@@ -493,7 +493,7 @@ class Scheduler:
         return True
 
     @staticmethod
-    def _is_worth_a_whole_gpu(job: ActiveJob, outcome: Outcome, gpu_share: float) -> bool:
+    def _is_worth_a_whole_gpu(job: ActiveJob, outcome: TaskOutcome, gpu_share: float) -> bool:
         """Whether the inference of caches ended because its share of a GPU had too little memory."""
         if outcome.error_type != "OutOfMemory" or not 0.0 < gpu_share < 1.0:
             return False
@@ -740,7 +740,7 @@ class Scheduler:
         return work.task.actor_group.tasks > 1 or 0.0 < work.task.actor_group.gpu_share < 1.0
 
     @staticmethod
-    def _error_of_work(job: ActiveJob, id: str, outcome: Outcome) -> Json:
+    def _error_of_work(job: ActiveJob, id: str, outcome: TaskOutcome) -> Json:
         """What the API shows of the failure of a run, or of the caches, with what was tried against it."""
         error = error_of(outcome)
         if id == _CACHES and outcome.error_type in _ABOUT_TEACHER:
@@ -758,7 +758,7 @@ class Scheduler:
             tried = "It was tried twice, in a fresh process each time"
         return error if tried is None else {**error, "message": f"{error['message']} ({tried})"}
 
-    def _succeed(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
+    def _succeed(self, job: ActiveJob, run_id: str, work: Work, outcome: TaskOutcome) -> None:
         """List what the run has left."""
         attempt = self._folders.jobs / job.id / run_id / f"a{work.attempt}"
         try:
@@ -799,7 +799,7 @@ class Scheduler:
                 run = self._records.run(run.retry_of)
                 sweep_attempts(self._run_folder(run), None, checkpoints=True)
 
-    def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
+    def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: TaskOutcome) -> None:
         if not outcome.is_node_fault:
             # Whatever ended the process, the runs that were trained in it shall not end each other again. Where others
             # have the memory, several processes in the place of one would only take more.

@@ -24,7 +24,7 @@ from workers.objective.objective import View, objective
 from workers.objective.statistics import row_statistics
 from workers.run_files import CHECKPOINT
 from workers.teacher.teacher import Teacher
-from workers.training.batches import Batch, TrainingFeed, epoch_order
+from workers.training.batches import TrainingBatch, TrainingFeed, epoch_order
 from workers.training.loop import train_group, train_run
 from workers.training.run import RunHandle, RunState
 from workers.training.step import check_every, explain_not_finite
@@ -206,7 +206,7 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
     order = order.model_copy(update={"run": order.run.model_copy(update={"seed": seed})})
     found: dict[int, dict[str, Tensor]] = {}
 
-    def explain(run_state: RunState, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:
+    def explain(run_state: RunState, step: int, batch: TrainingBatch, inputs: Sequence[Tensor]) -> NotFinite:
         found[run_state.sums.steps] = {name: p.detach().cpu() for name, p in run_state.network.named_parameters()}
         return explain_not_finite(run_state, step, batch, inputs)
 

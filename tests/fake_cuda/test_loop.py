@@ -20,7 +20,7 @@ from workers.precision import choose_precision
 from workers.students.build import build_student
 from workers.teacher.teacher import Device, Teacher
 from workers.training import batches, cuda_graph, loop
-from workers.training.batches import Batch
+from workers.training.batches import TrainingBatch
 from workers.training.host_copy import to_host
 from workers.training.prefetch import on_device_ahead
 from workers.training.run import RunHandle, RunState
@@ -134,7 +134,7 @@ def _with_compute_step(
     """Runs in which something happens before each step that is computed, or recorded."""
     compute = cuda_graph.compute_step
 
-    def changed(run_state: RunState, batch: Batch, inputs: Sequence[Tensor]) -> None:
+    def changed(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> None:
         change(run_state)
         compute(run_state, batch, inputs)
 

@@ -114,7 +114,7 @@ def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:
     assert [origin["provider"] for origin in provenance["computed_on"]] == ["CPUExecutionProvider"]
 
 
-def test_contract_check_hears_that_it_is_to_stop_counts_what_it_has_run_and_records_nothing(
+def test_preflight_hears_that_it_is_to_stop_counts_what_it_has_run_and_records_nothing(
     digits: Digits, tmp_path: Path
 ) -> None:
     folders, counters = Folders(data_dir=tmp_path, data_root=tmp_path), tmp_path / "forwards"

@@ -34,7 +34,7 @@ from store import CacheWriter
 from workers import logs, signals
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX, delay_s
 from workers.cluster.deaths import Death, ProcessId, Watch, oom_kills, own_id
-from workers.cluster.outcomes import Numbered, Outcome, Share, TaskChannel, WorkFailed, outcome, outcome_of
+from workers.cluster.outcomes import Numbered, Share, TaskChannel, TaskOutcome, WorkFailed, outcome, outcome_of
 from workers.cluster.ray_head import ENVIRONMENT, HeadFailed, RayHead
 from workers.config.job import Folders, InferenceTask, JobSpec, TrainingTask
 from workers.errors import Stopped, WorkerError, first_line
@@ -99,7 +99,7 @@ class _Actor:
 
     def answer(
         self, slot: int, acknowledged: int
-    ) -> tuple[list[Numbered], Outcome | None, list[Share] | str | None, ProcessId]:
+    ) -> tuple[list[Numbered], TaskOutcome | None, list[Share] | str | None, ProcessId]:
         """Events from number ``acknowledged`` on (those before it are forgotten), how the work has ended, what is held.
 
         The third is the GPU that this process is on, by Ray's name, or what the processes that it has started hold;
@@ -172,7 +172,7 @@ class _InferenceActor(_Actor):
         """The GPUs of this machine that it may use; none on a CPU."""
         return _own_gpus()
 
-    def work(self, task_json: str, blocks: list[int]) -> Outcome:
+    def work(self, task_json: str, blocks: list[int]) -> TaskOutcome:
         return outcome_of(lambda: self._infer(task_json, blocks))
 
     def _infer(self, task_json: str, blocks: list[int]) -> dict[str, Any]:
@@ -771,7 +771,7 @@ class ActorGroup:
                 self._watches[rank] = Watch(process, kills)
             self._watches[rank].alive(kills)
 
-    def vanished(self, rank: int, error: BaseException) -> Outcome:
+    def vanished(self, rank: int, error: BaseException) -> TaskOutcome:
         """The outcome of a process that Ray says is gone."""
         return _vanished(error, self._watches[rank].death(error))
 
@@ -800,9 +800,9 @@ class _Peers:
         self._actor_group, self._actors = actor_group, actor_group.others
         self._asked: dict[int, Any] = {}
         self._kills: dict[int, int] = {}
-        self._ended: tuple[float, Outcome] | None = None
+        self._ended: tuple[float, TaskOutcome] | None = None
 
-    def poll(self) -> Outcome | None:
+    def poll(self) -> TaskOutcome | None:
         """The end of the run by a process that is gone, or that has failed or stopped with its first silent since."""
         for rank, actor in enumerate(self._actors, start=1):
             try:
@@ -844,7 +844,7 @@ class Task:
         self.actor_group = actor_group
         self._slot = slot
         self._acknowledged = acknowledged
-        self._asked: ray.ObjectRef[tuple[list[Numbered], Outcome | None]] | None = None
+        self._asked: ray.ObjectRef[tuple[list[Numbered], TaskOutcome | None]] | None = None
         self._asked_s = 0.0
         self._kills = 0
         self._unavailable_since: float | None = None
@@ -852,13 +852,13 @@ class Task:
         self._is_closed = False
         self._peers = _Peers(actor_group)
 
-    def poll(self) -> tuple[list[Numbered], Outcome | None]:
+    def poll(self) -> tuple[list[Numbered], TaskOutcome | None]:
         """(number, event) pairs that were not acknowledged, and how the work ended once it has. Never waits.
 
         An actor that is gone is ``vanished``; events that it had not been asked for are gone with it.
         """
         if self._is_closed:
-            return [], Outcome(kind="vanished", error_type="Closed", message="it was ended from outside")
+            return [], TaskOutcome(kind="vanished", error_type="Closed", message="it was ended from outside")
         try:
             if self._asked is None:
                 self._kills = oom_kills()
@@ -920,9 +920,9 @@ class Task:
         self.actor_group.close(self._slot)
 
 
-def _vanished(error: BaseException, death: Death | None = None) -> Outcome:
+def _vanished(error: BaseException, death: Death | None = None) -> TaskOutcome:
     death = death or Death(first_line(error))
-    return Outcome(
+    return TaskOutcome(
         kind="vanished",
         error_type=type(error).__name__,
         message=death.text,

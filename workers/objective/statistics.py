@@ -26,7 +26,7 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class _WithSlope(torch.autograd.Function):
-    """``Batch.with_slope``."""
+    """``PolicyBatch.with_slope``."""
 
     @staticmethod
     def forward(ctx: Context, values: Tensor, by: Tensor, slope: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def row_statistics(z_BC: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class LiveBatch:
-    """``temperature.Batch`` of student logits z_BC with labels y_B, int64, at an epoch counted from 1.
+    """``temperature.PolicyBatch`` of student logits z_BC with labels y_B, int64, at an epoch counted from 1.
 
     Attributes:
         parameter: the term's learned theta, [], if its policy has one.

@@ -41,7 +41,7 @@ from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, Sessi
 from workers.onnx import sandbox
 from workers.onnx.check import size_of
 from workers.onnx.seccomp import Bounds
-from workers.onnx.session import CPU, Session
+from workers.onnx.session import CPU, OnnxSession
 from workers.onnx.session_child import Opened, Output, Refused, Request
 from workers.onnx.shared_arrays import SharedArrays
 from workers.onnx.smoke_test import FILE_COPIES
@@ -106,19 +106,19 @@ class _Overdue(Exception):
 
 
 class ConfinedSession:
-    """One file, ready to run; what it is given and raises is as of ``session.Session``.
+    """One file, ready to run; what it is given and raises is as of ``session.OnnxSession``.
 
     Args:
-        path, input_name, output_name, threads, providers: as of ``session.Session``.
+        path, input_name, output_name, threads, providers: as of ``session.OnnxSession``.
         limits: what it may use.
         is_confined: False leaves the child its system calls and files, for a GPU that does not work within.
 
     Attributes:
-        provider, cpu_operators: as of ``session.Session``.
+        provider, cpu_operators: as of ``session.OnnxSession``.
         missing: what could not be taken from the child, see ``seccomp.confine``.
 
     Raises:
-        InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``session.Session``.
+        InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``session.OnnxSession``.
         SessionLost: the child could not start, or was ended from outside.
     """
 
@@ -172,7 +172,7 @@ class ConfinedSession:
 
         Raises:
             InvalidTeacher: it cannot be computed, not within its time, or crashes; or it has another shape.
-            OutOfMemory, DeviceUnavailable: as of ``session.Session``.
+            OutOfMemory, DeviceUnavailable: as of ``session.OnnxSession``.
             SessionLost: the child was ended from outside, again and again.
         """
         offset = self.inputs.offset_of(input_)
@@ -351,7 +351,7 @@ class ConfinedSession:
         return 0.0
 
 
-AnySession = Session | ConfinedSession
+AnySession = OnnxSession | ConfinedSession
 
 
 def _anonymous_bytes(pid: int) -> int:

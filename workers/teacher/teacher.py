@@ -38,7 +38,7 @@ from workers.onnx.session import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     VERSION,
-    Session,
+    OnnxSession,
     cuda_providers,
     has_cuda,
     open_on_cuda,
@@ -131,7 +131,7 @@ class Teacher:
         self.rows_max: int | None = None
         self.classes = self.graph.classes
         self._dtype = np.dtype(self.graph.inputs[0].dtype)
-        kind: Callable[..., AnySession] = Session
+        kind: Callable[..., AnySession] = OnnxSession
         if sessions is not None:
             limits = limits_of(path, threads or os.cpu_count() or 1, sessions)
             kind = functools.partial(ConfinedSession, limits=limits)

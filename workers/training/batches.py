@@ -61,7 +61,7 @@ class ViewBatch:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One batch.
 
     Attributes:
@@ -271,7 +271,7 @@ class TrainingFeed:
             pixels = min(batch_size, self.samples) * views_per_step * height * width * dataset.channels
             self.batches_at_once = min(max(_AT_ONCE_BYTES // (_INPUT_BYTES * pixels), 1), _MOST_AT_ONCE)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
         """The batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0."""
         return map(self.make, self.inputs(epoch, first_step))
 
@@ -316,7 +316,7 @@ class TrainingFeed:
             fetched = (*images, *fetched)
         return self._inputs(step, tuple(tensor.to(self.device) for tensor in fetched))
 
-    def make(self, inputs: BatchInputs) -> Batch:
+    def make(self, inputs: BatchInputs) -> TrainingBatch:
         """Gather and augment, on the device alone: no copy from the host, no synchronisation."""
         rows_B, labels_B = inputs.integers[0], inputs.integers[1]
         local_slice, plan, images = inputs.local_slice, self._plan, inputs.images
@@ -338,7 +338,7 @@ class TrainingFeed:
                 names = self._teachers[place].names
                 statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))
             seen.append(ViewBatch(of_view, logits_BC, statistics))
-        return Batch(torch.from_numpy(inputs.rows), labels_B, tuple(seen), local_slice)
+        return TrainingBatch(torch.from_numpy(inputs.rows), labels_B, tuple(seen), local_slice)
 
     def close(self) -> None:
         """End the thread and the worker processes that fetch ahead, if there are any."""
@@ -431,7 +431,7 @@ class EvaluationFeed:
         self.samples = len(dataset.labels_N)
         self.has_teacher = reader is not None
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[TrainingBatch]:
         """Batches in the split's order; the teacher's statistics are left out, for nothing measured reads them."""
         parts = []
         for start in range(0, self.samples, self._batch_size):
@@ -443,7 +443,7 @@ class EvaluationFeed:
             if (images.shape[1], images.shape[2]) != self._size:
                 images = views.resize(images, *self._size)
             rows = torch.arange(part.start, part.stop)
-            yield Batch(rows, self._labels_N[part], (ViewBatch(images, logits, None),), slice(0, len(rows)))
+            yield TrainingBatch(rows, self._labels_N[part], (ViewBatch(images, logits, None),), slice(0, len(rows)))
 
     def _fetched(self, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(plain pictures, the teacher's logits) of each part of the split, on the device."""

@@ -22,7 +22,7 @@ from workers.config.job import Preprocessing
 from workers.errors import InvalidJob, first_line
 from workers.events import Log
 from workers.objective.statistics import SharedTeacherTerms
-from workers.training.batches import Batch, BatchInputs, TrainingFeed, to_input
+from workers.training.batches import BatchInputs, TrainingBatch, TrainingFeed, to_input
 from workers.training.run import RunState
 from workers.training.step import compute_step
 
@@ -90,7 +90,7 @@ class LoadedBatch:
         failure: why making a batch could not be recorded; None if it was, or was not tried.
     """
 
-    batch: Batch
+    batch: TrainingBatch
     inputs: tuple[Tensor, ...]
     recordable: bool = False
     failure: str | None = None

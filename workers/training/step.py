@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from workers.errors import NotFinite
 from workers.methods.method import Method
 from workers.objective.objective import Objective, View, objective_of
-from workers.training.batches import Batch
+from workers.training.batches import TrainingBatch
 from workers.training.run import RunState
 
 
@@ -23,7 +23,7 @@ def check_every(device: torch.device) -> int:
     return 50 if device.type == "cuda" else 1
 
 
-def compute_step(run_state: RunState, batch: Batch, inputs: Sequence[Tensor]) -> None:
+def compute_step(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> None:
     """Forward, loss, backward, update, sums. Launched and not waited for, so that a CUDA graph can hold it.
 
     Args:
@@ -44,7 +44,7 @@ def compute_step(run_state: RunState, batch: Batch, inputs: Sequence[Tensor]) ->
     run_state.sums.add(outcome, logits[0], batch.labels, run_state.not_finite)
 
 
-def explain_not_finite(run_state: RunState, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:
+def explain_not_finite(run_state: RunState, step: int, batch: TrainingBatch, inputs: Sequence[Tensor]) -> NotFinite:
     """Compute a bad step again, from the weights that it had, and say what is wrong with it.
 
     Args:
@@ -67,7 +67,7 @@ def explain_not_finite(run_state: RunState, step: int, batch: Batch, inputs: Seq
     )
 
 
-def batch_objective(run_state: RunState, logits: Sequence[Tensor], batch: Batch, *, check: bool) -> Objective:
+def batch_objective(run_state: RunState, logits: Sequence[Tensor], batch: TrainingBatch, *, check: bool) -> Objective:
     """The loss of a batch whose first views have these student logits, [B, C] each.
 
     Raises:
@@ -110,7 +110,7 @@ def check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Met
         )
 
 
-def _forward(run_state: RunState, batch: Batch, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _forward(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Logits [B, C] of the whole batch for each view that the method compares."""
     # Not the batch itself in the comprehension: what that closes over outlives a failure.
     whole, rows, local_slice = run_state.replicas.whole, len(batch.labels), batch.local_slice

@@ -15,7 +15,7 @@ from service.db.states import State
 from service.engine.scheduler import LOST_ATTEMPTS_MAX, Scheduler
 from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complete_caches, inferred, vanished
 from workers.backoff import CAP_S, LOST_ATTEMPTS_EVER_MAX, delay_s
-from workers.cluster.outcomes import Outcome
+from workers.cluster.outcomes import TaskOutcome
 
 
 class Clock:
@@ -46,7 +46,7 @@ def bench(tmp_path: Path) -> Iterator[_Bench]:
     bench.database.close()
 
 
-def by_others() -> Outcome:
+def by_others() -> TaskOutcome:
     return vanished().model_copy(update={"is_node_fault": True, "message": "others have the memory"})
 
 

@@ -34,7 +34,7 @@ from service.operations.readiness import EngineParts
 from store import Catalog
 from tests.support.service_helpers import add_job, make_plan, make_settings, start_run, teacher_row
 from tests.support.store_cases import is_held, make_spec, write_cache
-from workers.cluster.outcomes import Numbered, Outcome
+from workers.cluster.outcomes import Numbered, TaskOutcome
 from workers.cluster.ray_cluster import ActorGroup, Cluster
 from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingTask
 from workers.run_files import ARTIFACTS, CHECKPOINT
@@ -47,11 +47,11 @@ class _Task:
     """In the place of a cluster's: tells what it was given, and keeps what it is told."""
 
     events: Sequence[Numbered] = ()
-    outcome: Outcome | None = None
+    outcome: TaskOutcome | None = None
     told: list[str] = field(default_factory=list)
     actor_group: ActorGroup = field(default_factory=lambda: ActorGroup([cast("Any", object())], [0]))
 
-    def poll(self) -> tuple[Sequence[Numbered], Outcome | None]:
+    def poll(self) -> tuple[Sequence[Numbered], TaskOutcome | None]:
         return self.events, self.outcome
 
     def acknowledge(self, _: Sequence[Numbered]) -> None:
@@ -88,7 +88,7 @@ class _Cluster:
 
     cpus = 2
 
-    def __init__(self, *tasks: _Task, gpus: int = 0, endings: Sequence[Outcome] = ()) -> None:
+    def __init__(self, *tasks: _Task, gpus: int = 0, endings: Sequence[TaskOutcome] = ()) -> None:
         self.gpus = gpus
         self._tasks, self._endings = iter(tasks), iter(endings)
         self.has_ended_others = False
@@ -192,8 +192,8 @@ def bench(tmp_path: Path) -> Iterator[_Bench]:
     bench.database.close()
 
 
-def vanished() -> Outcome:
-    return Outcome(kind="vanished", error_type="ActorDiedError", message="it died")
+def vanished() -> TaskOutcome:
+    return TaskOutcome(kind="vanished", error_type="ActorDiedError", message="it died")
 
 
 def complete_caches() -> _Task:
@@ -206,15 +206,15 @@ def complete_caches() -> _Task:
         accuracy=TeacherAccuracy(test=1.0, views=0.5),
     )
     forwards = {"teacher_forwards": 0, "teacher_forwards_needed": 1000}
-    return _Task(outcome=Outcome(kind="done", value={"plan": plan.model_dump(mode="json"), **forwards}))
+    return _Task(outcome=TaskOutcome(kind="done", value={"plan": plan.model_dump(mode="json"), **forwards}))
 
 
-def failed(kind: str) -> Outcome:
-    return Outcome(kind="failed", error_type=kind, message="so it says.")
+def failed(kind: str) -> TaskOutcome:
+    return TaskOutcome(kind="failed", error_type=kind, message="so it says.")
 
 
-def trained() -> Outcome:
-    return Outcome(kind="done", value={"trained": True})
+def trained() -> TaskOutcome:
+    return TaskOutcome(kind="done", value={"trained": True})
 
 
 def inferred(rows: int, key: str = "0" * 64) -> list[Numbered]:
@@ -294,7 +294,7 @@ def test_the_caches_of_a_paused_job_are_held_until_it_ends_by_the_next_engine_to
         engine.tick()
     bench.job_control.pause_job(bench.job_id)
     engine.tick()
-    task.outcome = Outcome(kind="stopped")
+    task.outcome = TaskOutcome(kind="stopped")
     engine.tick()
     assert bench.state is State.PAUSED
     assert task.told == ["stop", "close"]
@@ -350,7 +350,7 @@ def test_what_workers_tell_of_this_machines_folders_is_stored_relative_to_them(b
     data_dir = bench.settings.data_dir.resolve()
     file = data_dir / "caches" / "ab" / "zarr.json"
     told = {"type": "log", "level": "warning", "message": f"{file}: the file is missing"}
-    outcome = Outcome(kind="failed", error_type="CacheCorrupt", message=f"{file}: not JSON, see '{data_dir}'")
+    outcome = TaskOutcome(kind="failed", error_type="CacheCorrupt", message=f"{file}: not JSON, see '{data_dir}'")
     engine = bench.engine(_Task([(0, told)], outcome))
     for _ in range(3):
         engine.tick()
@@ -419,7 +419,7 @@ def test_a_job_that_fails_as_a_whole_leaves_checkpoints_alone(bench: _Bench) -> 
     bench.records.claim_job()
     run = bench.records.runs(bench.job_id)[0]
     assert start_run(bench.records, run.id) == 1
-    engine = bench.engine(_Task(outcome=Outcome(kind="failed", error_type="QuotaExceeded", message="no room")))
+    engine = bench.engine(_Task(outcome=TaskOutcome(kind="failed", error_type="QuotaExceeded", message="no room")))
     folder = bench.left(run.id, 1)
     for _ in range(2):
         engine.tick()
@@ -592,7 +592,7 @@ def test_engine_names_the_teacher_in_the_error_of_a_job_that_it_has_failed(
     bench: _Bench, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
-    lost = Outcome(kind="vanished", error_type=kind, message="its process ended")
+    lost = TaskOutcome(kind="vanished", error_type=kind, message="its process ended")
     ending = failed(kind) if kind == "InvalidTeacher" else lost
     engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOST_ATTEMPTS_MAX + 1)])
     for _ in range(2 * LOST_ATTEMPTS_MAX + 4):

@@ -33,7 +33,7 @@ from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complet
 from tests.support.full_disk import on_a_small_disk
 from tests.support.service_helpers import Api, PostgresServer, start_run
 from tests.support.store_cases import make_spec, write_cache
-from workers.cluster.outcomes import Outcome, outcome
+from workers.cluster.outcomes import TaskOutcome, outcome
 from workers.disk_errors import disk_error
 from workers.errors import DiskLow, InvalidDataset
 from workers.training.artifacts import CHECKPOINT, load_checkpoint
@@ -95,8 +95,8 @@ def disk_part(bench: _Bench) -> Json:
         return part
 
 
-def full() -> Outcome:
-    return Outcome(kind="failed", error_type="DiskLow", message=LOW, disk="ENOSPC")
+def full() -> TaskOutcome:
+    return TaskOutcome(kind="failed", error_type="DiskLow", message=LOW, disk="ENOSPC")
 
 
 # ------------------------------------------------------------------------------------------------- what is recognised
@@ -183,10 +183,10 @@ def test_load_checkpoint_passes_over_a_damaged_file_but_not_over_one_that_may_be
 
 
 @pytest.mark.parametrize(
-    "ending", [full(), Outcome(kind="failed", error_type="OSError", message="EROFS", disk="EROFS")]
+    "ending", [full(), TaskOutcome(kind="failed", error_type="OSError", message="EROFS", disk="EROFS")]
 )
 def test_runs_that_end_because_of_the_disk_are_set_aside_with_the_reason_and_go_on_by_themselves(
-    bench: _Bench, room: Room, ending: Outcome
+    bench: _Bench, room: Room, ending: TaskOutcome
 ) -> None:
     """From their checkpoints, as no failure and no loss; their job is set aside once nothing else is left of it."""
     cluster = _Cluster(complete_caches(), endings=[ending, ending])
@@ -345,7 +345,9 @@ def test_artifacts_that_cannot_be_listed_because_of_the_disk_set_a_run_aside(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("service.engine.scheduler.list_artifacts", fail)
-    engine = bench.engine_on(_Cluster(complete_caches(), endings=[Outcome(kind="done", value={}) for _ in range(2)]))
+    engine = bench.engine_on(
+        _Cluster(complete_caches(), endings=[TaskOutcome(kind="done", value={}) for _ in range(2)])
+    )
     tick_until(engine, lambda: bench.state is State.PAUSED)
     for run in bench.records.runs(bench.job_id):
         assert (run.state, run.error) == (State.PAUSED, None)

@@ -23,7 +23,7 @@ from tests.support.store_cases import digests
 from workers import signals
 from workers.cluster import ray_cluster
 from workers.cluster.deaths import Death
-from workers.cluster.outcomes import Outcome, Share
+from workers.cluster.outcomes import Share, TaskOutcome
 from workers.cluster.ray_cluster import (
     ACTOR_DEATHS_MAX,
     ActorGroup,
@@ -80,7 +80,7 @@ def new_name() -> str:
     return f"run-{uuid.uuid4().hex}-a1"
 
 
-def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: None) -> Outcome:
+def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: None) -> TaskOutcome:
     """Poll to the end, as the engine does; ``seen`` is told every event."""
     numbers = []
     while True:
@@ -512,7 +512,7 @@ def test_a_thread_leaves_signals_to_the_main_thread_and_may_wait_as_well() -> No
 class Process:
     """Stands for one of a student's processes: notes what it is told, answers how its work has ended."""
 
-    def __init__(self, outcome: Outcome | None = None) -> None:
+    def __init__(self, outcome: TaskOutcome | None = None) -> None:
         self.told: list[int] = []
         self.stop = SimpleNamespace(remote=self.told.append)
         self.answer = SimpleNamespace(remote=lambda *_: ray_cluster.ray.put(([], outcome, None)))
@@ -524,7 +524,7 @@ def test_a_later_process_of_a_student_that_waits_for_its_pictures_is_stopped_as_
 ) -> None:
     """The first one waits for it meanwhile, in an exchange that hears nothing."""
     monkeypatch.setattr(ray_cluster, "_PEER_GRACE_S", 0.0)
-    stopped = Outcome(kind="stopped", message="while it waited for pictures")
+    stopped = TaskOutcome(kind="stopped", message="while it waited for pictures")
     first, second = Process(), Process(stopped)
     task = Task(ActorGroup([first, second], [0]), has_begun=True)
     task.stop()

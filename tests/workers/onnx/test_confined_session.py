@@ -19,7 +19,7 @@ from tests.support.hostile_teachers import TRIGGER
 from workers.errors import InvalidTeacher, OutOfMemory, SessionLost
 from workers.onnx import confined_session
 from workers.onnx.confined_session import ConfinedSession, Limits, limits_of
-from workers.onnx.session import Session
+from workers.onnx.session import OnnxSession
 from workers.onnx.session_child import Output
 from workers.onnx.shared_arrays import SharedArrays, SharedReader
 
@@ -40,7 +40,7 @@ def opened(built: onnx.ModelProto, folder: Path, **changes: float) -> Iterator[C
 
 def test_session_in_a_confined_process_computes_what_one_in_this_process_does(tmp_path: Path) -> None:
     with opened(onnx_models.random_linear(), tmp_path) as session:
-        here = Session(tmp_path / "teacher.onnx", "images", "logits", threads=1)
+        here = OnnxSession(tmp_path / "teacher.onnx", "images", "logits", threads=1)
         assert (session.provider, session.missing) == (here.provider, ())
         for rows in (1, 5, 200):
             given = pictures(rows)

@@ -504,7 +504,7 @@ def test_a_wrong_scale_is_refused_and_recognised(tmp_path: Path) -> None:
         teacher(sees_brightness(), tmp_path, unscaled).run_preflight(bright())
 
 
-def test_contract_check_refuses_a_preprocessing_that_costs_few_points(tmp_path: Path) -> None:
+def test_preflight_refuses_a_preprocessing_that_costs_few_points(tmp_path: Path) -> None:
     data = bright()
     data.images_NHWC[::8] *= 2  # dark ones that the wrong mean takes for light
     shifted = PLAIN.model_copy(update={"mean": (-0.2,) * 3})
@@ -552,7 +552,7 @@ LETTERS = [chr(ord("a") + k) for k in range(12)]
         (["b", "a", *LETTERS[2:]], 10, "its class 0 is mostly 'b' (class 1 here), its class 1 is mostly 'a' (class 0"),
     ],
 )
-def test_contract_check_refuses_classes_in_an_order_that_differs_in_part(
+def test_preflight_refuses_classes_in_an_order_that_differs_in_part(
     names: list[str], per_class: int, found: str, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -572,7 +572,7 @@ def test_assignment_moves_only_classes_that_the_rows_tell_of() -> None:
     assert np.flatnonzero(order_N != preferred_N).tolist() == [4, 6, 7, 8, 40_000]
 
 
-def test_contract_check_passes_a_weak_teacher_in_the_right_order(tmp_path: Path) -> None:
+def test_preflight_passes_a_weak_teacher_in_the_right_order(tmp_path: Path) -> None:
     """Thirty classes, taken for their neighbours: the best order of one half of the rows is no better on the other."""
     data = levels([f"{k:02}" for k in range(30)], 10)
     noise = np.random.default_rng(0).normal(0, 25, (300, 1, 1, 1))
@@ -582,7 +582,7 @@ def test_contract_check_passes_a_weak_teacher_in_the_right_order(tmp_path: Path)
     assert (report.refusals, report.warnings) == ((), ())
 
 
-def test_contract_check_warns_of_numbers_in_the_order_of_text(tmp_path: Path) -> None:
+def test_preflight_warns_of_numbers_in_the_order_of_text(tmp_path: Path) -> None:
     """Even where the teacher was trained on the same order."""
     data = levels(sorted(NUMBERS), 3)
     report = teacher(sees_level(12), tmp_path).run_preflight(data)
@@ -591,12 +591,12 @@ def test_contract_check_warns_of_numbers_in_the_order_of_text(tmp_path: Path) ->
     assert "not in their order ('0', '1', '10', '11', ...): class 2 is '10'" in warning
 
 
-def test_contract_check_warns_of_classes_whose_names_look_alike(tmp_path: Path) -> None:
+def test_preflight_warns_of_classes_whose_names_look_alike(tmp_path: Path) -> None:
     report = teacher(sees_level(3), tmp_path).run_preflight(levels(["Cat", "cat", "dog"], 6))
     assert report.warnings == ("classes that look alike: 'Cat' and 'cat' differ only in case",)
 
 
-def test_contract_check_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path) -> None:
+def test_preflight_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path) -> None:
     report = teacher(sees_level(12), tmp_path).run_preflight(levels(NUMBERS, 6), accept=True)
     assert report.accuracy == pytest.approx(1 / 6)
     (refusal,) = report.refusals
@@ -606,7 +606,7 @@ def test_contract_check_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path)
         report.enforce(False)
 
 
-def test_contract_check_passes_a_good_teacher_of_a_rare_class(tmp_path: Path) -> None:
+def test_preflight_passes_a_good_teacher_of_a_rare_class(tmp_path: Path) -> None:
     """Right on 198 of 200 and on 2 of 2; without the picture, the same predictions would be right on 97.1 %."""
     data = bright(400)
     rows = np.concatenate([np.arange(0, 400, 2), [1, 3]])
@@ -624,9 +624,7 @@ def test_contract_check_passes_a_good_teacher_of_a_rare_class(tmp_path: Path) ->
         (["Softmax"], 100, r"each row sums to 100: they are scaled probabilities \(percent"),
     ],
 )
-def test_contract_check_refuses_outputs_that_are_no_logits(
-    tail: list[str], factor: int, told: str, tmp_path: Path
-) -> None:
+def test_preflight_refuses_outputs_that_are_no_logits(tail: list[str], factor: int, told: str, tmp_path: Path) -> None:
     built = sees_colour(tail=tail)
     built.graph.node[-1].output[0] = "probability"
     built.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
@@ -660,7 +658,7 @@ def test_a_teacher_on_a_gpu_is_confined_where_that_works_and_says_so_where_not(
     """What decides is a network of ours, not how this one opens."""
     asked: list[bool | None] = []
 
-    class Confined(onnx_session.Session):
+    class Confined(onnx_session.OnnxSession):
         missing: tuple[str, ...] = ()
         inputs = None
 
