@@ -130,7 +130,9 @@ def test_response_cache_shows_every_write_at_once_and_its_etag_changes(api_of_ei
                     continue
                 value = _another(column)
                 with elsewhere.write() as session:
-                    session.execute(update(table).where(table.id == id).values({column.name: value}))
+                    session.execute(
+                        update(table.__table__).where(table.__table__.c.id == id).values({column.name: value})
+                    )
                 before = changes
                 look(f"{table.__tablename__}.{column.name}")
                 hidden = {"holder", "key_id", "actor", "piece", "share", "whole_gpu", "losses", "backoff"}
