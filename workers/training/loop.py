@@ -185,7 +185,7 @@ def _new_run_state(place: int, handle: RunHandle, setting: _Setting) -> RunState
 
 
 class _Group:
-    """The learners that are still training, what is recorded of their steps, and how the others have ended."""
+    """The runs that are still training, what is recorded of their steps, and how the others have ended."""
 
     def __init__(self, handles: Sequence[RunHandle], setting: _Setting) -> None:
         self.run_states: list[RunState] = []

@@ -1,7 +1,7 @@
 """One run while it trains: its student, what updates it, how far it is, and its checkpoint.
 
-A learner owns everything that one run changes, so several of them can train on the same batches (``train_group``)
-without touching each other. What they draw (dropout) is a function of (seed, epoch, step), so a learner that was
+A ``RunState`` owns everything that one run changes, so several of them can train on the same batches (``train_group``)
+without touching each other. What they draw (dropout) is a function of (seed, epoch, step), so a run that was
 killed anywhere continues with the same numbers, alone or in another company.
 """
 

@@ -48,7 +48,7 @@ def explain_not_finite(run_state: RunState, step: int, batch: TrainingBatch, inp
     """Compute a bad step again, from the weights that it had, and say what is wrong with it.
 
     Args:
-        step: of the learner's epoch, from 0; its batch and inputs are given.
+        step: of the run's epoch, from 0; its batch and inputs are given.
     """
     where = f"epoch {run_state.epoch + 1}, step {step + 1}, before the update"
     run_state.seed(step)
