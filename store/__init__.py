@@ -32,7 +32,7 @@ from store.errors import (
     RowOutOfRange,
     StoreError,
 )
-from store.eviction import Hold, Reservation
+from store.eviction import CacheLease, Reservation
 from store.exact_rows import Reference, read_reference
 from store.reader import CacheReader
 from store.spec import CacheSpec
@@ -44,6 +44,7 @@ __all__ = [
     "CacheBusy",
     "CacheCorrupt",
     "CacheIncomplete",
+    "CacheLease",
     "CacheMismatch",
     "CacheNotFound",
     "CachePinned",
@@ -53,7 +54,6 @@ __all__ = [
     "Catalog",
     "DiskFull",
     "Encoding",
-    "Hold",
     "InvalidArgument",
     "NotStorable",
     "QuotaExceeded",

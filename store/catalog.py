@@ -18,7 +18,7 @@ from pydantic import JsonValue
 
 from store import eviction, layout
 from store.errors import AmbiguousKey, CacheCorrupt, CacheNotFound, InvalidArgument, StoreError
-from store.eviction import Evicted, Hold, Reservation
+from store.eviction import CacheLease, Evicted, Reservation
 from store.filesystem import disk_full_as_error, write_atomically
 from store.identity import check_completion, check_identity
 from store.spec import CacheSpec
@@ -109,9 +109,9 @@ class Catalog:
         """Take the pin away, if there is one. Raises CacheNotFound, InvalidArgument."""
         eviction.unpin(self._existing(key))
 
-    def hold(self, key: str) -> Hold:
+    def hold(self, key: str) -> CacheLease:
         """Keep a cache from eviction while this process needs it. Raises CacheNotFound, InvalidArgument."""
-        return Hold(layout.group_path(self.root, key))
+        return CacheLease(layout.group_path(self.root, key))
 
     def make_room(self, needed_bytes: int, quota_bytes: int, in_use: Collection[str] = ()) -> Evictions:
         """Evict caches, the least recently used first, until `needed_bytes` more fit into the quota.
@@ -121,7 +121,7 @@ class Catalog:
         Raises QuotaExceeded, having evicted nothing (unless a cache was pinned or taken into use in
         the very moment).
         """
-        with eviction.turn(self.root):
+        with eviction.exclusive(self.root):
             return eviction.make_room(self.root, needed_bytes, quota_bytes, in_use)
 
     def evictable(self, in_use: Collection[str] = ()) -> tuple[int, int]:
@@ -137,7 +137,7 @@ class Catalog:
         for caches that are complete already. `provenance` is what CacheWriter takes.
         Raises QuotaExceeded as make_room does, and what CacheWriter raises.
         """
-        with eviction.turn(self.root):
+        with eviction.exclusive(self.root):
             self.sweep()
             return eviction.reserve(self.root, specs, quota_bytes, provenance or {})
 

@@ -42,7 +42,7 @@ _GROUP_BYTES, _ARRAY_BYTES = 4096, 768
 _KEYS_SHOWN = 4
 
 
-class Hold:
+class CacheLease:
     """Keeps one cache from being evicted until release(), the end of its process, or nothing refers to it any more.
 
     Raises CacheNotFound. Waits for an eviction that has begun, and then finds the cache gone.
@@ -77,12 +77,12 @@ class Reservation:
     """Caches that are there, complete or not, and held; and what was evicted to make room for them."""
 
     evicted: list[Evicted]
-    holds: list[Hold] = field(default_factory=list)
+    leases: list[CacheLease] = field(default_factory=list)
 
     def release(self) -> None:
         """Let the caches be evicted again. May be called twice."""
-        for hold in self.holds:
-            hold.release()
+        for lease in self.leases:
+            lease.release()
 
     def __enter__(self) -> Self:
         return self
@@ -154,8 +154,8 @@ def remove(group: Path, *, even_if_held: bool = False) -> None:
 
 
 def make_room(root: Path, needed_bytes: int, quota_bytes: int, in_use: Collection[str] = ()) -> list[Evicted]:
-    """Evict until `needed_bytes` more fit into the quota; see Catalog.make_room. The caller has the turn()."""
-    shelf = sorted((_look(group, in_use) for group in layout.group_paths(root)), key=lambda item: item.order)
+    """Evict until `needed_bytes` more fit into the quota; see Catalog.make_room. The caller holds exclusive()."""
+    shelf = sorted((_look(group, in_use) for group in layout.group_paths(root)), key=lambda item: item.lru_key)
     excess = needed_bytes + sum(item.promised_bytes for item in shelf) - quota_bytes
     if excess <= 0:
         return []
@@ -190,7 +190,7 @@ def evictable(root: Path, in_use: Collection[str] = ()) -> tuple[int, int]:
 def reserve(
     root: Path, specs: Sequence[CacheSpec], quota_bytes: int, provenance: Mapping[str, JsonValue]
 ) -> Reservation:
-    """Make room for caches, create and hold them; see Catalog.reserve. The caller has the turn()."""
+    """Make room for caches, create and hold them; see Catalog.reserve. The caller holds exclusive()."""
     groups = [layout.group_path(root, spec.key) for spec in specs]
     evicted: list[Evicted] = []
     # A complete cache costs nothing, whatever the quota has become since it was made.
@@ -199,11 +199,11 @@ def reserve(
         evicted = make_room(root, needed_bytes, quota_bytes, [spec.key for spec in specs])
     for spec in specs:
         CacheWriter(root, spec, provenance)
-    return Reservation(evicted, [Hold(group) for group in groups])
+    return Reservation(evicted, [CacheLease(group) for group in groups])
 
 
 @contextlib.contextmanager
-def turn(root: Path) -> Iterator[None]:
+def exclusive(root: Path) -> Iterator[None]:
     """One process at a time: what is counted here must not grow by another's reservation meanwhile."""
     root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(root / layout.TURN_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -264,7 +264,7 @@ class _Item:
     kept: Literal["pinned", "in use"] | None
 
     @property
-    def order(self) -> tuple[datetime, str]:
+    def lru_key(self) -> tuple[datetime, str]:
         """Least recently used first."""
         return self.used_at, self.group.name
 

@@ -16,7 +16,7 @@
         COMPLETE                     Completion: every block is committed; written last of all
         LAST_USED                    written by Catalog.touch; no part of the cache's identity
         PINNED                       written by Catalog.pin, and gone after unpin; no part of it either
-    <root>/.turn                     locked by whoever evicts or reserves, see room.py
+    <root>/.turn                     locked by whoever evicts or reserves, see eviction.py
 
 <block> counts within its view here. Codecs are exactly bytes (little-endian) and crc32c, so a chunk file is
 R flat rows and four bytes; the last chunk of a view is padded with NaN, or with 0 if it has

@@ -36,7 +36,7 @@ import numpy.typing as npt
 from store import layout
 from store.chunk_map import ChunkRows, map_chunks, memory_bytes
 from store.errors import CacheNotFound, InvalidArgument, ReaderClosed, RowOutOfRange
-from store.eviction import Hold
+from store.eviction import CacheLease
 from store.identity import check_completion, check_identity, describe_absence
 from store.lossy_rows import EncodedRows, load_block
 from store.read_ahead import ReadAhead
@@ -74,11 +74,11 @@ class CacheReader:
         self._root = root
         self.path = layout.group_path(root, key)
         manifest = layout.read_manifest(self.path)
-        self._hold = Hold(self.path)
+        self._lease = CacheLease(self.path)
         try:
             self._load(manifest, asked)
         except BaseException:
-            self._hold.release()  # the error's traceback refers to it for as long as the error is kept
+            self._lease.release()  # the error's traceback refers to it for as long as the error is kept
             raise
 
     def _load(self, manifest: layout.Manifest, asked: CacheSpec | None) -> None:
@@ -156,7 +156,7 @@ class CacheReader:
         self._closed = True
         for chunks in self._mapped.values():
             chunks.release()
-        self._hold.release()
+        self._lease.release()
 
     def __enter__(self) -> "CacheReader":
         return self

@@ -10,7 +10,7 @@ from pathlib import Path
 from store import layout
 from store.block_checks import findings
 from store.errors import CacheCorrupt, StoreError
-from store.eviction import Hold
+from store.eviction import CacheLease
 from store.identity import check_completion, check_identity
 from store.layout import BlockRecord
 from store.spec import CacheSpec
@@ -47,7 +47,7 @@ def verify_group(group: Path) -> VerifyReport:
         manifest = layout.read_manifest(group)
     except CacheCorrupt as error:
         return VerifyReport(group.name, [str(error)], 0, 0)
-    with Hold(group):
+    with CacheLease(group):
         return _verify(group, manifest)
 
 

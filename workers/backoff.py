@@ -8,14 +8,14 @@ CAP_S = 300.0
 # Either way, so that what was lost in one moment does not start again in one moment.
 JITTER = 0.25
 # Whatever the cause, the end of Ray and a full machine included: who takes everything down must end some time.
-LOSSES_EVER_MAX = 100
+LOST_ATTEMPTS_EVER_MAX = 100
 
 _DICE = random.Random()
 
 
-def delay_s(losses: int, dice: random.Random = _DICE) -> float:
-    """Seconds before the next start after ``losses`` losses in a row: 0, then about 2, 8, 32, 128, then 300."""
-    if losses < 2:
+def delay_s(lost_attempts: int, dice: random.Random = _DICE) -> float:
+    """Seconds before the next start after ``lost_attempts`` losses in a row: 0, then about 2, 8, 32, 128, then 300."""
+    if lost_attempts < 2:
         return 0.0
     # The exponent is bounded, too: a float has an end.
-    return min(CAP_S, BASE_S * FACTOR ** min(losses - 2, 16)) * dice.uniform(1.0 - JITTER, 1.0 + JITTER)
+    return min(CAP_S, BASE_S * FACTOR ** min(lost_attempts - 2, 16)) * dice.uniform(1.0 - JITTER, 1.0 + JITTER)

@@ -50,7 +50,7 @@ class DatasetReady(_Event):
     reused: bool
 
 
-class ContractChecked(_Event):
+class PreflightChecked(_Event):
     """The teacher was tried on ``rows`` labelled pictures before any long work, with ``forwards`` passes.
 
     ``views_accuracy`` is that on as many training views, None without augmentation.
@@ -124,7 +124,7 @@ class Finished(_Event):
 
 
 Event = Annotated[
-    Log | Stage | DatasetReady | ContractChecked | InferenceProgress | CacheReady | Step | Epoch | Finished,
+    Log | Stage | DatasetReady | PreflightChecked | InferenceProgress | CacheReady | Step | Epoch | Finished,
     Field(discriminator="type"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -101,7 +101,7 @@ class RunLog(logging.Handler):
         folder: of the attempt, made if need be.
         artifacts: where the files of an attempt that has succeeded are, and then its log.
         writes: whether anything is written at all.
-        stage: of the attempt, as ``TrainingOrder`` has it.
+        stage: of the attempt, as ``TrainingTask`` has it.
 
     Attributes:
         ids: ``job_id``, ``run_id`` and ``attempt``, as far as the folder's name tells.

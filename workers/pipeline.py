@@ -24,7 +24,7 @@ from workers.config.job import (
     RunSpec,
     StudentSpec,
     Training,
-    TrainingOrder,
+    TrainingTask,
     Views,
 )
 from workers.errors import InvalidJob, WorkerError
@@ -43,8 +43,8 @@ from workers.teacher.forwards import forwards_avoided
 from workers.text_files import read_text
 from workers.texts import printable
 from workers.training.loop import train_group, train_run
-from workers.training.orders import order_run, share_out
-from workers.training.run import Member
+from workers.training.run import RunHandle
+from workers.training.tasks import share_out, task_of_run
 
 # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -97,10 +97,10 @@ def run_job(
         waiting = job.runs()
         while waiting:
             [group] = share_out(waiting, 1, job.largest_group)
-            orders = [
-                order_run(job, plan, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
+            tasks = [
+                task_of_run(job, plan, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
             ]
-            ended = dict(train_group([Member(order, emit, should_stop) for order in orders]))
+            ended = dict(train_group([RunHandle(task, emit, should_stop) for task in tasks]))
             for place, run in enumerate(group):
                 how = ended[place]
                 if isinstance(how, Exception):
@@ -149,7 +149,7 @@ def train_supervised(
     """
     folders = Folders(data_dir=work_dir, data_root=data_root)
     train, test = prepare_data(dataset, folders, emit, should_stop)
-    order = TrainingOrder(
+    task = TrainingTask(
         folders=folders,
         run=RunSpec(index=0, student=StudentSpec(name=student), method=parse_method("ce"), seed=seed),
         training=training,
@@ -161,7 +161,7 @@ def train_supervised(
         folder=out_dir,
         threads=threads,
     )
-    result = train_run(order, emit, should_stop)
+    result = train_run(task, emit, should_stop)
     artifacts = out_dir / ARTIFACTS
     config = json.loads((artifacts / "config.json").read_text())
     last = result["last"]

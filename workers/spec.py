@@ -71,10 +71,10 @@ class Config(BaseModel):
         return f"parameter of {cls.__name__.lower()}"
 
 
-PartT = TypeVar("PartT", bound="Part")
+MethodPartT = TypeVar("MethodPartT", bound="MethodPart")
 
 
-class Part(Config):
+class MethodPart(Config):
     """Base of policies and losses; the attributes are what ``describe_policies`` and the API tell.
 
     Attributes:
@@ -90,6 +90,6 @@ class Part(Config):
     kind: str
 
 
-def by_kind(base: type[PartT]) -> dict[str, type[PartT]]:
+def by_kind(base: type[MethodPartT]) -> dict[str, type[MethodPartT]]:
     """The classes that derive from ``base``, in their order, by the value of their ``kind``."""
     return {cls.model_fields["kind"].default: cls for cls in base.__subclasses__()}

@@ -15,7 +15,7 @@ from service.api.deadlines import Pace
 from service.api.dependencies import Context
 from service.api.etags import ConditionalGet
 from service.api.metrics import MeasureRequests, Metrics
-from service.api.middleware import BodyLimit, Doors, HeadRequests, RequestContext
+from service.api.middleware import AdmissionMiddleware, BodyLimit, HeadRequests, RequestContext
 from service.api.multipart import BUFFER_BYTES, sweep
 from service.api.openapi import describe
 from service.api.response_cache import ResponseCache
@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, default=body, paths={UPLOAD_PATH: upload})
     app.add_middleware(ResponseCache, version=context.version)
     app.add_middleware(
-        Doors,
+        AdmissionMiddleware,
         ring=context.ring,
         rate=context.rate,
         requests=context.requests,

@@ -10,16 +10,16 @@ from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from service.api.auth import is_loopback, load_key_digest
-from service.api.event_feed import Tail
+from service.api.event_feed import EventFeed
 from service.api.inbound import Connections, Waits, connections_max
 from service.api.rate_limits import ConcurrencyLimit, KeyedSemaphore, RateLimit
 from service.api.schemas import Page
 from service.db.api_keys import KeyRing, Keys
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries
+from service.db.job_control import JobControl
 from service.db.version import DatabaseVersion
 from service.errors import DiskFloor
 from service.operations.disk import Freeable
@@ -52,7 +52,7 @@ class Context:
         rate, requests, streams, uploads: what every caller may ask for at once.
         inspections, heavy: the shares that every caller has of the inspections of uploads, and of the threads for what
             takes long.
-        tail: the newest events, for all streams.
+        event_feed: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
         freeable: what of the disk can be freed, for messages.
     """
@@ -60,9 +60,9 @@ class Context:
     settings: Settings
     database: Database
     version: DatabaseVersion
-    records: Records
-    registry: Registry
-    wishes: Wishes
+    records: EngineQueries
+    registry: ApiQueries
+    job_control: JobControl
     deletion: Deletion
     catalog: Catalog
     keys: Keys
@@ -74,7 +74,7 @@ class Context:
     uploads: ConcurrencyLimit
     inspections: KeyedSemaphore
     heavy: KeyedSemaphore
-    tail: Tail
+    event_feed: EventFeed
     closing: asyncio.Event
     readiness: ReadinessCheck
     freeable: Freeable
@@ -85,7 +85,7 @@ class Context:
         file_digest = load_key_digest(settings.api_key_file)
         database = Database(settings.database)
         keys = Keys(database)
-        registry = Registry(database, settings.key_live_jobs_max)
+        registry = ApiQueries(database, settings.key_live_jobs_max)
         closing = asyncio.Event()
         connections = connections_max(settings.connections_max)
         # Half for one address, and for one key half of that: behind a proxy all keys may come from one address.
@@ -96,9 +96,9 @@ class Context:
             settings=settings,
             database=database,
             version=DatabaseVersion(database),
-            records=Records(database),
+            records=EngineQueries(database),
             registry=registry,
-            wishes=Wishes(database),
+            job_control=JobControl(database),
             deletion=Deletion(database, settings),
             catalog=Catalog(settings.caches_dir),
             keys=keys,
@@ -112,7 +112,7 @@ class Context:
             uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
             inspections=KeyedSemaphore(KEY_INSPECTIONS_MAX),
             heavy=KeyedSemaphore(KEY_HEAVY_MAX),
-            tail=Tail(registry, settings.event_poll_s, closing),
+            event_feed=EventFeed(registry, settings.event_poll_s, closing),
             closing=closing,
             readiness=ReadinessCheck(database, settings),
             freeable=Freeable(settings, database),

@@ -1,7 +1,7 @@
 """The newest events of all jobs, read once for every stream that waits for them.
 
 The engine is another process, and the database is all that it shares with this one, so somebody has to look there
-several times a second. ``Tail`` does it for all streams together, with one query, however many there are, and only
+several times a second. ``EventFeed`` does it for all streams together, with one query, however many there are, and only
 while there are any. What it has read it keeps for a while, also as the bytes that go over the wire. A stream that is
 further behind (it has just begun, or its client reads slowly) reads from the database until it has caught up.
 """
@@ -19,7 +19,7 @@ from fastapi.sse import format_sse_event
 from pydantic import ValidationError
 
 from service.api.schemas import Event
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.models import EventRecord, JobRecord, RunRecord
 from service.db.states import TERMINAL
 from service.db.transitions import unreadable
@@ -51,7 +51,7 @@ def _document(row: EventRecord) -> Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EventFrame:
     """What streams need of an event. Its row would take four times the memory, for as long as this is kept.
 
     Attributes:
@@ -66,7 +66,7 @@ class Told:
     frame: bytes
 
     @classmethod
-    def of(cls, row: EventRecord) -> "Told":
+    def of(cls, row: EventRecord) -> "EventFrame":
         """The event of a row."""
         shown = show(row)
         is_end = shown.type == "state" and shown.data.get("state") in _ENDS
@@ -74,15 +74,15 @@ class Told:
         return cls(row.seq, row.job_id, row.run_id, is_end, frame)
 
     @classmethod
-    def all_of(cls, rows: Iterable[EventRecord]) -> "list[Told]":
+    def all_of(cls, rows: Iterable[EventRecord]) -> "list[EventFrame]":
         """The events of these rows; one that cannot be told is left out and logged: the others do not wait for it."""
-        told = []
+        frames = []
         for row in rows:
             try:
-                told.append(cls.of(row))
+                frames.append(cls.of(row))
             except Exception as error:
                 log.warning("an event cannot be told", seq=row.seq, job_id=row.job_id, error=type(error).__name__)
-        return told
+        return frames
 
     def ends(self, owner: JobRecord | RunRecord) -> bool:
         """Whether this job or run has ended with it."""
@@ -90,7 +90,7 @@ class Told:
         return own and self.is_end
 
 
-class Tail:
+class EventFeed:
     """The last ``KEPT`` events, for streams of one event loop.
 
     Args:
@@ -102,12 +102,12 @@ class Tail:
         head: number of the newest event that was read; meaningful to followers only.
     """
 
-    def __init__(self, registry: Registry, poll_s: float, closing: asyncio.Event) -> None:
+    def __init__(self, registry: ApiQueries, poll_s: float, closing: asyncio.Event) -> None:
         self.head = 0
         self._registry = registry
         self._poll_s = poll_s
         self._closing = closing
-        self._kept: deque[Told] = deque()
+        self._kept: deque[EventFrame] = deque()
         # All events later than this one, up to the head, are kept.
         self._floor = 0
         self._news = asyncio.Event()
@@ -132,15 +132,15 @@ class Tail:
                 self._reader = None
                 self._kept.clear()
 
-    def later(self, position: int) -> Sequence[Told] | None:
+    def later(self, position: int) -> Sequence[EventFrame] | None:
         """Every event that was read after ``position``, oldest first; None if not all of them are kept any more."""
         if position < self._floor:
             return None
-        found: list[Told] = []
-        for told in reversed(self._kept):
-            if told.seq <= position:
+        found: list[EventFrame] = []
+        for event_frame in reversed(self._kept):
+            if event_frame.seq <= position:
                 break
-            found.append(told)
+            found.append(event_frame)
         return found[::-1]
 
     async def wait(self, timeout_s: float) -> None:
@@ -158,14 +158,14 @@ class Tail:
                 # The streams stay open: what they miss now, they get when the database is back.
                 log.warning("events cannot be read", error=type(error).__name__)
             if rows:
-                self._keep(Told.all_of(rows), rows[-1].seq)
+                self._keep(EventFrame.all_of(rows), rows[-1].seq)
             if len(rows) < _AT_ONCE:
                 with anyio.move_on_after(self._poll_s):
                     await self._closing.wait()
         self._wake()
 
-    def _keep(self, told: Sequence[Told], head: int) -> None:
-        self._kept.extend(told)
+    def _keep(self, frames: Sequence[EventFrame], head: int) -> None:
+        self._kept.extend(frames)
         self.head = head
         while len(self._kept) > KEPT:
             self._floor = self._kept.popleft().seq

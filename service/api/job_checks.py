@@ -6,7 +6,7 @@ job starts.
 
 from service.api.dependencies import Context
 from service.api.schemas import JobRequest
-from service.db.api_queries import DATASET, Registry
+from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
 from service.settings import Settings
@@ -89,7 +89,7 @@ def _teacher(id: str, context: Context) -> TeacherRecord:
     return teacher
 
 
-def _dataset(request: JobRequest, registry: Registry) -> DatasetSpec:
+def _dataset(request: JobRequest, registry: ApiQueries) -> DatasetSpec:
     if not isinstance(request.dataset, str):
         return request.dataset
     found = registry.find_dataset(request.dataset)

@@ -190,7 +190,7 @@ def _deleted(session: Session) -> Mapping[str, float]:
 
 
 def _runs(session: Session, deleted: Mapping[str, float]) -> Iterator[Metric]:
-    sums = func.count(), func.sum(RunRecord.attempt), func.sum(RunRecord.losses)
+    sums = func.count(), func.sum(RunRecord.attempt), func.sum(RunRecord.lost_attempts)
     rows = session.execute(select(RunRecord.state, *sums).group_by(RunRecord.state)).all()
     yield _by_state("retort_runs", "Runs by state.", {state: count for state, count, _, _ in rows})
     aside = session.scalar(

@@ -134,7 +134,7 @@ class HeadRequests:
                 raise
 
 
-class Doors:
+class AdmissionMiddleware:
     """Finds out who calls and how often, and turns away at once, unread, what must not go on.
 
     The state of a request that goes on has its ``caller``, and the ``refusal`` that ``auth.authorize`` raises where the

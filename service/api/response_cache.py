@@ -48,7 +48,7 @@ class ResponseCache:
     """An ASGI application around the routes: answers GET for documents of ``DATABASE_ROUTES`` from memory.
 
     Everybody who may read is given the same documents, so the caller is no part of the key. Needs a request that
-    ``middleware.Doors`` has let pass.
+    ``middleware.AdmissionMiddleware`` has let pass.
 
     Args:
         version: of the database from which the routes read.

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, resources, serve, streams
-from service.cli.base import Session, sentence
+from service.cli.base import CliSession, sentence
 from service.client.transport import DEFAULT_URL
 from workers.texts import printable
 
@@ -59,7 +59,7 @@ def _options(
 
         for sentence in unknown_variables(os.environ):
             _say(sentence)
-    context.obj = Session(
+    context.obj = CliSession(
         url=url,
         api_key_file=api_key_file,
         as_json=as_json,

@@ -29,7 +29,7 @@ class BadInput(ServiceError, ValueError):
 
 
 @dataclass(frozen=True)
-class Session:
+class CliSession:
     """The global options of one command line.
 
     Attributes:
@@ -63,9 +63,9 @@ class Session:
             render.console().print(draw())
 
 
-def session(context: typer.Context) -> Session:
+def session(context: typer.Context) -> CliSession:
     """The session that the callback of ``retort`` has made."""
-    found = context.find_object(Session)
+    found = context.find_object(CliSession)
     assert found is not None
     return found
 

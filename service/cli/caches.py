@@ -239,9 +239,9 @@ def delete_cache(context: typer.Context, key: Key) -> None:
 
 def _recompute(data_dir: Path, key: str, rows: int) -> Document:
     # torch and ONNX Runtime: seconds to load, and not installed beside a mere client.
-    from workers.teacher.recheck import recompute_rows
+    from workers.teacher.recheck import recheck_rows
 
-    report = recompute_rows(data_dir, key, rows)
+    report = recheck_rows(data_dir, key, rows)
     return {
         "rows": report.rows,
         "max_abs_difference": report.max_abs_difference,

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.text import Text
 
 from service.cli import render
-from service.cli.base import BadInput, CommandFailed, Session, read_json, session
+from service.cli.base import BadInput, CliSession, CommandFailed, read_json, session
 from service.cli.follow import follow
 from service.client.client import Client
 from service.client.transport import Document
@@ -211,7 +211,7 @@ def _wish(context: typer.Context, id: str, ask: Callable[[Client, str], Document
     options.show(document, lambda: render.state(document["state"]))
 
 
-def _watch_to_end(options: Session, client: Client, job_id: str) -> None:
+def _watch_to_end(options: CliSession, client: Client, job_id: str) -> None:
     try:
         job = follow(client, job_id, render.console(stderr=True))
     except KeyboardInterrupt:

@@ -10,7 +10,7 @@
 
 Answers are the JSON documents of the API as plain dictionaries (``/openapi.json`` describes their
 fields), so that a newer service does not break an older client by a field it does not know. Lists
-are walked to their end. Reads, wishes (cancel, pause, resume, retry), submissions (by their
+are walked to their end. Reads, requests of control (cancel, pause, resume, retry), submissions (by their
 Idempotency-Key), event streams (by their numbers) and downloads (by Range) survive a broken
 connection; the errors are those of ``service.client.transport``. It needs httpx alone and imports nothing
 else of Retort.

@@ -57,7 +57,7 @@ class Idempotency:
     digest: str
 
 
-class Registry:
+class ApiQueries:
     """The rows that clients make and read.
 
     Args:
@@ -336,7 +336,7 @@ class Registry:
                     return self.metrics(run_id)
                 run = earlier_run
                 earlier = metrics_by_epoch(session, run.id)
-                epochs |= {epoch: told for epoch, told in earlier.items() if epoch < began}
+                epochs |= {epoch: metrics for epoch, metrics in earlier.items() if epoch < began}
         return [epochs[epoch] for epoch in sorted(epochs)]
 
     def artifacts(self, run_id: str) -> list[ArtifactRecord]:

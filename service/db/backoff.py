@@ -7,7 +7,7 @@ waits like one. An epoch, or a row inferred, ends the backoff.
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.db.models import Json, utc_now
 from workers.backoff import CAP_S, JITTER, delay_s
@@ -17,15 +17,16 @@ class Backoff(BaseModel):
     """Losses in a row, and the time of the next start; JSON in the column ``backoff``.
 
     Attributes:
-        losses: since it last came on, whatever the cause.
+        lost_attempts: since it last came on, whatever the cause.
         faults: of these, those that may be the work's own fault.
         last: how its process died.
         until: no start before that.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 
-    losses: int
+    # The column's JSON keeps its key.
+    lost_attempts: int = Field(validation_alias="losses", serialization_alias="losses")
     faults: int
     last: str
     until: datetime
@@ -33,9 +34,9 @@ class Backoff(BaseModel):
     @property
     def waits_for(self) -> str:
         """Why it waits, as a sentence's part."""
-        if self.losses == 1:
+        if self.lost_attempts == 1:
             return f"lost: {self.last}; starts again at once"
-        return f"lost {self.losses} times in a row, last: {self.last}; starts again at {self.until:%H:%M:%S} UTC"
+        return f"lost {self.lost_attempts} times in a row, last: {self.last}; starts again at {self.until:%H:%M:%S} UTC"
 
     @property
     def is_over(self) -> bool:
@@ -46,12 +47,12 @@ class Backoff(BaseModel):
 
 def after_loss(earlier: Backoff | None, last: str, *, is_node_fault: bool) -> Backoff:
     """The backoff after one more loss."""
-    losses = 1 + (earlier.losses if earlier else 0)
+    lost_attempts = 1 + (earlier.lost_attempts if earlier else 0)
     return Backoff(
-        losses=losses,
+        lost_attempts=lost_attempts,
         faults=(0 if is_node_fault else 1) + (earlier.faults if earlier else 0),
         last=last,
-        until=utc_now() + timedelta(seconds=delay_s(losses)),
+        until=utc_now() + timedelta(seconds=delay_s(lost_attempts)),
     )
 
 

@@ -356,9 +356,9 @@ def _dump_json(value: object) -> str:
 
 def _load_json(found: str | bytes) -> object:
     """A value from JSON text; rows of earlier versions may hold what can be sent to nobody, which is written out."""
-    told = found.decode() if isinstance(found, bytes) else found
-    value = json.loads(told)
-    return storable(value) if _is_suspect(told) else value
+    text = found.decode() if isinstance(found, bytes) else found
+    value = json.loads(text)
+    return storable(value) if _is_suspect(text) else value
 
 
 def _is_suspect(found: str) -> bool:

@@ -250,9 +250,9 @@ def size_of(path: Path) -> int:
 
 def decoded_in_use(session: Session) -> set[str]:
     """Fingerprints of the decoded data that live jobs were told of."""
-    told = select(EventRecord.data).join(JobRecord, JobRecord.id == EventRecord.job_id)
-    told = told.where(JobRecord.state.in_(LIVE), EventRecord.run_id == "", EventRecord.type == "dataset_ready")
-    return {str(data.get("fingerprint")) for data in session.scalars(told)}
+    found = select(EventRecord.data).join(JobRecord, JobRecord.id == EventRecord.job_id)
+    found = found.where(JobRecord.state.in_(LIVE), EventRecord.run_id == "", EventRecord.type == "dataset_ready")
+    return {str(data.get("fingerprint")) for data in session.scalars(found)}
 
 
 def live_retries(session: Session, run_ids: Collection[str]) -> list[str]:
@@ -297,7 +297,7 @@ def _unlink_run(session: Session, run: RunRecord) -> None:
 
 
 def _sums_of_runs(runs: Iterable[RunRecord]) -> dict[str, float]:
-    pairs = [(run.attempt, run.losses) for run in runs]
+    pairs = [(run.attempt, run.lost_attempts) for run in runs]
     return {"run_attempts": sum(begun for begun, _ in pairs), "run_attempts_lost": sum(lost for _, lost in pairs)}
 
 

@@ -23,7 +23,7 @@ from service.db.database import Database
 from service.db.lease import Lease
 from service.db.models import ArtifactRecord, EngineRecord, EventRecord, JobRecord, Json, RunRecord
 from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State
-from service.db.transitions import all_paused, event_row, existing, runs_of, swap
+from service.db.transitions import all_paused, event_row, existing, runs_of, transition
 from service.errors import LeaseLost
 
 ENGINE_ROW = 1
@@ -42,7 +42,7 @@ def actor_name(run_id: str, attempt: int) -> str:
 _KEYS_ASKED_MAX = 16
 
 
-class Records:
+class EngineQueries:
     """The rows that the engine works on.
 
     Args:
@@ -109,7 +109,7 @@ class Records:
                     break
                 job = session.get_one(JobRecord, next_id)
                 if accepts(job):
-                    swap(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": self.holder})
+                    transition(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": self.holder})
                     return job
                 # Whatever its priority, a key that has enough keeps no other waiting.
                 query = query.where(JobRecord.key_id.is_distinct_from(job.key_id))
@@ -166,8 +166,8 @@ class Records:
             if left and wanted is State.SUCCEEDED:
                 return False
             for run in left:
-                swap(session, run, State.CANCELLED, error=_because_of(error))
-            return swap(session, job, wanted, error=error)
+                transition(session, run, State.CANCELLED, error=_because_of(error))
+            return transition(session, job, wanted, error=error)
 
     def settle_job(self, job_id: str, attempt: int) -> bool:
         """Moves a job to paused of which nothing is left but what is paused; its worker has put it down.
@@ -186,14 +186,14 @@ class Records:
             if job.state is State.PAUSING:
                 for run in runs:
                     if run.state in {State.QUEUED, State.LOST}:
-                        swap(session, run, State.PAUSED)
+                        transition(session, run, State.PAUSED)
             if not all_paused(runs):
                 return False
             reason = None
             if job.state is State.RUNNING:
                 reason = set_aside.reason_among(runs)
-                swap(session, job, State.PAUSING)
-            return swap(session, job, State.PAUSED, {"set_aside": reason})
+                transition(session, job, State.PAUSING)
+            return transition(session, job, State.PAUSED, {"set_aside": reason})
 
     def set_job_aside(self, job_id: str, attempt: int, reason: Json) -> bool:
         """See ``set_aside.put_job``."""
@@ -224,8 +224,8 @@ class Records:
             if not _works_on(job, attempt):
                 return
             _assign(job, {"backoff": backoff.model_dump(mode="json")})
-            told = {"type": "log", "level": "warning", "message": f"inference was {backoff.waits_for}"}
-            session.execute(insert(EventRecord), [event_row(job_id, None, attempt, None, told)])
+            event = {"type": "log", "level": "warning", "message": f"inference was {backoff.waits_for}"}
+            session.execute(insert(EventRecord), [event_row(job_id, None, attempt, None, event)])
 
     # -------------------------------------------------------------------------------------------------------- runs
 
@@ -247,7 +247,7 @@ class Records:
 
         Returns:
             Those that have started, in the given order: with ``attempt`` counted up (from 1), ``actor`` the
-            ``actor_name`` of the first of them, and ``piece`` 0, 1, ... Left out is a run in another state, or whose
+            ``actor_name`` of the first of them, and ``slot`` 0, 1, ... Left out is a run in another state, or whose
             job is not running.
         """
         started: list[RunRecord] = []
@@ -258,11 +258,11 @@ class Records:
                     continue
                 attempt = run.attempt + 1
                 actor = started[0].actor if started else actor_name(run.id, attempt)
-                if run.state in {State.QUEUED, State.LOST} and swap(
+                if run.state in {State.QUEUED, State.LOST} and transition(
                     session,
                     run,
                     State.RUNNING,
-                    {"attempt": attempt, "actor": actor, "piece": len(started), "share": share},
+                    {"attempt": attempt, "actor": actor, "slot": len(started), "share": share},
                 ):
                     started.append(run)
         return started
@@ -286,7 +286,7 @@ class Records:
             run = session.get(RunRecord, run_id)
             if run is None or run.attempt != attempt or wanted is State.RUNNING:
                 return False
-            return swap(session, run, wanted, {} if result is None else {"result": result}, error)
+            return transition(session, run, wanted, {} if result is None else {"result": result}, error)
 
     def move_on(
         self,
@@ -311,16 +311,16 @@ class Records:
             run = session.get(RunRecord, run_id)
             if run is None or run.attempt != attempt or run.state not in after:
                 return None
-            # The swap changes the row's state.
+            # The transition changes the row's state.
             wanted = after[run.state]
             fields: dict[str, object] = {"whole_gpu": True} if needs_whole_gpu else {}
             if backoff is not None:
                 fields["backoff"] = backoff.model_dump(mode="json")
-            if not swap(session, run, wanted, fields):
+            if not transition(session, run, wanted, fields):
                 return None
             if backoff is not None and wanted is State.LOST:
-                told = {"type": "log", "level": "warning", "message": backoff.waits_for}
-                session.execute(insert(EventRecord), [event_row(run.job_id, run_id, attempt, None, told)])
+                event = {"type": "log", "level": "warning", "message": backoff.waits_for}
+                session.execute(insert(EventRecord), [event_row(run.job_id, run_id, attempt, None, event)])
                 reason = None if backoff.is_over else backoff.waits_for
                 session.execute(update(RunRecord).where(RunRecord.id == run_id).values(waits_for=reason))
             return wanted
@@ -360,8 +360,8 @@ class Records:
                 if reason == run.waits_for:
                     continue
                 if run.waits_for is None:
-                    told = {"type": "log", "level": "info", "message": reason}
-                    session.execute(insert(EventRecord), [event_row(job_id, run.id, run.attempt, None, told)])
+                    event = {"type": "log", "level": "info", "message": reason}
+                    session.execute(insert(EventRecord), [event_row(job_id, run.id, run.attempt, None, event)])
                 _assign(run, {"waits_for": reason})
 
     def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:
@@ -381,7 +381,7 @@ class Records:
             if not _works_on(run, attempt):
                 return False
             session.add_all(ArtifactRecord(run_id=run_id, attempt=attempt, **artifact) for artifact in artifacts)
-            return swap(session, run, State.SUCCEEDED, {"result": result})
+            return transition(session, run, State.SUCCEEDED, {"result": result})
 
     # ------------------------------------------------------------------------------------------------------ events
 

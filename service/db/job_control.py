@@ -2,7 +2,7 @@
 
 What somebody works on is told (cancelling, pausing) and moved on by its engine. What nobody works on, because it is
 queued, paused or lost, is moved at once: no engine need come by. What the engine has set aside is paused for good by a
-client that pauses it, and tried at once by one that resumes it. Each wish is one transaction, and asking again for
+client that pauses it, and tried at once by one that resumes it. Each request is one transaction, and asking again for
 what is so already changes nothing: the table of states has no such move.
 """
 
@@ -13,7 +13,7 @@ from service.db import set_aside
 from service.db.database import Database
 from service.db.models import JobRecord, RunRecord
 from service.db.states import LIVE, TERMINAL, WORKING, State
-from service.db.transitions import all_paused, end_of, existing, runs_of, swap
+from service.db.transitions import all_paused, end_of, existing, runs_of, transition
 from service.errors import Conflict
 
 _OVER = {
@@ -24,7 +24,7 @@ _OVER = {
 }
 
 
-class Wishes:
+class JobControl:
     """The changes of state that clients may ask for.
 
     Args:
@@ -135,26 +135,26 @@ def _live_runs(job_id: str) -> Select[RunRecord]:
     return runs_of(job_id).where(RunRecord.state.in_(LIVE))
 
 
-def _refuse(row: JobRecord | RunRecord, wish: str) -> None:
+def _refuse(row: JobRecord | RunRecord, wanted: str) -> None:
     if row.state in _OVER:
-        raise Conflict(f"{row.id} cannot be {wish}: it {_OVER[row.state]}")
+        raise Conflict(f"{row.id} cannot be {wanted}: it {_OVER[row.state]}")
 
 
 def _cancel(session: Session, row: JobRecord | RunRecord) -> None:
-    swap(session, row, State.CANCELLING if row.state in WORKING else State.CANCELLED)
+    transition(session, row, State.CANCELLING if row.state in WORKING else State.CANCELLED)
 
 
 def _pause(session: Session, row: JobRecord | RunRecord) -> None:
     set_aside.make_ordinary(session, row)
     # What is being cancelled stays so: the table has no way from there.
-    swap(session, row, State.PAUSING if row.state in WORKING else State.PAUSED)
+    transition(session, row, State.PAUSING if row.state in WORKING else State.PAUSED)
 
 
 def _resume(session: Session, row: JobRecord | RunRecord) -> None:
     if row.state is State.PAUSING:
-        swap(session, row, State.RUNNING)
+        transition(session, row, State.RUNNING)
     elif row.state is State.PAUSED:
-        swap(session, row, State.QUEUED)
+        transition(session, row, State.QUEUED)
 
 
 def _follow(session: Session, job: JobRecord) -> None:
@@ -164,7 +164,7 @@ def _follow(session: Session, job: JobRecord) -> None:
     runs = list(session.scalars(runs_of(job.id)))
     if all(run.state in TERMINAL for run in runs):
         state, error = end_of(runs)
-        swap(session, job, state, error=error)
+        transition(session, job, state, error=error)
     elif all_paused(runs):
-        swap(session, job, State.PAUSED, {"set_aside": set_aside.reason_among(runs)})
+        transition(session, job, State.PAUSED, {"set_aside": set_aside.reason_among(runs)})
         set_aside.follow(session, job)

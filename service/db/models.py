@@ -180,11 +180,13 @@ class JobRecord(Base):
 class RunRecord(Base):
     """One student to train. ``attempt`` rises with every start; a write that brings an older one does not land.
 
-    ``actor`` names the process that the newest attempt was given to, ``piece`` is its place among the runs there.
+    ``actor`` names the process that the newest attempt was given to, ``slot`` (column ``piece``) is its place among the
+    runs there.
     ``share`` is what each process of that attempt was given: ``{"processes", "cpus", "gpu_share"}``; NULL before the
     first, and of one that an earlier version has started. ``whole_gpu``: it had too little memory on a share of a GPU,
     and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
-    ``losses`` counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``) those since the last epoch.
+    ``lost_attempts`` (column ``losses``) counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``)
+    those since the last epoch.
     ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.set_aside``.
     ``retry_of`` is the run that this one tries again, each at most once.
     """
@@ -210,9 +212,9 @@ class RunRecord(Base):
     result: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     set_aside: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
-    losses: Mapped[int] = mapped_column(default=0, server_default="0")
+    lost_attempts: Mapped[int] = mapped_column("losses", default=0, server_default="0")
     actor: Mapped[str | None] = mapped_column(String(80))
-    piece: Mapped[int | None] = mapped_column()
+    slot: Mapped[int | None] = mapped_column("piece")
     share: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     whole_gpu: Mapped[bool] = mapped_column(default=False, server_default=false())
     waits_for: Mapped[str | None] = mapped_column(Text)

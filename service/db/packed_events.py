@@ -33,7 +33,7 @@ def pack(rows: Sequence[EventRecord], *, of_another_run: bool = False) -> bytes:
     Args:
         of_another_run: whose attempts say nothing here; they become 0, without a number.
     """
-    told = [
+    documents = [
         [
             row.seq,
             0 if of_another_run else row.attempt,
@@ -44,7 +44,7 @@ def pack(rows: Sequence[EventRecord], *, of_another_run: bool = False) -> bytes:
         ]
         for row in rows
     ]
-    return zlib.compress(json.dumps(told, separators=(",", ":"), allow_nan=False).encode(), _LEVEL)
+    return zlib.compress(json.dumps(documents, separators=(",", ":"), allow_nan=False).encode(), _LEVEL)
 
 
 def unpack(packed: PackedEventsRecord) -> list[EventRecord]:

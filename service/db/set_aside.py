@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
 from service.db.states import State
-from service.db.transitions import all_paused, event_row, runs_of, swap
+from service.db.transitions import all_paused, event_row, runs_of, transition
 
 FIRST_TRY_S = 5.0
 TRY_MAX_S = 600.0
@@ -46,11 +46,11 @@ def put_run(session: Session, run_id: str, attempt: int, reason: Json) -> State 
         return None
     match run.state:
         case State.CANCELLING:
-            return State.CANCELLED if swap(session, run, State.CANCELLED) else None
+            return State.CANCELLED if transition(session, run, State.CANCELLED) else None
         case State.PAUSING:
-            return State.PAUSED if swap(session, run, State.PAUSED) else None
-        case State.RUNNING if swap(session, run, State.PAUSING):
-            return State.PAUSED if swap(session, run, State.PAUSED, {"set_aside": reason}) else None
+            return State.PAUSED if transition(session, run, State.PAUSED) else None
+        case State.RUNNING if transition(session, run, State.PAUSING):
+            return State.PAUSED if transition(session, run, State.PAUSED, {"set_aside": reason}) else None
     return None
 
 
@@ -67,12 +67,12 @@ def put_job(session: Session, job_id: str, attempt: int, reason: Json) -> bool:
     runs = list(session.scalars(runs_of(job_id)))
     for run in runs:
         if run.state in _WAITING:
-            swap(session, run, State.PAUSED, {"set_aside": reason})
+            transition(session, run, State.PAUSED, {"set_aside": reason})
     if not all_paused(runs):
         return False
     # Where clients have paused every run, nothing goes on by itself.
     fields = {"set_aside": reason if reason_among(runs) is not None else None}
-    return swap(session, job, State.PAUSING) and swap(session, job, State.PAUSED, fields)
+    return transition(session, job, State.PAUSING) and transition(session, job, State.PAUSED, fields)
 
 
 def waiting(session: Session) -> list[tuple[str, str]]:
@@ -90,10 +90,10 @@ def resume(session: Session, run_ids: Collection[str]) -> list[str]:
         if run is None or run.state is not State.PAUSED or run.set_aside is None:
             continue
         job = session.get_one(JobRecord, run.job_id)
-        if job.state in {State.PAUSING, State.CANCELLING} or not swap(session, run, State.QUEUED):
+        if job.state in {State.PAUSING, State.CANCELLING} or not transition(session, run, State.QUEUED):
             continue
         if job.state is State.PAUSED:
-            swap(session, job, State.QUEUED)
+            transition(session, job, State.QUEUED)
         resumed.append(run_id)
     return resumed
 
@@ -104,8 +104,8 @@ def make_ordinary(session: Session, row: JobRecord | RunRecord) -> None:
         return
     row.set_aside = None
     job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
-    told = {"type": "state", "state": State.PAUSED, "error": None}
-    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, told)])
+    event = {"type": "state", "state": State.PAUSED, "error": None}
+    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, event)])
 
 
 def follow(session: Session, job: JobRecord) -> None:

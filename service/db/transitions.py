@@ -1,7 +1,7 @@
 """What ``engine_queries``, ``job_control`` and ``api_queries`` do with rows inside a transaction of theirs.
 
-Every change of a state, whoever asks for it, goes through ``swap``: it obeys ``states.TABLE`` and adds its own event
-(type ``state``) in the same transaction.
+Every change of a state, whoever asks for it, goes through ``transition``: it obeys ``states.TABLE`` and adds its own
+event (type ``state``) in the same transaction.
 """
 
 import re
@@ -60,7 +60,7 @@ def runs_of(job_id: str) -> Select[RunRecord]:
     return select(RunRecord).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
 
 
-def swap(
+def transition(
     session: Session,
     row: JobRecord | RunRecord,
     wanted: State,
@@ -91,29 +91,29 @@ def swap(
     if wanted in TERMINAL:
         values["finished_at"] = now
     if wanted is State.LOST and isinstance(row, RunRecord):
-        values["losses"] = row.losses + 1
+        values["lost_attempts"] = row.lost_attempts + 1
     table = type(row)
     unchanged = (table.id == row.id) & (table.state == row.state) & (table.attempt == row.attempt)
     result = session.execute(update(table).where(unchanged).values(values))
     if cast("CursorResult[Any]", result).rowcount != 1:
         return False
     job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
-    told: Json = {"type": "state", "state": wanted, "error": error}
+    event: Json = {"type": "state", "state": wanted, "error": error}
     if (reason := values["set_aside"]) is not None:
-        told["set_aside"] = reason
-    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, told)])
+        event["set_aside"] = reason
+    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, event)])
     return True
 
 
-def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, told: Json) -> Json:
+def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, event: Json) -> Json:
     """Columns of an event; ``run_id`` None is the job itself, ``n`` None what the service adds of its own."""
     return {
         "job_id": job_id,
         "run_id": run_id or "",
         "attempt": attempt,
         "n": n,
-        "type": told["type"],
-        "data": {key: value for key, value in told.items() if key != "type"},
+        "type": event["type"],
+        "data": {key: value for key, value in event.items() if key != "type"},
     }
 
 
@@ -141,8 +141,8 @@ def _event_or_unreadable(session: Session, seq: int) -> EventRecord | None:
 def unreadable(seq: int, job_id: str, run_id: str) -> EventRecord:
     """What readers get for an event that is damaged in the database: a warning that says so. It is not stored."""
     message = f"event {seq} cannot be read: what the database holds of it is damaged"
-    told = {"type": "log", "level": "warning", "message": message}
-    return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, None, told))
+    event = {"type": "log", "level": "warning", "message": message}
+    return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, None, event))
 
 
 def all_paused(runs: Iterable[RunRecord]) -> bool:

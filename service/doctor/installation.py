@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.api.auth import check_binding, has_keys, is_loopback, load_key_digest
 from service.api.schemas import Health
 from service.db.database import Database
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.doctor.finding import Finding
 from service.errors import NewerDatabase, ServiceError
 from service.operations.data_dir import STAGING, unknown_files
@@ -115,7 +115,7 @@ def check_engine(settings: Settings) -> Finding:
             return Finding("warn", "none has ever led", f"start {_START}")
         try:
             # In the driver's words, which readiness keeps from strangers.
-            Records(database).lease()
+            EngineQueries(database).lease()
         except SQLAlchemyError as error:
             return Finding("fail", f"not known: {_first_line(error)}", "see `database` and `migrations`")
         look = ReadinessCheck(database, settings).look()

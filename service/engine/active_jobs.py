@@ -10,7 +10,7 @@ from service.db.states import State
 from service.engine.progress import CacheProgress
 from service.settings import Settings
 from workers.cluster.outcomes import Share
-from workers.cluster.ray_cluster import Crew, Task
+from workers.cluster.ray_cluster import ActorGroup, Task
 from workers.config.job import JobSpec
 from workers.teacher.cache_plan import CachePlan
 
@@ -40,25 +40,25 @@ class Work:
 
     Attributes:
         is_trained: whether all that is left of a run is its artifacts, whoever makes them.
-        told: pausing or cancelling, once it was told to.
-        told_at: when, a ``time.monotonic`` value.
+        requested: pausing or cancelling, once it was asked to.
+        requested_at: when, a ``time.monotonic`` value.
     """
 
     task: Task
     attempt: int
     is_trained: bool = False
-    told: State | None = None
-    told_at: float = 0.0
+    requested: State | None = None
+    requested_at: float = 0.0
 
-    def tell(self, wanted: State) -> None:
-        """Have it pause or stop if the state says so, by telling it once, and kill it if it does not listen."""
+    def request_stop(self, wanted: State) -> None:
+        """Have it pause or stop if the state says so, by asking it once, and kill it if it does not react."""
         if wanted not in {State.PAUSING, State.CANCELLING}:
             return
-        if self.told is wanted:
-            if time.monotonic() - self.told_at > STOP_GRACE_S:
+        if self.requested is wanted:
+            if time.monotonic() - self.requested_at > STOP_GRACE_S:
                 self.task.kill()
             return
-        self.told, self.told_at = wanted, time.monotonic()
+        self.requested, self.requested_at = wanted, time.monotonic()
         if wanted is State.PAUSING:
             self.task.pause()
         else:
@@ -100,17 +100,17 @@ class ActiveJob:
         return self.record.id
 
     @property
-    def crews(self) -> set[Crew]:
+    def actor_groups(self) -> set[ActorGroup]:
         """The processes that train its runs; those that only write artifacts hold nothing."""
-        return {work.task.crew for work in self.runs.values() if not work.task.crew.exports}
+        return {work.task.actor_group for work in self.runs.values() if not work.task.actor_group.exports}
 
     def held(self) -> Iterator[tuple[str, Share]]:
         """What its processes hold of the machine, or have asked for, each with a name for a person."""
-        for crew in self.crews:
-            names = [run_id for run_id, work in self.runs.items() if work.task.crew is crew]
-            yield from ((f"run {' and '.join(names)}", share) for share in crew.shares)
+        for actor_group in self.actor_groups:
+            names = [run_id for run_id, work in self.runs.items() if work.task.actor_group is actor_group]
+            yield from ((f"run {' and '.join(names)}", share) for share in actor_group.shares)
         if self.caches is not None:
-            yield from ((f"the inference of job {self.id}", share) for share in self.caches.task.crew.shares)
+            yield from ((f"the inference of job {self.id}", share) for share in self.caches.task.actor_group.shares)
 
     @property
     def waiting(self) -> list[str]:

@@ -10,7 +10,7 @@ from workers.run_files import ARTIFACTS, CHECKPOINT, MEDIA_TYPES
 
 
 def list_artifacts(folder: Path, data_dir: Path) -> list[Json]:
-    """Rows for ``Records.record_result``: every artifact of a finished attempt, with its digest.
+    """Rows for ``EngineQueries.record_result``: every artifact of a finished attempt, with its digest.
 
     What others have put beside them (``.DS_Store``) is left out.
     """
@@ -49,7 +49,7 @@ def keep_farthest_checkpoint(folder: Path) -> None:
     """Remove the checkpoints of the attempts of a run but for the farthest, which whoever retries it goes on from.
 
     An attempt goes on from the farthest one that it can read, so the one of the last attempt is the farthest; what is
-    no whole file does not count. While an attempt trains, its own process does this (``Learner.save``).
+    no whole file does not count. While an attempt trains, its own process does this (``RunState.save``).
     """
     attempts = sorted(folder.glob("a*"), key=lambda path: int(path.name[1:]) if path.name[1:].isdecimal() else 0)
     found = [attempt / CHECKPOINT for attempt in attempts if (attempt / CHECKPOINT).is_file()]

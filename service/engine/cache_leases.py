@@ -6,11 +6,11 @@ The locks behind it die with the engine's process; its successor takes them agai
 from collections.abc import Iterable
 from contextlib import suppress
 
-from store import Catalog, Hold, StoreError
+from store import CacheLease, Catalog, StoreError
 from workers.disk_errors import passing_over_disk_errors
 
 
-class CacheHolds:
+class CacheLeases:
     """What is held, and for which jobs; a cache of several is held once, for a lock is an open file.
 
     Args:
@@ -20,7 +20,7 @@ class CacheHolds:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._keys: dict[str, set[str]] = {}
-        self._held: dict[str, Hold] = {}
+        self._held: dict[str, CacheLease] = {}
 
     @property
     def job_ids(self) -> set[str]:

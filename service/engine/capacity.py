@@ -86,7 +86,7 @@ class Capacity:
         return processes * max(cpus / self.cpus, gpu_share / self.gpus if self.gpus else 0.0)
 
     def stage_of(self, training: Training, gpu_share: float) -> Literal["all", "train"]:
-        """What the process that trains a run does of it, see ``TrainingOrder.stage``.
+        """What the process that trains a run does of it, see ``TrainingTask.stage``.
 
         Another one makes the artifacts where a GPU would wait for them, unless it took turns with a training loop on
         its only core: starting it and loading what exports takes several seconds of a core.

@@ -10,12 +10,12 @@ import time
 import structlog
 
 from service.db import set_aside
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import Json
 from service.operations.disk import DiskWatch, Fault, Freeable, places
 from service.operations.readiness import EngineParts
 from service.settings import Settings
-from workers.cluster.outcomes import Outcome
+from workers.cluster.outcomes import TaskOutcome
 
 RESUME_S = 1.0
 # How caches end whose actors vanish one after the other.
@@ -31,7 +31,7 @@ class EngineDisk:
         parts: what it says of its readiness.
     """
 
-    def __init__(self, settings: Settings, records: Records, parts: EngineParts) -> None:
+    def __init__(self, settings: Settings, records: EngineQueries, parts: EngineParts) -> None:
         self.parts = parts
         self._records = records
         folders = places(settings, records.database.url)
@@ -55,7 +55,7 @@ class EngineDisk:
             self._resume_at = time.monotonic() + RESUME_S
             self._resume()
 
-    def reason(self, outcome: Outcome) -> Json | None:
+    def reason(self, outcome: TaskOutcome) -> Json | None:
         """What to store with work that has ended because of the disk; None if it has ended for another reason.
 
         What has vanished without a word may have been ended by it, too: by a signal at a page that cannot be read or

@@ -8,7 +8,7 @@ import structlog
 from sqlalchemy import select
 
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import RunRecord
 from service.db.retention import Limits, Retention
 from service.db.states import State
@@ -29,7 +29,7 @@ class Housekeeper:
         records: of the holder of the lease; nothing is collected while another engine has it.
     """
 
-    def __init__(self, settings: Settings, records: Records, period_s: float = PERIOD_S) -> None:
+    def __init__(self, settings: Settings, records: EngineQueries, period_s: float = PERIOD_S) -> None:
         self._settings, self._records = settings, records
         self._deletion = Deletion(records.database, settings)
         self._retention = Retention(settings, self._deletion)
@@ -69,8 +69,8 @@ class Housekeeper:
             self._sweep_checkpoints()
         done = self._retention.collect(Limits.of(self._settings), should_stop=self._closed.is_set)
         if done.files_bytes or done.jobs or done.compacted_events:
-            told = {"jobs": len(done.jobs), "decoded": len(done.decoded), "compacted_events": done.compacted_events}
-            log.info("collected", **told, files_bytes=done.files_bytes, seconds=round(time.monotonic() - began_s, 1))
+            counts = {"jobs": len(done.jobs), "decoded": len(done.decoded), "compacted_events": done.compacted_events}
+            log.info("collected", **counts, files_bytes=done.files_bytes, seconds=round(time.monotonic() - began_s, 1))
 
     def _sweep_checkpoints(self) -> None:
         query = select(RunRecord.id, RunRecord.job_id).where(

@@ -16,10 +16,10 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db.database import DatabaseDiskError
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.lease import AHEAD_MAX_S, Lease
 from service.engine.housekeeping import Housekeeper
-from service.engine.scheduler import Engine
+from service.engine.scheduler import Scheduler
 from service.errors import InvalidSettings, LeaseLost, RayFailed
 from service.gpus import GpuReport, GpuWatch
 from service.operations.data_dir import open_database
@@ -59,7 +59,7 @@ def run_engine(settings: Settings) -> None:
     _check_visible_gpus(settings)
     with open_database(settings) as database:
         # A number alone is not enough: after a restart in a container the new process has the old one's.
-        records = Records(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")
+        records = EngineQueries(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")
         parts = EngineParts(records)
         ending = threading.Event()
         _on_signals(ending)
@@ -69,7 +69,7 @@ def run_engine(settings: Settings) -> None:
         if settings.gpus != 0:
             # How many there are is known when Ray has counted them.
             records.record_gpus(GpuReport(promised=settings.gpus or 0, is_tried=False).model_dump(mode="json"))
-        engine = Engine(settings, records, parts)
+        engine = Scheduler(settings, records, parts)
         with Heartbeat(records, ending, parts), Housekeeper(settings, records):
             try:
                 while not ending.is_set():
@@ -143,7 +143,9 @@ def _cluster(settings: Settings, parts: EngineParts, ending: threading.Event) ->
     cluster.close()
 
 
-def _work(engine: Engine, cluster: Cluster, records: Records, ending: threading.Event, parts: EngineParts) -> None:
+def _work(
+    engine: Scheduler, cluster: Cluster, records: EngineQueries, ending: threading.Event, parts: EngineParts
+) -> None:
     """Until the end, or until Ray is gone.
 
     Raises:
@@ -182,7 +184,7 @@ def _work(engine: Engine, cluster: Cluster, records: Records, ending: threading.
         _check_lease(records)
 
 
-def _check_lease(records: Records) -> None:
+def _check_lease(records: EngineQueries) -> None:
     if not records.acquire_lease(LEASE_TTL_S, renews=True):
         raise LeaseLost(f"{records.holder} leaves Ray and its runs alone: another engine has the lease")
 
@@ -196,7 +198,7 @@ def _on_signals(ending: threading.Event) -> None:
     signals.handle((*signals.ENDING, signal.SIGHUP), end)
 
 
-def _lead(records: Records, ending: threading.Event, parts: EngineParts) -> bool:
+def _lead(records: EngineQueries, ending: threading.Event, parts: EngineParts) -> bool:
     """Wait until this engine leads; False if it was told to end meanwhile."""
     tell_s = time.monotonic()
     while not ending.is_set():
@@ -240,7 +242,7 @@ class Heartbeat:
     was set.
     """
 
-    def __init__(self, records: Records, ending: threading.Event, parts: EngineParts) -> None:
+    def __init__(self, records: EngineQueries, ending: threading.Event, parts: EngineParts) -> None:
         self._records, self._ending, self._parts = records, ending, parts
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)

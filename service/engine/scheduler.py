@@ -9,8 +9,8 @@ that is found out once more.)
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again (but if the disk is
 full, read-only or fails it is *set aside*, see ``engine.disk``, and nothing new is begun); what vanished is *lost* and
-starts again from its checkpoint, at most ``LOSSES_MAX`` times without a finished epoch in between, and later each time
-(``backoff``); what vanished because others have used up the memory, or with Ray, is not counted; what was
+starts again from its checkpoint, at most ``LOST_ATTEMPTS_MAX`` times without a finished epoch in between, and later
+each time (``backoff``); what vanished because others have used up the memory, or with Ray, is not counted; what was
 told to put its work down has done so, and is paused, or queued if nobody wants it paused. Two failures may be the
 machine's: a GPU that does not work, and one whose memory was too small for all who shared it. Either is tried once
 more, in a fresh process, the second one alone on its GPU; neither on the CPU instead.
@@ -35,14 +35,14 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from service.db.backoff import read_backoff, why_set_back
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord, Json, RunRecord
 from service.db.states import LIVE, TERMINAL, WORKING, State
 from service.db.transitions import end_of
 from service.engine.active_jobs import ActiveJob, Work, job_spec
 from service.engine.allocation import FreeResources, Need
 from service.engine.attempt_files import list_artifacts, sweep_attempts
-from service.engine.cache_leases import CacheHolds
+from service.engine.cache_leases import CacheLeases
 from service.engine.capacity import choose_capacity
 from service.engine.disk import EngineDisk
 from service.engine.fair_share import Claim, allot
@@ -52,18 +52,18 @@ from service.gpus import GpuWatch
 from service.operations.readiness import EngineParts
 from service.settings import Settings
 from store import Catalog
-from workers.backoff import LOSSES_EVER_MAX
-from workers.cluster.outcomes import Numbered, Outcome
+from workers.backoff import LOST_ATTEMPTS_EVER_MAX
+from workers.cluster.outcomes import Numbered, TaskOutcome
 from workers.cluster.ray_cluster import Cluster, Task, export_name
-from workers.config.job import Folders, RunSpec, TrainingOrder
+from workers.config.job import Folders, RunSpec, TrainingTask
 from workers.disk_errors import disk_error, passing_over_disk_errors
 from workers.teacher.cache_plan import CachePlan
 from workers.texts import without_folders
-from workers.training.orders import order_run, share_out
+from workers.training.tasks import share_out, task_of_run
 
 log = structlog.get_logger("retort.engine")
 
-LOSSES_MAX = 3
+LOST_ATTEMPTS_MAX = 3
 # Each is looked at several times a second. Beyond the first number only what would otherwise wait for others is taken.
 ACTIVE_JOBS_MAX = 8
 ACTIVE_JOBS_EVER_MAX = 64
@@ -82,7 +82,7 @@ _GONE = MappingProxyType({State.RUNNING: State.LOST, State.PAUSING: State.PAUSED
 _PUT_DOWN = MappingProxyType({**_GONE, State.RUNNING: State.QUEUED})
 
 
-def error_of(outcome: Outcome) -> Json:
+def error_of(outcome: TaskOutcome) -> Json:
     """What the API shows of a failure."""
     return {"type": outcome.error_type, "message": outcome.message}
 
@@ -98,12 +98,12 @@ def _share_of(need: Need) -> Json:
     return {"processes": need.processes, "cpus": need.cpus, "gpu_share": need.gpu_share}
 
 
-def is_trained(outcome: Outcome) -> bool:
+def is_trained(outcome: TaskOutcome) -> bool:
     """Whether a run has ended with its last checkpoint, and its artifacts are to be made yet."""
     return outcome.kind == "done" and "trained" in (outcome.value or {})
 
 
-class Engine:
+class Scheduler:
     """One leading engine's work; ``tick`` does what is to be done now and never waits.
 
     Args:
@@ -112,7 +112,7 @@ class Engine:
         parts: what is said of readiness.
     """
 
-    def __init__(self, settings: Settings, records: Records, parts: EngineParts) -> None:
+    def __init__(self, settings: Settings, records: EngineQueries, parts: EngineParts) -> None:
         self._settings = settings
         self._records = records
         self._disk = EngineDisk(settings, records, parts)
@@ -120,7 +120,7 @@ class Engine:
         data_dir = settings.data_dir.resolve()
         self._folders = Folders(data_dir=data_dir, data_root=settings.data_root.resolve())
         self._folder_names = settings.folder_names
-        self._holds = CacheHolds(Catalog(self._folders.caches))
+        self._leases = CacheLeases(Catalog(self._folders.caches))
 
     # -------------------------------------------------------------------------------------- the loop's parts
 
@@ -139,8 +139,8 @@ class Engine:
         self._jobs.clear()
         # All of them before the first job makes room for itself.
         for job_id, caches in self._records.caches_in_use().items():
-            self._holds.take(job_id, caches.values())
-        crews: dict[str, int] = {}
+            self._leases.take(job_id, caches.values())
+        actor_groups: dict[str, int] = {}
         for job in self._records.unfinished_jobs():
             adopted = self._records.adopt_job(job.id)
             if adopted is None:
@@ -148,10 +148,10 @@ class Engine:
                 continue
             active = self._begin(adopted)
             if active is not None:
-                crews |= self._find_runs(active)
+                actor_groups |= self._find_runs(active)
                 log.info("job adopted", job_id=job.id, attempt=adopted.attempt, runs_found=len(active.runs))
         self._check_lease()
-        strays = cluster.end_others(crews)
+        strays = cluster.end_others(actor_groups)
         if strays:
             log.info("ended processes that nobody waits for", processes=strays)
         self._record_gpus()
@@ -203,10 +203,10 @@ class Engine:
 
     def _let_go(self) -> None:
         """Of the caches of jobs that have ended while they were paused, say: nobody else comes by."""
-        waiting = self._holds.job_ids - self._jobs.keys()
+        waiting = self._leases.job_ids - self._jobs.keys()
         if waiting:
             for ended in waiting - self._records.caches_in_use(waiting).keys():
-                self._holds.release(ended)
+                self._leases.release(ended)
 
     def _check_lease(self) -> None:
         """Before what no transaction can undo. Raises LeaseLost."""
@@ -235,9 +235,9 @@ class Engine:
         while True:
             for job in list(self._jobs.values()):
                 for work in job.runs.values():
-                    work.tell(State.PAUSING)
+                    work.request_stop(State.PAUSING)
                 if job.caches is not None:
-                    job.caches.tell(State.CANCELLING)
+                    job.caches.request_stop(State.CANCELLING)
                 self._poll(job)
             busy = sum(len(job.runs) + (job.caches is not None) for job in self._jobs.values())
             if not busy or time.monotonic() > deadline:
@@ -270,17 +270,17 @@ class Engine:
         return job
 
     def _find_runs(self, job: ActiveJob) -> dict[str, int]:
-        """Take up the runs that an earlier engine has left in training; returns their crews and sizes."""
-        crews: dict[str, list[RunRecord]] = {}
+        """Take up the runs that an earlier engine has left in training; returns their actor groups and sizes."""
+        actor_groups: dict[str, list[RunRecord]] = {}
         for run in self._records.runs(job.id):
             if run.state in WORKING:
-                crews.setdefault(run.actor or "", []).append(run)
+                actor_groups.setdefault(run.actor or "", []).append(run)
         found = {}
-        for name, runs in crews.items():
-            acknowledged = {run.piece or 0: self._records.next_event(job.id, run.id, run.attempt) for run in runs}
+        for name, runs in actor_groups.items():
+            acknowledged = {run.slot or 0: self._records.next_event(job.id, run.id, run.attempt) for run in runs}
             tasks = self._attach(job, name, runs[0], acknowledged) if name else {}
             for run in runs:
-                task = tasks.get(run.piece or 0) or self._find_export(run, acknowledged[run.piece or 0])
+                task = tasks.get(run.slot or 0) or self._find_export(run, acknowledged[run.slot or 0])
                 if task is not None:
                     job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
                 else:
@@ -288,7 +288,7 @@ class Engine:
                     self._lose_with_node(job, run, why)
                     self._sweep(self._records.run(run.id))
                 # One that has trained already may be exported beside the others.
-                found[export_name(name, run.piece or 0)] = 1
+                found[export_name(name, run.slot or 0)] = 1
             if tasks:
                 found[name] = job.spec.training.actors
         return found
@@ -299,7 +299,7 @@ class Engine:
         self._records.move_on(run.id, run.attempt, _GONE, backoff=backoff)
 
     def _attach(self, job: ActiveJob, name: str, run: RunRecord, acknowledged: Mapping[int, int]) -> dict[int, Task]:
-        """The tasks of a crew, with what it was given when it was started: the settings may be others since."""
+        """The tasks of a group of actors, with what it was given at its start: the settings may be others since."""
         given = run.share
         if given is None:
             # Started by an earlier version, which did not say.
@@ -308,7 +308,7 @@ class Engine:
         return self._cluster.attach(name, given["processes"], acknowledged, given["cpus"], given["gpu_share"])
 
     def _find_export(self, run: RunRecord, acknowledged: int) -> Task | None:
-        name = export_name(run.actor or "", run.piece or 0)
+        name = export_name(run.actor or "", run.slot or 0)
         return self._cluster.find_export(name, acknowledged) if run.actor else None
 
     def _build_caches(self, job: ActiveJob) -> None:
@@ -338,7 +338,7 @@ class Engine:
         for run_id, work in job.runs.items():
             self._pass_on(work, job.states.get(run_id, State.CANCELLING))
         if job.caches is not None and job.state is not State.RUNNING:
-            job.caches.tell(State.CANCELLING)
+            job.caches.request_stop(State.CANCELLING)
         self._poll(job)
         if job.id not in self._jobs or job.caches is not None:
             return
@@ -370,8 +370,8 @@ class Engine:
         An export listens to nobody, for seconds or minutes. What it has half-written is swept away, and its last
         checkpoint is there for whoever resumes it. Where other runs share its process, it listens between the files.
         """
-        work.tell(wanted)
-        if work.told is not None and work.is_trained and work.task.crew.open_tasks == 1:
+        work.request_stop(wanted)
+        if work.requested is not None and work.is_trained and work.task.actor_group.open_tasks == 1:
             work.task.kill()
 
     def _poll(self, job: ActiveJob) -> None:
@@ -381,7 +381,7 @@ class Engine:
             with bound_contextvars(run_id=run_id, attempt=work.attempt):
                 self._poll_run(job, run_id, work)
 
-    def _ask(self, work: Work) -> tuple[list[Numbered], Outcome | None]:
+    def _ask(self, work: Work) -> tuple[list[Numbered], TaskOutcome | None]:
         """What a task has told since the last look, without paths of this machine: clients read it."""
         events, outcome = work.task.poll()
         names = self._folder_names
@@ -405,21 +405,21 @@ class Engine:
         if outcome.value is not None:
             self._take_caches(job, outcome.value)
         # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
-        self._holds.take(job.id, job.progress.caches.values())
-        gpu_share = work.task.crew.gpu_share
+        self._leases.take(job.id, job.progress.caches.values())
+        gpu_share = work.task.actor_group.gpu_share
         work.task.close()
         job.caches = None
         if outcome.value is None:
             # Beside what it has told of: batches of blocks that were under way.
             self._records.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
-        if work.told is None and (reason := self._disk.reason(outcome)) is not None:
+        if work.requested is None and (reason := self._disk.reason(outcome)) is not None:
             self._set_aside(job, reason)
             return
         if outcome.kind == "failed" and self._is_worth_a_whole_gpu(job, outcome, gpu_share):
             return
         if outcome.kind == "failed" and not self._is_worth_another_device(job, _CACHES, outcome):
             self._fail(job.id, job.attempt, self._error_of_work(job, _CACHES, outcome))
-        elif outcome.kind == "vanished" and work.told is None:
+        elif outcome.kind == "vanished" and work.requested is None:
             self._count_loss(job, outcome)
 
     def _set_aside(self, job: ActiveJob, reason: Json) -> None:
@@ -448,31 +448,31 @@ class Engine:
         job.backoffs.pop(_CACHES, None)
         self._disk.has_got_on(job.id)
 
-    def _count_loss(self, job: ActiveJob, outcome: Outcome) -> None:
+    def _count_loss(self, job: ActiveJob, outcome: TaskOutcome) -> None:
         """They are built again, a bounded number of times without a row inferred in between."""
         backoff = job.lost(_CACHES, outcome.message or "", is_node_fault=outcome.is_node_fault)
-        log.warning("inference vanished", job_id=job.id, losses=backoff.losses, reason=outcome.message)
-        if backoff.faults > LOSSES_MAX or backoff.losses > LOSSES_EVER_MAX:
+        log.warning("inference vanished", job_id=job.id, losses=backoff.lost_attempts, reason=outcome.message)
+        if backoff.faults > LOST_ATTEMPTS_MAX or backoff.lost_attempts > LOST_ATTEMPTS_EVER_MAX:
             error = self._error_of_work(job, _CACHES, outcome)
-            vanished = f"the process that completes the caches vanished {backoff.losses} times, last: "
+            vanished = f"the process that completes the caches vanished {backoff.lost_attempts} times, last: "
             self._fail(job.id, job.attempt, {**error, "message": vanished + error["message"]})
             return
         self._records.record_backoff(job.id, job.attempt, backoff)
 
-    def _export(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
+    def _export(self, job: ActiveJob, run_id: str, work: Work, outcome: TaskOutcome) -> None:
         """Have the artifacts made of a trained run, and give back its share of the GPU.
 
         Where as many are being made as there are cores, its process keeps what it has until the next look.
         """
-        under_way = sum(other.task.crew.exports for each in self._jobs.values() for other in each.runs.values())
+        under_way = sum(other.task.actor_group.exports for each in self._jobs.values() for other in each.runs.values())
         if under_way >= self._capacity.cpus:
             return
         self._check_lease()
         run = self._records.run(run_id)
-        trained = TrainingOrder.model_validate_json((outcome.value or {})["order"])
+        trained = TrainingTask.model_validate_json((outcome.value or {})["order"])
         changes = {"stage": "export", "threads": 1, "has_gpu_share": False, "told_epoch": run.epoch}
         task = self._cluster.export(
-            export_name(run.actor or "", run.piece or 0),
+            export_name(run.actor or "", run.slot or 0),
             trained.model_copy(update=changes),
             self._records.next_event(job.id, run_id, work.attempt),
         )
@@ -481,7 +481,7 @@ class Engine:
         # Last, because until then a successor would find it trained there.
         work.task.close()
 
-    def _is_worth_another_device(self, job: ActiveJob, id: str, outcome: Outcome) -> bool:
+    def _is_worth_another_device(self, job: ActiveJob, id: str, outcome: TaskOutcome) -> bool:
         """Whether a run, or the caches, ended because a GPU does not work, and for the first time."""
         if outcome.error_type != "DeviceUnavailable":
             return False
@@ -493,7 +493,7 @@ class Engine:
         return True
 
     @staticmethod
-    def _is_worth_a_whole_gpu(job: ActiveJob, outcome: Outcome, gpu_share: float) -> bool:
+    def _is_worth_a_whole_gpu(job: ActiveJob, outcome: TaskOutcome, gpu_share: float) -> bool:
         """Whether the inference of caches ended because its share of a GPU had too little memory."""
         if outcome.error_type != "OutOfMemory" or not 0.0 < gpu_share < 1.0:
             return False
@@ -548,17 +548,17 @@ class Engine:
                 continue
             waiting = self._startable(job)
             need = capacity.need_of(job.spec.training, whole=not job.whole.isdisjoint(waiting))
-            crews = [
-                capacity.weight_of(crew.processes, share.cpus, share.gpu)
-                for crew in job.crews
-                for share in crew.shares[:1]
+            weights = [
+                capacity.weight_of(actor_group.processes, share.cpus, share.gpu)
+                for actor_group in job.actor_groups
+                for share in actor_group.shares[:1]
             ]
             claims.append(
                 Claim(
                     job.id,
                     job.record.key_id,
                     job.record.priority,
-                    has=sum(crews),
+                    has=sum(weights),
                     wants=len(waiting),
                     need=need,
                     weight=capacity.weight_of(need.processes, need.cpus, need.gpu_share),
@@ -592,7 +592,7 @@ class Engine:
     def _room(job: ActiveJob) -> int | None:
         """How many more runs of the job may be at work; None is no limit."""
         at_once = job.record.parallel_runs
-        at_work = sum(not work.task.crew.exports for work in job.runs.values())
+        at_work = sum(not work.task.actor_group.exports for work in job.runs.values())
         return None if at_once is None else max(0, at_once - at_work)
 
     def _start_waiting(self, job: ActiveJob, processes: int) -> None:
@@ -616,8 +616,8 @@ class Engine:
             return
         specs, name, share = job.spec.runs(), begun[0].actor or "", need.gpu_share
         stage = self._capacity.stage_of(job.spec.training, share)
-        orders = [self._order(job, job.plan, run, specs[run.index], share, stage) for run in begun]
-        tasks = self._cluster.train(name, orders, need.cpus, share)
+        training_tasks = [self._training_task(job, job.plan, run, specs[run.index], share, stage) for run in begun]
+        tasks = self._cluster.train(name, training_tasks, need.cpus, share)
         try:
             self._check_lease()
         except LeaseLost:
@@ -627,20 +627,20 @@ class Engine:
             raise
         for run, task in zip(begun, tasks, strict=True):
             job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
-            told = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
-            log.info("run started", job_id=job.id, run_id=run.id, **told)
+            details = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
+            log.info("run started", job_id=job.id, run_id=run.id, **details)
 
     def _has_had_enough(self, run: RunRecord) -> bool:
         """Whether the run may not start again; then it has failed."""
-        if run.losses < LOSSES_EVER_MAX:
+        if run.lost_attempts < LOST_ATTEMPTS_EVER_MAX:
             return False
         backoff = read_backoff(run.backoff)
         last = "" if backoff is None else f", last: {backoff.last}"
-        error = {"type": "TooManyLosses", "message": f"the run's process has vanished {run.losses} times{last}"}
+        error = {"type": "TooManyLosses", "message": f"the run's process has vanished {run.lost_attempts} times{last}"}
         self._records.move_run(run.id, run.attempt, State.FAILED, error=error)
         return True
 
-    def _order(
+    def _training_task(
         self,
         job: ActiveJob,
         plan: CachePlan,
@@ -648,8 +648,8 @@ class Engine:
         spec: RunSpec,
         gpu_share: float,
         stage: Literal["all", "train"],
-    ) -> TrainingOrder:
-        return order_run(
+    ) -> TrainingTask:
+        return task_of_run(
             job.spec,
             plan,
             spec,
@@ -688,7 +688,7 @@ class Engine:
                 self._disk.has_got_on(run_id)
         if outcome is None:
             return
-        if is_trained(outcome) and work.told is None:
+        if is_trained(outcome) and work.requested is None:
             self._export(job, run_id, work, outcome)
             return
         if outcome.kind == "vanished" and (export := self._export_of(job, run_id, work)) is not None:
@@ -717,7 +717,7 @@ class Engine:
                 self._records.move_run(run_id, work.attempt, State.CANCELLED)
             case "paused":
                 self._records.move_on(run_id, work.attempt, _PUT_DOWN)
-            case "vanished" if work.told is not None:
+            case "vanished" if work.requested is not None:
                 # It had not begun when it was told, or did not listen: that is no fault of the run's.
                 self._records.move_on(run_id, work.attempt, _PUT_DOWN)
             case "vanished":
@@ -729,7 +729,7 @@ class Engine:
 
     def _export_of(self, job: ActiveJob, run_id: str, work: Work) -> Task | None:
         """Whoever makes the artifacts of a run whose training process is gone: an engine that died had begun that."""
-        if work.task.crew.exports:
+        if work.task.actor_group.exports:
             return None
         acknowledged = self._records.next_event(job.id, run_id, work.attempt)
         return self._find_export(self._records.run(run_id), acknowledged)
@@ -737,10 +737,10 @@ class Engine:
     @staticmethod
     def _can_have_more_memory(work: Work) -> bool:
         """Whether a run that had too little shared its process or its GPU."""
-        return work.task.crew.tasks > 1 or 0.0 < work.task.crew.gpu_share < 1.0
+        return work.task.actor_group.tasks > 1 or 0.0 < work.task.actor_group.gpu_share < 1.0
 
     @staticmethod
-    def _error_of_work(job: ActiveJob, id: str, outcome: Outcome) -> Json:
+    def _error_of_work(job: ActiveJob, id: str, outcome: TaskOutcome) -> Json:
         """What the API shows of the failure of a run, or of the caches, with what was tried against it."""
         error = error_of(outcome)
         if id == _CACHES and outcome.error_type in _ABOUT_TEACHER:
@@ -758,7 +758,7 @@ class Engine:
             tried = "It was tried twice, in a fresh process each time"
         return error if tried is None else {**error, "message": f"{error['message']} ({tried})"}
 
-    def _succeed(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
+    def _succeed(self, job: ActiveJob, run_id: str, work: Work, outcome: TaskOutcome) -> None:
         """List what the run has left."""
         attempt = self._folders.jobs / job.id / run_id / f"a{work.attempt}"
         try:
@@ -799,14 +799,14 @@ class Engine:
                 run = self._records.run(run.retry_of)
                 sweep_attempts(self._run_folder(run), None, checkpoints=True)
 
-    def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: Outcome) -> None:
+    def _lose_run(self, job: ActiveJob, run_id: str, work: Work, outcome: TaskOutcome) -> None:
         if not outcome.is_node_fault:
             # Whatever ended the process, the runs that were trained in it shall not end each other again. Where others
             # have the memory, several processes in the place of one would only take more.
             job.alone.add(run_id)
         backoff = job.lost(run_id, outcome.message or "", is_node_fault=outcome.is_node_fault)
-        if backoff.faults > LOSSES_MAX and job.states.get(run_id) is State.RUNNING:
-            message = f"the run's process vanished {backoff.losses} times, last: {outcome.message}"
+        if backoff.faults > LOST_ATTEMPTS_MAX and job.states.get(run_id) is State.RUNNING:
+            message = f"the run's process vanished {backoff.lost_attempts} times, last: {outcome.message}"
             error = {"type": outcome.error_type, "message": message}
             self._records.move_run(run_id, work.attempt, State.FAILED, error=error)
         else:

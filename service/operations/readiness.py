@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db.database import Database, DatabaseDiskError, LogGone
-from service.db.engine_queries import ENGINE_ROW, Records
+from service.db.engine_queries import ENGINE_ROW, EngineQueries
 from service.db.lease import AHEAD_MAX_S, Lease
 from service.db.models import EngineRecord, Json, UtcDateTime, utc_now
 from service.errors import LeaseLost
@@ -70,7 +70,7 @@ class EngineParts:
         records: of the engine, which leads.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: EngineQueries) -> None:
         self._records = records
         self._lock = threading.Lock()
         self._parts: dict[str, ReadinessPart] = {}

@@ -270,9 +270,9 @@ def main() -> None:
     for source in sources:
         if source is None:
             continue
-        mine = [measure(source, *contender, draws) for contender in contenders(source)]
-        lines += mine
-        report(f"{source.name}: {len(source.logits)} rows, {draws} draws", mine)
+        local_slice = [measure(source, *contender, draws) for contender in contenders(source)]
+        lines += local_slice
+        report(f"{source.name}: {len(source.logits)} rows, {draws} draws", local_slice)
     times = decoding(given)
     show(
         ("classes>", "encoding", f"ms per {BATCH} rows>", "times dense>"),

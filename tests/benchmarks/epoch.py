@@ -49,7 +49,7 @@ from tests.benchmarks.training import (
     WARM_UP_STEPS,
     write_data,
 )
-from workers.config.job import Sgd, StudentSpec, Training, TrainingOrder
+from workers.config.job import Sgd, StudentSpec, Training, TrainingTask
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import Stopped
 from workers.events import ignore
@@ -88,7 +88,7 @@ class Plan:
     """
 
     teacher: str
-    order: TrainingOrder
+    order: TrainingTask
     device: torch.device
     seconds: float
 

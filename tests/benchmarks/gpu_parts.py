@@ -36,7 +36,7 @@ from tests.benchmarks.training import CLASSES, SAMPLES, SIDE, WARM_UP_STEPS, sec
 from tests.fake_cuda.counts import is_fake
 from tests.support.digits import weights
 from tests.support.evaluation_logits import evaluation_logits, relative_difference
-from workers.config.job import RunSpec, Sgd, StudentSpec, Training, TrainingOrder
+from workers.config.job import RunSpec, Sgd, StudentSpec, Training, TrainingTask
 from workers.data.prepared import open_prepared
 from workers.devices import new_stream
 from workers.errors import first_line
@@ -46,7 +46,7 @@ from workers.precision import Precision, choose_precision, float32_as
 from workers.teacher.teacher import Teacher
 from workers.training import loop
 from workers.training.batches import student_preprocessing, to_input
-from workers.training.run import Learner
+from workers.training.run import RunState
 
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = WARM_UP_STEPS["cuda"]
@@ -127,16 +127,16 @@ class Bench:
         self._times: dict[Case, StepTime] = {}
 
     @cached_property
-    def data(self) -> TrainingOrder:
+    def data(self) -> TrainingTask:
         """Of CIFAR's size."""
         return self.write("cifar", *((2_000, 200) if self.quick else (SAMPLES, 10_000)), SIDE)
 
-    def write(self, name: str, samples: int, test_samples: int, side: int) -> TrainingOrder:
+    def write(self, name: str, samples: int, test_samples: int, side: int) -> TrainingTask:
         folder = self.folder / name
         folder.mkdir()
         return write_data(folder, 1, samples=samples, test_samples=test_samples, side=side)
 
-    def order(self, case: Case, data: TrainingOrder | None = None, **changed: object) -> TrainingOrder:
+    def order(self, case: Case, data: TrainingTask | None = None, **changed: object) -> TrainingTask:
         """A run with a folder of its own; ``changed`` are fields of ``Training``, or ``memory_fraction``."""
         data, self._runs = data or self.data, self._runs + 1
         share = changed.pop("memory_fraction", 1.0)
@@ -156,13 +156,13 @@ class Bench:
         update = {"run": run, "training": Training(**training), "folder": folder, "memory_fraction": share}
         return data.model_copy(update=update)
 
-    def steps(self, order: TrainingOrder) -> int:
+    def steps(self, order: TrainingTask) -> int:
         """How many are timed: so many that they lie within an epoch."""
         samples = open_prepared(order.folders.datasets, order.train_fingerprint).samples
         within = samples // order.training.batch_size - WARM_UP - 1
         return max(min(QUICK_STEPS if self.quick else STEPS, within), 1)
 
-    def seconds(self, orders: Sequence[TrainingOrder], emit: Emit = ignore) -> float:
+    def seconds(self, orders: Sequence[TrainingTask], emit: Emit = ignore) -> float:
         """Of a step of these runs in one group."""
         return seconds_of_step(orders, WARM_UP, self.steps(orders[0]), emit=emit)
 
@@ -297,7 +297,7 @@ def syncs(bench: Bench) -> Findings:
         )
 
 
-def _synchronisations(order: TrainingOrder) -> Counter[str]:
+def _synchronisations(order: TrainingTask) -> Counter[str]:
     """How often torch has waited for the device, by file and line."""
 
     def before_step(number: int) -> bool:
@@ -357,7 +357,7 @@ def resident(bench: Bench) -> Findings:
 END_BARS_S = {"evaluate": 0.15, "save": 0.05, "leave": 3.0}
 TIMED: dict[str, tuple[object, str]] = {
     "evaluate": (loop, "evaluate"),
-    "save": (Learner, "save"),
+    "save": (RunState, "save"),
     "leave": (loop, "_leave"),
 }
 
@@ -419,7 +419,7 @@ def oom(bench: Bench) -> Findings:
     )
 
 
-def _memory_after(bench: Bench, orders: Sequence[TrainingOrder]) -> tuple[int, str]:
+def _memory_after(bench: Bench, orders: Sequence[TrainingTask]) -> tuple[int, str]:
     """Bytes that are allocated on the device after some steps of the last run; how the first one has ended."""
     bench.clear()
     held: list[int] = []
@@ -540,13 +540,13 @@ def copies(bench: Bench) -> Findings:
     yield Finding("wrn_40_2 at B=512, two GPUs / one", both / alone, at_least=1.0, note=f"{both:,.1f} steps/s")
 
 
-def _shares(bench: Bench, count: int) -> list[TrainingOrder]:
+def _shares(bench: Bench, count: int) -> list[TrainingTask]:
     return [bench.order(Case("resnet8"), memory_fraction=1 / count) for _ in range(count)]
 
 
 def _rate(
     bench: Bench,
-    orders: Sequence[TrainingOrder],
+    orders: Sequence[TrainingTask],
     environment: Mapping[str, str] | None = None,
     devices: Sequence[int] = (),
 ) -> float:

@@ -7,7 +7,7 @@ import os
 import sys
 
 from tests.benchmarks.training import seconds_of_step
-from workers.config.job import TrainingOrder
+from workers.config.job import TrainingTask
 
 
 def wait() -> None:
@@ -18,7 +18,7 @@ def wait() -> None:
 
 def main() -> None:
     order, warm_up, steps = sys.argv[1:]
-    seconds = seconds_of_step([TrainingOrder.model_validate_json(order)], int(warm_up), int(steps), before_clock=wait)
+    seconds = seconds_of_step([TrainingTask.model_validate_json(order)], int(warm_up), int(steps), before_clock=wait)
     sys.stdout.write(f"{seconds}\n")
     sys.stdout.flush()
     # Not by returning: torch's threads of a process group now and then abort while the interpreter ends.

@@ -83,22 +83,22 @@ class Progress:
     """States and epochs of a job's runs, as its stream tells them."""
 
     def __init__(self) -> None:
-        self._told = threading.Condition()
+        self._reported = threading.Condition()
         self._states: dict[str, str] = {}
         self._epochs: Counter[str] = Counter()
 
     def hear(self, event: Document) -> None:
         """One event of the stream."""
-        with self._told:
+        with self._reported:
             if event["run_id"] and event["type"] == "state":
                 self._states[event["run_id"]] = event["data"]["state"]
             elif event["type"] == "epoch":
                 self._epochs[event["run_id"]] = event["data"]["epoch"]
-            self._told.notify_all()
+            self._reported.notify_all()
 
     def in_training(self) -> list[str]:
         """Ids of the runs that are being trained."""
-        with self._told:
+        with self._reported:
             return [run_id for run_id, state in self._states.items() if state == "running"]
 
     def wait_beyond(self, epochs: Mapping[str, int], timeout_s: float) -> bool:
@@ -107,8 +107,8 @@ class Progress:
         def is_beyond(run_id: str, epoch: int) -> bool:
             return self._epochs[run_id] > epoch or self._states[run_id] in {"succeeded", "failed", "cancelled"}
 
-        with self._told:
-            return self._told.wait_for(lambda: all(is_beyond(*each) for each in epochs.items()), timeout_s)
+        with self._reported:
+            return self._reported.wait_for(lambda: all(is_beyond(*each) for each in epochs.items()), timeout_s)
 
 
 class Storm:

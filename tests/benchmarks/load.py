@@ -30,9 +30,9 @@ import httpx
 
 from service.cli.supervisor import BackgroundService, command, free_port
 from service.client.client import Client
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import RunRecord
 from service.db.states import State
 from tests.benchmarks.bench import options, show, write
@@ -241,7 +241,7 @@ def measure_lists(folder: Path, url: str, jobs: int, requests: int) -> dict[str,
     """Times of a page of each kind, by its name."""
     upgrade_to_head(url)
     database = Database(url)
-    teacher = Registry(database).add_teacher(teacher_row(), lambda: None)[0]
+    teacher = ApiQueries(database).add_teacher(teacher_row(), lambda: None)[0]
     plan = make_plan(methods=list(METHODS))
     states = [State.FAILED if number % 100 == 0 else State.SUCCEEDED for number in range(jobs - 20)]
     states += [State.RUNNING] * 2 + [State.QUEUED] * 18
@@ -286,8 +286,8 @@ def measure_memory(folder: Path, pollers: int, rounds: int, seconds: float) -> l
     url = f"sqlite:///{folder / 'memory.sqlite3'}"
     upgrade_to_head(url)
     database = Database(url)
-    records = Records(database)
-    job = add_job(Registry(database), methods=list(METHODS)).id
+    records = EngineQueries(database)
+    job = add_job(ApiQueries(database), methods=list(METHODS)).id
     records.claim_job()
     run = records.runs(job)[0]
     start_run(records, run.id)
@@ -307,7 +307,7 @@ def measure_memory(folder: Path, pollers: int, rounds: int, seconds: float) -> l
     return found
 
 
-def tell_events(records: Records, run: RunRecord, done: threading.Event) -> None:
+def tell_events(records: EngineQueries, run: RunRecord, done: threading.Event) -> None:
     """Of a run, at a steady rate."""
     epoch = 0
     while not done.wait(EVENTS_EVERY_S):

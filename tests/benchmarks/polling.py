@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 from service.cli.render import console, table
 from service.cli.supervisor import free_port
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.states import State
 from tests.benchmarks.load import METHODS, percentile_ms
@@ -153,7 +153,7 @@ def stocked(database: Path) -> list[str]:
     url = f"sqlite:///{database}"
     upgrade_to_head(url)
     opened = Database(url)
-    teacher = Registry(opened).add_teacher(teacher_row(), lambda: None)[0]
+    teacher = ApiQueries(opened).add_teacher(teacher_row(), lambda: None)[0]
     ids = fill(opened, teacher, make_plan(methods=list(METHODS)), [State.SUCCEEDED] * JOBS)
     opened.close()
     return ids

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from sqlalchemy import func, select, update
 
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, utc_now
 from service.db.retention import DAY_S, Limits, Retention, usage
 from service.db.states import State
@@ -51,7 +51,7 @@ class Day:
 
     def __init__(self, settings: Settings, database: Database, epochs: int, seed: int) -> None:
         self.settings, self.database = settings, database
-        self.registry, self.records = Registry(database), Records(database)
+        self.registry, self.records = ApiQueries(database), EngineQueries(database)
         self.deletion = Deletion(database, settings)
         self.retention = Retention(settings, self.deletion)
         self._epochs = epochs

@@ -25,7 +25,7 @@ from store import CacheReader
 from tests.benchmarks.bench import EITHER, options, show, write
 from tests.benchmarks.memory import own_bytes
 from tests.benchmarks.training import WARM_UP_STEPS, seconds_of_step, train_steps, write_data
-from workers.config.job import Training, TrainingOrder
+from workers.config.job import Training, TrainingTask
 from workers.data.prepared import open_prepared
 from workers.methods.catalog import parse_method
 from workers.training.batches import TrainingFeed
@@ -52,7 +52,7 @@ def mapped(files: Sequence[Path]) -> int:
     return total
 
 
-def reader_process(order: TrainingOrder) -> None:
+def reader_process(order: TrainingTask) -> None:
     """Read everything, train a little; then, line by line from standard input, report memory until it ends."""
     torch.set_num_threads(1)
     train = open_prepared(order.folders.datasets, order.train_fingerprint)
@@ -71,14 +71,14 @@ def reader_process(order: TrainingOrder) -> None:
         sys.stdout.flush()
 
 
-def measure_processes(order: TrainingOrder, counts: Sequence[int]) -> dict[int, dict[str, float]]:
+def measure_processes(order: TrainingTask, counts: Sequence[int]) -> dict[int, dict[str, float]]:
     """Bytes of so many processes together, ``pss`` and ``data``."""
     found: dict[int, dict[str, float]] = {}
     running: list[subprocess.Popen[str]] = []
     try:
         for number in range(1, max(counts) + 1):
-            mine = order.model_copy(update={"folder": order.folder / f"process-{number}", "threads": 1})
-            command = [sys.executable, "-m", "tests.benchmarks.students", "--process", mine.model_dump_json()]
+            local_slice = order.model_copy(update={"folder": order.folder / f"process-{number}", "threads": 1})
+            command = [sys.executable, "-m", "tests.benchmarks.students", "--process", local_slice.model_dump_json()]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None
             running.append(process)
@@ -104,11 +104,11 @@ def ask(process: "subprocess.Popen[str]") -> dict[str, int]:
 
 
 def measure_groups(
-    order: TrainingOrder, sizes: Sequence[int], warm_up: int, steps: int, rounds: int
+    order: TrainingTask, sizes: Sequence[int], warm_up: int, steps: int, rounds: int
 ) -> dict[int, dict[str, float]]:
     """By size of the group: ``ratio`` of its time to that of its runs apart."""
 
-    def orders(size: int) -> list[TrainingOrder]:
+    def orders(size: int) -> list[TrainingTask]:
         runs = [order.run.model_copy(update={"method": parse_method(name)}) for name in METHODS[:size]]
         return [order.model_copy(update={"run": run, "folder": order.folder / run.method.label}) for run in runs]
 
@@ -134,13 +134,13 @@ def told_memory(memory: Mapping[int, Mapping[str, float]], data_bytes: int) -> l
     return rows
 
 
-def on_device(order: TrainingOrder, device: str) -> TrainingOrder:
+def on_device(order: TrainingTask, device: str) -> TrainingTask:
     return order.model_copy(update={"training": Training(device=device)})
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--process"]:
-        reader_process(TrainingOrder.model_validate_json(sys.argv[2]))
+        reader_process(TrainingTask.model_validate_json(sys.argv[2]))
         return
     given = options("What another student on the same cache costs.", ("memory", "group"), ("group",), devices=EITHER)
     figures: dict[str, object] = {}

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from store import CacheSpec, CacheWriter
 from tests.benchmarks.bench import synchronize
-from workers.config.job import CropFlip, Folders, NpzDataset, RunSpec, StudentSpec, Training, TrainingOrder, Views
+from workers.config.job import CropFlip, Folders, NpzDataset, RunSpec, StudentSpec, Training, TrainingTask, Views
 from workers.data.prepared import Dataset, prepare
 from workers.errors import Stopped
 from workers.events import Emit, ignore
 from workers.methods.catalog import parse_method
 from workers.training.loop import train_group
-from workers.training.run import Member
+from workers.training.run import RunHandle
 
 SAMPLES, CLASSES, SIDE = 50_000, 100, 32
 CE_WEIGHT, KD_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0
@@ -33,7 +33,7 @@ WARM_UP_STEPS = {"cpu": 3, "cuda": 8}
 
 def write_data(
     folder: Path, threads: int, samples: int = SAMPLES, *, test_samples: int = CLASSES, side: int = SIDE
-) -> TrainingOrder:
+) -> TrainingTask:
     """Prepare random pictures, and fill caches with random logits of their views: an order for them."""
     generator = np.random.default_rng(0)
     arrays: dict[str, NDArray[np.generic]] = {}
@@ -44,7 +44,7 @@ def write_data(
     folders, dataset = Folders(data_dir=folder, data_root=folder), NpzDataset(path="pictures.npz")
     train = prepare(dataset, "train", folder, folders.datasets)
     test = prepare(dataset, "test", folder, folders.datasets)
-    return TrainingOrder(
+    return TrainingTask(
         folders=folders,
         run=RunSpec(index=0, student=StudentSpec(name=STUDENT), method=parse_method(METHOD), seed=0),
         training=Training(),
@@ -82,14 +82,14 @@ def write_cache(root: Path, dataset: Dataset, views: Views, classes: int = CLASS
     return spec
 
 
-def train_steps(order: TrainingOrder, before_step: Callable[[int], bool], emit: Emit = ignore) -> Member:
+def train_steps(order: TrainingTask, before_step: Callable[[int], bool], emit: Emit = ignore) -> RunHandle:
     """A run for ``train_group`` that calls ``before_step`` with 0, 1, 2 ... and ends where that returns true."""
     asked = iter(range(2**63))
-    return Member(order, emit, lambda: before_step(next(asked)))
+    return RunHandle(order, emit, lambda: before_step(next(asked)))
 
 
 def seconds_of_step(
-    orders: Sequence[TrainingOrder],
+    orders: Sequence[TrainingTask],
     warm_up: int,
     steps: int,
     *,

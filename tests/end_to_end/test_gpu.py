@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.support import onnx_models
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.evaluation_logits import evaluation_logits, relative_difference
-from workers.config.job import Preprocessing, Sgd, TrainingOrder
+from workers.config.job import Preprocessing, Sgd, TrainingTask
 from workers.errors import NotFinite, OutOfMemory, Paused
 from workers.events import ignore, never
 from workers.methods.catalog import PRESETS, parse_method
@@ -24,9 +24,9 @@ from workers.objective.objective import View, objective
 from workers.objective.statistics import row_statistics
 from workers.run_files import CHECKPOINT
 from workers.teacher.teacher import Teacher
-from workers.training.batches import Batch, TrainingFeed, epoch_order
+from workers.training.batches import TrainingBatch, TrainingFeed, epoch_order
 from workers.training.loop import train_group, train_run
-from workers.training.run import Learner, Member
+from workers.training.run import RunHandle, RunState
 from workers.training.step import check_every, explain_not_finite
 
 pytestmark = [
@@ -167,10 +167,10 @@ def test_evaluation_is_in_float32_where_training_is_in_tf32(digits: Digits, tmp_
     assert relative_difference(evaluated, exported) <= 1e-4
 
 
-def state_after(order: TrainingOrder, steps: int) -> dict[str, Any]:
+def state_after(order: TrainingTask, steps: int) -> dict[str, Any]:
     """What the checkpoint of a run holds that is paused after so many steps."""
     asked = itertools.count()
-    [(_, how)] = train_group([Member(order, ignore, never, lambda: next(asked) == steps)])
+    [(_, how)] = train_group([RunHandle(order, ignore, never, lambda: next(asked) == steps)])
     assert isinstance(how, Paused), how
     return torch.load(order.folder / CHECKPOINT, weights_only=True)
 
@@ -194,12 +194,12 @@ def test_runs_of_a_group_leave_the_weights_of_runs_alone(digits: Digits, tmp_pat
     """Each replays its steps on a stream of its own, beside the others, once both were recorded."""
     training = ON_CUDA.model_copy(update={"epochs": 4, "precision": "bfloat16", "cuda_graph": "on"})
 
-    def tasks(folder: str) -> list[TrainingOrder]:
+    def tasks(folder: str) -> list[TrainingTask]:
         methods = ("ce", "kd", "dtkd", "normkd", "rld", "dkd")
         return [digits.order(method, tmp_path / folder / method, training) for method in methods]
 
     together, apart = tasks("together"), tasks("apart")
-    ends = dict(train_group([Member(task, ignore, never) for task in together]))
+    ends = dict(train_group([RunHandle(task, ignore, never) for task in together]))
     assert not [end for end in ends.values() if isinstance(end, Exception)], ends
     for mine, alone in zip(together, apart, strict=True):
         train_run(alone, ignore, never)
@@ -223,9 +223,9 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
     order = order.model_copy(update={"run": order.run.model_copy(update={"seed": seed})})
     found: dict[int, dict[str, Tensor]] = {}
 
-    def explain(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:
-        found[learner.sums.steps] = {name: p.detach().cpu() for name, p in learner.network.named_parameters()}
-        return explain_not_finite(learner, step, batch, inputs)
+    def explain(run_state: RunState, step: int, batch: TrainingBatch, inputs: Sequence[Tensor]) -> NotFinite:
+        found[run_state.sums.steps] = {name: p.detach().cpu() for name, p in run_state.network.named_parameters()}
+        return explain_not_finite(run_state, step, batch, inputs)
 
     monkeypatch.setattr("workers.training.loop.explain_not_finite", explain)
     # An event reads the flag, too.

@@ -11,7 +11,7 @@ import torch
 
 from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.steps import order_of
-from workers.config.job import ResizedCrop, TrainingOrder, Views
+from workers.config.job import ResizedCrop, TrainingTask, Views
 from workers.errors import Stopped
 from workers.events import Epoch
 from workers.run_files import ARTIFACTS, CHECKPOINT
@@ -43,7 +43,7 @@ def live_students(students: Sequence[str], exported: Sequence[str]) -> dict[str,
         return {name: _live(_order_of_student(base, name), name in exported) for name in students}
 
 
-def _order_of_student(base: TrainingOrder, name: str) -> TrainingOrder:
+def _order_of_student(base: TrainingTask, name: str) -> TrainingTask:
     info = STUDENTS[name]
     side = max(SIDE, -(-info.min_side // info.side_multiple) * info.side_multiple)
     views = Views(augmentation=ResizedCrop(size=(side, side)))
@@ -52,7 +52,7 @@ def _order_of_student(base: TrainingOrder, name: str) -> TrainingOrder:
     return order.model_copy(update={"run": run, "views": views, "train_cache": None, "test_cache": None})
 
 
-def _live(order: TrainingOrder, to_the_end: bool) -> dict[str, Any]:
+def _live(order: TrainingTask, to_the_end: bool) -> dict[str, Any]:
     """Train an epoch, evaluate, save; if to the end, two and export. Says what was left, or what was raised."""
     epochs: list[dict[str, float | None]] = []
     started = time.monotonic()

@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from tests.benchmarks.epoch import network
 from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.counts import Counts, counting, read_counts
-from workers.config.job import Sgd, Training, TrainingOrder
+from workers.config.job import Sgd, Training, TrainingTask
 from workers.errors import Stopped
 from workers.events import Epoch, ignore
 from workers.methods.catalog import PRESETS, parse_method
 from workers.training import loop
-from workers.training import run as learner
-from workers.training.run import Member
+from workers.training import run as training_run
+from workers.training.run import RunHandle
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -85,16 +85,16 @@ class _Window:
         return self.is_over
 
 
-def measure(orders: Sequence[TrainingOrder]) -> Steps:
+def measure(orders: Sequence[TrainingTask]) -> Steps:
     """The steps of a group of runs, trained in this process, which is on the fake device."""
     window = _Window()
-    members = [Member(orders[0], window.emit, window)]
-    members += [Member(order, ignore, lambda: window.is_over) for order in orders[1:]]
+    handles = [RunHandle(orders[0], window.emit, window)]
+    handles += [RunHandle(order, ignore, lambda: window.is_over) for order in orders[1:]]
     # An event in the midst of the window would read from the device, as it may.
-    silent = patch.object(learner, "_STEP_EVENT_SECONDS", 1e9)
+    silent = patch.object(training_run, "_STEP_EVENT_SECONDS", 1e9)
     with silent, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ended = [how for _, how in loop.train_group(members)]
+        ended = [how for _, how in loop.train_group(handles)]
     if errors := [how for how in ended if not isinstance(how, Stopped)]:
         raise AssertionError(f"a run did not stop when it was told to: {errors}") from errors[0]
     found = sorted({f"{w.filename}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)})
@@ -136,7 +136,7 @@ def bare(precision: str) -> Steps:
     return _per_step(counts, LAST - FIRST, [])
 
 
-def order_of(base: TrainingOrder, method: object, place: int = 0, **training: object) -> TrainingOrder:
+def order_of(base: TrainingTask, method: object, place: int = 0, **training: object) -> TrainingTask:
     """Train ``STUDENT`` by this method on the data of ``base``."""
     chosen = Training(epochs=2, batch_size=BATCH, device="cuda").model_copy(update=training)
     student = base.run.student.model_copy(update={"name": STUDENT})
@@ -188,7 +188,7 @@ def measure_epoch_end(preset: str) -> dict[str, dict[str, int]]:
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(loop, "evaluate", counted("evaluation", loop.evaluate)),
-        patch.object(learner.Learner, "save", counted("checkpoint", learner.Learner.save)),
+        patch.object(training_run.RunState, "save", counted("checkpoint", training_run.RunState.save)),
     ):
         base = write_data(Path(folder), 1, BATCH * STEPS_PER_EPOCH)
         order = order_of(base, preset, eval_batch_size=25)

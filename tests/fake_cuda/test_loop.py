@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.fake_cuda.counts import counting, read_counts
 from tests.fake_cuda.processes import FakeCuda
 from tests.support.digits import Digits
-from workers.config.job import ResizedCrop, StudentSpec, TeacherSpec, TrainingOrder, Views
+from workers.config.job import ResizedCrop, StudentSpec, TeacherSpec, TrainingTask, Views
 from workers.errors import DeviceUnavailable
 from workers.events import Event, never
 from workers.methods.catalog import parse_method
@@ -20,17 +20,17 @@ from workers.precision import choose_precision
 from workers.students.build import build_student
 from workers.teacher.teacher import Device, Teacher
 from workers.training import batches, cuda_graph, loop
-from workers.training.batches import Batch
+from workers.training.batches import TrainingBatch
 from workers.training.host_copy import to_host
 from workers.training.prefetch import on_device_ahead
-from workers.training.run import Learner, Member
+from workers.training.run import RunHandle, RunState
 
 pytestmark = pytest.mark.fake_cuda
 
 WARM_STEPS = 12
 
 
-def _run(orders: Sequence[TrainingOrder], steps: int | None = None) -> tuple[list[Any], list[str]]:
+def _run(orders: Sequence[TrainingTask], steps: int | None = None) -> tuple[list[Any], list[str]]:
     """How a group ended, and what it logged; stopped when its first run asks for the step after so many."""
     asked, said = 0, list[str]()
 
@@ -44,12 +44,12 @@ def _run(orders: Sequence[TrainingOrder], steps: int | None = None) -> tuple[lis
             said.append(event.message)
 
     first, *others = orders
-    members = [Member(first, emit, should_stop), *(Member(order, emit, never) for order in others)]
-    ended = sorted(loop.train_group(members), key=lambda end: end[0])
+    handles = [RunHandle(first, emit, should_stop), *(RunHandle(order, emit, never) for order in others)]
+    ended = sorted(loop.train_group(handles), key=lambda end: end[0])
     return [how for _, how in ended], said
 
 
-def _in_steady_steps(order: TrainingOrder) -> dict[str, int]:
+def _in_steady_steps(order: TrainingTask) -> dict[str, int]:
     """What the steps of an epoch do once they are warm."""
     seen, steps = [], 0
     made = cuda_graph.StepGraph.step
@@ -74,13 +74,13 @@ def _in_steady_steps(order: TrainingOrder) -> dict[str, int]:
     }
 
 
-def _data_that_does_not_fit(order: TrainingOrder) -> dict[str, int]:
+def _data_that_does_not_fit(order: TrainingTask) -> dict[str, int]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(batches, "_fits", lambda *_: False)
         return _in_steady_steps(order)
 
 
-def _second_view_mapped(order: TrainingOrder) -> dict[str, int]:
+def _second_view_mapped(order: TrainingTask) -> dict[str, int]:
     """Pictures and the first view's logits fit on the device, the second's no more."""
     answers = iter([True, True, False])
     with pytest.MonkeyPatch.context() as patched:
@@ -109,7 +109,7 @@ def _prefetch_of_a_bad_item() -> list[object]:
     return arrived
 
 
-def _memory_of_a_run_that_ended(orders: Sequence[TrainingOrder]) -> list[int]:
+def _memory_of_a_run_that_ended(orders: Sequence[TrainingTask]) -> list[int]:
     """Mebibytes reserved before and after the first of two replayed runs was stopped."""
     reserved, steps = [], 0
     step = cuda_graph.StepGraph.step
@@ -129,49 +129,49 @@ def _memory_of_a_run_that_ended(orders: Sequence[TrainingOrder]) -> list[int]:
 
 
 def _with_compute_step(
-    orders: Sequence[TrainingOrder], change: Callable[[Learner], None]
+    orders: Sequence[TrainingTask], change: Callable[[RunState], None]
 ) -> tuple[list[Any], list[str]]:
     """Runs in which something happens before each step that is computed, or recorded."""
     compute = cuda_graph.compute_step
 
-    def changed(learner: Learner, batch: Batch, inputs: Sequence[Tensor]) -> None:
-        change(learner)
-        compute(learner, batch, inputs)
+    def changed(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> None:
+        change(run_state)
+        compute(run_state, batch, inputs)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cuda_graph, "compute_step", changed)
         return _run(orders)
 
 
-def _a_replay_that_differs(order: TrainingOrder) -> list[str]:
-    def spoil(learner: Learner) -> None:
+def _a_replay_that_differs(order: TrainingTask) -> list[str]:
+    def spoil(run_state: RunState) -> None:
         # What is copied from the host is made before a replay, and is no part of it.
         if not torch.cuda.is_current_stream_capturing():
             with torch.no_grad():
                 # Of one dimension: others would be laid out anew, by a kernel.
-                bias = next(weight for weight in learner.weights if weight.ndim == 1)
-                bias.copy_(torch.full(bias.shape, float(learner.sums.steps)))
+                bias = next(weight for weight in run_state.weights if weight.ndim == 1)
+                bias.copy_(torch.full(bias.shape, float(run_state.sums.steps)))
 
     [how], said = _with_compute_step([order], spoil)
     return [how["environment"]["cuda_graph"], *said]
 
 
-def _a_step_that_waits(order: TrainingOrder) -> list[str]:
+def _a_step_that_waits(order: TrainingTask) -> list[str]:
     [how], said = _with_compute_step([order], lambda _: torch.cuda.synchronize())
     return [how["environment"]["cuda_graph"], *said]
 
 
-def _a_run_without_memory(orders: Sequence[TrainingOrder]) -> dict[str, Any]:
+def _a_run_without_memory(orders: Sequence[TrainingTask]) -> dict[str, Any]:
     """Mebibytes that a failed run's batch of a gibibyte has left behind, as the other run finds them."""
     held: dict[str, int] = {}
 
-    def ask_for_too_much(learner: Learner) -> None:
-        if (learner.place, learner.sums.steps) == (0, 2):
+    def ask_for_too_much(run_state: RunState) -> None:
+        if (run_state.place, run_state.sums.steps) == (0, 2):
             held["before"] = torch.cuda.memory_reserved()
             batch = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
             torch.empty(1 << 40, dtype=torch.uint8, device="cuda")
             del batch
-        if (learner.place, learner.sums.steps) == (1, 4):
+        if (run_state.place, run_state.sums.steps) == (1, 4):
             held["after"] = torch.cuda.memory_reserved()
 
     ended, _ = _with_compute_step(orders, ask_for_too_much)
@@ -214,9 +214,9 @@ def _teachers(spec_json: str) -> dict[str, list[str]]:
 
 def cases(order_json: str, folder: str, teacher_json: str) -> dict[str, Any]:
     """All of them in one process, which takes its time to start."""
-    base = TrainingOrder.model_validate_json(order_json)
+    base = TrainingTask.model_validate_json(order_json)
 
-    def order(name: str, method: str = "kd", student: str = "cnn_s", **changes: object) -> TrainingOrder:
+    def order(name: str, method: str = "kd", student: str = "cnn_s", **changes: object) -> TrainingTask:
         made = base.model_copy(update={"folder": Path(folder) / name, "has_gpu_share": True, **changes})
         run = made.run.model_copy(update={"method": parse_method(method), "student": StudentSpec(name=student)})
         return made.model_copy(update={"run": run})

@@ -13,7 +13,7 @@ from tests.fake_cuda.processes import FakeCuda
 from workers.methods.catalog import PRESETS, parse_method
 from workers.methods.method import Method
 from workers.objective.objective import View, objective_of
-from workers.objective.statistics import Known, row_statistics
+from workers.objective.statistics import SharedTeacherTerms, row_statistics
 
 pytestmark = pytest.mark.fake_cuda
 
@@ -68,7 +68,7 @@ def _measure() -> dict[str, Any]:
 
 
 def _total(method: Method, seen: list[Seen], labels_B: torch.Tensor, learned: dict[str, torch.Tensor]) -> torch.Tensor:
-    views = [View(z_s_BC, z_t_BC, statistics, Known()) for z_s_BC, z_t_BC, statistics in seen]
+    views = [View(z_s_BC, z_t_BC, statistics, SharedTeacherTerms()) for z_s_BC, z_t_BC, statistics in seen]
     return objective_of(method, views, labels_B, epoch=3, epochs=10, learned=learned, check=False).total
 
 

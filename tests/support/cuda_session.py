@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from workers.errors import OutOfMemory
 from workers.onnx import session
-from workers.onnx.session import CPU, CUDA_PROVIDER, Session
+from workers.onnx.session import CPU, CUDA_PROVIDER, OnnxSession
 from workers.teacher import teacher
 
 MEMORY_BYTES = 1 << 30
@@ -48,7 +48,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
     """Let teachers find one GPU, of a GiB, with everything that they need to use it."""
     double = CudaDouble()
 
-    class CudaSession(Session):
+    class CudaSession(OnnxSession):
         def __init__(
             self, path: Path, input_name: str, output_name: str, *, threads: int | None, providers: Sequence[Any] = CPU
         ) -> None:
@@ -68,7 +68,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
                 raise OutOfMemory(f"no memory for {len(input_)} pictures at once")
             return super().run(input_, timeout_s) * np.float32(double.factor)
 
-    monkeypatch.setattr(teacher, "Session", CudaSession)
+    monkeypatch.setattr(teacher, "OnnxSession", CudaSession)
     see_a_device(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: double.capability)
     return double

@@ -19,7 +19,7 @@ from workers.config.job import (
     StudentSpec,
     TeacherSpec,
     Training,
-    TrainingOrder,
+    TrainingTask,
     Views,
 )
 from workers.data.prepared import Dataset
@@ -29,7 +29,7 @@ from workers.pipeline import train_supervised
 from workers.teacher.build_caches import build_caches, plan_caches, prepare_data
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.teacher import Teacher
-from workers.training.orders import order_run
+from workers.training.tasks import task_of_run
 
 SMALL = Training(epochs=2, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
 VIEWS = Views(augmentation=CropFlip(pad=1, flip=False), count=2)
@@ -72,9 +72,9 @@ class Digits:
         folder: Path,
         training: Training = SMALL,
         earlier: tuple[Path, ...] = (),
-    ) -> TrainingOrder:
+    ) -> TrainingTask:
         job = self.job(method, training=training)
-        return order_run(job, self.plan, job.runs()[0], self.folders, folder, threads=1, earlier=earlier)
+        return task_of_run(job, self.plan, job.runs()[0], self.folders, folder, threads=1, earlier=earlier)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

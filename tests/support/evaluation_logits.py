@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.config.job import Preprocessing, TrainingOrder
+from workers.config.job import Preprocessing, TrainingTask
 from workers.data.prepared import open_prepared
 from workers.events import ignore, never
 from workers.run_files import ARTIFACTS
@@ -19,7 +19,7 @@ from workers.training.evaluate import evaluate
 from workers.training.loop import train_run
 
 
-def evaluation_logits(order: TrainingOrder) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def evaluation_logits(order: TrainingTask) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Train a run to its end.
 
     Returns:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from tests.support.service_helpers import (
     Api,
     PostgresServer,
@@ -56,15 +56,15 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def records(database: Database) -> Records:
+def records(database: Database) -> EngineQueries:
     """The engine's half of the repository."""
-    return Records(database)
+    return EngineQueries(database)
 
 
 @pytest.fixture
-def registry(database: Database) -> Registry:
+def registry(database: Database) -> ApiQueries:
     """The API's half of the repository."""
-    return Registry(database)
+    return ApiQueries(database)
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from structlog.testing import capture_logs
 
 from service.api.dependencies import Context
 from service.api.server import build_server
-from service.db.api_queries import Registry, digest_of
+from service.db.api_queries import ApiQueries, digest_of
 from service.db.database import upgrade_to_head
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import Base, EngineRecord, JobRecord, TeacherRecord, new_id
 from service.db.states import State
 from service.operations.data_dir import open_database, unknown_files
@@ -136,18 +136,18 @@ def teacher_row(sha256: str = "a" * 64, classes: int = 10) -> TeacherRecord:
     )
 
 
-def add_job(registry: Registry, **changes: object) -> JobRecord:
+def add_job(registry: ApiQueries, **changes: object) -> JobRecord:
     """A queued job with its runs."""
     return registry.add_job(make_plan(**changes), registry.add_teacher(teacher_row(), lambda: None)[0], None)[0]
 
 
-def start_run(records: Records, run_id: str) -> int | None:
+def start_run(records: EngineQueries, run_id: str) -> int | None:
     """Starts one run; returns the number of its new attempt, or None if it may not start."""
     started = records.start_attempts([run_id])
     return started[0].attempt if started else None
 
 
-def finish(records: Records, job_id: str, state: State = State.SUCCEEDED) -> None:
+def finish(records: EngineQueries, job_id: str, state: State = State.SUCCEEDED) -> None:
     """Takes a queued job and all its runs to an end, as an engine would."""
     claimed = records.claim_job()
     assert claimed is not None
@@ -167,7 +167,7 @@ def check_whole(settings: Settings) -> int:
     """
     with open_database(settings) as database:
         assert unknown_files(settings, database) is None
-        records, registry = Records(database), Registry(database)
+        records, registry = EngineQueries(database), ApiQueries(database)
         jobs = registry.jobs(None, None, 1000)[0]
         done = [run for job in jobs for run in records.runs(job.id) if run.state is State.SUCCEEDED]
         for run in done:
@@ -199,12 +199,12 @@ class Api:
     logs: list[Any]
 
     @property
-    def records(self) -> Records:
+    def records(self) -> EngineQueries:
         """The engine's half of the repository."""
         return self.context.records
 
     @property
-    def registry(self) -> Registry:
+    def registry(self) -> ApiQueries:
         """The API's half of the repository."""
         return self.context.registry
 

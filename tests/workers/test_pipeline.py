@@ -16,14 +16,14 @@ from tests.support.store_cases import is_held
 from workers import pipeline
 from workers.config.job import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, Stopped
-from workers.events import CacheReady, ContractChecked, InferenceProgress, Log, Stage, ignore, never
+from workers.events import CacheReady, InferenceProgress, Log, PreflightChecked, Stage, ignore, never
 from workers.files import file_sha256
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches, forwards_needed, identify, plan_caches
 from workers.teacher.forwards import ForwardCounter, carry_over, count_forwards, forwards_avoided
-from workers.teacher.recheck import recompute_rows
-from workers.training.orders import share_out
+from workers.teacher.recheck import recheck_rows
+from workers.training.tasks import share_out
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 
@@ -37,7 +37,7 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     job = job.model_copy(update={"training": ONE_EPOCH.model_copy(update={"device": "cpu"})})
     first = run_job(job, folders, tmp_path / "first", events.append)
     samples = {"train": len(digits.train.labels_N), "test": len(digits.test.labels_N)}
-    checked = next(e for e in events if isinstance(e, ContractChecked))
+    checked = next(e for e in events if isinstance(e, PreflightChecked))
     assert first.teacher_forwards == 2 * samples["train"] + samples["test"] + checked.forwards
     # The device is that of the job for the teacher, too.
     assert checked.provider_reason == "asked for"
@@ -49,7 +49,7 @@ def test_a_second_job_runs_no_teacher(digits: Digits, tmp_path: Path) -> None:
     assert second.teacher_forwards == 0
     assert second.teacher_forwards_avoided == samples["train"] + samples["test"]
     assert [e.rows_inferred for e in events if isinstance(e, CacheReady)] == [0, 0]
-    assert not [e for e in events if isinstance(e, ContractChecked)]
+    assert not [e for e in events if isinstance(e, PreflightChecked)]
     assert second.teacher_accuracy == first.teacher_accuracy > 0.9
 
 
@@ -114,7 +114,7 @@ def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:
     assert [origin["provider"] for origin in provenance["computed_on"]] == ["CPUExecutionProvider"]
 
 
-def test_contract_check_hears_that_it_is_to_stop_counts_what_it_has_run_and_records_nothing(
+def test_preflight_hears_that_it_is_to_stop_counts_what_it_has_run_and_records_nothing(
     digits: Digits, tmp_path: Path
 ) -> None:
     folders, counters = Folders(data_dir=tmp_path, data_root=tmp_path), tmp_path / "forwards"
@@ -223,7 +223,7 @@ def test_a_batch_size_that_a_student_cannot_be_trained_with_is_refused_before_th
     events: list[object] = []
     with pytest.raises(InvalidJob, match="'cnn_s' has batch normalisation, which needs 2 pictures or more"):
         run_job(job, Folders(data_dir=tmp_path / "data", data_root=tmp_path), tmp_path / "out", events.append)
-    assert not [event for event in events if isinstance(event, ContractChecked | InferenceProgress)]
+    assert not [event for event in events if isinstance(event, PreflightChecked | InferenceProgress)]
 
 
 def test_check_contract_asks_each_job_whether_it_insists(digits: Digits, tmp_path: Path) -> None:
@@ -258,16 +258,16 @@ def test_recomputed_rows_agree_and_a_foreign_teacher_does_not(digits: Digits, tm
     (data_dir / "teachers").mkdir(exist_ok=True)
     path = data_dir / "teachers" / f"{digits.plan.train_cache.teacher_sha256}.onnx"
     with pytest.raises(InvalidTeacher, match="is gone"):
-        recompute_rows(data_dir, key, 50)
+        recheck_rows(data_dir, key, 50)
     path.write_bytes(digits.teacher_spec.path.read_bytes())
-    report = recompute_rows(data_dir, key, 50)
+    report = recheck_rows(data_dir, key, 50)
     assert report.rows == 50
     assert report.ok
     assert 0 < report.max_abs_difference <= report.allowed
 
     other = run_other_teacher(digits, tmp_path)
     path.write_bytes(other.read_bytes())
-    assert not recompute_rows(data_dir, key, 50).ok
+    assert not recheck_rows(data_dir, key, 50).ok
 
 
 def run_other_teacher(digits: Digits, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How work on the cluster is told about: numbered events, a wish to stop, and one outcome. Without Ray.
+"""How work on the cluster is told about: numbered events, a request to stop, and one outcome. Without Ray.
 
 An exception class that cannot be pickled kills an actor's reply, so errors cross processes as text.
 """
@@ -31,7 +31,7 @@ _log = logging.getLogger("workers")
 class WorkFailed(WorkerError):
     """A worker's own error, brought here as it was told there."""
 
-    def __init__(self, outcome: "Outcome") -> None:
+    def __init__(self, outcome: "TaskOutcome") -> None:
         self.outcome = outcome
         super().__init__(f"{outcome.error_type}: {outcome.message}")
 
@@ -52,7 +52,7 @@ class Share(BaseModel):
     gpu_id: str | None = None
 
 
-class Outcome(BaseModel):
+class TaskOutcome(BaseModel):
     """How a piece of work ended.
 
     Attributes:
@@ -78,41 +78,41 @@ class Outcome(BaseModel):
         return storable(told)
 
 
-def outcome_of(work: Callable[[], dict[str, Any]]) -> Outcome:
+def outcome_of(work: Callable[[], dict[str, Any]]) -> TaskOutcome:
     try:
         return outcome(work())
     except Exception as error:
         return outcome(error)
 
 
-def outcome(how: dict[str, Any] | Exception) -> Outcome:
+def outcome(how: dict[str, Any] | Exception) -> TaskOutcome:
     """A result, or an exception as text."""
     match how:
         case dict():
-            return Outcome(kind="done", value=how)
+            return TaskOutcome(kind="done", value=how)
         case Stopped():
-            return Outcome(kind="stopped", message=str(how))
+            return TaskOutcome(kind="stopped", message=str(how))
         case Paused():
-            return Outcome(kind="paused", message=str(how))
+            return TaskOutcome(kind="paused", message=str(how))
         case WorkFailed():
             return how.outcome
     told = {"error_type": type(how).__name__, "disk": disk_error(how)}
     match how:
         case PeerLost() | CheckpointLost() | BatchOverdue() | SessionLost():
-            return Outcome(kind="vanished", message=str(how), **told)
+            return TaskOutcome(kind="vanished", message=str(how), **told)
         case UserError() | StoreError():
-            return Outcome(kind="failed", message=str(how), **told)
+            return TaskOutcome(kind="failed", message=str(how), **told)
     # Whatever it is, the operator sees where it came from and the job sees one line of it.
     _log.error("work failed", exc_info=how)
-    return Outcome(kind="failed", message=str(how) or repr(how), **told)
+    return TaskOutcome(kind="failed", message=str(how) or repr(how), **told)
 
 
 # Of one answer: what has gathered while nobody asked is told bit by bit.
 _EVENTS_MAX = 1000
 
 
-class Mailbox:
-    """Events of one piece of work, numbered, kept until they are acknowledged; wishes to it; the outcome.
+class TaskChannel:
+    """Events of one piece of work, numbered, kept until they are acknowledged; requests to it; the outcome.
 
     Args:
         first: the number of the first event; another process may have told of the earlier ones.
@@ -123,14 +123,14 @@ class Mailbox:
         self._events: list[Numbered] = []
         self._next = first
         self.stopping, self.pausing = threading.Event(), threading.Event()
-        self.outcome: Outcome | None = None
+        self.outcome: TaskOutcome | None = None
 
     def emit(self, event: BaseModel) -> None:
         with self._lock:
             self._events.append((self._next, event.model_dump(mode="json")))
             self._next += 1
 
-    def take(self, acknowledged: int) -> tuple[list[Numbered], Outcome | None]:
+    def take(self, acknowledged: int) -> tuple[list[Numbered], TaskOutcome | None]:
         # Looked at first: with an outcome, the events are all there are.
         outcome = self.outcome
         with self._lock:

@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from store import CacheWriter
 from workers import logs, signals
-from workers.backoff import LOSSES_EVER_MAX, delay_s
+from workers.backoff import LOST_ATTEMPTS_EVER_MAX, delay_s
 from workers.cluster.deaths import Death, ProcessId, Watch, oom_kills, own_id
-from workers.cluster.outcomes import Mailbox, Numbered, Outcome, Share, WorkFailed, outcome, outcome_of
+from workers.cluster.outcomes import Numbered, Share, TaskChannel, TaskOutcome, WorkFailed, outcome, outcome_of
 from workers.cluster.ray_head import ENVIRONMENT, HeadFailed, RayHead
-from workers.config.job import Folders, InferenceOrder, JobSpec, TrainingOrder
+from workers.config.job import Folders, InferenceTask, JobSpec, TrainingTask
 from workers.errors import Stopped, WorkerError, first_line
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.logs import RunLog
@@ -58,7 +58,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 if TYPE_CHECKING:
     from workers.teacher.teacher import Device, Teacher
 
-ACTOR_LOSSES_MAX = 3
+ACTOR_DEATHS_MAX = 3
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
 _BLOCKS_PER_CALL = 4
 _WAITING_S = 5.0
@@ -89,23 +89,23 @@ class _Actor:
     """What every actor answers beside its work (which runs in another of its threads).
 
     Args:
-        pieces: of work that it does at once, each with its own mailbox.
+        slots: of work that it does at once, each with its own channel.
         first_event: the number of the first event of each.
     """
 
-    def __init__(self, pieces: int = 1, first_event: int = 0) -> None:
+    def __init__(self, slots: int = 1, first_event: int = 0) -> None:
         logs.configure("info")
-        self._mails = [Mailbox(first_event) for _ in range(pieces)]
+        self._channels = [TaskChannel(first_event) for _ in range(slots)]
 
     def answer(
-        self, piece: int, acknowledged: int
-    ) -> tuple[list[Numbered], Outcome | None, list[Share] | str | None, ProcessId]:
+        self, slot: int, acknowledged: int
+    ) -> tuple[list[Numbered], TaskOutcome | None, list[Share] | str | None, ProcessId]:
         """Events from number ``acknowledged`` on (those before it are forgotten), how the work has ended, what is held.
 
         The third is the GPU that this process is on, by Ray's name, or what the processes that it has started hold;
         the last is for whoever watches over it.
         """
-        return (*self._mails[piece].take(acknowledged), self._held(), own_id())
+        return (*self._channels[slot].take(acknowledged), self._held(), own_id())
 
     def process(self) -> ProcessId:
         return own_id()
@@ -113,53 +113,51 @@ class _Actor:
     def _held(self) -> list[Share] | str | None:
         return _own_gpu()
 
-    def stop(self, piece: int) -> None:
-        self._mails[piece].stopping.set()
+    def stop(self, slot: int) -> None:
+        self._channels[slot].stopping.set()
 
-    def pause(self, piece: int) -> None:
-        self._mails[piece].pausing.set()
+    def pause(self, slot: int) -> None:
+        self._channels[slot].pausing.set()
 
 
 class _TrainingActor(_Actor):
     """It works from its birth on: whoever finds it by name need not know whether it was told to."""
 
-    def __init__(self, orders_json: list[str], first_event: int = 0) -> None:
-        super().__init__(len(orders_json), first_event)
-        threading.Thread(target=self._work, args=(orders_json,), name="training", daemon=True).start()
+    def __init__(self, tasks_json: list[str], first_event: int = 0) -> None:
+        super().__init__(len(tasks_json), first_event)
+        threading.Thread(target=self._work, args=(tasks_json,), name="training", daemon=True).start()
 
-    def _work(self, orders_json: list[str]) -> None:
+    def _work(self, tasks_json: list[str]) -> None:
         run_logs: list[RunLog] = []
         try:
             from workers.training.loop import train_group
-            from workers.training.run import Member
+            from workers.training.run import RunHandle
 
-            orders = [TrainingOrder.model_validate_json(order) for order in orders_json]
+            tasks = [TrainingTask.model_validate_json(task) for task in tasks_json]
             # Of several processes of one student the first writes.
-            run_logs += [
-                RunLog(order.folder, order.folder / ARTIFACTS, order.rank == 0, order.stage) for order in orders
-            ]
+            run_logs += [RunLog(task.folder, task.folder / ARTIFACTS, task.rank == 0, task.stage) for task in tasks]
             logs.speak_for(run_logs)
             members = [
-                Member(order, log.emitting(mail.emit), mail.stopping.is_set, mail.pausing.is_set)
-                for order, log, mail in zip(orders, run_logs, self._mails, strict=True)
+                RunHandle(task, log.emitting(channel.emit), channel.stopping.is_set, channel.pausing.is_set)
+                for task, log, channel in zip(tasks, run_logs, self._channels, strict=True)
             ]
             for place, how in train_group(members):
-                if orders[place].stage == "train" and isinstance(how, dict):
-                    # Whoever has the rest done may be another engine, which has not made this order.
-                    how = {**how, "order": orders_json[place]}
+                if tasks[place].stage == "train" and isinstance(how, dict):
+                    # Whoever has the rest done may be another engine, which has not made this task.
+                    how = {**how, "order": tasks_json[place]}
                 self._end(place, how, run_logs)
         except BaseException as error:
             # Whatever it is, a run without an outcome would never end.
             why = error if isinstance(error, Exception) else WorkerError(f"its process cannot go on: {error!r}")
-            for place, mail in enumerate(self._mails):
-                if mail.outcome is None:
+            for place, channel in enumerate(self._channels):
+                if channel.outcome is None:
                     self._end(place, why, run_logs)
 
     def _end(self, place: int, how: dict[str, Any] | Exception, run_logs: Sequence[RunLog]) -> None:
         # The log first: once the outcome is there, this process may be ended.
         with run_logs[place].ending(how) if run_logs else contextlib.nullcontext():
             told = outcome(how)
-        self._mails[place].outcome = told
+        self._channels[place].outcome = told
 
 
 class _InferenceActor(_Actor):
@@ -174,19 +172,19 @@ class _InferenceActor(_Actor):
         """The GPUs of this machine that it may use; none on a CPU."""
         return _own_gpus()
 
-    def work(self, order_json: str, blocks: list[int]) -> Outcome:
-        return outcome_of(lambda: self._infer(order_json, blocks))
+    def work(self, task_json: str, blocks: list[int]) -> TaskOutcome:
+        return outcome_of(lambda: self._infer(task_json, blocks))
 
-    def _infer(self, order_json: str, blocks: list[int]) -> dict[str, Any]:
+    def _infer(self, task_json: str, blocks: list[int]) -> dict[str, Any]:
         from workers.teacher import build_caches as caching
 
-        order = InferenceOrder.model_validate_json(order_json)
+        task = InferenceTask.model_validate_json(task_json)
         # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.
-        opened_for = order.model_dump_json(exclude={"folders", "spec"}) + order.spec.output_kind
+        opened_for = task.model_dump_json(exclude={"folders", "spec"}) + task.spec.output_kind
         if self._teacher is None or opened_for != self._opened_for:
             # The first session's memory is given back before the second one takes its own.
             self._teacher = None
-            self._teacher, self._opened_for = caching.open_teacher(order), opened_for
+            self._teacher, self._opened_for = caching.open_teacher(task), opened_for
         warnings = [*self._teacher.warnings]
 
         def keep_warnings(event: object) -> None:
@@ -194,7 +192,7 @@ class _InferenceActor(_Actor):
             if isinstance(event, Log) and event.level == "warning":
                 warnings.append(event.message)
 
-        caching.infer_with(self._teacher, order, blocks, keep_warnings, self._mails[0].stopping.is_set)
+        caching.infer_with(self._teacher, task, blocks, keep_warnings, self._channels[0].stopping.is_set)
         return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason, "warnings": warnings}
 
 
@@ -220,7 +218,7 @@ class _CachesActor(_Actor):
         forwards_in: str | None,
         confine_on_gpu: bool,
     ) -> None:
-        self._mails[0].outcome = outcome_of(
+        self._channels[0].outcome = outcome_of(
             lambda: self._build(
                 job_json,
                 folders_json,
@@ -244,7 +242,7 @@ class _CachesActor(_Actor):
 
         job = JobSpec.model_validate_json(job_json)
         folders = Folders.model_validate_json(folders_json)
-        emit, should_stop = self._mails[0].emit, self._mails[0].stopping.is_set
+        emit, should_stop = self._channels[0].emit, self._channels[0].stopping.is_set
         # The contract check is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
         # So no device but an explicit CPU need be named; the pool names that of its actors.
         device: Device = "cpu" if job.training.device == "cpu" else "auto"
@@ -298,7 +296,7 @@ def _start(
         outlives: it goes on when whoever has started it ends.
     """
     actor_class: Any = ray.remote(kind)
-    # Three threads: the work, a question for events, a wish to stop.
+    # Three threads: the work, a question for events, a request to stop.
     options = actor_class.options(
         num_cpus=cpus,
         num_gpus=gpus,
@@ -339,37 +337,37 @@ def _end(handle: _Handle) -> None:
 # ------------------------------------------------------------------------------------------- fan-out
 
 
-class Pile:
-    """The blocks that nobody has in hand, in pieces of a call.
+class BlockQueue:
+    """Blocks that no worker has, as batches of one call each.
 
     Args:
-        size: blocks of a piece.
+        size: blocks of a batch, one call.
     """
 
     def __init__(self, blocks: Sequence[int], size: int) -> None:
-        self._pieces = deque(list(blocks[start : start + size]) for start in range(0, len(blocks), size))
-        self._losses: Counter[int] = Counter()
+        self._batches = deque(list(blocks[start : start + size]) for start in range(0, len(blocks), size))
+        self._deaths: Counter[int] = Counter()
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._batches)
 
     def take(self) -> list[int]:
-        """The next piece."""
-        return self._pieces.popleft()
+        """The next blocks."""
+        return self._batches.popleft()
 
-    def give_back(self, piece: list[int], death: Death) -> None:
-        """Whoever had this piece has died. It is the next one again: where everybody dies, that is soon known.
+    def give_back(self, blocks: list[int], death: Death) -> None:
+        """Take back the blocks of a worker that died. They are the next again: where all die, that is soon known.
 
         Raises:
-            WorkerLost: too many have died of this very piece. Those of others do not count: a cache may take hours.
+            WorkerLost: too many have died of these very blocks. Those of others do not count: a cache may take hours.
         """
-        self._pieces.appendleft(piece)
+        self._batches.appendleft(blocks)
         if death.is_node_fault:
             return
-        self._losses[piece[0]] += 1
-        if self._losses[piece[0]] > ACTOR_LOSSES_MAX:
+        self._deaths[blocks[0]] += 1
+        if self._deaths[blocks[0]] > ACTOR_DEATHS_MAX:
             raise WorkerLost(
-                f"{self._losses[piece[0]]} inference actors died with the same blocks, the last one: {death.text}. "
+                f"{self._deaths[blocks[0]]} inference actors died with the same blocks, the last one: {death.text}. "
                 "Committed blocks are kept; look for a full memory or a failing GPU and submit the job again"
             )
 
@@ -410,18 +408,18 @@ class _PoolWorker:
             return ids
         return []
 
-    def begin(self, order_json: str, blocks: list[int]) -> None:
+    def begin(self, task_json: str, blocks: list[int]) -> None:
         """Have it infer these; its process is watched from now on."""
         if self.process is not None and _is_ready(self.process):
             with contextlib.suppress(ray.exceptions.RayError):
                 self.watch = Watch(ray.get(self.process))
             self.process = None
         self.kills = oom_kills()
-        self.blocks, self.reference = blocks, self.actor.work.remote(order_json, blocks)
+        self.blocks, self.reference = blocks, self.actor.work.remote(task_json, blocks)
 
 
 class _InferencePool:
-    """Inference actors of one job: they share its blocks, cache after cache; a dead one's go back to the pile.
+    """Inference actors of one job: they share its blocks, cache after cache; a dead one's go back to the queue.
 
     On GPUs there is one actor for each. Ray would put several of them on the same one, so each asks for more than half
     of a GPU; where none finds that much room, one is content with the share that a run takes.
@@ -430,7 +428,7 @@ class _InferencePool:
         actors: at most; one per GPU, or per core.
         gpu_share: of a GPU for each, as a run takes; 0 is the CPU.
         cpus: cores of this machine, which the actors on GPUs share for loading.
-        confine_on_gpu: see ``InferenceOrder``.
+        confine_on_gpu: see ``InferenceTask``.
     """
 
     def __init__(self, actors: int, gpu_share: float, cpus: int, confine_on_gpu: bool = True) -> None:
@@ -443,20 +441,20 @@ class _InferencePool:
         self._lock = threading.Lock()
         self._idle: threading.Timer | None = None
         self._told: set[str] = set()
-        self._losses = 0
+        self._deaths = 0
         self._owed: list[float] = []
         self._start_again_s = 0.0
 
-    def infer(self, order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
+    def infer(self, task: InferenceTask, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
         """Infer and commit these blocks of one cache; see ``caching.Infer``.
 
         Raises:
             Stopped, WorkFailed, WorkerLost: committed blocks stay.
         """
         count = max(1, min(self._actors, len(blocks)))
-        text = self._on_its_device(order, count).model_dump_json()
-        pile = Pile(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // count)))
-        progress = _CacheProgress(order, emit)
+        text = self._on_its_device(task, count).model_dump_json()
+        queue = BlockQueue(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // count)))
+        progress = _CacheProgress(task, emit)
         waiting = _Waiting(self._gpu_share, emit)
         try:
             with self._in_use():
@@ -468,10 +466,10 @@ class _InferencePool:
                     self._start_owed()
                     self._retire_small_worker()
                     for worker in self._workers:
-                        if worker.reference is None and pile and worker.is_started:
-                            worker.begin(text, pile.take())
+                        if worker.reference is None and queue and worker.is_started:
+                            worker.begin(text, queue.take())
                     busy = {worker.reference: worker for worker in self._workers if worker.reference is not None}
-                    if not busy and not pile:
+                    if not busy and not queue:
                         return
                     if not busy and waiting.tell():
                         self._add_small_worker()
@@ -482,7 +480,7 @@ class _InferencePool:
                         time.sleep(0.05)
                     for reference in ready:
                         if reference in busy:
-                            self._finish(busy[reference], pile, emit)
+                            self._finish(busy[reference], queue, emit)
                     progress.tell()
                     if should_stop():
                         raise Stopped("inference was stopped; committed blocks are kept")
@@ -509,7 +507,7 @@ class _InferencePool:
                 self._idle = None
             self._end_workers()
 
-    def _on_its_device(self, order: InferenceOrder, count: int) -> InferenceOrder:
+    def _on_its_device(self, task: InferenceTask, count: int) -> InferenceTask:
         if self._gpu_share:
             changes = {
                 "device": "cuda",
@@ -521,7 +519,7 @@ class _InferencePool:
         else:
             # A small cache has fewer blocks than there are cores; then each actor gets several.
             changes = {"threads": max(1, self._actors // count), "sessions": count}
-        return order.model_copy(update=changes)
+        return task.model_copy(update=changes)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -561,13 +559,13 @@ class _InferencePool:
         Raises:
             WorkerLost: so many have died without a call done in between that it does not matter of what.
         """
-        self._losses += 1
-        if self._losses > LOSSES_EVER_MAX:
+        self._deaths += 1
+        if self._deaths > LOST_ATTEMPTS_EVER_MAX:
             raise WorkerLost(
-                f"{self._losses} inference actors died one after the other, the last one: {death.text}. Committed "
+                f"{self._deaths} inference actors died one after the other, the last one: {death.text}. Committed "
                 "blocks are kept; look for what has the memory of this machine, and submit the job again"
             )
-        wait_s = delay_s(self._losses)
+        wait_s = delay_s(self._deaths)
         when = f" in {wait_s:.0f} s" if wait_s else ""
         emit(Log(level="warning", message=f"an inference actor died and is replaced{when}: {death.text}"))
         self._workers.remove(worker)
@@ -591,16 +589,16 @@ class _InferencePool:
             if worker.is_started and {*worker.gpu_ids()} & {gpu for each in others for gpu in each.gpu_ids()}:
                 self._end(worker)
 
-    def _finish(self, worker: _PoolWorker, pile: Pile, emit: Emit) -> None:
+    def _finish(self, worker: _PoolWorker, queue: BlockQueue, emit: Emit) -> None:
         """Take a call's outcome; a dead actor is replaced."""
         try:
             outcome = ray.get(worker.reference)
         except ray.exceptions.RayError as error:
             death = worker.watch.death(error)
             self._replace_later(worker, death, emit)
-            pile.give_back(worker.blocks, death)
+            queue.give_back(worker.blocks, death)
             return
-        self._losses = 0
+        self._deaths = 0
         worker.watch.alive(worker.kills)
         worker.reference, worker.blocks = None, []
         if outcome.kind == "stopped":
@@ -619,10 +617,10 @@ class _InferencePool:
 class _CacheProgress:
     """One progress event for all actors of a pool together, whenever another block of the cache is committed."""
 
-    def __init__(self, order: InferenceOrder, emit: Emit) -> None:
-        self._spec, self._emit = order.spec, emit
-        self._writer = CacheWriter(order.folders.caches, order.spec)
-        self._total = order.spec.views * order.spec.samples
+    def __init__(self, task: InferenceTask, emit: Emit) -> None:
+        self._spec, self._emit = task.spec, emit
+        self._writer = CacheWriter(task.folders.caches, task.spec)
+        self._total = task.spec.views * task.spec.samples
         # Not by the blocks that are to be inferred: those may be some of the missing ones.
         self._before = self._told = self._done()
         self._started = self._look_again = time.monotonic()
@@ -712,12 +710,12 @@ def _is_ready(reference: "ray.ObjectRef[Any]") -> bool:
 # ------------------------------------------------------------------------------------------- cluster
 
 
-class Crew:
+class ActorGroup:
     """The actors behind one task or, where runs share their batches, behind several; ended with the last of these.
 
     Args:
-        actors: the first of several processes of one student tells, and its wish to pause is the others'.
-        pieces: the tasks that they do at once.
+        actors: the first of several processes of one student tells, and its request to pause is the others'.
+        slots: the tasks that they do at once.
         cpus: cores that each has, as it was started.
         gpu_share: of a GPU, likewise; 0 without one.
 
@@ -733,17 +731,17 @@ class Crew:
     def __init__(
         self,
         actors: Sequence[_Handle],
-        pieces: Collection[int],
+        slots: Collection[int],
         cpus: float = 0.0,
         gpu_share: float = 0.0,
         places: PlacementGroup | None = None,
     ) -> None:
-        self.processes, self.tasks = len(actors), len(pieces)
+        self.processes, self.tasks = len(actors), len(slots)
         self.gpu_share = gpu_share
         self.shares = [Share(cpus=cpus, gpu=gpu_share)] * self.processes
         self.first, *self.others = actors
         self._places = places
-        self._open = set(pieces)
+        self._open = set(slots)
         self._watches = [Watch() for _ in actors]
 
     @property
@@ -773,7 +771,7 @@ class Crew:
                 self._watches[rank] = Watch(process, kills)
             self._watches[rank].alive(kills)
 
-    def vanished(self, rank: int, error: BaseException) -> Outcome:
+    def vanished(self, rank: int, error: BaseException) -> TaskOutcome:
         """The outcome of a process that Ray says is gone."""
         return _vanished(error, self._watches[rank].death(error))
 
@@ -782,9 +780,9 @@ class Crew:
         for actor in (self.first, *self.others):
             _end(actor)
 
-    def close(self, piece: int) -> None:
+    def close(self, slot: int) -> None:
         """One of its tasks is over or unwanted; the processes end when all are."""
-        self._open.discard(piece)
+        self._open.discard(slot)
         if self._open:
             return
         self.kill()
@@ -798,13 +796,13 @@ class _Peers:
     The first notices a lost one only if its communication does: NCCL waits for ten minutes.
     """
 
-    def __init__(self, crew: Crew) -> None:
-        self._crew, self._actors = crew, crew.others
+    def __init__(self, actor_group: ActorGroup) -> None:
+        self._actor_group, self._actors = actor_group, actor_group.others
         self._asked: dict[int, Any] = {}
         self._kills: dict[int, int] = {}
-        self._ended: tuple[float, Outcome] | None = None
+        self._ended: tuple[float, TaskOutcome] | None = None
 
-    def poll(self) -> Outcome | None:
+    def poll(self) -> TaskOutcome | None:
         """The end of the run by a process that is gone, or that has failed or stopped with its first silent since."""
         for rank, actor in enumerate(self._actors, start=1):
             try:
@@ -816,13 +814,13 @@ class _Peers:
                     continue
                 held: list[Any]
                 _, outcome, *held = ray.get(self._asked.pop(rank))
-                self._crew.note(rank, *held, kills=self._kills[rank])
+                self._actor_group.note(rank, *held, kills=self._kills[rank])
             except ray.exceptions.ActorUnavailableError:
                 # It may come back; the first one's own patience decides.
                 self._asked.pop(rank, None)
                 continue
             except ray.exceptions.RayError as error:
-                gone = self._crew.vanished(rank, error)
+                gone = self._actor_group.vanished(rank, error)
                 message = f"process {rank + 1} of the {len(self._actors) + 1} of this student is gone: {gone.message}"
                 return gone.model_copy(update={"message": message})
             if outcome is not None and outcome.kind in {"failed", "vanished", "stopped"}:
@@ -836,35 +834,35 @@ class Task:
     """A piece of work on the cluster, seen from outside. Its events come in order, and again until acknowledged.
 
     Args:
-        crew: who does it.
-        piece: which of the crew's tasks it is.
+        actor_group: who does it.
+        slot: which of the group's tasks it is.
         acknowledged: the number of the first event that is wanted.
         has_begun: whether it is known to have its share of the machine; one that has not need not be asked to stop.
     """
 
-    def __init__(self, crew: Crew, piece: int = 0, acknowledged: int = 0, has_begun: bool = False) -> None:
-        self.crew = crew
-        self._piece = piece
+    def __init__(self, actor_group: ActorGroup, slot: int = 0, acknowledged: int = 0, has_begun: bool = False) -> None:
+        self.actor_group = actor_group
+        self._slot = slot
         self._acknowledged = acknowledged
-        self._asked: ray.ObjectRef[tuple[list[Numbered], Outcome | None]] | None = None
+        self._asked: ray.ObjectRef[tuple[list[Numbered], TaskOutcome | None]] | None = None
         self._asked_s = 0.0
         self._kills = 0
         self._unavailable_since: float | None = None
         self._has_begun = has_begun
         self._is_closed = False
-        self._peers = _Peers(crew)
+        self._peers = _Peers(actor_group)
 
-    def poll(self) -> tuple[list[Numbered], Outcome | None]:
+    def poll(self) -> tuple[list[Numbered], TaskOutcome | None]:
         """(number, event) pairs that were not acknowledged, and how the work ended once it has. Never waits.
 
         An actor that is gone is ``vanished``; events that it had not been asked for are gone with it.
         """
         if self._is_closed:
-            return [], Outcome(kind="vanished", error_type="Closed", message="it was ended from outside")
+            return [], TaskOutcome(kind="vanished", error_type="Closed", message="it was ended from outside")
         try:
             if self._asked is None:
                 self._kills = oom_kills()
-                self._asked = self.crew.first.answer.remote(self._piece, self._acknowledged)
+                self._asked = self.actor_group.first.answer.remote(self._slot, self._acknowledged)
                 self._asked_s = time.monotonic()
             lost = self._peers.poll()
             if not _is_ready(self._asked):
@@ -874,13 +872,13 @@ class Task:
             held: list[Any]
             # An actor that an earlier version has started does not say what it holds, or which process it is.
             events, outcome, *held = ray.get(asked)
-            self.crew.note(0, *held, kills=self._kills)
+            self.actor_group.note(0, *held, kills=self._kills)
         except ray.exceptions.ActorUnavailableError as error:
             now = time.monotonic()
             self._unavailable_since = self._unavailable_since or now
             return [], _vanished(error) if now - self._unavailable_since > _UNAVAILABLE_S else None
         except ray.exceptions.RayError as error:
-            return [], self.crew.vanished(0, error)
+            return [], self.actor_group.vanished(0, error)
         self._has_begun, self._unavailable_since = True, None
         return events, outcome or lost
 
@@ -895,14 +893,14 @@ class Task:
         An actor that is gone is no error here; ``poll`` tells. Every process of one student is asked: one that waits
         for its pictures has the others wait for it, where they hear nothing.
         """
-        for actor in (self.crew.first, *self.crew.others):
-            actor.stop.remote(self._piece)
+        for actor in (self.actor_group.first, *self.actor_group.others):
+            actor.stop.remote(self._slot)
         if not self._has_begun:
             self.close()
 
     def pause(self) -> None:
         """Ask it to leave a checkpoint and end as ``paused``, as ``stop`` does."""
-        self.crew.first.pause.remote(self._piece)
+        self.actor_group.first.pause.remote(self._slot)
         if not self._has_begun:
             self.close()
 
@@ -911,20 +909,20 @@ class Task:
 
         Where it still works on another task, this task alone is closed.
         """
-        if self.crew.open_tasks > 1:
+        if self.actor_group.open_tasks > 1:
             self.close()
         else:
-            self.crew.kill()
+            self.actor_group.kill()
 
     def close(self) -> None:
         """End its process, whatever that is doing, unless it still works on another task."""
         self._is_closed = True
-        self.crew.close(self._piece)
+        self.actor_group.close(self._slot)
 
 
-def _vanished(error: BaseException, death: Death | None = None) -> Outcome:
+def _vanished(error: BaseException, death: Death | None = None) -> TaskOutcome:
     death = death or Death(first_line(error))
-    return Outcome(
+    return TaskOutcome(
         kind="vanished",
         error_type=type(error).__name__,
         message=death.text,
@@ -932,9 +930,9 @@ def _vanished(error: BaseException, death: Death | None = None) -> Outcome:
     )
 
 
-def export_name(name: str, piece: int) -> str:
+def export_name(name: str, slot: int) -> str:
     """Of the actor that exports a run, from the name of the one that has trained it and the run's place there."""
-    return f"{name}-x{piece}"
+    return f"{name}-x{slot}"
 
 
 def _names(name: str, count: int) -> list[str]:
@@ -1011,19 +1009,19 @@ class Cluster:
             gpu_share: of each GPU that inference takes at least, see ``_InferencePool``; 1 has a GPU for itself; 0 is
                 the CPU.
             quota_bytes: see ``build_caches.reserve_caches``.
-            forwards_in, confine_on_gpu: see ``InferenceOrder``.
+            forwards_in, confine_on_gpu: see ``InferenceTask``.
         """
         # The name is for end_others alone: an engine that was stopped leaves it behind.
         actor = _start(_CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
         actors = self.gpus if gpu_share else self.cpus
-        order = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
-        actor.work.remote(*order, None if forwards_in is None else str(forwards_in), confine_on_gpu)
-        crew = Crew([actor], [0], gpu_share=gpu_share)
+        arguments = (job.model_dump_json(), folders.model_dump_json(), self.cpus, actors, gpu_share, quota_bytes)
+        actor.work.remote(*arguments, None if forwards_in is None else str(forwards_in), confine_on_gpu)
+        actor_group = ActorGroup([actor], [0], gpu_share=gpu_share)
         # It says itself what its inference has; until then that is nothing.
-        crew.shares = []
-        return Task(crew)
+        actor_group.shares = []
+        return Task(actor_group)
 
-    def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[Task]:
+    def train(self, name: str, training_tasks: Sequence[TrainingTask], cpus: float, gpu_share: float) -> list[Task]:
         """Train runs that share their batches, in one process; it waits until its share of the machine is free.
 
         A run with several ``training.actors`` is alone and has that many processes, each with such a share, in a
@@ -1031,32 +1029,32 @@ class Cluster:
 
         Args:
             name: by which ``attach`` finds it; never used before.
-            orders: see ``loop.train_group``.
+            training_tasks: see ``loop.train_group``.
             cpus: of each process.
             gpu_share: likewise, 0 for none; NCCL wants a whole GPU for each of several processes.
 
         Returns:
             A task for each run, whose value is result.json.
         """
-        count = orders[0].training.actors
+        count = training_tasks[0].training.actors
         if count == 1:
-            told = [order.model_dump_json() for order in orders]
-            actor = _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=name, outlives=True)
-            crew = Crew([actor], range(len(orders)), cpus, gpu_share)
-            return [Task(crew, piece) for piece in range(len(orders))]
-        [order] = orders
+            texts = [training_task.model_dump_json() for training_task in training_tasks]
+            actor = _start(_TrainingActor, texts, cpus=cpus, gpus=gpu_share, name=name, outlives=True)
+            actor_group = ActorGroup([actor], range(len(training_tasks)), cpus, gpu_share)
+            return [Task(actor_group, slot) for slot in range(len(training_tasks))]
+        [training_task] = training_tasks
         bundle = {"CPU": cpus, "GPU": gpu_share} if gpu_share else {"CPU": cpus}
         places = placement_group([bundle] * count, strategy="PACK", name=name, lifetime="detached")
         actors = []
         for rank, own_name in enumerate(_names(name, count)):
             place = PlacementGroupSchedulingStrategy(places, placement_group_bundle_index=rank)
-            told = [order.model_copy(update={"rank": rank}).model_dump_json()]
+            texts = [training_task.model_copy(update={"rank": rank}).model_dump_json()]
             actors.append(
-                _start(_TrainingActor, told, cpus=cpus, gpus=gpu_share, name=own_name, outlives=True, place=place)
+                _start(_TrainingActor, texts, cpus=cpus, gpus=gpu_share, name=own_name, outlives=True, place=place)
             )
-        return [Task(Crew(actors, [0], cpus, gpu_share, places))]
+        return [Task(ActorGroup(actors, [0], cpus, gpu_share, places))]
 
-    def export(self, name: str, order: TrainingOrder, first_event: int) -> Task:
+    def export(self, name: str, training_task: TrainingTask, first_event: int) -> Task:
         """Write the artifacts of a trained run in a process without a GPU; one that has this name already is it.
 
         It takes no share of the cores, which belong to runs: it begins at once, and how many there are at once is the
@@ -1064,7 +1062,7 @@ class Cluster:
 
         Args:
             name: see ``export_name``.
-            order: of stage ``export``, in the folder that the run was trained in.
+            training_task: of stage ``export``, in the folder that the run was trained in.
             first_event: the number of its first event.
         """
         task = self.find_export(name, first_event)
@@ -1072,7 +1070,13 @@ class Cluster:
             return task
         return self._exporting(
             _start(
-                _TrainingActor, [order.model_dump_json()], first_event, cpus=0.0, gpus=0.0, name=name, outlives=True
+                _TrainingActor,
+                [training_task.model_dump_json()],
+                first_event,
+                cpus=0.0,
+                gpus=0.0,
+                name=name,
+                outlives=True,
             ),
             first_event,
         )
@@ -1090,34 +1094,34 @@ class Cluster:
 
     @staticmethod
     def _exporting(actor: _Handle, acknowledged: int) -> Task:
-        crew = Crew([actor], [0])
-        crew.exports = True
-        return Task(crew, 0, acknowledged)
+        actor_group = ActorGroup([actor], [0])
+        actor_group.exports = True
+        return Task(actor_group, 0, acknowledged)
 
     def attach(
         self, name: str, count: int, acknowledged: Mapping[int, int], cpus: float = 0.0, gpu_share: float = 0.0
     ) -> dict[int, Task]:
-        """The tasks of a crew that was started before, by another process perhaps.
+        """The tasks of a group of actors that was started before, by another process perhaps.
 
         Args:
             name: that ``train`` was given.
             count: how many processes one student has.
-            acknowledged: for each piece that is still wanted, the number of the first event that is not stored.
+            acknowledged: for each slot that is still wanted, the number of the first event that is not stored.
             cpus, gpu_share: that each was started with.
 
         Returns:
-            A task for each piece; none if one of the processes is gone.
+            A task for each slot; none if one of the processes is gone.
         """
         try:
             actors = [_found(own_name) for own_name in _names(name, count)]
             places = get_placement_group(name) if count > 1 else None
         except ValueError:
             return {}
-        crew = Crew(actors, acknowledged, cpus, gpu_share, places)
-        return {piece: Task(crew, piece, number, has_begun=True) for piece, number in acknowledged.items()}
+        actor_group = ActorGroup(actors, acknowledged, cpus, gpu_share, places)
+        return {slot: Task(actor_group, slot, number, has_begun=True) for slot, number in acknowledged.items()}
 
     def end_others(self, names: Mapping[str, int]) -> int:
-        """End all training but of these crews (name -> processes), and whatever builds caches for another engine.
+        """End all training but of these groups (name -> processes), and whatever builds caches for another engine.
 
         Returns:
             How many actors were ended; those that inferred for one of them end with it.

@@ -48,7 +48,7 @@ _TOUCH_S = 3600.0
 _MARK = "RETORT_RAY_FOLDER"
 _TOKEN = "RAY_AUTH_TOKEN"
 _STARTED = b"Ray runtime started"
-# Only orders, events and outcomes pass through Ray; logits and pictures are mapped files.
+# Only tasks, events and outcomes pass through Ray; logits and pictures are mapped files.
 _OBJECT_STORE_BYTES = 100 << 20
 
 ENVIRONMENT = {

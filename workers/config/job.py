@@ -483,7 +483,7 @@ class JobSpec(Plan):
     teacher: TeacherSpec
 
 
-# ------------------------------------------------------------------------------------------- orders
+# ------------------------------------------------------------------------------------------- tasks
 
 
 class Folders(Spec):
@@ -534,7 +534,7 @@ class TeacherAccuracy(Spec):
     views: float
 
 
-class InferenceOrder(Spec):
+class InferenceTask(Spec):
     """Blocks of one cache for one worker to infer: pure data, so that it can cross processes.
 
     Attributes:
@@ -560,7 +560,7 @@ class InferenceOrder(Spec):
     confine_on_gpu: bool = True
 
 
-class TrainingOrder(Spec):
+class TrainingTask(Spec):
     """One run for one worker to train.
 
     Attributes:

@@ -25,7 +25,7 @@ from workers.methods.combined import PRESETS
 from workers.methods.losses import LOSS_CLASSES
 from workers.methods.papers import Family, Preset
 from workers.methods.policies import POLICY_CLASSES
-from workers.spec import Part
+from workers.spec import MethodPart
 
 # ----------------------------------------------------------------------------------------------------------- parsing
 
@@ -137,7 +137,7 @@ def describe_losses() -> list[dict[str, Any]]:
     ]
 
 
-def _describe_part(cls: type[Part]) -> dict[str, Any]:
+def _describe_part(cls: type[MethodPart]) -> dict[str, Any]:
     fields = {name: field for name, field in cls.model_fields.items() if name != "kind"}
     return {
         "kind": cls.model_fields["kind"].default,

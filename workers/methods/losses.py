@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from workers.errors import InvalidMethod
-from workers.spec import Fraction, Part, Temperature, Weight, by_kind
+from workers.spec import Fraction, MethodPart, Temperature, Weight, by_kind
 
 
-class Loss(Part):
+class Loss(MethodPart):
     """Base of distillation losses.
 
     Attributes:

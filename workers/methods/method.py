@@ -16,14 +16,14 @@ from pydantic import BeforeValidator, Field, model_validator
 from workers.errors import InvalidMethod, UnknownName
 from workers.methods.losses import LOSS_CLASSES, Kl, Loss
 from workers.methods.policies import POLICY_CLASSES, Fixed, Learned, Policy
-from workers.spec import AtMost, Config, Count, Part, Weight
+from workers.spec import AtMost, Config, Count, MethodPart, Weight
 
 Epochs = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 TERMS_MAX = 32
 TermName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
-def _known_kind(noun: str, known: Mapping[str, type[Part]]) -> BeforeValidator:
+def _known_kind(noun: str, known: Mapping[str, type[MethodPart]]) -> BeforeValidator:
     """Accept a bare name for a mapping with only a ``kind``; refuse an unknown one with the nearest."""
 
     def check(value: object) -> object:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from workers.errors import InvalidMethod
 from workers.methods.expression import TEACHER_STATISTICS, parse
 from workers.methods.expression import Expression as ParsedExpression
-from workers.spec import Count, Finite, Flag, Part, Temperature, Weight, by_kind
+from workers.spec import Count, Finite, Flag, MethodPart, Temperature, Weight, by_kind
 
 
 def _readable(text: str) -> str:
@@ -21,7 +21,7 @@ def _readable(text: str) -> str:
 ExpressionText = Annotated[str, Field(strict=True, min_length=1), AfterValidator(_readable)]
 
 
-class Policy(Part):
+class Policy(MethodPart):
     """Base of temperature policies.
 
     Attributes:

@@ -148,7 +148,7 @@ def preview(
 
 @dataclass(frozen=True)
 class CachedBatch:
-    """``temperature.Batch`` of ``rows`` rows whose labels are not known."""
+    """``temperature.PolicyBatch`` of ``rows`` rows whose labels are not known."""
 
     rows: int
     classes: int

@@ -43,7 +43,7 @@ MAX_RATIO = 100.0
 """DTKD's domain: the two maxima have one sign and differ by at most this factor."""
 
 
-class Batch(Protocol):
+class PolicyBatch(Protocol):
     """What a policy may know beside the statistics, and may do beside arithmetic."""
 
     @property
@@ -97,18 +97,18 @@ class Temperatures:
     teacher: Array
     weight: Array
 
-    def as_arrays(self, batch: Batch) -> "Temperatures":
+    def as_arrays(self, batch: PolicyBatch) -> "Temperatures":
         """The same with [B, 1] in place of each ``float``."""
         sides = (self.student, self.teacher, self.weight)
         return Temperatures(*(batch.full(side) if isinstance(side, float) else side for side in sides))
 
 
-def fixed(student: Statistics, teacher: Statistics, config: Fixed, batch: Batch) -> Temperatures:
+def fixed(student: Statistics, teacher: Statistics, config: Fixed, batch: PolicyBatch) -> Temperatures:
     """T for everything, weight T^2 (Hinton et al. 2015)."""
     return Temperatures(config.temperature, config.temperature, config.temperature**2)
 
 
-def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: Batch) -> Temperatures:
+def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: PolicyBatch) -> Temperatures:
     """2T shared in proportion to the maxima, weight T_t T_s; nothing is detached (Wei & Bai 2024).
 
     Domain: maxima of one sign (otherwise one temperature, and with it the loss, would be negative; the authors' code
@@ -127,7 +127,7 @@ def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: Batch) -
     return Temperatures(student_B1, teacher_B1, student_B1 * teacher_B1)
 
 
-def normkd(student: Statistics, teacher: Statistics, config: Normkd, batch: Batch) -> Temperatures:
+def normkd(student: Statistics, teacher: Statistics, config: Normkd, batch: PolicyBatch) -> Temperatures:
     """k std of each network's own logits, weight the teacher's T_t^2; std(z_s) carries gradient (Chi et al. 2023).
 
     A constant teacher row (std <= ``STD_EPS``) says nothing: its weight is its k^2 std^2, zero, at temperature k. A
@@ -140,7 +140,7 @@ def normkd(student: Statistics, teacher: Statistics, config: Normkd, batch: Batc
     return Temperatures(student_B1, teacher_B1, weight_B1)
 
 
-def standardize(student: Statistics, teacher: Statistics, config: Standardize, batch: Batch) -> Temperatures:
+def standardize(student: Statistics, teacher: Statistics, config: Standardize, batch: PolicyBatch) -> Temperatures:
     """Z-scores at temperature T, weight T^2; std(z_s) carries gradient (Sun et al. 2024).
 
     Defined everywhere: a constant row has temperature T eps and stays uniform. The gradient of a constant student row
@@ -153,7 +153,7 @@ def standardize(student: Statistics, teacher: Statistics, config: Standardize, b
     )
 
 
-def max_logit(student: Statistics, teacher: Statistics, config: MaxLogit, batch: Batch) -> Temperatures:
+def max_logit(student: Statistics, teacher: Statistics, config: MaxLogit, batch: PolicyBatch) -> Temperatures:
     """Z-scores at a temperature set by the largest one, weight T_n^2; T_n carries no gradient (Matsuyama et al. 2025).
 
     ``released``: the largest |z'| of either network; ``teacher_only``: the teacher's largest z'. If every row that
@@ -177,13 +177,13 @@ def _reach(statistics: Statistics, xp: ModuleType) -> Array:
     return xp.maximum(statistics["max"] - mean_B1, mean_B1 - statistics["min"])
 
 
-def annealed(student: Statistics, teacher: Statistics, config: Annealed, batch: Batch) -> Temperatures:
+def annealed(student: Statistics, teacher: Statistics, config: Annealed, batch: PolicyBatch) -> Temperatures:
     """Teacher n/t at step t of n, student 1, weight 1 (Jafari et al. 2021)."""
     step = min(1 + (batch.epoch - 1) // config.epochs_per_step, config.steps)
     return Temperatures(1.0, config.steps / step, 1.0)
 
 
-def asymmetric(student: Statistics, teacher: Statistics, config: Asymmetric, batch: Batch) -> Temperatures:
+def asymmetric(student: Statistics, teacher: Statistics, config: Asymmetric, batch: PolicyBatch) -> Temperatures:
     """One temperature each, and the label's class its own on the teacher's side; weight T_s^2 (Li et al. 2022)."""
     teacher_tau = config.teacher
     if config.label_temperature is not None:
@@ -192,7 +192,7 @@ def asymmetric(student: Statistics, teacher: Statistics, config: Asymmetric, bat
     return Temperatures(config.student, teacher_tau, config.student**2)
 
 
-def learned(student: Statistics, teacher: Statistics, config: Learned, batch: Batch) -> Temperatures:
+def learned(student: Statistics, teacher: Statistics, config: Learned, batch: PolicyBatch) -> Temperatures:
     """start + span sigmoid(theta), weight T^2, differentiated in all three; dL/dtheta reversed (Li et al. 2023)."""
     lam = (1.0 - math.cos(math.pi * min(batch.epoch, config.reversal_epochs) / config.reversal_epochs)) / 2.0
     theta = batch.theta(config, -config.strength * lam)
@@ -203,7 +203,7 @@ def learned(student: Statistics, teacher: Statistics, config: Learned, batch: Ba
     return Temperatures(tau_B1, tau_B1, tau_B1 * tau_B1)
 
 
-def expression(student: Statistics, teacher: Statistics, config: Expression, batch: Batch) -> Temperatures:
+def expression(student: Statistics, teacher: Statistics, config: Expression, batch: PolicyBatch) -> Temperatures:
     """What the text says, weight T_s T_t unless that is said too; whether it is positive is the caller's to check.
 
     Raises:

@@ -38,7 +38,7 @@ class SoftenedKl:
 
 
 @dataclass(frozen=True)
-class Part:
+class LossPart:
     """A summand: ``coefficient`` x the batch mean of ``weight`` x ``value``.
 
     Attributes:
@@ -61,13 +61,13 @@ class LossResult:
         temperatures: the loss's own, for the metrics; None if it used the policy's.
     """
 
-    parts: dict[str, Part]
+    parts: dict[str, LossPart]
     temperatures: Temperatures | None = None
 
 
 def kl(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Kl) -> LossResult:
     """KL(S(z_t/T_t) || S(z_s/T_s)) (Hinton et al. 2015)."""
-    return LossResult({"kl": Part(1.0, SoftenedKl(temperatures), temperatures.weight)})
+    return LossResult({"kl": LossPart(1.0, SoftenedKl(temperatures), temperatures.weight)})
 
 
 def compute_divergences(student: Logits, teacher: Logits, wanted: Sequence[SoftenedKl]) -> tuple[Tensor, ...]:
@@ -91,8 +91,8 @@ def dkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperature
     tckd_B, nckd_B = split_divergence(x_t_BC, y_B, x_s_BC, y_B)
     return LossResult(
         {
-            "tckd": Part(config.alpha, tckd_B, temperatures.weight),
-            "nckd": Part(config.beta, nckd_B, temperatures.weight),
+            "tckd": LossPart(config.alpha, tckd_B, temperatures.weight),
+            "nckd": LossPart(config.beta, nckd_B, temperatures.weight),
         }
     )
 
@@ -114,8 +114,8 @@ def rld(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperature
         mcd_B = masked_divergence(x_t_BC, x_s_BC, drop_BC)
     return LossResult(
         {
-            "scd": Part(config.alpha, scd_B, scd_weight),
-            "mcd": Part(config.beta, mcd_B, temperatures.weight),
+            "scd": LossPart(config.alpha, scd_B, scd_weight),
+            "mcd": LossPart(config.beta, mcd_B, temperatures.weight),
         }
     )
 
@@ -125,7 +125,7 @@ def soft_cross_entropy(
 ) -> LossResult:
     """H(S(z_t/T_t), S(z_s/T_s)): KL plus the teacher's entropy, with the same gradient at fixed temperatures."""
     value_B = cross_entropy(teacher.softened(temperatures.teacher), student.softened(temperatures.student))
-    return LossResult({"cross_entropy": Part(1.0, value_B, temperatures.weight)})
+    return LossResult({"cross_entropy": LossPart(1.0, value_B, temperatures.weight)})
 
 
 def nkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Nkd) -> LossResult:
@@ -137,8 +137,8 @@ def nkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperature
     )
     return LossResult(
         {
-            "target": Part(1.0, -_of_label(teacher, y_B).exp() * _of_label(student, y_B)),
-            "nontarget": Part(config.gamma, nontarget_B, temperatures.weight),
+            "target": LossPart(1.0, -_of_label(teacher, y_B).exp() * _of_label(student, y_B)),
+            "nontarget": LossPart(config.gamma, nontarget_B, temperatures.weight),
         }
     )
 
@@ -152,7 +152,7 @@ def wsld(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
     """Soft cross-entropy, weighted by 1 - exp(-CE_s / (CE_t + 1e-7)) without gradient (Zhou et al. 2021)."""
     share_B = -torch.expm1(_of_label(student, y_B).detach() / (1e-7 - _of_label(teacher, y_B)))
     soft_B = cross_entropy(teacher.softened(temperatures.teacher), student.softened(temperatures.student))
-    return LossResult({"wsld": Part(1.0, share_B * soft_B, temperatures.weight)})
+    return LossResult({"wsld": LossPart(1.0, share_B * soft_B, temperatures.weight)})
 
 
 def dist(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Dist) -> LossResult:
@@ -168,7 +168,9 @@ def dist(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
         intra, mean_weight = weight.mean() * intra, 1.0
     else:
         mean_weight = weight
-    return LossResult({"inter": Part(config.beta, inter_B, weight), "intra": Part(config.gamma, intra, mean_weight)})
+    return LossResult(
+        {"inter": LossPart(config.beta, inter_B, weight), "intra": LossPart(config.gamma, intra, mean_weight)}
+    )
 
 
 def wttm(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Wttm) -> LossResult:
@@ -177,7 +179,7 @@ def wttm(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
     As exp(log S(z_t) / T_t): the authors' power of a softmax underflows.
     """
     power_sum_B = teacher.tempered(temperatures.teacher).exp().sum(dim=1)
-    return LossResult({"wttm": Part(1.0, SoftenedKl(temperatures), temperatures.weight * power_sum_B.unsqueeze(1))})
+    return LossResult({"wttm": LossPart(1.0, SoftenedKl(temperatures), temperatures.weight * power_sum_B.unsqueeze(1))})
 
 
 def bild(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Bild) -> LossResult:
@@ -193,7 +195,7 @@ def bild(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
         return masked_log_softmax((x_2BK.unsqueeze(3) - x_2BK.unsqueeze(2)).flatten(2), later_KK.flatten())
 
     teacher_led_B, student_led_B = divergence(log_differences(x_t_BC), log_differences(x_s_BC))
-    return LossResult({"teacher_led": Part(1.0, teacher_led_B), "student_led": Part(1.0, student_led_B)})
+    return LossResult({"teacher_led": LossPart(1.0, teacher_led_B), "student_led": LossPart(1.0, student_led_B)})
 
 
 def mlkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Mlkd) -> LossResult:
@@ -201,15 +203,15 @@ def mlkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
     batch, classes = student.z_BC.shape
     parts = {}
     if config.kd > 0:
-        parts["kd"] = Part(config.kd, SoftenedKl(temperatures), temperatures.weight * _sure_samples(teacher))
+        parts["kd"] = LossPart(config.kd, SoftenedKl(temperatures), temperatures.weight * _sure_samples(teacher))
     if config.cc > 0 or config.bc > 0:
         # The teacher's log-softmax is there already.
         p_BC = teacher.softened(temperatures.teacher).exp()
         q_BC = student.tempered(temperatures.student).softmax(dim=1)
     if config.cc > 0:
-        parts["cc"] = Part(config.cc, _sure_classes(teacher) * gram_distance(p_BC, q_BC), 1.0 / classes)
+        parts["cc"] = LossPart(config.cc, _sure_classes(teacher) * gram_distance(p_BC, q_BC), 1.0 / classes)
     if config.bc > 0:
-        parts["bc"] = Part(config.bc, _sure_samples(teacher) * gram_distance(p_BC.t(), q_BC.t()), 1.0 / batch)
+        parts["bc"] = LossPart(config.bc, _sure_samples(teacher) * gram_distance(p_BC.t(), q_BC.t()), 1.0 / batch)
     return LossResult(parts)
 
 
@@ -231,7 +233,7 @@ def _at_most_median(x_N: Tensor) -> Tensor:
 def mse(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Mse) -> LossResult:
     """(z_s/T_s - z_t/T_t)^2, mean over classes; the logits' offset counts (Jafari et al. 2021)."""
     apart_BC = student.raw_BC / temperatures.student - teacher.raw_BC / temperatures.teacher
-    return LossResult({"mse": Part(1.0, apart_BC.square().mean(dim=1), temperatures.weight)})
+    return LossResult({"mse": LossPart(1.0, apart_BC.square().mean(dim=1), temperatures.weight)})
 
 
 def lud(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Lud) -> LossResult:
@@ -252,11 +254,11 @@ def lud(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperature
     kl_B = divergence(teacher.softened(tau_B1), student.softened(tau_B1), weight_C)
     return LossResult(
         {
-            "kl": Part(config.beta, kl_B, own.weight),
-            "class_rank": Part(
+            "kl": LossPart(config.beta, kl_B, own.weight),
+            "class_rank": LossPart(
                 config.class_weight, _rank_disagreement(z_t_BC.t(), z_s_BC.t(), mass_C, config.soft_rank_width)
             ),
-            "sample_rank": Part(
+            "sample_rank": LossPart(
                 config.sample_weight, _rank_disagreement(z_t_BC, z_s_BC, peak_B, config.soft_rank_width)
             ),
         },

@@ -29,7 +29,7 @@ from workers.methods.policies import Expression, Policy
 from workers.methods.temperature import POLICIES, Temperatures, finite_if_usable, first_unusable
 from workers.objective.distillation import LOSSES, LossResult, SoftenedKl, compute_divergences
 from workers.objective.log_softmax import Context
-from workers.objective.statistics import Known, LiveBatch, LiveStatistics, Logits
+from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class View:
     student_logits_BC: Tensor
     teacher_logits_BC: Tensor | None = None
     teacher_statistics: Mapping[str, Tensor] | None = None
-    known: Known = field(default_factory=Known)
+    known: SharedTeacherTerms = field(default_factory=SharedTeacherTerms)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def objective_of(
     first_BC = views[0].student_logits_BC
     dtype = torch.float64 if first_BC.dtype == torch.float64 else torch.float32
     with _without_autocast(first_BC.device.type):
-        students = [Logits(view.student_logits_BC.to(dtype), dtype, Known()) for view in views]
+        students = [Logits(view.student_logits_BC.to(dtype), dtype, SharedTeacherTerms()) for view in views]
         ce = reduce(add, [_cross_entropy(student, labels_B, label_smoothing) for student in students])
         ce_factor, scale = method.factors(epoch)
         terms = _distil(method, scale, views, students, labels_B, epoch, epochs, learned or {})

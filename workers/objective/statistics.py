@@ -26,7 +26,7 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class _WithSlope(torch.autograd.Function):
-    """``Batch.with_slope``."""
+    """``PolicyBatch.with_slope``."""
 
     @staticmethod
     def forward(ctx: Context, values: Tensor, by: Tensor, slope: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class LiveStatistics(Mapping[str, Tensor]):
         return len(FORMULAS)
 
 
-class Known:
+class SharedTeacherTerms:
     """Values derived from one batch's teacher, kept for the next student that trains on the same batch."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Logits:
         z_BC: as they were given: to compare with each other, for which no arithmetic is needed.
     """
 
-    def __init__(self, z_BC: Tensor, dtype: torch.dtype, known: Known) -> None:
+    def __init__(self, z_BC: Tensor, dtype: torch.dtype, known: SharedTeacherTerms) -> None:
         self.z_BC = z_BC
         self._dtype = dtype
         self._known = known
@@ -138,7 +138,7 @@ def row_statistics(z_BC: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class LiveBatch:
-    """``temperature.Batch`` of student logits z_BC with labels y_B, int64, at an epoch counted from 1.
+    """``temperature.PolicyBatch`` of student logits z_BC with labels y_B, int64, at an epoch counted from 1.
 
     Attributes:
         parameter: the term's learned theta, [], if its policy has one.

@@ -41,7 +41,7 @@ from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, Sessi
 from workers.onnx import sandbox
 from workers.onnx.check import size_of
 from workers.onnx.seccomp import Bounds
-from workers.onnx.session import CPU, Session
+from workers.onnx.session import CPU, OnnxSession
 from workers.onnx.session_child import Opened, Output, Refused, Request
 from workers.onnx.shared_arrays import SharedArrays
 from workers.onnx.smoke_test import FILE_COPIES
@@ -55,7 +55,7 @@ CALL_S = 60.0
 PATIENCE = 30
 CALL_MAX_S = 3600.0
 CLOCK_FACTOR = 10
-LOSSES_MAX = 3  # of the child in one call, each followed by another try
+LOST_ATTEMPTS_MAX = 3  # of the child in one call, each followed by another try
 LOOK_S = 0.25
 # A process that was stopped with everything around it (a paused container) has not used the time in between.
 _STEP_MAX_S = 1.0
@@ -108,19 +108,19 @@ class _Overdue(Exception):
 
 
 class ConfinedSession:
-    """One file, ready to run; what it is given and raises is as of ``session.Session``.
+    """One file, ready to run; what it is given and raises is as of ``session.OnnxSession``.
 
     Args:
-        path, input_name, output_name, threads, providers: as of ``session.Session``.
+        path, input_name, output_name, threads, providers: as of ``session.OnnxSession``.
         limits: what it may use.
         is_confined: False leaves the child its system calls and files, for a GPU that does not work within.
 
     Attributes:
-        provider, cpu_operators: as of ``session.Session``.
+        provider, cpu_operators: as of ``session.OnnxSession``.
         missing: what could not be taken from the child, see ``seccomp.confine``.
 
     Raises:
-        InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``session.Session``.
+        InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``session.OnnxSession``.
         SessionLost: the child could not start, or was ended from outside.
     """
 
@@ -174,7 +174,7 @@ class ConfinedSession:
 
         Raises:
             InvalidTeacher: it cannot be computed, not within its time, or crashes; or it has another shape.
-            OutOfMemory, DeviceUnavailable: as of ``session.Session``.
+            OutOfMemory, DeviceUnavailable: as of ``session.OnnxSession``.
             SessionLost: the child was ended from outside, again and again.
         """
         offset = self.inputs.offset_of(input_)
@@ -184,7 +184,7 @@ class ConfinedSession:
             offset, input_ = self.inputs.offset_of(copy), copy  # it stays where it is for as long as it has a name
             assert offset is not None
         request = Request(offset=offset, shape=input_.shape, dtype=input_.dtype.name)
-        for _ in range(LOSSES_MAX):
+        for _ in range(LOST_ATTEMPTS_MAX):
             with contextlib.suppress(SessionLost):
                 return self._run(request, timeout_s)
         return self._run(request, timeout_s)
@@ -374,7 +374,7 @@ class ConfinedSession:
         return 0.0
 
 
-AnySession = Session | ConfinedSession
+AnySession = OnnxSession | ConfinedSession
 
 
 def _anonymous_bytes(pid: int) -> int:

@@ -52,7 +52,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 _logger = logging.getLogger(__name__)
 
 
-class Outcome(NamedTuple):
+class SandboxOutcome(NamedTuple):
     """What became of a call.
 
     Attributes:
@@ -81,7 +81,7 @@ def call(
     readable: Sequence[Path] = (),
     memory_bytes: int,
     timeout_s: float,
-) -> Outcome:
+) -> SandboxOutcome:
     """Calls ``module:function(**arguments)`` in a confined child.
 
     Args:
@@ -103,9 +103,11 @@ def call(
             process.wait(max(0.0, deadline_s - time.monotonic()))
             outcome = _outcome(text, process.returncode, timeout_s, memory_bytes, last_lines(stderr))
         except subprocess.TimeoutExpired:
-            outcome = Outcome(None, f"takes longer than the {timeout_s:g} s allowed")
+            outcome = SandboxOutcome(None, f"takes longer than the {timeout_s:g} s allowed")
         except _TooLong:
-            outcome = Outcome(None, f"has an answer of more than {ANSWER_MAX_BYTES} bytes: it is damaged or hostile")
+            outcome = SandboxOutcome(
+                None, f"has an answer of more than {ANSWER_MAX_BYTES} bytes: it is damaged or hostile"
+            )
         except WorkerError:
             _log_stderr(target, stderr)
             raise
@@ -219,27 +221,27 @@ def _log_stderr(target: str, stderr: bytearray) -> None:
         _logger.warning("a confined process (%s) gave no answer; its standard error ends: %s", target, said)
 
 
-def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, said: str = "") -> Outcome:
+def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, said: str = "") -> SandboxOutcome:
     last = f". It says last: {said}" if said else ""
     if returncode < 0:
         name = signal_name(-returncode)
         if name == "SIGXCPU":
-            return Outcome(None, f"takes longer than the {timeout_s:g} s of processor time allowed")
-        return Outcome(None, f"crashes its reader ({name}): it is damaged or hostile{last}")
+            return SandboxOutcome(None, f"takes longer than the {timeout_s:g} s of processor time allowed")
+        return SandboxOutcome(None, f"crashes its reader ({name}): it is damaged or hostile{last}")
     if not text:
         raise WorkerError(f"a confined process could not run (exit status {returncode}){last}")
     try:
         answer = _Answer.model_validate_json(text)
     except ValidationError:
         # Whoever has taken over the child may write what it likes.
-        return Outcome(None, "has an answer that cannot be read: it is damaged or hostile")
+        return SandboxOutcome(None, "has an answer that cannot be read: it is damaged or hostile")
     for what in answer.missing:
         _say_once(what)
     if answer.raised is not None:
         raise WorkerError(f"a confined process failed: {answer.raised}")
     if "value" not in answer.model_fields_set:
-        return Outcome(None, f"needs more memory than the {memory_bytes} bytes allowed")
-    return Outcome(answer.value, None)
+        return SandboxOutcome(None, f"needs more memory than the {memory_bytes} bytes allowed")
+    return SandboxOutcome(answer.value, None)
 
 
 @functools.lru_cache(maxsize=16)

@@ -72,7 +72,7 @@ _QUALIFIERS = re.compile(r"^( const)?( \[with [^]]*\])? ")
 _HEAVY = re.compile("Attention|Conv|Einsum|Gemm|GRU|LSTM|MatMul|Norm|Pool|Resize|RNN")
 
 
-class Session:
+class OnnxSession:
     """One file, ready to run.
 
     Args:
@@ -230,7 +230,7 @@ def _loads(ir: int, opset: int) -> bool:
 
 
 def cuda_providers(memory_bytes: int, *, is_half: bool) -> Sequence[Any]:
-    """CUDA's first device, and the CPU for what has to stay there; as ``Session`` takes them.
+    """CUDA's first device, and the CPU for what has to stay there; as ``OnnxSession`` takes them.
 
     Args:
         memory_bytes: that the session may take of the device, without what CUDA itself needs.

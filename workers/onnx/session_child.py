@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from workers.errors import DeviceUnavailable, OutOfMemory, WorkerError
-from workers.onnx.session import Session, open_on_cuda
+from workers.onnx.session import OnnxSession, open_on_cuda
 from workers.onnx.shared_arrays import SharedReader
 
 MESSAGE_MAX = 2000  # characters
@@ -33,7 +33,7 @@ class Opened(BaseModel):
     """The session is there.
 
     Attributes:
-        provider, cpu_operators: see ``session.Session``.
+        provider, cpu_operators: see ``session.OnnxSession``.
         missing: of the confinement, see ``seccomp.confine``.
     """
 
@@ -77,11 +77,11 @@ def serve(
     """Open the session, say so, and run what is asked until there is nobody to ask.
 
     Args:
-        providers: as of ``Session``, by way of JSON, which has no tuples; None is the CPU.
+        providers: as of ``OnnxSession``, by way of JSON, which has no tuples; None is the CPU.
         memory: descriptor of the shared memory.
     """
     try:
-        open_session = functools.partial(Session, Path(path), input_name, output_name, threads=threads)
+        open_session = functools.partial(OnnxSession, Path(path), input_name, output_name, threads=threads)
         if providers is None:
             session = open_session()
         else:

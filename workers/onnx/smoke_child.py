@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from workers.errors import InvalidTeacher, WorkerError
 from workers.onnx.batch_rules import NO_HINT
-from workers.onnx.session import Session, versions
+from workers.onnx.session import OnnxSession, versions
 from workers.onnx.versions import TooNew, check_versions
 
 
@@ -70,7 +70,7 @@ def _try(trial: Trial) -> None:
     # ONNX Runtime says it too, in the middle of its own C++, and not what to do.
     check_versions(trial.ir_version, trial.opset, versions())
     deadline_s = time.monotonic() + trial.timeout_s
-    session = Session(trial.path, trial.input_name, trial.output_name, threads=1)
+    session = OnnxSession(trial.path, trial.input_name, trial.output_name, threads=1)
     pictures = _noise(trial, trial.batch or 2)
 
     def run(count: int) -> NDArray[np.float32]:

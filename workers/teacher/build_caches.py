@@ -38,7 +38,7 @@ from workers.config.job import (
     Augmentation,
     DatasetSpec,
     Folders,
-    InferenceOrder,
+    InferenceTask,
     JobSpec,
     NoAugmentation,
     TeacherAccuracy,
@@ -52,17 +52,17 @@ from workers.config.job import (
 from workers.data import prepared
 from workers.data.prepared import Dataset
 from workers.errors import InvalidTeacher, Stopped
-from workers.events import CacheReady, ContractChecked, Emit, InferenceProgress, Log, ShouldStop, Stage, never
+from workers.events import CacheReady, Emit, InferenceProgress, Log, PreflightChecked, ShouldStop, Stage, never
 from workers.files import alone, file_sha256, replacing
 from workers.onnx import smoke_test
 from workers.onnx.check import check_onnx, check_picture
 from workers.students import check_batch_size, check_image_side
-from workers.teacher.cache_plan import CachePlan, Guard
-from workers.teacher.encoding_check import judge
+from workers.teacher.cache_plan import CachePlan, EncodingCheck
+from workers.teacher.encoding_check import check_lossy_encoding
 from workers.teacher.forwards import ForwardCounter
 from workers.teacher.inference import AUGMENTATION, infer_blocks
 from workers.teacher.preflight import BATCH, ViewsReport, batch_rows, check_views
-from workers.teacher.teacher import ContractReport, Device, Teacher
+from workers.teacher.teacher import Device, PreflightReport, Teacher
 
 Report = TypeVar("Report", bound=BaseModel)
 
@@ -71,7 +71,7 @@ _ACCURACY_CELLS = 1 << 20
 # Contract checks, of several jobs, that share the machine's memory.
 _CONTRACT_SESSIONS = 2
 
-Infer = Callable[[InferenceOrder, Sequence[int], Emit, ShouldStop], None]
+Infer = Callable[[InferenceTask, Sequence[int], Emit, ShouldStop], None]
 """Infers blocks of one cache; ``infer_here`` does it in this process, ``cluster`` on many."""
 
 
@@ -133,21 +133,21 @@ def check_contract(
     views: Views | None = None,
     should_stop: ShouldStop = never,
     forwards_in: Path | None = None,
-) -> tuple[ContractReport, int]:
+) -> tuple[PreflightReport, int]:
     """Try the teacher on a labelled slice, once for every pairing of teacher and data, and on views of it.
 
     Args:
         accept: whether the job insists on a teacher that is doubted; each job for itself, whatever was recorded.
         views: the training views as the teacher sees them; None, or no augmentation, tries plain pictures alone.
         should_stop: asked after every batch.
-        forwards_in: see ``InferenceOrder.forwards``.
+        forwards_in: see ``InferenceTask.forwards``.
 
     Returns:
         The report on plain pictures, and the number of forward passes that both took now: 0 when the
         same teacher, preprocessing, data and views were tried before (the reports are then read back).
 
     Raises:
-        ContractViolation: they do not belong together; see ``Teacher.contract_check``.
+        ContractViolation: they do not belong together; see ``Teacher.run_preflight``.
         Stopped: ``should_stop`` said so; the next job tries anew.
     """
     counter = None if forwards_in is None else ForwardCounter(forwards_in)
@@ -176,9 +176,9 @@ def check_contract(
         )
     )
     record = _contract_record(folders, identity)
-    report, forwards = _recorded(record, ContractReport), 0
+    report, forwards = _recorded(record, PreflightReport), 0
     if report is None:
-        report = session().contract_check(dataset, accept=accept)
+        report = session().run_preflight(dataset, accept=accept)
         forwards = report.forwards
         _record(record, report)
     report.enforce(accept)
@@ -195,7 +195,7 @@ def check_contract(
         emit(Log(level="warning", message=warning))
     if forwards:
         emit(
-            ContractChecked(
+            PreflightChecked(
                 rows=report.rows,
                 forwards=forwards,
                 accuracy=report.accuracy,
@@ -243,7 +243,7 @@ def plan_caches(
     The encoding is for the training split alone: the test split's cache is small, and results are measured on it.
 
     Args:
-        forwards_in: see ``InferenceOrder.forwards``.
+        forwards_in: see ``InferenceTask.forwards``.
     """
     for warning in job.warnings:
         emit(Log(level="warning", message=warning))
@@ -296,7 +296,7 @@ def plan_caches(
     teacher = teacher.model_copy(update={"output": report.output})
     plain = Views(augmentation=NoAugmentation())
     train_cache = spec(train, seen, encoding)
-    guard = Guard(methods=tuple(methods), epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
+    guard = EncodingCheck(methods=tuple(methods), epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
         teacher=teacher,
         train_cache=train_cache,
@@ -306,7 +306,7 @@ def plan_caches(
     )
 
 
-def open_teacher(order: InferenceOrder) -> Teacher:
+def open_teacher(task: InferenceTask) -> Teacher:
     """The session that an order asks for.
 
     Raises:
@@ -314,36 +314,36 @@ def open_teacher(order: InferenceOrder) -> Teacher:
         InvalidTeacher, InvalidDataset, OutOfMemory.
     """
     return Teacher(
-        order.teacher.path,
-        order.teacher.preprocessing,
-        order.teacher.output,
-        threads=order.threads,
-        device=order.device,
-        memory_fraction=order.memory_fraction,
-        output_kind=order.spec.output_kind,
-        dataset=prepared.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint),
-        on_forward=None if order.forwards is None else ForwardCounter(order.forwards).add,
-        sessions=order.sessions,
-        confine_on_gpu=order.confine_on_gpu,
+        task.teacher.path,
+        task.teacher.preprocessing,
+        task.teacher.output,
+        threads=task.threads,
+        device=task.device,
+        memory_fraction=task.memory_fraction,
+        output_kind=task.spec.output_kind,
+        dataset=prepared.open_prepared(task.folders.datasets, task.spec.dataset_fingerprint),
+        on_forward=None if task.forwards is None else ForwardCounter(task.forwards).add,
+        sessions=task.sessions,
+        confine_on_gpu=task.confine_on_gpu,
     )
 
 
 def infer_with(
-    teacher: Teacher, order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop
+    teacher: Teacher, task: InferenceTask, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop
 ) -> None:
     """Infer and commit blocks of one cache with a session that is open already."""
-    dataset = prepared.open_prepared(order.folders.datasets, order.spec.dataset_fingerprint)
-    writer = CacheWriter(order.folders.caches, order.spec)
-    infer_blocks(teacher, dataset, writer, blocks, emit, should_stop, order.batch_size, order.load_threads)
+    dataset = prepared.open_prepared(task.folders.datasets, task.spec.dataset_fingerprint)
+    writer = CacheWriter(task.folders.caches, task.spec)
+    infer_blocks(teacher, dataset, writer, blocks, emit, should_stop, task.batch_size, task.load_threads)
 
 
-def infer_here(order: InferenceOrder, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
+def infer_here(task: InferenceTask, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
     """Infer and commit blocks in this process."""
-    teacher = open_teacher(order)
+    teacher = open_teacher(task)
     emit(Log(message=f"inference on {teacher.provider}: {teacher.provider_reason}"))
     for warning in teacher.warnings:
         emit(Log(level="warning", message=warning))
-    infer_with(teacher, order, blocks, emit, should_stop)
+    infer_with(teacher, task, blocks, emit, should_stop)
 
 
 def reserve_caches(plan: CachePlan, folders: Folders, quota_bytes: int, emit: Emit) -> Reservation:
@@ -385,7 +385,7 @@ def build_caches(
     Before them comes one block of a lossy training split, and the judgement on it.
 
     Args:
-        forwards_in: see ``InferenceOrder.forwards``.
+        forwards_in: see ``InferenceTask.forwards``.
 
     Returns:
         How many rows went through the teacher, the contract check's included.
@@ -395,9 +395,9 @@ def build_caches(
         LossyCache: a method would learn something else from the training split's cache, see ``encoding_check``.
     """
 
-    def order(spec: CacheSpec) -> InferenceOrder:
+    def task(spec: CacheSpec) -> InferenceTask:
         dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
-        return InferenceOrder(
+        return InferenceTask(
             folders=folders,
             teacher=plan.teacher,
             spec=spec,
@@ -413,11 +413,13 @@ def build_caches(
     total = plan.contract_forwards
     already: dict[str, int] = {}
     if plan.guard is not None:
-        already[plan.train_cache.key] = _judge(plan.guard, order(plan.train_cache), infer, emit, should_stop)
+        already[plan.train_cache.key] = _check_lossy_encoding(
+            plan.guard, task(plan.train_cache), infer, emit, should_stop
+        )
     for spec in (plan.test_cache, plan.train_cache):
         started = time.monotonic()
         with _in_turn(folders, spec, should_stop):
-            rows = _complete(order(spec), infer, emit, should_stop) + already.get(spec.key, 0)
+            rows = _complete(task(spec), infer, emit, should_stop) + already.get(spec.key, 0)
         rows_total = spec.views * spec.samples
         _verify(folders, spec)
         emit(
@@ -452,30 +454,32 @@ def _in_turn(folders: Folders, spec: CacheSpec, should_stop: ShouldStop) -> Abst
     return alone(locks / spec.key, should_stop, "infers the same cache")
 
 
-def _judge(guard: Guard, order: InferenceOrder, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
+def _check_lossy_encoding(
+    guard: EncodingCheck, task: InferenceTask, infer: Infer, emit: Emit, should_stop: ShouldStop
+) -> int:
     """Judge a lossy cache by its first block, which is inferred if need be; returns how many rows that was."""
-    spec, folders = order.spec, order.folders
+    spec, folders = task.spec, task.folders
     rows = 0
     with _in_turn(folders, spec, should_stop):
         writer = CacheWriter(folders.caches, spec)
         if 0 in writer.pending_blocks():
-            infer(order, [0], emit, should_stop)
+            infer(task, [0], emit, should_stop)
             rows = spec.rows_in([0])
         reference = read_reference(folders.caches, spec)
     dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
     labels_R = torch.from_numpy(dataset.labels_N[: len(reference.exact)])
-    judge(guard, spec, reference, labels_R, emit)
+    check_lossy_encoding(guard, spec, reference, labels_R, emit)
     return rows
 
 
-def _complete(order: InferenceOrder, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
+def _complete(task: InferenceTask, infer: Infer, emit: Emit, should_stop: ShouldStop) -> int:
     """Infer what is missing of one cache; returns how many rows that was."""
-    spec = order.spec
-    writer = CacheWriter(order.folders.caches, spec)
+    spec = task.spec
+    writer = CacheWriter(task.folders.caches, spec)
     if writer.is_complete:
         return 0
     blocks = writer.pending_blocks()
-    infer(order, blocks, emit, should_stop)
+    infer(task, blocks, emit, should_stop)
     writer.finish()
     return spec.rows_in(blocks)
 

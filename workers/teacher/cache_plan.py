@@ -8,7 +8,7 @@ from workers.config.job import Spec, TeacherAccuracy, TeacherSpec
 from workers.methods.catalog import MethodChoice
 
 
-class Guard(Spec):
+class EncodingCheck(Spec):
     """What a lossy cache is judged by: the methods that will read it, and for how many epochs.
 
     Attributes:
@@ -33,5 +33,5 @@ class CachePlan(Spec):
     train_cache: CacheSpec
     test_cache: CacheSpec
     contract_forwards: int
-    guard: Guard | None = None
+    guard: EncodingCheck | None = None
     accuracy: TeacherAccuracy | None = None

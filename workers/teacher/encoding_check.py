@@ -25,13 +25,15 @@ from workers.errors import LossyCache
 from workers.events import Emit, Log
 from workers.methods.method import Method
 from workers.objective.objective import View, objective_of
-from workers.teacher.cache_plan import Guard
+from workers.teacher.cache_plan import EncodingCheck
 
 BAR = 0.98
 BATCH = 64
 
 
-def judge(guard: Guard, spec: CacheSpec, reference: Reference, labels_R: Tensor, emit: Emit) -> None:
+def check_lossy_encoding(
+    guard: EncodingCheck, spec: CacheSpec, reference: Reference, labels_R: Tensor, emit: Emit
+) -> None:
     """Tell the cosine of every method's gradient on this cache.
 
     Args:

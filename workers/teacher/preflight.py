@@ -84,7 +84,7 @@ PERMUTATIONS = 2000
 DROPPED = 0.001
 
 
-class ContractReport(BaseModel):
+class PreflightReport(BaseModel):
     """What the check found.
 
     Attributes:
@@ -149,7 +149,7 @@ class ViewsReport(BaseModel):
     warnings: tuple[str, ...]
 
 
-class Session(Protocol):
+class TeacherSession(Protocol):
     """What the check needs of a ``workers.teacher.teacher.Teacher``."""
 
     graph: TeacherGraph
@@ -166,7 +166,7 @@ class Session(Protocol):
         """The graph's own output [B, N] for uint8 pictures, no log taken."""
 
 
-def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
+def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightReport:
     """Run the check on at least ``rows`` pictures, if there are so many; see ``slice_rows``.
 
     Returns:
@@ -199,7 +199,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
     refusals += _accuracy_refusal(score, order, preprocessing)
     warnings += _numeric_names(dataset.class_names)
     warnings += [f"classes that look alike: {found}" for found in differences(dataset.class_names)[:_ALIKE_MAX]]
-    return ContractReport(
+    return PreflightReport(
         rows=len(index_R),
         forwards=1 + len(index_R) + len(alone) + len(again) + variant_rows,
         classes=outputs_RN.shape[1],
@@ -217,7 +217,7 @@ def check(teacher: Session, dataset: Dataset, rows: int) -> ContractReport:
 
 
 def check_views(
-    teacher: Session, dataset: Dataset, plan: Views, plain: ContractReport, rows: int = ROWS
+    teacher: TeacherSession, dataset: Dataset, plan: Views, plain: PreflightReport, rows: int = ROWS
 ) -> ViewsReport:
     """Run the teacher on views of the very pictures that ``check`` took, views in turn.
 
@@ -336,7 +336,9 @@ def _check_finite(outputs_RN: Outputs, index_R: Rows) -> None:
         )
 
 
-def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Rows, batch: int) -> tuple[float, float]:
+def _check_alone(
+    teacher: TeacherSession, images: Images, outputs_RN: Outputs, rows: Rows, batch: int
+) -> tuple[float, float]:
     """(largest difference, largest allowed) between the pictures of ``rows`` alone and in their batch."""
     alone = np.concatenate([teacher.outputs(images[i : i + 1]) for i in range(len(rows))])
     difference, tolerance = float(np.abs(alone - outputs_RN[rows]).max()), _tolerance(teacher, outputs_RN)
@@ -349,7 +351,7 @@ def _check_alone(teacher: Session, images: Images, outputs_RN: Outputs, rows: Ro
 
 
 def _check_again(
-    teacher: Session, dataset: Dataset, index_R: Rows, outputs_RN: Outputs, rows: Rows, batch: int
+    teacher: TeacherSession, dataset: Dataset, index_R: Rows, outputs_RN: Outputs, rows: Rows, batch: int
 ) -> float:
     """The largest difference of the pictures of ``rows``, in that order and so many at once, from the first time."""
     parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
@@ -365,11 +367,11 @@ def _check_again(
     return float(difference_R.max())
 
 
-def _tolerance(teacher: Session, outputs_RN: Outputs) -> float:
+def _tolerance(teacher: TeacherSession, outputs_RN: Outputs) -> float:
     return BATCH_TOLERANCE[teacher.graph.output_dtype] * float(np.abs(outputs_RN).max())
 
 
-def _output_kind(teacher: Session, outputs_RN: Outputs) -> tuple[OutputKind, list[str], list[str]]:
+def _output_kind(teacher: TeacherSession, outputs_RN: Outputs) -> tuple[OutputKind, list[str], list[str]]:
     """(what the outputs are taken for, warnings, refusals)."""
     tolerance = SUM_TOLERANCE[teacher.graph.output_dtype]
     z_RN = outputs_RN.astype(np.float64)
@@ -652,7 +654,7 @@ def _numeric_names(names: tuple[str, ...]) -> list[str]:
 
 
 def _better_preprocessing(
-    teacher: Session, dataset: Dataset, index_R: Rows, given: Score
+    teacher: TeacherSession, dataset: Dataset, index_R: Rows, given: Score
 ) -> tuple[Explanation | None, int]:
     """(the best usual preprocessing if it is right significantly more often than the given one, rows run for it)."""
     variants = list(_usual_preprocessings(teacher.preprocessing))

@@ -17,7 +17,7 @@ from workers.teacher.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class RecomputeReport:
+class RecheckReport:
     """What a teacher says today beside what the cache holds."""
 
     rows: int
@@ -29,7 +29,7 @@ class RecomputeReport:
         return self.max_abs_difference <= self.allowed
 
 
-def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecomputeReport:
+def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckReport:
     """Run the teacher again on random rows of a complete cache and compare.
 
     Args:
@@ -82,4 +82,4 @@ def recompute_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> Recomp
             half_step = max(half_step, float((statistics["max"] - statistics["min"]).max()) / 510)
     # Half a unit in the last place of float16 or half a step of uint8, and 1e-4 for another order of summation.
     unit = 2.0**-11 if spec.dtype == "float16" else 0.0
-    return RecomputeReport(len(chosen), worst, largest * (unit + 1e-4) + half_step + 1e-5)
+    return RecheckReport(len(chosen), worst, largest * (unit + 1e-4) + half_step + 1e-5)

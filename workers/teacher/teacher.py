@@ -1,7 +1,7 @@
 """The teacher: an ONNX classifier behind ONNX Runtime, from uint8 pictures to float32 logits.
 
 A teacher's numbers depend on its file, its preprocessing and the picture, not on the batch it came in or the machine:
-whatever makes them do so is refused (``contract_check``) or switched off (``onnx.session``). What it does not do: draw
+whatever makes them do so is refused (``run_preflight``) or switched off (``onnx.session``). What it does not do: draw
 views, write caches, train.
 
 Where it runs is decided once, when it is made, and the reason kept as text. ``cuda`` is a promise: CUDA is used or the
@@ -38,7 +38,7 @@ from workers.onnx.session import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     VERSION,
-    Session,
+    OnnxSession,
     cuda_providers,
     has_cuda,
     open_on_cuda,
@@ -46,9 +46,9 @@ from workers.onnx.session import (
 from workers.onnx.shared_arrays import SharedArrays
 from workers.precision import tf32_in_force
 from workers.teacher import preflight
-from workers.teacher.preflight import ContractReport, OutputKind
+from workers.teacher.preflight import OutputKind, PreflightReport
 
-__all__ = ["ContractReport", "Device", "Teacher", "preprocess"]
+__all__ = ["Device", "PreflightReport", "Teacher", "preprocess"]
 
 Device = Literal["auto", "cpu", "cuda"]
 Images = NDArray[np.uint8] | Tensor
@@ -76,7 +76,7 @@ class Teacher:
         threads: of one inference on the CPU; None takes one per core.
         device: ``auto`` is CUDA where it works, ``cuda`` is CUDA or an error.
         memory_fraction: of a GPU's memory that the session may take.
-        output_kind: what ``contract_check`` found out about the output, for later sessions of the same teacher.
+        output_kind: what ``run_preflight`` found out about the output, for later sessions of the same teacher.
         dataset: some of its pictures are what CUDA and the CPU are compared on; None takes noise.
         on_forward: told how many pictures have gone through the network, after each call; what it raises ends the call.
         sessions: how many teachers are at work beside each other on this machine, this one included: it runs in a
@@ -131,7 +131,7 @@ class Teacher:
         self.rows_max: int | None = None
         self.classes = self.graph.classes
         self._dtype = np.dtype(self.graph.inputs[0].dtype)
-        kind: Callable[..., AnySession] = Session
+        kind: Callable[..., AnySession] = OnnxSession
         if sessions is not None:
             limits = limits_of(path, threads or os.cpu_count() or 1, sessions)
             kind = functools.partial(ConfinedSession, limits=limits)
@@ -225,7 +225,7 @@ class Teacher:
         """
         return self._run(self._preprocess(images_BHWC, preprocessing or self.preprocessing), timeout_s)
 
-    def contract_check(self, dataset: Dataset, rows: int = preflight.ROWS, *, accept: bool = False) -> ContractReport:
+    def run_preflight(self, dataset: Dataset, rows: int = preflight.ROWS, *, accept: bool = False) -> PreflightReport:
         """Try the teacher on ``rows`` labelled pictures or more; sets ``output_kind``. See
         ``workers.teacher.preflight``.
 

@@ -31,7 +31,7 @@ from torch.nn.functional import normalize
 from torch.optim import SGD
 
 from store import CacheReader, CacheSpec, Catalog
-from workers.config.job import Folders, InferenceOrder, Preprocessing, Sgd, TeacherSpec, Training, Views, output_size
+from workers.config.job import Folders, InferenceTask, Preprocessing, Sgd, TeacherSpec, Training, Views, output_size
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import InvalidMethod, LossyCache
 from workers.methods.method import Method
@@ -286,7 +286,7 @@ def _open_teacher(folders: Folders, spec: CacheSpec, threads: int) -> Teacher:
         output=spec.teacher_output,
         preprocessing=Preprocessing.model_validate(spec.preprocessing),
     )
-    return open_teacher(InferenceOrder(folders=folders, teacher=identify(kept), spec=spec, threads=threads))
+    return open_teacher(InferenceTask(folders=folders, teacher=identify(kept), spec=spec, threads=threads))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from workers.config.job import Preprocessing, Views, output_size
 from workers.data import augmentation as views
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset
 from workers.events import Log, ignore
-from workers.objective.statistics import Known
+from workers.objective.statistics import SharedTeacherTerms
 from workers.training.image_loader import PictureStream, nothing, worker_processes
 from workers.training.prefetch import on_device_ahead
 
@@ -44,11 +44,11 @@ _BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewBatch:
     """What the student sees of one view of a batch, and what the teacher said of the same boxes; on the device.
 
     Attributes:
-        images: uint8 [b, H, W, K], augmented, of the batch's rows ``mine``.
+        images: uint8 [b, H, W, K], augmented, of the batch's rows ``local_slice``.
         teacher_logits: [B, C] in the cache's dtype, or None when the method needs no teacher.
         teacher_statistics: float32 [B] each, by name, or None likewise.
         known: what several students derive from these logits, computed by the first of them.
@@ -57,24 +57,24 @@ class Seen:
     images: Tensor
     teacher_logits: Tensor | None
     teacher_statistics: Mapping[str, Tensor] | None
-    known: Known = field(default_factory=Known)
+    known: SharedTeacherTerms = field(default_factory=SharedTeacherTerms)
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One batch.
 
     Attributes:
         rows: which samples of the split these are, int64 [B], on the host.
         labels: int64 [B], on the training device.
         views: one view of them, or two for a method that compares two.
-        mine: which of the B rows have pictures here: all, unless several processes share the batch.
+        local_slice: which of the B rows have pictures here: all, unless several processes share the batch.
     """
 
     rows: Tensor
     labels: Tensor
-    views: tuple[Seen, ...]
-    mine: slice
+    views: tuple[ViewBatch, ...]
+    local_slice: slice
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class BatchInputs:
 
     Attributes:
         rows: which samples of the split these are, int64 [B], on the host.
-        mine: which of the B rows have pictures here: all, unless several processes share the batch.
+        local_slice: which of the B rows have pictures here: all, unless several processes share the batch.
         integers: int64 [2 + 5V, B]: row numbers, labels, and for each view ``ViewParameters.table``.
         statistics: float32 [V * S, B] of the teacher's logits, or None where no run needs a teacher.
         images: uint8 [b, H, W, K] of each view if they were augmented elsewhere, or one plain picture a sample; empty
@@ -178,7 +178,7 @@ class BatchInputs:
     """
 
     rows: NDArray[np.int64]
-    mine: slice
+    local_slice: slice
     integers: Tensor
     statistics: Tensor | None
     images: tuple[Tensor, ...]
@@ -193,7 +193,7 @@ class BatchInputs:
         """The same values at addresses of their own, for ``copy_from``."""
         return BatchInputs(
             self.rows,
-            self.mine,
+            self.local_slice,
             self.integers.clone(),
             None if self.statistics is None else self.statistics.clone(),
             tuple(images.clone() for images in self.images),
@@ -202,8 +202,8 @@ class BatchInputs:
 
     def copy_from(self, other: "BatchInputs") -> None:
         """Take another step's values on the device; its shapes must be these."""
-        for mine, theirs in zip(self.tensors, other.tensors, strict=True):
-            mine.copy_(theirs)
+        for local_slice, theirs in zip(self.tensors, other.tensors, strict=True):
+            local_slice.copy_(theirs)
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
@@ -271,7 +271,7 @@ class TrainingFeed:
             pixels = min(batch_size, self.samples) * views_per_step * height * width * dataset.channels
             self.batches_at_once = min(max(_AT_ONCE_BYTES // (_INPUT_BYTES * pixels), 1), _MOST_AT_ONCE)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
         """The batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0."""
         return map(self.make, self.inputs(epoch, first_step))
 
@@ -316,16 +316,16 @@ class TrainingFeed:
             fetched = (*images, *fetched)
         return self._inputs(step, tuple(tensor.to(self.device) for tensor in fetched))
 
-    def make(self, inputs: BatchInputs) -> Batch:
+    def make(self, inputs: BatchInputs) -> TrainingBatch:
         """Gather and augment, on the device alone: no copy from the host, no synchronisation."""
         rows_B, labels_B = inputs.integers[0], inputs.integers[1]
-        mine, plan, images = inputs.mine, self._plan, inputs.images
+        local_slice, plan, images = inputs.local_slice, self._plan, inputs.images
         if self._stream is None:
             if self._pictures.resident_NHWK is not None:
-                plain = self._pictures.resident_NHWK.index_select(0, rows_B[mine])
+                plain = self._pictures.resident_NHWK.index_select(0, rows_B[local_slice])
             else:
                 (plain,) = inputs.images
-            drawn = [inputs.integers[first : first + 5, mine] for first in range(2, len(inputs.integers), 5)]
+            drawn = [inputs.integers[first : first + 5, local_slice] for first in range(2, len(inputs.integers), 5)]
             images = tuple(views.apply_table(plain, plan.augmentation, table_5b) for table_5b in drawn)
         mapped_logits = iter(inputs.logits)
         seen = []
@@ -337,8 +337,8 @@ class TrainingFeed:
                 assert inputs.statistics is not None
                 names = self._teachers[place].names
                 statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))
-            seen.append(Seen(of_view, logits_BC, statistics))
-        return Batch(torch.from_numpy(inputs.rows), labels_B, tuple(seen), mine)
+            seen.append(ViewBatch(of_view, logits_BC, statistics))
+        return TrainingBatch(torch.from_numpy(inputs.rows), labels_B, tuple(seen), local_slice)
 
     def close(self) -> None:
         """End the thread and the worker processes that fetch ahead, if there are any."""
@@ -350,16 +350,18 @@ class TrainingFeed:
         """A batch's place in the order, this process's share of the batch, and the place of that in the order."""
         start = step * self._batch_size
         stop = min(start + self._batch_size, self.samples)
-        mine = self._share.of(stop - start)
-        return slice(start, stop), mine, slice(start + mine.start, start + mine.stop)
+        local_slice = self._share.of(stop - start)
+        return slice(start, stop), local_slice, slice(start + local_slice.start, start + local_slice.stop)
 
     def _inputs(self, step: int, fetched: tuple[Tensor, ...]) -> BatchInputs:
         """``fetched``: what is not resident, pictures first."""
-        whole, mine, _ = self._part(step)
+        whole, local_slice, _ = self._part(step)
         statistics = None if self._statistics is None else self._statistics[:, whole]
         pictures = len(fetched) - len(self._mapped_teachers)
         integers = self._integers[:, whole]
-        return BatchInputs(self._order_N[whole], mine, integers, statistics, fetched[:pictures], fetched[pictures:])
+        return BatchInputs(
+            self._order_N[whole], local_slice, integers, statistics, fetched[:pictures], fetched[pictures:]
+        )
 
     def _fetched(self, steps: range, waiting: Callable[[], None]) -> Generator[tuple[Tensor, ...], None, None]:
         """What is not resident of each step, on the device."""
@@ -429,19 +431,19 @@ class EvaluationFeed:
         self.samples = len(dataset.labels_N)
         self.has_teacher = reader is not None
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[TrainingBatch]:
         """Batches in the split's order; the teacher's statistics are left out, for nothing measured reads them."""
         parts = []
         for start in range(0, self.samples, self._batch_size):
-            mine = self._share.of(min(self._batch_size, self.samples - start))
-            parts.append(slice(start + mine.start, start + mine.stop))
+            local_slice = self._share.of(min(self._batch_size, self.samples - start))
+            parts.append(slice(start + local_slice.start, start + local_slice.stop))
         if self._teacher is not None:
             self._teacher.begin(0, np.arange(self.samples))
         for part, (images, logits) in zip(parts, self._fetched(parts), strict=True):
             if (images.shape[1], images.shape[2]) != self._size:
                 images = views.resize(images, *self._size)
             rows = torch.arange(part.start, part.stop)
-            yield Batch(rows, self._labels_N[part], (Seen(images, logits, None),), slice(0, len(rows)))
+            yield TrainingBatch(rows, self._labels_N[part], (ViewBatch(images, logits, None),), slice(0, len(rows)))
 
     def _fetched(self, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(plain pictures, the teacher's logits) of each part of the split, on the device."""

@@ -24,9 +24,9 @@ from workers.config.job import Preprocessing
 from workers.devices import new_stream
 from workers.errors import InvalidJob, first_line
 from workers.events import Log
-from workers.objective.statistics import Known
-from workers.training.batches import Batch, BatchInputs, TrainingFeed, to_input
-from workers.training.run import Learner
+from workers.objective.statistics import SharedTeacherTerms
+from workers.training.batches import BatchInputs, TrainingBatch, TrainingFeed, to_input
+from workers.training.run import RunState
 from workers.training.step import compute_step
 
 # Before anything is recorded, on batches of the very size: optimizers make their state, libraries choose their kernels,
@@ -89,14 +89,14 @@ class LoadedBatch:
         failure: why making a batch could not be recorded; None if it was, or was not tried.
     """
 
-    batch: Batch
+    batch: TrainingBatch
     inputs: tuple[Tensor, ...]
     recordable: bool = False
     failure: str | None = None
 
     def fresh(self, rows: Tensor | None = None) -> "LoadedBatch":
         """The same without what other runs have derived from it; of these rows of the split, where they are others."""
-        views = tuple(replace(seen, known=Known()) for seen in self.batch.views)
+        views = tuple(replace(seen, known=SharedTeacherTerms()) for seen in self.batch.views)
         batch = replace(self.batch, rows=self.batch.rows if rows is None else rows, views=views)
         return replace(self, batch=batch)
 
@@ -216,25 +216,25 @@ class StepGraph:
         reason: why nothing is to be recorded; None if it is.
     """
 
-    def __init__(self, learner: Learner, reason: str | None) -> None:
-        self._learner = learner
+    def __init__(self, run_state: RunState, reason: str | None) -> None:
+        self._run_state = run_state
         self._recorder = Recorder() if reason is None else None
         self._draws = False
-        self._insists = learner.training.cuda_graph == "on"
+        self._insists = run_state.training.cuda_graph == "on"
         self._warm_steps, self._warm_rows = 0, 0
         self._compared = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._key: tuple[float, ...] = ()
         if self._recorder is not None:
             # The next replay overwrites what the sums of a step are computed from.
-            learner.sums.is_deferred = False
+            run_state.sums.is_deferred = False
         # A run that was resumed when all was trained keeps what was said of its training.
-        learner.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
+        run_state.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
 
     @property
     def place(self) -> int:
         """Of the run in its group."""
-        return self._learner.place
+        return self._run_state.place
 
     @property
     def may_overlap(self) -> bool:
@@ -244,26 +244,26 @@ class StepGraph:
         float32: cuDNN's batch normalisation of channels-last pictures has blocks that wait for each other, and two
         such kernels, each with a part of the GPU, wait for ever (seen on an H200). In bfloat16 torch uses its own.
         """
-        return self._graph is not None and not self._draws and self._learner.precision == "bfloat16"
+        return self._graph is not None and not self._draws and self._run_state.precision == "bfloat16"
 
     def step(self, step: int, loaded: LoadedBatch) -> None:
         """One update, replayed if it can be."""
-        learner = self._learner
+        run_state = self._run_state
         if loaded.failure is not None and self._recorder is not None:
             self._give_up(loaded.failure)
         if self._recorder is None:
-            compute_step(learner, loaded.batch, loaded.inputs)
+            compute_step(run_state, loaded.batch, loaded.inputs)
             return
         if self._is_warming_up(len(loaded.batch.labels)) or not loaded.recordable:
             self._compute_apart(loaded)
-            self._draws = self._draws or _has_drawn(learner.device)
+            self._draws = self._draws or _has_drawn(run_state.device)
             return
         # Numbers that the method derives from the epoch are constants of the recorded step.
-        key = learner.method.epoch_key(learner.epoch + 1)
+        key = run_state.method.epoch_key(run_state.epoch + 1)
         if self._graph is None or key != self._key:
             self._graph, self._key = self._record(self._recorder, loaded.fresh()), key
             self._compared = min(self._compared, _COMPARED_STEPS - 1)
-            learner.seed(step)
+            run_state.seed(step)
         if self._graph is None:
             self._compute_apart(loaded)
         elif self._compared < _COMPARED_STEPS:
@@ -274,7 +274,7 @@ class StepGraph:
     def _compute_apart(self, loaded: LoadedBatch) -> None:
         """An eager step that shares nothing it derives from the batch: other runs may compute on other streams."""
         own = loaded.fresh()
-        compute_step(self._learner, own.batch, own.inputs)
+        compute_step(self._run_state, own.batch, own.inputs)
 
     def _is_warming_up(self, rows: int) -> bool:
         """Whether one more eager step is wanted first; counts those on batches of one size."""
@@ -286,20 +286,20 @@ class StepGraph:
 
     def _record(self, recorder: Recorder, loaded: LoadedBatch) -> torch.cuda.CUDAGraph | None:
         try:
-            return recorder.record(lambda: compute_step(self._learner, loaded.batch, loaded.inputs))
+            return recorder.record(lambda: compute_step(self._run_state, loaded.batch, loaded.inputs))
         except RuntimeError as error:
             self._give_up(f"the step cannot be recorded: {_cause(error)}")
             return None
 
     def _compare(self, graph: torch.cuda.CUDAGraph, step: int, loaded: LoadedBatch) -> None:
         """Make the step eagerly and by replay, from the same state; keep the replay's if they agree."""
-        learner = self._learner
-        tensors = learner.tensors
+        run_state = self._run_state
+        tensors = run_state.tensors
         before = _on_host(tensors)
         self._compute_apart(loaded)
         eager = _on_host(tensors)
         _restore(tensors, before)
-        learner.seed(step)
+        run_state.seed(step)
         graph.replay()
         replayed = _on_host(tensors)
         self._compared += 1
@@ -309,16 +309,16 @@ class StepGraph:
                 _restore(tensors, eager)
                 self._give_up(f"the {what} of a replayed step differ from an eager one's by {apart:.2g} of its change")
                 return
-        if self._compared == _COMPARED_STEPS and learner.environment["cuda_graph"] != "on":
-            learner.environment["cuda_graph"] = "on"
-            learner.emit(Log(message="steps are replayed as a CUDA graph; the first agree with eager ones"))
+        if self._compared == _COMPARED_STEPS and run_state.environment["cuda_graph"] != "on":
+            run_state.environment["cuda_graph"] = "on"
+            run_state.emit(Log(message="steps are replayed as a CUDA graph; the first agree with eager ones"))
 
     def _give_up(self, reason: str) -> None:
         if self._insists:
             raise InvalidJob(f"training.cuda_graph is 'on', but {reason}: use 'auto' to train without")
         self._graph, self._recorder = None, None
-        self._learner.environment["cuda_graph"] = f"off: {reason}"
-        self._learner.emit(Log(level="warning", message=f"trains without a CUDA graph: {reason}"))
+        self._run_state.environment["cuda_graph"] = f"off: {reason}"
+        self._run_state.emit(Log(level="warning", message=f"trains without a CUDA graph: {reason}"))
 
 
 def _has_drawn(device: torch.device) -> bool:

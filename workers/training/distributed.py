@@ -89,15 +89,15 @@ class Replicas:
             dist.all_reduce(total)
         return total
 
-    def whole(self, logits_bC: Tensor, rows: int, mine: slice) -> Tensor:
-        """Logits [B, C] of a batch of ``rows``, of which these are the rows ``mine``; theirs alone carry gradient."""
+    def whole(self, logits_bC: Tensor, rows: int, local_slice: slice) -> Tensor:
+        """Logits [B, C] of a batch of ``rows``, these being rows ``local_slice``; theirs alone carry gradient."""
         if self._count == 1:
             return logits_bC
         # Added to zeros, every number keeps its bits.
         logits_BC = logits_bC.new_zeros((rows, logits_bC.shape[1]))
-        logits_BC[mine] = logits_bC.detach()
+        logits_BC[local_slice] = logits_bC.detach()
         logits_BC = self.sum(logits_BC)
-        return torch.cat((logits_BC[: mine.start], logits_bC, logits_BC[mine.stop :]))
+        return torch.cat((logits_BC[: local_slice.start], logits_bC, logits_BC[local_slice.stop :]))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace the gradient of each parameter by the sum over all processes, in one exchange.

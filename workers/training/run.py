@@ -1,7 +1,7 @@
 """One run while it trains: its student, what updates it, how far it is, and its checkpoint.
 
-A learner owns everything that one run changes, so several of them can train on the same batches (``train_group``)
-without touching each other. What they draw (dropout) is a function of (seed, epoch, step), so a learner that was
+A ``RunState`` owns everything that one run changes, so several of them can train on the same batches (``train_group``)
+without touching each other. What they draw (dropout) is a function of (seed, epoch, step), so a run that was
 killed anywhere continues with the same numbers, alone or in another company.
 """
 
@@ -18,7 +18,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from workers.config.job import AdamW, CosineSchedule, Sgd, Training, TrainingOrder
+from workers.config.job import AdamW, CosineSchedule, Sgd, Training, TrainingTask
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
 from workers.precision import choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
@@ -80,7 +80,7 @@ def _optimizer(training: Training, parameters: Sequence[nn.Parameter], device: t
     return optimizer
 
 
-class Wish(IntEnum):
+class Signal(IntEnum):
     """What somebody wants of a run; of several, the greatest counts."""
 
     GO_ON = 0
@@ -89,20 +89,20 @@ class Wish(IntEnum):
 
 
 @dataclass(frozen=True)
-class Member:
+class RunHandle:
     """One run of a group: what to train, who is told, who may stop or pause it."""
 
-    order: TrainingOrder
+    task: TrainingTask
     emit: Emit
     should_stop: ShouldStop
     should_pause: ShouldStop = never
 
 
-class Learner:
+class RunState:
     """One run's student and all that training changes.
 
     Args:
-        member: whose run it is.
+        handle: whose run it is.
         place: of the run in its group.
         network: as the run's seed has initialised it, on the device.
         picture: (channels, height, width) of its input.
@@ -122,7 +122,7 @@ class Learner:
 
     def __init__(
         self,
-        member: Member,
+        handle: RunHandle,
         place: int,
         network: nn.Module,
         picture: tuple[int, int, int],
@@ -131,12 +131,12 @@ class Learner:
         *,
         is_replayed: bool = False,
     ) -> None:
-        self.order, self.emit = member.order, member.emit
-        self._member = member
+        self.task, self.emit = handle.task, handle.emit
+        self._handle = handle
         self.place = place
         self.network = network
-        self.training = member.order.training
-        self.method = member.order.run.method.expand()
+        self.training = handle.task.training
+        self.method = handle.task.run.method.expand()
         self.device = device
         self.replicas = replicas
         self.learned = {
@@ -162,18 +162,18 @@ class Learner:
         self.sums = EpochSums(device)
         self.metrics: list[dict[str, float | None]] = []
         self.environment: dict[str, str] = environment(device, self.precision)
-        self._identity = _identity(member.order)
-        self._told_at, self._told = time.monotonic(), (0, 0.0)
+        self._identity = _identity(handle.task)
+        self._reported_at, self._reported = time.monotonic(), (0, 0.0)
         # Folders with checkpoints that its own first one makes superfluous.
-        self._earlier = member.order.earlier
+        self._earlier = handle.task.earlier
 
     # -------------------------------------------------------------------------------------------------- its epoch
 
-    def wish(self) -> Wish:
+    def signal(self) -> Signal:
         """What is wanted of it now."""
-        if self._member.should_stop():
-            return Wish.STOP
-        return Wish.PAUSE if self._member.should_pause() else Wish.GO_ON
+        if self._handle.should_stop():
+            return Signal.STOP
+        return Signal.PAUSE if self._handle.should_pause() else Signal.GO_ON
 
     @property
     def is_done(self) -> bool:
@@ -191,7 +191,7 @@ class Learner:
 
     def seed(self, step: int) -> None:
         """Begin the random draws of a step of this epoch."""
-        seed = _draw_seed(self.order.run.seed, self.epoch, step)
+        seed = _draw_seed(self.task.run.seed, self.epoch, step)
         # A tenth of what torch.manual_seed takes, which visits every backend.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -220,15 +220,15 @@ class Learner:
         self.sums.count(rows)
         self.counters.steps += self.method.views
 
-    def tell_step(self, steps: int) -> Reading | None:
+    def report_step(self, steps: int) -> Reading | None:
         """An event with the mean loss since the last one, unless that was just now; returns what it has read for it."""
         now = time.monotonic()
-        if now - self._told_at <= _STEP_EVENT_SECONDS:
+        if now - self._reported_at <= _STEP_EVENT_SECONDS:
             return None
-        self._told_at = now
+        self._reported_at = now
         reading = self.sums.read()
-        rows, loss = self._told if self._told[0] < reading.rows else (0, 0.0)
-        self._told = reading.rows, reading.loss
+        rows, loss = self._reported if self._reported[0] < reading.rows else (0, 0.0)
+        self._reported = reading.rows, reading.loss
         if reading.bad_steps:
             return reading
         self.emit(
@@ -249,9 +249,9 @@ class Learner:
         self.epoch += 1
         self.seconds += line["seconds"] or 0.0
         self.sums.reset()
-        self._told = (0, 0.0)
+        self._reported = (0, 0.0)
 
-    def tell_epoch(self) -> None:
+    def report_epoch(self) -> None:
         self.emit(Epoch(epoch=self.epoch, epochs=self.training.epochs, metrics=self.metrics[-1]))
 
     # --------------------------------------------------------------------------------------------- its checkpoint
@@ -296,14 +296,14 @@ class Learner:
             "metrics": self.metrics,
             "environment": self.environment,
         }
-        save_checkpoint(self.order.folder, state)
+        save_checkpoint(self.task.folder, state)
         # It is at least as far as the one it went on from, or none of those can be used.
         remove_checkpoints(self._earlier)
         self._earlier = ()
 
     def resume(self) -> None:
         """Continue from the farthest checkpoint of this run's attempts, if there is one."""
-        state = load_checkpoint((*self.order.earlier, self.order.folder), self._identity)
+        state = load_checkpoint((*self.task.earlier, self.task.folder), self._identity)
         if state is None:
             return
         with self.counters.attached():
@@ -321,7 +321,7 @@ class Learner:
         within = f" and {self.sums.steps} steps" if self.sums.steps else ""
         self.emit(Log(message=f"resumed after epoch {self.epoch} of {self.training.epochs}{within}"))
         # An attempt that was killed between its checkpoint and its event told nobody.
-        for number, missed in enumerate(self.metrics[self.order.told_epoch :], start=self.order.told_epoch + 1):
+        for number, missed in enumerate(self.metrics[self.task.told_epoch :], start=self.task.told_epoch + 1):
             self.emit(Epoch(epoch=number, epochs=self.training.epochs, metrics=missed))
 
 
@@ -366,11 +366,11 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
     return {"device": device.type, "device_name": name, "precision": precision}
 
 
-def _identity(order: TrainingOrder) -> str:
+def _identity(task: TrainingTask) -> str:
     """What a checkpoint must have been made for to be taken up: all but where it lies, who computes, what is told."""
     elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
     elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy"}
-    text = f"{_CHECKPOINT_FORMAT} {order.model_dump_json(exclude=elsewhere)}"
+    text = f"{_CHECKPOINT_FORMAT} {task.model_dump_json(exclude=elsewhere)}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from workers.errors import NotFinite
 from workers.methods.method import Method
 from workers.objective.objective import Objective, View, objective_of
-from workers.training.batches import Batch
-from workers.training.run import Learner
+from workers.training.batches import TrainingBatch
+from workers.training.run import RunState
 
 
 def check_every(device: torch.device) -> int:
@@ -23,51 +23,51 @@ def check_every(device: torch.device) -> int:
     return 50 if device.type == "cuda" else 1
 
 
-def compute_step(learner: Learner, batch: Batch, inputs: Sequence[Tensor]) -> None:
+def compute_step(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> None:
     """Forward, loss, backward, update, sums. Launched and not waited for, so that a CUDA graph can hold it.
 
     Args:
         inputs: normalised float32 [b, K, H, W] of each view of the batch; a method of one view sees the first.
     """
-    logits = _forward(learner, batch, inputs)
-    learner.optimizer.zero_grad(set_to_none=True)
-    outcome = batch_objective(learner, logits, batch, check=False)
+    logits = _forward(run_state, batch, inputs)
+    run_state.optimizer.zero_grad(set_to_none=True)
+    outcome = batch_objective(run_state, logits, batch, check=False)
     torch.autograd.backward(outcome.total)
-    learner.replicas.sum_gradients(learner.weights)
-    checked = [p.grad for p in learner.parameters if p.grad is not None]
-    if learner.training.max_gradient_norm is not None:
-        norm = nn.utils.clip_grad_norm_(learner.parameters, learner.training.max_gradient_norm)
+    run_state.replicas.sum_gradients(run_state.weights)
+    checked = [p.grad for p in run_state.parameters if p.grad is not None]
+    if run_state.training.max_gradient_norm is not None:
+        norm = nn.utils.clip_grad_norm_(run_state.parameters, run_state.training.max_gradient_norm)
         # A norm that overflows would scale finite gradients to nothing.
         checked.append(norm)
-    learner.flag_not_finite([*checked, outcome.total.detach()])
-    learner.optimizer.step()
-    learner.sums.add(outcome, logits[0], batch.labels, learner.not_finite)
+    run_state.flag_not_finite([*checked, outcome.total.detach()])
+    run_state.optimizer.step()
+    run_state.sums.add(outcome, logits[0], batch.labels, run_state.not_finite)
 
 
-def explain_not_finite(learner: Learner, step: int, batch: Batch, inputs: Sequence[Tensor]) -> NotFinite:
+def explain_not_finite(run_state: RunState, step: int, batch: TrainingBatch, inputs: Sequence[Tensor]) -> NotFinite:
     """Compute a bad step again, from the weights that it had, and say what is wrong with it.
 
     Args:
-        step: of the learner's epoch, from 0; its batch and inputs are given.
+        step: of the run's epoch, from 0; its batch and inputs are given.
     """
-    where = f"epoch {learner.epoch + 1}, step {step + 1}, before the update"
-    learner.seed(step)
+    where = f"epoch {run_state.epoch + 1}, step {step + 1}, before the update"
+    run_state.seed(step)
     try:
-        logits = _forward(learner, batch, inputs)
-        learner.optimizer.zero_grad(set_to_none=True)
-        outcome = batch_objective(learner, logits, batch, check=True)
+        logits = _forward(run_state, batch, inputs)
+        run_state.optimizer.zero_grad(set_to_none=True)
+        outcome = batch_objective(run_state, logits, batch, check=True)
         torch.autograd.backward(outcome.total)
-        learner.replicas.sum_gradients(learner.weights)
-        check_gradient(learner.parameters, outcome.total, learner.method)
+        run_state.replicas.sum_gradients(run_state.weights)
+        check_gradient(run_state.parameters, outcome.total, run_state.method)
     except NotFinite as error:
         return NotFinite(f"{where}: {error}", error.sample)
     return NotFinite(
-        f"{where}: the loss or the gradient of method {learner.method.name!r} was not finite, and is finite when it is "
-        "computed again: lower the learning rate or set training.max_gradient_norm, and look for a failing GPU"
+        f"{where}: the loss or the gradient of method {run_state.method.name!r} was not finite, and is finite when it "
+        "is computed again: lower the learning rate or set training.max_gradient_norm, and look for a failing GPU"
     )
 
 
-def batch_objective(learner: Learner, logits: Sequence[Tensor], batch: Batch, *, check: bool) -> Objective:
+def batch_objective(run_state: RunState, logits: Sequence[Tensor], batch: TrainingBatch, *, check: bool) -> Objective:
     """The loss of a batch whose first views have these student logits, [B, C] each.
 
     Raises:
@@ -79,13 +79,13 @@ def batch_objective(learner: Learner, logits: Sequence[Tensor], batch: Batch, *,
     ]
     try:
         return objective_of(
-            learner.method,
+            run_state.method,
             both,
             batch.labels,
-            epoch=learner.epoch + 1,
-            epochs=learner.training.epochs,
-            learned=learner.learned,
-            label_smoothing=learner.training.label_smoothing,
+            epoch=run_state.epoch + 1,
+            epochs=run_state.training.epochs,
+            learned=run_state.learned,
+            label_smoothing=run_state.training.label_smoothing,
             check=check,
         )
     except NotFinite as error:
@@ -110,8 +110,8 @@ def check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Met
         )
 
 
-def _forward(learner: Learner, batch: Batch, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _forward(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Logits [B, C] of the whole batch for each view that the method compares."""
     # Not the batch itself in the comprehension: what that closes over outlives a failure.
-    whole, rows, mine = learner.replicas.whole, len(batch.labels), batch.mine
-    return [whole(learner.forward(x), rows, mine) for x in inputs[: learner.method.views]]
+    whole, rows, local_slice = run_state.replicas.whole, len(batch.labels), batch.local_slice
+    return [whole(run_state.forward(x), rows, local_slice) for x in inputs[: run_state.method.views]]

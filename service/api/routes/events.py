@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from service.api.dependencies import EVENTS_DEFAULT, EVENTS_MAX, Context, Ctx, page
-from service.api.event_feed import Told, show
+from service.api.event_feed import EventFrame, show
 from service.api.problems import responses
 from service.api.rate_limits import SSE
 from service.api.schemas import Event, Page
@@ -116,12 +116,12 @@ def _page(ctx: Context, owner: JobRecord | RunRecord, after: int, limit: int) ->
 
 async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after: int) -> AsyncIterator[bytes]:
     """Events later than ``after`` in the wire format."""
-    tail, keep_alive_s = ctx.tail, ctx.settings.keep_alive_s
+    event_feed, keep_alive_s = ctx.event_feed, ctx.settings.keep_alive_s
     # ``sent`` is the last event of this stream; up to ``after`` there is none that was not sent.
-    sent, told_s = after, time.monotonic()
-    async with tail.followed():
+    sent, sent_s = after, time.monotonic()
+    async with event_feed.followed():
         while not ctx.closing.is_set():
-            head = tail.head
+            head = event_feed.head
             try:
                 # The state first: what is told after a job has ended does not land, so the events read next are all.
                 owner = await anyio.to_thread.run_sync(find)
@@ -130,18 +130,18 @@ async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after
                 # It had ended and was deleted; whoever comes back is told so.
                 return
             except SQLAlchemyError:
-                # What it misses now, it gets when the database is back; the tail, which cannot read either, says so.
+                # What it misses now, it gets when the database is back; the feed, which cannot read either, says so.
                 yield KEEPALIVE_COMMENT
-                await tail.wait(keep_alive_s)
+                await event_feed.wait(keep_alive_s)
                 continue
             # Its end may be among these, and is looked for here again and again, come what may.
             looks_again = False
             if rows:
                 after = rows[-1].seq
-            for told in Told.all_of(rows):
-                sent = told.seq
-                looks_again |= told.ends(owner)
-                yield told.frame
+            for event_frame in EventFrame.all_of(rows):
+                sent = event_frame.seq
+                looks_again |= event_frame.ends(owner)
+                yield event_frame.frame
             # A stream may last for days, and would keep its last page as long.
             del rows
             if has_more:
@@ -150,17 +150,17 @@ async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after
                 yield _done(owner.state, sent)
                 return
             after = max(after, head)
-            while not looks_again and not ctx.closing.is_set() and (news := tail.later(after)) is not None:
-                for told in news:
-                    after = told.seq
-                    if owner.id in (told.job_id, told.run_id):
-                        sent, told_s = after, time.monotonic()
-                        looks_again |= told.ends(owner)
-                        yield told.frame
+            while not looks_again and not ctx.closing.is_set() and (news := event_feed.later(after)) is not None:
+                for event_frame in news:
+                    after = event_frame.seq
+                    if owner.id in (event_frame.job_id, event_frame.run_id):
+                        sent, sent_s = after, time.monotonic()
+                        looks_again |= event_frame.ends(owner)
+                        yield event_frame.frame
                 if not news:
-                    await tail.wait(told_s + keep_alive_s - time.monotonic())
-                if time.monotonic() - told_s >= keep_alive_s:
-                    told_s, looks_again = time.monotonic(), True
+                    await event_feed.wait(sent_s + keep_alive_s - time.monotonic())
+                if time.monotonic() - sent_s >= keep_alive_s:
+                    sent_s, looks_again = time.monotonic(), True
                     yield KEEPALIVE_COMMENT
 
 

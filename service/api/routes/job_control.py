@@ -1,4 +1,4 @@
-"""The life of jobs and runs at their clients' wish: cancel, pause, resume, retry, pin, delete."""
+"""The life of jobs and runs at their clients' request: cancel, pause, resume, retry, pin, delete."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _RETRIED: dict[int | str, dict[str, Any]] = {
 @router.post("/jobs/{job_id}/cancel", operation_id="cancel_job", summary="Cancel a job", tags=["jobs"])
 def cancel_job(job_id: str, ctx: Ctx) -> Job:
     """Runs that have not begun are cancelled now, the others within a batch. What has ended stays as it is."""
-    return jobs.show_one(ctx.wishes.cancel_job(job_id), ctx.registry)
+    return jobs.show_one(ctx.job_control.cancel_job(job_id), ctx.registry)
 
 
 @router.post(
@@ -37,7 +37,7 @@ def cancel_job(job_id: str, ctx: Ctx) -> Job:
 )
 def pause_job(job_id: str, ctx: Ctx) -> Job:
     """Runs that train save a checkpoint and stop within a batch. Refused once it has ended or is being cancelled."""
-    return jobs.show_one(ctx.wishes.pause_job(job_id), ctx.registry)
+    return jobs.show_one(ctx.job_control.pause_job(job_id), ctx.registry)
 
 
 @router.post(
@@ -49,7 +49,7 @@ def pause_job(job_id: str, ctx: Ctx) -> Job:
 )
 def resume_job(job_id: str, ctx: Ctx) -> Job:
     """All its paused runs go on where they stopped, once it is their turn. What is not paused stays as it is."""
-    return jobs.show_one(ctx.wishes.resume_job(job_id), ctx.registry)
+    return jobs.show_one(ctx.job_control.resume_job(job_id), ctx.registry)
 
 
 @router.post(
@@ -100,7 +100,7 @@ def delete_job(job_id: str, ctx: Ctx) -> None:
 @router.post("/runs/{run_id}/cancel", operation_id="cancel_run", summary="Cancel a run", tags=["runs"])
 def cancel_run(run_id: str, ctx: Ctx) -> Run:
     """It stops within a batch; the job's other runs go on. What has ended stays as it is."""
-    return runs.show(ctx.wishes.cancel_run(run_id))
+    return runs.show(ctx.job_control.cancel_run(run_id))
 
 
 @router.post(
@@ -112,7 +112,7 @@ def cancel_run(run_id: str, ctx: Ctx) -> Run:
 )
 def pause_run(run_id: str, ctx: Ctx) -> Run:
     """It saves a checkpoint and stops within a batch; the job's other runs go on."""
-    return runs.show(ctx.wishes.pause_run(run_id))
+    return runs.show(ctx.job_control.pause_run(run_id))
 
 
 @router.post(
@@ -124,7 +124,7 @@ def pause_run(run_id: str, ctx: Ctx) -> Run:
 )
 def resume_run(run_id: str, ctx: Ctx) -> Run:
     """It goes on where it stopped; if its job is paused that goes on, too, but none of its other runs."""
-    return runs.show(ctx.wishes.resume_run(run_id))
+    return runs.show(ctx.job_control.resume_run(run_id))
 
 
 @router.post(

@@ -32,7 +32,7 @@ from service.api.schemas import (
     TeacherResult,
     ViewSizes,
 )
-from service.db.api_queries import Idempotency, Registry, digest_of
+from service.db.api_queries import ApiQueries, Idempotency, digest_of
 from service.db.backoff import read_backoff
 from service.db.models import JobRecord, RunRecord, TeacherRecord
 from service.db.states import State
@@ -94,7 +94,7 @@ def _waits_for(row: JobRecord) -> str | None:
     return None if backoff is None or backoff.is_over else backoff.waits_for
 
 
-def show_one(row: JobRecord, registry: Registry) -> Job:
+def show_one(row: JobRecord, registry: ApiQueries) -> Job:
     """The document of a row, with its runs' ids and how they are."""
     return _show(row, registry.states_of_runs(row.id))
 

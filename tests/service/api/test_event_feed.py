@@ -302,7 +302,7 @@ def test_streams_that_have_caught_up_keep_no_rows(tmp_path: Path) -> None:
         streams = [parse(response.iter_lines()) for response in opened]
         for events in streams:
             assert [next(events)["event"] for _ in range(102)][2:] == ["log"] * 100
-        wait_until(lambda: api.context.tail.head > 0)
+        wait_until(lambda: api.context.event_feed.head > 0)
         running.tell(50)
         for events in streams:
             assert [next(events)["event"] for _ in range(50)] == ["log"] * 50
@@ -321,7 +321,7 @@ def test_streams_that_wait_share_one_look_into_the_database(api: Api) -> None:
             )
             events = parse(response.iter_lines())
             assert [next(events)["event"] for _ in range(2)] == ["state", "state"]
-        wait_until(lambda: api.context.tail.head > 0)
+        wait_until(lambda: api.context.event_feed.head > 0)
 
         @sqlalchemy.event.listens_for(api.context.database._reading, "before_cursor_execute")
         def note(*arguments: object) -> None:
@@ -332,7 +332,7 @@ def test_streams_that_wait_share_one_look_into_the_database(api: Api) -> None:
         looks = [statement for statement in asked if "FROM events" in statement and "events.seq >" in statement]
         assert all("events.job_id =" not in statement for statement in looks)
         assert {statement for statement in asked if not statement.startswith("BEGIN")} == set(looks)
-    wait_until(lambda: api.context.tail._reader is None)
+    wait_until(lambda: api.context.event_feed._reader is None)
     assert api.requests() == 0
 
 

@@ -13,7 +13,7 @@ pytest_plugins = ["tests.support.service_fixtures"]
 
 
 def ask(api: Api, path: str, verb: str, status: int = 200) -> dict[str, Any]:
-    """The document that a wish is answered with."""
+    """The document that a request is answered with."""
     response = api.client.post(f"/v1/{path}/{verb}")
     assert response.status_code == status, response.text
     document: dict[str, Any] = response.json()

@@ -82,7 +82,7 @@ def test_every_sum_of_the_database_is_told_alike_by_every_process(tmp_path: Path
             told: list[dict[str, object]] = [
                 {"progress": {"images_per_s": 100.0}, "metrics": {"images_per_s": 1.0}},
                 {"progress": None, "metrics": {"images_per_s": 20.0}},
-                {"progress": None, "metrics": None, "attempt": 4, "losses": 3},
+                {"progress": None, "metrics": None, "attempt": 4, "lost_attempts": 3},
                 {"progress": None, "metrics": {"images_per_s": None}},
             ]
             for run_id, values in zip(runs, told, strict=True):
@@ -153,7 +153,7 @@ def test_a_lost_attempt_counts_as_one(api: Api) -> None:
     samples = scrape(api.client)
     assert value(samples, "run_attempts_total") == 2
     assert value(samples, "run_attempts_lost_total") == 2
-    assert started.losses == 1
+    assert started.lost_attempts == 1
 
 
 def test_a_database_that_cannot_be_read_is_told_and_does_not_fail_the_scrape(tmp_path: Path) -> None:

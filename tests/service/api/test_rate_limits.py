@@ -16,9 +16,9 @@ from hypothesis import given, settings
 
 from service.api.app import create_app
 from service.api.rate_limits import JSON_DEPTH_MAX, NAMES_MAX, ConcurrencyLimit, RateLimit, check_depth
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.scopes import Scope
 from service.db.states import State
 from service.errors import InvalidRequest, MalformedBody, QueueFull, TooManyRequests
@@ -270,7 +270,7 @@ def test_a_full_queue_refuses_jobs_until_one_has_ended(tmp_path: Path) -> None:
 def test_however_many_post_at_once_the_queue_is_never_longer(database_url: str) -> None:
     """The count and the new row are one transaction, in both databases."""
     databases = [Database(database_url) for _ in range(4)]
-    registries = [Registry(database, key_live_jobs_max=5) for database in databases]
+    registries = [ApiQueries(database, key_live_jobs_max=5) for database in databases]
     teacher = registries[0].add_teacher(teacher_row(), lambda: None)[0]
 
     def post(number: int) -> bool:
@@ -283,7 +283,7 @@ def test_however_many_post_at_once_the_queue_is_never_longer(database_url: str) 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(post, range(12))) == 5
     # What has ended counts no more.
-    records = Records(databases[0])
+    records = EngineQueries(databases[0])
     finish(records, oldest(registries[0]))
     assert post(0)
     assert not post(1)
@@ -291,7 +291,7 @@ def test_however_many_post_at_once_the_queue_is_never_longer(database_url: str) 
         database.close()
 
 
-def oldest(registry: Registry) -> str:
+def oldest(registry: ApiQueries) -> str:
     """The job that an engine would take first."""
     return registry.jobs(State.QUEUED, None, 100)[0][-1].id
 

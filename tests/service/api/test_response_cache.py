@@ -130,13 +130,15 @@ def test_response_cache_shows_every_write_at_once_and_its_etag_changes(api_of_ei
                     continue
                 value = _another(column)
                 with elsewhere.write() as session:
-                    session.execute(update(table).where(table.id == id).values({column.name: value}))
+                    session.execute(
+                        update(table.__table__).where(table.__table__.c.id == id).values({column.name: value})
+                    )
                 before = changes
                 look(f"{table.__tablename__}.{column.name}")
                 hidden = {"holder", "key_id", "actor", "piece", "share", "whole_gpu", "losses", "backoff"}
                 if column.name not in hidden and (table, column.name) != (JobRecord, "attempt"):
                     assert changes > before, f"no document shows {table.__tablename__}.{column.name}"
-    records, wishes = api.records, api.context.wishes
+    records, job_control = api.records, api.context.job_control
     with api.context.database.write() as session:
         session.execute(update(JobRecord).values(attempt=0))
         session.execute(update(RunRecord).values(attempt=0))
@@ -152,7 +154,7 @@ def test_response_cache_shows_every_write_at_once_and_its_etag_changes(api_of_ei
     artifact = {"name": "a", "path": "a", "size_bytes": 1, "sha256": "0" * 64, "media_type": "text/plain"}
     records.record_result(run_id, attempt, [artifact], {"last": METRICS})
     look("record_result")
-    wishes.cancel_job(job["id"])
+    job_control.cancel_job(job["id"])
     look("cancel_job")
     assert changes > 60
 

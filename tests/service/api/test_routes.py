@@ -16,7 +16,7 @@ from service.api import dependencies
 from service.api.schemas import JobRequest
 from service.cli import render
 from service.db.api_queries import digest_of
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import DatasetRecord, EngineRecord, new_id, utc_now
 from service.db.states import State
 from service.gpus import GpuReport
@@ -77,7 +77,7 @@ def test_a_data_set_gets_a_name_that_jobs_can_use(api: Api) -> None:
     for name in ("my digits", dataset["id"]):
         job = api.post_job(dataset=name)
         assert job["plan"]["dataset"] == {"kind": "digits"}
-        api.context.wishes.cancel_job(job["id"])
+        api.context.job_control.cancel_job(job["id"])
     assert api.client.get("/v1/datasets").json()["data"] == [dataset]
     assert api.client.delete(f"/v1/datasets/{dataset['id']}").status_code == 204
     problem(api.client.get(f"/v1/datasets/{dataset['id']}"), 404, "not-found")
@@ -453,7 +453,7 @@ def test_ready_means_migrated_and_an_engine_that_lives(api: Api) -> None:
     response = api.client.get("/readyz")
     assert response.status_code == 503
     assert response.json()["reasons"] == ["no engine leads: start `retort engine`"]
-    records = Records(api.context.database, "engine")
+    records = EngineQueries(api.context.database, "engine")
     records.acquire_lease()
     response = api.client.get("/readyz")
     assert (response.status_code, response.json()["ready"]) == (200, True)

@@ -13,7 +13,7 @@ import pytest
 
 from service.cli import main
 from service.cli.supervisor import command, free_port
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, utc_now
 from service.db.states import State
 from service.gpus import GpuReport
@@ -503,7 +503,7 @@ def test_engine_health_needs_an_engine(api: Api, retort: Retort) -> None:
     status, _, err = retort(*line)
     assert status == 1
     assert "no engine leads" in err
-    records = Records(api.context.database, "engine")
+    records = EngineQueries(api.context.database, "engine")
     assert records.acquire_lease()
     assert retort(*line)[0] == 0
     # Also the GPUs that it promises; what another engine found out about its own is forgotten.
@@ -512,7 +512,7 @@ def test_engine_health_needs_an_engine(api: Api, retort: Retort) -> None:
     status, _, err = retort(*line)
     assert status == 1
     assert "a GPU is promised to runs and none works: the driver is too old" in err
-    assert Records(api.context.database, "another").acquire_lease(ttl_s=0)
+    assert EngineQueries(api.context.database, "another").acquire_lease(ttl_s=0)
     assert retort(*line)[0] == 0
     with api.context.database.write() as session:
         session.get_one(EngineRecord, 1).heartbeat_at = utc_now().replace(year=2090)

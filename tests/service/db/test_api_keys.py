@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, event, text
 from service.api.server import build_server
 from service.cli import main
 from service.db.api_keys import FRESH_S, NOTE_USES_S, Keys, any_live_key, digest_of_secret
-from service.db.api_queries import Idempotency, Registry
+from service.db.api_queries import ApiQueries, Idempotency
 from service.db.database import MIGRATIONS, Database
 from service.db.models import IdempotencyRecord, KeyRecord, new_id, utc_now
 from service.db.scopes import Scope
@@ -195,7 +195,7 @@ def test_a_database_from_before_there_were_keys_has_none(tmp_path: Path, postgre
 # ---------------------------------------------------------------------------------------------------- Idempotency-Key
 
 
-def test_two_keys_may_use_the_same_idempotency_key(registry: Registry) -> None:
+def test_two_keys_may_use_the_same_idempotency_key(registry: ApiQueries) -> None:
     """Neither sees the other's job; each finds its own again, and its body has to be the same."""
     teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
     made = {}
@@ -239,7 +239,7 @@ def test_idempotency_keys_from_before_stay_with_the_operator(tmp_path: Path, pos
                 session.execute(text(job))
                 session.execute(text("INSERT INTO idempotency_keys VALUES ('used', 'digest', 'job_1', '2026-01-01')"))
             database.upgrade_to_head()
-            found = Registry(database).replay(Idempotency("", "used", "digest"))
+            found = ApiQueries(database).replay(Idempotency("", "used", "digest"))
             assert found is not None
             assert found.id == "job_1"
             with database.write() as session:

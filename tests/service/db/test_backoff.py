@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from service.api.routes.jobs import summarise
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.backoff import Backoff, after_loss
 from service.db.models import JobRecord, RunRecord, utc_now
 from service.db.states import State
-from service.engine.scheduler import LOSSES_MAX, Engine
+from service.engine.scheduler import LOST_ATTEMPTS_MAX, Scheduler
 from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complete_caches, inferred, vanished
-from workers.backoff import CAP_S, LOSSES_EVER_MAX, delay_s
-from workers.cluster.outcomes import Outcome
+from workers.backoff import CAP_S, LOST_ATTEMPTS_EVER_MAX, delay_s
+from workers.cluster.outcomes import TaskOutcome
 
 
 class Clock:
@@ -46,11 +46,11 @@ def bench(tmp_path: Path) -> Iterator[_Bench]:
     bench.database.close()
 
 
-def by_others() -> Outcome:
+def by_others() -> TaskOutcome:
     return vanished().model_copy(update={"is_node_fault": True, "message": "others have the memory"})
 
 
-def ticks(engine: Engine, count: int = 3) -> None:
+def ticks(engine: Scheduler, count: int = 3) -> None:
     for _ in range(count):
         engine.tick()
 
@@ -61,13 +61,13 @@ def run_of(bench: _Bench) -> RunRecord:
 
 
 def logs_of(bench: _Bench, row: JobRecord | RunRecord) -> list[str]:
-    events, _ = Registry(bench.database).events(row, 0, 1000)
+    events, _ = ApiQueries(bench.database).events(row, 0, 1000)
     return [event.data["message"] for event in events if event.type == "log"]
 
 
 def test_backoff_delay_is_none_at_first_and_grows_to_its_cap_with_jitter() -> None:
-    assert [delay_s(losses) for losses in (0, 1)] == [0.0, 0.0]
-    delays = [[delay_s(losses, random.Random(seed)) for seed in range(50)] for losses in range(2, 8)]
+    assert [delay_s(lost_attempts) for lost_attempts in (0, 1)] == [0.0, 0.0]
+    delays = [[delay_s(lost_attempts, random.Random(seed)) for seed in range(50)] for lost_attempts in range(2, 8)]
     for middle, drawn in zip((2.0, 8.0, 32.0, 128.0, CAP_S, CAP_S), delays, strict=True):
         assert 0.75 * middle <= min(drawn) < 0.9 * middle
         assert 1.1 * middle < max(drawn) <= 1.25 * middle
@@ -80,12 +80,12 @@ def test_a_run_that_is_lost_again_waits_says_so_and_starts_when_its_time_has_com
     ticks(engine, 8)
     run = run_of(bench)
     # The first time it starts again at once.
-    assert (run.attempt, run.state, run.losses) == (2, State.LOST, 2)
+    assert (run.attempt, run.state, run.lost_attempts) == (2, State.LOST, 2)
     assert run.waits_for is not None
     assert run.waits_for.startswith("lost 2 times in a row, last: it died; starts again at ")
     assert logs_of(bench, run) == ["lost: it died; starts again at once", run.waits_for]
     backoff = Backoff.model_validate(run.backoff)
-    assert (backoff.losses, backoff.faults) == (2, 2)
+    assert (backoff.lost_attempts, backoff.faults) == (2, 2)
     assert 1.5 <= (backoff.until - clock.now).total_seconds() <= 2.5
     assert f"{backoff.until:%H:%M:%S} UTC" in run.waits_for
 
@@ -121,13 +121,13 @@ def test_backoff_of_a_run_outlives_its_engine(bench: _Bench, clock: Clock) -> No
 
 
 def test_a_run_fails_by_its_own_losses_and_not_by_those_of_the_node(bench: _Bench, clock: Clock) -> None:
-    count = 2 * LOSSES_MAX
-    cluster = _Cluster(complete_caches(), endings=[*[by_others()] * count, *[vanished()] * (LOSSES_MAX + 1)])
+    count = 2 * LOST_ATTEMPTS_MAX
+    cluster = _Cluster(complete_caches(), endings=[*[by_others()] * count, *[vanished()] * (LOST_ATTEMPTS_MAX + 1)])
     engine = bench.engine_on(cluster)
     for _ in range(60):
         engine.tick()
         clock.on(1.3 * CAP_S)
-    assert run_of(bench).attempt == count + LOSSES_MAX + 1
+    assert run_of(bench).attempt == count + LOST_ATTEMPTS_MAX + 1
     error = run_of(bench).error
     assert error is not None
     assert error["message"] == "the run's process vanished 10 times, last: it died"
@@ -136,7 +136,7 @@ def test_a_run_fails_by_its_own_losses_and_not_by_those_of_the_node(bench: _Benc
 def test_losses_by_the_node_are_bounded_too(bench: _Bench, clock: Clock) -> None:
     with bench.database.write() as session:
         run = session.get_one(RunRecord, run_of(bench).id)
-        run.losses = LOSSES_EVER_MAX - 1
+        run.lost_attempts = LOST_ATTEMPTS_EVER_MAX - 1
     engine = bench.engine_on(_Cluster(complete_caches(), endings=[by_others()]))
     ticks(engine, 5)
     error = run_of(bench).error
@@ -149,7 +149,7 @@ def test_a_run_that_is_gone_with_ray_or_its_engine_is_not_to_blame_and_starts_ag
     ticks(bench.engine_on(cluster))
     engine = bench.engine_on(cluster)
     backoff = Backoff.model_validate(run_of(bench).backoff)
-    assert (backoff.losses, backoff.faults, backoff.is_over) == (1, 0, True)
+    assert (backoff.lost_attempts, backoff.faults, backoff.is_over) == (1, 0, True)
     ticks(engine)
     assert (run_of(bench).attempt, run_of(bench).state) == (2, State.RUNNING)
 
@@ -161,7 +161,7 @@ def test_caches_that_are_lost_again_wait_say_so_and_keep_their_time_under_the_ne
     ticks(engine, 6)
     job = bench.records.job(bench.job_id)
     backoff = Backoff.model_validate(job.backoff)
-    assert (backoff.losses, backoff.faults, backoff.is_over) == (2, 0, False)
+    assert (backoff.lost_attempts, backoff.faults, backoff.is_over) == (2, 0, False)
     assert logs_of(bench, job)[-1] == f"inference was {backoff.waits_for}"
     assert summarise(job, {}).waits_for == backoff.waits_for
 
@@ -182,13 +182,13 @@ def test_a_waiting_run_that_is_paused_and_resumed_between_two_looks_still_says_w
     engine = bench.engine_on(_Cluster(complete_caches(), endings=[vanished(), vanished()]))
     ticks(engine, 8)
     before = run_of(bench).waits_for
-    bench.wishes.pause_run(run_of(bench).id)
-    bench.wishes.resume_run(run_of(bench).id)
+    bench.job_control.pause_run(run_of(bench).id)
+    bench.job_control.resume_run(run_of(bench).id)
     assert run_of(bench).waits_for is None
     ticks(engine, 1)
     # Now it is seen as queued, as it is seen when that happens twice.
-    bench.wishes.pause_run(run_of(bench).id)
-    bench.wishes.resume_run(run_of(bench).id)
+    bench.job_control.pause_run(run_of(bench).id)
+    bench.job_control.resume_run(run_of(bench).id)
     ticks(engine, 1)
     assert run_of(bench).waits_for == before
 

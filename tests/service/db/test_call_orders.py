@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import select
 
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.engine_queries import Records
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries
+from service.db.job_control import JobControl
 from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
 from service.db.set_aside import reason_of
 from service.db.states import TABLE, TERMINAL, WORKING, State
@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 JOBS_MAX = 3
 FILE: Json = {"name": "f", "path": "p", "size_bytes": 1, "sha256": "0" * 64, "media_type": "text/plain"}
 OVER = TERMINAL | {State.CANCELLING}
-WISHED = {
+STATES_AFTER = {
     "cancel": OVER,
     "pause": {State.PAUSING, State.PAUSED},
     "resume": {State.QUEUED, State.RUNNING, State.LOST},
@@ -40,7 +40,7 @@ WISHED = {
 ANY = st.integers(0, 11)
 # What is late, or ends it all, comes seldom: else little of a life would be seen.
 SELDOM = st.sampled_from([False, False, False, True])
-WISHES = st.sampled_from(["pause", "resume"] * 3 + ["cancel"])
+ACTIONS = st.sampled_from(["pause", "resume"] * 3 + ["cancel"])
 JOB_MOVES = st.sampled_from([State.LOST, State.QUEUED, State.PAUSED] * 3 + [State.PAUSING, *sorted(TERMINAL)])
 RUN_MOVES = st.sampled_from([State.LOST, State.QUEUED, State.PAUSED] * 2 + [State.RUNNING, State.FAILED])
 
@@ -73,9 +73,9 @@ class Life(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         shutil.copy(self.template, self.folder / "db")
         self.database = Database(f"sqlite:///{self.folder / 'db'}")
-        self.engines = {holder: Records(self.database, holder) for holder in "ab"}
-        self.records, self.registry = Records(self.database), Registry(self.database)
-        self.wishes = Wishes(self.database)
+        self.engines = {holder: EngineQueries(self.database, holder) for holder in "ab"}
+        self.records, self.registry = EngineQueries(self.database), ApiQueries(self.database)
+        self.job_control = JobControl(self.database)
         self.workers: list[Worker] = []
         self.ended: dict[str, State] = {}
         self.attempts: dict[str, int] = defaultdict(int)
@@ -113,7 +113,7 @@ class Life(RuleBasedStateMachine):
         run = self.runs[worker.run_id]
         return run.attempt == worker.attempt and run.state in WORKING
 
-    def as_engine(self, late: bool, write: Callable[[Records], object]) -> object:
+    def as_engine(self, late: bool, write: Callable[[EngineQueries], object]) -> object:
         """What the leading engine's write gives; the string ``lost`` for the other one, which must be told so."""
         if not late:
             return write(self.engines[self.leader])
@@ -258,28 +258,28 @@ class Life(RuleBasedStateMachine):
         with self.database.write() as session:
             session.get_one(JobRecord, job_id).priority = priority
 
-    @rule(number=ANY, wish=WISHES)
-    def wish_for_job(self, number: int, wish: str) -> None:
+    @rule(number=ANY, action=ACTIONS)
+    def act_on_job(self, number: int, action: str) -> None:
         """A client has had enough, needs the room for something else, or has it again."""
         job = self.job(number)
-        ask: Callable[[str], JobRecord] = getattr(self.wishes, f"{wish}_job")
-        if wish != "cancel" and job.state in OVER:
+        ask: Callable[[str], JobRecord] = getattr(self.job_control, f"{action}_job")
+        if action != "cancel" and job.state in OVER:
             with pytest.raises(Conflict):
                 ask(job.id)
             return
-        assert ask(job.id).state in WISHED[wish]
-        assert set(self.records.states(job.id)[1].values()) <= WISHED[wish] | OVER
+        assert ask(job.id).state in STATES_AFTER[action]
+        assert set(self.records.states(job.id)[1].values()) <= STATES_AFTER[action] | OVER
 
-    @rule(number=ANY, wish=WISHES)
-    def wish_for_run(self, number: int, wish: str) -> None:
+    @rule(number=ANY, action=ACTIONS)
+    def act_on_run(self, number: int, action: str) -> None:
         """A client wants something of one run."""
         run = self.run(number)
-        ask: Callable[[str], RunRecord] = getattr(self.wishes, f"{wish}_run")
-        if wish != "cancel" and run.state in OVER:
+        ask: Callable[[str], RunRecord] = getattr(self.job_control, f"{action}_run")
+        if action != "cancel" and run.state in OVER:
             with pytest.raises(Conflict):
                 ask(run.id)
             return
-        assert ask(run.id).state in WISHED[wish]
+        assert ask(run.id).state in STATES_AFTER[action]
 
     @rule(number=ANY, whole=st.booleans())
     def retry(self, number: int, whole: bool) -> None:
@@ -318,7 +318,7 @@ class Life(RuleBasedStateMachine):
     def check_ends(self) -> None:
         """No final state is left, no attempt comes back; a job that has ended has only runs that have.
 
-        And nobody works on a run on whose job nobody works: a client's wish would wait for ever.
+        And nobody works on a run on whose job nobody works: a client's request would wait for ever.
         """
         for row in (*self.jobs.values(), *self.runs.values()):
             assert self.ended.get(row.id, row.state) is row.state

@@ -18,10 +18,10 @@ from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import Session
 
 from service.api.routes import events, jobs, runs
-from service.db.api_queries import Idempotency, Registry
+from service.db.api_queries import ApiQueries, Idempotency
 from service.db.database import MIGRATIONS, Database, upgrade_to_head
-from service.db.engine_queries import Records
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries
+from service.db.job_control import JobControl
 from service.db.models import Base, JobRecord, TeacherRecord, new_id, utc_now
 from service.db.packed_events import pack
 from service.db.states import State
@@ -257,7 +257,7 @@ def check_rows(database: Database, kept: Mapping[str, list[dict[str, object]]]) 
 
 def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -> None:
     """Documents, a retry, a new job and its claim, the lease."""
-    registry, records = Registry(database), Records(database, "engine")
+    registry, records = ApiQueries(database), EngineQueries(database, "engine")
     teacher = registry.get(TeacherRecord, str(TEACHER["id"]))
     job = registry.get(JobRecord, JOB_ID)
     shown = jobs.show_one(job, registry)
@@ -283,11 +283,11 @@ def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -
     assert start_run(records, retried.id) == 1
     assert records.record_events(again.id, retried.id, 1, [(0, {"type": "log"})]) == 1
     assert registry.events(again, event.seq, 10)[0][-1].run_id == retried.id
-    assert Wishes(database).pause_run(retried.id).state is State.PAUSING
+    assert JobControl(database).pause_run(retried.id).state is State.PAUSING
     assert registry.add_job(PLAN, teacher, None)[1]
 
 
-def test_upgrading_again_keeps_the_rows(database_url: str, registry: Registry, records: Records) -> None:
+def test_upgrading_again_keeps_the_rows(database_url: str, registry: ApiQueries, records: EngineQueries) -> None:
     """As every start of the service does."""
     job = add_job(registry)
     upgrade_to_head(database_url)
@@ -318,7 +318,7 @@ def test_a_database_without_tables_is_not_at_head(tmp_path: Path) -> None:
         assert not database.is_at_head()
 
 
-def test_a_transaction_that_raises_leaves_nothing(database: Database, registry: Registry) -> None:
+def test_a_transaction_that_raises_leaves_nothing(database: Database, registry: ApiQueries) -> None:
     """All or nothing."""
     job = add_job(registry)
 
@@ -329,7 +329,7 @@ def test_a_transaction_that_raises_leaves_nothing(database: Database, registry: 
 
     with pytest.raises(RuntimeError):
         write()
-    assert Records(database).job(job.id).stage is None
+    assert EngineQueries(database).job(job.id).stage is None
 
 
 def test_sqlites_file_lies_in_the_data_directory_whatever_its_name(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_checkpoint_empties_the_log_and_waits_for_no_reader(tmp_path: Path) -> N
     log = Path(f"{path}-wal")
     reading = ExitStack()
     reading.enter_context(database.read()).execute(text("SELECT count(*) FROM jobs")).all()
-    add_job(Registry(database))
+    add_job(ApiQueries(database))
     size = log.stat().st_size
     assert size > 0
     database.checkpoint()
@@ -404,15 +404,15 @@ def test_checkpoint_empties_the_log_and_waits_for_no_reader(tmp_path: Path) -> N
     database.close()
 
 
-def test_a_reader_does_not_wait_for_a_writer(database_url: str, database: Database, registry: Registry) -> None:
+def test_a_reader_does_not_wait_for_a_writer(database_url: str, database: Database, registry: ApiQueries) -> None:
     """And sees what was before."""
     job = add_job(registry)
     with closing(Database(database_url)) as other:
         with database.write() as session:
             session.get_one(JobRecord, job.id).stage = "training"
             session.flush()
-            assert Records(other).job(job.id).stage is None
-        assert Records(other).job(job.id).stage == "training"
+            assert EngineQueries(other).job(job.id).stage is None
+        assert EngineQueries(other).job(job.id).stage == "training"
 
 
 def test_reads_that_follow_each_other_share_a_connection(database: Database) -> None:
@@ -436,10 +436,10 @@ def test_a_transaction_that_a_failed_test_leaves_open_does_not_hold_up_the_next_
         left.invalidate()
 
 
-def test_times_keep_their_zone(database: Database, registry: Registry) -> None:
+def test_times_keep_their_zone(database: Database, registry: ApiQueries) -> None:
     """SQLite has no type for them."""
     before = utc_now()
-    job = Records(database).job(add_job(registry).id)
+    job = EngineQueries(database).job(add_job(registry).id)
     assert before <= job.created_at <= utc_now()
 
 

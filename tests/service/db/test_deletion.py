@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from service.db.api_queries import Idempotency, Registry
+from service.db.api_queries import ApiQueries, Idempotency
 from service.db.database import Database
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries
+from service.db.job_control import JobControl
 from service.db.models import (
     Base,
     DatasetRecord,
@@ -75,7 +75,7 @@ def rows(database: Database) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def finished_epochs(records: Records, job_id: str, epochs: range, state: State) -> str:
+def finished_epochs(records: EngineQueries, job_id: str, epochs: range, state: State) -> str:
     """The first run of a job trains these epochs and ends in a state, and the job with it; returns its id."""
     assert records.claim_job() is not None
     run_id = records.runs(job_id)[0].id
@@ -135,19 +135,19 @@ def test_a_pinned_job_is_not_deleted_nor_are_its_runs(api: Api) -> None:
 
 
 def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended(
-    deletion: Deletion, registry: Registry, records: Records
+    deletion: Deletion, registry: ApiQueries, records: EngineQueries
 ) -> None:
-    wishes = Wishes(registry.database)
-    first = wishes.cancel_job(add_job(registry).id)
+    job_control = JobControl(registry.database)
+    first = job_control.cancel_job(add_job(registry).id)
     second, _ = registry.retry_job(first.id, lambda: None)
-    wishes.cancel_job(second.id)
+    job_control.cancel_job(second.id)
     third, _ = registry.retry_job(second.id, lambda: None)
     for job in (first, second):
         with pytest.raises(Conflict, match=f"is tried again by .*{third.id}"):
             deletion.delete_job(job.id)
         with pytest.raises(Conflict, match=f"is tried again by .*{third.id}"):
             deletion.delete_run(records.runs(job.id)[0].id)
-    wishes.cancel_job(third.id)
+    job_control.cancel_job(third.id)
     deletion.delete_job(second.id)
     assert records.job(third.id).retry_of == first.id
     assert [run.retry_of for run in records.runs(third.id)] == [run.id for run in records.runs(first.id)]
@@ -160,7 +160,7 @@ def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_retry_that_has_ended_keeps_the_epochs_of_what_it_tried_again(
-    deletion: Deletion, registry: Registry, records: Records, packed: bool
+    deletion: Deletion, registry: ApiQueries, records: EngineQueries, packed: bool
 ) -> None:
     """Those before its own first one; the run in between, which trained none, does not matter."""
     first = add_job(registry)
@@ -181,11 +181,11 @@ def test_a_retry_that_has_ended_keeps_the_epochs_of_what_it_tried_again(
     assert [event.data["epoch"] for event in events if event.type == "epoch"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_an_idempotency_key_of_a_deleted_job_makes_a_new_one(deletion: Deletion, registry: Registry) -> None:
+def test_an_idempotency_key_of_a_deleted_job_makes_a_new_one(deletion: Deletion, registry: ApiQueries) -> None:
     teacher, _ = registry.add_teacher(teacher_row(), lambda: None)
     key = Idempotency("", "k", "d" * 64)
     job, _ = registry.add_job(make_plan(), teacher, key)
-    Wishes(registry.database).cancel_job(job.id)
+    JobControl(registry.database).cancel_job(job.id)
     deletion.delete_job(job.id)
     again, is_new = registry.add_job(make_plan(), teacher, key)
     assert is_new

@@ -1,4 +1,4 @@
-"""Claims, attempts, fencing, wishes, events and the lease, on SQLite and on a real PostgreSQL."""
+"""Claims, attempts, fencing, requests of clients, events and the lease, on SQLite and on a real PostgreSQL."""
 
 import json
 import subprocess
@@ -17,11 +17,11 @@ import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records, actor_name
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries, actor_name
+from service.db.job_control import JobControl
 from service.db.models import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
 from service.db.states import LIVE, State
 from service.errors import Conflict, LeaseLost, NotFound
@@ -33,9 +33,9 @@ FILE: Json = {"name": "f", "path": "p", "size_bytes": 1, "sha256": "0" * 64, "me
 
 
 @pytest.fixture
-def wishes(database: Database) -> Wishes:
+def job_control(database: Database) -> JobControl:
     """What clients ask for."""
-    return Wishes(database)
+    return JobControl(database)
 
 
 def at_once(calls: list[Callable[[], Result]]) -> list[Result]:
@@ -50,7 +50,7 @@ def at_once(calls: list[Callable[[], Result]]) -> list[Result]:
         return list(pool.map(run, calls))
 
 
-def start(records: Records, job: JobRecord) -> tuple[RunRecord, int]:
+def start(records: EngineQueries, job: JobRecord) -> tuple[RunRecord, int]:
     """Claims the job and starts its first run."""
     assert records.claim_job() is not None
     run = records.runs(job.id)[0]
@@ -59,7 +59,7 @@ def start(records: Records, job: JobRecord) -> tuple[RunRecord, int]:
     return run, attempt
 
 
-def test_the_oldest_job_is_claimed_first_and_only_once(records: Records, registry: Registry) -> None:
+def test_the_oldest_job_is_claimed_first_and_only_once(records: EngineQueries, registry: ApiQueries) -> None:
     """In the order of posting, then none."""
     posted = [add_job(registry).id for _ in range(3)]
     claimed = [records.claim_job() for _ in range(4)]
@@ -70,7 +70,7 @@ def test_the_oldest_job_is_claimed_first_and_only_once(records: Records, registr
     assert first.started_at is not None
 
 
-def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: Registry) -> None:
+def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: ApiQueries) -> None:
     """Each has a connection of its own; all jobs are claimed, each once."""
     posted = {add_job(registry).id for _ in range(6)}
 
@@ -78,7 +78,7 @@ def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: Re
         database = Database(database_url)
         try:
             claimed = []
-            while (job := Records(database).claim_job()) is not None:
+            while (job := EngineQueries(database).claim_job()) is not None:
                 claimed.append(job.id)
             return claimed
         finally:
@@ -91,8 +91,8 @@ def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: Re
 CLAIM = """
 import sys
 from service.db.database import Database
-from service.db.engine_queries import Records
-records = Records(Database(sys.argv[1]))
+from service.db.engine_queries import EngineQueries
+records = EngineQueries(Database(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
 job = records.claim_job()
@@ -105,7 +105,7 @@ def test_one_job_and_three_processes(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'db'}"
     upgrade_to_head(url)
     database = Database(url)
-    job = add_job(Registry(database))
+    job = add_job(ApiQueries(database))
     database.close()
     command = [sys.executable, "-c", CLAIM, url]
     root = Path(__file__).parents[3]
@@ -126,7 +126,7 @@ def test_one_job_and_three_processes(tmp_path: Path) -> None:
 
 
 def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_then_the_oldest(
-    records: Records, registry: Registry
+    records: EngineQueries, registry: ApiQueries
 ) -> None:
     """All jobs without a key are one key's."""
     asked: list[tuple[str, int, str | None]] = [
@@ -143,7 +143,9 @@ def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_the
     assert claimed == ["urgent", "b1", "n1", "a1", "n2", "a2", "a3", "late"]
 
 
-def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(records: Records, registry: Registry) -> None:
+def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(
+    records: EngineQueries, registry: ApiQueries
+) -> None:
     """Whatever the priority of what that key has posted."""
     teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
     for name, priority, key_id in [("a1", 9, "a"), ("n1", 5, None), ("a2", 3, "a"), ("b1", 0, "b"), ("n2", 9, None)]:
@@ -160,7 +162,7 @@ def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(records
     assert records.claim_job(accepts) is None
 
 
-def test_an_attempt_counts_up_and_needs_a_running_job(records: Records, registry: Registry) -> None:
+def test_an_attempt_counts_up_and_needs_a_running_job(records: EngineQueries, registry: ApiQueries) -> None:
     """A queued job's run does not start; a running run does not start twice; a lost one does again."""
     job = add_job(registry)
     run = records.runs(job.id)[0]
@@ -174,22 +176,24 @@ def test_an_attempt_counts_up_and_needs_a_running_job(records: Records, registry
     assert start_run(records, "run_nothing") is None
 
 
-def test_runs_that_start_together_share_a_process_of_the_firsts_name(records: Records, registry: Registry) -> None:
+def test_runs_that_start_together_share_a_process_of_the_firsts_name(
+    records: EngineQueries, registry: ApiQueries
+) -> None:
     """Those that may not start are left out, and the next one takes their place."""
     job = add_job(registry, seeds=[0, 1])
     records.claim_job()
     ids = [run.id for run in records.runs(job.id)]
     assert start_run(records, ids[1]) == 1
     started = records.start_attempts([ids[3], "run_nothing", ids[1], ids[0]])
-    assert [(run.id, run.attempt, run.piece) for run in started] == [(ids[3], 1, 0), (ids[0], 1, 1)]
+    assert [(run.id, run.attempt, run.slot) for run in started] == [(ids[3], 1, 0), (ids[0], 1, 1)]
     assert {run.actor for run in started} == {actor_name(ids[3], 1)} == {f"run-{ids[3]}-a1"}
-    stored = {run.id: (run.actor, run.piece) for run in records.runs(job.id)}
+    stored = {run.id: (run.actor, run.slot) for run in records.runs(job.id)}
     assert stored[ids[0]] == (f"run-{ids[3]}-a1", 1)
     assert stored[ids[1]] == (f"run-{ids[1]}-a1", 0)
     assert stored[ids[2]] == (None, None)
 
 
-def test_starters_at_once_get_one_attempt(database_url: str, records: Records, registry: Registry) -> None:
+def test_starters_at_once_get_one_attempt(database_url: str, records: EngineQueries, registry: ApiQueries) -> None:
     """A run has one attempt at a time."""
     job = add_job(registry)
     records.claim_job()
@@ -198,14 +202,14 @@ def test_starters_at_once_get_one_attempt(database_url: str, records: Records, r
     def start_it() -> int | None:
         database = Database(database_url)
         try:
-            return start_run(Records(database), run.id)
+            return start_run(EngineQueries(database), run.id)
         finally:
             database.close()
 
     assert sorted(at_once([start_it] * 4), key=str) == [1, None, None, None]
 
 
-def test_what_a_stale_attempt_writes_does_not_land(records: Records, registry: Registry) -> None:
+def test_what_a_stale_attempt_writes_does_not_land(records: EngineQueries, registry: ApiQueries) -> None:
     """Neither events, progress, a result with its artifacts, nor a state."""
     job = add_job(registry)
     run, stale = start(records, job)
@@ -221,7 +225,7 @@ def test_what_a_stale_attempt_writes_does_not_land(records: Records, registry: R
     assert {event.type for event in registry.events(now, 0, 100)[0]} == {"state"}
 
 
-def test_a_result_and_its_artifacts_land_together_or_not_at_all(records: Records, registry: Registry) -> None:
+def test_a_result_and_its_artifacts_land_together_or_not_at_all(records: EngineQueries, registry: ApiQueries) -> None:
     """A run that has succeeded has its files, one that has not has none."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -237,19 +241,22 @@ def test_a_result_and_its_artifacts_land_together_or_not_at_all(records: Records
     assert [file.name for file in registry.artifacts(run.id)] == ["f"]
 
 
-@pytest.mark.parametrize("wish", [Wishes.pause_run, Wishes.cancel_run])
+@pytest.mark.parametrize("action", [JobControl.pause_run, JobControl.cancel_run])
 def test_a_run_that_ends_while_it_is_told_to_stop_has_succeeded(
-    records: Records, registry: Registry, wishes: Wishes, wish: Callable[[Wishes, str], RunRecord]
+    records: EngineQueries,
+    registry: ApiQueries,
+    job_control: JobControl,
+    action: Callable[[JobControl, str], RunRecord],
 ) -> None:
     """Its work is done; there is nothing left to stop."""
     job = add_job(registry)
     run, attempt = start(records, job)
-    wish(wishes, run.id)
+    action(job_control, run.id)
     assert records.record_result(run.id, attempt, [FILE], {})
     assert records.run(run.id).state is State.SUCCEEDED
 
 
-def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(records: Records, registry: Registry) -> None:
+def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(records: EngineQueries, registry: ApiQueries) -> None:
     """The new engine's attempt fences the old one off."""
     job = add_job(registry)
     first = records.claim_job()
@@ -266,10 +273,10 @@ def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(records: Recor
     assert records.job(job.id).stage == "inference"
 
 
-def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, registry: Registry) -> None:
+def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, registry: ApiQueries) -> None:
     """Whatever it writes, and even if its attempt is still the newest: its successor may not have come so far."""
     job = add_job(registry)
-    old, new = Records(database, "old"), Records(database, "new")
+    old, new = EngineQueries(database, "old"), EngineQueries(database, "new")
     with pytest.raises(LeaseLost, match="old writes, but no engine has the lease"):
         old.claim_job()
     assert old.acquire_lease()
@@ -299,7 +306,9 @@ def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, re
     assert (adopted.holder, adopted.attempt) == ("new", 2)
 
 
-def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(records: Records, registry: Registry) -> None:
+def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(
+    records: EngineQueries, registry: ApiQueries
+) -> None:
     """Engines only end jobs: none is lost or put back into the queue."""
     job = add_job(registry)
     records.claim_job()
@@ -313,14 +322,14 @@ def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(records: Rec
 
 
 def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Paused ones among them; a job that has told of none has none."""
     jobs = [add_job(registry) for _ in range(4)]
     for number, job in enumerate(jobs[:3]):
         records.claim_job()
         records.update_job(job.id, caches={"train": f"key {number}"})
-    wishes.pause_job(jobs[0].id)
+    job_control.pause_job(jobs[0].id)
     assert records.settle_job(jobs[0].id, 1)
     assert records.move_job(jobs[2].id, State.FAILED)
     used = {jobs[0].id: {"train": "key 0"}, jobs[1].id: {"train": "key 1"}}
@@ -329,12 +338,12 @@ def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
 
 
 def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Its engine died in the middle of pausing: the next one has to finish that."""
     job = add_job(registry)
     start(records, job)
-    wishes.pause_job(job.id)
+    job_control.pause_job(job.id)
     adopted = records.adopt_job(job.id)
     assert adopted is not None
     assert (adopted.state, adopted.attempt) == (State.PAUSING, 2)
@@ -344,7 +353,7 @@ def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
     assert records.adopt_job(job.id) is None
 
 
-def test_the_states_of_a_job_and_its_runs_are_read_together(records: Records, registry: Registry) -> None:
+def test_the_states_of_a_job_and_its_runs_are_read_together(records: EngineQueries, registry: ApiQueries) -> None:
     """In the order of the plan; of a job that is gone there are none."""
     job = add_job(registry)
     run, _ = start(records, job)
@@ -353,7 +362,7 @@ def test_the_states_of_a_job_and_its_runs_are_read_together(records: Records, re
     assert records.states("job_nothing") == (None, {})
 
 
-def test_a_job_that_ends_takes_its_runs_along(records: Records, registry: Registry) -> None:
+def test_a_job_that_ends_takes_its_runs_along(records: EngineQueries, registry: ApiQueries) -> None:
     """Of a job that has ended no run waits or works, and a job with such runs has not succeeded."""
     job = add_job(registry)
     start(records, job)
@@ -367,7 +376,7 @@ def test_a_job_that_ends_takes_its_runs_along(records: Records, registry: Regist
     assert (last.run_id, last.data["state"]) == ("", "failed"), "its own end is told last"
 
 
-def test_events_sent_twice_are_stored_once(records: Records, registry: Registry) -> None:
+def test_events_sent_twice_are_stored_once(records: EngineQueries, registry: ApiQueries) -> None:
     """By their number within the attempt."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -379,7 +388,9 @@ def test_events_sent_twice_are_stored_once(records: Records, registry: Registry)
     assert stored == [0, 1, 2, 3]
 
 
-def test_a_worker_that_is_found_again_goes_on_after_the_last_event(records: Records, registry: Registry) -> None:
+def test_a_worker_that_is_found_again_goes_on_after_the_last_event(
+    records: EngineQueries, registry: ApiQueries
+) -> None:
     """Of its own attempt; a job's own events are counted apart from its runs'."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -390,7 +401,7 @@ def test_a_worker_that_is_found_again_goes_on_after_the_last_event(records: Reco
     assert records.next_event(job.id, None, 1) == 0
 
 
-def test_nothing_is_told_of_a_run_that_has_ended(records: Records, registry: Registry) -> None:
+def test_nothing_is_told_of_a_run_that_has_ended(records: EngineQueries, registry: ApiQueries) -> None:
     """So a reader who has seen the end has seen all."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -401,7 +412,7 @@ def test_nothing_is_told_of_a_run_that_has_ended(records: Records, registry: Reg
     assert ended.finished_at is not None
 
 
-def test_not_a_number_is_stored_as_null(records: Records, registry: Registry) -> None:
+def test_not_a_number_is_stored_as_null(records: EngineQueries, registry: ApiQueries) -> None:
     """JSON has no word for it, and PostgreSQL refuses the one that Python uses."""
     job = add_job(registry)
     run, attempt = start(records, job)
@@ -413,7 +424,7 @@ def test_not_a_number_is_stored_as_null(records: Records, registry: Registry) ->
 
 
 def test_events_errors_and_results_with_text_that_cannot_be_sent_are_stored_written_out(
-    records: Records, registry: Registry
+    records: EngineQueries, registry: ApiQueries
 ) -> None:
     """The name of a file that is not UTF-8; NUL, which PostgreSQL refuses."""
     job = add_job(registry)
@@ -429,7 +440,7 @@ def test_events_errors_and_results_with_text_that_cannot_be_sent_are_stored_writ
 
 
 def test_rows_of_an_earlier_version_with_text_that_cannot_be_sent_are_read_written_out(
-    database: Database, records: Records, registry: Registry
+    database: Database, records: EngineQueries, registry: ApiQueries
 ) -> None:
     job = add_job(registry)
     with database.write() as session:
@@ -439,7 +450,7 @@ def test_rows_of_an_earlier_version_with_text_that_cannot_be_sent_are_read_writt
     assert records.job(job.id).error == {"message": "zz\\xfc.png\\x00 🙂"}
 
 
-def test_a_field_that_is_not_progress_is_refused(records: Records, registry: Registry) -> None:
+def test_a_field_that_is_not_progress_is_refused(records: EngineQueries, registry: ApiQueries) -> None:
     """A state is moved, never assigned."""
     job = add_job(registry)
     records.claim_job()
@@ -450,43 +461,45 @@ def test_a_field_that_is_not_progress_is_refused(records: Records, registry: Reg
 # ------------------------------------------------------------------------------------------- what clients ask for
 
 
-def states(records: Records, job_id: str) -> list[str]:
+def states(records: EngineQueries, job_id: str) -> list[str]:
     """Of the job, then of its runs."""
     state, runs = records.states(job_id)
     assert state is not None
     return [state, *runs.values()]
 
 
-def test_cancelling_ends_what_waits_and_tells_what_runs(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_cancelling_ends_what_waits_and_tells_what_runs(
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+) -> None:
     """And cancelling again changes nothing."""
     job = add_job(registry)
     run, attempt = start(records, job)
     for _ in range(2):
-        assert wishes.cancel_job(job.id).state is State.CANCELLING
+        assert job_control.cancel_job(job.id).state is State.CANCELLING
         assert states(records, job.id) == ["cancelling", "cancelling", "cancelled"]
     assert start_run(records, records.runs(job.id)[1].id) is None
     assert records.move_run(run.id, attempt, State.CANCELLED)
     assert records.move_job(job.id, State.CANCELLED)
-    assert wishes.cancel_job(job.id).state is State.CANCELLED
+    assert job_control.cancel_job(job.id).state is State.CANCELLED
 
 
 def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_it_again(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """The engine settles it when its work is put down; asking twice changes nothing."""
     job = add_job(registry)
     run, attempt = start(records, job)
     for _ in range(2):
-        assert wishes.pause_job(job.id).state is State.PAUSING
+        assert job_control.pause_job(job.id).state is State.PAUSING
         assert states(records, job.id) == ["pausing", "pausing", "paused"]
     assert not records.settle_job(job.id, 1), "its run still works"
     assert records.record_events(job.id, run.id, attempt, [(0, {"type": "log"})]) == 1, "it may still speak"
     assert records.move_run(run.id, attempt, State.PAUSED)
     assert records.settle_job(job.id, 1)
-    assert wishes.pause_job(job.id).state is State.PAUSED
+    assert job_control.pause_job(job.id).state is State.PAUSED
     assert records.claim_job() is None
     for _ in range(2):
-        assert wishes.resume_job(job.id).state is State.QUEUED
+        assert job_control.resume_job(job.id).state is State.QUEUED
         assert states(records, job.id) == ["queued", "queued", "queued"]
     claimed = records.claim_job()
     assert claimed is not None
@@ -494,23 +507,27 @@ def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_i
     assert start_run(records, run.id) == 2
 
 
-def test_what_vanishes_while_it_is_pausing_is_paused(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_what_vanishes_while_it_is_pausing_is_paused(
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+) -> None:
     """It goes on from its last checkpoint when it is resumed; until then nobody starts it again."""
     job = add_job(registry)
     run, attempt = start(records, job)
-    wishes.pause_job(job.id)
+    job_control.pause_job(job.id)
     assert records.move_run(run.id, attempt, State.LOST)
     assert start_run(records, run.id) is None
     assert records.settle_job(job.id, 1)
     assert states(records, job.id) == ["paused", "paused", "paused"]
 
 
-def test_a_job_resumed_in_mid_pause_runs_on(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_a_job_resumed_in_mid_pause_runs_on(
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+) -> None:
     """A worker that has put its run down nonetheless makes it wait for its next attempt."""
     job = add_job(registry)
     run, attempt = start(records, job)
-    wishes.pause_job(job.id)
-    assert wishes.resume_job(job.id).state is State.RUNNING
+    job_control.pause_job(job.id)
+    assert job_control.resume_job(job.id).state is State.RUNNING
     assert states(records, job.id) == ["running", "running", "queued"]
     assert not records.settle_job(job.id, 1)
     assert records.move_run(run.id, attempt, State.QUEUED)
@@ -518,56 +535,56 @@ def test_a_job_resumed_in_mid_pause_runs_on(records: Records, registry: Registry
 
 
 def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """No engine needs to be there."""
     job = add_job(registry)
-    wishes.pause_job(job.id)
+    job_control.pause_job(job.id)
     assert states(records, job.id) == ["paused", "paused", "paused"]
-    wishes.resume_job(job.id)
+    job_control.resume_job(job.id)
     assert states(records, job.id) == ["queued", "queued", "queued"]
-    wishes.pause_job(job.id)
-    wishes.cancel_job(job.id)
+    job_control.pause_job(job.id)
+    job_control.cancel_job(job.id)
     assert states(records, job.id) == ["cancelled", "cancelled", "cancelled"]
     assert records.claim_job() is None
 
 
-def test_a_lost_run_is_cancelled_at_once(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_a_lost_run_is_cancelled_at_once(records: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
     """Nobody works on it, though somebody does on its job."""
     job = add_job(registry)
     run, attempt = start(records, job)
     assert records.move_run(run.id, attempt, State.LOST)
-    assert wishes.cancel_run(run.id).state is State.CANCELLED
+    assert job_control.cancel_run(run.id).state is State.CANCELLED
     assert states(records, job.id) == ["running", "cancelled", "queued"]
 
 
 def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Its job runs on."""
     job = add_job(registry)
     run, attempt = start(records, job)
     other = records.runs(job.id)[1].id
-    assert wishes.pause_run(run.id).state is State.PAUSING
-    assert wishes.pause_run(other).state is State.PAUSED
-    assert wishes.resume_run(other).state is State.QUEUED
-    assert wishes.resume_run(run.id).state is State.RUNNING
-    assert wishes.cancel_run(run.id).state is State.CANCELLING
+    assert job_control.pause_run(run.id).state is State.PAUSING
+    assert job_control.pause_run(other).state is State.PAUSED
+    assert job_control.resume_run(other).state is State.QUEUED
+    assert job_control.resume_run(run.id).state is State.RUNNING
+    assert job_control.cancel_run(run.id).state is State.CANCELLING
     with pytest.raises(Conflict, match=f"{run.id} cannot be paused: it is being cancelled"):
-        wishes.pause_run(run.id)
+        job_control.pause_run(run.id)
     assert records.move_run(run.id, attempt, State.CANCELLED)
-    assert wishes.cancel_run(run.id).state is State.CANCELLED
+    assert job_control.cancel_run(run.id).state is State.CANCELLED
     assert states(records, job.id) == ["running", "cancelled", "queued"]
 
 
 def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """So that an engine takes it; the rest of it stays paused until somebody resumes the job."""
     job = add_job(registry)
     first, second = (run.id for run in records.runs(job.id))
-    wishes.pause_job(job.id)
-    wishes.resume_run(second)
+    job_control.pause_job(job.id)
+    job_control.resume_run(second)
     assert states(records, job.id) == ["queued", "paused", "queued"]
     records.claim_job()
     assert start_run(records, first) is None
@@ -575,36 +592,36 @@ def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
     assert records.record_result(second, 1, [], {})
     assert records.settle_job(job.id, 1), "nothing is left but what is paused"
     assert states(records, job.id) == ["paused", "paused", "succeeded"]
-    assert wishes.resume_job(job.id).state is State.QUEUED
+    assert job_control.resume_job(job.id).state is State.QUEUED
 
 
 def test_a_job_that_nobody_works_on_follows_the_last_of_its_runs(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """An engine would build its caches, and then find nothing to train."""
     job = add_job(registry)
     first, second = (run.id for run in records.runs(job.id))
-    wishes.pause_run(first)
+    job_control.pause_run(first)
     assert states(records, job.id) == ["queued", "paused", "queued"]
-    wishes.pause_run(second)
+    job_control.pause_run(second)
     assert states(records, job.id) == ["paused", "paused", "paused"]
-    wishes.cancel_run(first)
+    job_control.cancel_run(first)
     assert states(records, job.id) == ["paused", "cancelled", "paused"]
-    wishes.cancel_run(second)
+    job_control.cancel_run(second)
     assert states(records, job.id) == ["cancelled", "cancelled", "cancelled"]
     assert records.job(job.id).finished_at is not None
 
 
 def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """As an engine would end it."""
     job = add_job(registry)
     run, attempt = start(records, job)
-    wishes.pause_run(records.runs(job.id)[1].id)
+    job_control.pause_run(records.runs(job.id)[1].id)
     assert records.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "nan"})
     assert records.settle_job(job.id, 1)
-    wishes.cancel_run(records.runs(job.id)[1].id)
+    job_control.cancel_run(records.runs(job.id)[1].id)
     ended = records.job(job.id)
     assert ended.state is State.FAILED
     assert ended.error == {
@@ -614,43 +631,43 @@ def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
 
 
 def test_what_has_ended_stays_as_it_is_and_says_what_can_be_done(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Cancelling it is no mistake, pausing and resuming it are."""
     job = add_job(registry)
     finish(records, job.id)
     run_id = records.runs(job.id)[0].id
-    assert wishes.cancel_job(job.id).state is State.SUCCEEDED
-    assert wishes.cancel_run(run_id).state is State.SUCCEEDED
+    assert job_control.cancel_job(job.id).state is State.SUCCEEDED
+    assert job_control.cancel_run(run_id).state is State.SUCCEEDED
     with pytest.raises(Conflict, match="cannot be paused: it has succeeded"):
-        wishes.pause_job(job.id)
+        job_control.pause_job(job.id)
     with pytest.raises(Conflict, match="cannot be resumed: it has succeeded"):
-        wishes.resume_run(run_id)
-    cancelled = wishes.cancel_job(add_job(registry).id)
+        job_control.resume_run(run_id)
+    cancelled = job_control.cancel_job(add_job(registry).id)
     with pytest.raises(Conflict, match="cannot be resumed: it was cancelled, but it can be retried"):
-        wishes.resume_job(cancelled.id)
+        job_control.resume_job(cancelled.id)
 
 
-@pytest.mark.parametrize("wish", ["cancel", "pause", "resume"])
-def test_a_wish_about_nothing_is_not_found(wishes: Wishes, wish: str) -> None:
+@pytest.mark.parametrize("action", ["cancel", "pause", "resume"])
+def test_a_request_about_nothing_is_not_found(job_control: JobControl, action: str) -> None:
     """Whatever the id looks like."""
     for id in ("job_x", "run_" + "0" * 26, "\0"):
         with pytest.raises(NotFound):
-            getattr(wishes, f"{wish}_job")(id)
+            getattr(job_control, f"{action}_job")(id)
         with pytest.raises(NotFound):
-            getattr(wishes, f"{wish}_run")(id)
+            getattr(job_control, f"{action}_run")(id)
 
 
 # ------------------------------------------------------------------------------------------------------------ retry
 
 
-def retry(registry: Registry, job_id: str) -> tuple[JobRecord, bool]:
+def retry(registry: ApiQueries, job_id: str) -> tuple[JobRecord, bool]:
     """As a client without a key, with room on the disk."""
     return registry.retry_job(job_id, lambda: None)
 
 
 def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
-    records: Records, registry: Registry, wishes: Wishes
+    records: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """With the same plan, and the places in it that the runs had; asked again, it is the same job."""
     job = add_job(registry, seeds=[0, 1])
@@ -661,7 +678,7 @@ def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
     records.start_attempts(ids)
     assert records.record_result(ids[0], 1, [], {})
     assert records.move_run(ids[1], 1, State.FAILED, error={"type": "E", "message": "nan"})
-    wishes.cancel_job(job.id)
+    job_control.cancel_job(job.id)
     assert records.move_job(job.id, State.CANCELLED)
 
     again, is_new = retry(registry, job.id)
@@ -683,11 +700,11 @@ def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
     assert claimed.id == again.id
 
 
-def test_each_run_is_retried_once(records: Records, registry: Registry, wishes: Wishes) -> None:
+def test_each_run_is_retried_once(records: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
     """A job's retry takes what its runs' retries have left; a retry can itself be retried."""
     job = add_job(registry)
     first, second = (run.id for run in records.runs(job.id))
-    wishes.cancel_job(job.id)
+    job_control.cancel_job(job.id)
     alone, is_new = registry.retry_run(second, lambda: None)
     assert is_new
     assert [run.retry_of for run in records.runs(alone.id)] == [second]
@@ -697,20 +714,20 @@ def test_each_run_is_retried_once(records: Records, registry: Registry, wishes: 
     assert retry(registry, job.id)[0].id == rest.id
     same, is_new = registry.retry_run(second, lambda: None)
     assert (same.id, is_new) == (alone.id, False)
-    wishes.cancel_job(alone.id)
+    job_control.cancel_job(alone.id)
     third, is_new = retry(registry, alone.id)
     assert is_new
     assert (third.retry_of, [run.index for run in records.runs(third.id)]) == (alone.id, [1])
 
 
-def test_retries_at_once_make_one_job(database_url: str, registry: Registry, wishes: Wishes) -> None:
+def test_retries_at_once_make_one_job(database_url: str, registry: ApiQueries, job_control: JobControl) -> None:
     """Each run of it is there once."""
-    job_id = wishes.cancel_job(add_job(registry).id).id
+    job_id = job_control.cancel_job(add_job(registry).id).id
 
     def ask() -> tuple[str, bool]:
         database = Database(database_url)
         try:
-            job, is_new = retry(Registry(database), job_id)
+            job, is_new = retry(ApiQueries(database), job_id)
             return job.id, is_new
         finally:
             database.close()
@@ -721,13 +738,13 @@ def test_retries_at_once_make_one_job(database_url: str, registry: Registry, wis
 
 
 def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
-    registry: Registry, wishes: Wishes, tmp_path: Path
+    registry: ApiQueries, job_control: JobControl, tmp_path: Path
 ) -> None:
     """Nothing is made otherwise; what was made before is still found."""
-    job = wishes.cancel_job(add_job(registry).id)
-    other = wishes.cancel_job(add_job(registry).id)
+    job = job_control.cancel_job(add_job(registry).id)
+    other = job_control.cancel_job(add_job(registry).id)
     made = retry(registry, other.id)[0]
-    wishes.cancel_job(made.id)
+    job_control.cancel_job(made.id)
 
     def refuse() -> None:
         raise Conflict("no room")
@@ -741,7 +758,7 @@ def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
     assert len(registry.jobs(None, None, 100)[0]) == 3
 
 
-def test_the_metrics_of_a_retry_go_on_where_the_run_ended(records: Records, registry: Registry) -> None:
+def test_the_metrics_of_a_retry_go_on_where_the_run_ended(records: EngineQueries, registry: ApiQueries) -> None:
     """It begins at a checkpoint; the epochs before that are those of the run that it tries again."""
 
     def tell(job_id: str, run_id: str, epochs: Sequence[int], top1: float) -> None:
@@ -767,7 +784,7 @@ def test_the_metrics_of_a_retry_go_on_where_the_run_ended(records: Records, regi
 
 def test_the_lease_has_one_holder_until_it_runs_out(database: Database) -> None:
     """A heartbeat renews it; silence loses it; giving it back frees it at once."""
-    a, b = Records(database, "a"), Records(database, "b")
+    a, b = EngineQueries(database, "a"), EngineQueries(database, "b")
     assert a.lease().age_s is None
     assert a.acquire_lease(ttl_s=60)
     assert not b.acquire_lease(ttl_s=60)
@@ -786,7 +803,7 @@ def test_the_lease_has_one_holder_until_it_runs_out(database: Database) -> None:
 
 def test_a_lease_that_was_lost_is_not_renewed_although_nobody_has_it_now(database: Database) -> None:
     """Another engine has led meanwhile, and what this one knows of the jobs is of before."""
-    first, second = Records(database, "first"), Records(database, "second")
+    first, second = EngineQueries(database, "first"), EngineQueries(database, "second")
     assert first.acquire_lease()
     assert first.acquire_lease(renews=True)
     assert second.acquire_lease(ttl_s=0.0)
@@ -802,7 +819,7 @@ def test_a_lease_whose_heartbeat_is_from_the_future_is_taken_once_it_was_the_sam
     """Its holder's clock was ahead, or this one was set back; a holder that is alive beats again meanwhile."""
     clock = SimpleNamespace(now_s=100.0)
     monkeypatch.setattr("service.db.engine_queries.time", SimpleNamespace(monotonic=lambda: clock.now_s))
-    a, b = Records(database, "a"), Records(database, "b")
+    a, b = EngineQueries(database, "a"), EngineQueries(database, "b")
 
     def beats(ahead_s: float) -> None:
         with database.write() as session:
@@ -837,7 +854,7 @@ def test_engines_at_once_get_one_lease(database_url: str) -> None:
     def acquire(holder: str) -> bool:
         database = Database(database_url)
         try:
-            return Records(database, holder).acquire_lease()
+            return EngineQueries(database, holder).acquire_lease()
         finally:
             database.close()
 
@@ -846,7 +863,7 @@ def test_engines_at_once_get_one_lease(database_url: str) -> None:
 
 
 def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commits(
-    database_url: str, records: Records, registry: Registry
+    database_url: str, records: EngineQueries, registry: ApiQueries
 ) -> None:
     """Otherwise a reader that has seen an event could miss one before it."""
     job = add_job(registry)
@@ -855,7 +872,7 @@ def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commi
 
     def write() -> None:
         with closing(Database(database_url)) as other:
-            Records(other).record_events(job.id, run.id, attempt, [(1, {"type": "log"})])
+            EngineQueries(other).record_events(job.id, run.id, attempt, [(1, {"type": "log"})])
         done.set()
 
     with records.database.write() as session:

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from service.cli import main
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries
+from service.db.job_control import JobControl
 from service.db.models import (
     DeletedPathRecord,
     EventRecord,
@@ -44,7 +44,7 @@ class Shelf:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.settings = database, settings
-        self.registry, self.records = Registry(database), Records(database, "engine")
+        self.registry, self.records = ApiQueries(database), EngineQueries(database, "engine")
         self.deletion = Deletion(database, settings)
         self.retention = Retention(settings, self.deletion)
         teacher, _ = self.registry.add_teacher(teacher_row(), lambda: None)
@@ -122,7 +122,7 @@ def test_pinned_live_and_needed_jobs_stay_and_count(shelf: Shelf) -> None:
     # The live one's files are among those of all.
     assert shelf.collect(dry_run=True, jobs_max_bytes=5 * FILE_BYTES) == [2]
     assert shelf.collect(jobs_max_age_s=0) == [2, 3, 4]
-    Wishes(shelf.database).cancel_job(retry.id)
+    JobControl(shelf.database).cancel_job(retry.id)
     shelf.ids.append(retry.id)
     assert shelf.collect(jobs_max_age_s=0) == [1, 5]
 
@@ -152,7 +152,7 @@ def test_the_leading_engine_collects_what_the_settings_say_and_another_one_nothi
     with shelf.database.write() as session:
         session.add(DeletedPathRecord(path="jobs/gone"))
     (settings.jobs_dir / "gone").mkdir()
-    other = Records(shelf.database, "another")
+    other = EngineQueries(shelf.database, "another")
     assert other.acquire_lease()
     keeper = Housekeeper(settings, shelf.records, period_s=0.01)
     with keeper:
@@ -260,7 +260,7 @@ def test_decoded_copies_that_a_live_job_was_told_of_or_that_were_just_opened_sta
     assert shelf.retention.collect(Limits(decoded_max_bytes=0)).decoded == []
     assert decoded.remove(shelf.settings.datasets_dir, second.name, utc_now() + timedelta(days=1)) == second.size_bytes
     assert opened.take(slice(0, 8)).shape == (8, 8, 8, 1)
-    Wishes(shelf.database).cancel_job(job.id)
+    JobControl(shelf.database).cancel_job(job.id)
     assert shelf.records.move_job(job.id, State.CANCELLED)
     assert [copy.fingerprint for copy in shelf.retention.collect(Limits(decoded_max_bytes=0)).decoded] == [
         first.fingerprint
@@ -282,7 +282,7 @@ def test_what_a_killed_decoding_has_left_goes_and_what_is_being_decoded_stays(sh
 # ------------------------------------------------------------------------------------------------------------- events
 
 
-def a_told_job(registry: Registry, records: Records, epochs: int) -> tuple[JobRecord, str]:
+def a_told_job(registry: ApiQueries, records: EngineQueries, epochs: int) -> tuple[JobRecord, str]:
     """A job that has ended, with events of every kind; the id of its first run."""
     job = add_job(registry)
     assert records.claim_job() is not None
@@ -306,7 +306,7 @@ def a_told_job(registry: Registry, records: Records, epochs: int) -> tuple[JobRe
     return job, runs[0].id
 
 
-def every(registry: Registry, owner: object, limit: int) -> list[tuple[object, ...]]:
+def every(registry: ApiQueries, owner: object, limit: int) -> list[tuple[object, ...]]:
     """All events of a job or run, page by page."""
     found: list[tuple[object, ...]] = []
     after, has_more = 0, True
@@ -320,7 +320,7 @@ def every(registry: Registry, owner: object, limit: int) -> list[tuple[object, .
 
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_compacted_events_are_what_they_were_without_steps_and_superseded_progress(
-    registry: Registry, records: Records, limit: int
+    registry: ApiQueries, records: EngineQueries, limit: int
 ) -> None:
     job, run_id = a_told_job(registry, records, epochs=PACK_MAX + 20)
     other, _ = a_told_job(registry, records, epochs=3)
@@ -344,7 +344,7 @@ def test_compacted_events_are_what_they_were_without_steps_and_superseded_progre
 
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_a_job_of_which_one_run_alone_was_compacted_is_read_in_order(
-    registry: Registry, records: Records, limit: int
+    registry: ApiQueries, records: EngineQueries, limit: int
 ) -> None:
     """As a kill in the middle leaves it; what the runs told lies between each other."""
     job, run_id = a_told_job(registry, records, epochs=PACK_MAX + 20)
@@ -357,14 +357,16 @@ def test_a_job_of_which_one_run_alone_was_compacted_is_read_in_order(
     assert every(registry, job, limit) == [row for row in before if row[2] != run_id or row[5] != "step"]
 
 
-def test_events_of_a_live_job_are_not_compacted(registry: Registry, records: Records) -> None:
+def test_events_of_a_live_job_are_not_compacted(registry: ApiQueries, records: EngineQueries) -> None:
     job = add_job(registry)
     records.claim_job()
     assert compact(registry.database, job.id) == 0
     assert len(every(registry, job, 10)) == 1
 
 
-def test_an_event_that_is_damaged_stays_where_it_is(registry: Registry, records: Records, database: Database) -> None:
+def test_an_event_that_is_damaged_stays_where_it_is(
+    registry: ApiQueries, records: EngineQueries, database: Database
+) -> None:
     job, run_id = a_told_job(registry, records, epochs=3)
     metrics = registry.metrics(run_id)
     if not database.is_sqlite:
@@ -379,7 +381,7 @@ def test_an_event_that_is_damaged_stays_where_it_is(registry: Registry, records:
 
 
 def test_events_go_by_the_age_of_their_job_and_not_while_streams_may_wait_for_its_end(
-    registry: Registry, records: Records, database: Database, tmp_path: Path
+    registry: ApiQueries, records: EngineQueries, database: Database, tmp_path: Path
 ) -> None:
     settings = make_settings(tmp_path)
     settings.make_folders()
@@ -413,7 +415,7 @@ def test_an_sqlite_file_is_smaller_after_a_collection(tmp_path: Path) -> None:
     upgrade_to_head(settings.database)
     database = Database(settings.database)
     try:
-        registry, records = Registry(database), Records(database)
+        registry, records = ApiQueries(database), EngineQueries(database)
         job, _ = a_told_job(registry, records, epochs=400)
         database.checkpoint()
         before, _ = database.size_bytes()

@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from service.cli import main
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.engine_queries import Records
-from service.engine.cache_leases import CacheHolds
-from service.engine.scheduler import Engine
+from service.db.engine_queries import EngineQueries
+from service.engine.cache_leases import CacheLeases
+from service.engine.scheduler import Scheduler
 from service.gpus import GpuWatch
 from service.operations.readiness import EngineParts
 from store import Catalog
@@ -98,7 +98,7 @@ def test_the_command_line_pins_and_unpins(
 def test_a_jobs_caches_are_held_until_it_ends_and_count_as_used_then(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     shared, own = (small_cache(tmp_path, seed) for seed in range(2))
-    holds = CacheHolds(catalog)
+    holds = CacheLeases(catalog)
     holds.take("job_1", [shared])
     holds.take("job_2", [shared, own, "a" * 64])
     assert is_held(catalog, own)
@@ -114,7 +114,7 @@ def test_a_jobs_caches_are_held_until_it_ends_and_count_as_used_then(tmp_path: P
 def test_a_cache_that_was_made_again_is_held_again(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path)
     key = small_cache(tmp_path)
-    holds = CacheHolds(catalog)
+    holds = CacheLeases(catalog)
     holds.take("job", [key])
     catalog.delete(key)
     small_cache(tmp_path)
@@ -135,7 +135,7 @@ class _Watcher:
 
     def build_caches(self, *_: object) -> object:
         self._look()
-        return SimpleNamespace(crew=SimpleNamespace(shares=[]))
+        return SimpleNamespace(actor_group=SimpleNamespace(shares=[]))
 
 
 def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_any(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
     settings.make_folders()
     upgrade_to_head(settings.database)
     database = Database(settings.database)
-    records, registry = Records(database), Registry(database)
+    records, registry = EngineQueries(database), ApiQueries(database)
     catalog = Catalog(settings.caches_dir)
     keys = [small_cache(settings.caches_dir, seed) for seed in range(2)]
     for key in keys:
@@ -153,7 +153,7 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
         records.update_job(claimed.id, caches={"train": key})
     looks: list[list[bool]] = []
     watcher = _Watcher(lambda: looks.append([is_held(catalog, key) for key in keys]))
-    engine = Engine(settings, records, EngineParts(records))
+    engine = Scheduler(settings, records, EngineParts(records))
     engine.recover(cast("Cluster", watcher), GpuWatch(promised=0))
     engine.tick()
     database.close()

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from service.db.database import Database, LogGone, upgrade_to_head
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord
 from service.engine.allocation import Need
 from service.engine.capacity import choose_capacity
@@ -135,7 +135,7 @@ def test_backups_of_a_service_at_work_hold_what_has_succeeded_and_another_goes_o
     assert counts[-1] == counts[0] + 2
     # In the first one it was being trained.
     with contextlib.closing(Database(restored[0].database)) as database:
-        records = Records(database, "successor")
+        records = EngineQueries(database, "successor")
         assert records.acquire_lease(ttl_s=0.0)
         assert [record.id for record in records.unfinished_jobs()] == [job["id"]]
         assert records.adopt_job(job["id"]) is not None
@@ -372,7 +372,7 @@ def test_settings_take_an_empty_variable_for_none(monkeypatch: pytest.MonkeyPatc
 
 
 class _DatabaseThatFails:
-    """Records whose lease cannot be renewed, as when another process holds the database."""
+    """EngineQueries whose lease cannot be renewed, as when another process holds the database."""
 
     holder = "engine"
 
@@ -391,7 +391,7 @@ def test_a_heartbeat_survives_a_locked_database_and_ends_the_engine_before_its_l
 ) -> None:
     monkeypatch.setattr("service.engine.process.RENEW_S", 0.01)
     monkeypatch.setattr("service.engine.process.LEASE_TTL_S", 0.2)
-    ending, records = threading.Event(), cast("Records", _DatabaseThatFails(error))
+    ending, records = threading.Event(), cast("EngineQueries", _DatabaseThatFails(error))
     started = time.monotonic()
     with Heartbeat(records, ending, EngineParts(records)):
         assert ending.wait(10)
@@ -415,7 +415,7 @@ def test_a_heartbeat_empties_the_log_of_the_database_now_and_then(
     monkeypatch.setattr("service.engine.process.CHECKPOINT_S", 0.0)
     monkeypatch.setattr(Database, "checkpoint", watched)
     with contextlib.closing(Database(url)) as database:
-        records = Records(database, "engine")
+        records = EngineQueries(database, "engine")
         assert records.acquire_lease()
         with Heartbeat(records, threading.Event(), EngineParts(records)):
             assert emptied.wait(30)

@@ -11,9 +11,9 @@ from store import CacheReader
 from tests.support import hostile_teachers, onnx_models
 from tests.support.digits import Digits
 from tests.support.processes import job_of, running_service, uploaded
-from workers.config.job import Folders, InferenceOrder, JobSpec, NoAugmentation
+from workers.config.job import Folders, InferenceTask, JobSpec, NoAugmentation
 from workers.errors import InvalidTeacher
-from workers.events import ContractChecked, Log, ignore, never
+from workers.events import Log, PreflightChecked, ignore, never
 from workers.onnx import confined_session
 from workers.onnx.confined_session import Limits
 from workers.teacher import teacher
@@ -45,7 +45,7 @@ def test_job_whose_teacher_loops_in_large_batches_is_refused_before_inference(
     events: list[object] = []
     with pytest.raises(InvalidTeacher, match="did not finish 256 pictures within"):
         plan_caches(job, folders, events.append, never, threads=1, device="cpu")
-    assert not any(isinstance(event, ContractChecked) for event in events)
+    assert not any(isinstance(event, PreflightChecked) for event in events)
 
 
 def test_job_whose_teacher_takes_all_memory_in_large_batches_is_done_in_smaller_ones(
@@ -74,7 +74,7 @@ def test_job_inference_is_confined_and_shares_the_machines_memory(
         return Limits(3 << 30)
 
     monkeypatch.setattr(teacher, "limits_of", limits_of)
-    order = InferenceOrder(
+    order = InferenceTask(
         folders=digits.folders,
         teacher=digits.teacher_spec,
         spec=digits.plan.test_cache,

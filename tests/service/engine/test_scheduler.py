@@ -16,27 +16,27 @@ import pytest
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.deletion import Deletion
-from service.db.engine_queries import Records
-from service.db.job_control import Wishes
+from service.db.engine_queries import EngineQueries
+from service.db.job_control import JobControl
 from service.db.models import EngineRecord, JobRecord, utc_now
 from service.db.states import State
 from service.engine.attempt_files import list_artifacts
 from service.engine.housekeeping import Housekeeper
 from service.engine.process import _lead
 from service.engine.progress import CacheProgress
-from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOSSES_MAX, Engine
+from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOST_ATTEMPTS_MAX, Scheduler
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
 from service.operations.readiness import EngineParts
 from store import Catalog
 from tests.support.service_helpers import add_job, make_plan, make_settings, start_run, teacher_row
 from tests.support.store_cases import is_held, make_spec, write_cache
-from workers.cluster.outcomes import Numbered, Outcome
-from workers.cluster.ray_cluster import Cluster, Crew
-from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingOrder
+from workers.cluster.outcomes import Numbered, TaskOutcome
+from workers.cluster.ray_cluster import ActorGroup, Cluster
+from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingTask
 from workers.run_files import ARTIFACTS, CHECKPOINT
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.forwards import ForwardCounter
@@ -47,11 +47,11 @@ class _Task:
     """In the place of a cluster's: tells what it was given, and keeps what it is told."""
 
     events: Sequence[Numbered] = ()
-    outcome: Outcome | None = None
+    outcome: TaskOutcome | None = None
     told: list[str] = field(default_factory=list)
-    crew: Crew = field(default_factory=lambda: Crew([cast("Any", object())], [0]))
+    actor_group: ActorGroup = field(default_factory=lambda: ActorGroup([cast("Any", object())], [0]))
 
-    def poll(self) -> tuple[Sequence[Numbered], Outcome | None]:
+    def poll(self) -> tuple[Sequence[Numbered], TaskOutcome | None]:
         return self.events, self.outcome
 
     def acknowledge(self, _: Sequence[Numbered]) -> None:
@@ -88,38 +88,40 @@ class _Cluster:
 
     cpus = 2
 
-    def __init__(self, *tasks: _Task, gpus: int = 0, endings: Sequence[Outcome] = ()) -> None:
+    def __init__(self, *tasks: _Task, gpus: int = 0, endings: Sequence[TaskOutcome] = ()) -> None:
         self.gpus = gpus
         self._tasks, self._endings = iter(tasks), iter(endings)
         self.has_ended_others = False
-        self.trained: list[tuple[Sequence[TrainingOrder], float]] = []
-        self.started: list[Crew] = []
+        self.trained: list[tuple[Sequence[TrainingTask], float]] = []
+        self.started: list[ActorGroup] = []
         self.found: dict[str, _Task] = {}
         self.attached: dict[str, tuple[int, float, float]] = {}
         self.inferring: list[float] = []
-        self.exported: list[tuple[TrainingOrder, str, int]] = []
+        self.exported: list[tuple[TrainingTask, str, int]] = []
         self.exports: list[_Task] = []
 
-    def export(self, name: str, order: TrainingOrder, first_event: int) -> _Task:
-        crew = Crew([cast("Any", object())], [0])
-        crew.exports = True
+    def export(self, name: str, order: TrainingTask, first_event: int) -> _Task:
+        actor_group = ActorGroup([cast("Any", object())], [0])
+        actor_group.exports = True
         self.exported.append((order, name, first_event))
-        self.exports.append(_Task(crew=crew))
+        self.exports.append(_Task(actor_group=actor_group))
         return self.exports[-1]
 
     def find_export(self, name: str, acknowledged: int) -> _Task | None:
         named = zip(self.exported, self.exports, strict=True)
         return next((task for (_, known, _), task in named if known == name), None)
 
-    def train(self, name: str, orders: Sequence[TrainingOrder], cpus: float, gpu_share: float) -> list[_Task]:
+    def train(self, name: str, orders: Sequence[TrainingTask], cpus: float, gpu_share: float) -> list[_Task]:
         self.trained.append((orders, gpu_share))
-        crew = Crew([cast("Any", object())] * orders[0].training.actors, range(len(orders)), cpus, gpu_share)
-        self.started.append(crew)
+        actor_group = ActorGroup(
+            [cast("Any", object())] * orders[0].training.actors, range(len(orders)), cpus, gpu_share
+        )
+        self.started.append(actor_group)
         endings = [next(self._endings, None) for _ in orders]
         for order, ending in zip(orders, endings, strict=True):
             if ending is not None and ending.value is not None:
                 ending.value["order"] = order.model_dump_json()
-        self.tasks = [_Task(outcome=ending, crew=crew) for ending in endings]
+        self.tasks = [_Task(outcome=ending, actor_group=actor_group) for ending in endings]
         return self.tasks
 
     def attach(
@@ -128,7 +130,7 @@ class _Cluster:
         if name not in self.found:
             return {}
         self.attached[name] = (count, cpus, gpu_share)
-        self.found[name].crew = Crew([cast("Any", object())] * count, acknowledged, cpus, gpu_share)
+        self.found[name].actor_group = ActorGroup([cast("Any", object())] * count, acknowledged, cpus, gpu_share)
         return {0: self.found[name]}
 
     def end_others(self, names: Mapping[str, int]) -> int:
@@ -141,8 +143,8 @@ class _Cluster:
         self.forwards_in = forwards_in
         assert confine_on_gpu
         task = next(self._tasks)
-        task.crew = Crew([cast("Any", object())], [0], gpu_share=gpu_share)
-        task.crew.shares = []
+        task.actor_group = ActorGroup([cast("Any", object())], [0], gpu_share=gpu_share)
+        task.actor_group.shares = []
         self.inferring.append(gpu_share)
         return task
 
@@ -155,16 +157,16 @@ class _Bench:
         self.settings.make_folders()
         upgrade_to_head(self.settings.database)
         self.database = Database(self.settings.database)
-        self.records, self.wishes = Records(self.database, "this"), Wishes(self.database)
+        self.records, self.job_control = EngineQueries(self.database, "this"), JobControl(self.database)
         assert self.records.acquire_lease()
-        self.job_id = add_job(Registry(self.database), **plan).id
+        self.job_id = add_job(ApiQueries(self.database), **plan).id
         self.gpus = GpuWatch(0)
 
-    def engine(self, *tasks: _Task) -> Engine:
+    def engine(self, *tasks: _Task) -> Scheduler:
         return self.engine_on(_Cluster(*tasks))
 
-    def engine_on(self, cluster: _Cluster, **settings: object) -> Engine:
-        engine = Engine(self.settings.model_copy(update=settings), self.records, EngineParts(self.records))
+    def engine_on(self, cluster: _Cluster, **settings: object) -> Scheduler:
+        engine = Scheduler(self.settings.model_copy(update=settings), self.records, EngineParts(self.records))
         self.gpus = GpuWatch(cluster.gpus)
         engine.recover(cast("Cluster", cluster), self.gpus)
         return engine
@@ -190,8 +192,8 @@ def bench(tmp_path: Path) -> Iterator[_Bench]:
     bench.database.close()
 
 
-def vanished() -> Outcome:
-    return Outcome(kind="vanished", error_type="ActorDiedError", message="it died")
+def vanished() -> TaskOutcome:
+    return TaskOutcome(kind="vanished", error_type="ActorDiedError", message="it died")
 
 
 def complete_caches() -> _Task:
@@ -204,15 +206,15 @@ def complete_caches() -> _Task:
         accuracy=TeacherAccuracy(test=1.0, views=0.5),
     )
     forwards = {"teacher_forwards": 0, "teacher_forwards_needed": 1000}
-    return _Task(outcome=Outcome(kind="done", value={"plan": plan.model_dump(mode="json"), **forwards}))
+    return _Task(outcome=TaskOutcome(kind="done", value={"plan": plan.model_dump(mode="json"), **forwards}))
 
 
-def failed(kind: str) -> Outcome:
-    return Outcome(kind="failed", error_type=kind, message="so it says.")
+def failed(kind: str) -> TaskOutcome:
+    return TaskOutcome(kind="failed", error_type=kind, message="so it says.")
 
 
-def trained() -> Outcome:
-    return Outcome(kind="done", value={"trained": True})
+def trained() -> TaskOutcome:
+    return TaskOutcome(kind="done", value={"trained": True})
 
 
 def inferred(rows: int, key: str = "0" * 64) -> list[Numbered]:
@@ -227,7 +229,7 @@ def test_losses_of_a_caches_process_count_unless_it_had_inferred_something(
     bench: _Bench, rows: int, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
-    tasks = [_Task(inferred(rows), vanished()) for _ in range(LOSSES_MAX + 1)]
+    tasks = [_Task(inferred(rows), vanished()) for _ in range(LOST_ATTEMPTS_MAX + 1)]
     engine = bench.engine(*tasks, _Task())
     for _ in range(len(tasks) + 2):
         engine.tick()
@@ -235,14 +237,14 @@ def test_losses_of_a_caches_process_count_unless_it_had_inferred_something(
 
 
 def test_a_caches_process_that_was_told_to_stop_and_did_not_listen_is_no_loss(bench: _Bench) -> None:
-    tasks = [_Task() for _ in range(LOSSES_MAX + 2)]
+    tasks = [_Task() for _ in range(LOST_ATTEMPTS_MAX + 2)]
     engine = bench.engine(*tasks, _Task())
     engine.tick()
     for task in tasks:
         engine.tick()
-        bench.wishes.pause_job(bench.job_id)
+        bench.job_control.pause_job(bench.job_id)
         engine.tick()
-        bench.wishes.resume_job(bench.job_id)
+        bench.job_control.resume_job(bench.job_id)
         assert task.told == ["stop"]
         # After the grace, as it is killed.
         task.outcome = vanished()
@@ -290,9 +292,9 @@ def test_the_caches_of_a_paused_job_are_held_until_it_ends_by_the_next_engine_to
     engine = bench.engine(task)
     for _ in range(2):
         engine.tick()
-    bench.wishes.pause_job(bench.job_id)
+    bench.job_control.pause_job(bench.job_id)
     engine.tick()
-    task.outcome = Outcome(kind="stopped")
+    task.outcome = TaskOutcome(kind="stopped")
     engine.tick()
     assert bench.state is State.PAUSED
     assert task.told == ["stop", "close"]
@@ -303,24 +305,24 @@ def test_the_caches_of_a_paused_job_are_held_until_it_ends_by_the_next_engine_to
     assert not is_held(catalog, key)
     engine = bench.engine()
     assert is_held(catalog, key)
-    bench.wishes.cancel_job(bench.job_id)
+    bench.job_control.cancel_job(bench.job_id)
     engine.tick()
     assert not is_held(catalog, key)
 
 
 @pytest.mark.parametrize(
-    ("wish", "state"), [(None, State.LOST), ("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)]
+    ("action", "state"), [(None, State.LOST), ("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)]
 )
 def test_a_run_whose_process_is_gone_with_its_engine_leaves_its_checkpoint_alone(
-    bench: _Bench, wish: str | None, state: State
+    bench: _Bench, action: str | None, state: State
 ) -> None:
     """Killed after its artifacts were in place and before anybody knew, it has not succeeded, nor does it look so."""
     bench.records.claim_job()
     run = bench.records.runs(bench.job_id)[0]
     assert start_run(bench.records, run.id) == 1
     folder = bench.left(run.id, 1)
-    if wish is not None:
-        ask: Callable[[str], object] = getattr(bench.wishes, wish)
+    if action is not None:
+        ask: Callable[[str], object] = getattr(bench.job_control, action)
         ask(run.id)
     bench.engine()
     assert bench.records.run(run.id).state is state
@@ -348,13 +350,13 @@ def test_what_workers_tell_of_this_machines_folders_is_stored_relative_to_them(b
     data_dir = bench.settings.data_dir.resolve()
     file = data_dir / "caches" / "ab" / "zarr.json"
     told = {"type": "log", "level": "warning", "message": f"{file}: the file is missing"}
-    outcome = Outcome(kind="failed", error_type="CacheCorrupt", message=f"{file}: not JSON, see '{data_dir}'")
+    outcome = TaskOutcome(kind="failed", error_type="CacheCorrupt", message=f"{file}: not JSON, see '{data_dir}'")
     engine = bench.engine(_Task([(0, told)], outcome))
     for _ in range(3):
         engine.tick()
     error = bench.records.job(bench.job_id).error or {}
     assert error["message"] == "caches/ab/zarr.json: not JSON, see 'the data directory'"
-    registry = Registry(bench.database)
+    registry = ApiQueries(bench.database)
     events, _ = registry.events(registry.get(JobRecord, bench.job_id), after=0, limit=100)
     assert "caches/ab/zarr.json: the file is missing" in [event.data.get("message") for event in events]
 
@@ -372,7 +374,7 @@ def test_of_a_run_that_is_lost_or_cancelled_the_farthest_checkpoint_alone_stays(
                 content.writestr("data", "weights")
             assert bench.records.move_run(run.id, attempt, State.LOST)
     if state is State.CANCELLED:
-        bench.wishes.cancel_run(run.id)
+        bench.job_control.cancel_run(run.id)
     bench.engine()
     assert bench.records.run(run.id).state is state
     left = [path.parent.name for path in folder.parent.rglob(CHECKPOINT)]
@@ -387,7 +389,7 @@ def test_a_new_engine_removes_checkpoints_that_an_earlier_version_has_left_of_en
         with zipfile.ZipFile(bench.left(run.id, attempt) / CHECKPOINT, "w") as content:
             content.writestr("data", "weights")
         bench.records.move_run(run.id, attempt, State.LOST)
-    bench.wishes.cancel_run(run.id)
+    bench.job_control.cancel_run(run.id)
     Housekeeper(bench.settings, bench.records).collect(is_first=True)
     left = [path.parent.name for path in (bench.settings.jobs_dir / bench.job_id / run.id).rglob(CHECKPOINT)]
     assert left == ["a2"]
@@ -395,8 +397,8 @@ def test_a_new_engine_removes_checkpoints_that_an_earlier_version_has_left_of_en
 
 def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_meanwhile(bench: _Bench) -> None:
     """The one has ended, so nothing keeps the other."""
-    registry = Registry(bench.database)
-    bench.wishes.cancel_job(bench.job_id)
+    registry = ApiQueries(bench.database)
+    bench.job_control.cancel_job(bench.job_id)
     again, _ = registry.retry_job(bench.job_id, lambda: None)
     bench.records.claim_job()
     run = bench.records.runs(again.id)[0]
@@ -404,7 +406,7 @@ def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_mea
     assert attempt is not None
     assert bench.records.record_result(run.id, attempt, [], {})
     ended = bench.records.run(run.id)
-    bench.wishes.cancel_job(again.id)
+    bench.job_control.cancel_job(again.id)
     for other in bench.records.runs(again.id)[1:]:
         assert other.state is State.CANCELLED
     assert bench.records.move_job(again.id, State.CANCELLED)
@@ -417,7 +419,7 @@ def test_a_job_that_fails_as_a_whole_leaves_checkpoints_alone(bench: _Bench) -> 
     bench.records.claim_job()
     run = bench.records.runs(bench.job_id)[0]
     assert start_run(bench.records, run.id) == 1
-    engine = bench.engine(_Task(outcome=Outcome(kind="failed", error_type="QuotaExceeded", message="no room")))
+    engine = bench.engine(_Task(outcome=TaskOutcome(kind="failed", error_type="QuotaExceeded", message="no room")))
     folder = bench.left(run.id, 1)
     for _ in range(2):
         engine.tick()
@@ -429,10 +431,12 @@ def test_an_engine_that_was_stopped_before_it_looked_for_strays_ends_no_process_
     bench: _Bench,
 ) -> None:
     """Nothing was unfinished, so it has written nothing that would have told it."""
-    assert Records(bench.database, "other").acquire_lease(ttl_s=0)
+    assert EngineQueries(bench.database, "other").acquire_lease(ttl_s=0)
     cluster = _Cluster()
     with pytest.raises(LeaseLost, match="this ends: another engine leads"):
-        Engine(bench.settings, bench.records, EngineParts(bench.records)).recover(cast("Cluster", cluster), GpuWatch(0))
+        Scheduler(bench.settings, bench.records, EngineParts(bench.records)).recover(
+            cast("Cluster", cluster), GpuWatch(0)
+        )
     assert not cluster.has_ended_others
 
 
@@ -452,7 +456,7 @@ def test_an_engine_that_waits_for_the_lease_says_who_has_it_since_when_and_by_wh
         ahead = utc_now() + timedelta(hours=2)
         session.execute(update(EngineRecord).values(holder="elsewhere:pid:7:ab", heartbeat_at=ahead))
     monkeypatch.setattr("service.engine.process.LEASE_TTL_S", 0.05)
-    challenger = Records(bench.database, "challenger")
+    challenger = EngineQueries(bench.database, "challenger")
     with capture_logs() as logs:
         assert _lead(challenger, threading.Event(), EngineParts(challenger))
     assert challenger.lease().holder == "challenger"
@@ -570,7 +574,7 @@ def test_inference_that_is_out_of_memory_is_tried_once_more_on_a_gpu_of_its_own(
 
 def test_engine_whose_slots_one_key_fills_takes_the_job_of_another(bench: _Bench) -> None:
     """Each job of the one more urgent than all before it, and none of them ever ends."""
-    registry = Registry(bench.database)
+    registry = ApiQueries(bench.database)
     teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
     engine = bench.engine(*[_Task() for _ in range(ACTIVE_JOBS_EVER_MAX)])
     for number in range(KEY_ACTIVE_JOBS_MAX + 2):
@@ -588,10 +592,10 @@ def test_engine_names_the_teacher_in_the_error_of_a_job_that_it_has_failed(
     bench: _Bench, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
-    lost = Outcome(kind="vanished", error_type=kind, message="its process ended")
+    lost = TaskOutcome(kind="vanished", error_type=kind, message="its process ended")
     ending = failed(kind) if kind == "InvalidTeacher" else lost
-    engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOSSES_MAX + 1)])
-    for _ in range(2 * LOSSES_MAX + 4):
+    engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOST_ATTEMPTS_MAX + 1)])
+    for _ in range(2 * LOST_ATTEMPTS_MAX + 4):
         engine.tick()
     job = bench.records.job(bench.job_id)
     assert job.state is State.FAILED
@@ -640,14 +644,14 @@ def test_a_run_that_needs_a_whole_gpu_is_told_as_waiting_until_one_is_empty(tmp_
         engine.tick()
     first, second, third = bench.records.runs(bench.job_id)
     assert len(cluster.started) == 3
-    for crew, gpu in zip(cluster.started[1:], ("0", "1"), strict=True):
-        crew.note(0, gpu)
+    for actor_group, gpu in zip(cluster.started[1:], ("0", "1"), strict=True):
+        actor_group.note(0, gpu)
     for _ in range(3):
         engine.tick()
     waits = bench.records.run(first.id)
     why = f"waits for a whole GPU: 2 of 2 are partly or wholly used by run {second.id}, run {third.id}"
     assert (waits.state, waits.waits_for) == (State.LOST, why)
-    events, _ = Registry(bench.database).events(waits, 0, 1000)
+    events, _ = ApiQueries(bench.database).events(waits, 0, 1000)
     told = [event.data["message"] for event in events if event.type == "log"]
     assert told == [why]
     assert [share for _, share in cluster.trained] == [0.5] * 3
@@ -706,7 +710,7 @@ def test_a_run_that_was_told_to_pause_and_is_trained_is_not_exported(bench: _Ben
     engine = bench.engine_on(cluster)
     for _ in range(3):
         engine.tick()
-    bench.wishes.pause_job(bench.job_id)
+    bench.job_control.pause_job(bench.job_id)
     for task in cluster.tasks:
         task.outcome = trained()
     for _ in range(2):
@@ -723,10 +727,10 @@ def test_artifacts_are_listed_without_what_a_file_manager_has_put_beside_them(tm
     assert [row["name"] for row in list_artifacts(tmp_path / "a1", tmp_path)] == ["result.json"]
 
 
-@pytest.mark.parametrize(("wish", "state"), [("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)])
+@pytest.mark.parametrize(("action", "state"), [("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)])
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_once(
-    tmp_path: Path, wish: str, state: State, gpus: int
+    tmp_path: Path, action: str, state: State, gpus: int
 ) -> None:
     """By a process that exports, and by the one that has trained it: neither listens meanwhile."""
     bench = _Bench(tmp_path, methods=["ce", "kd"], group_size=1)
@@ -742,7 +746,7 @@ def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_onc
         engine.tick()
     assert exporting.told == []
     folder = bench.left(run.id, 1)
-    ask: Callable[[str], object] = getattr(bench.wishes, wish)
+    ask: Callable[[str], object] = getattr(bench.job_control, action)
     ask(run.id)
     engine.tick()
     assert "kill" in exporting.told
@@ -750,10 +754,10 @@ def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_onc
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
     if not gpus and state is State.PAUSED:
         # Resumed, it tells of no epoch again, and exports at once.
-        bench.wishes.resume_run(run.id)
+        bench.job_control.resume_run(run.id)
         engine.tick()
         again = cast("_Task", engine._jobs[bench.job_id].runs[run.id].task)
-        bench.wishes.pause_run(run.id)
+        bench.job_control.pause_run(run.id)
         engine.tick()
         assert "kill" in again.told
     bench.database.close()
@@ -766,6 +770,6 @@ def test_a_run_that_is_still_training_is_asked_to_stop_and_not_killed(bench: _Be
         engine.tick()
     run = bench.records.runs(bench.job_id)[0]
     task = cast("_Task", engine._jobs[bench.job_id].runs[run.id].task)
-    bench.wishes.pause_run(run.id)
+    bench.job_control.pause_run(run.id)
     engine.tick()
     assert task.told == ["pause"]

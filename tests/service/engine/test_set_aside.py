@@ -18,12 +18,12 @@ from sqlalchemy import update
 
 from service.cli.follow import JobView
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, JobRecord, Json, RunRecord
 from service.db.set_aside import TryBackoff
 from service.db.states import State
 from service.engine.disk import EngineDisk
-from service.engine.scheduler import Engine
+from service.engine.scheduler import Scheduler
 from service.operations import disk
 from service.operations.disk import Freeable
 from service.operations.readiness import EngineParts
@@ -33,7 +33,7 @@ from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complet
 from tests.support.full_disk import on_a_small_disk
 from tests.support.service_helpers import Api, PostgresServer, start_run
 from tests.support.store_cases import make_spec, write_cache
-from workers.cluster.outcomes import Outcome, outcome
+from workers.cluster.outcomes import TaskOutcome, outcome
 from workers.disk_errors import disk_error
 from workers.errors import DiskLow, InvalidDataset
 from workers.training.artifacts import CHECKPOINT, load_checkpoint
@@ -80,7 +80,7 @@ class Room:
             raise OSError(self.error, os.strerror(self.error))
 
 
-def tick_until(engine: Engine, holds: Callable[[], bool]) -> None:
+def tick_until(engine: Scheduler, holds: Callable[[], bool]) -> None:
     for _ in range(20):
         if holds():
             return
@@ -95,8 +95,8 @@ def disk_part(bench: _Bench) -> Json:
         return part
 
 
-def full() -> Outcome:
-    return Outcome(kind="failed", error_type="DiskLow", message=LOW, disk="ENOSPC")
+def full() -> TaskOutcome:
+    return TaskOutcome(kind="failed", error_type="DiskLow", message=LOW, disk="ENOSPC")
 
 
 # ------------------------------------------------------------------------------------------------- what is recognised
@@ -183,10 +183,10 @@ def test_load_checkpoint_passes_over_a_damaged_file_but_not_over_one_that_may_be
 
 
 @pytest.mark.parametrize(
-    "ending", [full(), Outcome(kind="failed", error_type="OSError", message="EROFS", disk="EROFS")]
+    "ending", [full(), TaskOutcome(kind="failed", error_type="OSError", message="EROFS", disk="EROFS")]
 )
 def test_runs_that_end_because_of_the_disk_are_set_aside_with_the_reason_and_go_on_by_themselves(
-    bench: _Bench, room: Room, ending: Outcome
+    bench: _Bench, room: Room, ending: TaskOutcome
 ) -> None:
     """From their checkpoints, as no failure and no loss; their job is set aside once nothing else is left of it."""
     cluster = _Cluster(complete_caches(), endings=[ending, ending])
@@ -197,7 +197,7 @@ def test_runs_that_end_because_of_the_disk_are_set_aside_with_the_reason_and_go_
     job = bench.records.job(bench.job_id)
     assert (job.state, (job.set_aside or {})["code"]) == (State.PAUSED, ending.disk)
     for run in bench.records.runs(bench.job_id):
-        assert (run.state, run.attempt, run.losses, run.error) == (State.PAUSED, 1, 0, None)
+        assert (run.state, run.attempt, run.lost_attempts, run.error) == (State.PAUSED, 1, 0, None)
         assert run.set_aside is not None
         assert run.set_aside["message"].startswith(str(ending.message))
         assert "mount it writable again" in run.set_aside["message"]
@@ -335,7 +335,7 @@ def test_a_process_that_vanishes_is_no_loss_if_the_disk_is_found_to_be_bad(
     work = engine._jobs[bench.job_id].runs[run.id]
     engine._poll_run(engine._jobs[bench.job_id], run.id, work)
     run = bench.records.run(run.id)
-    assert (run.state, run.losses) == (state, int(not is_read_only))
+    assert (run.state, run.lost_attempts) == (state, int(not is_read_only))
 
 
 def test_artifacts_that_cannot_be_listed_because_of_the_disk_set_a_run_aside(
@@ -345,7 +345,9 @@ def test_artifacts_that_cannot_be_listed_because_of_the_disk_set_a_run_aside(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("service.engine.scheduler.list_artifacts", fail)
-    engine = bench.engine_on(_Cluster(complete_caches(), endings=[Outcome(kind="done", value={}) for _ in range(2)]))
+    engine = bench.engine_on(
+        _Cluster(complete_caches(), endings=[TaskOutcome(kind="done", value={}) for _ in range(2)])
+    )
     tick_until(engine, lambda: bench.state is State.PAUSED)
     for run in bench.records.runs(bench.job_id):
         assert (run.state, run.error) == (State.PAUSED, None)
@@ -474,7 +476,7 @@ def test_a_postgresql_database_whose_disk_is_full_or_fails_says_so(
     assert isinstance(caught.value, DatabaseFull) == is_full
 
 
-class _FullDatabase(Records):
+class _FullDatabase(EngineQueries):
     """Whose lease cannot be renewed for some time, because the disk is full."""
 
     def __init__(self, times: int, renewed: threading.Event) -> None:

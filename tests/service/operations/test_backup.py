@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord
 from service.db.states import State
 from service.engine.attempt_files import list_artifacts
@@ -59,7 +59,7 @@ def a_service(folder: Path, jobs: int = 1, **changes: object) -> Settings:
 def add_job(settings: Settings, database: Database, number: int) -> JobRecord:
     content = onnx_bytes(salt=float(number))
     sha256 = hashlib.sha256(content).hexdigest()
-    registry = Registry(database)
+    registry = ApiQueries(database)
     place = settings.teacher_path(sha256)
     teacher = registry.add_teacher(teacher_row(sha256), lambda: void(place.write_bytes(content)))[0]
     return registry.add_job(make_plan(), teacher, None)[0]
@@ -67,7 +67,7 @@ def add_job(settings: Settings, database: Database, number: int) -> JobRecord:
 
 def do_job(settings: Settings, database: Database, number: int) -> str:
     """What an engine and its workers would do: a checkpoint, artifacts in one rename, and then the rows."""
-    job, records = add_job(settings, database, number), Records(database)
+    job, records = add_job(settings, database, number), EngineQueries(database)
     claimed = records.claim_job()
     assert claimed is not None
     for run in records.runs(claimed.id):
@@ -234,7 +234,7 @@ def a_small_service(folder: Path, text: str) -> Settings:
     settings.make_folders()
     upgrade_to_head(settings.database)
     with closing(Database(settings.database)) as database:
-        registry, records = Registry(database), Records(database)
+        registry, records = ApiQueries(database), EngineQueries(database)
         teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
         job = registry.add_job(make_plan(name=text, methods=["ce"]), teacher, None)[0]
         assert records.claim_job() is not None

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from service.api.server import serve
 from service.cli import main
-from service.db.api_queries import Registry
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, LogGone, upgrade_to_head
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.engine.process import run_engine
 from service.errors import DamagedCopy, NewerDatabase
 from service.operations.data_dir import open_database
@@ -26,8 +26,8 @@ def a_service(folder: Path) -> tuple[Settings, str, str]:
     """Settings, job and run of a data directory with one attempt."""
     settings = make_settings(folder)
     with open_database(settings) as database:
-        records = Records(database)
-        job = add_job(Registry(database))
+        records = EngineQueries(database)
+        job = add_job(ApiQueries(database))
         records.claim_job()
         (run, _) = records.runs(job.id)
         assert start_run(records, run.id) == 1
@@ -70,7 +70,7 @@ def killed(tmp_path: Path) -> tuple[Settings, str]:
     settings, killed = make_settings(tmp_path), make_settings(tmp_path / "killed")
     prepare(settings)
     with closing(Database(settings.database)) as database:
-        records, job = Records(database), add_job(Registry(database))
+        records, job = EngineQueries(database), add_job(ApiQueries(database))
         records.claim_job()
         run = records.runs(job.id)[0]
         start_run(records, run.id)
@@ -98,7 +98,7 @@ def test_start_refuses_a_database_whose_log_was_removed_after_a_kill_and_goes_on
     log.write_bytes(kept)
     assert warnings_of_a_start(settings) == []
     with open_database(settings) as database:
-        assert Records(database).job(job).id == job
+        assert EngineQueries(database).job(job).id == job
 
 
 def test_start_without_the_log_and_its_index_names_the_jobs_that_are_lost(killed: tuple[Settings, str]) -> None:
@@ -191,17 +191,17 @@ def test_start_on_a_copy_reads_its_database_through_once_and_refuses_one_of_two_
 
     def start(folder: Path) -> list[str]:
         with capture_logs() as logs, open_database(settings.model_copy(update={"data_dir": folder})) as database:
-            assert Records(database).job(job).id == job
+            assert EngineQueries(database).job(job).id == job
         return [line["event"] for line in logs if "is checked" in line["event"]]
 
     assert start(settings.data_dir) == []
     with closing(Database(settings.database)) as database, database.read():
         for _ in range(40):
-            add_job(Registry(database))
+            add_job(ApiQueries(database))
         shutil.copytree(settings.data_dir, torn)
         database.checkpoint()
         for _ in range(40):
-            add_job(Registry(database))
+            add_job(ApiQueries(database))
         shutil.copytree(settings.data_dir, whole)
     for suffix in ("-wal", "-shm"):
         shutil.copy(whole / f"retort.sqlite3{suffix}", torn)

@@ -23,7 +23,7 @@ from service.api.metrics import Metrics
 from service.cli import main
 from service.cli.supervisor import GAVE_UP, BackgroundService, ServiceEnded, command
 from service.db.database import Database, DatabaseFull
-from service.db.engine_queries import Records
+from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, utc_now
 from service.doctor import installation, packages
 from service.engine import process
@@ -42,7 +42,7 @@ pytest_plugins = ["tests.support.service_fixtures"]
 @pytest.fixture
 def parts(api: Api) -> EngineParts:
     """Of an engine that leads on the API's database, and whose Ray works."""
-    records = Records(api.context.database, "engine")
+    records = EngineQueries(api.context.database, "engine")
     parts = EngineParts(records)
     assert records.acquire_lease(begin=parts.begin)
     return parts
@@ -105,7 +105,7 @@ def test_parts_of_an_engine_that_is_gone_are_not_known_and_the_next_one_keeps_th
         assert document["parts"][name]["ok"] is None
     assert document["parts"]["ray"]["last_error"]["message"] == "it died"
 
-    records = Records(api.context.database, "next")
+    records = EngineQueries(api.context.database, "next")
     assert records.acquire_lease(begin=EngineParts(records).begin)
     document = ready(api)
     assert document["reasons"] == [RAY_STARTS]
@@ -156,12 +156,12 @@ def test_readyz_tells_of_a_database_that_could_not_be_written_until_somebody_has
     assert not ready(api)["ready"]
     # Of another process.
     with closing(Database(api.settings.database)) as other:
-        assert Records(other, "engine").acquire_lease()
+        assert EngineQueries(other, "engine").acquire_lease()
     assert ready(api)["ready"]
 
 
 def test_an_engine_of_an_earlier_version_says_nothing_of_its_parts_and_is_believed(api: Api) -> None:
-    assert Records(api.context.database, "earlier").acquire_lease()
+    assert EngineQueries(api.context.database, "earlier").acquire_lease()
     assert ready(api)["ready"]
     with api.context.database.write() as session:
         session.get_one(EngineRecord, 1).parts = {"ray": {"of": "tomorrow"}}
@@ -172,7 +172,7 @@ def test_a_look_is_one_statement_and_reads_no_migrations(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In either database; less than a millisecond of this process, where Alembic took nine."""
-    records = Records(database, "engine")
+    records = EngineQueries(database, "engine")
     assert records.acquire_lease()
     settings = make_settings(tmp_path, database_url=str(database.url))
     settings.make_folders()
@@ -236,7 +236,7 @@ def test_metrics_and_engine_health_and_doctor_tell_the_same_parts(
 def test_gpus_that_do_not_work_are_a_part(api: Api, parts: EngineParts) -> None:
     parts.set("ray", None)
     report = GpuReport(promised=1, failure="the driver is too old")
-    Records(api.context.database, "engine").record_gpus(report.model_dump(mode="json"))
+    EngineQueries(api.context.database, "engine").record_gpus(report.model_dump(mode="json"))
     part = ready(api)["parts"]["gpu"]
     assert part["ok"] is False
     assert "the driver is too old" in part["reason"]
@@ -258,7 +258,7 @@ class _Clock:
 def test_an_engine_whose_clock_is_set_keeps_that_as_the_clocks_last_error(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = Records(api.context.database, "engine")
+    records = EngineQueries(api.context.database, "engine")
     parts = EngineParts(records)
     assert records.acquire_lease(begin=parts.begin)
     parts.set("ray", None)
@@ -306,7 +306,7 @@ def test_an_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason
     assert failing[1] == RAY_STARTS_MAX == 5
     assert "it was tried 5 of 5 times): no port is free (try 5). The engine gives up" in str(caught.value)
     with open_database(settings) as database:
-        assert Records(database).lease().holder is None
+        assert EngineQueries(database).lease().holder is None
         look = ReadinessCheck(database, settings).look()
     assert "no engine leads: start `retort engine`; the last one gave up: Ray does not start" in look.reasons[0]
     last = look.parts["ray"].last_error
@@ -316,7 +316,7 @@ def test_an_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason
 
 def test_ray_that_starts_after_some_failures_is_no_reason_to_give_up(api: Api, failing: list[int]) -> None:
     failing[0] = 4
-    records = Records(api.context.database, "engine")
+    records = EngineQueries(api.context.database, "engine")
     parts = EngineParts(records)
     assert records.acquire_lease(begin=parts.begin)
     assert _start_ray(api.settings, parts, threading.Event()) is not None
@@ -383,4 +383,4 @@ def test_an_engine_alone_ends_with_a_status_of_its_own(tmp_path: Path, foreign_f
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["event"] for line in said].count("Ray does not start") == 5
     with closing(Database(f"sqlite:///{tmp_path / 'data' / 'retort.sqlite3'}")) as database:
-        assert Records(database).lease().holder is None
+        assert EngineQueries(database).lease().holder is None

@@ -23,12 +23,12 @@ from tests.support.store_cases import digests
 from workers import signals
 from workers.cluster import ray_cluster
 from workers.cluster.deaths import Death
-from workers.cluster.outcomes import Outcome, Share
+from workers.cluster.outcomes import Share, TaskOutcome
 from workers.cluster.ray_cluster import (
-    ACTOR_LOSSES_MAX,
+    ACTOR_DEATHS_MAX,
+    ActorGroup,
+    BlockQueue,
     Cluster,
-    Crew,
-    Pile,
     Task,
     WorkerLost,
     _InferencePool,
@@ -80,7 +80,7 @@ def new_name() -> str:
     return f"run-{uuid.uuid4().hex}-a1"
 
 
-def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: None) -> Outcome:
+def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: None) -> TaskOutcome:
     """Poll to the end, as the engine does; ``seen`` is told every event."""
     numbers = []
     while True:
@@ -141,7 +141,7 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     needed = told["contract_checked"][0]["forwards"] + sum(spec.views * spec.samples for spec in specs)
     lost = plan.train_cache.rows_in(range(4))
     assert needed - 256 <= count_forwards(counters) <= needed + lost
-    # A record that was there stayed, whoever had the block on its pile again.
+    # A record that was there stayed, whoever had the block in its queue again.
     assert len(seen_first) == sum(spec.blocks for spec in specs)
     for record, before in seen_first.items():
         assert (record.stat().st_ino, record.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
@@ -246,7 +246,7 @@ def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits:
     training = SMALL.model_copy(update={"epochs": 4})
     orders = [digits.order(method, tmp_path / method, training) for method in ("kd", "rld", "ce")]
     tasks = cluster.train(new_name(), orders, cpus=1, gpu_share=0.0)
-    assert {task.crew for task in tasks} == {tasks[0].crew}
+    assert {task.actor_group for task in tasks} == {tasks[0].actor_group}
 
     def stop_the_second(event: dict[str, Any]) -> None:
         if event["type"] == "epoch" and event["epoch"] == 1:
@@ -453,11 +453,11 @@ def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
     name = new_name()
     [task] = cluster.train(name, [order], cpus=1, gpu_share=0.5)
     found = cluster.attach(name, 1, {0: 0}, cpus=1, gpu_share=0.5)[0]
-    assert found.crew.shares == [Share(cpus=1, gpu=0.5)]
+    assert found.actor_group.shares == [Share(cpus=1, gpu=0.5)]
     outcome = follow(found)
     assert (outcome.kind, outcome.error_type) == ("failed", "DeviceUnavailable")
     # Which GPU it is on, it says itself.
-    assert [share.gpu_id for share in found.crew.shares if share.gpu_id in NO_GPUS]
+    assert [share.gpu_id for share in found.actor_group.shares if share.gpu_id in NO_GPUS]
     task.close()
     assert "a GPU was promised to this run" in (outcome.message or "")
 
@@ -466,19 +466,19 @@ def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
 
 
 def test_any_number_of_inference_actors_may_die_but_not_of_the_same_blocks() -> None:
-    pile, done, killed = Pile(range(10), 4), [], Death("killed")
-    while pile:
-        piece = pile.take()
-        for _ in range(ACTOR_LOSSES_MAX):
-            pile.give_back(piece, killed)
-            assert pile.take() == piece
-        for _ in range(2 * ACTOR_LOSSES_MAX):
-            pile.give_back(piece, Death("others have the memory", is_node_fault=True))
-            assert pile.take() == piece
-        done.append(piece)
+    queue, done, killed = BlockQueue(range(10), 4), [], Death("killed")
+    while queue:
+        blocks = queue.take()
+        for _ in range(ACTOR_DEATHS_MAX):
+            queue.give_back(blocks, killed)
+            assert queue.take() == blocks
+        for _ in range(2 * ACTOR_DEATHS_MAX):
+            queue.give_back(blocks, Death("others have the memory", is_node_fault=True))
+            assert queue.take() == blocks
+        done.append(blocks)
     assert done == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     with pytest.raises(WorkerLost, match="4 inference actors died with the same blocks, the last one: killed"):
-        pile.give_back([8, 9], killed)
+        queue.give_back([8, 9], killed)
 
 
 def test_a_signal_that_comes_while_handlers_are_swapped_waits_and_meets_the_callers() -> None:
@@ -512,7 +512,7 @@ def test_a_thread_leaves_signals_to_the_main_thread_and_may_wait_as_well() -> No
 class Process:
     """Stands for one of a student's processes: notes what it is told, answers how its work has ended."""
 
-    def __init__(self, outcome: Outcome | None = None) -> None:
+    def __init__(self, outcome: TaskOutcome | None = None) -> None:
         self.told: list[int] = []
         self.stop = SimpleNamespace(remote=self.told.append)
         self.answer = SimpleNamespace(remote=lambda *_: ray_cluster.ray.put(([], outcome, None)))
@@ -524,9 +524,9 @@ def test_a_later_process_of_a_student_that_waits_for_its_pictures_is_stopped_as_
 ) -> None:
     """The first one waits for it meanwhile, in an exchange that hears nothing."""
     monkeypatch.setattr(ray_cluster, "_PEER_GRACE_S", 0.0)
-    stopped = Outcome(kind="stopped", message="while it waited for pictures")
+    stopped = TaskOutcome(kind="stopped", message="while it waited for pictures")
     first, second = Process(), Process(stopped)
-    task = Task(Crew([first, second], [0]), has_begun=True)
+    task = Task(ActorGroup([first, second], [0]), has_begun=True)
     task.stop()
     assert (first.told, second.told) == ([0], [0])
     while (found := task.poll()[1]) is None:

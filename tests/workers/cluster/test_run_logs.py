@@ -20,7 +20,7 @@ from tests.service.api.test_routes import problem
 from tests.support.service_helpers import Api, start_run
 from workers import logs
 from workers.errors import NotFinite, Paused, Stopped
-from workers.events import ContractChecked, Epoch, Log, Step
+from workers.events import Epoch, Log, PreflightChecked, Step
 from workers.logs import BYTES_MAX, RunLog, ids_of
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -168,7 +168,7 @@ def test_it_is_bounded_and_keeps_room_for_warnings_and_the_end(tmp_path: Path) -
     attempt = attempt_of(tmp_path)
     log = open_log(attempt)
     emit = log.emitting(lambda event: None)
-    told = ContractChecked(
+    told = PreflightChecked(
         rows=1, forwards=1, accuracy=1, chance=0.1, output_kind="logits", provider="p" * 900, provider_reason=""
     )
     for _ in range(1200):

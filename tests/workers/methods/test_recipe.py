@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 # What a reader of the recipe would add, and nothing more: (file, the line it goes before or after, the text).
 POLICY_FUNCTION = '''
-def halfway(student: Statistics, teacher: Statistics, config: Halfway, batch: Batch) -> Temperatures:
+def halfway(student: Statistics, teacher: Statistics, config: Halfway, batch: PolicyBatch) -> Temperatures:
     """The spread of the teacher's logits over a divisor, weight T^2."""
     tau_B1 = (teacher["max"] - teacher["min"]) / config.divisor
     return Temperatures(tau_B1, tau_B1, tau_B1 * tau_B1)
@@ -39,7 +39,7 @@ def reverse(
 ) -> LossResult:
     """KL(student || teacher)."""
     log_p_BC, log_q_BC = teacher.softened(temperatures.teacher), student.softened(temperatures.student)
-    return LossResult({"reverse": Part(1.0, divergence(log_q_BC, log_p_BC), temperatures.weight)})
+    return LossResult({"reverse": LossPart(1.0, divergence(log_q_BC, log_p_BC), temperatures.weight)})
 
 
 '''

@@ -406,6 +406,6 @@ def test_an_answer_that_the_check_would_not_give_is_a_refusal(
     value: sandbox.Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that has taken over its reader may have it say anything."""
-    monkeypatch.setattr(sandbox, "call", lambda *_, **__: sandbox.Outcome(value, None))
+    monkeypatch.setattr(sandbox, "call", lambda *_, **__: sandbox.SandboxOutcome(value, None))
     with pytest.raises(InvalidTeacher, match="no answer of ours"):
         inspect_in_subprocess(saved(onnx_models.random_linear(), tmp_path))

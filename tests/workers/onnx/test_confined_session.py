@@ -20,7 +20,7 @@ from tests.support.hostile_teachers import TRIGGER
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
 from workers.onnx import confined_session
 from workers.onnx.confined_session import ConfinedSession, Limits, limits_of
-from workers.onnx.session import CUDA_PROVIDER, Session, cuda_providers
+from workers.onnx.session import CUDA_PROVIDER, OnnxSession, cuda_providers
 from workers.onnx.session_child import Output
 from workers.onnx.shared_arrays import SharedArrays, SharedReader
 
@@ -41,7 +41,7 @@ def opened(built: onnx.ModelProto, folder: Path, **changes: float) -> Iterator[C
 
 def test_session_in_a_confined_process_computes_what_one_in_this_process_does(tmp_path: Path) -> None:
     with opened(onnx_models.random_linear(), tmp_path) as session:
-        here = Session(tmp_path / "teacher.onnx", "images", "logits", threads=1)
+        here = OnnxSession(tmp_path / "teacher.onnx", "images", "logits", threads=1)
         assert (session.provider, session.missing) == (here.provider, ())
         for rows in (1, 5, 200):
             given = pictures(rows)
@@ -162,7 +162,7 @@ def test_session_whose_process_somebody_ends_is_started_again(tmp_path: Path, mo
         session._process.wait()
         with pytest.raises(SessionLost, match=r"ended by SIGKILL, as the kernel does where .* memory"):
             session.run(pictures())
-        assert count() == confined_session.LOSSES_MAX + 1
+        assert count() == confined_session.LOST_ATTEMPTS_MAX + 1
 
 
 def test_session_whose_process_fails_of_itself_says_how(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ import pytest
 
 from workers.errors import WorkerError
 from workers.onnx import sandbox, seccomp
-from workers.onnx.sandbox import ROOT, Outcome, call
+from workers.onnx.sandbox import ROOT, SandboxOutcome, call
 
 PROBES = "tests.support.sandbox_probes"
 MEMORY_BYTES = 1 << 30
 
 
-def probe(function: str, timeout_s: float = 20, **arguments: sandbox.Json) -> Outcome:
+def probe(function: str, timeout_s: float = 20, **arguments: sandbox.Json) -> SandboxOutcome:
     given = [Path(str(arguments["given"]))] if "given" in arguments else []
     return call(
         f"{PROBES}:{function}",
@@ -129,7 +129,7 @@ def test_the_child_knows_nothing_of_its_parent(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_breach_is_told(function: str, arguments: dict[str, sandbox.Json], timeout_s: float, breach: str) -> None:
-    assert probe(function, timeout_s, **arguments) == Outcome(None, breach)
+    assert probe(function, timeout_s, **arguments) == SandboxOutcome(None, breach)
 
 
 def test_processor_time_is_bounded_too() -> None:
@@ -141,7 +141,7 @@ def test_processor_time_is_bounded_too() -> None:
 
 
 def test_an_answer_is_the_functions_and_not_what_libraries_print() -> None:
-    assert probe("print_and_answer") == Outcome(7, None)
+    assert probe("print_and_answer") == SandboxOutcome(7, None)
 
 
 def test_the_last_lines_of_a_childs_standard_error_are_kept_when_it_dies(
@@ -158,7 +158,7 @@ def test_the_last_lines_of_a_childs_standard_error_are_kept_when_it_dies(
 
 
 def test_a_long_standard_error_holds_nobody_up_and_is_cut() -> None:
-    assert probe("complain_and_answer", size_bytes=1 << 20) == Outcome(7, None)
+    assert probe("complain_and_answer", size_bytes=1 << 20) == SandboxOutcome(7, None)
     assert sandbox.last_lines(b"x" * 10_000) == "x" * 600
 
 

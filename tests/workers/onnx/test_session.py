@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from tests.support import onnx_models
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
-from workers.onnx.session import Session, cuda_providers
+from workers.onnx.session import OnnxSession, cuda_providers
 
 CUDNN = (
     "[ONNXRuntimeError] : 1 : FAIL : /src/cuda_call.cc:154 void onnxruntime::CudaCall(ERRTYPE, const char*) [with "
@@ -22,9 +22,9 @@ CUDNN = (
 )
 
 
-def session(tmp_path: Path, built: onnx.ModelProto | None = None) -> Session:
+def session(tmp_path: Path, built: onnx.ModelProto | None = None) -> OnnxSession:
     path = onnx_models.save(built or onnx_models.random_linear(), tmp_path / "teacher.onnx")
-    return Session(path, "images", "logits", threads=1)
+    return OnnxSession(path, "images", "logits", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_session_whose_cuda_provider_does_not_load_writes_nothing_to_standard_er
 ) -> None:
     """Lines of ONNX Runtime's own form would stand among the JSON of a worker."""
     path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
-    Session(path, "images", "logits", threads=1, providers=cuda_providers(1 << 20, is_half=False))
+    OnnxSession(path, "images", "logits", threads=1, providers=cuda_providers(1 << 20, is_half=False))
     assert capfd.readouterr().err == ""
 
 

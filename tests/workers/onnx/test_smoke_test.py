@@ -12,7 +12,7 @@ from tests.support.attacks import ATTACKS
 from tests.support.digits import Digits
 from workers.config.job import Folders, Preprocessing, TeacherSpec
 from workers.errors import InvalidTeacher
-from workers.events import ContractChecked, Log, never
+from workers.events import Log, PreflightChecked, never
 from workers.onnx import smoke_test
 from workers.onnx.check import check_onnx
 from workers.onnx.smoke_test import forget, has_passed, remember, smoke_run
@@ -160,5 +160,5 @@ def test_a_job_whose_teacher_does_not_pass_runs_nothing_of_it(digits: Digits, tm
     events: list[object] = []
     with pytest.raises(InvalidTeacher, match=r"tried on a picture of noise: .*memory"):
         plan_caches(digits.job("kd").model_copy(update={"teacher": teacher}), folders, events.append, never, threads=1)
-    assert not any(isinstance(event, ContractChecked) for event in events)
+    assert not any(isinstance(event, PreflightChecked) for event in events)
     assert not folders.contracts.exists()

@@ -11,7 +11,7 @@ from workers.config.job import Preprocessing
 from workers.errors import InvalidTeacher
 from workers.onnx import check
 from workers.onnx.check import check_onnx, inspect_in_subprocess
-from workers.onnx.session import Session, versions
+from workers.onnx.session import OnnxSession, versions
 from workers.onnx.smoke_test import smoke_run
 from workers.onnx.versions import ONNX, TooNew, Versions, check_versions, runtime_versions
 
@@ -28,11 +28,11 @@ def test_versions_of_onnx_runtime_are_those_that_it_loads(tmp_path: Path) -> Non
     newest = versions()
     assert (8, 17) <= (newest.ir, newest.opset) <= (ONNX.ir, ONNX.opset)
     assert newest == runtime_versions()
-    Session(saved(tmp_path / "newest.onnx", newest.ir, newest.opset), "images", "logits", threads=1)
+    OnnxSession(saved(tmp_path / "newest.onnx", newest.ir, newest.opset), "images", "logits", threads=1)
     for ir, opset in ((newest.ir + 1, newest.opset), (newest.ir, newest.opset + 1)):
         path = saved(tmp_path / "newer.onnx", ir, opset)
         with pytest.raises(InvalidTeacher, match=r"cannot load the teacher: (Unsupported model IR|ONNX Runtime only)"):
-            Session(path, "images", "logits", threads=1)
+            OnnxSession(path, "images", "logits", threads=1)
 
 
 def test_a_file_that_is_too_new_is_told_both_versions_and_how_to_save_it_again() -> None:
@@ -85,4 +85,4 @@ def test_an_error_of_onnx_runtime_is_told_without_its_own_sources(tmp_path: Path
     built.opset_import.append(other)
     path = onnx_models.save(built, tmp_path / "t.onnx")
     with pytest.raises(InvalidTeacher, match=r"^ONNX Runtime cannot load the teacher: ONNX Runtime only \*guarantees"):
-        Session(path, "images", "logits", threads=1)
+        OnnxSession(path, "images", "logits", threads=1)

@@ -24,9 +24,9 @@ from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches, plan_caches
-from workers.teacher.cache_plan import CachePlan, Guard
-from workers.teacher.encoding_check import BAR, gradient_cosine, judge
-from workers.teacher.recheck import recompute_rows
+from workers.teacher.cache_plan import CachePlan, EncodingCheck
+from workers.teacher.encoding_check import BAR, check_lossy_encoding, gradient_cosine
+from workers.teacher.recheck import recheck_rows
 from workers.tools.parity import check_parity
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -104,8 +104,8 @@ def test_a_term_is_judged_in_the_first_epoch_in_which_it_counts() -> None:
 
 def verdict(encoding: Encoding, *methods: object, allow_lossy: bool = False) -> list[Log]:
     events: list[object] = []
-    guard = Guard(methods=tuple(map(parse_method, methods)), epochs=2, allow_lossy=allow_lossy)
-    judge(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), events.append)
+    guard = EncodingCheck(methods=tuple(map(parse_method, methods)), epochs=2, allow_lossy=allow_lossy)
+    check_lossy_encoding(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), events.append)
     logs = [event for event in events if isinstance(event, Log)]
     assert len(logs) == len(events)
     return logs
@@ -218,7 +218,7 @@ def test_a_refusal_costs_one_block(digits: Digits, tmp_path: Path) -> None:
 
 def test_the_plan_keeps_its_guard_as_json(digits: Digits) -> None:
     plan = plan_caches(lossy_job(digits, "ce", "kd", encoding="uint8"), digits.folders, ignore, never, threads=1)
-    assert plan.guard == Guard(methods=(parse_method("kd"),), epochs=1)
+    assert plan.guard == EncodingCheck(methods=(parse_method("kd"),), epochs=1)
     assert CachePlan.model_validate_json(plan.model_dump_json()) == plan
     assert digits.plan.guard is None
     old = digits.plan.model_dump(mode="json", exclude={"guard"})
@@ -253,7 +253,7 @@ def test_the_teacher_can_be_asked_again(
     kept: dict[str, tuple[Folders, CacheSpec]], encoding: str, tmp_path: Path
 ) -> None:
     folders, spec = kept[encoding]
-    report = recompute_rows(folders.data_dir, spec.key, 60)
+    report = recheck_rows(folders.data_dir, spec.key, 60)
     assert report.ok
     assert report.allowed < 0.1
     # Another network under this one's name.
@@ -269,7 +269,7 @@ def test_the_teacher_can_be_asked_again(
         node.output[:] = ["before" if name == output else name for name in node.output]
     graph.graph.node.append(helper.make_node("Mul", ["before", "a little more"], [output]))
     onnx.save(graph, foreign.teachers / genuine.name)
-    assert not recompute_rows(tmp_path, spec.key, 60).ok
+    assert not recheck_rows(tmp_path, spec.key, 60).ok
 
 
 def test_a_lossy_cache_is_not_compared_with_the_live_teacher(kept: dict[str, tuple[Folders, CacheSpec]]) -> None:

@@ -39,14 +39,14 @@ from workers.config.job import (
 )
 from workers.data import augmentation, prepared
 from workers.data.prepared import Dataset
-from workers.events import ContractChecked, Log, ignore, never
+from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches, plan_caches, prepare_data, teacher_accuracy
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.inference import infer_blocks
 from workers.teacher.preflight import check, check_views
-from workers.teacher.recheck import recompute_rows
+from workers.teacher.recheck import recheck_rows
 from workers.teacher.teacher import Teacher
 from workers.tools.parity import check_parity
 from workers.training.batches import TrainingFeed
@@ -186,7 +186,7 @@ def test_the_cache_agrees_with_the_live_teacher_by_its_key_alone(setting: Settin
     spec = setting.plan.train_cache
     shutil.copy(setting.job.teacher.path, tmp_path / "teachers" / f"{spec.teacher_sha256}.onnx")
     assert check_parity(tmp_path, spec.key, parse_method("kd"), student="cnn_s", steps=2).ok
-    assert recompute_rows(tmp_path, spec.key, 50).ok
+    assert recheck_rows(tmp_path, spec.key, 50).ok
 
 
 def test_files_give_the_teachers_views_that_their_decoded_copy_gives(setting: Setting, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_teacher_that_is_much_worse_on_views_is_told_with_both_numbers_and_why
     recipe: Augmentation, says: tuple[str, ...], tmp_path: Path
 ) -> None:
     teacher, dataset = sees_sides(tmp_path), sided()
-    plain = teacher.contract_check(dataset)
+    plain = teacher.run_preflight(dataset)
     report = check_views(teacher, dataset, Views(augmentation=recipe, count=2), plain)
     assert report.rows == plain.rows == 300
     assert 0.35 < report.accuracy < 0.65
@@ -345,7 +345,7 @@ def test_a_teacher_that_is_much_worse_on_views_is_told_with_both_numbers_and_why
 
 def test_augmentation_that_costs_little_is_no_matter(tmp_path: Path) -> None:
     teacher, dataset = sees_sides(tmp_path), sided()
-    plain = teacher.contract_check(dataset)
+    plain = teacher.run_preflight(dataset)
     report = check_views(teacher, dataset, Views(augmentation=CropFlip(pad=4, flip=False), count=2), plain)
     assert (report.accuracy, report.warnings) == (1.0, ())
 
@@ -378,7 +378,7 @@ def test_a_loss_is_told_only_beyond_a_quarter_of_the_hits_and_beyond_chance(
 ) -> None:
     """Half of the views are right: far less than three quarters of all, not of six in ten."""
     teacher, dataset = sees_sides(tmp_path), sided()
-    plain = teacher.contract_check(dataset).model_copy(update={"accuracy": plain_accuracy})
+    plain = teacher.run_preflight(dataset).model_copy(update={"accuracy": plain_accuracy})
     report = check_views(teacher, dataset, Views(augmentation=CropFlip(pad=0)), plain)
     assert bool(report.warnings) is warns
 
@@ -396,7 +396,7 @@ def test_the_check_on_views_is_remembered_for_these_views_and_its_warning_is_rep
         events: list[object] = []
         plan = plan_caches(each, folders, events.append, never, threads=1, device="cpu")
         warned = [e for e in events if isinstance(e, Log) and "training views" in e.message]
-        checked = [e.views_accuracy for e in events if isinstance(e, ContractChecked)]
+        checked = [e.views_accuracy for e in events if isinstance(e, PreflightChecked)]
         told.append((plan.contract_forwards, len(warned), checked))
     (first, *_, [on_whole]), (second, *_, [on_crops]), (third, *_, nothing) = told
     assert [warned for _, warned, _ in told] == [0, 1, 1]

@@ -352,7 +352,7 @@ def sees_colour(order: tuple[int, int, int] = (2, 1, 0), **options: object) -> o
 
 def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
     session = teacher(sees_colour(), tmp_path)
-    report = session.contract_check(coloured(), rows=100)
+    report = session.run_preflight(coloured(), rows=100)
     assert (report.rows, report.classes, report.output, report.output_kind) == (100, 3, "logits", "logits")
     assert report.accuracy == 1.0
     assert report.chance == pytest.approx(1 / 3, abs=0.01)
@@ -360,7 +360,7 @@ def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
     assert report.forwards == 1 + 100 + 4 + 64
     assert report.provider == "CPUExecutionProvider"
     assert report.warnings == ()
-    assert preflight.ContractReport.model_validate_json(report.model_dump_json()) == report
+    assert preflight.PreflightReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_large_pictures_are_tried_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_large_pictures_are_tried_few_at_a_time(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         session, "outputs", lambda images, *args, **kw: given.append(images) or outputs(images, *args, **kw)
     )
-    report = session.contract_check(labelled(images, small.labels_N, COLOURS), rows=48, accept=True)
+    report = session.run_preflight(labelled(images, small.labels_N, COLOURS), rows=48, accept=True)
     assert "The preprocessing seems to be another: with channels='bgr'" in report.refusals[0]
     assert max(images.nbytes for images in given) == 4 * preflight.BATCH_PIXELS * 3
     assert report.forwards == sum(map(len, given))
@@ -382,7 +382,7 @@ def test_large_pictures_are_tried_few_at_a_time(tmp_path: Path, monkeypatch: pyt
 def test_a_softmax_in_the_graph_is_found_and_its_log_taken(tmp_path: Path) -> None:
     expected = teacher(sees_colour(), tmp_path).logits(coloured().images_NHWC[:7])
     session = teacher(sees_colour(tail=["Softmax"]), tmp_path)
-    report = session.contract_check(coloured())
+    report = session.run_preflight(coloured())
     assert report.output_kind == session.output_kind == "log_probabilities"
     assert "softmax" in report.warnings[0]
     logits = session.logits(coloured().images_NHWC[:7])
@@ -390,7 +390,7 @@ def test_a_softmax_in_the_graph_is_found_and_its_log_taken(tmp_path: Path) -> No
 
 
 def test_a_log_softmax_is_kept_as_it_is(tmp_path: Path) -> None:
-    report = teacher(sees_colour(tail=["LogSoftmax"]), tmp_path).contract_check(coloured())
+    report = teacher(sees_colour(tail=["LogSoftmax"]), tmp_path).run_preflight(coloured())
     assert report.output_kind == "logits"
     assert "log-softmax" in report.warnings[0]
 
@@ -401,7 +401,7 @@ def test_another_class_count_is_refused_with_both_numbers(declared: bool, tmp_pa
     if not declared:
         built.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
     with pytest.raises(ContractViolation, match="has 4 classes, the data set has 3"):
-        teacher(built, tmp_path).contract_check(coloured())
+        teacher(built, tmp_path).run_preflight(coloured())
 
 
 def test_outputs_that_are_no_numbers_are_refused_with_the_sample(tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def test_outputs_that_are_no_numbers_are_refused_with_the_sample(tmp_path: Path)
     data.images_NHWC[:20] |= 1
     data.images_NHWC[21:] |= 1
     with pytest.raises(NotFinite, match="for 1 of 30 pictures, the first is sample 20"):
-        teacher(built, tmp_path).contract_check(data)
+        teacher(built, tmp_path).run_preflight(data)
 
 
 def sees_colour_through(*nodes: onnx.NodeProto) -> onnx.ModelProto:
@@ -431,7 +431,7 @@ def test_a_graph_that_mixes_the_pictures_of_a_batch_is_refused(tmp_path: Path) -
         helper.make_node("Sub", ["z", "mean"], ["logits"]),
     )
     with pytest.raises(InvalidTeacher, match=r"alone than in a batch of 256 .*has ReduceMean: over axis 0, the batch"):
-        teacher(built, tmp_path).contract_check(coloured())
+        teacher(built, tmp_path).run_preflight(coloured())
 
 
 def test_a_graph_that_answers_by_chance_is_refused(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_a_graph_that_answers_by_chance_is_refused(tmp_path: Path) -> None:
         helper.make_node("Add", ["z", "noise"], ["logits"]),
     )
     with pytest.raises(InvalidTeacher, match=r"other outputs alone than in a batch .* has RandomNormalLike: drawn"):
-        teacher(built, tmp_path).contract_check(coloured())
+        teacher(built, tmp_path).run_preflight(coloured())
 
 
 def test_a_graph_that_answers_by_the_place_in_the_batch_is_refused(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_a_graph_that_answers_by_the_place_in_the_batch_is_refused(tmp_path: Pat
     built.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in held.items())
     assert 5 not in spread(300, preflight.ALONE_ROWS)
     with pytest.raises(InvalidTeacher, match=r"of 64 pictures give other outputs when they are run again, in another"):
-        teacher(built, tmp_path).contract_check(coloured())
+        teacher(built, tmp_path).run_preflight(coloured())
 
 
 def test_a_graph_quantised_by_the_batch_is_refused_with_the_operator(tmp_path: Path) -> None:
@@ -468,13 +468,13 @@ def test_a_graph_quantised_by_the_batch_is_refused_with_the_operator(tmp_path: P
         helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"]),
     )
     with pytest.raises(InvalidTeacher, match="has DynamicQuantizeLinear 'z_quantised': its scale is taken over the"):
-        teacher(built, tmp_path).contract_check(coloured())
+        teacher(built, tmp_path).run_preflight(coloured())
 
 
 def test_another_label_order_is_refused_and_recognised(tmp_path: Path) -> None:
     session = teacher(sees_colour((1, 0, 2)), tmp_path)
     with pytest.raises(ContractViolation, match="label order or its preprocessing does not fit") as caught:
-        session.contract_check(coloured())
+        session.run_preflight(coloured())
     assert "right on 0 of 300 labelled pictures (0.0%), guessing would be on 33.3%" in str(caught.value)
     assert "its class 0 is mostly 'green' (class 1 here), its class 1 is mostly 'red'" in str(caught.value)
     assert "with its classes so matched, 100.0% of 300 pictures are right" in str(caught.value)
@@ -483,7 +483,7 @@ def test_another_label_order_is_refused_and_recognised(tmp_path: Path) -> None:
 def test_swapped_channels_are_refused_and_recognised(tmp_path: Path) -> None:
     swapped = PLAIN.model_copy(update={"channels": "bgr"})
     with pytest.raises(ContractViolation, match=r"with channels='rgb', 100\.0% of 300 pictures are right"):
-        teacher(sees_colour(), tmp_path, swapped).contract_check(coloured())
+        teacher(sees_colour(), tmp_path, swapped).run_preflight(coloured())
 
 
 def bright(count: int = 200) -> DecodedDataset:
@@ -501,21 +501,21 @@ def sees_brightness() -> onnx.ModelProto:
 def test_a_wrong_scale_is_refused_and_recognised(tmp_path: Path) -> None:
     unscaled = PLAIN.model_copy(update={"scale": 1.0})
     with pytest.raises(ContractViolation, match=r"with scale=0\.003922, 100\.0% of 200 pictures are right"):
-        teacher(sees_brightness(), tmp_path, unscaled).contract_check(bright())
+        teacher(sees_brightness(), tmp_path, unscaled).run_preflight(bright())
 
 
-def test_contract_check_refuses_a_preprocessing_that_costs_few_points(tmp_path: Path) -> None:
+def test_preflight_refuses_a_preprocessing_that_costs_few_points(tmp_path: Path) -> None:
     data = bright()
     data.images_NHWC[::8] *= 2  # dark ones that the wrong mean takes for light
     shifted = PLAIN.model_copy(update={"mean": (-0.2,) * 3})
     session = teacher(sees_brightness(), tmp_path, shifted)
-    report = session.contract_check(data, accept=True)
+    report = session.run_preflight(data, accept=True)
     assert report.accuracy == 0.875
     assert report.forwards > report.rows + 200
     (refusal,) = report.refusals
     assert "with mean=[0, 0, 0], 100.0% of 200 pictures are right, with the given mean=[-0.2, -0.2, -0.2]" in refusal
     with pytest.raises(ContractViolation, match=re.escape(refusal) + r' `"accept_teacher": true` in the job'):
-        session.contract_check(data)
+        session.run_preflight(data)
 
 
 def levels(names: Sequence[str], per_class: int) -> DecodedDataset:
@@ -552,13 +552,13 @@ LETTERS = [chr(ord("a") + k) for k in range(12)]
         (["b", "a", *LETTERS[2:]], 10, "its class 0 is mostly 'b' (class 1 here), its class 1 is mostly 'a' (class 0"),
     ],
 )
-def test_contract_check_refuses_classes_in_an_order_that_differs_in_part(
+def test_preflight_refuses_classes_in_an_order_that_differs_in_part(
     names: list[str], per_class: int, found: str, tmp_path: Path
 ) -> None:
     with pytest.raises(
         ContractViolation, match=r'No setting states an order: rename .*"accept_teacher": true'
     ) as error:
-        teacher(sees_level(len(names)), tmp_path).contract_check(levels(names, per_class))
+        teacher(sees_level(len(names)), tmp_path).run_preflight(levels(names, per_class))
     assert found in str(error.value)
 
 
@@ -572,32 +572,32 @@ def test_assignment_moves_only_classes_that_the_rows_tell_of() -> None:
     assert np.flatnonzero(order_N != preferred_N).tolist() == [4, 6, 7, 8, 40_000]
 
 
-def test_contract_check_passes_a_weak_teacher_in_the_right_order(tmp_path: Path) -> None:
+def test_preflight_passes_a_weak_teacher_in_the_right_order(tmp_path: Path) -> None:
     """Thirty classes, taken for their neighbours: the best order of one half of the rows is no better on the other."""
     data = levels([f"{k:02}" for k in range(30)], 10)
     noise = np.random.default_rng(0).normal(0, 25, (300, 1, 1, 1))
     noisy = (data.images_NHWC + noise).clip(0, 255).astype(np.uint8)
-    report = teacher(sees_level(30), tmp_path).contract_check(labelled(noisy, data.labels_N, data.class_names))
+    report = teacher(sees_level(30), tmp_path).run_preflight(labelled(noisy, data.labels_N, data.class_names))
     assert report.chance < 0.04 < 0.1 < report.accuracy < 0.2
     assert (report.refusals, report.warnings) == ((), ())
 
 
-def test_contract_check_warns_of_numbers_in_the_order_of_text(tmp_path: Path) -> None:
+def test_preflight_warns_of_numbers_in_the_order_of_text(tmp_path: Path) -> None:
     """Even where the teacher was trained on the same order."""
     data = levels(sorted(NUMBERS), 3)
-    report = teacher(sees_level(12), tmp_path).contract_check(data)
+    report = teacher(sees_level(12), tmp_path).run_preflight(data)
     assert report.accuracy == 1
     (warning,) = report.warnings
     assert "not in their order ('0', '1', '10', '11', ...): class 2 is '10'" in warning
 
 
-def test_contract_check_warns_of_classes_whose_names_look_alike(tmp_path: Path) -> None:
-    report = teacher(sees_level(3), tmp_path).contract_check(levels(["Cat", "cat", "dog"], 6))
+def test_preflight_warns_of_classes_whose_names_look_alike(tmp_path: Path) -> None:
+    report = teacher(sees_level(3), tmp_path).run_preflight(levels(["Cat", "cat", "dog"], 6))
     assert report.warnings == ("classes that look alike: 'Cat' and 'cat' differ only in case",)
 
 
-def test_contract_check_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path) -> None:
-    report = teacher(sees_level(12), tmp_path).contract_check(levels(NUMBERS, 6), accept=True)
+def test_preflight_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path) -> None:
+    report = teacher(sees_level(12), tmp_path).run_preflight(levels(NUMBERS, 6), accept=True)
     assert report.accuracy == pytest.approx(1 / 6)
     (refusal,) = report.refusals
     assert report.accepted == (f"{refusal} It is used as it is, for the job says accept_teacher",)
@@ -606,14 +606,14 @@ def test_contract_check_leaves_an_accepted_refusal_to_its_caller(tmp_path: Path)
         report.enforce(False)
 
 
-def test_contract_check_passes_a_good_teacher_of_a_rare_class(tmp_path: Path) -> None:
+def test_preflight_passes_a_good_teacher_of_a_rare_class(tmp_path: Path) -> None:
     """Right on 198 of 200 and on 2 of 2; without the picture, the same predictions would be right on 97.1 %."""
     data = bright(400)
     rows = np.concatenate([np.arange(0, 400, 2), [1, 3]])
     images = data.images_NHWC[rows]
     images[:2] += 120
     rare = labelled(images, data.labels_N[rows], data.class_names)
-    report = teacher(sees_brightness(), tmp_path).contract_check(rare)
+    report = teacher(sees_brightness(), tmp_path).run_preflight(rare)
     assert (report.accuracy, report.chance) == (pytest.approx(200 / 202), pytest.approx(0.971, abs=5e-4))
 
 
@@ -624,17 +624,15 @@ def test_contract_check_passes_a_good_teacher_of_a_rare_class(tmp_path: Path) ->
         (["Softmax"], 100, r"each row sums to 100: they are scaled probabilities \(percent"),
     ],
 )
-def test_contract_check_refuses_outputs_that_are_no_logits(
-    tail: list[str], factor: int, told: str, tmp_path: Path
-) -> None:
+def test_preflight_refuses_outputs_that_are_no_logits(tail: list[str], factor: int, told: str, tmp_path: Path) -> None:
     built = sees_colour(tail=tail)
     built.graph.node[-1].output[0] = "probability"
     built.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
     built.graph.node.append(helper.make_node("Mul", ["probability", "factor"], ["logits"]))
     session = teacher(built, tmp_path)
     with pytest.raises(ContractViolation, match=told + ".*Export the logits.*accept_teacher"):
-        session.contract_check(coloured())
-    assert len(session.contract_check(coloured(), accept=True).refusals) == 1
+        session.run_preflight(coloured())
+    assert len(session.run_preflight(coloured(), accept=True).refusals) == 1
     assert session.output_kind == "logits"
 
 
@@ -642,7 +640,7 @@ def test_labels_without_sense_are_refused_without_a_hint(tmp_path: Path) -> None
     data = coloured()
     shuffled = labelled(data.images_NHWC, np.random.default_rng(0).permutation(data.labels_N), COLOURS)
     with pytest.raises(ContractViolation, match="No usual preprocessing does better"):
-        teacher(sees_colour(), tmp_path).contract_check(shuffled)
+        teacher(sees_colour(), tmp_path).run_preflight(shuffled)
 
 
 def test_always_the_commonest_class_is_no_better_than_chance(tmp_path: Path) -> None:
@@ -650,7 +648,7 @@ def test_always_the_commonest_class_is_no_better_than_chance(tmp_path: Path) -> 
     unbalanced = labelled(data.images_NHWC, np.where(np.arange(300) % 10, 1, 2), COLOURS)
     constant = onnx_models.linear(np.zeros((192, 3)), np.array([0.0, 1.0, 0.0]))
     with pytest.raises(ContractViolation, match=r"right on 270 of 300 .*guessing would be on 90\.0%"):
-        teacher(constant, tmp_path).contract_check(unbalanced)
+        teacher(constant, tmp_path).run_preflight(unbalanced)
 
 
 @pytest.mark.parametrize("failure", [None, "CUDA failure 304: OS call failed"])
@@ -660,7 +658,7 @@ def test_a_teacher_on_a_gpu_is_confined_where_that_works_and_says_so_where_not(
     """What decides is a network of ours, not how this one opens."""
     asked: list[bool | None] = []
 
-    class Confined(onnx_session.Session):
+    class Confined(onnx_session.OnnxSession):
         missing: tuple[str, ...] = ()
         inputs = None
 
@@ -707,7 +705,7 @@ def test_a_graph_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.
     built.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "true"))
     session = teacher(built, tmp_path)
     with pytest.raises(InvalidTeacher, match="did not finish 1 pictures in the time allowed"):
-        session.contract_check(coloured())
+        session.run_preflight(coloured())
 
 
 def test_the_binomial_tail_is_the_sum_it_stands_for() -> None:
@@ -771,7 +769,7 @@ def cifar_test_slice(shared_data: Path) -> DecodedDataset:
 
 def test_a_published_teacher_passes_with_its_accuracy(shared_data: Path, cifar_test_slice: DecodedDataset) -> None:
     session = Teacher(shared_data / "resnet20-cifar10.onnx", CIFAR, threads=2, device="cpu")
-    report = session.contract_check(cifar_test_slice)
+    report = session.run_preflight(cifar_test_slice)
     assert report.rows == 300
     assert 0.76 < report.accuracy < 0.86
     assert report.output_kind == "logits"
@@ -785,4 +783,4 @@ def test_a_published_teacher_with_its_classes_in_another_order_is_refused(
     turned = labelled(data.images_NHWC, (data.labels_N + 1) % 10, data.class_names)
     session = Teacher(shared_data / "resnet20-cifar10.onnx", CIFAR, threads=2, device="cpu")
     with pytest.raises(ContractViolation, match=r"label order seems to differ: its class 0 is mostly 'automobile'"):
-        session.contract_check(turned)
+        session.run_preflight(turned)

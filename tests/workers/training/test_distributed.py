@@ -13,7 +13,7 @@ import torch
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.replica_gradient import gradients
 from tests.workers.training.test_loop_groups import train_in_a_process
-from workers.config.job import Sgd, StepSchedule, Training, TrainingOrder
+from workers.config.job import Sgd, StepSchedule, Training, TrainingTask
 from workers.events import ignore, never
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
@@ -29,7 +29,7 @@ ONE_STEP = Training(
 )
 
 
-def train_in_processes(*orders: TrainingOrder) -> list["subprocess.Popen[bytes]"]:
+def train_in_processes(*orders: TrainingTask) -> list["subprocess.Popen[bytes]"]:
     """Runs that are trained one after the other, each in all of the processes."""
     for order in orders:
         order.folder.mkdir(parents=True)

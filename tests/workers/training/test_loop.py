@@ -20,7 +20,7 @@ from workers.config.job import (
     StepSchedule,
     TeacherAccuracy,
     Training,
-    TrainingOrder,
+    TrainingTask,
 )
 from workers.errors import NotFinite, Paused, Stopped
 from workers.events import Epoch, Finished, Log, Step, ignore, never
@@ -30,7 +30,7 @@ from workers.teacher.teacher import Teacher
 from workers.training.artifacts import CHECKPOINT, load_checkpoint
 from workers.training.batches import _MOST_AT_ONCE, TrainingFeed, epoch_order, to_input
 from workers.training.loop import train_group, train_run
-from workers.training.run import Member, learning_rate
+from workers.training.run import RunHandle, learning_rate
 from workers.training.step import check_gradient
 
 
@@ -143,8 +143,8 @@ def test_a_run_that_is_paused_at_any_step_of_some_made_at_once_ends_with_the_sam
         order = digits.order("dtkd", tmp_path / str(number), training, earlier=tuple(folders))
         folders.append(order.folder)
         asked = itertools.count()
-        member = Member(order, ignore, never, lambda asked=asked, steps=steps: next(asked) >= steps)
-        [(_, how)] = train_group([member])
+        handle = RunHandle(order, ignore, never, lambda asked=asked, steps=steps: next(asked) >= steps)
+        [(_, how)] = train_group([handle])
         assert isinstance(how, Paused if steps < 10**9 else dict), how
     assert isinstance(how, dict)
     clocks = {"images_per_s", "seconds"}
@@ -399,7 +399,7 @@ def test_a_last_batch_of_one_is_left_out(digits: Digits) -> None:
 
 def test_an_order_crosses_processes_as_json(digits: Digits, tmp_path: Path) -> None:
     order = digits.order({"preset": "kd", "temperature": 2.0}, tmp_path)
-    assert TrainingOrder.model_validate_json(order.model_dump_json()) == order
+    assert TrainingTask.model_validate_json(order.model_dump_json()) == order
 
 
 @pytest.mark.usefixtures("without_onnx")

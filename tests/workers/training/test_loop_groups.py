@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.digits import SMALL, Digits, weights
-from workers.config.job import StudentSpec, TrainingOrder
+from workers.config.job import StudentSpec, TrainingTask
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import Epoch, Log, ignore, never
 from workers.objective import statistics
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
 from workers.training.loop import train_group, train_run
-from workers.training.run import Member
+from workers.training.run import RunHandle
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -39,7 +39,7 @@ def assert_same_run(left: Mapping[str, object], right: Mapping[str, object], *fo
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def member(order: TrainingOrder, steps: int | None = None) -> Member:
+def handle(order: TrainingTask, steps: int | None = None) -> RunHandle:
     """A run that nobody listens to; with ``steps`` it is stopped when it asks for the next one."""
     asked = 0
 
@@ -48,22 +48,22 @@ def member(order: TrainingOrder, steps: int | None = None) -> Member:
         asked += 1
         return steps is not None and asked > steps
 
-    return Member(order, ignore, should_stop)
+    return RunHandle(order, ignore, should_stop)
 
 
-def student(order: TrainingOrder, name: str) -> TrainingOrder:
+def student(order: TrainingTask, name: str) -> TrainingTask:
     return order.model_copy(update={"run": order.run.model_copy(update={"student": StudentSpec(name=name)})})
 
 
 def test_a_group_ends_with_the_bits_of_runs_apart(digits: Digits, tmp_path: Path) -> None:
     """Methods with one view, two views and no teacher, a learned temperature, another student."""
 
-    def orders(place: str) -> list[TrainingOrder]:
+    def orders(place: str) -> list[TrainingTask]:
         methods = ("mlld", "ce", "ctkd")
         each = [digits.order(method, tmp_path / place / method) for method in methods]
         return [*each, student(digits.order("dtkd", tmp_path / place / "cnn_m"), "cnn_m")]
 
-    together = dict(train_group([member(order) for order in orders("together")]))
+    together = dict(train_group([handle(order) for order in orders("together")]))
     assert sorted(together) == [0, 1, 2, 3]
     for place, (alone, grouped) in enumerate(zip(orders("apart"), orders("together"), strict=True)):
         result = together[place]
@@ -76,12 +76,12 @@ def test_one_member_that_fails_or_is_stopped_leaves_the_others_alone(digits: Dig
         "preset": "custom",
         "terms": [{"policy": {"kind": "expression", "temperature": "3 - 2 * epoch"}, "loss": {"kind": "kl"}}],
     }
-    members = [
-        member(digits.order(diverging, tmp_path / "bad")),
-        member(digits.order("dtkd", tmp_path / "stopped"), steps=5),
-        member(digits.order("kd", tmp_path / "good")),
+    handles = [
+        handle(digits.order(diverging, tmp_path / "bad")),
+        handle(digits.order("dtkd", tmp_path / "stopped"), steps=5),
+        handle(digits.order("kd", tmp_path / "good")),
     ]
-    ended = dict(train_group(members))
+    ended = dict(train_group(handles))
     assert isinstance(ended[0], NotFinite)
     assert isinstance(ended[1], Stopped)
     alone = train_run(digits.order("kd", tmp_path / "alone"), ignore, never)
@@ -110,19 +110,19 @@ def dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_that_stopped_at_different_places_continue_in_one_group(digits: Digits, tmp_path: Path) -> None:
     """One in the middle of the second epoch, one in the middle of the first, one not at all; all have dropout."""
 
-    def order(method: str, attempt: int) -> TrainingOrder:
+    def order(method: str, attempt: int) -> TrainingTask:
         earlier = (tmp_path / method / "1",) if attempt == 2 else ()
         made = digits.order(method, tmp_path / method / str(attempt), earlier=earlier)
         return made.model_copy(update={"checkpoint_s": 1e-6})
 
     steps = -(-digits.train.samples // SMALL.batch_size)
     for method, after in (("kd", steps + 7), ("dtkd", 9)):
-        [(_, stopped)] = train_group([member(order(method, 1), steps=after)])
+        [(_, stopped)] = train_group([handle(order(method, 1), steps=after)])
         assert isinstance(stopped, Stopped)
         assert (tmp_path / method / "1" / CHECKPOINT).exists()
     told: list[object] = []
     methods = ("kd", "dtkd", "ce")
-    ended = dict(train_group([Member(order(method, 2), told.append, never) for method in methods]))
+    ended = dict(train_group([RunHandle(order(method, 2), told.append, never) for method in methods]))
     said = [event.message for event in told if isinstance(event, Log) and "resumed" in event.message]
     assert said == ["resumed after epoch 1 of 2 and 7 steps", "resumed after epoch 0 of 2 and 9 steps"]
     for place, method in enumerate(methods):
@@ -139,9 +139,9 @@ def test_a_run_that_waits_for_the_others_stops_when_it_is_asked_to(digits: Digit
         digits.order(method, tmp_path / method).model_copy(update={"checkpoint_s": 1e-6}) for method in ("kd", "dtkd")
     )
     steps = -(-digits.train.samples // SMALL.batch_size)
-    list(train_group([member(ahead, steps=steps + 7)]))
+    list(train_group([handle(ahead, steps=steps + 7)]))
     told: list[object] = []
-    begun = train_group([member(ahead, steps=3), Member(behind, told.append, never)])
+    begun = train_group([handle(ahead, steps=3), RunHandle(behind, told.append, never)])
     place, how = next(begun)
     begun.close()
     assert place == 0
@@ -165,7 +165,7 @@ def test_the_teachers_softmax_is_taken_once_for_all_who_want_it(
     training = SMALL.model_copy(update={"epochs": 1})
     orders = [student(digits.order("kd", tmp_path / name, training), name) for name in ("cnn_s", "cnn_m")]
     hotter = digits.order({"preset": "kd", "temperature": 2.0}, tmp_path / "2", training)
-    list(train_group([member(order) for order in [*orders, hotter]]))
+    list(train_group([handle(order) for order in [*orders, hotter]]))
     steps = -(-digits.train.samples // SMALL.batch_size)
     assert sorted(calls) == [2.0] * steps + [4.0] * steps
 
@@ -174,13 +174,13 @@ def test_runs_with_other_orders_are_no_group(digits: Digits, tmp_path: Path) -> 
     order = digits.order("kd", tmp_path / "a")
     other = order.model_copy(update={"run": order.run.model_copy(update={"seed": 1}), "folder": tmp_path / "b"})
     with pytest.raises(InvalidJob, match="train them apart"):
-        list(train_group([member(order), member(other)]))
+        list(train_group([handle(order), handle(other)]))
 
 
-def train_in_a_process(*groups: Sequence[TrainingOrder]) -> subprocess.Popen[bytes]:
+def train_in_a_process(*groups: Sequence[TrainingTask]) -> subprocess.Popen[bytes]:
     """Groups that are trained one after the other."""
     texts = [json.dumps([order.model_dump(mode="json") for order in group]) for group in groups]
-    return subprocess.Popen([sys.executable, "-m", "tests.support.train_orders", *texts], start_new_session=True)
+    return subprocess.Popen([sys.executable, "-m", "tests.support.train_tasks", *texts], start_new_session=True)
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_runs_that_are_killed_at_random_moments_end_with_the_same_bits(
     training = SMALL.model_copy(update={"epochs": 4 + 4 * kills})
     draw = random.Random(kills)
 
-    def orders(attempt: int | str) -> list[TrainingOrder]:
+    def orders(attempt: int | str) -> list[TrainingTask]:
         made = []
         for method in ("kd", "ctkd"):
             folder = tmp_path / method
@@ -222,7 +222,7 @@ def test_runs_that_are_killed_at_random_moments_end_with_the_same_bits(
         digits.order(order.folder.parent.name, tmp_path / "quiet" / order.folder.parent.name, training)
         for order in last
     ]
-    list(train_group([member(order) for order in quiets]))
+    list(train_group([handle(order) for order in quiets]))
     for order, quiet in zip(last, quiets, strict=True):
         one, other = weights(order.folder), weights(quiet.folder)
         assert all(torch.equal(one[name], other[name]) for name in other)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.method_inputs import POLICIES, ordinary
-from workers.config.job import Sgd, TrainingOrder
+from workers.config.job import Sgd, TrainingTask
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import ignore, never
 from workers.methods.temperature import POLICIES as POLICY_FUNCTIONS
@@ -28,7 +28,7 @@ from workers.training.batches import BatchInputs
 from workers.training.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
 from workers.training.host_copy import copy_packed
 from workers.training.loop import train_group, train_run
-from workers.training.run import Learner, Member
+from workers.training.run import RunHandle, RunState
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -50,10 +50,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, every: int) -> list[tuple[int, int,
     monkeypatch.setattr("workers.training.loop.check_every", lambda _: every)
     explain, seen = loop.explain_not_finite, []
 
-    def explain_and_note(learner: Learner, step: int, *arguments: object) -> NotFinite:
-        kept = {name: value.detach().clone() for name, value in learner.network.named_parameters()}
-        seen.append((step, learner.sums.steps, kept))
-        return explain(learner, step, *arguments)
+    def explain_and_note(run_state: RunState, step: int, *arguments: object) -> NotFinite:
+        kept = {name: value.detach().clone() for name, value in run_state.network.named_parameters()}
+        seen.append((step, run_state.sums.steps, kept))
+        return explain(run_state, step, *arguments)
 
     monkeypatch.setattr("workers.training.loop.explain_not_finite", explain_and_note)
     return seen
@@ -94,7 +94,7 @@ def test_a_pause_after_a_bad_step_leaves_no_checkpoint(
         asked += 1
         return asked == -(-digits.train.samples // TRAINING.batch_size)
 
-    [(_, how)] = train_group([Member(order, ignore, never, should_pause)])
+    [(_, how)] = train_group([RunHandle(order, ignore, never, should_pause)])
     # The bad sample is in the first epoch, and not in its last batch.
     assert isinstance(how, NotFinite)
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -112,7 +112,7 @@ def test_a_run_that_cannot_begin_says_why_and_leaves_the_others_alone(
 
     monkeypatch.setattr("workers.training.loop.build_student", build)
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
-    ended = dict(train_group([Member(order, ignore, never) for order in orders]))
+    ended = dict(train_group([RunHandle(order, ignore, never) for order in orders]))
     assert "too deep" in str(ended[0])
     assert isinstance(ended[1], dict)
 
@@ -122,22 +122,22 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
     compute, held = loop.StepGraph.step, []
 
     def step(self: loop.StepGraph, number: int, loaded: object) -> None:
-        learner = self._learner
-        if learner.place == 0 and number == 2:
+        run_state = self._learner
+        if run_state.place == 0 and number == 2:
             activations = torch.zeros(1000)
-            held.extend([weakref.ref(activations), *map(weakref.ref, [learner.weights[0].untyped_storage()])])
+            held.extend([weakref.ref(activations), *map(weakref.ref, [run_state.weights[0].untyped_storage()])])
             raise RuntimeError("out of memory")
-        if learner.place == 1 and number == 4:
+        if run_state.place == 1 and number == 4:
             gc.collect()
             held.append(held[0]() is None)
         compute(self, number, loaded)
 
     monkeypatch.setattr("workers.training.loop.StepGraph.step", step)
-    kept: list[Learner] = []
-    made = loop._new_learner
-    monkeypatch.setattr("workers.training.loop._new_learner", lambda *a: kept.append(made(*a)) or kept[-1])
+    kept: list[RunState] = []
+    made = loop._new_run_state
+    monkeypatch.setattr("workers.training.loop._new_run_state", lambda *a: kept.append(made(*a)) or kept[-1])
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
-    ended = dict(train_group([Member(order, ignore, never) for order in orders]))
+    ended = dict(train_group([RunHandle(order, ignore, never) for order in orders]))
     assert isinstance(ended[0], RuntimeError)
     assert isinstance(ended[1], dict)
     assert held[-1], "the traceback holds what the function held"
@@ -264,18 +264,18 @@ def test_step_graphs_leave_the_weights_of_eager_steps(
     training = SMALL.model_copy(update={"epochs": 3})
     methods = ("mlld", "ctkd", "dkd")
 
-    def orders(place: str, cuda_graph: str) -> list[TrainingOrder]:
+    def orders(place: str, cuda_graph: str) -> list[TrainingTask]:
         chosen = training.model_copy(update={"cuda_graph": cuda_graph})
         return [digits.order(method, tmp_path / place / method, chosen) for method in methods]
 
     with monkeypatch.context() as eager:
         eager.setattr("workers.training.loop.why_no_graph", lambda *_: "eager")
-        expected = dict(train_group([Member(order, ignore, never) for order in orders("eager", "off")]))
+        expected = dict(train_group([RunHandle(order, ignore, never) for order in orders("eager", "off")]))
     assert graphs_on_a_cpu == []
     stopped = digits.order("kd", tmp_path / "stopped", training)
     asked = itertools.count()
-    members = [Member(order, ignore, never) for order in orders("graphs", "auto")]
-    ended = dict(train_group([*members, Member(stopped, ignore, lambda: next(asked) > 30)]))
+    handles = [RunHandle(order, ignore, never) for order in orders("graphs", "auto")]
+    ended = dict(train_group([*handles, RunHandle(stopped, ignore, lambda: next(asked) > 30)]))
 
     assert isinstance(ended[3], Stopped)
     for place, method in enumerate(methods):
@@ -330,7 +330,7 @@ def test_cuda_graph_on_fails_where_a_step_cannot_be_replayed(
     results = {}
     for wanted in ("auto", "on"):
         order = digits.order("kd", tmp_path / wanted, SMALL.model_copy(update={"cuda_graph": wanted, "epochs": 1}))
-        [(_, results[wanted])] = train_group([Member(order, ignore, never)])
+        [(_, results[wanted])] = train_group([RunHandle(order, ignore, never)])
     assert isinstance(results["auto"], dict)
     assert results["auto"]["environment"]["cuda_graph"].startswith("off: the weights of a replayed step differ")
     assert isinstance(results["on"], InvalidJob)

@@ -1,4 +1,4 @@
-"""Training orders: one for each run of a job, and which runs share a process.
+"""Training tasks: one for each run of a job, and which runs share a process.
 
 Light: the engine makes them, and loads no torch.
 """
@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from workers.config.job import CHECKPOINT_S, Folders, JobSpec, RunSpec, TrainingOrder
+from workers.config.job import CHECKPOINT_S, Folders, JobSpec, RunSpec, TrainingTask
 from workers.teacher.cache_plan import CachePlan
 
 
-def order_run(
+def task_of_run(
     job: JobSpec,
     plan: CachePlan,
     run: RunSpec,
@@ -24,13 +24,13 @@ def order_run(
     gpu_share: float = 0.0,
     checkpoint_s: float = CHECKPOINT_S,
     stage: Literal["all", "train", "export"] = "all",
-) -> TrainingOrder:
-    """The order for one run of a job, to be trained in ``folder``.
+) -> TrainingTask:
+    """The task of one run of a job, to be trained in ``folder``.
 
     Args:
         gpu_share: of a GPU and its memory that a scheduler gives to each process; 0 leaves the device to the process.
     """
-    return TrainingOrder(
+    return TrainingTask(
         folders=folders,
         run=run,
         training=job.training,

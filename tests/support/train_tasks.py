@@ -1,21 +1,21 @@
-"""Train groups of runs, one after the other: ``python -m tests.support.train_orders GROUP...``, each a JSON list of
+"""Train groups of runs, one after the other: ``python -m tests.support.train_tasks GROUP...``, each a JSON list of
 orders."""
 
 import json
 import os
 import sys
 
-from workers.config.job import TrainingOrder
+from workers.config.job import TrainingTask
 from workers.events import ignore, never
 from workers.training.loop import train_group
-from workers.training.run import Member
+from workers.training.run import RunHandle
 
 
 def main() -> int:
     failed = False
     for group in map(json.loads, sys.argv[1:]):
-        orders = map(TrainingOrder.model_validate, group)
-        ended = list(train_group([Member(order, ignore, never) for order in orders]))
+        orders = map(TrainingTask.model_validate, group)
+        ended = list(train_group([RunHandle(order, ignore, never) for order in orders]))
         failed |= any(isinstance(how, Exception) for _, how in ended)
     return int(failed)
 
