@@ -241,7 +241,7 @@ def test_gpu_program_reports_each_part_on_the_fake_device(fake_cuda: FakeCuda, t
     }
     assert parts["copies"]["said"] == "it needs two GPUs, and there is 1"
     judged = {name: {each["judgement"] for each in part["findings"]} for name, part in parts.items()}
-    assert judged["steps"] == {"", "not judged on the fake"}
+    assert judged["graph"] == {"not judged on the fake"}
     assert judged["syncs"] == judged["oom"] == {"holds"}
     for finding in (finding for part in parts.values() for finding in part["findings"]):
         shown = rf"^{re.escape(finding['what'])} +{finding['value']:.4g}\b"

@@ -122,7 +122,7 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
     compute, held = loop.StepGraph.step, []
 
     def step(self: loop.StepGraph, number: int, loaded: object) -> None:
-        run_state = self._learner
+        run_state = self._run_state
         if run_state.place == 0 and number == 2:
             activations = torch.zeros(1000)
             held.extend([weakref.ref(activations), *map(weakref.ref, [run_state.weights[0].untyped_storage()])])
