@@ -1,9 +1,8 @@
 """What only a GPU can show, in under eight minutes: ``python -m tests.benchmarks.gpu [--parts ...] [--json FILE]``.
 
 Each part says what it measures, its bar, and whether that holds; a part that has nothing to run on says what it lacks.
-Parts that the time is not enough for are left out, and named. The bars are for one H200 with 16 cores; they were set
-before any GPU had run this. The figures are written after every part. The exit status is 1 if no GPU works here, or a
-part failed otherwise than by missing a bar.
+Parts that the time is not enough for are left out, and named. The bars are for one H200 with 16 cores. The figures are
+written after every part. The exit status is 1 if no GPU works here, or a part failed otherwise than by missing a bar.
 
 On the fake device of the tests all parts run, to see that they do; of their bars only counts and bytes are judged.
 """

@@ -486,7 +486,7 @@ def precision(bench: Bench) -> Findings:
 # ---------------------------------------------------------------------------------------------- processes, mps, copies
 
 SHARING = (1, 4, 8, 12)
-"""Eight is the most that the service chooses by itself, see ``service.engine.capacity``."""
+"""Two is the most that the service chooses by itself, see ``service.engine.capacity``."""
 
 
 def processes(bench: Bench) -> Findings:
