@@ -358,7 +358,7 @@ END_BARS_S = {"evaluate": 0.15, "save": 0.05, "leave": 3.0}
 TIMED: dict[str, tuple[object, str]] = {
     "evaluate": (loop, "evaluate"),
     "save": (RunState, "save"),
-    "leave": (loop, "_leave"),
+    "leave": (loop, "leave"),
 }
 
 

@@ -227,7 +227,7 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
         found[run_state.sums.steps] = {name: p.detach().cpu() for name, p in run_state.network.named_parameters()}
         return explain_not_finite(run_state, step, batch, inputs)
 
-    monkeypatch.setattr("workers.training.loop.explain_not_finite", explain)
+    monkeypatch.setattr("workers.training.group.explain_not_finite", explain)
     # An event reads the flag, too.
     monkeypatch.setattr("workers.training.run._STEP_EVENT_SECONDS", inf)
     with pytest.raises(

@@ -132,14 +132,14 @@ def _with_compute_step(
     orders: Sequence[TrainingTask], change: Callable[[RunState], None]
 ) -> tuple[list[Any], list[str]]:
     """Runs in which something happens before each step that is computed, or recorded."""
-    compute = cuda_graph.compute_step
+    compute = loop.compute_step
 
     def changed(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> None:
         change(run_state)
         compute(run_state, batch, inputs)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cuda_graph, "compute_step", changed)
+        patched.setattr(loop, "compute_step", changed)
         return _run(orders)
 
 

@@ -27,7 +27,6 @@ from workers.events import Log
 from workers.objective.statistics import SharedTeacherTerms
 from workers.training.batches import BatchInputs, TrainingBatch, TrainingFeed, to_input
 from workers.training.run import RunState
-from workers.training.step import compute_step
 
 # Before anything is recorded, on batches of the very size: optimizers make their state, libraries choose their kernels,
 # and constants on the device are made once and kept. One that is made while a graph is recorded has no value yet.
@@ -38,6 +37,9 @@ _COMPARED_STEPS = 2
 # Of how far a step moves. With a batch's rows, and so all sums, in another order the weights of resnet8, vgg8 and
 # mobilenet_v2 ended 0.0007 to 0.015 of that apart on a CPU; stale inputs make it about 1.
 _TOLERANCE = 0.05
+
+
+ComputeStep = Callable[[RunState, TrainingBatch, Sequence[Tensor]], None]
 
 
 def why_no_graph(wanted: Literal["auto", "on", "off"], device: torch.device, actors: int) -> str | None:
@@ -213,11 +215,13 @@ class StepGraph:
     """A run's step, recorded after a few eager ones; says in the run's log and environment what became of it.
 
     Args:
+        compute: launches a step on a batch and its normalised inputs.
         reason: why nothing is to be recorded; None if it is.
     """
 
-    def __init__(self, run_state: RunState, reason: str | None) -> None:
+    def __init__(self, run_state: RunState, compute: ComputeStep, reason: str | None) -> None:
         self._run_state = run_state
+        self._compute = compute
         self._recorder = Recorder() if reason is None else None
         self._draws = False
         self._insists = run_state.training.cuda_graph == "on"
@@ -252,7 +256,7 @@ class StepGraph:
         if loaded.failure is not None and self._recorder is not None:
             self._give_up(loaded.failure)
         if self._recorder is None:
-            compute_step(run_state, loaded.batch, loaded.inputs)
+            self._compute(run_state, loaded.batch, loaded.inputs)
             return
         if self._is_warming_up(len(loaded.batch.labels)) or not loaded.recordable:
             self._compute_apart(loaded)
@@ -274,7 +278,7 @@ class StepGraph:
     def _compute_apart(self, loaded: LoadedBatch) -> None:
         """An eager step that shares nothing it derives from the batch: other runs may compute on other streams."""
         own = loaded.fresh()
-        compute_step(self._run_state, own.batch, own.inputs)
+        self._compute(self._run_state, own.batch, own.inputs)
 
     def _is_warming_up(self, rows: int) -> bool:
         """Whether one more eager step is wanted first; counts those on batches of one size."""
@@ -286,7 +290,7 @@ class StepGraph:
 
     def _record(self, recorder: Recorder, loaded: LoadedBatch) -> torch.cuda.CUDAGraph | None:
         try:
-            return recorder.record(lambda: compute_step(self._run_state, loaded.batch, loaded.inputs))
+            return recorder.record(lambda: self._compute(self._run_state, loaded.batch, loaded.inputs))
         except RuntimeError as error:
             self._give_up(f"the step cannot be recorded: {_cause(error)}")
             return None

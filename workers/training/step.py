@@ -1,4 +1,4 @@
-"""One update of one student: all that happens on the device, without waiting for it.
+"""Parts of an update: the student's logits, the loss of a batch, and why a loss or gradient was not finite.
 
 The promise that no update is made of a loss or gradient that is not finite is kept on the device: a flag there, sticky,
 has the optimizer skip that update and all later ones. Whoever reads it (see ``check_every``) finds the weights as they
@@ -23,27 +23,6 @@ def check_every(device: torch.device) -> int:
     return 50 if device.type == "cuda" else 1
 
 
-def compute_step(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> None:
-    """Forward, loss, backward, update, sums. Launched and not waited for, so that a CUDA graph can hold it.
-
-    Args:
-        inputs: normalised float32 [b, K, H, W] of each view of the batch; a method of one view sees the first.
-    """
-    logits = _forward(run_state, batch, inputs)
-    run_state.optimizer.zero_grad(set_to_none=True)
-    outcome = batch_objective(run_state, logits, batch, check=False)
-    torch.autograd.backward(outcome.total)
-    run_state.replicas.sum_gradients(run_state.weights)
-    checked = [p.grad for p in run_state.parameters if p.grad is not None]
-    if run_state.training.max_gradient_norm is not None:
-        norm = nn.utils.clip_grad_norm_(run_state.parameters, run_state.training.max_gradient_norm)
-        # A norm that overflows would scale finite gradients to nothing.
-        checked.append(norm)
-    run_state.flag_not_finite([*checked, outcome.total.detach()])
-    run_state.optimizer.step()
-    run_state.sums.add(outcome, logits[0], batch.labels, run_state.not_finite)
-
-
 def explain_not_finite(run_state: RunState, step: int, batch: TrainingBatch, inputs: Sequence[Tensor]) -> NotFinite:
     """Compute a bad step again, from the weights that it had, and say what is wrong with it.
 
@@ -53,7 +32,7 @@ def explain_not_finite(run_state: RunState, step: int, batch: TrainingBatch, inp
     where = f"epoch {run_state.epoch + 1}, step {step + 1}, before the update"
     run_state.seed(step)
     try:
-        logits = _forward(run_state, batch, inputs)
+        logits = forward(run_state, batch, inputs)
         run_state.optimizer.zero_grad(set_to_none=True)
         outcome = batch_objective(run_state, logits, batch, check=True)
         torch.autograd.backward(outcome.total)
@@ -110,8 +89,12 @@ def check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Met
         )
 
 
-def _forward(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Logits [B, C] of the whole batch for each view that the method compares."""
+def forward(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Logits [B, C] of the whole batch for each view that the method compares.
+
+    Args:
+        inputs: normalised float32 [b, K, H, W] of each view, of this process's part of the batch.
+    """
     # Not the batch itself in the comprehension: what that closes over outlives a failure.
     whole, rows, local_slice = run_state.replicas.whole, len(batch.labels), batch.local_slice
     return [whole(run_state.forward(x), rows, local_slice) for x in inputs[: run_state.method.views]]

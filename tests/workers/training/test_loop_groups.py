@@ -103,7 +103,7 @@ def dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_dropout(*arguments: object, **options: object) -> nn.Module:
         return nn.Sequential(nn.Dropout(0.2), build_student(*arguments, **options))
 
-    monkeypatch.setattr("workers.training.loop.build_student", with_dropout)
+    monkeypatch.setattr("workers.training.setting.build_student", with_dropout)
 
 
 @pytest.mark.usefixtures("a_checkpoint_at_every_step", "dropout")

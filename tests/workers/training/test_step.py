@@ -23,12 +23,12 @@ from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.precision import choose_precision, float32_as, tf32_in_force
 from workers.students.build import build_student
 from workers.training import loop
-from workers.training import step as train_step
 from workers.training.batches import BatchInputs
 from workers.training.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
 from workers.training.host_copy import copy_packed
 from workers.training.loop import train_group, train_run
 from workers.training.run import RunHandle, RunState
+from workers.training.step import explain_not_finite
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -47,15 +47,15 @@ def bad_step(digits: Digits) -> tuple[dict[str, object], int]:
 
 def watched(monkeypatch: pytest.MonkeyPatch, every: int) -> list[tuple[int, int, dict[str, Tensor]]]:
     """(bad step, steps made, weights) of runs whose flag is read after so many steps, when one is found out."""
-    monkeypatch.setattr("workers.training.loop.check_every", lambda _: every)
-    explain, seen = loop.explain_not_finite, []
+    monkeypatch.setattr("workers.training.group.check_every", lambda _: every)
+    explain, seen = explain_not_finite, []
 
     def explain_and_note(run_state: RunState, step: int, *arguments: object) -> NotFinite:
         kept = {name: value.detach().clone() for name, value in run_state.network.named_parameters()}
         seen.append((step, run_state.sums.steps, kept))
         return explain(run_state, step, *arguments)
 
-    monkeypatch.setattr("workers.training.loop.explain_not_finite", explain_and_note)
+    monkeypatch.setattr("workers.training.group.explain_not_finite", explain_and_note)
     return seen
 
 
@@ -110,7 +110,7 @@ def test_a_run_that_cannot_begin_says_why_and_leaves_the_others_alone(
             raise error
         return build_student(*arguments, **options)
 
-    monkeypatch.setattr("workers.training.loop.build_student", build)
+    monkeypatch.setattr("workers.training.setting.build_student", build)
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
     ended = dict(train_group([RunHandle(order, ignore, never) for order in orders]))
     assert "too deep" in str(ended[0])
@@ -134,8 +134,8 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
 
     monkeypatch.setattr("workers.training.loop.StepGraph.step", step)
     kept: list[RunState] = []
-    made = loop._new_run_state
-    monkeypatch.setattr("workers.training.loop._new_run_state", lambda *a: kept.append(made(*a)) or kept[-1])
+    made = loop.new_run_state
+    monkeypatch.setattr("workers.training.loop.new_run_state", lambda *a: kept.append(made(*a)) or kept[-1])
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "ce")]
     ended = dict(train_group([RunHandle(order, ignore, never) for order in orders]))
     assert isinstance(ended[0], RuntimeError)
@@ -238,9 +238,9 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
             return SimpleNamespace(replay=replay)
 
-    monkeypatch.setattr("workers.training.loop.Recorder", OnCpu)
+    monkeypatch.setattr("workers.training.group.Recorder", OnCpu)
     monkeypatch.setattr("workers.training.cuda_graph.Recorder", OnCpu)
-    monkeypatch.setattr("workers.training.loop.why_no_graph", lambda *_: None)
+    monkeypatch.setattr("workers.training.setting.why_no_graph", lambda *_: None)
     return recorded
 
 
@@ -259,7 +259,7 @@ def test_step_graphs_leave_the_weights_of_eager_steps(
 ) -> None:
     """Two views, a learned temperature, a warm-up, dropout; runs alone and one that ends while another goes on."""
     monkeypatch.setattr(
-        "workers.training.loop.build_student", lambda *a, **o: nn.Sequential(nn.Dropout(0.2), build_student(*a, **o))
+        "workers.training.setting.build_student", lambda *a, **o: nn.Sequential(nn.Dropout(0.2), build_student(*a, **o))
     )
     training = SMALL.model_copy(update={"epochs": 3})
     methods = ("mlld", "ctkd", "dkd")
@@ -269,7 +269,7 @@ def test_step_graphs_leave_the_weights_of_eager_steps(
         return [digits.order(method, tmp_path / place / method, chosen) for method in methods]
 
     with monkeypatch.context() as eager:
-        eager.setattr("workers.training.loop.why_no_graph", lambda *_: "eager")
+        eager.setattr("workers.training.setting.why_no_graph", lambda *_: "eager")
         expected = dict(train_group([RunHandle(order, ignore, never) for order in orders("eager", "off")]))
     assert graphs_on_a_cpu == []
     stopped = digits.order("kd", tmp_path / "stopped", training)
@@ -384,7 +384,7 @@ def test_tf32_is_for_training_alone_and_only_where_a_job_asks_for_it(
 
         return noted
 
-    monkeypatch.setattr("workers.training.cuda_graph.compute_step", noting("step", train_step.compute_step))
+    monkeypatch.setattr("workers.training.loop.compute_step", noting("step", loop.compute_step))
     monkeypatch.setattr("workers.training.loop.evaluate", noting("evaluation", loop.evaluate))
     training = SMALL.model_copy(update={"epochs": 1, "precision": precision})
     result = train_run(digits.order("ce", tmp_path, training), ignore, never)

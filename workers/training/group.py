@@ -1,0 +1,194 @@
+"""Runs of one process that train on the same batches: who is still there, how others ended, what is asked of each.
+
+What is raised on behalf of one run ends that run alone (``Group.on_behalf_of``). Stop and pause are obeyed between two
+steps, and while a batch is waited for.
+"""
+
+import contextlib
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from structlog.contextvars import bound_contextvars
+
+from workers.errors import Paused, Stopped
+from workers.logs import ids_of
+from workers.training.batches import BatchInputs
+from workers.training.cuda_graph import BatchLoader, LoadedBatch, Recorder, StepGraph, StepStreams
+from workers.training.epoch_sums import Reading
+from workers.training.run import RunHandle, RunState, Signal
+from workers.training.setting import Setting
+from workers.training.step import check_every, explain_not_finite
+
+Ended = tuple[int, "dict[str, object] | Exception"]
+"""Which run of the group, and result.json or why there is none."""
+
+
+class Group:
+    """The runs that are still training, what is recorded of their steps, and how the others have ended."""
+
+    def __init__(self, handles: Sequence[RunHandle], setting: Setting) -> None:
+        self.run_states: list[RunState] = []
+        self._setting = setting
+        self._steps: dict[int, StepGraph] = {}
+        recorder = Recorder() if setting.no_graph is None else None
+        self._loader = BatchLoader(setting.feed, setting.preprocessing, recorder)
+        self._streams = StepStreams(len(handles), setting.device)
+        self._ids = [ids_of(handle.task.folder) for handle in handles]
+        self._ended: list[Ended] = []
+
+    # ---------------------------------------------------------------------------------------- who is there, who ended
+
+    @contextlib.contextmanager
+    def on_behalf_of(self, place: int) -> Iterator[None]:
+        """What is raised inside ends this run, and what is logged is about it, and no one else's."""
+        try:
+            with bound_contextvars(**self._ids[place]):
+                yield
+        except Exception as error:
+            _clear_frames(error)
+            self.end(place, error)
+
+    def add(self, run_state: RunState, step: StepGraph) -> None:
+        self.run_states.append(run_state)
+        self._steps[run_state.place] = step
+
+    def end(self, place: int, how: dict[str, object] | Exception) -> None:
+        """Note the end, and free the memory: the others, and other processes, may need it."""
+        self._streams.close(place)
+        self._steps.pop(place, None)
+        for run_state in [run_state for run_state in self.run_states if run_state.place == place]:
+            self.run_states.remove(run_state)
+            run_state.release()
+        torch.cuda.empty_cache()
+        self._ended.append((place, how))
+
+    def take_ended(self) -> list[Ended]:
+        taken, self._ended = self._ended, []
+        return taken
+
+    def still_there(self, run_states: Sequence[RunState]) -> list[RunState]:
+        return [run_state for run_state in run_states if run_state in self.run_states]
+
+    # -------------------------------------------------------------------------------------------------------- batches
+
+    def batches(
+        self, epoch: int, first_step: int, behind: Sequence[RunState]
+    ) -> Iterator[tuple[int, BatchInputs, LoadedBatch]]:
+        """Batches of an epoch from a step on, numbered; ends early when none of ``behind`` waits for the next one."""
+        waiting = partial(self._obey_while_waiting, behind)
+        inputs = _until_unwanted(self._setting.feed.inputs(epoch, first_step, waiting))
+        for step, (each, loaded) in enumerate(self._loader.batches(inputs), start=first_step):
+            yield step, each, loaded
+
+    def _obey_while_waiting(self, behind: Sequence[RunState]) -> None:
+        """While a batch is waited for; what several processes of one student do together has to wait for it, too.
+
+        Raises:
+            _Unwanted: whoever was to train on that batch has ended.
+        """
+        for run_state in [*self.run_states]:
+            with self.on_behalf_of(run_state.place):
+                if run_state.training.actors == 1:
+                    self.obey_signal(run_state)
+                elif run_state.signal() is Signal.STOP:
+                    raise Stopped(f"run {run_state.task.run.name!r} was stopped while it waited for pictures")
+        if not self.still_there(behind):
+            raise _Unwanted
+
+    # ---------------------------------------------------------------------------------------------------------- steps
+
+    def fork(self) -> None:
+        """The batch is made: the runs' steps may begin."""
+        self._streams.fork()
+
+    def join(self) -> None:
+        """What is launched from here on comes after the steps of all runs."""
+        self._streams.join()
+
+    @contextlib.contextmanager
+    def turn_of(self, run_state: RunState) -> Iterator[StepGraph]:
+        """Its step, to be made on its behalf and its stream."""
+        with self.on_behalf_of(run_state.place):
+            step = self._steps[run_state.place]
+            with self._streams.of(step):
+                yield step
+
+    def obey_signal(self, run_state: RunState) -> None:
+        """Between two steps, when all is in the checkpoint that a pause leaves.
+
+        Raises:
+            Stopped, Paused.
+            NotFinite: instead of a pause.
+        """
+        where = f"in epoch {run_state.epoch + 1} after {run_state.sums.steps} of {self._setting.feed.steps} steps"
+        match self._setting.replicas.greatest(run_state.signal()):
+            case Signal.STOP:
+                raise Stopped(f"run {run_state.task.run.name!r} was stopped {where}")
+            case Signal.PAUSE:
+                self.check_finite(run_state, run_state.sums.read())
+                run_state.save()
+                raise Paused(f"run {run_state.task.run.name!r} was paused {where}")
+
+    def report_and_check(self, run_state: RunState) -> None:
+        """After a step that was launched: an event now and then, and whether all steps so far were finite.
+
+        Raises:
+            NotFinite.
+        """
+        reading = run_state.report_step(self._setting.feed.steps)
+        # Several processes of one student compute a bad step again together, so all look after the same one.
+        if run_state.sums.steps % check_every(self._setting.device) == 0:
+            if reading is None and bool(run_state.not_finite):
+                reading = run_state.sums.read()
+        elif run_state.training.actors > 1:
+            reading = None
+        if reading is not None:
+            self.check_finite(run_state, reading)
+
+    def check_finite(self, run_state: RunState, reading: Reading) -> None:
+        """Refuse to go on after a step whose loss or gradient was not finite; no update was made since.
+
+        Raises:
+            NotFinite: naming the step, and the sample where one is the cause.
+        """
+        if reading.bad_steps:
+            step = run_state.sums.steps - reading.bad_steps
+            loaded = self._loader.load_eagerly(self._setting.feed.inputs_again(step))
+            raise explain_not_finite(run_state, step, loaded.batch, loaded.inputs)
+
+    def save(self, run_states: Sequence[RunState]) -> None:
+        """Checkpoints in the middle of an epoch."""
+        for run_state in self.still_there(run_states):
+            with self.on_behalf_of(run_state.place):
+                reading = run_state.sums.read()
+                if run_state.training.actors == 1:
+                    self.check_finite(run_state, reading)
+                if not reading.bad_steps:
+                    run_state.save()
+
+
+class _Unwanted(Exception):
+    """Nobody waits for the next batch any more."""
+
+
+def _until_unwanted(inputs: Iterator[BatchInputs]) -> Iterator[BatchInputs]:
+    with contextlib.suppress(_Unwanted):
+        yield from inputs
+
+
+def share_time(run_states: Sequence[RunState], since: float) -> float:
+    """Divide the time since then among those who have used it; returns what time it is."""
+    now = time.monotonic()
+    for run_state in run_states:
+        run_state.sums.seconds += (now - since) / len(run_states)
+    return now
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the functions that raised this held: activations of a batch that did not fit, say."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

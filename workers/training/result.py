@@ -1,0 +1,83 @@
+"""result.json and the artifacts of a run that is trained to its end."""
+
+from functools import partial
+from importlib.metadata import version
+
+import torch
+
+from workers.data import augmentation
+from workers.errors import Paused, Stopped
+from workers.training.artifacts import Student, write_artifacts
+from workers.training.run import RunState, Signal, best
+from workers.training.setting import Setting
+
+_PARITY_PICTURES = 32
+
+
+def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
+    """Write the artifacts; returns result.json."""
+    task, metrics = run_state.task, run_state.metrics
+    run_state.counters.attach()
+    run, best_line = task.run, best(metrics)
+    trained = sum(len(setting.train.labels_N) / (line["images_per_s"] or 1.0) for line in metrics)
+    result: dict[str, object] = {
+        "student": run.student.name,
+        "method": run.method.label,
+        "seed": run.seed,
+        "parameters": sum(p.numel() for p in run_state.network.parameters()),
+        "epochs": len(metrics),
+        "selected": "last",
+        "last": metrics[-1],
+        "best": best_line,
+        "best_epoch": best_line["epoch"],
+        "seconds": run_state.seconds,
+        "images_per_s": len(metrics) * len(setting.train.labels_N) / max(trained, 1e-9),
+        "caches": {
+            "train": None if task.train_cache is None else task.train_cache.key,
+            "test": None if task.test_cache is None else task.test_cache.key,
+        },
+        "teacher": None
+        if task.teacher_accuracy is None
+        else {"top1": task.teacher_accuracy.test, "views_top1": task.teacher_accuracy.views},
+        "environment": {
+            **run_state.environment,
+            **{name: version(name) for name in ("torch", "torchvision", "zarr", "retort")},
+        },
+    }
+    config = {
+        "run": run.model_dump(mode="json"),
+        "method": run.method.expand().model_dump(mode="json"),
+        "training": task.training.model_dump(mode="json"),
+        "views": task.views.model_dump(mode="json"),
+        "caches": result["caches"],
+        "datasets": {"train": task.train_fingerprint, "test": task.test_fingerprint},
+        "preprocessing": setting.preprocessing.model_dump(mode="json"),
+        "class_names": list(setting.train.class_names),
+    }
+    pictures = torch.from_numpy(setting.test.take(slice(_PARITY_PICTURES)).copy())
+    if tuple(pictures.shape[1:3]) != setting.size:
+        pictures = augmentation.resize(pictures, *setting.size)
+    student = Student(run_state.network, setting.preprocessing)
+    return write_artifacts(
+        task.folder,
+        student,
+        pictures.numpy(),
+        config,
+        metrics,
+        result,
+        partial(_obey_signal_at_the_end, run_state),
+    )
+
+
+def _obey_signal_at_the_end(run_state: RunState) -> None:
+    """Between two parts of what a run leaves, when all of its epochs are in its last checkpoint.
+
+    Raises:
+        Stopped, Paused.
+    """
+    where = f"after its last epoch, {run_state.epoch}, before its artifacts were complete"
+    match run_state.signal():
+        case Signal.STOP:
+            raise Stopped(f"run {run_state.task.run.name!r} was stopped {where}")
+        case Signal.PAUSE:
+            raise Paused(f"run {run_state.task.run.name!r} was paused {where}")

@@ -1,0 +1,161 @@
+"""Set-up of a group of runs: device, data, caches, feeds, and each run's student as its seed or checkpoint has it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from store import CacheReader, CacheSpec
+from workers.config.job import Preprocessing, TrainingTask, output_size
+from workers.data.prepared import Dataset, open_prepared
+from workers.devices import choose_device, new_stream
+from workers.errors import CheckpointLost, InvalidJob
+from workers.events import Log
+from workers.precision import Precision, float32_as
+from workers.students.build import build_student
+from workers.training.batches import EvaluationFeed, TrainingFeed, student_preprocessing
+from workers.training.cuda_graph import why_no_graph
+from workers.training.distributed import Replicas
+from workers.training.run import RunHandle, RunState
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs of a group share.
+
+    Attributes:
+        precision: of float32 products while they train: in full, or ``tf32``.
+        no_graph: why no step is recorded in a CUDA graph; None if that is tried.
+    """
+
+    device: torch.device
+    precision: Precision
+    no_graph: str | None
+    train: Dataset
+    test: Dataset
+    preprocessing: Preprocessing
+    size: tuple[int, int]
+    feed: TrainingFeed
+    evaluation: EvaluationFeed
+    replicas: Replicas
+
+
+@contextmanager
+def set_up(handles: Sequence[RunHandle]) -> Iterator[Setting]:
+    """Choose the device, meet the other processes of the student, map data and caches; within, the device is set.
+
+    Raises:
+        InvalidJob: the runs do not share what a group has to share.
+        DeviceUnavailable, PeerLost, store.StoreError.
+    """
+    for handle in handles:
+        handle.task.folder.mkdir(parents=True, exist_ok=True)
+
+    def emit_to_all(event: Log) -> None:
+        for handle in handles:
+            handle.emit(event)
+
+    setting = _setting_of([handle.task for handle in handles], emit_to_all)
+    # What is recorded in a CUDA graph may not run on the default stream.
+    stream = new_stream(setting.device) if setting.device.type == "cuda" else None
+    with closing(setting.feed), torch.cuda.stream(stream), float32_as("float32"):
+        yield setting
+    setting.replicas.close()
+
+
+def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> Setting:
+    task = tasks[0]
+    if len({_shared(each) for each in tasks}) > 1 or (len(tasks) > 1 and task.training.actors > 1):
+        raise InvalidJob(
+            "the runs of a group share everything but student and method, and one process: train them apart"
+        )
+    if task.stage == "export":
+        device = torch.device("cpu")
+        no_graph: str | None = "nothing is trained"
+        emit(Log(message="exported on the CPU: no GPU waits for it"))
+    else:
+        device, why = choose_device(task.training.device, task.has_gpu_share)
+        no_graph = why_no_graph(task.training.cuda_graph, device, task.training.actors)
+        emit(Log(message=f"training on {device.type}: {why}"))
+    torch.set_num_threads(task.threads)
+    if device.type == "cuda" and task.memory_fraction < 1.0:
+        torch.cuda.set_per_process_memory_fraction(task.memory_fraction, device)
+    train = open_prepared(task.folders.datasets, task.train_fingerprint)
+    test = open_prepared(task.folders.datasets, task.test_fingerprint)
+    size = output_size(task.views.augmentation, train.height, train.width)
+    training, methods = task.training, [each.run.method.expand() for each in tasks]
+
+    def reader(spec: CacheSpec | None) -> CacheReader | None:
+        return None if spec is None else CacheReader(task.folders.caches, spec)
+
+    rows = reader(task.train_cache) if any(method.needs_teacher for method in methods) else None
+    views_per_step = max(method.views for method in methods)
+    replicas = Replicas(task.rank, training.actors, task.folder, device)
+    return Setting(
+        device=device,
+        precision="tf32" if training.precision == "tf32" else "float32",
+        no_graph=no_graph,
+        train=train,
+        test=test,
+        preprocessing=student_preprocessing(train, size),
+        size=size,
+        feed=TrainingFeed(
+            train,
+            task.views,
+            rows,
+            training.batch_size,
+            task.run.seed,
+            device,
+            views_per_step,
+            replicas.share,
+            task.threads,
+            emit,
+        ),
+        evaluation=EvaluationFeed(
+            test, size, reader(task.test_cache), training.eval_batch_size, device, replicas.share
+        ),
+        replicas=replicas,
+    )
+
+
+def _shared(task: TrainingTask) -> str:
+    """What all runs of a group have in common."""
+    return task.model_dump_json(
+        exclude={"run": {"index", "student", "method"}, "folder": True, "earlier": True, "told_epoch": True}
+    )
+
+
+def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
+    """The student as the run's seed makes it, or as its last checkpoint has it.
+
+    Raises:
+        InvalidJob: the student cannot take these pictures.
+        CheckpointLost: it was to be exported, and is not trained to its end.
+    """
+    task, train = handle.task, setting.train
+    torch.manual_seed(task.run.seed)
+    name = task.run.student.name
+    network = build_student(name, train.classes, in_channels=train.channels, image_side=min(setting.size))
+    setting.replicas.normalise_whole_batches(network)
+    network.to(setting.device)
+    # Module.to takes both at once, but its annotations do not say so.
+    network.to(memory_format=torch.channels_last)
+    run_state = RunState(
+        handle,
+        place,
+        network,
+        (train.channels, *setting.size),
+        setting.device,
+        setting.replicas,
+        is_replayed=setting.no_graph is None,
+    )
+    if setting.device.type == "cuda" or run_state.training.precision not in ("auto", run_state.precision):
+        run_state.emit(Log(message=f"trains in {run_state.precision}: {run_state.precision_reason}"))
+    run_state.resume()
+    if task.stage == "export" and not run_state.is_done:
+        raise CheckpointLost(
+            f"the last checkpoint of run {task.run.name!r} cannot be read: epoch {run_state.epoch} of "
+            f"{task.training.epochs} is the last that can; it is trained again from there"
+        )
+    return run_state
