@@ -55,8 +55,9 @@ from workers.errors import Stopped
 from workers.events import ignore
 from workers.precision import Precision, choose_precision
 from workers.students.build import build_student
-from workers.training.batches import TrainingFeed, student_preprocessing, to_input
+from workers.training.batches import student_preprocessing, to_input
 from workers.training.loop import train_run
+from workers.training.training_feed import TrainingFeed
 
 READY_BATCHES = 64
 """For the loops that prepare none: at least 50 MB, more than a processor's caches hold."""

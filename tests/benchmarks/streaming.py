@@ -39,8 +39,8 @@ from workers.config.job import Augmentation, CropFlip, FolderDataset, ResizedCro
 from workers.data import augmentation as views
 from workers.data.image_files import PictureFiles
 from workers.data.prepared import FilesDataset, prepare
-from workers.training.batches import TrainingFeed, epoch_order
 from workers.training.image_loader import Work, worker_processes
+from workers.training.training_feed import TrainingFeed, epoch_order
 
 BAR = 0.9
 ROUNDS, QUICK_ROUNDS = 9, 3

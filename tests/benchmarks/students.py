@@ -28,8 +28,8 @@ from tests.benchmarks.training import WARM_UP_STEPS, seconds_of_step, train_step
 from workers.config.job import Training, TrainingTask
 from workers.data.prepared import open_prepared
 from workers.methods.catalog import parse_method
-from workers.training.batches import TrainingFeed
 from workers.training.loop import train_group
+from workers.training.training_feed import TrainingFeed
 
 PROCESSES = (1, 2, 3, 4)
 GROUPS = (1, 2, 4)

@@ -19,11 +19,13 @@ from workers.methods.catalog import parse_method
 from workers.precision import choose_precision
 from workers.students.build import build_student
 from workers.teacher.teacher import Device, Teacher
-from workers.training import batches, cuda_graph, loop
+from workers.training import loop, training_feed
+from workers.training.batch_loader import BatchLoader, LoadedBatch
 from workers.training.batches import BatchInputs, TrainingBatch
 from workers.training.host_copy import to_host
 from workers.training.prefetch import on_device_ahead
 from workers.training.run import RunHandle, RunState
+from workers.training.step_graph import StepGraph
 
 pytestmark = pytest.mark.fake_cuda
 
@@ -52,9 +54,9 @@ def _run(orders: Sequence[TrainingTask], steps: int | None = None) -> tuple[list
 def _in_steady_steps(order: TrainingTask) -> dict[str, int]:
     """What the steps of an epoch do once they are warm."""
     seen, steps = [], 0
-    made = cuda_graph.StepGraph.step
+    made = StepGraph.step
 
-    def step(self: cuda_graph.StepGraph, *arguments: Any) -> None:  # noqa: ANN401  # whatever the step takes
+    def step(self: StepGraph, *arguments: Any) -> None:  # noqa: ANN401  # whatever the step takes
         nonlocal steps
         steps += 1
         if steps > WARM_STEPS:
@@ -62,7 +64,7 @@ def _in_steady_steps(order: TrainingTask) -> dict[str, int]:
         made(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cuda_graph.StepGraph, "step", step)
+        patched.setattr(StepGraph, "step", step)
         [how], _ = _run([order], WARM_STEPS + 5)
     assert type(how).__name__ == "Stopped", how
     between = seen[-1] - seen[0]
@@ -76,7 +78,7 @@ def _in_steady_steps(order: TrainingTask) -> dict[str, int]:
 
 def _data_that_does_not_fit(order: TrainingTask) -> dict[str, int]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(batches, "_fits", lambda *_: False)
+        patched.setattr(training_feed, "_fits", lambda *_: False)
         return _in_steady_steps(order)
 
 
@@ -84,7 +86,7 @@ def _second_view_mapped(order: TrainingTask) -> dict[str, int]:
     """Pictures and the first view's logits fit on the device, the second's no more."""
     answers = iter([True, True, False])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(batches, "_fits", lambda *_: next(answers, True))
+        patched.setattr(training_feed, "_fits", lambda *_: next(answers, True))
         return _in_steady_steps(order)
 
 
@@ -112,9 +114,9 @@ def _prefetch_of_a_bad_item() -> list[object]:
 def _memory_of_a_run_that_ended(orders: Sequence[TrainingTask]) -> list[int]:
     """Mebibytes reserved before and after the first of two replayed runs was stopped."""
     reserved, steps = [], 0
-    step = cuda_graph.StepGraph.step
+    step = StepGraph.step
 
-    def noting(self: cuda_graph.StepGraph, number: int, loaded: cuda_graph.LoadedBatch) -> None:
+    def noting(self: StepGraph, number: int, loaded: LoadedBatch) -> None:
         nonlocal steps
         if self._run_state.place == 1:
             steps += 1
@@ -123,7 +125,7 @@ def _memory_of_a_run_that_ended(orders: Sequence[TrainingTask]) -> list[int]:
         step(self, number, loaded)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cuda_graph.StepGraph, "step", noting)
+        patched.setattr(StepGraph, "step", noting)
         _run(orders, WARM_STEPS + 2)
     return reserved
 
@@ -146,13 +148,13 @@ def _with_compute_step(
 def _streams_of_steps(tasks: Sequence[TrainingTask]) -> dict[str, Any]:
     """Which runs of a group have a stream of their own once their steps are replayed; the last one draws numbers."""
     streams: dict[int, int] = {}
-    load, step = cuda_graph.BatchLoader.load, cuda_graph.StepGraph.step
+    load, step = BatchLoader.load, StepGraph.step
 
-    def loading(self: cuda_graph.BatchLoader, inputs: BatchInputs) -> cuda_graph.LoadedBatch:
+    def loading(self: BatchLoader, inputs: BatchInputs) -> LoadedBatch:
         streams[-1] = torch.cuda.current_stream().cuda_stream
         return load(self, inputs)
 
-    def stepping(self: cuda_graph.StepGraph, number: int, loaded: cuda_graph.LoadedBatch) -> None:
+    def stepping(self: StepGraph, number: int, loaded: LoadedBatch) -> None:
         streams[self.place] = torch.cuda.current_stream().cuda_stream
         step(self, number, loaded)
 
@@ -161,8 +163,8 @@ def _streams_of_steps(tasks: Sequence[TrainingTask]) -> dict[str, Any]:
             torch.empty(1, device="cuda").uniform_()
 
     with pytest.MonkeyPatch.context() as patched, counting() as counts:
-        patched.setattr(cuda_graph.BatchLoader, "load", loading)
-        patched.setattr(cuda_graph.StepGraph, "step", stepping)
+        patched.setattr(BatchLoader, "load", loading)
+        patched.setattr(StepGraph, "step", stepping)
         ended, _ = _with_compute_step(tasks, draw)
     shared = streams.pop(-1)
     own = [place for place, stream in sorted(streams.items()) if stream != shared]

@@ -42,7 +42,8 @@ from workers.students.build import build_student
 from workers.teacher.build_caches import identify, open_teacher
 from workers.teacher.encoding_check import describe
 from workers.teacher.teacher import Teacher
-from workers.training.batches import TrainingFeed, student_preprocessing, to_input
+from workers.training.batches import student_preprocessing, to_input
+from workers.training.training_feed import TrainingFeed
 
 BOUND = 1e-6
 """Allowed of a step's |difference| / |live|, for the loss and for the gradient. Float32 resolves 6e-8."""

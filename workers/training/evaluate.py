@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workers.config.job import Preprocessing
-from workers.training.batches import EvaluationFeed, to_input
+from workers.training.batches import to_input
 from workers.training.distributed import Replicas
+from workers.training.evaluation_feed import EvaluationFeed
 
 ECE_BINS = 15
 

@@ -15,12 +15,15 @@ from structlog.contextvars import bound_contextvars
 
 from workers.errors import Paused, Stopped
 from workers.logs import ids_of
+from workers.training.batch_loader import BatchLoader, LoadedBatch
 from workers.training.batches import BatchInputs
-from workers.training.cuda_graph import BatchLoader, LoadedBatch, Recorder, StepGraph, StepStreams
+from workers.training.cuda_graph import Recorder
 from workers.training.epoch_sums import Reading
 from workers.training.run import RunHandle, RunState, Signal
 from workers.training.setting import Setting
 from workers.training.step import check_every, explain_not_finite
+from workers.training.step_graph import StepGraph
+from workers.training.step_streams import StepStreams
 
 Ended = tuple[int, "dict[str, object] | Exception"]
 """Which run of the group, and result.json or why there is none."""

@@ -24,13 +24,14 @@ from workers.events import Emit, Finished, Log, ShouldStop
 from workers.methods.method import Method
 from workers.precision import float32_as
 from workers.training.batches import TrainingBatch
-from workers.training.cuda_graph import StepGraph
 from workers.training.evaluate import evaluate
 from workers.training.group import Ended, Group, share_time
+from workers.training.optimizer import learning_rate
 from workers.training.result import leave
-from workers.training.run import RunHandle, RunState, learning_rate
+from workers.training.run import RunHandle, RunState
 from workers.training.setting import new_run_state, set_up
 from workers.training.step import batch_objective, forward
+from workers.training.step_graph import StepGraph
 
 # A checkpoint that takes long is made so seldom that it costs a twentieth of the time at most.
 _SAVING_SHARE = 0.05

@@ -5,79 +5,30 @@ without touching each other. What they draw (dropout) is a function of (seed, ep
 killed anywhere continues with the same numbers, alone or in another company.
 """
 
-import contextlib
 import hashlib
 import itertools
-import math
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 from torch import Tensor, nn
 
-from workers.config.job import AdamW, CosineSchedule, Sgd, Training, TrainingTask
+from workers.config.job import TrainingTask
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
 from workers.precision import choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
+from workers.training.batch_counters import BatchCounters
 from workers.training.distributed import Replicas
 from workers.training.epoch_sums import EpochSums, Reading
+from workers.training.optimizer import learning_rate, new_optimizer
 
 # A person watches; an event is a row in the database.
 _STEP_EVENT_SECONDS = 2.0
 # Of what is kept in a checkpoint: one of another number is not taken up.
 _CHECKPOINT_FORMAT = 3
-
-
-def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of one update (``step`` from 0), after warm-up and schedule."""
-    warmup_steps = training.warmup_epochs * steps_per_epoch
-    total_steps = training.epochs * steps_per_epoch
-    schedule = training.schedule
-    if step < warmup_steps:
-        factor = min((step + 1) / warmup_steps, 1.0)
-    elif isinstance(schedule, CosineSchedule):
-        done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-        factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
-    else:
-        # Rounded down to whole epochs, as the papers' 150 / 180 / 210 of 240.
-        epoch = step // steps_per_epoch
-        passed = sum(epoch >= math.floor(m * training.epochs + 1e-9) for m in schedule.milestones)
-        factor = schedule.gamma**passed
-    return training.optimizer.lr * factor
-
-
-def _optimizer(training: Training, parameters: Sequence[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    # Fused: one pass over all weights. It takes gradients to lie as their parameters do, and would be silently wrong
-    # if one did not; autograd keeps to that, and so does ``Replicas.sum_gradients``.
-    chosen, is_cuda = training.optimizer, device.type == "cuda"
-    optimizer: torch.optim.Optimizer
-    if isinstance(chosen, Sgd):
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=chosen.lr,
-            momentum=chosen.momentum,
-            weight_decay=chosen.weight_decay,
-            nesterov=chosen.nesterov,
-            fused=True,
-        )
-    else:
-        assert isinstance(chosen, AdamW)
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=chosen.lr,
-            betas=chosen.betas,
-            weight_decay=chosen.weight_decay,
-            fused=True,
-            capturable=is_cuda,
-        )
-    if is_cuda:
-        # At one address, where a CUDA graph reads it; given to the constructor, it would be copied back to be checked.
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(chosen.lr, device=device)
-    return optimizer
 
 
 class Signal(IntEnum):
@@ -145,7 +96,7 @@ class RunState:
         }
         self.weights = [p for p in network.parameters() if p.requires_grad]
         self.parameters = self.weights + list(self.learned.values())
-        self.optimizer = _optimizer(self.training, self.parameters, device)
+        self.optimizer = new_optimizer(self.training, self.parameters, device)
         self.not_finite, self._one = torch.zeros((), device=device), torch.ones((), device=device)
         # A fused optimizer makes no update where this is 1; torch's own gradient scaler uses it so.
         self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
@@ -323,41 +274,6 @@ class RunState:
         # An attempt that was killed between its checkpoint and its event told nobody.
         for number, missed in enumerate(self.metrics[self.task.told_epoch :], start=self.task.told_epoch + 1):
             self.emit(Epoch(epoch=number, epochs=self.training.epochs, metrics=missed))
-
-
-class BatchCounters:
-    """Counters of batch normalisation (``num_batches_tracked``), kept on the host while the network trains.
-
-    On the device each would be a launch in every step, for a number that nothing reads: the running statistics have a
-    fixed momentum. A layer without one does read its counter, and keeps it.
-
-    Attributes:
-        steps: forward passes in training so far.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self.steps = 0
-        norms = (m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d))
-        self._norms = [norm for norm in norms if norm.momentum is not None and norm.num_batches_tracked is not None]
-        self._detach()
-
-    @contextlib.contextmanager
-    def attached(self) -> Iterator[None]:
-        """Within, the network has its counters, to be read or loaded."""
-        self.attach()
-        yield
-        if self._norms:
-            self.steps = int(self._norms[0].num_batches_tracked or 0)
-        self._detach()
-
-    def attach(self) -> None:
-        """Give the network its counters back."""
-        for norm in self._norms:
-            norm.num_batches_tracked = torch.tensor(self.steps)
-
-    def _detach(self) -> None:
-        for norm in self._norms:
-            norm.num_batches_tracked = None
 
 
 def environment(device: torch.device, precision: str) -> dict[str, str]:

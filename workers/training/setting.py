@@ -14,10 +14,12 @@ from workers.errors import CheckpointLost, InvalidJob
 from workers.events import Log
 from workers.precision import Precision, float32_as
 from workers.students.build import build_student
-from workers.training.batches import EvaluationFeed, TrainingFeed, student_preprocessing
+from workers.training.batches import student_preprocessing
 from workers.training.cuda_graph import why_no_graph
 from workers.training.distributed import Replicas
+from workers.training.evaluation_feed import EvaluationFeed
 from workers.training.run import RunHandle, RunState
+from workers.training.training_feed import TrainingFeed
 
 
 @dataclass(frozen=True)

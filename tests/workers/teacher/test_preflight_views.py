@@ -49,7 +49,7 @@ from workers.teacher.preflight import check, check_views
 from workers.teacher.recheck import recheck_rows
 from workers.teacher.teacher import Teacher
 from workers.tools.parity import check_parity
-from workers.training.batches import TrainingFeed
+from workers.training.training_feed import TrainingFeed
 
 SIDE, SMALL_SIDE, SAMPLES = 32, 8, 400
 WHOLE = ResizedCrop(size=(SMALL_SIDE, SMALL_SIDE), scale=(1.0, 1.0), ratio=(1.0, 1.0))

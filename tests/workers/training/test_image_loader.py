@@ -39,8 +39,9 @@ from workers.errors import BatchOverdue, DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Epoch, Log, ignore
 from workers.pipeline import run_job, train_supervised
 from workers.training import image_loader as streaming
-from workers.training.batches import EvaluationFeed, TrainingFeed
+from workers.training.evaluation_feed import EvaluationFeed
 from workers.training.image_loader import PictureStream, Work, worker_processes, workers_with_room
+from workers.training.training_feed import TrainingFeed
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")

@@ -18,17 +18,19 @@ from tests.support.method_inputs import POLICIES, ordinary
 from workers.config.job import Sgd, TrainingTask
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import ignore, never
-from workers.methods.temperature import POLICIES as POLICY_FUNCTIONS
+from workers.methods.policies.catalog import POLICIES as POLICY_FUNCTIONS
 from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.precision import choose_precision, float32_as, tf32_in_force
 from workers.students.build import build_student
 from workers.training import loop
+from workers.training.batch_loader import BatchLoader, LoadedBatch
 from workers.training.batches import BatchInputs
-from workers.training.cuda_graph import BatchLoader, LoadedBatch, _apart, why_no_graph
+from workers.training.cuda_graph import why_no_graph
 from workers.training.host_copy import copy_packed
 from workers.training.loop import train_group, train_run
 from workers.training.run import RunHandle, RunState
 from workers.training.step import explain_not_finite
+from workers.training.step_graph import _apart
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -239,7 +241,7 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return SimpleNamespace(replay=replay)
 
     monkeypatch.setattr("workers.training.group.Recorder", OnCpu)
-    monkeypatch.setattr("workers.training.cuda_graph.Recorder", OnCpu)
+    monkeypatch.setattr("workers.training.step_graph.Recorder", OnCpu)
     monkeypatch.setattr("workers.training.setting.why_no_graph", lambda *_: None)
     return recorded
 
@@ -326,7 +328,7 @@ def test_loaded_batch_of_a_replay_has_the_rows_of_its_step(
 def test_cuda_graph_on_fails_where_a_step_cannot_be_replayed(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.training.cuda_graph._apart", lambda *_: math.nan)
+    monkeypatch.setattr("workers.training.step_graph._apart", lambda *_: math.nan)
     results = {}
     for wanted in ("auto", "on"):
         order = digits.order("kd", tmp_path / wanted, SMALL.model_copy(update={"cuda_graph": wanted, "epochs": 1}))

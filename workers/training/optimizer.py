@@ -1,0 +1,60 @@
+"""Optimizer and learning rate of a run, as its training options say."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from workers.config.job import AdamW, CosineSchedule, Sgd, Training
+
+
+def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of one update (``step`` from 0), after warm-up and schedule."""
+    warmup_steps = training.warmup_epochs * steps_per_epoch
+    total_steps = training.epochs * steps_per_epoch
+    schedule = training.schedule
+    if step < warmup_steps:
+        factor = min((step + 1) / warmup_steps, 1.0)
+    elif isinstance(schedule, CosineSchedule):
+        done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+        factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
+    else:
+        # Rounded down to whole epochs, as the papers' 150 / 180 / 210 of 240.
+        epoch = step // steps_per_epoch
+        passed = sum(epoch >= math.floor(m * training.epochs + 1e-9) for m in schedule.milestones)
+        factor = schedule.gamma**passed
+    return training.optimizer.lr * factor
+
+
+def new_optimizer(
+    training: Training, parameters: Sequence[nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    # Fused: one pass over all weights. It takes gradients to lie as their parameters do, and would be silently wrong
+    # if one did not; autograd keeps to that, and so does ``Replicas.sum_gradients``.
+    chosen, is_cuda = training.optimizer, device.type == "cuda"
+    optimizer: torch.optim.Optimizer
+    if isinstance(chosen, Sgd):
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=chosen.lr,
+            momentum=chosen.momentum,
+            weight_decay=chosen.weight_decay,
+            nesterov=chosen.nesterov,
+            fused=True,
+        )
+    else:
+        assert isinstance(chosen, AdamW)
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=chosen.lr,
+            betas=chosen.betas,
+            weight_decay=chosen.weight_decay,
+            fused=True,
+            capturable=is_cuda,
+        )
+    if is_cuda:
+        # At one address, where a CUDA graph reads it; given to the constructor, it would be copied back to be checked.
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(chosen.lr, device=device)
+    return optimizer
