@@ -23,7 +23,7 @@ from torch import Tensor
 from tests.golden.recipes import RECIPES, Recipe
 from workers.errors import NotFinite
 from workers.methods.catalog import parse_method
-from workers.methods.temperature import MAX_RATIO
+from workers.methods.policies.dtkd import MAX_RATIO
 from workers.objective.objective import Objective, View, objective
 
 HERE = Path(__file__).parent

@@ -9,18 +9,16 @@ from torch import Tensor
 from workers.methods.catalog import parse_method
 from workers.methods.losses import LOSS_CLASSES, Loss
 from workers.methods.method import Method, Term
-from workers.methods.policies import (
-    Annealed,
-    Asymmetric,
-    Dtkd,
-    Expression,
-    Fixed,
-    Learned,
-    MaxLogit,
-    Normkd,
-    Policy,
-    Standardize,
-)
+from workers.methods.policies.annealed import Annealed
+from workers.methods.policies.asymmetric import Asymmetric
+from workers.methods.policies.base import Policy
+from workers.methods.policies.dtkd import Dtkd
+from workers.methods.policies.expression import Expression
+from workers.methods.policies.fixed import Fixed
+from workers.methods.policies.learned import Learned
+from workers.methods.policies.max_logit import MaxLogit
+from workers.methods.policies.normkd import Normkd
+from workers.methods.policies.standardize import Standardize
 from workers.objective.objective import Objective, View, objective
 from workers.objective.statistics import row_statistics
 

@@ -4,11 +4,12 @@ A method is written as a preset's name or an object that overrides its fields; `
 
 To add a method:
 
-1. its mathematics, one function: a policy in ``temperature.py`` or a loss in ``objective/distillation.py``;
-2. one entry in the dict literal under those functions (``POLICIES`` or ``LOSSES``);
-3. one config class in ``policies.py`` or ``losses.py``, whose ``kind`` is that entry's key. From here on it
-   can be posted inside ``custom``, is documented by ``GET /v1/methods``, and a policy can be previewed;
-4. if a paper gave it a name, one preset class in ``papers.py``; ``tests/golden`` proves it.
+1. a temperature policy is one file in ``policies``, its config class and its function, and one entry in
+   ``policies/catalog.py``. From here on it can be posted inside ``custom``, is documented by ``GET /v1/methods``, and
+   can be previewed;
+2. a loss is one function in ``objective/distillation.py``, its entry in ``LOSSES`` there, and one config class in
+   ``losses.py`` whose ``kind`` is the entry's key;
+3. if a paper gave it a name, one preset class in ``papers.py``; ``tests/golden`` proves it.
 
 A temperature that only needs arithmetic over the statistics needs none of this: post an ``expression`` policy.
 """
@@ -24,7 +25,7 @@ from workers.errors import InvalidMethod, UnknownName
 from workers.methods.combined import PRESETS
 from workers.methods.losses import LOSS_CLASSES
 from workers.methods.papers import Family, Preset
-from workers.methods.policies import POLICY_CLASSES
+from workers.methods.policies.catalog import POLICY_CLASSES
 from workers.spec import MethodPart
 
 # ----------------------------------------------------------------------------------------------------------- parsing

@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 from workers.methods.losses import Dkd, Kl, Rld
 from workers.methods.method import TERMS_MAX, Epochs, Term, TermName
 from workers.methods.papers import Preset, two_view_terms
-from workers.methods.policies import Learned, MaxLogit, Normkd, Standardize
+from workers.methods.policies.learned import Learned
+from workers.methods.policies.max_logit import MaxLogit
+from workers.methods.policies.normkd import Normkd
+from workers.methods.policies.standardize import Standardize
 from workers.spec import AtMost, Count, Finite, Temperature, Weight
 
 

@@ -15,7 +15,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from workers.errors import InvalidMethod, UnknownName
 from workers.methods.losses import LOSS_CLASSES, Kl, Loss
-from workers.methods.policies import POLICY_CLASSES, Fixed, Learned, Policy
+from workers.methods.policies.base import Policy
+from workers.methods.policies.catalog import POLICY_CLASSES
+from workers.methods.policies.fixed import Fixed
+from workers.methods.policies.learned import Learned
 from workers.spec import AtMost, Config, Count, MethodPart, Weight
 
 Epochs = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]

@@ -13,16 +13,14 @@ from pydantic import Field, model_validator
 
 from workers.methods.losses import Bild, CrossEntropy, Dist, Dkd, Kl, Loss, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
 from workers.methods.method import Epochs, Method, Term
-from workers.methods.policies import (
-    Annealed,
-    Asymmetric,
-    Dtkd,
-    Fixed,
-    Learned,
-    MaxLogit,
-    Normkd,
-    Standardize,
-)
+from workers.methods.policies.annealed import Annealed
+from workers.methods.policies.asymmetric import Asymmetric
+from workers.methods.policies.dtkd import Dtkd
+from workers.methods.policies.fixed import Fixed
+from workers.methods.policies.learned import Learned
+from workers.methods.policies.max_logit import MaxLogit
+from workers.methods.policies.normkd import Normkd
+from workers.methods.policies.standardize import Standardize
 from workers.spec import AtMost, Config, Count, Finite, Fraction, Temperature, Weight
 
 Family = Literal["cifar", "imagenet"]

@@ -1,6 +1,6 @@
 """The temperatures that a method would give, from a cache's statistics alone: nothing is trained, no logit is read.
 
-The policies are the functions of ``temperature.py`` that training runs, here on NumPy arrays and in float32 as there.
+The policies are the functions of ``policies`` that training runs, here on NumPy arrays and in float32 as there.
 What a policy may read of the student is not known before there is one: it is taken from another cache (a weaker
 network's), or from the teacher itself.
 
@@ -18,8 +18,11 @@ import numpy.typing as npt
 
 from workers.errors import InvalidMethod, NotFinite
 from workers.methods.method import Method, Term
-from workers.methods.policies import Expression, Learned
-from workers.methods.temperature import POLICIES, Temperatures, Unusable, first_unusable
+from workers.methods.policies.base import Temperatures
+from workers.methods.policies.catalog import POLICIES
+from workers.methods.policies.expression import Expression
+from workers.methods.policies.learned import Learned
+from workers.methods.policies.usable import Unusable, first_unusable
 
 PERCENTS = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 EXTREMES = 5

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.methods.losses import Bild, CrossEntropy, Dist, Dkd, Kl, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
-from workers.methods.temperature import Temperatures
+from workers.methods.policies.base import Temperatures
 from workers.objective.log_softmax import (
     cross_entropy,
     divergence,

@@ -25,8 +25,10 @@ from torch.autograd.function import once_differentiable
 
 from workers.errors import NotFinite
 from workers.methods.method import Method
-from workers.methods.policies import Expression, Policy
-from workers.methods.temperature import POLICIES, Temperatures, finite_if_usable, first_unusable
+from workers.methods.policies.base import Policy, Temperatures
+from workers.methods.policies.catalog import POLICIES
+from workers.methods.policies.expression import Expression
+from workers.methods.policies.usable import finite_if_usable, first_unusable
 from workers.objective.distillation import LOSSES, LossResult, SoftenedKl, compute_divergences
 from workers.objective.log_softmax import Context
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.methods.policies import Learned
+from workers.methods.policies.learned import Learned
 from workers.objective.log_softmax import Context, maximum, one_hot, standard_deviation, tempered
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -20,8 +20,7 @@ from workers.methods.catalog import (
 )
 from workers.methods.losses import LOSS_CLASSES, Dkd
 from workers.methods.method import Method, Term
-from workers.methods.policies import POLICY_CLASSES
-from workers.methods.temperature import POLICIES
+from workers.methods.policies.catalog import POLICIES, POLICY_CLASSES
 from workers.objective.distillation import LOSSES
 from workers.objective.statistics import FORMULAS
 

@@ -30,21 +30,19 @@ from workers.errors import InvalidMethod, NotFinite
 from workers.methods.catalog import parse_method
 from workers.methods.losses import Kl, Lud, Mse
 from workers.methods.method import Method, Term
-from workers.methods.policies import (
-    POLICY_CLASSES,
-    Annealed,
-    Asymmetric,
-    Dtkd,
-    Expression,
-    Fixed,
-    Learned,
-    MaxLogit,
-    Normkd,
-    Policy,
-    Standardize,
-)
+from workers.methods.policies.annealed import Annealed
+from workers.methods.policies.asymmetric import Asymmetric
+from workers.methods.policies.base import Policy
+from workers.methods.policies.catalog import POLICIES as FUNCTIONS
+from workers.methods.policies.catalog import POLICY_CLASSES
+from workers.methods.policies.dtkd import Dtkd
+from workers.methods.policies.expression import Expression
+from workers.methods.policies.fixed import Fixed
+from workers.methods.policies.learned import Learned
+from workers.methods.policies.max_logit import MaxLogit
+from workers.methods.policies.normkd import Normkd
+from workers.methods.policies.standardize import Standardize
 from workers.methods.preview import Distribution, Row, TermPreview, preview
-from workers.methods.temperature import POLICIES as FUNCTIONS
 from workers.objective.objective import objective
 from workers.objective.statistics import LiveBatch
 

@@ -10,7 +10,10 @@ from tests.support.method_inputs import LOSSES, PAIRS, POLICIES, Logits, alone, 
 from workers.methods.catalog import parse_method
 from workers.methods.losses import Dkd, Kl, Loss
 from workers.methods.method import Method, Term
-from workers.methods.policies import Dtkd, Fixed, Policy, Standardize
+from workers.methods.policies.base import Policy
+from workers.methods.policies.dtkd import Dtkd
+from workers.methods.policies.fixed import Fixed
+from workers.methods.policies.standardize import Standardize
 from workers.objective.objective import objective
 
 NOT_SHIFT_INVARIANT = ("dtkd", "dtkd_sharpness", "asymmetric_label")

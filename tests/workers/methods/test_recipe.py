@@ -11,15 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 # What a reader of the recipe would add, and nothing more: (file, the line it goes before or after, the text).
-POLICY_FUNCTION = '''
-def halfway(student: Statistics, teacher: Statistics, config: Halfway, batch: PolicyBatch) -> Temperatures:
-    """The spread of the teacher's logits over a divisor, weight T^2."""
-    tau_B1 = (teacher["max"] - teacher["min"]) / config.divisor
-    return Temperatures(tau_B1, tau_B1, tau_B1 * tau_B1)
+POLICY_FILE = '''
+"""Temperature from the spread of the teacher's logits."""
+
+from typing import Literal
+
+from workers.methods.policies.base import Policy, PolicyBatch, Statistics, Temperatures
+from workers.spec import Temperature
 
 
-'''
-POLICY_CLASS = '''
 class Halfway(Policy):
     """A temperature from the spread of the teacher's logits."""
 
@@ -32,6 +32,10 @@ class Halfway(Policy):
     divisor: Temperature = 2.0
 
 
+def halfway(student: Statistics, teacher: Statistics, config: Halfway, batch: PolicyBatch) -> Temperatures:
+    """The spread of the teacher's logits over a divisor, weight T^2."""
+    tau_B1 = (teacher["max"] - teacher["min"]) / config.divisor
+    return Temperatures(tau_B1, tau_B1, tau_B1 * tau_B1)
 '''
 LOSS_FUNCTION = '''
 def reverse(
@@ -116,10 +120,13 @@ def tree(tmp_path: Path) -> Path:
     for layer in ("store", "workers"):
         shutil.copytree(ROOT / layer, tmp_path / layer, ignore=shutil.ignore_patterns("__pycache__"))
     methods, objective = tmp_path / "workers" / "methods", tmp_path / "workers" / "objective"
-    _insert(methods / "temperature.py", "@dataclass(frozen=True)\nclass Unusable", POLICY_FUNCTION)
-    _insert(methods / "temperature.py", '    "fixed": fixed,\n', '    "halfway": halfway,\n')
-    _insert(methods / "temperature.py", "    Fixed,\n", "    Halfway,\n")
-    _insert(methods / "policies.py", "class Fixed(Policy)", POLICY_CLASS)
+    (methods / "policies" / "halfway.py").write_text(POLICY_FILE)
+    _insert(methods / "policies" / "catalog.py", "    (Fixed, fixed),\n", "    (Halfway, halfway),\n")
+    _insert(
+        methods / "policies" / "catalog.py",
+        "from workers.methods.policies.fixed",
+        "from workers.methods.policies.halfway import Halfway, halfway\n",
+    )
     _insert(objective / "distillation.py", "def dkd(", LOSS_FUNCTION)
     _insert(objective / "distillation.py", '    "kl": kl,\n', '    "reverse": reverse,\n')
     _insert(
@@ -129,7 +136,11 @@ def tree(tmp_path: Path) -> Path:
     )
     _insert(methods / "losses.py", "class Dkd(Loss)", LOSS_CLASS)
     _insert(methods / "papers.py", "class KD(Preset)", PRESET_CLASS)
-    _insert(methods / "papers.py", "    Fixed,\n", "    Halfway,\n")
+    _insert(
+        methods / "papers.py",
+        "from workers.methods.policies.fixed",
+        "from workers.methods.policies.halfway import Halfway\n",
+    )
     _insert(methods / "papers.py", "from workers.spec", "from workers.methods.losses import Reverse\n")
     return tmp_path
 

@@ -10,7 +10,7 @@ from tests.support.method_inputs import ALL_PAIRS, EDGES, LOSSES, PAIRS, POLICIE
 from workers.errors import InvalidMethod, NotFinite
 from workers.methods.catalog import PRESETS, parse_method
 from workers.methods.method import Method, Term
-from workers.methods.policies import Expression
+from workers.methods.policies.expression import Expression
 from workers.objective.log_softmax import one_hot
 from workers.objective.objective import View, objective, objective_of
 from workers.objective.statistics import row_statistics

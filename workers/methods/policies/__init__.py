@@ -1,0 +1,1 @@
+"""Temperature policies: one file each, with its configuration and its function; ``catalog`` has them all."""

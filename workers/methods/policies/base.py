@@ -1,0 +1,131 @@
+"""Base of temperature policies: what can be configured, what a policy sees, what it decides.
+
+A policy is a frozen pydantic class, its configuration, and a pure function of arrays, (student statistics, teacher
+statistics, config, batch) -> ``Temperatures``, both in one file. The same functions serve training, on tensors with
+gradient, and the preview of a method, on NumPy arrays in a process without torch: array functions are taken from
+``batch.xp``, whose NumPy and torch forms agree in name and arguments. No torch here.
+
+A policy sees statistics (``store.STATISTICS``), never logits: the teacher's come from the cache as they were measured
+on the unrounded logits, the student's are computed when a policy asks for them. Z-scoring is a temperature too, because
+softmax ignores shifts: S((z - mean) / (std + eps) / T) = S(z / (T (std + eps))).
+
+Every policy but the expression returns positive, finite temperatures for finite statistics. Where its formula gives
+none (a maximum of the other sign, a constant row), that one sample falls back as the function's docstring says.
+
+Shapes: B batch, C classes, 1 kept for broadcasting; tau_B1 temperatures. float32 or float64.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from workers.methods.expression import Array
+from workers.spec import MethodPart
+
+if TYPE_CHECKING:
+    from workers.methods.policies.learned import Learned
+
+
+class Policy(MethodPart):
+    """Base of temperature policies.
+
+    Attributes:
+        statistics: the cached teacher statistics that some form of the policy reads; it sees nothing else of the
+            teacher.
+        student_statistics: the same of the student's logits.
+        reads_epoch: whether its temperatures may depend on the epoch. True unless it is said: a CUDA graph of the step
+            holds what the policy made of the epoch, and is recorded again in the next one.
+    """
+
+    statistics: ClassVar[tuple[str, ...]] = ()
+    student_statistics: ClassVar[tuple[str, ...]] = ()
+    reads_epoch: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The cached teacher statistics that this configuration reads."""
+        return self.statistics
+
+    @property
+    def reads_of_student(self) -> tuple[str, ...]:
+        """The student's statistics that this configuration reads."""
+        return self.student_statistics
+
+    @property
+    def gives_label_its_own(self) -> bool:
+        """Whether the teacher's temperature differs between the label's class and the others."""
+        return False
+
+    @property
+    def z_scores(self) -> bool:
+        """Whether dividing by its temperatures stands for z-scoring, which holds where shifts do not count."""
+        return False
+
+
+Statistics = Mapping[str, Array]
+"""Name -> [B, 1]; the names are those of ``store.STATISTICS``."""
+
+
+STD_EPS = 1e-7
+"""Added to a standard deviation by the authors of logit standardisation; below it a row counts as constant."""
+
+
+class PolicyBatch(Protocol):
+    """What a policy may know beside the statistics, and may do beside arithmetic."""
+
+    @property
+    def xp(self) -> ModuleType:
+        """``torch`` or ``numpy``."""
+
+    @property
+    def classes(self) -> int:
+        """C."""
+
+    @property
+    def epoch(self) -> int:
+        """Counted from 1."""
+
+    @property
+    def epochs(self) -> int | None:
+        """How many the run has; None where nobody knows."""
+
+    def full(self, value: float) -> Array:
+        """[B, 1] of one value."""
+
+    def is_label(self) -> Array:
+        """Boolean [B, C], true at the sample's class."""
+
+    def detached(self, values: Array) -> Array:
+        """The same values without gradient."""
+
+    def detached_statistics(self, statistics: Statistics) -> Statistics:
+        """The same statistics without gradient."""
+
+    def with_slope(self, values: Array, by: Array, slope: Array) -> Array:
+        """``values``, whose derivative by ``by`` is ``slope``; all three are [B, 1], and it alone carries gradient."""
+
+    def theta(self, config: "Learned", gradient_scale: float) -> Array:
+        """The learned parameter [] of this term; its gradient is multiplied by ``gradient_scale``."""
+
+
+@dataclass(frozen=True)
+class Temperatures:
+    """What a policy decides, per sample.
+
+    Each is a ``float`` instead where it is one number for every sample of an epoch: a GPU then has nothing to compute.
+
+    Attributes:
+        student: tau_B1 > 0 that divides the student's logits; carries gradient where the authors' code does.
+        teacher: tau_B1 > 0 that divides the teacher's logits; [B, C] where classes differ.
+        weight: [B, 1] >= 0, the factor (T^2 or its like) that keeps gradients comparable over temperatures.
+    """
+
+    student: Array
+    teacher: Array
+    weight: Array
+
+    def as_arrays(self, batch: PolicyBatch) -> "Temperatures":
+        """The same with [B, 1] in place of each ``float``."""
+        sides = (self.student, self.teacher, self.weight)
+        return Temperatures(*(batch.full(side) if isinstance(side, float) else side for side in sides))
