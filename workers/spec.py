@@ -1,8 +1,8 @@
 """What the configurations of temperature policies and of distillation losses have in common. No torch here.
 
 A policy is configured and computed in its file of ``methods/policies``; a loss is configured by a class of
-``losses.py`` and computed in ``objective/distillation.py``; ``method.py`` pairs them. Each is told apart by ``kind``; its class
-attributes are its documentation, and nothing else about it is written down twice.
+``losses.py`` and computed in ``objective/distillation.py``; ``method.py`` pairs them. Each is told apart by ``kind``;
+its class attributes are its documentation, and nothing else about it is written down twice.
 
 Notation of the formulas: z_s, z_t student and teacher logits of one sample, y its label, S softmax, T_s and T_t the
 policy's temperatures and W its weight, p = S(z_t/T_t), q = S(z_s/T_s), H(a, b) cross-entropy, C classes; losses are
