@@ -28,7 +28,7 @@ PACKAGES = {
 HOMES = {
     "zarr": ("store/",),
     "onnxruntime": ("workers/onnx/session.py",),
-    "ray": ("workers/cluster/ray_cluster.py",),
+    "ray": ("workers/cluster/ray_api.py",),
     "fastapi": ("service/",),
     "starlette": ("service/",),
     "sqlalchemy": ("service/",),

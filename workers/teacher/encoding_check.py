@@ -32,9 +32,9 @@ BATCH = 64
 
 
 def check_lossy_encoding(
-    guard: EncodingCheck, spec: CacheSpec, reference: Reference, labels_R: Tensor, emit: Emit
+    check: EncodingCheck, spec: CacheSpec, reference: Reference, labels_R: Tensor, *, emit: Emit
 ) -> None:
-    """Tell the cosine of every method's gradient on this cache.
+    """Log the cosine of every method's gradient on this cache.
 
     Args:
         labels_R: of the reference's rows, int64.
@@ -45,8 +45,8 @@ def check_lossy_encoding(
     """
     figures = {
         choice.label: cosine
-        for choice in guard.methods
-        if (cosine := gradient_cosine(choice.expand(), reference, labels_R, guard.epochs)) is not None
+        for choice in check.methods
+        if (cosine := gradient_cosine(choice.expand(), reference, labels_R, check.epochs)) is not None
     }
     if not figures:
         return
@@ -59,7 +59,7 @@ def check_lossy_encoding(
         f"encoding {encoding} changes what is learned: the mean cosine between a method's gradient on the cached and "
         f"on the exact logits, for the first {len(labels_R)} rows, is: {said}; the bar is {BAR:g}"
     )
-    if not guard.allow_lossy:
+    if not check.allow_lossy:
         raise LossyCache(
             f"{message}. Use another encoding (uint8, dense), a higher top or tail, another temperature of the "
             'encoding or the method, or train nevertheless with "allow_lossy": true'

@@ -10,6 +10,9 @@ import uuid
 import weakref
 from pathlib import Path
 
+from workers.config.job import JobSpec
+from workers.teacher.cache_plan import CachePlan
+
 # Of a fixed width, so that a number is replaced in one write.
 _DIGITS = 20
 _EARLIER = "earlier"
@@ -61,6 +64,17 @@ def carry_over(folder: Path, rows: int) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     partial.write_bytes(f"{before + missing:0{_DIGITS}d}".encode())
     partial.replace(earlier)
+
+
+def forwards_needed(job: JobSpec, plan: CachePlan) -> int:
+    """Teacher forward passes that a live teacher would need for all runs of a job.
+
+    It is run on every training picture of every epoch of every run that distils (on two views of it, if the method
+    compares two), and once per run on the test split (its agreement). Plain cross-entropy needs none and counts none.
+    """
+    distilling = [method for method in (run.method.expand() for run in job.runs()) if method.needs_teacher]
+    passes = sum(job.training.epochs * method.views * plan.train_cache.samples for method in distilling)
+    return passes + len(distilling) * plan.test_cache.samples
 
 
 def forwards_avoided(needed: int, run: int) -> int:

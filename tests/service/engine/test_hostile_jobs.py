@@ -17,7 +17,9 @@ from workers.events import Log, PreflightChecked, ignore, never
 from workers.onnx import confined_session
 from workers.onnx.confined_session import Limits
 from workers.teacher import teacher
-from workers.teacher.build_caches import build_caches, inference_batch, open_teacher, plan_caches
+from workers.teacher.build_caches import build_caches
+from workers.teacher.inference_task import inference_batch, open_teacher
+from workers.teacher.plan_caches import plan_caches
 
 pytest_plugins = ["tests.support.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)

@@ -12,7 +12,7 @@ from workers.cluster import deaths
 from workers.cluster.deaths import Death, Memory, ProcessId, Watch, memory, oom_kills
 
 UNEXPECTED = """The actor died unexpectedly before finishing this task.
-\tclass_name: _TrainingActor
+\tclass_name: TrainingActor
 The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
 unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed \
 by the OOM killer due to high memory usage, (2) ray stop --force was called."""

@@ -23,9 +23,10 @@ from workers.events import CacheReady, Log, ignore, never
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.pipeline import run_job
-from workers.teacher.build_caches import build_caches, plan_caches
+from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.encoding_check import BAR, check_lossy_encoding, gradient_cosine
+from workers.teacher.plan_caches import plan_caches
 from workers.teacher.recheck import recheck_rows
 from workers.tools.parity import check_parity
 
