@@ -44,7 +44,8 @@ from workers.data.prepared import Dataset, prepare
 from workers.students.build import build_student
 from workers.teacher.inference import infer_blocks
 from workers.teacher.inference_task import inference_batch
-from workers.teacher.teacher import Device, Teacher
+from workers.teacher.sessions import Device
+from workers.teacher.teacher import Teacher
 from workers.training.artifacts import Student, export_onnx
 
 BAR = 0.95

@@ -14,7 +14,7 @@ from workers.config.job import Folders, JobSpec, Spec
 from workers.events import Stage
 
 if TYPE_CHECKING:
-    from workers.teacher.teacher import Device
+    from workers.teacher.sessions import Device
 
 
 class CachesTask(Spec):

@@ -352,7 +352,7 @@ def _is_training(node: NodeProto, constants: ChainMap[str, TensorProto], opset: 
             return any(node.output[1:])
         return any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
     if node.op_type == "Dropout" and len(node.input) > 2:
-        # A mode that is computed, not constant, is left to the contract check, which compares two runs.
+        # A mode that is computed, not constant, is left to the preflight, which compares two runs.
         mode = constants.get(node.input[2])
         return mode is not None and any((mode.raw_data.strip(b"\0"), *mode.int32_data))
     return False

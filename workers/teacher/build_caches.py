@@ -24,7 +24,7 @@ from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.encoding_check import check_lossy_encoding
 from workers.teacher.inference import AUGMENTATION
 from workers.teacher.inference_task import infer_here, inference_batch
-from workers.teacher.teacher import Device
+from workers.teacher.sessions import Device
 
 
 class MissingBlocks(NamedTuple):

@@ -24,7 +24,7 @@ class CachePlan(Spec):
     """The two caches of a job and what is known of its teacher; JSON, so that it can be kept and passed on.
 
     Attributes:
-        contract_forwards: pictures that the contract check has run through the teacher now.
+        contract_forwards: pictures that the preflight has run through the teacher now.
         accuracy: of the teacher, once the caches are complete.
         guard: what the training split's cache is judged by before most of it is inferred; None for a dense one.
     """

@@ -13,7 +13,7 @@ from workers.data.prepared import Dataset
 from workers.events import Emit, Log, ShouldStop
 from workers.teacher.forwards import ForwardCounter
 from workers.teacher.inference import infer_blocks
-from workers.teacher.preflight import BATCH, batch_rows
+from workers.teacher.preflight.rows import BATCH, batch_rows
 from workers.teacher.teacher import Teacher
 
 

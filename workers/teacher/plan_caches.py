@@ -32,7 +32,7 @@ from workers.onnx.check import check_onnx, check_picture
 from workers.students import check_batch_size, check_image_side
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.recorded_preflight import run_recorded_preflight
-from workers.teacher.teacher import Device
+from workers.teacher.sessions import Device
 
 
 def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: ShouldStop) -> tuple[Dataset, Dataset]:

@@ -19,8 +19,10 @@ from workers.errors import Stopped
 from workers.events import Emit, Log, PreflightChecked, ShouldStop, never
 from workers.files import replacing
 from workers.teacher.forwards import ForwardCounter
-from workers.teacher.preflight import ViewsReport, check_views
-from workers.teacher.teacher import Device, PreflightReport, Teacher
+from workers.teacher.preflight.report import PreflightReport, ViewsReport
+from workers.teacher.preflight.views import check_views
+from workers.teacher.sessions import Device
+from workers.teacher.teacher import Teacher
 
 Report = TypeVar("Report", bound=BaseModel)
 

@@ -47,7 +47,8 @@ from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.inference import infer_blocks
 from workers.teacher.plan_caches import plan_caches, prepare_data
-from workers.teacher.preflight import check, check_views
+from workers.teacher.preflight.check import check
+from workers.teacher.preflight.views import check_views
 from workers.teacher.recheck import recheck_rows
 from workers.teacher.teacher import Teacher
 from workers.tools.parity import check_parity

@@ -1,4 +1,4 @@
-"""The teacher: preprocessing to the bit, one answer whatever the batch, and what the contract check refuses.
+"""The teacher: preprocessing to the bit, one answer whatever the batch, and what the preflight refuses.
 
 Legend: B pictures of a batch, P values of a picture (C * H * W), N classes.
 """
@@ -26,10 +26,15 @@ from workers.data.prepared import DecodedDataset
 from workers.errors import ContractViolation, DeviceUnavailable, InvalidTeacher, NotFinite, OutOfMemory
 from workers.onnx import session as onnx_session
 from workers.onnx.check import check_onnx
-from workers.teacher import preflight
-from workers.teacher import teacher as teacher_module
-from workers.teacher.preflight import Score, binomial_tail, slice_rows, spread
-from workers.teacher.teacher import Teacher, preprocess
+from workers.teacher import sessions
+from workers.teacher.preflight import check
+from workers.teacher.preflight.check import ALONE_ROWS
+from workers.teacher.preflight.class_order import best_assignment
+from workers.teacher.preflight.report import PreflightReport
+from workers.teacher.preflight.rows import BATCH_PIXELS, ROWS_MAX, slice_rows, spread
+from workers.teacher.preflight.score import Score, binomial_tail
+from workers.teacher.preprocess import preprocess
+from workers.teacher.teacher import Teacher
 
 PLAIN = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
 CIFAR = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
@@ -328,7 +333,7 @@ def test_a_single_picture_or_a_fixed_batch_that_does_not_fit_is_an_error(tmp_pat
         fixed.run(fixed.preprocess(pictures(4)), 4)
 
 
-# --------------------------------------------------------------------------------------------------- contract check
+# -------------------------------------------------------------------------------------------------------- preflight
 
 COLOURS = ("blue", "green", "red")
 
@@ -360,7 +365,7 @@ def test_a_teacher_that_fits_is_reported(tmp_path: Path) -> None:
     assert report.forwards == 1 + 100 + 4 + 64
     assert report.provider == "CPUExecutionProvider"
     assert report.warnings == ()
-    assert preflight.PreflightReport.model_validate_json(report.model_dump_json()) == report
+    assert PreflightReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_large_pictures_are_tried_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,7 +380,7 @@ def test_large_pictures_are_tried_few_at_a_time(tmp_path: Path, monkeypatch: pyt
     )
     report = session.run_preflight(labelled(images, small.labels_N, COLOURS), rows=48, accept=True)
     assert "The preprocessing seems to be another: with channels='bgr'" in report.refusals[0]
-    assert max(images.nbytes for images in given) == 4 * preflight.BATCH_PIXELS * 3
+    assert max(images.nbytes for images in given) == 4 * BATCH_PIXELS * 3
     assert report.forwards == sum(map(len, given))
 
 
@@ -456,7 +461,7 @@ def test_a_graph_that_answers_by_the_place_in_the_batch_is_refused(tmp_path: Pat
     )
     held = {"zero": np.array(0), "one": np.array(1), "place": np.array(5), "axis": np.array([1])}
     built.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in held.items())
-    assert 5 not in spread(300, preflight.ALONE_ROWS)
+    assert 5 not in spread(300, ALONE_ROWS)
     with pytest.raises(InvalidTeacher, match=r"of 64 pictures give other outputs when they are run again, in another"):
         teacher(built, tmp_path).run_preflight(coloured())
 
@@ -566,7 +571,7 @@ def test_assignment_moves_only_classes_that_the_rows_tell_of() -> None:
     """And needs no matrix of all classes."""
     preferred_N = np.roll(np.arange(50_000), 1)
     predicted_R = np.array([7, 7, 7, 8, 8, 9, 40_000])
-    order_N = preflight._assignment(Score(predicted_R, np.array([5, 5, 6, 6, 6, 8, 3]), 50_000), preferred_N)
+    order_N = best_assignment(Score(predicted_R, np.array([5, 5, 6, 6, 6, 8, 3]), 50_000), preferred_N)
     assert order_N[[7, 8, 9, 40_000]].tolist() == [5, 6, 8, 3]
     np.testing.assert_array_equal(np.sort(order_N), np.arange(50_000))
     assert np.flatnonzero(order_N != preferred_N).tolist() == [4, 6, 7, 8, 40_000]
@@ -675,8 +680,8 @@ def test_a_teacher_on_a_gpu_is_confined_where_that_works_and_says_so_where_not(
         def empty(self, shape: Sequence[int], dtype: object) -> NDArray[np.float32]:
             return np.empty(shape, dtype)
 
-    monkeypatch.setattr(teacher_module, "ConfinedSession", Confined)
-    monkeypatch.setattr(teacher_module, "confinement_failure", lambda: failure)
+    monkeypatch.setattr(sessions, "ConfinedSession", Confined)
+    monkeypatch.setattr(sessions, "confinement_failure", lambda: failure)
     path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
     session = Teacher(path, PLAIN, threads=1, device="cuda", sessions=1)
     assert asked == [failure is None, None]  # the second is on the CPU, to compare
@@ -684,7 +689,7 @@ def test_a_teacher_on_a_gpu_is_confined_where_that_works_and_says_so_where_not(
 
 
 def test_a_graph_that_never_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "FIRST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(check, "FIRST_TIMEOUT_S", 0.3)
     built = sees_colour()
     built.graph.node[1].output[0] = "z"
     body = helper.make_graph(
@@ -745,7 +750,7 @@ def test_slice_rows_has_rows_of_every_class_and_an_end() -> None:
     labels = np.repeat(np.arange(100), 1000)
     assert np.bincount(labels[slice_rows(labels, 100, 512)]).min() >= 10
     assert len(slice_rows(labels, 100, 512)) == 1000
-    assert len(slice_rows(np.repeat(np.arange(1000), 100), 1000, 512)) == preflight.ROWS_MAX
+    assert len(slice_rows(np.repeat(np.arange(1000), 100), 1000, 512)) == ROWS_MAX
 
 
 # ------------------------------------------------------------------------------------------------------- real data
