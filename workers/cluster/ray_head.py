@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workers import signals
 from workers.errors import WorkerError
-from workers.onnx.seccomp import die_with_parent
+from workers.onnx.confinement import die_with_parent
 
 ORPHANED_S = 45.0
 START_S = 90.0

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from workers.onnx.rules import STANDARD, Scope, scopes_of, short
+from workers.onnx.parsing import short
+from workers.onnx.rules import STANDARD
+from workers.onnx.scopes import Scope, scopes_of
 from workers.texts import some_of
 
 NO_HINT = (

@@ -40,7 +40,7 @@ from store.chunk_map import memory_bytes
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
 from workers.onnx import sandbox
 from workers.onnx.check import size_of
-from workers.onnx.seccomp import Bounds
+from workers.onnx.confinement import Bounds
 from workers.onnx.session import CPU, OnnxSession
 from workers.onnx.session_child import Opened, Output, Refused, Request
 from workers.onnx.shared_arrays import SharedArrays
@@ -117,7 +117,7 @@ class ConfinedSession:
 
     Attributes:
         provider, cpu_operators: as of ``session.OnnxSession``.
-        missing: what could not be taken from the child, see ``seccomp.confine``.
+        missing: what could not be taken from the child, see ``confinement.confine``.
 
     Raises:
         InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``session.OnnxSession``.

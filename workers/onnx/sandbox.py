@@ -2,7 +2,7 @@
 
 ``call`` waits for one answer; ``serve`` starts a child that answers requests until it is ended. The child is a fresh
 interpreter, without its parent's environment but for the path of libraries, in a session of its own. Before it imports
-the function it gives up what ``workers.onnx.seccomp`` lists; it may then read Python's own files and those it was
+the function it gives up what ``workers.onnx.confinement`` lists; it may then read Python's own files and those it was
 given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then kills the
 child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if it ends
 without an answer; they never reach the terminal as they are.
@@ -29,7 +29,7 @@ from typing import Annotated, Any, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from workers.errors import WorkerError
-from workers.onnx.seccomp import Bounds, confine, die_with_parent
+from workers.onnx.confinement import Bounds, confine, die_with_parent
 from workers.texts import printable
 
 ANSWER_MAX_BYTES = 1 << 20

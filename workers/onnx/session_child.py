@@ -34,7 +34,7 @@ class Opened(BaseModel):
 
     Attributes:
         provider, cpu_operators: see ``session.OnnxSession``.
-        missing: of the confinement, see ``seccomp.confine``.
+        missing: of the confinement, see ``confinement.confine``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -22,7 +22,8 @@ from workers.config.job import Preprocessing, TeacherSpec
 from workers.errors import InvalidTeacher
 from workers.files import replacing
 from workers.onnx import sandbox
-from workers.onnx.check import TeacherGraph, size_of
+from workers.onnx.check import size_of
+from workers.onnx.teacher_graph import TeacherGraph
 from workers.onnx.versions import RUNTIME_BYTES
 
 # Largest difference between alone and in a batch, relative to the largest output. Kernels for another batch size add

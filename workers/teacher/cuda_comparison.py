@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from workers.config.job import Preprocessing
 from workers.data.prepared import Dataset
 from workers.errors import DeviceUnavailable
-from workers.onnx.check import TeacherGraph
 from workers.onnx.session import CPU_PROVIDER, CUDA_PROVIDER, VERSION
+from workers.onnx.teacher_graph import TeacherGraph
 from workers.teacher.preflight.rows import BATCH_PIXELS, batch_rows, spread
 from workers.teacher.preprocess import Images
 

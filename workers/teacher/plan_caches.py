@@ -28,7 +28,8 @@ from workers.errors import InvalidTeacher
 from workers.events import Emit, Log, ShouldStop, Stage
 from workers.files import file_sha256
 from workers.onnx import smoke_test
-from workers.onnx.check import check_onnx, check_picture
+from workers.onnx.check import check_onnx
+from workers.onnx.teacher_graph import check_picture
 from workers.students import check_batch_size, check_image_side
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.recorded_preflight import run_recorded_preflight

@@ -25,9 +25,10 @@ from pydantic import JsonValue
 from workers.config.job import Preprocessing
 from workers.data.prepared import Dataset
 from workers.errors import InvalidTeacher, OutOfMemory
-from workers.onnx.check import check_onnx, check_picture
+from workers.onnx.check import check_onnx
 from workers.onnx.confined_session import AnySession
 from workers.onnx.session import CUDA_PROVIDER, VERSION
+from workers.onnx.teacher_graph import check_picture
 from workers.precision import tf32_in_force
 from workers.teacher.cuda_comparison import compare_with_cpu, pictures_to_compare
 from workers.teacher.preflight.check import check

@@ -106,7 +106,7 @@ def test_a_term_is_judged_in_the_first_epoch_in_which_it_counts() -> None:
 def verdict(encoding: Encoding, *methods: object, allow_lossy: bool = False) -> list[Log]:
     events: list[object] = []
     guard = EncodingCheck(methods=tuple(map(parse_method, methods)), epochs=2, allow_lossy=allow_lossy)
-    check_lossy_encoding(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), events.append)
+    check_lossy_encoding(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), emit=events.append)
     logs = [event for event in events if isinstance(event, Log)]
     assert len(logs) == len(events)
     return logs

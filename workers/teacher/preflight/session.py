@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.config.job import Preprocessing
-from workers.onnx.check import TeacherGraph
+from workers.onnx.teacher_graph import TeacherGraph
 
 Rows = NDArray[np.int64]
 Images = NDArray[np.uint8]
