@@ -50,7 +50,7 @@ class CachesActor(Actor):
         return [] if pool is None else pool.shares()
 
     def work(self, task_json: str) -> None:
-        """Complete the caches of a ``CachesTask``; how it ended is told by ``answer``."""
+        """Complete the caches of a ``CachesTask``; ``answer`` returns the outcome."""
         self._channels[0].outcome = outcome_of(lambda: self._build(CachesTask.model_validate_json(task_json)))
 
     def _build(self, task: CachesTask) -> dict[str, Any]:

@@ -66,14 +66,14 @@ class Memory(NamedTuple):
 
 
 class ProcessId(NamedTuple):
-    """What a process tells of itself to whoever watches it: its number, and the file of its standard error."""
+    """Identity of a process, for whoever watches it: its number, and the file of its standard error."""
 
     pid: int
     stderr: str
 
 
 def own_id() -> ProcessId:
-    """Of this process."""
+    """Identity of this process."""
     try:
         stderr = os.readlink("/proc/self/fd/2")
     except OSError:
@@ -82,11 +82,11 @@ def own_id() -> ProcessId:
 
 
 class Watch:
-    """Watch on a worker process of this machine, kept while it lives to tell how it died.
+    """Watch on a worker process of this machine, kept while it lives to find out how it died.
 
     Args:
-        process: as it has told; None while it has told nothing.
-        kills: ``oom_kills()`` from before it told.
+        process: as it has answered; None while it has not.
+        kills: ``oom_kills()`` from before it answered.
     """
 
     def __init__(self, process: ProcessId | None = None, kills: int | None = None) -> None:
@@ -111,7 +111,7 @@ class Watch:
         self._kills = max(self._kills, kills)
 
     def death(self, error: BaseException) -> Death:
-        """How it died, of which Ray has told by ``error``."""
+        """How it died, of which Ray has raised ``error``."""
         message = str(error)
         if (by_monitor := _by_memory_monitor(message)) is not None:
             return by_monitor
@@ -141,12 +141,12 @@ class Watch:
         if (code := _EXIT_CODE.search(message)) is not None:
             return None, f"the process ended by itself with exit code {code[1]}"
         if _UNEXPECTED in message:
-            # A crash would have left its report, and Python would have told Ray of an exit.
+            # A crash would have left its report, and Python would have reported an exit to Ray.
             return signal.SIGKILL, "the process ended without a word, most likely by signal 9 (SIGKILL)"
         return None, None
 
     def _status(self) -> int | None:
-        """The wait status, where the kernel tells it."""
+        """The wait status, where the kernel gives it."""
         if self._pidfd is None:
             return None
         for _ in range(_COLLECTED_TRIES):
@@ -256,7 +256,7 @@ def oom_kills() -> int:
 
 
 def memory() -> Memory | None:
-    """Memory in use, and how much there is; None where the kernel does not tell."""
+    """Memory in use, and how much there is; None where the kernel does not say."""
     machine = {name.rstrip(":"): 1024 * count for name, count in _counts(_PROC / "meminfo").items()}
     if "MemTotal" not in machine or "MemAvailable" not in machine:
         return None

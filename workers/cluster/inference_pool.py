@@ -65,7 +65,7 @@ class PoolWorker:
         return Share(cpus=0.0 if self.share else _INFERENCE_CPUS, gpu=self.share, gpu_id=str(ids[0]) if ids else None)
 
     def gpu_ids(self) -> Sequence[int | str]:
-        """GPUs of a worker that has started; none of one that has died since, which its next call tells."""
+        """GPUs of a worker that has started; none of one that has died since, which its next call raises."""
         with contextlib.suppress(ray_api.RayError):
             ids: Sequence[int | str] = ray_api.get(self.started)
             return ids

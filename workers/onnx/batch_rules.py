@@ -124,7 +124,7 @@ def _constant(node: NodeProto, scope: Scope) -> Iterator[int]:
         return
     try:
         values = numpy_helper.to_array(tensor)
-    except ValueError:  # its data do not fill its shape: the checker tells
+    except ValueError:  # its data do not fill its shape: the checker reports it
         return
     yield from (int(value) for value in values.reshape(-1))
 

@@ -73,5 +73,5 @@ def _save_network(path: Path) -> None:
     ]
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *_IMAGE[1:]])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", _CLASSES])]
-    graph = helper.make_graph(nodes, "probe", inputs, outputs, [kernels, weight])
+    graph = helper.make_graph(nodes, "probe", inputs, outputs, initializer=[kernels, weight])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)

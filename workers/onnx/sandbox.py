@@ -94,14 +94,13 @@ def call(
         WorkerError: the child could not start, or the function raised.
     """
     deadline_s = time.monotonic() + timeout_s
-    with _start(
-        "child", target, arguments, readable, Bounds(memory_bytes, max(1, round(timeout_s))), stdin=subprocess.DEVNULL
-    ) as process:
+    bounds = Bounds(memory_bytes, max(1, round(timeout_s)))
+    with _start("child", target, arguments, readable=readable, bounds=bounds, stdin=subprocess.DEVNULL) as process:
         stderr = bytearray()
         try:
             text = _read(process, stderr, deadline_s)
             process.wait(max(0.0, deadline_s - time.monotonic()))
-            outcome = _outcome(text, process.returncode, timeout_s, memory_bytes, last_lines(stderr))
+            outcome = _outcome(text, process.returncode, timeout_s, memory_bytes, said=last_lines(stderr))
         except subprocess.TimeoutExpired:
             outcome = SandboxOutcome(None, f"takes longer than the {timeout_s:g} s allowed")
         except _TooLong:
@@ -139,16 +138,24 @@ def serve(
         is_confined: False leaves it what ``confine`` takes: it is a process of its own, and that is all.
     """
     entry = "server" if is_confined else "free_server"
-    return _start(entry, target, arguments, readable, bounds, stdin=subprocess.PIPE, descriptors=descriptors)
+    return _start(
+        entry,
+        target,
+        arguments,
+        readable=readable,
+        bounds=bounds,
+        stdin=subprocess.PIPE,
+        descriptors=descriptors,
+    )
 
 
 def _start(
     entry: str,
     target: str,
     arguments: Mapping[str, Json],
+    *,
     readable: Sequence[Path],
     bounds: Bounds,
-    *,
     stdin: int,
     descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
@@ -193,9 +200,9 @@ def _read(process: subprocess.Popen[bytes], stderr: bytearray, deadline_s: float
             if not ready:
                 raise subprocess.TimeoutExpired(process.args, left_s)
             for key, _ in ready:
-                piece = os.read(key.fd, 1 << 16)
-                key.data.extend(piece)
-                if not piece:
+                received = os.read(key.fd, 1 << 16)
+                key.data.extend(received)
+                if not received:
                     selector.unregister(key.fileobj)
             del stderr[:-_STDERR_BYTES]
             if len(text) > ANSWER_MAX_BYTES:
@@ -221,7 +228,7 @@ def _log_stderr(target: str, stderr: bytearray) -> None:
         _logger.warning("a confined process (%s) gave no answer; its standard error ends: %s", target, said)
 
 
-def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, said: str = "") -> SandboxOutcome:
+def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, *, said: str = "") -> SandboxOutcome:
     last = f". It says last: {said}" if said else ""
     if returncode < 0:
         name = signal_name(-returncode)

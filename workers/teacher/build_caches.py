@@ -110,9 +110,9 @@ def missing_blocks(
 ) -> Generator[MissingBlocks, None, None]:
     """Yield what both caches miss, the test split's first (it is small and shows mistakes early).
 
-    Before them comes one block of a lossy training split, and the judgement on it. A cache is finished and verified
-    when its blocks were committed and more is asked for. Until then no other job infers it: whoever does not drive
-    this to its end closes it.
+    Before them comes one block of a lossy training split, and the check of its encoding. A cache is finished and
+    verified when its blocks were committed and more is asked for. Until then no other job infers it: whoever does not
+    drive this to its end closes it.
 
     Args:
         threads, device: of the tasks that are yielded.

@@ -9,7 +9,7 @@ from workers.methods.catalog import MethodChoice
 
 
 class EncodingCheck(Spec):
-    """What a lossy cache is judged by: the methods that will read it, and for how many epochs.
+    """Check of a lossy cache's encoding: the methods that will read it, and for how many epochs.
 
     Attributes:
         allow_lossy: say what was found, and refuse nothing.
@@ -26,7 +26,7 @@ class CachePlan(Spec):
     Attributes:
         contract_forwards: pictures that the preflight has run through the teacher now.
         accuracy: of the teacher, once the caches are complete.
-        guard: what the training split's cache is judged by before most of it is inferred; None for a dense one.
+        guard: the check of the training split's cache before most of it is inferred; None for a dense one.
     """
 
     teacher: TeacherSpec

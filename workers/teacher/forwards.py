@@ -50,7 +50,7 @@ def count_forwards(folder: Path) -> int:
 
 
 def carry_over(folder: Path, rows: int) -> None:
-    """Have the sum be at least ``rows``: what was told before there were counters, or before a backup was restored.
+    """Have the sum be at least ``rows``: what was reported before there were counters, or before a backup was restored.
 
     Raises:
         OSError: the disk is full, say; nothing has changed.
