@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from workers.cluster import ray_api
-from workers.cluster.deaths import Death, ProcessId, Watch, oom_kills
+from workers.cluster.deaths import Death, ProcessId, Watch
+from workers.cluster.memory import oom_kills
 from workers.cluster.outcomes import Share, TaskOutcome
 from workers.errors import first_line
 

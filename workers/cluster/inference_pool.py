@@ -16,7 +16,8 @@ from workers.backoff import LOST_ATTEMPTS_EVER_MAX, delay_s
 from workers.cluster import ray_api
 from workers.cluster.actors import InferenceActor
 from workers.cluster.block_queue import BlockQueue, WorkerLost
-from workers.cluster.deaths import Death, Watch, oom_kills
+from workers.cluster.deaths import Death, Watch
+from workers.cluster.memory import oom_kills
 from workers.cluster.outcomes import Share, WorkFailed
 from workers.cluster.pool_events import CacheProgress, WaitingLog
 from workers.config.job import InferenceTask

@@ -16,7 +16,8 @@ from workers.cluster import ray_api
 from workers.cluster.actor_group import ActorGroup
 from workers.cluster.actors import TrainingActor
 from workers.cluster.caches_actor import CachesActor, CachesTask
-from workers.cluster.ray_head import HeadFailed, RayHead
+from workers.cluster.head_folder import HeadFailed
+from workers.cluster.ray_head import RayHead
 from workers.cluster.tasks import Task
 from workers.config.job import Folders, JobSpec, TrainingTask
 

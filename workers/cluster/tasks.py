@@ -9,7 +9,7 @@ from typing import Any
 
 from workers.cluster import ray_api
 from workers.cluster.actor_group import ActorGroup, Peers, vanished
-from workers.cluster.deaths import oom_kills
+from workers.cluster.memory import oom_kills
 from workers.cluster.outcomes import Numbered, TaskOutcome
 
 # An actor that Ray cannot reach may come back; after so long it counts as gone.

@@ -27,7 +27,7 @@ from tests.support.processes import (
     weights_of,
 )
 from tests.support.service_helpers import PostgresServer
-from workers.cluster.ray_head import machine_folder
+from workers.cluster.head_folder import machine_folder
 
 pytest_plugins = ["tests.support.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from workers.cluster import deaths
-from workers.cluster.deaths import Death, Memory, ProcessId, Watch, memory, oom_kills
+from workers.cluster import memory as memory_module
+from workers.cluster.deaths import Death, ProcessId, Watch
+from workers.cluster.memory import Memory, memory, oom_kills
 
 UNEXPECTED = """The actor died unexpectedly before finishing this task.
 \tclass_name: TrainingActor
@@ -35,8 +37,8 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "kernel"
     (folder / "self").mkdir(parents=True)
     (folder / "self/cgroup").write_text("0::/\n")
-    monkeypatch.setattr(deaths, "_PROC", folder)
-    monkeypatch.setattr(deaths, "_CGROUP", folder)
+    monkeypatch.setattr(memory_module, "_PROC", folder)
+    monkeypatch.setattr(memory_module, "_CGROUP", folder)
     use(folder, 1)
     count(folder, 3)
     return folder
