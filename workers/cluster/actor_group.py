@@ -53,7 +53,7 @@ class ActorGroup:
 
     @property
     def open_tasks(self) -> int:
-        """How many of its tasks have not ended."""
+        """Number of its tasks that have not ended."""
         return len(self._open)
 
     def note(
@@ -64,7 +64,7 @@ class ActorGroup:
         *,
         kills: int = 0,
     ) -> None:
-        """Take down what an actor has said of the share that it holds, and of its process.
+        """Note the share that an actor holds and its process, as it has answered.
 
         Args:
             kills: see ``deaths.Watch.alive``.
@@ -88,7 +88,7 @@ class ActorGroup:
             ray_api.end(actor)
 
     def close(self, slot: int) -> None:
-        """One of its tasks is over or unwanted; the processes end when all are."""
+        """Close a task that is over or unwanted; the processes end with the last one."""
         self._open.discard(slot)
         if self._open:
             return
@@ -98,7 +98,7 @@ class ActorGroup:
 
 
 class Peers:
-    """The processes of one student beside its first: each is asked whether it lives and works.
+    """Processes of one student beside its first: each is asked whether it lives and works.
 
     The first notices a lost one only if its communication does: NCCL waits for ten minutes.
     """
@@ -110,7 +110,7 @@ class Peers:
         self._ended: tuple[float, TaskOutcome] | None = None
 
     def poll(self) -> TaskOutcome | None:
-        """The end of the run by a process that is gone, or that has failed or stopped with its first silent since."""
+        """Outcome of the run if a process is gone, or has failed or stopped and the first one is silent since."""
         for rank, actor in enumerate(self._actors, start=1):
             try:
                 if rank not in self._asked:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Actor:
-    """What every actor answers beside its work.
+    """Base of all actors: events, outcome and requests of its slots of work.
 
     Args:
         slots: of work that it does at once, each with its own channel.
@@ -67,7 +67,7 @@ class Actor:
 
 
 class TrainingActor(Actor):
-    """Trains or exports runs from its birth on: whoever finds it by name need not know whether it was asked to.
+    """Trains or exports runs from its start on: whoever finds it by name need not know whether it was asked to.
 
     Args:
         tasks_json: a ``TrainingTask`` for each slot; several share their batches.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class CachesTask(Spec):
-    """A job's caches to complete, and what there is to do it with.
+    """The caches of a job to complete, and the resources for it.
 
     Attributes:
         cpus: cores of this machine.

@@ -116,7 +116,7 @@ class Watch:
         return _judge(text, number, kills, memory())
 
     def _how(self, message: str) -> tuple[int | None, str | None]:
-        """(signal, sentence); the signal is None if it was none, or is not known; so is the sentence if Ray knows."""
+        """Signal and sentence; the signal is None if it was none, or is not known; so is the sentence if Ray knows."""
         status = self._status()
         if status is not None:
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -183,7 +183,7 @@ def _by_signal(number: int) -> str:
 
 
 def _by_memory_monitor(message: str) -> Death | None:
-    """Of a process that Ray has killed because the machine's memory was nearly full; it may have killed several."""
+    """Death of a process that Ray has killed because the memory was nearly full; it may have killed several."""
     used, own = _MONITOR.search(message), _MONITOR_OWN.findall(message)
     if used is None or "low on memory" not in message:
         return None
@@ -225,6 +225,6 @@ def _judge(text: str, number: int | None, kills: int, after: Memory | None) -> D
 
 
 def _ray_reason(error: BaseException) -> str:
-    """What Ray says of why an actor is dead; the first line where it says nothing of that."""
+    """Reason that Ray gives for an actor's death; the first line of the error where it gives none."""
     found = _REASON.search(str(error))
     return found[1].strip() if found else first_line(error)

@@ -56,7 +56,7 @@ def machine_folder(data_dir: Path) -> Path:
 
 
 def folder_fault(folder: Path) -> str | None:
-    """Why this is no folder for Ray: whoever can write there can run code. None if it is one, or is not there yet."""
+    """Fault of a folder for Ray, as whoever can write there can run code; None if it has none, or is not there yet."""
     try:
         found = folder.lstat()
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def make_private(folder: Path) -> None:
 
 
 def touch_all(folder: Path) -> None:
-    """Make now the time at which all that lies in the folder, and it itself, was last used and changed."""
+    """Set the times of last use and change of a folder, and of all that lies in it, to now."""
     # Ray makes and removes files and folders meanwhile, which pathlib's own walk does not survive.
     for parent, folders, files in os.walk(folder):
         for name in (".", *folders, *files):

@@ -153,7 +153,7 @@ class InferencePool:
             progress.report(now=True)
 
     def shares(self) -> list[Share]:
-        """What its actors hold, and which GPUs they have asked for; asked from another thread than infers.
+        """Shares that its actors hold, and GPUs that they have asked for; called from another thread than ``infer``.
 
         A core that one still waits for is in nobody's books: runs whose turn it is, of whatever priority, would wait
         until all the inference that was ever asked for is done.
@@ -184,7 +184,7 @@ class InferencePool:
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
-        """Keep the actors; afterwards, for a while."""
+        """Keep the actors, and for a while afterwards."""
         with self._lock:
             if self._idle is not None:
                 self._idle.cancel()
@@ -239,7 +239,7 @@ class InferencePool:
             self._owed.clear()
 
     def _add_small_worker(self) -> None:
-        """Where no GPU has much room, an actor that takes little of one: inference shall not wait for an empty GPU."""
+        """Start an actor that takes little of a GPU where none has much room: inference waits for no empty GPU."""
         if self._share > self._gpu_share and not any(w.is_started or w.share < self._share for w in self._workers):
             self._workers.append(self._new_worker(self._gpu_share))
 
@@ -251,7 +251,7 @@ class InferencePool:
                 self._end(worker)
 
     def _finish(self, worker: PoolWorker, queue: BlockQueue, emit: Emit) -> None:
-        """Take a call's outcome; a dead actor is replaced."""
+        """Take the outcome of a call; a dead actor is replaced."""
         try:
             outcome = ray_api.get(worker.reference)
         except ray_api.RayError as error:

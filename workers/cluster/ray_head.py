@@ -102,7 +102,7 @@ class RayHead:
         self.leave()
 
     def leave(self) -> None:
-        """Let go of it without ending it; nobody's taking it over ends it later."""
+        """Release it without ending it; it ends later if no engine takes it over."""
         self._engine_lock.close()
 
     def _find(self, cpus: int | None, gpus: int | None, token: str | None) -> Head | None:
@@ -163,7 +163,7 @@ class RayHead:
 
 
 def _await_end(keeper: subprocess.Popen[bytes]) -> None:
-    """Whenever that is: without a parent that waits it would stay in the table of processes."""
+    """Wait for the keeper's end: without a parent that waits it would stay in the table of processes."""
     signals.leave_to_main_thread()
     keeper.wait()
 

@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def _take(lock: IO[bytes]) -> bool:
-    """Whether this keeper is the only one; who looks whether it is held, holds it for a moment."""
+    """Whether this keeper is the only one; a probe of the lock holds it for a moment."""
     deadline = time.monotonic() + 2.0
     while True:
         try:
@@ -89,7 +89,7 @@ def _take(lock: IO[bytes]) -> bool:
 
 @contextlib.contextmanager
 def _running_ray(folder: Path, cpus: int | None, gpus: int | None) -> Iterator[subprocess.Popen[bytes]]:
-    """``ray start``, and its end with all it has started."""
+    """Run ``ray start``; on exit end it with all that it has started."""
     with socket.socket() as probe:
         # Above the ports that Ray gives to its workers.
         probe.bind(("127.0.0.1", 0))

@@ -41,7 +41,7 @@ class Task:
         self._peers = Peers(actor_group)
 
     def poll(self) -> tuple[list[Numbered], TaskOutcome | None]:
-        """(number, event) pairs that were not acknowledged, and how the work ended once it has. Never waits.
+        """Numbered events that were not acknowledged, and the outcome once the work has ended. Never waits.
 
         An actor that is gone is ``vanished``; events that it had not been asked for are gone with it.
         """

@@ -91,7 +91,7 @@ def _kind(node: NodeProto, scope: Scope, ranks: Mapping[str, int]) -> _Kind | No
 
 
 def _rank(node: NodeProto, ranks: Mapping[str, int]) -> int | None:
-    """Of what a node is given; as high as of what it gives, unless it says otherwise."""
+    """Rank of what a node is given; as high as of what it gives, unless it says otherwise."""
     keeps = not any(attribute.name == "keepdims" and not attribute.i for attribute in node.attribute)
     names = [*node.input[:1], *(node.output[:1] if keeps else ())]
     return next((ranks[name] for name in names if name in ranks), None)

@@ -1,4 +1,4 @@
-"""Whether CUDA works in a confined process here; tried with a network of our own, once in a process.
+"""Trial of CUDA in a confined process, with a network of our own, once in a process.
 
 The driver's interface is no standard: what a library of CUDA asks of the kernel changes with its version. So it is
 tried before a stranger's teacher runs, and never decided by how that one fails: it could fail on purpose.

@@ -90,6 +90,6 @@ def readable(text: str | bytes) -> str:
 
 
 def first_line(said: Exception | str) -> str:
-    """What a C++ library's exception says, without its trace."""
+    """First line of a C++ library's exception, without its trace."""
     lines = (line.strip() for line in str(said).splitlines())
     return short(next((line for line in lines if line), type(said).__name__), 300)

@@ -1,4 +1,4 @@
-"""The rules that an ONNX file must keep to before anything runs it; each refusal is one ``InvalidTeacher`` sentence.
+"""Rules that an ONNX file must keep before anything runs it; each refusal is one ``InvalidTeacher`` sentence.
 
 Structure only: it parses, it is self-contained, it uses known operators, it was exported for inference. What the
 graph takes and gives is ``workers.onnx.check``'s concern. Every rule walks the main graph, the functions and all
@@ -30,7 +30,7 @@ TENSOR_RANK_MAX = 32
 
 
 class Facts(NamedTuple):
-    """What was counted on the way.
+    """Counts of a graph.
 
     Attributes:
         opset: version of the standard operator set.
@@ -46,7 +46,7 @@ class Facts(NamedTuple):
 
 
 def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int) -> Facts:
-    """Every rule that is about the graph's inside.
+    """Check every rule that is about the graph's inside.
 
     Args:
         model: what ``parse`` returned.
@@ -73,7 +73,7 @@ def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int
 
 
 def check_structure(content: bytes) -> None:
-    """onnx's own checker: names that nothing defines, wrong attributes, a shape that its data does not have.
+    """Run onnx's own checker: names that nothing defines, wrong attributes, a shape that its data does not have.
 
     Raises:
         InvalidTeacher: with the checker's sentence.
@@ -138,7 +138,7 @@ def _check_functions(model: onnx.ModelProto, nodes_max: int) -> None:
 
 
 def _calls(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
-    """What these nodes and those of their subgraphs call, by domain and name."""
+    """Operators and functions that these nodes and those of their subgraphs call, by domain and name."""
     pending = [nodes]
     while pending:
         for node in pending.pop():
@@ -177,7 +177,7 @@ def _count(dims: Sequence[int]) -> int:
 
 
 def _element(data_type: int) -> tuple[int, bool]:
-    """(bytes per value, is it floating point?) of an ONNX element type; text counts as one byte."""
+    """Bytes per value of an ONNX element type, and whether it is floating point; text counts as one byte."""
     if data_type in (TensorProto.STRING, TensorProto.UNDEFINED):  # an absent half of a sparse pair is undefined
         return 1, False
     try:

@@ -1,4 +1,4 @@
-"""A function called in a child process that has confined itself first: for reading and running what strangers send.
+"""Sandbox: call a function in a child process that confines itself first, to read and run what strangers send.
 
 ``call`` waits for one answer; ``serve`` starts a child that answers requests until it is ended. The child is a fresh
 interpreter, without its parent's environment but for the path of libraries, in a session of its own. Before it imports
@@ -53,7 +53,7 @@ _logger = logging.getLogger(__name__)
 
 
 class SandboxOutcome(NamedTuple):
-    """What became of a call.
+    """Outcome of a call.
 
     Attributes:
         value: what the function returned; None if there is a breach.
@@ -65,7 +65,7 @@ class SandboxOutcome(NamedTuple):
 
 
 class _Answer(BaseModel):
-    """What a child writes; without ``value`` or ``raised`` the memory was not enough."""
+    """Answer of a child; without ``value`` or ``raised`` the memory was not enough."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -82,7 +82,7 @@ def call(
     memory_bytes: int,
     timeout_s: float,
 ) -> SandboxOutcome:
-    """Calls ``module:function(**arguments)`` in a confined child.
+    """Call ``module:function(**arguments)`` in a confined child.
 
     Args:
         target: must be importable from the folder that holds ``workers``; what it returns must fit into JSON.
@@ -127,7 +127,7 @@ def serve(
     descriptors: Sequence[int],
     is_confined: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Starts a confined child that runs ``module:function(requests, answers, missing, **arguments)``.
+    """Start a confined child that runs ``module:function(requests, answers, missing, **arguments)``.
 
     ``requests`` and ``answers`` are the other ends of the process's ``stdin`` and ``stdout``, ``missing`` is what
     ``confine`` returned. It ends when its function returns, or with the thread that has started it.
@@ -260,7 +260,7 @@ def _say_once(what: str) -> None:
 
 
 def child(request_json: str) -> None:
-    """Confines this process, calls the function and writes the answer; the whole of a child's life."""
+    """Confine this process, call the function and write the answer; the whole of a child's life."""
     request = json.loads(request_json)
     answers = _prepare(request)
     answer: dict[str, Json] = {"missing": cast(Json, _confine(request))}
@@ -275,7 +275,7 @@ def child(request_json: str) -> None:
 
 
 def server(request_json: str) -> None:
-    """Confines this process and has the function answer requests; the whole of a child's life."""
+    """Confine this process and have the function answer requests; the whole of a child's life."""
     request = json.loads(request_json)
     answers = _prepare(request)
     _answer_requests(request, answers, _confine(request))
@@ -299,7 +299,7 @@ def _imported(target: str) -> Callable[..., Json]:
 
 
 def _prepare(request: Mapping[str, Any]) -> int:
-    """Ties this process to its parent; returns the descriptor for its answers."""
+    """Tie this process to its parent; returns the descriptor for its answers."""
     die_with_parent(request["parent"])
     # Where the machine has no memory left, the kernel ends this process before any of the service's.
     with contextlib.suppress(OSError):
@@ -313,7 +313,7 @@ def _prepare(request: Mapping[str, Any]) -> int:
 
 
 def _confine(request: Mapping[str, Any]) -> list[str]:
-    """Gives up what a child may not do; returns what ``confine`` says."""
+    """Confine this process; returns what ``confine`` says is missing."""
     bounds = Bounds(*request["bounds"])
     folders = [Path(name) for name in (*sys.path, sys.prefix, sys.base_prefix) if Path(name) != ROOT]
     libraries = [Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if name]

@@ -1,4 +1,4 @@
-"""The smoke run: a teacher's first steps, on two pictures of noise, on the CPU, in a confined child process.
+"""Smoke run of a teacher, on two pictures of noise, on the CPU, in a confined child process.
 
 A graph that is well-formed may still not end, ask for more memory than there is, or crash what runs it; reading it
 does not tell. So it is run once where that harms nobody, before it meets real work: at the upload where the API's

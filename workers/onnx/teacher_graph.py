@@ -18,7 +18,7 @@ class Value(BaseModel):
 
 
 class TeacherGraph(BaseModel):
-    """What an accepted file declares about itself.
+    """Declarations of an accepted file.
 
     Attributes:
         inputs: exactly one, the pictures: float32 or float16, rank 4.

@@ -19,7 +19,7 @@ def teacher_accuracy(plan: CachePlan, folders: Folders) -> TeacherAccuracy:
 
 
 def _cached_accuracy(spec: CacheSpec, folders: Folders) -> float:
-    """Over all views of a cache, as its readers get the logits; ``build_caches`` has verified the bytes."""
+    """Accuracy over all views of a cache, as its readers get the logits; ``build_caches`` has verified the bytes."""
     labels_N = np.asarray(prepared.open_prepared(folders.datasets, spec.dataset_fingerprint).labels_N)
     step, hits = max(1, _ACCURACY_CELLS // spec.classes), 0
     with CacheReader(folders.caches, spec) as reader:

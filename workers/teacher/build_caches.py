@@ -172,7 +172,7 @@ def missing_blocks(
 
 
 def _in_turn(folders: Folders, spec: CacheSpec, should_stop: ShouldStop) -> AbstractContextManager[None]:
-    """A second job that wants the same cache waits here, and then finds it complete."""
+    """Lock a cache: a second job that wants it waits here, and then finds it complete."""
     locks = folders.data_dir / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return alone(locks / spec.key, should_stop, "infers the same cache")

@@ -1,4 +1,4 @@
-"""Cache plan: the two caches of a job, as its first half settles them and its second half uses them.
+"""Cache plan: the two caches of a job, as inference completes them and training reads them.
 
 Light: the engine keeps plans and passes them on, and loads no torch.
 """

@@ -68,7 +68,7 @@ def check_lossy_encoding(
 
 
 def describe(spec: CacheSpec) -> str:
-    """The encoding in words."""
+    """Name of an encoding and its parameters, for a message."""
     if isinstance(spec.encoding, str):
         return spec.encoding
     return f"sparse (top {spec.encoding.top}, tail {spec.encoding.tail}, temperature {spec.encoding.temperature:g})"

@@ -34,7 +34,7 @@ class ForwardCounter:
             weakref.finalize(self, os.close, self._descriptor)
 
     def add(self, rows: int) -> None:
-        """Count so many pictures. The kernel has the number when this returns; a kill does not take it away."""
+        """Count pictures. The kernel has the number when this returns; a kill does not take it away."""
         self._rows += rows
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
@@ -50,7 +50,7 @@ def count_forwards(folder: Path) -> int:
 
 
 def carry_over(folder: Path, rows: int) -> None:
-    """Have the sum be at least ``rows``: what was reported before there were counters, or before a backup was restored.
+    """Raise the sum to at least ``rows``: what was reported before there were counters, or by a backup.
 
     Raises:
         OSError: the disk is full, say; nothing has changed.
@@ -78,7 +78,7 @@ def forwards_needed(job: JobSpec, plan: CachePlan) -> int:
 
 
 def forwards_avoided(needed: int, run: int) -> int:
-    """Of the forward passes that a live teacher would need, those that the cache spares; none where it costs more.
+    """Forward passes of a live teacher that the cache spares; none where it costs more.
 
     It does with more views than epochs, with nothing but cross-entropy, or where much was inferred twice.
     """

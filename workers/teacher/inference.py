@@ -1,4 +1,4 @@
-"""The inference stage: blocks of a cache, from pictures to committed logits, with nothing waiting for another.
+"""Inference of blocks of a cache, from pictures to committed logits, in threads that do not wait for one another.
 
 Three things happen at once: loading threads draw the next batches' views and preprocess them, the calling thread runs
 the teacher, a writing thread computes the statistics of the last block and commits it. ONNX Runtime, torch's kernels

@@ -64,7 +64,7 @@ def identify(teacher: TeacherSpec) -> TeacherSpec:
 
 
 def _smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: Emit) -> None:
-    """Run a teacher that no one has run yet where it can harm nobody. Raises InvalidTeacher."""
+    """Run a teacher that was never run before in a confined process. Raises InvalidTeacher."""
     if smoke_test.has_passed(folders.smoke, teacher):
         return
     started = time.monotonic()

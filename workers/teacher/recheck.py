@@ -26,6 +26,7 @@ class RecheckReport:
 
     @property
     def ok(self) -> bool:
+        """Whether the largest difference is allowed."""
         return self.max_abs_difference <= self.allowed
 
 

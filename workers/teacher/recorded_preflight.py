@@ -43,7 +43,7 @@ def run_recorded_preflight(
     should_stop: ShouldStop = never,
     forwards_in: Path | None = None,
 ) -> tuple[PreflightReport, int]:
-    """Try the teacher on a labelled slice, once for every pairing of teacher and data, and on views of it.
+    """Run the preflight on a labelled slice and on views of it, once for every pairing of teacher and data.
 
     Args:
         accept: whether the job insists on a teacher that is doubted; each job for itself, whatever was recorded.

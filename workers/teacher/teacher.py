@@ -143,7 +143,7 @@ class Teacher:
 
     @functools.cached_property
     def provenance(self) -> dict[str, JsonValue]:
-        """What the last bits of its logits depend on beside the file, the preprocessing and the pictures."""
+        """Versions and device on which the last bits of its logits depend, beside the file and the pictures."""
         return {
             "retort": version("retort"),
             "provider": self.provider,

@@ -1,4 +1,4 @@
-"""Class order: another order of a dataset's classes that the teacher is right with significantly more often.
+"""Class order: another order of a dataset's classes with which the teacher is right significantly more often.
 
 Orders tried are those that sorting makes of the names, and the best assignment of outputs to classes.
 """

@@ -1,4 +1,4 @@
-"""Usual preprocessings: another one that the teacher is right with significantly more often than with the given."""
+"""Usual preprocessings: another one with which the teacher is right significantly more often than with the given."""
 
 import math
 from collections.abc import Iterator

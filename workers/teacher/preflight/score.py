@@ -28,18 +28,22 @@ class Score:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return len(self.labels_R)
 
     @property
     def is_right_R(self) -> NDArray[np.bool_]:
+        """Whether each prediction is the label."""
         return np.equal(self.predicted_R, self.labels_R)
 
     @functools.cached_property
     def hits(self) -> int:
+        """Number of rows that are right."""
         return int(self.is_right_R.sum())
 
     @property
     def accuracy(self) -> float:
+        """Share of rows that are right."""
         return self.hits / self.rows
 
     @property
@@ -59,7 +63,7 @@ class Score:
 
     @functools.cached_property
     def explained_by_chance(self) -> bool:
-        """Would the same labels in random order give as many hits with probability above ``ALPHA``?
+        """Whether the same labels in random order give as many hits with probability above ``ALPHA``.
 
         So few rows, or so few of all classes but one, that not even the most hits that these counts allow would be
         unlikely cannot tell; then only a score at or below chance counts. Nothing more can be asked than that all are

@@ -61,7 +61,7 @@ def check_views(
 
 
 def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, width: int) -> str:
-    """What a recipe does to a picture, and how to ask for less; the median box is height x width pixels."""
+    """Sentence on what a recipe does to a picture, and how to have it do less; the median box is height x width."""
     match recipe:
         case NoAugmentation():
             return ""
