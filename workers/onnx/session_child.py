@@ -113,7 +113,7 @@ def _refused(error: Exception) -> Refused:
     return Refused(error=kind, message=message[:MESSAGE_MAX])
 
 
-def _say(answers: BinaryIO, told: BaseModel, body: bytes = b"") -> None:
-    answers.write(told.model_dump_json().encode() + b"\n")
+def _say(answers: BinaryIO, message: BaseModel, body: bytes = b"") -> None:
+    answers.write(message.model_dump_json().encode() + b"\n")
     answers.write(body)
     answers.flush()
