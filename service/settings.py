@@ -28,8 +28,8 @@ _SQLITE_PARAMETERS = {"timeout", "detect_types", "isolation_level", "check_same_
 TEACHER_MAX_BYTES = 2 * GiB - 4096
 
 PREFIX = "RETORT_"
-# What others than ``Settings`` read: the command line where the service is, and ``workers.cluster.ray_head`` whose Ray
-# it is.
+# What others than ``Settings`` read: the command line where the service is, and ``workers.cluster.head_folder`` whose
+# Ray it is.
 OTHER_VARIABLES = frozenset({"URL", "RAY_FOLDER"})
 
 

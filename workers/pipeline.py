@@ -31,15 +31,10 @@ from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Stage, ignore, never
 from workers.methods.catalog import parse_method
 from workers.run_files import ARTIFACTS
-from workers.teacher.build_caches import (
-    build_caches,
-    forwards_needed,
-    plan_caches,
-    prepare_data,
-    reserve_caches,
-    teacher_accuracy,
-)
-from workers.teacher.forwards import forwards_avoided
+from workers.teacher.accuracy import teacher_accuracy
+from workers.teacher.build_caches import build_caches, reserve_caches
+from workers.teacher.forwards import forwards_avoided, forwards_needed
+from workers.teacher.plan_caches import plan_caches, prepare_data
 from workers.text_files import read_text
 from workers.texts import printable
 from workers.training.loop import train_group, train_run

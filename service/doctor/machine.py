@@ -11,7 +11,7 @@ from service.doctor.finding import Finding
 from service.operations.disk import Freeable
 from service.settings import GiB, MiB, Settings
 from service.units import size
-from workers.cluster.ray_head import machine_folder
+from workers.cluster.head_folder import machine_folder
 
 MOUNTS = Path("/proc/self/mountinfo")
 # SQLite's write-ahead log is shared memory, and locks on these are not what they are elsewhere.

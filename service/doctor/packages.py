@@ -17,7 +17,8 @@ from packaging.version import Version
 from service.doctor.finding import Finding
 from service.gpus import probe_command
 from service.settings import Settings
-from workers.cluster.ray_head import describe, folder_fault, machine_folder, visible_gpus
+from workers.cluster.head_folder import folder_fault, machine_folder
+from workers.cluster.ray_head import describe, visible_gpus
 
 PROBE_S = 100.0
 _PYTHON_MIN = Version("3.11")

@@ -9,8 +9,9 @@ from service.db.models import JobRecord
 from service.db.states import State
 from service.engine.progress import CacheProgress
 from service.settings import Settings
+from workers.cluster.actor_group import ActorGroup
 from workers.cluster.outcomes import Share
-from workers.cluster.ray_cluster import ActorGroup, Task
+from workers.cluster.tasks import Task
 from workers.config.job import JobSpec
 from workers.teacher.cache_plan import CachePlan
 

@@ -30,7 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support import onnx_models
 from workers.errors import InvalidTeacher
-from workers.onnx import check, rules
+from workers.onnx import check, parsing, rules, scopes
 
 LIMITS = check.Limits(file_bytes=1 << 20, tensor_bytes=1 << 24, nodes=5000)
 MEMORY_BYTES = 4 << 30
@@ -239,8 +239,8 @@ def fuzz_coverage(fuzzer: Fuzzer, seconds: float, seed: int, finish: Callable[[]
     import atheris
 
     with atheris.instrument_imports(include=["workers"]):
-        importlib.reload(rules)
-        importlib.reload(check)
+        for module in (parsing, scopes, rules, check):
+            importlib.reload(module)
     pool = seeds()
     corpus = fuzzer.findings / "corpus"
     corpus.mkdir(exist_ok=True)

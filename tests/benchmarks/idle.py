@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from service.cli.render import console, table
 from tests.benchmarks.memory import own_bytes
 from tests.support.process_table import processes_with
-from workers.cluster.ray_head import machine_folder
+from workers.cluster.head_folder import machine_folder
 
 TREE = Path(__file__).resolve().parents[2]
 SETTLED_S = 8.0
@@ -43,7 +43,7 @@ NAMES = (
     ("log_monitor.py", "Ray: log monitor"),
     ("gcs_server", "Ray: gcs_server"),
     ("raylet/raylet", "Ray: raylet"),
-    ("workers.cluster.ray_head", "keeper of Ray"),
+    ("workers.cluster.ray_keeper", "keeper of Ray"),
 )
 
 

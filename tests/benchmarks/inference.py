@@ -42,9 +42,10 @@ from workers.config.job import CropFlip, NpzDataset, Preprocessing, TeacherSpec
 from workers.data.augmentation import make_views
 from workers.data.prepared import Dataset, prepare
 from workers.students.build import build_student
-from workers.teacher.build_caches import inference_batch
 from workers.teacher.inference import infer_blocks
-from workers.teacher.teacher import Device, Teacher
+from workers.teacher.inference_task import inference_batch
+from workers.teacher.sessions import Device
+from workers.teacher.teacher import Teacher
 from workers.training.artifacts import Student, export_onnx
 
 BAR = 0.95

@@ -35,7 +35,7 @@ from service.client.transport import Document
 from tests.benchmarks.bench import show
 from tests.support.digits import Digits, make_digits
 from tests.support.process_table import processes_with
-from workers.cluster.ray_head import machine_folder
+from workers.cluster.head_folder import machine_folder
 
 ENGINE_AND_KEEPER = "engine and keeper at once"
 TERMINATION = "SIGTERM to all"  # no kill, and not counted as one
@@ -43,13 +43,13 @@ TERMINATION = "SIGTERM to all"  # no kill, and not counted as one
 VICTIMS = {
     "API": (20, r"service\.cli api"),
     "engine": (20, r"service\.cli engine"),
-    "Ray's keeper": (4, r"workers\.ray_head"),
+    "Ray's keeper": (4, r"workers\.cluster\.ray_keeper"),
     "Ray's head (gcs_server)": (4, r"/gcs_server "),
     "Ray's head (raylet)": (4, r"/raylet/raylet "),
     "Ray's head (ray start)": (4, r"ray\.scripts"),
-    ENGINE_AND_KEEPER: (4, r"service\.cli engine|workers\.ray_head"),
-    "trainer": (30, r"^ray::_TrainingActor"),
-    "actor of the caches": (2, r"^ray::_(Caches|Inference)Actor"),
+    ENGINE_AND_KEEPER: (4, r"service\.cli engine|workers\.cluster\.ray_keeper"),
+    "trainer": (30, r"^ray::TrainingActor"),
+    "actor of the caches": (2, r"^ray::(Caches|Inference)Actor"),
     "supervisor": (4, r"service\.cli serve"),
     TERMINATION: (4, r"service\.cli serve"),
 }

@@ -18,7 +18,8 @@ from workers.events import Event, never
 from workers.methods.catalog import parse_method
 from workers.precision import choose_precision
 from workers.students.build import build_student
-from workers.teacher.teacher import Device, Teacher
+from workers.teacher.sessions import Device
+from workers.teacher.teacher import Teacher
 from workers.training import loop, training_feed
 from workers.training.batch_loader import BatchLoader, LoadedBatch
 from workers.training.batches import BatchInputs, TrainingBatch

@@ -16,7 +16,8 @@ from tests.support.digits import Digits
 from tests.support.processes import Processes, job_of, pid_of, running_service, uploaded
 from workers.config.job import Folders, JobSpec, TeacherSpec
 from workers.events import ignore, never
-from workers.teacher.build_caches import build_caches, plan_caches
+from workers.teacher.build_caches import build_caches
+from workers.teacher.plan_caches import plan_caches
 
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 

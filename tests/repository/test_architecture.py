@@ -28,7 +28,7 @@ PACKAGES = {
 HOMES = {
     "zarr": ("store/",),
     "onnxruntime": ("workers/onnx/session.py",),
-    "ray": ("workers/cluster/ray_cluster.py",),
+    "ray": ("workers/cluster/ray_api.py",),
     "fastapi": ("service/",),
     "starlette": ("service/",),
     "sqlalchemy": ("service/",),
@@ -65,6 +65,7 @@ LIGHT = (
     "workers.text_files",
     "workers.onnx.batch_rules",
     "workers.onnx.check",
+    "workers.onnx.inspection",
     "workers.onnx.versions",
     "workers.onnx.sandbox",
     "workers.onnx.smoke_test",
@@ -174,7 +175,7 @@ def test_the_engine_loads_ray_and_nothing_else_that_is_heavy() -> None:
 
 def test_confined_processes_load_no_store() -> None:
     """zarr imports CuPy where a machine has it, and CuPy fails where there is no temporary folder."""
-    children = ("workers.onnx.check", "workers.onnx.smoke_child", "workers.onnx.session_child")
+    children = ("workers.onnx.inspection", "workers.onnx.smoke_child", "workers.onnx.session_child")
     code = f"import sys, {', '.join(children)}; print(*{{'store', 'zarr', 'torch'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     assert not done.stdout.strip()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from workers.errors import OutOfMemory
 from workers.onnx import session
 from workers.onnx.session import CPU, CUDA_PROVIDER, OnnxSession
-from workers.teacher import teacher
+from workers.teacher import sessions
 
 MEMORY_BYTES = 1 << 30
 NAME = "Double H200"
@@ -68,7 +68,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
                 raise OutOfMemory(f"no memory for {len(input_)} pictures at once")
             return super().run(input_, timeout_s) * np.float32(double.factor)
 
-    monkeypatch.setattr(teacher, "OnnxSession", CudaSession)
+    monkeypatch.setattr(sessions, "OnnxSession", CudaSession)
     see_a_device(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: double.capability)
     return double
@@ -76,7 +76,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
 
 def see_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torch say that a GPU works."""
-    monkeypatch.setattr(teacher, "cuda_failure", lambda: None)
+    monkeypatch.setattr(sessions, "cuda_failure", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(session, "load_cuda", lambda: "")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: NAME)

@@ -26,8 +26,9 @@ from workers.data.prepared import Dataset
 from workers.events import ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import train_supervised
-from workers.teacher.build_caches import build_caches, plan_caches, prepare_data
+from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
+from workers.teacher.plan_caches import plan_caches, prepare_data
 from workers.teacher.teacher import Teacher
 from workers.training.tasks import task_of_run
 

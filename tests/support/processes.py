@@ -16,7 +16,7 @@ from service.cli.supervisor import answers_ready, command, free_port
 from service.client.client import Client
 from tests.support.digits import Digits
 from tests.support.process_table import processes_with
-from workers.cluster.ray_head import machine_folder
+from workers.cluster.head_folder import machine_folder
 
 TRAINING: dict[str, Any] = {
     "epochs": 2,

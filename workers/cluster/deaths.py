@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from workers.cluster.memory import Memory, memory, oom_kills
 from workers.errors import first_line
 
 # ioctl(pidfd, PIDFD_GET_INFO, struct pidfd_info of 64 bytes), linux/pidfd.h.
@@ -38,8 +39,6 @@ _REPORT_BYTES = 65536
 _FULL = 0.9
 # Others are to blame from this share of the memory on.
 _MOST = 0.5
-_CGROUP = Path("/sys/fs/cgroup")
-_PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,15 @@ class Death:
     is_node_fault: bool = False
 
 
-class Memory(NamedTuple):
-    """Bytes of memory in use, of this machine or of the cgroup, whichever is fuller; page cache counts as free."""
-
-    used: int
-    total: int
-
-    def __str__(self) -> str:
-        return f"{self.used / 2**30:.1f} of {self.total / 2**30:.1f} GiB"
-
-
 class ProcessId(NamedTuple):
-    """What a process tells of itself to whoever watches it: its number, and the file of its standard error."""
+    """Identity of a process, for whoever watches it: its number, and the file of its standard error."""
 
     pid: int
     stderr: str
 
 
 def own_id() -> ProcessId:
-    """Of this process."""
+    """Identity of this process."""
     try:
         stderr = os.readlink("/proc/self/fd/2")
     except OSError:
@@ -82,11 +71,11 @@ def own_id() -> ProcessId:
 
 
 class Watch:
-    """Watch on a worker process of this machine, kept while it lives to tell how it died.
+    """Watch on a worker process of this machine, kept while it lives to find out how it died.
 
     Args:
-        process: as it has told; None while it has told nothing.
-        kills: ``oom_kills()`` from before it told.
+        process: as it has answered; None while it has not.
+        kills: ``oom_kills()`` from before it answered.
     """
 
     def __init__(self, process: ProcessId | None = None, kills: int | None = None) -> None:
@@ -111,7 +100,7 @@ class Watch:
         self._kills = max(self._kills, kills)
 
     def death(self, error: BaseException) -> Death:
-        """How it died, of which Ray has told by ``error``."""
+        """How it died, of which Ray has raised ``error``."""
         message = str(error)
         if (by_monitor := _by_memory_monitor(message)) is not None:
             return by_monitor
@@ -127,7 +116,7 @@ class Watch:
         return _judge(text, number, kills, memory())
 
     def _how(self, message: str) -> tuple[int | None, str | None]:
-        """(signal, sentence); the signal is None if it was none, or is not known; so is the sentence if Ray knows."""
+        """Signal and sentence; the signal is None if it was none, or is not known; so is the sentence if Ray knows."""
         status = self._status()
         if status is not None:
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -141,12 +130,12 @@ class Watch:
         if (code := _EXIT_CODE.search(message)) is not None:
             return None, f"the process ended by itself with exit code {code[1]}"
         if _UNEXPECTED in message:
-            # A crash would have left its report, and Python would have told Ray of an exit.
+            # A crash would have left its report, and Python would have reported an exit to Ray.
             return signal.SIGKILL, "the process ended without a word, most likely by signal 9 (SIGKILL)"
         return None, None
 
     def _status(self) -> int | None:
-        """The wait status, where the kernel tells it."""
+        """The wait status, where the kernel gives it."""
         if self._pidfd is None:
             return None
         for _ in range(_COLLECTED_TRIES):
@@ -194,7 +183,7 @@ def _by_signal(number: int) -> str:
 
 
 def _by_memory_monitor(message: str) -> Death | None:
-    """Of a process that Ray has killed because the machine's memory was nearly full; it may have killed several."""
+    """Death of a process that Ray has killed because the memory was nearly full; it may have killed several."""
     used, own = _MONITOR.search(message), _MONITOR_OWN.findall(message)
     if used is None or "low on memory" not in message:
         return None
@@ -236,69 +225,6 @@ def _judge(text: str, number: int | None, kills: int, after: Memory | None) -> D
 
 
 def _ray_reason(error: BaseException) -> str:
-    """What Ray says of why an actor is dead; the first line where it says nothing of that."""
+    """Reason that Ray gives for an actor's death; the first line of the error where it gives none."""
     found = _REASON.search(str(error))
     return found[1].strip() if found else first_line(error)
-
-
-# ------------------------------------------------------------------------------------------------------------- memory
-
-
-def oom_kills() -> int:
-    """How many processes of this cgroup the kernel has killed for want of memory, whichever limit was reached.
-
-    Where a cgroup does not count them, of the whole machine; 0 where nothing does.
-    """
-    for folder, name in ((_cgroup(""), "memory.events"), (_cgroup("memory"), "memory.oom_control")):
-        if (count := _counts(folder / name).get("oom_kill")) is not None:
-            return count
-    return _counts(_PROC / "vmstat").get("oom_kill", 0)
-
-
-def memory() -> Memory | None:
-    """Memory in use, and how much there is; None where the kernel does not tell."""
-    machine = {name.rstrip(":"): 1024 * count for name, count in _counts(_PROC / "meminfo").items()}
-    if "MemTotal" not in machine or "MemAvailable" not in machine:
-        return None
-    found = [Memory(machine["MemTotal"] - machine["MemAvailable"], machine["MemTotal"])]
-    for folder, limit, used, cache in (
-        (_cgroup(""), "memory.max", "memory.current", "inactive_file"),
-        (_cgroup("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        total, in_use = _number(folder / limit), _number(folder / used)
-        if total is not None and in_use is not None and total < machine["MemTotal"]:
-            dropped = _counts(folder / "memory.stat").get(cache, 0)
-            found.append(Memory(max(0, in_use - dropped), total))
-    # Whichever is the fuller one is what processes are killed for.
-    return max(found, key=lambda each: each.used / max(1, each.total))
-
-
-def _cgroup(controller: str) -> Path:
-    """The folder of this process's cgroup: version 2 where the controller is empty, else of that one of version 1."""
-    top = _CGROUP / controller
-    with contextlib.suppress(OSError):
-        for line in (_PROC / "self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            # In a container its own cgroup may be mounted as the topmost one, under a path of the host's.
-            if controller in controllers.split(",") and (top / path.lstrip("/")).is_dir():
-                return top / path.lstrip("/")
-    return top
-
-
-def _counts(path: Path) -> dict[str, int]:
-    """A file of lines of a name and a number; empty where there is none."""
-    found = {}
-    with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines():
-            name, _, rest = line.partition(" ")
-            number = rest.split()[:1]
-            if number and number[0].isdecimal():
-                found[name] = int(number[0])
-    return found
-
-
-def _number(path: Path) -> int | None:
-    with contextlib.suppress(OSError):
-        text = path.read_text().strip()
-        return int(text) if text.isdecimal() else None
-    return None

@@ -1,4 +1,4 @@
-"""How work on the cluster is told about: numbered events, a request to stop, and one outcome. Without Ray.
+"""Numbered events of work on the cluster, requests to stop or pause it, and its one outcome. Without Ray.
 
 An exception class that cannot be pickled kills an actor's reply, so errors cross processes as text.
 """
@@ -29,7 +29,7 @@ _log = logging.getLogger("workers")
 
 
 class WorkFailed(WorkerError):
-    """A worker's own error, brought here as it was told there."""
+    """A worker's own error, as the text that its process made of it."""
 
     def __init__(self, outcome: "TaskOutcome") -> None:
         self.outcome = outcome
@@ -53,7 +53,7 @@ class Share(BaseModel):
 
 
 class TaskOutcome(BaseModel):
-    """How a piece of work ended.
+    """Outcome of work on the cluster.
 
     Attributes:
         kind: ``done``; ``failed``: it raised; ``stopped``: it was asked to; ``paused``: it was asked to, and left a
@@ -73,12 +73,13 @@ class TaskOutcome(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _storable(cls, told: Any) -> Any:  # noqa: ANN401  # whatever it is made of
+    def _storable(cls, fields: Any) -> Any:  # noqa: ANN401  # whatever it is made of
         # A message may quote the name of a file, which need not be UTF-8.
-        return storable(told)
+        return storable(fields)
 
 
 def outcome_of(work: Callable[[], dict[str, Any]]) -> TaskOutcome:
+    """Run work and return its outcome, whatever it raises."""
     try:
         return outcome(work())
     except Exception as error:
@@ -96,26 +97,26 @@ def outcome(how: dict[str, Any] | Exception) -> TaskOutcome:
             return TaskOutcome(kind="paused", message=str(how))
         case WorkFailed():
             return how.outcome
-    told = {"error_type": type(how).__name__, "disk": disk_error(how)}
+    fields = {"error_type": type(how).__name__, "disk": disk_error(how)}
     match how:
         case PeerLost() | CheckpointLost() | BatchOverdue() | SessionLost():
-            return TaskOutcome(kind="vanished", message=str(how), **told)
+            return TaskOutcome(kind="vanished", message=str(how), **fields)
         case UserError() | StoreError():
-            return TaskOutcome(kind="failed", message=str(how), **told)
+            return TaskOutcome(kind="failed", message=str(how), **fields)
     # Whatever it is, the operator sees where it came from and the job sees one line of it.
     _log.error("work failed", exc_info=how)
-    return TaskOutcome(kind="failed", message=str(how) or repr(how), **told)
+    return TaskOutcome(kind="failed", message=str(how) or repr(how), **fields)
 
 
-# Of one answer: what has gathered while nobody asked is told bit by bit.
+# Of one answer: what has gathered while nobody asked is passed on bit by bit.
 _EVENTS_MAX = 1000
 
 
 class TaskChannel:
-    """Events of one piece of work, numbered, kept until they are acknowledged; requests to it; the outcome.
+    """Events of one slot of work, numbered, kept until they are acknowledged; requests to it; the outcome.
 
     Args:
-        first: the number of the first event; another process may have told of the earlier ones.
+        first: the number of the first event; another process may have emitted the earlier ones.
     """
 
     def __init__(self, first: int = 0) -> None:
@@ -126,11 +127,13 @@ class TaskChannel:
         self.outcome: TaskOutcome | None = None
 
     def emit(self, event: BaseModel) -> None:
+        """Number an event and keep it."""
         with self._lock:
             self._events.append((self._next, event.model_dump(mode="json")))
             self._next += 1
 
     def take(self, acknowledged: int) -> tuple[list[Numbered], TaskOutcome | None]:
+        """Forget events before number ``acknowledged``; the next ones, and the outcome with the last of them."""
         # Looked at first: with an outcome, the events are all there are.
         outcome = self.outcome
         with self._lock:

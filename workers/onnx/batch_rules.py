@@ -14,7 +14,9 @@ from typing import NamedTuple
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from workers.onnx.rules import STANDARD, Scope, scopes_of, short
+from workers.onnx.parsing import short
+from workers.onnx.rules import STANDARD
+from workers.onnx.scopes import Scope, scopes_of
 from workers.texts import some_of
 
 NO_HINT = (
@@ -89,7 +91,7 @@ def _kind(node: NodeProto, scope: Scope, ranks: Mapping[str, int]) -> _Kind | No
 
 
 def _rank(node: NodeProto, ranks: Mapping[str, int]) -> int | None:
-    """Of what a node is given; as high as of what it gives, unless it says otherwise."""
+    """Rank of what a node is given; as high as of what it gives, unless it says otherwise."""
     keeps = not any(attribute.name == "keepdims" and not attribute.i for attribute in node.attribute)
     names = [*node.input[:1], *(node.output[:1] if keeps else ())]
     return next((ranks[name] for name in names if name in ranks), None)
@@ -122,7 +124,7 @@ def _constant(node: NodeProto, scope: Scope) -> Iterator[int]:
         return
     try:
         values = numpy_helper.to_array(tensor)
-    except ValueError:  # its data do not fill its shape: the checker tells
+    except ValueError:  # its data do not fill its shape: the checker reports it
         return
     yield from (int(value) for value in values.reshape(-1))
 

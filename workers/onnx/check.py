@@ -1,28 +1,26 @@
-"""Is this file an ONNX image classifier that may be run here? Decided by reading it, without running it.
+"""Check by reading, without running it, that a file is an ONNX image classifier that may be run here.
 
-Two ways in: ``check_onnx`` in this process, for files that were let in before, and ``inspect_in_subprocess`` for
-uploads: the same in a confined child process (``workers.onnx.sandbox``), so a hostile file takes down no more than
-that.
+Two ways in: ``check_onnx`` in this process, for files that were let in before, and ``inspection`` for uploads: the same
+in a confined child process.
 
 What it will not do: run the graph (``workers.onnx.smoke_test`` does, and after it ``workers.teacher.teacher``), follow
 external data, or load custom operators. The rules about the graph's inside are in ``workers.onnx.rules``. Only onnx,
-pydantic and the
-standard library are imported: the API process loads this file.
+pydantic and the standard library are imported: the API process loads this file.
 """
 
-import contextlib
 import os
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, ValueInfoProto
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from workers.errors import InvalidTeacher
-from workers.onnx import sandbox
 from workers.onnx.batch_rules import batch_hint
-from workers.onnx.rules import EXPORT_HINT, check_graph, check_structure, listed, parse, refusing, short
-from workers.onnx.versions import ONNX, TooNew, check_versions, is_runtime_installed, runtime_versions
+from workers.onnx.parsing import EXPORT_HINT, listed, parse, refusing, short
+from workers.onnx.rules import check_graph, check_structure
+from workers.onnx.teacher_graph import TeacherGraph, Value, shape_text
+from workers.onnx.versions import ONNX, check_versions
 
 IMAGE_DTYPES = ("float16", "float32")
 LOGIT_DTYPES = ("float16", "float32", "float64")
@@ -31,14 +29,9 @@ OUTPUTS_MAX = 64
 RANK_MAX = 8
 SIZE_MAX = 1 << 16  # of the input: pictures in a batch, pixels, channels
 
-# The child's memory. Reading, parsing and onnx's own checker hold about five copies of the file at once.
-CHILD_BASE_BYTES = 2 << 30
-CHILD_FILE_COPIES = 5
 # protobuf reads and writes less than 2 GiB, and onnx's checker counts a few bytes more than the file has. An operator
 # may set a lower limit for uploads; this one holds for every file.
 FILE_MAX_BYTES = (2 << 30) - 4096
-
-Shape = tuple[int | str | None, ...]
 
 
 class Limits(BaseModel):
@@ -58,109 +51,6 @@ class Limits(BaseModel):
 
 
 LIMITS = Limits()
-
-
-class Value(BaseModel):
-    """An input or output; ``shape`` holds sizes, names of symbolic sizes, or None where neither is given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    dtype: str
-    shape: Shape | None
-
-
-class TeacherGraph(BaseModel):
-    """What an accepted file declares about itself.
-
-    Attributes:
-        inputs: exactly one, the pictures: float32 or float16, rank 4.
-        outputs: all outputs.
-        output: name of the one that is taken for the logits: rank 2, floating point.
-        ir_version: of the file's format.
-        opset: version of the standard operator set.
-        nodes: number of operators; those in subgraphs and functions count once each.
-        parameters: number of floating-point values in the constants.
-        half_parameters: number of those that are float16 or bfloat16.
-        batch_hint: sentences about operators that may make a picture's outputs depend on the other pictures or on
-            chance, for the message if they are measured to; empty if there is none to be seen.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    inputs: tuple[Value]
-    outputs: tuple[Value, ...]
-    output: str
-    ir_version: int
-    opset: int
-    nodes: int
-    parameters: int
-    half_parameters: int
-    batch_hint: str
-
-    @property
-    def is_half(self) -> bool:
-        """Whether most of it computes in half precision: a converted graph may keep float32 at its input and output."""
-        return 2 * self.half_parameters > self.parameters if self.parameters else self.inputs[0].dtype == "float16"
-
-    @property
-    def batch(self) -> int | None:
-        """The number of pictures per call if the graph fixes it, else None."""
-        return _fixed(self._image_shape[0])
-
-    @property
-    def classes(self) -> int | None:
-        """The number of classes if the graph declares it, else None."""
-        shape = self._logits.shape
-        return None if shape is None else _fixed(shape[1])
-
-    @property
-    def output_dtype(self) -> str:
-        """Element type of the logits."""
-        return self._logits.dtype
-
-    def picture(self, layout: str) -> tuple[int | None, int | None, int | None]:
-        """(channels, height, width) that the input declares, read in ``layout``; None where it leaves one open."""
-        first, second, third = (_fixed(size) for size in self._image_shape[1:])
-        return (first, second, third) if layout == "nchw" else (third, first, second)
-
-    @property
-    def _logits(self) -> Value:
-        return next(value for value in self.outputs if value.name == self.output)
-
-    @property
-    def _image_shape(self) -> Shape:
-        return self.inputs[0].shape or (None, None, None, None)
-
-
-def _fixed(size: int | str | None) -> int | None:
-    return size if isinstance(size, int) else None
-
-
-def check_picture(graph: TeacherGraph, *, channels: int, size: tuple[int, int] | None, layout: str) -> None:
-    """Refuse a preprocessing that makes another shape than the graph's input declares.
-
-    Args:
-        graph: what ``check_onnx`` returned.
-        channels: number of channels that the preprocessing makes.
-        size: (height, width) in pixels that it resizes to; None where it keeps the picture's own.
-        layout: ``nchw`` or ``nhwc``.
-
-    Raises:
-        InvalidTeacher: naming the field of the preprocessing to change.
-    """
-    wanted_channels, *wanted_size = graph.picture(layout)
-    declared = f"the teacher's input is {_shape_text(graph.inputs[0].shape)} in layout {layout!r}"
-    if wanted_channels not in (None, channels):
-        raise InvalidTeacher(f"the preprocessing makes {channels} channels, {declared}: correct `channels` or `layout`")
-    if size and any(fixed not in (None, given) for fixed, given in zip(wanted_size, size, strict=True)):
-        raise InvalidTeacher(
-            f"the preprocessing makes pictures of {size[0]}x{size[1]} pixels (height x width), {declared}: correct "
-            "`size` or `layout`"
-        )
-
-
-# -------------------------------------------------------------------------------------------------------- the check
 
 
 def check_onnx(path: Path, output: str | None = None, limits: Limits = LIMITS) -> TeacherGraph:
@@ -253,13 +143,13 @@ def _image_input(model: onnx.ModelProto) -> Value:
             "scaling that follow it, and give those as `scale`, `mean` and `std` of the preprocessing"
         )
     if image.shape is None or len(image.shape) != 4:
-        rank = "no declared rank" if image.shape is None else f"rank {len(image.shape)} {_shape_text(image.shape)}"
+        rank = "no declared rank" if image.shape is None else f"rank {len(image.shape)} {shape_text(image.shape)}"
         raise InvalidTeacher(
             f"{named} has {rank}, it must have rank 4: batch, channels, height, width (or channels last)"
         )
     if any(isinstance(size, int) and not 1 <= size <= SIZE_MAX for size in image.shape):
         raise InvalidTeacher(
-            f"{named} has shape {_shape_text(image.shape)}, every size must be at least 1 and at most {SIZE_MAX}"
+            f"{named} has shape {shape_text(image.shape)}, every size must be at least 1 and at most {SIZE_MAX}"
         )
     return image
 
@@ -294,7 +184,7 @@ def _outputs(model: onnx.ModelProto) -> tuple[Value, ...]:
 
 def _logits_output(outputs: tuple[Value, ...], wanted: str | None) -> str:
     fitting = [v.name for v in outputs if v.dtype in LOGIT_DTYPES and v.shape is not None and len(v.shape) == 2]
-    described = ", ".join(f"{short(v.name)} ({v.dtype} {_shape_text(v.shape)})" for v in outputs[:8]) or "none"
+    described = ", ".join(f"{short(v.name)} ({v.dtype} {shape_text(v.shape)})" for v in outputs[:8]) or "none"
     if wanted is not None:
         if wanted in fitting:
             return wanted
@@ -313,73 +203,6 @@ def _logits_output(outputs: tuple[Value, ...], wanted: str | None) -> str:
     return fitting[0]
 
 
-def _shape_text(shape: Shape | None) -> str:
-    return "of unknown rank" if shape is None else f"[{', '.join('?' if s is None else str(s) for s in shape)}]"
-
-
-# ----------------------------------------------------------------------------------------------- in a child process
-
-
-class _Answer(BaseModel):
-    """What the child found: either what the file declares, or why it is refused.
-
-    Attributes:
-        too_new: (IR version, opset) of a file that is refused for them.
-    """
-
-    graph: TeacherGraph | None = None
-    error: str = ""
-    too_new: tuple[int, int] | None = None
-
-
-def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: float = 30) -> TeacherGraph:
-    """``check_onnx`` in a confined child process that is killed after ``timeout_s`` seconds.
-
-    Args:
-        path: the file; nobody else may be writing it.
-        output: name of the output that holds the logits; None takes the only rank-2 floating-point one.
-        timeout_s: wall-clock seconds; the child has as many of processor time.
-
-    Raises:
-        InvalidTeacher: the file is refused, or reading it took too long, too much memory, or crashed the child.
-        WorkerError: the child could not start, for a reason that is not the file's.
-    """
-    if output is not None and not (output.isprintable() and 0 < len(output) <= NAME_MAX):
-        raise InvalidTeacher(f"the output {short(output)!r} does not exist: no name holds such characters")
-    path = path.resolve()
-    outcome = sandbox.call(
-        "workers.onnx.check:answer",
-        {"path": str(path), "output": output},
-        readable=[path],
-        memory_bytes=CHILD_BASE_BYTES + CHILD_FILE_COPIES * size_of(path),
-        timeout_s=timeout_s,
-    )
-    if outcome.breach is not None:
-        raise InvalidTeacher(f"reading the teacher's file {outcome.breach}")
-    parsed = None
-    with contextlib.suppress(ValidationError):
-        parsed = _Answer.model_validate(outcome.value)
-    if parsed is None:
-        raise InvalidTeacher("reading the teacher's file gives no answer of ours: it is damaged or hostile")
-    if parsed.too_new is not None and is_runtime_installed():
-        # ONNX Runtime takes less than onnx: who follows this message shall not meet the next one.
-        check_versions(*parsed.too_new, runtime_versions())
-    if parsed.graph is None:
-        raise InvalidTeacher(parsed.error)
-    return parsed.graph
-
-
 def size_of(path: Path) -> int:
     """Bytes of a file; 0 if there is none."""
     return path.stat().st_size if path.is_file() else 0
-
-
-def answer(path: str, output: str | None) -> sandbox.Json:
-    """The child's half of ``inspect_in_subprocess``."""
-    try:
-        found = _Answer(graph=check_onnx(Path(path), output))
-    except InvalidTeacher as error:
-        newer = (error.ir, error.opset) if isinstance(error, TooNew) else None
-        found = _Answer(error=str(error), too_new=newer)
-    described: sandbox.Json = found.model_dump(mode="json")
-    return described

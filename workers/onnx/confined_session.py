@@ -40,7 +40,7 @@ from store.chunk_map import memory_bytes
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
 from workers.onnx import sandbox
 from workers.onnx.check import size_of
-from workers.onnx.seccomp import Bounds
+from workers.onnx.confinement import Bounds
 from workers.onnx.session import CPU, OnnxSession
 from workers.onnx.session_child import Opened, Output, Refused, Request
 from workers.onnx.shared_arrays import SharedArrays
@@ -73,7 +73,7 @@ _PROCESS_CLOCK = 2
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
 _ERRORS = {"InvalidTeacher": InvalidTeacher, "OutOfMemory": OutOfMemory, "DeviceUnavailable": DeviceUnavailable}
 
-_Told = TypeVar("_Told", bound=BaseModel)
+_Reply = TypeVar("_Reply", bound=BaseModel)
 
 
 class Limits(NamedTuple):
@@ -117,7 +117,7 @@ class ConfinedSession:
 
     Attributes:
         provider, cpu_operators: as of ``session.OnnxSession``.
-        missing: what could not be taken from the child, see ``seccomp.confine``.
+        missing: what could not be taken from the child, see ``confinement.confine``.
 
     Raises:
         InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``session.OnnxSession``.
@@ -202,8 +202,8 @@ class ConfinedSession:
         began_s = time.monotonic()
         self._ask(request)
         try:
-            told = self._hear(Output, limit_s, f"{rows} pictures")
-            body = self._read(self._body_bytes(told, rows), limit_s, f"{rows} pictures")
+            reply = self._hear(Output, limit_s, f"{rows} pictures")
+            body = self._read(self._body_bytes(reply, rows), limit_s, f"{rows} pictures")
         except _Overdue as overdue:
             raise overdue.error from None
         # The clock's time is another load's as well, but a GPU's work takes no processor time here.
@@ -211,7 +211,7 @@ class ConfinedSession:
         each_s = max(0.0, spent_s) / max(1, rows)
         # Libraries load in the first call: a later one may take less for a picture.
         self._picture_s[picture] = each_s if picture_s is None else min(picture_s, each_s)
-        return np.frombuffer(body, np.float32).reshape(told.rows, told.classes)
+        return np.frombuffer(body, np.float32).reshape(reply.rows, reply.classes)
 
     def close(self) -> None:
         """End the child."""
@@ -246,7 +246,7 @@ class ConfinedSession:
             self._process.stdin.write(request.model_dump_json().encode() + b"\n")
             self._process.stdin.flush()
 
-    def _hear(self, kind: type[_Told], limit_s: float, what: str) -> _Told:
+    def _hear(self, kind: type[_Reply], limit_s: float, what: str) -> _Reply:
         """The next answer. Raises what it says was raised."""
         self._waited_s, self._used_s, self._looked_s = 0.0, self._processor_s(), time.monotonic()
         while b"\n" not in self._pending:
@@ -257,17 +257,17 @@ class ConfinedSession:
         self._pending = rest
         for expected in (kind, Refused):
             with contextlib.suppress(ValidationError):
-                told = expected.model_validate_json(bytes(line))
-                if isinstance(told, Refused):
+                reply = expected.model_validate_json(bytes(line))
+                if isinstance(reply, Refused):
                     break
-                return told
+                return reply
         else:
             raise self._ended(f"an answer of ours to {what}")
-        raise _ERRORS[told.error](printable(told.message))
+        raise _ERRORS[reply.error](printable(reply.message))
 
-    def _body_bytes(self, told: Output, rows: int) -> int:
-        size = told.rows * told.classes * 4
-        if told.rows != rows or size > _OUTPUT_MAX_BYTES:
+    def _body_bytes(self, reply: Output, rows: int) -> int:
+        size = reply.rows * reply.classes * 4
+        if reply.rows != rows or size > _OUTPUT_MAX_BYTES:
             raise self._ended(f"an output for {rows} pictures")
         return size
 
@@ -297,10 +297,10 @@ class ConfinedSession:
             self._stderr += said
             del self._stderr[:-_STDERR_BYTES]
         if process.stdout in ready:
-            piece = os.read(process.stdout.fileno(), 1 << 20)
-            if not piece:
+            received = os.read(process.stdout.fileno(), 1 << 20)
+            if not received:
                 raise self._lost(what)
-            self._pending += piece
+            self._pending += received
             return
         if process.stderr in ready and process.poll() is not None:
             return

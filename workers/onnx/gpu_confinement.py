@@ -1,4 +1,4 @@
-"""Whether CUDA works in a confined process here; tried with a network of our own, once in a process.
+"""Trial of CUDA in a confined process, with a network of our own, once in a process.
 
 The driver's interface is no standard: what a library of CUDA asks of the kernel changes with its version. So it is
 tried before a stranger's teacher runs, and never decided by how that one fails: it could fail on purpose.
@@ -73,5 +73,5 @@ def _save_network(path: Path) -> None:
     ]
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *_IMAGE[1:]])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", _CLASSES])]
-    graph = helper.make_graph(nodes, "probe", inputs, outputs, [kernels, weight])
+    graph = helper.make_graph(nodes, "probe", inputs, outputs, initializer=[kernels, weight])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)

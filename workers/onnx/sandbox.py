@@ -1,8 +1,8 @@
-"""A function called in a child process that has confined itself first: for reading and running what strangers send.
+"""Sandbox: call a function in a child process that confines itself first, to read and run what strangers send.
 
 ``call`` waits for one answer; ``serve`` starts a child that answers requests until it is ended. The child is a fresh
 interpreter, without its parent's environment but for the path of libraries, in a session of its own. Before it imports
-the function it gives up what ``workers.onnx.seccomp`` lists; it may then read Python's own files and those it was
+the function it gives up what ``workers.onnx.confinement`` lists; it may then read Python's own files and those it was
 given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then kills the
 child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if it ends
 without an answer; they never reach the terminal as they are.
@@ -29,7 +29,7 @@ from typing import Annotated, Any, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from workers.errors import WorkerError
-from workers.onnx.seccomp import Bounds, confine, die_with_parent
+from workers.onnx.confinement import Bounds, confine, die_with_parent
 from workers.texts import printable
 
 ANSWER_MAX_BYTES = 1 << 20
@@ -53,7 +53,7 @@ _logger = logging.getLogger(__name__)
 
 
 class SandboxOutcome(NamedTuple):
-    """What became of a call.
+    """Outcome of a call.
 
     Attributes:
         value: what the function returned; None if there is a breach.
@@ -65,7 +65,7 @@ class SandboxOutcome(NamedTuple):
 
 
 class _Answer(BaseModel):
-    """What a child writes; without ``value`` or ``raised`` the memory was not enough."""
+    """Answer of a child; without ``value`` or ``raised`` the memory was not enough."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -82,7 +82,7 @@ def call(
     memory_bytes: int,
     timeout_s: float,
 ) -> SandboxOutcome:
-    """Calls ``module:function(**arguments)`` in a confined child.
+    """Call ``module:function(**arguments)`` in a confined child.
 
     Args:
         target: must be importable from the folder that holds ``workers``; what it returns must fit into JSON.
@@ -94,14 +94,13 @@ def call(
         WorkerError: the child could not start, or the function raised.
     """
     deadline_s = time.monotonic() + timeout_s
-    with _start(
-        "child", target, arguments, readable, Bounds(memory_bytes, max(1, round(timeout_s))), stdin=subprocess.DEVNULL
-    ) as process:
+    bounds = Bounds(memory_bytes, max(1, round(timeout_s)))
+    with _start("child", target, arguments, readable=readable, bounds=bounds, stdin=subprocess.DEVNULL) as process:
         stderr = bytearray()
         try:
             text = _read(process, stderr, deadline_s)
             process.wait(max(0.0, deadline_s - time.monotonic()))
-            outcome = _outcome(text, process.returncode, timeout_s, memory_bytes, last_lines(stderr))
+            outcome = _outcome(text, process.returncode, timeout_s, memory_bytes, said=last_lines(stderr))
         except subprocess.TimeoutExpired:
             outcome = SandboxOutcome(None, f"takes longer than the {timeout_s:g} s allowed")
         except _TooLong:
@@ -128,7 +127,7 @@ def serve(
     descriptors: Sequence[int],
     is_confined: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Starts a confined child that runs ``module:function(requests, answers, missing, **arguments)``.
+    """Start a confined child that runs ``module:function(requests, answers, missing, **arguments)``.
 
     ``requests`` and ``answers`` are the other ends of the process's ``stdin`` and ``stdout``, ``missing`` is what
     ``confine`` returned. It ends when its function returns, or with the thread that has started it.
@@ -139,16 +138,24 @@ def serve(
         is_confined: False leaves it what ``confine`` takes: it is a process of its own, and that is all.
     """
     entry = "server" if is_confined else "free_server"
-    return _start(entry, target, arguments, readable, bounds, stdin=subprocess.PIPE, descriptors=descriptors)
+    return _start(
+        entry,
+        target,
+        arguments,
+        readable=readable,
+        bounds=bounds,
+        stdin=subprocess.PIPE,
+        descriptors=descriptors,
+    )
 
 
 def _start(
     entry: str,
     target: str,
     arguments: Mapping[str, Json],
+    *,
     readable: Sequence[Path],
     bounds: Bounds,
-    *,
     stdin: int,
     descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
@@ -193,9 +200,9 @@ def _read(process: subprocess.Popen[bytes], stderr: bytearray, deadline_s: float
             if not ready:
                 raise subprocess.TimeoutExpired(process.args, left_s)
             for key, _ in ready:
-                piece = os.read(key.fd, 1 << 16)
-                key.data.extend(piece)
-                if not piece:
+                received = os.read(key.fd, 1 << 16)
+                key.data.extend(received)
+                if not received:
                     selector.unregister(key.fileobj)
             del stderr[:-_STDERR_BYTES]
             if len(text) > ANSWER_MAX_BYTES:
@@ -221,7 +228,7 @@ def _log_stderr(target: str, stderr: bytearray) -> None:
         _logger.warning("a confined process (%s) gave no answer; its standard error ends: %s", target, said)
 
 
-def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, said: str = "") -> SandboxOutcome:
+def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, *, said: str = "") -> SandboxOutcome:
     last = f". It says last: {said}" if said else ""
     if returncode < 0:
         name = signal_name(-returncode)
@@ -253,7 +260,7 @@ def _say_once(what: str) -> None:
 
 
 def child(request_json: str) -> None:
-    """Confines this process, calls the function and writes the answer; the whole of a child's life."""
+    """Confine this process, call the function and write the answer; the whole of a child's life."""
     request = json.loads(request_json)
     answers = _prepare(request)
     answer: dict[str, Json] = {"missing": cast(Json, _confine(request))}
@@ -268,7 +275,7 @@ def child(request_json: str) -> None:
 
 
 def server(request_json: str) -> None:
-    """Confines this process and has the function answer requests; the whole of a child's life."""
+    """Confine this process and have the function answer requests; the whole of a child's life."""
     request = json.loads(request_json)
     answers = _prepare(request)
     _answer_requests(request, answers, _confine(request))
@@ -292,7 +299,7 @@ def _imported(target: str) -> Callable[..., Json]:
 
 
 def _prepare(request: Mapping[str, Any]) -> int:
-    """Ties this process to its parent; returns the descriptor for its answers."""
+    """Tie this process to its parent; returns the descriptor for its answers."""
     die_with_parent(request["parent"])
     # Where the machine has no memory left, the kernel ends this process before any of the service's.
     with contextlib.suppress(OSError):
@@ -306,7 +313,7 @@ def _prepare(request: Mapping[str, Any]) -> int:
 
 
 def _confine(request: Mapping[str, Any]) -> list[str]:
-    """Gives up what a child may not do; returns what ``confine`` says."""
+    """Confine this process; returns what ``confine`` says is missing."""
     bounds = Bounds(*request["bounds"])
     folders = [Path(name) for name in (*sys.path, sys.prefix, sys.base_prefix) if Path(name) != ROOT]
     libraries = [Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if name]

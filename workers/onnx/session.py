@@ -25,7 +25,8 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
-from workers.onnx.rules import OPSET_MIN, first_line
+from workers.onnx.parsing import first_line
+from workers.onnx.rules import OPSET_MIN
 from workers.onnx.versions import ONNX, Versions
 
 # Its default logger writes lines of its own form to standard error, beside the JSON of this process; what is wrong is

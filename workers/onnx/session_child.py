@@ -34,7 +34,7 @@ class Opened(BaseModel):
 
     Attributes:
         provider, cpu_operators: see ``session.OnnxSession``.
-        missing: of the confinement, see ``seccomp.confine``.
+        missing: of the confinement, see ``confinement.confine``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,7 +113,7 @@ def _refused(error: Exception) -> Refused:
     return Refused(error=kind, message=message[:MESSAGE_MAX])
 
 
-def _say(answers: BinaryIO, told: BaseModel, body: bytes = b"") -> None:
-    answers.write(told.model_dump_json().encode() + b"\n")
+def _say(answers: BinaryIO, message: BaseModel, body: bytes = b"") -> None:
+    answers.write(message.model_dump_json().encode() + b"\n")
     answers.write(body)
     answers.flush()

@@ -1,10 +1,10 @@
-"""The smoke run: a teacher's first steps, on two pictures of noise, on the CPU, in a confined child process.
+"""Smoke run of a teacher, on two pictures of noise, on the CPU, in a confined child process.
 
 A graph that is well-formed may still not end, ask for more memory than there is, or crash what runs it; reading it
 does not tell. So it is run once where that harms nobody, before it meets real work: at the upload where the API's
-machine has ONNX Runtime, else by the engine before the contract check. What is asked: that it ends in time, that its
+machine has ONNX Runtime, else by the engine before the preflight. What is asked: that it ends in time, that its
 output is [pictures, classes] and finite, and that a picture's output is the same alone and beside another. All of it is
-refused and not warned of: the contract check would refuse the same later, with real pictures and a queue behind it.
+refused and not warned of: the preflight would refuse the same later, with real pictures and a queue behind it.
 
 That it passed is a file in a folder of markers, named by what was tried; its text is the version of Retort that tried
 it, for another one may ask for more. What it is no proof of: that the graph behaves on every picture.
@@ -22,7 +22,8 @@ from workers.config.job import Preprocessing, TeacherSpec
 from workers.errors import InvalidTeacher
 from workers.files import replacing
 from workers.onnx import sandbox
-from workers.onnx.check import TeacherGraph, size_of
+from workers.onnx.check import size_of
+from workers.onnx.teacher_graph import TeacherGraph
 from workers.onnx.versions import RUNTIME_BYTES
 
 # Largest difference between alone and in a batch, relative to the largest output. Kernels for another batch size add

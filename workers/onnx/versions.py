@@ -90,7 +90,7 @@ def runtime_versions() -> Versions:
     """The newest file that the ONNX Runtime installed here takes, asked in a child process: a second, once.
 
     Raises:
-        WorkerError: the child could not tell.
+        WorkerError: the child gave no answer.
     """
     outcome = sandbox.call("workers.onnx.session:answer_versions", {}, memory_bytes=RUNTIME_BYTES, timeout_s=60)
     if outcome.breach is not None:

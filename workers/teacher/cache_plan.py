@@ -1,4 +1,4 @@
-"""Cache plan: the two caches of a job, as its first half settles them and its second half uses them.
+"""Cache plan: the two caches of a job, as inference completes them and training reads them.
 
 Light: the engine keeps plans and passes them on, and loads no torch.
 """
@@ -9,7 +9,7 @@ from workers.methods.catalog import MethodChoice
 
 
 class EncodingCheck(Spec):
-    """What a lossy cache is judged by: the methods that will read it, and for how many epochs.
+    """Check of a lossy cache's encoding: the methods that will read it, and for how many epochs.
 
     Attributes:
         allow_lossy: say what was found, and refuse nothing.
@@ -24,9 +24,9 @@ class CachePlan(Spec):
     """The two caches of a job and what is known of its teacher; JSON, so that it can be kept and passed on.
 
     Attributes:
-        contract_forwards: pictures that the contract check has run through the teacher now.
+        contract_forwards: pictures that the preflight has run through the teacher now.
         accuracy: of the teacher, once the caches are complete.
-        guard: what the training split's cache is judged by before most of it is inferred; None for a dense one.
+        guard: the check of the training split's cache before most of it is inferred; None for a dense one.
     """
 
     teacher: TeacherSpec

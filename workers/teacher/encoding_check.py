@@ -1,4 +1,4 @@
-"""Whether students can learn from a lossy cache: the gradient that a method has on it, beside the exact one.
+"""Check of a lossy cache's encoding: the gradient that a method has on it, beside the exact one.
 
 A lossy cache keeps the exact logits of its first rows. For those, the gradient of a method's distillation terms with
 respect to the student's logits is computed twice: from the exact logits and from the decoded ones, with the cached
@@ -9,7 +9,7 @@ The student is a stand-in that has learned a part of its teacher: 0.6 z + noise 
 every time. Rows stand for both views of a method of two, and are compared in batches of 64, as methods that look at the
 whole batch would have them.
 
-What the figure does not tell: a sparse cache's soft targets are unbiased over the draws, so that errors of single rows
+What the figure leaves out: a sparse cache's soft targets are unbiased over the draws, so that errors of single rows
 cancel over many views; a cosine sees each row alone. Whoever trusts in that, trains with ``allow_lossy``.
 
 Shapes: R rows, b of a batch, C classes.
@@ -32,9 +32,9 @@ BATCH = 64
 
 
 def check_lossy_encoding(
-    guard: EncodingCheck, spec: CacheSpec, reference: Reference, labels_R: Tensor, emit: Emit
+    check: EncodingCheck, spec: CacheSpec, reference: Reference, labels_R: Tensor, *, emit: Emit
 ) -> None:
-    """Tell the cosine of every method's gradient on this cache.
+    """Log the cosine of every method's gradient on this cache.
 
     Args:
         labels_R: of the reference's rows, int64.
@@ -45,8 +45,8 @@ def check_lossy_encoding(
     """
     figures = {
         choice.label: cosine
-        for choice in guard.methods
-        if (cosine := gradient_cosine(choice.expand(), reference, labels_R, guard.epochs)) is not None
+        for choice in check.methods
+        if (cosine := gradient_cosine(choice.expand(), reference, labels_R, check.epochs)) is not None
     }
     if not figures:
         return
@@ -59,7 +59,7 @@ def check_lossy_encoding(
         f"encoding {encoding} changes what is learned: the mean cosine between a method's gradient on the cached and "
         f"on the exact logits, for the first {len(labels_R)} rows, is: {said}; the bar is {BAR:g}"
     )
-    if not guard.allow_lossy:
+    if not check.allow_lossy:
         raise LossyCache(
             f"{message}. Use another encoding (uint8, dense), a higher top or tail, another temperature of the "
             'encoding or the method, or train nevertheless with "allow_lossy": true'
@@ -68,7 +68,7 @@ def check_lossy_encoding(
 
 
 def describe(spec: CacheSpec) -> str:
-    """The encoding in words."""
+    """Name of an encoding and its parameters, for a message."""
     if isinstance(spec.encoding, str):
         return spec.encoding
     return f"sparse (top {spec.encoding.top}, tail {spec.encoding.tail}, temperature {spec.encoding.temperature:g})"
@@ -83,7 +83,7 @@ def gradient_cosine(method: Method, reference: Reference, labels_R: Tensor, epoc
         return None
     for epoch in range(1, epochs + 1):
         exact_RG, decoded_RG = (
-            torch.cat(list(_gradients(method, logits_RC, reference, labels_R, epoch, epochs)))
+            torch.cat(list(_gradients(method, logits_RC, reference, labels_R, epoch=epoch, epochs=epochs)))
             for logits_RC in (torch.from_numpy(reference.exact), torch.from_numpy(reference.decoded))
         )
         norms_R = exact_RG.norm(dim=1) * decoded_RG.norm(dim=1)
@@ -96,7 +96,7 @@ def gradient_cosine(method: Method, reference: Reference, labels_R: Tensor, epoc
 
 
 def _gradients(
-    method: Method, logits_RC: Tensor, reference: Reference, labels_R: Tensor, epoch: int, epochs: int
+    method: Method, logits_RC: Tensor, reference: Reference, labels_R: Tensor, *, epoch: int, epochs: int
 ) -> Iterator[Tensor]:
     """Per batch, the terms' gradient with respect to the student's logits of all views: float64 [b, views x C]."""
     terms_alone = method.model_copy(update={"ce_weight": 0.0})

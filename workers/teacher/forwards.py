@@ -10,6 +10,9 @@ import uuid
 import weakref
 from pathlib import Path
 
+from workers.config.job import JobSpec
+from workers.teacher.cache_plan import CachePlan
+
 # Of a fixed width, so that a number is replaced in one write.
 _DIGITS = 20
 _EARLIER = "earlier"
@@ -31,7 +34,7 @@ class ForwardCounter:
             weakref.finalize(self, os.close, self._descriptor)
 
     def add(self, rows: int) -> None:
-        """Count so many pictures. The kernel has the number when this returns; a kill does not take it away."""
+        """Count pictures. The kernel has the number when this returns; a kill does not take it away."""
         self._rows += rows
         if self._descriptor is not None:
             with contextlib.suppress(OSError):
@@ -47,7 +50,7 @@ def count_forwards(folder: Path) -> int:
 
 
 def carry_over(folder: Path, rows: int) -> None:
-    """Have the sum be at least ``rows``: what was told before there were counters, or before a backup was restored.
+    """Raise the sum to at least ``rows``: what was reported before there were counters, or by a backup.
 
     Raises:
         OSError: the disk is full, say; nothing has changed.
@@ -63,8 +66,19 @@ def carry_over(folder: Path, rows: int) -> None:
     partial.replace(earlier)
 
 
+def forwards_needed(job: JobSpec, plan: CachePlan) -> int:
+    """Teacher forward passes that a live teacher would need for all runs of a job.
+
+    It is run on every training picture of every epoch of every run that distils (on two views of it, if the method
+    compares two), and once per run on the test split (its agreement). Plain cross-entropy needs none and counts none.
+    """
+    distilling = [method for method in (run.method.expand() for run in job.runs()) if method.needs_teacher]
+    passes = sum(job.training.epochs * method.views * plan.train_cache.samples for method in distilling)
+    return passes + len(distilling) * plan.test_cache.samples
+
+
 def forwards_avoided(needed: int, run: int) -> int:
-    """Of the forward passes that a live teacher would need, those that the cache spares; none where it costs more.
+    """Forward passes of a live teacher that the cache spares; none where it costs more.
 
     It does with more views than epochs, with nothing but cross-entropy, or where much was inferred twice.
     """

@@ -1,4 +1,4 @@
-"""The inference stage: blocks of a cache, from pictures to committed logits, with nothing waiting for another.
+"""Inference of blocks of a cache, from pictures to committed logits, in threads that do not wait for one another.
 
 Three things happen at once: loading threads draw the next batches' views and preprocess them, the calling thread runs
 the teacher, a writing thread computes the statistics of the last block and commits it. ONNX Runtime, torch's kernels
@@ -11,9 +11,10 @@ whatever happens to the rest. What it does not do: choose blocks, finish the cac
 Legend: B rows of a batch, R rows of a block, N classes.
 """
 
+import functools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -93,8 +94,10 @@ def infer_blocks(
         _loading_threads(load_threads) as loader,
     ):
         commits: deque[Future[int]] = deque()
+        recipe = AUGMENTATION.validate_python(writer.spec.augmentation)
+        load = functools.partial(_load, teacher, dataset, recipe, seed=writer.spec.augmentation_seed)
         batches = _batches(writer, wanted, batch_size)
-        for batch, input_ in _loaded(loader, AHEAD + load_threads, teacher, dataset, writer, batches):
+        for batch, input_ in _loaded(loader, AHEAD + load_threads, load, batches):
             if should_stop():
                 raise Stopped(f"inference stopped after {progress.inferred} rows of this call")
             if batch.start == batch.block_start:
@@ -104,13 +107,14 @@ def infer_blocks(
             progress.inferred += batch.stop - batch.start
             if batch.is_last:
                 labels_R = np.asarray(dataset.labels_N[batch.block_start : batch.block_stop])
-                commits.append(committer.submit(_commit, writer, batch.block, logits_RN, labels_R, teacher.provenance))
+                commit = functools.partial(_commit, writer, batch.block, provenance=teacher.provenance)
+                commits.append(committer.submit(commit, logits_RN, labels_R))
             while commits and (commits[0].done() or len(commits) > BLOCKS_AHEAD):
                 progress.committed += commits.popleft().result()
-            progress.tell()
-        for commit in commits:
-            progress.committed += commit.result()
-        progress.tell(at_end=True)
+            progress.report()
+        for committed in commits:
+            progress.committed += committed.result()
+        progress.report(at_end=True)
     return progress.inferred
 
 
@@ -120,7 +124,7 @@ def _loading_threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
     Whatever ends its use: what is begun is finished, what is not is dropped, and no thread is left.
     """
-    # What torch is told in one thread holds for that one, and for every thread of the process that is begun later.
+    # What is set in one thread holds for that one, and for every thread of the process that is begun later.
     threads = torch.get_num_threads()
     loader = ThreadPoolExecutor(count, "retort-load", (lambda: torch.set_num_threads(1)) if count > 1 else None)
     try:
@@ -134,23 +138,26 @@ def _batches(writer: CacheWriter, blocks: Iterable[int], batch_size: int) -> Ite
     for block in blocks:
         view, block_start, block_stop = writer.spec.block_range(block)
         for start in range(block_start, block_stop, batch_size):
-            yield _Batch(block, view, start, min(start + batch_size, block_stop), block_start, block_stop)
+            yield _Batch(
+                block=block,
+                view=view,
+                start=start,
+                stop=min(start + batch_size, block_stop),
+                block_start=block_start,
+                block_stop=block_stop,
+            )
 
 
 def _loaded(
     loader: ThreadPoolExecutor,
     depth: int,
-    teacher: Teacher,
-    dataset: Dataset,
-    writer: CacheWriter,
+    load: Callable[[_Batch], NDArray[np.floating]],
     batches: Iterator[_Batch],
 ) -> Iterator[tuple[_Batch, NDArray[np.floating]]]:
     """Each batch with the teacher's input for it, at most ``depth`` of them loaded ahead, in order."""
-    recipe = AUGMENTATION.validate_python(writer.spec.augmentation)
-    seed = writer.spec.augmentation_seed
     ahead: deque[tuple[_Batch, Future[NDArray[np.floating]]]] = deque()
     for batch in batches:
-        ahead.append((batch, loader.submit(_load, teacher, dataset, recipe, seed, batch)))
+        ahead.append((batch, loader.submit(load, batch)))
         if len(ahead) > depth:
             oldest, future = ahead.popleft()
             yield oldest, future.result()
@@ -158,15 +165,18 @@ def _loaded(
         yield oldest, future.result()
 
 
-def _load(teacher: Teacher, dataset: Dataset, recipe: Augmentation, seed: int, batch: _Batch) -> NDArray[np.floating]:
+def _load(
+    teacher: Teacher, dataset: Dataset, recipe: Augmentation, batch: _Batch, *, seed: int
+) -> NDArray[np.floating]:
+    """The teacher's input for a batch."""
     images = torch.from_numpy(dataset.take(slice(batch.start, batch.stop)))
     if not isinstance(recipe, NoAugmentation):
-        images = make_views(images, recipe, seed, batch.view, np.arange(batch.start, batch.stop))
+        images = make_views(images, recipe, seed, batch.view, index_B=np.arange(batch.start, batch.stop))
     return teacher.preprocess(images)
 
 
 def _infer(teacher: Teacher, input_: NDArray[np.floating], batch_size: int, emit: Emit) -> NDArray[np.float32]:
-    """The logits of a batch; tells if it had to be taken in parts."""
+    """The logits of a batch; warns if it had to be taken in parts."""
     before = teacher.rows_max
     logits_BN = teacher.run(input_, batch_size)
     if teacher.rows_max != before:
@@ -185,16 +195,17 @@ def _commit(
     block: int,
     logits_RN: NDArray[np.float32],
     labels_R: NDArray[np.int64],
+    *,
     provenance: Mapping[str, JsonValue],
 ) -> int:
-    # Before the block, so that a crash in between leaves no block whose origin is not told.
+    # Before the block, so that a crash in between leaves no block whose origin is not known.
     writer.add_provenance(provenance)
     writer.write_block(block, logits_RN, labels_R)
     return len(logits_RN)
 
 
 class _Progress:
-    """Counts rows and tells of them, not too often.
+    """Counter of rows, which reports them, not too often.
 
     Attributes:
         inferred: rows of this call that went through the teacher.
@@ -210,13 +221,14 @@ class _Progress:
         self._wanted = spec.rows_in(blocks)
         self._total = spec.views * spec.samples
         self._before = self._total - spec.rows_in({*writer.pending_blocks(), *blocks})
-        self._started = self._told = time.monotonic()
+        self._started = self._reported = time.monotonic()
 
-    def tell(self, *, at_end: bool = False) -> None:
+    def report(self, *, at_end: bool = False) -> None:
+        """Emit progress, unless that was just done."""
         now = time.monotonic()
-        if not at_end and now - self._told < PROGRESS_INTERVAL_S:
+        if not at_end and now - self._reported < PROGRESS_INTERVAL_S:
             return
-        self._told = now
+        self._reported = now
         rate = self.inferred / max(now - self._started, 1e-9)
         self._emit(
             InferenceProgress(

@@ -1,4 +1,4 @@
-"""The teacher run again on random rows of a cache, long after: does it still say what is kept of it?"""
+"""Recheck: run a teacher again on random rows of a complete cache, and compare the logits."""
 
 import os
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from workers.teacher.teacher import Teacher
 
 @dataclass(frozen=True)
 class RecheckReport:
-    """What a teacher says today beside what the cache holds."""
+    """Differences of a teacher's outputs today from what the cache holds."""
 
     rows: int
     max_abs_difference: float
@@ -26,6 +26,7 @@ class RecheckReport:
 
     @property
     def ok(self) -> bool:
+        """Whether the largest difference is allowed."""
         return self.max_abs_difference <= self.allowed
 
 
@@ -69,7 +70,7 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
     for view in np.unique(chosen // spec.samples):
         index = np.sort(chosen[chosen // spec.samples == view] % spec.samples)
         pictures = torch.from_numpy(dataset.take(index))
-        fresh_BC = teacher.logits(make_views(pictures, recipe, spec.augmentation_seed, int(view), index))
+        fresh_BC = teacher.logits(make_views(pictures, recipe, spec.augmentation_seed, int(view), index_B=index))
         largest = max(largest, float(np.abs(fresh_BC).max()))
         statistics = {name: values_N[index] for name, values_N in reader.statistics(int(view)).items()}
         if isinstance(spec.encoding, SparseEncoding):

@@ -39,8 +39,9 @@ from workers.methods.papers import Preset
 from workers.objective.objective import View, objective_of
 from workers.objective.statistics import row_statistics
 from workers.students.build import build_student
-from workers.teacher.build_caches import identify, open_teacher
 from workers.teacher.encoding_check import describe
+from workers.teacher.inference_task import open_teacher
+from workers.teacher.plan_caches import identify
 from workers.teacher.teacher import Teacher
 from workers.training.batches import student_preprocessing, to_input
 from workers.training.training_feed import TrainingFeed

@@ -96,7 +96,7 @@ def probe_onnxruntime() -> dict[str, object]:
     nodes = [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 2, 2])]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])]
-    graph = helper.make_graph(nodes, "probe", inputs, outputs, [weight])
+    graph = helper.make_graph(nodes, "probe", inputs, outputs, initializer=[weight])
     with tempfile.TemporaryDirectory(prefix="retort-probe-") as folder:
         path = Path(folder) / "probe.onnx"
         save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)

@@ -19,7 +19,8 @@ from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
 from workers.config.job import Preprocessing, TeacherSpec
 from workers.onnx import smoke_test, versions
-from workers.onnx.check import check_picture, inspect_in_subprocess
+from workers.onnx.inspection import inspect_in_subprocess
+from workers.onnx.teacher_graph import check_picture
 
 router = APIRouter(prefix="/teachers", tags=["teachers"], responses=responses(401, 403, 500, 503))
 

@@ -37,7 +37,7 @@ from tests.support.processes import (
     processes_of,
 )
 from tests.support.service_helpers import check_whole
-from workers.cluster.ray_head import machine_folder
+from workers.cluster.head_folder import machine_folder
 from workers.config.job import Training
 from workers.teacher.teacher import Teacher
 

@@ -27,7 +27,7 @@ from tests.support.processes import (
     weights_of,
 )
 from tests.support.service_helpers import PostgresServer
-from workers.cluster.ray_head import machine_folder
+from workers.cluster.head_folder import machine_folder
 
 pytest_plugins = ["tests.support.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)
@@ -128,7 +128,7 @@ def test_a_job_paused_in_inference_keeps_what_it_inferred(service: Processes, te
         return int((client.job(job["id"])["progress"]["inference"] or {"rows_done": 0})["rows_done"])
 
     def infers() -> bool:
-        return bool(processes_of(service.data_dir, "ray::_InferenceActor"))
+        return bool(processes_of(service.data_dir, "ray::InferenceActor"))
 
     soon(rows_done)
     client.pause(job["id"])
@@ -187,7 +187,7 @@ def test_runs_of_one_job_are_paused_cancelled_resumed_and_retried_one_by_one(
     client.cancel(second["id"])
     soon(in_state(client, job["id"], "paused"))
     assert in_state(client, second["id"], "cancelled")()
-    soon(lambda: not processes_of(service.data_dir, "ray::_TrainingActor"))
+    soon(lambda: not processes_of(service.data_dir, "ray::TrainingActor"))
 
     # The epochs that the cancelled run had done are not trained again.
     retry = client.retry(third["id"])

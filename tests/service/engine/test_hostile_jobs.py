@@ -16,8 +16,10 @@ from workers.errors import InvalidTeacher
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.onnx import confined_session
 from workers.onnx.confined_session import Limits
-from workers.teacher import teacher
-from workers.teacher.build_caches import build_caches, inference_batch, open_teacher, plan_caches
+from workers.teacher import sessions
+from workers.teacher.build_caches import build_caches
+from workers.teacher.inference_task import inference_batch, open_teacher
+from workers.teacher.plan_caches import plan_caches
 
 pytest_plugins = ["tests.support.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)
@@ -30,13 +32,13 @@ def job_with(built: onnx.ModelProto, digits: Digits, folder: Path) -> tuple[JobS
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> None:
-    monkeypatch.setattr(teacher, "limits_of", lambda *_: limits)
+    monkeypatch.setattr(sessions, "limits_of", lambda *_: limits)
 
 
 def test_job_whose_teacher_loops_in_large_batches_is_refused_before_inference(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond what the contract check used to run at once, and at no more than inference does."""
+    """Beyond what the preflight used to run at once, and at no more than inference does."""
     limited(monkeypatch, Limits(4 << 30, call_s=1.0))
     monkeypatch.setattr(confined_session, "PATIENCE", 0.01)
     built = hostile_teachers.endless(onnx.load(digits.teacher_spec.path), trigger=200)
@@ -73,7 +75,7 @@ def test_job_inference_is_confined_and_shares_the_machines_memory(
         asked.append((threads, sessions))
         return Limits(3 << 30)
 
-    monkeypatch.setattr(teacher, "limits_of", limits_of)
+    monkeypatch.setattr(sessions, "limits_of", limits_of)
     order = InferenceTask(
         folders=digits.folders,
         teacher=digits.teacher_spec,

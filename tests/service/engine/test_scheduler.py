@@ -34,8 +34,9 @@ from service.operations.readiness import EngineParts
 from store import Catalog
 from tests.support.service_helpers import add_job, make_plan, make_settings, start_run, teacher_row
 from tests.support.store_cases import is_held, make_spec, write_cache
+from workers.cluster.actor_group import ActorGroup
 from workers.cluster.outcomes import Numbered, TaskOutcome
-from workers.cluster.ray_cluster import ActorGroup, Cluster
+from workers.cluster.ray_cluster import Cluster
 from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingTask
 from workers.run_files import ARTIFACTS, CHECKPOINT
 from workers.teacher.cache_plan import CachePlan

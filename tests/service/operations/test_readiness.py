@@ -33,8 +33,8 @@ from service.gpus import GpuReport
 from service.operations.data_dir import open_database
 from service.operations.readiness import PARTS, RAY_STARTS, EngineParts, ReadinessCheck
 from tests.support.service_helpers import Api, make_settings
+from workers.cluster.head_folder import HeadFailed, machine_folder
 from workers.cluster.ray_cluster import Cluster
-from workers.cluster.ray_head import HeadFailed, machine_folder
 
 pytest_plugins = ["tests.support.service_fixtures"]
 

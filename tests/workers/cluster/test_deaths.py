@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from workers.cluster import deaths
-from workers.cluster.deaths import Death, Memory, ProcessId, Watch, memory, oom_kills
+from workers.cluster import memory as memory_module
+from workers.cluster.deaths import Death, ProcessId, Watch
+from workers.cluster.memory import Memory, memory, oom_kills
 
 UNEXPECTED = """The actor died unexpectedly before finishing this task.
-\tclass_name: _TrainingActor
+\tclass_name: TrainingActor
 The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
 unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed \
 by the OOM killer due to high memory usage, (2) ray stop --force was called."""
@@ -35,8 +37,8 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "kernel"
     (folder / "self").mkdir(parents=True)
     (folder / "self/cgroup").write_text("0::/\n")
-    monkeypatch.setattr(deaths, "_PROC", folder)
-    monkeypatch.setattr(deaths, "_CGROUP", folder)
+    monkeypatch.setattr(memory_module, "_PROC", folder)
+    monkeypatch.setattr(memory_module, "_CGROUP", folder)
     use(folder, 1)
     count(folder, 3)
     return folder

@@ -21,26 +21,22 @@ from tests.support.digits import SMALL, Digits
 from tests.support.process_table import processes_with
 from tests.support.store_cases import digests
 from workers import signals
-from workers.cluster import ray_cluster
+from workers.cluster import actor_group, inference_pool, pool_events, ray_api
+from workers.cluster.actor_group import ActorGroup
+from workers.cluster.block_queue import ACTOR_DEATHS_MAX, BlockQueue, WorkerLost
 from workers.cluster.deaths import Death
+from workers.cluster.inference_pool import InferencePool, PoolWorker
 from workers.cluster.outcomes import Share, TaskOutcome
-from workers.cluster.ray_cluster import (
-    ACTOR_DEATHS_MAX,
-    ActorGroup,
-    BlockQueue,
-    Cluster,
-    Task,
-    WorkerLost,
-    _InferencePool,
-    _PoolWorker,
-    _Waiting,
-    export_name,
-)
+from workers.cluster.pool_events import WaitingLog
+from workers.cluster.ray_cluster import Cluster, export_name
+from workers.cluster.tasks import Task
 from workers.config.job import CacheOptions, Folders
 from workers.events import Log, ignore, never
-from workers.teacher.build_caches import build_caches, plan_caches, teacher_accuracy
+from workers.teacher.accuracy import teacher_accuracy
+from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.forwards import count_forwards
+from workers.teacher.plan_caches import plan_caches
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -115,13 +111,13 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
         for record in folders.caches.glob("*/commits/*.json"):
             seen_first.setdefault(record, record.stat())
         if event["type"] == "cache_ready" and event["split"] == "test":
-            between_the_splits.update(actor_processes("_InferenceActor"))
+            between_the_splits.update(actor_processes("InferenceActor"))
         if event["type"] == "inference_progress" and event["split"] == "train" and not pending_at_the_kill:
             # Those of the first cache infer the second one, too.
             assert between_the_splits
-            assert between_the_splits <= {*actor_processes("_InferenceActor")}
+            assert between_the_splits <= {*actor_processes("InferenceActor")}
             pending_at_the_kill = event["rows_total"] - event["rows_done"]
-            os.kill(actor_processes("_InferenceActor")[0], signal.SIGKILL)
+            os.kill(actor_processes("InferenceActor")[0], signal.SIGKILL)
 
     counters = tmp_path / "forwards"
     outcome = follow(cluster.build_caches(job, folders, forwards_in=counters), kill_one_in_the_middle)
@@ -228,7 +224,7 @@ def test_a_trained_run_is_exported_by_another_process_and_the_same_one_if_it_is_
     while not (tmp_path / "artifacts.partial/student.safetensors").exists():
         task.poll()
         time.sleep(0.02)
-    [exporting] = actor_processes("_TrainingActor")
+    [exporting] = actor_processes("TrainingActor")
     task.kill()
     assert follow(task).kind == "vanished"
     while is_running(exporting):
@@ -256,7 +252,7 @@ def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits:
     assert kinds == ["stopped", "done", "done"]
     assert len({trainer_of(order.folder) for order in orders}) == 1
     # Ended with the last of its tasks; Ray needs a moment for it, and the time limit of the test is the only other end.
-    while actor_processes("_TrainingActor"):
+    while actor_processes("TrainingActor"):
         time.sleep(0.05)
 
 
@@ -270,7 +266,7 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert outcome.value["last"]["top1"] > 0.6
-    while actor_processes("_TrainingActor"):
+    while actor_processes("TrainingActor"):
         time.sleep(0.05)
 
     endless = digits.order("kd", tmp_path / "lost", training.model_copy(update={"epochs": 500}))
@@ -278,7 +274,7 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
     def stop_the_first_and_kill_the_second(event: dict[str, Any]) -> None:
         if event["type"] == "epoch" and event["epoch"] == 1:
             first = trainer_of(endless.folder)
-            [second] = {*actor_processes("_TrainingActor")} - {first}
+            [second] = {*actor_processes("TrainingActor")} - {first}
             os.kill(first, signal.SIGSTOP)
             os.kill(second, signal.SIGKILL)
 
@@ -321,7 +317,7 @@ def test_a_run_is_found_by_name_goes_on_telling_and_leaves_a_checkpoint(
 
 def why_inference_waits(gpu_share: float) -> str:
     told: list[str] = []
-    _Waiting(gpu_share, lambda event: told.append(event.message) if isinstance(event, Log) else None).tell()
+    WaitingLog(gpu_share, lambda event: told.append(event.message) if isinstance(event, Log) else None).report()
     [message] = told
     return message
 
@@ -334,7 +330,7 @@ def test_what_nobody_waits_for_is_ended_and_gives_back_its_share(
     [task] = cluster.train(name, [digits.order("kd", tmp_path / "two", endless)], cpus=1, gpu_share=0.0)
     while not task.poll()[0]:
         time.sleep(0.02)
-    monkeypatch.setattr("workers.cluster.ray_cluster._WAITING_S", 0.0)
+    monkeypatch.setattr(pool_events, "_WAITING_S", 0.0)
     assert "inference waits for 1 of the 2 CPU cores, of which 0 are free; 1 other processes" in why_inference_waits(0)
     assert why_inference_waits(0.25) == "inference has its share of the machine: Ray is starting its processes"
     # An engine that was stopped may have left such a one.
@@ -386,7 +382,7 @@ def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits,
 
 def test_inference_holds_the_cores_that_it_has_and_none_that_it_waits_for(cluster: Cluster) -> None:
     """Or runs whose turn it is would wait for all inference that was ever asked for."""
-    pool = _InferencePool(cluster.cpus + 2, 0.0, cpus=cluster.cpus)
+    pool = InferencePool(cluster.cpus + 2, 0.0, cpus=cluster.cpus)
     try:
         pool._workers += [pool._new_worker(pool._share) for _ in range(cluster.cpus + 2)]
         while sum(worker.is_started for worker in pool._workers) < cluster.cpus:
@@ -402,16 +398,16 @@ def test_inference_holds_the_cores_that_it_has_and_none_that_it_waits_for(cluste
 def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_has_room(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def new(pool: _InferencePool) -> _PoolWorker:
+    def new(pool: InferencePool) -> PoolWorker:
         pool._workers.append(pool._new_worker(pool._share))
         return pool._workers[-1]
 
-    def wait_for(worker: _PoolWorker) -> Sequence[int | str]:
+    def wait_for(worker: PoolWorker) -> Sequence[int | str]:
         while not worker.is_started:
             time.sleep(0.02)
         return worker.gpu_ids()
 
-    first, second = (_InferencePool(3, 0.25, cpus=2) for _ in range(2))
+    first, second = (InferencePool(3, 0.25, cpus=2) for _ in range(2))
     try:
         workers = [new(first) for _ in range(3)]
         taken = [wait_for(worker) for worker in workers]
@@ -436,7 +432,7 @@ def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_
         assert second._workers == [waiting]
 
         # Idle, it gives its GPU back: the cache that its job wants next may be in another job's hands.
-        monkeypatch.setattr("workers.cluster.ray_cluster._IDLE_S", 0.0)
+        monkeypatch.setattr(inference_pool, "_IDLE_S", 0.0)
         with second._in_use():
             pass
         while second._workers:
@@ -515,7 +511,7 @@ class Process:
     def __init__(self, outcome: TaskOutcome | None = None) -> None:
         self.told: list[int] = []
         self.stop = SimpleNamespace(remote=self.told.append)
-        self.answer = SimpleNamespace(remote=lambda *_: ray_cluster.ray.put(([], outcome, None)))
+        self.answer = SimpleNamespace(remote=lambda *_: ray_api.ray.put(([], outcome, None)))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -523,7 +519,7 @@ def test_a_later_process_of_a_student_that_waits_for_its_pictures_is_stopped_as_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first one waits for it meanwhile, in an exchange that hears nothing."""
-    monkeypatch.setattr(ray_cluster, "_PEER_GRACE_S", 0.0)
+    monkeypatch.setattr(actor_group, "_PEER_GRACE_S", 0.0)
     stopped = TaskOutcome(kind="stopped", message="while it waited for pictures")
     first, second = Process(), Process(stopped)
     task = Task(ActorGroup([first, second], [0]), has_begun=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from workers.cluster import ray_head
-from workers.cluster.ray_head import RayHead, describe, machine_folder
+from workers.cluster import head_folder, ray_keeper
+from workers.cluster.head_folder import machine_folder
+from workers.cluster.ray_head import RayHead, describe
 from workers.errors import WorkerError
 
 pytestmark = pytest.mark.timeout(600)
@@ -54,7 +55,7 @@ def test_a_head_is_found_again_and_one_that_was_killed_is_not_believed(tmp_path:
 
 def test_what_a_living_head_has_on_the_machine_never_looks_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or whoever cleans /tmp would take the locks, by which it is known to live."""
-    monkeypatch.setattr(ray_head, "_TOUCH_S", 0.0)
+    monkeypatch.setattr(ray_keeper, "_TOUCH_S", 0.0)
     (tmp_path / "ray").mkdir()
     paths = [tmp_path / name for name in ("keeper.lock", "ray/log", "ray/link", "ray/socket")]
     for path in paths[:2]:
@@ -66,7 +67,7 @@ def test_what_a_living_head_has_on_the_machine_never_looks_old(tmp_path: Path, m
         for path in (*paths, tmp_path / "ray", tmp_path):
             os.utime(path, (ten_days_ago, ten_days_ago), follow_symlinks=False)
         ending = threading.Event()
-        keeper = threading.Thread(target=ray_head._keep, args=(tmp_path, ray, ending))
+        keeper = threading.Thread(target=ray_keeper._keep, args=(tmp_path, ray, ending))
         keeper.start()
         while tmp_path.stat().st_mtime < ten_days_ago + 1 or any(
             min(path.lstat().st_mtime, path.lstat().st_atime) < ten_days_ago + 1 for path in paths
@@ -114,7 +115,7 @@ def test_a_folder_that_ray_removes_meanwhile_does_not_end_the_keeper(
         return found
 
     monkeypatch.setattr(os, "scandir", scandir)
-    ray_head.touch_all(tmp_path)
+    head_folder.touch_all(tmp_path)
     assert link.lstat().st_mtime > 0
 
 

@@ -19,7 +19,8 @@ from tests.support.service_helpers import Api, make_settings, running_api
 from workers.config.job import Preprocessing
 from workers.errors import InvalidTeacher
 from workers.onnx import check, smoke_test
-from workers.onnx.check import TeacherGraph, check_onnx
+from workers.onnx.check import check_onnx
+from workers.onnx.teacher_graph import TeacherGraph
 
 OVER_HTTP = (
     "external data at ../x",

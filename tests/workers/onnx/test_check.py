@@ -15,8 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support import onnx_models
 from workers.errors import InvalidTeacher
 from workers.onnx import sandbox
-from workers.onnx.check import Limits, check_onnx, check_picture, inspect_in_subprocess
-from workers.onnx.rules import refusing
+from workers.onnx.check import Limits, check_onnx
+from workers.onnx.inspection import inspect_in_subprocess
+from workers.onnx.parsing import refusing
+from workers.onnx.teacher_graph import check_picture
 
 GEMM = helper.make_node("Gemm", ["flat", "weight"], ["logits"])
 FLATTEN = helper.make_node("Flatten", ["images"], ["flat"])

@@ -115,7 +115,7 @@ def test_session_sends_no_telemetry(tmp_path: Path) -> None:
     other = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "ORT_", "XDG_"))}
     code = """if True:
         import pathlib, sys, workers.onnx.session
-        workers.onnx.session.Session(pathlib.Path(sys.argv[1]), "images", "logits", threads=1)
+        workers.onnx.session.OnnxSession(pathlib.Path(sys.argv[1]), "images", "logits", threads=1)
     """
     subprocess.run([sys.executable, "-c", code, str(path)], env={**other, "HOME": str(home)}, check=True)
     assert not [*home.rglob("*")]

@@ -16,7 +16,7 @@ from workers.events import Log, PreflightChecked, never
 from workers.onnx import smoke_test
 from workers.onnx.check import check_onnx
 from workers.onnx.smoke_test import forget, has_passed, remember, smoke_run
-from workers.teacher.build_caches import identify, plan_caches
+from workers.teacher.plan_caches import identify, plan_caches
 
 
 def run(built: onnx.ModelProto, folder: Path, preprocessing: Preprocessing | None = None, **options: object) -> bool:
@@ -140,7 +140,7 @@ def test_a_job_tries_its_teacher_once(digits: Digits, tmp_path: Path) -> None:
 
 
 def test_a_job_whose_teacher_does_not_pass_runs_nothing_of_it(digits: Digits, tmp_path: Path) -> None:
-    """The contract check, which would run it in this very process, is not reached."""
+    """The preflight, which would run it in this very process, is not reached."""
     nodes = [
         helper.make_node("Flatten", ["images"], ["flat"]),
         helper.make_node("Gemm", ["flat", "weight"], ["z"]),

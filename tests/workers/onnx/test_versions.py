@@ -9,8 +9,9 @@ from onnx import helper
 from tests.support import onnx_models
 from workers.config.job import Preprocessing
 from workers.errors import InvalidTeacher
-from workers.onnx import check
-from workers.onnx.check import check_onnx, inspect_in_subprocess
+from workers.onnx import inspection
+from workers.onnx.check import check_onnx
+from workers.onnx.inspection import inspect_in_subprocess
 from workers.onnx.session import OnnxSession, versions
 from workers.onnx.smoke_test import smoke_run
 from workers.onnx.versions import ONNX, TooNew, Versions, check_versions, runtime_versions
@@ -64,7 +65,7 @@ def test_a_file_newer_than_onnx_is_refused_with_the_numbers_of_onnx_runtime(
     assert smoke_run(path, inspect_in_subprocess(path), Preprocessing())
 
     path = saved(path, 8, ONNX.opset + 1)
-    monkeypatch.setattr(check, "is_runtime_installed", lambda: False)
+    monkeypatch.setattr(inspection, "is_runtime_installed", lambda: False)
     with pytest.raises(InvalidTeacher, match=rf"{ONNX.program} here takes IR version {ONNX.ir} and opset {ONNX.opset}"):
         inspect_in_subprocess(path)
 

@@ -23,9 +23,10 @@ from workers.events import CacheReady, Log, ignore, never
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.pipeline import run_job
-from workers.teacher.build_caches import build_caches, plan_caches
+from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.encoding_check import BAR, check_lossy_encoding, gradient_cosine
+from workers.teacher.plan_caches import plan_caches
 from workers.teacher.recheck import recheck_rows
 from workers.tools.parity import check_parity
 
@@ -105,7 +106,7 @@ def test_a_term_is_judged_in_the_first_epoch_in_which_it_counts() -> None:
 def verdict(encoding: Encoding, *methods: object, allow_lossy: bool = False) -> list[Log]:
     events: list[object] = []
     guard = EncodingCheck(methods=tuple(map(parse_method, methods)), epochs=2, allow_lossy=allow_lossy)
-    check_lossy_encoding(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), events.append)
+    check_lossy_encoding(guard, spec_of(encoding), reference(encoding), torch.from_numpy(LABELS), emit=events.append)
     logs = [event for event in events if isinstance(event, Log)]
     assert len(logs) == len(events)
     return logs

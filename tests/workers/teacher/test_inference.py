@@ -30,8 +30,8 @@ from workers.data.prepared import DecodedDataset
 from workers.errors import InvalidTeacher, Stopped
 from workers.events import InferenceProgress, Log
 from workers.teacher import inference
-from workers.teacher.build_caches import inference_batch
 from workers.teacher.inference import infer_blocks
+from workers.teacher.inference_task import inference_batch
 from workers.teacher.teacher import Teacher
 
 SAMPLES = 9000  # three blocks of a view: 4096, 4096, 808

@@ -42,10 +42,13 @@ from workers.data.prepared import Dataset
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
-from workers.teacher.build_caches import build_caches, plan_caches, prepare_data, teacher_accuracy
+from workers.teacher.accuracy import teacher_accuracy
+from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.inference import infer_blocks
-from workers.teacher.preflight import check, check_views
+from workers.teacher.plan_caches import plan_caches, prepare_data
+from workers.teacher.preflight.check import check
+from workers.teacher.preflight.views import check_views
 from workers.teacher.recheck import recheck_rows
 from workers.teacher.teacher import Teacher
 from workers.tools.parity import check_parity

@@ -1,0 +1,112 @@
+"""Teacher graph: what an accepted ONNX file declares about its input, its outputs and itself."""
+
+from pydantic import BaseModel, ConfigDict
+
+from workers.errors import InvalidTeacher
+
+Shape = tuple[int | str | None, ...]
+
+
+class Value(BaseModel):
+    """An input or output; ``shape`` holds sizes, names of symbolic sizes, or None where neither is given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: str
+    shape: Shape | None
+
+
+class TeacherGraph(BaseModel):
+    """Declarations of an accepted file.
+
+    Attributes:
+        inputs: exactly one, the pictures: float32 or float16, rank 4.
+        outputs: all outputs.
+        output: name of the one that is taken for the logits: rank 2, floating point.
+        ir_version: of the file's format.
+        opset: version of the standard operator set.
+        nodes: number of operators; those in subgraphs and functions count once each.
+        parameters: number of floating-point values in the constants.
+        half_parameters: number of those that are float16 or bfloat16.
+        batch_hint: sentences about operators that may make a picture's outputs depend on the other pictures or on
+            chance, for the message if they are measured to; empty if there is none to be seen.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[Value]
+    outputs: tuple[Value, ...]
+    output: str
+    ir_version: int
+    opset: int
+    nodes: int
+    parameters: int
+    half_parameters: int
+    batch_hint: str
+
+    @property
+    def is_half(self) -> bool:
+        """Whether most of it computes in half precision: a converted graph may keep float32 at its input and output."""
+        return 2 * self.half_parameters > self.parameters if self.parameters else self.inputs[0].dtype == "float16"
+
+    @property
+    def batch(self) -> int | None:
+        """The number of pictures per call if the graph fixes it, else None."""
+        return _fixed(self._image_shape[0])
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes if the graph declares it, else None."""
+        shape = self._logits.shape
+        return None if shape is None else _fixed(shape[1])
+
+    @property
+    def output_dtype(self) -> str:
+        """Element type of the logits."""
+        return self._logits.dtype
+
+    def picture(self, layout: str) -> tuple[int | None, int | None, int | None]:
+        """(channels, height, width) that the input declares, read in ``layout``; None where it leaves one open."""
+        first, second, third = (_fixed(size) for size in self._image_shape[1:])
+        return (first, second, third) if layout == "nchw" else (third, first, second)
+
+    @property
+    def _logits(self) -> Value:
+        return next(value for value in self.outputs if value.name == self.output)
+
+    @property
+    def _image_shape(self) -> Shape:
+        return self.inputs[0].shape or (None, None, None, None)
+
+
+def _fixed(size: int | str | None) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+def check_picture(graph: TeacherGraph, *, channels: int, size: tuple[int, int] | None, layout: str) -> None:
+    """Refuse a preprocessing that makes another shape than the graph's input declares.
+
+    Args:
+        graph: what ``check_onnx`` returned.
+        channels: number of channels that the preprocessing makes.
+        size: (height, width) in pixels that it resizes to; None where it keeps the picture's own.
+        layout: ``nchw`` or ``nhwc``.
+
+    Raises:
+        InvalidTeacher: naming the field of the preprocessing to change.
+    """
+    wanted_channels, *wanted_size = graph.picture(layout)
+    declared = f"the teacher's input is {shape_text(graph.inputs[0].shape)} in layout {layout!r}"
+    if wanted_channels not in (None, channels):
+        raise InvalidTeacher(f"the preprocessing makes {channels} channels, {declared}: correct `channels` or `layout`")
+    if size and any(fixed not in (None, given) for fixed, given in zip(wanted_size, size, strict=True)):
+        raise InvalidTeacher(
+            f"the preprocessing makes pictures of {size[0]}x{size[1]} pixels (height x width), {declared}: correct "
+            "`size` or `layout`"
+        )
+
+
+def shape_text(shape: Shape | None) -> str:
+    """A shape for a message; sizes that are open are question marks."""
+    return "of unknown rank" if shape is None else f"[{', '.join('?' if s is None else str(s) for s in shape)}]"

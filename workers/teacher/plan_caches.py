@@ -1,0 +1,154 @@
+"""Cache plan of a job: its data, the checks of its teacher, and the specifications of both caches.
+
+1. ``prepare_data``: both splits are decoded once and mapped.
+2. The teacher is tried on noise in a confined process (``smoke_test``), unless it was before, then on a labelled slice
+   and on views of it (``recorded_preflight``), unless this very pairing was tried before.
+3. That settles the two specifications, and so the keys.
+"""
+
+import time
+from pathlib import Path
+
+from store import CacheSpec, Encoding
+from workers.config.job import (
+    DatasetSpec,
+    Folders,
+    JobSpec,
+    NoAugmentation,
+    TeacherSpec,
+    Views,
+    check_encoding,
+    output_size,
+    teacher_augmentation,
+    thumbnail_warnings,
+)
+from workers.data import prepared
+from workers.data.prepared import Dataset
+from workers.errors import InvalidTeacher
+from workers.events import Emit, Log, ShouldStop, Stage
+from workers.files import file_sha256
+from workers.onnx import smoke_test
+from workers.onnx.check import check_onnx
+from workers.onnx.teacher_graph import check_picture
+from workers.students import check_batch_size, check_image_side
+from workers.teacher.cache_plan import CachePlan, EncodingCheck
+from workers.teacher.recorded_preflight import run_recorded_preflight
+from workers.teacher.sessions import Device
+
+
+def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: ShouldStop) -> tuple[Dataset, Dataset]:
+    """The (train, test) splits, decoded on the first call and mapped on every later one."""
+    emit(Stage(stage="preparing"))
+    train, test = (
+        prepared.prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
+        for split in ("train", "test")
+    )
+    return train, test
+
+
+def identify(teacher: TeacherSpec) -> TeacherSpec:
+    """The same teacher with its digest filled in.
+
+    Raises:
+        InvalidTeacher: the file is not there, or not the one whose digest was given.
+    """
+    if not teacher.path.is_file():
+        raise InvalidTeacher(f"teacher file {str(teacher.path)!r} does not exist: upload it again")
+    digest = file_sha256(teacher.path)
+    if teacher.sha256 not in (None, digest):
+        raise InvalidTeacher(
+            f"teacher file {str(teacher.path)!r} has SHA-256 {digest}, expected {teacher.sha256}: "
+            "it was changed after it was uploaded; upload it again"
+        )
+    return teacher.model_copy(update={"sha256": digest})
+
+
+def _smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: Emit) -> None:
+    """Run a teacher that was never run before in a confined process. Raises InvalidTeacher."""
+    if smoke_test.has_passed(folders.smoke, teacher):
+        return
+    started = time.monotonic()
+    wanted = teacher.preprocessing
+    graph = check_onnx(teacher.path, teacher.output)
+    check_picture(graph, channels=wanted.channel_count, size=wanted.size, layout=wanted.layout)
+    smoke_test.smoke_run(teacher.path, graph, wanted, (dataset.height, dataset.width))
+    smoke_test.remember(folders.smoke, teacher)
+    emit(Log(message=f"the teacher has passed its smoke run in {time.monotonic() - started:.1f} s"))
+
+
+def plan_caches(
+    job: JobSpec,
+    folders: Folders,
+    emit: Emit,
+    should_stop: ShouldStop,
+    *,
+    threads: int,
+    device: Device = "auto",
+    forwards_in: Path | None = None,
+) -> CachePlan:
+    """Prepare the data, run the teacher's preflight on it, and settle both cache specifications.
+
+    The encoding is for the training split alone: the test split's cache is small, and results are measured on it.
+
+    Args:
+        forwards_in: see ``InferenceTask.forwards``.
+    """
+    for warning in job.warnings:
+        emit(Log(level="warning", message=warning))
+    train, test = prepare_data(job.dataset, folders, emit, should_stop)
+    for student in job.students:
+        # Known now, and cheaper to hear now than after the inference.
+        check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
+        check_batch_size(student.name, job.training.batch_size)
+    teacher = identify(job.teacher)
+    _smoke_run(teacher, train, folders, emit)
+    size = teacher.preprocessing.size
+    for warning in thumbnail_warnings(job.dataset, size):
+        emit(Log(level="warning", message=warning))
+    recipe = teacher_augmentation(job.views.augmentation, size, train.height, train.width)
+    seen = job.views.model_copy(update={"augmentation": recipe})
+    report, rows = run_recorded_preflight(
+        teacher,
+        train,
+        folders,
+        emit,
+        threads=threads,
+        device=device,
+        accept=job.accept_teacher,
+        views=seen,
+        should_stop=should_stop,
+        forwards_in=forwards_in,
+    )
+
+    encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]
+    check_encoding(encoding, report.classes)
+
+    def spec(dataset: Dataset, views: Views, encoding: Encoding) -> CacheSpec:
+        return CacheSpec(
+            teacher_sha256=teacher.sha256,
+            teacher_output=report.output,
+            output_kind=report.output_kind,
+            dataset_fingerprint=dataset.fingerprint,
+            split=dataset.split,
+            samples=len(dataset.labels_N),
+            classes=report.classes,
+            preprocessing=teacher.preprocessing.model_dump(mode="json"),
+            augmentation=views.augmentation.model_dump(mode="json"),
+            augmentation_seed=views.seed,
+            views=views.count,
+            dtype=job.cache.dtype if encoding == "dense" else "float32",
+            encoding=encoding,
+        )
+
+    # The output's name is part of a cache's identity; from here on it is always given.
+    teacher = teacher.model_copy(update={"output": report.output})
+    plain = Views(augmentation=NoAugmentation())
+    train_cache = spec(train, seen, encoding)
+    check = EncodingCheck(methods=tuple(methods), epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
+    return CachePlan(
+        teacher=teacher,
+        train_cache=train_cache,
+        test_cache=spec(test, plain, "dense"),
+        contract_forwards=rows,
+        guard=check if train_cache.is_lossy else None,
+    )

@@ -1,0 +1,74 @@
+"""Reports of a preflight, as they are recorded, and the refusals that a job may insist against."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from workers.errors import ContractViolation
+
+OutputKind = Literal["logits", "log_probabilities"]
+
+
+class PreflightReport(BaseModel):
+    """Report of the check on plain pictures.
+
+    Attributes:
+        rows: labelled pictures in the slice.
+        forwards: rows that went through the teacher in all, other preprocessings included.
+        classes: number of classes.
+        output: name of the output that is taken.
+        output_kind: ``log_probabilities`` if the graph ends in a softmax, so that the log has to be taken.
+        accuracy: top-1 on the slice.
+        chance: accuracy that the same predictions would have on independent labels.
+        batch_difference: largest difference of an output alone and in a batch.
+        batch_tolerance: largest one allowed.
+        provider: what it ran on, in ONNX Runtime's name.
+        provider_reason: why on that.
+        refusals: sentences about what forbids the work unless a job insists.
+        warnings: sentences for a person; nothing that forbids the work.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    forwards: int
+    classes: int
+    output: str
+    output_kind: OutputKind
+    accuracy: float
+    chance: float
+    batch_difference: float
+    batch_tolerance: float
+    provider: str
+    provider_reason: str
+    # No default: the record of a version that did not look for them says nothing.
+    refusals: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def enforce(self, accept: bool) -> None:
+        """Raise ContractViolation of all refusals, unless they are accepted."""
+        if self.refusals and not accept:
+            raise ContractViolation(
+                f'{" ".join(self.refusals)} `"accept_teacher": true` in the job uses the teacher as it is all the same'
+            )
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The refusals as warnings of a job that insists."""
+        return tuple(f"{refusal} It is used as it is, for the job says accept_teacher" for refusal in self.refusals)
+
+
+class ViewsReport(BaseModel):
+    """Report of the check on training views.
+
+    Attributes:
+        rows: labelled views in the slice, of as many pictures; all went through the teacher.
+        accuracy: top-1 on them.
+        warnings: sentences for a person.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    accuracy: float
+    warnings: tuple[str, ...]

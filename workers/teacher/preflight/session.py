@@ -1,0 +1,30 @@
+"""Interface of a teacher as the preflight uses it, and the arrays that it takes and returns."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.config.job import Preprocessing
+from workers.onnx.teacher_graph import TeacherGraph
+
+Rows = NDArray[np.int64]
+Images = NDArray[np.uint8]
+Outputs = NDArray[np.float32]
+
+
+class TeacherSession(Protocol):
+    """The part of ``workers.teacher.teacher.Teacher`` that the preflight uses."""
+
+    graph: TeacherGraph
+    preprocessing: Preprocessing
+    provider: str
+
+    @property
+    def provider_reason(self) -> str:
+        """Why it runs on that provider."""
+
+    def outputs(
+        self, images_BHWC: Images, preprocessing: Preprocessing | None = None, timeout_s: float | None = None
+    ) -> Outputs:
+        """The graph's own output [B, N] for uint8 pictures, no log taken."""

@@ -1,0 +1,79 @@
+"""Check of a teacher on training views: students learn from its logits of those."""
+
+import numpy as np
+import torch
+
+from workers.config.job import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
+from workers.data import augmentation
+from workers.data.prepared import Dataset
+from workers.teacher.preflight.finite import check_finite
+from workers.teacher.preflight.report import PreflightReport, ViewsReport
+from workers.teacher.preflight.rows import PART, ROWS, batch_rows, slice_rows
+from workers.teacher.preflight.score import ALPHA, Score, binomial_tail
+from workers.teacher.preflight.session import TeacherSession
+
+VIEWS_KEEP = 0.75  # of the hits on plain pictures; a teacher that has fewer on their views is warned of
+
+
+def check_views(
+    teacher: TeacherSession, dataset: Dataset, views: Views, plain: PreflightReport, rows: int = ROWS
+) -> ViewsReport:
+    """Run the teacher on views of the very pictures that ``check`` took, views in turn.
+
+    Args:
+        views: of the teacher's views, see ``config.teacher_augmentation``.
+        plain: what ``check`` said of the pictures as they are.
+        rows: that ``check`` was asked for; those that it took may be more.
+
+    Raises:
+        InvalidTeacher, InvalidDataset: it does not run on views, or there are none of such pictures.
+        NotFinite: NaN or infinite outputs.
+    """
+    index_R = slice_rows(dataset.labels_N, dataset.classes, rows)
+    outputs, sides = [], []
+    step = batch_rows(PART, teacher.preprocessing, dataset, views.augmentation)  # so that many views have their turn
+    for number, start in enumerate(range(0, len(index_R), step)):
+        part = index_R[start : start + step]
+        drawn = augmentation.draw(
+            views.augmentation,
+            views.seed,
+            number % views.count,
+            part,
+            height=dataset.height,
+            width=dataset.width,
+        )
+        made = augmentation.apply(torch.from_numpy(dataset.take(part)), views.augmentation, drawn)
+        outputs.append(teacher.outputs(made.numpy()))
+        sides.append(np.stack([drawn.height, drawn.width]))
+    outputs_RN = np.concatenate(outputs)
+    check_finite(outputs_RN, index_R)
+    score = Score.of(outputs_RN, dataset.labels_N[index_R])
+    misses, allowed = score.rows - score.hits, 1 - VIEWS_KEEP * plain.accuracy
+    warnings = []
+    if binomial_tail(misses, score.rows, allowed) <= ALPHA:
+        height, width = np.median(np.concatenate(sides, axis=1), axis=1)
+        warnings.append(
+            f"the teacher is right on {score.accuracy:.1%} of {score.rows} training views, and on {plain.accuracy:.1%} "
+            "of the same pictures as they are: students learn from its logits of the views. "
+            + _why_views_are_harder(views.augmentation, dataset, round(height), round(width))
+        )
+    return ViewsReport(rows=score.rows, accuracy=score.accuracy, warnings=tuple(warnings))
+
+
+def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, width: int) -> str:
+    """Sentence on what a recipe does to a picture, and how to have it do less; the median box is height x width."""
+    match recipe:
+        case NoAugmentation():
+            return ""
+        case ResizedCrop():
+            (least, most), (seen_h, seen_w) = recipe.scale, output_size(recipe, dataset.height, dataset.width)
+            what = (
+                f"Each is a box of {least:.0%} to {most:.0%} of the {dataset.height} x {dataset.width} pixels "
+                f"(height x width), half of them below {height} x {width}, made {seen_h} x {seen_w} for the teacher"
+            )
+            less = "a larger first value of `scale`"
+        case CropFlip():
+            what, less = f"Each is moved by up to {recipe.pad} pixels, black beyond the edge", "a smaller `pad`"
+    if not recipe.flip:
+        return f"{what}: {less} makes them easier"
+    return f'{what}, and half of them are mirrored: {less}, or `"flip": false`, makes them easier'
