@@ -20,7 +20,8 @@ from sqlalchemy import exists, inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db.database import Database
-from service.db.models import KeyRecord, new_id, utc_now
+from service.db.ids import new_id
+from service.db.models import KeyRecord, utc_now
 from service.db.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
 from service.db.shared_read import SharedRead
 from service.db.transitions import existing

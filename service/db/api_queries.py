@@ -14,6 +14,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session, defer
 
 from service.db.database import Database
+from service.db.ids import is_id, new_id
 from service.db.models import (
     ArtifactRecord,
     DatasetRecord,
@@ -23,11 +24,10 @@ from service.db.models import (
     Json,
     RunRecord,
     TeacherRecord,
-    new_id,
 )
 from service.db.packed_events import events_of, metrics_by_epoch
 from service.db.states import LIVE, State
-from service.db.transitions import Row, event_rows, existing, is_id, runs_of
+from service.db.transitions import Row, event_rows, existing, runs_of
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
 from workers.config.job import DatasetSpec, Plan
 

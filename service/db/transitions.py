@@ -4,7 +4,6 @@ Every change of a state, whoever asks for it, goes through ``transition``: it ob
 event (type ``state``) in the same transaction.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -13,6 +12,7 @@ from sqlalchemy import CursorResult, Select, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from service.db.ids import is_id
 from service.db.models import (
     Base,
     DatasetRecord,
@@ -39,12 +39,6 @@ _KINDS: Mapping[type[Base], str] = {
     RunRecord: "run",
     KeyRecord: "API key",
 }
-_ID = re.compile(r"[a-z]{2,4}_[0-9a-z]{26}")
-
-
-def is_id(text: str) -> bool:
-    """Whether this could be an id of ours; what is none is not asked for (PostgreSQL refuses a NUL, say)."""
-    return _ID.fullmatch(text) is not None
 
 
 def existing(session: Session, table: type[Row], id: str) -> Row:

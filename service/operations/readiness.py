@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.db.columns import UtcDateTime
 from service.db.database import Database, DatabaseDiskError, LogGone
 from service.db.engine_queries import ENGINE_ROW, EngineQueries
 from service.db.lease import AHEAD_MAX_S, Lease
-from service.db.models import EngineRecord, Json, UtcDateTime, utc_now
+from service.db.models import EngineRecord, Json, utc_now
 from service.errors import LeaseLost
 from service.gpus import gpu_reason
 from service.operations import disk

@@ -13,6 +13,7 @@ from service.db.api_queries import ApiQueries, Idempotency
 from service.db.database import Database
 from service.db.deletion import Deletion
 from service.db.engine_queries import EngineQueries
+from service.db.ids import new_id
 from service.db.job_control import JobControl
 from service.db.models import (
     Base,
@@ -22,7 +23,6 @@ from service.db.models import (
     EventRecord,
     JobRecord,
     TeacherRecord,
-    new_id,
     utc_now,
 )
 from service.db.packed_events import compact
