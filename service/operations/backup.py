@@ -34,7 +34,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import inspect, text
 from sqlalchemy.engine import URL
 
-from service.db.database import Database, known_revisions
+from service.db.database import Database
+from service.db.revisions import known_revisions
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
 from service.operations.data_dir import STAGING, KnownFiles, in_use, known_files, locked
 from service.settings import MiB, Settings

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db.columns import UtcDateTime
-from service.db.database import Database, DatabaseDiskError, LogGone
+from service.db.connections import LogGone
+from service.db.database import Database, DatabaseDiskError
 from service.db.engine_queries import ENGINE_ROW, EngineQueries
 from service.db.lease import AHEAD_MAX_S, Lease
 from service.db.models import EngineRecord, Json, utc_now

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.db.database import Database, LogGone, upgrade_to_head
+from service.db.connections import LogGone
+from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord
 from service.engine.allocation import Need

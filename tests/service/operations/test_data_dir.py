@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from service.api.server import serve
 from service.cli import main
 from service.db.api_queries import ApiQueries
-from service.db.database import Database, LogGone, upgrade_to_head
+from service.db.connections import LogGone
+from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.engine.process import run_engine
 from service.errors import DamagedCopy, NewerDatabase

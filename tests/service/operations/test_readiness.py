@@ -182,7 +182,7 @@ def test_a_look_is_one_statement_and_reads_no_migrations(
     def fail(*_: object) -> None:
         pytest.fail("Alembic was asked")
 
-    monkeypatch.setattr("service.db.database.MigrationContext", SimpleNamespace(configure=fail))
+    monkeypatch.setattr("service.db.revisions.MigrationContext", SimpleNamespace(configure=fail))
     statements: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
