@@ -6,7 +6,7 @@ event (type ``state``) in the same transaction.
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 from sqlalchemy import CursorResult, Select, insert, select, update
 from sqlalchemy.exc import OperationalError
@@ -24,7 +24,7 @@ from service.db.models import (
     TeacherRecord,
     utc_now,
 )
-from service.db.states import TERMINAL, State, move
+from service.db.states import TERMINAL, WORKING, State, move
 from service.errors import IllegalMove, NotFound
 
 # What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
@@ -97,6 +97,19 @@ def transition(
         event["set_aside"] = reason
     session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, event)])
     return True
+
+
+def works_on(row: JobRecord | RunRecord | None, attempt: int) -> TypeGuard[JobRecord | RunRecord]:
+    """Whether a write of this attempt lands: it is the newest one, and somebody works on the row."""
+    return row is not None and row.attempt == attempt and row.state in WORKING
+
+
+def assign(row: JobRecord | RunRecord, fields: Mapping[str, object]) -> None:
+    """Set columns of a row. Raises TypeError for its state, which only ``transition`` changes."""
+    if "state" in fields:
+        raise TypeError("a state is changed by transition alone, which obeys the table and adds its event")
+    for name, value in fields.items():
+        setattr(row, name, value)
 
 
 def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, event: Json) -> Json:

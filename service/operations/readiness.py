@@ -19,8 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from service.db.columns import UtcDateTime
 from service.db.connections import LogGone
 from service.db.database import Database, DatabaseDiskError
-from service.db.engine_queries import ENGINE_ROW, EngineQueries
-from service.db.lease import AHEAD_MAX_S, Lease
+from service.db.engine_queries import EngineQueries
+from service.db.lease import AHEAD_MAX_S, ENGINE_ROW, Lease
 from service.db.models import EngineRecord, Json, utc_now
 from service.errors import LeaseLost
 from service.gpus import gpu_reason

@@ -1,0 +1,175 @@
+"""Rows of runs as the engine writes them: attempts, moves of their states, why they wait, results."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from sqlalchemy import insert, select, update
+
+from service.db import set_aside
+from service.db.backoff import Backoff
+from service.db.lease import LeaseQueries
+from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
+from service.db.states import State
+from service.db.transitions import assign, event_row, existing, runs_of, transition, works_on
+
+
+def actor_name(run_id: str, attempt: int) -> str:
+    """The name of the process that trains this attempt, and perhaps other runs beside it."""
+    return f"run-{run_id}-a{attempt}"
+
+
+class RunQueries(LeaseQueries):
+    """The runs that the engine works on."""
+
+    def run(self, run_id: str) -> RunRecord:
+        """One run. Raises NotFound."""
+        with self.database.read() as session:
+            return existing(session, RunRecord, run_id)
+
+    def runs(self, job_id: str) -> list[RunRecord]:
+        """The runs of a job in the order of its plan; empty if there is no such job."""
+        with self.database.read() as session:
+            return list(session.scalars(runs_of(job_id)))
+
+    def start_attempts(self, run_ids: Sequence[str], share: Json | None = None) -> list[RunRecord]:
+        """Moves those of these runs that are queued or lost to running, to be trained together in one process.
+
+        Args:
+            share: what each process is given, for whoever finds it later, see ``RunRecord``.
+
+        Returns:
+            Those that have started, in the given order: with ``attempt`` counted up (from 1), ``actor`` the
+            ``actor_name`` of the first of them, and ``slot`` 0, 1, ... Left out is a run in another state, or whose
+            job is not running.
+        """
+        started: list[RunRecord] = []
+        with self.write() as session:
+            for run_id in run_ids:
+                run = session.get(RunRecord, run_id)
+                if run is None or session.get_one(JobRecord, run.job_id).state is not State.RUNNING:
+                    continue
+                attempt = run.attempt + 1
+                actor = started[0].actor if started else actor_name(run.id, attempt)
+                if run.state in {State.QUEUED, State.LOST} and transition(
+                    session,
+                    run,
+                    State.RUNNING,
+                    {"attempt": attempt, "actor": actor, "slot": len(started), "share": share},
+                ):
+                    started.append(run)
+        return started
+
+    def move_run(
+        self,
+        run_id: str,
+        attempt: int,
+        wanted: State,
+        *,
+        error: Json | None = None,
+        result: Json | None = None,
+    ) -> bool:
+        """Moves a run's state on behalf of one attempt (0 for a run that never started).
+
+        Returns:
+            Whether it landed: False if a newer attempt has begun, if the table has no such move, or if the run shall
+            be running, which begins an attempt and is ``start_attempts``'.
+        """
+        with self.write() as session:
+            run = session.get(RunRecord, run_id)
+            if run is None or run.attempt != attempt or wanted is State.RUNNING:
+                return False
+            return transition(session, run, wanted, {} if result is None else {"result": result}, error)
+
+    def move_on(
+        self,
+        run_id: str,
+        attempt: int,
+        after: Mapping[State, State],
+        *,
+        needs_whole_gpu: bool = False,
+        backoff: Backoff | None = None,
+    ) -> State | None:
+        """Moves a run that nobody works on any more to the state that follows from what was wanted of it just now.
+
+        Args:
+            after: by the present state.
+            needs_whole_gpu: from now on it is given nothing less.
+            backoff: its new one, if it was lost, which is told (``log``).
+
+        Returns:
+            The new state; None if it did not land: a newer attempt has begun, or ``after`` has nothing for its state.
+        """
+        with self.write() as session:
+            run = session.get(RunRecord, run_id)
+            if run is None or run.attempt != attempt or run.state not in after:
+                return None
+            # The transition changes the row's state.
+            wanted = after[run.state]
+            fields: dict[str, object] = {"whole_gpu": True} if needs_whole_gpu else {}
+            if backoff is not None:
+                fields["backoff"] = backoff.model_dump(mode="json")
+            if not transition(session, run, wanted, fields):
+                return None
+            if backoff is not None and wanted is State.LOST:
+                event = {"type": "log", "level": "warning", "message": backoff.waits_for}
+                session.execute(insert(EventRecord), [event_row(run.job_id, run_id, attempt, None, event)])
+                reason = None if backoff.is_over else backoff.waits_for
+                session.execute(update(RunRecord).where(RunRecord.id == run_id).values(waits_for=reason))
+            return wanted
+
+    def waits_for(self, job_id: str) -> dict[str, str]:
+        """Why runs of a job wait, by id, as it is stored: a client who pauses and resumes a run takes it away."""
+        query = select(RunRecord.id, RunRecord.waits_for).where(RunRecord.job_id == job_id)
+        with self.database.read() as session:
+            return {id: reason for id, reason in session.execute(query) if reason is not None}
+
+    def set_run_aside(self, run_id: str, attempt: int, reason: Json) -> State | None:
+        """See ``set_aside.put_run``."""
+        with self.write() as session:
+            return set_aside.put_run(session, run_id, attempt, reason)
+
+    def runs_aside(self) -> list[tuple[str, str]]:
+        """See ``set_aside.waiting``."""
+        with self.database.read() as session:
+            return set_aside.waiting(session)
+
+    def resume_set_aside(self, run_ids: Collection[str]) -> list[str]:
+        """See ``set_aside.resume``."""
+        with self.write() as session:
+            return set_aside.resume(session, run_ids)
+
+    def record_waiting(self, job_id: str, reasons: Mapping[str, str]) -> None:
+        """Stores why runs of a job wait although it is their turn; those without a reason have none any more.
+
+        A run that had none gets an event (``log``) with it, beside the column that follows every change.
+
+        Args:
+            reasons: by run id; of runs that do not wait (any more) they are left out.
+        """
+        with self.write() as session:
+            for run in session.scalars(runs_of(job_id)):
+                reason = reasons.get(run.id) if run.state in {State.QUEUED, State.LOST} else None
+                if reason == run.waits_for:
+                    continue
+                if run.waits_for is None:
+                    event = {"type": "log", "level": "info", "message": reason}
+                    session.execute(insert(EventRecord), [event_row(job_id, run.id, run.attempt, None, event)])
+                assign(run, {"waits_for": reason})
+
+    def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:
+        """Ends a run that has succeeded, and lists the files that this attempt has left, both or neither.
+
+        It has succeeded even if it was told to pause or to cancel meanwhile.
+
+        Args:
+            artifacts: each ``{"name", "path", "size_bytes", "sha256", "media_type"}``, path relative to the data
+                directory.
+
+        Returns:
+            Whether it landed: False if this attempt does not work on the run any more.
+        """
+        with self.write() as session:
+            run = session.get(RunRecord, run_id)
+            if not works_on(run, attempt):
+                return False
+            session.add_all(ArtifactRecord(run_id=run_id, attempt=attempt, **artifact) for artifact in artifacts)
+            return transition(session, run, State.SUCCEEDED, {"result": result})
