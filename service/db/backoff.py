@@ -1,16 +1,21 @@
-"""Backoff of a run, or of a job's caches, after losses of its process: what is stored, and when it may start again.
+"""Backoff of a run, or of a job's caches: after losses of its process, and after tries on a bad disk.
 
 A loss that is the node's fault (others have used up its memory, Ray has ended) is not counted as one of the work, but
-waits like one. An epoch, or a row inferred, ends the backoff.
+waits like one. An epoch, or a row inferred, ends the backoff. That of losses is stored; that of tries is not.
 """
 
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.db.models import Json, utc_now
-from workers.backoff import CAP_S, JITTER, delay_s
+from workers.backoff import LOSSES, Schedule, delay_s
+
+DISK_TRIES = Schedule(base_s=5.0, factor=2.0, cap_s=600.0)
+"""Tries of work that was set aside because of the disk."""
 
 
 class Backoff(BaseModel):
@@ -42,7 +47,7 @@ class Backoff(BaseModel):
     def is_over(self) -> bool:
         """Whether it may start; a clock that was set back meanwhile keeps nobody waiting for longer than ever."""
         left = self.until - utc_now()
-        return not timedelta(0) < left <= timedelta(seconds=CAP_S * (1.0 + JITTER))
+        return not timedelta(0) < left <= timedelta(seconds=LOSSES.longest_s)
 
 
 def after_loss(earlier: Backoff | None, last: str, *, is_node_fault: bool) -> Backoff:
@@ -64,3 +69,28 @@ def read_backoff(stored: Json | None) -> Backoff | None:
 def why_set_back(backoffs: Iterable[tuple[str, Backoff]]) -> dict[str, str]:
     """Why those wait that may not start yet, by id."""
     return {id: backoff.waits_for for id, backoff in backoffs if not backoff.is_over}
+
+
+@dataclass
+class TryBackoff:
+    """Time of the next try of what was set aside: later each time, until it has got somewhere in between.
+
+    Kept in memory alone: a new engine tries everything at once.
+    """
+
+    _tries: dict[str, int] = field(default_factory=dict)
+    _due: dict[str, float] = field(default_factory=dict)
+
+    def count(self, id: str) -> None:
+        """Note that a run, or a job with its caches, was set aside just now."""
+        self._tries[id] = tries = self._tries.get(id, 0) + 1
+        self._due[id] = time.monotonic() + DISK_TRIES.delay_s(tries)
+
+    def reset(self, id: str) -> None:
+        """Note that it has got somewhere, or is gone."""
+        self._tries.pop(id, None)
+        self._due.pop(id, None)
+
+    def is_due(self, id: str) -> bool:
+        """Whether to try it now."""
+        return time.monotonic() >= self._due.get(id, 0.0)

@@ -13,10 +13,11 @@ import structlog
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
-from service.db.deletion import Deletion, decoded_in_use, size_of
+from service.db.deletion import Deletion, decoded_in_use
 from service.db.models import EventRecord, JobRecord, RunRecord, utc_now
 from service.db.packed_events import compact
 from service.db.states import LIVE, TERMINAL, State
+from service.db.usage import size_of
 from service.errors import Conflict, NotFound
 from service.settings import Settings
 from workers.data.decoded import IDLE, Copy, copies, excess, remove, sweep
@@ -129,7 +130,7 @@ class Retention:
         """
         now, done = utc_now(), Collected()
         if not dry_run:
-            done.rests_bytes = self._deletion.sweep()
+            done.rests_bytes = self._deletion.tombstones.sweep()
             sweep(self._settings.datasets_dir)
         for job in self._choose_jobs(limits, now):
             if should_stop():
@@ -267,39 +268,3 @@ def _too_large(
             chosen[job.id] = f"the files of all jobs are more than {max_bytes:,} bytes"
             total -= sizes[job.id]
     return chosen
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What the service keeps, in bytes, and how many jobs."""
-
-    jobs: int
-    ended_jobs: int
-    pinned_jobs: int
-    jobs_bytes: int
-    decoded_bytes: int
-    caches_bytes: int
-    teachers_bytes: int
-    database_bytes: int
-    database_free_bytes: int
-
-
-def usage(settings: Settings, deletion: Deletion) -> Usage:
-    """What there is at this moment; takes as long as looking at every file's size."""
-    database = deletion.database
-    with database.read() as session:
-        counts = session.execute(select(JobRecord.state, func.count()).group_by(JobRecord.state)).all()
-        pinned = select(func.count()).select_from(JobRecord).where(JobRecord.pinned_at.is_not(None))
-        pinned_jobs = session.scalar(pinned) or 0
-    size_bytes, free_bytes = database.size_bytes()
-    return Usage(
-        jobs=sum(count for _, count in counts),
-        ended_jobs=sum(count for state, count in counts if state in TERMINAL),
-        pinned_jobs=pinned_jobs,
-        jobs_bytes=size_of(settings.jobs_dir),
-        decoded_bytes=size_of(settings.datasets_dir),
-        caches_bytes=size_of(settings.caches_dir),
-        teachers_bytes=size_of(settings.teachers_dir),
-        database_bytes=size_bytes,
-        database_free_bytes=free_bytes,
-    )

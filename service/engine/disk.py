@@ -10,6 +10,7 @@ import time
 import structlog
 
 from service.db import set_aside
+from service.db.backoff import TryBackoff
 from service.db.engine_queries import EngineQueries
 from service.db.models import Json
 from service.operations.disk import DiskWatch, Fault, Freeable, places
@@ -36,7 +37,7 @@ class EngineDisk:
         self._records = records
         folders = places(settings, records.database.url)
         self._watch = DiskWatch(folders, settings.disk_floor_bytes, Freeable(settings, records.database).sentence)
-        self._backoff = set_aside.TryBackoff()
+        self._backoff = TryBackoff()
         self._resume_at = 0.0
 
     @property

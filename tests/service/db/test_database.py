@@ -18,11 +18,12 @@ from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import Session
 
 from service.api.routes import events, jobs, runs
-from service.db.api_queries import ApiQueries, Idempotency
+from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
 from service.db.job_control import JobControl
+from service.db.job_posting import Idempotency
 from service.db.models import Base, JobRecord, TeacherRecord, utc_now
 from service.db.packed_events import pack
 from service.db.revisions import MIGRATIONS

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from service.db.api_queries import ApiQueries, Idempotency
+from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.deletion import Deletion
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
 from service.db.job_control import JobControl
+from service.db.job_posting import Idempotency
 from service.db.models import (
     Base,
     DatasetRecord,
@@ -274,7 +275,7 @@ def test_files_that_a_killed_deletion_has_left_are_swept_and_no_others(api: Api)
     assert told is not None
     assert "job_of_another_database" in told
     assert job_id not in told
-    assert api.context.deletion.sweep() == 2000
+    assert api.context.deletion.tombstones.sweep() == 2000
     assert not (api.settings.jobs_dir / job_id).exists()
     assert unknown.is_dir()
 
@@ -286,7 +287,7 @@ def test_a_tombstone_stays_for_a_while_because_a_process_may_make_the_folder_aga
     assert unknown_files(api.settings, api.context.database) is None
     with api.context.database.write() as session:
         session.get_one(DeletedPathRecord, f"jobs/{job_id}").deleted_at = utc_now().replace(year=2020)
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert not (api.settings.jobs_dir / job_id).exists()
     assert "deleted_paths" not in rows(api.context.database)
 
@@ -298,10 +299,10 @@ def test_a_teachers_file_left_by_a_killed_deletion_goes_unless_it_was_uploaded_a
     assert path.is_file()
     assert unknown_files(api.settings, api.context.database) is None
     again = api.teacher()
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert path.is_file()
     killed_while(api, "delete_teacher", again)
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert not path.exists()
 
 
@@ -406,10 +407,10 @@ def test_a_decoded_copy_left_by_a_killed_deletion_goes_unless_it_is_used_again(a
     killed_while(api, "delete_dataset", register(api, "a", spec))
     assert there(api) == made
     decode(api, spec)
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert there(api) == made
     killed_while(api, "delete_dataset", register(api, "a", spec))
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert there(api) == set()
     assert "deleted_paths" not in rows(api.context.database)
 

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from safetensors import SafetensorError
 from sqlalchemy import update
 
 from service.cli.follow import JobView
+from service.db.backoff import DISK_TRIES, TryBackoff
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
 from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, JobRecord, Json, RunRecord
-from service.db.set_aside import TryBackoff
 from service.db.states import State
 from service.engine.disk import EngineDisk
 from service.engine.scheduler import Scheduler
@@ -69,7 +70,7 @@ class Room:
         monkeypatch.setattr(disk, "os", SimpleNamespace(**system))
         monkeypatch.setattr(disk, "PROBE_S", 0.0)
         monkeypatch.setattr("service.engine.disk.RESUME_S", 0.0)
-        monkeypatch.setattr("service.db.set_aside.FIRST_TRY_S", 0.0)
+        monkeypatch.setattr("service.db.backoff.DISK_TRIES", replace(DISK_TRIES, base_s=0.0))
 
     def statvfs(self, _: Path) -> SimpleNamespace:
         flag = os.ST_RDONLY if self.is_read_only else 0
@@ -302,9 +303,9 @@ def test_set_job_aside_leaves_an_ordinary_pause_where_clients_have_paused_every_
 def test_what_gets_nowhere_is_tried_later_each_time_and_at_once_when_it_has_got_somewhere(
     bench: _Bench, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.db.set_aside.FIRST_TRY_S", 5.0)
+    monkeypatch.setattr("service.db.backoff.DISK_TRIES", DISK_TRIES)
     clock = [1000.0]
-    monkeypatch.setattr("service.db.set_aside.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("service.db.backoff.time", SimpleNamespace(monotonic=lambda: clock[0]))
     kept = EngineDisk(bench.settings, bench.records, EngineParts(bench.records))
     for wait_s in (5.0, 10.0, 20.0):
         kept.count("run_1")
