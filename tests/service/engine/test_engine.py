@@ -24,8 +24,9 @@ from service.engine.allocation import Need
 from service.engine.capacity import choose_capacity
 from service.engine.process import Heartbeat, run_engine
 from service.errors import InvalidSettings
-from service.operations.backup import backup, restore
+from service.operations.backup import backup
 from service.operations.readiness import EngineParts
+from service.operations.restore import restore
 from service.settings import Settings
 from tests.support.digits import Digits
 from tests.support.processes import (

@@ -23,8 +23,11 @@ from service.db.states import State
 from service.engine.attempt_files import list_artifacts
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
 from service.operations import backup as backup_module
-from service.operations.backup import MANIFEST, PARTIAL, FileEntry, Manifest, _Target, backup, read_backup, restore
+from service.operations.backup import backup
+from service.operations.backup_format import MANIFEST, PARTIAL, Manifest, read_backup
 from service.operations.data_dir import STAGING, in_use, locked, open_database
+from service.operations.private_files import FileEntry
+from service.operations.restore import _Target, restore
 from service.settings import Settings
 from store import CacheWriter, Catalog
 from tests.support.kill_points import killed_at_every_change
@@ -172,7 +175,7 @@ def test_backup_has_a_later_checkpoint_of_a_run_whose_checkpoint_is_replaced_mea
     old = a_service(tmp_path / "old")
     attempt = next(old.jobs_dir.glob("*/*/a1"))
     (attempt / "checkpoint.pt").write_bytes(b"first")
-    copy = backup_module._copy
+    copy = backup_module.copy_file
 
     def copy_while_the_next_attempt_trains(source: Path, target: Path) -> FileEntry:
         if source == attempt / "checkpoint.pt" and source.exists():
@@ -181,7 +184,7 @@ def test_backup_has_a_later_checkpoint_of_a_run_whose_checkpoint_is_replaced_mea
             source.unlink()
         return copy(source, target)
 
-    monkeypatch.setattr(backup_module, "_copy", copy_while_the_next_attempt_trains)
+    monkeypatch.setattr(backup_module, "copy_file", copy_while_the_next_attempt_trains)
     made = backup(old, tmp_path / "b")
     [name] = [name for name in made.files if name.endswith("checkpoint.pt")]
     assert name.endswith("/a1/checkpoint.pt")
@@ -333,7 +336,7 @@ def test_restore_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     (name, entry) = next((name, entry) for name, entry in made.files.items() if name.endswith(".onnx"))
     changed = {**made.files, name: entry.model_copy(update={"size_bytes": 1})}
     monkeypatch.setattr(
-        "service.operations.backup.read_backup", lambda folder: made.model_copy(update={"files": changed})
+        "service.operations.restore.read_backup", lambda folder: made.model_copy(update={"files": changed})
     )
     before = tree(other.data_dir)
     with pytest.raises(BadBackup, match="has changed while it was read"):
