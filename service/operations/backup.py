@@ -17,18 +17,11 @@ from sqlalchemy import text
 
 from service.db.database import Database
 from service.errors import BackupFailed
-from service.operations.backup_format import (
-    MANIFEST,
-    PARTIAL,
-    POSTGRES_FILE,
-    SQLITE_FILE,
-    TOP_LEVEL,
-    FileEntry,
-    Manifest,
-)
+from service.operations.backup_format import MANIFEST, PARTIAL, POSTGRES_FILE, SQLITE_FILE, TOP_LEVEL, Manifest
 from service.operations.data_dir import KnownFiles, in_use, known_files, locked
 from service.operations.postgres_programs import run_postgres
 from service.operations.private_files import (
+    FileEntry,
     copy_file,
     create_private,
     entry_of,
