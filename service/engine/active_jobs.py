@@ -1,12 +1,14 @@
-"""What an engine has at work: jobs, and the tasks of each on the cluster. Kept in memory alone."""
+"""Active jobs of an engine, and the tasks of each on the cluster. Kept in memory alone."""
 
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from service.db.backoff import Backoff, after_loss
-from service.db.models import JobRecord
+from service.db.models import JobRecord, Json
 from service.db.states import State
+from service.engine.allocation import Need
 from service.engine.progress import CacheProgress
 from service.settings import Settings
 from workers.cluster.outcomes import Share
@@ -14,8 +16,19 @@ from workers.cluster.ray_cluster import ActorGroup, Task
 from workers.config.job import JobSpec
 from workers.teacher.cache_plan import CachePlan
 
-# A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
+# A task that was asked to stop and has not after so long is killed: it stops at its next batch or block.
 STOP_GRACE_S = 30.0
+LOST_ATTEMPTS_MAX = 3
+# What a job's caches are counted under, beside its runs.
+CACHES = "caches"
+# What becomes of a run by what was wanted of it, when its process is gone and when it has put its work down.
+GONE = MappingProxyType({State.RUNNING: State.LOST, State.PAUSING: State.PAUSED, State.CANCELLING: State.CANCELLED})
+PUT_DOWN = MappingProxyType({**GONE, State.RUNNING: State.QUEUED})
+
+
+def share_of(need: Need) -> Json:
+    """``RunRecord.share``: what each process of a run is given."""
+    return {"processes": need.processes, "cpus": need.cpus, "gpu_share": need.gpu_share}
 
 
 def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
@@ -71,7 +84,7 @@ class ActiveJob:
 
     Attributes:
         state, states: of the job and of its runs, as of the last look; None is a job that is gone.
-        has_built: whether this engine has told of its caches before.
+        has_built: whether this engine has begun its caches before.
         backoffs: of runs, and of ``caches``, that were lost since they last came on; stored, too.
         alone: runs that share no process.
         whole: runs, and ``caches``, that share no GPU either: a share of one was too small. Those of runs are stored.

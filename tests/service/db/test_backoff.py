@@ -12,7 +12,8 @@ from service.db.api_queries import ApiQueries
 from service.db.backoff import Backoff, after_loss
 from service.db.models import JobRecord, RunRecord, utc_now
 from service.db.states import State
-from service.engine.scheduler import LOST_ATTEMPTS_MAX, Scheduler
+from service.engine.active_jobs import LOST_ATTEMPTS_MAX
+from service.engine.scheduler import Scheduler
 from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complete_caches, inferred, vanished
 from workers.backoff import LOSSES, LOST_ATTEMPTS_EVER_MAX, delay_s
 from workers.cluster.outcomes import TaskOutcome

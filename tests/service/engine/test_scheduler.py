@@ -23,11 +23,12 @@ from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
 from service.db.models import EngineRecord, JobRecord, utc_now
 from service.db.states import State
+from service.engine.active_jobs import LOST_ATTEMPTS_MAX
 from service.engine.attempt_files import list_artifacts
 from service.engine.housekeeping import Housekeeper
 from service.engine.process import _lead
 from service.engine.progress import CacheProgress
-from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOST_ATTEMPTS_MAX, Scheduler
+from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, Scheduler
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
 from service.operations.readiness import EngineParts
@@ -138,7 +139,7 @@ class _Cluster:
         return 0
 
     def build_caches(
-        self, _: object, __: object, gpu_share: float, ___: int, forwards_in: Path, confine_on_gpu: bool
+        self, _: object, __: object, gpu_share: float, quota_bytes: int, forwards_in: Path, confine_on_gpu: bool
     ) -> _Task:
         self.forwards_in = forwards_in
         assert confine_on_gpu

@@ -237,7 +237,7 @@ def test_runs_of_a_claimed_job_wait_below_the_reserve_and_say_why(bench: _Bench,
     """Whether their caches are complete or not."""
     engine = bench.engine_on(_Cluster(complete_caches()), disk_floor_bytes=100)
     bench.records.claim_job()
-    engine.recover(engine._cluster, bench.gpus)
+    engine.recover(engine._context.cluster, bench.gpus)
     room.free_bytes = 99
     for _ in range(2):
         engine.tick()
@@ -334,7 +334,7 @@ def test_a_process_that_vanishes_is_no_loss_if_the_disk_is_found_to_be_bad(
     room.is_read_only = is_read_only
     run = bench.records.runs(bench.job_id)[0]
     work = engine._jobs[bench.job_id].runs[run.id]
-    engine._poll_run(engine._jobs[bench.job_id], run.id, work)
+    engine._run_stage.poll(engine._jobs[bench.job_id], run.id, work)
     run = bench.records.run(run.id)
     assert (run.state, run.lost_attempts) == (state, int(not is_read_only))
 
@@ -345,7 +345,7 @@ def test_artifacts_that_cannot_be_listed_because_of_the_disk_set_a_run_aside(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("service.engine.scheduler.list_artifacts", fail)
+    monkeypatch.setattr("service.engine.run_stage.list_artifacts", fail)
     engine = bench.engine_on(
         _Cluster(complete_caches(), endings=[TaskOutcome(kind="done", value={}) for _ in range(2)])
     )
@@ -361,7 +361,7 @@ def test_a_disk_that_lets_nothing_be_removed_does_not_end_the_engine(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("service.engine.scheduler.sweep_attempts", fail)
+    monkeypatch.setattr("service.engine.endings.sweep_attempts", fail)
     monkeypatch.setattr("store.catalog.write_atomically", fail)
     key = write_cache(bench.settings.caches_dir, make_spec(samples=100)).spec.key
     engine = bench.engine(_Task(inferred(5, key), failed("InvalidTeacher")))
