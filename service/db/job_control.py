@@ -1,9 +1,9 @@
-"""What clients ask of a job or run: cancel, pause, resume. The engine sees the state and does it; it moves the rest.
+"""Control of jobs and runs by clients: cancel, pause, resume. The engine sees the state and acts; it moves the rest.
 
-What somebody works on is told (cancelling, pausing) and moved on by its engine. What nobody works on, because it is
-queued, paused or lost, is moved at once: no engine need come by. What the engine has set aside is paused for good by a
-client that pauses it, and tried at once by one that resumes it. Each request is one transaction, and asking again for
-what is so already changes nothing: the table of states has no such move.
+What somebody works on is asked to stop (cancelling, pausing) and moved on by its engine. What nobody works on, because
+it is queued, paused or lost, is moved at once: no engine need come by. What the engine has set aside is paused for good
+by a client that pauses it, and tried at once by one that resumes it. Each request is one transaction, and a repeated
+one changes nothing: the table of states has no such move.
 """
 
 from sqlalchemy import Select

@@ -23,7 +23,7 @@ from service.settings import Settings
 from workers.data.decoded import IDLE, Copy, copies, excess, remove, sweep
 
 DAY_S = 86400.0
-# Streams have been told of the end of a job by then.
+# Streams have sent the end of a job by then.
 _QUIET = timedelta(minutes=1)
 log = structlog.get_logger("retort.retention")
 

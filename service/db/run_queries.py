@@ -93,7 +93,7 @@ class RunQueries(LeaseQueries):
         Args:
             after: by the present state.
             needs_whole_gpu: from now on it is given nothing less.
-            backoff: its new one, if it was lost, which is told (``log``).
+            backoff: its new one, if it was lost; an event (``log``) says so.
 
         Returns:
             The new state; None if it did not land: a newer attempt has begun, or ``after`` has nothing for its state.
@@ -158,7 +158,7 @@ class RunQueries(LeaseQueries):
     def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:
         """Ends a run that has succeeded, and lists the files that this attempt has left, both or neither.
 
-        It has succeeded even if it was told to pause or to cancel meanwhile.
+        It has succeeded even if a pause or a cancellation was requested meanwhile.
 
         Args:
             artifacts: each ``{"name", "path", "size_bytes", "sha256", "media_type"}``, path relative to the data

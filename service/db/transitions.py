@@ -28,7 +28,7 @@ from service.db.states import TERMINAL, WORKING, State, move
 from service.errors import IllegalMove, NotFound
 
 # What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
-# the database itself cannot be read; whoever asks again is then told so.
+# the database itself cannot be read; the next query then says so.
 _DAMAGED = (ValueError, RecursionError, OperationalError)
 
 Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord, KeyRecord)

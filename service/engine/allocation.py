@@ -1,6 +1,6 @@
 """Free cores and GPUs, from what each process of the cluster holds: what fits, and for whom a GPU is kept. Pure.
 
-The engine starts only what fits by these books, so that Ray never has to queue a run that is told as running. A share
+The engine starts only what fits by these books, so that Ray never has to queue a run that is said to run. A share
 of a GPU has to be free on one GPU: two halves on two of them are no whole one.
 """
 
@@ -42,7 +42,7 @@ class FreeResources:
 
     Args:
         cpus, gpus: of the cluster.
-        held: by whom, as a person is told of it, and what each of its processes holds or has asked for.
+        held: by whom, in words for a person, and what each of its processes holds or has asked for.
 
     Attributes:
         is_placed: whether every process has said on which GPU it is.

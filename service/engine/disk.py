@@ -28,15 +28,15 @@ class EngineDisk:
     """What one engine knows of its disk, and of the work that was set aside.
 
     Args:
-        settings, records: of the engine.
+        settings, queries: of the engine.
         parts: what it says of its readiness.
     """
 
-    def __init__(self, settings: Settings, records: EngineQueries, parts: EngineParts) -> None:
+    def __init__(self, settings: Settings, queries: EngineQueries, parts: EngineParts) -> None:
         self.parts = parts
-        self._records = records
-        folders = places(settings, records.database.url)
-        self._watch = DiskWatch(folders, settings.disk_floor_bytes, Freeable(settings, records.database).sentence)
+        self._queries = queries
+        folders = places(settings, queries.database.url)
+        self._watch = DiskWatch(folders, settings.disk_floor_bytes, Freeable(settings, queries.database).sentence)
         self._backoff = TryBackoff()
         self._resume_at = 0.0
 
@@ -75,7 +75,7 @@ class EngineDisk:
     def reason_of(self, code: str, message: str) -> Json:
         """What to store with work that has ended with this error of the disk."""
         self._look_now()
-        return set_aside.reason_of(code, self._watch.told(code, message))
+        return set_aside.reason_of(code, self._watch.message_of(code, message))
 
     def count(self, id: str) -> None:
         """A run, or a job with its caches, was set aside."""
@@ -101,8 +101,8 @@ class EngineDisk:
     def _resume(self) -> None:
         due = [
             run_id
-            for run_id, job_id in self._records.runs_aside()
+            for run_id, job_id in self._queries.runs_aside()
             if self._backoff.is_due(run_id) and self._backoff.is_due(job_id)
         ]
-        if due and (resumed := self._records.resume_set_aside(due)):
+        if due and (resumed := self._queries.resume_set_aside(due)):
             log.info("what was set aside goes on", run_ids=resumed)

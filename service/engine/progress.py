@@ -18,7 +18,7 @@ class CacheProgress:
         stored: the job's ``teacher_forwards``, which they do not fall short of.
 
     Attributes:
-        caches: keys of the caches that were told of, by split.
+        caches: keys of the caches that its events have named, by split.
     """
 
     def __init__(self, forwards_in: Path, stored: Json | None) -> None:

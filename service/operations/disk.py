@@ -64,7 +64,7 @@ def places(settings: Settings, url: URL) -> list[Path]:
 
 
 def fault(folders: Sequence[Path], floor_bytes: int, margin_bytes: int = 0) -> Fault | None:
-    """Why nothing new is to be begun there; None if all is well, as far as can be told without writing.
+    """Why nothing new is to be begun there; None if all is well, as far as can be sentences without writing.
 
     Args:
         floor_bytes: that have to stay free in each; ``FULL_BYTES`` at least.
@@ -138,7 +138,7 @@ class Freeable:
         """``retort cache delete`` with the caches that nobody needs, ``retort gc`` with the rests of ended jobs."""
         with self._lock:
             if time.monotonic() - self._looked >= FREEABLE_S:
-                # A database, or a disk, that cannot be read is told elsewhere.
+                # A database, or a disk, that cannot be read is reported elsewhere.
                 with suppress(Exception):
                     self._sentence = self._look()
                 self._looked = time.monotonic()
@@ -152,13 +152,13 @@ class Freeable:
         checkpoints = [path for path in self._settings.jobs_dir.glob("*/*/a*/*.pt") if path.parts[-4] not in live]
         command = "`retort cache delete KEY` can free"
         what = f"in {count} caches that no job needs and nobody has pinned (`retort cache list`)"
-        told = [f"{command} {size(cache_bytes)} {what}"] if count else ["no cache is there that could go"]
+        sentences = [f"{command} {size(cache_bytes)} {what}"] if count else ["no cache is there that could go"]
         if checkpoints:
             rest_bytes = sum(path.stat().st_size for path in checkpoints)
-            told.append(f"{size(rest_bytes)} are checkpoints of jobs that have ended ({GC} lists what can go)")
+            sentences.append(f"{size(rest_bytes)} are checkpoints of jobs that have ended ({GC} lists what can go)")
         else:
-            told.append(f"{GC} lists what else can go")
-        return "; ".join(told)
+            sentences.append(f"{GC} lists what else can go")
+        return "; ".join(sentences)
 
 
 class DiskWatch:
@@ -204,7 +204,7 @@ class DiskWatch:
                 then = "work goes on by itself after that"
             self.fault = Fault(found.code, f"{found.message}; {then}")
 
-    def told(self, code: str, message: str) -> str:
+    def message_of(self, code: str, message: str) -> str:
         """What is stored with work that has ended because of the disk: its own words, and what is known of the disk.
 
         Args:

@@ -57,7 +57,7 @@ def ticks(engine: Scheduler, count: int = 3) -> None:
 
 
 def run_of(bench: _Bench) -> RunRecord:
-    [run] = bench.records.runs(bench.job_id)
+    [run] = bench.queries.runs(bench.job_id)
     return run
 
 
@@ -160,7 +160,7 @@ def test_caches_that_are_lost_again_wait_say_so_and_keep_their_time_under_the_ne
 ) -> None:
     engine = bench.engine(*[_Task(outcome=by_others()) for _ in range(2)])
     ticks(engine, 6)
-    job = bench.records.job(bench.job_id)
+    job = bench.queries.job(bench.job_id)
     backoff = Backoff.model_validate(job.backoff)
     assert (backoff.lost_attempts, backoff.faults, backoff.is_over) == (2, 0, False)
     assert logs_of(bench, job)[-1] == f"inference was {backoff.waits_for}"
@@ -174,7 +174,7 @@ def test_caches_that_are_lost_again_wait_say_so_and_keep_their_time_under_the_ne
     assert summarise(job, {}).waits_for is None
     ticks(engine)
     assert len(cluster.inferring) == 1
-    assert bench.records.job(bench.job_id).backoff is None
+    assert bench.queries.job(bench.job_id).backoff is None
 
 
 def test_a_waiting_run_that_is_paused_and_resumed_between_two_looks_still_says_what_it_waits_for(

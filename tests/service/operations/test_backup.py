@@ -70,11 +70,11 @@ def add_job(settings: Settings, database: Database, number: int) -> JobRecord:
 
 def do_job(settings: Settings, database: Database, number: int) -> str:
     """What an engine and its workers would do: a checkpoint, artifacts in one rename, and then the rows."""
-    job, records = add_job(settings, database, number), EngineQueries(database)
-    claimed = records.claim_job()
+    job, queries = add_job(settings, database, number), EngineQueries(database)
+    claimed = queries.claim_job()
     assert claimed is not None
-    for run in records.runs(claimed.id):
-        attempt = records.start_attempts([run.id])[0].attempt
+    for run in queries.runs(claimed.id):
+        attempt = queries.start_attempts([run.id])[0].attempt
         folder = settings.jobs_dir / claimed.id / run.id / f"a{attempt}"
         partial = folder / "artifacts.partial"
         partial.mkdir(parents=True)
@@ -83,9 +83,9 @@ def do_job(settings: Settings, database: Database, number: int) -> str:
         (partial / "result.json").write_text("{}")
         partial.rename(folder / "artifacts")
         rows = list_artifacts(folder, settings.data_dir.resolve())
-        assert records.record_result(run.id, attempt, rows, {"last": {"top1": 0.5}})
+        assert queries.record_result(run.id, attempt, rows, {"last": {"top1": 0.5}})
         (folder / "checkpoint.pt").unlink()
-    assert records.move_job(claimed.id, State.SUCCEEDED)
+    assert queries.move_job(claimed.id, State.SUCCEEDED)
     return job.id
 
 
@@ -237,11 +237,11 @@ def a_small_service(folder: Path, text: str) -> Settings:
     settings.make_folders()
     upgrade_to_head(settings.database)
     with closing(Database(settings.database)) as database:
-        registry, records = ApiQueries(database), EngineQueries(database)
+        registry, queries = ApiQueries(database), EngineQueries(database)
         teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
         job = registry.add_job(make_plan(name=text, methods=["ce"]), teacher, None)[0]
-        assert records.claim_job() is not None
-        (run,) = records.start_attempts([run.id for run in records.runs(job.id)])
+        assert queries.claim_job() is not None
+        (run,) = queries.start_attempts([run.id for run in queries.runs(job.id)])
     attempt = settings.jobs_dir / job.id / run.id / "a1"
     attempt.mkdir(parents=True)
     (attempt / "checkpoint.pt").write_text(text)
