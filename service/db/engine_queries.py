@@ -1,14 +1,16 @@
-"""What the engine reads and writes: claims, states, attempts, events, artifacts, its lease.
+"""Engine's queries: jobs are claimed and adopted, attempts of runs started, jobs ended. One transaction each.
 
-Each method is one short transaction, and three things keep a late writer out of it. Every write asks that the lease
-still names this ``holder``, else it raises ``LeaseLost``: an engine that was stopped or cut off cannot write beside its
-successor. Every move of a state is a compare-and-swap through ``states.TABLE``. Every write on behalf of a run or job
-is fenced by its ``attempt``: it lands only while that attempt is the newest one and still works on it. A method that
-can be overtaken in the last two ways says so by returning False or None; it never raises for that. What clients ask for
-(cancel, pause, resume) is ``job_control``'.
+Three things keep a late writer out. Every write asks that the lease still names this ``holder``, else it raises
+``LeaseLost``: an engine that was stopped or cut off cannot write beside its successor. Every move of a state is a
+compare-and-swap through ``states.TABLE``. Every write on behalf of a run or job is fenced by its ``attempt``: it lands
+only while that attempt is the newest one and still works on it. A method that can be overtaken in the last two ways
+says so by returning False or None; it never raises for that.
+
+The lease is in ``lease``, what happens to a run after its start in ``run_queries``, what workers emit in
+``event_queries``, and what clients ask for (cancel, pause, resume) in ``job_control``.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.orm import aliased
@@ -20,6 +22,12 @@ from service.db.models import EventRecord, JobRecord, Json, RunRecord
 from service.db.run_queries import RunQueries
 from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State
 from service.db.transitions import all_paused, assign, event_row, existing, runs_of, transition, works_on
+
+
+def actor_name(run_id: str, attempt: int) -> str:
+    """The name of the process that trains this attempt, and perhaps other runs beside it."""
+    return f"run-{run_id}-a{attempt}"
+
 
 # Keys whose first queued job is looked at, of those that have enough already.
 _KEYS_ASKED_MAX = 16
@@ -108,6 +116,34 @@ class EngineQueries(RunQueries, EventQueries):
                 return None
             assign(job, {"attempt": job.attempt + 1, "holder": self.holder})
             return job
+
+    def start_attempts(self, run_ids: Sequence[str], share: Json | None = None) -> list[RunRecord]:
+        """Moves those of these runs that are queued or lost to running, to be trained together in one process.
+
+        Args:
+            share: what each process is given, for whoever finds it later, see ``RunRecord``.
+
+        Returns:
+            Those that have started, in the given order: with ``attempt`` counted up (from 1), ``actor`` the
+            ``actor_name`` of the first of them, and ``slot`` 0, 1, ... Left out is a run in another state, or whose
+            job is not running.
+        """
+        started: list[RunRecord] = []
+        with self.write() as session:
+            for run_id in run_ids:
+                run = session.get(RunRecord, run_id)
+                if run is None or session.get_one(JobRecord, run.job_id).state is not State.RUNNING:
+                    continue
+                attempt = run.attempt + 1
+                actor = started[0].actor if started else actor_name(run.id, attempt)
+                if run.state in {State.QUEUED, State.LOST} and transition(
+                    session,
+                    run,
+                    State.RUNNING,
+                    {"attempt": attempt, "actor": actor, "slot": len(started), "share": share},
+                ):
+                    started.append(run)
+        return started
 
     def move_job(self, job_id: str, wanted: State, *, error: Json | None = None, attempt: int | None = None) -> bool:
         """Moves a job to one of its ends.

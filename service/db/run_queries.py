@@ -1,4 +1,4 @@
-"""Rows of runs as the engine writes them: attempts, moves of their states, why they wait, results."""
+"""Rows of runs as the engine writes them: moves of their states, why they wait, results."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -7,14 +7,9 @@ from sqlalchemy import insert, select, update
 from service.db import set_aside
 from service.db.backoff import Backoff
 from service.db.lease import LeaseQueries
-from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
+from service.db.models import ArtifactRecord, EventRecord, Json, RunRecord
 from service.db.states import State
 from service.db.transitions import assign, event_row, existing, runs_of, transition, works_on
-
-
-def actor_name(run_id: str, attempt: int) -> str:
-    """The name of the process that trains this attempt, and perhaps other runs beside it."""
-    return f"run-{run_id}-a{attempt}"
 
 
 class RunQueries(LeaseQueries):
@@ -29,34 +24,6 @@ class RunQueries(LeaseQueries):
         """The runs of a job in the order of its plan; empty if there is no such job."""
         with self.database.read() as session:
             return list(session.scalars(runs_of(job_id)))
-
-    def start_attempts(self, run_ids: Sequence[str], share: Json | None = None) -> list[RunRecord]:
-        """Moves those of these runs that are queued or lost to running, to be trained together in one process.
-
-        Args:
-            share: what each process is given, for whoever finds it later, see ``RunRecord``.
-
-        Returns:
-            Those that have started, in the given order: with ``attempt`` counted up (from 1), ``actor`` the
-            ``actor_name`` of the first of them, and ``slot`` 0, 1, ... Left out is a run in another state, or whose
-            job is not running.
-        """
-        started: list[RunRecord] = []
-        with self.write() as session:
-            for run_id in run_ids:
-                run = session.get(RunRecord, run_id)
-                if run is None or session.get_one(JobRecord, run.job_id).state is not State.RUNNING:
-                    continue
-                attempt = run.attempt + 1
-                actor = started[0].actor if started else actor_name(run.id, attempt)
-                if run.state in {State.QUEUED, State.LOST} and transition(
-                    session,
-                    run,
-                    State.RUNNING,
-                    {"attempt": attempt, "actor": actor, "slot": len(started), "share": share},
-                ):
-                    started.append(run)
-        return started
 
     def move_run(
         self,

@@ -10,7 +10,6 @@ from service.db.models import JobRecord, Json
 from service.db.states import State
 from service.engine.allocation import Need
 from service.engine.progress import CacheProgress
-from service.settings import Settings
 from workers.cluster.outcomes import Share
 from workers.cluster.ray_cluster import ActorGroup, Task
 from workers.config.job import JobSpec
@@ -29,22 +28,6 @@ PUT_DOWN = MappingProxyType({**GONE, State.RUNNING: State.QUEUED})
 def share_of(need: Need) -> Json:
     """``RunRecord.share``: what each process of a run is given."""
     return {"processes": need.processes, "cpus": need.cpus, "gpu_share": need.gpu_share}
-
-
-def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
-    """The job as the workers want it: its plan, with the teacher's file in place of its id."""
-    teacher = job.teacher
-    return JobSpec.model_validate(
-        {
-            **job.plan,
-            "teacher": {
-                "path": settings.teacher_path(teacher["sha256"]),
-                "sha256": teacher["sha256"],
-                "output": teacher["output"],
-                "preprocessing": teacher["preprocessing"],
-            },
-        }
-    )
 
 
 @dataclass

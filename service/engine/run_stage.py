@@ -27,8 +27,8 @@ from service.engine.attempt_files import list_artifacts
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
 from service.engine.failures import can_have_more_memory, error_of_work, is_worth_another_device
+from service.engine.fair_share import startable
 from service.engine.progress import run_progress
-from service.engine.slots import startable
 from service.errors import LeaseLost
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
 from workers.cluster.outcomes import TaskOutcome

@@ -8,7 +8,7 @@ lease in the database; a second one waits for it. (That inference had too little
 that is found out once more.)
 
 This file is the loop and the life of a job. ``cache_stage`` builds a job's caches, ``run_stage`` trains its runs,
-``slots`` chooses which runs start, ``adoption`` finds those of an earlier engine, ``endings`` ends jobs.
+``fair_share`` chooses which runs start, ``adoption`` finds those of an earlier engine, ``endings`` ends jobs.
 
 A run is started only where it fits at once by the books (``allocation``) of what each process holds, so what is said to
 be running has its share of the machine, and what waits for one is said to wait.
@@ -23,18 +23,19 @@ from service.db.backoff import read_backoff
 from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord
 from service.db.states import TERMINAL, State
-from service.engine.active_jobs import CACHES, ActiveJob, Work, job_spec
+from service.engine.active_jobs import CACHES, ActiveJob, Work
 from service.engine.adoption import find_runs
 from service.engine.cache_stage import CacheStage
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
+from service.engine.fair_share import free_slots
 from service.engine.progress import CacheProgress
 from service.engine.run_stage import RunStage
-from service.engine.slots import free_slots
 from service.gpus import GpuWatch
 from service.operations.readiness import EngineParts
 from service.settings import Settings
 from workers.cluster.ray_cluster import Cluster
+from workers.config.job import JobSpec
 
 log = structlog.get_logger("retort.engine")
 
@@ -44,6 +45,22 @@ ACTIVE_JOBS_EVER_MAX = 64
 # Of one API key, urgent ones included: whatever they do, as many again are there for others.
 KEY_ACTIVE_JOBS_MAX = 32
 _POLL_S = 0.05
+
+
+def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
+    """A job as the workers take it: its plan, with the teacher's file in place of its id."""
+    teacher = job.teacher
+    return JobSpec.model_validate(
+        {
+            **job.plan,
+            "teacher": {
+                "path": settings.teacher_path(teacher["sha256"]),
+                "sha256": teacher["sha256"],
+                "output": teacher["output"],
+                "preprocessing": teacher["preprocessing"],
+            },
+        }
+    )
 
 
 class Scheduler:
