@@ -1,7 +1,7 @@
-"""What the API reads and writes: teachers, data sets, new jobs with their idempotency keys, retries, lists of all.
+"""API's queries: teachers, datasets, jobs, runs, events and artifacts, one by one and in pages.
 
 Lists are paged by key: ``after`` is the last id that was seen, so a page does not move when rows are added. The engine
-has ``engine_queries`` for its half.
+has ``engine_queries`` for its half, new jobs are in ``job_posting``.
 """
 
 import hashlib
@@ -77,7 +77,7 @@ class ApiQueries(JobPosting):
     # --------------------------------------------------------------------------------------------------- teachers
 
     def add_teacher(self, teacher: TeacherRecord, place_file: Callable[[], None]) -> tuple[TeacherRecord, bool]:
-        """Registers a teacher, or finds the one with the same ``identity``.
+        """Register a teacher, or find the one with the same ``identity``.
 
         Args:
             place_file: puts the file where it belongs, replacing an equal one; called inside the transaction, so that
@@ -95,10 +95,10 @@ class ApiQueries(JobPosting):
             session.add(teacher)
             return teacher, True
 
-    # -------------------------------------------------------------------------------------------------- data sets
+    # -------------------------------------------------------------------------------------------------- datasets
 
     def add_dataset(self, dataset: DatasetRecord) -> tuple[DatasetRecord, bool]:
-        """Registers a data set, or finds the equal one of the same name.
+        """Register a dataset, or find the equal one of the same name.
 
         Raises:
             Conflict: the name is taken by another description.
@@ -117,14 +117,14 @@ class ApiQueries(JobPosting):
             return known, False
 
     def find_dataset(self, name: str) -> DatasetRecord | None:
-        """The data set of this id or name."""
+        """The dataset of this id or name."""
         with self.database.read() as session:
             if is_id(name) and (found := session.get(DatasetRecord, name)) is not None:
                 return found
             return session.scalars(_by_name(name)).one_or_none()
 
     def dataset_names(self) -> list[str]:
-        """The names of all registered data sets."""
+        """The names of all registered datasets."""
         with self.database.read() as session:
             return list(session.scalars(select(DatasetRecord.name)))
 
@@ -146,7 +146,7 @@ class ApiQueries(JobPosting):
             return _states_of_runs(session, job_id)
 
     def counts_of_runs(self, job_ids: Sequence[str]) -> dict[str, dict[State, int]]:
-        """How many runs of these jobs are in each state that one is in, in one query."""
+        """Counts of the runs of these jobs by state, in one query."""
         query = select(RunRecord.job_id, RunRecord.state, func.count())
         query = query.where(RunRecord.job_id.in_(job_ids)).group_by(RunRecord.job_id, RunRecord.state)
         found: dict[str, dict[State, int]] = {job_id: {} for job_id in job_ids}

@@ -38,7 +38,7 @@ class Backoff(BaseModel):
 
     @property
     def waits_for(self) -> str:
-        """Why it waits, as a sentence's part."""
+        """The reason why it waits, as a part of a sentence."""
         if self.lost_attempts == 1:
             return f"lost: {self.last}; starts again at once"
         return f"lost {self.lost_attempts} times in a row, last: {self.last}; starts again at {self.until:%H:%M:%S} UTC"
@@ -62,12 +62,12 @@ def after_loss(earlier: Backoff | None, last: str, *, is_node_fault: bool) -> Ba
 
 
 def read_backoff(stored: Json | None) -> Backoff | None:
-    """From its column."""
+    """Read a backoff from its column; None if there is none."""
     return None if stored is None else Backoff.model_validate(stored)
 
 
 def why_set_back(backoffs: Iterable[tuple[str, Backoff]]) -> dict[str, str]:
-    """Why those wait that may not start yet, by id."""
+    """Reasons of those that may not start yet, by id."""
     return {id: backoff.waits_for for id, backoff in backoffs if not backoff.is_over}
 
 

@@ -104,7 +104,7 @@ def _sqlite_engine(url: URL) -> Engine:
 
 
 def _check_log(path: Path) -> None:
-    """Refuses an SQLite database whose write-ahead log was taken away: SQLite would open it as if it had had none.
+    """Refuse an SQLite database whose write-ahead log was taken away: SQLite would open it as if it had had none.
 
     SQLite makes the index of the log (``-shm``) after the log and removes it before the log, so an index alone is what
     remains when somebody has removed the log of a service that was killed.

@@ -1,4 +1,4 @@
-"""The database: one engine, two kinds of transaction, migrations. SQLite and PostgreSQL by the same code.
+"""Database: its transactions, clock, migrations, size and upkeep. SQLite and PostgreSQL by the same code.
 
 Writes are serial in both databases: SQLite by ``BEGIN IMMEDIATE``, PostgreSQL by one advisory lock that every write
 takes first. The service writes some dozens of rows a second at most, so this costs nothing, and it makes three things
@@ -66,7 +66,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that only reads; what it returns stays readable afterwards."""
+        """Transaction that only reads; the rows it returns stay readable afterwards."""
         with self._disk_errors(), Session(self._reading, expire_on_commit=False) as session:
             yield session
 
@@ -78,7 +78,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that commits at the end and rolls back on an exception; one at a time in all processes.
+        """Transaction that commits at the end and rolls back on an exception; one at a time in all processes.
 
         Raises:
             sqlalchemy.exc.OperationalError: another writer held on for longer than the busy timeout (10 s).
@@ -109,7 +109,7 @@ class Database:
 
     @property
     def clock(self) -> str:
-        """Whose clock ``now`` is, in words."""
+        """The clock behind ``now``, in words."""
         return "this machine's clock" if self.is_sqlite else "the database's clock"
 
     def now(self, session: Session) -> datetime:
@@ -119,7 +119,7 @@ class Database:
         return session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()
 
     def upgrade_to_head(self) -> None:
-        """Runs the migrations that are missing; two processes may do so at once. Raises NewerDatabase."""
+        """Run the migrations that are missing; two processes may do so at once. Raises NewerDatabase."""
         with self._writing.begin() as connection:
             self._wait_for_turn(connection)
             revisions.upgrade(connection)
@@ -129,7 +129,7 @@ class Database:
         return self.why_not_at_head() is None
 
     def why_not_at_head(self) -> str | None:
-        """Why the tables are not those that this version expects, with the next step; None if they are."""
+        """The reason why the tables are not those that this version expects, with the next step; None if they are."""
         with self._reading.connect() as connection:
             return revisions.why_not_at_head(connection)
 
@@ -143,7 +143,7 @@ class Database:
         return revisions.newest_revision()
 
     def checkpoint(self) -> None:
-        """Writes SQLite's write-ahead log into the database file and empties it; nothing with PostgreSQL.
+        """Write SQLite's write-ahead log into the database file and empty it; nothing with PostgreSQL.
 
         SQLite does so by itself only once the log has grown to 4 MB, or when the last process ends in order. It waits
         for nobody: what others read or write at this moment stays in the log.
@@ -174,7 +174,7 @@ class Database:
             return page * pages, page * free
 
     def release_space(self) -> None:
-        """Gives pages that deletions have emptied back to the file system, in short transactions.
+        """Give pages that deletions have emptied back to the file system, in short transactions.
 
         Of SQLite alone, and of a file that was made so (``auto_vacuum``): to change an older one takes a VACUUM, which
         writes the whole file anew while nobody else may write. PostgreSQL's autovacuum uses the space again.
@@ -218,7 +218,7 @@ class Database:
         return connection
 
     def close(self) -> None:
-        """Closes every connection; the object can be used again and then opens new ones."""
+        """Close every connection; the object can be used again and then opens new ones."""
         self._reading.dispose()
 
     def _wait_for_turn(self, connection: Connection) -> None:
@@ -227,7 +227,7 @@ class Database:
 
 
 def upgrade_to_head(url: str) -> None:
-    """Brings the database behind ``url`` to the newest migration, creating it if it is an SQLite file."""
+    """Bring the database behind ``url`` to the newest migration, creating it if it is an SQLite file."""
     database = Database(url)
     try:
         if database.is_sqlite and database.url.database:

@@ -1,10 +1,10 @@
-"""Deletion of jobs, runs, data sets and teachers, with their files: the rows first, the files afterwards.
+"""Deletion of jobs, runs, datasets and teachers, with their files: the rows first, the files afterwards.
 
 The transaction that deletes the rows leaves a tombstone (``DeletedPathRecord``) for each file or folder that nobody
 names any more, see ``tombstones``.
 
 Nothing is deleted that live work needs: a job that has not ended, a run whose checkpoint a live retry may go on from, a
-data set or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
+dataset or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
 become retries of what the deleted run was a retry of.
 """
 
@@ -44,7 +44,7 @@ _NAMED_MAX = 3
 
 
 class Deletion:
-    """What clients, and retention, may delete; all of it may be called in any process of the service.
+    """Deletes for clients and for retention, in any process of the service.
 
     Args:
         database: migrated to head.
@@ -119,10 +119,10 @@ class Deletion:
         with self.database.write() as session:
             existing(session, JobRecord, job_id).pinned_at = None
 
-    # ------------------------------------------------------------------------------------------ data sets, teachers
+    # ------------------------------------------------------------------------------------------ datasets, teachers
 
     def delete_dataset(self, dataset_id: str) -> None:
-        """Forget the name of a data set, and remove its decoded copies unless another name or a live job has them.
+        """Forget the name of a dataset, and remove its decoded copies unless another name or a live job has them.
 
         Raises:
             NotFound.

@@ -55,7 +55,7 @@ class EngineQueries(RunQueries, EventQueries):
         return rows[0][0] if rows else None, {id: state for _, id, state in rows if id is not None}
 
     def claim_job(self, accepts: Callable[[JobRecord], bool] = lambda job: True) -> JobRecord | None:
-        """Moves the queued job whose turn it is to running, as a new attempt; None if there is none.
+        """Move the queued job whose turn it is to running, as a new attempt; None if there is none.
 
         First comes the highest priority; among equals the API key of which the fewest jobs are being worked on, all
         jobs without a key counting as one key's; among these the oldest job.
@@ -106,7 +106,7 @@ class EngineQueries(RunQueries, EventQueries):
             return {id: caches for id, caches in session.execute(query) if caches}
 
     def adopt_job(self, job_id: str) -> JobRecord | None:
-        """Makes this engine the one who works on an unfinished job: a new attempt, so its former one is fenced off.
+        """Make this engine the one who works on an unfinished job: a new attempt, so its former one is fenced off.
 
         Its state stays what it is. None if the job is queued or paused, or has ended.
         """
@@ -118,7 +118,7 @@ class EngineQueries(RunQueries, EventQueries):
             return job
 
     def start_attempts(self, run_ids: Sequence[str], share: Json | None = None) -> list[RunRecord]:
-        """Moves those of these runs that are queued or lost to running, to be trained together in one process.
+        """Move those of these runs that are queued or lost to running, to be trained together in one process.
 
         Args:
             share: what each process is given, for whoever finds it later, see ``RunRecord``.
@@ -146,7 +146,7 @@ class EngineQueries(RunQueries, EventQueries):
         return started
 
     def move_job(self, job_id: str, wanted: State, *, error: Json | None = None, attempt: int | None = None) -> bool:
-        """Moves a job to one of its ends.
+        """Move a job to one of its ends.
 
         A job that fails or is cancelled takes its runs along: those that have not ended are cancelled, saying why.
 
@@ -170,7 +170,7 @@ class EngineQueries(RunQueries, EventQueries):
             return transition(session, job, wanted, error=error)
 
     def settle_job(self, job_id: str, attempt: int) -> bool:
-        """Moves a job to paused of which nothing is left but what is paused; its worker has put it down.
+        """Move a job to paused of which nothing is left but what is paused; its worker has put it down.
 
         Of a pausing job, what waits (it vanished, say, before it could save its state) is set aside first.
 
@@ -196,12 +196,12 @@ class EngineQueries(RunQueries, EventQueries):
             return transition(session, job, State.PAUSED, {"set_aside": reason})
 
     def set_job_aside(self, job_id: str, attempt: int, reason: Json) -> bool:
-        """See ``set_aside.put_job``."""
+        """Set aside the waiting runs of a job, and the job, see ``set_aside.put_job``."""
         with self.write() as session:
             return set_aside.put_job(session, job_id, attempt, reason)
 
     def update_job(self, job_id: str, *, attempt: int | None = None, **fields: object) -> bool:
-        """Sets columns of a job that somebody works on: those of ``JOB_FIELDS``.
+        """Set columns of a job that somebody works on: those of ``JOB_FIELDS``.
 
         Returns:
             Whether it landed: False if nobody works on the job or ``attempt`` is an old one.
@@ -218,7 +218,7 @@ class EngineQueries(RunQueries, EventQueries):
             return True
 
     def record_backoff(self, job_id: str, attempt: int, backoff: Backoff) -> None:
-        """Stores that a job's caches start again later, and tells of it (``log``); not of a job that is over."""
+        """Store that a job's caches start again later, with an event (``log``); not of a job that is over."""
         with self.write() as session:
             job = session.get(JobRecord, job_id)
             if not works_on(job, attempt):
@@ -229,7 +229,7 @@ class EngineQueries(RunQueries, EventQueries):
 
 
 def _because_of(error: Json | None) -> Json | None:
-    """Why a run was cancelled whose job has failed with ``error``."""
+    """Error of a run that was cancelled because its job has failed with ``error``."""
     if error is None:
         return None
     return {"type": "JobFailed", "message": f"the job failed before this run could end: {error['message']}"}

@@ -66,7 +66,7 @@ class JobPosting:
         parallel_runs: int | None = None,
         key_id: str | None = None,
     ) -> tuple[JobRecord, bool]:
-        """Stores a job and its runs, all queued, together with its idempotency key.
+        """Store a job and its runs, all queued, together with its idempotency key.
 
         Args:
             priority: the highest is claimed first.
@@ -96,7 +96,7 @@ class JobPosting:
             return job, True
 
     def retry_job(self, job_id: str, check: Callable[[], None], key_id: str | None = None) -> tuple[JobRecord, bool]:
-        """Makes a job of the runs of this one that failed or were cancelled, with the same plan and teacher.
+        """Make a job of the runs of this one that failed or were cancelled, with the same plan and teacher.
 
         Each run is retried once: what an earlier retry has taken stays out.
 
@@ -119,7 +119,7 @@ class JobPosting:
             return self._retry(session, job, runs, check, key_id)
 
     def retry_run(self, run_id: str, check: Callable[[], None], key_id: str | None = None) -> tuple[JobRecord, bool]:
-        """As ``retry_job``, of one run. Raises NotFound, Conflict and QueueFull."""
+        """Make a job of one run that failed or was cancelled; raises what ``retry_job`` raises."""
         with self.database.write() as session:
             run = existing(session, RunRecord, run_id)
             return self._retry(session, session.get_one(JobRecord, run.job_id), [run], check, key_id)

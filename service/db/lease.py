@@ -36,7 +36,7 @@ class Lease:
     clock: str
 
     def silence(self, max_age_s: float) -> str | None:
-        """Why no engine is known to work; None if one was heard of within ``max_age_s`` seconds."""
+        """The reason why no engine is known to work; None if one was heard of within ``max_age_s`` seconds."""
         if self.age_s is None or self.heartbeat_at is None:
             return "no engine leads: start `retort engine`"
         if self.age_s > max_age_s:
@@ -67,7 +67,7 @@ class LeaseQueries:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that commits only while this holder has the lease. Raises LeaseLost."""
+        """Transaction that commits only while this holder has the lease. Raises LeaseLost."""
         with self.database.write() as session:
             if self.holder is not None:
                 leader = session.get_one(EngineRecord, ENGINE_ROW).holder
@@ -83,7 +83,7 @@ class LeaseQueries:
         *,
         renews: bool = False,
     ) -> bool:
-        """Takes the lease, or renews it: call it as the heartbeat, several times per ``ttl_s``.
+        """Take the lease, or renew it: call it as the heartbeat, several times per ``ttl_s``.
 
         Clocks may be wrong, or be set while an engine leads. So another engine counts as alive only while both its
         heartbeat is younger than ``ttl_s`` and it was not the same for so long by this process's monotonic clock: one
@@ -121,7 +121,7 @@ class LeaseQueries:
         return time.monotonic() - self._heard_s < ttl_s
 
     def release_lease(self) -> bool:
-        """Gives the lease back, so that the next engine need not wait; False if this holder did not have it."""
+        """Give the lease back, so that the next engine need not wait; False if this holder did not have it."""
         mine = (EngineRecord.id == ENGINE_ROW) & (EngineRecord.holder == self.holder)
         with self.database.write() as session:
             released = session.execute(update(EngineRecord).where(mine).values(holder=None))
@@ -136,16 +136,16 @@ class LeaseQueries:
         return Lease(row.holder, beat, age_s, self.database.clock)
 
     def record_gpus(self, report: Json) -> None:
-        """Sets what the leading engine has found out about its GPUs. Raises LeaseLost."""
+        """Set what the leading engine has found out about its GPUs. Raises LeaseLost."""
         with self.write() as session:
             session.get_one(EngineRecord, ENGINE_ROW).gpus = report
 
     def record_parts(self, parts: Json) -> None:
-        """Sets what the leading engine says of the parts of its readiness. Raises LeaseLost."""
+        """Set what the leading engine says of the parts of its readiness. Raises LeaseLost."""
         with self.write() as session:
             session.get_one(EngineRecord, ENGINE_ROW).parts = parts
 
     def gpus(self) -> Json | None:
-        """What the leading engine has found out about its GPUs; None where it has none, or not yet."""
+        """GPU report of the leading engine; None where it has none, or not yet."""
         with self.database.read() as session:
             return session.get_one(EngineRecord, ENGINE_ROW).gpus

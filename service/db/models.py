@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy models; rows leave a transaction detached and are read as plain records.
+"""Models of the tables (SQLAlchemy); rows leave a transaction detached and are read as plain records.
 
 Times are UTC and timezone-aware. JSON columns hold what pydantic dumped. ``seq`` of an event rises with the order of
 commits (see ``Database.write``), so a reader that has seen ``seq`` has missed nothing before it.
@@ -66,7 +66,7 @@ class TeacherRecord(Base):
 
 
 class DatasetRecord(Base):
-    """A data set with a name of its own; jobs may also describe theirs outright."""
+    """A dataset with a name of its own; jobs may also describe theirs outright."""
 
     __tablename__ = "datasets"
 
@@ -269,7 +269,7 @@ class DeletedPathRecord(Base):
 
 
 class DeletedSumRecord(Base):
-    """What deleted jobs and runs had added to a counter of ``/metrics``, so that it does not fall."""
+    """Sum that deleted jobs and runs had added to a counter of ``/metrics``, so that it does not fall."""
 
     __tablename__ = "deleted_sums"
 

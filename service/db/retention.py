@@ -1,4 +1,4 @@
-"""Retention: which ended jobs, decoded data sets and events go by age, number or bytes, and their collection.
+"""Retention: limits by age, number and bytes of ended jobs, decoded datasets and events, and their collection.
 
 Nothing goes unless a limit asks for it. Of jobs the one that has ended first goes first; what is pinned, has not ended,
 or is needed by a live retry stays, and counts. The engine collects now and then what the settings say
@@ -30,13 +30,13 @@ log = structlog.get_logger("retort.retention")
 
 @dataclass(frozen=True)
 class Limits:
-    """What may stay; None is no limit.
+    """Limits of what may stay; None is no limit.
 
     Attributes:
         jobs_max_age_s: seconds since a job has ended.
         jobs_max_count: of jobs that have ended.
         jobs_max_bytes: of the files of all jobs.
-        decoded_max_bytes: of all decoded data sets.
+        decoded_max_bytes: of all decoded datasets.
         events_max_age_s: seconds since the end of a job, until its events are compacted.
     """
 
@@ -48,7 +48,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
-        """Those of the settings, in which 0 is no limit."""
+        """Limits of the settings, in which 0 is no limit."""
         return cls(
             jobs_max_age_s=settings.jobs_max_age_days * DAY_S or None,
             jobs_max_count=settings.jobs_max_count or None,
@@ -76,7 +76,7 @@ class EndedJob:
 
 @dataclass
 class Collected:
-    """What a collection has removed, or what a dry run would remove.
+    """Result of a collection: what it has removed, or what a dry run would remove.
 
     Attributes:
         compacted_jobs, compacted_events: jobs whose events were compacted, and events that were in rows of their own.

@@ -23,7 +23,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def why_not_at_head(connection: Connection) -> str | None:
-    """Why the tables are not those that this version expects, with the next step; None if they are."""
+    """The reason why the tables are not those that this version expects, with the next step; None if they are."""
     try:
         found = check_revision(connection)
     except NewerDatabase as error:

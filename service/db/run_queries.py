@@ -34,7 +34,7 @@ class RunQueries(LeaseQueries):
         error: Json | None = None,
         result: Json | None = None,
     ) -> bool:
-        """Moves a run's state on behalf of one attempt (0 for a run that never started).
+        """Move a run's state on behalf of one attempt (0 for a run that never started).
 
         Returns:
             Whether it landed: False if a newer attempt has begun, if the table has no such move, or if the run shall
@@ -55,7 +55,7 @@ class RunQueries(LeaseQueries):
         needs_whole_gpu: bool = False,
         backoff: Backoff | None = None,
     ) -> State | None:
-        """Moves a run that nobody works on any more to the state that follows from what was wanted of it just now.
+        """Move a run that nobody works on any more to the state that follows from what was wanted of it just now.
 
         Args:
             after: by the present state.
@@ -84,28 +84,28 @@ class RunQueries(LeaseQueries):
             return wanted
 
     def waits_for(self, job_id: str) -> dict[str, str]:
-        """Why runs of a job wait, by id, as it is stored: a client who pauses and resumes a run takes it away."""
+        """Stored reasons why runs of a job wait, by id: a client who pauses and resumes a run takes its reason away."""
         query = select(RunRecord.id, RunRecord.waits_for).where(RunRecord.job_id == job_id)
         with self.database.read() as session:
             return {id: reason for id, reason in session.execute(query) if reason is not None}
 
     def set_run_aside(self, run_id: str, attempt: int, reason: Json) -> State | None:
-        """See ``set_aside.put_run``."""
+        """Set a run aside, see ``set_aside.put_run``."""
         with self.write() as session:
             return set_aside.put_run(session, run_id, attempt, reason)
 
     def runs_aside(self) -> list[tuple[str, str]]:
-        """See ``set_aside.waiting``."""
+        """Ids of every run that is set aside, and of its job, see ``set_aside.waiting``."""
         with self.database.read() as session:
             return set_aside.waiting(session)
 
     def resume_set_aside(self, run_ids: Collection[str]) -> list[str]:
-        """See ``set_aside.resume``."""
+        """Queue runs that are set aside, see ``set_aside.resume``."""
         with self.write() as session:
             return set_aside.resume(session, run_ids)
 
     def record_waiting(self, job_id: str, reasons: Mapping[str, str]) -> None:
-        """Stores why runs of a job wait although it is their turn; those without a reason have none any more.
+        """Store why runs of a job wait although it is their turn; those without a reason have none any more.
 
         A run that had none gets an event (``log``) with it, beside the column that follows every change.
 
@@ -123,7 +123,7 @@ class RunQueries(LeaseQueries):
                 assign(run, {"waits_for": reason})
 
     def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:
-        """Ends a run that has succeeded, and lists the files that this attempt has left, both or neither.
+        """End a run that has succeeded, and list the files that this attempt has left, both or neither.
 
         It has succeeded even if a pause or a cancellation was requested meanwhile.
 

@@ -19,7 +19,7 @@ _WAITING = frozenset({State.QUEUED, State.LOST})
 
 
 def reason_of(code: str, message: str) -> Json:
-    """What is stored of why something is set aside, as of now.
+    """Reason of setting something aside now, as it is stored.
 
     Args:
         code: the name of the disk's error, ``ENOSPC`` say.

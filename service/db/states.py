@@ -14,7 +14,7 @@ from service.errors import IllegalMove
 
 
 class State(StrEnum):
-    """Where a job or a run is in its life."""
+    """State of a job or a run."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -1,6 +1,6 @@
-"""What ``engine_queries``, ``job_control`` and ``api_queries`` do with rows inside a transaction of theirs.
+"""Transitions of states, and other work on rows inside a transaction of the caller.
 
-Every change of a state, whoever asks for it, goes through ``transition``: it obeys ``states.TABLE`` and adds its own
+Every change of a state, by client or engine, goes through ``transition``: it obeys ``states.TABLE`` and adds its own
 event (type ``state``) in the same transaction.
 """
 
@@ -146,7 +146,7 @@ def _event_or_unreadable(session: Session, seq: int) -> EventRecord | None:
 
 
 def unreadable(seq: int, job_id: str, run_id: str) -> EventRecord:
-    """What readers get for an event that is damaged in the database: a warning that says so. It is not stored."""
+    """Substitute for an event that is damaged in the database: a warning that says so. It is not stored."""
     message = f"event {seq} cannot be read: what the database holds of it is damaged"
     event = {"type": "log", "level": "warning", "message": message}
     return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, None, event))
@@ -159,7 +159,7 @@ def all_paused(runs: Iterable[RunRecord]) -> bool:
 
 
 def end_of(runs: Iterable[RunRecord]) -> tuple[State, Json | None]:
-    """How a job ends whose runs have all ended: failed if one has failed, else cancelled if one was, else succeeded.
+    """End of a job whose runs have all ended: failed if one has failed, else cancelled if one was, else succeeded.
 
     Returns:
         The state, and the error that says how many runs failed, and why the first one did.

@@ -15,7 +15,7 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class Usage:
-    """What the service keeps, in bytes, and how many jobs."""
+    """Usage of the disk by kind, in bytes, and numbers of jobs."""
 
     jobs: int
     ended_jobs: int

@@ -93,6 +93,7 @@ class ActiveJob:
 
     @property
     def id(self) -> str:
+        """Of the job."""
         return self.record.id
 
     @property
@@ -101,7 +102,7 @@ class ActiveJob:
         return {work.task.actor_group for work in self.runs.values() if not work.task.actor_group.exports}
 
     def held(self) -> Iterator[tuple[str, Share]]:
-        """What its processes hold of the machine, or have asked for, each with a name for a person."""
+        """Shares of the machine that its processes hold or have asked for, each with a name for a person."""
         for actor_group in self.actor_groups:
             names = [run_id for run_id, work in self.runs.items() if work.task.actor_group is actor_group]
             yield from ((f"run {' and '.join(names)}", share) for share in actor_group.shares)

@@ -17,7 +17,7 @@ _NAMED_MAX = 4
 
 @dataclass(frozen=True)
 class Need:
-    """What a run takes: so many processes, each with cores and with a share of one GPU (0 is the CPU)."""
+    """Need of a run: so many processes, each with cores and with a share of one GPU (0 is the CPU)."""
 
     processes: int
     cpus: float
@@ -33,7 +33,7 @@ class _Gpu:
 
 
 class FreeResources:
-    """What is free of the cluster's cores and GPUs; ``take`` gives some of it away, ``keep`` sets some aside.
+    """Free cores and GPUs of the cluster; ``take`` gives some of it away, ``keep`` sets some aside.
 
     What has been asked of Ray and fits counts as held, for Ray may place it at any moment. What fits nowhere waits
     there; whoever waits there for a whole GPU and has none has the emptiest kept for it. A process that has not said
@@ -104,7 +104,7 @@ class FreeResources:
             self._gpus.remove(gpu)
 
     def why_not(self, need: Need) -> str:
-        """Why there is no whole GPU for each of its processes, as a sentence's part with who has them."""
+        """Reason why there is no whole GPU for each of its processes, as a part of a sentence with the holders."""
         whole = "a whole GPU" if need.processes == 1 else f"{need.processes} whole GPUs"
         used = [gpu for gpu in self._all_gpus if gpu.free < UNITS]
         names = sorted({name for gpu in used for name in gpu.holders})

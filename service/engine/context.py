@@ -25,7 +25,7 @@ log = structlog.get_logger("retort.engine")
 
 
 class EngineContext:
-    """What the parts of one engine share.
+    """State and questions that the parts of one engine share.
 
     Args:
         settings: of this process.

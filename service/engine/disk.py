@@ -1,4 +1,4 @@
-"""The engine's decisions about its disk: what is set aside because of it, and when that goes on.
+"""Disk of the engine: work that is set aside because of it, and when that goes on.
 
 Below the reserve, and on a disk that cannot be written, nothing new is begun. Work that ends because of the disk is set
 aside (see ``set_aside``), and goes on by itself: once the disk has room and can be written, and later after each try
@@ -25,7 +25,7 @@ log = structlog.get_logger("retort.engine")
 
 
 class EngineDisk:
-    """What one engine knows of its disk, and of the work that was set aside.
+    """The disk of one engine, and the work that was set aside because of it.
 
     Args:
         settings, queries: of the engine.
@@ -42,7 +42,7 @@ class EngineDisk:
 
     @property
     def fault(self) -> Fault | None:
-        """Why nothing new is to be begun."""
+        """The reason why nothing new is to be begun; None if it may be."""
         return self._watch.fault
 
     def look(self) -> None:
@@ -57,7 +57,7 @@ class EngineDisk:
             self._resume()
 
     def reason(self, outcome: TaskOutcome) -> Json | None:
-        """What to store with work that has ended because of the disk; None if it has ended for another reason.
+        """Reason to store with work that has ended because of the disk; None if it has ended for another reason.
 
         What has vanished without a word may have been ended by it, too: by a signal at a page that cannot be read or
         written. It has, if the disk is found to be bad now.
@@ -73,16 +73,16 @@ class EngineDisk:
         return None
 
     def reason_of(self, code: str, message: str) -> Json:
-        """What to store with work that has ended with this error of the disk."""
+        """Reason to store with work that has ended with this error of the disk."""
         self._look_now()
         return set_aside.reason_of(code, self._watch.message_of(code, message))
 
     def count(self, id: str) -> None:
-        """A run, or a job with its caches, was set aside."""
+        """Count that a run, or a job with its caches, was set aside."""
         self._backoff.count(id)
 
     def has_got_on(self, id: str) -> None:
-        """It has got somewhere since."""
+        """Forget the tries of work that has got somewhere since."""
         self._backoff.reset(id)
 
     def _look_now(self) -> None:

@@ -1,4 +1,4 @@
-"""Failures of runs and caches: what the API shows of one, and whether a fresh process or a whole GPU may help."""
+"""Failures of runs and caches: the error that the API shows, and whether a fresh process or a whole GPU may help."""
 
 import structlog
 
@@ -20,7 +20,7 @@ def error_of(outcome: TaskOutcome) -> Json:
 
 
 def error_of_work(job: ActiveJob, id: str, outcome: TaskOutcome) -> Json:
-    """What the API shows of the failure of a run, or of the caches, with what was tried against it."""
+    """Error of a run, or of the caches, as the API shows it, with what was tried against it."""
     error = error_of(outcome)
     if id == CACHES and outcome.error_type in _ABOUT_TEACHER:
         name = job.record.teacher.get("name")

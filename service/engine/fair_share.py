@@ -19,7 +19,7 @@ from service.engine.context import EngineContext
 
 @dataclass(frozen=True)
 class Claim:
-    """What a job has and wants.
+    """Claim of a job: what it has and wants.
 
     Attributes:
         job_id: ids rise with time.
@@ -40,7 +40,7 @@ class Claim:
 
 
 class Allotment(NamedTuple):
-    """How many runs each job may start now, by job id, and the job for whose next run GPUs are kept free."""
+    """Allotment: how many runs each job may start now, by id, and the job for whose next run GPUs are kept free."""
 
     given: Counter[str]
     kept_for: str | None
@@ -123,7 +123,7 @@ def startable(job: ActiveJob) -> list[str]:
 
 
 def _claim(job: ActiveJob, capacity: Capacity) -> Claim:
-    """What a job has of the machine, and wants."""
+    """The claim of a job whose runs wait."""
     waiting = startable(job)
     need = capacity.need_of(job.spec.training, whole=not job.whole.isdisjoint(waiting))
     weights = [

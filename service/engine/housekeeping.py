@@ -1,4 +1,4 @@
-"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, checkpoints nobody needs."""
+"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, superfluous checkpoints."""
 
 import threading
 import time

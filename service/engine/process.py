@@ -1,4 +1,4 @@
-"""The engine process: the lease, the heartbeat, Ray, the end. What it does in between is ``scheduler``'s."""
+"""Engine process: the lease, the heartbeat, Ray, the end. ``scheduler`` does the work in between."""
 
 import contextlib
 import itertools
@@ -102,7 +102,7 @@ def _check_visible_gpus(settings: Settings) -> None:
 
 
 def _start_ray(settings: Settings, parts: EngineParts, ending: threading.Event) -> Cluster | None:
-    """Ray, found or started; None if it was told to end meanwhile.
+    """Ray, found or started; None if the end was requested meanwhile.
 
     Raises:
         RayFailed: it does not start, however often that is tried.
@@ -146,7 +146,7 @@ def _cluster(settings: Settings, parts: EngineParts, ending: threading.Event) ->
 def _work(
     scheduler: Scheduler, cluster: Cluster, queries: EngineQueries, ending: threading.Event, parts: EngineParts
 ) -> None:
-    """Until the end, or until Ray is gone.
+    """Work until the end, or until Ray is gone.
 
     Raises:
         LeaseLost: another engine leads, and what runs on the cluster is its.
@@ -199,7 +199,7 @@ def _on_signals(ending: threading.Event) -> None:
 
 
 def _lead(queries: EngineQueries, ending: threading.Event, parts: EngineParts) -> bool:
-    """Wait until this engine leads; False if it was told to end meanwhile."""
+    """Wait until this engine leads; False if the end was requested meanwhile."""
     tell_s = time.monotonic()
     while not ending.is_set():
         lease = queries.lease()
@@ -230,7 +230,7 @@ def _gone(holder: str | None) -> str | None:
 
 
 def _machine() -> str:
-    """Where a process has its number: two containers may have one name, and number their own processes."""
+    """The place where process numbers are unique: two containers may have one name, and number their own processes."""
     return f"{socket.gethostname()}:{os.readlink('/proc/self/ns/pid')}"
 
 

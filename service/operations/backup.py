@@ -42,7 +42,7 @@ _REVISION = "SELECT version_num FROM alembic_version"
 
 
 def backup(settings: Settings, target: Path, *, with_caches: bool = False, accept_missing: bool = False) -> Manifest:
-    """Makes a backup of a service, which may be at work.
+    """Make a backup of a service, which may be at work.
 
     Args:
         target: a folder that is not there yet; until the backup is whole it is called ``<target>.partial``.
@@ -80,7 +80,7 @@ def backup(settings: Settings, target: Path, *, with_caches: bool = False, accep
 
 
 def _fill(settings: Settings, folder: Path, *, with_caches: bool, accept_missing: bool) -> Manifest:
-    """Everything but the manifest, durable."""
+    """Copy everything durably, and return the manifest to write last."""
     made_at = datetime.now(UTC)
     with closing(Database(settings.database)) as database:
         if not database.check_version():
@@ -116,7 +116,7 @@ def _fill(settings: Settings, folder: Path, *, with_caches: bool, accept_missing
 
 
 def _snapshot_sqlite(database: Database, target: Path) -> tuple[str, KnownFiles]:
-    """Copies the database as it is at one moment, while others read and write it."""
+    """Copy the database as it is at one moment, while others read and write it."""
     source = Path(database.url.database or "").resolve()
     create_private(target).close()
     with (
@@ -137,7 +137,7 @@ def _snapshot_sqlite(database: Database, target: Path) -> tuple[str, KnownFiles]
 
 
 def _snapshot_postgres(database: Database, target: Path) -> tuple[str, KnownFiles]:
-    """Dumps the database as it is at one moment: that of a transaction, which pg_dump takes part in."""
+    """Dump the database as it is at one moment: that of a transaction, which pg_dump takes part in."""
     with database.read() as session:
         session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
         # The dump may take longer than a transaction may be idle.
@@ -153,7 +153,7 @@ def _snapshot_postgres(database: Database, target: Path) -> tuple[str, KnownFile
 
 
 def _copy_known(settings: Settings, known: KnownFiles, folder: Path, files: dict[str, FileEntry]) -> None:
-    """Copies the teachers and the attempts of the database, and adds them to ``files``; what is gone is left out.
+    """Copy the teachers and the attempts of the database, and add them to ``files``; what is gone is left out.
 
     A run that trains meanwhile may replace its checkpoint by one of a later attempt, so these are copied first; of one
     that is gone by then the later one takes the place.
@@ -176,7 +176,7 @@ def _copy_known(settings: Settings, known: KnownFiles, folder: Path, files: dict
 
 
 def _copy_later_checkpoint(gone: Path, folder: Path, name: str, files: dict[str, FileEntry]) -> None:
-    """Copies the farthest checkpoint that the run has by now, in the place of one that is gone; none has none."""
+    """Copy the farthest checkpoint that the run has by now, in the place of one that is gone; none has none."""
     for _ in range(_LOOKS):
         attempts = [path for path in gone.parents[1].glob("a*") if path.name[1:].isdecimal()]
         for attempt in sorted(attempts, key=lambda path: -int(path.name[1:])):
@@ -186,7 +186,7 @@ def _copy_later_checkpoint(gone: Path, folder: Path, name: str, files: dict[str,
 
 
 def _copy_caches(catalog: Catalog, folder: Path, files: dict[str, FileEntry]) -> None:
-    """Copies the complete caches; one that is deleted meanwhile is left out."""
+    """Copy the complete caches; one that is deleted meanwhile is left out."""
     copies = Catalog(folder)
     for entry in catalog.list():
         if entry.state != "complete":
@@ -212,7 +212,7 @@ def _is_there(files: Mapping[str, FileEntry], path: str, sha256: str) -> bool:
 
 
 def _clear(partial: Path) -> None:
-    """Removes what a killed backup has left. Raises BackupFailed for anything else."""
+    """Remove what a killed backup has left. Raises BackupFailed for anything else."""
     for path in partial.iterdir():
         if not (path.name in TOP_LEVEL or path.name.startswith((MANIFEST, SQLITE_FILE))):
             raise BackupFailed(f"{path} is no part of a backup: move {partial} away, or name another folder")

@@ -51,7 +51,7 @@ class Manifest(BaseModel):
 
     @property
     def size_bytes(self) -> int:
-        """Of all files."""
+        """Bytes of all files."""
         return sum(entry.size_bytes for entry in self.files.values())
 
 

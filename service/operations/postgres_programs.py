@@ -9,7 +9,7 @@ from service.errors import BackupFailed
 
 
 def run_postgres(program: str, url: URL, *options: str, stdout: int = subprocess.DEVNULL) -> None:
-    """Runs one of PostgreSQL's programs. Raises BackupFailed."""
+    """Run one of PostgreSQL's programs. Raises BackupFailed."""
     # What stands on a command line is everybody's to read.
     bare = url.set(drivername="postgresql", password=None).render_as_string()
     environment = os.environ | ({} if url.password is None else {"PGPASSWORD": str(url.password)})

@@ -66,7 +66,7 @@ class Readiness(_Model):
 
 
 class EngineParts:
-    """What the leading engine says of its parts, stored whenever it changes.
+    """Parts of the leading engine, stored whenever one changes.
 
     Args:
         queries: of the engine, which leads.
@@ -79,7 +79,7 @@ class EngineParts:
         self._is_stored = True
 
     def begin(self, stored: Json | None) -> Json:
-        """What is stored with the lease when it is taken: Ray is to be started; the last errors are kept."""
+        """Begin anew, and return what is stored with the lease: Ray is to be started; the last errors are kept."""
         with self._lock:
             earlier = _parts_of(stored)
             self._parts = {name: ReadinessPart(ok=True, last_error=part.last_error) for name, part in earlier.items()}
@@ -223,7 +223,7 @@ class ReadinessCheck:
         return rows[0] if len(rows) == 1 else None
 
     def _disk(self, reported: ReadinessPart) -> ReadinessPart:
-        """What the engine says of its disk; where it says nothing, what this process sees of its own."""
+        """The disk as the engine reports it; where it reports nothing, as this process sees its own."""
         if reported.reason is not None:
             return reported
         if not self._places:
@@ -242,7 +242,7 @@ def _look(age_s: float | None, parts: dict[str, ReadinessPart]) -> Readiness:
 
 
 def _parts_of(stored: Mapping[str, object] | None) -> dict[str, ReadinessPart]:
-    """What an engine has stored; nothing where that is of another version."""
+    """Parts that an engine has stored; none where they are of another version."""
     try:
         return {name: ReadinessPart.model_validate(part) for name, part in (stored or {}).items()}
     except (ValidationError, AttributeError):

@@ -43,7 +43,7 @@ _SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 def restore(settings: Settings, folder: Path, *, replace: bool = False) -> tuple[Manifest, list[Path]]:
-    """Puts a backup in place of a service that is not running.
+    """Put a backup in place of a service that is not running.
 
     Args:
         folder: the backup; it is only read.
@@ -86,7 +86,7 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False) -> tuple
 
 
 class _Target:
-    """Where a restore puts things, under the data directory's lock."""
+    """Target of a restore, under the data directory's lock."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._data_dir = settings.data_dir.resolve()
@@ -103,10 +103,11 @@ class _Target:
         self._stamp = ""
 
     def is_decided(self) -> bool:
+        """Whether a restore has copied everything and only has to put it in place."""
         return (self._staging / DECIDED).exists()
 
     def stage(self, manifest: Manifest, folder: Path, *, replace: bool) -> None:
-        """Copies the backup beside its place, and decides for it. Raises DataDirNotEmpty, BadBackup."""
+        """Copy the backup beside its place, and decide for it. Raises DataDirNotEmpty, BadBackup."""
         self._clear()
         self._check_empty(replace)
         try:
@@ -129,7 +130,7 @@ class _Target:
             raise
 
     def finish(self) -> str:
-        """Puts in place what was staged; goes on where a killed one has stopped. Returns the manifest's SHA-256."""
+        """Put in place what was staged; goes on where a killed one has stopped. Returns the manifest's SHA-256."""
         decided = json.loads((self._staging / DECIDED).read_bytes())
         self._stamp = decided["stamp"]
         if self._sqlite is None:
@@ -167,7 +168,7 @@ class _Target:
         return str(decided["manifest_sha256"])
 
     def set_aside(self) -> list[Path]:
-        """What was there before."""
+        """The paths of what was there before."""
         folders = {self._data_dir, *([self._sqlite[1].parent] if self._sqlite else [])}
         return sorted(path for folder in folders for path in folder.glob(f"*{self._mark}*"))
 
@@ -182,7 +183,7 @@ class _Target:
         return self._staged_caches / rest if top == "caches" else self._staging / name
 
     def _clear(self) -> None:
-        """Removes what was staged and not decided for."""
+        """Remove what was staged and not decided for."""
         if self._sqlite is not None:
             self._sqlite[0].unlink(missing_ok=True)
         for folder in (self._staged_caches, self._staging):
@@ -208,7 +209,7 @@ class _Target:
             )
 
     def _restore_postgres(self) -> None:
-        """In one transaction; a repetition finds it done."""
+        """Restore the dump in one transaction; a repetition finds it done."""
         with self._database.read() as session:
             if inspect(session.connection()).has_table("alembic_version"):
                 return
@@ -216,7 +217,7 @@ class _Target:
         run_postgres("pg_restore", self._database.url, *options, str(self._staging / POSTGRES_FILE))
 
     def _give_to_owner(self) -> None:
-        """What root restores belongs to the data directory's owner, who runs the service."""
+        """Give what root restores to the data directory's owner, who runs the service."""
         if os.geteuid() != 0:
             return
         owner = self._data_dir.stat()
