@@ -12,16 +12,16 @@ The lease is in ``lease``, what happens to a run after its start in ``run_querie
 
 from collections.abc import Callable, Collection, Sequence
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import aliased
 
 from service.db import set_aside
 from service.db.backoff import Backoff
 from service.db.event_queries import JOB_FIELDS, EventQueries, check_fields
-from service.db.models import EventRecord, JobRecord, Json, RunRecord
+from service.db.models import JobRecord, Json, RunRecord
 from service.db.run_queries import RunQueries
 from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State
-from service.db.transitions import all_paused, assign, event_row, existing, runs_of, transition, works_on
+from service.db.transitions import add_event, all_paused, assign, existing, runs_of, transition, works_on
 
 
 def actor_name(run_id: str, attempt: int) -> str:
@@ -225,7 +225,7 @@ class EngineQueries(RunQueries, EventQueries):
                 return
             assign(job, {"backoff": backoff.model_dump(mode="json")})
             event = {"type": "log", "level": "warning", "message": f"inference was {backoff.waits_for}"}
-            session.execute(insert(EventRecord), [event_row(job_id, None, attempt, None, event)])
+            add_event(session, job, event)
 
 
 def _because_of(error: Json | None) -> Json | None:

@@ -64,7 +64,7 @@ class EventQueries(LeaseQueries):
             )
             stored = set(session.scalars(known))
             new = {n: event for n, event in events if n not in stored}
-            rows = [event_row(job_id, run_id, attempt, n, new[n]) for n in sorted(new)]
+            rows = [event_row(job_id, run_id, attempt, new[n], n) for n in sorted(new)]
             if rows:
                 session.execute(insert(EventRecord), rows)
             return len(rows)

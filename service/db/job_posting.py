@@ -116,13 +116,13 @@ class JobPosting:
         with self.database.write() as session:
             job = existing(session, JobRecord, job_id)
             runs = list(session.scalars(runs_of(job_id)))
-            return self._retry(session, job, runs, check, key_id)
+            return self._retry(session, job, runs, check, key_id=key_id)
 
     def retry_run(self, run_id: str, check: Callable[[], None], key_id: str | None = None) -> tuple[JobRecord, bool]:
         """Make a job of one run that failed or was cancelled; raises what ``retry_job`` raises."""
         with self.database.write() as session:
             run = existing(session, RunRecord, run_id)
-            return self._retry(session, session.get_one(JobRecord, run.job_id), [run], check, key_id)
+            return self._retry(session, session.get_one(JobRecord, run.job_id), [run], check, key_id=key_id)
 
     def _retry(
         self,
@@ -130,6 +130,7 @@ class JobPosting:
         job: JobRecord,
         runs: Sequence[RunRecord],
         check: Callable[[], None],
+        *,
         key_id: str | None,
     ) -> tuple[JobRecord, bool]:
         """The job that tries those of these runs again that failed or were cancelled, and whether it is new."""

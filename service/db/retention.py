@@ -165,9 +165,9 @@ class Retention:
         }
         if limits.jobs_max_bytes is not None:
             total = sum(sizes.values()) + sum(map(self._size, live))
-            going |= _too_large(candidates, going, sizes, total, limits.jobs_max_bytes)
+            going |= _too_large(candidates, going, sizes, total, max_bytes=limits.jobs_max_bytes)
         return [
-            EndedJob(job.id, job.name, job.state, job.ended_at, sizes[job.id], going[job.id])
+            EndedJob(job.id, job.name, job.state, job.ended_at, size_bytes=sizes[job.id], reason=going[job.id])
             for job in candidates
             if job.id in going
         ]
@@ -225,7 +225,7 @@ def _ended_jobs(session: Session) -> list[_Candidate]:
     rows = session.execute(query.where(JobRecord.state.in_(TERMINAL)).order_by("ended_at", JobRecord.id)).all()
     needed = _needed(session)
     return [
-        _Candidate(row.id, row.name, row.state, row.ended_at, row.pinned_at is not None or row.id in needed)
+        _Candidate(row.id, row.name, row.state, row.ended_at, is_kept=row.pinned_at is not None or row.id in needed)
         for row in rows
     ]
 

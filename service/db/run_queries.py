@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
 from service.db import set_aside
 from service.db.backoff import Backoff
 from service.db.lease import LeaseQueries
-from service.db.models import ArtifactRecord, EventRecord, Json, RunRecord
+from service.db.models import ArtifactRecord, Json, RunRecord
 from service.db.states import State
-from service.db.transitions import assign, event_row, existing, runs_of, transition, works_on
+from service.db.transitions import add_event, assign, existing, runs_of, transition, works_on
 
 
 class RunQueries(LeaseQueries):
@@ -44,7 +44,7 @@ class RunQueries(LeaseQueries):
             run = session.get(RunRecord, run_id)
             if run is None or run.attempt != attempt or wanted is State.RUNNING:
                 return False
-            return transition(session, run, wanted, {} if result is None else {"result": result}, error)
+            return transition(session, run, wanted, {} if result is None else {"result": result}, error=error)
 
     def move_on(
         self,
@@ -77,8 +77,7 @@ class RunQueries(LeaseQueries):
             if not transition(session, run, wanted, fields):
                 return None
             if backoff is not None and wanted is State.LOST:
-                event = {"type": "log", "level": "warning", "message": backoff.waits_for}
-                session.execute(insert(EventRecord), [event_row(run.job_id, run_id, attempt, None, event)])
+                add_event(session, run, {"type": "log", "level": "warning", "message": backoff.waits_for})
                 reason = None if backoff.is_over else backoff.waits_for
                 session.execute(update(RunRecord).where(RunRecord.id == run_id).values(waits_for=reason))
             return wanted
@@ -118,8 +117,7 @@ class RunQueries(LeaseQueries):
                 if reason == run.waits_for:
                     continue
                 if run.waits_for is None:
-                    event = {"type": "log", "level": "info", "message": reason}
-                    session.execute(insert(EventRecord), [event_row(job_id, run.id, run.attempt, None, event)])
+                    add_event(session, run, {"type": "log", "level": "info", "message": reason})
                 assign(run, {"waits_for": reason})
 
     def record_result(self, run_id: str, attempt: int, artifacts: Sequence[Json], result: Json) -> bool:

@@ -8,12 +8,12 @@ again.
 
 from collections.abc import Collection, Iterable
 
-from sqlalchemy import insert, null, select
+from sqlalchemy import null, select
 from sqlalchemy.orm import Session
 
-from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
+from service.db.models import JobRecord, Json, RunRecord, utc_now
 from service.db.states import State
-from service.db.transitions import all_paused, event_row, runs_of, transition
+from service.db.transitions import add_event, all_paused, runs_of, transition
 
 _WAITING = frozenset({State.QUEUED, State.LOST})
 
@@ -100,9 +100,7 @@ def make_ordinary(session: Session, row: JobRecord | RunRecord) -> None:
     if row.state is not State.PAUSED or row.set_aside is None:
         return
     row.set_aside = None
-    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
-    event = {"type": "state", "state": State.PAUSED, "error": None}
-    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, event)])
+    add_event(session, row, {"type": "state", "state": State.PAUSED, "error": None})
 
 
 def follow(session: Session, job: JobRecord) -> None:

@@ -91,11 +91,10 @@ def transition(
     result = session.execute(update(table).where(unchanged).values(values))
     if cast("CursorResult[Any]", result).rowcount != 1:
         return False
-    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
     event: Json = {"type": "state", "state": wanted, "error": error}
     if (reason := values["set_aside"]) is not None:
         event["set_aside"] = reason
-    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, event)])
+    add_event(session, row, event)
     return True
 
 
@@ -112,7 +111,13 @@ def assign(row: JobRecord | RunRecord, fields: Mapping[str, object]) -> None:
         setattr(row, name, value)
 
 
-def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, event: Json) -> Json:
+def add_event(session: Session, row: JobRecord | RunRecord, event: Json) -> None:
+    """Add an event of the service's own to a job or run, for its present attempt."""
+    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
+    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, event)])
+
+
+def event_row(job_id: str, run_id: str | None, attempt: int, event: Json, n: int | None = None) -> Json:
     """Columns of an event; ``run_id`` None is the job itself, ``n`` None what the service adds of its own."""
     return {
         "job_id": job_id,
@@ -149,7 +154,7 @@ def unreadable(seq: int, job_id: str, run_id: str) -> EventRecord:
     """Substitute for an event that is damaged in the database: a warning that says so. It is not stored."""
     message = f"event {seq} cannot be read: what the database holds of it is damaged"
     event = {"type": "log", "level": "warning", "message": message}
-    return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, None, event))
+    return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, event))
 
 
 def all_paused(runs: Iterable[RunRecord]) -> bool:

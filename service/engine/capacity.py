@@ -134,7 +134,7 @@ def choose_capacity(settings: Settings, cpus: int, gpus: int, gpu_memory_bytes: 
         )
     if not gpus:
         why = "RETORT_RUN_CPUS" if wanted is not None else "without a GPU a run has one core"
-        return Capacity(cpus, gpus, wanted or 1.0, 1.0, why)
+        return Capacity(cpus, gpus, wanted or 1.0, 1.0, reason=why)
     reasons = []
     if settings.gpu_share is not None:
         gpu_share = _rounded_down(settings.gpu_share)
@@ -160,7 +160,7 @@ def choose_capacity(settings: Settings, cpus: int, gpus: int, gpu_memory_bytes: 
     else:
         run_cpus = wanted
         reasons.append("RETORT_RUN_CPUS")
-    return Capacity(cpus, gpus, run_cpus, gpu_share, "; ".join(reasons))
+    return Capacity(cpus, gpus, run_cpus, gpu_share, reason="; ".join(reasons))
 
 
 def _rounded_down(share: float) -> float:

@@ -75,7 +75,7 @@ def run_engine(settings: Settings) -> None:
                 while not ending.is_set():
                     with _cluster(settings, parts, ending) as cluster:
                         if cluster is not None:
-                            _work(scheduler, cluster, queries, ending, parts)
+                            _work(scheduler, cluster, queries, ending, parts=parts)
             except LeaseLost as error:
                 log.error("lease lost", error=str(error))
             except RayFailed:

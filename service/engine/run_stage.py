@@ -87,7 +87,7 @@ class RunStage:
                 job.plan,
                 specs[run.index],
                 context.folders,
-                context.run_folder(run) / f"a{run.attempt}",
+                folder=context.run_folder(run) / f"a{run.attempt}",
                 threads=max(1, int(context.capacity.run_cpus)),
                 earlier=tuple(self._earlier(run)),
                 told_epoch=run.epoch,

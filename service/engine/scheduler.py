@@ -187,7 +187,7 @@ class Scheduler:
             self._endings.fail(record.id, record.attempt, {"type": kind, "message": message})
             return None
         progress = CacheProgress(context.forwards_in(record.id), record.teacher_forwards)
-        job = ActiveJob(record, record.attempt, spec, progress, record.state)
+        job = ActiveJob(record, record.attempt, spec, progress, state=record.state)
         runs = self._queries.runs(record.id)
         job.whole.update(run.id for run in runs if run.whole_gpu)
         job.alone.update(job.whole)
