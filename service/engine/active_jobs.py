@@ -67,7 +67,10 @@ class ActiveJob:
 
     Attributes:
         state, states: of the job and of its runs, as of the last look; None is a job that is gone.
+        caches: the process that builds its caches, if there is one.
         has_built: whether this engine has begun its caches before.
+        cache_plan: once its caches are complete; what its runs are trained on.
+        runs: the processes that train its runs or write their artifacts, by run id.
         backoffs: of runs, and of ``caches``, that were lost since they last came on; stored, too.
         alone: runs that share no process.
         whole: runs, and ``caches``, that share no GPU either: a share of one was too small. Those of runs are stored.
@@ -83,7 +86,7 @@ class ActiveJob:
     states: Mapping[str, State] = field(default_factory=dict)
     caches: Work | None = None
     has_built: bool = False
-    plan: CachePlan | None = None
+    cache_plan: CachePlan | None = None
     runs: dict[str, Work] = field(default_factory=dict)
     backoffs: dict[str, Backoff] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)

@@ -90,8 +90,8 @@ class CacheStage:
 
     def _take_caches(self, job: ActiveJob, value: Json) -> None:
         """Begin the training stage: the caches are complete."""
-        job.plan = CachePlan.model_validate(value["plan"])
-        accuracy = job.plan.accuracy
+        job.cache_plan = CachePlan.model_validate(value["plan"])
+        accuracy = job.cache_plan.accuracy
         assert accuracy is not None
         self._queries.update_job(
             job.id,

@@ -88,7 +88,7 @@ def free_slots(context: EngineContext) -> Iterator[tuple[ActiveJob, int]]:
         A job, and in how many processes its waiting runs may start now.
     """
     fault, jobs = context.disk.fault, [*context.jobs.values()]
-    waiting_jobs = [job for job in jobs if job.plan is not None and job.state is State.RUNNING and job.waiting]
+    waiting_jobs = [job for job in jobs if job.cache_plan is not None and job.state is State.RUNNING and job.waiting]
     if fault is not None:
         for job in waiting_jobs:
             context.record_waiting(job, {job.waiting[0]: fault.message})

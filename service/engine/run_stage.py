@@ -75,7 +75,7 @@ class RunStage:
         context, training = self._context, job.spec.training
         able = [run for run in runs if not self._has_had_enough(run)]
         need = context.capacity.need_of(training, whole=not job.whole.isdisjoint(run.id for run in able))
-        if job.plan is None:
+        if job.cache_plan is None:
             return
         begun = self._queries.start_attempts([run.id for run in able], share_of(need))
         if not begun:
@@ -84,7 +84,7 @@ class RunStage:
         training_tasks = [
             task_of_run(
                 job.spec,
-                job.plan,
+                job.cache_plan,
                 specs[run.index],
                 context.folders,
                 folder=context.run_folder(run) / f"a{run.attempt}",

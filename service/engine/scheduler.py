@@ -207,7 +207,7 @@ class Scheduler:
         self._poll(job)
         if job.id not in self._jobs or job.caches is not None:
             return
-        if job.plan is None and job.state is State.RUNNING and job.waiting and job.may_start(CACHES):
+        if job.cache_plan is None and job.state is State.RUNNING and job.waiting and job.may_start(CACHES):
             # Not for runs that were found in training: those have theirs.
             self._cache_stage.begin(job)
         if job.caches is not None or job.runs:
