@@ -20,7 +20,7 @@ from service.api.inbound import IS_SPARE
 from service.api.problems import problem_response
 from service.api.rate_limits import SSE, ConcurrencyLimit, RateLimit, address_group, check_depth
 from service.db.api_keys import KeyRing
-from service.db.models import new_id
+from service.db.ids import new_id
 from service.db.scopes import Caller
 from service.errors import NoRoom, ServiceError, SlowBody, TooLarge
 from service.paths import API_PREFIX, HEALTH_PATHS, POLLED_PATHS, UPLOAD_PATH, route_of

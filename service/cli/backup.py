@@ -11,7 +11,7 @@ from service.cli.base import session
 
 if TYPE_CHECKING:
     from service.client.transport import Document
-    from service.operations.backup import Manifest
+    from service.operations.backup_format import Manifest
 
 PANEL = "The service"
 DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR of the service.")]
@@ -52,7 +52,7 @@ def restore(
     replace: Annotated[bool, typer.Option("--replace", help="Set aside what a service has kept there.")] = False,
 ) -> None:
     """Check a backup and put it in place, while no service runs."""
-    from service.operations.backup import restore as put_back
+    from service.operations.restore import restore as put_back
     from service.settings import Settings
 
     settings = Settings() if data_dir is None else Settings(data_dir=data_dir)

@@ -18,12 +18,12 @@ from rich.text import Text
 from service.cli import render as terminal
 from service.client.client import Client
 from service.client.transport import PATIENCE_S, Document
+from service.db.states import TERMINAL
 
 _BAR_WIDTH = 32
 _REFRESH_PER_S = 4
 # Lines that the live view needs beside the runs.
 _HEAD_LINES = 6
-_TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 _WAITING_STATES = frozenset({"queued", "paused"})
 # In a log, a line per so much progress is enough.
 _LOG_EVERY_S = 5.0
@@ -285,7 +285,7 @@ def _shown(view: JobView, runs_max: int) -> list[RunLine]:
     runs = list(view.runs.values())
     if len(runs) <= runs_max:
         return runs
-    ranked = sorted(runs, key=lambda run: (run.state in _WAITING_STATES, run.state in _TERMINAL_STATES))
+    ranked = sorted(runs, key=lambda run: (run.state in _WAITING_STATES, run.state in TERMINAL))
     chosen = {id(run) for run in ranked[:runs_max]}
     return [run for run in runs if id(run) in chosen]
 

@@ -20,7 +20,8 @@ from sqlalchemy import exists, inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db.database import Database
-from service.db.models import KeyRecord, new_id, utc_now
+from service.db.ids import new_id
+from service.db.models import KeyRecord, utc_now
 from service.db.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
 from service.db.shared_read import SharedRead
 from service.db.transitions import existing
@@ -69,7 +70,7 @@ class Keys:
             return existing(session, KeyRecord, id)
 
     def revoke(self, id: str) -> KeyRecord:
-        """Ends a key for good; one that is revoked stays as it is. Raises NotFound."""
+        """End a key for good; one that is revoked stays as it is. Raises NotFound."""
         with self.database.write() as session:
             key = existing(session, KeyRecord, id)
             key.revoked_at = key.revoked_at or utc_now()
@@ -82,7 +83,7 @@ class Keys:
             return rows, bool(rows) or bool(session.scalar(select(exists().select_from(KeyRecord))))
 
     def note_uses(self, used: Mapping[str, datetime]) -> None:
-        """Sets when these keys were used last."""
+        """Set when these keys were used last."""
         with self.database.write() as session:
             for id, at in used.items():
                 session.execute(update(KeyRecord).where(KeyRecord.id == id).values(last_used_at=at))
@@ -139,7 +140,7 @@ class KeyRing:
         self._used: dict[str, datetime] = {}
 
     async def find(self, secret: str | None) -> Caller | None:
-        """Who brings this secret; None for nobody who may call.
+        """Find the caller who brings a secret; None for nobody who may call.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the table cannot be read, and the key is not that of the file.
@@ -169,11 +170,11 @@ class KeyRing:
         return any(id == caller.key_id for id, _, _ in picture.live)
 
     def forget(self) -> None:
-        """Lets the next request look at the table: this process has changed it."""
+        """Let the next request look at the table: this process has changed it."""
         self._picture, self._forgotten_s = None, time.monotonic()
 
     async def note_uses(self) -> None:
-        """Writes down when keys were used last."""
+        """Write down when keys were used last."""
         used, self._used = self._used, {}
         if used:
             await anyio.to_thread.run_sync(self._keys.note_uses, used, limiter=self._thread)

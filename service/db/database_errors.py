@@ -25,7 +25,7 @@ def disk_error(error: BaseException | None, url: URL) -> tuple[bool, str] | None
 
     Args:
         error: of the driver.
-        url: of the database, of which nothing is shown but SQLite's folder: strangers are told as well.
+        url: of the database, of which nothing is shown but SQLite's folder: strangers read the message as well.
     """
     if isinstance(error, sqlite3.Error):
         # What Python's module raises of its own accord has no code.

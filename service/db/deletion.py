@@ -1,23 +1,16 @@
-"""Deletion of jobs, runs, data sets and teachers, with their files: the rows first, the files afterwards.
+"""Deletion of jobs, runs, datasets and teachers, with their files: the rows first, the files afterwards.
 
 The transaction that deletes the rows leaves a tombstone (``DeletedPathRecord``) for each file or folder that nobody
-names any more. It is removed right after; what a kill leaves is found by ``sweep``, which the engine calls when it
-starts and now and then. A file without a tombstone is never touched: files that the database does not know are the sign
-of a database that is older than they are, see ``data_dir.unknown_files``.
+names any more, see ``tombstones``.
 
 Nothing is deleted that live work needs: a job that has not ended, a run whose checkpoint a live retry may go on from, a
-data set or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
+dataset or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
 become retries of what the deleted run was a retry of.
 """
 
-import os
-import shutil
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from datetime import timedelta
-from pathlib import Path
 
-import structlog
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
@@ -25,7 +18,6 @@ from service.db.api_queries import DATASET
 from service.db.database import Database
 from service.db.models import (
     DatasetRecord,
-    DeletedPathRecord,
     DeletedSumRecord,
     EventRecord,
     JobRecord,
@@ -36,6 +28,7 @@ from service.db.models import (
 )
 from service.db.packed_events import compact, hand_over_epochs
 from service.db.states import LIVE
+from service.db.tombstones import Tombstones, bury, has_teacher
 from service.db.transitions import existing, runs_of
 from service.errors import Conflict
 from service.settings import Settings
@@ -45,27 +38,26 @@ from workers.data.discovery import examine
 from workers.errors import InvalidDataset
 from workers.texts import some_of
 
-# A process that was just being ended may make its folder once more; it has died by then.
-TOMBSTONE_KEPT = timedelta(hours=1)
 # With more events than this a job is compacted before it is deleted: one transaction holds up every other writer.
 EVENTS_AT_ONCE = 20_000
 _NAMED_MAX = 3
-_FOLDERS = frozenset({"jobs", "teachers", "datasets"})
-log = structlog.get_logger("retort.deletion")
 
 
 class Deletion:
-    """What clients, and retention, may delete; all of it may be called in any process of the service.
+    """Deletes for clients and for retention, in any process of the service.
 
     Args:
         database: migrated to head.
         settings: where the files are.
+
+    Attributes:
+        tombstones: of the files whose rows are gone.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
         self._settings = settings
-        self._data_dir = settings.data_dir.resolve()
+        self.tombstones = Tombstones(database, settings)
 
     # -------------------------------------------------------------------------------------------------- jobs, runs
 
@@ -93,8 +85,8 @@ class Deletion:
             session.execute(update(JobRecord).where(children).values(retry_of=parent))
             _add_sums(session, {**_sums_of_runs(runs), **_sums_of_job(job)})
             session.execute(delete(JobRecord).where(JobRecord.id == job_id))
-            _bury(session, [path])
-        return self._remove(path)
+            bury(session, [path])
+        return self.tombstones.remove(path)
 
     def delete_run(self, run_id: str) -> int:
         """Delete a run of a job that has ended; the job's other runs stay. Returns the bytes of its files.
@@ -112,8 +104,8 @@ class Deletion:
             session.execute(delete(EventRecord).where(EventRecord.run_id == run_id))
             session.execute(delete(PackedEventsRecord).where(PackedEventsRecord.run_id == run_id))
             session.execute(delete(RunRecord).where(RunRecord.id == run_id))
-            _bury(session, [path])
-        return self._remove(path)
+            bury(session, [path])
+        return self.tombstones.remove(path)
 
     def pin_job(self, job_id: str) -> JobRecord:
         """Keep a job from deletion and retention; pinning it again changes nothing. Raises NotFound."""
@@ -127,10 +119,10 @@ class Deletion:
         with self.database.write() as session:
             existing(session, JobRecord, job_id).pinned_at = None
 
-    # ------------------------------------------------------------------------------------------ data sets, teachers
+    # ------------------------------------------------------------------------------------------ datasets, teachers
 
     def delete_dataset(self, dataset_id: str) -> None:
-        """Forget the name of a data set, and remove its decoded copies unless another name or a live job has them.
+        """Forget the name of a dataset, and remove its decoded copies unless another name or a live job has them.
 
         Raises:
             NotFound.
@@ -150,9 +142,9 @@ class Deletion:
                 copies = []
             used = decoded_in_use(session)
             paths = [f"datasets/{copy.name}" for copy in copies if copy.fingerprint not in used]
-            _bury(session, paths)
+            bury(session, paths)
         for path in paths:
-            self._remove(path)
+            self.tombstones.remove(path)
 
     def _copies_of(self, spec: DatasetSpec) -> list[decoded.Copy]:
         work_dir, key = self._settings.datasets_dir, None
@@ -176,76 +168,9 @@ class Deletion:
             session.delete(teacher)
             session.flush()
             path = f"teachers/{teacher.sha256}.onnx"
-            if not _has_teacher(session, teacher.sha256):
-                _bury(session, [path])
-        self._remove(path)
-
-    # ----------------------------------------------------------------------------------------------------- tombstones
-
-    def sweep(self) -> int:
-        """Remove what deletions that were killed have left; returns how many bytes that were."""
-        with self.database.read() as session:
-            paths = session.scalars(select(DeletedPathRecord.path).order_by(DeletedPathRecord.path)).all()
-        freed = 0
-        for path in paths:
-            try:
-                freed += self._remove(path)
-            except OSError as error:
-                # The others are not to wait for this one.
-                log.warning("what was deleted cannot be removed", path=path, error=str(error))
-        return freed
-
-    def _remove(self, path: str) -> int:
-        """Remove what a tombstone names, if there is one; returns the bytes that are free again."""
-        kind, _, name = path.partition("/")
-        if kind not in _FOLDERS or not name or ".." in path.split("/"):
-            log.warning("a tombstone that names no file of ours", path=path)
-            return 0
-        with self.database.read() as session:
-            tombstone = session.get(DeletedPathRecord, path)
-        if tombstone is None:
-            return 0
-        target = self._data_dir / path
-        if kind == "teachers":
-            return self._remove_teacher(path, target)
-        if kind == "datasets":
-            freed = decoded.remove(self._settings.datasets_dir, name, tombstone.deleted_at)
-            self._forget(path)
-            return freed
-        freed = size_of(target)
-        shutil.rmtree(target, ignore_errors=True)
-        if not target.exists() and tombstone.deleted_at < utc_now() - TOMBSTONE_KEPT:
-            self._forget(path)
-        return freed
-
-    def _remove_teacher(self, path: str, target: Path) -> int:
-        """In a transaction: the same bytes may be uploaded at the same moment."""
-        freed = size_of(target)
-        with self.database.write() as session:
-            tombstone = session.get(DeletedPathRecord, path)
-            if tombstone is None:
-                return 0
-            session.delete(tombstone)
-            if _has_teacher(session, target.stem):
-                return 0
-            target.unlink(missing_ok=True)
-        return freed
-
-    def _forget(self, path: str) -> None:
-        with self.database.write() as session:
-            session.execute(delete(DeletedPathRecord).where(DeletedPathRecord.path == path))
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; of what is gone meanwhile, none."""
-    if path.is_file():
-        return path.stat().st_size
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += Path(folder, name).lstat().st_size
-    return total
+            if not has_teacher(session, teacher.sha256):
+                bury(session, [path])
+        self.tombstones.remove(path)
 
 
 def decoded_in_use(session: Session) -> set[str]:
@@ -322,11 +247,6 @@ def _add_sums(session: Session, sums: dict[str, float]) -> None:
         row.value += value
 
 
-def _bury(session: Session, paths: Iterable[str]) -> None:
-    for path in paths:
-        session.merge(DeletedPathRecord(path=path, deleted_at=utc_now()))
-
-
 def _refuse_in_use(what: str, job_ids: Sequence[str]) -> None:
     """Raises Conflict."""
     if job_ids:
@@ -341,8 +261,3 @@ def _datasets_of_live_jobs(session: Session) -> list[tuple[str, DatasetSpec]]:
 def _is_same(one: DatasetSpec, other: DatasetSpec) -> bool:
     """Whether two descriptions are of the same pictures, however they are stored."""
     return decoded.described(one) == decoded.described(other)
-
-
-def _has_teacher(session: Session, sha256: str) -> bool:
-    same_bytes = select(func.count()).where(TeacherRecord.sha256 == sha256)
-    return bool(session.scalar(same_bytes))

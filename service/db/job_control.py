@@ -1,9 +1,9 @@
-"""What clients ask of a job or run: cancel, pause, resume. The engine sees the state and does it; it moves the rest.
+"""Control of jobs and runs by clients: cancel, pause, resume. The engine sees the state and acts; it moves the rest.
 
-What somebody works on is told (cancelling, pausing) and moved on by its engine. What nobody works on, because it is
-queued, paused or lost, is moved at once: no engine need come by. What the engine has set aside is paused for good by a
-client that pauses it, and tried at once by one that resumes it. Each request is one transaction, and asking again for
-what is so already changes nothing: the table of states has no such move.
+What somebody works on is asked to stop (cancelling, pausing) and moved on by its engine. What nobody works on, because
+it is queued, paused or lost, is moved at once: no engine need come by. What the engine has set aside is paused for good
+by a client that pauses it, and tried at once by one that resumes it. Each request is one transaction, and a repeated
+one changes nothing: the table of states has no such move.
 """
 
 from sqlalchemy import Select
@@ -37,7 +37,7 @@ class JobControl:
     # -------------------------------------------------------------------------------------------------------- jobs
 
     def cancel_job(self, job_id: str) -> JobRecord:
-        """Ends what nobody works on now, and tells what runs to stop; of a job that has ended nothing changes.
+        """End what nobody works on now, and ask what runs to stop; of a job that has ended nothing changes.
 
         Raises:
             NotFound.
@@ -49,7 +49,7 @@ class JobControl:
             return job
 
     def pause_job(self, job_id: str) -> JobRecord:
-        """Sets aside what nobody works on now, and tells what runs to save its state and stop.
+        """Set aside what nobody works on now, and ask what runs to save its state and stop.
 
         Raises:
             NotFound.
@@ -63,7 +63,7 @@ class JobControl:
             return job
 
     def resume_job(self, job_id: str) -> JobRecord:
-        """Queues a paused job and its paused runs again; what is still pausing goes on.
+        """Queue a paused job and its paused runs again; what is still pausing goes on.
 
         Raises:
             NotFound.
@@ -79,7 +79,7 @@ class JobControl:
     # -------------------------------------------------------------------------------------------------------- runs
 
     def cancel_run(self, run_id: str) -> RunRecord:
-        """Ends one run, or tells it to stop; of a run that has ended nothing changes.
+        """End one run, or ask it to stop; of a run that has ended nothing changes.
 
         A job that nobody works on ends with the last of its runs.
 
@@ -94,7 +94,7 @@ class JobControl:
             return run
 
     def pause_run(self, run_id: str) -> RunRecord:
-        """Sets one run aside, or tells it to save its state and stop.
+        """Set one run aside, or ask it to save its state and stop.
 
         A job that nobody works on is paused with the last of its runs.
 
@@ -111,7 +111,7 @@ class JobControl:
             return run
 
     def resume_run(self, run_id: str) -> RunRecord:
-        """Queues one paused run again, and with it its job if that is paused; the job's other runs stay as they are.
+        """Queue one paused run again, and with it its job if that is paused; the job's other runs stay as they are.
 
         Raises:
             NotFound.
@@ -158,7 +158,7 @@ def _resume(session: Session, row: JobRecord | RunRecord) -> None:
 
 
 def _follow(session: Session, job: JobRecord) -> None:
-    """Moves a job that nobody works on after the last of its runs."""
+    """Move a job that nobody works on after the last of its runs."""
     if job.state in WORKING:
         return
     runs = list(session.scalars(runs_of(job.id)))

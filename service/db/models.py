@@ -1,19 +1,15 @@
-"""The tables, as SQLAlchemy models; rows leave a transaction detached and are read as plain records.
+"""Models of the tables (SQLAlchemy); rows leave a transaction detached and are read as plain records.
 
 Times are UTC and timezone-aware. JSON columns hold what pydantic dumped. ``seq`` of an event rises with the order of
 commits (see ``Database.write``), so a reader that has seen ``seq`` has missed nothing before it.
 """
 
-import secrets
-import threading
-import time
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
@@ -24,70 +20,17 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
 )
-from sqlalchemy import DateTime as SqlDateTime
-from sqlalchemy import Enum as SqlEnum
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
 
+from service.db.columns import STATE, UtcDateTime
 from service.db.states import State
 
 Json = dict[str, Any]
-
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32 in ASCII order, so that ids sort by time
-_RANDOM_BITS = 80
-_ID_CHARS = 26
-_id_lock = threading.Lock()
-_last_number = 0
-
-
-def new_id(prefix: str) -> str:
-    """A new id such as ``job_01k9v3...``: milliseconds since 1970 (48 bits) and 80 random bits, in base 32.
-
-    Ids made by one process rise strictly, those of several rise with their clocks.
-    """
-    global _last_number
-    number = (time.time_ns() // 1_000_000 << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
-    with _id_lock:
-        # Within one millisecond the random part decides nothing: count up instead.
-        number = _last_number = max(number, _last_number + 1)
-    digits = (_ALPHABET[number >> (5 * place) & 31] for place in reversed(range(_ID_CHARS)))
-    return f"{prefix}_{''.join(digits)}"
 
 
 def utc_now() -> datetime:
     """This machine's clock, timezone-aware."""
     return datetime.now(UTC)
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A timezone-aware UTC time in every database; SQLite has no such type and keeps it without the zone."""
-
-    impl = SqlDateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To the database. Raises ValueError for a time without a zone."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value} has no time zone")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """From the database."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-# Plain text: PostgreSQL's ENUM type, or a check, would make every new state a migration of its own.
-STATE = SqlEnum(
-    State,
-    native_enum=False,
-    length=16,
-    values_callable=lambda states: [state.value for state in states],
-)
 
 
 class Base(DeclarativeBase):
@@ -123,7 +66,7 @@ class TeacherRecord(Base):
 
 
 class DatasetRecord(Base):
-    """A data set with a name of its own; jobs may also describe theirs outright."""
+    """A dataset with a name of its own; jobs may also describe theirs outright."""
 
     __tablename__ = "datasets"
 
@@ -326,7 +269,7 @@ class DeletedPathRecord(Base):
 
 
 class DeletedSumRecord(Base):
-    """What deleted jobs and runs had added to a counter of ``/metrics``, so that it does not fall."""
+    """Sum that deleted jobs and runs had added to a counter of ``/metrics``, so that it does not fall."""
 
     __tablename__ = "deleted_sums"
 

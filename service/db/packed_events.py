@@ -86,7 +86,7 @@ def events_of(session: Session, owner: JobRecord | RunRecord, after: int, limit:
 
 
 def epoch_events(session: Session, run_id: str) -> list[EventRecord]:
-    """The events of a run that tell of an epoch, packed or not, oldest first."""
+    """The events of a run of type ``epoch``, packed or not, oldest first."""
     plain = select(EventRecord).where(EventRecord.run_id == run_id, EventRecord.type == "epoch")
     # In this order, as above.
     rows = {row.seq: row for row in event_rows(session, plain)}
@@ -96,7 +96,7 @@ def epoch_events(session: Session, run_id: str) -> list[EventRecord]:
 
 
 def metrics_by_epoch(session: Session, run_id: str) -> dict[int, Json]:
-    """The metrics of each epoch that the events of a run tell of; of one that was trained twice, the later ones."""
+    """The metrics of each epoch by the events of a run; of one that was trained twice, the later ones."""
     found: list[object] = [row.data for row in epoch_events(session, run_id)]
     return {data["epoch"]: data["metrics"] for data in found if isinstance(data, dict) and "epoch" in data}
 

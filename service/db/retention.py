@@ -1,4 +1,4 @@
-"""Retention: which ended jobs, decoded data sets and events go by age, number or bytes, and their collection.
+"""Retention: limits by age, number and bytes of ended jobs, decoded datasets and events, and their collection.
 
 Nothing goes unless a limit asks for it. Of jobs the one that has ended first goes first; what is pinned, has not ended,
 or is needed by a live retry stays, and counts. The engine collects now and then what the settings say
@@ -13,29 +13,30 @@ import structlog
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
-from service.db.deletion import Deletion, decoded_in_use, size_of
+from service.db.deletion import Deletion, decoded_in_use
 from service.db.models import EventRecord, JobRecord, RunRecord, utc_now
 from service.db.packed_events import compact
 from service.db.states import LIVE, TERMINAL, State
+from service.db.usage import size_of
 from service.errors import Conflict, NotFound
 from service.settings import Settings
 from workers.data.decoded import IDLE, Copy, copies, excess, remove, sweep
 
 DAY_S = 86400.0
-# Streams have been told of the end of a job by then.
+# Streams have sent the end of a job by then.
 _QUIET = timedelta(minutes=1)
 log = structlog.get_logger("retort.retention")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What may stay; None is no limit.
+    """Limits of what may stay; None is no limit.
 
     Attributes:
         jobs_max_age_s: seconds since a job has ended.
         jobs_max_count: of jobs that have ended.
         jobs_max_bytes: of the files of all jobs.
-        decoded_max_bytes: of all decoded data sets.
+        decoded_max_bytes: of all decoded datasets.
         events_max_age_s: seconds since the end of a job, until its events are compacted.
     """
 
@@ -47,7 +48,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
-        """Those of the settings, in which 0 is no limit."""
+        """Limits of the settings, in which 0 is no limit."""
         return cls(
             jobs_max_age_s=settings.jobs_max_age_days * DAY_S or None,
             jobs_max_count=settings.jobs_max_count or None,
@@ -75,7 +76,7 @@ class EndedJob:
 
 @dataclass
 class Collected:
-    """What a collection has removed, or what a dry run would remove.
+    """Result of a collection: what it has removed, or what a dry run would remove.
 
     Attributes:
         compacted_jobs, compacted_events: jobs whose events were compacted, and events that were in rows of their own.
@@ -129,7 +130,7 @@ class Retention:
         """
         now, done = utc_now(), Collected()
         if not dry_run:
-            done.rests_bytes = self._deletion.sweep()
+            done.rests_bytes = self._deletion.tombstones.sweep()
             sweep(self._settings.datasets_dir)
         for job in self._choose_jobs(limits, now):
             if should_stop():
@@ -164,9 +165,9 @@ class Retention:
         }
         if limits.jobs_max_bytes is not None:
             total = sum(sizes.values()) + sum(map(self._size, live))
-            going |= _too_large(candidates, going, sizes, total, limits.jobs_max_bytes)
+            going |= _too_large(candidates, going, sizes, total, max_bytes=limits.jobs_max_bytes)
         return [
-            EndedJob(job.id, job.name, job.state, job.ended_at, sizes[job.id], going[job.id])
+            EndedJob(job.id, job.name, job.state, job.ended_at, size_bytes=sizes[job.id], reason=going[job.id])
             for job in candidates
             if job.id in going
         ]
@@ -224,7 +225,7 @@ def _ended_jobs(session: Session) -> list[_Candidate]:
     rows = session.execute(query.where(JobRecord.state.in_(TERMINAL)).order_by("ended_at", JobRecord.id)).all()
     needed = _needed(session)
     return [
-        _Candidate(row.id, row.name, row.state, row.ended_at, row.pinned_at is not None or row.id in needed)
+        _Candidate(row.id, row.name, row.state, row.ended_at, is_kept=row.pinned_at is not None or row.id in needed)
         for row in rows
     ]
 
@@ -267,39 +268,3 @@ def _too_large(
             chosen[job.id] = f"the files of all jobs are more than {max_bytes:,} bytes"
             total -= sizes[job.id]
     return chosen
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What the service keeps, in bytes, and how many jobs."""
-
-    jobs: int
-    ended_jobs: int
-    pinned_jobs: int
-    jobs_bytes: int
-    decoded_bytes: int
-    caches_bytes: int
-    teachers_bytes: int
-    database_bytes: int
-    database_free_bytes: int
-
-
-def usage(settings: Settings, deletion: Deletion) -> Usage:
-    """What there is at this moment; takes as long as looking at every file's size."""
-    database = deletion.database
-    with database.read() as session:
-        counts = session.execute(select(JobRecord.state, func.count()).group_by(JobRecord.state)).all()
-        pinned = select(func.count()).select_from(JobRecord).where(JobRecord.pinned_at.is_not(None))
-        pinned_jobs = session.scalar(pinned) or 0
-    size_bytes, free_bytes = database.size_bytes()
-    return Usage(
-        jobs=sum(count for _, count in counts),
-        ended_jobs=sum(count for state, count in counts if state in TERMINAL),
-        pinned_jobs=pinned_jobs,
-        jobs_bytes=size_of(settings.jobs_dir),
-        decoded_bytes=size_of(settings.datasets_dir),
-        caches_bytes=size_of(settings.caches_dir),
-        teachers_bytes=size_of(settings.teachers_dir),
-        database_bytes=size_bytes,
-        database_free_bytes=free_bytes,
-    )

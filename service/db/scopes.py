@@ -1,11 +1,15 @@
-"""What an API key may do, and who is calling."""
+"""Scopes of API keys, and callers.
+
+Apart from ``api_keys``, for the command line names the scopes when it starts: SQLAlchemy would take it longer than all
+the rest, 0.9 s after 0.5 s.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """What a key is good for; each includes those before it."""
+    """Scope of an API key; each includes those before it."""
 
     READ = "read"
     WRITE = "write"
@@ -19,7 +23,7 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who has sent a request.
+    """Caller: who has sent a request.
 
     Attributes:
         key_id: of the key that came with it; None for the key of ``RETORT_API_KEY_FILE``, and for this machine's own
@@ -34,7 +38,7 @@ class Caller:
 
 
 OPERATOR = Caller(None, "key file", Scope.ADMIN)
-"""Whoever brings the key of ``RETORT_API_KEY_FILE``."""
+"""The caller who brings the key of ``RETORT_API_KEY_FILE``."""
 
 THIS_MACHINE = Caller(None, None, Scope.ADMIN)
-"""Whoever calls a service that has no keys: it can be reached from its own machine only."""
+"""The caller of a service that has no keys: it can be reached from its own machine only."""

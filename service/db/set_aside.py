@@ -2,27 +2,24 @@
 
 What is set aside has the state ``paused`` and a reason, ``{"code", "message", "since"}``, in ``set_aside``. A client
 that pauses it makes that an ordinary pause, which lasts until a client resumes it; a client that resumes it has it
-tried at once. The functions here work in a transaction of their caller's; ``TryBackoff`` says when to try again.
+tried at once. The functions here work in a transaction of their caller's; ``backoff.TryBackoff`` says when to try
+again.
 """
 
-import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 
-from sqlalchemy import insert, null, select
+from sqlalchemy import null, select
 from sqlalchemy.orm import Session
 
-from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
+from service.db.models import JobRecord, Json, RunRecord, utc_now
 from service.db.states import State
-from service.db.transitions import all_paused, event_row, runs_of, transition
+from service.db.transitions import add_event, all_paused, runs_of, transition
 
-FIRST_TRY_S = 5.0
-TRY_MAX_S = 600.0
 _WAITING = frozenset({State.QUEUED, State.LOST})
 
 
 def reason_of(code: str, message: str) -> Json:
-    """What is stored of why something is set aside, as of now.
+    """Reason of setting something aside now, as it is stored.
 
     Args:
         code: the name of the disk's error, ``ENOSPC`` say.
@@ -103,38 +100,10 @@ def make_ordinary(session: Session, row: JobRecord | RunRecord) -> None:
     if row.state is not State.PAUSED or row.set_aside is None:
         return
     row.set_aside = None
-    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
-    event = {"type": "state", "state": State.PAUSED, "error": None}
-    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, event)])
+    add_event(session, row, {"type": "state", "state": State.PAUSED, "error": None})
 
 
 def follow(session: Session, job: JobRecord) -> None:
     """Make an ordinary pause of a job that is set aside, once none of its runs is: clients paused or ended those."""
     if job.state is State.PAUSED and reason_among(session.scalars(runs_of(job.id))) is None:
         make_ordinary(session, job)
-
-
-@dataclass
-class TryBackoff:
-    """When what was set aside is worth another try: later each time, until it has got somewhere in between.
-
-    Kept in memory alone: a new engine tries everything at once.
-    """
-
-    _tries: dict[str, int] = field(default_factory=dict)
-    _due: dict[str, float] = field(default_factory=dict)
-
-    def count(self, id: str) -> None:
-        """Note that a run, or a job with its caches, was set aside just now."""
-        self._tries[id] = tries = self._tries.get(id, 0) + 1
-        # The exponent is bounded, too: a float has an end.
-        self._due[id] = time.monotonic() + min(FIRST_TRY_S * 2.0 ** min(tries - 1, 16), TRY_MAX_S)
-
-    def reset(self, id: str) -> None:
-        """Note that it has got somewhere, or is gone."""
-        self._tries.pop(id, None)
-        self._due.pop(id, None)
-
-    def is_due(self, id: str) -> bool:
-        """Whether to try it now."""
-        return time.monotonic() >= self._due.get(id, 0.0)

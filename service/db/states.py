@@ -1,34 +1,10 @@
-"""The life of a job and of a run: one enum, one table, one pure function. No database here.
+"""States of jobs and runs: one enum, one table of moves, one pure function. No database here.
 
-::
-
-    queued ──> running ──> pausing ──> paused ──> queued     a client pauses it, and resumes it
-    pausing ──> running                                      resumed before it had stopped
-    running ──> queued                                       put down in good order: the engine ends, say
-    queued, lost ──> paused                                  there is nothing to stop
-    running ──> pausing ──> paused                           set aside because of the disk; resumed by the engine
-    running, pausing ──> cancelling
-    running, pausing, cancelling ──> lost                    its process vanished
-    lost ──> queued, running
-    queued, paused, lost ──> failed, cancelled
-    running, pausing, cancelling ──> failed, cancelled, succeeded
-
-    from \\ to    queued  running  pausing  paused  cancelling  lost  succeeded  failed  cancelled
-    queued        .        x        .       x         .        .        .        x         x
-    running       x        .        x       .         x        x        x        x         x
-    pausing       .        x        .       x         x        x        x        x         x
-    paused        x        .        .       .         .        .        .        x         x
-    cancelling    .        .        .       .         .        x        x        x         x
-    lost          x        x        .       x         .        .        .        x         x
-    succeeded     .        .        .       .         .        .        .        .         .
-    failed        .        .        .       .         .        .        .        .         .
-    cancelled     .        .        .       .         .        .        .        .         .
-
-The last three are final: nothing follows them, and a retry is a job of its own. *failed* is not *lost*: failed means
-that it raised, and the same request would raise again; lost means that it vanished (its process died), and it is tried
-again a bounded number of times. Only runs are lost, or queued when they are put down: a job stays what it is when its
-engine ends, until the next one takes it up. The stage of a job (inference, training) is progress, not a state. Workers
-only emit events; the engine alone moves states, except that a client may cancel, pause and resume.
+*failed* is not *lost*: failed means that it raised, and the same request would raise again; lost means that it vanished
+(its process died), and it is tried again a bounded number of times. Only runs are lost, or queued when they are put
+down: a job stays what it is when its engine ends, until the next one adopts it. The stage of a job (inference,
+training) is progress, not a state. Workers only emit events; the engine alone moves states, except that a client may
+cancel, pause and resume. ``transitions.transition`` makes every move in the database.
 """
 
 from collections.abc import Mapping
@@ -38,7 +14,7 @@ from service.errors import IllegalMove
 
 
 class State(StrEnum):
-    """Where a job or a run is in its life."""
+    """State of a job or a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -57,16 +33,22 @@ WORKING = frozenset({State.RUNNING, State.PAUSING, State.CANCELLING})
 """States in which somebody works on it, and in which its writes land."""
 
 TABLE: Mapping[State, frozenset[State]] = {
+    # There is nothing to stop: a client pauses it at once.
     State.QUEUED: frozenset({State.RUNNING, State.PAUSED, State.FAILED, State.CANCELLED}),
+    # To queued it is put down in good order: the engine ends, say. Set aside because of the disk, it pauses as well.
     State.RUNNING: frozenset({State.QUEUED, State.PAUSING, State.CANCELLING, State.LOST}) | TERMINAL,
+    # To running it is resumed before it has stopped.
     State.PAUSING: frozenset({State.RUNNING, State.PAUSED, State.CANCELLING, State.LOST}) | TERMINAL,
+    # A client resumes it, or the engine what it has set aside.
     State.PAUSED: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
     State.CANCELLING: frozenset({State.LOST}) | TERMINAL,
     State.LOST: frozenset({State.QUEUED, State.RUNNING, State.PAUSED, State.FAILED, State.CANCELLED}),
+    # Final: a retry is a job of its own.
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
+"""The states that may follow each state."""
 
 
 def move(current: State, wanted: State) -> State:

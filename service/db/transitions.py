@@ -1,18 +1,18 @@
-"""What ``engine_queries``, ``job_control`` and ``api_queries`` do with rows inside a transaction of theirs.
+"""Transitions of states, and other work on rows inside a transaction of the caller.
 
-Every change of a state, whoever asks for it, goes through ``transition``: it obeys ``states.TABLE`` and adds its own
+Every change of a state, by client or engine, goes through ``transition``: it obeys ``states.TABLE`` and adds its own
 event (type ``state``) in the same transaction.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 from sqlalchemy import CursorResult, Select, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from service.db.ids import is_id
 from service.db.models import (
     Base,
     DatasetRecord,
@@ -24,11 +24,11 @@ from service.db.models import (
     TeacherRecord,
     utc_now,
 )
-from service.db.states import TERMINAL, State, move
+from service.db.states import TERMINAL, WORKING, State, move
 from service.errors import IllegalMove, NotFound
 
 # What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
-# the database itself cannot be read; whoever asks again is then told so.
+# the database itself cannot be read; the next query then says so.
 _DAMAGED = (ValueError, RecursionError, OperationalError)
 
 Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord, KeyRecord)
@@ -39,12 +39,6 @@ _KINDS: Mapping[type[Base], str] = {
     RunRecord: "run",
     KeyRecord: "API key",
 }
-_ID = re.compile(r"[a-z]{2,4}_[0-9a-z]{26}")
-
-
-def is_id(text: str) -> bool:
-    """Whether this could be an id of ours; what is none is not asked for (PostgreSQL refuses a NUL, say)."""
-    return _ID.fullmatch(text) is not None
 
 
 def existing(session: Session, table: type[Row], id: str) -> Row:
@@ -97,15 +91,33 @@ def transition(
     result = session.execute(update(table).where(unchanged).values(values))
     if cast("CursorResult[Any]", result).rowcount != 1:
         return False
-    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
     event: Json = {"type": "state", "state": wanted, "error": error}
     if (reason := values["set_aside"]) is not None:
         event["set_aside"] = reason
-    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, None, event)])
+    add_event(session, row, event)
     return True
 
 
-def event_row(job_id: str, run_id: str | None, attempt: int, n: int | None, event: Json) -> Json:
+def works_on(row: JobRecord | RunRecord | None, attempt: int) -> TypeGuard[JobRecord | RunRecord]:
+    """Whether a write of this attempt lands: it is the newest one, and somebody works on the row."""
+    return row is not None and row.attempt == attempt and row.state in WORKING
+
+
+def assign(row: JobRecord | RunRecord, fields: Mapping[str, object]) -> None:
+    """Set columns of a row. Raises TypeError for its state, which only ``transition`` changes."""
+    if "state" in fields:
+        raise TypeError("a state is changed by transition alone, which obeys the table and adds its event")
+    for name, value in fields.items():
+        setattr(row, name, value)
+
+
+def add_event(session: Session, row: JobRecord | RunRecord, event: Json) -> None:
+    """Add an event of the service's own to a job or run, for its present attempt."""
+    job_id, run_id = (row.id, None) if isinstance(row, JobRecord) else (row.job_id, row.id)
+    session.execute(insert(EventRecord), [event_row(job_id, run_id, row.attempt, event)])
+
+
+def event_row(job_id: str, run_id: str | None, attempt: int, event: Json, n: int | None = None) -> Json:
     """Columns of an event; ``run_id`` None is the job itself, ``n`` None what the service adds of its own."""
     return {
         "job_id": job_id,
@@ -139,10 +151,10 @@ def _event_or_unreadable(session: Session, seq: int) -> EventRecord | None:
 
 
 def unreadable(seq: int, job_id: str, run_id: str) -> EventRecord:
-    """What readers get for an event that is damaged in the database: a warning that says so. It is not stored."""
+    """Substitute for an event that is damaged in the database: a warning that says so. It is not stored."""
     message = f"event {seq} cannot be read: what the database holds of it is damaged"
     event = {"type": "log", "level": "warning", "message": message}
-    return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, None, event))
+    return EventRecord(seq=seq, at=utc_now(), **event_row(job_id, run_id, 0, event))
 
 
 def all_paused(runs: Iterable[RunRecord]) -> bool:
@@ -152,7 +164,7 @@ def all_paused(runs: Iterable[RunRecord]) -> bool:
 
 
 def end_of(runs: Iterable[RunRecord]) -> tuple[State, Json | None]:
-    """How a job ends whose runs have all ended: failed if one has failed, else cancelled if one was, else succeeded.
+    """End of a job whose runs have all ended: failed if one has failed, else cancelled if one was, else succeeded.
 
     Returns:
         The state, and the error that says how many runs failed, and why the first one did.

@@ -1,4 +1,4 @@
-"""Version of the database: a value that is another one after every commit, of whichever process.
+"""Version of the database: a value that changes with every commit, of any process.
 
 SQLite counts the commits that one connection sees of all others (``PRAGMA data_version``). PostgreSQL names the
 transactions that a statement sees (``pg_current_snapshot``): two statements that name the same see the same rows.
@@ -41,7 +41,7 @@ class DatabaseVersion:
         return await asyncio.shield(self._next)
 
     def close(self) -> None:
-        """Closes the connection; the object can be used again and then opens a new one."""
+        """Close the connection; the object can be used again and then opens a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(self._database.driver_error):

@@ -1,38 +1,33 @@
-"""What an engine has at work: jobs, and the tasks of each on the cluster. Kept in memory alone."""
+"""Active jobs of an engine, and the tasks of each on the cluster. Kept in memory alone."""
 
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from service.db.backoff import Backoff, after_loss
-from service.db.models import JobRecord
+from service.db.models import JobRecord, Json
 from service.db.states import State
+from service.engine.allocation import Need
 from service.engine.progress import CacheProgress
-from service.settings import Settings
-from workers.cluster.actor_group import ActorGroup
 from workers.cluster.outcomes import Share
 from workers.cluster.tasks import Task
 from workers.config.job import JobSpec
 from workers.teacher.cache_plan import CachePlan
 
-# A task that was told to stop and has not after so long is killed: it stops at its next batch or block.
+# A task that was asked to stop and has not after so long is killed: it stops at its next batch or block.
 STOP_GRACE_S = 30.0
+LOST_ATTEMPTS_MAX = 3
+# What a job's caches are counted under, beside its runs.
+CACHES = "caches"
+# What becomes of a run by what was wanted of it, when its process is gone and when it has put its work down.
+GONE = MappingProxyType({State.RUNNING: State.LOST, State.PAUSING: State.PAUSED, State.CANCELLING: State.CANCELLED})
+PUT_DOWN = MappingProxyType({**GONE, State.RUNNING: State.QUEUED})
 
 
-def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
-    """The job as the workers want it: its plan, with the teacher's file in place of its id."""
-    teacher = job.teacher
-    return JobSpec.model_validate(
-        {
-            **job.plan,
-            "teacher": {
-                "path": settings.teacher_path(teacher["sha256"]),
-                "sha256": teacher["sha256"],
-                "output": teacher["output"],
-                "preprocessing": teacher["preprocessing"],
-            },
-        }
-    )
+def share_of(need: Need) -> Json:
+    """``RunRecord.share``: what each process of a run is given."""
+    return {"processes": need.processes, "cpus": need.cpus, "gpu_share": need.gpu_share}
 
 
 @dataclass
@@ -72,7 +67,10 @@ class ActiveJob:
 
     Attributes:
         state, states: of the job and of its runs, as of the last look; None is a job that is gone.
-        has_built: whether this engine has told of its caches before.
+        caches: the process that builds its caches, if there is one.
+        has_built: whether this engine has begun its caches before.
+        cache_plan: once its caches are complete; what its runs are trained on.
+        runs: the processes that train its runs or write their artifacts, by run id.
         backoffs: of runs, and of ``caches``, that were lost since they last came on; stored, too.
         alone: runs that share no process.
         whole: runs, and ``caches``, that share no GPU either: a share of one was too small. Those of runs are stored.
@@ -88,7 +86,7 @@ class ActiveJob:
     states: Mapping[str, State] = field(default_factory=dict)
     caches: Work | None = None
     has_built: bool = False
-    plan: CachePlan | None = None
+    cache_plan: CachePlan | None = None
     runs: dict[str, Work] = field(default_factory=dict)
     backoffs: dict[str, Backoff] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
@@ -98,6 +96,7 @@ class ActiveJob:
 
     @property
     def id(self) -> str:
+        """Of the job."""
         return self.record.id
 
     @property
@@ -106,7 +105,7 @@ class ActiveJob:
         return {work.task.actor_group for work in self.runs.values() if not work.task.actor_group.exports}
 
     def held(self) -> Iterator[tuple[str, Share]]:
-        """What its processes hold of the machine, or have asked for, each with a name for a person."""
+        """Shares of the machine that its processes hold or have asked for, each with a name for a person."""
         for actor_group in self.actor_groups:
             names = [run_id for run_id, work in self.runs.items() if work.task.actor_group is actor_group]
             yield from ((f"run {' and '.join(names)}", share) for share in actor_group.shares)

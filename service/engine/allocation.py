@@ -1,6 +1,6 @@
 """Free cores and GPUs, from what each process of the cluster holds: what fits, and for whom a GPU is kept. Pure.
 
-The engine starts only what fits by these books, so that Ray never has to queue a run that is told as running. A share
+The engine starts only what fits by these books, so that Ray never has to queue a run that is said to run. A share
 of a GPU has to be free on one GPU: two halves on two of them are no whole one.
 """
 
@@ -17,7 +17,7 @@ _NAMED_MAX = 4
 
 @dataclass(frozen=True)
 class Need:
-    """What a run takes: so many processes, each with cores and with a share of one GPU (0 is the CPU)."""
+    """Need of a run: so many processes, each with cores and with a share of one GPU (0 is the CPU)."""
 
     processes: int
     cpus: float
@@ -33,7 +33,7 @@ class _Gpu:
 
 
 class FreeResources:
-    """What is free of the cluster's cores and GPUs; ``take`` gives some of it away, ``keep`` sets some aside.
+    """Free cores and GPUs of the cluster; ``take`` gives some of it away, ``keep`` sets some aside.
 
     What has been asked of Ray and fits counts as held, for Ray may place it at any moment. What fits nowhere waits
     there; whoever waits there for a whole GPU and has none has the emptiest kept for it. A process that has not said
@@ -42,7 +42,7 @@ class FreeResources:
 
     Args:
         cpus, gpus: of the cluster.
-        held: by whom, as a person is told of it, and what each of its processes holds or has asked for.
+        held: by whom, in words for a person, and what each of its processes holds or has asked for.
 
     Attributes:
         is_placed: whether every process has said on which GPU it is.
@@ -104,7 +104,7 @@ class FreeResources:
             self._gpus.remove(gpu)
 
     def why_not(self, need: Need) -> str:
-        """Why there is no whole GPU for each of its processes, as a sentence's part with who has them."""
+        """Reason why there is no whole GPU for each of its processes, as a part of a sentence with the holders."""
         whole = "a whole GPU" if need.processes == 1 else f"{need.processes} whole GPUs"
         used = [gpu for gpu in self._all_gpus if gpu.free < UNITS]
         names = sorted({name for gpu in used for name in gpu.holders})

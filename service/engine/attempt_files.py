@@ -1,4 +1,4 @@
-"""What the attempts of a run have left in their folders: files to list, and rests to take away."""
+"""Files of the attempts of a run: artifacts to list, and rests to remove."""
 
 import shutil
 import zipfile

@@ -1,4 +1,4 @@
-"""The caches of jobs that have not ended: kept from eviction until then, paused or not, and then noted as used.
+"""Cache leases of jobs: caches are kept from eviction until the jobs end, paused or not, and then noted as used.
 
 The locks behind it die with the engine's process; its successor takes them again from what the database says.
 """
@@ -11,7 +11,7 @@ from workers.disk_errors import passing_over_disk_errors
 
 
 class CacheLeases:
-    """What is held, and for which jobs; a cache of several is held once, for a lock is an open file.
+    """Leases by cache and by job; a cache of several jobs is held once, for a lock is an open file.
 
     Args:
         catalog: of the service's caches.

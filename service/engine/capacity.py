@@ -1,4 +1,4 @@
-"""Cores and GPUs that a run gets, and how many runs fit at once: the operator's settings, or chosen from the machine.
+"""Capacity: cores and GPUs that a run gets, and how many runs fit at once, as set or as the machine allows.
 
 On a GPU the kernels of several processes take turns: on an H200, 4, 8 and 12 processes that train resnet8 make 0.92 of
 the steps of one (``tests.benchmarks.gpu``). A second one fills the time in which the first starts, measures and saves;
@@ -14,7 +14,7 @@ from service.errors import InvalidSettings
 from service.settings import GiB, Settings
 from workers.config.job import Training
 
-# A student with its optimizer, activations and resident data set takes some GiB, CUDA itself half of one.
+# A student with its optimizer, activations and resident dataset takes some GiB, CUDA itself half of one.
 RUN_GPU_MEMORY_BYTES = 8 * GiB
 # One that launches, and one that loads.
 RUN_CORES = 2.0
@@ -23,7 +23,7 @@ RUNS_PER_GPU_MAX = 2
 
 @dataclass(frozen=True)
 class Capacity:
-    """What runs get, and how many of them fit at once.
+    """Capacity of the machine: what each run gets, and how many runs fit at once.
 
     Attributes:
         cpus, gpus: of the cluster.
@@ -78,15 +78,15 @@ class Capacity:
         return 1.0 if whole else self.gpu_share
 
     def need_of(self, training: Training, whole: bool = False) -> Need:
-        """What a run takes."""
+        """The need of a run."""
         return Need(training.actors, self.run_cpus, self.gpu_share_of(training, whole))
 
     def weight_of(self, processes: int, cpus: float, gpu_share: float) -> float:
-        """What so many processes count for in sharing: the part of all cores, or of all GPUs if that is more."""
+        """The weight of so many processes in sharing: the part of all cores, or of all GPUs if that is more."""
         return processes * max(cpus / self.cpus, gpu_share / self.gpus if self.gpus else 0.0)
 
     def stage_of(self, training: Training, gpu_share: float) -> Literal["all", "train"]:
-        """What the process that trains a run does of it, see ``TrainingTask.stage``.
+        """The stages that the process of a run does, see ``TrainingTask.stage``.
 
         Another one makes the artifacts where a GPU would wait for them, unless it took turns with a training loop on
         its only core: starting it and loading what exports takes several seconds of a core.
@@ -94,7 +94,7 @@ class Capacity:
         return "train" if gpu_share and training.actors == 1 and self.run_cpus >= RUN_CORES else "all"
 
     def refusal(self, training: Training) -> tuple[str, str] | None:
-        """Why a run that is trained like this could never start here, as a type of error and a message; None if it can.
+        """The reason why a run could never start here, as a type of error and a message; None if it can.
 
         Whether the GPUs work is not known here.
         """
@@ -118,7 +118,7 @@ class Capacity:
 
 
 def choose_capacity(settings: Settings, cpus: int, gpus: int, gpu_memory_bytes: int | None = None) -> Capacity:
-    """What runs get on a machine; what the settings say counts.
+    """Choose what runs get on a machine; what the settings say counts.
 
     Args:
         gpu_memory_bytes: of the smallest GPU; None where it is not known, and then a run has a GPU for itself.
@@ -134,7 +134,7 @@ def choose_capacity(settings: Settings, cpus: int, gpus: int, gpu_memory_bytes: 
         )
     if not gpus:
         why = "RETORT_RUN_CPUS" if wanted is not None else "without a GPU a run has one core"
-        return Capacity(cpus, gpus, wanted or 1.0, 1.0, why)
+        return Capacity(cpus, gpus, wanted or 1.0, 1.0, reason=why)
     reasons = []
     if settings.gpu_share is not None:
         gpu_share = _rounded_down(settings.gpu_share)
@@ -160,7 +160,7 @@ def choose_capacity(settings: Settings, cpus: int, gpus: int, gpu_memory_bytes: 
     else:
         run_cpus = wanted
         reasons.append("RETORT_RUN_CPUS")
-    return Capacity(cpus, gpus, run_cpus, gpu_share, "; ".join(reasons))
+    return Capacity(cpus, gpus, run_cpus, gpu_share, reason="; ".join(reasons))
 
 
 def _rounded_down(share: float) -> float:

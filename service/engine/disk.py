@@ -1,4 +1,4 @@
-"""The engine's decisions about its disk: what is set aside because of it, and when that goes on.
+"""Disk of the engine: work that is set aside because of it, and when that goes on.
 
 Below the reserve, and on a disk that cannot be written, nothing new is begun. Work that ends because of the disk is set
 aside (see ``set_aside``), and goes on by itself: once the disk has room and can be written, and later after each try
@@ -10,6 +10,7 @@ import time
 import structlog
 
 from service.db import set_aside
+from service.db.backoff import TryBackoff
 from service.db.engine_queries import EngineQueries
 from service.db.models import Json
 from service.operations.disk import DiskWatch, Fault, Freeable, places
@@ -24,24 +25,24 @@ log = structlog.get_logger("retort.engine")
 
 
 class EngineDisk:
-    """What one engine knows of its disk, and of the work that was set aside.
+    """The disk of one engine, and the work that was set aside because of it.
 
     Args:
-        settings, records: of the engine.
+        settings, queries: of the engine.
         parts: what it says of its readiness.
     """
 
-    def __init__(self, settings: Settings, records: EngineQueries, parts: EngineParts) -> None:
+    def __init__(self, settings: Settings, queries: EngineQueries, parts: EngineParts) -> None:
         self.parts = parts
-        self._records = records
-        folders = places(settings, records.database.url)
-        self._watch = DiskWatch(folders, settings.disk_floor_bytes, Freeable(settings, records.database).sentence)
-        self._backoff = set_aside.TryBackoff()
+        self._queries = queries
+        folders = places(settings, queries.database.url)
+        self._watch = DiskWatch(folders, settings.disk_floor_bytes, Freeable(settings, queries.database).sentence)
+        self._backoff = TryBackoff()
         self._resume_at = 0.0
 
     @property
     def fault(self) -> Fault | None:
-        """Why nothing new is to be begun."""
+        """The reason why nothing new is to be begun; None if it may be."""
         return self._watch.fault
 
     def look(self) -> None:
@@ -56,7 +57,7 @@ class EngineDisk:
             self._resume()
 
     def reason(self, outcome: TaskOutcome) -> Json | None:
-        """What to store with work that has ended because of the disk; None if it has ended for another reason.
+        """Reason to store with work that has ended because of the disk; None if it has ended for another reason.
 
         What has vanished without a word may have been ended by it, too: by a signal at a page that cannot be read or
         written. It has, if the disk is found to be bad now.
@@ -72,16 +73,16 @@ class EngineDisk:
         return None
 
     def reason_of(self, code: str, message: str) -> Json:
-        """What to store with work that has ended with this error of the disk."""
+        """Reason to store with work that has ended with this error of the disk."""
         self._look_now()
-        return set_aside.reason_of(code, self._watch.told(code, message))
+        return set_aside.reason_of(code, self._watch.message_of(code, message))
 
     def count(self, id: str) -> None:
-        """A run, or a job with its caches, was set aside."""
+        """Count that a run, or a job with its caches, was set aside."""
         self._backoff.count(id)
 
     def has_got_on(self, id: str) -> None:
-        """It has got somewhere since."""
+        """Forget the tries of work that has got somewhere since."""
         self._backoff.reset(id)
 
     def _look_now(self) -> None:
@@ -100,8 +101,8 @@ class EngineDisk:
     def _resume(self) -> None:
         due = [
             run_id
-            for run_id, job_id in self._records.runs_aside()
+            for run_id, job_id in self._queries.runs_aside()
             if self._backoff.is_due(run_id) and self._backoff.is_due(job_id)
         ]
-        if due and (resumed := self._records.resume_set_aside(due)):
+        if due and (resumed := self._queries.resume_set_aside(due)):
             log.info("what was set aside goes on", run_ids=resumed)

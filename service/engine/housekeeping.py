@@ -1,4 +1,4 @@
-"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, checkpoints nobody needs."""
+"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, superfluous checkpoints."""
 
 import threading
 import time
@@ -26,12 +26,12 @@ class Housekeeper:
 
     Args:
         settings: the limits, and where the files are.
-        records: of the holder of the lease; nothing is collected while another engine has it.
+        queries: of the holder of the lease; nothing is collected while another engine has it.
     """
 
-    def __init__(self, settings: Settings, records: EngineQueries, period_s: float = PERIOD_S) -> None:
-        self._settings, self._records = settings, records
-        self._deletion = Deletion(records.database, settings)
+    def __init__(self, settings: Settings, queries: EngineQueries, period_s: float = PERIOD_S) -> None:
+        self._settings, self._queries = settings, queries
+        self._deletion = Deletion(queries.database, settings)
         self._retention = Retention(settings, self._deletion)
         self._period_s = period_s
         self._closed = threading.Event()
@@ -50,7 +50,7 @@ class Housekeeper:
         is_first = True
         while not self._closed.is_set():
             try:
-                if self._records.lease().holder == self._records.holder:
+                if self._queries.lease().holder == self._queries.holder:
                     self.collect(is_first=is_first)
                     is_first = False
             except Exception as error:
@@ -76,7 +76,7 @@ class Housekeeper:
         query = select(RunRecord.id, RunRecord.job_id).where(
             RunRecord.state.in_({State.FAILED, State.CANCELLED}), RunRecord.attempt > 1
         )
-        with self._records.database.read() as session:
+        with self._queries.database.read() as session:
             runs = session.execute(query).all()
         for run in runs:
             with suppress(FileNotFoundError):  # it is deleted just now

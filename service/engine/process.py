@@ -1,4 +1,4 @@
-"""The engine process: the lease, the heartbeat, Ray, the end. What it does in between is ``scheduler``'s."""
+"""Engine process: the lease, the heartbeat, Ray, the end. ``scheduler`` does the work in between."""
 
 import contextlib
 import itertools
@@ -59,36 +59,36 @@ def run_engine(settings: Settings) -> None:
     _check_visible_gpus(settings)
     with open_database(settings) as database:
         # A number alone is not enough: after a restart in a container the new process has the old one's.
-        records = EngineQueries(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")
-        parts = EngineParts(records)
+        queries = EngineQueries(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")
+        parts = EngineParts(queries)
         ending = threading.Event()
         _on_signals(ending)
-        if not _lead(records, ending, parts):
+        if not _lead(queries, ending, parts):
             return
-        log.info("engine leads", holder=records.holder)
+        log.info("engine leads", holder=queries.holder)
         if settings.gpus != 0:
             # How many there are is known when Ray has counted them.
-            records.record_gpus(GpuReport(promised=settings.gpus or 0, is_tried=False).model_dump(mode="json"))
-        engine = Scheduler(settings, records, parts)
-        with Heartbeat(records, ending, parts), Housekeeper(settings, records):
+            queries.record_gpus(GpuReport(promised=settings.gpus or 0, is_tried=False).model_dump(mode="json"))
+        scheduler = Scheduler(settings, queries, parts)
+        with Heartbeat(queries, ending, parts), Housekeeper(settings, queries):
             try:
                 while not ending.is_set():
                     with _cluster(settings, parts, ending) as cluster:
                         if cluster is not None:
-                            _work(engine, cluster, records, ending, parts)
+                            _work(scheduler, cluster, queries, ending, parts=parts)
             except LeaseLost as error:
                 log.error("lease lost", error=str(error))
             except RayFailed:
                 # Another engine, on another machine, need not wait for the lease to run out.
-                records.release_lease()
+                queries.release_lease()
                 raise
             except DatabaseDiskError as error:
                 if not ending.is_set():
                     raise
                 log.error("engine ends while its database cannot be used: Ray waits for the next one", error=str(error))
                 return
-        records.release_lease()
-        log.info("engine ended", holder=records.holder)
+        queries.release_lease()
+        log.info("engine ended", holder=queries.holder)
 
 
 def _check_visible_gpus(settings: Settings) -> None:
@@ -102,7 +102,7 @@ def _check_visible_gpus(settings: Settings) -> None:
 
 
 def _start_ray(settings: Settings, parts: EngineParts, ending: threading.Event) -> Cluster | None:
-    """Ray, found or started; None if it was told to end meanwhile.
+    """Ray, found or started; None if the end was requested meanwhile.
 
     Raises:
         RayFailed: it does not start, however often that is tried.
@@ -144,9 +144,9 @@ def _cluster(settings: Settings, parts: EngineParts, ending: threading.Event) ->
 
 
 def _work(
-    engine: Scheduler, cluster: Cluster, records: EngineQueries, ending: threading.Event, parts: EngineParts
+    scheduler: Scheduler, cluster: Cluster, queries: EngineQueries, ending: threading.Event, parts: EngineParts
 ) -> None:
-    """Until the end, or until Ray is gone.
+    """Work until the end, or until Ray is gone.
 
     Raises:
         LeaseLost: another engine leads, and what runs on the cluster is its.
@@ -163,12 +163,12 @@ def _work(
                 break
             try:
                 if not is_recovered:
-                    engine.recover(cluster, gpus)
+                    scheduler.recover(cluster, gpus)
                     is_recovered = True
                     parts.set("ray", None)
                     log.info("engine works", cpus=cluster.cpus, gpus=cluster.gpus)
                 else:
-                    engine.tick()
+                    scheduler.tick()
             except DatabaseDiskError as error:
                 # Between two transactions, perhaps with half of what it had to read: once the database works again, the
                 # engine looks anew at what runs, as a successor would.
@@ -177,16 +177,16 @@ def _work(
                 if ending.wait(DATABASE_RETRY_S):
                     break
     # The heartbeat ends an engine, too, that may not touch the runs any more, nor Ray.
-    _check_lease(records)
+    _check_lease(queries)
     if ending.is_set():
-        engine.put_down(PUT_DOWN_S)
+        scheduler.put_down(PUT_DOWN_S)
         # Ray is ended next, unless it has become another's meanwhile.
-        _check_lease(records)
+        _check_lease(queries)
 
 
-def _check_lease(records: EngineQueries) -> None:
-    if not records.acquire_lease(LEASE_TTL_S, renews=True):
-        raise LeaseLost(f"{records.holder} leaves Ray and its runs alone: another engine has the lease")
+def _check_lease(queries: EngineQueries) -> None:
+    if not queries.acquire_lease(LEASE_TTL_S, renews=True):
+        raise LeaseLost(f"{queries.holder} leaves Ray and its runs alone: another engine has the lease")
 
 
 def _on_signals(ending: threading.Event) -> None:
@@ -198,12 +198,12 @@ def _on_signals(ending: threading.Event) -> None:
     signals.handle((*signals.ENDING, signal.SIGHUP), end)
 
 
-def _lead(records: EngineQueries, ending: threading.Event, parts: EngineParts) -> bool:
-    """Wait until this engine leads; False if it was told to end meanwhile."""
+def _lead(queries: EngineQueries, ending: threading.Event, parts: EngineParts) -> bool:
+    """Wait until this engine leads; False if the end was requested meanwhile."""
     tell_s = time.monotonic()
     while not ending.is_set():
-        lease = records.lease()
-        if records.acquire_lease(LEASE_TTL_S, _gone(lease.holder), parts.begin):
+        lease = queries.lease()
+        if queries.acquire_lease(LEASE_TTL_S, _gone(lease.holder), parts.begin):
             return True
         if time.monotonic() >= tell_s:
             tell_s = time.monotonic() + WAITING_LOG_S
@@ -230,7 +230,7 @@ def _gone(holder: str | None) -> str | None:
 
 
 def _machine() -> str:
-    """Where a process has its number: two containers may have one name, and number their own processes."""
+    """The place where process numbers are unique: two containers may have one name, and number their own processes."""
     return f"{socket.gethostname()}:{os.readlink('/proc/self/ns/pid')}"
 
 
@@ -242,8 +242,8 @@ class Heartbeat:
     was set.
     """
 
-    def __init__(self, records: EngineQueries, ending: threading.Event, parts: EngineParts) -> None:
-        self._records, self._ending, self._parts = records, ending, parts
+    def __init__(self, queries: EngineQueries, ending: threading.Event, parts: EngineParts) -> None:
+        self._queries, self._ending, self._parts = queries, ending, parts
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -261,13 +261,13 @@ class Heartbeat:
         while not self._closed.wait(RENEW_S):
             clock_s = self._check_clock(clock_s)
             try:
-                if self._records.acquire_lease(LEASE_TTL_S, renews=True):
+                if self._queries.acquire_lease(LEASE_TTL_S, renews=True):
                     renewed = time.monotonic()
                     if renewed - checkpointed > CHECKPOINT_S:
-                        self._records.database.checkpoint()
+                        self._queries.database.checkpoint()
                         checkpointed = renewed
                     continue
-                log.error("lease lost: another engine leads", holder=self._records.holder)
+                log.error("lease lost: another engine leads", holder=self._queries.holder)
             except DatabaseDiskError as error:
                 log.warning("heartbeat failed", error=str(error))
                 continue
@@ -276,7 +276,7 @@ class Heartbeat:
                 if time.monotonic() - renewed < LEASE_TTL_S - RENEW_S:
                     continue
                 log.error(
-                    "lease about to run out: ending, so that another engine can lead", holder=self._records.holder
+                    "lease about to run out: ending, so that another engine can lead", holder=self._queries.holder
                 )
             self._ending.set()
             return

@@ -1,4 +1,4 @@
-"""What follows from what workers tell: the columns of a job and of a run that show how far it is."""
+"""Progress: the columns of a job and of a run that follow from the events of workers."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,14 +11,14 @@ from workers.teacher.forwards import carry_over, count_forwards, forwards_avoide
 
 
 class CacheProgress:
-    """What a job's events and the teacher's counters say of its caches, over all events of one attempt.
+    """Progress of a job's caches, by its events and the teacher's counters, over all events of one attempt.
 
     Args:
         forwards_in: folder of the counters of the job's workers, of all attempts, killed or not.
         stored: the job's ``teacher_forwards``, which they do not fall short of.
 
     Attributes:
-        caches: keys of the caches that were told of, by split.
+        caches: keys of the caches that its events have named, by split.
     """
 
     def __init__(self, forwards_in: Path, stored: Json | None) -> None:

@@ -1,4 +1,4 @@
-"""A data directory that was copied to another place: its SQLite database is read through before anything is done to it.
+"""Copied data directories: the SQLite database of one is read through before anything is done to it.
 
 ``cp -a`` takes the database and its write-ahead log at two moments. Where a service has emptied the log in between, the
 copy may have pages of both, and SQLite would open it. A directory at rest, and one that was moved, pass.
@@ -50,7 +50,7 @@ def remember_place(settings: Settings) -> None:
 
 
 def _place(settings: Settings) -> dict[str, object] | None:
-    """None of a database on a server, which a copy of the directory does not hold, and of one that is not there."""
+    """Path and inode of the SQLite file; None of a database on a server, and of one that is not there."""
     with closing(Database(settings.database)) as database:
         path = Path(database.url.database or "")
         if not database.is_sqlite or not path.is_file():
@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, object] | None:
 
 
 def _problem(settings: Settings) -> str | None:
-    """What is wrong with the database first."""
+    """The first thing that is wrong with the database; None if it is whole."""
     with closing(Database(settings.database)) as database:
         try:
             with database.read() as session:

@@ -1,4 +1,4 @@
-"""What a process does first with a data directory: lock it, find an unfinished restore or files that nobody knows.
+"""Data directory: its lock, an unfinished restore, files that the database does not know.
 
 A process of the service locks the directory itself, shared with the others; a restore has it alone. What the database
 names, and what it does not, is found by ``known_files``, for a start as for a backup.
@@ -52,7 +52,7 @@ def open_database(settings: Settings) -> Iterator[Database]:
 
 @contextmanager
 def in_use(data_dir: Path) -> Iterator[None]:
-    """Keeps restores away from an existing data directory. Raises DataDirBusy."""
+    """Keep restores away from an existing data directory. Raises DataDirBusy."""
     # Where a file system has no locks a restore cannot see us, which is no reason not to work.
     with locked(data_dir, fcntl.LOCK_SH, f"a restore into {data_dir} is under way: wait for its end", may_lack=True):
         if (data_dir / STAGING).exists():
@@ -91,7 +91,7 @@ def locked(folder: Path, kind: int, refusal: str, *, may_lack: bool = False) -> 
 
 @dataclass(frozen=True)
 class KnownFiles:
-    """What a database says of the files below the data directory.
+    """Files below the data directory that a database knows.
 
     Attributes:
         attempts: the newest attempt of each run, by job and run.
@@ -105,7 +105,7 @@ class KnownFiles:
 
 
 def known_files(query: Callable[[str], Iterable[Any]]) -> KnownFiles:
-    """What the database knows, whatever version of this or an earlier one it is of.
+    """Read the files that a database knows, of this version or an earlier one.
 
     Args:
         query: rows of an SQL statement; all within one transaction.
@@ -118,7 +118,7 @@ def known_files(query: Callable[[str], Iterable[Any]]) -> KnownFiles:
 
 
 def unknown_files(settings: Settings, database: Database) -> str | None:
-    """What to say of jobs, attempts and teachers whose files are there, and which the database does not know.
+    """Describe jobs, attempts and teachers whose files are there, and which the database does not know.
 
     It is then most likely older than they are: its write-ahead log was removed, or a copy was put in its place.
     """
@@ -162,7 +162,7 @@ def _attempts(jobs_dir: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Of the folders in it; none where it is gone meanwhile."""
+    """Names of the folders in a folder; none where it is gone meanwhile."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         return [entry.name for entry in entries if entry.is_dir()]
     return []

@@ -1,4 +1,4 @@
-"""The disk that a service works on: is there room, can it be written, and what can be freed by which command.
+"""Disk of a service: whether there is room, whether it can be written, and what can be freed by which command.
 
 ``fault`` is a look that costs some system calls. ``DiskWatch`` is the engine's memory of it: once something is wrong, a
 margin beyond the reserve has to be free, and a file has to be written, before work goes on. Each place where files are
@@ -39,7 +39,7 @@ _ROOM = frozenset({"ENOSPC", "EDQUOT"})
 
 @dataclass(frozen=True)
 class Fault:
-    """Why the disk is no place to work on.
+    """Fault of a disk: why it is no place to work on.
 
     Attributes:
         code: the name of the system's error, ``ENOSPC`` say.
@@ -64,7 +64,7 @@ def places(settings: Settings, url: URL) -> list[Path]:
 
 
 def fault(folders: Sequence[Path], floor_bytes: int, margin_bytes: int = 0) -> Fault | None:
-    """Why nothing new is to be begun there; None if all is well, as far as can be told without writing.
+    """The reason why nothing new is to be begun there; None if all is well, as far as is known without writing.
 
     Args:
         floor_bytes: that have to stay free in each; ``FULL_BYTES`` at least.
@@ -87,12 +87,12 @@ def fault(folders: Sequence[Path], floor_bytes: int, margin_bytes: int = 0) -> F
 
 
 def margin_bytes(floor_bytes: int) -> int:
-    """What has to be free beyond the reserve before work goes on, so that it does not stop again at once."""
+    """Bytes that have to be free beyond the reserve before work goes on, so that it does not stop again at once."""
     return max(floor_bytes // 8, MARGIN_MIN_BYTES)
 
 
 def write_fault(folders: Sequence[Path]) -> Fault | None:
-    """Why a file cannot be written there; None if one was, with its content on the disk, and removed again."""
+    """Reason why a file cannot be written there; None if one was, with its content on the disk, and removed again."""
     for folder in folders:
         try:
             with tempfile.NamedTemporaryFile(prefix=".retort-probe-", dir=folder) as file:
@@ -105,7 +105,7 @@ def write_fault(folders: Sequence[Path]) -> Fault | None:
 
 
 def _name(folder: Path) -> str:
-    """What anybody may read, with or without a key: not where it is."""
+    """Name of a folder for anybody to read, with or without a key: not where it is."""
     return f"the folder {folder.name!r}"
 
 
@@ -121,7 +121,7 @@ def _of_error(folder: Path, error: OSError) -> Fault:
 
 
 class Freeable:
-    """What of a service's files can be freed, by which command, in a sentence; looked up once a minute at most.
+    """Sentence on which of a service's files can be freed, by which command; looked up once a minute at most.
 
     Args:
         settings: of the service.
@@ -138,7 +138,7 @@ class Freeable:
         """``retort cache delete`` with the caches that nobody needs, ``retort gc`` with the rests of ended jobs."""
         with self._lock:
             if time.monotonic() - self._looked >= FREEABLE_S:
-                # A database, or a disk, that cannot be read is told elsewhere.
+                # A database, or a disk, that cannot be read is reported elsewhere.
                 with suppress(Exception):
                     self._sentence = self._look()
                 self._looked = time.monotonic()
@@ -152,17 +152,17 @@ class Freeable:
         checkpoints = [path for path in self._settings.jobs_dir.glob("*/*/a*/*.pt") if path.parts[-4] not in live]
         command = "`retort cache delete KEY` can free"
         what = f"in {count} caches that no job needs and nobody has pinned (`retort cache list`)"
-        told = [f"{command} {size(cache_bytes)} {what}"] if count else ["no cache is there that could go"]
+        sentences = [f"{command} {size(cache_bytes)} {what}"] if count else ["no cache is there that could go"]
         if checkpoints:
             rest_bytes = sum(path.stat().st_size for path in checkpoints)
-            told.append(f"{size(rest_bytes)} are checkpoints of jobs that have ended ({GC} lists what can go)")
+            sentences.append(f"{size(rest_bytes)} are checkpoints of jobs that have ended ({GC} lists what can go)")
         else:
-            told.append(f"{GC} lists what else can go")
-        return "; ".join(told)
+            sentences.append(f"{GC} lists what else can go")
+        return "; ".join(sentences)
 
 
 class DiskWatch:
-    """What the engine knows of its disk.
+    """Watch over the disk of an engine.
 
     Args:
         folders: see ``places``.
@@ -204,8 +204,8 @@ class DiskWatch:
                 then = "work goes on by itself after that"
             self.fault = Fault(found.code, f"{found.message}; {then}")
 
-    def told(self, code: str, message: str) -> str:
-        """What is stored with work that has ended because of the disk: its own words, and what is known of the disk.
+    def message_of(self, code: str, message: str) -> str:
+        """Message of work that has ended because of the disk: its own words, and what is known of the disk.
 
         Args:
             code: the name of the error that it has ended with.

@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.db.database import Database, DatabaseDiskError, LogGone
-from service.db.engine_queries import ENGINE_ROW, EngineQueries
-from service.db.lease import AHEAD_MAX_S, Lease
-from service.db.models import EngineRecord, Json, UtcDateTime, utc_now
+from service.db.columns import UtcDateTime
+from service.db.connections import LogGone
+from service.db.database import Database, DatabaseDiskError
+from service.db.engine_queries import EngineQueries
+from service.db.lease import AHEAD_MAX_S, ENGINE_ROW, Lease
+from service.db.models import EngineRecord, Json, utc_now
 from service.errors import LeaseLost
 from service.gpus import gpu_reason
 from service.operations import disk
@@ -64,20 +66,20 @@ class Readiness(_Model):
 
 
 class EngineParts:
-    """What the leading engine says of its parts, stored whenever it changes.
+    """Parts of the leading engine, stored whenever one changes.
 
     Args:
-        records: of the engine, which leads.
+        queries: of the engine, which leads.
     """
 
-    def __init__(self, records: EngineQueries) -> None:
-        self._records = records
+    def __init__(self, queries: EngineQueries) -> None:
+        self._queries = queries
         self._lock = threading.Lock()
         self._parts: dict[str, ReadinessPart] = {}
         self._is_stored = True
 
     def begin(self, stored: Json | None) -> Json:
-        """What is stored with the lease when it is taken: Ray is to be started; the last errors are kept."""
+        """Begin anew, and return what is stored with the lease: Ray is to be started; the last errors are kept."""
         with self._lock:
             earlier = _parts_of(stored)
             self._parts = {name: ReadinessPart(ok=True, last_error=part.last_error) for name, part in earlier.items()}
@@ -118,7 +120,7 @@ class EngineParts:
             if self._is_stored:
                 return
             try:
-                self._records.record_parts(self._dump())
+                self._queries.record_parts(self._dump())
             except LeaseLost:
                 raise
             except SQLAlchemyError as error:
@@ -169,20 +171,22 @@ class ReadinessCheck:
         age_s = None if beat is None else ((row.now or datetime.now(UTC)) - beat).total_seconds()
         parts["database"] = self._written(age_s)
         lease = Lease(row.holder, beat, age_s, self._database.clock)
-        told = _parts_of(row.parts)
+        stored = _parts_of(row.parts)
         silence = lease.silence(self._settings.heartbeat_max_age_s)
         if silence is None:
-            parts |= {name: told.get(name, ReadinessPart(ok=True)) for name in ("ray", "clock")}
+            parts |= {name: stored.get(name, ReadinessPart(ok=True)) for name in ("ray", "clock")}
             broken = gpu_reason(row.gpus)
-            parts["gpu"] = told.get("gpu", ReadinessPart()).model_copy(update={"ok": broken is None, "reason": broken})
-            parts["disk"] = self._disk(told.get("disk", ReadinessPart()))
+            parts["gpu"] = stored.get("gpu", ReadinessPart()).model_copy(
+                update={"ok": broken is None, "reason": broken}
+            )
+            parts["disk"] = self._disk(stored.get("disk", ReadinessPart()))
             parts["lease"] = ReadinessPart(ok=True)
         else:
-            ended_with = told.get("ray", ReadinessPart()).reason
+            ended_with = stored.get("ray", ReadinessPart()).reason
             if row.holder is None and ended_with not in (None, RAY_STARTS):
                 silence = f"{silence}; the last one gave up: {ended_with}"
             # Nobody vouches for them any more.
-            parts |= {name: ReadinessPart(last_error=part.last_error) for name, part in told.items() if name in PARTS}
+            parts |= {name: ReadinessPart(last_error=part.last_error) for name, part in stored.items() if name in PARTS}
             parts["disk"] = self._disk(parts["disk"])
             is_ahead = age_s is not None and age_s < -AHEAD_MAX_S
             parts["clock" if is_ahead else "lease"] = ReadinessPart(ok=False, reason=silence)
@@ -218,18 +222,18 @@ class ReadinessCheck:
         rows = connection.execute(self._query).all()
         return rows[0] if len(rows) == 1 else None
 
-    def _disk(self, told: ReadinessPart) -> ReadinessPart:
-        """What the engine says of its disk; where it says nothing, what this process sees of its own."""
-        if told.reason is not None:
-            return told
+    def _disk(self, reported: ReadinessPart) -> ReadinessPart:
+        """The disk as the engine reports it; where it reports nothing, as this process sees its own."""
+        if reported.reason is not None:
+            return reported
         if not self._places:
             self._places = disk.places(self._settings, self._database.url)
         found = disk.fault(self._places, self._settings.disk_floor_bytes)
         if found is None:
             self._disk_since = None
-            return told.model_copy(update={"ok": True})
+            return reported.model_copy(update={"ok": True})
         self._disk_since = self._disk_since or utc_now()
-        return told.model_copy(update={"ok": False, "reason": found.message, "since": self._disk_since})
+        return reported.model_copy(update={"ok": False, "reason": found.message, "since": self._disk_since})
 
 
 def _look(age_s: float | None, parts: dict[str, ReadinessPart]) -> Readiness:
@@ -238,7 +242,7 @@ def _look(age_s: float | None, parts: dict[str, ReadinessPart]) -> Readiness:
 
 
 def _parts_of(stored: Mapping[str, object] | None) -> dict[str, ReadinessPart]:
-    """What an engine has stored; nothing where that is of another version."""
+    """Parts that an engine has stored; none where they are of another version."""
     try:
         return {name: ReadinessPart.model_validate(part) for name, part in (stored or {}).items()}
     except (ValidationError, AttributeError):

@@ -22,8 +22,9 @@ from service.db.database import Database, upgrade_to_head
 from service.db.deletion import Deletion
 from service.db.engine_queries import EngineQueries
 from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, utc_now
-from service.db.retention import DAY_S, Limits, Retention, usage
+from service.db.retention import DAY_S, Limits, Retention
 from service.db.states import State
+from service.db.usage import usage
 from service.engine.attempt_files import list_artifacts
 from service.settings import Settings
 from tests.support.service_helpers import make_plan, make_settings, teacher_row
@@ -94,7 +95,7 @@ class Day:
     def line(self, what: str, seconds: float) -> Sequence[str]:
         """A row of the table."""
         self.database.checkpoint()
-        found = usage(self.settings, self.deletion)
+        found = usage(self.settings, self.deletion.database)
         with self.database.read() as session:
             events, packed = (
                 session.scalar(select(func.count()).select_from(table)) or 0

@@ -16,7 +16,8 @@ import httpx
 
 from service.api.schemas import EXAMPLE_TEACHER
 from service.api.schemas_preview import EXAMPLE_CACHE
-from service.db.models import DatasetRecord, EngineRecord, TeacherRecord, new_id, utc_now
+from service.db.ids import new_id
+from service.db.models import DatasetRecord, EngineRecord, TeacherRecord, utc_now
 from service.db.scopes import Scope
 from service.db.states import State
 from service.settings import Settings

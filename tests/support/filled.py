@@ -8,7 +8,8 @@ from pathlib import Path
 from sqlalchemy import insert
 
 from service.db.database import Database
-from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord, TeacherRecord, new_id, utc_now
+from service.db.ids import new_id
+from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord, TeacherRecord, utc_now
 from service.db.states import LIVE, State
 from store import CacheWriter
 from tests.support.store_cases import make_spec, write_cache

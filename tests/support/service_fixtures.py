@@ -56,7 +56,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def records(database: Database) -> EngineQueries:
+def queries(database: Database) -> EngineQueries:
     """The engine's half of the repository."""
     return EngineQueries(database)
 

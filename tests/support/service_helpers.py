@@ -28,7 +28,8 @@ from service.api.server import build_server
 from service.db.api_queries import ApiQueries, digest_of
 from service.db.database import upgrade_to_head
 from service.db.engine_queries import EngineQueries
-from service.db.models import Base, EngineRecord, JobRecord, TeacherRecord, new_id
+from service.db.ids import new_id
+from service.db.models import Base, EngineRecord, JobRecord, TeacherRecord
 from service.db.states import State
 from service.operations.data_dir import open_database, unknown_files
 from service.settings import Settings
@@ -141,22 +142,22 @@ def add_job(registry: ApiQueries, **changes: object) -> JobRecord:
     return registry.add_job(make_plan(**changes), registry.add_teacher(teacher_row(), lambda: None)[0], None)[0]
 
 
-def start_run(records: EngineQueries, run_id: str) -> int | None:
+def start_run(queries: EngineQueries, run_id: str) -> int | None:
     """Starts one run; returns the number of its new attempt, or None if it may not start."""
-    started = records.start_attempts([run_id])
+    started = queries.start_attempts([run_id])
     return started[0].attempt if started else None
 
 
-def finish(records: EngineQueries, job_id: str, state: State = State.SUCCEEDED) -> None:
+def finish(queries: EngineQueries, job_id: str, state: State = State.SUCCEEDED) -> None:
     """Takes a queued job and all its runs to an end, as an engine would."""
-    claimed = records.claim_job()
+    claimed = queries.claim_job()
     assert claimed is not None
     assert claimed.id == job_id
-    for run in records.runs(job_id):
-        attempt = start_run(records, run.id)
+    for run in queries.runs(job_id):
+        attempt = start_run(queries, run.id)
         assert attempt is not None
-        assert records.move_run(run.id, attempt, state, result={"last": {"top1": 0.5}})
-    assert records.move_job(job_id, state)
+        assert queries.move_run(run.id, attempt, state, result={"last": {"top1": 0.5}})
+    assert queries.move_job(job_id, state)
 
 
 def check_whole(settings: Settings) -> int:
@@ -167,9 +168,9 @@ def check_whole(settings: Settings) -> int:
     """
     with open_database(settings) as database:
         assert unknown_files(settings, database) is None
-        records, registry = EngineQueries(database), ApiQueries(database)
+        queries, registry = EngineQueries(database), ApiQueries(database)
         jobs = registry.jobs(None, None, 1000)[0]
-        done = [run for job in jobs for run in records.runs(job.id) if run.state is State.SUCCEEDED]
+        done = [run for job in jobs for run in queries.runs(job.id) if run.state is State.SUCCEEDED]
         for run in done:
             artifacts = registry.artifacts(run.id)
             assert artifacts

@@ -9,7 +9,8 @@ from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, pag
 from service.api.problems import responses
 from service.api.schemas import Dataset, DatasetRequest, Page
 from service.db.api_queries import DATASET
-from service.db.models import DatasetRecord, new_id
+from service.db.ids import new_id
+from service.db.models import DatasetRecord
 from workers.data.discovery import examine
 
 router = APIRouter(

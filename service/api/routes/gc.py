@@ -9,7 +9,8 @@ from service.api.bodies import JsonRoute, json_body
 from service.api.dependencies import Ctx
 from service.api.problems import responses
 from service.api.schemas_gc import GcDecoded, GcJob, GcReport, GcRequest, GcUsage
-from service.db.retention import Limits, Retention, usage
+from service.db.retention import Limits, Retention
+from service.db.usage import usage
 
 router = APIRouter(tags=["gc"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 
@@ -31,5 +32,5 @@ def collect(request: Annotated[GcRequest, json_body(GcRequest)], ctx: Ctx) -> Gc
         compacted_events=done.compacted_events,
         rests_bytes=done.rests_bytes,
         files_bytes=done.files_bytes,
-        usage=GcUsage(**asdict(usage(ctx.settings, ctx.deletion))),
+        usage=GcUsage(**asdict(usage(ctx.settings, ctx.deletion.database))),
     )

@@ -32,8 +32,9 @@ from service.api.schemas import (
     TeacherResult,
     ViewSizes,
 )
-from service.db.api_queries import ApiQueries, Idempotency, digest_of
+from service.db.api_queries import ApiQueries, digest_of
 from service.db.backoff import read_backoff
+from service.db.job_posting import Idempotency
 from service.db.models import JobRecord, RunRecord, TeacherRecord
 from service.db.states import State
 from workers.config.job import Plan, Preprocessing, thumbnail_warnings

@@ -14,7 +14,8 @@ from service.api.multipart import Upload, receive
 from service.api.problems import responses
 from service.api.schemas import Name, Page, Teacher, TeacherUpload, Value
 from service.db.api_queries import digest_of
-from service.db.models import TeacherRecord, new_id
+from service.db.ids import new_id
+from service.db.models import TeacherRecord
 from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
 from workers.config.job import Preprocessing, TeacherSpec

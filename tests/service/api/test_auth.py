@@ -22,7 +22,8 @@ from service.api.server import build_server
 from service.cli.serve import ready_text
 from service.db.api_keys import KeyRing, Keys, digest_of_secret
 from service.db.database import Database, upgrade_to_head
-from service.db.models import KeyRecord, new_id
+from service.db.ids import new_id
+from service.db.models import KeyRecord
 from service.db.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
 from service.errors import BadKeyFile, UnsafeBinding
 from service.settings import Settings

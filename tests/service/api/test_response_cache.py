@@ -16,8 +16,9 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.app import create_app
 from service.api.response_cache import KEPT_BYTES_MAX, ResponseCache
 from service.db.api_keys import KeyRing, Keys
+from service.db.columns import UtcDateTime
 from service.db.database import Database
-from service.db.models import EngineRecord, JobRecord, RunRecord, UtcDateTime, utc_now
+from service.db.models import EngineRecord, JobRecord, RunRecord, utc_now
 from service.db.scopes import THIS_MACHINE, Caller
 from service.db.scopes import Scope as KeyScope
 from service.db.shared_read import SharedRead

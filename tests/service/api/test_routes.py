@@ -17,7 +17,8 @@ from service.api.schemas import JobRequest
 from service.cli import render
 from service.db.api_queries import digest_of
 from service.db.engine_queries import EngineQueries
-from service.db.models import DatasetRecord, EngineRecord, new_id, utc_now
+from service.db.ids import new_id
+from service.db.models import DatasetRecord, EngineRecord, utc_now
 from service.db.states import State
 from service.gpus import GpuReport
 from tests.support.filled import make_cache

@@ -12,9 +12,10 @@ from service.db.api_queries import ApiQueries
 from service.db.backoff import Backoff, after_loss
 from service.db.models import JobRecord, RunRecord, utc_now
 from service.db.states import State
-from service.engine.scheduler import LOST_ATTEMPTS_MAX, Scheduler
+from service.engine.active_jobs import LOST_ATTEMPTS_MAX
+from service.engine.scheduler import Scheduler
 from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complete_caches, inferred, vanished
-from workers.backoff import CAP_S, LOST_ATTEMPTS_EVER_MAX, delay_s
+from workers.backoff import LOSSES, LOST_ATTEMPTS_EVER_MAX, delay_s
 from workers.cluster.outcomes import TaskOutcome
 
 
@@ -56,7 +57,7 @@ def ticks(engine: Scheduler, count: int = 3) -> None:
 
 
 def run_of(bench: _Bench) -> RunRecord:
-    [run] = bench.records.runs(bench.job_id)
+    [run] = bench.queries.runs(bench.job_id)
     return run
 
 
@@ -68,10 +69,10 @@ def logs_of(bench: _Bench, row: JobRecord | RunRecord) -> list[str]:
 def test_backoff_delay_is_none_at_first_and_grows_to_its_cap_with_jitter() -> None:
     assert [delay_s(lost_attempts) for lost_attempts in (0, 1)] == [0.0, 0.0]
     delays = [[delay_s(lost_attempts, random.Random(seed)) for seed in range(50)] for lost_attempts in range(2, 8)]
-    for middle, drawn in zip((2.0, 8.0, 32.0, 128.0, CAP_S, CAP_S), delays, strict=True):
+    for middle, drawn in zip((2.0, 8.0, 32.0, 128.0, LOSSES.cap_s, LOSSES.cap_s), delays, strict=True):
         assert 0.75 * middle <= min(drawn) < 0.9 * middle
         assert 1.1 * middle < max(drawn) <= 1.25 * middle
-    assert delay_s(10**6) <= 1.25 * CAP_S
+    assert delay_s(10**6) <= 1.25 * LOSSES.cap_s
 
 
 def test_a_run_that_is_lost_again_waits_says_so_and_starts_when_its_time_has_come(bench: _Bench, clock: Clock) -> None:
@@ -126,7 +127,7 @@ def test_a_run_fails_by_its_own_losses_and_not_by_those_of_the_node(bench: _Benc
     engine = bench.engine_on(cluster)
     for _ in range(60):
         engine.tick()
-        clock.on(1.3 * CAP_S)
+        clock.on(1.3 * LOSSES.cap_s)
     assert run_of(bench).attempt == count + LOST_ATTEMPTS_MAX + 1
     error = run_of(bench).error
     assert error is not None
@@ -159,7 +160,7 @@ def test_caches_that_are_lost_again_wait_say_so_and_keep_their_time_under_the_ne
 ) -> None:
     engine = bench.engine(*[_Task(outcome=by_others()) for _ in range(2)])
     ticks(engine, 6)
-    job = bench.records.job(bench.job_id)
+    job = bench.queries.job(bench.job_id)
     backoff = Backoff.model_validate(job.backoff)
     assert (backoff.lost_attempts, backoff.faults, backoff.is_over) == (2, 0, False)
     assert logs_of(bench, job)[-1] == f"inference was {backoff.waits_for}"
@@ -173,7 +174,7 @@ def test_caches_that_are_lost_again_wait_say_so_and_keep_their_time_under_the_ne
     assert summarise(job, {}).waits_for is None
     ticks(engine)
     assert len(cluster.inferring) == 1
-    assert bench.records.job(bench.job_id).backoff is None
+    assert bench.queries.job(bench.job_id).backoff is None
 
 
 def test_a_waiting_run_that_is_paused_and_resumed_between_two_looks_still_says_what_it_waits_for(

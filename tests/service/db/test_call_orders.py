@@ -74,7 +74,7 @@ class Life(RuleBasedStateMachine):
         shutil.copy(self.template, self.folder / "db")
         self.database = Database(f"sqlite:///{self.folder / 'db'}")
         self.engines = {holder: EngineQueries(self.database, holder) for holder in "ab"}
-        self.records, self.registry = EngineQueries(self.database), ApiQueries(self.database)
+        self.queries, self.registry = EngineQueries(self.database), ApiQueries(self.database)
         self.job_control = JobControl(self.database)
         self.workers: list[Worker] = []
         self.ended: dict[str, State] = {}
@@ -195,7 +195,7 @@ class Life(RuleBasedStateMachine):
         elif stored != "lost":
             assert stored == ((*whose, n) not in self.told)
             self.told.add((*whose, n))
-            assert self.records.next_event(*whose) == 1 + max(m for *owner, m in self.told if tuple(owner) == whose)
+            assert self.queries.next_event(*whose) == 1 + max(m for *owner, m in self.told if tuple(owner) == whose)
 
     @rule(late=SELDOM, old=SELDOM, number=ANY)
     def succeed(self, late: bool, old: bool, number: int) -> None:
@@ -242,11 +242,11 @@ class Life(RuleBasedStateMachine):
     @rule(late=SELDOM)
     def resume_set_aside(self, late: bool) -> None:
         """There is room again."""
-        aside = [run_id for run_id, _ in self.records.runs_aside()]
+        aside = [run_id for run_id, _ in self.queries.runs_aside()]
         assert set(aside) == {run.id for run in self.runs.values() if run.set_aside is not None}
         resumed = self.as_engine(late, lambda engine: engine.resume_set_aside(aside))
         if resumed != "lost":
-            assert all(self.records.run(id).state is State.QUEUED for id in aside)
+            assert all(self.queries.run(id).state is State.QUEUED for id in aside)
 
     # -------------------------------------------------------------------------------------------------- clients
 
@@ -268,7 +268,7 @@ class Life(RuleBasedStateMachine):
                 ask(job.id)
             return
         assert ask(job.id).state in STATES_AFTER[action]
-        assert set(self.records.states(job.id)[1].values()) <= STATES_AFTER[action] | OVER
+        assert set(self.queries.states(job.id)[1].values()) <= STATES_AFTER[action] | OVER
 
     @rule(number=ANY, action=ACTIONS)
     def act_on_run(self, number: int, action: str) -> None:
@@ -296,7 +296,7 @@ class Life(RuleBasedStateMachine):
             return
         again, is_new = ask(id, lambda: None)
         assert is_new == bool(left)
-        tried = {run.retry_of for run in self.records.runs(again.id)}
+        tried = {run.retry_of for run in self.queries.runs(again.id)}
         assert tried == left if is_new else tried & wanted
 
     # -------------------------------------------------------------------------------------------- what must hold

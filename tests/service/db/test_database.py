@@ -18,12 +18,15 @@ from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import Session
 
 from service.api.routes import events, jobs, runs
-from service.db.api_queries import ApiQueries, Idempotency
-from service.db.database import MIGRATIONS, Database, upgrade_to_head
+from service.db.api_queries import ApiQueries
+from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
+from service.db.ids import new_id
 from service.db.job_control import JobControl
-from service.db.models import Base, JobRecord, TeacherRecord, new_id, utc_now
+from service.db.job_posting import Idempotency
+from service.db.models import Base, JobRecord, TeacherRecord, utc_now
 from service.db.packed_events import pack
+from service.db.revisions import MIGRATIONS
 from service.db.states import State
 from service.settings import Settings
 from tests.support.service_helpers import PostgresServer, add_job, make_plan, start_run, teacher_row
@@ -257,7 +260,7 @@ def check_rows(database: Database, kept: Mapping[str, list[dict[str, object]]]) 
 
 def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -> None:
     """Documents, a retry, a new job and its claim, the lease."""
-    registry, records = ApiQueries(database), EngineQueries(database, "engine")
+    registry, queries = ApiQueries(database), EngineQueries(database, "engine")
     teacher = registry.get(TeacherRecord, str(TEACHER["id"]))
     job = registry.get(JobRecord, JOB_ID)
     shown = jobs.show_one(job, registry)
@@ -274,24 +277,24 @@ def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -
 
     again, is_new = registry.retry_job(JOB_ID, lambda: None)
     assert is_new
-    assert records.acquire_lease()
-    claimed = records.claim_job()
+    assert queries.acquire_lease()
+    claimed = queries.claim_job()
     assert claimed is not None
     assert claimed.id == again.id
-    (retried,) = records.runs(again.id)
+    (retried,) = queries.runs(again.id)
     assert retried.retry_of == RUN_IDS[1]
-    assert start_run(records, retried.id) == 1
-    assert records.record_events(again.id, retried.id, 1, [(0, {"type": "log"})]) == 1
+    assert start_run(queries, retried.id) == 1
+    assert queries.record_events(again.id, retried.id, 1, [(0, {"type": "log"})]) == 1
     assert registry.events(again, event.seq, 10)[0][-1].run_id == retried.id
     assert JobControl(database).pause_run(retried.id).state is State.PAUSING
     assert registry.add_job(PLAN, teacher, None)[1]
 
 
-def test_upgrading_again_keeps_the_rows(database_url: str, registry: ApiQueries, records: EngineQueries) -> None:
+def test_upgrading_again_keeps_the_rows(database_url: str, registry: ApiQueries, queries: EngineQueries) -> None:
     """As every start of the service does."""
     job = add_job(registry)
     upgrade_to_head(database_url)
-    assert records.job(job.id).state is State.QUEUED
+    assert queries.job(job.id).state is State.QUEUED
 
 
 def test_several_processes_may_upgrade_a_new_file_at_once(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from service.db.api_queries import ApiQueries, Idempotency
+from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.deletion import Deletion
 from service.db.engine_queries import EngineQueries
+from service.db.ids import new_id
 from service.db.job_control import JobControl
+from service.db.job_posting import Idempotency
 from service.db.models import (
     Base,
     DatasetRecord,
@@ -22,7 +24,6 @@ from service.db.models import (
     EventRecord,
     JobRecord,
     TeacherRecord,
-    new_id,
     utc_now,
 )
 from service.db.packed_events import compact
@@ -75,18 +76,18 @@ def rows(database: Database) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def finished_epochs(records: EngineQueries, job_id: str, epochs: range, state: State) -> str:
+def finished_epochs(queries: EngineQueries, job_id: str, epochs: range, state: State) -> str:
     """The first run of a job trains these epochs and ends in a state, and the job with it; returns its id."""
-    assert records.claim_job() is not None
-    run_id = records.runs(job_id)[0].id
-    attempt = start_run(records, run_id)
+    assert queries.claim_job() is not None
+    run_id = queries.runs(job_id)[0].id
+    attempt = start_run(queries, run_id)
     assert attempt is not None
     told = [(n, {"type": "epoch", "epoch": n, "epochs": 9, "metrics": {"epoch": n, "top1": n / 10}}) for n in epochs]
-    assert records.record_events(job_id, run_id, attempt, told) == len(told)
-    assert records.move_run(run_id, attempt, state)
-    for run in records.runs(job_id)[1:]:
-        records.move_run(run.id, 0, State.CANCELLED)
-    assert records.move_job(job_id, state)
+    assert queries.record_events(job_id, run_id, attempt, told) == len(told)
+    assert queries.move_run(run_id, attempt, state)
+    for run in queries.runs(job_id)[1:]:
+        queries.move_run(run.id, 0, State.CANCELLED)
+    assert queries.move_job(job_id, state)
     return run_id
 
 
@@ -135,7 +136,7 @@ def test_a_pinned_job_is_not_deleted_nor_are_its_runs(api: Api) -> None:
 
 
 def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended(
-    deletion: Deletion, registry: ApiQueries, records: EngineQueries
+    deletion: Deletion, registry: ApiQueries, queries: EngineQueries
 ) -> None:
     job_control = JobControl(registry.database)
     first = job_control.cancel_job(add_job(registry).id)
@@ -146,29 +147,29 @@ def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended
         with pytest.raises(Conflict, match=f"is tried again by .*{third.id}"):
             deletion.delete_job(job.id)
         with pytest.raises(Conflict, match=f"is tried again by .*{third.id}"):
-            deletion.delete_run(records.runs(job.id)[0].id)
+            deletion.delete_run(queries.runs(job.id)[0].id)
     job_control.cancel_job(third.id)
     deletion.delete_job(second.id)
-    assert records.job(third.id).retry_of == first.id
-    assert [run.retry_of for run in records.runs(third.id)] == [run.id for run in records.runs(first.id)]
+    assert queries.job(third.id).retry_of == first.id
+    assert [run.retry_of for run in queries.runs(third.id)] == [run.id for run in queries.runs(first.id)]
     # Each was retried once, and so it stays.
     again, is_new = registry.retry_job(first.id, lambda: None)
     assert (again.id, is_new) == (third.id, False)
     deletion.delete_job(first.id)
-    assert {run.retry_of for run in records.runs(third.id)} == {None}
+    assert {run.retry_of for run in queries.runs(third.id)} == {None}
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_retry_that_has_ended_keeps_the_epochs_of_what_it_tried_again(
-    deletion: Deletion, registry: ApiQueries, records: EngineQueries, packed: bool
+    deletion: Deletion, registry: ApiQueries, queries: EngineQueries, packed: bool
 ) -> None:
     """Those before its own first one; the run in between, which trained none, does not matter."""
     first = add_job(registry)
-    run = finished_epochs(records, first.id, range(1, 5), State.FAILED)
+    run = finished_epochs(queries, first.id, range(1, 5), State.FAILED)
     between, _ = registry.retry_run(run, lambda: None)
-    finished_epochs(records, between.id, range(0), State.FAILED)
-    last, _ = registry.retry_run(records.runs(between.id)[0].id, lambda: None)
-    retried = finished_epochs(records, last.id, range(4, 7), State.SUCCEEDED)
+    finished_epochs(queries, between.id, range(0), State.FAILED)
+    last, _ = registry.retry_run(queries.runs(between.id)[0].id, lambda: None)
+    retried = finished_epochs(queries, last.id, range(4, 7), State.SUCCEEDED)
     before = registry.metrics(retried)
     assert [line["epoch"] for line in before] == [1, 2, 3, 4, 5, 6]
     if packed:
@@ -177,7 +178,7 @@ def test_a_retry_that_has_ended_keeps_the_epochs_of_what_it_tried_again(
     deletion.delete_job(first.id)
     deletion.delete_job(between.id)
     assert registry.metrics(retried) == before
-    events, _ = registry.events(records.run(retried), 0, 100)
+    events, _ = registry.events(queries.run(retried), 0, 100)
     assert [event.data["epoch"] for event in events if event.type == "epoch"] == [1, 2, 3, 4, 5, 6]
 
 
@@ -274,7 +275,7 @@ def test_files_that_a_killed_deletion_has_left_are_swept_and_no_others(api: Api)
     assert told is not None
     assert "job_of_another_database" in told
     assert job_id not in told
-    assert api.context.deletion.sweep() == 2000
+    assert api.context.deletion.tombstones.sweep() == 2000
     assert not (api.settings.jobs_dir / job_id).exists()
     assert unknown.is_dir()
 
@@ -286,7 +287,7 @@ def test_a_tombstone_stays_for_a_while_because_a_process_may_make_the_folder_aga
     assert unknown_files(api.settings, api.context.database) is None
     with api.context.database.write() as session:
         session.get_one(DeletedPathRecord, f"jobs/{job_id}").deleted_at = utc_now().replace(year=2020)
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert not (api.settings.jobs_dir / job_id).exists()
     assert "deleted_paths" not in rows(api.context.database)
 
@@ -298,10 +299,10 @@ def test_a_teachers_file_left_by_a_killed_deletion_goes_unless_it_was_uploaded_a
     assert path.is_file()
     assert unknown_files(api.settings, api.context.database) is None
     again = api.teacher()
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert path.is_file()
     killed_while(api, "delete_teacher", again)
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert not path.exists()
 
 
@@ -406,10 +407,10 @@ def test_a_decoded_copy_left_by_a_killed_deletion_goes_unless_it_is_used_again(a
     killed_while(api, "delete_dataset", register(api, "a", spec))
     assert there(api) == made
     decode(api, spec)
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert there(api) == made
     killed_while(api, "delete_dataset", register(api, "a", spec))
-    api.context.deletion.sweep()
+    api.context.deletion.tombstones.sweep()
     assert there(api) == set()
     assert "deleted_paths" not in rows(api.context.database)
 

@@ -18,11 +18,12 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from service.db.api_queries import ApiQueries
+from service.db.columns import UtcDateTime
 from service.db.database import Database, upgrade_to_head
 from service.db.deletion import Deletion
 from service.db.engine_queries import EngineQueries, actor_name
 from service.db.job_control import JobControl
-from service.db.models import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, UtcDateTime, utc_now
+from service.db.models import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, utc_now
 from service.db.states import LIVE, State
 from service.errors import Conflict, LeaseLost, NotFound
 from tests.support.service_helpers import add_job, finish, make_plan, make_settings, start_run, teacher_row
@@ -50,19 +51,19 @@ def at_once(calls: list[Callable[[], Result]]) -> list[Result]:
         return list(pool.map(run, calls))
 
 
-def start(records: EngineQueries, job: JobRecord) -> tuple[RunRecord, int]:
+def start(queries: EngineQueries, job: JobRecord) -> tuple[RunRecord, int]:
     """Claims the job and starts its first run."""
-    assert records.claim_job() is not None
-    run = records.runs(job.id)[0]
-    attempt = start_run(records, run.id)
+    assert queries.claim_job() is not None
+    run = queries.runs(job.id)[0]
+    attempt = start_run(queries, run.id)
     assert attempt == 1
     return run, attempt
 
 
-def test_the_oldest_job_is_claimed_first_and_only_once(records: EngineQueries, registry: ApiQueries) -> None:
+def test_the_oldest_job_is_claimed_first_and_only_once(queries: EngineQueries, registry: ApiQueries) -> None:
     """In the order of posting, then none."""
     posted = [add_job(registry).id for _ in range(3)]
-    claimed = [records.claim_job() for _ in range(4)]
+    claimed = [queries.claim_job() for _ in range(4)]
     assert [job and job.id for job in claimed] == [*posted, None]
     first = claimed[0]
     assert first is not None
@@ -92,10 +93,10 @@ CLAIM = """
 import sys
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
-records = EngineQueries(Database(sys.argv[1]))
+queries = EngineQueries(Database(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
-job = records.claim_job()
+job = queries.claim_job()
 print(job and job.id)
 """
 
@@ -126,7 +127,7 @@ def test_one_job_and_three_processes(tmp_path: Path) -> None:
 
 
 def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_then_the_oldest(
-    records: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, registry: ApiQueries
 ) -> None:
     """All jobs without a key are one key's."""
     asked: list[tuple[str, int, str | None]] = [
@@ -137,14 +138,14 @@ def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_the
     for name, priority, key_id in asked:
         registry.add_job(make_plan(name=name), teacher, None, priority=priority, key_id=key_id)
     claimed = []
-    while (job := records.claim_job()) is not None:
+    while (job := queries.claim_job()) is not None:
         claimed.append(job.name)
     # "urgent" is a's first at work, so b and those without a key come before a's second.
     assert claimed == ["urgent", "b1", "n1", "a1", "n2", "a2", "a3", "late"]
 
 
 def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(
-    records: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, registry: ApiQueries
 ) -> None:
     """Whatever the priority of what that key has posted."""
     teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
@@ -156,48 +157,48 @@ def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(
         asked.append(job.name)
         return job.key_id == "b"
 
-    claimed = records.claim_job(accepts)
+    claimed = queries.claim_job(accepts)
     assert claimed is not None
     assert (claimed.name, asked) == ("b1", ["a1", "n2", "b1"])
-    assert records.claim_job(accepts) is None
+    assert queries.claim_job(accepts) is None
 
 
-def test_an_attempt_counts_up_and_needs_a_running_job(records: EngineQueries, registry: ApiQueries) -> None:
+def test_an_attempt_counts_up_and_needs_a_running_job(queries: EngineQueries, registry: ApiQueries) -> None:
     """A queued job's run does not start; a running run does not start twice; a lost one does again."""
     job = add_job(registry)
-    run = records.runs(job.id)[0]
-    assert start_run(records, run.id) is None
-    assert records.claim_job() is not None
-    assert start_run(records, run.id) == 1
-    assert start_run(records, run.id) is None
-    assert records.move_run(run.id, 1, State.LOST)
-    assert not records.move_run(run.id, 1, State.RUNNING), "that begins an attempt"
-    assert start_run(records, run.id) == 2
-    assert start_run(records, "run_nothing") is None
+    run = queries.runs(job.id)[0]
+    assert start_run(queries, run.id) is None
+    assert queries.claim_job() is not None
+    assert start_run(queries, run.id) == 1
+    assert start_run(queries, run.id) is None
+    assert queries.move_run(run.id, 1, State.LOST)
+    assert not queries.move_run(run.id, 1, State.RUNNING), "that begins an attempt"
+    assert start_run(queries, run.id) == 2
+    assert start_run(queries, "run_nothing") is None
 
 
 def test_runs_that_start_together_share_a_process_of_the_firsts_name(
-    records: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, registry: ApiQueries
 ) -> None:
     """Those that may not start are left out, and the next one takes their place."""
     job = add_job(registry, seeds=[0, 1])
-    records.claim_job()
-    ids = [run.id for run in records.runs(job.id)]
-    assert start_run(records, ids[1]) == 1
-    started = records.start_attempts([ids[3], "run_nothing", ids[1], ids[0]])
+    queries.claim_job()
+    ids = [run.id for run in queries.runs(job.id)]
+    assert start_run(queries, ids[1]) == 1
+    started = queries.start_attempts([ids[3], "run_nothing", ids[1], ids[0]])
     assert [(run.id, run.attempt, run.slot) for run in started] == [(ids[3], 1, 0), (ids[0], 1, 1)]
     assert {run.actor for run in started} == {actor_name(ids[3], 1)} == {f"run-{ids[3]}-a1"}
-    stored = {run.id: (run.actor, run.slot) for run in records.runs(job.id)}
+    stored = {run.id: (run.actor, run.slot) for run in queries.runs(job.id)}
     assert stored[ids[0]] == (f"run-{ids[3]}-a1", 1)
     assert stored[ids[1]] == (f"run-{ids[1]}-a1", 0)
     assert stored[ids[2]] == (None, None)
 
 
-def test_starters_at_once_get_one_attempt(database_url: str, records: EngineQueries, registry: ApiQueries) -> None:
+def test_starters_at_once_get_one_attempt(database_url: str, queries: EngineQueries, registry: ApiQueries) -> None:
     """A run has one attempt at a time."""
     job = add_job(registry)
-    records.claim_job()
-    run = records.runs(job.id)[0]
+    queries.claim_job()
+    run = queries.runs(job.id)[0]
 
     def start_it() -> int | None:
         database = Database(database_url)
@@ -209,68 +210,68 @@ def test_starters_at_once_get_one_attempt(database_url: str, records: EngineQuer
     assert sorted(at_once([start_it] * 4), key=str) == [1, None, None, None]
 
 
-def test_what_a_stale_attempt_writes_does_not_land(records: EngineQueries, registry: ApiQueries) -> None:
+def test_what_a_stale_attempt_writes_does_not_land(queries: EngineQueries, registry: ApiQueries) -> None:
     """Neither events, progress, a result with its artifacts, nor a state."""
     job = add_job(registry)
-    run, stale = start(records, job)
-    records.move_run(run.id, stale, State.LOST)
-    assert start_run(records, run.id) == 2
+    run, stale = start(queries, job)
+    queries.move_run(run.id, stale, State.LOST)
+    assert start_run(queries, run.id) == 2
     told = [(1, {"type": "log", "message": "late"})]
-    assert records.record_events(job.id, run.id, stale, told, progress={"epoch": 9}) is None
-    assert not records.record_result(run.id, stale, [FILE], {"late": True})
-    assert not records.move_run(run.id, stale, State.FAILED)
-    now = records.run(run.id)
+    assert queries.record_events(job.id, run.id, stale, told, progress={"epoch": 9}) is None
+    assert not queries.record_result(run.id, stale, [FILE], {"late": True})
+    assert not queries.move_run(run.id, stale, State.FAILED)
+    now = queries.run(run.id)
     assert (now.state, now.epoch, now.result, now.attempt) == (State.RUNNING, 0, None, 2)
     assert registry.artifacts(run.id) == []
     assert {event.type for event in registry.events(now, 0, 100)[0]} == {"state"}
 
 
-def test_a_result_and_its_artifacts_land_together_or_not_at_all(records: EngineQueries, registry: ApiQueries) -> None:
+def test_a_result_and_its_artifacts_land_together_or_not_at_all(queries: EngineQueries, registry: ApiQueries) -> None:
     """A run that has succeeded has its files, one that has not has none."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     with pytest.raises(IntegrityError):
-        records.record_result(run.id, attempt, [FILE, FILE], {})
-    assert records.run(run.id).state is State.RUNNING
-    with records.database.read() as session:
+        queries.record_result(run.id, attempt, [FILE, FILE], {})
+    assert queries.run(run.id).state is State.RUNNING
+    with queries.database.read() as session:
         assert session.scalars(select(ArtifactRecord)).all() == []
-    assert records.record_result(run.id, attempt, [FILE], {"last": 1})
-    assert not records.record_result(run.id, attempt, [{**FILE, "name": "g"}], {"last": 2}), "it has ended"
-    ended = records.run(run.id)
+    assert queries.record_result(run.id, attempt, [FILE], {"last": 1})
+    assert not queries.record_result(run.id, attempt, [{**FILE, "name": "g"}], {"last": 2}), "it has ended"
+    ended = queries.run(run.id)
     assert (ended.state, ended.result) == (State.SUCCEEDED, {"last": 1})
     assert [file.name for file in registry.artifacts(run.id)] == ["f"]
 
 
 @pytest.mark.parametrize("action", [JobControl.pause_run, JobControl.cancel_run])
 def test_a_run_that_ends_while_it_is_told_to_stop_has_succeeded(
-    records: EngineQueries,
+    queries: EngineQueries,
     registry: ApiQueries,
     job_control: JobControl,
     action: Callable[[JobControl, str], RunRecord],
 ) -> None:
     """Its work is done; there is nothing left to stop."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     action(job_control, run.id)
-    assert records.record_result(run.id, attempt, [FILE], {})
-    assert records.run(run.id).state is State.SUCCEEDED
+    assert queries.record_result(run.id, attempt, [FILE], {})
+    assert queries.run(run.id).state is State.SUCCEEDED
 
 
-def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(records: EngineQueries, registry: ApiQueries) -> None:
+def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(queries: EngineQueries, registry: ApiQueries) -> None:
     """The new engine's attempt fences the old one off."""
     job = add_job(registry)
-    first = records.claim_job()
-    second = records.adopt_job(job.id)
+    first = queries.claim_job()
+    second = queries.adopt_job(job.id)
     assert first is not None
     assert second is not None
     assert second.attempt == first.attempt + 1
     told = [(1, {"type": "log", "message": "late"})]
-    assert records.record_events(job.id, None, first.attempt, told, progress={"stage": "training"}) is None
-    assert not records.update_job(job.id, attempt=first.attempt, stage="training")
-    assert not records.move_job(job.id, State.FAILED, attempt=first.attempt)
-    assert not records.settle_job(job.id, first.attempt)
-    assert records.record_events(job.id, None, second.attempt, told, progress={"stage": "inference"}) == 1
-    assert records.job(job.id).stage == "inference"
+    assert queries.record_events(job.id, None, first.attempt, told, progress={"stage": "training"}) is None
+    assert not queries.update_job(job.id, attempt=first.attempt, stage="training")
+    assert not queries.move_job(job.id, State.FAILED, attempt=first.attempt)
+    assert not queries.settle_job(job.id, first.attempt)
+    assert queries.record_events(job.id, None, second.attempt, told, progress={"stage": "inference"}) == 1
+    assert queries.job(job.id).stage == "inference"
 
 
 def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, registry: ApiQueries) -> None:
@@ -307,68 +308,68 @@ def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, re
 
 
 def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(
-    records: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, registry: ApiQueries
 ) -> None:
     """Engines only end jobs: none is lost or put back into the queue."""
     job = add_job(registry)
-    records.claim_job()
+    queries.claim_job()
     for wanted in LIVE:
-        assert not records.move_job(job.id, wanted)
-    assert [found.id for found in records.unfinished_jobs()] == [job.id]
-    adopted = records.adopt_job(job.id)
+        assert not queries.move_job(job.id, wanted)
+    assert [found.id for found in queries.unfinished_jobs()] == [job.id]
+    adopted = queries.adopt_job(job.id)
     assert adopted is not None
     assert (adopted.state, adopted.attempt) == (State.RUNNING, 2)
-    assert records.adopt_job(add_job(registry).id) is None
+    assert queries.adopt_job(add_job(registry).id) is None
 
 
 def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Paused ones among them; a job that has told of none has none."""
     jobs = [add_job(registry) for _ in range(4)]
     for number, job in enumerate(jobs[:3]):
-        records.claim_job()
-        records.update_job(job.id, caches={"train": f"key {number}"})
+        queries.claim_job()
+        queries.update_job(job.id, caches={"train": f"key {number}"})
     job_control.pause_job(jobs[0].id)
-    assert records.settle_job(jobs[0].id, 1)
-    assert records.move_job(jobs[2].id, State.FAILED)
+    assert queries.settle_job(jobs[0].id, 1)
+    assert queries.move_job(jobs[2].id, State.FAILED)
     used = {jobs[0].id: {"train": "key 0"}, jobs[1].id: {"train": "key 1"}}
-    assert records.caches_in_use() == used
-    assert records.caches_in_use([jobs[1].id, jobs[2].id, jobs[3].id]) == {jobs[1].id: {"train": "key 1"}}
+    assert queries.caches_in_use() == used
+    assert queries.caches_in_use([jobs[1].id, jobs[2].id, jobs[3].id]) == {jobs[1].id: {"train": "key 1"}}
 
 
 def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Its engine died in the middle of pausing: the next one has to finish that."""
     job = add_job(registry)
-    start(records, job)
+    start(queries, job)
     job_control.pause_job(job.id)
-    adopted = records.adopt_job(job.id)
+    adopted = queries.adopt_job(job.id)
     assert adopted is not None
     assert (adopted.state, adopted.attempt) == (State.PAUSING, 2)
-    assert records.move_run(records.runs(job.id)[0].id, 1, State.PAUSED)
-    assert records.settle_job(job.id, 2)
-    assert records.unfinished_jobs() == []
-    assert records.adopt_job(job.id) is None
+    assert queries.move_run(queries.runs(job.id)[0].id, 1, State.PAUSED)
+    assert queries.settle_job(job.id, 2)
+    assert queries.unfinished_jobs() == []
+    assert queries.adopt_job(job.id) is None
 
 
-def test_the_states_of_a_job_and_its_runs_are_read_together(records: EngineQueries, registry: ApiQueries) -> None:
+def test_the_states_of_a_job_and_its_runs_are_read_together(queries: EngineQueries, registry: ApiQueries) -> None:
     """In the order of the plan; of a job that is gone there are none."""
     job = add_job(registry)
-    run, _ = start(records, job)
-    other = records.runs(job.id)[1].id
-    assert records.states(job.id) == (State.RUNNING, {run.id: State.RUNNING, other: State.QUEUED})
-    assert records.states("job_nothing") == (None, {})
+    run, _ = start(queries, job)
+    other = queries.runs(job.id)[1].id
+    assert queries.states(job.id) == (State.RUNNING, {run.id: State.RUNNING, other: State.QUEUED})
+    assert queries.states("job_nothing") == (None, {})
 
 
-def test_a_job_that_ends_takes_its_runs_along(records: EngineQueries, registry: ApiQueries) -> None:
+def test_a_job_that_ends_takes_its_runs_along(queries: EngineQueries, registry: ApiQueries) -> None:
     """Of a job that has ended no run waits or works, and a job with such runs has not succeeded."""
     job = add_job(registry)
-    start(records, job)
-    assert not records.move_job(job.id, State.SUCCEEDED)
-    assert records.move_job(job.id, State.FAILED, error={"type": "E", "message": "no room"})
-    for run in records.runs(job.id):
+    start(queries, job)
+    assert not queries.move_job(job.id, State.SUCCEEDED)
+    assert queries.move_job(job.id, State.FAILED, error={"type": "E", "message": "no room"})
+    for run in queries.runs(job.id):
         assert run.state is State.CANCELLED
         assert run.error is not None
         assert (run.error["type"], run.error["message"][-7:]) == ("JobFailed", "no room")
@@ -376,195 +377,195 @@ def test_a_job_that_ends_takes_its_runs_along(records: EngineQueries, registry: 
     assert (last.run_id, last.data["state"]) == ("", "failed"), "its own end is told last"
 
 
-def test_events_sent_twice_are_stored_once(records: EngineQueries, registry: ApiQueries) -> None:
+def test_events_sent_twice_are_stored_once(queries: EngineQueries, registry: ApiQueries) -> None:
     """By their number within the attempt."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     told = [(n, {"type": "log", "message": str(n)}) for n in range(4)]
-    assert records.record_events(job.id, run.id, attempt, told[:3]) == 3
-    assert records.record_events(job.id, run.id, attempt, told[1:]) == 1
-    assert records.record_events(job.id, run.id, attempt, told) == 0
+    assert queries.record_events(job.id, run.id, attempt, told[:3]) == 3
+    assert queries.record_events(job.id, run.id, attempt, told[1:]) == 1
+    assert queries.record_events(job.id, run.id, attempt, told) == 0
     stored = [event.n for event in registry.events(run, 0, 100)[0] if event.n is not None]
     assert stored == [0, 1, 2, 3]
 
 
 def test_a_worker_that_is_found_again_goes_on_after_the_last_event(
-    records: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, registry: ApiQueries
 ) -> None:
     """Of its own attempt; a job's own events are counted apart from its runs'."""
     job = add_job(registry)
-    run, attempt = start(records, job)
-    assert records.next_event(job.id, run.id, attempt) == 0
-    records.record_events(job.id, run.id, attempt, [(n, {"type": "log"}) for n in range(5)])
-    assert records.next_event(job.id, run.id, attempt) == 5
-    assert records.next_event(job.id, run.id, attempt + 1) == 0
-    assert records.next_event(job.id, None, 1) == 0
+    run, attempt = start(queries, job)
+    assert queries.next_event(job.id, run.id, attempt) == 0
+    queries.record_events(job.id, run.id, attempt, [(n, {"type": "log"}) for n in range(5)])
+    assert queries.next_event(job.id, run.id, attempt) == 5
+    assert queries.next_event(job.id, run.id, attempt + 1) == 0
+    assert queries.next_event(job.id, None, 1) == 0
 
 
-def test_nothing_is_told_of_a_run_that_has_ended(records: EngineQueries, registry: ApiQueries) -> None:
+def test_nothing_is_told_of_a_run_that_has_ended(queries: EngineQueries, registry: ApiQueries) -> None:
     """So a reader who has seen the end has seen all."""
     job = add_job(registry)
-    run, attempt = start(records, job)
-    assert records.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "no"})
-    assert records.record_events(job.id, run.id, attempt, [(1, {"type": "log"})]) is None
-    ended = records.run(run.id)
+    run, attempt = start(queries, job)
+    assert queries.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "no"})
+    assert queries.record_events(job.id, run.id, attempt, [(1, {"type": "log"})]) is None
+    ended = queries.run(run.id)
     assert ended.error == {"type": "E", "message": "no"}
     assert ended.finished_at is not None
 
 
-def test_not_a_number_is_stored_as_null(records: EngineQueries, registry: ApiQueries) -> None:
+def test_not_a_number_is_stored_as_null(queries: EngineQueries, registry: ApiQueries) -> None:
     """JSON has no word for it, and PostgreSQL refuses the one that Python uses."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     metrics = {"loss": float("nan"), "lr": float("inf"), "top1": 0.5}
     told = [(1, {"type": "epoch", "epoch": 1, "metrics": metrics})]
-    assert records.record_events(job.id, run.id, attempt, told, progress={"metrics": metrics}) == 1
-    assert records.run(run.id).metrics == {"loss": None, "lr": None, "top1": 0.5}
+    assert queries.record_events(job.id, run.id, attempt, told, progress={"metrics": metrics}) == 1
+    assert queries.run(run.id).metrics == {"loss": None, "lr": None, "top1": 0.5}
     assert registry.metrics(run.id) == [{"loss": None, "lr": None, "top1": 0.5}]
 
 
 def test_events_errors_and_results_with_text_that_cannot_be_sent_are_stored_written_out(
-    records: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, registry: ApiQueries
 ) -> None:
     """The name of a file that is not UTF-8; NUL, which PostgreSQL refuses."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     told = [(1, {"type": "log", "message": "zz\udcfc.png"}), (2, {"type": "log", "message": "a\x00b 🙂"})]
-    assert records.record_events(job.id, run.id, attempt, told, progress={"metrics": {"\udcfc": 1.0}}) == 2
-    assert records.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "zz\udcfc.png\x00"})
-    stored = [event.data.get("message") for event in registry.events(records.run(run.id), 0, 10)[0]]
+    assert queries.record_events(job.id, run.id, attempt, told, progress={"metrics": {"\udcfc": 1.0}}) == 2
+    assert queries.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "zz\udcfc.png\x00"})
+    stored = [event.data.get("message") for event in registry.events(queries.run(run.id), 0, 10)[0]]
     assert stored[1:3] == ["zz\\xfc.png", "a\\x00b 🙂"]
-    ended = records.run(run.id)
+    ended = queries.run(run.id)
     assert ended.error == {"type": "E", "message": "zz\\xfc.png\\x00"}
     assert ended.metrics == {"\\xfc": 1.0}
 
 
 def test_rows_of_an_earlier_version_with_text_that_cannot_be_sent_are_read_written_out(
-    database: Database, records: EngineQueries, registry: ApiQueries
+    database: Database, queries: EngineQueries, registry: ApiQueries
 ) -> None:
     job = add_job(registry)
     with database.write() as session:
         session.execute(
             text("UPDATE jobs SET error = :error"), {"error": json.dumps({"message": "zz\udcfc.png\x00 🙂"})}
         )
-    assert records.job(job.id).error == {"message": "zz\\xfc.png\\x00 🙂"}
+    assert queries.job(job.id).error == {"message": "zz\\xfc.png\\x00 🙂"}
 
 
-def test_a_field_that_is_not_progress_is_refused(records: EngineQueries, registry: ApiQueries) -> None:
+def test_a_field_that_is_not_progress_is_refused(queries: EngineQueries, registry: ApiQueries) -> None:
     """A state is moved, never assigned."""
     job = add_job(registry)
-    records.claim_job()
+    queries.claim_job()
     with pytest.raises(TypeError, match="state cannot be set here"):
-        records.update_job(job.id, state=State.SUCCEEDED)
+        queries.update_job(job.id, state=State.SUCCEEDED)
 
 
 # ------------------------------------------------------------------------------------------- what clients ask for
 
 
-def states(records: EngineQueries, job_id: str) -> list[str]:
+def states(queries: EngineQueries, job_id: str) -> list[str]:
     """Of the job, then of its runs."""
-    state, runs = records.states(job_id)
+    state, runs = queries.states(job_id)
     assert state is not None
     return [state, *runs.values()]
 
 
 def test_cancelling_ends_what_waits_and_tells_what_runs(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """And cancelling again changes nothing."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     for _ in range(2):
         assert job_control.cancel_job(job.id).state is State.CANCELLING
-        assert states(records, job.id) == ["cancelling", "cancelling", "cancelled"]
-    assert start_run(records, records.runs(job.id)[1].id) is None
-    assert records.move_run(run.id, attempt, State.CANCELLED)
-    assert records.move_job(job.id, State.CANCELLED)
+        assert states(queries, job.id) == ["cancelling", "cancelling", "cancelled"]
+    assert start_run(queries, queries.runs(job.id)[1].id) is None
+    assert queries.move_run(run.id, attempt, State.CANCELLED)
+    assert queries.move_job(job.id, State.CANCELLED)
     assert job_control.cancel_job(job.id).state is State.CANCELLED
 
 
 def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_it_again(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """The engine settles it when its work is put down; asking twice changes nothing."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     for _ in range(2):
         assert job_control.pause_job(job.id).state is State.PAUSING
-        assert states(records, job.id) == ["pausing", "pausing", "paused"]
-    assert not records.settle_job(job.id, 1), "its run still works"
-    assert records.record_events(job.id, run.id, attempt, [(0, {"type": "log"})]) == 1, "it may still speak"
-    assert records.move_run(run.id, attempt, State.PAUSED)
-    assert records.settle_job(job.id, 1)
+        assert states(queries, job.id) == ["pausing", "pausing", "paused"]
+    assert not queries.settle_job(job.id, 1), "its run still works"
+    assert queries.record_events(job.id, run.id, attempt, [(0, {"type": "log"})]) == 1, "it may still speak"
+    assert queries.move_run(run.id, attempt, State.PAUSED)
+    assert queries.settle_job(job.id, 1)
     assert job_control.pause_job(job.id).state is State.PAUSED
-    assert records.claim_job() is None
+    assert queries.claim_job() is None
     for _ in range(2):
         assert job_control.resume_job(job.id).state is State.QUEUED
-        assert states(records, job.id) == ["queued", "queued", "queued"]
-    claimed = records.claim_job()
+        assert states(queries, job.id) == ["queued", "queued", "queued"]
+    claimed = queries.claim_job()
     assert claimed is not None
     assert (claimed.id, claimed.attempt) == (job.id, 2)
-    assert start_run(records, run.id) == 2
+    assert start_run(queries, run.id) == 2
 
 
 def test_what_vanishes_while_it_is_pausing_is_paused(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """It goes on from its last checkpoint when it is resumed; until then nobody starts it again."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     job_control.pause_job(job.id)
-    assert records.move_run(run.id, attempt, State.LOST)
-    assert start_run(records, run.id) is None
-    assert records.settle_job(job.id, 1)
-    assert states(records, job.id) == ["paused", "paused", "paused"]
+    assert queries.move_run(run.id, attempt, State.LOST)
+    assert start_run(queries, run.id) is None
+    assert queries.settle_job(job.id, 1)
+    assert states(queries, job.id) == ["paused", "paused", "paused"]
 
 
 def test_a_job_resumed_in_mid_pause_runs_on(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """A worker that has put its run down nonetheless makes it wait for its next attempt."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     job_control.pause_job(job.id)
     assert job_control.resume_job(job.id).state is State.RUNNING
-    assert states(records, job.id) == ["running", "running", "queued"]
-    assert not records.settle_job(job.id, 1)
-    assert records.move_run(run.id, attempt, State.QUEUED)
-    assert start_run(records, run.id) == 2
+    assert states(queries, job.id) == ["running", "running", "queued"]
+    assert not queries.settle_job(job.id, 1)
+    assert queries.move_run(run.id, attempt, State.QUEUED)
+    assert start_run(queries, run.id) == 2
 
 
 def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """No engine needs to be there."""
     job = add_job(registry)
     job_control.pause_job(job.id)
-    assert states(records, job.id) == ["paused", "paused", "paused"]
+    assert states(queries, job.id) == ["paused", "paused", "paused"]
     job_control.resume_job(job.id)
-    assert states(records, job.id) == ["queued", "queued", "queued"]
+    assert states(queries, job.id) == ["queued", "queued", "queued"]
     job_control.pause_job(job.id)
     job_control.cancel_job(job.id)
-    assert states(records, job.id) == ["cancelled", "cancelled", "cancelled"]
-    assert records.claim_job() is None
+    assert states(queries, job.id) == ["cancelled", "cancelled", "cancelled"]
+    assert queries.claim_job() is None
 
 
-def test_a_lost_run_is_cancelled_at_once(records: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
+def test_a_lost_run_is_cancelled_at_once(queries: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
     """Nobody works on it, though somebody does on its job."""
     job = add_job(registry)
-    run, attempt = start(records, job)
-    assert records.move_run(run.id, attempt, State.LOST)
+    run, attempt = start(queries, job)
+    assert queries.move_run(run.id, attempt, State.LOST)
     assert job_control.cancel_run(run.id).state is State.CANCELLED
-    assert states(records, job.id) == ["running", "cancelled", "queued"]
+    assert states(queries, job.id) == ["running", "cancelled", "queued"]
 
 
 def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Its job runs on."""
     job = add_job(registry)
-    run, attempt = start(records, job)
-    other = records.runs(job.id)[1].id
+    run, attempt = start(queries, job)
+    other = queries.runs(job.id)[1].id
     assert job_control.pause_run(run.id).state is State.PAUSING
     assert job_control.pause_run(other).state is State.PAUSED
     assert job_control.resume_run(other).state is State.QUEUED
@@ -572,57 +573,57 @@ def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(
     assert job_control.cancel_run(run.id).state is State.CANCELLING
     with pytest.raises(Conflict, match=f"{run.id} cannot be paused: it is being cancelled"):
         job_control.pause_run(run.id)
-    assert records.move_run(run.id, attempt, State.CANCELLED)
+    assert queries.move_run(run.id, attempt, State.CANCELLED)
     assert job_control.cancel_run(run.id).state is State.CANCELLED
-    assert states(records, job.id) == ["running", "cancelled", "queued"]
+    assert states(queries, job.id) == ["running", "cancelled", "queued"]
 
 
 def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """So that an engine takes it; the rest of it stays paused until somebody resumes the job."""
     job = add_job(registry)
-    first, second = (run.id for run in records.runs(job.id))
+    first, second = (run.id for run in queries.runs(job.id))
     job_control.pause_job(job.id)
     job_control.resume_run(second)
-    assert states(records, job.id) == ["queued", "paused", "queued"]
-    records.claim_job()
-    assert start_run(records, first) is None
-    assert start_run(records, second) == 1
-    assert records.record_result(second, 1, [], {})
-    assert records.settle_job(job.id, 1), "nothing is left but what is paused"
-    assert states(records, job.id) == ["paused", "paused", "succeeded"]
+    assert states(queries, job.id) == ["queued", "paused", "queued"]
+    queries.claim_job()
+    assert start_run(queries, first) is None
+    assert start_run(queries, second) == 1
+    assert queries.record_result(second, 1, [], {})
+    assert queries.settle_job(job.id, 1), "nothing is left but what is paused"
+    assert states(queries, job.id) == ["paused", "paused", "succeeded"]
     assert job_control.resume_job(job.id).state is State.QUEUED
 
 
 def test_a_job_that_nobody_works_on_follows_the_last_of_its_runs(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """An engine would build its caches, and then find nothing to train."""
     job = add_job(registry)
-    first, second = (run.id for run in records.runs(job.id))
+    first, second = (run.id for run in queries.runs(job.id))
     job_control.pause_run(first)
-    assert states(records, job.id) == ["queued", "paused", "queued"]
+    assert states(queries, job.id) == ["queued", "paused", "queued"]
     job_control.pause_run(second)
-    assert states(records, job.id) == ["paused", "paused", "paused"]
+    assert states(queries, job.id) == ["paused", "paused", "paused"]
     job_control.cancel_run(first)
-    assert states(records, job.id) == ["paused", "cancelled", "paused"]
+    assert states(queries, job.id) == ["paused", "cancelled", "paused"]
     job_control.cancel_run(second)
-    assert states(records, job.id) == ["cancelled", "cancelled", "cancelled"]
-    assert records.job(job.id).finished_at is not None
+    assert states(queries, job.id) == ["cancelled", "cancelled", "cancelled"]
+    assert queries.job(job.id).finished_at is not None
 
 
 def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """As an engine would end it."""
     job = add_job(registry)
-    run, attempt = start(records, job)
-    job_control.pause_run(records.runs(job.id)[1].id)
-    assert records.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "nan"})
-    assert records.settle_job(job.id, 1)
-    job_control.cancel_run(records.runs(job.id)[1].id)
-    ended = records.job(job.id)
+    run, attempt = start(queries, job)
+    job_control.pause_run(queries.runs(job.id)[1].id)
+    assert queries.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "nan"})
+    assert queries.settle_job(job.id, 1)
+    job_control.cancel_run(queries.runs(job.id)[1].id)
+    ended = queries.job(job.id)
     assert ended.state is State.FAILED
     assert ended.error == {
         "type": "RunsFailed",
@@ -631,12 +632,12 @@ def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
 
 
 def test_what_has_ended_stays_as_it_is_and_says_what_can_be_done(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """Cancelling it is no mistake, pausing and resuming it are."""
     job = add_job(registry)
-    finish(records, job.id)
-    run_id = records.runs(job.id)[0].id
+    finish(queries, job.id)
+    run_id = queries.runs(job.id)[0].id
     assert job_control.cancel_job(job.id).state is State.SUCCEEDED
     assert job_control.cancel_run(run_id).state is State.SUCCEEDED
     with pytest.raises(Conflict, match="cannot be paused: it has succeeded"):
@@ -667,57 +668,57 @@ def retry(registry: ApiQueries, job_id: str) -> tuple[JobRecord, bool]:
 
 
 def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
-    records: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
 ) -> None:
     """With the same plan, and the places in it that the runs had; asked again, it is the same job."""
     job = add_job(registry, seeds=[0, 1])
-    ids = [run.id for run in records.runs(job.id)]
-    records.claim_job()
+    ids = [run.id for run in queries.runs(job.id)]
+    queries.claim_job()
     with pytest.raises(Conflict, match=f"can be retried, and there is {ids[0]} queued"):
         retry(registry, job.id)
-    records.start_attempts(ids)
-    assert records.record_result(ids[0], 1, [], {})
-    assert records.move_run(ids[1], 1, State.FAILED, error={"type": "E", "message": "nan"})
+    queries.start_attempts(ids)
+    assert queries.record_result(ids[0], 1, [], {})
+    assert queries.move_run(ids[1], 1, State.FAILED, error={"type": "E", "message": "nan"})
     job_control.cancel_job(job.id)
-    assert records.move_job(job.id, State.CANCELLED)
+    assert queries.move_job(job.id, State.CANCELLED)
 
     again, is_new = retry(registry, job.id)
     assert is_new
     assert (again.state, again.retry_of, again.plan, again.teacher) == (State.QUEUED, job.id, job.plan, job.teacher)
-    made = records.runs(again.id)
+    made = queries.runs(again.id)
     assert [(run.retry_of, run.index, run.state, run.attempt) for run in made] == [
         (ids[1], 1, State.QUEUED, 0),
         (ids[2], 2, State.QUEUED, 0),
         (ids[3], 3, State.QUEUED, 0),
     ]
-    assert [run.name for run in made] == [run.name for run in records.runs(job.id)[1:]]
-    assert states(records, job.id)[0] == "cancelled", "no final state is left"
+    assert [run.name for run in made] == [run.name for run in queries.runs(job.id)[1:]]
+    assert states(queries, job.id)[0] == "cancelled", "no final state is left"
     repeated, is_new = retry(registry, job.id)
     assert (repeated.id, is_new) == (again.id, False)
     assert registry.retry_run(ids[2], lambda: None)[0].id == again.id
-    claimed = records.claim_job()
+    claimed = queries.claim_job()
     assert claimed is not None
     assert claimed.id == again.id
 
 
-def test_each_run_is_retried_once(records: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
+def test_each_run_is_retried_once(queries: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
     """A job's retry takes what its runs' retries have left; a retry can itself be retried."""
     job = add_job(registry)
-    first, second = (run.id for run in records.runs(job.id))
+    first, second = (run.id for run in queries.runs(job.id))
     job_control.cancel_job(job.id)
     alone, is_new = registry.retry_run(second, lambda: None)
     assert is_new
-    assert [run.retry_of for run in records.runs(alone.id)] == [second]
+    assert [run.retry_of for run in queries.runs(alone.id)] == [second]
     rest, is_new = retry(registry, job.id)
     assert is_new
-    assert [run.retry_of for run in records.runs(rest.id)] == [first]
+    assert [run.retry_of for run in queries.runs(rest.id)] == [first]
     assert retry(registry, job.id)[0].id == rest.id
     same, is_new = registry.retry_run(second, lambda: None)
     assert (same.id, is_new) == (alone.id, False)
     job_control.cancel_job(alone.id)
     third, is_new = retry(registry, alone.id)
     assert is_new
-    assert (third.retry_of, [run.index for run in records.runs(third.id)]) == (alone.id, [1])
+    assert (third.retry_of, [run.index for run in queries.runs(third.id)]) == (alone.id, [1])
 
 
 def test_retries_at_once_make_one_job(database_url: str, registry: ApiQueries, job_control: JobControl) -> None:
@@ -758,22 +759,22 @@ def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
     assert len(registry.jobs(None, None, 100)[0]) == 3
 
 
-def test_the_metrics_of_a_retry_go_on_where_the_run_ended(records: EngineQueries, registry: ApiQueries) -> None:
+def test_the_metrics_of_a_retry_go_on_where_the_run_ended(queries: EngineQueries, registry: ApiQueries) -> None:
     """It begins at a checkpoint; the epochs before that are those of the run that it tries again."""
 
     def tell(job_id: str, run_id: str, epochs: Sequence[int], top1: float) -> None:
         told = [(n, {"type": "epoch", "epoch": n, "metrics": {"epoch": n, "top1": top1}}) for n in epochs]
-        assert records.record_events(job_id, run_id, 1, told) == len(epochs)
+        assert queries.record_events(job_id, run_id, 1, told) == len(epochs)
 
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     tell(job.id, run.id, [1, 2, 3], 0.1)
-    assert records.move_run(run.id, attempt, State.FAILED)
+    assert queries.move_run(run.id, attempt, State.FAILED)
     again = registry.retry_run(run.id, lambda: None)[0]
-    (retried,) = records.runs(again.id)
+    (retried,) = queries.runs(again.id)
     assert registry.metrics(retried.id) == []
-    records.claim_job()
-    assert start_run(records, retried.id) == 1
+    queries.claim_job()
+    assert start_run(queries, retried.id) == 1
     tell(again.id, retried.id, [3, 4], 0.2)
     assert [line["top1"] for line in registry.metrics(retried.id)] == [0.1, 0.1, 0.2, 0.2]
     assert [line["top1"] for line in registry.metrics(run.id)] == [0.1, 0.1, 0.1]
@@ -818,7 +819,7 @@ def test_a_lease_whose_heartbeat_is_from_the_future_is_taken_once_it_was_the_sam
 ) -> None:
     """Its holder's clock was ahead, or this one was set back; a holder that is alive beats again meanwhile."""
     clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr("service.db.engine_queries.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr("service.db.lease.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     a, b = EngineQueries(database, "a"), EngineQueries(database, "b")
 
     def beats(ahead_s: float) -> None:
@@ -863,11 +864,11 @@ def test_engines_at_once_get_one_lease(database_url: str) -> None:
 
 
 def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commits(
-    database_url: str, records: EngineQueries, registry: ApiQueries
+    database_url: str, queries: EngineQueries, registry: ApiQueries
 ) -> None:
     """Otherwise a reader that has seen an event could miss one before it."""
     job = add_job(registry)
-    run, attempt = start(records, job)
+    run, attempt = start(queries, job)
     done = threading.Event()
 
     def write() -> None:
@@ -875,7 +876,7 @@ def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commi
             EngineQueries(other).record_events(job.id, run.id, attempt, [(1, {"type": "log"})])
         done.set()
 
-    with records.database.write() as session:
+    with queries.database.write() as session:
         thread = threading.Thread(target=write)
         thread.start()
         assert not done.wait(0.3)

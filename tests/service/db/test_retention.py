@@ -44,7 +44,7 @@ class Shelf:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.settings = database, settings
-        self.registry, self.records = ApiQueries(database), EngineQueries(database, "engine")
+        self.registry, self.queries = ApiQueries(database), EngineQueries(database, "engine")
         self.deletion = Deletion(database, settings)
         self.retention = Retention(settings, self.deletion)
         teacher, _ = self.registry.add_teacher(teacher_row(), lambda: None)
@@ -136,7 +136,7 @@ def test_a_job_that_is_pinned_after_it_was_chosen_stays(shelf: Shelf, monkeypatc
 
     monkeypatch.setattr(Deletion, "delete_job", pinned_meanwhile)
     assert [job.id for job in shelf.retention.collect(Limits(jobs_max_age_s=0)).jobs] == [shelf.ids[0], *shelf.ids[2:]]
-    assert shelf.records.job(shelf.ids[1]).pinned_at is not None
+    assert shelf.queries.job(shelf.ids[1]).pinned_at is not None
 
 
 def test_settings_are_limits_in_days_and_0_is_none(tmp_path: Path) -> None:
@@ -154,11 +154,11 @@ def test_the_leading_engine_collects_what_the_settings_say_and_another_one_nothi
     (settings.jobs_dir / "gone").mkdir()
     other = EngineQueries(shelf.database, "another")
     assert other.acquire_lease()
-    keeper = Housekeeper(settings, shelf.records, period_s=0.01)
+    keeper = Housekeeper(settings, shelf.queries, period_s=0.01)
     with keeper:
         assert_soon_stays(lambda: shelf.there == 5)
         assert other.release_lease()
-        assert shelf.records.acquire_lease()
+        assert shelf.queries.acquire_lease()
         wait_until(lambda: shelf.there == 1)
     assert not (settings.jobs_dir / "gone").exists()
 
@@ -170,10 +170,10 @@ def test_housekeeping_goes_on_after_a_failure(shelf: Shelf, monkeypatch: pytest.
         failed.set()
         raise OSError("the disk fails")
 
-    assert shelf.records.acquire_lease()
+    assert shelf.queries.acquire_lease()
     with monkeypatch.context() as patched:
         patched.setattr(Retention, "collect", fail)
-        keeper = Housekeeper(shelf.settings.model_copy(update={"jobs_max_count": 1}), shelf.records, period_s=0.01)
+        keeper = Housekeeper(shelf.settings.model_copy(update={"jobs_max_count": 1}), shelf.queries, period_s=0.01)
         with keeper:
             assert failed.wait(30)
             patched.undo()
@@ -249,10 +249,10 @@ def test_decoded_copies_that_a_live_job_was_told_of_or_that_were_just_opened_sta
 ) -> None:
     first, second, third = copies
     job = add_job(shelf.registry)
-    assert shelf.records.acquire_lease()
-    shelf.records.claim_job()
+    assert shelf.queries.acquire_lease()
+    shelf.queries.claim_job()
     told = {"type": "dataset_ready", "split": "train", "fingerprint": first.fingerprint}
-    assert shelf.records.record_events(job.id, None, 1, [(0, told)])
+    assert shelf.queries.record_events(job.id, None, 1, [(0, told)])
     # As a process of a run does: it maps the copy, and keeps it even if that goes.
     opened = datasets.open_prepared(shelf.settings.datasets_dir, second.fingerprint)
     done = shelf.retention.collect(Limits(decoded_max_bytes=0))
@@ -261,7 +261,7 @@ def test_decoded_copies_that_a_live_job_was_told_of_or_that_were_just_opened_sta
     assert decoded.remove(shelf.settings.datasets_dir, second.name, utc_now() + timedelta(days=1)) == second.size_bytes
     assert opened.take(slice(0, 8)).shape == (8, 8, 8, 1)
     JobControl(shelf.database).cancel_job(job.id)
-    assert shelf.records.move_job(job.id, State.CANCELLED)
+    assert shelf.queries.move_job(job.id, State.CANCELLED)
     assert [copy.fingerprint for copy in shelf.retention.collect(Limits(decoded_max_bytes=0)).decoded] == [
         first.fingerprint
     ]
@@ -282,15 +282,15 @@ def test_what_a_killed_decoding_has_left_goes_and_what_is_being_decoded_stays(sh
 # ------------------------------------------------------------------------------------------------------------- events
 
 
-def a_told_job(registry: ApiQueries, records: EngineQueries, epochs: int) -> tuple[JobRecord, str]:
+def a_told_job(registry: ApiQueries, queries: EngineQueries, epochs: int) -> tuple[JobRecord, str]:
     """A job that has ended, with events of every kind; the id of its first run."""
     job = add_job(registry)
-    assert records.claim_job() is not None
+    assert queries.claim_job() is not None
     progress = {"type": "inference_progress", "split": "train", "rows_done": 1, "rows_total": 3, "rows_inferred": 1}
     told = [(n, {**progress, "cache": key}) for n, key in enumerate("aabab")]
-    records.record_events(job.id, None, 1, told)
-    runs = records.runs(job.id)
-    attempts = [start_run(records, run.id) for run in runs]
+    queries.record_events(job.id, None, 1, told)
+    runs = queries.runs(job.id)
+    attempts = [start_run(queries, run.id) for run in runs]
     events: list[dict[str, object]] = []
     for epoch in range(1, epochs + 1):
         events += [{"type": "step", "epoch": epoch, "step": 1}]
@@ -299,10 +299,10 @@ def a_told_job(registry: ApiQueries, records: EngineQueries, epochs: int) -> tup
     for start in range(0, len(events), 60):
         for run, attempt in zip(runs, attempts, strict=True):
             some = list(enumerate(events))[start : start + 60]
-            assert records.record_events(job.id, run.id, attempt or 0, some)
+            assert queries.record_events(job.id, run.id, attempt or 0, some)
     for run, attempt in zip(runs, attempts, strict=True):
-        records.move_run(run.id, attempt or 0, State.SUCCEEDED, result={})
-    assert records.move_job(job.id, State.SUCCEEDED)
+        queries.move_run(run.id, attempt or 0, State.SUCCEEDED, result={})
+    assert queries.move_job(job.id, State.SUCCEEDED)
     return job, runs[0].id
 
 
@@ -320,11 +320,11 @@ def every(registry: ApiQueries, owner: object, limit: int) -> list[tuple[object,
 
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_compacted_events_are_what_they_were_without_steps_and_superseded_progress(
-    registry: ApiQueries, records: EngineQueries, limit: int
+    registry: ApiQueries, queries: EngineQueries, limit: int
 ) -> None:
-    job, run_id = a_told_job(registry, records, epochs=PACK_MAX + 20)
-    other, _ = a_told_job(registry, records, epochs=3)
-    run = records.run(run_id)
+    job, run_id = a_told_job(registry, queries, epochs=PACK_MAX + 20)
+    other, _ = a_told_job(registry, queries, epochs=3)
+    run = queries.run(run_id)
     owners = (job, run, other)
     before, metrics = [every(registry, owner, 1000) for owner in owners], registry.metrics(run_id)
     kept = [
@@ -344,10 +344,10 @@ def test_compacted_events_are_what_they_were_without_steps_and_superseded_progre
 
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_a_job_of_which_one_run_alone_was_compacted_is_read_in_order(
-    registry: ApiQueries, records: EngineQueries, limit: int
+    registry: ApiQueries, queries: EngineQueries, limit: int
 ) -> None:
     """As a kill in the middle leaves it; what the runs told lies between each other."""
-    job, run_id = a_told_job(registry, records, epochs=PACK_MAX + 20)
+    job, run_id = a_told_job(registry, queries, epochs=PACK_MAX + 20)
     before = every(registry, job, 1000)
     asked = iter([False, False])
     compact(registry.database, job.id, lambda: next(asked, True))
@@ -357,17 +357,17 @@ def test_a_job_of_which_one_run_alone_was_compacted_is_read_in_order(
     assert every(registry, job, limit) == [row for row in before if row[2] != run_id or row[5] != "step"]
 
 
-def test_events_of_a_live_job_are_not_compacted(registry: ApiQueries, records: EngineQueries) -> None:
+def test_events_of_a_live_job_are_not_compacted(registry: ApiQueries, queries: EngineQueries) -> None:
     job = add_job(registry)
-    records.claim_job()
+    queries.claim_job()
     assert compact(registry.database, job.id) == 0
     assert len(every(registry, job, 10)) == 1
 
 
 def test_an_event_that_is_damaged_stays_where_it_is(
-    registry: ApiQueries, records: EngineQueries, database: Database
+    registry: ApiQueries, queries: EngineQueries, database: Database
 ) -> None:
-    job, run_id = a_told_job(registry, records, epochs=3)
+    job, run_id = a_told_job(registry, queries, epochs=3)
     metrics = registry.metrics(run_id)
     if not database.is_sqlite:
         pytest.skip("PostgreSQL takes no damaged JSON")
@@ -381,12 +381,12 @@ def test_an_event_that_is_damaged_stays_where_it_is(
 
 
 def test_events_go_by_the_age_of_their_job_and_not_while_streams_may_wait_for_its_end(
-    registry: ApiQueries, records: EngineQueries, database: Database, tmp_path: Path
+    registry: ApiQueries, queries: EngineQueries, database: Database, tmp_path: Path
 ) -> None:
     settings = make_settings(tmp_path)
     settings.make_folders()
     retention = Retention(settings, Deletion(database, settings))
-    job, _ = a_told_job(registry, records, epochs=3)
+    job, _ = a_told_job(registry, queries, epochs=3)
     assert retention.collect(Limits(events_max_age_s=0)).compacted_events == 0
     with database.write() as session:
         session.get_one(JobRecord, job.id).finished_at = utc_now() - timedelta(hours=2)
@@ -415,8 +415,8 @@ def test_an_sqlite_file_is_smaller_after_a_collection(tmp_path: Path) -> None:
     upgrade_to_head(settings.database)
     database = Database(settings.database)
     try:
-        registry, records = ApiQueries(database), EngineQueries(database)
-        job, _ = a_told_job(registry, records, epochs=400)
+        registry, queries = ApiQueries(database), EngineQueries(database)
+        job, _ = a_told_job(registry, queries, epochs=400)
         database.checkpoint()
         before, _ = database.size_bytes()
         Retention(settings, Deletion(database, settings)).collect(Limits(jobs_max_count=0))

@@ -1,47 +1,13 @@
 """The life of a job: the table alone, without a database."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.db import states as jobs
 from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State, move
 from service.errors import IllegalMove
 
 states = st.sampled_from(State)
-
-
-def drawn_table() -> dict[State, frozenset[State]]:
-    """The table in the module's docstring: a row per state, an x for every move."""
-    lines = (jobs.__doc__ or "").splitlines()
-    top = next(n for n, line in enumerate(lines) if line.split()[:1] == ["from"])
-    columns = [State(word) for word in lines[top].split()[3:]]
-    rows = [line.split() for line in lines[top + 1 : top + 1 + len(columns)]]
-    assert all(set(marks) <= {"x", "."} and len(marks) == len(columns) for _, *marks in rows)
-    return {
-        State(name): frozenset(state for state, mark in zip(columns, marks, strict=True) if mark == "x")
-        for name, *marks in rows
-    }
-
-
-def drawn_arrows() -> dict[State, set[State]]:
-    """The moves of the picture above the table: lines of ``a, b ──> c, d ──> e``, perhaps with a remark."""
-    moves: dict[State, set[State]] = {state: set() for state in State}
-    for line in (jobs.__doc__ or "").splitlines():
-        path = line.strip().split("  ")[0]
-        steps = [[State(word) for word in part.split(", ")] for part in path.split(" ──> ")] if "──>" in path else []
-        for before, after in pairwise(steps):
-            for state in before:
-                moves[state] |= set(after)
-    return moves
-
-
-def test_the_table_is_as_it_is_drawn() -> None:
-    """Both drawings show every move, and no other."""
-    assert drawn_table() == TABLE
-    assert drawn_arrows() == TABLE
 
 
 @given(st.lists(states, max_size=30))

@@ -133,7 +133,7 @@ class _Watcher:
     def end_others(self, _: object) -> int:
         return 0
 
-    def build_caches(self, *_: object) -> object:
+    def build_caches(self, *_: object, **__: object) -> object:
         self._look()
         return SimpleNamespace(actor_group=SimpleNamespace(shares=[]))
 
@@ -143,17 +143,17 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
     settings.make_folders()
     upgrade_to_head(settings.database)
     database = Database(settings.database)
-    records, registry = EngineQueries(database), ApiQueries(database)
+    queries, registry = EngineQueries(database), ApiQueries(database)
     catalog = Catalog(settings.caches_dir)
     keys = [small_cache(settings.caches_dir, seed) for seed in range(2)]
     for key in keys:
         add_job(registry)
-        claimed = records.claim_job()
+        claimed = queries.claim_job()
         assert claimed is not None
-        records.update_job(claimed.id, caches={"train": key})
+        queries.update_job(claimed.id, caches={"train": key})
     looks: list[list[bool]] = []
     watcher = _Watcher(lambda: looks.append([is_held(catalog, key) for key in keys]))
-    engine = Scheduler(settings, records, EngineParts(records))
+    engine = Scheduler(settings, queries, EngineParts(queries))
     engine.recover(cast("Cluster", watcher), GpuWatch(promised=0))
     engine.tick()
     database.close()

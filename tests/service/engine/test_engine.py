@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from service.db.database import Database, LogGone, upgrade_to_head
+from service.db.connections import LogGone
+from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord
 from service.engine.allocation import Need
 from service.engine.capacity import choose_capacity
 from service.engine.process import Heartbeat, run_engine
 from service.errors import InvalidSettings
-from service.operations.backup import backup, restore
+from service.operations.backup import backup
 from service.operations.readiness import EngineParts
+from service.operations.restore import restore
 from service.settings import Settings
 from tests.support.digits import Digits
 from tests.support.processes import (
@@ -135,10 +137,10 @@ def test_backups_of_a_service_at_work_hold_what_has_succeeded_and_another_goes_o
     assert counts[-1] == counts[0] + 2
     # In the first one it was being trained.
     with contextlib.closing(Database(restored[0].database)) as database:
-        records = EngineQueries(database, "successor")
-        assert records.acquire_lease(ttl_s=0.0)
-        assert [record.id for record in records.unfinished_jobs()] == [job["id"]]
-        assert records.adopt_job(job["id"]) is not None
+        queries = EngineQueries(database, "successor")
+        assert queries.acquire_lease(ttl_s=0.0)
+        assert [record.id for record in queries.unfinished_jobs()] == [job["id"]]
+        assert queries.adopt_job(job["id"]) is not None
     last = restored[-1]
     for run in client.runs(job["id"]):
         mine = last.jobs_dir / job["id"] / run["id"] / f"a{run['attempt']}" / "artifacts" / "student.safetensors"
@@ -391,9 +393,9 @@ def test_a_heartbeat_survives_a_locked_database_and_ends_the_engine_before_its_l
 ) -> None:
     monkeypatch.setattr("service.engine.process.RENEW_S", 0.01)
     monkeypatch.setattr("service.engine.process.LEASE_TTL_S", 0.2)
-    ending, records = threading.Event(), cast("EngineQueries", _DatabaseThatFails(error))
+    ending, queries = threading.Event(), cast("EngineQueries", _DatabaseThatFails(error))
     started = time.monotonic()
-    with Heartbeat(records, ending, EngineParts(records)):
+    with Heartbeat(queries, ending, EngineParts(queries)):
         assert ending.wait(10)
     assert time.monotonic() - started > 0.1
 
@@ -415,7 +417,7 @@ def test_a_heartbeat_empties_the_log_of_the_database_now_and_then(
     monkeypatch.setattr("service.engine.process.CHECKPOINT_S", 0.0)
     monkeypatch.setattr(Database, "checkpoint", watched)
     with contextlib.closing(Database(url)) as database:
-        records = EngineQueries(database, "engine")
-        assert records.acquire_lease()
-        with Heartbeat(records, threading.Event(), EngineParts(records)):
+        queries = EngineQueries(database, "engine")
+        assert queries.acquire_lease()
+        with Heartbeat(queries, threading.Event(), EngineParts(queries)):
             assert emptied.wait(30)

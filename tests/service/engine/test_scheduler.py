@@ -23,11 +23,12 @@ from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
 from service.db.models import EngineRecord, JobRecord, utc_now
 from service.db.states import State
+from service.engine.active_jobs import LOST_ATTEMPTS_MAX
 from service.engine.attempt_files import list_artifacts
 from service.engine.housekeeping import Housekeeper
 from service.engine.process import _lead
 from service.engine.progress import CacheProgress
-from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOST_ATTEMPTS_MAX, Scheduler
+from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, Scheduler
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
 from service.operations.readiness import EngineParts
@@ -139,7 +140,7 @@ class _Cluster:
         return 0
 
     def build_caches(
-        self, _: object, __: object, gpu_share: float, ___: int, forwards_in: Path, confine_on_gpu: bool
+        self, _: object, __: object, gpu_share: float, quota_bytes: int, forwards_in: Path, confine_on_gpu: bool
     ) -> _Task:
         self.forwards_in = forwards_in
         assert confine_on_gpu
@@ -158,8 +159,8 @@ class _Bench:
         self.settings.make_folders()
         upgrade_to_head(self.settings.database)
         self.database = Database(self.settings.database)
-        self.records, self.job_control = EngineQueries(self.database, "this"), JobControl(self.database)
-        assert self.records.acquire_lease()
+        self.queries, self.job_control = EngineQueries(self.database, "this"), JobControl(self.database)
+        assert self.queries.acquire_lease()
         self.job_id = add_job(ApiQueries(self.database), **plan).id
         self.gpus = GpuWatch(0)
 
@@ -167,14 +168,14 @@ class _Bench:
         return self.engine_on(_Cluster(*tasks))
 
     def engine_on(self, cluster: _Cluster, **settings: object) -> Scheduler:
-        engine = Scheduler(self.settings.model_copy(update=settings), self.records, EngineParts(self.records))
+        engine = Scheduler(self.settings.model_copy(update=settings), self.queries, EngineParts(self.queries))
         self.gpus = GpuWatch(cluster.gpus)
         engine.recover(cast("Cluster", cluster), self.gpus)
         return engine
 
     @property
     def state(self) -> State:
-        return self.records.job(self.job_id).state
+        return self.queries.job(self.job_id).state
 
     def left(self, run_id: str, attempt: int) -> Path:
         """What an attempt has left: a checkpoint, artifacts that look complete, and some that do not."""
@@ -267,12 +268,12 @@ def test_forwards_are_what_the_counters_say_after_kills_of_workers_and_of_the_en
     ForwardCounter(cluster.forwards_in).add(30)
     for _ in range(2):
         engine.tick()
-    assert bench.records.job(bench.job_id).teacher_forwards == {"run": 430, "avoided": 570}
+    assert bench.queries.job(bench.job_id).teacher_forwards == {"run": 430, "avoided": 570}
     assert cluster.forwards_in.is_dir()
     for _ in range(3):
         engine.tick()
     assert bench.state is State.FAILED
-    assert bench.records.job(bench.job_id).teacher_forwards == {"run": 430, "avoided": 570}
+    assert bench.queries.job(bench.job_id).teacher_forwards == {"run": 430, "avoided": 570}
     assert not cluster.forwards_in.exists()
 
 
@@ -283,7 +284,7 @@ def test_nothing_is_avoided_by_caches_that_cost_more_than_a_live_teacher(bench: 
         engine.tick()
     ForwardCounter(cluster.forwards_in).add(1001)
     engine.tick()
-    assert bench.records.job(bench.job_id).teacher_forwards == {"run": 1001, "avoided": 0}
+    assert bench.queries.job(bench.job_id).teacher_forwards == {"run": 1001, "avoided": 0}
 
 
 def test_the_caches_of_a_paused_job_are_held_until_it_ends_by_the_next_engine_too(bench: _Bench) -> None:
@@ -318,15 +319,15 @@ def test_a_run_whose_process_is_gone_with_its_engine_leaves_its_checkpoint_alone
     bench: _Bench, action: str | None, state: State
 ) -> None:
     """Killed after its artifacts were in place and before anybody knew, it has not succeeded, nor does it look so."""
-    bench.records.claim_job()
-    run = bench.records.runs(bench.job_id)[0]
-    assert start_run(bench.records, run.id) == 1
+    bench.queries.claim_job()
+    run = bench.queries.runs(bench.job_id)[0]
+    assert start_run(bench.queries, run.id) == 1
     folder = bench.left(run.id, 1)
     if action is not None:
         ask: Callable[[str], object] = getattr(bench.job_control, action)
         ask(run.id)
     bench.engine()
-    assert bench.records.run(run.id).state is state
+    assert bench.queries.run(run.id).state is state
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
 
 
@@ -355,7 +356,7 @@ def test_what_workers_tell_of_this_machines_folders_is_stored_relative_to_them(b
     engine = bench.engine(_Task([(0, told)], outcome))
     for _ in range(3):
         engine.tick()
-    error = bench.records.job(bench.job_id).error or {}
+    error = bench.queries.job(bench.job_id).error or {}
     assert error["message"] == "caches/ab/zarr.json: not JSON, see 'the data directory'"
     registry = ApiQueries(bench.database)
     events, _ = registry.events(registry.get(JobRecord, bench.job_id), after=0, limit=100)
@@ -365,33 +366,33 @@ def test_what_workers_tell_of_this_machines_folders_is_stored_relative_to_them(b
 @pytest.mark.parametrize("state", [State.LOST, State.CANCELLED])
 def test_of_a_run_that_is_lost_or_cancelled_the_farthest_checkpoint_alone_stays(bench: _Bench, state: State) -> None:
     """An earlier version has left one for each attempt; what was torn is no checkpoint."""
-    bench.records.claim_job()
-    run = bench.records.runs(bench.job_id)[0]
+    bench.queries.claim_job()
+    run = bench.queries.runs(bench.job_id)[0]
     for attempt in range(1, 12):
-        assert start_run(bench.records, run.id) == attempt
+        assert start_run(bench.queries, run.id) == attempt
         folder = bench.left(run.id, attempt)
         if attempt < 11:
             with zipfile.ZipFile(folder / CHECKPOINT, "w") as content:
                 content.writestr("data", "weights")
-            assert bench.records.move_run(run.id, attempt, State.LOST)
+            assert bench.queries.move_run(run.id, attempt, State.LOST)
     if state is State.CANCELLED:
         bench.job_control.cancel_run(run.id)
     bench.engine()
-    assert bench.records.run(run.id).state is state
+    assert bench.queries.run(run.id).state is state
     left = [path.parent.name for path in folder.parent.rglob(CHECKPOINT)]
     assert sorted(left) == ["a10", "a11"]
 
 
 def test_a_new_engine_removes_checkpoints_that_an_earlier_version_has_left_of_ended_runs(bench: _Bench) -> None:
-    bench.records.claim_job()
-    run = bench.records.runs(bench.job_id)[0]
+    bench.queries.claim_job()
+    run = bench.queries.runs(bench.job_id)[0]
     for attempt in (1, 2):
-        start_run(bench.records, run.id)
+        start_run(bench.queries, run.id)
         with zipfile.ZipFile(bench.left(run.id, attempt) / CHECKPOINT, "w") as content:
             content.writestr("data", "weights")
-        bench.records.move_run(run.id, attempt, State.LOST)
+        bench.queries.move_run(run.id, attempt, State.LOST)
     bench.job_control.cancel_run(run.id)
-    Housekeeper(bench.settings, bench.records).collect(is_first=True)
+    Housekeeper(bench.settings, bench.queries).collect(is_first=True)
     left = [path.parent.name for path in (bench.settings.jobs_dir / bench.job_id / run.id).rglob(CHECKPOINT)]
     assert left == ["a2"]
 
@@ -401,25 +402,25 @@ def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_mea
     registry = ApiQueries(bench.database)
     bench.job_control.cancel_job(bench.job_id)
     again, _ = registry.retry_job(bench.job_id, lambda: None)
-    bench.records.claim_job()
-    run = bench.records.runs(again.id)[0]
-    attempt = start_run(bench.records, run.id)
+    bench.queries.claim_job()
+    run = bench.queries.runs(again.id)[0]
+    attempt = start_run(bench.queries, run.id)
     assert attempt is not None
-    assert bench.records.record_result(run.id, attempt, [], {})
-    ended = bench.records.run(run.id)
+    assert bench.queries.record_result(run.id, attempt, [], {})
+    ended = bench.queries.run(run.id)
     bench.job_control.cancel_job(again.id)
-    for other in bench.records.runs(again.id)[1:]:
+    for other in bench.queries.runs(again.id)[1:]:
         assert other.state is State.CANCELLED
-    assert bench.records.move_job(again.id, State.CANCELLED)
+    assert bench.queries.move_job(again.id, State.CANCELLED)
     Deletion(bench.database, bench.settings).delete_job(bench.job_id)
     assert ended.retry_of is not None
-    bench.engine()._sweep(ended)
+    bench.engine()._endings.sweep(ended)
 
 
 def test_a_job_that_fails_as_a_whole_leaves_checkpoints_alone(bench: _Bench) -> None:
-    bench.records.claim_job()
-    run = bench.records.runs(bench.job_id)[0]
-    assert start_run(bench.records, run.id) == 1
+    bench.queries.claim_job()
+    run = bench.queries.runs(bench.job_id)[0]
+    assert start_run(bench.queries, run.id) == 1
     engine = bench.engine(_Task(outcome=TaskOutcome(kind="failed", error_type="QuotaExceeded", message="no room")))
     folder = bench.left(run.id, 1)
     for _ in range(2):
@@ -435,18 +436,18 @@ def test_an_engine_that_was_stopped_before_it_looked_for_strays_ends_no_process_
     assert EngineQueries(bench.database, "other").acquire_lease(ttl_s=0)
     cluster = _Cluster()
     with pytest.raises(LeaseLost, match="this ends: another engine leads"):
-        Scheduler(bench.settings, bench.records, EngineParts(bench.records)).recover(
+        Scheduler(bench.settings, bench.queries, EngineParts(bench.queries)).recover(
             cast("Cluster", cluster), GpuWatch(0)
         )
     assert not cluster.has_ended_others
 
 
 def test_an_engine_that_is_told_to_end_before_it_leads_takes_no_lease(bench: _Bench) -> None:
-    assert bench.records.release_lease()
+    assert bench.queries.release_lease()
     ending = threading.Event()
     ending.set()
-    assert not _lead(bench.records, ending, EngineParts(bench.records))
-    assert bench.records.lease().holder is None
+    assert not _lead(bench.queries, ending, EngineParts(bench.queries))
+    assert bench.queries.lease().holder is None
 
 
 def test_an_engine_that_waits_for_the_lease_says_who_has_it_since_when_and_by_which_clock(
@@ -477,13 +478,13 @@ def test_runs_whose_gpu_does_not_work_are_tried_once_more_and_the_gpus_are_tried
     for _ in range(6):
         engine.tick()
     assert bench.state is State.FAILED
-    for run in bench.records.runs(bench.job_id):
+    for run in bench.queries.runs(bench.job_id):
         assert (run.state, run.attempt) == (State.FAILED, 2)
         assert run.error is not None
         assert run.error["message"] == "so it says. (It was tried twice, in a fresh process each time)"
     assert all(order.has_gpu_share for orders, _ in cluster.trained for order in orders)
     # By a real process, which finds none here.
-    while (told := gpu_reason(bench.records.gpus())) is None:
+    while (told := gpu_reason(bench.queries.gpus())) is None:
         engine.tick()
     assert "a GPU is promised to runs and none works: " in told
 
@@ -496,7 +497,7 @@ def test_caches_whose_gpu_does_not_work_are_tried_once_more(bench: _Bench, failu
         engine.tick()
     assert bench.state is state
     if state is State.FAILED:
-        assert "tried twice" in (bench.records.job(bench.job_id).error or {})["message"]
+        assert "tried twice" in (bench.queries.job(bench.job_id).error or {})["message"]
 
 
 def test_runs_that_are_out_of_memory_are_tried_once_more_on_a_gpu_of_their_own(bench: _Bench) -> None:
@@ -506,7 +507,7 @@ def test_runs_that_are_out_of_memory_are_tried_once_more_on_a_gpu_of_their_own(b
         engine.tick()
     assert [share for _, share in cluster.trained] == [0.5, 0.5, 1.0, 1.0]
     assert [orders[0].memory_fraction for orders, _ in cluster.trained] == [0.5, 0.5, 1.0, 1.0]
-    for run in bench.records.runs(bench.job_id):
+    for run in bench.queries.runs(bench.job_id):
         assert (run.state, run.attempt) == (State.FAILED, 2)
         assert run.error is not None
         assert "a whole GPU if it was on one, to itself, after it had shared one" in run.error["message"]
@@ -519,7 +520,7 @@ def test_a_run_that_wants_a_whole_gpu_has_it_for_itself(bench: _Bench) -> None:
     for _ in range(8):
         engine.tick()
     assert [share for _, share in cluster.trained] == [0.5, 0.5]
-    states = [run.state for run in bench.records.runs(bench.job_id)]
+    states = [run.state for run in bench.queries.runs(bench.job_id)]
     assert states == [State.LOST, State.RUNNING]
 
 
@@ -538,7 +539,7 @@ def test_the_share_of_a_gpu_is_that_of_the_device(tmp_path: Path, device: str, g
 def test_a_job_that_asks_for_cuda_without_a_gpu_fails_at_once(tmp_path: Path) -> None:
     bench = _Bench(tmp_path, training={"epochs": 3, "device": "cuda"})
     bench.engine().tick()
-    error = bench.records.job(bench.job_id).error
+    error = bench.queries.job(bench.job_id).error
     assert error is not None
     assert error["type"] == "DeviceUnavailable"
     assert "training.device is 'cuda', but the engine has no GPU" in error["message"]
@@ -568,7 +569,7 @@ def test_inference_that_is_out_of_memory_is_tried_once_more_on_a_gpu_of_its_own(
         engine.tick()
     assert cluster.inferring == shares
     assert bench.state is State.FAILED
-    error = bench.records.job(bench.job_id).error
+    error = bench.queries.job(bench.job_id).error
     assert error is not None
     assert ("It had a whole GPU to itself, after it had shared one" in error["message"]) == (len(shares) > 1)
 
@@ -585,7 +586,7 @@ def test_engine_whose_slots_one_key_fills_takes_the_job_of_another(bench: _Bench
     engine.tick()
     active = [job.record.key_id for job in engine._jobs.values()]
     assert active.count("greedy") == KEY_ACTIVE_JOBS_MAX < ACTIVE_JOBS_EVER_MAX
-    assert bench.records.job(patient.id).state is State.RUNNING
+    assert bench.queries.job(patient.id).state is State.RUNNING
 
 
 @pytest.mark.parametrize("kind", ["InvalidTeacher", "SessionLost"])
@@ -598,7 +599,7 @@ def test_engine_names_the_teacher_in_the_error_of_a_job_that_it_has_failed(
     engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOST_ATTEMPTS_MAX + 1)])
     for _ in range(2 * LOST_ATTEMPTS_MAX + 4):
         engine.tick()
-    job = bench.records.job(bench.job_id)
+    job = bench.queries.job(bench.job_id)
     assert job.state is State.FAILED
     assert job.error is not None
     assert f"teacher {job.teacher['name']!r} ({job.teacher_id}): " in job.error["message"]
@@ -611,7 +612,7 @@ def test_a_run_that_is_found_again_holds_what_it_was_started_with_and_not_what_r
     engine = bench.engine_on(cluster, gpu_share=0.5)
     for _ in range(3):
         engine.tick()
-    name = bench.records.runs(bench.job_id)[0].actor
+    name = bench.queries.runs(bench.job_id)[0].actor
     assert name is not None
     assert [share for _, share in cluster.trained] == [0.5, 0.5]
 
@@ -629,7 +630,7 @@ def test_a_run_that_had_too_little_memory_has_a_whole_gpu_under_the_next_engine_
     engine = bench.engine_on(cluster, gpu_share=0.5)
     for _ in range(4):
         engine.tick()
-    assert [run.state for run in bench.records.runs(bench.job_id)] == [State.LOST, State.RUNNING]
+    assert [run.state for run in bench.queries.runs(bench.job_id)] == [State.LOST, State.RUNNING]
     engine = bench.engine_on(cluster, gpu_share=0.5)
     for _ in range(4):
         engine.tick()
@@ -643,13 +644,13 @@ def test_a_run_that_needs_a_whole_gpu_is_told_as_waiting_until_one_is_empty(tmp_
     engine = bench.engine_on(cluster, gpu_share=0.5)
     for _ in range(3):
         engine.tick()
-    first, second, third = bench.records.runs(bench.job_id)
+    first, second, third = bench.queries.runs(bench.job_id)
     assert len(cluster.started) == 3
     for actor_group, gpu in zip(cluster.started[1:], ("0", "1"), strict=True):
         actor_group.note(0, gpu)
     for _ in range(3):
         engine.tick()
-    waits = bench.records.run(first.id)
+    waits = bench.queries.run(first.id)
     why = f"waits for a whole GPU: 2 of 2 are partly or wholly used by run {second.id}, run {third.id}"
     assert (waits.state, waits.waits_for) == (State.LOST, why)
     events, _ = ApiQueries(bench.database).events(waits, 0, 1000)
@@ -660,7 +661,7 @@ def test_a_run_that_needs_a_whole_gpu_is_told_as_waiting_until_one_is_empty(tmp_
     cluster.tasks[0].outcome = failed("NotFinite")
     for _ in range(2):
         engine.tick()
-    begun = bench.records.run(first.id)
+    begun = bench.queries.run(first.id)
     assert (begun.state, begun.waits_for) == (State.RUNNING, None)
     assert cluster.trained[-1][1] == 1.0
     bench.database.close()
@@ -676,7 +677,7 @@ def test_a_run_that_is_trained_on_a_gpu_is_exported_while_the_next_one_trains(tm
     engine = bench.engine_on(cluster)
     for _ in range(5):
         engine.tick()
-    first, second = bench.records.runs(bench.job_id)
+    first, second = bench.queries.runs(bench.job_id)
     assert [(orders[0].stage, orders[0].run.index) for orders, _ in cluster.trained] == [("train", 0), ("train", 1)]
     [(order, name, _)] = cluster.exported
     assert (order.stage, order.run.index, order.has_gpu_share) == ("export", 0, False)
@@ -684,12 +685,12 @@ def test_a_run_that_is_trained_on_a_gpu_is_exported_while_the_next_one_trains(tm
     assert [first.state, second.state] == [State.RUNNING, State.RUNNING]
 
     engine = bench.engine_on(cluster)
-    states = [run.state for run in bench.records.runs(bench.job_id)]
+    states = [run.state for run in bench.queries.runs(bench.job_id)]
     assert states == [State.RUNNING, State.LOST]
     assert name in cluster.kept
     cluster.exports[0].outcome = vanished()
     engine.tick()
-    assert bench.records.run(first.id).state is State.LOST
+    assert bench.queries.run(first.id).state is State.LOST
     bench.database.close()
 
 
@@ -739,7 +740,7 @@ def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_onc
     engine = bench.engine_on(cluster)
     for _ in range(4):
         engine.tick()
-    run = bench.records.runs(bench.job_id)[0]
+    run = bench.queries.runs(bench.job_id)[0]
     work = engine._jobs[bench.job_id].runs[run.id].task
     exporting = cast("_Task", work)
     if not gpus:
@@ -751,7 +752,7 @@ def test_a_run_that_is_told_to_stop_while_its_artifacts_are_made_is_ended_at_onc
     ask(run.id)
     engine.tick()
     assert "kill" in exporting.told
-    assert bench.records.run(run.id).state is state
+    assert bench.queries.run(run.id).state is state
     assert [path.name for path in folder.iterdir()] == ["checkpoint.pt"]
     if not gpus and state is State.PAUSED:
         # Resumed, it tells of no epoch again, and exports at once.
@@ -769,7 +770,7 @@ def test_a_run_that_is_still_training_is_asked_to_stop_and_not_killed(bench: _Be
     engine = bench.engine_on(cluster)
     for _ in range(3):
         engine.tick()
-    run = bench.records.runs(bench.job_id)[0]
+    run = bench.queries.runs(bench.job_id)[0]
     task = cast("_Task", engine._jobs[bench.job_id].runs[run.id].task)
     bench.job_control.pause_run(run.id)
     engine.tick()

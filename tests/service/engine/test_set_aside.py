@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,10 @@ from safetensors import SafetensorError
 from sqlalchemy import update
 
 from service.cli.follow import JobView
+from service.db.backoff import DISK_TRIES, TryBackoff
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
 from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, JobRecord, Json, RunRecord
-from service.db.set_aside import TryBackoff
 from service.db.states import State
 from service.engine.disk import EngineDisk
 from service.engine.scheduler import Scheduler
@@ -69,7 +70,7 @@ class Room:
         monkeypatch.setattr(disk, "os", SimpleNamespace(**system))
         monkeypatch.setattr(disk, "PROBE_S", 0.0)
         monkeypatch.setattr("service.engine.disk.RESUME_S", 0.0)
-        monkeypatch.setattr("service.db.set_aside.FIRST_TRY_S", 0.0)
+        monkeypatch.setattr("service.db.backoff.DISK_TRIES", replace(DISK_TRIES, base_s=0.0))
 
     def statvfs(self, _: Path) -> SimpleNamespace:
         flag = os.ST_RDONLY if self.is_read_only else 0
@@ -194,17 +195,17 @@ def test_runs_that_end_because_of_the_disk_are_set_aside_with_the_reason_and_go_
     tick_until(engine, lambda: bool(cluster.trained))
     room.is_read_only = True
     tick_until(engine, lambda: bench.state is State.PAUSED)
-    job = bench.records.job(bench.job_id)
+    job = bench.queries.job(bench.job_id)
     assert (job.state, (job.set_aside or {})["code"]) == (State.PAUSED, ending.disk)
-    for run in bench.records.runs(bench.job_id):
+    for run in bench.queries.runs(bench.job_id):
         assert (run.state, run.attempt, run.lost_attempts, run.error) == (State.PAUSED, 1, 0, None)
         assert run.set_aside is not None
         assert run.set_aside["message"].startswith(str(ending.message))
         assert "mount it writable again" in run.set_aside["message"]
     room.is_read_only = False
     cluster._tasks = iter([complete_caches()])
-    tick_until(engine, lambda: all(run.attempt == 2 for run in bench.records.runs(bench.job_id)))
-    runs = bench.records.runs(bench.job_id)
+    tick_until(engine, lambda: all(run.attempt == 2 for run in bench.queries.runs(bench.job_id)))
+    runs = bench.queries.runs(bench.job_id)
     assert [(run.state, run.attempt, run.set_aside) for run in runs] == [(State.RUNNING, 2, None)] * 2
 
 
@@ -235,18 +236,18 @@ def test_below_the_reserve_nothing_is_claimed_begun_or_resumed_until_there_is_a_
 def test_runs_of_a_claimed_job_wait_below_the_reserve_and_say_why(bench: _Bench, room: Room) -> None:
     """Whether their caches are complete or not."""
     engine = bench.engine_on(_Cluster(complete_caches()), disk_floor_bytes=100)
-    bench.records.claim_job()
-    engine.recover(engine._cluster, bench.gpus)
+    bench.queries.claim_job()
+    engine.recover(engine._context.cluster, bench.gpus)
     room.free_bytes = 99
     for _ in range(2):
         engine.tick()
-    first, second = bench.records.runs(bench.job_id)
+    first, second = bench.queries.runs(bench.job_id)
     assert "99 B are free for" in (first.waits_for or "")
     assert (first.state, second.waits_for) == (State.QUEUED, None)
     room.free_bytes = 1 << 40
     for _ in range(4):
         engine.tick()
-    assert [run.state for run in bench.records.runs(bench.job_id)] == [State.RUNNING] * 2
+    assert [run.state for run in bench.queries.runs(bench.job_id)] == [State.RUNNING] * 2
 
 
 def test_a_disk_that_fails_to_write_is_found_by_writing_and_believed_again_by_writing(
@@ -269,10 +270,10 @@ def test_caches_that_end_because_of_the_disk_set_their_job_aside(bench: _Bench, 
     tasks = [_Task(outcome=full()) for _ in range(2)]
     engine = bench.engine(*tasks, _Task())
     tick_until(engine, lambda: bench.state is State.PAUSED)
-    job = bench.records.job(bench.job_id)
+    job = bench.queries.job(bench.job_id)
     assert (job.state, (job.set_aside or {})["code"]) == (State.PAUSED, "ENOSPC")
     assert job.error is None
-    assert [run.state for run in bench.records.runs(bench.job_id)] == [State.PAUSED] * 2
+    assert [run.state for run in bench.queries.runs(bench.job_id)] == [State.PAUSED] * 2
     tick_until(engine, lambda: all(task.told for task in tasks))
     tick_until(engine, lambda: bench.state is State.RUNNING)
     assert [task.told for task in tasks] == [["close"]] * 2
@@ -293,19 +294,19 @@ def test_set_job_aside_leaves_an_ordinary_pause_where_clients_have_paused_every_
     tick_until(engine, lambda: bench.state is State.RUNNING)
     with bench.database.write() as session:
         session.execute(update(RunRecord).values(state=State.PAUSED))
-    attempt = bench.records.job(bench.job_id).attempt
-    assert bench.records.set_job_aside(bench.job_id, attempt, {"code": "ENOSPC", "message": "full", "since": "now"})
-    job = bench.records.job(bench.job_id)
+    attempt = bench.queries.job(bench.job_id).attempt
+    assert bench.queries.set_job_aside(bench.job_id, attempt, {"code": "ENOSPC", "message": "full", "since": "now"})
+    job = bench.queries.job(bench.job_id)
     assert (job.state, job.set_aside) == (State.PAUSED, None)
 
 
 def test_what_gets_nowhere_is_tried_later_each_time_and_at_once_when_it_has_got_somewhere(
     bench: _Bench, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.db.set_aside.FIRST_TRY_S", 5.0)
+    monkeypatch.setattr("service.db.backoff.DISK_TRIES", DISK_TRIES)
     clock = [1000.0]
-    monkeypatch.setattr("service.db.set_aside.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    kept = EngineDisk(bench.settings, bench.records, EngineParts(bench.records))
+    monkeypatch.setattr("service.db.backoff.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    kept = EngineDisk(bench.settings, bench.queries, EngineParts(bench.queries))
     for wait_s in (5.0, 10.0, 20.0):
         kept.count("run_1")
         clock[0] += wait_s - 0.1
@@ -331,10 +332,10 @@ def test_a_process_that_vanishes_is_no_loss_if_the_disk_is_found_to_be_bad(
     engine = bench.engine_on(cluster)
     tick_until(engine, lambda: bool(cluster.trained))
     room.is_read_only = is_read_only
-    run = bench.records.runs(bench.job_id)[0]
+    run = bench.queries.runs(bench.job_id)[0]
     work = engine._jobs[bench.job_id].runs[run.id]
-    engine._poll_run(engine._jobs[bench.job_id], run.id, work)
-    run = bench.records.run(run.id)
+    engine._run_stage.poll(engine._jobs[bench.job_id], run.id, work)
+    run = bench.queries.run(run.id)
     assert (run.state, run.lost_attempts) == (state, int(not is_read_only))
 
 
@@ -344,12 +345,12 @@ def test_artifacts_that_cannot_be_listed_because_of_the_disk_set_a_run_aside(
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("service.engine.scheduler.list_artifacts", fail)
+    monkeypatch.setattr("service.engine.run_stage.list_artifacts", fail)
     engine = bench.engine_on(
         _Cluster(complete_caches(), endings=[TaskOutcome(kind="done", value={}) for _ in range(2)])
     )
     tick_until(engine, lambda: bench.state is State.PAUSED)
-    for run in bench.records.runs(bench.job_id):
+    for run in bench.queries.runs(bench.job_id):
         assert (run.state, run.error) == (State.PAUSED, None)
         assert "the run's artifacts cannot be listed" in (run.set_aside or {})["message"]
 
@@ -360,7 +361,7 @@ def test_a_disk_that_lets_nothing_be_removed_does_not_end_the_engine(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("service.engine.scheduler.sweep_attempts", fail)
+    monkeypatch.setattr("service.engine.endings.sweep_attempts", fail)
     monkeypatch.setattr("store.catalog.write_atomically", fail)
     key = write_cache(bench.settings.caches_dir, make_spec(samples=100)).spec.key
     engine = bench.engine(_Task(inferred(5, key), failed("InvalidTeacher")))
@@ -504,8 +505,8 @@ def test_a_heartbeat_outlives_a_full_database(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("service.engine.process.RENEW_S", 0.005)
     monkeypatch.setattr("service.engine.process.LEASE_TTL_S", 0.02)
     ending, renewed = threading.Event(), threading.Event()
-    records = _FullDatabase(30, renewed)
-    with Heartbeat(records, ending, EngineParts(records)):
+    queries = _FullDatabase(30, renewed)
+    with Heartbeat(queries, ending, EngineParts(queries)):
         assert renewed.wait(30)
     assert not ending.is_set()
 

@@ -23,8 +23,11 @@ from service.db.states import State
 from service.engine.attempt_files import list_artifacts
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
 from service.operations import backup as backup_module
-from service.operations.backup import MANIFEST, PARTIAL, FileEntry, Manifest, _Target, backup, read_backup, restore
+from service.operations.backup import backup
+from service.operations.backup_format import MANIFEST, PARTIAL, Manifest, read_backup
 from service.operations.data_dir import STAGING, in_use, locked, open_database
+from service.operations.private_files import FileEntry
+from service.operations.restore import _Target, restore
 from service.settings import Settings
 from store import CacheWriter, Catalog
 from tests.support.kill_points import killed_at_every_change
@@ -67,11 +70,11 @@ def add_job(settings: Settings, database: Database, number: int) -> JobRecord:
 
 def do_job(settings: Settings, database: Database, number: int) -> str:
     """What an engine and its workers would do: a checkpoint, artifacts in one rename, and then the rows."""
-    job, records = add_job(settings, database, number), EngineQueries(database)
-    claimed = records.claim_job()
+    job, queries = add_job(settings, database, number), EngineQueries(database)
+    claimed = queries.claim_job()
     assert claimed is not None
-    for run in records.runs(claimed.id):
-        attempt = records.start_attempts([run.id])[0].attempt
+    for run in queries.runs(claimed.id):
+        attempt = queries.start_attempts([run.id])[0].attempt
         folder = settings.jobs_dir / claimed.id / run.id / f"a{attempt}"
         partial = folder / "artifacts.partial"
         partial.mkdir(parents=True)
@@ -80,9 +83,9 @@ def do_job(settings: Settings, database: Database, number: int) -> str:
         (partial / "result.json").write_text("{}")
         partial.rename(folder / "artifacts")
         rows = list_artifacts(folder, settings.data_dir.resolve())
-        assert records.record_result(run.id, attempt, rows, {"last": {"top1": 0.5}})
+        assert queries.record_result(run.id, attempt, rows, {"last": {"top1": 0.5}})
         (folder / "checkpoint.pt").unlink()
-    assert records.move_job(claimed.id, State.SUCCEEDED)
+    assert queries.move_job(claimed.id, State.SUCCEEDED)
     return job.id
 
 
@@ -172,7 +175,7 @@ def test_backup_has_a_later_checkpoint_of_a_run_whose_checkpoint_is_replaced_mea
     old = a_service(tmp_path / "old")
     attempt = next(old.jobs_dir.glob("*/*/a1"))
     (attempt / "checkpoint.pt").write_bytes(b"first")
-    copy = backup_module._copy
+    copy = backup_module.copy_file
 
     def copy_while_the_next_attempt_trains(source: Path, target: Path) -> FileEntry:
         if source == attempt / "checkpoint.pt" and source.exists():
@@ -181,7 +184,7 @@ def test_backup_has_a_later_checkpoint_of_a_run_whose_checkpoint_is_replaced_mea
             source.unlink()
         return copy(source, target)
 
-    monkeypatch.setattr(backup_module, "_copy", copy_while_the_next_attempt_trains)
+    monkeypatch.setattr(backup_module, "copy_file", copy_while_the_next_attempt_trains)
     made = backup(old, tmp_path / "b")
     [name] = [name for name in made.files if name.endswith("checkpoint.pt")]
     assert name.endswith("/a1/checkpoint.pt")
@@ -234,11 +237,11 @@ def a_small_service(folder: Path, text: str) -> Settings:
     settings.make_folders()
     upgrade_to_head(settings.database)
     with closing(Database(settings.database)) as database:
-        registry, records = ApiQueries(database), EngineQueries(database)
+        registry, queries = ApiQueries(database), EngineQueries(database)
         teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
         job = registry.add_job(make_plan(name=text, methods=["ce"]), teacher, None)[0]
-        assert records.claim_job() is not None
-        (run,) = records.start_attempts([run.id for run in records.runs(job.id)])
+        assert queries.claim_job() is not None
+        (run,) = queries.start_attempts([run.id for run in queries.runs(job.id)])
     attempt = settings.jobs_dir / job.id / run.id / "a1"
     attempt.mkdir(parents=True)
     (attempt / "checkpoint.pt").write_text(text)
@@ -333,7 +336,7 @@ def test_restore_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     (name, entry) = next((name, entry) for name, entry in made.files.items() if name.endswith(".onnx"))
     changed = {**made.files, name: entry.model_copy(update={"size_bytes": 1})}
     monkeypatch.setattr(
-        "service.operations.backup.read_backup", lambda folder: made.model_copy(update={"files": changed})
+        "service.operations.restore.read_backup", lambda folder: made.model_copy(update={"files": changed})
     )
     before = tree(other.data_dir)
     with pytest.raises(BadBackup, match="has changed while it was read"):

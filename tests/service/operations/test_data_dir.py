@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from service.api.server import serve
 from service.cli import main
 from service.db.api_queries import ApiQueries
-from service.db.database import Database, LogGone, upgrade_to_head
+from service.db.connections import LogGone
+from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.engine.process import run_engine
 from service.errors import DamagedCopy, NewerDatabase
@@ -26,11 +27,11 @@ def a_service(folder: Path) -> tuple[Settings, str, str]:
     """Settings, job and run of a data directory with one attempt."""
     settings = make_settings(folder)
     with open_database(settings) as database:
-        records = EngineQueries(database)
+        queries = EngineQueries(database)
         job = add_job(ApiQueries(database))
-        records.claim_job()
-        (run, _) = records.runs(job.id)
-        assert start_run(records, run.id) == 1
+        queries.claim_job()
+        (run, _) = queries.runs(job.id)
+        assert start_run(queries, run.id) == 1
     (settings.jobs_dir / job.id / run.id / "a1").mkdir(parents=True)
     (settings.teachers_dir / f"{'a' * 64}.onnx").touch()
     return settings, job.id, run.id
@@ -70,10 +71,10 @@ def killed(tmp_path: Path) -> tuple[Settings, str]:
     settings, killed = make_settings(tmp_path), make_settings(tmp_path / "killed")
     prepare(settings)
     with closing(Database(settings.database)) as database:
-        records, job = EngineQueries(database), add_job(ApiQueries(database))
-        records.claim_job()
-        run = records.runs(job.id)[0]
-        start_run(records, run.id)
+        queries, job = EngineQueries(database), add_job(ApiQueries(database))
+        queries.claim_job()
+        run = queries.runs(job.id)[0]
+        start_run(queries, run.id)
         (settings.jobs_dir / job.id / run.id / "a1").mkdir(parents=True)
         # Without a kill: the connections stay open meanwhile.
         shutil.copytree(settings.data_dir, killed.data_dir)

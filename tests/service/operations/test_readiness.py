@@ -42,9 +42,9 @@ pytest_plugins = ["tests.support.service_fixtures"]
 @pytest.fixture
 def parts(api: Api) -> EngineParts:
     """Of an engine that leads on the API's database, and whose Ray works."""
-    records = EngineQueries(api.context.database, "engine")
-    parts = EngineParts(records)
-    assert records.acquire_lease(begin=parts.begin)
+    queries = EngineQueries(api.context.database, "engine")
+    parts = EngineParts(queries)
+    assert queries.acquire_lease(begin=parts.begin)
     return parts
 
 
@@ -105,8 +105,8 @@ def test_parts_of_an_engine_that_is_gone_are_not_known_and_the_next_one_keeps_th
         assert document["parts"][name]["ok"] is None
     assert document["parts"]["ray"]["last_error"]["message"] == "it died"
 
-    records = EngineQueries(api.context.database, "next")
-    assert records.acquire_lease(begin=EngineParts(records).begin)
+    queries = EngineQueries(api.context.database, "next")
+    assert queries.acquire_lease(begin=EngineParts(queries).begin)
     document = ready(api)
     assert document["reasons"] == [RAY_STARTS]
     assert document["parts"]["ray"]["last_error"]["message"] == "it died"
@@ -172,8 +172,8 @@ def test_a_look_is_one_statement_and_reads_no_migrations(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In either database; less than a millisecond of this process, where Alembic took nine."""
-    records = EngineQueries(database, "engine")
-    assert records.acquire_lease()
+    queries = EngineQueries(database, "engine")
+    assert queries.acquire_lease()
     settings = make_settings(tmp_path, database_url=str(database.url))
     settings.make_folders()
     readiness = ReadinessCheck(database, settings)
@@ -182,7 +182,7 @@ def test_a_look_is_one_statement_and_reads_no_migrations(
     def fail(*_: object) -> None:
         pytest.fail("Alembic was asked")
 
-    monkeypatch.setattr("service.db.database.MigrationContext", SimpleNamespace(configure=fail))
+    monkeypatch.setattr("service.db.revisions.MigrationContext", SimpleNamespace(configure=fail))
     statements: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -258,13 +258,13 @@ class _Clock:
 def test_an_engine_whose_clock_is_set_keeps_that_as_the_clocks_last_error(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = EngineQueries(api.context.database, "engine")
-    parts = EngineParts(records)
-    assert records.acquire_lease(begin=parts.begin)
+    queries = EngineQueries(api.context.database, "engine")
+    parts = EngineParts(queries)
+    assert queries.acquire_lease(begin=parts.begin)
     parts.set("ray", None)
     monkeypatch.setattr("service.engine.process.RENEW_S", 0.01)
     monkeypatch.setattr("service.engine.process.time", _Clock())
-    with Heartbeat(records, threading.Event(), parts):
+    with Heartbeat(queries, threading.Event(), parts):
         for _ in range(1000):
             part = ready(api)["parts"]["clock"]
             if part["last_error"]:
@@ -316,9 +316,9 @@ def test_an_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason
 
 def test_ray_that_starts_after_some_failures_is_no_reason_to_give_up(api: Api, failing: list[int]) -> None:
     failing[0] = 4
-    records = EngineQueries(api.context.database, "engine")
-    parts = EngineParts(records)
-    assert records.acquire_lease(begin=parts.begin)
+    queries = EngineQueries(api.context.database, "engine")
+    parts = EngineParts(queries)
+    assert queries.acquire_lease(begin=parts.begin)
     assert _start_ray(api.settings, parts, threading.Event()) is not None
     assert ready(api)["parts"]["ray"]["reason"].startswith("Ray does not start (it was tried 4 of 5 times)")
 

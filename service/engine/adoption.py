@@ -1,0 +1,57 @@
+"""Adoption: the runs that an earlier engine has left in training are found again by the names of their processes."""
+
+from collections.abc import Mapping
+
+from service.db.models import RunRecord
+from service.db.states import WORKING, State
+from service.engine.active_jobs import GONE, ActiveJob, Work, share_of
+from service.engine.context import EngineContext
+from service.engine.endings import Endings
+from workers.cluster.ray_cluster import Task, export_name
+
+
+def find_runs(context: EngineContext, endings: Endings, job: ActiveJob) -> dict[str, int]:
+    """Take up the runs of a job that are still being trained; those whose processes are gone are lost.
+
+    Returns:
+        Their actor groups and how many processes each has.
+    """
+    queries = context.queries
+    actor_groups: dict[str, list[RunRecord]] = {}
+    for run in queries.runs(job.id):
+        if run.state in WORKING:
+            actor_groups.setdefault(run.actor or "", []).append(run)
+    found = {}
+    for name, runs in actor_groups.items():
+        acknowledged = {run.slot or 0: queries.next_event(job.id, run.id, run.attempt) for run in runs}
+        tasks = _attach(context, job, runs[0], acknowledged) if name else {}
+        for run in runs:
+            task = tasks.get(run.slot or 0) or find_export(context, run, acknowledged[run.slot or 0])
+            if task is not None:
+                job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
+            else:
+                # A run whose process has ended with Ray, or while there was no engine, is not to blame.
+                why = "its process was gone when the engine, or Ray, had started again"
+                backoff = job.lost(run.id, why, is_node_fault=True) if run.state is State.RUNNING else None
+                queries.move_on(run.id, run.attempt, GONE, backoff=backoff)
+                endings.sweep(queries.run(run.id))
+            # One that has trained already may be exported beside the others.
+            found[export_name(name, run.slot or 0)] = 1
+        if tasks:
+            found[name] = job.spec.training.actors
+    return found
+
+
+def find_export(context: EngineContext, run: RunRecord, acknowledged: int) -> Task | None:
+    """The task of the process that makes the artifacts of a run; None if there is none."""
+    name = export_name(run.actor or "", run.slot or 0)
+    return context.cluster.find_export(name, acknowledged) if run.actor else None
+
+
+def _attach(context: EngineContext, job: ActiveJob, run: RunRecord, acknowledged: Mapping[int, int]) -> dict[int, Task]:
+    """The tasks of a group of actors, with what it was given at its start: the settings may be others since."""
+    # One that was started by an earlier version did not say.
+    given = run.share or share_of(context.capacity.need_of(job.spec.training))
+    return context.cluster.attach(
+        run.actor or "", given["processes"], acknowledged, cpus=given["cpus"], gpu_share=given["gpu_share"]
+    )

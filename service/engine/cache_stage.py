@@ -1,0 +1,126 @@
+"""Inference stage of a job: its caches are built, what the process emits is stored, and its end is judged."""
+
+import structlog
+
+from service.db.models import Json
+from service.engine.active_jobs import CACHES, LOST_ATTEMPTS_MAX, ActiveJob, Work
+from service.engine.context import EngineContext
+from service.engine.endings import Endings
+from service.engine.failures import error_of_work, is_worth_a_whole_gpu, is_worth_another_device
+from service.engine.progress import CacheProgress
+from workers.backoff import LOST_ATTEMPTS_EVER_MAX
+from workers.cluster.outcomes import TaskOutcome
+from workers.teacher.cache_plan import CachePlan
+from workers.texts import without_folders
+
+log = structlog.get_logger("retort.engine")
+
+
+class CacheStage:
+    """Builds the caches of jobs, each in a process of its own.
+
+    Args:
+        context: of the engine.
+        endings: ends jobs whose caches cannot be built.
+    """
+
+    def __init__(self, context: EngineContext, endings: Endings) -> None:
+        self._context, self._endings = context, endings
+        self._queries, self._disk = context.queries, context.disk
+
+    def begin(self, job: ActiveJob) -> None:
+        """Start the process that builds the caches of a job, or say that the disk keeps it from that."""
+        if self._disk.fault is not None:
+            self._context.record_waiting(job, {job.waiting[0]: self._disk.fault.message})
+            return
+        if job.has_built:
+            # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
+            adopted = self._queries.adopt_job(job.id)
+            if adopted is None:
+                self._endings.forget(job.id)
+                return
+            job.attempt = adopted.attempt
+            job.progress = CacheProgress(self._context.forwards_in(job.id), adopted.teacher_forwards)
+        job.has_built = True
+        task = self._context.cluster.build_caches(
+            job.spec,
+            self._context.folders,
+            gpu_share=self._context.capacity.inference_share_of(job.spec.training, whole=CACHES in job.whole),
+            quota_bytes=self._context.settings.caches_max_bytes,
+            forwards_in=job.progress.forwards_in,
+            confine_on_gpu=self._context.settings.confine_on_gpu,
+        )
+        job.caches = Work(task, job.attempt)
+
+    def poll(self, job: ActiveJob, work: Work) -> None:
+        """Store what the process has emitted since the last look, and what follows from its end."""
+        events, outcome = work.task.poll()
+        outcome = self._context.shown(outcome)
+        if events:
+            events = without_folders(events, self._context.folder_names)
+            progress = job.progress.columns(events)
+            self._queries.record_events(job.id, None, job.attempt, events, progress=progress)
+            work.task.acknowledge(events)
+            if any(event.get("rows_inferred") for _, event in events):
+                if job.backoffs.pop(CACHES, None) is not None:
+                    self._queries.update_job(job.id, attempt=job.attempt, backoff=None)
+                job.without_device.discard(CACHES)
+                self._disk.has_got_on(job.id)
+        if outcome is None:
+            return
+        if outcome.value is not None:
+            self._take_caches(job, outcome.value)
+        # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
+        self._context.leases.take(job.id, job.progress.caches.values())
+        gpu_share = work.task.actor_group.gpu_share
+        work.task.close()
+        job.caches = None
+        if outcome.value is None:
+            # Beside what it has emitted: batches of blocks that were under way.
+            self._queries.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
+        if work.requested is None and (reason := self._disk.reason(outcome)) is not None:
+            self._set_aside(job, reason)
+            return
+        if outcome.kind == "failed" and is_worth_a_whole_gpu(job, outcome, gpu_share):
+            return
+        if outcome.kind == "failed" and not is_worth_another_device(job, CACHES, outcome, self._context.gpus):
+            self._endings.fail(job.id, job.attempt, error_of_work(job, CACHES, outcome))
+        elif outcome.kind == "vanished" and work.requested is None:
+            self._count_loss(job, outcome)
+
+    def _take_caches(self, job: ActiveJob, value: Json) -> None:
+        """Begin the training stage: the caches are complete."""
+        job.cache_plan = CachePlan.model_validate(value["plan"])
+        accuracy = job.cache_plan.accuracy
+        assert accuracy is not None
+        self._queries.update_job(
+            job.id,
+            attempt=job.attempt,
+            stage="training",
+            teacher_forwards=job.progress.forwards(value["teacher_forwards_needed"]),
+            teacher_accuracy=accuracy.test,
+            teacher_views_accuracy=accuracy.views,
+            backoff=None,
+        )
+        job.backoffs.pop(CACHES, None)
+        self._disk.has_got_on(job.id)
+
+    def _set_aside(self, job: ActiveJob, reason: Json) -> None:
+        """Set aside what waits for caches that cannot be built because of the disk, with the job."""
+        self._disk.count(job.id)
+        if self._queries.set_job_aside(job.id, job.attempt, reason):
+            log.warning("job set aside", job_id=job.id, reason=reason["message"])
+            self._endings.forget(job.id)
+        else:
+            job.state, job.states = self._queries.states(job.id)
+
+    def _count_loss(self, job: ActiveJob, outcome: TaskOutcome) -> None:
+        """Have the caches built again, a bounded number of times without a row inferred in between."""
+        backoff = job.lost(CACHES, outcome.message or "", is_node_fault=outcome.is_node_fault)
+        log.warning("inference vanished", job_id=job.id, losses=backoff.lost_attempts, reason=outcome.message)
+        if backoff.faults > LOST_ATTEMPTS_MAX or backoff.lost_attempts > LOST_ATTEMPTS_EVER_MAX:
+            error = error_of_work(job, CACHES, outcome)
+            vanished = f"the process that completes the caches vanished {backoff.lost_attempts} times, last: "
+            self._endings.fail(job.id, job.attempt, {**error, "message": vanished + error["message"]})
+            return
+        self._queries.record_backoff(job.id, job.attempt, backoff)

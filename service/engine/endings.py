@@ -1,0 +1,92 @@
+"""Endings of jobs: the state that is stored, what is released, and the files that are swept away."""
+
+import shutil
+from contextlib import suppress
+
+import structlog
+
+from service.db.models import Json, RunRecord
+from service.db.states import LIVE, WORKING, State
+from service.db.transitions import end_of
+from service.engine.active_jobs import ActiveJob
+from service.engine.attempt_files import sweep_attempts
+from service.engine.context import EngineContext
+from service.errors import NotFound
+from workers.disk_errors import passing_over_disk_errors
+
+log = structlog.get_logger("retort.engine")
+
+
+class Endings:
+    """Ends jobs.
+
+    Args:
+        context: of the engine.
+    """
+
+    def __init__(self, context: EngineContext) -> None:
+        self._context = context
+        self._queries = context.queries
+
+    def end(self, job: ActiveJob) -> None:
+        """End a job all of whose runs have ended."""
+        state, error = end_of(self._queries.runs(job.id))
+        self._queries.move_job(job.id, state, error=error, attempt=job.attempt)
+        log.info("job ended", job_id=job.id, state=state)
+        self.forget(job.id)
+
+    def fail(self, job_id: str, attempt: int, error: Json) -> None:
+        """End a job before its runs could, which it takes along."""
+        self._queries.move_job(job_id, State.FAILED, error=error, attempt=attempt)
+        log.warning("job failed", job_id=job_id, error=error)
+        self.forget(job_id)
+
+    def cancel(self, job: ActiveJob) -> None:
+        """End a job that a client has cancelled, or deleted."""
+        self._queries.move_job(job.id, State.CANCELLED, attempt=job.attempt)
+        log.info("job cancelled", job_id=job.id)
+        self.forget(job.id)
+
+    def forget(self, job_id: str) -> None:
+        """Work no more on a job that has ended or is paused.
+
+        Its caches are released if it has ended, see ``release_caches``.
+        """
+        job = self._context.jobs.pop(job_id, None)
+        if job is not None:
+            # A job that has failed as a whole has left some.
+            for work in job.runs.values():
+                work.task.close()
+        for run in self._queries.runs(job_id):
+            self.sweep(run)
+        if self._queries.states(job_id)[0] not in LIVE:
+            # Their sum is stored.
+            shutil.rmtree(self._context.forwards_in(job_id), ignore_errors=True)
+
+    def release_caches(self) -> None:
+        """Release the cache leases of jobs that have ended, while they were paused as well: nobody else comes by."""
+        leases = self._context.leases
+        waiting = leases.job_ids - self._context.jobs.keys()
+        if waiting:
+            for ended in waiting - self._queries.caches_in_use(waiting).keys():
+                leases.release(ended)
+
+    def sweep(self, run: RunRecord) -> None:
+        """Remove what no later attempt, and nobody who retries the run, has a use for.
+
+        What a disk does not let go of now is removed with what the run leaves at its next end.
+        """
+        # A client may delete the run just now.
+        with passing_over_disk_errors(), suppress(FileNotFoundError):
+            self._remove_rests(run)
+
+    def _remove_rests(self, run: RunRecord) -> None:
+        if run.state in WORKING:
+            return
+        folder, has_succeeded = self._context.run_folder(run), run.state is State.SUCCEEDED
+        sweep_attempts(folder, folder / f"a{run.attempt}" if has_succeeded else None, checkpoints=has_succeeded)
+        with suppress(NotFound):
+            # Of what has ended; it may be deleted meanwhile.
+            while has_succeeded and run.retry_of is not None:
+                run = self._queries.run(run.retry_of)
+                sweep_attempts(self._context.run_folder(run), None, checkpoints=True)

@@ -1,0 +1,289 @@
+"""Reading paths: how much a newcomer reads to follow a job, a training step and an event. ``python -m`` prints them.
+
+A path lists, in the order in which they are entered, the functions that what is followed passes through when nothing
+fails: checks that only refuse, and helpers that only compute a value about it, are left out. Each function counts as a
+whole. A change of file is a function in another file than the one before it.
+
+How a function is reached is looked up in the syntax trees: it is *called* or *handed over* where an earlier function of
+the path, the nearest one first, names it, and can have it by its imports, or theirs. Else it is
+reached *by data*: through a row, a queue, another process or a table of functions.
+A function that was renamed or moved raises ``LookupError``: write its new name here.
+"""
+
+import ast
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# An object comes from a file that imports its class, which may import the base class with the method.
+_IMPORTS_FOLLOWED = 3
+
+# A job whose caches are not there yet, with one run; from the request to result.json.
+JOB = (
+    # The request becomes rows.
+    "service.api.routes.jobs:create_job",
+    "service.api.job_checks:check_job",
+    "service.api.schemas:JobRequest.plan",
+    "service.db.job_posting:JobPosting.add_job",
+    "service.db.job_posting:_new_job",
+    "service.db.job_posting:_new_runs",
+    # The engine claims it.
+    "service.engine.scheduler:Scheduler.tick",
+    "service.db.engine_queries:EngineQueries.claim_job",
+    "service.db.transitions:transition",
+    "service.engine.scheduler:Scheduler._begin",
+    "service.engine.scheduler:job_spec",
+    "service.engine.scheduler:Scheduler._advance",
+    # Its caches are planned and built.
+    "service.engine.cache_stage:CacheStage.begin",
+    "workers.cluster.ray_cluster:Cluster.build_caches",
+    "workers.cluster.ray_cluster:_start",
+    "workers.cluster.ray_cluster:_CachesActor.work",
+    "workers.cluster.ray_cluster:_CachesActor._build",
+    "workers.teacher.build_caches:plan_caches",
+    "workers.teacher.build_caches:prepare_data",
+    "workers.data.prepared:prepare",
+    "workers.data.prepared:_prepare",
+    "workers.teacher.build_caches:check_contract",
+    "workers.teacher.build_caches:reserve_caches",
+    "workers.teacher.build_caches:build_caches",
+    "workers.teacher.build_caches:_complete",
+    "workers.cluster.ray_cluster:_InferencePool.infer",
+    "workers.cluster.ray_cluster:_PoolWorker.begin",
+    "workers.cluster.ray_cluster:_InferenceActor.work",
+    "workers.cluster.ray_cluster:_InferenceActor._infer",
+    "workers.teacher.build_caches:open_teacher",
+    "workers.teacher.build_caches:infer_with",
+    "workers.teacher.inference:infer_blocks",
+    "workers.teacher.inference:_loaded",
+    "workers.teacher.inference:_load",
+    "workers.teacher.inference:_infer",
+    "workers.teacher.teacher:Teacher.run",
+    "workers.teacher.inference:_commit",
+    "store.writer:CacheWriter.write_block",
+    "store.writer:CacheWriter._write_and_commit",
+    "workers.cluster.ray_cluster:_InferencePool._finish",
+    "store.writer:CacheWriter.finish",
+    # The engine takes them, and starts its run.
+    "service.engine.scheduler:Scheduler._poll",
+    "service.engine.cache_stage:CacheStage.poll",
+    "workers.cluster.ray_cluster:Task.poll",
+    "service.engine.cache_stage:CacheStage._take_caches",
+    "service.engine.fair_share:free_slots",
+    "service.engine.fair_share:startable",
+    "service.engine.fair_share:allot",
+    "service.engine.run_stage:RunStage.begin",
+    "service.engine.run_stage:RunStage._begin_group",
+    "service.db.engine_queries:EngineQueries.start_attempts",
+    "workers.training.tasks:task_of_run",
+    "workers.cluster.ray_cluster:Cluster.train",
+    # The run is trained.
+    "workers.cluster.ray_cluster:_TrainingActor._work",
+    "workers.training.loop:train_group",
+    "workers.training.loop:_set_up",
+    "workers.training.loop:_train_together",
+    "workers.training.loop:_new_run_state",
+    "workers.training.run:RunState.__init__",
+    "workers.training.run:RunState.resume",
+    "workers.training.evaluate:evaluate",
+    "workers.training.run:RunState.end_epoch",
+    "workers.training.run:RunState.save",
+    "workers.training.loop:_leave",
+    "workers.training.artifacts:write_artifacts",
+)
+
+# A step of a run that is trained with KD on a CPU; from a cached row to the update of the weights.
+STEP = (
+    "workers.training.loop:_train_together",
+    "workers.training.batches:TrainingFeed.inputs",
+    "workers.training.batches:_TeacherRows.begin",
+    "store.reader:CacheReader.row_map",
+    "workers.training.batches:TrainingFeed._fetched",
+    "workers.training.batches:_TeacherRows.gather",
+    "store.reader:RowMap.gather",
+    "store.reader:CacheReader._take",
+    "store.chunk_map:ChunkRows.take",
+    "workers.training.prefetch:on_device_ahead",
+    "workers.training.batches:TrainingFeed._inputs",
+    "workers.training.cuda_graph:BatchLoader.batches",
+    "workers.training.cuda_graph:BatchLoader.load",
+    "workers.training.cuda_graph:BatchLoader.load_eagerly",
+    "workers.training.batches:TrainingFeed.make",
+    "workers.data.augmentation:apply_table",
+    "workers.training.batches:to_input",
+    "workers.training.run:RunState.prepare_step",
+    "workers.training.cuda_graph:StepGraph.step",
+    "workers.training.step:compute_step",
+    "workers.training.step:_forward",
+    "workers.training.run:RunState.forward",
+    "workers.training.step:batch_objective",
+    "workers.objective.objective:objective_of",
+    "workers.objective.objective:_cross_entropy",
+    "workers.objective.objective:_distil",
+    "workers.methods.temperature:fixed",
+    "workers.objective.distillation:kl",
+    "workers.objective.objective:_values",
+    "workers.objective.distillation:compute_divergences",
+    "workers.objective.log_softmax:softened_divergences",
+    "workers.objective.objective:_weighted_sum",
+    "workers.training.run:RunState.flag_not_finite",
+    "workers.training.epoch_sums:EpochSums.add",
+)
+
+# An event of a run; from the worker's ``emit`` to its row. Each function that it passes through is a hand.
+EVENT = (
+    "workers.training.run:RunState.report_epoch",
+    "workers.logs:RunLog.emitting",
+    "workers.cluster.outcomes:TaskChannel.emit",
+    "workers.cluster.outcomes:TaskChannel.take",
+    "workers.cluster.ray_cluster:_Actor.answer",
+    "workers.cluster.ray_cluster:Task.poll",
+    "service.engine.run_stage:RunStage.poll",
+    "service.db.event_queries:EventQueries.record_events",
+    "service.db.transitions:event_row",
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What there is to read on a path."""
+
+    functions: int
+    files: int
+    lines: int
+    changes_of_file: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A function of a path.
+
+    Attributes:
+        lines: of the whole function, its decorators included.
+        reached: in words: from which function of the path, or by data.
+    """
+
+    file: str
+    function: str
+    lines: int
+    reached: str
+
+
+@cache
+def _imported(file: str) -> set[str]:
+    """The files of this repository that a file imports, inside functions as well."""
+    modules = set()
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    files = {_file_of(module) for module in modules}
+    return {file for file in files if (ROOT / file).is_file()}
+
+
+def _file_of(module: str) -> str:
+    path = module.replace(".", "/")
+    return f"{path}/__init__.py" if (ROOT / path / "__init__.py").is_file() else f"{path}.py"
+
+
+def _may_call(caller: str, callee: str) -> bool:
+    """Whether code of one file can have what another file defines, by way of at most two others."""
+    near = {caller}
+    for _ in range(_IMPORTS_FOLLOWED):
+        near |= {imported for file in near for imported in _imported(file)}
+    return callee in near
+
+
+@cache
+def _tree(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text())
+
+
+def _find(file: str, function: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    """The definition of ``function`` or ``Class.method``. Raises LookupError."""
+    scope: ast.AST = _tree(file)
+    for name in function.split("."):
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        found = [node for node in ast.iter_child_nodes(scope) if isinstance(node, kinds) and node.name == name]
+        if not found:
+            raise LookupError(f"{file} has no {function}: write its new name, or the way around it, in {__file__}")
+        scope = found[-1]
+    if not isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
+        raise LookupError(f"{function} in {file} is a class: name one of its methods in {__file__}")
+    return scope
+
+
+def _mentioned(node: ast.AST) -> tuple[set[str], set[str]]:
+    """The names that a function calls, and all that it mentions."""
+    calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+    called = {name for function in calls if (name := _last_name(function)) is not None}
+    return called, {name for each in ast.walk(node) if (name := _last_name(each)) is not None}
+
+
+def _last_name(node: ast.AST) -> str | None:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
+def trace(path: Sequence[str]) -> list[Entry]:
+    """Every function of a path, with how it is reached.
+
+    Args:
+        path: ``module:function`` or ``module:Class.method`` each.
+
+    Raises:
+        LookupError: there is no such file or function.
+    """
+    entries: list[Entry] = []
+    earlier: list[tuple[Entry, set[str], set[str]]] = []
+    for each in path:
+        module, _, function = each.partition(":")
+        file = _file_of(module)
+        if not (ROOT / file).is_file():
+            raise LookupError(f"there is no {file}: write where {function} is now in {__file__}")
+        node = _find(file, function)
+        *classes, last = function.split(".")
+        # A class is entered by its constructor.
+        wanted = classes[-1] if last == "__init__" else last
+        able = [known for known in reversed(earlier) if _may_call(known[0].file, file)]
+        callers = [f"called by {entry.function}" for entry, called, _ in able if wanted in called]
+        givers = [f"handed over by {entry.function}" for entry, _, mentioned in able if wanted in mentioned]
+        reached = next(iter(callers + givers), "by data" if entries else "the beginning")
+        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+        entries.append(Entry(file, function, (node.end_lineno or first) - first + 1, reached))
+        earlier.append((entries[-1], *_mentioned(node)))
+    return entries
+
+
+def size_of(entries: Sequence[Entry]) -> Size:
+    """What there is to read of these, each function once."""
+    files = [entry.file for entry in entries]
+    return Size(
+        functions=len(entries),
+        files=len(set(files)),
+        lines=sum({(entry.file, entry.function): entry.lines for entry in entries}.values()),
+        changes_of_file=sum(one != other for one, other in itertools.pairwise(files)),
+    )
+
+
+def table(title: str, entries: Sequence[Entry], goal: str) -> str:
+    """The path as text, with its size and what it should be."""
+    size, width = size_of(entries), max(len(entry.file) for entry in entries)
+    rows = [f"  {each.file:<{width}}  {each.lines:>4}  {each.function}  ({each.reached})" for each in entries]
+    found = (
+        f"{size.functions} functions, {size.files} files, {size.lines} lines, {size.changes_of_file} changes of file"
+    )
+    return "\n".join([title, *rows, f"  {found}; goal: {goal}", "", ""])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(
+        table("A job, from POST /v1/jobs to result.json", trace(JOB), "20 files, 1,800 lines, 25 changes of file")
+    )
+    sys.stdout.write(table("A step, from a cached row to an update", trace(STEP), "8 files, 700 lines"))
+    sys.stdout.write(table("An event, from emit to its row", trace(EVENT), "6 functions after the one that emits"))
