@@ -82,7 +82,8 @@ class Database:
         url: SQLAlchemy URL; ``postgresql://`` (or ``postgres://``) is served by psycopg 3.
 
     Raises:
-        InvalidSettings: the URL cannot be read, or is of another kind of database.
+        InvalidSettings: the URL cannot be read, is of another kind of database, or of PostgreSQL where the extra
+            ``postgres`` is not installed.
 
     Whatever connects raises LogGone where SQLite's write-ahead log was removed after a kill. Transactions raise
     DatabaseDiskError where the disk of the database is full, read-only or fails.
@@ -394,14 +395,21 @@ def _read_url(text: str) -> URL:
 def _server_engine(url: URL) -> Engine:
     # A writer that hangs must not hold up the others for longer than SQLite's busy timeout would.
     options = f"-c lock_timeout={BUSY_TIMEOUT_MS} -c idle_in_transaction_session_timeout=60000"
-    return create_engine(
-        url,
-        pool_pre_ping=True,
-        connect_args={"options": options},
-        json_serializer=_dump_json,
-        json_deserializer=_load_json,
-        **_POOL,
-    )
+    try:
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            connect_args={"options": options},
+            json_serializer=_dump_json,
+            json_deserializer=_load_json,
+            **_POOL,
+        )
+    except ImportError as error:
+        raise InvalidSettings(
+            f"RETORT_DATABASE_URL is of PostgreSQL, and psycopg, which speaks to it, cannot be imported ({error}): "
+            "install Retort with its extra `postgres` (pip install 'retort[server,postgres]'), or leave the variable "
+            "out for an SQLite file in RETORT_DATA_DIR"
+        ) from None
 
 
 def _sqlite_engine(url: URL) -> Engine:

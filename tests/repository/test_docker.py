@@ -177,10 +177,23 @@ def test_base_image_is_pinned_to_a_release_that_the_package_supports() -> None:
     assert pyproject["project"]["requires-python"] == f">={found[1]}.{found[2]}"
 
 
-def test_api_image_installs_no_engine_dependencies() -> None:
-    heavy = "['optional-dependencies']['engine']"
-    assert heavy in " ".join(arguments("engine", "RUN"))
-    assert heavy not in " ".join(arguments("api", "RUN"))
+def requirements(text: str) -> set[str]:
+    """What the ``python -c`` of a command prints, run at the top of the repository, where it reads pyproject.toml."""
+    [code] = re.findall(r'-c "(import tomllib.+?)"', text)
+    # As the shell of the image and make hand it on.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.splitlines())
+
+
+def test_each_image_installs_its_extras_and_make_installs_all() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: set(texts) - {"retort[server]"} for name, texts in project["optional-dependencies"].items()}
+    of_the_api = {*project["dependencies"], *extras["server"], *extras["postgres"]}
+    assert requirements(" ".join(arguments("api", "RUN"))) == of_the_api
+    [own] = [stage for stage in lineage("engine") if stage not in lineage("api") and stage != "engine"]
+    assert requirements(" ".join(i.argument for i in STAGES[own][1])) == extras["engine"]
+    assert set(lineage("api")) - {"api"} < set(lineage("engine"))
+    assert requirements((ROOT / "Makefile").read_text()) == of_the_api | extras["engine"] | extras["dev"]
 
 
 def test_every_package_is_pinned_with_the_digests_of_its_files() -> None:
@@ -196,9 +209,9 @@ def test_every_package_is_pinned_with_the_digests_of_its_files() -> None:
         assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for digest in digests), first
         names.append(found[1])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    wanted = [Requirement(text).name for text in [*project["dependencies"], *extras["engine"], *extras["dev"]]]
-    assert {canonicalize_name(name) for name in wanted} | {"pip", "setuptools"} <= set(names)
+    wanted = {Requirement(text).name for texts in project["optional-dependencies"].values() for text in texts}
+    wanted |= {Requirement(text).name for text in project["dependencies"]}
+    assert {canonicalize_name(name) for name in wanted} - {"retort"} | {"pip", "setuptools"} <= set(names)
 
 
 def test_every_install_compares_digests() -> None:
