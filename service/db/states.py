@@ -13,22 +13,12 @@
     queued, paused, lost ──> failed, cancelled
     running, pausing, cancelling ──> failed, cancelled, succeeded
 
-    from \\ to    queued  running  pausing  paused  cancelling  lost  succeeded  failed  cancelled
-    queued        .        x        .       x         .        .        .        x         x
-    running       x        .        x       .         x        x        x        x         x
-    pausing       .        x        .       x         x        x        x        x         x
-    paused        x        .        .       .         .        .        .        x         x
-    cancelling    .        .        .       .         .        x        x        x         x
-    lost          x        x        .       x         .        .        .        x         x
-    succeeded     .        .        .       .         .        .        .        .         .
-    failed        .        .        .       .         .        .        .        .         .
-    cancelled     .        .        .       .         .        .        .        .         .
-
-The last three are final: nothing follows them, and a retry is a job of its own. *failed* is not *lost*: failed means
-that it raised, and the same request would raise again; lost means that it vanished (its process died), and it is tried
-again a bounded number of times. Only runs are lost, or queued when they are put down: a job stays what it is when its
-engine ends, until the next one takes it up. The stage of a job (inference, training) is progress, not a state. Workers
-only emit events; the engine alone moves states, except that a client may cancel, pause and resume.
+*failed*, *cancelled* and *succeeded* are final: nothing follows them, and a retry is a job of its own. *failed* is not
+*lost*: failed means that it raised, and the same request would raise again; lost means that it vanished (its process
+died), and it is tried again a bounded number of times. Only runs are lost, or queued when they are put down: a job
+stays what it is when its engine ends, until the next one takes it up. The stage of a job (inference, training) is
+progress, not a state. Workers only emit events; the engine alone moves states, except that a client may cancel, pause
+and resume.
 """
 
 from collections.abc import Mapping

@@ -29,10 +29,7 @@ from workers.training.loop import train_group, train_run
 from workers.training.run import RunHandle, RunState
 from workers.training.step import check_every, explain_not_finite
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 CUDA = torch.device("cuda", 0)
 ON_CUDA = SMALL.model_copy(update={"device": "cuda"})

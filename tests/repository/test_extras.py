@@ -1,4 +1,4 @@
-"""The base installation: the client and the command line run with ``dependencies`` alone, and name the extra they lack."""
+"""The base installation: client and command line run with ``dependencies`` alone, and name the extra they lack."""
 
 import subprocess
 import sys
