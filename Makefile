@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
 	$(PIP) --no-deps --require-hashes --requirement $(VENV)/pip.txt
-	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['engine'], *e['dev'], sep='\n')" > $(VENV)/requirements.txt
+	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for e in p['optional-dependencies'].values() for r in e if not r.startswith('retort[')), sep='\n')" > $(VENV)/requirements.txt
 	$(PIP) --require-hashes --constraint constraints.txt --requirement $(VENV)/requirements.txt
 	$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)

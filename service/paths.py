@@ -1,6 +1,10 @@
 """Where the API is, and the template of the route that answers a request."""
 
-from starlette.types import Scope
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # The command line asks where the service listens, and is installed without Starlette.
+    from starlette.types import Scope
 
 API_PREFIX = "/v1"
 UPLOAD_PATH = f"{API_PREFIX}/teachers"
@@ -25,7 +29,7 @@ DATABASE_ROUTES = frozenset(
 OTHER = "other"
 
 
-def route_of(scope: Scope) -> str:
+def route_of(scope: "Scope") -> str:
     """The template of the route that answers, such as ``/v1/jobs/{job_id}``; ``other`` where there is none."""
     template: str | None = getattr(scope.get("route"), "path", None)
     if template is None:

@@ -283,7 +283,10 @@ def _load_all(
 
 
 def memory_bytes(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
-    """The machine's memory, or the least of the limits (files that hold a number or "max") on it."""
+    """The machine's memory, or the least of the limits (files that hold a number or "max") on it.
+
+    psutil tells the machine's alone, and a container's limit is what counts.
+    """
     found = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
     for path in limits:
         with contextlib.suppress(OSError, ValueError):  # no such limit; "max"

@@ -6,6 +6,7 @@ import re
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not selects_gpu(config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@cache
+def sees_gpu() -> bool:
+    """Whether torch sees a CUDA device, in this process."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none: ``-m gpu`` names such tests, and does not bring one."""
+    if item.get_closest_marker("gpu") is not None and not sees_gpu():
+        pytest.skip("torch sees no CUDA device")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

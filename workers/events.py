@@ -7,7 +7,7 @@ them once, and derives progress from them. Times are seconds, rates are rows (sa
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workers.texts import storable
 
@@ -127,7 +127,6 @@ Event = Annotated[
     Log | Stage | DatasetReady | PreflightChecked | InferenceProgress | CacheReady | Step | Epoch | Finished,
     Field(discriminator="type"),
 ]
-EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 Emit = Callable[[_Event], None]
 ShouldStop = Callable[[], bool]

@@ -97,6 +97,9 @@ class RunLog(logging.Handler):
     ``BYTES_MAX`` of them at most, and not being able to write one, on a full disk say, is no reason for a run to end.
     Of several runs in one process each has a log; what is said on behalf of no single one of them is in all.
 
+    Not a RotatingFileHandler: it keeps the newest lines in several files, and this is one file, an artifact, that keeps
+    the oldest (who trained where, and the first warnings) and leaves room for the end.
+
     Args:
         folder: of the attempt, made if need be.
         artifacts: where the files of an attempt that has succeeded are, and then its log.

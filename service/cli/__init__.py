@@ -55,15 +55,22 @@ def _options(
     show_traceback: Annotated[bool, typer.Option("--traceback", help="On failure, show where it happened.")] = False,
 ) -> None:
     if context.invoked_subcommand not in _LOGGING and any(name.upper().startswith("RETORT_") for name in os.environ):
-        from service.settings import unknown_variables
-
-        for sentence in unknown_variables(os.environ):
+        for sentence in _unknown_variables():
             _say(sentence)
     context.obj = CliSession(
         url=url,
         api_key_file=api_key_file,
         as_json=as_json,
     )
+
+
+def _unknown_variables() -> Sequence[str]:
+    """Sentences about misspelt variables; none where the client alone is installed, which has no settings."""
+    try:
+        from service.settings import unknown_variables
+    except ModuleNotFoundError:
+        return ()
+    return unknown_variables(os.environ)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,10 @@ from workers.text_files import read_text
 from workers.texts import printable_json
 
 _OWN_PACKAGES = frozenset({"store", "workers", "service"})
+# Modules that the extra `engine` brings; those that are neither here nor the client's own come with `server`.
+_OF_THE_ENGINE = frozenset(
+    {"PIL", "onnxruntime", "onnxscript", "ray", "safetensors", "scipy", "simplejpeg", "torch", "torchvision"}
+)
 
 
 class CommandFailed(ServiceError, RuntimeError):
@@ -100,6 +104,13 @@ def sentence(error: Exception) -> str:
     if type(error).__module__.startswith("sqlalchemy."):
         # The driver's own words, without the statement and the link to a manual.
         return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OWN_PACKAGES:
+        module = error.name.partition(".")[0]
+        extra = "engine" if module in _OF_THE_ENGINE else "server"
+        return (
+            f"this command needs the package {module}, which is not installed here: run it where the service runs, or "
+            f"install Retort with its extra `{extra}` (pip install 'retort[{extra}]')"
+        )
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename is not None else ""
         return error.strerror + where

@@ -12,7 +12,7 @@ Answers are the JSON documents of the API as plain dictionaries (``/openapi.json
 fields), so that a newer service does not break an older client by a field it does not know. Lists
 are walked to their end. Reads, requests of control (cancel, pause, resume, retry), submissions (by their
 Idempotency-Key), event streams (by their numbers) and downloads (by Range) survive a broken
-connection; the errors are those of ``service.client.transport``. It needs httpx alone and imports nothing
+connection; the errors are those of ``service.client.transport``. It needs httpx2 alone and imports nothing
 else of Retort.
 """
 
@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 from urllib.parse import quote
 
-import httpx
+import httpx2
 
 from service.client.transport import (
     DEFAULT_URL,
@@ -351,7 +351,7 @@ class Client:
                     yield event
                     if event["type"] == "done":
                         return
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 reason = error
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(f"{job_or_run_id} has not ended after {timeout_s} s; it goes on")
@@ -443,7 +443,7 @@ class Client:
                         if on_bytes is not None:
                             on_bytes(there)
                     reason: Exception | str = f"{url} ends early"
-                except httpx.TransportError as error:
+                except httpx2.TransportError as error:
                     reason = error
                 if sink.tell() < size_bytes:
                     patience.spend(self.base_url, reason)
@@ -469,7 +469,7 @@ class Client:
                 )
             if response.status_code != 206:
                 sink.truncate(0)
-            # No chunk size: what httpx would gather for one is lost when the connection breaks.
+            # No chunk size: what httpx2 would gather for one is lost when the connection breaks.
             for chunk in response.iter_raw():
                 sink.write(chunk)
                 yield sink.tell()

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 Document = dict[str, Any]
@@ -79,7 +79,7 @@ class ApiProblem(ClientError):
         return f"{self.title}: {text}" if text else f"{self.title} (HTTP {self.status})"
 
     @classmethod
-    def from_response(cls, response: httpx.Response) -> Self:
+    def from_response(cls, response: httpx2.Response) -> Self:
         """Reads problem+json; anything else (a proxy's page, say) becomes its status line."""
         try:
             body = json.loads(response.content)
@@ -171,7 +171,7 @@ class Patience:
 
 
 class Options(TypedDict, total=False):
-    """The arguments of an ``httpx`` request that are used here."""
+    """The arguments of an ``httpx2`` request that are used here."""
 
     params: Mapping[str, str]
     headers: Mapping[str, str]
@@ -203,10 +203,10 @@ class Connection:
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
         try:
-            self._http = httpx.Client(
+            self._http = httpx2.Client(
                 base_url=self.base_url, headers=headers, timeout=timeout_s, trust_env=not is_loopback(parts.hostname)
             )
-        except (ImportError, ValueError, httpx.InvalidURL):
+        except (ImportError, ValueError, httpx2.InvalidURL):
             if not proxy_variables(base_url):
                 raise
             raise UnusableProxy(self.base_url) from None
@@ -215,7 +215,7 @@ class Connection:
         """Gives the sockets back."""
         self._http.close()
 
-    def send(self, method: str, path: str, *, repeat: bool = True, **options: Unpack[Options]) -> httpx.Response:
+    def send(self, method: str, path: str, *, repeat: bool = True, **options: Unpack[Options]) -> httpx2.Response:
         """One request, repeated for a while when the connection broke after it had begun.
 
         A connection that is refused at the first try is told at once: nothing listens there, and
@@ -229,13 +229,13 @@ class Connection:
         while True:
             try:
                 return self._http.request(method, path, **options)
-            except httpx.TransportError as error:
-                if first and isinstance(error, httpx.ConnectError):
+            except httpx2.TransportError as error:
+                if first and isinstance(error, httpx2.ConnectError):
                     raise ServiceUnreachable(self.base_url, error) from error
                 first = False
                 patience.spend(self.base_url, error)
 
-    def done(self, method: str, path: str, *, repeat: bool = True, **options: Unpack[Options]) -> httpx.Response:
+    def done(self, method: str, path: str, *, repeat: bool = True, **options: Unpack[Options]) -> httpx2.Response:
         """``send``, but an answer of 400 or more is raised as ApiProblem."""
         response = self.send(method, path, repeat=repeat, **options)
         if response.is_error:
@@ -258,20 +258,20 @@ class Connection:
             query["after"] = page["last_id"]
 
     @contextmanager
-    def stream(self, path: str, headers: Mapping[str, str], silence_s: float) -> Iterator[httpx.Response]:
+    def stream(self, path: str, headers: Mapping[str, str], silence_s: float) -> Iterator[httpx2.Response]:
         """A GET whose body is read as it comes; ``silence_s`` without a byte breaks it.
 
         Raises:
-            httpx.TransportError: it broke, or the service is restarting (502, 503, 504): the
+            httpx2.TransportError: it broke, or the service is restarting (502, 503, 504): the
                 caller knows from where to go on.
             ApiProblem: the service refused.
         """
-        timeout = httpx.Timeout(self._http.timeout.connect, read=silence_s)
+        timeout = httpx2.Timeout(self._http.timeout.connect, read=silence_s)
         # A compressed body would have other byte positions than the file.
         headers = {**headers, "Accept-Encoding": "identity"}
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
             if response.status_code in _UNAVAILABLE:
-                raise httpx.RemoteProtocolError(f"HTTP {response.status_code}")
+                raise httpx2.RemoteProtocolError(f"HTTP {response.status_code}")
             if response.is_error:
                 response.read()
                 raise ApiProblem.from_response(response)

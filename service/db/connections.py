@@ -66,14 +66,21 @@ def engine_of(url: URL) -> Engine:
 def _server_engine(url: URL) -> Engine:
     # A writer that hangs must not hold up the others for longer than SQLite's busy timeout would.
     options = f"-c lock_timeout={BUSY_TIMEOUT_MS} -c idle_in_transaction_session_timeout=60000"
-    return create_engine(
-        url,
-        pool_pre_ping=True,
-        connect_args={"options": options},
-        json_serializer=dump_json,
-        json_deserializer=load_json,
-        **_POOL,
-    )
+    try:
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            connect_args={"options": options},
+            json_serializer=dump_json,
+            json_deserializer=load_json,
+            **_POOL,
+        )
+    except ImportError as error:
+        raise InvalidSettings(
+            f"RETORT_DATABASE_URL is of PostgreSQL, and psycopg, which speaks to it, cannot be imported ({error}): "
+            "install Retort with its extra `postgres` (pip install 'retort[server,postgres]'), or leave the variable "
+            "out for an SQLite file in RETORT_DATA_DIR"
+        ) from None
 
 
 def _sqlite_engine(url: URL) -> Engine:

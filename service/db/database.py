@@ -47,7 +47,8 @@ class Database:
         url: SQLAlchemy URL; ``postgresql://`` (or ``postgres://``) is served by psycopg 3.
 
     Raises:
-        InvalidSettings: the URL cannot be read, or is of another kind of database.
+        InvalidSettings: the URL cannot be read, is of another kind of database, or of PostgreSQL where the extra
+            ``postgres`` is not installed.
 
     Whatever connects raises LogGone where SQLite's write-ahead log was removed after a kill. Transactions raise
     DatabaseDiskError where the disk of the database is full, read-only or fails.

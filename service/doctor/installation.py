@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-import httpx
+import httpx2
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -156,10 +156,10 @@ def check_port(settings: Settings) -> Finding:
         except OSError as error:
             reason = error.strerror
     try:
-        answer = httpx.get(f"{local_url(host, port)}/healthz", timeout=5, trust_env=False)
+        answer = httpx2.get(f"{local_url(host, port)}/healthz", timeout=5, trust_env=False)
         if answer.json() == Health().model_dump(mode="json"):
             return Finding("ok", f"a service of ours answers at {host} port {port}")
-    except (httpx.HTTPError, ValueError):
+    except (httpx2.HTTPError, ValueError):
         pass
     return Finding("fail", f"cannot listen at {host} port {port}: {reason}", "set RETORT_PORT or RETORT_HOST")
 

@@ -11,6 +11,7 @@ from service.doctor.finding import Finding
 from service.operations.disk import Freeable
 from service.settings import GiB, MiB, Settings
 from service.units import size
+from store.chunk_map import memory_bytes
 from workers.cluster.head_folder import machine_folder
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -108,7 +109,7 @@ def check_cores(settings: Settings) -> Finding:
 
 def check_memory(settings: Settings) -> Finding:
     """Is there memory for as many runs as there are cores for?"""
-    total = _memory_bytes()
+    total = memory_bytes()
     # At most: on GPUs fewer may fit.
     runs = max(1, int((settings.cpus or _cores()) / (settings.run_cpus or 1.0)))
     found = f"{size(total)} of memory for {runs} runs at once"
@@ -157,18 +158,12 @@ def _write_probe(folder: Path) -> None:
 
 
 def _cores() -> float:
-    """That this process may use: by affinity, and by its control group."""
+    """That this process may use: by affinity, and by its control group, of which psutil knows nothing."""
     cores = float(len(os.sched_getaffinity(0)))
     quota = _read_first("/sys/fs/cgroup/cpu.max").split()
     if len(quota) == 2 and quota[0].isdecimal():
         cores = min(cores, int(quota[0]) / int(quota[1]))
     return cores
-
-
-def _memory_bytes() -> int:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = map(_read_first, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-    return min([total, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def _read_first(path: str) -> str:

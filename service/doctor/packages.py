@@ -31,13 +31,13 @@ def check_packages(settings: Settings) -> Finding:
     python = Version(platform.python_version())
     if python < _PYTHON_MIN:
         return Finding("fail", f"Python {python}, {_PYTHON_MIN} is the oldest that works", "install a newer Python")
-    needed, wrong = list(_requirements("")), []
+    needed, wrong = [*_requirements(""), *_requirements("server")], []
     for requirement in needed:
         installed = _installed(requirement.name)
         if installed is None or not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} {installed or 'is missing'} ({requirement.specifier})")
-    # What is not there of the engine's is the other checks' affair.
-    for requirement in _requirements("engine"):
+    # What is not there of these is the other checks' affair.
+    for requirement in (*_requirements("postgres"), *_requirements("engine")):
         installed = _installed(requirement.name)
         if installed is not None and not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} {installed} ({requirement.specifier})")
@@ -154,7 +154,10 @@ def _requirements(extra: str) -> Iterator[Requirement]:
         requirement = Requirement(text)
         marker = requirement.marker
         plain = marker is None or marker.evaluate({"extra": ""})
-        if plain if not extra else (not plain and marker is not None and marker.evaluate({"extra": extra})):
+        # An extra names another one as an extra of Retort itself.
+        if requirement.name != "retort" and (
+            plain if not extra else (not plain and marker is not None and marker.evaluate({"extra": extra}))
+        ):
             yield requirement
 
 

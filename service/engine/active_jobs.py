@@ -10,6 +10,7 @@ from service.db.models import JobRecord, Json
 from service.db.states import State
 from service.engine.allocation import Need
 from service.engine.progress import CacheProgress
+from workers.cluster.actor_group import ActorGroup
 from workers.cluster.outcomes import Share
 from workers.cluster.tasks import Task
 from workers.config.job import JobSpec

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from service.cli.render import console, table
 from tests.benchmarks.memory import own_bytes
@@ -27,7 +27,7 @@ TIMER_S = 4.0
 FILE_MAX_BYTES = 24 << 20
 
 
-def upload(api: Api, content: bytes) -> httpx.Response:
+def upload(api: Api, content: bytes) -> httpx2.Response:
     """Uploads a file with the preprocessing that the attacks' graphs ask for."""
     return api.client.post("/v1/teachers", files={"file": ("teacher.onnx", content)}, timeout=60)
 
@@ -47,7 +47,7 @@ def survived(api: Api, round_: int) -> bool:
     return (api.client.get("/healthz").status_code, good.status_code, deleted.status_code) == (200, 201, 204)
 
 
-def stopped_by(response: httpx.Response, *, runs: bool = False) -> str:
+def stopped_by(response: httpx2.Response, *, runs: bool = False) -> str:
     """What stopped it, in a word: the reading of the body, the parser of the file, the check, or the smoke run."""
     answer = response.json()
     if not answer.get("type", "").endswith("invalid-teacher"):
@@ -65,7 +65,7 @@ def main() -> int:
     failed = 0
     rounds = itertools.count(1)
 
-    def note(name: str, stopped: str, response: httpx.Response, *, good: bool, seconds: float) -> None:
+    def note(name: str, stopped: str, response: httpx2.Response, *, good: bool, seconds: float) -> None:
         nonlocal failed
         answer = response.json()
         slug = answer.get("type", "").rpartition(":")[2]

@@ -17,7 +17,7 @@ from statistics import quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
+import httpx2
 
 from service.cli.render import console, table
 from service.db.database import upgrade_to_head
@@ -62,7 +62,7 @@ def post(
     headers = {"Content-Type": "application/json"}
 
     def work() -> None:
-        with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+        with httpx2.Client(base_url=url, timeout=120, trust_env=False) as client:
             while time.monotonic() < end_s:
                 statuses[client.post("/v1/jobs?dry_run=true", content=content, headers=headers).status_code] += 1
 

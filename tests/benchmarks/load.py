@@ -26,7 +26,7 @@ from statistics import linear_regression, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import httpx
+import httpx2
 
 from service.cli.supervisor import BackgroundService, command, free_port
 from service.client.client import Client
@@ -156,7 +156,7 @@ def all_events(url: str, job: str) -> Iterator[dict[str, int]]:
     """Of a job, from its pages."""
     after, more = "0", True
     while more:
-        page = httpx.get(f"{url}/v1/jobs/{job}/events", params={"limit": 1000, "after": after}, timeout=30).json()
+        page = httpx2.get(f"{url}/v1/jobs/{job}/events", params={"limit": 1000, "after": after}, timeout=30).json()
         yield from page["data"]
         after, more = page["last_id"], page["has_more"]
 
@@ -217,7 +217,7 @@ def databases(folder: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def api_alone(folder: Path, url: str) -> Iterator[tuple[httpx.Client, int]]:
+def api_alone(folder: Path, url: str) -> Iterator[tuple[httpx2.Client, int]]:
     """A client of an API process on this database, and its pid."""
     port = free_port()
     line = [*command("api", "--port", str(port), "--data-dir", str(folder / "data"), "--data-root", str(folder))]
@@ -225,12 +225,12 @@ def api_alone(folder: Path, url: str) -> Iterator[tuple[httpx.Client, int]]:
     log = (folder / "api.log").open("ab")
     with log, subprocess.Popen(line, env=environment, stdout=log, stderr=log) as process:
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
                 while process.poll() is None:
                     try:
                         client.get("/healthz")
                         break
-                    except httpx.TransportError:
+                    except httpx2.TransportError:
                         time.sleep(0.1)
                 yield client, process.pid
         finally:
@@ -261,7 +261,7 @@ def measure_lists(folder: Path, url: str, jobs: int, requests: int) -> dict[str,
     return found
 
 
-def of_page(client: httpx.Client, path: str, params: Mapping[str, str | int], requests: int) -> dict[str, float]:
+def of_page(client: httpx2.Client, path: str, params: Mapping[str, str | int], requests: int) -> dict[str, float]:
     """Times of one page, asked for again and again, and how many jobs it lists or counts."""
     seconds = []
     for _ in range(requests):

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import datetime
 
-import httpx
+import httpx2
 
 ROUTES = ("/v1/jobs", "/v1/jobs/{job}", "/v1/jobs/{job}/runs", "/v1/jobs/{job}/report")
 ERROR = "error"
@@ -44,7 +44,7 @@ class Load:
         """One client that asks again and again."""
         etags: dict[str, str] = {}
         next_s = time.monotonic() + self.interval_s * number / of
-        async with httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, verify=False) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=30, trust_env=False, verify=False) as client:
             turn = number
             while next_s < self.end_s:
                 await asyncio.sleep(max(0.0, next_s - time.monotonic()))
@@ -55,7 +55,7 @@ class Load:
                     response = await client.get(route.format(job=self.job), headers=headers)
                     status = str(response.status_code)
                     etags[route] = response.headers.get("etag", "")
-                except httpx.HTTPError as error:
+                except httpx2.HTTPError as error:
                     status = f"{ERROR}: {type(error).__name__}"
                 self.requests[route].append((status, time.perf_counter() - started))
                 # A client that was kept waiting does not ask twice at once.
@@ -68,7 +68,7 @@ class Load:
         self.streams.append(numbers)
         path = f"/v1/jobs/{self.job}/events"
         began = time.time()
-        async with httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, verify=False) as client:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=30, trust_env=False, verify=False) as client:
             try:
                 async with client.stream("GET", path, headers={"Accept": "text/event-stream"}) as response:
                     response.raise_for_status()
@@ -76,7 +76,7 @@ class Load:
                         numbers.append(number)
                         if told > began:
                             self.delays_s.append(time.time() - told)
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 pass
         if time.monotonic() < self.end_s:
             self.broken += 1
@@ -94,7 +94,7 @@ class Load:
         await asyncio.gather(*followers, return_exceptions=True)
 
 
-async def events_of(response: httpx.Response) -> AsyncIterator[tuple[int, float]]:
+async def events_of(response: httpx2.Response) -> AsyncIterator[tuple[int, float]]:
     """The number of each event of a stream, and when it was told (seconds since 1970)."""
     number = -1
     async for line in response.aiter_lines():

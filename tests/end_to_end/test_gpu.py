@@ -30,10 +30,7 @@ from workers.training.run import RunHandle, RunState
 from workers.training.step import check_every, explain_not_finite
 from workers.training.training_feed import TrainingFeed, epoch_order
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 CUDA = torch.device("cuda", 0)
 ON_CUDA = SMALL.model_copy(update={"device": "cuda"})

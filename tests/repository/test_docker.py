@@ -1,7 +1,7 @@
 """What the container files promise, read from the files themselves: no container engine is needed here.
 
-The compose files are merged by the rules that Compose states for mappings, sequences and the tag ``!reset``; the
-Dockerfile is cut into its stages. Two linters read them as well: hadolint from PyPI, and dclint, which carries the
+Each compose file is asserted on as it stands: that of a CPU node changes one key of the other. The Dockerfile is cut
+into its stages. Two linters read them as well: hadolint from PyPI, and dclint, which carries the
 schema of Compose, from npm where Node.js is at hand. None of this builds or runs an image.
 """
 
@@ -77,42 +77,23 @@ def environment(target: str) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------- compose
 
 
-class Reset:
-    """What the tag ``!reset`` stands for: the key is dropped from what came before."""
+RESET = "!reset"
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with Compose's tag ``!reset``."""
+    """YAML with Compose's tag ``!reset``, which takes a key away; the value that it is given does not count."""
 
 
-def _reset(loader: yaml.SafeLoader, node: yaml.Node) -> Reset:
-    return Reset()
+Loader.add_constructor(RESET, lambda *_: RESET)
 
 
-Loader.add_constructor("!reset", _reset)
+def read_compose(name: str) -> dict[str, Any]:
+    """A compose file of docker/, by itself."""
+    document: dict[str, Any] = yaml.load((DOCKER / name).read_text(), Loader)
+    return document
 
 
-def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Compose's merge: mappings by key, sequences appended, all else replaced; ``!reset`` drops."""
-    merged = old | new
-    for key in old.keys() & new.keys():
-        if isinstance(old[key], dict) and isinstance(new[key], dict):
-            merged[key] = merge(old[key], new[key])
-        elif isinstance(old[key], list) and isinstance(new[key], list):
-            merged[key] = old[key] + new[key]
-    return {key: value for key, value in merged.items() if not isinstance(value, Reset)}
-
-
-def read_compose(*names: str) -> dict[str, Any]:
-    """The compose files of these names in docker/, merged in order."""
-    merged: dict[str, Any] = {}
-    for name in names:
-        merged = merge(merged, yaml.load((DOCKER / name).read_text(), Loader))
-    return merged
-
-
-GPU = read_compose("compose.yaml")
-CPU = read_compose("compose.yaml", "compose.cpu.yaml")
+COMPOSE = read_compose("compose.yaml")
 SERVICES = pytest.mark.parametrize("name", TARGETS)
 
 
@@ -140,9 +121,9 @@ def host_ports(compose: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def test_compose_runs_both_targets_of_the_dockerfile() -> None:
-    assert set(GPU["services"]) == set(TARGETS)
+    assert set(COMPOSE["services"]) == set(TARGETS)
     for name in TARGETS:
-        build = GPU["services"][name]["build"]
+        build = COMPOSE["services"][name]["build"]
         assert build["target"] == name
         assert (DOCKER / build["context"]).resolve() == ROOT
         assert (ROOT / build["dockerfile"]) == DOCKER / "Dockerfile"
@@ -157,7 +138,7 @@ def test_container_starts_a_command_that_exists(name: str) -> None:
 
 
 def test_engine_health_check_is_a_command_that_exists() -> None:
-    test = GPU["services"]["engine"]["healthcheck"]["test"]
+    test = COMPOSE["services"]["engine"]["healthcheck"]["test"]
     assert test[:2] == ["CMD", "retort"]
     assert runs_help(test[2:])
 
@@ -177,10 +158,23 @@ def test_base_image_is_pinned_to_a_release_that_the_package_supports() -> None:
     assert pyproject["project"]["requires-python"] == f">={found[1]}.{found[2]}"
 
 
-def test_api_image_installs_no_engine_dependencies() -> None:
-    heavy = "['optional-dependencies']['engine']"
-    assert heavy in " ".join(arguments("engine", "RUN"))
-    assert heavy not in " ".join(arguments("api", "RUN"))
+def requirements(text: str) -> set[str]:
+    """What the ``python -c`` of a command prints, run at the top of the repository, where it reads pyproject.toml."""
+    [code] = re.findall(r'-c "(import tomllib.+?)"', text)
+    # As the shell of the image and make hand it on.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.splitlines())
+
+
+def test_each_image_installs_its_extras_and_make_installs_all() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: set(texts) - {"retort[server]"} for name, texts in project["optional-dependencies"].items()}
+    of_the_api = {*project["dependencies"], *extras["server"], *extras["postgres"]}
+    assert requirements(" ".join(arguments("api", "RUN"))) == of_the_api
+    [own] = [stage for stage in lineage("engine") if stage not in lineage("api") and stage != "engine"]
+    assert requirements(" ".join(i.argument for i in STAGES[own][1])) == extras["engine"]
+    assert set(lineage("api")) - {"api"} < set(lineage("engine"))
+    assert requirements((ROOT / "Makefile").read_text()) == of_the_api | extras["engine"] | extras["dev"]
 
 
 def test_every_package_is_pinned_with_the_digests_of_its_files() -> None:
@@ -196,9 +190,9 @@ def test_every_package_is_pinned_with_the_digests_of_its_files() -> None:
         assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for digest in digests), first
         names.append(found[1])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    wanted = [Requirement(text).name for text in [*project["dependencies"], *extras["engine"], *extras["dev"]]]
-    assert {canonicalize_name(name) for name in wanted} | {"pip", "setuptools"} <= set(names)
+    wanted = {Requirement(text).name for texts in project["optional-dependencies"].values() for text in texts}
+    wanted |= {Requirement(text).name for text in project["dependencies"]}
+    assert {canonicalize_name(name) for name in wanted} - {"retort"} | {"pip", "setuptools"} <= set(names)
 
 
 def test_every_install_compares_digests() -> None:
@@ -217,15 +211,13 @@ def test_every_install_compares_digests() -> None:
 
 
 def test_api_alone_is_published_and_only_on_the_loopback() -> None:
-    for compose in (GPU, CPU):
-        assert host_ports(compose) == {"api": ["127.0.0.1:8765:8765"], "engine": []}
+    assert host_ports(COMPOSE) == {"api": ["127.0.0.1:8765:8765"], "engine": []}
     assert not arguments("engine", "EXPOSE")
 
 
 def test_ray_cannot_be_reached_from_outside_its_container() -> None:
-    for compose in (GPU, CPU):
-        assert compose["services"]["engine"]["network_mode"] == "none"
-        assert "networks" not in compose["services"]["engine"]
+    assert COMPOSE["services"]["engine"]["network_mode"] == "none"
+    assert "networks" not in COMPOSE["services"]["engine"]
 
 
 @SERVICES
@@ -237,12 +229,12 @@ def test_image_runs_as_a_fixed_user_that_is_not_root(name: str) -> None:
     created = " ".join(arguments(name, "RUN"))
     assert f"--uid {uid}" in created
     assert f"--gid {gid}" in created
-    assert "user" not in GPU["services"][name]
+    assert "user" not in COMPOSE["services"][name]
 
 
 @SERVICES
 def test_container_cannot_change_itself_or_gain_rights(name: str) -> None:
-    service = GPU["services"][name]
+    service = COMPOSE["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "cap_add" not in service
@@ -253,30 +245,29 @@ def test_container_cannot_change_itself_or_gain_rights(name: str) -> None:
 
 
 def test_memory_of_both_containers_can_be_limited() -> None:
-    for compose in (GPU, CPU):
-        limits = {name: compose["services"][name]["mem_limit"] for name in TARGETS}
-        assert limits == {"api": "${API_MEM_LIMIT:-8g}", "engine": "${ENGINE_MEM_LIMIT:-0}"}
+    limits = {name: COMPOSE["services"][name]["mem_limit"] for name in TARGETS}
+    assert limits == {"api": "${API_MEM_LIMIT:-8g}", "engine": "${ENGINE_MEM_LIMIT:-0}"}
 
 
 def test_secrets_are_files_that_only_the_api_is_given() -> None:
-    assert GPU["secrets"]
-    assert all(set(secret) == {"file"} for secret in GPU["secrets"].values())
-    assert GPU["services"]["api"]["secrets"] == list(GPU["secrets"])
-    assert "secrets" not in GPU["services"]["engine"]
-    mounted = {f"/run/secrets/{name}" for name in GPU["secrets"]}
-    assert GPU["services"]["api"]["environment"]["RETORT_API_KEY_FILE"] in mounted
+    assert COMPOSE["secrets"]
+    assert all(set(secret) == {"file"} for secret in COMPOSE["secrets"].values())
+    assert COMPOSE["services"]["api"]["secrets"] == list(COMPOSE["secrets"])
+    assert "secrets" not in COMPOSE["services"]["engine"]
+    mounted = {f"/run/secrets/{name}" for name in COMPOSE["secrets"]}
+    assert COMPOSE["services"]["api"]["environment"]["RETORT_API_KEY_FILE"] in mounted
 
 
 @SERVICES
 def test_no_secret_stands_in_the_environment(name: str) -> None:
-    given = environment(name) | GPU["services"][name].get("environment", {})
+    given = environment(name) | COMPOSE["services"][name].get("environment", {})
     telling = [key for key in given if re.search("KEY|TOKEN|PASSWORD|SECRET", key)]
     assert all(key.endswith("_FILE") for key in telling), telling
 
 
 @SERVICES
 def test_one_file_brings_every_setting_and_no_path_or_port_of_the_host(name: str) -> None:
-    service = GPU["services"][name]
+    service = COMPOSE["services"][name]
     assert service["env_file"] == [{"path": ".env", "required": False}]
     image = environment(name)
     for key in ("RETORT_DATA_DIR", "RETORT_DATA_ROOT", "RETORT_HOST", "RETORT_PORT"):
@@ -292,10 +283,10 @@ def is_ignored(path: str) -> bool:
 
 
 def test_default_key_settings_and_data_are_ignored_by_git() -> None:
-    key = re.sub(r"\$\{\w+:-(.+)\}", r"\1", GPU["secrets"]["api_key"]["file"])
+    key = re.sub(r"\$\{\w+:-(.+)\}", r"\1", COMPOSE["secrets"]["api_key"]["file"])
     data = [
         re.sub(r"\$\{\w+:-(.+)\}", r"\1", mount["source"])
-        for mount in GPU["services"]["api"]["volumes"]
+        for mount in COMPOSE["services"]["api"]["volumes"]
         if mount["type"] == "bind"
     ]
     written = [key, ".env", *(f"{folder}/train.npz" for folder in data)]
@@ -312,25 +303,25 @@ def test_default_key_settings_and_data_are_ignored_by_git() -> None:
 
 @SERVICES
 def test_everything_that_is_written_lies_on_a_volume(name: str) -> None:
-    mounts = {mount["target"]: mount for mount in GPU["services"][name]["volumes"]}
+    mounts = {mount["target"]: mount for mount in COMPOSE["services"][name]["volumes"]}
     data_dir = environment(name)["RETORT_DATA_DIR"]
     caches = Settings(data_dir=Path(data_dir)).caches_dir
     for folder, volume in ((data_dir, "data"), (str(caches), "cache")):
         assert mounts[folder] == {"type": "volume", "source": volume, "target": folder}
         # A named volume takes the owner of the folder it is first mounted on.
         assert re.search(rf"install .*--owner retort .*{folder}( |$)", arguments(name, "RUN")[0])
-    assert set(GPU["volumes"]) == {"data", "cache"}
+    assert set(COMPOSE["volumes"]) == {"data", "cache"}
 
 
 def test_quota_of_the_caches_is_the_nodes_for_both_and_none_without_one() -> None:
-    given = {name: GPU["services"][name]["environment"]["RETORT_CACHES_MAX_BYTES"] for name in TARGETS}
+    given = {name: COMPOSE["services"][name]["environment"]["RETORT_CACHES_MAX_BYTES"] for name in TARGETS}
     default = Settings.model_fields["caches_max_bytes"].default
     assert given == dict.fromkeys(TARGETS, f"${{RETORT_CACHES_MAX_BYTES:-{default}}}")
 
 
 @SERVICES
 def test_data_sets_are_mounted_read_only_at_the_data_root(name: str) -> None:
-    mounts = {mount["target"]: mount for mount in GPU["services"][name]["volumes"]}
+    mounts = {mount["target"]: mount for mount in COMPOSE["services"][name]["volumes"]}
     mount = mounts[environment(name)["RETORT_DATA_ROOT"]]
     assert mount["type"] == "bind"
     assert mount["read_only"] is True
@@ -342,7 +333,7 @@ def test_data_sets_are_mounted_read_only_at_the_data_root(name: str) -> None:
 @SERVICES
 def test_health_check_is_the_same_in_image_and_compose(name: str) -> None:
     options, command = arguments(name, "HEALTHCHECK")[-1].split(" CMD ")
-    check = GPU["services"][name]["healthcheck"]
+    check = COMPOSE["services"][name]["healthcheck"]
     assert check["test"] == ["CMD", *json.loads(command)]
     given = {key.replace("-", "_"): value for key, value in re.findall(r"--(\S+)=(\S+)", options)}
     assert given == {key: str(value) for key, value in check.items() if key != "test"}
@@ -351,27 +342,27 @@ def test_health_check_is_the_same_in_image_and_compose(name: str) -> None:
 
 def test_api_health_check_asks_the_port_that_is_published() -> None:
     port = environment("api")["RETORT_PORT"]
-    assert f"http://127.0.0.1:{port}/healthz" in GPU["services"]["api"]["healthcheck"]["test"][-1]
-    assert host_ports(GPU)["api"][0].endswith(f":{port}")
+    assert f"http://127.0.0.1:{port}/healthz" in COMPOSE["services"]["api"]["healthcheck"]["test"][-1]
+    assert host_ports(COMPOSE)["api"][0].endswith(f":{port}")
     assert arguments("api", "EXPOSE") == [port]
     assert environment("api")["RETORT_HOST"] == "0.0.0.0"
 
 
 def test_api_does_not_wait_for_the_engine() -> None:
-    assert "depends_on" not in GPU["services"]["api"]
-    assert GPU["services"]["engine"]["depends_on"] == {"api": {"condition": "service_healthy"}}
+    assert "depends_on" not in COMPOSE["services"]["api"]
+    assert COMPOSE["services"]["engine"]["depends_on"] == {"api": {"condition": "service_healthy"}}
 
 
 @SERVICES
 def test_container_has_time_to_stop_and_is_started_again(name: str) -> None:
-    service = GPU["services"][name]
+    service = COMPOSE["services"][name]
     assert seconds(service["stop_grace_period"]) >= 30
     assert service["init"] is True
     assert service["restart"] == "unless-stopped"
 
 
 def test_engine_has_shared_memory_for_rays_object_store_and_the_batches_of_15_workers() -> None:
-    size = re.fullmatch(r"(\d+)g", str(GPU["services"]["engine"]["shm_size"]))
+    size = re.fullmatch(r"(\d+)g", str(COMPOSE["services"]["engine"]["shm_size"]))
     assert size
     # Of torch's loader, as it is made here: those that wait, and the one that is being made.
     batches = 15 * (2 + 1)
@@ -380,7 +371,7 @@ def test_engine_has_shared_memory_for_rays_object_store_and_the_batches_of_15_wo
 
 def test_engine_takes_its_share_of_the_machine_from_the_node_or_chooses_it() -> None:
     """What is not set is passed on as empty, which the settings take for none."""
-    given = GPU["services"]["engine"]["environment"]
+    given = COMPOSE["services"]["engine"]["environment"]
     for field in ("gpus", "cpus", "gpu_share", "run_cpus"):
         name = f"RETORT_{field}".upper()
         assert given[name] == f"${{{name}:-}}"
@@ -389,15 +380,16 @@ def test_engine_takes_its_share_of_the_machine_from_the_node_or_chooses_it() -> 
 
 
 def test_gpu_node_reserves_its_gpus_for_the_engine() -> None:
-    reservations = GPU["services"]["engine"]["deploy"]["resources"]["reservations"]
+    reservations = COMPOSE["services"]["engine"]["deploy"]["resources"]["reservations"]
     assert reservations["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
-    assert "deploy" not in GPU["services"]["api"]
+    assert "deploy" not in COMPOSE["services"]["api"]
 
 
 def test_cpu_node_differs_only_in_reserving_no_gpu() -> None:
-    expected = read_compose("compose.yaml")
-    del expected["services"]["engine"]["deploy"]
-    assert expected == CPU
+    changes = {"name": COMPOSE["name"], "services": {"engine": {"deploy": RESET}}}
+    assert read_compose("compose.cpu.yaml") == changes
+    assert set(COMPOSE["services"]["engine"]["deploy"]) == {"resources"}
+    assert set(COMPOSE["services"]["engine"]["deploy"]["resources"]) == {"reservations"}
 
 
 # ---------------------------------------------------------------------------- what it is made from
@@ -406,7 +398,7 @@ def test_cpu_node_differs_only_in_reserving_no_gpu() -> None:
 def test_every_setting_that_is_named_exists() -> None:
     named = variables((DOCKER / "compose.yaml").read_text())
     for name in TARGETS:
-        named |= set(environment(name)) | set(GPU["services"][name].get("environment", {}))
+        named |= set(environment(name)) | set(COMPOSE["services"][name].get("environment", {}))
     settings = {f"RETORT_{field}".upper() for field in Settings.model_fields}
     ours = {name for name in named if name.startswith("RETORT_")}
     assert ours <= settings

@@ -1,6 +1,7 @@
 """Settings: which variables there are, what a wrong one is told, and that no message shows a password."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_every_variable_that_the_code_or_the_readme_names_is_known() -> None:
 def test_a_postgresql_url_is_served_by_psycopg_however_it_is_written(scheme: str) -> None:
     url = Database(f"{scheme}://u:p%40ss@h:5433/name").url
     assert (url.drivername, url.password, url.host, url.port) == ("postgresql+psycopg", "p@ss", "h", 5433)
+
+
+def test_a_postgresql_url_without_its_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InvalidSettings, match=r"RETORT_DATABASE_URL .*psycopg.*retort\[server,postgres\]") as caught:
+        Database("postgresql://u:s3cret@h/db")
+    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

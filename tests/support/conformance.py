@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from service.api.schemas import EXAMPLE_TEACHER
 from service.api.schemas_preview import EXAMPLE_CACHE
@@ -136,7 +136,7 @@ def run(url: str, ids: Mapping[str, Sequence[str]], folder: Path, *options: str,
     """
     config, document, report = (folder / name for name in ("schemathesis.toml", "openapi.json", "report.json"))
     config.write_text(configuration(ids, light=light))
-    described = httpx.get(f"{url}/openapi.json", timeout=30).text
+    described = httpx2.get(f"{url}/openapi.json", timeout=30).text
     # The document's examples name things that are not here.
     for example, real in ((EXAMPLE_TEACHER, ids["teacher_id"][0]), (EXAMPLE_CACHE, ids["whole"][0])):
         described = described.replace(example, real)

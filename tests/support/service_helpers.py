@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import onnx
 from onnx import TensorProto, helper
 from sqlalchemy import create_engine, text
@@ -192,7 +192,7 @@ class Api:
     ``stop`` ends it, ``requests`` is how many it is answering at this moment, ``logs`` what it has logged.
     """
 
-    client: httpx.Client
+    client: httpx2.Client
     context: Context
     url: str
     stop: Callable[[], None]
@@ -214,7 +214,7 @@ class Api:
         """Its settings."""
         return self.context.settings
 
-    def upload(self, content: bytes | None = None, **fields: str) -> httpx.Response:
+    def upload(self, content: bytes | None = None, **fields: str) -> httpx2.Response:
         """Uploads a teacher for grey 8x8 pictures."""
         fields = {"preprocessing": PREPROCESSING.model_dump_json(), **fields}
         files = {"file": ("t.onnx", onnx_bytes() if content is None else content)}
@@ -279,7 +279,7 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
         with (
             closing(context.database),
             capture_logs([merge_contextvars]) as logs,
-            httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+            httpx2.Client(base_url=url, timeout=30, trust_env=False) as client,
         ):
             try:
                 yield Api(client, context, url, stop, lambda: len(server.server_state.tasks), logs)

@@ -124,11 +124,6 @@ def _examine(spec: DatasetSpec, data_root: Path) -> Source:
             return _npz(spec, resolve(spec, data_root))
 
 
-def source_key(spec: DatasetSpec, data_root: Path) -> str:
-    """``examine(...).key()``: changes whenever the data set's files do."""
-    return examine(spec, data_root).key()
-
-
 @contextmanager
 def named_below(data_root: Path) -> Iterator[None]:
     """Files in the message of an InvalidDataset are named relative to the data root, as clients name them.

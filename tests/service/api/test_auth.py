@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 from fastapi.routing import RouteContext, iter_route_contexts
 from sqlalchemy import text
@@ -167,7 +167,7 @@ def test_the_first_key_closes_the_door_and_revoking_the_last_does_not_open_it(
         problem(api.client.get("/v1/jobs"), 401, "unauthorized")
 
 
-def settles(client: httpx.Client, headers: dict[str, str], status: int) -> bool:
+def settles(client: httpx2.Client, headers: dict[str, str], status: int) -> bool:
     """Whether the answer becomes this one soon, and then stays."""
     for _ in range(2000):
         if client.get("/v1/jobs", headers=headers).status_code == status:
@@ -429,7 +429,7 @@ def test_nothing_in_a_path_reaches_a_file(api: Api, tmp_path: Path) -> None:
         names = [step for step in template.split("/") if step.startswith("{")]
         for name in names:
             for strange in STRANGE:
-                # Not by httpx, which would take the dots out of the path.
+                # Not by httpx2, which would take the dots out of the path.
                 connection.request(method, filled(template.replace(name, "\0")).replace("\0", strange))
                 response = connection.getresponse()
                 body = response.read()

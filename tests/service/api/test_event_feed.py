@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 import sqlalchemy.event
 from sqlalchemy import text
@@ -173,7 +173,7 @@ def test_many_streams_see_the_same_while_a_writer_writes(api: Api) -> None:
 
     def read(_: int) -> list[int]:
         with (
-            httpx.Client(base_url=api.url, timeout=60) as client,
+            httpx2.Client(base_url=api.url, timeout=60) as client,
             client.stream("GET", path, headers=SSE) as response,
         ):
             events = parse(response.iter_lines())
@@ -243,8 +243,8 @@ def test_a_stream_that_breaks_anywhere_is_resumed_with_nothing_lost_or_doubled(a
         while not seen or seen[-1]["event"] != "done":
             headers = {**SSE, **({"Last-Event-ID": str(seen[-1]["id"])} if seen else {})}
             with (
-                suppress(httpx.TransportError),
-                httpx.Client(base_url=proxy.url, timeout=30, trust_env=False) as client,
+                suppress(httpx2.TransportError),
+                httpx2.Client(base_url=proxy.url, timeout=30, trust_env=False) as client,
                 client.stream("GET", path, headers=headers) as response,
             ):
                 if response.status_code == 204:

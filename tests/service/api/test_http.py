@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from starlette.responses import HTMLResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -243,7 +243,7 @@ def test_one_job_though_two_servers_are_asked_at_once(tmp_path: Path, database_u
         barrier = threading.Barrier(8)
 
         def post(number: int) -> tuple[int, str]:
-            with httpx.Client(base_url=(one, two)[number % 2].url, timeout=30, trust_env=False) as client:
+            with httpx2.Client(base_url=(one, two)[number % 2].url, timeout=30, trust_env=False) as client:
                 barrier.wait()
                 response = client.post("/v1/jobs", json=body, headers=key)
                 return response.status_code, response.json()["id"]

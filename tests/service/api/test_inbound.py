@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.types import Message
@@ -323,7 +323,7 @@ def test_key_has_a_share_of_the_inspections_and_never_all(tmp_path: Path, monkey
 
         def upload(name: str, headers: dict[str, str]) -> int:
             files = {"file": ("t.onnx", b"abc")}
-            with httpx.Client(base_url=api.url, timeout=60, trust_env=False) as client:
+            with httpx2.Client(base_url=api.url, timeout=60, trust_env=False) as client:
                 return client.post("/v1/teachers", files=files, data={"name": name}, headers=headers).status_code
 
         threads = [

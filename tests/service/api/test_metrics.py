@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event, select, text, update
@@ -40,7 +40,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[f"retort_{name}", frozenset(labels.items())]
 
 
-def scrape(client: httpx.Client) -> Samples:
+def scrape(client: httpx2.Client) -> Samples:
     response = client.get("/metrics")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")

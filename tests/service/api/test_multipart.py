@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -240,10 +240,10 @@ def test_a_file_breaks_its_own_limit_however_its_bytes_arrive(tmp_path: Path, pa
         for _ in range(4):
             yield b"x" * piece
 
-    async def post() -> httpx.Response:
+    async def post() -> httpx2.Response:
         # What is yielded arrives as it is; over a socket it would be cut anew.
-        transport = httpx.ASGITransport(create_app(settings))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        transport = httpx2.ASGITransport(create_app(settings))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post("/v1/teachers", content=body(), headers=BOUNDARY)
 
     detail = problem(asyncio.run(post()), 413, "too-large")["detail"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from rich.console import Console
@@ -27,7 +27,7 @@ from tests.support.service_helpers import PREPROCESSING, Api, finish, make_setti
 pytest_plugins = ["tests.support.service_fixtures"]
 
 
-def problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+def problem(response: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
     """The problem that this response is."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"

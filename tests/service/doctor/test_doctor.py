@@ -409,8 +409,8 @@ def test_a_gpu_that_the_driver_shows_and_torch_does_not_see(
 
 def test_packages_that_do_not_fit(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_ok(packages.check_packages(settings), "Python 3.")
-    older = tmp_path / "httpx-0.1.dist-info"
+    older = tmp_path / "httpx2-0.1.dist-info"
     older.mkdir()
-    (older / "METADATA").write_text("Metadata-Version: 2.1\nName: httpx\nVersion: 0.1\n")
+    (older / "METADATA").write_text("Metadata-Version: 2.1\nName: httpx2\nVersion: 0.1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    is_bad(packages.check_packages(settings), "fail", "httpx 0.1 (>=0.28)", "constraints.txt")
+    is_bad(packages.check_packages(settings), "fail", "httpx2 0.1 (>=2.16)", "constraints.txt")

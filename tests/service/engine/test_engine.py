@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -212,7 +212,7 @@ def test_a_cancelled_job_stops_within_its_epoch_and_leaves_no_artifacts(service:
         assert run["state"] == "cancelled"
         assert list(client.artifacts(run["id"])) == []
         # Its log is there all the same.
-        log = httpx.get(f"{client.base_url}/v1/runs/{run['id']}/log", trust_env=False)
+        log = httpx2.get(f"{client.base_url}/v1/runs/{run['id']}/log", trust_env=False)
         assert json.loads(log.text.splitlines()[-1])["event"] == "attempt stopped"
     assert not list(service.data_dir.glob(f"jobs/{job['id']}/*/*/artifacts"))
 

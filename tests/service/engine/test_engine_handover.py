@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from service.client.client import Client
@@ -181,7 +181,7 @@ def test_runs_of_one_job_are_paused_cancelled_resumed_and_retried_one_by_one(
     assert client.job(job["id"])["state"] == "running"
     assert client.artifacts(third["id"]) == []
     assert not (service.data_dir / "jobs" / job["id"] / third["id"] / "a1" / "artifacts").exists()
-    log = httpx.get(f"{client.base_url}/v1/runs/{third['id']}/log", trust_env=False)
+    log = httpx2.get(f"{client.base_url}/v1/runs/{third['id']}/log", trust_env=False)
     assert json.loads(log.text.splitlines()[-1])["event"] == "attempt stopped"
 
     client.cancel(second["id"])

@@ -20,7 +20,7 @@ from workers.config.job import (
     NpzDataset,
     TorchvisionDataset,
 )
-from workers.data.discovery import TEN_DIGITS, examine, resolve, source_key
+from workers.data.discovery import TEN_DIGITS, examine, resolve
 from workers.data.labels import LABELS_MAX
 from workers.errors import InvalidDataset
 
@@ -532,18 +532,18 @@ def test_the_digits_need_no_files(tmp_path: Path) -> None:
 
 def test_the_key_is_stable_and_changes_with_every_file(tmp_path: Path) -> None:
     folder, spec = make_folder(tmp_path), FolderDataset(path="pets")
-    keys = [source_key(spec, tmp_path)]
-    assert source_key(spec, tmp_path) == keys[0]
+    keys = [examine(spec, tmp_path).key()]
+    assert examine(spec, tmp_path).key() == keys[0]
     picture = folder / "test/dog/1.png"
     os.utime(picture, ns=(0, 1))
-    keys.append(source_key(spec, tmp_path))
+    keys.append(examine(spec, tmp_path).key())
     picture.write_bytes(picture.read_bytes() + b"x")
     os.utime(picture, ns=(0, 1))
-    keys.append(source_key(spec, tmp_path))
+    keys.append(examine(spec, tmp_path).key())
     picture.rename(picture.with_name("2.png"))
-    keys.append(source_key(spec, tmp_path))
+    keys.append(examine(spec, tmp_path).key())
     (folder / "train/cat/0.png").unlink()
-    keys.append(source_key(spec, tmp_path))
+    keys.append(examine(spec, tmp_path).key())
     assert len(set(keys)) == len(keys)
 
 
@@ -556,9 +556,9 @@ def test_the_key_depends_on_the_spec_and_the_place(tmp_path: Path) -> None:
         NpzDataset(path="a.npz"),
         DigitsDataset(),
     ]
-    keys = {source_key(spec, tmp_path) for spec in specs}
-    before = source_key(specs[0], tmp_path)
+    keys = {examine(spec, tmp_path).key() for spec in specs}
+    before = examine(specs[0], tmp_path).key()
     (tmp_path / "pets").rename(tmp_path / "moved")
-    keys.add(source_key(FolderDataset(path="moved"), tmp_path))
+    keys.add(examine(FolderDataset(path="moved"), tmp_path).key())
     assert len(keys) == 5
     assert before in keys

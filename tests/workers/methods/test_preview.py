@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx
+import httpx2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -389,7 +389,7 @@ def cached_statistics(api: Api, spec: CacheSpec) -> Statistics:
     return {name: np.stack([view[name] for view in views]) for name in views[0]}
 
 
-def ask(api: Api, method: object, key: str, **options: object) -> httpx.Response:
+def ask(api: Api, method: object, key: str, **options: object) -> httpx2.Response:
     return api.client.post("/v1/methods/preview", json={"method": method, "cache": key, **options})
 
 
@@ -400,7 +400,7 @@ def answer(api: Api, method: object, key: str, **options: object) -> dict[str, A
     return document
 
 
-def problem(response: httpx.Response, status: int, slug: str) -> dict[str, Any]:
+def problem(response: httpx2.Response, status: int, slug: str) -> dict[str, Any]:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()
