@@ -10,15 +10,17 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import problems
 from service.api.auth import authorize
-from service.api.bodies import BodyThread
-from service.api.deadlines import Pace
+from service.api.bodies.json_bodies import BodyThread
+from service.api.bodies.limits import BodyLimit, Pace
+from service.api.bodies.multipart import BUFFER_BYTES, sweep
 from service.api.dependencies import Context
-from service.api.etags import ConditionalGet
 from service.api.metrics import MeasureRequests, Metrics
-from service.api.middleware import AdmissionMiddleware, BodyLimit, HeadRequests, RequestContext
-from service.api.multipart import BUFFER_BYTES, sweep
+from service.api.middleware.admission import AdmissionMiddleware
+from service.api.middleware.etags import ConditionalGet
+from service.api.middleware.request_context import HeadRequests, RequestContext
+from service.api.middleware.response_cache import ResponseCache
+from service.api.middleware.security_headers import PagePolicy, policies_of
 from service.api.openapi import describe
-from service.api.response_cache import ResponseCache
 from service.api.routes import (
     caches,
     catalog,
@@ -34,7 +36,6 @@ from service.api.routes import (
     runs,
     teachers,
 )
-from service.api.security_headers import PagePolicy, policies_of
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.paths import API_PREFIX, UPLOAD_PATH
 from service.settings import Settings

@@ -10,10 +10,10 @@ from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from service.api.auth import is_loopback, load_key_digest
+from service.api.connections import Connections, Waits, connections_max
 from service.api.event_feed import EventFeed
-from service.api.inbound import Connections, Waits, connections_max
 from service.api.rate_limits import ConcurrencyLimit, KeyedSemaphore, RateLimit
-from service.api.schemas import Page
+from service.api.schemas.base import Page
 from service.db.api_keys import KeyRing, Keys
 from service.db.api_queries import ApiQueries
 from service.db.database import Database

@@ -18,11 +18,14 @@ import structlog
 from fastapi.sse import format_sse_event
 from pydantic import ValidationError
 
-from service.api.schemas import Event
+from service.api.schemas.events import Event
 from service.db.api_queries import ApiQueries
 from service.db.models import EventRecord, JobRecord, RunRecord
 from service.db.states import TERMINAL
 from service.db.transitions import unreadable
+
+SSE = "text/event-stream"
+"""Media type of server-sent events; a client that accepts it asks for a stream."""
 
 KEPT = 2000
 _AT_ONCE = 500

@@ -5,7 +5,7 @@ job starts.
 """
 
 from service.api.dependencies import Context
-from service.api.schemas import JobRequest
+from service.api.schemas.jobs import JobRequest
 from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
-from service.api.schemas import FieldProblem, Problem
+from service.api.schemas.problems import FieldProblem, Problem
 
 Json = dict[str, Any]
 TEXT: Json = {"type": "string"}

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from service import errors
 from service.api.openapi import allowed_methods
-from service.api.schemas import FieldProblem, Problem
+from service.api.schemas.problems import FieldProblem, Problem
 from service.db.database import DatabaseDiskError, DatabaseFull, LogGone
 from store import (
     AmbiguousKey,

@@ -1,4 +1,4 @@
-"""How much a caller may ask for: requests a second, requests, event streams and uploads at once, nesting of a body.
+"""How much a caller may ask for: requests a second, and requests, event streams and uploads at once.
 
 The limits are per name: the id of an API key, or the address of a caller without one. What is remembered of a name is
 forgotten once it is quiet, so memory is bounded by the rate of requests and not by the number of callers.
@@ -7,31 +7,17 @@ forgotten once it is quiet, so memory is bounded by the rate of requests and not
 import asyncio
 import ipaddress
 import math
-import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-import numpy as np
+from service.errors import TooManyRequests
 
-from service.errors import InvalidRequest, MalformedBody, TooManyRequests
-
-SSE = "text/event-stream"
-"""Whoever accepts this asks for a stream of events."""
-
-JSON_DEPTH_MAX = 64
 NAMES_MAX = 10_000
 BUSY_RETRY_S = 5
 # Of IPv6: what one customer of a provider is given at least, 2 to the power of 64 addresses.
 _IPV6_PREFIX = 64
-
-# One that never ends counts to the end, as it does for a parser; nothing here backtracks.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
-_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
-_STEP = np.zeros(256, np.int8)
-_STEP[list(b"[{")] = 1
-_STEP[list(b"]}")] = -1
 
 
 class RateLimit:
@@ -149,25 +135,3 @@ def address_group(host: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((address, _IPV6_PREFIX), strict=False))
-
-
-def check_depth(body: bytes) -> None:
-    """Refuses JSON text that no parser should be given, without parsing it.
-
-    Raises:
-        InvalidRequest: arrays and objects lie more than 64 deep in each other.
-        MalformedBody: it is not UTF-8, as JSON between programs is (RFC 8259, 8.1), or holds a NUL, as UTF-16 does.
-    """
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
-    if "\0" in text:
-        raise MalformedBody("the body holds a NUL byte: send JSON in UTF-8")
-    brackets = _STRING.sub(b"", body).translate(None, delete=_NO_BRACKET)
-    depth = np.cumsum(_STEP[np.frombuffer(brackets, np.uint8)], dtype=np.int64)
-    if depth.size and depth.max() > JSON_DEPTH_MAX:
-        raise InvalidRequest(
-            f"the body's arrays and objects lie {depth.max()} deep in each other, at most {JSON_DEPTH_MAX} are allowed",
-            "#",
-        )

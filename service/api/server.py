@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.api.auth import check_binding, has_keys
+from service.api.connections import ACCEPTED_AT_ONCE, Connection, raise_open_files
 from service.api.dependencies import Context
-from service.api.inbound import ACCEPTED_AT_ONCE, Connection, raise_open_files
 from service.logs import begin_log
 from service.operations.data_dir import open_database
 from service.settings import Settings

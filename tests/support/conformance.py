@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from service.api.schemas import EXAMPLE_TEACHER
-from service.api.schemas_preview import EXAMPLE_CACHE
+from service.api.schemas.methods import EXAMPLE_CACHE
+from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.db.models import DatasetRecord, EngineRecord, TeacherRecord, new_id, utc_now
 from service.db.scopes import Scope
 from service.db.states import State

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path
 
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, ends
 from service.api.problems import responses
-from service.api.schemas import Cache, CachePage, CacheReport
+from service.api.schemas.caches import Cache, CachePage, CacheReport
 from service.errors import Conflict
 from store.catalog import CacheEntry
 

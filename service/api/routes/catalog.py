@@ -7,11 +7,12 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter
 
-from service.api.bodies import JsonRoute, json_body
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Context, Ctx, Heavy
 from service.api.problems import responses
-from service.api.schemas import Method, MethodPage, Page, Part, Student
-from service.api.schemas_preview import MethodPreview, PreviewRequest, PreviewTerm
+from service.api.schemas.base import Page
+from service.api.schemas.methods import Method, MethodPage, MethodPreview, Part, PreviewRequest, PreviewTerm
+from service.api.schemas.students import Student
 from service.errors import InvalidRequest
 from store import CacheReader, CacheSpec
 from workers.methods import catalog as methods

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Response
 
-from service.api.bodies import JsonRoute, json_body
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, page
 from service.api.problems import responses
-from service.api.schemas import Dataset, DatasetRequest, Page
+from service.api.schemas.base import Page
+from service.api.schemas.datasets import Dataset, DatasetRequest
 from service.db.api_queries import DATASET
 from service.db.models import DatasetRecord, new_id
 from workers.data.discovery import examine

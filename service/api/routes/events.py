@@ -20,10 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from service.api.dependencies import EVENTS_DEFAULT, EVENTS_MAX, Context, Ctx, page
-from service.api.event_feed import EventFrame, show
+from service.api.event_feed import SSE, EventFrame, show
 from service.api.problems import responses
-from service.api.rate_limits import SSE
-from service.api.schemas import Event, Page
+from service.api.schemas.base import Page
+from service.api.schemas.events import Event
 from service.db.models import JobRecord, RunRecord
 from service.db.states import TERMINAL, State
 from service.errors import NotFound

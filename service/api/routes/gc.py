@@ -5,10 +5,10 @@ from typing import Annotated
 
 from fastapi import APIRouter
 
-from service.api.bodies import JsonRoute, json_body
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Ctx
 from service.api.problems import responses
-from service.api.schemas_gc import GcDecoded, GcJob, GcReport, GcRequest, GcUsage
+from service.api.schemas.gc import GcDecoded, GcJob, GcReport, GcRequest, GcUsage
 from service.db.retention import Limits, Retention, usage
 
 router = APIRouter(tags=["gc"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from service.api.dependencies import Ctx
 from service.api.problems import responses
-from service.api.schemas import Health
+from service.api.schemas.health import Health
 from service.operations.readiness import Readiness
 
 router = APIRouter(tags=["health"], responses=responses(500))

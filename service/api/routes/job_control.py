@@ -8,7 +8,8 @@ from service.api.auth import Who
 from service.api.dependencies import Context, Ctx
 from service.api.problems import responses
 from service.api.routes import jobs, runs
-from service.api.schemas import Job, Run
+from service.api.schemas.jobs import Job
+from service.api.schemas.runs import Run
 from service.db.models import JobRecord
 
 router = APIRouter(responses=responses(401, 403, 404, 422, 500, 503))

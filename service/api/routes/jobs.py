@@ -9,29 +9,25 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from service.api.auth import Who
-from service.api.bodies import JsonRoute, json_body
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.job_checks import check_job, picture_size, student_size
 from service.api.problems import responses
 from service.api.routes import runs
-from service.api.schemas import (
-    ErrorInfo,
+from service.api.schemas.base import Page
+from service.api.schemas.jobs import (
     Inference,
     Job,
     JobPreview,
     JobProgress,
     JobRequest,
     JobSummary,
-    Page,
     PlannedRun,
-    Report,
-    ReportRow,
-    Run,
-    SetAside,
     TeacherForwards,
-    TeacherResult,
     ViewSizes,
 )
+from service.api.schemas.reports import Report, ReportRow, TeacherResult
+from service.api.schemas.runs import ErrorInfo, Run, SetAside
 from service.db.api_queries import ApiQueries, Idempotency, digest_of
 from service.db.backoff import read_backoff
 from service.db.models import JobRecord, RunRecord, TeacherRecord

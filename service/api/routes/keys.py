@@ -5,10 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 
 from service.api.auth import Who
-from service.api.bodies import JsonRoute, json_body
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, page
 from service.api.problems import responses
-from service.api.schemas import Key, KeyRequest, NewKey, Page
+from service.api.schemas.base import Page
+from service.api.schemas.keys import Key, KeyRequest, NewKey
 from service.db.models import KeyRecord
 from service.db.scopes import THIS_MACHINE
 from service.errors import Forbidden

@@ -9,9 +9,10 @@ from fastapi.responses import FileResponse
 from starlette.responses import Response
 
 from service.api.dependencies import Context, Ctx, document, ends
-from service.api.etags import digest_headers, names
+from service.api.middleware.etags import digest_headers, names
 from service.api.problems import responses
-from service.api.schemas import Artifact, ErrorInfo, Page, Run, SetAside
+from service.api.schemas.base import Page
+from service.api.schemas.runs import Artifact, ErrorInfo, Run, SetAside
 from service.db.models import ArtifactRecord, RunRecord
 from service.errors import NotFound, RangeNotSatisfiable
 

@@ -7,12 +7,13 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
-from service.api.bodies import parse_json
+from service.api.bodies.json_bodies import parse_json
+from service.api.bodies.multipart import Upload, receive
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, Limit, page
 from service.api.job_checks import classes_of
-from service.api.multipart import Upload, receive
 from service.api.problems import responses
-from service.api.schemas import Name, Page, Teacher, TeacherUpload, Value
+from service.api.schemas.base import Name, Page
+from service.api.schemas.teachers import Teacher, TeacherUpload, Value
 from service.db.api_queries import digest_of
 from service.db.models import TeacherRecord, new_id
 from service.errors import InvalidRequest, MalformedBody

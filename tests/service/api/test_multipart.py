@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.api.app import create_app
+from service.api.bodies.multipart import BUFFER_BYTES, sweep
 from service.api.dependencies import Context
-from service.api.multipart import BUFFER_BYTES, sweep
 from service.db.database import upgrade_to_head
 from service.db.models import TeacherRecord
 from service.db.states import State

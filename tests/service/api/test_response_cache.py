@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.app import create_app
-from service.api.response_cache import KEPT_BYTES_MAX, ResponseCache
+from service.api.middleware.response_cache import KEPT_BYTES_MAX, ResponseCache
 from service.db.api_keys import KeyRing, Keys
 from service.db.database import Database
 from service.db.models import EngineRecord, JobRecord, RunRecord, UtcDateTime, utc_now

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from service.api import dependencies
-from service.api.schemas import JobRequest
+from service.api.schemas.jobs import JobRequest
 from service.cli import render
 from service.db.api_queries import digest_of
 from service.db.engine_queries import EngineQueries

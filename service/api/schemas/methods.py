@@ -1,13 +1,59 @@
-"""What goes over the wire about methods on a cache, as ``schemas.py`` has the rest: the preview of temperatures."""
+"""Documents of methods: presets, the parts of ``custom``, and the preview of temperatures on a cache."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from service.api.schemas import Document, Sha256
+from service.api.schemas.base import Document, Page, Sha256
 from workers.config.job import Spec, Training
 from workers.methods.catalog import MethodChoice
 from workers.methods.preview import StudentIs
+
+
+class Needs(Document):
+    """What a method has to be given."""
+
+    teacher: bool
+    labels: bool
+    statistics: list[str] = Field(description="the cached statistics that its policies read")
+    views: int = Field(description="views of each sample that a step compares: 1 or 2")
+    whole_batch: bool = Field(description="whether a sample's loss depends on the others of its batch")
+    learned: bool = Field(description="whether a temperature is a parameter that is trained beside the student")
+
+
+class Method(Document):
+    """A preset: what it computes, where it comes from, and the JSON Schema of its parameters."""
+
+    object: Literal["method"] = "method"
+    id: str
+    title: str
+    paper: str
+    formula: str
+    verified: str = Field(description="against what its numbers were checked")
+    defaults: dict[str, dict[str, JsonValue]] = Field(description="per data set family")
+    needs: Needs
+    json_schema: dict[str, Any]
+
+
+class Part(Document):
+    """A temperature policy or a distillation loss that a `custom` method can combine."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    title: str
+    formula: str
+    paper: str
+    defaults: dict[str, JsonValue]
+    json_schema: dict[str, Any]
+
+
+class MethodPage(Page[Method]):
+    """Every preset, and the parts of which `custom` is made."""
+
+    policies: list[Part]
+    losses: list[Part]
+
 
 EXAMPLE_CACHE = "3f" * 32
 Epochs = Annotated[int, Field(strict=True, ge=1, le=100_000)]

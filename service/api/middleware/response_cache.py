@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.auth import authorize
-from service.api.etags import SHA256
-from service.api.rate_limits import SSE
+from service.api.event_feed import SSE
+from service.api.middleware.etags import SHA256
 from service.db.version import DatabaseVersion, Version
 from service.paths import DATABASE_ROUTES
 

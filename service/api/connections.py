@@ -3,7 +3,7 @@
 A connection is *idle* while no request of it is at work: its head is awaited, or the rest of a body that was refused.
 Where there is no room for one more, the one that has been idle for longest is closed for it. Where none has been idle
 for a moment, a few are let in even so (``SPARE``), for health checks alone. How long the body of a request may take is
-for ``service.api.deadlines``, which can answer; here a connection can only be closed.
+for ``service.api.bodies.limits``, which can answer; here a connection can only be closed.
 
 The files that the process may open bound the number of connections: without a file for its database or a new
 connection it would answer nobody, health checks included.
@@ -46,7 +46,7 @@ WARN_EVERY_S = 10.0
 LOOKED_AT = 16
 # In the state of a request: it came over a spare connection.
 IS_SPARE = "is_spare"
-log = structlog.get_logger("service.api.inbound")
+log = structlog.get_logger("service.api.connections")
 
 
 def open_files_max() -> int | None:

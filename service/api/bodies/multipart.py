@@ -68,7 +68,7 @@ async def receive(
         InvalidRequest: no file, a field twice, or text that is not UTF-8.
         UnknownName: a field that is not expected.
         TooLarge: the file or a text field is over its limit.
-        SlowBody: it stalls, see ``service.api.deadlines``.
+        SlowBody: it stalls, see ``service.api.bodies.limits``.
         OSError: it cannot be written (ENOSPC: the disk is full).
     """
     boundary = _boundary(request.headers.get("content-type", ""))
