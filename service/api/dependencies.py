@@ -61,7 +61,7 @@ class Context:
     database: Database
     version: DatabaseVersion
     records: EngineQueries
-    registry: ApiQueries
+    queries: ApiQueries
     job_control: JobControl
     deletion: Deletion
     catalog: Catalog
@@ -85,7 +85,7 @@ class Context:
         file_digest = load_key_digest(settings.api_key_file)
         database = Database(settings.database)
         keys = Keys(database)
-        registry = ApiQueries(database, settings.key_live_jobs_max)
+        queries = ApiQueries(database, settings.key_live_jobs_max)
         closing = asyncio.Event()
         connections = connections_max(settings.connections_max)
         # Half for one address, and for one key half of that: behind a proxy all keys may come from one address.
@@ -97,7 +97,7 @@ class Context:
             database=database,
             version=DatabaseVersion(database),
             records=EngineQueries(database),
-            registry=registry,
+            queries=queries,
             job_control=JobControl(database),
             deletion=Deletion(database, settings),
             catalog=Catalog(settings.caches_dir),
@@ -112,7 +112,7 @@ class Context:
             uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
             inspections=KeyedSemaphore(KEY_INSPECTIONS_MAX),
             heavy=KeyedSemaphore(KEY_HEAVY_MAX),
-            event_feed=EventFeed(registry, settings.event_poll_s, closing),
+            event_feed=EventFeed(queries, settings.event_poll_s, closing),
             closing=closing,
             readiness=ReadinessCheck(database, settings),
             freeable=Freeable(settings, database),

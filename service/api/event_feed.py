@@ -97,7 +97,7 @@ class EventFeed:
     """The last ``KEPT`` events, for streams of one event loop.
 
     Args:
-        registry: where they are read.
+        queries: where they are read.
         poll_s: how often.
         closing: set when the server shuts down; nobody is kept waiting then.
 
@@ -105,9 +105,9 @@ class EventFeed:
         head: number of the newest event that was read; meaningful to followers only.
     """
 
-    def __init__(self, registry: ApiQueries, poll_s: float, closing: asyncio.Event) -> None:
+    def __init__(self, queries: ApiQueries, poll_s: float, closing: asyncio.Event) -> None:
         self.head = 0
-        self._registry = registry
+        self._queries = queries
         self._poll_s = poll_s
         self._closing = closing
         self._kept: deque[EventFrame] = deque()
@@ -125,7 +125,7 @@ class EventFeed:
         try:
             async with self._starting:
                 if self._reader is None:
-                    self.head = self._floor = await anyio.to_thread.run_sync(self._registry.last_event)
+                    self.head = self._floor = await anyio.to_thread.run_sync(self._queries.last_event)
                     self._reader = asyncio.create_task(self._read())
             yield
         finally:
@@ -156,7 +156,7 @@ class EventFeed:
         while not self._closing.is_set():
             rows: Sequence[EventRecord] = ()
             try:
-                rows = await anyio.to_thread.run_sync(self._registry.later_events, self.head, _AT_ONCE)
+                rows = await anyio.to_thread.run_sync(self._queries.later_events, self.head, _AT_ONCE)
             except Exception as error:
                 # The streams stay open: what they miss now, they get when the database is back.
                 log.warning("events cannot be read", error=type(error).__name__)

@@ -46,7 +46,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     """
     _check_size(request, context.settings)
     teacher = _teacher(request.teacher, context)
-    plan = request.plan(_dataset(request, context.registry))
+    plan = request.plan(_dataset(request, context.queries))
     source = examine(plan.dataset, context.settings.data_root)
     _check_classes(teacher, source)
     classes = classes_of(teacher) or source.classes
@@ -81,7 +81,7 @@ def _check_size(request: JobRequest, settings: Settings) -> None:
 
 def _teacher(id: str, context: Context) -> TeacherRecord:
     try:
-        teacher = context.registry.get(TeacherRecord, id)
+        teacher = context.queries.get(TeacherRecord, id)
     except LookupError as error:
         raise InvalidRequest(f"{error}: upload one with POST /v1/teachers", "#/teacher") from error
     if not context.settings.teacher_path(teacher.sha256).is_file():
@@ -89,12 +89,12 @@ def _teacher(id: str, context: Context) -> TeacherRecord:
     return teacher
 
 
-def _dataset(request: JobRequest, registry: ApiQueries) -> DatasetSpec:
+def _dataset(request: JobRequest, queries: ApiQueries) -> DatasetSpec:
     if not isinstance(request.dataset, str):
         return request.dataset
-    found = registry.find_dataset(request.dataset)
+    found = queries.find_dataset(request.dataset)
     if found is None:
-        raise UnknownName("dataset", request.dataset, registry.dataset_names())
+        raise UnknownName("dataset", request.dataset, queries.dataset_names())
     return DATASET.validate_python(found.spec)
 
 

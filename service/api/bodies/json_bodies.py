@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, WrapValidator
 from starlette.types import Scope
 
-from service.api.auth import check_scope
+from service.api.auth import check_scope, scopes_of
 from service.errors import MalformedBody
 
 Arguments = ParamSpec("Arguments")
@@ -75,10 +75,10 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """For FastAPI, which asks it of every route."""
-        answer = super().get_route_handler()
+        answer, needed = super().get_route_handler(), scopes_of(self)
 
         async def handle(request: Request) -> Response:
-            check_scope(request)
+            check_scope(request, *needed)
             return await answer(_Request(request.scope, request.receive))
 
         return handle

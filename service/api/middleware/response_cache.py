@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi.security import SecurityScopes
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.auth import authorize
+from service.api.auth import authorize, scopes_of
 from service.api.event_feed import SSE
 from service.api.middleware.etags import SHA256
 from service.db.version import DatabaseVersion, Version
@@ -79,7 +80,7 @@ class ResponseCache:
             await self.app(scope, receive, send)
             return
         scope.update(answer.routing)
-        await authorize(Request(scope), None)
+        await authorize(Request(scope), SecurityScopes(scopes_of(scope["route"])), None)
         scope["state"][SHA256] = answer.sha256
         await send({"type": "http.response.start", "status": 200, "headers": list(answer.headers)})
         await send({"type": "http.response.body", "body": answer.body})

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from service.api.auth import ADMIN, READ, WRITE
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, ends
 from service.api.problems import responses
 from service.api.schemas.caches import Cache, CachePage, CacheReport
@@ -31,7 +32,7 @@ def show(entry: CacheEntry) -> Cache:
     )
 
 
-@router.get("", operation_id="list_caches", summary="List caches", responses=responses(422))
+@router.get("", operation_id="list_caches", summary="List caches", dependencies=[READ], responses=responses(422))
 def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> CachePage:
     """By key, in rising order; `after` is a key. The total is that of all caches, whatever the page."""
     everything = ctx.catalog.list()
@@ -46,7 +47,7 @@ def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> C
     )
 
 
-@router.get("/{key}", operation_id="get_cache", summary="One cache", responses=responses(404, 422))
+@router.get("/{key}", operation_id="get_cache", summary="One cache", dependencies=[READ], responses=responses(404, 422))
 def get_cache(key: Key, ctx: Ctx) -> Cache:
     """By its key, 64 hex digits."""
     return show(ctx.catalog.get(key))
@@ -56,18 +57,25 @@ def get_cache(key: Key, ctx: Ctx) -> Cache:
     "/{key}",
     operation_id="delete_cache",
     summary="Delete a cache",
+    dependencies=[ADMIN],
     status_code=204,
     responses=responses(404, 409, 422),
 )
 def delete_cache(key: Key, ctx: Ctx) -> None:
     """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew."""
-    job_id = ctx.registry.user_of_cache(key)
+    job_id = ctx.queries.user_of_cache(key)
     if job_id is not None:
         raise Conflict(f"cache {key} is used by job {job_id}: cancel that, or wait for it")
     ctx.catalog.delete(key)
 
 
-@router.post("/{key}/pin", operation_id="pin_cache", summary="Pin a cache", responses=responses(404, 422, 507))
+@router.post(
+    "/{key}/pin",
+    operation_id="pin_cache",
+    summary="Pin a cache",
+    dependencies=[WRITE],
+    responses=responses(404, 422, 507),
+)
 def pin_cache(key: Key, ctx: Ctx) -> Cache:
     """It is neither evicted nor deleted until it is unpinned. Pinning it again changes nothing."""
     ctx.catalog.pin(key)
@@ -75,7 +83,12 @@ def pin_cache(key: Key, ctx: Ctx) -> Cache:
 
 
 @router.delete(
-    "/{key}/pin", operation_id="unpin_cache", summary="Unpin a cache", status_code=204, responses=responses(404, 422)
+    "/{key}/pin",
+    operation_id="unpin_cache",
+    summary="Unpin a cache",
+    dependencies=[WRITE],
+    status_code=204,
+    responses=responses(404, 422),
 )
 def unpin_cache(key: Key, ctx: Ctx) -> None:
     """It may be evicted and deleted again. Unpinning it again changes nothing."""
@@ -87,7 +100,7 @@ def unpin_cache(key: Key, ctx: Ctx) -> None:
     operation_id="verify_cache",
     summary="Read every byte of a cache again",
     responses=responses(404, 422),
-    dependencies=[Heavy],
+    dependencies=[WRITE, Heavy],
 )
 def verify_cache(key: Key, ctx: Ctx) -> CacheReport:
     """Compares every checksum and recomputes every statistic; takes as long as reading the files."""

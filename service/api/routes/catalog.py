@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter
 
+from service.api.auth import READ, WRITE
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Context, Ctx, Heavy
 from service.api.problems import responses
@@ -25,7 +26,7 @@ _SAME_ROWS = ("dataset_fingerprint", "split", "samples", "classes", "augmentatio
 router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500), route_class=JsonRoute)
 
 
-@router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses")
+@router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses", dependencies=[READ])
 def list_methods() -> MethodPage:
     """Every preset, and the policies and losses that `{"preset": "custom"}` combines. Not paged."""
     return _methods()
@@ -49,7 +50,7 @@ def _methods() -> MethodPage:
     operation_id="preview_method",
     summary="Temperatures that a method would give",
     responses=responses(400, 404, 408, 409, 413, 422),
-    dependencies=[Heavy],
+    dependencies=[WRITE, Heavy],
 )
 def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)], ctx: Ctx) -> MethodPreview:
     """For every row of a complete cache, from its statistics alone; learned temperatures are the initial ones.
@@ -101,7 +102,7 @@ def _check_same_rows(spec: CacheSpec, other: CacheSpec) -> None:
         )
 
 
-@router.get("/students", operation_id="list_students", summary="Networks that can be trained")
+@router.get("/students", operation_id="list_students", summary="Networks that can be trained", dependencies=[READ])
 def list_students() -> Page[Student]:
     """Every student by the name that a job uses. Not paged."""
     students = [Student.model_validate({"id": info["name"], **info}) for info in catalog.describe()]

@@ -19,6 +19,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
+from service.api.auth import READ
 from service.api.dependencies import EVENTS_DEFAULT, EVENTS_MAX, Context, Ctx, page
 from service.api.event_feed import SSE, EventFrame, show
 from service.api.problems import responses
@@ -49,6 +50,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     "/jobs/{job_id}/events",
     operation_id="list_job_events",
     summary="Events of a job and its runs",
+    dependencies=[READ],
     response_class=Response,
     responses=_RESPONSES,
 )
@@ -68,6 +70,7 @@ async def list_job_events(
     "/runs/{run_id}/events",
     operation_id="list_run_events",
     summary="Events of a run",
+    dependencies=[READ],
     response_class=Response,
     responses=_RESPONSES,
 )
@@ -96,7 +99,7 @@ async def _answer(
         start = int(last_event_id) if last_event_id else after
         if last_event_id and owner.state in TERMINAL:
             # The state first, see ``_stream``: there will be no more.
-            rows, _ = await anyio.to_thread.run_sync(ctx.registry.events, owner, start, 1)
+            rows, _ = await anyio.to_thread.run_sync(ctx.queries.events, owner, start, 1)
             if not rows:
                 return Response(status_code=204)
         return StreamingResponse(
@@ -110,7 +113,7 @@ async def _answer(
 
 def _page(ctx: Context, owner: JobRecord | RunRecord, after: int, limit: int) -> Response:
     """Not on the event loop: a thousand events take tens of milliseconds."""
-    rows, has_more = ctx.registry.events(owner, after, limit)
+    rows, has_more = ctx.queries.events(owner, after, limit)
     return page(rows, has_more, show, lambda row: row.seq)
 
 
@@ -125,7 +128,7 @@ async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after
             try:
                 # The state first: what is told after a job has ended does not land, so the events read next are all.
                 owner = await anyio.to_thread.run_sync(find)
-                rows, has_more = await anyio.to_thread.run_sync(ctx.registry.events, owner, after, CATCH_UP)
+                rows, has_more = await anyio.to_thread.run_sync(ctx.queries.events, owner, after, CATCH_UP)
             except NotFound:
                 # It had ended and was deleted; whoever comes back is told so.
                 return

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from starlette.responses import Response
 
+from service.api.auth import READ
 from service.api.dependencies import Context, Ctx, document, ends
 from service.api.middleware.etags import digest_headers, names
 from service.api.problems import responses
@@ -50,23 +51,25 @@ def show(row: RunRecord) -> Run:
     )
 
 
-@router.get("/{run_id}", operation_id="get_run", summary="One run", response_model=Run)
+@router.get("/{run_id}", operation_id="get_run", summary="One run", dependencies=[READ], response_model=Run)
 def get_run(run_id: str, ctx: Ctx) -> Response:
     """State, progress, the metrics of its last epoch, and in the end its result."""
-    return document(show(ctx.registry.get(RunRecord, run_id)))
+    return document(show(ctx.queries.get(RunRecord, run_id)))
 
 
-@router.get("/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch")
+@router.get("/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch", dependencies=[READ])
 def list_metrics(run_id: str, ctx: Ctx) -> Page[dict[str, Any]]:
     """One object per finished epoch, in order. Not paged."""
-    epochs = ctx.registry.metrics(run_id)
+    epochs = ctx.queries.metrics(run_id)
     return Page(data=epochs, **ends(epochs, lambda metrics: metrics["epoch"]))
 
 
-@router.get("/{run_id}/artifacts", operation_id="list_artifacts", summary="Files that a run has left")
+@router.get(
+    "/{run_id}/artifacts", operation_id="list_artifacts", summary="Files that a run has left", dependencies=[READ]
+)
 def list_artifacts(run_id: str, ctx: Ctx) -> Page[Artifact]:
     """By name, with size and SHA-256. Not paged."""
-    files = ctx.registry.artifacts(run_id)
+    files = ctx.queries.artifacts(run_id)
     return Page(data=[_show_artifact(file) for file in files], **ends(files, lambda file: file.name))
 
 
@@ -78,6 +81,7 @@ def _show_artifact(file: ArtifactRecord) -> Artifact:
     "/{run_id}/artifacts/{name}",
     operation_id="download_artifact",
     summary="Download a file",
+    dependencies=[READ],
     response_class=Response,
     responses={
         200: {
@@ -91,7 +95,7 @@ def _show_artifact(file: ArtifactRecord) -> Artifact:
 )
 def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Response:
     """Serves Range, If-Range and If-None-Match; Repr-Digest carries the SHA-256 of the whole file."""
-    file = next((file for file in ctx.registry.artifacts(run_id) if file.name == name), None)
+    file = next((file for file in ctx.queries.artifacts(run_id) if file.name == name), None)
     if file is None:
         raise NotFound("artifact", f"{run_id}/{name}")
     path = _path(file, ctx)

@@ -7,6 +7,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
+from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
 from service.api.bodies.multipart import Upload, receive
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, Limit, page
@@ -61,6 +62,7 @@ def _spec(row: TeacherRecord, settings: Settings) -> TeacherSpec:
     "",
     operation_id="create_teacher",
     summary="Upload a teacher",
+    dependencies=[WRITE],
     status_code=201,
     responses={200: {"model": Teacher, "description": "It was uploaded before"}, **responses(400, 408, 413, 422, 507)},
     openapi_extra={
@@ -120,7 +122,7 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     spec = _spec(row, settings)
     may_run = versions.is_runtime_installed() and not smoke_test.has_passed(settings.smoke_dir, spec)
     has_run = may_run and smoke_test.smoke_run(upload.path, graph, preprocessing, timeout_s=settings.inspect_timeout_s)
-    kept, is_new = ctx.registry.add_teacher(row, lambda: _place(upload.path, spec.path))
+    kept, is_new = ctx.queries.add_teacher(row, lambda: _place(upload.path, spec.path))
     if has_run:
         smoke_test.remember(settings.smoke_dir, spec)
     return kept, is_new
@@ -164,11 +166,16 @@ def _preprocessing(text: str | None) -> Preprocessing:
 
 
 @router.get(
-    "", operation_id="list_teachers", summary="List teachers", response_model=Page[Teacher], responses=responses(422)
+    "",
+    operation_id="list_teachers",
+    summary="List teachers",
+    dependencies=[READ],
+    response_model=Page[Teacher],
+    responses=responses(422),
 )
 def list_teachers(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
-    rows, has_more = ctx.registry.page(TeacherRecord, after, limit)
+    rows, has_more = ctx.queries.page(TeacherRecord, after, limit)
     return page(rows, has_more, lambda row: show(row, ctx.settings), lambda row: row.id)
 
 
@@ -176,22 +183,24 @@ def list_teachers(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) ->
     "/{teacher_id}",
     operation_id="get_teacher",
     summary="One teacher",
+    dependencies=[READ],
     responses=responses(404, 422),
 )
 def get_teacher(teacher_id: str, ctx: Ctx) -> Teacher:
     """By its id."""
-    return show(ctx.registry.get(TeacherRecord, teacher_id), ctx.settings)
+    return show(ctx.queries.get(TeacherRecord, teacher_id), ctx.settings)
 
 
 @router.delete(
     "/{teacher_id}",
     operation_id="delete_teacher",
     summary="Delete a teacher",
+    dependencies=[ADMIN],
     status_code=204,
     responses=responses(404, 409, 422),
 )
 def delete_teacher(teacher_id: str, ctx: Ctx) -> None:
     """Refused while a job that has not ended uses it. Its caches and the results of its jobs stay."""
-    spec = _spec(ctx.registry.get(TeacherRecord, teacher_id), ctx.settings)
+    spec = _spec(ctx.queries.get(TeacherRecord, teacher_id), ctx.settings)
     ctx.deletion.delete_teacher(teacher_id)
     smoke_test.forget(ctx.settings.smoke_dir, spec)

@@ -86,7 +86,7 @@ def test_a_teacher_is_tried_at_its_upload_where_that_is_possible(api: Api, monke
 
 def order_of(api: Api, teacher_id: str) -> TeacherSpec:
     """The teacher as the engine has it, made from what a job stores."""
-    row = api.registry.get(TeacherRecord, teacher_id)
+    row = api.queries.get(TeacherRecord, teacher_id)
     return TeacherSpec.model_validate(
         {
             "path": api.settings.teacher_path(row.sha256),

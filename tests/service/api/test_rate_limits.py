@@ -292,9 +292,9 @@ def test_however_many_post_at_once_the_queue_is_never_longer(database_url: str) 
         database.close()
 
 
-def oldest(registry: ApiQueries) -> str:
+def oldest(queries: ApiQueries) -> str:
     """The job that an engine would take first."""
-    return registry.jobs(State.QUEUED, None, 100)[0][-1].id
+    return queries.jobs(State.QUEUED, None, 100)[0][-1].id
 
 
 @pytest.mark.parametrize(
