@@ -1,6 +1,5 @@
 """Cached teacher logits: look, verify, pin, delete. They are made by jobs alone."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -10,26 +9,9 @@ from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, end
 from service.api.problems import responses
 from service.api.schemas.caches import Cache, CachePage, CacheReport
 from service.errors import Conflict
-from store.catalog import CacheEntry
 
 router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500))
 Key = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of what the cache is of, in hex")]
-
-
-def show(entry: CacheEntry) -> Cache:
-    """The document of an entry."""
-    return Cache(
-        key=entry.key,
-        state=entry.state,
-        problem=entry.problem,
-        spec=entry.spec.model_dump(mode="json") if entry.spec else None,
-        rows_committed=entry.rows_committed,
-        size_bytes=entry.size_bytes,
-        created_at=entry.created_at,
-        last_used_at=entry.last_used_at,
-        pinned=entry.pinned,
-        provenance=entry.provenance,
-    )
 
 
 @router.get("", operation_id="list_caches", summary="List caches", dependencies=[READ], responses=responses(422))
@@ -39,7 +21,7 @@ def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> C
     entries = [entry for entry in everything if after is None or entry.key > after]
     shown = entries[:limit]
     return CachePage(
-        data=[show(entry) for entry in shown],
+        data=[Cache.of(entry) for entry in shown],
         has_more=len(entries) > limit,
         **ends(shown, lambda entry: entry.key),
         total_bytes=sum(entry.size_bytes for entry in everything),
@@ -50,7 +32,7 @@ def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> C
 @router.get("/{key}", operation_id="get_cache", summary="One cache", dependencies=[READ], responses=responses(404, 422))
 def get_cache(key: Key, ctx: Ctx) -> Cache:
     """By its key, 64 hex digits."""
-    return show(ctx.catalog.get(key))
+    return Cache.of(ctx.catalog.get(key))
 
 
 @router.delete(
@@ -79,7 +61,7 @@ def delete_cache(key: Key, ctx: Ctx) -> None:
 def pin_cache(key: Key, ctx: Ctx) -> Cache:
     """It is neither evicted nor deleted until it is unpinned. Pinning it again changes nothing."""
     ctx.catalog.pin(key)
-    return show(ctx.catalog.get(key))
+    return Cache.of(ctx.catalog.get(key))
 
 
 @router.delete(
@@ -104,5 +86,4 @@ def unpin_cache(key: Key, ctx: Ctx) -> None:
 )
 def verify_cache(key: Key, ctx: Ctx) -> CacheReport:
     """Compares every checksum and recomputes every statistic; takes as long as reading the files."""
-    report = ctx.catalog.verify(key)
-    return CacheReport(ok=report.ok, **asdict(report))
+    return CacheReport.of(ctx.catalog.verify(key))

@@ -1,6 +1,5 @@
 """What a job can ask for: methods and students with the JSON Schemas of their parameters, and methods on trial."""
 
-from dataclasses import asdict
 from functools import cache
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Context, Ctx, Heavy
 from service.api.problems import responses
 from service.api.schemas.base import Page
-from service.api.schemas.methods import Method, MethodPage, MethodPreview, Part, PreviewRequest, PreviewTerm
+from service.api.schemas.methods import Method, MethodPage, MethodPreview, Part, PreviewRequest
 from service.api.schemas.students import Student
 from service.errors import InvalidRequest
 from store import CacheReader, CacheSpec
@@ -80,7 +79,7 @@ def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)]
         classes=spec.classes,
         epoch=request.epoch,
         epochs=request.epochs,
-        terms=[PreviewTerm.model_validate(asdict(term)) for term in terms],
+        terms=terms,
     )
 
 

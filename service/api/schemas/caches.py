@@ -1,11 +1,13 @@
 """Documents of caches of teacher logits."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from service.api.schemas.base import Document, Page, Stored
+from store.catalog import CacheEntry
+from store.verify import VerifyReport
 
 
 class Cache(Document):
@@ -26,6 +28,22 @@ class Cache(Document):
         "inferred, unless an older version did it"
     )
 
+    @classmethod
+    def of(cls, entry: CacheEntry) -> Self:
+        """The document of an entry of the store's catalog."""
+        return cls(
+            key=entry.key,
+            state=entry.state,
+            problem=entry.problem,
+            spec=entry.spec.model_dump(mode="json") if entry.spec else None,
+            rows_committed=entry.rows_committed,
+            size_bytes=entry.size_bytes,
+            created_at=entry.created_at,
+            last_used_at=entry.last_used_at,
+            pinned=entry.pinned,
+            provenance=entry.provenance,
+        )
+
 
 class CachePage(Page[Cache]):
     """Part of the list of caches, and what all of them take together."""
@@ -43,3 +61,8 @@ class CacheReport(Document):
     problems: list[str] = Field(description="one line each, beginning with the file it is about")
     blocks_checked: int
     rows_checked: int
+
+    @classmethod
+    def of(cls, report: VerifyReport) -> Self:
+        """The document of a report of the store."""
+        return cls.model_validate(report, from_attributes=True)

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from service.api.schemas.base import Document, Page, Sha256
 from workers.config.job import Spec, Training
 from workers.methods.catalog import MethodChoice
-from workers.methods.preview import StudentIs
+from workers.methods.preview import PreviewTerm
 
 
 class Needs(Document):
@@ -94,51 +94,6 @@ class PreviewRequest(Spec):
         return self
 
 
-class PreviewRow(Document):
-    """A row of the cache with the value it is given."""
-
-    view: int
-    sample: int = Field(description="its place in the split, from 0")
-    value: float
-    teacher: dict[str, float] = Field(description="the teacher's statistics of this row")
-    student: dict[str, float] | None = Field(
-        description="those that stand for the student's; null if the policy reads none of them"
-    )
-
-
-class Histogram(Document):
-    """Bins of equal width; a single one of no width if all values are equal."""
-
-    counts: list[int]
-    edges: list[float] = Field(description="one more than there are counts")
-
-
-class Distribution(Document):
-    """A temperature or weight over all rows of the cache."""
-
-    mean: float
-    std: float = Field(description="divides by the number of rows")
-    quantiles: dict[str, float] = Field(description="p0, p1, p5, p25, p50, p75, p95, p99, p100, in percent")
-    histogram: Histogram
-    lowest: list[PreviewRow] = Field(description="five rows, lowest first; of equal ones the first by view and sample")
-    highest: list[PreviewRow] = Field(description="five rows, highest first; of equal ones the first likewise")
-
-
-class PreviewTerm(Document):
-    """What the temperature policy of one of the method's terms gives."""
-
-    parts: list[str] = Field(description="what metrics call the parts of its loss")
-    policy: str
-    loss: str
-    student_is: StudentIs = Field(
-        description="whose statistics stood for the student's: nobody's if the policy reads none of them"
-    )
-    notes: list[str] = Field(description="what was assumed, in sentences")
-    teacher: Distribution = Field(description="of the temperature that divides the teacher's logits")
-    student: Distribution = Field(description="of the temperature that divides the student's logits")
-    weight: Distribution = Field(description="of the policy's factor, T^2 or its like, without the term's own weight")
-
-
 class MethodPreview(Document):
     """The temperatures that a method would give on a cache, term by term; cross-entropy has no term."""
 
@@ -151,4 +106,4 @@ class MethodPreview(Document):
     classes: int
     epoch: int
     epochs: int
-    terms: list[PreviewTerm]
+    terms: tuple[PreviewTerm, ...]
