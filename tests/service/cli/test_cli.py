@@ -189,6 +189,13 @@ def test_a_traceback_is_text_whatever_it_quotes(retort: Retort, tmp_path: Path) 
     assert not set("\x1b\u202e") & set(err)
 
 
+def test_traceback_is_an_option_of_retort_and_not_any_text_of_its_command_line(retort: Retort) -> None:
+    """Here it is the id of a job, which ``--`` lets begin with anything."""
+    status, _, err = retort("--url", "http://127.0.0.1:9", "show", "--", "--traceback")
+    assert status == 1
+    assert is_one_line(err)
+
+
 UTF16 = "PowerShell's `>` writes it, and has to be UTF-8: save it as UTF-8"
 
 
