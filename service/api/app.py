@@ -1,4 +1,4 @@
-"""The HTTP API, put together: ``create_app(settings)``. Importing this module starts and opens nothing."""
+"""Assembly of the HTTP API: ``create_app(settings)``. Importing this module starts and opens nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -59,7 +59,7 @@ log = structlog.get_logger("service.api.app")
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application for these settings. The database must have been migrated when it starts.
+    """Create the application for these settings. The database must have been migrated when it starts.
 
     Raises:
         BadKeyFile: the API key file cannot be used.
@@ -109,17 +109,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.settings.make_folders()
     log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
-    tending = asyncio.create_task(_tend(context))
+    maintenance = asyncio.create_task(_maintain(context))
     yield
-    tending.cancel()
+    maintenance.cancel()
     await _note_uses_once(context.ring)
     context.version.close()
     context.database.close()
     log.info("api ended")
 
 
-async def _tend(context: Context) -> None:
-    """What the API does now and then, asked or not."""
+async def _maintain(context: Context) -> None:
+    """Maintain the database periodically: note when keys were used, empty the write-ahead log."""
     while True:
         await asyncio.sleep(NOTE_USES_S)
         await _note_uses_once(context.ring)

@@ -1,8 +1,9 @@
-"""Who may call: with API keys, whoever brings one whose scope covers the request; without, this machine alone.
+"""Authentication and authorization: API keys and their scopes; without any key, this machine alone may call.
 
 Without a key the service listens on loopback only, and turns away what a browser would send it from a page of another
 origin or under a host name that somebody else controls. ``identify`` finds out who calls, before anything of a body is
-read; ``authorize`` is the dependency of every route that is not open to all.
+read; ``authorize`` is the dependency of every route that is not open to all. A route says its scope itself, as one of
+``READ``, ``WRITE`` and ``ADMIN`` (FastAPI's ``Security``), and the OpenAPI document shows it.
 """
 
 import ipaddress
@@ -52,12 +53,12 @@ def load_key_digest(path: Path | None) -> str | None:
 
 
 def has_keys(settings: Settings) -> bool:
-    """Whether somebody has a key to this service: that of the key file, or one of the database."""
+    """Whether there is a key to this service: the key file's, or one in the database."""
     return settings.api_key_file is not None or any_live_key(settings.database)
 
 
 def check_binding(settings: Settings) -> None:
-    """Refuses to listen beyond this machine without a key.
+    """Refuse to listen beyond this machine without a key.
 
     Raises:
         UnsafeBinding: naming the host and the ways out.
@@ -81,7 +82,7 @@ def is_loopback(host: str) -> bool:
 
 
 async def identify(request: Request, ring: KeyRing) -> Caller:
-    """Who has sent a request.
+    """Identify the caller of a request by its API key, or by its origin where there are no keys.
 
     Raises:
         Unauthorized: a key is asked for, and it is missing, wrong or revoked.
@@ -134,7 +135,7 @@ def check_scope(request: Request, *needed: str) -> None:
 
 
 def scopes_of(route: APIRoute) -> list[str]:
-    """The scopes that a route asks for: one, or none where it is open to all."""
+    """Scopes that a route asks for: one, or none where it is open to all."""
     return [scope for each in route.dependencies if isinstance(each, SecurityParam) for scope in each.scopes or ()]
 
 

@@ -1,4 +1,4 @@
-"""The newest events of all jobs, read once for every stream that waits for them.
+"""Event feed: the newest events of all jobs, read once for every stream that waits for them.
 
 The engine is another process, and the database is all that it shares with this one, so somebody has to look there
 several times a second. ``EventFeed`` does it for all streams together, with one query, however many there are, and only
@@ -29,12 +29,11 @@ SSE = "text/event-stream"
 
 KEPT = 2000
 _AT_ONCE = 500
-_ENDS = frozenset(state.value for state in TERMINAL)
 log = structlog.get_logger("service.api.event_feed")
 
 
 def show(row: EventRecord) -> Event:
-    """The document of a row; of one that holds what no event has, a warning that says so."""
+    """Document of an event's row; of an unreadable row, a warning that says so."""
     try:
         return _document(row)
     except ValidationError:
@@ -55,7 +54,7 @@ def _document(row: EventRecord) -> Event:
 
 @dataclass(frozen=True, slots=True)
 class EventFrame:
-    """What streams need of an event. Its row would take four times the memory, for as long as this is kept.
+    """Event as streams send it. Its row would take four times the memory.
 
     Attributes:
         is_end: whether its run, or its job where ``run_id`` is empty, has ended with it.
@@ -70,15 +69,15 @@ class EventFrame:
 
     @classmethod
     def of(cls, row: EventRecord) -> "EventFrame":
-        """The event of a row."""
+        """Frame of a row."""
         shown = show(row)
-        is_end = shown.type == "state" and shown.data.get("state") in _ENDS
+        is_end = shown.type == "state" and shown.data.get("state") in TERMINAL
         frame = format_sse_event(data_str=shown.model_dump_json(), event=shown.type, id=str(row.seq))
         return cls(row.seq, row.job_id, row.run_id, is_end, frame)
 
     @classmethod
     def all_of(cls, rows: Iterable[EventRecord]) -> "list[EventFrame]":
-        """The events of these rows; one that cannot be told is left out and logged: the others do not wait for it."""
+        """Frames of these rows; one that cannot be shown is left out and logged: the others do not wait for it."""
         frames = []
         for row in rows:
             try:
@@ -88,13 +87,13 @@ class EventFrame:
         return frames
 
     def ends(self, owner: JobRecord | RunRecord) -> bool:
-        """Whether this job or run has ended with it."""
+        """Whether this job or run has ended with this event."""
         own = self.run_id == owner.id if isinstance(owner, RunRecord) else (self.job_id, self.run_id) == (owner.id, "")
         return own and self.is_end
 
 
 class EventFeed:
-    """The last ``KEPT`` events, for streams of one event loop.
+    """Buffer of the last ``KEPT`` events, for streams of one event loop.
 
     Args:
         queries: where they are read.
@@ -120,7 +119,7 @@ class EventFeed:
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
-        """Reads on as long as anybody follows. Raises SQLAlchemyError if there is no first look."""
+        """Read events as long as anybody follows. Raises SQLAlchemyError if the first read fails."""
         self._followers += 1
         try:
             async with self._starting:
@@ -136,7 +135,7 @@ class EventFeed:
                 self._kept.clear()
 
     def later(self, position: int) -> Sequence[EventFrame] | None:
-        """Every event that was read after ``position``, oldest first; None if not all of them are kept any more."""
+        """Events that were read after ``position``, oldest first; None if not all of them are kept any more."""
         if position < self._floor:
             return None
         found: list[EventFrame] = []
@@ -147,7 +146,7 @@ class EventFeed:
         return found[::-1]
 
     async def wait(self, timeout_s: float) -> None:
-        """Until there is news, the server shuts down, or the time is over."""
+        """Wait until there are new events, the server shuts down, or the time is over."""
         if not self._closing.is_set():
             with anyio.move_on_after(timeout_s):
                 await self._news.wait()

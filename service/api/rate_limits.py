@@ -1,4 +1,4 @@
-"""How much a caller may ask for: requests a second, and requests, event streams and uploads at once.
+"""Rate and concurrency limits of callers: requests a second; requests, event streams and uploads at once.
 
 The limits are per name: the id of an API key, or the address of a caller without one. What is remembered of a name is
 forgotten once it is quiet, so memory is bounded by the rate of requests and not by the number of callers.
@@ -21,7 +21,9 @@ _IPV6_PREFIX = 64
 
 
 class RateLimit:
-    """A token bucket per name: it holds ``burst`` tokens, a request takes one, and ``per_s`` come back each second.
+    """Rate limit, a token bucket per name.
+
+    It holds ``burst`` tokens, a request takes one, and ``per_s`` come back each second.
 
     Args:
         per_s: 0 lets everything pass.
@@ -37,11 +39,11 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many names are remembered."""
+        """Number of names that are remembered."""
         return len(self._buckets)
 
     def take(self, name: str) -> None:
-        """Lets a request pass. Raises TooManyRequests."""
+        """Take a token for a request. Raises TooManyRequests."""
         if not self.per_s:
             return
         now_s = self._clock()
@@ -67,7 +69,7 @@ class RateLimit:
 
 
 class ConcurrencyLimit:
-    """How many requests that take long each name has open.
+    """Concurrency limit: how many requests of a kind each name may have open.
 
     Args:
         at_once: of one name.
@@ -83,7 +85,7 @@ class ConcurrencyLimit:
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Counts a request while it is open. Raises TooManyRequests."""
+        """Count a request while it is open. Raises TooManyRequests."""
         if self.open[name] >= self.at_once:
             raise TooManyRequests(
                 f"{self.at_once} {self.what} of one API key or address may be open at once: {self.advice}",
@@ -99,7 +101,7 @@ class ConcurrencyLimit:
 
 
 class KeyedSemaphore:
-    """A semaphore for each name: so many at a time hold it, the others wait in line. Belongs to one event loop."""
+    """Semaphore per name: so many at a time hold it, the others wait in line. Belongs to one event loop."""
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once
@@ -107,12 +109,12 @@ class KeyedSemaphore:
         self._lines: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     def __len__(self) -> int:
-        """How many names are remembered."""
+        """Number of names that are remembered."""
         return len(self._lines)
 
     @asynccontextmanager
     async def held(self, name: str) -> AsyncIterator[None]:
-        """Waits until it is this one's turn among those of the same name."""
+        """Wait for a turn among those of the same name."""
         turn, users = self._lines.get(name) or (asyncio.Semaphore(self.at_once), 0)
         self._lines[name] = turn, users + 1
         try:
@@ -125,7 +127,7 @@ class KeyedSemaphore:
 
 
 def address_group(host: str) -> str:
-    """What an address counts as: itself, an IPv6 one as its /64, and an IPv4 one that is written as IPv6 as IPv4."""
+    """Group under which an address counts: itself; of IPv6 its /64; of IPv4 written as IPv6 the IPv4 address."""
     if ":" not in host:
         return host
     try:

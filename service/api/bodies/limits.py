@@ -27,7 +27,7 @@ _STEP[list(b"]}")] = -1
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a body has to come.
+    """Pace at which a body has to arrive.
 
     Attributes:
         silence_s: without a byte, the first one included.
@@ -40,7 +40,7 @@ class Pace:
 
 
 class BodyDeadline:
-    """A token bucket of seconds: waiting takes them out, bytes that arrive put them back, up to ``lag_s``."""
+    """Deadline of a body, a bucket of seconds: waiting takes them out, bytes put them back, up to ``lag_s``."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -48,7 +48,7 @@ class BodyDeadline:
         self._received_bytes = 0
 
     async def next(self, receive: Receive) -> Message:
-        """The next message of a body that is not whole yet. Raises SlowBody."""
+        """Receive the next message of a body that is not whole yet. Raises SlowBody."""
         clock = asyncio.get_running_loop().time
         started_s = clock()
         try:
@@ -72,7 +72,7 @@ class BodyDeadline:
 
 
 def check_depth(body: bytes) -> None:
-    """Refuses JSON text that no parser should be given, without parsing it.
+    """Check the nesting and encoding of JSON text without parsing it.
 
     Raises:
         InvalidRequest: arrays and objects lie more than 64 deep in each other.
@@ -94,7 +94,9 @@ def check_depth(body: bytes) -> None:
 
 
 class BodyLimit:
-    """Ends the reading of a body that is too large, as announced or as it comes, too slow, or nested too deep.
+    """Middleware that ends the reading of a body that is too large, too slow or nested too deep.
+
+    The size counts as announced, and as it arrives.
 
     Args:
         default: limit in bytes and pace, for every path but those of ``paths``.
@@ -107,8 +109,14 @@ class BodyLimit:
         self.paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application; ``TooLarge``, ``SlowBody`` and what ``check_depth`` raises are raised where the body is
-        read. Where none is asked for, a stream may have begun: it ends as if its client had left."""
+        """Pass the request on; the body raises where the application reads it.
+
+        Where no body is asked for, a stream may have begun: it ends as if its client had left.
+
+        Raises:
+            TooLarge, SlowBody: the limits.
+            InvalidRequest, MalformedBody: as ``check_depth``.
+        """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,1 +1,1 @@
-"""ASGI middleware around the routes, outermost first in ``service.api.app``."""
+"""ASGI middleware around the routes, in the order of ``service.api.app``."""

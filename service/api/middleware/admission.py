@@ -18,7 +18,7 @@ from service.paths import API_PREFIX, HEALTH_PATHS, UPLOAD_PATH
 
 
 class AdmissionMiddleware:
-    """Finds out who calls and how often, and turns away at once, unread, what must not go on.
+    """Middleware that identifies the caller, applies the limits of rate and concurrency, and refuses requests unread.
 
     The state of a request that goes on has its ``caller``, and the ``refusal`` that ``auth.authorize`` raises where the
     caller may not; outside of the API's own paths that may be no hindrance. Health is open to all, at any rate.
@@ -47,7 +47,7 @@ class AdmissionMiddleware:
         self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application; needs the request id of ``RequestContext``."""
+        """Admit or refuse the request; needs the request id of ``RequestContext``."""
         if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
             await self.app(scope, receive, send)
             return
@@ -65,7 +65,7 @@ class AdmissionMiddleware:
             await self.app(scope, receive, send)
 
     def _while_known(self, caller: Caller, send: Send) -> Send:
-        """Ends a stream once its caller is no longer known; to the application it is as if its client had left."""
+        """Wrap ``send`` to end a stream once its caller is no longer known, as if its client had left."""
         has_ended = False
 
         async def send_some(message: Message) -> None:
@@ -80,7 +80,12 @@ class AdmissionMiddleware:
         return send_some
 
     async def _admit(self, request: Request, held: ExitStack) -> None:
-        """Raises NoRoom, TooManyRequests, and for a path of the API what ``identify`` does."""
+        """Identify the caller and enter its limits.
+
+        Raises:
+            NoRoom, TooManyRequests: the limits.
+            Unauthorized, ForeignOrigin: as ``identify``, for a path of the API.
+        """
         state = request.state
         state.caller = state.refusal = None
         if IS_SPARE in request.scope["state"]:

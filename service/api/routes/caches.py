@@ -1,4 +1,4 @@
-"""Cached teacher logits: look, verify, pin, delete. They are made by jobs alone."""
+"""Routes of caches of teacher logits: list, verify, pin, delete. Only jobs make them."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""What a job can ask for: methods and students with the JSON Schemas of their parameters, and methods on trial."""
+"""Routes of methods and students, with the JSON Schemas of their parameters, and of the preview of a method."""
 
 from functools import cache
 from typing import Annotated
@@ -33,7 +33,7 @@ def list_methods() -> MethodPage:
 
 @cache
 def _methods() -> MethodPage:
-    """Made once: it takes 50 ms, most of it for JSON Schemas, and is always the same."""
+    """Document of all methods, made once: it takes 50 ms, most of it for JSON Schemas, and never changes."""
     presets = [Method.model_validate(entry) for entry in methods.describe()]
     return MethodPage(
         data=presets,
@@ -84,7 +84,7 @@ def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)]
 
 
 def _statistics(ctx: Context, key: str) -> tuple[CacheSpec, dict[str, Float32]]:
-    """What a complete cache is of, and its statistics, float32 [views, samples] by name."""
+    """Spec of a complete cache, and its statistics, float32 [views, samples] by name."""
     with CacheReader.from_key(ctx.settings.caches_dir, key) as reader:
         views = [reader.statistics(view) for view in range(reader.spec.views)]
     return reader.spec, {name: np.stack([view[name] for view in views]) for name in views[0]}

@@ -1,4 +1,4 @@
-"""Data sets with a name. The files are the operator's, below the data root; none is uploaded, and none deleted."""
+"""Routes of named datasets. The files are the operator's, below the data root; none is uploaded, and none deleted."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ router = APIRouter(
 
 
 def show(row: DatasetRecord) -> Dataset:
-    """The document of a row."""
+    """Document of a dataset's row."""
     return Dataset(
         id=row.id,
         name=row.name,

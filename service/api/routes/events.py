@@ -1,4 +1,4 @@
-"""What happens to a job or run, as pages of JSON or as a stream of server-sent events.
+"""Routes of events of jobs and runs, as pages of JSON or as a stream of server-sent events.
 
 A stream begins after ``Last-Event-ID`` (or ``after``) and ends with the event ``done`` once the job or run has ended
 and everything was sent, or without it when the server shuts down; the client then comes back. It catches up from the
@@ -112,7 +112,7 @@ async def _answer(
 
 
 def _page(ctx: Context, owner: JobRecord | RunRecord, after: int, limit: int) -> Response:
-    """Not on the event loop: a thousand events take tens of milliseconds."""
+    """Page of events. Not on the event loop: a thousand events take tens of milliseconds."""
     rows, has_more = ctx.queries.events(owner, after, limit)
     return page(rows, has_more, show, lambda row: row.seq)
 
@@ -126,11 +126,11 @@ async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after
         while not ctx.closing.is_set():
             head = event_feed.head
             try:
-                # The state first: what is told after a job has ended does not land, so the events read next are all.
+                # The state first: what is reported after a job has ended is not stored, so the events read next are all.
                 owner = await anyio.to_thread.run_sync(find)
                 rows, has_more = await anyio.to_thread.run_sync(ctx.queries.events, owner, after, CATCH_UP)
             except NotFound:
-                # It had ended and was deleted; whoever comes back is told so.
+                # It had ended and was deleted; a client that comes back gets 404.
                 return
             except SQLAlchemyError:
                 # What it misses now, it gets when the database is back; the feed, which cannot read either, says so.

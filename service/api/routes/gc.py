@@ -1,4 +1,4 @@
-"""Garbage collection on demand; what goes and why is ``service.db.retention``'s."""
+"""Route of garbage collection on demand; ``service.db.retention`` chooses what is deleted."""
 
 from dataclasses import asdict, replace
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Is the process alive, and can it do its work? No key is asked for: a load balancer has none."""
+"""Routes of health: liveness and readiness. They need no key: a load balancer has none."""
 
 from fastapi import APIRouter, Response
 

@@ -1,4 +1,4 @@
-"""The life of jobs and runs at their clients' request: cancel, pause, resume, retry, pin, delete."""
+"""Routes that control jobs and runs: cancel, pause, resume, retry, pin, delete."""
 
 from typing import Any
 

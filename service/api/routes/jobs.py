@@ -1,4 +1,4 @@
-"""Jobs: post, preview, look, report. What ends, pauses and repeats them is in `life`."""
+"""Routes of jobs: post, preview, list, report. ``job_control`` has those that end, pause and repeat them."""
 
 import csv
 import io
@@ -50,7 +50,7 @@ IdempotencyKey = Annotated[
 
 
 def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
-    """The document of a row in a list; ``counts`` are of its runs."""
+    """Document of a job's row in a list; ``counts`` are of its runs."""
     return JobSummary(
         id=row.id,
         name=row.name,
@@ -91,7 +91,7 @@ def _waits_for(row: JobRecord) -> str | None:
 
 
 def show_one(row: JobRecord, queries: ApiQueries) -> Job:
-    """The document of a row, with its runs' ids and how they are."""
+    """Document of a job's row, with the ids and states of its runs."""
     return _show(row, queries.states_of_runs(row.id))
 
 
@@ -235,7 +235,7 @@ def get_report(job_id: str, request: Request, ctx: Ctx) -> Response:
 
 
 def report_of(job: JobRecord, rows: list[RunRecord]) -> Report:
-    """The report of a job with these runs."""
+    """Report of a job with these runs."""
     return Report(
         job_id=job.id,
         rows=[_report_row(row) for row in rows],

@@ -1,4 +1,4 @@
-"""API keys: list, make, revoke; for admin keys alone. The first key is made with `retort keys create`."""
+"""Routes of API keys: list, make, revoke; for admin keys alone. The first key is made with `retort keys create`."""
 
 from typing import Annotated
 
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/keys", tags=["keys"], responses=responses(401, 403, 
 
 
 def show(row: KeyRecord) -> Key:
-    """The document of a row."""
+    """Document of a key's row, without its secret."""
     return Key.model_validate(row, from_attributes=True)
 
 

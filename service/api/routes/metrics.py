@@ -1,4 +1,4 @@
-"""Metrics for Prometheus. What they are and where they come from is ``service.api.metrics``'s."""
+"""Route of metrics for Prometheus; ``service.api.metrics`` collects them."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response

@@ -1,4 +1,4 @@
-"""The logs of runs, while they are written and for good. What stands in one is ``workers.logs``'s."""
+"""Route of the logs of runs, while they are written and afterwards; ``workers.logs`` has their format."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ def _read(ctx: Context, run: RunRecord, attempt: int) -> bytes:
 
 
 def _part(request: Request, size_bytes: int) -> slice | None:
-    """The bytes that Range asks for; None is all of them. Raises RangeNotSatisfiable."""
+    """Bytes that Range asks for; None is all of them. Raises RangeNotSatisfiable."""
     header = request.headers.get("range", "")
     found = _RANGE.fullmatch(header.replace(" ", ""))
     # What a client has of another state of the file would have to be compared; a log only grows.

@@ -1,4 +1,4 @@
-"""Runs: look, metrics, artifacts. They are made by posting a job."""
+"""Routes of runs: state, metrics, artifacts. Posting a job makes them."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from service.api.auth import READ
 from service.api.dependencies import Context, Ctx, document, ends
-from service.api.middleware.etags import digest_headers, names
+from service.api.middleware.etags import digest_headers, etag_matches
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.runs import Artifact, ErrorInfo, Run, SetAside
@@ -24,7 +24,7 @@ _RANGE = re.compile(rf"bytes=\s*{_PART}(?:\s*,\s*{_PART})*\s*")
 
 
 def show(row: RunRecord) -> Run:
-    """The document of a row."""
+    """Document of a run's row."""
     return Run(
         id=row.id,
         job_id=row.job_id,
@@ -101,7 +101,7 @@ def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Res
     path = _path(file, ctx)
     # Nothing that a run left is ever shown as a page of this origin.
     headers = {**digest_headers(bytes.fromhex(file.sha256)), "X-Content-Type-Options": "nosniff"}
-    if names(request.headers.get("if-none-match", ""), headers["ETag"]):
+    if etag_matches(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     status = path.stat()
     response = FileResponse(path, media_type=file.media_type, filename=name, headers=headers, stat_result=status)
@@ -111,7 +111,7 @@ def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Res
 
 
 def _path(file: ArtifactRecord, ctx: Context) -> Path:
-    """Where the file lies. Raises NotFound if it is gone, or if its row points out of the data directory."""
+    """Path of an artifact. Raises NotFound if it is gone, or if its row points out of the data directory."""
     root = ctx.settings.data_dir.resolve()
     path = (root / file.path).resolve()
     if not path.is_relative_to(root) or not path.is_file():
@@ -120,7 +120,7 @@ def _path(file: ArtifactRecord, ctx: Context) -> Path:
 
 
 def _check_range(header: str | None, size_bytes: int) -> None:
-    """Refuses, as a problem, the ranges that FileResponse would refuse as plain text."""
+    """Refuse, as a problem, the ranges that FileResponse would refuse as plain text."""
     if header is None:
         return
     if not _RANGE.fullmatch(header):

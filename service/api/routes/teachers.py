@@ -1,4 +1,7 @@
-"""Teachers: upload, look, delete. An upload is streamed to disk, read and tried in confined processes, then kept."""
+"""Routes of teachers: upload, list, delete.
+
+An upload is streamed to disk, inspected and tried in confined processes, then kept.
+"""
 
 import os
 from pathlib import Path
@@ -31,7 +34,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def show(row: TeacherRecord, settings: Settings) -> Teacher:
-    """The document of a row."""
+    """Document of a teacher's row."""
     has_passed = smoke_test.has_passed(settings.smoke_dir, _spec(row, settings))
     return Teacher(
         id=row.id,
@@ -49,7 +52,7 @@ def show(row: TeacherRecord, settings: Settings) -> Teacher:
 
 
 def _spec(row: TeacherRecord, settings: Settings) -> TeacherSpec:
-    """The teacher as the workers know it."""
+    """Spec of the teacher for the workers."""
     return TeacherSpec(
         path=settings.teacher_path(row.sha256),
         sha256=row.sha256,
