@@ -2,8 +2,8 @@
 
 Clients poll, and most of what they are given is what the one before was given. An answer is kept under the version of
 the database that was read before it was made, and is given again only under the version that is read after the request
-has come: a client that has written something, or was notified of it, sees it. Requests for the same document at the same version wait
-for one answer. Any commit drops all that is kept.
+has come: a client that has written something, or was notified of it, sees it. Requests for the same document at the
+same version wait for one answer. Any commit drops all that is kept.
 """
 
 import asyncio

@@ -126,7 +126,7 @@ async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after
         while not ctx.closing.is_set():
             head = event_feed.head
             try:
-                # The state first: what is reported after a job has ended is not stored, so the events read next are all.
+                # The state first: reports of a job that has ended are not stored, so the events read next are all.
                 owner = await anyio.to_thread.run_sync(find)
                 rows, has_more = await anyio.to_thread.run_sync(ctx.queries.events, owner, after, CATCH_UP)
             except NotFound:
