@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         open_requests_max, streams_max, uploads_max: requests, and of them event streams and uploads, that one key or
             address may have open. None is a quarter of ``connections_max``.
         connections_max: of all callers together; None is 10,000. It is never more than there are files for, see
-            ``service.api.inbound``.
+            ``service.api.connections``.
         address_connections_max: of one address (a /64 of IPv6), but for the proxies of ``forwarded_allow_ips``; None is
             half of ``connections_max``.
         head_timeout_s: a connection that has brought no whole head of a request in so long is closed.

@@ -1,24 +1,25 @@
-"""The HTTP API, put together: ``create_app(settings)``. Importing this module starts and opens nothing."""
+"""Assembly of the HTTP API: ``create_app(settings)``. Importing this module starts and opens nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import problems
-from service.api.auth import authorize
-from service.api.bodies import BodyThread
-from service.api.deadlines import Pace
+from service.api.bodies.json_bodies import BodyThread
+from service.api.bodies.limits import BodyLimit, Pace
+from service.api.bodies.multipart import BUFFER_BYTES, sweep
 from service.api.dependencies import Context
-from service.api.etags import ConditionalGet
 from service.api.metrics import MeasureRequests, Metrics
-from service.api.middleware import AdmissionMiddleware, BodyLimit, HeadRequests, RequestContext
-from service.api.multipart import BUFFER_BYTES, sweep
+from service.api.middleware.admission import AdmissionMiddleware
+from service.api.middleware.etags import ConditionalGet
+from service.api.middleware.request_context import HeadRequests, RequestContext
+from service.api.middleware.response_cache import ResponseCache
+from service.api.middleware.security_headers import PagePolicy, policies_of
 from service.api.openapi import describe
-from service.api.response_cache import ResponseCache
 from service.api.routes import (
     caches,
     catalog,
@@ -34,7 +35,6 @@ from service.api.routes import (
     runs,
     teachers,
 )
-from service.api.security_headers import PagePolicy, policies_of
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.paths import API_PREFIX, UPLOAD_PATH
 from service.settings import Settings
@@ -59,7 +59,7 @@ log = structlog.get_logger("service.api.app")
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application for these settings. The database must have been migrated when it starts.
+    """Create the application for these settings. The database must have been migrated when it starts.
 
     Raises:
         BadKeyFile: the API key file cannot be used.
@@ -96,11 +96,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    doors = [Depends(authorize)]
-    doors_say = problems.responses(429, 503)
-    app.include_router(metrics.router, dependencies=doors, responses=doors_say)
+    of_admission = problems.responses(429, 503)
+    app.include_router(metrics.router, responses=of_admission)
     for module in (teachers, datasets, catalog, caches, jobs, runs, run_logs, job_control, events, gc, keys):
-        app.include_router(module.router, prefix=API_PREFIX, dependencies=doors, responses=doors_say)
+        app.include_router(module.router, prefix=API_PREFIX, responses=of_admission)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -110,17 +109,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.settings.make_folders()
     log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
-    tending = asyncio.create_task(_tend(context))
+    maintenance = asyncio.create_task(_maintain(context))
     yield
-    tending.cancel()
+    maintenance.cancel()
     await _note_uses_once(context.ring)
     context.version.close()
     context.database.close()
     log.info("api ended")
 
 
-async def _tend(context: Context) -> None:
-    """What the API does now and then, asked or not."""
+async def _maintain(context: Context) -> None:
+    """Maintain the database periodically: note when keys were used, empty the write-ahead log."""
     while True:
         await asyncio.sleep(NOTE_USES_S)
         await _note_uses_once(context.ring)

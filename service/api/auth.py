@@ -1,8 +1,9 @@
-"""Who may call: with API keys, whoever brings one whose scope covers the request; without, this machine alone.
+"""Authentication and authorization: API keys and their scopes; without any key, this machine alone may call.
 
 Without a key the service listens on loopback only, and turns away what a browser would send it from a page of another
 origin or under a host name that somebody else controls. ``identify`` finds out who calls, before anything of a body is
-read; ``authorize`` is the dependency of every route that is not open to all.
+read; ``authorize`` is the dependency of every route that is not open to all. A route says its scope itself, as one of
+``READ``, ``WRITE`` and ``ADMIN`` (FastAPI's ``Security``), and the OpenAPI document shows it.
 """
 
 import ipaddress
@@ -11,32 +12,21 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import structlog
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.params import Security as SecurityParam
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from fastapi.security.utils import get_authorization_scheme_param
 
 from service.db.api_keys import KeyRing, any_live_key, digest_of_secret
 from service.db.scopes import THIS_MACHINE, Caller, Scope
 from service.errors import BadKeyFile, Forbidden, ForeignOrigin, Unauthorized, UnsafeBinding
-from service.paths import API_PREFIX, route_of
 from service.settings import Settings
 from workers.errors import InvalidText
 from workers.text_files import read_text
 
 KEY_MIN_CHARS = 16
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-KEYS_PATH = f"{API_PREFIX}/keys"
-# What they delete is gone for everybody.
-ADMIN_ROUTES = frozenset(
-    {
-        ("DELETE", f"{API_PREFIX}/teachers/{{teacher_id}}"),
-        ("DELETE", f"{API_PREFIX}/datasets/{{dataset_id}}"),
-        ("DELETE", f"{API_PREFIX}/caches/{{key}}"),
-        ("DELETE", f"{API_PREFIX}/jobs/{{job_id}}"),
-        ("DELETE", f"{API_PREFIX}/runs/{{run_id}}"),
-        ("POST", f"{API_PREFIX}/gc"),
-    }
-)
 _LOGGED_IDS = ("job_id", "run_id")
 _LOGGED_CHARS = 64
 bearer = HTTPBearer(auto_error=False, description="An API key; none is asked for where there are none.")
@@ -63,12 +53,12 @@ def load_key_digest(path: Path | None) -> str | None:
 
 
 def has_keys(settings: Settings) -> bool:
-    """Whether somebody has a key to this service: that of the key file, or one of the database."""
+    """Whether there is a key to this service: the key file's, or one in the database."""
     return settings.api_key_file is not None or any_live_key(settings.database)
 
 
 def check_binding(settings: Settings) -> None:
-    """Refuses to listen beyond this machine without a key.
+    """Refuse to listen beyond this machine without a key.
 
     Raises:
         UnsafeBinding: naming the host and the ways out.
@@ -92,7 +82,7 @@ def is_loopback(host: str) -> bool:
 
 
 async def identify(request: Request, ring: KeyRing) -> Caller:
-    """Who has sent a request.
+    """Identify the caller of a request by its API key, or by its origin where there are no keys.
 
     Raises:
         Unauthorized: a key is asked for, and it is missing, wrong or revoked.
@@ -112,9 +102,10 @@ async def identify(request: Request, ring: KeyRing) -> Caller:
 
 async def authorize(
     request: Request,
+    needed: SecurityScopes,
     _: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> None:
-    """Lets a request pass whose caller may do it, and puts the ids of its path into its log lines.
+    """Admit a request whose caller has the scope of the route; bind the ids of its path to its log lines.
 
     Raises:
         Forbidden: the key's scope is too small.
@@ -123,27 +114,29 @@ async def authorize(
     state = request.state
     if state.refusal is not None:
         raise state.refusal
-    check_scope(request)
+    check_scope(request, *needed.scopes)
     ids = {name: request.path_params[name][:_LOGGED_CHARS] for name in _LOGGED_IDS if name in request.path_params}
     structlog.contextvars.bind_contextvars(**ids)
 
 
-def check_scope(request: Request) -> None:
-    """Refuses a request whose caller is known, and may not do it. Its route is known, too. Raises Forbidden."""
+READ, WRITE, ADMIN = (Security(authorize, scopes=[scope.value]) for scope in Scope)
+"""Dependencies of routes, one for each scope: ``@router.get(..., dependencies=[READ])``."""
+
+
+def check_scope(request: Request, *needed: str) -> None:
+    """Refuse a request whose caller is known, and whose scope does not cover the needed one. Raises Forbidden."""
     caller: Caller = request.state.caller
-    needed = needed_scope(request.method, route_of(request.scope))
-    if not caller.scope.covers(needed):
-        raise Forbidden(
-            f"the API key {caller.name!r} has the scope {caller.scope}, {request.method} needs {needed} here: "
-            "use another key"
-        )
+    for scope in needed:
+        if not caller.scope.covers(Scope(scope)):
+            raise Forbidden(
+                f"the API key {caller.name!r} has the scope {caller.scope}, {request.method} needs {scope} here: "
+                "use another key"
+            )
 
 
-def needed_scope(method: str, route: str) -> Scope:
-    """What a caller's scope has to cover for this method of the route with this template."""
-    if route == KEYS_PATH or route.startswith(f"{KEYS_PATH}/") or (method, route) in ADMIN_ROUTES:
-        return Scope.ADMIN
-    return Scope.READ if method in SAFE_METHODS else Scope.WRITE
+def scopes_of(route: APIRoute) -> list[str]:
+    """Scopes that a route asks for: one, or none where it is open to all."""
+    return [scope for each in route.dependencies if isinstance(each, SecurityParam) for scope in each.scopes or ()]
 
 
 async def _caller(request: Request) -> Caller:

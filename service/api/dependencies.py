@@ -1,4 +1,4 @@
-"""What a route needs, put together once per app, and the small things that several routes share."""
+"""Dependencies of the routes: the context of an application, paging, documents as JSON."""
 
 import asyncio
 import shutil
@@ -10,10 +10,10 @@ from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from service.api.auth import is_loopback, load_key_digest
+from service.api.connections import Connections, Waits, connections_max
 from service.api.event_feed import EventFeed
-from service.api.inbound import Connections, Waits, connections_max
 from service.api.rate_limits import ConcurrencyLimit, KeyedSemaphore, RateLimit
-from service.api.schemas import Page
+from service.api.schemas.base import Page
 from service.db.api_keys import KeyRing, Keys
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
@@ -35,7 +35,7 @@ PAGE_BYTES = 4 << 20
 # Of uploads, at once, and how many of them may be of one key. Each may use the memory of several copies of its file.
 INSPECTIONS_MAX = 2
 KEY_INSPECTIONS_MAX = 1
-# Requests of one key that read whole caches or data sets, at once; they are answered by 40 threads, as most are.
+# Requests of one key that read whole caches or datasets, at once; they are answered by 40 threads, as most are.
 KEY_HEAVY_MAX = 4
 
 Item = TypeVar("Item")
@@ -43,7 +43,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Context:
-    """The service behind the routes.
+    """Context of the routes: the parts of the service, assembled once per application.
 
     Attributes:
         version: of the database; another one after every commit.
@@ -61,7 +61,7 @@ class Context:
     database: Database
     version: DatabaseVersion
     records: EngineQueries
-    registry: ApiQueries
+    queries: ApiQueries
     job_control: JobControl
     deletion: Deletion
     catalog: Catalog
@@ -81,11 +81,11 @@ class Context:
 
     @classmethod
     def of(cls, settings: Settings) -> "Context":
-        """The context of a process with these settings. Raises BadKeyFile."""
+        """Assemble the context of a process with these settings. Raises BadKeyFile."""
         file_digest = load_key_digest(settings.api_key_file)
         database = Database(settings.database)
         keys = Keys(database)
-        registry = ApiQueries(database, settings.key_live_jobs_max)
+        queries = ApiQueries(database, settings.key_live_jobs_max)
         closing = asyncio.Event()
         connections = connections_max(settings.connections_max)
         # Half for one address, and for one key half of that: behind a proxy all keys may come from one address.
@@ -97,7 +97,7 @@ class Context:
             database=database,
             version=DatabaseVersion(database),
             records=EngineQueries(database),
-            registry=registry,
+            queries=queries,
             job_control=JobControl(database),
             deletion=Deletion(database, settings),
             catalog=Catalog(settings.caches_dir),
@@ -112,14 +112,14 @@ class Context:
             uploads=ConcurrencyLimit(settings.uploads_max, "uploads", "wait until one has been answered"),
             inspections=KeyedSemaphore(KEY_INSPECTIONS_MAX),
             heavy=KeyedSemaphore(KEY_HEAVY_MAX),
-            event_feed=EventFeed(registry, settings.event_poll_s, closing),
+            event_feed=EventFeed(queries, settings.event_poll_s, closing),
             closing=closing,
             readiness=ReadinessCheck(database, settings),
             freeable=Freeable(settings, database),
         )
 
     def check_disk(self, needed_bytes: int = 0) -> None:
-        """Refuses work that the disk has no room for.
+        """Refuse work that the disk has no room for.
 
         Args:
             needed_bytes: what the request itself will write.
@@ -159,7 +159,7 @@ Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="items of a page")]
 
 
 def document(shown: BaseModel) -> Response:
-    """The JSON of a document. Written at once: FastAPI would check it once more, and turn it into objects first."""
+    """Response with the JSON of a document. Written at once: FastAPI would check it again, and make objects first."""
     return Response(shown.model_dump_json(), media_type="application/json")
 
 
@@ -169,7 +169,7 @@ def page(
     show: Callable[[Item], BaseModel],
     id_of: Callable[[Item], object],
 ) -> Response:
-    """The JSON of a ``Page`` of a list, each row as its document; fewer rows than there are if they would be too long.
+    """Response with the JSON of a ``Page``, each row as its document; fewer rows if they would be too long.
 
     Written at once, as ``document``.
     """
@@ -188,7 +188,7 @@ def page(
 
 
 def ends(rows: Sequence[Item], id_of: Callable[[Item], object]) -> dict[str, str | None]:
-    """``first_id`` and ``last_id`` of a page of these rows."""
+    """Fields ``first_id`` and ``last_id`` of a page of these rows."""
     return {
         "first_id": str(id_of(rows[0])) if rows else None,
         "last_id": str(id_of(rows[-1])) if rows else None,

@@ -1,4 +1,4 @@
-"""The newest events of all jobs, read once for every stream that waits for them.
+"""Event feed: the newest events of all jobs, read once for every stream that waits for them.
 
 The engine is another process, and the database is all that it shares with this one, so somebody has to look there
 several times a second. ``EventFeed`` does it for all streams together, with one query, however many there are, and only
@@ -18,20 +18,22 @@ import structlog
 from fastapi.sse import format_sse_event
 from pydantic import ValidationError
 
-from service.api.schemas import Event
+from service.api.schemas.events import Event
 from service.db.api_queries import ApiQueries
 from service.db.models import EventRecord, JobRecord, RunRecord
 from service.db.states import TERMINAL
 from service.db.transitions import unreadable
 
+SSE = "text/event-stream"
+"""Media type of server-sent events; a client that accepts it asks for a stream."""
+
 KEPT = 2000
 _AT_ONCE = 500
-_ENDS = frozenset(state.value for state in TERMINAL)
 log = structlog.get_logger("service.api.event_feed")
 
 
 def show(row: EventRecord) -> Event:
-    """The document of a row; of one that holds what no event has, a warning that says so."""
+    """Document of an event's row; of an unreadable row, a warning that says so."""
     try:
         return _document(row)
     except ValidationError:
@@ -52,7 +54,7 @@ def _document(row: EventRecord) -> Event:
 
 @dataclass(frozen=True, slots=True)
 class EventFrame:
-    """What streams need of an event. Its row would take four times the memory, for as long as this is kept.
+    """Event as streams send it. Its row would take four times the memory.
 
     Attributes:
         is_end: whether its run, or its job where ``run_id`` is empty, has ended with it.
@@ -67,15 +69,15 @@ class EventFrame:
 
     @classmethod
     def of(cls, row: EventRecord) -> "EventFrame":
-        """The event of a row."""
+        """Frame of a row."""
         shown = show(row)
-        is_end = shown.type == "state" and shown.data.get("state") in _ENDS
+        is_end = shown.type == "state" and shown.data.get("state") in TERMINAL
         frame = format_sse_event(data_str=shown.model_dump_json(), event=shown.type, id=str(row.seq))
         return cls(row.seq, row.job_id, row.run_id, is_end, frame)
 
     @classmethod
     def all_of(cls, rows: Iterable[EventRecord]) -> "list[EventFrame]":
-        """The events of these rows; one that cannot be told is left out and logged: the others do not wait for it."""
+        """Frames of these rows; one that cannot be shown is left out and logged: the others do not wait for it."""
         frames = []
         for row in rows:
             try:
@@ -85,16 +87,16 @@ class EventFrame:
         return frames
 
     def ends(self, owner: JobRecord | RunRecord) -> bool:
-        """Whether this job or run has ended with it."""
+        """Whether this job or run has ended with this event."""
         own = self.run_id == owner.id if isinstance(owner, RunRecord) else (self.job_id, self.run_id) == (owner.id, "")
         return own and self.is_end
 
 
 class EventFeed:
-    """The last ``KEPT`` events, for streams of one event loop.
+    """Buffer of the last ``KEPT`` events, for streams of one event loop.
 
     Args:
-        registry: where they are read.
+        queries: where they are read.
         poll_s: how often.
         closing: set when the server shuts down; nobody is kept waiting then.
 
@@ -102,9 +104,9 @@ class EventFeed:
         head: number of the newest event that was read; meaningful to followers only.
     """
 
-    def __init__(self, registry: ApiQueries, poll_s: float, closing: asyncio.Event) -> None:
+    def __init__(self, queries: ApiQueries, poll_s: float, closing: asyncio.Event) -> None:
         self.head = 0
-        self._registry = registry
+        self._queries = queries
         self._poll_s = poll_s
         self._closing = closing
         self._kept: deque[EventFrame] = deque()
@@ -117,12 +119,12 @@ class EventFeed:
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
-        """Reads on as long as anybody follows. Raises SQLAlchemyError if there is no first look."""
+        """Read events as long as anybody follows. Raises SQLAlchemyError if the first read fails."""
         self._followers += 1
         try:
             async with self._starting:
                 if self._reader is None:
-                    self.head = self._floor = await anyio.to_thread.run_sync(self._registry.last_event)
+                    self.head = self._floor = await anyio.to_thread.run_sync(self._queries.last_event)
                     self._reader = asyncio.create_task(self._read())
             yield
         finally:
@@ -133,7 +135,7 @@ class EventFeed:
                 self._kept.clear()
 
     def later(self, position: int) -> Sequence[EventFrame] | None:
-        """Every event that was read after ``position``, oldest first; None if not all of them are kept any more."""
+        """Events that were read after ``position``, oldest first; None if not all of them are kept any more."""
         if position < self._floor:
             return None
         found: list[EventFrame] = []
@@ -144,7 +146,7 @@ class EventFeed:
         return found[::-1]
 
     async def wait(self, timeout_s: float) -> None:
-        """Until there is news, the server shuts down, or the time is over."""
+        """Wait until there are new events, the server shuts down, or the time is over."""
         if not self._closing.is_set():
             with anyio.move_on_after(timeout_s):
                 await self._news.wait()
@@ -153,7 +155,7 @@ class EventFeed:
         while not self._closing.is_set():
             rows: Sequence[EventRecord] = ()
             try:
-                rows = await anyio.to_thread.run_sync(self._registry.later_events, self.head, _AT_ONCE)
+                rows = await anyio.to_thread.run_sync(self._queries.later_events, self.head, _AT_ONCE)
             except Exception as error:
                 # The streams stay open: what they miss now, they get when the database is back.
                 log.warning("events cannot be read", error=type(error).__name__)

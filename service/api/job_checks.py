@@ -1,11 +1,10 @@
-"""Everything about a job that can be known before it runs, without torch: asked while the client still waits.
+"""Checks of a job before it is accepted, without torch, while the client waits for the answer.
 
-What only running can show (a truncated picture, the teacher's accuracy) is the contract check's business, when the
-job starts.
+The preflight finds the rest when the job starts: a truncated picture, the teacher's accuracy.
 """
 
 from service.api.dependencies import Context
-from service.api.schemas import JobRequest
+from service.api.schemas.jobs import JobRequest
 from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
@@ -22,7 +21,7 @@ from workers.data.discovery import Source, examine
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
 from workers.students.catalog import check_batch_size, check_image_side
 
-# (height, width) in pixels of data sets whose pictures all have one known size.
+# (height, width) in pixels of datasets whose pictures all have one known size.
 _SIZES: dict[str, Size] = {
     "digits": (8, 8),
     "cifar10": (32, 32),
@@ -33,20 +32,20 @@ _SIZES: dict[str, Size] = {
 
 
 def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord]:
-    """The plan of a request with its data set in place, and its teacher.
+    """Check a request; return its plan with the dataset in place, and its teacher.
 
     Raises:
         InvalidRequest: there is no such teacher, or more runs or epochs than the settings allow.
         InvalidTeacher: its file is gone.
-        UnknownName: there is no data set of that name.
+        UnknownName: there is no dataset of that name.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
-        ContractViolation: teacher and data set have different numbers of classes.
+        ContractViolation: teacher and dataset have different numbers of classes.
         InvalidJob: a student cannot be trained on pictures of that size or on batches of one, or the cache's encoding
             saves nothing.
     """
     _check_size(request, context.settings)
     teacher = _teacher(request.teacher, context)
-    plan = request.plan(_dataset(request, context.registry))
+    plan = request.plan(_dataset(request, context.queries))
     source = examine(plan.dataset, context.settings.data_root)
     _check_classes(teacher, source)
     classes = classes_of(teacher) or source.classes
@@ -61,7 +60,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
 
 
 def classes_of(teacher: TeacherRecord) -> int | None:
-    """The number of classes that the teacher's graph declares; None where it leaves it open."""
+    """Number of classes that the teacher's graph declares; None where it leaves it open."""
     shape = next(value["shape"] for value in teacher.outputs if value["name"] == teacher.output)
     last = shape[-1] if shape else None
     return last if isinstance(last, int) else None
@@ -81,7 +80,7 @@ def _check_size(request: JobRequest, settings: Settings) -> None:
 
 def _teacher(id: str, context: Context) -> TeacherRecord:
     try:
-        teacher = context.registry.get(TeacherRecord, id)
+        teacher = context.queries.get(TeacherRecord, id)
     except LookupError as error:
         raise InvalidRequest(f"{error}: upload one with POST /v1/teachers", "#/teacher") from error
     if not context.settings.teacher_path(teacher.sha256).is_file():
@@ -89,12 +88,12 @@ def _teacher(id: str, context: Context) -> TeacherRecord:
     return teacher
 
 
-def _dataset(request: JobRequest, registry: ApiQueries) -> DatasetSpec:
+def _dataset(request: JobRequest, queries: ApiQueries) -> DatasetSpec:
     if not isinstance(request.dataset, str):
         return request.dataset
-    found = registry.find_dataset(request.dataset)
+    found = queries.find_dataset(request.dataset)
     if found is None:
-        raise UnknownName("dataset", request.dataset, registry.dataset_names())
+        raise UnknownName("dataset", request.dataset, queries.dataset_names())
     return DATASET.validate_python(found.spec)
 
 
@@ -108,7 +107,7 @@ def _check_classes(teacher: TeacherRecord, source: Source) -> None:
 
 
 def student_size(plan: Plan) -> Size | None:
-    """(height, width) in pixels of the pictures that students see (test pictures are resized to it, too), if known."""
+    """Size (height, width) in pixels of the pictures that students see, test pictures included, if known."""
     recipe = plan.views.augmentation
     if isinstance(recipe, ResizedCrop) and recipe.size is not None:
         return recipe.size
@@ -116,7 +115,7 @@ def student_size(plan: Plan) -> Size | None:
 
 
 def picture_size(plan: Plan) -> Size | None:
-    """(height, width) in pixels of the data set's pictures, if the plan tells."""
+    """Size (height, width) in pixels of the dataset's pictures, if the plan determines it."""
     if isinstance(plan.dataset, FolderDataset):
         return plan.dataset.image_size
     return _SIZES.get(plan.dataset.kind)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI makes of the routes, and what is true of all of them.
+"""OpenAPI document: FastAPI's description of the routes, and what holds for all of them.
 
 A header is never null, every answer says which request it is of, every document can be asked for on a condition.
 """
@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import iter_route_contexts
 
-from service.api.schemas import FieldProblem, Problem
+from service.api.schemas.problems import FieldProblem, Problem
 
 Json = dict[str, Any]
 TEXT: Json = {"type": "string"}
@@ -29,7 +29,7 @@ _HEADERS_OF = {"201": _LOCATION, "401": _CHALLENGE, "429": _RETRY}
 
 
 def describe(app: FastAPI) -> Json:
-    """The document of an application, made at the first call."""
+    """OpenAPI document of an application, made at the first call."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title,
@@ -51,7 +51,7 @@ def describe(app: FastAPI) -> Json:
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """Every method that some route has for this path, in alphabetical order; HEAD is answered where GET is."""
+    """Methods that routes have for this path, in alphabetical order; HEAD is answered where GET is."""
     routes = [route for route in iter_route_contexts(app.routes) if route.path_regex.match(path)]
     methods = {method for route in routes for method in route.methods or ()}
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
@@ -69,7 +69,7 @@ def _operations(document: Json) -> Iterator[tuple[str, Json]]:
 
 
 def _without_null(schema: Json) -> Json:
-    """A parameter is there or not; the text ``null`` would be a value like any other."""
+    """Schema of a parameter without null: it is there or not, and the text ``null`` is a value like any other."""
     kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
     if not kinds:
         return schema

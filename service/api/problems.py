@@ -1,4 +1,4 @@
-"""Every error as an RFC 9457 problem: one table from exception class to status, looked up along the class's MRO.
+"""Problem documents (RFC 9457) of errors: one table from exception class to status, looked up along the class's MRO.
 
 Nothing else in the project knows what HTTP status an error has. A new error class without an entry is answered as its
 nearest base; what is not foreseen at all is a 500 whose detail stays in the log.
@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from service import errors
 from service.api.openapi import allowed_methods
-from service.api.schemas import FieldProblem, Problem
+from service.api.schemas.problems import FieldProblem, Problem
 from service.db.connections import LogGone
 from service.db.database import DatabaseDiskError, DatabaseFull
 from store import (
@@ -47,6 +47,7 @@ from workers.errors import (
     UnknownName,
     UserError,
     WorkerError,
+    first_line,
 )
 from workers.texts import storable, without_folders
 
@@ -61,7 +62,7 @@ _FIELDS_MAX = 20
 
 @dataclass(frozen=True)
 class Kind:
-    """What kind of problem an exception is.
+    """Kind of problem: HTTP status, type and title.
 
     Attributes:
         status: HTTP status code.
@@ -131,7 +132,7 @@ KINDS: Mapping[type[Exception], Kind] = {
 
 
 def kind_of(error: Exception) -> Kind:
-    """The kind of an exception: its class's entry, or that of the nearest base that has one."""
+    """Kind of an exception: its class's entry, or that of the nearest base that has one."""
     if isinstance(error, HTTPException):
         status = http.HTTPStatus(error.status_code)
         slug = status.phrase.lower().replace(" ", "-").replace("'", "")
@@ -146,7 +147,7 @@ def kind_of(error: Exception) -> Kind:
 
 
 def problem_response(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a request that ended in ``error``."""
+    """Response to a request that ended in ``error``."""
     # FastAPI wraps what goes wrong while a body is read, our limit included.
     if isinstance(error, HTTPException) and isinstance(error.__cause__, errors.ServiceError):
         error = error.__cause__
@@ -156,8 +157,8 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
     kind = kind_of(error)
     if not kind.shows_message:
         # A database that is away fails every request: that is a line, and no trace.
-        told = {"exc_info": error} if kind is _INTERNAL else {"error": str(error).partition("\n")[0]}
-        log.error("unforeseen error", method=request.method, path=request.url.path, **told)
+        cause = {"exc_info": error} if kind is _INTERNAL else {"error": first_line(error)}
+        log.error("unforeseen error", method=request.method, path=request.url.path, **cause)
     fields = list(islice(_fields(error), _FIELDS_MAX + 1))
     problem = Problem(
         type=URN + kind.slug,
@@ -182,17 +183,17 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
 
 
 class AsciiProblem(JSONResponse):
-    """problem+json in ASCII: whatever a message quotes can be encoded."""
+    """Response of problem+json in ASCII: whatever a message quotes can be encoded."""
 
     media_type = MEDIA_TYPE
 
     def render(self, content: object) -> bytes:
-        """The body."""
+        """Encode the body."""
         return json.dumps(content, ensure_ascii=True, allow_nan=False).encode("ascii")
 
 
 def install(app: FastAPI) -> None:
-    """Lets ``problem_response`` answer every exception of the table, and those of the framework."""
+    """Install ``problem_response`` for every exception of the table, and those of the framework."""
     for error in (*KINDS, HTTPException):
         if error is not Exception:
             app.add_exception_handler(error, _handle)
@@ -203,15 +204,15 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route for OpenAPI: its problems by status."""
+    """Argument ``responses`` of a route for OpenAPI: its problems by status."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": http.HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def _detail(error: Exception, kind: Kind, fields: Sequence[FieldProblem]) -> str:
     if isinstance(error, RequestValidationError):
-        told = [f"{field.pointer}: {field.detail}" for field in fields[:_FIELDS_MAX]]
-        return "; ".join([*told, "and more"] if len(fields) > _FIELDS_MAX else told)
+        sentences = [f"{field.pointer}: {field.detail}" for field in fields[:_FIELDS_MAX]]
+        return "; ".join([*sentences, "and more"] if len(fields) > _FIELDS_MAX else sentences)
     if isinstance(error, HTTPException):
         return f"{error.detail}: what there is, is described at /docs"
     if not kind.shows_message:
@@ -232,7 +233,7 @@ def _fields(error: Exception) -> Iterator[FieldProblem]:
 
 
 def _pointer(item: Mapping[str, Any], body: object) -> str:
-    """Where in the request: pydantic's location without the names of union members, which no body contains."""
+    """Pointer into the request: pydantic's location without the names of union members, which no body contains."""
     where, *steps = item["loc"]
     if where != "body":
         return "/".join(str(step) for step in item["loc"])

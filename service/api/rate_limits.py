@@ -1,4 +1,4 @@
-"""How much a caller may ask for: requests a second, requests, event streams and uploads at once, nesting of a body.
+"""Rate and concurrency limits of callers: requests a second; requests, event streams and uploads at once.
 
 The limits are per name: the id of an API key, or the address of a caller without one. What is remembered of a name is
 forgotten once it is quiet, so memory is bounded by the rate of requests and not by the number of callers.
@@ -7,35 +7,23 @@ forgotten once it is quiet, so memory is bounded by the rate of requests and not
 import asyncio
 import ipaddress
 import math
-import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-import numpy as np
+from service.errors import TooManyRequests
 
-from service.errors import InvalidRequest, MalformedBody, TooManyRequests
-
-SSE = "text/event-stream"
-"""Whoever accepts this asks for a stream of events."""
-
-JSON_DEPTH_MAX = 64
 NAMES_MAX = 10_000
 BUSY_RETRY_S = 5
 # Of IPv6: what one customer of a provider is given at least, 2 to the power of 64 addresses.
 _IPV6_PREFIX = 64
 
-# One that never ends counts to the end, as it does for a parser; nothing here backtracks.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
-_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
-_STEP = np.zeros(256, np.int8)
-_STEP[list(b"[{")] = 1
-_STEP[list(b"]}")] = -1
-
 
 class RateLimit:
-    """A token bucket per name: it holds ``burst`` tokens, a request takes one, and ``per_s`` come back each second.
+    """Rate limit, a token bucket per name.
+
+    It holds ``burst`` tokens, a request takes one, and ``per_s`` come back each second.
 
     Args:
         per_s: 0 lets everything pass.
@@ -51,11 +39,11 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many names are remembered."""
+        """Number of names that are remembered."""
         return len(self._buckets)
 
     def take(self, name: str) -> None:
-        """Lets a request pass. Raises TooManyRequests."""
+        """Take a token for a request. Raises TooManyRequests."""
         if not self.per_s:
             return
         now_s = self._clock()
@@ -81,7 +69,7 @@ class RateLimit:
 
 
 class ConcurrencyLimit:
-    """How many requests that take long each name has open.
+    """Concurrency limit: how many requests of a kind each name may have open.
 
     Args:
         at_once: of one name.
@@ -97,7 +85,7 @@ class ConcurrencyLimit:
 
     @contextmanager
     def held(self, name: str) -> Iterator[None]:
-        """Counts a request while it is open. Raises TooManyRequests."""
+        """Count a request while it is open. Raises TooManyRequests."""
         if self.open[name] >= self.at_once:
             raise TooManyRequests(
                 f"{self.at_once} {self.what} of one API key or address may be open at once: {self.advice}",
@@ -113,7 +101,7 @@ class ConcurrencyLimit:
 
 
 class KeyedSemaphore:
-    """A semaphore for each name: so many at a time hold it, the others wait in line. Belongs to one event loop."""
+    """Semaphore per name: so many at a time hold it, the others wait in line. Belongs to one event loop."""
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once
@@ -121,12 +109,12 @@ class KeyedSemaphore:
         self._lines: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
     def __len__(self) -> int:
-        """How many names are remembered."""
+        """Number of names that are remembered."""
         return len(self._lines)
 
     @asynccontextmanager
     async def held(self, name: str) -> AsyncIterator[None]:
-        """Waits until it is this one's turn among those of the same name."""
+        """Wait for a turn among those of the same name."""
         turn, users = self._lines.get(name) or (asyncio.Semaphore(self.at_once), 0)
         self._lines[name] = turn, users + 1
         try:
@@ -139,7 +127,7 @@ class KeyedSemaphore:
 
 
 def address_group(host: str) -> str:
-    """What an address counts as: itself, an IPv6 one as its /64, and an IPv4 one that is written as IPv6 as IPv4."""
+    """Group under which an address counts: itself; of IPv6 its /64; of IPv4 written as IPv6 the IPv4 address."""
     if ":" not in host:
         return host
     try:
@@ -149,25 +137,3 @@ def address_group(host: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((address, _IPV6_PREFIX), strict=False))
-
-
-def check_depth(body: bytes) -> None:
-    """Refuses JSON text that no parser should be given, without parsing it.
-
-    Raises:
-        InvalidRequest: arrays and objects lie more than 64 deep in each other.
-        MalformedBody: it is not UTF-8, as JSON between programs is (RFC 8259, 8.1), or holds a NUL, as UTF-16 does.
-    """
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
-    if "\0" in text:
-        raise MalformedBody("the body holds a NUL byte: send JSON in UTF-8")
-    brackets = _STRING.sub(b"", body).translate(None, delete=_NO_BRACKET)
-    depth = np.cumsum(_STEP[np.frombuffer(brackets, np.uint8)], dtype=np.int64)
-    if depth.size and depth.max() > JSON_DEPTH_MAX:
-        raise InvalidRequest(
-            f"the body's arrays and objects lie {depth.max()} deep in each other, at most {JSON_DEPTH_MAX} are allowed",
-            "#",
-        )

@@ -1,4 +1,4 @@
-"""The API process: uvicorn around ``create_app``, ended by SIGTERM or SIGINT within its grace period."""
+"""API process: uvicorn around ``create_app``, ended by SIGTERM or SIGINT within its grace period."""
 
 import contextlib
 import ctypes
@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.api.auth import check_binding, has_keys
+from service.api.connections import ACCEPTED_AT_ONCE, Connection, raise_open_files
 from service.api.dependencies import Context
-from service.api.inbound import ACCEPTED_AT_ONCE, Connection, raise_open_files
 from service.logs import begin_log
 from service.operations.data_dir import open_database
 from service.settings import Settings
@@ -30,11 +30,11 @@ log = structlog.get_logger("service.api.server")
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but open event streams hear of the shutdown and end, instead of holding it up."""
+    """Server of uvicorn whose open event streams end at shutdown, instead of holding it up."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, which would also take a SIGINT that this process was started to ignore, and no SIGHUP."""
+        """Handle signals as uvicorn does, and SIGHUP, but no SIGINT that this process was started to ignore."""
         is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         with super().capture_signals():
             if threading.current_thread() is threading.main_thread():
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
             yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does, but with more room for those that wait than are accepted at once."""
+        """Start as uvicorn does, with a longer backlog than the number of connections accepted at once."""
         await super().startup(sockets)
         for server in self.servers:
             for listener in server.sockets:
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
                     same.listen(BACKLOG)
 
     async def shutdown(self, sockets: Sequence[socket.socket] | None = None) -> None:
-        """Tells the streams, then shuts down as uvicorn does."""
+        """End the streams, then shut down as uvicorn does."""
         app = self.config.app
         if isinstance(app, FastAPI):
             context: Context = app.state.context
@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
 
 
 def build_server(settings: Settings) -> Server:
-    """A server for these settings that has not begun to listen.
+    """Build a server for these settings that has not begun to listen.
 
     Raises:
         UnsafeBinding: the host is reachable from other machines and there is no key.
@@ -89,7 +89,7 @@ def build_server(settings: Settings) -> Server:
 
 
 def share_one_heap() -> None:
-    """Lets the threads that begin later allocate from the heaps that are there; without glibc nothing changes.
+    """Let threads that begin later allocate from the present heaps; without glibc nothing changes.
 
     glibc would give them up to eight heaps for each core. What is freed in one of them serves no other, so memory goes
     on growing long after the load does not. Threads of Python take turns anyway, and seldom wait for each other here.
@@ -100,7 +100,7 @@ def share_one_heap() -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Migrates the database, then serves until SIGTERM or SIGINT.
+    """Migrate the database, then serve until SIGTERM or SIGINT.
 
     Raises:
         UnsafeBinding, BadKeyFile: as ``build_server``.

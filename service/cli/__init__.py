@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,13 @@ gc.register(app)
 _LOGGING = frozenset({"serve", "api", "engine"})
 
 
+@dataclass
+class _FailureOutput:
+    """How a failure is shown; the callback fills it in, and ``_run`` reads it when the command has raised."""
+
+    show_traceback: bool = False
+
+
 @app.callback()
 def _options(
     context: typer.Context,
@@ -54,14 +62,11 @@ def _options(
     as_json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of tables.")] = False,
     show_traceback: Annotated[bool, typer.Option("--traceback", help="On failure, show where it happened.")] = False,
 ) -> None:
+    context.ensure_object(_FailureOutput).show_traceback = show_traceback
     if context.invoked_subcommand not in _LOGGING and any(name.upper().startswith("RETORT_") for name in os.environ):
         for sentence in _unknown_variables():
             _say(sentence)
-    context.obj = CliSession(
-        url=url,
-        api_key_file=api_key_file,
-        as_json=as_json,
-    )
+    context.obj = CliSession(url=url, api_key_file=api_key_file, as_json=as_json)
 
 
 def _unknown_variables() -> Sequence[str]:
@@ -94,14 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    failure = _FailureOutput()
     try:
-        status = app(args=arguments, prog_name="retort", standalone_mode=False)
+        status = app(args=arguments, prog_name="retort", standalone_mode=False, obj=failure)
     except typer.TyperException as error:
         return _complain_of_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:
-        if "--traceback" in arguments:
+        if failure.show_traceback:
             sys.stderr.write(printable(traceback.format_exc()))
             return 1
         return _complain(sentence(error), 1)

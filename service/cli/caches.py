@@ -105,15 +105,9 @@ class _Folder:
         return _document(self._catalog.get(key))
 
     def verify(self, key: str) -> Document:
-        report = self._catalog.verify(key)
-        return {
-            "object": "cache_report",
-            "key": report.key,
-            "ok": report.ok,
-            "problems": report.problems,
-            "blocks_checked": report.blocks_checked,
-            "rows_checked": report.rows_checked,
-        }
+        from service.api.schemas.caches import CacheReport
+
+        return CacheReport.of(self._catalog.verify(key)).model_dump(mode="json")
 
     def pin(self, key: str) -> None:
         self._catalog.pin(key)
@@ -126,19 +120,9 @@ class _Folder:
 
 
 def _document(entry: "CacheEntry") -> Document:
-    return {
-        "object": "cache",
-        "key": entry.key,
-        "state": entry.state,
-        "problem": entry.problem,
-        "spec": None if entry.spec is None else entry.spec.model_dump(mode="json"),
-        "rows_committed": entry.rows_committed,
-        "size_bytes": entry.size_bytes,
-        "created_at": entry.created_at and entry.created_at.isoformat(),
-        "last_used_at": entry.last_used_at and entry.last_used_at.isoformat(),
-        "pinned": entry.pinned,
-        "provenance": entry.provenance,
-    }
+    from service.api.schemas.caches import Cache
+
+    return Cache.of(entry).model_dump(mode="json")
 
 
 # Inside the classes above, `list` is the method.

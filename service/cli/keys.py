@@ -108,6 +108,6 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
 
 
 def _document(row: "KeyRecord") -> Document:
-    from service.api.schemas import Key
+    from service.api.schemas.keys import Key
 
     return Key.model_validate(row, from_attributes=True).model_dump(mode="json")

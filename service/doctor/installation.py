@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.auth import check_binding, has_keys, is_loopback, load_key_digest
-from service.api.schemas import Health
+from service.api.schemas.health import Health
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
 from service.doctor.finding import Finding

@@ -27,7 +27,7 @@ def tell_and_end(api: Api, job_id: str, sentences: int, state: State = State.SUC
 
 def run_with_artifact(api: Api, size_bytes: int) -> str:
     """The id of a succeeded run that has left one file of random bytes."""
-    job_id = add_job(api.registry).id
+    job_id = add_job(api.queries).id
     assert api.records.claim_job() is not None
     run = api.records.runs(job_id)[0]
     attempt = start_run(api.records, run.id)

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx2
 
-from service.api.schemas import EXAMPLE_TEACHER
-from service.api.schemas_preview import EXAMPLE_CACHE
+from service.api.schemas.methods import EXAMPLE_CACHE
+from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.db.ids import new_id
 from service.db.models import DatasetRecord, EngineRecord, TeacherRecord, utc_now
 from service.db.scopes import Scope
@@ -59,14 +59,14 @@ def stock(api: Api) -> dict[str, list[str]]:
     with api.context.database.write() as session:
         engine = session.get_one(EngineRecord, 1)
         engine.holder, engine.heartbeat_at = "engine", utc_now()
-    teacher = api.registry.get(TeacherRecord, api.teacher())
-    others = [api.registry.add_teacher(teacher_row(digit * 64), lambda: None)[0].id for digit in "123456"]
+    teacher = api.queries.get(TeacherRecord, api.teacher())
+    others = [api.queries.add_teacher(teacher_row(digit * 64), lambda: None)[0].id for digit in "123456"]
     datasets = [
-        api.registry.add_dataset(DatasetRecord(id=new_id("ds"), name=f"digits {n}", spec={"kind": "digits"}))[0].id
+        api.queries.add_dataset(DatasetRecord(id=new_id("ds"), name=f"digits {n}", spec={"kind": "digits"}))[0].id
         for n in range(6)
     ]
     jobs = fill(api.context.database, teacher, make_plan(), [*State, *State])
-    runs = [run for job in jobs for run in api.registry.runs(job)[0]]
+    runs = [run for job in jobs for run in api.queries.runs(job)[0]]
     for run in runs:
         folder = api.settings.jobs_dir / run.job_id / run.id / "a1"
         folder.mkdir(parents=True)

@@ -137,9 +137,9 @@ def teacher_row(sha256: str = "a" * 64, classes: int = 10) -> TeacherRecord:
     )
 
 
-def add_job(registry: ApiQueries, **changes: object) -> JobRecord:
+def add_job(queries: ApiQueries, **changes: object) -> JobRecord:
     """A queued job with its runs."""
-    return registry.add_job(make_plan(**changes), registry.add_teacher(teacher_row(), lambda: None)[0], None)[0]
+    return queries.add_job(make_plan(**changes), queries.add_teacher(teacher_row(), lambda: None)[0], None)[0]
 
 
 def start_run(queries: EngineQueries, run_id: str) -> int | None:
@@ -168,16 +168,16 @@ def check_whole(settings: Settings) -> int:
     """
     with open_database(settings) as database:
         assert unknown_files(settings, database) is None
-        queries, registry = EngineQueries(database), ApiQueries(database)
-        jobs = registry.jobs(None, None, 1000)[0]
-        done = [run for job in jobs for run in queries.runs(job.id) if run.state is State.SUCCEEDED]
+        records, queries = EngineQueries(database), ApiQueries(database)
+        jobs = queries.jobs(None, None, 1000)[0]
+        done = [run for job in jobs for run in records.runs(job.id) if run.state is State.SUCCEEDED]
         for run in done:
-            artifacts = registry.artifacts(run.id)
+            artifacts = queries.artifacts(run.id)
             assert artifacts
             for artifact in artifacts:
                 content = (settings.data_dir / artifact.path).read_bytes()
                 assert hashlib.sha256(content).hexdigest() == artifact.sha256
-        for teacher in registry.page(TeacherRecord, None, 1000)[0]:
+        for teacher in queries.page(TeacherRecord, None, 1000)[0]:
             assert settings.teacher_path(teacher.sha256).is_file()
         return len(done)
 
@@ -205,9 +205,9 @@ class Api:
         return self.context.records
 
     @property
-    def registry(self) -> ApiQueries:
+    def queries(self) -> ApiQueries:
         """The API's half of the repository."""
-        return self.context.registry
+        return self.context.queries
 
     @property
     def settings(self) -> Settings:
@@ -226,7 +226,7 @@ class Api:
         sha256 = hashlib.sha256(content).hexdigest()
         path = self.settings.teacher_path(sha256)
         row = teacher_row(sha256, classes)
-        return self.registry.add_teacher(row, lambda: void(path.write_bytes(content)))[0].id
+        return self.queries.add_teacher(row, lambda: void(path.write_bytes(content)))[0].id
 
     def job_body(self, **changes: object) -> dict[str, Any]:
         """The body of a job that is accepted."""

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
 from workers.errors import InvalidMethod, NotFinite
 from workers.methods.method import Method, Term
@@ -34,83 +35,64 @@ Float32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of the cache, and its value.
+class PreviewModel(BaseModel):
+    """Base of what a preview consists of; the API sends it as it is."""
 
-    Attributes:
-        view: from 0.
-        sample: its place in the split, from 0.
-        value: its temperature or weight.
-        teacher: the teacher's statistics of this row, by name.
-        student: those that stand for the student's; None if the policy does not read the student's.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PreviewRow(PreviewModel):
+    """A row of the cache with the value it is given."""
 
     view: int
-    sample: int
+    sample: int = Field(description="its place in the split, from 0")
     value: float
-    teacher: dict[str, float]
-    student: dict[str, float] | None
+    teacher: dict[str, float] = Field(description="the teacher's statistics of this row")
+    student: dict[str, float] | None = Field(
+        description="those that stand for the student's; null if the policy reads none of them"
+    )
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Bins of equal width from the least value to the greatest; a single one of no width if all values are equal.
+class Histogram(PreviewModel):
+    """Bins of equal width; a single one of no width if all values are equal."""
 
-    Attributes:
-        counts: values from one edge up to the next; the last bin holds its upper edge too.
-        edges: one more than there are counts.
-    """
-
+    # The last bin holds its upper edge too.
     counts: tuple[int, ...]
-    edges: tuple[float, ...]
+    edges: tuple[float, ...] = Field(description="one more than there are counts")
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """A temperature or weight over all rows of a cache.
-
-    Attributes:
-        std: divides by the number of rows.
-        quantiles: ``p0`` to ``p100`` for each of ``PERCENTS``, interpolated linearly.
-        lowest: at most ``EXTREMES`` rows, lowest first; of equal ones the earlier (view, sample).
-        highest: likewise, highest first.
-    """
+class Distribution(PreviewModel):
+    """A temperature or weight over all rows of the cache."""
 
     mean: float
-    std: float
-    quantiles: dict[str, float]
+    std: float = Field(description="divides by the number of rows")
+    # For each of PERCENTS, interpolated linearly.
+    quantiles: dict[str, float] = Field(description="p0, p1, p5, p25, p50, p75, p95, p99, p100, in percent")
     histogram: Histogram
-    lowest: tuple[Row, ...]
-    highest: tuple[Row, ...]
+    # At most EXTREMES each.
+    lowest: tuple[PreviewRow, ...] = Field(
+        description="five rows, lowest first; of equal ones the first by view and sample"
+    )
+    highest: tuple[PreviewRow, ...] = Field(description="five rows, highest first; of equal ones the first likewise")
 
 
 StudentIs = Literal["unread", "teacher", "student_cache"]
 
 
-@dataclass(frozen=True)
-class TermPreview:
-    """What one term's policy gives.
+class PreviewTerm(PreviewModel):
+    """What the temperature policy of one of the method's terms gives."""
 
-    Attributes:
-        parts: what metrics call the parts of the term's loss.
-        policy: its ``kind``.
-        loss: its ``kind``.
-        student_is: whose statistics stood for the student's.
-        notes: sentences about what was assumed.
-        teacher: the temperature that divides the teacher's logits; the mean over classes where they differ.
-        student: the temperature that divides the student's logits.
-        weight: T^2 or its like, as the policy has it; not the weight that the method gives the term.
-    """
-
-    parts: tuple[str, ...]
+    parts: tuple[str, ...] = Field(description="what metrics call the parts of its loss")
     policy: str
     loss: str
-    student_is: StudentIs
-    notes: tuple[str, ...]
-    teacher: Distribution
-    student: Distribution
-    weight: Distribution
+    student_is: StudentIs = Field(
+        description="whose statistics stood for the student's: nobody's if the policy reads none of them"
+    )
+    notes: tuple[str, ...] = Field(description="what was assumed, in sentences")
+    # The mean over classes where they differ.
+    teacher: Distribution = Field(description="of the temperature that divides the teacher's logits")
+    student: Distribution = Field(description="of the temperature that divides the student's logits")
+    weight: Distribution = Field(description="of the policy's factor, T^2 or its like, without the term's own weight")
 
 
 def preview(
@@ -122,7 +104,7 @@ def preview(
     epoch: int,
     epochs: int,
     bins: int = 32,
-) -> tuple[TermPreview, ...]:
+) -> tuple[PreviewTerm, ...]:
     """What each term's policy gives for every row; a learned temperature has its initial value.
 
     Args:
@@ -213,10 +195,10 @@ class _Table:
 
 def _preview_term(
     method: Method, term: Term, table: _Table, classes: int, epoch: int, epochs: int, bins: int
-) -> TermPreview:
+) -> PreviewTerm:
     reads_student = bool(term.policy.reads_of_student)
     given = _temperatures(method, term, table, classes, epoch, epochs)
-    return TermPreview(
+    return PreviewTerm(
         parts=term.part_names,
         policy=term.policy.kind,
         loss=term.loss.kind,
@@ -288,14 +270,14 @@ def _distribution(values_R: Float32, table: _Table, reads_student: bool, bins: i
         counts, edges = np.histogram(values_R, bins, range=(low, high))
     quantiles = np.quantile(values_R, np.array(PERCENTS) / 100)
 
-    def show(rows: Rows) -> tuple[Row, ...]:
+    def show(rows: Rows) -> tuple[PreviewRow, ...]:
         return tuple(_row(row, values_R, table, reads_student) for row in rows.tolist())
 
     return Distribution(
         mean=float(mean),
         std=float(std),
         quantiles={f"p{percent}": float(value) for percent, value in zip(PERCENTS, quantiles, strict=True)},
-        histogram=Histogram(tuple(counts.tolist()), tuple(edges.tolist())),
+        histogram=Histogram(counts=tuple(counts.tolist()), edges=tuple(edges.tolist())),
         lowest=show(_lowest(values_R)),
         highest=show(_lowest(-values_R)),
     )
@@ -311,9 +293,9 @@ def _lowest(values_R: Float32) -> Rows:
     return np.concatenate([below, level])
 
 
-def _row(row: int, values_R: Float32, table: _Table, reads_student: bool) -> Row:
+def _row(row: int, values_R: Float32, table: _Table, reads_student: bool) -> PreviewRow:
     view, sample = table.place(row)
-    return Row(
+    return PreviewRow(
         view=view,
         sample=sample,
         value=float(values_R[row]),

@@ -1,2 +1,1 @@
-"""The routes, a module per kind of thing. They translate; what is true lies in ``api_queries``, ``engine_queries`` and
-below."""
+"""Routes of the API, a module per resource. They translate between HTTP and ``service.db``, and decide nothing."""

@@ -1,44 +1,27 @@
-"""Cached teacher logits: look, verify, pin, delete. They are made by jobs alone."""
+"""Routes of caches of teacher logits: list, verify, pin, delete. Only jobs make them."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Path
 
+from service.api.auth import ADMIN, READ, WRITE
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, ends
 from service.api.problems import responses
-from service.api.schemas import Cache, CachePage, CacheReport
+from service.api.schemas.caches import Cache, CachePage, CacheReport
 from service.errors import Conflict
-from store.catalog import CacheEntry
 
 router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500))
 Key = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of what the cache is of, in hex")]
 
 
-def show(entry: CacheEntry) -> Cache:
-    """The document of an entry."""
-    return Cache(
-        key=entry.key,
-        state=entry.state,
-        problem=entry.problem,
-        spec=entry.spec.model_dump(mode="json") if entry.spec else None,
-        rows_committed=entry.rows_committed,
-        size_bytes=entry.size_bytes,
-        created_at=entry.created_at,
-        last_used_at=entry.last_used_at,
-        pinned=entry.pinned,
-        provenance=entry.provenance,
-    )
-
-
-@router.get("", operation_id="list_caches", summary="List caches", responses=responses(422))
+@router.get("", operation_id="list_caches", summary="List caches", dependencies=[READ], responses=responses(422))
 def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> CachePage:
     """By key, in rising order; `after` is a key. The total is that of all caches, whatever the page."""
     everything = ctx.catalog.list()
     entries = [entry for entry in everything if after is None or entry.key > after]
     shown = entries[:limit]
     return CachePage(
-        data=[show(entry) for entry in shown],
+        data=[Cache.of(entry) for entry in shown],
         has_more=len(entries) > limit,
         **ends(shown, lambda entry: entry.key),
         total_bytes=sum(entry.size_bytes for entry in everything),
@@ -46,36 +29,48 @@ def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> C
     )
 
 
-@router.get("/{key}", operation_id="get_cache", summary="One cache", responses=responses(404, 422))
+@router.get("/{key}", operation_id="get_cache", summary="One cache", dependencies=[READ], responses=responses(404, 422))
 def get_cache(key: Key, ctx: Ctx) -> Cache:
     """By its key, 64 hex digits."""
-    return show(ctx.catalog.get(key))
+    return Cache.of(ctx.catalog.get(key))
 
 
 @router.delete(
     "/{key}",
     operation_id="delete_cache",
     summary="Delete a cache",
+    dependencies=[ADMIN],
     status_code=204,
     responses=responses(404, 409, 422),
 )
 def delete_cache(key: Key, ctx: Ctx) -> None:
     """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew."""
-    job_id = ctx.registry.user_of_cache(key)
+    job_id = ctx.queries.user_of_cache(key)
     if job_id is not None:
         raise Conflict(f"cache {key} is used by job {job_id}: cancel that, or wait for it")
     ctx.catalog.delete(key)
 
 
-@router.post("/{key}/pin", operation_id="pin_cache", summary="Pin a cache", responses=responses(404, 422, 507))
+@router.post(
+    "/{key}/pin",
+    operation_id="pin_cache",
+    summary="Pin a cache",
+    dependencies=[WRITE],
+    responses=responses(404, 422, 507),
+)
 def pin_cache(key: Key, ctx: Ctx) -> Cache:
     """It is neither evicted nor deleted until it is unpinned. Pinning it again changes nothing."""
     ctx.catalog.pin(key)
-    return show(ctx.catalog.get(key))
+    return Cache.of(ctx.catalog.get(key))
 
 
 @router.delete(
-    "/{key}/pin", operation_id="unpin_cache", summary="Unpin a cache", status_code=204, responses=responses(404, 422)
+    "/{key}/pin",
+    operation_id="unpin_cache",
+    summary="Unpin a cache",
+    dependencies=[WRITE],
+    status_code=204,
+    responses=responses(404, 422),
 )
 def unpin_cache(key: Key, ctx: Ctx) -> None:
     """It may be evicted and deleted again. Unpinning it again changes nothing."""
@@ -87,9 +82,8 @@ def unpin_cache(key: Key, ctx: Ctx) -> None:
     operation_id="verify_cache",
     summary="Read every byte of a cache again",
     responses=responses(404, 422),
-    dependencies=[Heavy],
+    dependencies=[WRITE, Heavy],
 )
 def verify_cache(key: Key, ctx: Ctx) -> CacheReport:
     """Compares every checksum and recomputes every statistic; takes as long as reading the files."""
-    report = ctx.catalog.verify(key)
-    return CacheReport(ok=report.ok, **asdict(report))
+    return CacheReport.of(ctx.catalog.verify(key))

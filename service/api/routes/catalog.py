@@ -1,17 +1,18 @@
-"""What a job can ask for: methods and students with the JSON Schemas of their parameters, and methods on trial."""
+"""Routes of methods and students, with the JSON Schemas of their parameters, and of the preview of a method."""
 
-from dataclasses import asdict
 from functools import cache
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter
 
-from service.api.bodies import JsonRoute, json_body
+from service.api.auth import READ, WRITE
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Context, Ctx, Heavy
 from service.api.problems import responses
-from service.api.schemas import Method, MethodPage, Page, Part, Student
-from service.api.schemas_preview import MethodPreview, PreviewRequest, PreviewTerm
+from service.api.schemas.base import Page
+from service.api.schemas.methods import Method, MethodPage, MethodPreview, Part, PreviewRequest
+from service.api.schemas.students import Student
 from service.errors import InvalidRequest
 from store import CacheReader, CacheSpec
 from workers.methods import catalog as methods
@@ -24,7 +25,7 @@ _SAME_ROWS = ("dataset_fingerprint", "split", "samples", "classes", "augmentatio
 router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500), route_class=JsonRoute)
 
 
-@router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses")
+@router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses", dependencies=[READ])
 def list_methods() -> MethodPage:
     """Every preset, and the policies and losses that `{"preset": "custom"}` combines. Not paged."""
     return _methods()
@@ -32,7 +33,7 @@ def list_methods() -> MethodPage:
 
 @cache
 def _methods() -> MethodPage:
-    """Made once: it takes 50 ms, most of it for JSON Schemas, and is always the same."""
+    """Document of all methods, made once: it takes 50 ms, most of it for JSON Schemas, and never changes."""
     presets = [Method.model_validate(entry) for entry in methods.describe()]
     return MethodPage(
         data=presets,
@@ -48,7 +49,7 @@ def _methods() -> MethodPage:
     operation_id="preview_method",
     summary="Temperatures that a method would give",
     responses=responses(400, 404, 408, 409, 413, 422),
-    dependencies=[Heavy],
+    dependencies=[WRITE, Heavy],
 )
 def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)], ctx: Ctx) -> MethodPreview:
     """For every row of a complete cache, from its statistics alone; learned temperatures are the initial ones.
@@ -78,12 +79,12 @@ def preview_method(request: Annotated[PreviewRequest, json_body(PreviewRequest)]
         classes=spec.classes,
         epoch=request.epoch,
         epochs=request.epochs,
-        terms=[PreviewTerm.model_validate(asdict(term)) for term in terms],
+        terms=terms,
     )
 
 
 def _statistics(ctx: Context, key: str) -> tuple[CacheSpec, dict[str, Float32]]:
-    """What a complete cache is of, and its statistics, float32 [views, samples] by name."""
+    """Spec of a complete cache, and its statistics, float32 [views, samples] by name."""
     with CacheReader.from_key(ctx.settings.caches_dir, key) as reader:
         views = [reader.statistics(view) for view in range(reader.spec.views)]
     return reader.spec, {name: np.stack([view[name] for view in views]) for name in views[0]}
@@ -100,7 +101,7 @@ def _check_same_rows(spec: CacheSpec, other: CacheSpec) -> None:
         )
 
 
-@router.get("/students", operation_id="list_students", summary="Networks that can be trained")
+@router.get("/students", operation_id="list_students", summary="Networks that can be trained", dependencies=[READ])
 def list_students() -> Page[Student]:
     """Every student by the name that a job uses. Not paged."""
     students = [Student.model_validate({"id": info["name"], **info}) for info in catalog.describe()]

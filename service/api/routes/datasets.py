@@ -1,13 +1,15 @@
-"""Data sets with a name. The files are the operator's, below the data root; none is uploaded, and none deleted."""
+"""Routes of named datasets. The files are the operator's, below the data root; none is uploaded, and none deleted."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Response
 
-from service.api.bodies import JsonRoute, json_body
+from service.api.auth import ADMIN, READ, WRITE
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, page
 from service.api.problems import responses
-from service.api.schemas import Dataset, DatasetRequest, Page
+from service.api.schemas.base import Page
+from service.api.schemas.datasets import Dataset, DatasetRequest
 from service.db.api_queries import DATASET
 from service.db.ids import new_id
 from service.db.models import DatasetRecord
@@ -19,7 +21,7 @@ router = APIRouter(
 
 
 def show(row: DatasetRecord) -> Dataset:
-    """The document of a row."""
+    """Document of a dataset's row."""
     return Dataset(
         id=row.id,
         name=row.name,
@@ -39,14 +41,14 @@ def show(row: DatasetRecord) -> Dataset:
         200: {"model": Dataset, "description": "It was registered before"},
         **responses(400, 408, 409, 413, 422),
     },
-    dependencies=[Heavy],
+    dependencies=[WRITE, Heavy],
 )
 def create_dataset(
     request: Annotated[DatasetRequest, json_body(DatasetRequest)], ctx: Ctx, response: Response
 ) -> Dataset:
     """Looks at the files without decoding them, and remembers the description under a name."""
     source = examine(request.spec, ctx.settings.data_root)
-    row, is_new = ctx.registry.add_dataset(
+    row, is_new = ctx.queries.add_dataset(
         DatasetRecord(
             id=new_id("ds"),
             name=request.name,
@@ -61,11 +63,16 @@ def create_dataset(
 
 
 @router.get(
-    "", operation_id="list_datasets", summary="List data sets", response_model=Page[Dataset], responses=responses(422)
+    "",
+    operation_id="list_datasets",
+    summary="List data sets",
+    dependencies=[READ],
+    response_model=Page[Dataset],
+    responses=responses(422),
 )
 def list_datasets(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
-    rows, has_more = ctx.registry.page(DatasetRecord, after, limit)
+    rows, has_more = ctx.queries.page(DatasetRecord, after, limit)
     return page(rows, has_more, show, lambda row: row.id)
 
 
@@ -73,17 +80,19 @@ def list_datasets(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) ->
     "/{dataset_id}",
     operation_id="get_dataset",
     summary="One data set",
+    dependencies=[READ],
     responses=responses(404, 422),
 )
 def get_dataset(dataset_id: str, ctx: Ctx) -> Dataset:
     """By its id."""
-    return show(ctx.registry.get(DatasetRecord, dataset_id))
+    return show(ctx.queries.get(DatasetRecord, dataset_id))
 
 
 @router.delete(
     "/{dataset_id}",
     operation_id="delete_dataset",
     summary="Delete a data set",
+    dependencies=[ADMIN],
     status_code=204,
     responses=responses(404, 409, 422),
 )

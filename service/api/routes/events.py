@@ -1,4 +1,4 @@
-"""What happens to a job or run, as pages of JSON or as a stream of server-sent events.
+"""Routes of events of jobs and runs, as pages of JSON or as a stream of server-sent events.
 
 A stream begins after ``Last-Event-ID`` (or ``after``) and ends with the event ``done`` once the job or run has ended
 and everything was sent, or without it when the server shuts down; the client then comes back. It catches up from the
@@ -19,11 +19,12 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
+from service.api.auth import READ
 from service.api.dependencies import EVENTS_DEFAULT, EVENTS_MAX, Context, Ctx, page
-from service.api.event_feed import EventFrame, show
+from service.api.event_feed import SSE, EventFrame, show
 from service.api.problems import responses
-from service.api.rate_limits import SSE
-from service.api.schemas import Event, Page
+from service.api.schemas.base import Page
+from service.api.schemas.events import Event
 from service.db.models import JobRecord, RunRecord
 from service.db.states import TERMINAL, State
 from service.errors import NotFound
@@ -49,6 +50,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     "/jobs/{job_id}/events",
     operation_id="list_job_events",
     summary="Events of a job and its runs",
+    dependencies=[READ],
     response_class=Response,
     responses=_RESPONSES,
 )
@@ -68,6 +70,7 @@ async def list_job_events(
     "/runs/{run_id}/events",
     operation_id="list_run_events",
     summary="Events of a run",
+    dependencies=[READ],
     response_class=Response,
     responses=_RESPONSES,
 )
@@ -96,7 +99,7 @@ async def _answer(
         start = int(last_event_id) if last_event_id else after
         if last_event_id and owner.state in TERMINAL:
             # The state first, see ``_stream``: there will be no more.
-            rows, _ = await anyio.to_thread.run_sync(ctx.registry.events, owner, start, 1)
+            rows, _ = await anyio.to_thread.run_sync(ctx.queries.events, owner, start, 1)
             if not rows:
                 return Response(status_code=204)
         return StreamingResponse(
@@ -109,8 +112,8 @@ async def _answer(
 
 
 def _page(ctx: Context, owner: JobRecord | RunRecord, after: int, limit: int) -> Response:
-    """Not on the event loop: a thousand events take tens of milliseconds."""
-    rows, has_more = ctx.registry.events(owner, after, limit)
+    """Page of events. Not on the event loop: a thousand events take tens of milliseconds."""
+    rows, has_more = ctx.queries.events(owner, after, limit)
     return page(rows, has_more, show, lambda row: row.seq)
 
 
@@ -123,11 +126,11 @@ async def _stream(ctx: Context, find: Callable[[], JobRecord | RunRecord], after
         while not ctx.closing.is_set():
             head = event_feed.head
             try:
-                # The state first: what is told after a job has ended does not land, so the events read next are all.
+                # The state first: reports of a job that has ended are not stored, so the events read next are all.
                 owner = await anyio.to_thread.run_sync(find)
-                rows, has_more = await anyio.to_thread.run_sync(ctx.registry.events, owner, after, CATCH_UP)
+                rows, has_more = await anyio.to_thread.run_sync(ctx.queries.events, owner, after, CATCH_UP)
             except NotFound:
-                # It had ended and was deleted; whoever comes back is told so.
+                # It had ended and was deleted; a client that comes back gets 404.
                 return
             except SQLAlchemyError:
                 # What it misses now, it gets when the database is back; the feed, which cannot read either, says so.

@@ -1,21 +1,24 @@
-"""Garbage collection on demand; what goes and why is ``service.db.retention``'s."""
+"""Route of garbage collection on demand; ``service.db.retention`` chooses what is deleted."""
 
 from dataclasses import asdict, replace
 from typing import Annotated
 
 from fastapi import APIRouter
 
-from service.api.bodies import JsonRoute, json_body
+from service.api.auth import ADMIN
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Ctx
 from service.api.problems import responses
-from service.api.schemas_gc import GcDecoded, GcJob, GcReport, GcRequest, GcUsage
+from service.api.schemas.gc import GcDecoded, GcJob, GcReport, GcRequest, GcUsage
 from service.db.retention import Limits, Retention
 from service.db.usage import usage
 
 router = APIRouter(tags=["gc"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 
 
-@router.post("/gc", operation_id="collect", summary="Collect garbage", responses=responses(400, 413, 422))
+@router.post(
+    "/gc", operation_id="collect", summary="Collect garbage", dependencies=[ADMIN], responses=responses(400, 413, 422)
+)
 def collect(request: Annotated[GcRequest, json_body(GcRequest)], ctx: Ctx) -> GcReport:
     """Deletes ended jobs, decoded data sets and events beyond the limits: those given here, else those of the settings.
 

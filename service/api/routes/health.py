@@ -1,10 +1,10 @@
-"""Is the process alive, and can it do its work? No key is asked for: a load balancer has none."""
+"""Routes of health: liveness and readiness. They need no key: a load balancer has none."""
 
 from fastapi import APIRouter, Response
 
 from service.api.dependencies import Ctx
 from service.api.problems import responses
-from service.api.schemas import Health
+from service.api.schemas.health import Health
 from service.operations.readiness import Readiness
 
 router = APIRouter(tags=["health"], responses=responses(500))

@@ -1,4 +1,4 @@
-"""Jobs: post, preview, look, report. What ends, pauses and repeats them is in `life`."""
+"""Routes of jobs: post, preview, list, report. ``job_control`` has those that end, pause and repeat them."""
 
 import csv
 import io
@@ -8,30 +8,26 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from service.api.auth import Who
-from service.api.bodies import JsonRoute, json_body
+from service.api.auth import READ, WRITE, Who
+from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.job_checks import check_job, picture_size, student_size
 from service.api.problems import responses
 from service.api.routes import runs
-from service.api.schemas import (
-    ErrorInfo,
+from service.api.schemas.base import Page
+from service.api.schemas.jobs import (
     Inference,
     Job,
     JobPreview,
     JobProgress,
     JobRequest,
     JobSummary,
-    Page,
     PlannedRun,
-    Report,
-    ReportRow,
-    Run,
-    SetAside,
     TeacherForwards,
-    TeacherResult,
     ViewSizes,
 )
+from service.api.schemas.reports import Report, ReportRow, TeacherResult
+from service.api.schemas.runs import ErrorInfo, Run, SetAside
 from service.db.api_queries import ApiQueries, digest_of
 from service.db.backoff import read_backoff
 from service.db.job_posting import Idempotency
@@ -55,7 +51,7 @@ IdempotencyKey = Annotated[
 
 
 def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
-    """The document of a row in a list; ``counts`` are of its runs."""
+    """Document of a job's row in a list; ``counts`` are of its runs."""
     return JobSummary(
         id=row.id,
         name=row.name,
@@ -95,9 +91,9 @@ def _waits_for(row: JobRecord) -> str | None:
     return None if backoff is None or backoff.is_over else backoff.waits_for
 
 
-def show_one(row: JobRecord, registry: ApiQueries) -> Job:
-    """The document of a row, with its runs' ids and how they are."""
-    return _show(row, registry.states_of_runs(row.id))
+def show_one(row: JobRecord, queries: ApiQueries) -> Job:
+    """Document of a job's row, with the ids and states of its runs."""
+    return _show(row, queries.states_of_runs(row.id))
 
 
 def _show(row: JobRecord, runs: Mapping[str, State]) -> Job:
@@ -109,6 +105,7 @@ def _show(row: JobRecord, runs: Mapping[str, State]) -> Job:
     "",
     operation_id="create_job",
     summary="Post a job",
+    dependencies=[WRITE],
     status_code=201,
     responses={
         200: {"model": Job | JobPreview, "description": "The same request again, or a dry run"},
@@ -132,11 +129,11 @@ def create_job(
     if idempotency_key is not None:
         idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
     # A repeated request is answered as before, even if the same job could not be made any more.
-    row, is_new = ctx.registry.replay(idempotency), False
+    row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
         plan, teacher = check_job(request, ctx)
         ctx.check_disk()
-        row, is_new = ctx.registry.add_job(
+        row, is_new = ctx.queries.add_job(
             plan,
             teacher,
             idempotency,
@@ -146,7 +143,7 @@ def create_job(
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return show_one(row, ctx.registry)
+    return show_one(row, ctx.queries)
 
 
 def _preview(plan: Plan, teacher: TeacherRecord) -> JobPreview:
@@ -165,7 +162,12 @@ def _preview(plan: Plan, teacher: TeacherRecord) -> JobPreview:
 
 
 @router.get(
-    "", operation_id="list_jobs", summary="List jobs", response_model=Page[JobSummary], responses=responses(422)
+    "",
+    operation_id="list_jobs",
+    summary="List jobs",
+    dependencies=[READ],
+    response_model=Page[JobSummary],
+    responses=responses(422),
 )
 def list_jobs(
     ctx: Ctx,
@@ -174,27 +176,35 @@ def list_jobs(
     limit: Limit = PAGE_DEFAULT,
 ) -> Response:
     """Newest first; what was posted and the ids of the runs are shown for one job."""
-    rows, has_more = ctx.registry.jobs(status, after, limit)
-    counts = ctx.registry.counts_of_runs([row.id for row in rows])
+    rows, has_more = ctx.queries.jobs(status, after, limit)
+    counts = ctx.queries.counts_of_runs([row.id for row in rows])
     return page(rows, has_more, lambda row: summarise(row, counts[row.id]), lambda row: row.id)
 
 
-@router.get("/{job_id}", operation_id="get_job", summary="One job", response_model=Job, responses=responses(404, 422))
+@router.get(
+    "/{job_id}",
+    operation_id="get_job",
+    summary="One job",
+    dependencies=[READ],
+    response_model=Job,
+    responses=responses(404, 422),
+)
 def get_job(job_id: str, ctx: Ctx) -> Response:
     """State, stage, progress, plan, and the ids of its runs."""
-    return document(_show(*ctx.registry.job(job_id)))
+    return document(_show(*ctx.queries.job(job_id)))
 
 
 @router.get(
     "/{job_id}/runs",
     operation_id="list_runs",
     summary="Runs of a job",
+    dependencies=[READ],
     response_model=Page[Run],
     responses=responses(404, 422),
 )
 def list_runs(job_id: str, ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """In the order of the plan: students slowest, seeds fastest."""
-    rows, has_more = ctx.registry.runs(job_id, after, limit)
+    rows, has_more = ctx.queries.runs(job_id, after, limit)
     return page(rows, has_more, runs.show, lambda row: row.id)
 
 
@@ -205,6 +215,7 @@ def list_runs(job_id: str, ctx: Ctx, after: After = None, limit: Limit = PAGE_DE
     "/{job_id}/report",
     operation_id="get_report",
     summary="The table of results",
+    dependencies=[READ],
     response_class=Response,
     responses={
         200: {
@@ -217,7 +228,7 @@ def list_runs(job_id: str, ctx: Ctx, after: After = None, limit: Limit = PAGE_DE
 )
 def get_report(job_id: str, request: Request, ctx: Ctx) -> Response:
     """What every run has reached so far. `accuracy_best` was chosen on the test split, so `accuracy_last` counts."""
-    report = report_of(*ctx.registry.job_and_runs(job_id))
+    report = report_of(*ctx.queries.job_and_runs(job_id))
     if CSV in request.headers.get("accept", ""):
         name = f'attachment; filename="{job_id}.csv"'
         return Response(_csv(report), media_type=CSV, headers={"Content-Disposition": name})
@@ -225,7 +236,7 @@ def get_report(job_id: str, request: Request, ctx: Ctx) -> Response:
 
 
 def report_of(job: JobRecord, rows: list[RunRecord]) -> Report:
-    """The report of a job with these runs."""
+    """Report of a job with these runs."""
     return Report(
         job_id=job.id,
         rows=[_report_row(row) for row in rows],

@@ -1,8 +1,9 @@
-"""Metrics for Prometheus. What they are and where they come from is ``service.api.metrics``'s."""
+"""Route of metrics for Prometheus; ``service.api.metrics`` collects them."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.api.auth import READ
 from service.api.metrics import MEDIA_TYPE, Metrics
 from service.api.problems import responses
 
@@ -13,6 +14,7 @@ router = APIRouter(tags=["health"], responses=responses(401, 403, 500, 503))
     "/metrics",
     operation_id="get_metrics",
     summary="Metrics for Prometheus",
+    dependencies=[READ],
     response_class=Response,
     responses={
         200: {"description": "Prometheus's text format", "content": {"text/plain": {"schema": {"type": "string"}}}}

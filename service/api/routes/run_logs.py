@@ -1,4 +1,4 @@
-"""The logs of runs, while they are written and for good. What stands in one is ``workers.logs``'s."""
+"""Route of the logs of runs, while they are written and afterwards; ``workers.logs`` has their format."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.api.auth import READ
 from service.api.dependencies import Context, Ctx
 from service.api.problems import responses
 from service.db.models import RunRecord
@@ -25,6 +26,7 @@ Attempt = Annotated[int | None, Query(ge=1, lt=2**31, description="which attempt
     "/{run_id}/log",
     operation_id="get_run_log",
     summary="The log of a run",
+    dependencies=[READ],
     response_class=Response,
     responses={
         200: {
@@ -38,7 +40,7 @@ Attempt = Annotated[int | None, Query(ge=1, lt=2**31, description="which attempt
 )
 def get_run_log(run_id: str, request: Request, ctx: Ctx, attempt: Attempt = None) -> Response:
     """Of an attempt that runs, has failed, was stopped or lost, too; a log is 1 MiB at most."""
-    run = ctx.registry.get(RunRecord, run_id)
+    run = ctx.queries.get(RunRecord, run_id)
     number = run.attempt if attempt is None else attempt
     # Read at once: it may grow while it is sent.
     content = _read(ctx, run, number)
@@ -59,7 +61,7 @@ def _read(ctx: Context, run: RunRecord, attempt: int) -> bytes:
 
 
 def _part(request: Request, size_bytes: int) -> slice | None:
-    """The bytes that Range asks for; None is all of them. Raises RangeNotSatisfiable."""
+    """Bytes that Range asks for; None is all of them. Raises RangeNotSatisfiable."""
     header = request.headers.get("range", "")
     found = _RANGE.fullmatch(header.replace(" ", ""))
     # What a client has of another state of the file would have to be compared; a log only grows.

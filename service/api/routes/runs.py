@@ -1,4 +1,4 @@
-"""Runs: look, metrics, artifacts. They are made by posting a job."""
+"""Routes of runs: state, metrics, artifacts. Posting a job makes them."""
 
 import re
 from pathlib import Path
@@ -8,10 +8,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from starlette.responses import Response
 
+from service.api.auth import READ
 from service.api.dependencies import Context, Ctx, document, ends
-from service.api.etags import digest_headers, names
+from service.api.middleware.etags import digest_headers, etag_matches
 from service.api.problems import responses
-from service.api.schemas import Artifact, ErrorInfo, Page, Run, SetAside
+from service.api.schemas.base import Page
+from service.api.schemas.runs import Artifact, ErrorInfo, Run, SetAside
 from service.db.models import ArtifactRecord, RunRecord
 from service.errors import NotFound, RangeNotSatisfiable
 
@@ -22,7 +24,7 @@ _RANGE = re.compile(rf"bytes=\s*{_PART}(?:\s*,\s*{_PART})*\s*")
 
 
 def show(row: RunRecord) -> Run:
-    """The document of a row."""
+    """Document of a run's row."""
     return Run(
         id=row.id,
         job_id=row.job_id,
@@ -49,23 +51,25 @@ def show(row: RunRecord) -> Run:
     )
 
 
-@router.get("/{run_id}", operation_id="get_run", summary="One run", response_model=Run)
+@router.get("/{run_id}", operation_id="get_run", summary="One run", dependencies=[READ], response_model=Run)
 def get_run(run_id: str, ctx: Ctx) -> Response:
     """State, progress, the metrics of its last epoch, and in the end its result."""
-    return document(show(ctx.registry.get(RunRecord, run_id)))
+    return document(show(ctx.queries.get(RunRecord, run_id)))
 
 
-@router.get("/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch")
+@router.get("/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch", dependencies=[READ])
 def list_metrics(run_id: str, ctx: Ctx) -> Page[dict[str, Any]]:
     """One object per finished epoch, in order. Not paged."""
-    epochs = ctx.registry.metrics(run_id)
+    epochs = ctx.queries.metrics(run_id)
     return Page(data=epochs, **ends(epochs, lambda metrics: metrics["epoch"]))
 
 
-@router.get("/{run_id}/artifacts", operation_id="list_artifacts", summary="Files that a run has left")
+@router.get(
+    "/{run_id}/artifacts", operation_id="list_artifacts", summary="Files that a run has left", dependencies=[READ]
+)
 def list_artifacts(run_id: str, ctx: Ctx) -> Page[Artifact]:
     """By name, with size and SHA-256. Not paged."""
-    files = ctx.registry.artifacts(run_id)
+    files = ctx.queries.artifacts(run_id)
     return Page(data=[_show_artifact(file) for file in files], **ends(files, lambda file: file.name))
 
 
@@ -77,6 +81,7 @@ def _show_artifact(file: ArtifactRecord) -> Artifact:
     "/{run_id}/artifacts/{name}",
     operation_id="download_artifact",
     summary="Download a file",
+    dependencies=[READ],
     response_class=Response,
     responses={
         200: {
@@ -90,13 +95,13 @@ def _show_artifact(file: ArtifactRecord) -> Artifact:
 )
 def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Response:
     """Serves Range, If-Range and If-None-Match; Repr-Digest carries the SHA-256 of the whole file."""
-    file = next((file for file in ctx.registry.artifacts(run_id) if file.name == name), None)
+    file = next((file for file in ctx.queries.artifacts(run_id) if file.name == name), None)
     if file is None:
         raise NotFound("artifact", f"{run_id}/{name}")
     path = _path(file, ctx)
     # Nothing that a run left is ever shown as a page of this origin.
     headers = {**digest_headers(bytes.fromhex(file.sha256)), "X-Content-Type-Options": "nosniff"}
-    if names(request.headers.get("if-none-match", ""), headers["ETag"]):
+    if etag_matches(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     status = path.stat()
     response = FileResponse(path, media_type=file.media_type, filename=name, headers=headers, stat_result=status)
@@ -106,7 +111,7 @@ def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Res
 
 
 def _path(file: ArtifactRecord, ctx: Context) -> Path:
-    """Where the file lies. Raises NotFound if it is gone, or if its row points out of the data directory."""
+    """Path of an artifact. Raises NotFound if it is gone, or if its row points out of the data directory."""
     root = ctx.settings.data_dir.resolve()
     path = (root / file.path).resolve()
     if not path.is_relative_to(root) or not path.is_file():
@@ -115,7 +120,7 @@ def _path(file: ArtifactRecord, ctx: Context) -> Path:
 
 
 def _check_range(header: str | None, size_bytes: int) -> None:
-    """Refuses, as a problem, the ranges that FileResponse would refuse as plain text."""
+    """Refuse, as a problem, the ranges that FileResponse would refuse as plain text."""
     if header is None:
         return
     if not _RANGE.fullmatch(header):

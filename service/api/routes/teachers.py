@@ -1,4 +1,7 @@
-"""Teachers: upload, look, delete. An upload is streamed to disk, read and tried in confined processes, then kept."""
+"""Routes of teachers: upload, list, delete.
+
+An upload is streamed to disk, inspected and tried in confined processes, then kept.
+"""
 
 import os
 from pathlib import Path
@@ -7,12 +10,14 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter, ValidationError
 
-from service.api.bodies import parse_json
+from service.api.auth import ADMIN, READ, WRITE
+from service.api.bodies.json_bodies import parse_json
+from service.api.bodies.multipart import Upload, receive
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, Limit, page
 from service.api.job_checks import classes_of
-from service.api.multipart import Upload, receive
 from service.api.problems import responses
-from service.api.schemas import Name, Page, Teacher, TeacherUpload, Value
+from service.api.schemas.base import Name, Page
+from service.api.schemas.teachers import Teacher, TeacherUpload, Value
 from service.db.api_queries import digest_of
 from service.db.ids import new_id
 from service.db.models import TeacherRecord
@@ -31,7 +36,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def show(row: TeacherRecord, settings: Settings) -> Teacher:
-    """The document of a row."""
+    """Document of a teacher's row."""
     has_passed = smoke_test.has_passed(settings.smoke_dir, _spec(row, settings))
     return Teacher(
         id=row.id,
@@ -49,7 +54,7 @@ def show(row: TeacherRecord, settings: Settings) -> Teacher:
 
 
 def _spec(row: TeacherRecord, settings: Settings) -> TeacherSpec:
-    """The teacher as the workers know it."""
+    """Spec of the teacher for the workers."""
     return TeacherSpec(
         path=settings.teacher_path(row.sha256),
         sha256=row.sha256,
@@ -62,6 +67,7 @@ def _spec(row: TeacherRecord, settings: Settings) -> TeacherSpec:
     "",
     operation_id="create_teacher",
     summary="Upload a teacher",
+    dependencies=[WRITE],
     status_code=201,
     responses={200: {"model": Teacher, "description": "It was uploaded before"}, **responses(400, 408, 413, 422, 507)},
     openapi_extra={
@@ -121,7 +127,7 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     spec = _spec(row, settings)
     may_run = versions.is_runtime_installed() and not smoke_test.has_passed(settings.smoke_dir, spec)
     has_run = may_run and smoke_test.smoke_run(upload.path, graph, preprocessing, timeout_s=settings.inspect_timeout_s)
-    kept, is_new = ctx.registry.add_teacher(row, lambda: _place(upload.path, spec.path))
+    kept, is_new = ctx.queries.add_teacher(row, lambda: _place(upload.path, spec.path))
     if has_run:
         smoke_test.remember(settings.smoke_dir, spec)
     return kept, is_new
@@ -165,11 +171,16 @@ def _preprocessing(text: str | None) -> Preprocessing:
 
 
 @router.get(
-    "", operation_id="list_teachers", summary="List teachers", response_model=Page[Teacher], responses=responses(422)
+    "",
+    operation_id="list_teachers",
+    summary="List teachers",
+    dependencies=[READ],
+    response_model=Page[Teacher],
+    responses=responses(422),
 )
 def list_teachers(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
-    rows, has_more = ctx.registry.page(TeacherRecord, after, limit)
+    rows, has_more = ctx.queries.page(TeacherRecord, after, limit)
     return page(rows, has_more, lambda row: show(row, ctx.settings), lambda row: row.id)
 
 
@@ -177,22 +188,24 @@ def list_teachers(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) ->
     "/{teacher_id}",
     operation_id="get_teacher",
     summary="One teacher",
+    dependencies=[READ],
     responses=responses(404, 422),
 )
 def get_teacher(teacher_id: str, ctx: Ctx) -> Teacher:
     """By its id."""
-    return show(ctx.registry.get(TeacherRecord, teacher_id), ctx.settings)
+    return show(ctx.queries.get(TeacherRecord, teacher_id), ctx.settings)
 
 
 @router.delete(
     "/{teacher_id}",
     operation_id="delete_teacher",
     summary="Delete a teacher",
+    dependencies=[ADMIN],
     status_code=204,
     responses=responses(404, 409, 422),
 )
 def delete_teacher(teacher_id: str, ctx: Ctx) -> None:
     """Refused while a job that has not ended uses it. Its caches and the results of its jobs stay."""
-    spec = _spec(ctx.registry.get(TeacherRecord, teacher_id), ctx.settings)
+    spec = _spec(ctx.queries.get(TeacherRecord, teacher_id), ctx.settings)
     ctx.deletion.delete_teacher(teacher_id)
     smoke_test.forget(ctx.settings.smoke_dir, spec)

@@ -17,7 +17,7 @@ from fastapi.routing import RouteContext, iter_route_contexts
 from sqlalchemy import text
 
 from service.api.app import create_app
-from service.api.auth import ADMIN_ROUTES, authorize, load_key_digest, needed_scope
+from service.api.auth import authorize, load_key_digest, scopes_of
 from service.api.server import build_server
 from service.cli.serve import ready_text
 from service.db.api_keys import KeyRing, Keys, digest_of_secret
@@ -100,33 +100,41 @@ def test_with_a_key_every_route_of_v1_asks_for_it(tmp_path: Path) -> None:
         assert api.client.get("/readyz").status_code == 503
 
 
-def test_a_body_is_not_read_before_the_key_is_known(keyed: tuple[Api, object]) -> None:
+@pytest.mark.parametrize(("scope", "status"), [(None, 401), (Scope.READ, 403)])
+def test_a_body_is_not_read_before_the_key_and_its_scope_are_known(
+    keyed: tuple[Api, dict[Scope, dict[str, str]]], scope: Scope | None, status: int
+) -> None:
     """Otherwise anybody could make the service parse a megabyte of JSON."""
-    address = urlsplit(keyed[0].url)
+    api, headers = keyed
+    address = urlsplit(api.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
         head = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in (headers[scope] if scope else {}).items())
         connection.sendall(head.encode() + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 401")
+        assert connection.recv(1000).startswith(f"HTTP/1.1 {status}".encode())
 
 
-def test_every_route_has_the_guard_and_the_scope_that_its_method_needs(tmp_path: Path) -> None:
-    """A new one cannot be forgotten. Reading needs read, the rest write; deletions and all of /v1/keys, admin."""
+def needed_scope(method: str, path: str) -> Scope:
+    """Reading needs read, the rest write; what deletes what is everybody's, and all of /v1/keys, admin."""
+    is_everybodys = path == "/v1/gc" or (
+        method == "DELETE" and path.split("/")[2] in ("teachers", "datasets", "caches", "jobs", "runs")
+    )
+    if path.startswith("/v1/keys") or (is_everybodys and not path.endswith("/pin")):
+        return Scope.ADMIN
+    return Scope.READ if method in ("GET", "HEAD") else Scope.WRITE
+
+
+def test_every_route_asks_first_for_the_scope_that_its_method_needs(tmp_path: Path) -> None:
+    """A new one cannot be forgotten; the OpenAPI document shows it."""
     settings = make_settings(tmp_path)
+    described = create_app(settings).openapi()["paths"]
     for route in routes(settings):
-        dependencies = route.dependant.dependencies  # type: ignore[attr-defined]  # of the route that it stands for
-        assert dependencies[0].call is authorize, route.path
-    found = operations(settings)
-    # An entry whose route has another name now would protect nothing.
-    assert set(found) >= ADMIN_ROUTES
-    for method, path in found:
-        is_everybodys = path == "/v1/gc" or (
-            method == "DELETE" and path.split("/")[2] in ("teachers", "datasets", "caches", "jobs", "runs")
-        )
-        if path.startswith("/v1/keys") or (is_everybodys and not path.endswith("/pin")):
-            wanted = Scope.ADMIN
-        else:
-            wanted = Scope.READ if method in ("GET", "HEAD") else Scope.WRITE
-        assert needed_scope(method, path) is wanted, (method, path)
+        (method,), path = route.methods or (), str(route.path)
+        first = route.dependant.dependencies[0]  # type: ignore[attr-defined]  # of the route that it stands for
+        assert first.call is authorize, path
+        assert first.own_oauth_scopes == [needed_scope(method, path)], (method, path)
+        assert scopes_of(route.original_route) == first.own_oauth_scopes  # type: ignore[arg-type]  # no other is there
+        assert described[path][method.lower()]["security"] == [{"HTTPBearer": first.own_oauth_scopes}]
 
 
 def test_a_key_opens_what_its_scope_covers_and_nothing_else(

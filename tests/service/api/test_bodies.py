@@ -11,10 +11,9 @@ from unittest.mock import AsyncMock
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api import bodies
-from service.api.deadlines import Pace
-from service.api.middleware import BodyLimit
-from service.api.schemas import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobRequest
+from service.api.bodies import json_bodies
+from service.api.bodies.limits import BodyLimit, Pace
+from service.api.schemas.jobs import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobRequest
 from tests.benchmarks.memory import own_bytes
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import Api
@@ -100,14 +99,14 @@ def test_body_of_1000_methods_is_compared_without_comparing_each_pair(
 
 def test_body_is_validated_beside_the_event_loop(shared_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others are answered while one is validated, which here takes until they were."""
-    validate, begun, answered = bodies._validated, threading.Event(), threading.Event()
+    validate, begun, answered = json_bodies._validated, threading.Event(), threading.Event()
 
     def waiting(model: type[JobRequest], body: object) -> JobRequest:
         begun.set()
         assert answered.wait(30)
         return validate(model, body)
 
-    monkeypatch.setattr(bodies, "_validated", waiting)
+    monkeypatch.setattr(json_bodies, "_validated", waiting)
     with ThreadPoolExecutor(1) as pool:
         posted = pool.submit(shared_api.client.post, "/v1/jobs?dry_run=true", json=shared_api.job_body())
         assert begun.wait(30)

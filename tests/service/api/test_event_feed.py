@@ -353,7 +353,7 @@ def test_a_stream_outlives_a_database_that_cannot_be_read_for_a_while(
             events = (event for event in parse(response.iter_lines()) if "comment" not in event)
             assert [next(events)["event"] for _ in range(2)] == ["state", "state"]
             with monkeypatch.context() as patched:
-                patched.setattr(api.registry, broken, fail)
+                patched.setattr(api.queries, broken, fail)
                 wait_until(lambda: len(failures) > 3)
                 running.tell(2)
             assert [next(events)["data"]["message"] for _ in range(2)] == ["0", "1"]

@@ -16,7 +16,7 @@ import pytest
 from starlette.responses import HTMLResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.security_headers import PagePolicy
+from service.api.middleware.security_headers import PagePolicy
 from service.db.states import State
 from tests.service.api.test_multipart import wait_until
 from tests.service.api.test_routes import pages, problem

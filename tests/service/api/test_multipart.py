@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.api.app import create_app
+from service.api.bodies.multipart import BUFFER_BYTES, sweep
 from service.api.dependencies import Context
-from service.api.multipart import BUFFER_BYTES, sweep
 from service.db.database import upgrade_to_head
 from service.db.models import TeacherRecord
 from service.db.states import State
@@ -86,7 +86,7 @@ def test_a_teacher_is_tried_at_its_upload_where_that_is_possible(api: Api, monke
 
 def order_of(api: Api, teacher_id: str) -> TeacherSpec:
     """The teacher as the engine has it, made from what a job stores."""
-    row = api.registry.get(TeacherRecord, teacher_id)
+    row = api.queries.get(TeacherRecord, teacher_id)
     return TeacherSpec.model_validate(
         {
             "path": api.settings.teacher_path(row.sha256),

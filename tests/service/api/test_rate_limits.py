@@ -15,7 +15,8 @@ from fastapi.routing import iter_route_contexts
 from hypothesis import given, settings
 
 from service.api.app import create_app
-from service.api.rate_limits import JSON_DEPTH_MAX, NAMES_MAX, ConcurrencyLimit, RateLimit, check_depth
+from service.api.bodies.limits import JSON_DEPTH_MAX, check_depth
+from service.api.rate_limits import NAMES_MAX, ConcurrencyLimit, RateLimit
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
@@ -291,9 +292,9 @@ def test_however_many_post_at_once_the_queue_is_never_longer(database_url: str) 
         database.close()
 
 
-def oldest(registry: ApiQueries) -> str:
+def oldest(queries: ApiQueries) -> str:
     """The job that an engine would take first."""
-    return registry.jobs(State.QUEUED, None, 100)[0][-1].id
+    return queries.jobs(State.QUEUED, None, 100)[0][-1].id
 
 
 @pytest.mark.parametrize(

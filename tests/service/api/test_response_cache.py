@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.app import create_app
-from service.api.response_cache import KEPT_BYTES_MAX, ResponseCache
+from service.api.middleware.response_cache import KEPT_BYTES_MAX, ResponseCache
 from service.db.api_keys import KeyRing, Keys
 from service.db.columns import UtcDateTime
 from service.db.database import Database

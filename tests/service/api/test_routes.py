@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from service.api import dependencies
-from service.api.schemas import JobRequest
+from service.api.schemas.jobs import JobRequest
 from service.cli import render
 from service.db.api_queries import digest_of
 from service.db.engine_queries import EngineQueries
@@ -111,7 +111,7 @@ def test_a_folder_of_pictures_may_stay_files(api: Api) -> None:
     assert api.post_job(dataset="streamed")["plan"]["dataset"]["storage"] == "files"
 
     row = DatasetRecord(id=new_id("ds"), name="old", spec={"kind": "folder", "path": "pets", "image_size": None})
-    api.registry.add_dataset(row)
+    api.queries.add_dataset(row)
     assert api.client.post("/v1/datasets", json={"name": "old", "spec": decoded}).status_code == 200
     problem(api.client.post("/v1/datasets", json={"name": "old", "spec": spec}), 409, "conflict")
 

@@ -189,6 +189,13 @@ def test_a_traceback_is_text_whatever_it_quotes(retort: Retort, tmp_path: Path) 
     assert not set("\x1b\u202e") & set(err)
 
 
+def test_traceback_is_an_option_of_retort_and_not_any_text_of_its_command_line(retort: Retort) -> None:
+    """Here it is the id of a job, which ``--`` lets begin with anything."""
+    status, _, err = retort("--url", "http://127.0.0.1:9", "show", "--", "--traceback")
+    assert status == 1
+    assert is_one_line(err)
+
+
 UTF16 = "PowerShell's `>` writes it, and has to be UTF-8: save it as UTF-8"
 
 
@@ -316,7 +323,7 @@ def test_a_dry_run_shows_the_runs_and_posts_nothing(cli: Retort, job_file: Calla
 
 
 def test_watch_tells_what_happened_and_ends_with_the_results(api: Api, cli: Retort) -> None:
-    job_id = add_job(api.registry).id
+    job_id = add_job(api.queries).id
     tell_and_end(api, job_id, 2)
     status, out, err = cli("watch", job_id)
     assert status == 0
@@ -328,7 +335,7 @@ def test_watch_tells_what_happened_and_ends_with_the_results(api: Api, cli: Reto
 
 
 def test_watching_a_job_that_failed_is_a_failure(api: Api, cli: Retort) -> None:
-    job_id = add_job(api.registry).id
+    job_id = add_job(api.queries).id
     tell_and_end(api, job_id, 0, State.FAILED)
     status, out, err = cli("watch", job_id)
     assert status == 1
@@ -338,7 +345,7 @@ def test_watching_a_job_that_failed_is_a_failure(api: Api, cli: Retort) -> None:
 
 def test_no_command_shows_the_terminal_what_a_stranger_chose_as_it_is(api: Api, cli: Retort) -> None:
     """The name of a graph's node, say, in an error: tables, lines, JSON and the last line all write it out."""
-    job_id = add_job(api.registry).id
+    job_id = add_job(api.queries).id
     api.records.claim_job()
     run_id = api.records.runs(job_id)[0].id
     start_run(api.records, run_id)
@@ -357,7 +364,7 @@ def test_no_command_shows_the_terminal_what_a_stranger_chose_as_it_is(api: Api, 
 
 
 def test_who_stops_watching_does_not_stop_the_job(api: Api) -> None:
-    job_id = add_job(api.registry).id
+    job_id = add_job(api.queries).id
     with subprocess.Popen(command("--url", api.url, "watch", job_id), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         job = api.records.claim_job()
@@ -395,7 +402,7 @@ def test_download_fetches_what_is_not_there_yet(api: Api, cli: Retort, tmp_path:
 
 
 def test_download_of_a_run_without_files_says_why(api: Api, cli: Retort, tmp_path: Path) -> None:
-    run_id = api.records.runs(add_job(api.registry).id)[0].id
+    run_id = api.records.runs(add_job(api.queries).id)[0].id
     status, _, err = cli("download", run_id, "--to", tmp_path / "files")
     assert status == 1
     assert "its state is queued" in err

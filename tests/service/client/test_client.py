@@ -109,7 +109,7 @@ def test_waiting_for_a_paused_job_goes_on_until_it_has_ended(api: Api, client: C
 
 
 def test_a_list_is_walked_to_its_end(api: Api, client: Client) -> None:
-    expected = [add_job(api.registry).id for _ in range(103)]
+    expected = [add_job(api.queries).id for _ in range(103)]
     assert [job["id"] for job in client.jobs()] == expected[::-1]
 
 
@@ -208,7 +208,7 @@ def messages(events: list[dict[str, Any]]) -> list[object]:
 
 
 def test_a_stream_that_breaks_anywhere_loses_and_repeats_nothing(api: Api) -> None:
-    job_id = add_job(api.registry).id
+    job_id = add_job(api.queries).id
     tell_and_end(api, job_id, 40)
     with Client(api.url) as client:
         whole = list(client.events(job_id))
@@ -223,21 +223,21 @@ def test_a_stream_that_breaks_anywhere_loses_and_repeats_nothing(api: Api) -> No
 
 
 def test_a_stream_begins_after_what_was_seen(api: Api, client: Client) -> None:
-    job_id = add_job(api.registry).id
+    job_id = add_job(api.queries).id
     tell_and_end(api, job_id, 5)
     seen = list(client.events(job_id))
     assert list(client.events(job_id, after=seen[2]["seq"])) == seen[3:]
 
 
 def test_waiting_ends_with_the_job(api: Api, client: Client) -> None:
-    job_id = add_job(api.registry).id
+    job_id = add_job(api.queries).id
     finish(api.records, job_id, State.FAILED)
     assert client.wait(job_id)["state"] == "failed"
 
 
 def test_waiting_for_a_job_that_goes_on_ends_with_the_time_given(tmp_path: Path) -> None:
     with running_api(make_settings(tmp_path, keep_alive_s=0.05)) as api, Client(api.url) as client:
-        job_id = add_job(api.registry).id
+        job_id = add_job(api.queries).id
         with pytest.raises(WaitTimeout, match=job_id):
             client.wait(job_id, timeout_s=0.2)
 
@@ -256,7 +256,7 @@ def test_a_service_that_is_killed_and_comes_back_continues_the_stream(tmp_path: 
         return subprocess.Popen(command("api"), env=environment, stdout=subprocess.DEVNULL)
 
     with running_api(settings) as inside, Client(f"http://127.0.0.1:{port}") as client:
-        job_id = add_job(inside.registry).id
+        job_id = add_job(inside.queries).id
         job = inside.records.claim_job()
         assert job is not None
 
@@ -286,7 +286,7 @@ def test_a_service_that_is_killed_and_comes_back_continues_the_stream(tmp_path: 
 
 def test_a_stream_gives_up_when_the_service_stays_away(tmp_path: Path) -> None:
     with running_api(make_settings(tmp_path)) as api, Client(api.url) as client:
-        job_id = add_job(api.registry).id
+        job_id = add_job(api.queries).id
         events = client.events(job_id, patience_s=0.5)
         api.stop()
         with pytest.raises(ServiceUnreachable):

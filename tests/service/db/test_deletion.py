@@ -56,7 +56,7 @@ def deletion(database: Database, tmp_path: Path) -> Deletion:
 
 def a_job(api: Api, state: State = State.SUCCEEDED) -> str:
     """A job of two runs with a folder each, in this state."""
-    teacher = api.registry.get(TeacherRecord, api.teacher())
+    teacher = api.queries.get(TeacherRecord, api.teacher())
     (job_id,) = fill(api.context.database, teacher, make_plan(), [state])
     for run in api.records.runs(job_id):
         folder = api.settings.jobs_dir / job_id / run.id / "a1"
@@ -294,7 +294,7 @@ def test_a_tombstone_stays_for_a_while_because_a_process_may_make_the_folder_aga
 
 def test_a_teachers_file_left_by_a_killed_deletion_goes_unless_it_was_uploaded_again(api: Api) -> None:
     teacher = api.teacher()
-    path = api.settings.teacher_path(api.registry.get(TeacherRecord, teacher).sha256)
+    path = api.settings.teacher_path(api.queries.get(TeacherRecord, teacher).sha256)
     killed_while(api, "delete_teacher", teacher)
     assert path.is_file()
     assert unknown_files(api.settings, api.context.database) is None
@@ -312,10 +312,10 @@ def test_a_teacher_of_live_jobs_is_refused_by_their_names_and_shared_bytes_stay(
     answer = api.client.delete(f"/v1/teachers/{teacher}")
     assert answer.status_code == 409
     assert all(job in answer.json()["detail"] for job in jobs)
-    sha256 = api.registry.get(TeacherRecord, teacher).sha256
+    sha256 = api.queries.get(TeacherRecord, teacher).sha256
     twin = teacher_row(sha256)
     twin.identity = "f" * 64
-    api.registry.add_teacher(twin, lambda: None)
+    api.queries.add_teacher(twin, lambda: None)
     for job in jobs:
         api.client.post(f"/v1/jobs/{job}/cancel")
     path = api.settings.teacher_path(sha256)
@@ -349,7 +349,7 @@ def decode(api: Api, spec: NpzDataset | DigitsDataset) -> set[str]:
 
 def register(api: Api, name: str, spec: NpzDataset | DigitsDataset) -> str:
     row = DatasetRecord(id=new_id("ds"), name=name, spec=spec.model_dump(mode="json"))
-    return api.registry.add_dataset(row)[0].id
+    return api.queries.add_dataset(row)[0].id
 
 
 def there(api: Api) -> set[str]:

@@ -434,7 +434,7 @@ def test_an_sqlite_file_is_smaller_after_a_collection(tmp_path: Path) -> None:
 
 @pytest.fixture
 def filled(api: Api) -> list[str]:
-    teacher = api.registry.get(TeacherRecord, api.teacher())
+    teacher = api.queries.get(TeacherRecord, api.teacher())
     return fill(api.context.database, teacher, make_plan(), [State.SUCCEEDED, State.FAILED, State.RUNNING])
 
 

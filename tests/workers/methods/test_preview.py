@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +41,7 @@ from workers.methods.policies.learned import Learned
 from workers.methods.policies.max_logit import MaxLogit
 from workers.methods.policies.normkd import Normkd
 from workers.methods.policies.standardize import Standardize
-from workers.methods.preview import Distribution, Row, TermPreview, preview
+from workers.methods.preview import Distribution, PreviewRow, PreviewTerm, preview
 from workers.objective.objective import objective
 from workers.objective.statistics import LiveBatch
 
@@ -81,7 +80,7 @@ def previewed(
     epoch: int = 1,
     epochs: int = 240,
     bins: int = 32,
-) -> TermPreview:
+) -> PreviewTerm:
     """The one term of a method with this policy."""
     method = alone(policy, Kl())
     (term,) = preview(method, teacher, classes, student=student, epoch=epoch, epochs=epochs, bins=bins)
@@ -103,7 +102,7 @@ def check(found: Distribution, expected_VN: npt.NDArray[Any]) -> None:
         assert [row.value for row in rows] == pytest.approx(expected[wanted], rel=1e-5)
 
 
-def places(rows: tuple[Row, ...]) -> list[tuple[int, int]]:
+def places(rows: tuple[PreviewRow, ...]) -> list[tuple[int, int]]:
     return [(row.view, row.sample) for row in rows]
 
 
@@ -412,8 +411,8 @@ def expression(text: str) -> dict[str, Any]:
     return {"preset": "custom", "terms": [{"policy": {"kind": "expression", "temperature": text}}]}
 
 
-def as_json(terms: tuple[TermPreview, ...]) -> list[dict[str, Any]]:
-    documents: list[dict[str, Any]] = json.loads(json.dumps([asdict(term) for term in terms]))
+def as_json(terms: tuple[PreviewTerm, ...]) -> list[dict[str, Any]]:
+    documents: list[dict[str, Any]] = json.loads(json.dumps([term.model_dump(mode="json") for term in terms]))
     return documents
 
 

@@ -2,8 +2,8 @@
 
 Clients poll, and most of what they are given is what the one before was given. An answer is kept under the version of
 the database that was read before it was made, and is given again only under the version that is read after the request
-has come: who has written something, or was told of it, sees it. Requests for the same document at the same version wait
-for one answer. Any commit drops all that is kept.
+has come: a client that has written something, or was notified of it, sees it. Requests for the same document at the
+same version wait for one answer. Any commit drops all that is kept.
 """
 
 import asyncio
@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi.security import SecurityScopes
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.auth import authorize
-from service.api.etags import SHA256
-from service.api.rate_limits import SSE
+from service.api.auth import authorize, scopes_of
+from service.api.event_feed import SSE
+from service.api.middleware.etags import SHA256
 from service.db.version import DatabaseVersion, Version
 from service.paths import DATABASE_ROUTES
 
@@ -36,7 +37,7 @@ _Key = tuple[str, bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A whole answer with status 200, and what routing had put into the scope of its request."""
+    """Answer with status 200, whole, and what routing had put into the scope of its request."""
 
     headers: list[tuple[bytes, bytes]]
     body: bytes
@@ -45,7 +46,7 @@ class _Answer:
 
 
 class ResponseCache:
-    """An ASGI application around the routes: answers GET for documents of ``DATABASE_ROUTES`` from memory.
+    """Middleware that answers GET for documents of ``DATABASE_ROUTES`` from memory.
 
     Everybody who may read is given the same documents, so the caller is no part of the key. Needs a request that
     ``middleware.AdmissionMiddleware`` has let pass.
@@ -62,7 +63,7 @@ class ResponseCache:
         self._kept_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
+        """Answer from memory, or pass the request on."""
         key = _key_of(scope)
         version = None if key is None else await self._version.read()
         if key is None or version is None:
@@ -79,13 +80,13 @@ class ResponseCache:
             await self.app(scope, receive, send)
             return
         scope.update(answer.routing)
-        await authorize(Request(scope), None)
+        await authorize(Request(scope), SecurityScopes(scopes_of(scope["route"])), None)
         scope["state"][SHA256] = answer.sha256
         await send({"type": "http.response.start", "status": 200, "headers": list(answer.headers)})
         await send({"type": "http.response.body", "body": answer.body})
 
     async def _answer_first(self, key: _Key, scope: Scope, receive: Receive, send: Send) -> None:
-        """Has the route answer, for this request and for those that wait for the same."""
+        """Let the route answer, for this request and for those that wait for the same."""
         kept = self._kept
         shared: asyncio.Future[_Answer | None] = asyncio.get_running_loop().create_future()
         kept[key] = shared
@@ -116,7 +117,7 @@ class ResponseCache:
                 kept.pop(key, None)
 
     def _make_room(self, kept: dict[_Key, asyncio.Future[_Answer | None]], key: _Key, size_bytes: int) -> None:
-        """Keeps an answer if there is room for it, and if no commit has dropped it meanwhile."""
+        """Keep an answer if there is room for it, and if no commit has dropped it meanwhile."""
         if kept is not self._kept:
             return
         size_bytes += _EXTRA_BYTES + sum(map(len, key))
@@ -127,7 +128,7 @@ class ResponseCache:
 
 
 def _key_of(scope: Scope) -> _Key | None:
-    """Under which an answer may be kept; None where it may not."""
+    """Key under which an answer may be kept; None where it may not."""
     if scope["type"] != "http" or scope["method"] != "GET" or _CACHED.fullmatch(scope["path"]) is None:
         return None
     accept = b""

@@ -1,7 +1,11 @@
-"""A multipart upload, straight from the socket to a file: never held in memory, hashed on the way, gone on failure.
+"""Multipart upload from the socket to a file: never held in memory, hashed on the way, removed on failure.
 
 The file lies as ``.incoming-*`` in the folder it is meant for, under a lock that its process holds: one that nobody
 holds was left by a process that died, and ``sweep`` removes it.
+
+The parser is python-multipart's. streaming-form-data 2.1 was measured instead and is worse: 1.9 times the time for
+random bytes and 176 times (40 ms/MiB) for a file of carriage returns, it accepts a body that is cut off, and bounds
+no headers.
 """
 
 import fcntl
@@ -32,7 +36,7 @@ BUFFER_BYTES = 1 << 20  # handed to a thread at a time
 
 @dataclass(frozen=True)
 class Upload:
-    """What has arrived.
+    """Upload that has arrived whole.
 
     Attributes:
         path: of the file; whoever wants to keep it renames it.
@@ -55,7 +59,7 @@ async def receive(
     file_max_bytes: int,
     check_room: Callable[[], None],
 ) -> AsyncIterator[Upload]:
-    """Reads a multipart/form-data request with one file; the file is removed at the end unless it was renamed.
+    """Receive a multipart/form-data request with one file; the file is removed at the end unless it was renamed.
 
     Args:
         folder: where the file is written; on the file system on which it is to stay.
@@ -68,7 +72,7 @@ async def receive(
         InvalidRequest: no file, a field twice, or text that is not UTF-8.
         UnknownName: a field that is not expected.
         TooLarge: the file or a text field is over its limit.
-        SlowBody: it stalls, see ``service.api.deadlines``.
+        SlowBody: it stalls, see ``service.api.bodies.limits``.
         OSError: it cannot be written (ENOSPC: the disk is full).
     """
     boundary = _boundary(request.headers.get("content-type", ""))
@@ -87,7 +91,7 @@ async def receive(
 
 
 def sweep(folder: Path) -> int:
-    """Removes what processes that died while receiving have left in ``folder``; returns how many files."""
+    """Remove the files that processes have left in ``folder`` that died while receiving; return their number."""
     swept = 0
     for path in folder.glob(f"{INCOMING}*"):
         with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
@@ -120,7 +124,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 class _Parts:
-    """Sorts the parts of one body: the file's bytes to disk, the text fields into a dictionary."""
+    """Parts of one body: the file's bytes go to disk, the text fields into a dictionary."""
 
     def __init__(self, file: IO[bytes], boundary: bytes, text_fields: frozenset[str], file_max_bytes: int) -> None:
         self.texts: dict[str, str] = {}
@@ -151,14 +155,14 @@ class _Parts:
         )
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the body."""
+        """Parse the next bytes of the body."""
         try:
             self._parser.write(data)
         except MultipartParseError as error:
             raise MalformedBody(f"the multipart body cannot be read: {error}") from error
 
     def finish(self) -> None:
-        """The body has ended: checks that it was whole, and makes the file durable."""
+        """Check at the end that the body was whole, and make the file durable."""
         if not self._complete:
             raise MalformedBody("the multipart body ends before its last boundary")
         if FILE_FIELD not in self._seen:

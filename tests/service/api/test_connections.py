@@ -23,12 +23,12 @@ import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.types import Message
 
-from service.api import inbound
+from service.api import connections
 from service.api.app import create_app
-from service.api.bodies import JsonRoute
-from service.api.deadlines import BodyDeadline, Pace
-from service.api.dependencies import KEY_HEAVY_MAX, Context
-from service.api.inbound import (
+from service.api.bodies.json_bodies import JsonRoute
+from service.api.bodies.limits import BodyDeadline, Pace
+from service.api.bodies.multipart import Upload
+from service.api.connections import (
     FILES_RESERVED,
     SPARE,
     TOTAL_MAX,
@@ -38,7 +38,7 @@ from service.api.inbound import (
     connections_max,
     raise_open_files,
 )
-from service.api.multipart import Upload
+from service.api.dependencies import KEY_HEAVY_MAX, Context
 from service.api.rate_limits import KeyedSemaphore, address_group
 from service.api.routes import health, teachers
 from service.cli.supervisor import free_port
@@ -617,7 +617,7 @@ def test_address_counts_as_its_network(address: str, group: str) -> None:
 def test_connections_are_no_more_than_there_are_files_for(
     monkeypatch: pytest.MonkeyPatch, wanted: int | None, files: int, there_are: int
 ) -> None:
-    monkeypatch.setattr(inbound.resource, "getrlimit", lambda _: (files, files))
+    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (files, files))
     assert connections_max(wanted) == there_are
 
 
@@ -629,8 +629,8 @@ def test_limit_of_open_files_is_raised_as_far_as_is_allowed(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int | None
 ) -> None:
     given: list[tuple[int, int]] = []
-    monkeypatch.setattr(inbound.resource, "getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr(inbound.resource, "setrlimit", lambda _, limits: given.append(limits))
+    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: given.append(limits))
     raise_open_files()
     assert given == ([] if raised is None else [(raised, hard)])
 
@@ -666,7 +666,7 @@ def test_connection_that_is_idle_is_closed_for_one_too_many(tmp_path: Path) -> N
     with running_api(settings) as api, ExitStack() as stack:
         idle = [stack.enter_context(connected(api.url)) for _ in range(4)]
         wait_until(lambda: len(api.context.connections) == 4)
-        time.sleep(2 * inbound.FRESH_S)
+        time.sleep(2 * connections.FRESH_S)
         assert api.client.get("/v1/jobs").status_code == 200
         assert [is_closed(each) for each in idle] == [True, False, False, False]
         samples = scrape(api.client)
@@ -802,7 +802,7 @@ def test_service_with_256_files_answers_though_one_client_takes_all_connections_
                     assert asked(url, "/healthz").startswith(b"HTTP/1.1 200 ")
                 connection = stack.enter_context(connected(url, window_bytes=4096))
                 connection.sendall(begin)
-        time.sleep(2 * inbound.FRESH_S)
+        time.sleep(2 * connections.FRESH_S)
         assert asked(url, "/healthz").startswith(b"HTTP/1.1 200 ")
         # And whoever has a key is served, though from the same address.
         assert asked(url, "/v1/jobs", bearer(other)).startswith(b"HTTP/1.1 200 ")

@@ -1,11 +1,11 @@
-"""The documents of garbage collection: what may stay, what goes, and what the service keeps."""
+"""Documents of garbage collection: limits, what goes, and usage."""
 
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat
 
-from service.api.schemas import Document
+from service.api.schemas.base import Document
 from service.db.states import State
 
 

@@ -1,6 +1,6 @@
-"""What a page of the API may load and run in a browser: a Content-Security-Policy on every HTML answer.
+"""Security headers: a Content-Security-Policy on every HTML answer limits what a page may load and run.
 
-There are FastAPI's pages about the API alone, which load their programs from a CDN and have scripts of their own inside
+The only pages are FastAPI's about the API, which load their programs from a CDN and have scripts of their own inside
 them. Each of these is allowed by its address or its SHA-256, taken from the pages as FastAPI makes them, and nothing
 else; what is sent to another address than this service's is refused. Any other HTML may load and run nothing.
 """
@@ -27,7 +27,7 @@ _BESIDE_SCRIPTS = (
 
 
 def policies_of(app: FastAPI) -> dict[str, str]:
-    """The policy of each page that FastAPI serves for an application, by its path."""
+    """Policy of each page that FastAPI serves for an application, by its path."""
     address, redirect = str(app.openapi_url), str(app.swagger_ui_oauth2_redirect_url)
     pages = {
         str(app.docs_url): get_swagger_ui_html(
@@ -48,7 +48,7 @@ def _policy(html: str) -> str:
 
 
 class PagePolicy:
-    """Gives HTML answers the policy of their path, or one that allows nothing.
+    """Middleware that gives HTML answers the policy of their path, or one that allows nothing.
 
     Args:
         policies: by path.
@@ -59,7 +59,7 @@ class PagePolicy:
         self._policies = policies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
+        """Pass the request on, and add the policy to its answer."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

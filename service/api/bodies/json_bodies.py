@@ -1,4 +1,4 @@
-"""JSON bodies of requests, read beside the event loop: a body of 1 MiB takes a tenth of a second.
+"""JSON bodies of requests, parsed in a thread beside the event loop: 1 MiB takes a tenth of a second.
 
 FastAPI parses and validates a body on the event loop, where meanwhile nobody else is answered. Here both happen in a
 thread, for one body at a time: Python's threads share one interpreter, and each further one would let the event loop
@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, WrapValidator
 from starlette.types import Scope
 
-from service.api.auth import check_scope
+from service.api.auth import check_scope, scopes_of
 from service.errors import MalformedBody
 
 Arguments = ParamSpec("Arguments")
@@ -30,7 +30,7 @@ _LATER = WrapValidator(lambda body, _validate: body)
 
 
 class BodyThread:
-    """Runs functions on bodies beside the event loop of its application, one at a time."""
+    """Run functions on bodies beside the event loop of its application, one at a time."""
 
     def __init__(self) -> None:
         self._limiter = anyio.CapacityLimiter(1)
@@ -38,18 +38,18 @@ class BodyThread:
     async def run(
         self, function: Callable[Arguments, Result], *arguments: Arguments.args, **_: Arguments.kwargs
     ) -> Result:
-        """Calls a function as soon as no other body is read; returns its result or raises its exception."""
+        """Call a function as soon as no other body is read; return its result or raise its exception."""
         return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
 
 
 def thread_of(scope: Scope) -> BodyThread:
-    """The thread for bodies of the application that answers."""
+    """Thread for bodies of the application that answers."""
     thread: BodyThread = scope["app"].state.body_thread
     return thread
 
 
 def parse_json(text: str | bytes, what: str = "the body") -> Any:  # noqa: ANN401  # JSON as it comes
-    """The value of a JSON text, in which no object may have a name twice: readers differ in which one they take.
+    """Parse a JSON text in which no object may have a name twice: readers differ in which one they take.
 
     Raises:
         MalformedBody: one has.
@@ -68,17 +68,17 @@ def parse_json(text: str | bytes, what: str = "the body") -> Any:  # noqa: ANN40
 
 
 class JsonRoute(APIRoute):
-    """A route whose JSON body ``json_body`` parses, not the event loop: ``APIRouter(route_class=JsonRoute)``.
+    """Route whose JSON body ``json_body`` parses, not the event loop: ``APIRouter(route_class=JsonRoute)``.
 
     FastAPI reads a body before it looks at dependencies, so the scope of the caller is looked at here first.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """For FastAPI, which asks it of every route."""
-        answer = super().get_route_handler()
+        """Handler that checks the scope of the caller before the body is read."""
+        answer, needed = super().get_route_handler(), scopes_of(self)
 
         async def handle(request: Request) -> Response:
-            check_scope(request)
+            check_scope(request, *needed)
             return await answer(_Request(request.scope, request.receive))
 
         return handle
@@ -86,7 +86,7 @@ class JsonRoute(APIRoute):
 
 @dataclass(frozen=True)
 class _Unparsed:
-    """The text of a JSON body. Parsed ones do not stand in line: Python's collector would look through them all."""
+    """Text of a JSON body that waits to be parsed: Python's collector would look through all that are parsed."""
 
     text: bytes
 
@@ -97,7 +97,7 @@ class _Request(Request):
 
 
 def json_body(model: type[Model]) -> Any:  # noqa: ANN401  # as ``Depends`` is annotated
-    """A dependency for the JSON body of a ``JsonRoute``: ``request: Annotated[JobRequest, json_body(JobRequest)]``.
+    """Dependency for the JSON body of a ``JsonRoute``: ``request: Annotated[JobRequest, json_body(JobRequest)]``.
 
     The body is described by the model's schema, as if the parameter had the model's type.
 

@@ -1,9 +1,9 @@
-"""Inbound connections of the API: how long each may wait for its client, how many there may be, which are closed first.
+"""Inbound connections of the API: deadlines, limits per address and in all, eviction of idle ones.
 
 A connection is *idle* while no request of it is at work: its head is awaited, or the rest of a body that was refused.
 Where there is no room for one more, the one that has been idle for longest is closed for it. Where none has been idle
 for a moment, a few are let in even so (``SPARE``), for health checks alone. How long the body of a request may take is
-for ``service.api.deadlines``, which can answer; here a connection can only be closed.
+for ``service.api.bodies.limits``, which can answer; here a connection can only be closed.
 
 The files that the process may open bound the number of connections: without a file for its database or a new
 connection it would answer nobody, health checks included.
@@ -46,17 +46,17 @@ WARN_EVERY_S = 10.0
 LOOKED_AT = 16
 # In the state of a request: it came over a spare connection.
 IS_SPARE = "is_spare"
-log = structlog.get_logger("service.api.inbound")
+log = structlog.get_logger("service.api.connections")
 
 
 def open_files_max() -> int | None:
-    """How many files this process may have open; None for any number."""
+    """Limit of open files of this process; None for any number."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_open_files() -> None:
-    """Raises the soft limit of open files, often 1,024, towards the hard one; at most to ``FILES_WANTED``."""
+    """Raise the soft limit of open files, often 1,024, towards the hard one; at most to ``FILES_WANTED``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -64,7 +64,7 @@ def raise_open_files() -> None:
 
 
 def connections_max(wanted: int | None) -> int:
-    """How many connections there may be: as wanted, or ``TOTAL_MAX``, but no more than there are files for.
+    """Limit of connections: as wanted, or ``TOTAL_MAX``, but no more than there are files for.
 
     Each may need a file beside its own, for a download.
     """
@@ -79,7 +79,7 @@ def connections_max(wanted: int | None) -> int:
 
 @dataclass(frozen=True)
 class Waits:
-    """How long a connection waits for its client, in seconds.
+    """Deadlines of a connection whose client is waited for, in seconds.
 
     Attributes:
         head_s: until the head of a request is whole.
@@ -91,12 +91,12 @@ class Waits:
 
     @property
     def look_s(self) -> float:
-        """How often a connection is looked at."""
+        """Interval at which a connection is checked."""
         return min(self.head_s, self.send_s) / 4
 
 
 class Connections:
-    """The open connections of one server, and whom to close for a new one. Belongs to one event loop.
+    """Table of the open connections of one server; evicts idle ones for new ones. Belongs to one event loop.
 
     Args:
         total: of all addresses together.
@@ -122,7 +122,7 @@ class Connections:
         return len(self._open)
 
     def enter(self, connection: "Connection", address: str) -> bool:
-        """Counts a new one; returns whether it is a spare one.
+        """Count a new connection; return whether it is a spare one.
 
         Where not even a spare one is left it is closed. ``address`` is empty where it does not count.
         """
@@ -139,16 +139,16 @@ class Connections:
         return over > 0
 
     def rest(self, connection: "Connection") -> None:
-        """It is idle from now on."""
+        """Count a connection as idle from now on."""
         if connection in self._open:
             self._idle[connection] = None
 
     def work(self, connection: "Connection") -> None:
-        """A request of it is at work."""
+        """Count a connection as busy: a request of it is at work."""
         self._idle.pop(connection, None)
 
     def leave(self, connection: "Connection") -> None:
-        """It is closed; a second time this does nothing."""
+        """Forget a closed connection; a second time this does nothing."""
         address = self._open.pop(connection, None)
         self._idle.pop(connection, None)
         if address is not None:
@@ -157,12 +157,12 @@ class Connections:
                 del self._counts[address]
 
     def _over(self, address: str) -> int:
-        """By how many there are more than there may be, of all or of this address."""
+        """Number of connections above the limit, of all or of this address."""
         of_all = len(self._open) - self.total
         return max(of_all, self._counts[address] - self.of_address) if address else of_all
 
     def _evict(self, address: str, after_s: float) -> bool:
-        """Closes the one that has been idle for longest, if for so long; one of this address if that has too many."""
+        """Close the connection that has been idle longest, if for so long; one of this address if that has too many."""
         is_own = address and self._counts[address] > self.of_address
         found = list(islice((each for each in self._idle if not is_own or self._open[each] == address), LOOKED_AT))
         # One whose last answer is on its way only if there is no other: to abort it cuts that short.
@@ -193,7 +193,7 @@ class Connections:
 
 
 class Connection(H11Protocol):
-    """uvicorn's protocol, counted and with deadlines: uvicorn itself waits for a client for ever.
+    """Connection of uvicorn, counted and with deadlines: uvicorn itself waits for a client for ever.
 
     It is closed when it has brought no whole head of a request in ``head_s``, and when an answer waits for a client
     that takes too little of it.
@@ -214,7 +214,7 @@ class Connection(H11Protocol):
         self._unsent: tuple[float, int] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A client is there, and a request may come."""
+        """Count the new connection and begin to wait for a request."""
         super().connection_made(transport)
         host = self.client[0] if self.client else ""
         app = self.app
@@ -226,7 +226,7 @@ class Connection(H11Protocol):
         self._look()
 
     def data_received(self, data: bytes) -> None:
-        """Something came: the head of a request may be whole now."""
+        """Feed the parser; the connection is busy once the head of a request is whole."""
         super().data_received(data)
         if self._idle_since_s is not None and self.cycle is not None and not self.cycle.response_complete:
             self._idle_since_s = None
@@ -235,29 +235,29 @@ class Connection(H11Protocol):
                 self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
 
     def on_response_complete(self) -> None:
-        """A request was answered, and another may come, or is there already."""
+        """Wait for the next request, unless it is there already."""
         super().on_response_complete()
         if self.cycle.response_complete:
             self._rest()
 
     def pause_writing(self) -> None:
-        """The client takes less than there is to send."""
+        """Begin to measure a client that takes less than there is to send."""
         super().pause_writing()
         self._unsent = self._measured()
 
     def resume_writing(self) -> None:
-        """It has taken most of it."""
+        """End the measuring: the client has taken most of it."""
         super().resume_writing()
         self._unsent = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left, or was left."""
+        """Forget the connection, whoever has closed it."""
         self._next_look.cancel()
         self._table.leave(self)
         super().connection_lost(exc)
 
     def idle_s(self) -> float:
-        """For how long no request of it has been at work."""
+        """Seconds since a request of it was at work."""
         return 0.0 if self._idle_since_s is None else self.loop.time() - self._idle_since_s
 
     def _rest(self) -> None:
@@ -265,7 +265,7 @@ class Connection(H11Protocol):
         self._table.rest(self)
 
     def _measured(self) -> tuple[float, int]:
-        """Now, and how many bytes the client has yet to take: here, and in the kernel, which may hold megabytes."""
+        """Present time and bytes that the client has yet to take: here, and in the kernel, which may hold megabytes."""
         left = self.transport.get_write_buffer_size()
         if left:
             file: int = self.transport.get_extra_info("socket").fileno()
@@ -273,7 +273,7 @@ class Connection(H11Protocol):
         return self.loop.time(), left
 
     def _look(self) -> None:
-        """Closes it when a deadline is over. Again and again until it is lost: cheaper than a timer a request."""
+        """Close the connection when a deadline is over. Repeated until it is lost: cheaper than a timer a request."""
         waits, wait_s = self._table.waits, self._table.waits.look_s
         now_s, left = self._measured()
         # One that was closed with something left to send is gone only once that was taken.

@@ -1,0 +1,1 @@
+"""ASGI middleware around the routes, in the order of ``service.api.app``."""

@@ -1,0 +1,1 @@
+"""Schemas of the API: the bodies of requests and responses, a module per resource."""

@@ -1,0 +1,207 @@
+"""Documents of jobs: the request, its preview, state and progress."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+
+from service.api.schemas.base import Document, Name, OptionalName, Stored
+from service.api.schemas.runs import ErrorInfo, SetAside
+from service.api.schemas.teachers import EXAMPLE_TEACHER
+from service.db.states import State
+from workers.config.job import DatasetSpec, Plan, Seed, Size
+from workers.errors import InvalidJob
+
+# Of a job's temperature expressions in all: parsing so many takes 0.1 s.
+EXPRESSIONS_CHARACTERS_MAX = 1 << 16
+# Of the terms that its methods spell out: reading so many takes 0.05 s.
+TERMS_MAX = 4096
+EXAMPLE_JOB: dict[str, JsonValue] = {
+    "teacher": EXAMPLE_TEACHER,
+    "dataset": {"kind": "digits"},
+    "students": ["cnn_s"],
+    "methods": ["ce", {"preset": "kd", "temperature": 4}],
+    "seeds": [0],
+    "training": {"epochs": 20, "batch_size": 64},
+}
+DatasetChoice = Annotated[
+    Annotated[DatasetSpec, Tag("spec")] | Annotated[Name, Tag("name")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "spec"),
+]
+
+
+def _terms(methods: object) -> int:
+    """How many terms methods spell out, as they were posted."""
+    spelt = (
+        [method.get("terms") for method in methods if isinstance(method, Mapping)] if isinstance(methods, list) else []
+    )
+    return sum(len(terms) for terms in spelt if isinstance(terms, list))
+
+
+def _expression_characters(value: object) -> int:
+    """Characters of all texts in the expression policies of a method as it was posted, or of several."""
+    if isinstance(value, Mapping):
+        if value.get("kind") == "expression":
+            return sum(len(text) for name, text in value.items() if name != "kind" and isinstance(text, str))
+        return sum(map(_expression_characters, value.values()))
+    return sum(map(_expression_characters, value)) if isinstance(value, list | tuple) else 0
+
+
+class JobRequest(Plan):
+    """A job: a teacher, a data set, and students x methods x seeds, each of which becomes a run.
+
+    `dataset` is a description, or the id or name of a registered data set.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_JOB]})
+
+    name: OptionalName = ""
+    teacher: Annotated[str, Field(max_length=64, examples=[EXAMPLE_TEACHER])]
+    # A client may name a data set where the plan needs its description; the route puts it in place.
+    dataset: DatasetChoice  # type: ignore[assignment]
+    # Both joined later, and are left out of a dump at their default: an Idempotency-Key is known by the dump's digest,
+    # and one that was used before them is to be known after.
+    priority: int = Field(
+        0,
+        strict=True,
+        ge=-100,
+        le=100,
+        description="jobs with a higher one are begun first",
+        exclude_if=lambda given: given == 0,
+    )
+    parallel_runs: int | None = Field(
+        None,
+        strict=True,
+        ge=1,
+        le=10_000,
+        description="how many of its runs may be at work at once; null for as many as fit",
+        exclude_if=lambda given: given is None,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_amount(cls, data: object) -> object:
+        """Counts before anything is parsed; not of ``Plan``, for a stored one is read however long it is."""
+        methods = data.get("methods") if isinstance(data, Mapping) else None
+        terms = _terms(methods)
+        if terms > TERMS_MAX:
+            raise InvalidJob(
+                f"the job's methods have {terms} terms in all, at most {TERMS_MAX} are allowed: split the job"
+            )
+        count = _expression_characters(methods)
+        if count > EXPRESSIONS_CHARACTERS_MAX:
+            raise InvalidJob(
+                f"the expressions of the job's methods have {count} characters in all, at most "
+                f"{EXPRESSIONS_CHARACTERS_MAX} are allowed: split the job"
+            )
+        return data
+
+    def plan(self, dataset: DatasetSpec) -> Plan:
+        """The plan with its data set in place."""
+        kept = {name: getattr(self, name) for name in Plan.model_fields if name != "dataset"}
+        return Plan.model_construct(dataset=dataset, **kept)
+
+
+class PlannedRun(Document):
+    """A run that the job would have."""
+
+    name: str
+    student: str
+    method: str
+    seed: Seed
+
+
+class ViewSizes(Document):
+    """Of each training view's box: what the student and the teacher get of it, (height, width) in pixels.
+
+    Both are resampled from the data set's picture. Null where only the pictures tell.
+    """
+
+    student: Size | None
+    teacher: Size | None
+
+
+class JobPreview(Document):
+    """What a job would be, had it been posted without `dry_run`."""
+
+    object: Literal["job_preview"] = "job_preview"
+    teacher: str
+    plan: Plan
+    runs: list[PlannedRun]
+    views: ViewSizes
+    warnings: list[str] = Field(description="what is probably not meant; the job's log says it, too")
+
+
+class Inference(Document):
+    """Rows that have gone through the teacher, of those that have to."""
+
+    model_config = ConfigDict(extra="allow")
+
+    rows_done: int
+    rows_total: int
+    rows_per_s: float | None = None
+    eta_s: float | None = None
+
+
+class JobProgress(Document):
+    """How far a job is: the teacher's rows, and its runs by state."""
+
+    inference: Inference | None
+    runs: dict[State, int]
+
+
+class TeacherForwards(Document):
+    """Teacher forward passes that were run for a job, and those that the cache spares its runs."""
+
+    run: int = Field(
+        ge=0,
+        description="pictures that went through the teacher, also in processes that were killed and in blocks that "
+        "were lost; at least, as each kill may leave one batch uncounted",
+    )
+    avoided: int = Field(
+        ge=0,
+        description="what a live teacher would need for all epochs of all runs, less `run`; 0 until the caches are "
+        "complete, and where they cost more than they spare",
+    )
+
+
+class JobSummary(Document):
+    """A job and how far it is, as lists show it: without what was posted."""
+
+    object: Literal["job"] = "job"
+    id: str
+    name: str
+    state: State
+    stage: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    error: ErrorInfo | None
+    set_aside: SetAside | None = Field(
+        description="why it is paused although no client has paused it; it goes on by itself"
+    )
+    progress: JobProgress
+    teacher: str
+    teacher_sha256: str
+    caches: dict[str, str] | None = Field(description="cache key per split")
+    teacher_forwards: TeacherForwards | None
+    teacher_accuracy: float | None = Field(description="top-1 on the test split")
+    teacher_views_accuracy: float | None = Field(
+        description="top-1 on the training views, of the cached logits that students learn from"
+    )
+    waits_for: str | None = Field(
+        description="why the inference of its caches does not start yet: its process was lost, and starts again later"
+    )
+    priority: int
+    parallel_runs: int | None
+    retry_of: str | None = Field(description="the job whose failed or cancelled runs it tries again")
+    pinned: bool = Field(description="whether it is kept from deletion")
+
+
+class Job(JobSummary):
+    """A job, what was posted, and how far it is."""
+
+    # As it was stored: a version that names things differently still shows its predecessor's jobs.
+    plan: Stored = Field(description="what was posted, every default filled in")
+    run_ids: list[str]
