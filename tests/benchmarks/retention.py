@@ -52,17 +52,17 @@ class Day:
 
     def __init__(self, settings: Settings, database: Database, epochs: int, seed: int) -> None:
         self.settings, self.database = settings, database
-        self.registry, self.records = ApiQueries(database), EngineQueries(database)
+        self.api_queries, self.records = ApiQueries(database), EngineQueries(database)
         self.deletion = Deletion(database, settings)
         self.retention = Retention(settings, self.deletion)
         self._epochs = epochs
         self._random = random.Random(seed)
-        self._teacher, _ = self.registry.add_teacher(teacher_row(), lambda: None)
+        self._teacher, _ = self.api_queries.add_teacher(teacher_row(), lambda: None)
 
     def job(self, ended_s_ago: float) -> None:
         """A job of two runs, from its post to its end."""
         plan = make_plan(training={"epochs": self._epochs})
-        job, _ = self.registry.add_job(plan, self._teacher, None)
+        job, _ = self.api_queries.add_job(plan, self._teacher, None)
         assert self.records.claim_job() is not None
         for run in self.records.runs(job.id):
             (begun,) = self.records.start_attempts([run.id])

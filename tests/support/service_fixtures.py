@@ -62,7 +62,7 @@ def queries(database: Database) -> EngineQueries:
 
 
 @pytest.fixture
-def registry(database: Database) -> ApiQueries:
+def api_queries(database: Database) -> ApiQueries:
     """The API's half of the repository."""
     return ApiQueries(database)
 

@@ -198,19 +198,19 @@ def test_a_database_from_before_there_were_keys_has_none(tmp_path: Path, postgre
 # ---------------------------------------------------------------------------------------------------- Idempotency-Key
 
 
-def test_two_keys_may_use_the_same_idempotency_key(registry: ApiQueries) -> None:
+def test_two_keys_may_use_the_same_idempotency_key(api_queries: ApiQueries) -> None:
     """Neither sees the other's job; each finds its own again, and its body has to be the same."""
-    teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
+    teacher = api_queries.add_teacher(teacher_row(), lambda: None)[0]
     made = {}
     for owner in ("", "key_1", "key_2"):
         once = Idempotency(owner, "same", f"body of {owner}")
-        made[owner], is_new = registry.add_job(make_plan(), teacher, once, key_id=owner or None)
+        made[owner], is_new = api_queries.add_job(make_plan(), teacher, once, key_id=owner or None)
         assert is_new
-        again = registry.replay(once)
+        again = api_queries.replay(once)
         assert again is not None
         assert again.id == made[owner].id
         with pytest.raises(IdempotencyMismatch):
-            registry.replay(Idempotency(owner, "same", "another body"))
+            api_queries.replay(Idempotency(owner, "same", "another body"))
     assert len({job.id for job in made.values()}) == 3
     assert [made[owner].key_id for owner in made] == [None, "key_1", "key_2"]
 

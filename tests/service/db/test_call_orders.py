@@ -74,7 +74,7 @@ class Life(RuleBasedStateMachine):
         shutil.copy(self.template, self.folder / "db")
         self.database = Database(f"sqlite:///{self.folder / 'db'}")
         self.engines = {holder: EngineQueries(self.database, holder) for holder in "ab"}
-        self.queries, self.registry = EngineQueries(self.database), ApiQueries(self.database)
+        self.queries, self.api_queries = EngineQueries(self.database), ApiQueries(self.database)
         self.job_control = JobControl(self.database)
         self.workers: list[Worker] = []
         self.ended: dict[str, State] = {}
@@ -83,7 +83,7 @@ class Life(RuleBasedStateMachine):
         self.told: set[tuple[str, str, int, int]] = set()
         self.leader = "a"
         assert self.engines["a"].acquire_lease()
-        add_job(self.registry)
+        add_job(self.api_queries)
         self.look()
         self.claim(late=False)
         self.look()
@@ -254,7 +254,7 @@ class Life(RuleBasedStateMachine):
     @rule(priority=st.integers(-1, 1))
     def post(self, priority: int) -> None:
         """A client posts a job."""
-        job_id = add_job(self.registry).id
+        job_id = add_job(self.api_queries).id
         with self.database.write() as session:
             session.get_one(JobRecord, job_id).priority = priority
 
@@ -288,7 +288,7 @@ class Life(RuleBasedStateMachine):
         runs = self.runs_of(job) if whole else [run]
         wanted = {run.id for run in runs if run.state in {State.FAILED, State.CANCELLED}}
         left = wanted - {run.retry_of for run in self.runs.values()}
-        ask = self.registry.retry_job if whole else self.registry.retry_run
+        ask = self.api_queries.retry_job if whole else self.api_queries.retry_run
         id = job.id if whole else run.id
         if not wanted:
             with pytest.raises(Conflict):

@@ -260,22 +260,22 @@ def check_rows(database: Database, kept: Mapping[str, list[dict[str, object]]]) 
 
 def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -> None:
     """Documents, a retry, a new job and its claim, the lease."""
-    registry, queries = ApiQueries(database), EngineQueries(database, "engine")
-    teacher = registry.get(TeacherRecord, str(TEACHER["id"]))
-    job = registry.get(JobRecord, JOB_ID)
-    shown = jobs.show_one(job, registry)
+    api_queries, queries = ApiQueries(database), EngineQueries(database, "engine")
+    teacher = api_queries.get(TeacherRecord, str(TEACHER["id"]))
+    job = api_queries.get(JobRecord, JOB_ID)
+    shown = jobs.show_one(job, api_queries)
     assert (shown.state, shown.created_at, shown.run_ids) == (State.FAILED, AT, RUN_IDS)
     assert (shown.priority, shown.parallel_runs) == ((3, 2) if "priority" in kept["jobs"][0] else (0, None))
-    assert [runs.show(run).state for run in registry.runs(JOB_ID)[0]] == [State.SUCCEEDED, State.FAILED]
-    (event,) = registry.events(job, 0, 10)[0]
+    assert [runs.show(run).state for run in api_queries.runs(JOB_ID)[0]] == [State.SUCCEEDED, State.FAILED]
+    (event,) = api_queries.events(job, 0, 10)[0]
     assert events.show(event).data == {"epoch": 1, "metrics": {"top1": 0.5}}
-    assert registry.metrics(RUN_IDS[0]) == [{"top1": 0.5}]
-    assert [file.size_bytes for file in registry.artifacts(RUN_IDS[0])] == [2**40]
-    replayed = registry.replay(Idempotency(key_id="", key="mine", digest="e" * 64))
+    assert api_queries.metrics(RUN_IDS[0]) == [{"top1": 0.5}]
+    assert [file.size_bytes for file in api_queries.artifacts(RUN_IDS[0])] == [2**40]
+    replayed = api_queries.replay(Idempotency(key_id="", key="mine", digest="e" * 64))
     assert replayed is not None
     assert replayed.id == JOB_ID
 
-    again, is_new = registry.retry_job(JOB_ID, lambda: None)
+    again, is_new = api_queries.retry_job(JOB_ID, lambda: None)
     assert is_new
     assert queries.acquire_lease()
     claimed = queries.claim_job()
@@ -285,14 +285,14 @@ def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -
     assert retried.retry_of == RUN_IDS[1]
     assert start_run(queries, retried.id) == 1
     assert queries.record_events(again.id, retried.id, 1, [(0, {"type": "log"})]) == 1
-    assert registry.events(again, event.seq, 10)[0][-1].run_id == retried.id
+    assert api_queries.events(again, event.seq, 10)[0][-1].run_id == retried.id
     assert JobControl(database).pause_run(retried.id).state is State.PAUSING
-    assert registry.add_job(PLAN, teacher, None)[1]
+    assert api_queries.add_job(PLAN, teacher, None)[1]
 
 
-def test_upgrading_again_keeps_the_rows(database_url: str, registry: ApiQueries, queries: EngineQueries) -> None:
+def test_upgrading_again_keeps_the_rows(database_url: str, api_queries: ApiQueries, queries: EngineQueries) -> None:
     """As every start of the service does."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     upgrade_to_head(database_url)
     assert queries.job(job.id).state is State.QUEUED
 
@@ -321,9 +321,9 @@ def test_a_database_without_tables_is_not_at_head(tmp_path: Path) -> None:
         assert not database.is_at_head()
 
 
-def test_a_transaction_that_raises_leaves_nothing(database: Database, registry: ApiQueries) -> None:
+def test_a_transaction_that_raises_leaves_nothing(database: Database, api_queries: ApiQueries) -> None:
     """All or nothing."""
-    job = add_job(registry)
+    job = add_job(api_queries)
 
     def write() -> None:
         with database.write() as session:
@@ -407,9 +407,9 @@ def test_checkpoint_empties_the_log_and_waits_for_no_reader(tmp_path: Path) -> N
     database.close()
 
 
-def test_a_reader_does_not_wait_for_a_writer(database_url: str, database: Database, registry: ApiQueries) -> None:
+def test_a_reader_does_not_wait_for_a_writer(database_url: str, database: Database, api_queries: ApiQueries) -> None:
     """And sees what was before."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     with closing(Database(database_url)) as other:
         with database.write() as session:
             session.get_one(JobRecord, job.id).stage = "training"
@@ -439,10 +439,10 @@ def test_a_transaction_that_a_failed_test_leaves_open_does_not_hold_up_the_next_
         left.invalidate()
 
 
-def test_times_keep_their_zone(database: Database, registry: ApiQueries) -> None:
+def test_times_keep_their_zone(database: Database, api_queries: ApiQueries) -> None:
     """SQLite has no type for them."""
     before = utc_now()
-    job = EngineQueries(database).job(add_job(registry).id)
+    job = EngineQueries(database).job(add_job(api_queries).id)
     assert before <= job.created_at <= utc_now()
 
 

@@ -136,13 +136,13 @@ def test_a_pinned_job_is_not_deleted_nor_are_its_runs(api: Api) -> None:
 
 
 def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended(
-    deletion: Deletion, registry: ApiQueries, queries: EngineQueries
+    deletion: Deletion, api_queries: ApiQueries, queries: EngineQueries
 ) -> None:
-    job_control = JobControl(registry.database)
-    first = job_control.cancel_job(add_job(registry).id)
-    second, _ = registry.retry_job(first.id, lambda: None)
+    job_control = JobControl(api_queries.database)
+    first = job_control.cancel_job(add_job(api_queries).id)
+    second, _ = api_queries.retry_job(first.id, lambda: None)
     job_control.cancel_job(second.id)
-    third, _ = registry.retry_job(second.id, lambda: None)
+    third, _ = api_queries.retry_job(second.id, lambda: None)
     for job in (first, second):
         with pytest.raises(Conflict, match=f"is tried again by .*{third.id}"):
             deletion.delete_job(job.id)
@@ -153,7 +153,7 @@ def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended
     assert queries.job(third.id).retry_of == first.id
     assert [run.retry_of for run in queries.runs(third.id)] == [run.id for run in queries.runs(first.id)]
     # Each was retried once, and so it stays.
-    again, is_new = registry.retry_job(first.id, lambda: None)
+    again, is_new = api_queries.retry_job(first.id, lambda: None)
     assert (again.id, is_new) == (third.id, False)
     deletion.delete_job(first.id)
     assert {run.retry_of for run in queries.runs(third.id)} == {None}
@@ -161,34 +161,34 @@ def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_retry_that_has_ended_keeps_the_epochs_of_what_it_tried_again(
-    deletion: Deletion, registry: ApiQueries, queries: EngineQueries, packed: bool
+    deletion: Deletion, api_queries: ApiQueries, queries: EngineQueries, packed: bool
 ) -> None:
     """Those before its own first one; the run in between, which trained none, does not matter."""
-    first = add_job(registry)
+    first = add_job(api_queries)
     run = finished_epochs(queries, first.id, range(1, 5), State.FAILED)
-    between, _ = registry.retry_run(run, lambda: None)
+    between, _ = api_queries.retry_run(run, lambda: None)
     finished_epochs(queries, between.id, range(0), State.FAILED)
-    last, _ = registry.retry_run(queries.runs(between.id)[0].id, lambda: None)
+    last, _ = api_queries.retry_run(queries.runs(between.id)[0].id, lambda: None)
     retried = finished_epochs(queries, last.id, range(4, 7), State.SUCCEEDED)
-    before = registry.metrics(retried)
+    before = api_queries.metrics(retried)
     assert [line["epoch"] for line in before] == [1, 2, 3, 4, 5, 6]
     if packed:
         for job in (first, last):
-            compact(registry.database, job.id)
+            compact(api_queries.database, job.id)
     deletion.delete_job(first.id)
     deletion.delete_job(between.id)
-    assert registry.metrics(retried) == before
-    events, _ = registry.events(queries.run(retried), 0, 100)
+    assert api_queries.metrics(retried) == before
+    events, _ = api_queries.events(queries.run(retried), 0, 100)
     assert [event.data["epoch"] for event in events if event.type == "epoch"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_an_idempotency_key_of_a_deleted_job_makes_a_new_one(deletion: Deletion, registry: ApiQueries) -> None:
-    teacher, _ = registry.add_teacher(teacher_row(), lambda: None)
+def test_an_idempotency_key_of_a_deleted_job_makes_a_new_one(deletion: Deletion, api_queries: ApiQueries) -> None:
+    teacher, _ = api_queries.add_teacher(teacher_row(), lambda: None)
     key = Idempotency("", "k", "d" * 64)
-    job, _ = registry.add_job(make_plan(), teacher, key)
-    JobControl(registry.database).cancel_job(job.id)
+    job, _ = api_queries.add_job(make_plan(), teacher, key)
+    JobControl(api_queries.database).cancel_job(job.id)
     deletion.delete_job(job.id)
-    again, is_new = registry.add_job(make_plan(), teacher, key)
+    again, is_new = api_queries.add_job(make_plan(), teacher, key)
     assert is_new
     assert again.id != job.id
 

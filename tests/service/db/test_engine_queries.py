@@ -60,9 +60,9 @@ def start(queries: EngineQueries, job: JobRecord) -> tuple[RunRecord, int]:
     return run, attempt
 
 
-def test_the_oldest_job_is_claimed_first_and_only_once(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_the_oldest_job_is_claimed_first_and_only_once(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """In the order of posting, then none."""
-    posted = [add_job(registry).id for _ in range(3)]
+    posted = [add_job(api_queries).id for _ in range(3)]
     claimed = [queries.claim_job() for _ in range(4)]
     assert [job and job.id for job in claimed] == [*posted, None]
     first = claimed[0]
@@ -71,9 +71,9 @@ def test_the_oldest_job_is_claimed_first_and_only_once(queries: EngineQueries, r
     assert first.started_at is not None
 
 
-def test_claimers_at_once_never_get_the_same_job(database_url: str, registry: ApiQueries) -> None:
+def test_claimers_at_once_never_get_the_same_job(database_url: str, api_queries: ApiQueries) -> None:
     """Each has a connection of its own; all jobs are claimed, each once."""
-    posted = {add_job(registry).id for _ in range(6)}
+    posted = {add_job(api_queries).id for _ in range(6)}
 
     def claim_all() -> list[str]:
         database = Database(database_url)
@@ -127,16 +127,16 @@ def test_one_job_and_three_processes(tmp_path: Path) -> None:
 
 
 def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_then_the_oldest(
-    queries: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, api_queries: ApiQueries
 ) -> None:
     """All jobs without a key are one key's."""
     asked: list[tuple[str, int, str | None]] = [
         ("a1", 0, "a"), ("a2", 0, "a"), ("a3", 0, "a"), ("b1", 0, "b"), ("n1", 0, None), ("n2", 0, None),
         ("late", -5, "c"), ("urgent", 7, "a"),
     ]  # fmt: skip
-    teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
+    teacher = api_queries.add_teacher(teacher_row(), lambda: None)[0]
     for name, priority, key_id in asked:
-        registry.add_job(make_plan(name=name), teacher, None, priority=priority, key_id=key_id)
+        api_queries.add_job(make_plan(name=name), teacher, None, priority=priority, key_id=key_id)
     claimed = []
     while (job := queries.claim_job()) is not None:
         claimed.append(job.name)
@@ -145,12 +145,12 @@ def test_the_higher_priority_is_claimed_first_then_the_key_with_less_at_work_the
 
 
 def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(
-    queries: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, api_queries: ApiQueries
 ) -> None:
     """Whatever the priority of what that key has posted."""
-    teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
+    teacher = api_queries.add_teacher(teacher_row(), lambda: None)[0]
     for name, priority, key_id in [("a1", 9, "a"), ("n1", 5, None), ("a2", 3, "a"), ("b1", 0, "b"), ("n2", 9, None)]:
-        registry.add_job(make_plan(name=name), teacher, None, priority=priority, key_id=key_id)
+        api_queries.add_job(make_plan(name=name), teacher, None, priority=priority, key_id=key_id)
     asked = []
 
     def accepts(job: JobRecord) -> bool:
@@ -163,9 +163,9 @@ def test_claimed_is_another_keys_job_where_the_first_ones_key_has_enough(
     assert queries.claim_job(accepts) is None
 
 
-def test_an_attempt_counts_up_and_needs_a_running_job(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_an_attempt_counts_up_and_needs_a_running_job(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """A queued job's run does not start; a running run does not start twice; a lost one does again."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run = queries.runs(job.id)[0]
     assert start_run(queries, run.id) is None
     assert queries.claim_job() is not None
@@ -178,10 +178,10 @@ def test_an_attempt_counts_up_and_needs_a_running_job(queries: EngineQueries, re
 
 
 def test_runs_that_start_together_share_a_process_of_the_firsts_name(
-    queries: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, api_queries: ApiQueries
 ) -> None:
     """Those that may not start are left out, and the next one takes their place."""
-    job = add_job(registry, seeds=[0, 1])
+    job = add_job(api_queries, seeds=[0, 1])
     queries.claim_job()
     ids = [run.id for run in queries.runs(job.id)]
     assert start_run(queries, ids[1]) == 1
@@ -194,9 +194,9 @@ def test_runs_that_start_together_share_a_process_of_the_firsts_name(
     assert stored[ids[2]] == (None, None)
 
 
-def test_starters_at_once_get_one_attempt(database_url: str, queries: EngineQueries, registry: ApiQueries) -> None:
+def test_starters_at_once_get_one_attempt(database_url: str, queries: EngineQueries, api_queries: ApiQueries) -> None:
     """A run has one attempt at a time."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     queries.claim_job()
     run = queries.runs(job.id)[0]
 
@@ -210,9 +210,9 @@ def test_starters_at_once_get_one_attempt(database_url: str, queries: EngineQuer
     assert sorted(at_once([start_it] * 4), key=str) == [1, None, None, None]
 
 
-def test_what_a_stale_attempt_writes_does_not_land(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_what_a_stale_attempt_writes_does_not_land(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """Neither events, progress, a result with its artifacts, nor a state."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, stale = start(queries, job)
     queries.move_run(run.id, stale, State.LOST)
     assert start_run(queries, run.id) == 2
@@ -222,13 +222,15 @@ def test_what_a_stale_attempt_writes_does_not_land(queries: EngineQueries, regis
     assert not queries.move_run(run.id, stale, State.FAILED)
     now = queries.run(run.id)
     assert (now.state, now.epoch, now.result, now.attempt) == (State.RUNNING, 0, None, 2)
-    assert registry.artifacts(run.id) == []
-    assert {event.type for event in registry.events(now, 0, 100)[0]} == {"state"}
+    assert api_queries.artifacts(run.id) == []
+    assert {event.type for event in api_queries.events(now, 0, 100)[0]} == {"state"}
 
 
-def test_a_result_and_its_artifacts_land_together_or_not_at_all(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_a_result_and_its_artifacts_land_together_or_not_at_all(
+    queries: EngineQueries, api_queries: ApiQueries
+) -> None:
     """A run that has succeeded has its files, one that has not has none."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     with pytest.raises(IntegrityError):
         queries.record_result(run.id, attempt, [FILE, FILE], {})
@@ -239,27 +241,29 @@ def test_a_result_and_its_artifacts_land_together_or_not_at_all(queries: EngineQ
     assert not queries.record_result(run.id, attempt, [{**FILE, "name": "g"}], {"last": 2}), "it has ended"
     ended = queries.run(run.id)
     assert (ended.state, ended.result) == (State.SUCCEEDED, {"last": 1})
-    assert [file.name for file in registry.artifacts(run.id)] == ["f"]
+    assert [file.name for file in api_queries.artifacts(run.id)] == ["f"]
 
 
 @pytest.mark.parametrize("action", [JobControl.pause_run, JobControl.cancel_run])
 def test_a_run_that_ends_while_it_is_told_to_stop_has_succeeded(
     queries: EngineQueries,
-    registry: ApiQueries,
+    api_queries: ApiQueries,
     job_control: JobControl,
     action: Callable[[JobControl, str], RunRecord],
 ) -> None:
     """Its work is done; there is nothing left to stop."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     action(job_control, run.id)
     assert queries.record_result(run.id, attempt, [FILE], {})
     assert queries.run(run.id).state is State.SUCCEEDED
 
 
-def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(
+    queries: EngineQueries, api_queries: ApiQueries
+) -> None:
     """The new engine's attempt fences the old one off."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     first = queries.claim_job()
     second = queries.adopt_job(job.id)
     assert first is not None
@@ -274,9 +278,9 @@ def test_what_an_adopted_jobs_former_attempt_writes_does_not_land(queries: Engin
     assert queries.job(job.id).stage == "inference"
 
 
-def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, registry: ApiQueries) -> None:
+def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, api_queries: ApiQueries) -> None:
     """Whatever it writes, and even if its attempt is still the newest: its successor may not have come so far."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     old, new = EngineQueries(database, "old"), EngineQueries(database, "new")
     with pytest.raises(LeaseLost, match="old writes, but no engine has the lease"):
         old.claim_job()
@@ -294,24 +298,24 @@ def test_an_engine_that_has_lost_the_lease_writes_nothing(database: Database, re
         lambda: old.record_result(run.id, attempt, [FILE], {}),
         lambda: old.record_events(job.id, run.id, attempt, [(0, {"type": "log"})]),
     ]
-    before = old.states(job.id), len(registry.events(job, 0, 100)[0])
+    before = old.states(job.id), len(api_queries.events(job, 0, 100)[0])
     for write in writes:
         with pytest.raises(LeaseLost, match="old writes, but new has the lease"):
             write()
-    add_job(registry)
+    add_job(api_queries)
     with pytest.raises(LeaseLost):
         old.claim_job()
-    assert (old.states(job.id), len(registry.events(job, 0, 100)[0])) == before
+    assert (old.states(job.id), len(api_queries.events(job, 0, 100)[0])) == before
     adopted = new.adopt_job(job.id)
     assert adopted is not None
     assert (adopted.holder, adopted.attempt) == ("new", 2)
 
 
 def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(
-    queries: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, api_queries: ApiQueries
 ) -> None:
     """Engines only end jobs: none is lost or put back into the queue."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     queries.claim_job()
     for wanted in LIVE:
         assert not queries.move_job(job.id, wanted)
@@ -319,14 +323,14 @@ def test_a_job_whose_engine_died_is_unfinished_and_adopted_as_it_is(
     adopted = queries.adopt_job(job.id)
     assert adopted is not None
     assert (adopted.state, adopted.attempt) == (State.RUNNING, 2)
-    assert queries.adopt_job(add_job(registry).id) is None
+    assert queries.adopt_job(add_job(api_queries).id) is None
 
 
 def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """Paused ones among them; a job that has told of none has none."""
-    jobs = [add_job(registry) for _ in range(4)]
+    jobs = [add_job(api_queries) for _ in range(4)]
     for number, job in enumerate(jobs[:3]):
         queries.claim_job()
         queries.update_job(job.id, caches={"train": f"key {number}"})
@@ -339,10 +343,10 @@ def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
 
 
 def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """Its engine died in the middle of pausing: the next one has to finish that."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     start(queries, job)
     job_control.pause_job(job.id)
     adopted = queries.adopt_job(job.id)
@@ -354,18 +358,18 @@ def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(
     assert queries.adopt_job(job.id) is None
 
 
-def test_the_states_of_a_job_and_its_runs_are_read_together(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_the_states_of_a_job_and_its_runs_are_read_together(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """In the order of the plan; of a job that is gone there are none."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, _ = start(queries, job)
     other = queries.runs(job.id)[1].id
     assert queries.states(job.id) == (State.RUNNING, {run.id: State.RUNNING, other: State.QUEUED})
     assert queries.states("job_nothing") == (None, {})
 
 
-def test_a_job_that_ends_takes_its_runs_along(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_a_job_that_ends_takes_its_runs_along(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """Of a job that has ended no run waits or works, and a job with such runs has not succeeded."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     start(queries, job)
     assert not queries.move_job(job.id, State.SUCCEEDED)
     assert queries.move_job(job.id, State.FAILED, error={"type": "E", "message": "no room"})
@@ -373,27 +377,27 @@ def test_a_job_that_ends_takes_its_runs_along(queries: EngineQueries, registry: 
         assert run.state is State.CANCELLED
         assert run.error is not None
         assert (run.error["type"], run.error["message"][-7:]) == ("JobFailed", "no room")
-    last = registry.events(job, 0, 100)[0][-1]
+    last = api_queries.events(job, 0, 100)[0][-1]
     assert (last.run_id, last.data["state"]) == ("", "failed"), "its own end is told last"
 
 
-def test_events_sent_twice_are_stored_once(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_events_sent_twice_are_stored_once(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """By their number within the attempt."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     told = [(n, {"type": "log", "message": str(n)}) for n in range(4)]
     assert queries.record_events(job.id, run.id, attempt, told[:3]) == 3
     assert queries.record_events(job.id, run.id, attempt, told[1:]) == 1
     assert queries.record_events(job.id, run.id, attempt, told) == 0
-    stored = [event.n for event in registry.events(run, 0, 100)[0] if event.n is not None]
+    stored = [event.n for event in api_queries.events(run, 0, 100)[0] if event.n is not None]
     assert stored == [0, 1, 2, 3]
 
 
 def test_a_worker_that_is_found_again_goes_on_after_the_last_event(
-    queries: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, api_queries: ApiQueries
 ) -> None:
     """Of its own attempt; a job's own events are counted apart from its runs'."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     assert queries.next_event(job.id, run.id, attempt) == 0
     queries.record_events(job.id, run.id, attempt, [(n, {"type": "log"}) for n in range(5)])
@@ -402,9 +406,9 @@ def test_a_worker_that_is_found_again_goes_on_after_the_last_event(
     assert queries.next_event(job.id, None, 1) == 0
 
 
-def test_nothing_is_told_of_a_run_that_has_ended(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_nothing_is_told_of_a_run_that_has_ended(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """So a reader who has seen the end has seen all."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     assert queries.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "no"})
     assert queries.record_events(job.id, run.id, attempt, [(1, {"type": "log"})]) is None
@@ -413,27 +417,27 @@ def test_nothing_is_told_of_a_run_that_has_ended(queries: EngineQueries, registr
     assert ended.finished_at is not None
 
 
-def test_not_a_number_is_stored_as_null(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_not_a_number_is_stored_as_null(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """JSON has no word for it, and PostgreSQL refuses the one that Python uses."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     metrics = {"loss": float("nan"), "lr": float("inf"), "top1": 0.5}
     told = [(1, {"type": "epoch", "epoch": 1, "metrics": metrics})]
     assert queries.record_events(job.id, run.id, attempt, told, progress={"metrics": metrics}) == 1
     assert queries.run(run.id).metrics == {"loss": None, "lr": None, "top1": 0.5}
-    assert registry.metrics(run.id) == [{"loss": None, "lr": None, "top1": 0.5}]
+    assert api_queries.metrics(run.id) == [{"loss": None, "lr": None, "top1": 0.5}]
 
 
 def test_events_errors_and_results_with_text_that_cannot_be_sent_are_stored_written_out(
-    queries: EngineQueries, registry: ApiQueries
+    queries: EngineQueries, api_queries: ApiQueries
 ) -> None:
     """The name of a file that is not UTF-8; NUL, which PostgreSQL refuses."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     told = [(1, {"type": "log", "message": "zz\udcfc.png"}), (2, {"type": "log", "message": "a\x00b 🙂"})]
     assert queries.record_events(job.id, run.id, attempt, told, progress={"metrics": {"\udcfc": 1.0}}) == 2
     assert queries.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "zz\udcfc.png\x00"})
-    stored = [event.data.get("message") for event in registry.events(queries.run(run.id), 0, 10)[0]]
+    stored = [event.data.get("message") for event in api_queries.events(queries.run(run.id), 0, 10)[0]]
     assert stored[1:3] == ["zz\\xfc.png", "a\\x00b 🙂"]
     ended = queries.run(run.id)
     assert ended.error == {"type": "E", "message": "zz\\xfc.png\\x00"}
@@ -441,9 +445,9 @@ def test_events_errors_and_results_with_text_that_cannot_be_sent_are_stored_writ
 
 
 def test_rows_of_an_earlier_version_with_text_that_cannot_be_sent_are_read_written_out(
-    database: Database, queries: EngineQueries, registry: ApiQueries
+    database: Database, queries: EngineQueries, api_queries: ApiQueries
 ) -> None:
-    job = add_job(registry)
+    job = add_job(api_queries)
     with database.write() as session:
         session.execute(
             text("UPDATE jobs SET error = :error"), {"error": json.dumps({"message": "zz\udcfc.png\x00 🙂"})}
@@ -451,9 +455,9 @@ def test_rows_of_an_earlier_version_with_text_that_cannot_be_sent_are_read_writt
     assert queries.job(job.id).error == {"message": "zz\\xfc.png\\x00 🙂"}
 
 
-def test_a_field_that_is_not_progress_is_refused(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_a_field_that_is_not_progress_is_refused(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """A state is moved, never assigned."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     queries.claim_job()
     with pytest.raises(TypeError, match="state cannot be set here"):
         queries.update_job(job.id, state=State.SUCCEEDED)
@@ -470,10 +474,10 @@ def states(queries: EngineQueries, job_id: str) -> list[str]:
 
 
 def test_cancelling_ends_what_waits_and_tells_what_runs(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """And cancelling again changes nothing."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     for _ in range(2):
         assert job_control.cancel_job(job.id).state is State.CANCELLING
@@ -485,10 +489,10 @@ def test_cancelling_ends_what_waits_and_tells_what_runs(
 
 
 def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_it_again(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """The engine settles it when its work is put down; asking twice changes nothing."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     for _ in range(2):
         assert job_control.pause_job(job.id).state is State.PAUSING
@@ -509,10 +513,10 @@ def test_pausing_sets_aside_what_waits_and_tells_what_runs_and_resuming_queues_i
 
 
 def test_what_vanishes_while_it_is_pausing_is_paused(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """It goes on from its last checkpoint when it is resumed; until then nobody starts it again."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     job_control.pause_job(job.id)
     assert queries.move_run(run.id, attempt, State.LOST)
@@ -522,10 +526,10 @@ def test_what_vanishes_while_it_is_pausing_is_paused(
 
 
 def test_a_job_resumed_in_mid_pause_runs_on(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """A worker that has put its run down nonetheless makes it wait for its next attempt."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     job_control.pause_job(job.id)
     assert job_control.resume_job(job.id).state is State.RUNNING
@@ -536,10 +540,10 @@ def test_a_job_resumed_in_mid_pause_runs_on(
 
 
 def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """No engine needs to be there."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     job_control.pause_job(job.id)
     assert states(queries, job.id) == ["paused", "paused", "paused"]
     job_control.resume_job(job.id)
@@ -550,9 +554,11 @@ def test_what_nobody_works_on_is_paused_and_cancelled_at_once(
     assert queries.claim_job() is None
 
 
-def test_a_lost_run_is_cancelled_at_once(queries: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
+def test_a_lost_run_is_cancelled_at_once(
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
+) -> None:
     """Nobody works on it, though somebody does on its job."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     assert queries.move_run(run.id, attempt, State.LOST)
     assert job_control.cancel_run(run.id).state is State.CANCELLED
@@ -560,10 +566,10 @@ def test_a_lost_run_is_cancelled_at_once(queries: EngineQueries, registry: ApiQu
 
 
 def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """Its job runs on."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     other = queries.runs(job.id)[1].id
     assert job_control.pause_run(run.id).state is State.PAUSING
@@ -579,10 +585,10 @@ def test_one_run_is_paused_resumed_and_cancelled_while_the_other_goes_on(
 
 
 def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """So that an engine takes it; the rest of it stays paused until somebody resumes the job."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     first, second = (run.id for run in queries.runs(job.id))
     job_control.pause_job(job.id)
     job_control.resume_run(second)
@@ -597,10 +603,10 @@ def test_resuming_one_run_of_a_paused_job_queues_the_job_and_leaves_the_others(
 
 
 def test_a_job_that_nobody_works_on_follows_the_last_of_its_runs(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """An engine would build its caches, and then find nothing to train."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     first, second = (run.id for run in queries.runs(job.id))
     job_control.pause_run(first)
     assert states(queries, job.id) == ["queued", "paused", "queued"]
@@ -614,10 +620,10 @@ def test_a_job_that_nobody_works_on_follows_the_last_of_its_runs(
 
 
 def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """As an engine would end it."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     job_control.pause_run(queries.runs(job.id)[1].id)
     assert queries.move_run(run.id, attempt, State.FAILED, error={"type": "E", "message": "nan"})
@@ -632,10 +638,10 @@ def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
 
 
 def test_what_has_ended_stays_as_it_is_and_says_what_can_be_done(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """Cancelling it is no mistake, pausing and resuming it are."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     finish(queries, job.id)
     run_id = queries.runs(job.id)[0].id
     assert job_control.cancel_job(job.id).state is State.SUCCEEDED
@@ -644,7 +650,7 @@ def test_what_has_ended_stays_as_it_is_and_says_what_can_be_done(
         job_control.pause_job(job.id)
     with pytest.raises(Conflict, match="cannot be resumed: it has succeeded"):
         job_control.resume_run(run_id)
-    cancelled = job_control.cancel_job(add_job(registry).id)
+    cancelled = job_control.cancel_job(add_job(api_queries).id)
     with pytest.raises(Conflict, match="cannot be resumed: it was cancelled, but it can be retried"):
         job_control.resume_job(cancelled.id)
 
@@ -662,27 +668,27 @@ def test_a_request_about_nothing_is_not_found(job_control: JobControl, action: s
 # ------------------------------------------------------------------------------------------------------------ retry
 
 
-def retry(registry: ApiQueries, job_id: str) -> tuple[JobRecord, bool]:
+def retry(api_queries: ApiQueries, job_id: str) -> tuple[JobRecord, bool]:
     """As a client without a key, with room on the disk."""
-    return registry.retry_job(job_id, lambda: None)
+    return api_queries.retry_job(job_id, lambda: None)
 
 
 def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
-    queries: EngineQueries, registry: ApiQueries, job_control: JobControl
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:
     """With the same plan, and the places in it that the runs had; asked again, it is the same job."""
-    job = add_job(registry, seeds=[0, 1])
+    job = add_job(api_queries, seeds=[0, 1])
     ids = [run.id for run in queries.runs(job.id)]
     queries.claim_job()
     with pytest.raises(Conflict, match=f"can be retried, and there is {ids[0]} queued"):
-        retry(registry, job.id)
+        retry(api_queries, job.id)
     queries.start_attempts(ids)
     assert queries.record_result(ids[0], 1, [], {})
     assert queries.move_run(ids[1], 1, State.FAILED, error={"type": "E", "message": "nan"})
     job_control.cancel_job(job.id)
     assert queries.move_job(job.id, State.CANCELLED)
 
-    again, is_new = retry(registry, job.id)
+    again, is_new = retry(api_queries, job.id)
     assert is_new
     assert (again.state, again.retry_of, again.plan, again.teacher) == (State.QUEUED, job.id, job.plan, job.teacher)
     made = queries.runs(again.id)
@@ -693,37 +699,37 @@ def test_a_retry_is_a_new_job_of_the_runs_that_failed_or_were_cancelled(
     ]
     assert [run.name for run in made] == [run.name for run in queries.runs(job.id)[1:]]
     assert states(queries, job.id)[0] == "cancelled", "no final state is left"
-    repeated, is_new = retry(registry, job.id)
+    repeated, is_new = retry(api_queries, job.id)
     assert (repeated.id, is_new) == (again.id, False)
-    assert registry.retry_run(ids[2], lambda: None)[0].id == again.id
+    assert api_queries.retry_run(ids[2], lambda: None)[0].id == again.id
     claimed = queries.claim_job()
     assert claimed is not None
     assert claimed.id == again.id
 
 
-def test_each_run_is_retried_once(queries: EngineQueries, registry: ApiQueries, job_control: JobControl) -> None:
+def test_each_run_is_retried_once(queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl) -> None:
     """A job's retry takes what its runs' retries have left; a retry can itself be retried."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     first, second = (run.id for run in queries.runs(job.id))
     job_control.cancel_job(job.id)
-    alone, is_new = registry.retry_run(second, lambda: None)
+    alone, is_new = api_queries.retry_run(second, lambda: None)
     assert is_new
     assert [run.retry_of for run in queries.runs(alone.id)] == [second]
-    rest, is_new = retry(registry, job.id)
+    rest, is_new = retry(api_queries, job.id)
     assert is_new
     assert [run.retry_of for run in queries.runs(rest.id)] == [first]
-    assert retry(registry, job.id)[0].id == rest.id
-    same, is_new = registry.retry_run(second, lambda: None)
+    assert retry(api_queries, job.id)[0].id == rest.id
+    same, is_new = api_queries.retry_run(second, lambda: None)
     assert (same.id, is_new) == (alone.id, False)
     job_control.cancel_job(alone.id)
-    third, is_new = retry(registry, alone.id)
+    third, is_new = retry(api_queries, alone.id)
     assert is_new
     assert (third.retry_of, [run.index for run in queries.runs(third.id)]) == (alone.id, [1])
 
 
-def test_retries_at_once_make_one_job(database_url: str, registry: ApiQueries, job_control: JobControl) -> None:
+def test_retries_at_once_make_one_job(database_url: str, api_queries: ApiQueries, job_control: JobControl) -> None:
     """Each run of it is there once."""
-    job_id = job_control.cancel_job(add_job(registry).id).id
+    job_id = job_control.cancel_job(add_job(api_queries).id).id
 
     def ask() -> tuple[str, bool]:
         database = Database(database_url)
@@ -739,45 +745,45 @@ def test_retries_at_once_make_one_job(database_url: str, registry: ApiQueries, j
 
 
 def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
-    registry: ApiQueries, job_control: JobControl, tmp_path: Path
+    api_queries: ApiQueries, job_control: JobControl, tmp_path: Path
 ) -> None:
     """Nothing is made otherwise; what was made before is still found."""
-    job = job_control.cancel_job(add_job(registry).id)
-    other = job_control.cancel_job(add_job(registry).id)
-    made = retry(registry, other.id)[0]
+    job = job_control.cancel_job(add_job(api_queries).id)
+    other = job_control.cancel_job(add_job(api_queries).id)
+    made = retry(api_queries, other.id)[0]
     job_control.cancel_job(made.id)
 
     def refuse() -> None:
         raise Conflict("no room")
 
     with pytest.raises(Conflict, match="no room"):
-        registry.retry_job(job.id, refuse)
-    assert registry.retry_job(other.id, refuse)[0].id == made.id
-    Deletion(registry.database, make_settings(tmp_path)).delete_teacher(job.teacher_id)
+        api_queries.retry_job(job.id, refuse)
+    assert api_queries.retry_job(other.id, refuse)[0].id == made.id
+    Deletion(api_queries.database, make_settings(tmp_path)).delete_teacher(job.teacher_id)
     with pytest.raises(Conflict, match=f"the teacher {job.teacher_id} of {job.id} was deleted"):
-        retry(registry, job.id)
-    assert len(registry.jobs(None, None, 100)[0]) == 3
+        retry(api_queries, job.id)
+    assert len(api_queries.jobs(None, None, 100)[0]) == 3
 
 
-def test_the_metrics_of_a_retry_go_on_where_the_run_ended(queries: EngineQueries, registry: ApiQueries) -> None:
+def test_the_metrics_of_a_retry_go_on_where_the_run_ended(queries: EngineQueries, api_queries: ApiQueries) -> None:
     """It begins at a checkpoint; the epochs before that are those of the run that it tries again."""
 
     def tell(job_id: str, run_id: str, epochs: Sequence[int], top1: float) -> None:
         told = [(n, {"type": "epoch", "epoch": n, "metrics": {"epoch": n, "top1": top1}}) for n in epochs]
         assert queries.record_events(job_id, run_id, 1, told) == len(epochs)
 
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     tell(job.id, run.id, [1, 2, 3], 0.1)
     assert queries.move_run(run.id, attempt, State.FAILED)
-    again = registry.retry_run(run.id, lambda: None)[0]
+    again = api_queries.retry_run(run.id, lambda: None)[0]
     (retried,) = queries.runs(again.id)
-    assert registry.metrics(retried.id) == []
+    assert api_queries.metrics(retried.id) == []
     queries.claim_job()
     assert start_run(queries, retried.id) == 1
     tell(again.id, retried.id, [3, 4], 0.2)
-    assert [line["top1"] for line in registry.metrics(retried.id)] == [0.1, 0.1, 0.2, 0.2]
-    assert [line["top1"] for line in registry.metrics(run.id)] == [0.1, 0.1, 0.1]
+    assert [line["top1"] for line in api_queries.metrics(retried.id)] == [0.1, 0.1, 0.2, 0.2]
+    assert [line["top1"] for line in api_queries.metrics(run.id)] == [0.1, 0.1, 0.1]
 
 
 # ------------------------------------------------------------------------------------------------------------ lease
@@ -864,10 +870,10 @@ def test_engines_at_once_get_one_lease(database_url: str) -> None:
 
 
 def test_a_writer_waits_for_the_one_before_so_numbers_rise_in_the_order_of_commits(
-    database_url: str, queries: EngineQueries, registry: ApiQueries
+    database_url: str, queries: EngineQueries, api_queries: ApiQueries
 ) -> None:
     """Otherwise a reader that has seen an event could miss one before it."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     run, attempt = start(queries, job)
     done = threading.Event()
 

@@ -44,10 +44,10 @@ class Shelf:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.settings = database, settings
-        self.registry, self.queries = ApiQueries(database), EngineQueries(database, "engine")
+        self.api_queries, self.queries = ApiQueries(database), EngineQueries(database, "engine")
         self.deletion = Deletion(database, settings)
         self.retention = Retention(settings, self.deletion)
-        teacher, _ = self.registry.add_teacher(teacher_row(), lambda: None)
+        teacher, _ = self.api_queries.add_teacher(teacher_row(), lambda: None)
         states = [State.SUCCEEDED, State.CANCELLED, State.FAILED, State.CANCELLED, State.SUCCEEDED]
         self.ids = fill(database, teacher, make_plan(), states)
         for age, job_id in zip((5, 4, 3, 2, 1), self.ids, strict=True):
@@ -65,7 +65,7 @@ class Shelf:
         """Which of the jobs go; a dry run before it says the same, and nothing but that."""
         limited = Limits(**limits)  # type: ignore[arg-type]  # whichever it is
         told = self.retention.collect(limited, dry_run=True)
-        assert len(self.registry.jobs(None, None, 100)[0]) == self.there
+        assert len(self.api_queries.jobs(None, None, 100)[0]) == self.there
         if dry_run:
             return [self.ids.index(job.id) for job in told.jobs]
         done = self.retention.collect(limited)
@@ -113,7 +113,7 @@ def test_jobs_go_by_age_number_and_bytes_those_that_ended_first_first(
 
 def test_pinned_live_and_needed_jobs_stay_and_count(shelf: Shelf) -> None:
     shelf.deletion.pin_job(shelf.ids[0])
-    retry, _ = shelf.registry.retry_job(shelf.ids[1], lambda: None)
+    retry, _ = shelf.api_queries.retry_job(shelf.ids[1], lambda: None)
     folder = shelf.settings.jobs_dir / retry.id
     folder.mkdir()
     (folder / "log.jsonl").write_bytes(b"x" * FILE_BYTES)
@@ -248,7 +248,7 @@ def test_decoded_copies_that_a_live_job_was_told_of_or_that_were_just_opened_sta
     shelf: Shelf, copies: list[decoded.Copy]
 ) -> None:
     first, second, third = copies
-    job = add_job(shelf.registry)
+    job = add_job(shelf.api_queries)
     assert shelf.queries.acquire_lease()
     shelf.queries.claim_job()
     told = {"type": "dataset_ready", "split": "train", "fingerprint": first.fingerprint}
@@ -282,9 +282,9 @@ def test_what_a_killed_decoding_has_left_goes_and_what_is_being_decoded_stays(sh
 # ------------------------------------------------------------------------------------------------------------- events
 
 
-def a_told_job(registry: ApiQueries, queries: EngineQueries, epochs: int) -> tuple[JobRecord, str]:
+def a_told_job(api_queries: ApiQueries, queries: EngineQueries, epochs: int) -> tuple[JobRecord, str]:
     """A job that has ended, with events of every kind; the id of its first run."""
-    job = add_job(registry)
+    job = add_job(api_queries)
     assert queries.claim_job() is not None
     progress = {"type": "inference_progress", "split": "train", "rows_done": 1, "rows_total": 3, "rows_inferred": 1}
     told = [(n, {**progress, "cache": key}) for n, key in enumerate("aabab")]
@@ -306,12 +306,12 @@ def a_told_job(registry: ApiQueries, queries: EngineQueries, epochs: int) -> tup
     return job, runs[0].id
 
 
-def every(registry: ApiQueries, owner: object, limit: int) -> list[tuple[object, ...]]:
+def every(api_queries: ApiQueries, owner: object, limit: int) -> list[tuple[object, ...]]:
     """All events of a job or run, page by page."""
     found: list[tuple[object, ...]] = []
     after, has_more = 0, True
     while has_more:
-        rows, has_more = registry.events(owner, after, limit)  # type: ignore[arg-type]  # of either kind
+        rows, has_more = api_queries.events(owner, after, limit)  # type: ignore[arg-type]  # of either kind
         assert len(rows) <= limit
         after = rows[-1].seq
         found += [(row.seq, row.job_id, row.run_id, row.attempt, row.n, row.type, row.data, row.at) for row in rows]
@@ -320,78 +320,78 @@ def every(registry: ApiQueries, owner: object, limit: int) -> list[tuple[object,
 
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_compacted_events_are_what_they_were_without_steps_and_superseded_progress(
-    registry: ApiQueries, queries: EngineQueries, limit: int
+    api_queries: ApiQueries, queries: EngineQueries, limit: int
 ) -> None:
-    job, run_id = a_told_job(registry, queries, epochs=PACK_MAX + 20)
-    other, _ = a_told_job(registry, queries, epochs=3)
+    job, run_id = a_told_job(api_queries, queries, epochs=PACK_MAX + 20)
+    other, _ = a_told_job(api_queries, queries, epochs=3)
     run = queries.run(run_id)
     owners = (job, run, other)
-    before, metrics = [every(registry, owner, 1000) for owner in owners], registry.metrics(run_id)
+    before, metrics = [every(api_queries, owner, 1000) for owner in owners], api_queries.metrics(run_id)
     kept = [
         [row for row in rows if row[5] != "step" and not (row[5] == "inference_progress" and row[4] in (0, 1, 2))]
         for rows in before
     ]
-    saved = compact(registry.database, job.id)
-    assert [every(registry, owner, limit) for owner in owners] == [kept[0], kept[1], before[2]]
-    assert registry.metrics(run_id) == metrics
-    with registry.database.read() as session:
+    saved = compact(api_queries.database, job.id)
+    assert [every(api_queries, owner, limit) for owner in owners] == [kept[0], kept[1], before[2]]
+    assert api_queries.metrics(run_id) == metrics
+    with api_queries.database.read() as session:
         packs = session.scalar(select(func.count()).select_from(PackedEventsRecord)) or 0
         rest = session.scalar(select(func.count()).where(EventRecord.job_id == job.id))
     assert (rest, saved) == (0, len(before[0]) - packs)
     assert packs == 5
-    assert compact(registry.database, job.id) == 0
+    assert compact(api_queries.database, job.id) == 0
 
 
 @pytest.mark.parametrize("limit", [7, 1000])
 def test_a_job_of_which_one_run_alone_was_compacted_is_read_in_order(
-    registry: ApiQueries, queries: EngineQueries, limit: int
+    api_queries: ApiQueries, queries: EngineQueries, limit: int
 ) -> None:
     """As a kill in the middle leaves it; what the runs told lies between each other."""
-    job, run_id = a_told_job(registry, queries, epochs=PACK_MAX + 20)
-    before = every(registry, job, 1000)
+    job, run_id = a_told_job(api_queries, queries, epochs=PACK_MAX + 20)
+    before = every(api_queries, job, 1000)
     asked = iter([False, False])
-    compact(registry.database, job.id, lambda: next(asked, True))
-    with registry.database.read() as session:
+    compact(api_queries.database, job.id, lambda: next(asked, True))
+    with api_queries.database.read() as session:
         assert session.scalar(select(func.count()).where(EventRecord.run_id == run_id)) == 0
         assert session.scalar(select(func.count()).where(EventRecord.job_id == job.id))
-    assert every(registry, job, limit) == [row for row in before if row[2] != run_id or row[5] != "step"]
+    assert every(api_queries, job, limit) == [row for row in before if row[2] != run_id or row[5] != "step"]
 
 
-def test_events_of_a_live_job_are_not_compacted(registry: ApiQueries, queries: EngineQueries) -> None:
-    job = add_job(registry)
+def test_events_of_a_live_job_are_not_compacted(api_queries: ApiQueries, queries: EngineQueries) -> None:
+    job = add_job(api_queries)
     queries.claim_job()
-    assert compact(registry.database, job.id) == 0
-    assert len(every(registry, job, 10)) == 1
+    assert compact(api_queries.database, job.id) == 0
+    assert len(every(api_queries, job, 10)) == 1
 
 
 def test_an_event_that_is_damaged_stays_where_it_is(
-    registry: ApiQueries, queries: EngineQueries, database: Database
+    api_queries: ApiQueries, queries: EngineQueries, database: Database
 ) -> None:
-    job, run_id = a_told_job(registry, queries, epochs=3)
-    metrics = registry.metrics(run_id)
+    job, run_id = a_told_job(api_queries, queries, epochs=3)
+    metrics = api_queries.metrics(run_id)
     if not database.is_sqlite:
         pytest.skip("PostgreSQL takes no damaged JSON")
     with database.write() as session:
         broken = text("UPDATE events SET data = '{' WHERE run_id = :run AND n = 3")
         session.execute(broken, {"run": run_id})
     compact(database, job.id)
-    assert registry.metrics(run_id) == [metrics[0], metrics[2]]
+    assert api_queries.metrics(run_id) == [metrics[0], metrics[2]]
     with database.read() as session:
         assert session.scalar(text("SELECT count(*) FROM events WHERE data = '{'")) == 1
 
 
 def test_events_go_by_the_age_of_their_job_and_not_while_streams_may_wait_for_its_end(
-    registry: ApiQueries, queries: EngineQueries, database: Database, tmp_path: Path
+    api_queries: ApiQueries, queries: EngineQueries, database: Database, tmp_path: Path
 ) -> None:
     settings = make_settings(tmp_path)
     settings.make_folders()
     retention = Retention(settings, Deletion(database, settings))
-    job, _ = a_told_job(registry, queries, epochs=3)
+    job, _ = a_told_job(api_queries, queries, epochs=3)
     assert retention.collect(Limits(events_max_age_s=0)).compacted_events == 0
     with database.write() as session:
         session.get_one(JobRecord, job.id).finished_at = utc_now() - timedelta(hours=2)
     assert retention.collect(Limits(events_max_age_s=3 * 3600)).compacted_jobs == 0
-    count = len(every(registry, job, 1000))
+    count = len(every(api_queries, job, 1000))
     for dry_run in (True, False):
         done = retention.collect(Limits(events_max_age_s=0), dry_run=dry_run)
         assert (done.compacted_jobs, done.compacted_events) == (1, count)
@@ -415,8 +415,8 @@ def test_an_sqlite_file_is_smaller_after_a_collection(tmp_path: Path) -> None:
     upgrade_to_head(settings.database)
     database = Database(settings.database)
     try:
-        registry, queries = ApiQueries(database), EngineQueries(database)
-        job, _ = a_told_job(registry, queries, epochs=400)
+        api_queries, queries = ApiQueries(database), EngineQueries(database)
+        job, _ = a_told_job(api_queries, queries, epochs=400)
         database.checkpoint()
         before, _ = database.size_bytes()
         Retention(settings, Deletion(database, settings)).collect(Limits(jobs_max_count=0))
@@ -424,7 +424,7 @@ def test_an_sqlite_file_is_smaller_after_a_collection(tmp_path: Path) -> None:
         after, free = database.size_bytes()
         assert (tmp_path / "data" / "retort.sqlite3").stat().st_size == after < before / 2
         assert free == 0
-        assert job.id not in {row.id for row in registry.jobs(None, None, 10)[0]}
+        assert job.id not in {row.id for row in api_queries.jobs(None, None, 10)[0]}
     finally:
         database.close()
 

@@ -143,11 +143,11 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
     settings.make_folders()
     upgrade_to_head(settings.database)
     database = Database(settings.database)
-    queries, registry = EngineQueries(database), ApiQueries(database)
+    queries, api_queries = EngineQueries(database), ApiQueries(database)
     catalog = Catalog(settings.caches_dir)
     keys = [small_cache(settings.caches_dir, seed) for seed in range(2)]
     for key in keys:
-        add_job(registry)
+        add_job(api_queries)
         claimed = queries.claim_job()
         assert claimed is not None
         queries.update_job(claimed.id, caches={"train": key})

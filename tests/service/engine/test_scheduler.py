@@ -358,8 +358,8 @@ def test_what_workers_tell_of_this_machines_folders_is_stored_relative_to_them(b
         engine.tick()
     error = bench.queries.job(bench.job_id).error or {}
     assert error["message"] == "caches/ab/zarr.json: not JSON, see 'the data directory'"
-    registry = ApiQueries(bench.database)
-    events, _ = registry.events(registry.get(JobRecord, bench.job_id), after=0, limit=100)
+    api_queries = ApiQueries(bench.database)
+    events, _ = api_queries.events(api_queries.get(JobRecord, bench.job_id), after=0, limit=100)
     assert "caches/ab/zarr.json: the file is missing" in [event.data.get("message") for event in events]
 
 
@@ -399,9 +399,9 @@ def test_a_new_engine_removes_checkpoints_that_an_earlier_version_has_left_of_en
 
 def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_meanwhile(bench: _Bench) -> None:
     """The one has ended, so nothing keeps the other."""
-    registry = ApiQueries(bench.database)
+    api_queries = ApiQueries(bench.database)
     bench.job_control.cancel_job(bench.job_id)
-    again, _ = registry.retry_job(bench.job_id, lambda: None)
+    again, _ = api_queries.retry_job(bench.job_id, lambda: None)
     bench.queries.claim_job()
     run = bench.queries.runs(again.id)[0]
     attempt = start_run(bench.queries, run.id)
@@ -576,13 +576,13 @@ def test_inference_that_is_out_of_memory_is_tried_once_more_on_a_gpu_of_its_own(
 
 def test_engine_whose_slots_one_key_fills_takes_the_job_of_another(bench: _Bench) -> None:
     """Each job of the one more urgent than all before it, and none of them ever ends."""
-    registry = ApiQueries(bench.database)
-    teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
+    api_queries = ApiQueries(bench.database)
+    teacher = api_queries.add_teacher(teacher_row(), lambda: None)[0]
     engine = bench.engine(*[_Task() for _ in range(ACTIVE_JOBS_EVER_MAX)])
     for number in range(KEY_ACTIVE_JOBS_MAX + 2):
-        registry.add_job(make_plan(), teacher, None, priority=number + 1, key_id="greedy")
+        api_queries.add_job(make_plan(), teacher, None, priority=number + 1, key_id="greedy")
         engine.tick()
-    patient = registry.add_job(make_plan(), teacher, None, priority=-100, key_id="patient")[0]
+    patient = api_queries.add_job(make_plan(), teacher, None, priority=-100, key_id="patient")[0]
     engine.tick()
     active = [job.record.key_id for job in engine._jobs.values()]
     assert active.count("greedy") == KEY_ACTIVE_JOBS_MAX < ACTIVE_JOBS_EVER_MAX

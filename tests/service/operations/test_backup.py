@@ -62,10 +62,10 @@ def a_service(folder: Path, jobs: int = 1, **changes: object) -> Settings:
 def add_job(settings: Settings, database: Database, number: int) -> JobRecord:
     content = onnx_bytes(salt=float(number))
     sha256 = hashlib.sha256(content).hexdigest()
-    registry = ApiQueries(database)
+    api_queries = ApiQueries(database)
     place = settings.teacher_path(sha256)
-    teacher = registry.add_teacher(teacher_row(sha256), lambda: void(place.write_bytes(content)))[0]
-    return registry.add_job(make_plan(), teacher, None)[0]
+    teacher = api_queries.add_teacher(teacher_row(sha256), lambda: void(place.write_bytes(content)))[0]
+    return api_queries.add_job(make_plan(), teacher, None)[0]
 
 
 def do_job(settings: Settings, database: Database, number: int) -> str:
@@ -237,9 +237,9 @@ def a_small_service(folder: Path, text: str) -> Settings:
     settings.make_folders()
     upgrade_to_head(settings.database)
     with closing(Database(settings.database)) as database:
-        registry, queries = ApiQueries(database), EngineQueries(database)
-        teacher = registry.add_teacher(teacher_row(), lambda: None)[0]
-        job = registry.add_job(make_plan(name=text, methods=["ce"]), teacher, None)[0]
+        api_queries, queries = ApiQueries(database), EngineQueries(database)
+        teacher = api_queries.add_teacher(teacher_row(), lambda: None)[0]
+        job = api_queries.add_job(make_plan(name=text, methods=["ce"]), teacher, None)[0]
         assert queries.claim_job() is not None
         (run,) = queries.start_attempts([run.id for run in queries.runs(job.id)])
     attempt = settings.jobs_dir / job.id / run.id / "a1"
