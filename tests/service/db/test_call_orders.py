@@ -215,6 +215,9 @@ class Life(RuleBasedStateMachine):
         """A worker has stopped, failed or vanished."""
         worker = self.worker(number, old)
         run = self.runs[worker.run_id]
+        if run.state is State.PAUSED and wanted is State.QUEUED:
+            # Its worker is gone: that is a resumption, by ``resume_set_aside`` or a client.
+            return
         landed = self.as_engine(late, lambda engine: engine.move_run(worker.run_id, worker.attempt, wanted))
         may = run.attempt == worker.attempt and wanted in TABLE[run.state] - {State.RUNNING}
         assert landed in ("lost", may)
