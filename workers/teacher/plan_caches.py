@@ -22,8 +22,7 @@ from workers.config.job import (
     teacher_augmentation,
     thumbnail_warnings,
 )
-from workers.data import prepared
-from workers.data.prepared import Dataset
+from workers.data.prepared import Dataset, prepare
 from workers.errors import InvalidTeacher
 from workers.events import Emit, Log, ShouldStop, Stage
 from workers.files import file_sha256
@@ -40,7 +39,7 @@ def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: S
     """The (train, test) splits, decoded on the first call and mapped on every later one."""
     emit(Stage(stage="preparing"))
     train, test = (
-        prepared.prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
+        prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
         for split in ("train", "test")
     )
     return train, test

@@ -196,7 +196,7 @@ def test_no_signal_is_unknown() -> None:
 
 def test_a_child_that_cannot_even_start_is_no_breach() -> None:
     with pytest.raises(WorkerError, match=r"exit status 1\)\. It says last: No module named workers"):
-        sandbox._outcome(b"", 1, 1, 1, "No module named workers")
+        sandbox._outcome(b"", 1, 1, 1, said="No module named workers")
 
 
 def children(pid: int) -> list[int]:

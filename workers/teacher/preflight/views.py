@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from workers.config.job import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
-from workers.data import augmentation
+from workers.data.augmentation import apply, draw
 from workers.data.prepared import Dataset
 from workers.teacher.preflight.finite import check_finite
 from workers.teacher.preflight.report import PreflightReport, ViewsReport
@@ -34,7 +34,7 @@ def check_views(
     step = batch_rows(PART, teacher.preprocessing, dataset, views.augmentation)  # so that many views have their turn
     for number, start in enumerate(range(0, len(index_R), step)):
         part = index_R[start : start + step]
-        drawn = augmentation.draw(
+        drawn = draw(
             views.augmentation,
             views.seed,
             number % views.count,
@@ -42,7 +42,7 @@ def check_views(
             height=dataset.height,
             width=dataset.width,
         )
-        made = augmentation.apply(torch.from_numpy(dataset.take(part)), views.augmentation, drawn)
+        made = apply(torch.from_numpy(dataset.take(part)), views.augmentation, drawn)
         outputs.append(teacher.outputs(made.numpy()))
         sides.append(np.stack([drawn.height, drawn.width]))
     outputs_RN = np.concatenate(outputs)
