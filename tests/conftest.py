@@ -107,10 +107,13 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
-    """Real digits, a teacher trained on them for seconds, and its complete caches."""
-    from tests.support.digits import make_digits
+    """Real digits, a teacher trained on them for seconds, and its complete caches; made once for all workers."""
+    from tests.support.digits import copied_digits, make_digits
 
-    return make_digits(tmp_path_factory.mktemp("digits"))
+    root = tmp_path_factory.mktemp("digits")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return make_digits(root)
+    return copied_digits(tmp_path_factory.getbasetemp().parent / "digits", root)
 
 
 @pytest.fixture

@@ -13,11 +13,7 @@ import pytest
 from tests.fake_cuda.processes import FakeCuda
 from tests.service.engine.test_engine_handover import in_state, one_more_epoch, soon
 from tests.support.digits import Digits
-from tests.support.processes import Processes, job_of, pid_of, running_service, uploaded
-from workers.config.job import Folders, JobSpec, TeacherSpec
-from workers.events import ignore, never
-from workers.teacher.build_caches import build_caches
-from workers.teacher.plan_caches import plan_caches
+from tests.support.processes import Processes, given_caches, job_of, pid_of, running_service, uploaded
 
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
@@ -25,24 +21,15 @@ pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def service(fake_cuda: FakeCuda, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     data_dir = tmp_path_factory.mktemp("service") / "data"
-    with running_service(data_dir, fake_cuda.environment(), GPUS="1", GPU_SHARE="0.25") as processes:
+    with running_service(data_dir, fake_cuda.environment(), GPUS="1", GPU_SHARE="0.5") as processes:
         yield processes
 
 
 @pytest.fixture(scope="module")
 def teacher_id(service: Processes, digits: Digits) -> str:
     """The digits' teacher, with its caches."""
-    teacher_id = uploaded(service, digits)
-    folders = Folders(data_dir=service.data_dir, data_root=service.data_dir)
-    teacher = service.client.teacher(teacher_id)
-    [path] = folders.teachers.glob("**/*.onnx")
-    spec = TeacherSpec(
-        path=path, sha256=teacher["sha256"], output=teacher["output"], preprocessing=digits.preprocessing
-    )
-    job = JobSpec.model_validate({**job_of(teacher_id, "kd"), "teacher": spec})
-    plan = plan_caches(job, folders, ignore, never, threads=1, device="cpu")
-    build_caches(plan, folders, ignore, never, threads=1, device="cpu")
-    return teacher_id
+    given_caches(service, digits)
+    return uploaded(service, digits)
 
 
 def _only_run(service: Processes, job: dict[str, Any]) -> dict[str, Any]:
@@ -50,11 +37,11 @@ def _only_run(service: Processes, job: dict[str, Any]) -> dict[str, Any]:
     return run
 
 
-def test_service_trains_a_job_of_six_runs_on_shares_of_a_gpu(service: Processes, teacher_id: str) -> None:
-    job = service.client.submit({**job_of(teacher_id, "kd", "ctkd", "mlld", epochs=1), "seeds": [0, 1]})
+def test_service_trains_a_job_of_four_runs_on_shares_of_a_gpu(service: Processes, teacher_id: str) -> None:
+    job = service.client.submit({**job_of(teacher_id, "ctkd", "mlld", epochs=1), "seeds": [0, 1]})
     soon(in_state(service.client, job["id"], "succeeded"))
     runs = list(service.client.runs(job["id"]))
-    assert [run["state"] for run in runs] == ["succeeded"] * 6
+    assert [run["state"] for run in runs] == ["succeeded"] * 4
     assert all(run["result"]["environment"]["device"].startswith("cuda") for run in runs), runs
     # The runs of one seed saw the same batches, in one process.
     groups = {(run["seed"], pid_of(service, run, 1)) for run in runs}

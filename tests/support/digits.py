@@ -1,5 +1,8 @@
 """A small real setting that many tests share: scikit-learn's digits, a teacher trained on them, its caches."""
 
+import fcntl
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,4 +109,25 @@ def make_digits(root: Path) -> Digits:
     plan = plan_caches(job, folders, ignore, never, threads=1, device="cpu")
     build_caches(plan, folders, ignore, never, threads=1, device="cpu")
     train, test = prepare_data(DigitsDataset(), folders, ignore, never)
+    return Digits(folders, teacher, plan, VIEWS, train, test)
+
+
+def copied_digits(shared: Path, root: Path) -> Digits:
+    """A copy of one setting below ``root``, which the first of several processes makes below ``shared``.
+
+    The copy is the caller's own: tests train there, and take caches away.
+    """
+    shared.mkdir(parents=True, exist_ok=True)
+    made, described = shared / "digits", shared / "digits.json"
+    with (shared / "digits.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not described.exists():
+            first = make_digits(made)
+            both = {"teacher": first.teacher_spec.model_dump_json(), "plan": first.plan.model_dump_json()}
+            described.write_text(json.dumps(both))
+    shutil.copytree(made, root, dirs_exist_ok=True)
+    both = {name: text.replace(str(made), str(root)) for name, text in json.loads(described.read_text()).items()}
+    folders = Folders(data_dir=root / "data", data_root=root)
+    train, test = prepare_data(DigitsDataset(), folders, ignore, never)
+    teacher, plan = TeacherSpec.model_validate_json(both["teacher"]), CachePlan.model_validate_json(both["plan"])
     return Digits(folders, teacher, plan, VIEWS, train, test)

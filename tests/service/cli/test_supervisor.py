@@ -192,11 +192,13 @@ def none_left(text: str) -> bool:
     return True
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[BackgroundService]:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundService]:
+    """One for the two tests below, of which the second ends it."""
     if not Path("/proc/self/environ").exists():
         pytest.skip("counts processes by /proc")
-    with BackgroundService(tmp_path / "data", tmp_path) as running:
+    folder = tmp_path_factory.mktemp("service")
+    with BackgroundService(folder / "data", folder) as running:
         running.wait_ready()
         yield running
 
@@ -221,15 +223,16 @@ def test_the_threads_of_the_api_share_one_heap(service: BackgroundService) -> No
     assert heaps(api) == 0
 
 
-def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundService, tmp_path: Path) -> None:
-    marker = str(tmp_path / "data")
+def test_serve_starts_both_and_a_signal_leaves_no_process(service: BackgroundService) -> None:
+    data_dir = service.log_path.parent
+    marker = str(data_dir)
     lines = processes_with(marker).values()
     assert any("service.cli api" in line for line in lines)
     assert any("service.cli engine" in line for line in lines)
     assert '"there is no API key, so only this machine may call"' in service.log_path.read_text()
     with Client(service.url) as client:
         assert client.ready()["ready"]
-    assert open_to_others(tmp_path / "data") == []
+    assert open_to_others(data_dir) == []
     os.kill(service.pid, signal.SIGTERM)
     service.wait()
     assert none_left(marker), processes_with(marker)

@@ -17,6 +17,7 @@ from tests.support.digits import Digits
 from tests.support.processes import (
     Processes,
     events_until,
+    given_caches,
     job_of,
     keeper_of,
     logged,
@@ -33,6 +34,13 @@ pytest_plugins = ["tests.support.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)
 
 Document = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def teacher_id(service: Processes, digits: Digits) -> str:
+    """The digits' teacher, with its caches: what changes hands here is training, or views that it has none of."""
+    given_caches(service, digits)
+    return uploaded(service, digits)
 
 
 def soon(what: Callable[[], object]) -> None:
@@ -331,6 +339,7 @@ def pair(
     """A service on the PostgreSQL database ``pair``, and a teacher of it."""
     data_dir = tmp_path_factory.mktemp("pair") / "data"
     with running_service(data_dir, DATABASE_URL=postgres.create("pair")) as processes:
+        given_caches(processes, digits)
         yield processes, uploaded(processes, digits)
 
 
