@@ -10,7 +10,7 @@ from tests.repository.reading_paths import EVENT, JOB, STEP, Entry, Size, size_o
 
 # Where they stand; the goals are in the module's output. Lower a bar with the way.
 BARS = {
-    "job": (JOB, Size(functions=65, files=21, lines=1841, changes_of_file=35)),
+    "job": (JOB, Size(functions=65, files=21, lines=1840, changes_of_file=35)),
     "step": (STEP, Size(functions=34, files=14, lines=639, changes_of_file=25)),
     "event": (EVENT, Size(functions=9, files=7, lines=144, changes_of_file=6)),
 }
