@@ -1,7 +1,7 @@
 """Request context middleware: an id, log lines, the audit log, and an answer to unforeseen errors; HEAD as GET.
 
-Plain ASGI, because a stream must pass through untouched. asgi-correlation-id 5.0 was measured for the ids instead: a
-request takes 1.02 to 1.12 times as long, and its five options would take the place of the seven lines here.
+Plain ASGI, because a stream must pass through untouched. asgi-correlation-id 5.0 was measured for the ids instead: it
+costs the same (0.97 to 1.06 of the CPU time), but its call and options are longer than the code here that they replace.
 """
 
 import re

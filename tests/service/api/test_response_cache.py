@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import APIRoute, iter_route_contexts
 from sqlalchemy import JSON, Column, event, text, update
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.app import create_app
+from service.api.auth import READ
 from service.api.middleware.response_cache import KEPT_BYTES_MAX, ResponseCache
 from service.db.api_keys import KeyRing, Keys
 from service.db.columns import UtcDateTime
@@ -262,6 +263,8 @@ class Clock(DatabaseVersion):
 class Route:
     """An application that answers when it is let, with the number of the call."""
 
+    route = APIRoute("/jobs", lambda: None, dependencies=[READ])
+
     def __init__(self, status: int = 200, size_bytes: int = 0) -> None:
         self.calls = 0
         self.may_answer = asyncio.Event()
@@ -271,7 +274,7 @@ class Route:
         self.calls += 1
         body = f"{self.calls}".encode().ljust(self._size_bytes)
         await self.may_answer.wait()
-        scope |= {"route": None, "endpoint": None, "path_params": {}}
+        scope |= {"route": self.route, "endpoint": None, "path_params": {}}
         await send({"type": "http.response.start", "status": self._status, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
