@@ -10,16 +10,13 @@ from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
 from service.settings import Settings
-from workers.config.job import (
-    DatasetSpec,
-    FolderDataset,
-    Plan,
-    ResizedCrop,
-    Size,
-    check_encoding,
-)
+from workers.config.cache import check_encoding
+from workers.config.dataset import DatasetSpec, FolderDataset
+from workers.config.job import Plan
+from workers.config.views import ResizedCrop
 from workers.data.discovery import Source, examine
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
+from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
 
 # (height, width) in pixels of data sets whose pictures all have one known size.

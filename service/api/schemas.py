@@ -21,8 +21,11 @@ from pydantic import (
 
 from service.db.scopes import Scope
 from service.db.states import State
-from workers.config.job import DatasetSpec, Plan, Preprocessing, Seed, Size, Spec
+from workers.config.dataset import DatasetSpec
+from workers.config.job import Plan
+from workers.config.teacher import Preprocessing
 from workers.errors import InvalidJob
+from workers.spec import Seed, Size, Spec
 from workers.texts import composed
 
 # No control characters: a name goes into logs, headers and tables, and PostgreSQL refuses NUL.

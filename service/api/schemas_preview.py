@@ -5,9 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from service.api.schemas import Document, Sha256
-from workers.config.job import Spec, Training
+from workers.config.training import Training
 from workers.methods.catalog import MethodChoice
 from workers.methods.preview import StudentIs
+from workers.spec import Spec
 
 EXAMPLE_CACHE = "3f" * 32
 Epochs = Annotated[int, Field(strict=True, ge=1, le=100_000)]

@@ -29,7 +29,8 @@ from service.db.packed_events import events_of, metrics_by_epoch
 from service.db.states import LIVE, State
 from service.db.transitions import Row, event_rows, existing, is_id, runs_of
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
-from workers.config.job import DatasetSpec, Plan
+from workers.config.dataset import DatasetSpec
+from workers.config.job import Plan
 
 # What a retry has in common with what it tries again.
 _KEPT_JOB = ("name", "teacher_id", "teacher", "plan", "priority", "parallel_runs")

@@ -39,7 +39,7 @@ from service.db.states import LIVE
 from service.db.transitions import existing, runs_of
 from service.errors import Conflict
 from service.settings import Settings
-from workers.config.job import DatasetSpec
+from workers.config.dataset import DatasetSpec
 from workers.data import decoded
 from workers.data.discovery import examine
 from workers.errors import InvalidDataset

@@ -20,7 +20,7 @@ from service.operations.data_dir import STAGING, unknown_files
 from service.operations.readiness import Readiness, ReadinessCheck
 from service.paths import local_url
 from service.settings import Settings
-from workers.config.job import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
+from workers.config.dataset import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.data.discovery import examine
 from workers.errors import InvalidDataset
 from workers.texts import some_of

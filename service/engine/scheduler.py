@@ -55,7 +55,8 @@ from store import Catalog
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
 from workers.cluster.outcomes import Numbered, TaskOutcome
 from workers.cluster.ray_cluster import Cluster, Task, export_name
-from workers.config.job import Folders, RunSpec, TrainingTask
+from workers.config.job import RunSpec
+from workers.config.task import Folders, TrainingTask
 from workers.disk_errors import disk_error, passing_over_disk_errors
 from workers.teacher.cache_plan import CachePlan
 from workers.texts import without_folders

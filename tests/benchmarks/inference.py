@@ -38,7 +38,9 @@ from store import CacheSpec, CacheWriter
 from store.layout import BlockRecord
 from tests.benchmarks.bench import EITHER, Options, Timing, options, show, write
 from tests.conftest import SHARED
-from workers.config.job import CropFlip, NpzDataset, Preprocessing, TeacherSpec
+from workers.config.dataset import NpzDataset
+from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.views import CropFlip
 from workers.data.augmentation import make_views
 from workers.data.prepared import Dataset, prepare
 from workers.students.build import build_student

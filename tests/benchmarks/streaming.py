@@ -35,7 +35,8 @@ from store import CacheReader
 from tests.benchmarks.bench import EITHER, Timing, interleaved, options, show, write
 from tests.benchmarks.training import write_cache
 from tests.conftest import SHARED
-from workers.config.job import Augmentation, CropFlip, FolderDataset, ResizedCrop, Views
+from workers.config.dataset import FolderDataset
+from workers.config.views import Augmentation, CropFlip, ResizedCrop, Views
 from workers.data import augmentation as views
 from workers.data.image_files import PictureFiles
 from workers.data.prepared import FilesDataset, prepare

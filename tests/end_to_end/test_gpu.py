@@ -16,7 +16,9 @@ from torch import Tensor
 from tests.support import onnx_models
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.evaluation_logits import evaluation_logits, relative_difference
-from workers.config.job import Preprocessing, Sgd, TrainingTask
+from workers.config.task import TrainingTask
+from workers.config.teacher import Preprocessing
+from workers.config.training import Sgd
 from workers.errors import NotFinite, OutOfMemory, Paused
 from workers.events import ignore, never
 from workers.methods.catalog import PRESETS, parse_method

@@ -14,7 +14,9 @@ from tests.fake_cuda.processes import FakeCuda
 from tests.service.engine.test_engine_handover import in_state, one_more_epoch, soon
 from tests.support.digits import Digits
 from tests.support.processes import Processes, job_of, pid_of, running_service, uploaded
-from workers.config.job import Folders, JobSpec, TeacherSpec
+from workers.config.job import JobSpec
+from workers.config.task import Folders
+from workers.config.teacher import TeacherSpec
 from workers.events import ignore, never
 from workers.teacher.build_caches import build_caches, plan_caches
 

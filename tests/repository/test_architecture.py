@@ -48,6 +48,7 @@ LIGHT = (
     "workers.errors",
     "workers.events",
     "workers.config.job",
+    "workers.config.task",
     "workers.data.decoded",
     "workers.methods.catalog",
     "workers.methods.method",

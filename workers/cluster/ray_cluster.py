@@ -36,7 +36,8 @@ from workers.backoff import LOST_ATTEMPTS_EVER_MAX, delay_s
 from workers.cluster.deaths import Death, ProcessId, Watch, oom_kills, own_id
 from workers.cluster.outcomes import Numbered, Share, TaskChannel, TaskOutcome, WorkFailed, outcome, outcome_of
 from workers.cluster.ray_head import ENVIRONMENT, HeadFailed, RayHead
-from workers.config.job import Folders, InferenceTask, JobSpec, TrainingTask
+from workers.config.job import JobSpec
+from workers.config.task import Folders, InferenceTask, TrainingTask
 from workers.errors import Stopped, WorkerError, first_line
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.logs import RunLog

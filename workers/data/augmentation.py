@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store.counter_rng import Floats, Ints, Words, below, hash_words, unit
-from workers.config.job import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
 from workers.errors import InvalidDataset
 
 _SLOT_FLIP, _SLOT_TOP, _SLOT_LEFT, _SLOT_TRIES = 0, 1, 2, 3

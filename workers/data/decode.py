@@ -40,7 +40,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError, _imaging
 
-from workers.config.job import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
+from workers.config.dataset import DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.data.discovery import TEN_DIGITS, Source
 from workers.data.headers import idx_pieces, idx_shape, npz_headers, npz_pieces
 from workers.data.labels import Labels, check_labels, idx_labels, npz_labels

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from workers.config.job import DatasetSpec
+from workers.config.dataset import DatasetSpec
 from workers.events import never
 from workers.files import alone, sync_folder
 

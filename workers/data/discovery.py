@@ -21,13 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from workers.config.job import (
-    DatasetSpec,
-    DigitsDataset,
-    FolderDataset,
-    NpzDataset,
-    TorchvisionDataset,
-)
+from workers.config.dataset import DatasetSpec, DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.data.headers import Headers, idx_shape, npz_headers
 from workers.data.labels import LABELS_MAX, SPLITS, check_idx_labels, check_npz_labels, npz_class_names
 from workers.errors import InvalidDataset

@@ -41,7 +41,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.config.job import DatasetSpec, FolderDataset
+from workers.config.dataset import DatasetSpec, FolderDataset
 from workers.data import decoded, discovery
 from workers.data.decode import Decoding, Pictures, decode
 from workers.data.image_files import PictureFiles, Rows, listing

@@ -34,21 +34,12 @@ from store import (
     Reservation,
     read_reference,
 )
-from workers.config.job import (
-    Augmentation,
-    DatasetSpec,
-    Folders,
-    InferenceTask,
-    JobSpec,
-    NoAugmentation,
-    TeacherAccuracy,
-    TeacherSpec,
-    Views,
-    check_encoding,
-    output_size,
-    teacher_augmentation,
-    thumbnail_warnings,
-)
+from workers.config.cache import check_encoding
+from workers.config.dataset import DatasetSpec, thumbnail_warnings
+from workers.config.job import JobSpec
+from workers.config.task import Folders, InferenceTask, TeacherAccuracy
+from workers.config.teacher import TeacherSpec
+from workers.config.views import Augmentation, NoAugmentation, Views, output_size, teacher_augmentation
 from workers.data import prepared
 from workers.data.prepared import Dataset
 from workers.errors import InvalidTeacher, Stopped

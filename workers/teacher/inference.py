@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue, TypeAdapter
 
 from store import CacheWriter
-from workers.config.job import Augmentation, NoAugmentation
+from workers.config.views import Augmentation, NoAugmentation
 from workers.data.augmentation import make_views
 from workers.data.prepared import Dataset
 from workers.errors import Stopped

@@ -44,7 +44,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from workers.config.job import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop, Views, output_size
+from workers.config.teacher import Preprocessing
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
 from workers.data import augmentation
 from workers.data.prepared import Dataset
 from workers.errors import ContractViolation, InvalidTeacher, NotFinite

@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import JsonValue
 from torch import Tensor
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.data.augmentation import resize
 from workers.data.prepared import Dataset
 from workers.devices import cuda_failure

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store import CacheReader
-from workers.config.job import Preprocessing, Views, output_size
+from workers.config.teacher import Preprocessing
+from workers.config.views import Views, output_size
 from workers.data import augmentation as views
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset
 from workers.events import Log, ignore

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.devices import new_stream
 from workers.errors import InvalidJob, first_line
 from workers.events import Log

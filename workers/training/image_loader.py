@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import data
 
-from workers.config.job import Augmentation
+from workers.config.views import Augmentation
 from workers.data import augmentation
 from workers.data.augmentation import ViewParameters
 from workers.data.image_files import PictureFiles

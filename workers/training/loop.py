@@ -25,7 +25,9 @@ import torch
 from structlog.contextvars import bound_contextvars
 
 from store import CacheReader, CacheSpec
-from workers.config.job import Preprocessing, TrainingTask, output_size
+from workers.config.task import TrainingTask
+from workers.config.teacher import Preprocessing
+from workers.config.views import output_size
 from workers.data import augmentation
 from workers.data.prepared import Dataset, open_prepared
 from workers.devices import choose_device, new_stream

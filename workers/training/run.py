@@ -18,7 +18,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from workers.config.job import AdamW, CosineSchedule, Sgd, Training, TrainingTask
+from workers.config.task import TrainingTask
+from workers.config.training import AdamW, CosineSchedule, Sgd, Training
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
 from workers.precision import choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint

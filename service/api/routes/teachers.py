@@ -17,7 +17,7 @@ from service.db.api_queries import digest_of
 from service.db.models import TeacherRecord, new_id
 from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
-from workers.config.job import Preprocessing, TeacherSpec
+from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.onnx import smoke_test, versions
 from workers.onnx.check import check_picture, inspect_in_subprocess
 

@@ -40,7 +40,7 @@ from tests.support.service_helpers import (
     start_run,
     teacher_row,
 )
-from workers.config.job import DigitsDataset, NpzDataset
+from workers.config.dataset import DigitsDataset, NpzDataset
 from workers.data import decoded, prepared
 
 pytest_plugins = ["tests.support.service_fixtures"]

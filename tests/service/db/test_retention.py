@@ -31,7 +31,7 @@ from service.engine.housekeeping import Housekeeper
 from service.settings import Settings
 from tests.support.filled import fill
 from tests.support.service_helpers import Api, add_job, make_plan, make_settings, start_run, teacher_row
-from workers.config.job import NpzDataset
+from workers.config.dataset import NpzDataset
 from workers.data import decoded
 from workers.data import prepared as datasets
 

@@ -38,7 +38,7 @@ from tests.support.processes import (
 )
 from tests.support.service_helpers import check_whole
 from workers.cluster.ray_head import machine_folder
-from workers.config.job import Training
+from workers.config.training import Training
 from workers.teacher.teacher import Teacher
 
 pytest_plugins = ["tests.support.service_fixtures"]

@@ -36,7 +36,8 @@ from tests.support.service_helpers import add_job, make_plan, make_settings, sta
 from tests.support.store_cases import is_held, make_spec, write_cache
 from workers.cluster.outcomes import Numbered, TaskOutcome
 from workers.cluster.ray_cluster import ActorGroup, Cluster
-from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingTask
+from workers.config.task import TeacherAccuracy, TrainingTask
+from workers.config.teacher import TeacherSpec
 from workers.run_files import ARTIFACTS, CHECKPOINT
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.forwards import ForwardCounter

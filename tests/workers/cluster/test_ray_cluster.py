@@ -36,7 +36,8 @@ from workers.cluster.ray_cluster import (
     _Waiting,
     export_name,
 )
-from workers.config.job import CacheOptions, Folders
+from workers.config.cache import CacheOptions
+from workers.config.task import Folders
 from workers.events import Log, ignore, never
 from workers.teacher.build_caches import build_caches, plan_caches, teacher_accuracy
 from workers.teacher.cache_plan import CachePlan

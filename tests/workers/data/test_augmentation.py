@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from store.counter_rng import below, hash_words, unit
-from workers.config.job import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
 from workers.data import augmentation
 from workers.data.augmentation import ViewParameters
 from workers.errors import InvalidDataset

@@ -13,13 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workers.config.job import (
-    DatasetSpec,
-    DigitsDataset,
-    FolderDataset,
-    NpzDataset,
-    TorchvisionDataset,
-)
+from workers.config.dataset import DatasetSpec, DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.data.discovery import TEN_DIGITS, examine, resolve, source_key
 from workers.data.labels import LABELS_MAX
 from workers.errors import InvalidDataset

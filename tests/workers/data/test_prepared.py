@@ -30,13 +30,7 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from tests.workers.data.test_discovery import make_folder, make_idx, make_mnist, make_npz
-from workers.config.job import (
-    DatasetSpec,
-    DigitsDataset,
-    FolderDataset,
-    NpzDataset,
-    TorchvisionDataset,
-)
+from workers.config.dataset import DatasetSpec, DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
 from workers.data import decode as decoding
 from workers.data import prepared
 from workers.data.decode import FILE_MAX_BYTES, decode, decode_picture
@@ -765,7 +759,7 @@ KILLED = """
 import sys, threading
 from pathlib import Path
 from workers.data import prepared
-from workers.config.job import NpzDataset
+from workers.config.dataset import NpzDataset
 
 calls = []
 def should_stop():

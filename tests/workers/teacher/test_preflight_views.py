@@ -21,22 +21,11 @@ from PIL import Image
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.support import onnx_models
 from tests.support.digits import SMALL, Digits
-from workers.config.job import (
-    Augmentation,
-    CropFlip,
-    FolderDataset,
-    Folders,
-    JobSpec,
-    NoAugmentation,
-    NpzDataset,
-    Preprocessing,
-    ResizedCrop,
-    StudentSpec,
-    TeacherSpec,
-    Views,
-    teacher_augmentation,
-    thumbnail_warnings,
-)
+from workers.config.dataset import FolderDataset, NpzDataset, thumbnail_warnings
+from workers.config.job import JobSpec, StudentSpec
+from workers.config.task import Folders
+from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, teacher_augmentation
 from workers.data import augmentation, prepared
 from workers.data.prepared import Dataset
 from workers.events import Log, PreflightChecked, ignore, never

@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.support import cuda_session, onnx_models
 from tests.support.cuda_session import CudaDouble
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.data.augmentation import resize
 from workers.data.prepared import DecodedDataset
 from workers.errors import ContractViolation, DeviceUnavailable, InvalidTeacher, NotFinite, OutOfMemory

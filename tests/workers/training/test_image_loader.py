@@ -23,16 +23,10 @@ from safetensors.torch import load_file
 from tests.support.digits import SMALL, Digits
 from tests.support.full_disk import on_a_small_disk
 from workers.cluster.outcomes import outcome
-from workers.config.job import (
-    Augmentation,
-    CropFlip,
-    FolderDataset,
-    Folders,
-    JobSpec,
-    NoAugmentation,
-    ResizedCrop,
-    Views,
-)
+from workers.config.dataset import FolderDataset
+from workers.config.job import JobSpec
+from workers.config.task import Folders
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views
 from workers.data import augmentation, prepared
 from workers.data.prepared import DecodedDataset, FilesDataset, open_prepared
 from workers.errors import BatchOverdue, DiskLow, InvalidDataset, Stopped

@@ -13,15 +13,9 @@ import torch
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.full_disk import on_a_small_disk
-from workers.config.job import (
-    CosineSchedule,
-    Preprocessing,
-    Sgd,
-    StepSchedule,
-    TeacherAccuracy,
-    Training,
-    TrainingTask,
-)
+from workers.config.task import TeacherAccuracy, TrainingTask
+from workers.config.teacher import Preprocessing
+from workers.config.training import CosineSchedule, Sgd, StepSchedule, Training
 from workers.errors import NotFinite, Paused, Stopped
 from workers.events import Epoch, Finished, Log, Step, ignore, never
 from workers.methods.catalog import PRESETS, parse_method
