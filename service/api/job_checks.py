@@ -11,10 +11,12 @@ from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
 from service.settings import Settings
 from workers.config.cache import check_encoding
-from workers.config.dataset import DatasetSpec, FolderDataset
+from workers.config.dataset import DatasetSpec
 from workers.config.job import Plan
 from workers.config.views import ResizedCrop
-from workers.data.discovery import Source, examine
+from workers.data.discovery import examine
+from workers.data.kinds.base import Source
+from workers.data.kinds.folder import FolderDataset
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side

@@ -340,7 +340,7 @@ def _datasets_of_live_jobs(session: Session) -> list[tuple[str, DatasetSpec]]:
 
 def _is_same(one: DatasetSpec, other: DatasetSpec) -> bool:
     """Whether two descriptions are of the same pictures, however they are stored."""
-    return decoded.described(one) == decoded.described(other)
+    return one.content_description() == other.content_description()
 
 
 def _has_teacher(session: Session, sha256: str) -> bool:

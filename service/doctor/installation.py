@@ -20,8 +20,11 @@ from service.operations.data_dir import STAGING, unknown_files
 from service.operations.readiness import Readiness, ReadinessCheck
 from service.paths import local_url
 from service.settings import Settings
-from workers.config.dataset import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
+from workers.config.dataset import DatasetSpec
 from workers.data.discovery import examine
+from workers.data.kinds.folder import FolderDataset
+from workers.data.kinds.npz import NpzDataset
+from workers.data.kinds.torchvision_sets import TorchvisionDataset
 from workers.errors import InvalidDataset
 from workers.texts import some_of
 

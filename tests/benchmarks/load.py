@@ -47,8 +47,8 @@ from tests.support.service_helpers import (
     start_run,
     teacher_row,
 )
-from workers.config.dataset import DigitsDataset
 from workers.config.training import AdamW, CosineSchedule, Training
+from workers.data.kinds.digits import DigitsDataset
 from workers.pipeline import train_supervised
 
 PARTS = ("clients", "lists", "memory")

@@ -15,9 +15,9 @@ LAYERS = ("store", "workers", "service")
 # modules that lie in the layer's folder itself are below all of them.
 PACKAGES = {
     "workers": (
-        ("methods", "students"),
+        ("methods", "students", "data"),
         ("config",),
-        ("data", "onnx", "objective"),
+        ("augmentation", "onnx", "objective"),
         ("teacher",),
         ("training",),
         ("cluster", "tools", "pipeline"),

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from workers.config.dataset import DatasetSpec
+from workers.data.kinds.base import DatasetKind
 from workers.events import never
 from workers.files import alone, sync_folder
 
@@ -100,24 +100,19 @@ def excess(found: Sequence[Copy], max_bytes: int, in_use: Collection[str], now: 
     return going
 
 
-def fingerprints_of(work_dir: Path, spec: DatasetSpec, key: str | None) -> set[str]:
+def fingerprints_of(work_dir: Path, spec: DatasetKind, key: str | None) -> set[str]:
     """The fingerprints that a description was decoded to, and that no other description was.
 
     Args:
         key: of the source as it is now (``Source.key``), by which earlier versions alone have noted it; None if it
             cannot be examined any more.
     """
-    wanted = described(spec)
+    wanted = spec.content_description()
     ours, others = set[str](), set[str]()
     for path, note in _notes(work_dir):
         is_ours = note["spec"] == wanted if "spec" in note else key is not None and path.name.startswith(f"{key}.")
         (ours if is_ours else others).add(note["fingerprint"])
     return ours - others
-
-
-def described(spec: DatasetSpec) -> dict[str, object]:
-    """A description as it is noted beside what it was decoded to. How pictures are stored does not change them."""
-    return spec.model_dump(mode="json", exclude={"storage"})
 
 
 def remove(work_dir: Path, name: str, unused_since: datetime) -> int:

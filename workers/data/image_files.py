@@ -1,6 +1,6 @@
 """Pictures that stay files: which they are, and their pixels whenever somebody asks for them.
 
-``workers.data.prepared`` reads every picture once and keeps this list instead of a decoded copy. A picture is known by
+``workers.data.prepare`` reads every picture once and keeps this list instead of a decoded copy. A picture is known by
 its place in the list, its size in bytes and its time of modification. One that has another size or time when it is read
 again is refused; one that was changed in place without either is not noticed, as with make and rsync.
 
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data.decode import Pictures, decode_picture
+from workers.data.blocks import Pictures
+from workers.data.pictures import decode_picture
 from workers.errors import InvalidDataset
 
 NAMES, FILES = "names.npy", "files.npy"

@@ -1,26 +1,26 @@
 """Labels of the array files that data sets come in, all checked to be 0..classes-1, and names of their classes. Light.
 
 The API process asks while the client still waits: it holds a piece of them at a time, and of what a file announces it
-reads a bounded part. ``workers.data.decode`` reads them whole when the data set is prepared.
+reads a bounded part. Decoding reads them whole when the data set is prepared.
 
 Legend: N samples.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
+from workers.data.kinds.base import SPLITS
 from workers.errors import InvalidDataset
 from workers.events import Split
 
 Labels = NDArray[np.int64]
 Pieces = Callable[[Split], Iterable[NDArray[Any]]]
 
-SPLITS: Final[tuple[Split, Split]] = ("train", "test")
 # ImageNet-21k has 14 million labels of 21,841 classes.
 LABELS_MAX = 1 << 25
 CLASSES_MAX = 100_000

@@ -41,6 +41,7 @@ from workers.config.task import Folders, InferenceTask, TeacherAccuracy
 from workers.config.teacher import TeacherSpec
 from workers.config.views import Augmentation, NoAugmentation, Views, output_size, teacher_augmentation
 from workers.data import prepared
+from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.errors import InvalidTeacher, Stopped
 from workers.events import CacheReady, Emit, InferenceProgress, Log, PreflightChecked, ShouldStop, Stage, never
@@ -73,8 +74,7 @@ def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: S
     """The (train, test) splits, decoded on the first call and mapped on every later one."""
     emit(Stage(stage="preparing"))
     train, test = (
-        prepared.prepare(spec, split, folders.data_root, folders.datasets, emit, should_stop)
-        for split in ("train", "test")
+        prepare(spec, split, folders.data_root, folders.datasets, emit, should_stop) for split in ("train", "test")
     )
     return train, test
 

@@ -44,9 +44,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from workers.augmentation.apply import apply
+from workers.augmentation.draw import draw
 from workers.config.teacher import Preprocessing
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
-from workers.data import augmentation
 from workers.data.prepared import Dataset
 from workers.errors import ContractViolation, InvalidTeacher, NotFinite
 from workers.onnx.batch_rules import NO_HINT
@@ -236,10 +237,8 @@ def check_views(
     step = batch_rows(PART, teacher.preprocessing, dataset, plan.augmentation)  # so that many views have their turn
     for number, start in enumerate(range(0, len(index_R), step)):
         part = index_R[start : start + step]
-        drawn = augmentation.draw(
-            plan.augmentation, plan.seed, number % plan.count, part, dataset.height, dataset.width
-        )
-        made = augmentation.apply(torch.from_numpy(dataset.take(part)), plan.augmentation, drawn)
+        drawn = draw(plan.augmentation, plan.seed, number % plan.count, part, dataset.height, dataset.width)
+        made = apply(torch.from_numpy(dataset.take(part)), plan.augmentation, drawn)
         outputs.append(teacher.outputs(made.numpy()))
         sides.append(np.stack([drawn.height, drawn.width]))
     outputs_RN = np.concatenate(outputs)

@@ -26,8 +26,8 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import JsonValue
 from torch import Tensor
 
+from workers.augmentation.apply import resize
 from workers.config.teacher import Preprocessing
-from workers.data.augmentation import resize
 from workers.data.prepared import Dataset
 from workers.devices import cuda_failure
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory

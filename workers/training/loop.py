@@ -25,10 +25,10 @@ import torch
 from structlog.contextvars import bound_contextvars
 
 from store import CacheReader, CacheSpec
+from workers.augmentation.apply import resize
 from workers.config.task import TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.views import output_size
-from workers.data import augmentation
 from workers.data.prepared import Dataset, open_prepared
 from workers.devices import choose_device, new_stream
 from workers.errors import CheckpointLost, InvalidJob, NotFinite, Paused, Stopped
@@ -519,7 +519,7 @@ def _leave(run_state: RunState, setting: _Setting) -> dict[str, object]:
     }
     pictures = torch.from_numpy(setting.test.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
-        pictures = augmentation.resize(pictures, *setting.size)
+        pictures = resize(pictures, *setting.size)
     student = Student(run_state.network, setting.preprocessing)
     return write_artifacts(
         task.folder,

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workers.config.dataset import DatasetSpec, DigitsDataset, FolderDataset, NpzDataset, TorchvisionDataset
-from workers.data.discovery import TEN_DIGITS, examine, resolve, source_key
+from workers.config.dataset import DatasetSpec
+from workers.data.discovery import examine
+from workers.data.kinds.digits import DigitsDataset
+from workers.data.kinds.folder import FolderDataset
+from workers.data.kinds.npz import NpzDataset
+from workers.data.kinds.torchvision_sets import TorchvisionDataset
 from workers.data.labels import LABELS_MAX
 from workers.errors import InvalidDataset
 
@@ -65,7 +69,7 @@ def make_mnist(folder: Path, suffix: str = "", dash: str = "-", train: int = 30,
 def test_a_path_that_could_leave_the_root_is_refused(tmp_path: Path, path: str) -> None:
     make_folder(tmp_path / "root")
     with pytest.raises(InvalidDataset, match=r"not allowed: give a path relative to the data root") as caught:
-        resolve(FolderDataset(path=path), tmp_path / "root")
+        FolderDataset(path=path).resolve(tmp_path / "root")
     assert repr(path) in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
 
@@ -101,7 +105,7 @@ def test_the_root_itself_may_be_a_link_and_the_data_set(tmp_path: Path) -> None:
 def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pets").symlink_to(tmp_path / "pets")
     with pytest.raises(InvalidDataset, match="pets"):
-        resolve(FolderDataset(path="pets"), tmp_path)
+        FolderDataset(path="pets").resolve(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "t10k-labels-idx1-ubyte"])
@@ -119,9 +123,9 @@ def test_a_published_file_that_links_out_of_the_root_is_refused(tmp_path: Path, 
 
 def test_missing_paths_and_roots_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataset, match=r"'nothing' does not exist below the data root"):
-        resolve(NpzDataset(path="nothing"), tmp_path)
+        NpzDataset(path="nothing").resolve(tmp_path)
     with pytest.raises(InvalidDataset, match=r"^the data root is not a folder; set RETORT_DATA_ROOT"):
-        resolve(NpzDataset(path="nothing"), tmp_path / "absent")
+        NpzDataset(path="nothing").resolve(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_classes_that_differ_in_case_between_the_splits_are_told_so(tmp_path: Pa
 def test_a_path_that_is_not_there_is_told_from_one_that_looks_the_same(tmp_path: Path, given: str, how: str) -> None:
     (tmp_path / "sets" / NFC).mkdir(parents=True)
     with pytest.raises(InvalidDataset, match=rf"does not exist below the data root .* differ only in {how}\)"):
-        resolve(FolderDataset(path=given), tmp_path)
+        FolderDataset(path=given).resolve(tmp_path)
 
 
 def test_folders_without_a_split_or_with_one_class_are_refused(tmp_path: Path) -> None:
@@ -520,24 +524,24 @@ def test_cifar_needs_every_published_file(tmp_path: Path, path: str) -> None:
 
 def test_the_digits_need_no_files(tmp_path: Path) -> None:
     source = examine(DigitsDataset(), tmp_path)
-    assert (source.path, source.classes, source.class_names) == (None, 10, TEN_DIGITS)
+    assert (source.path, source.classes, source.class_names) == (None, 10, tuple("0123456789"))
     assert len(source.key()) == 64
 
 
 def test_the_key_is_stable_and_changes_with_every_file(tmp_path: Path) -> None:
     folder, spec = make_folder(tmp_path), FolderDataset(path="pets")
-    keys = [source_key(spec, tmp_path)]
-    assert source_key(spec, tmp_path) == keys[0]
+    keys = [examine(spec, tmp_path).key()]
+    assert examine(spec, tmp_path).key() == keys[0]
     picture = folder / "test/dog/1.png"
     os.utime(picture, ns=(0, 1))
-    keys.append(source_key(spec, tmp_path))
+    keys.append(examine(spec, tmp_path).key())
     picture.write_bytes(picture.read_bytes() + b"x")
     os.utime(picture, ns=(0, 1))
-    keys.append(source_key(spec, tmp_path))
+    keys.append(examine(spec, tmp_path).key())
     picture.rename(picture.with_name("2.png"))
-    keys.append(source_key(spec, tmp_path))
+    keys.append(examine(spec, tmp_path).key())
     (folder / "train/cat/0.png").unlink()
-    keys.append(source_key(spec, tmp_path))
+    keys.append(examine(spec, tmp_path).key())
     assert len(set(keys)) == len(keys)
 
 
@@ -550,9 +554,9 @@ def test_the_key_depends_on_the_spec_and_the_place(tmp_path: Path) -> None:
         NpzDataset(path="a.npz"),
         DigitsDataset(),
     ]
-    keys = {source_key(spec, tmp_path) for spec in specs}
-    before = source_key(specs[0], tmp_path)
+    keys = {examine(spec, tmp_path).key() for spec in specs}
+    before = examine(specs[0], tmp_path).key()
     (tmp_path / "pets").rename(tmp_path / "moved")
-    keys.add(source_key(FolderDataset(path="moved"), tmp_path))
+    keys.add(examine(FolderDataset(path="moved"), tmp_path).key())
     assert len(keys) == 5
     assert before in keys

@@ -20,8 +20,8 @@ from PIL import Image
 
 from tests.support import cuda_session, onnx_models
 from tests.support.cuda_session import CudaDouble
+from workers.augmentation.apply import resize
 from workers.config.teacher import Preprocessing
-from workers.data.augmentation import resize
 from workers.data.prepared import DecodedDataset
 from workers.errors import ContractViolation, DeviceUnavailable, InvalidTeacher, NotFinite, OutOfMemory
 from workers.onnx import session as onnx_session
