@@ -16,19 +16,9 @@ from workers.config.job import Plan
 from workers.config.views import ResizedCrop
 from workers.data.discovery import examine
 from workers.data.kinds.base import Source
-from workers.data.kinds.folder import FolderDataset
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
-
-# (height, width) in pixels of data sets whose pictures all have one known size.
-_SIZES: dict[str, Size] = {
-    "digits": (8, 8),
-    "cifar10": (32, 32),
-    "cifar100": (32, 32),
-    "mnist": (28, 28),
-    "fashion_mnist": (28, 28),
-}
 
 
 def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord]:
@@ -116,6 +106,4 @@ def student_size(plan: Plan) -> Size | None:
 
 def picture_size(plan: Plan) -> Size | None:
     """(height, width) in pixels of the data set's pictures, if the plan tells."""
-    if isinstance(plan.dataset, FolderDataset):
-        return plan.dataset.image_size
-    return _SIZES.get(plan.dataset.kind)
+    return plan.dataset.picture_size

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from workers.data.confinement import resolve
-from workers.events import ShouldStop, Split
 from workers.spec import RelativePath, Size, Spec
 
 if TYPE_CHECKING:
     from workers.data.blocks import Decoding
+    from workers.events import ShouldStop, Split
 
-SPLITS: Final[tuple[Split, Split]] = ("train", "test")
+SPLITS: "Final[tuple[Split, Split]]" = ("train", "test")
 
 # Raised when the meaning of a source changes (another order, another split of the digits), so that
 # copies prepared under the old rules are not taken for the new ones.
@@ -47,7 +47,8 @@ class DatasetKind(Spec, ABC):
     Class attributes:
         kinds: what lies below the data root, as Markdown, for each value of ``kind`` that the class describes.
         options: the fields but ``kind``.
-        sought: what the doctor advises to put below the data root, in the plural; empty for built-in datasets.
+        sought: what the doctor advises to put below the data root, in the plural; empty for a built-in dataset, which
+            needs nothing there.
     """
 
     kinds: ClassVar[Mapping[str, str]]
@@ -67,7 +68,7 @@ class DatasetKind(Spec, ABC):
         """
 
     @abstractmethod
-    def decode(self, source: "Source", split: Split, should_stop: ShouldStop) -> "Decoding":
+    def decode(self, source: "Source", split: "Split", should_stop: "ShouldStop") -> "Decoding":
         """Begin to read a split of what ``examine`` found.
 
         The order of the samples is part of the dataset's identity: cached logits are joined by position.
@@ -140,11 +141,11 @@ class Source:
 
     spec: DatasetKind
     path: Path | None
-    samples: Mapping[Split, int]
+    samples: "Mapping[Split, int]"
     classes: int
     class_names: tuple[str, ...] | None
-    files: Mapping[Split, tuple[Path, ...]]
-    class_counts: Mapping[Split, tuple[int, ...]] = field(default_factory=dict)
+    files: "Mapping[Split, tuple[Path, ...]]"
+    class_counts: "Mapping[Split, tuple[int, ...]]" = field(default_factory=dict)
     ignored: tuple[Path, ...] = ()
     release: str | None = None
 

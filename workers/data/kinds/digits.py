@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from workers.data.kinds.base import DatasetKind, Option, Source
-from workers.events import ShouldStop, Split
 from workers.spec import Size
 
 if TYPE_CHECKING:
     from workers.data.blocks import Decoding
+    from workers.events import ShouldStop, Split
 
 FILE = Path(__file__).with_suffix(".npz")
 CLASS_NAMES = tuple("0123456789")
@@ -70,7 +70,7 @@ class DigitsDataset(DatasetKind):
             release=_RELEASE,
         )
 
-    def decode(self, source: Source, split: Split, should_stop: ShouldStop) -> "Decoding":
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         """In the published order."""
         import numpy as np
 

@@ -9,12 +9,12 @@ from workers.data.class_names import check_class_names, check_told_apart
 from workers.data.confinement import inside, root_folder
 from workers.data.kinds.base import SPLITS, FilesBelowRoot, Option, Source
 from workers.errors import InvalidDataset
-from workers.events import ShouldStop, Split
 from workers.spec import Size
 from workers.texts import composed, differences, listed
 
 if TYPE_CHECKING:
     from workers.data.blocks import Decoding
+    from workers.events import ShouldStop, Split
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -99,7 +99,7 @@ class FolderDataset(FilesBelowRoot):
             ignored=tuple(ignored),
         )
 
-    def decode(self, source: Source, split: Split, should_stop: ShouldStop) -> "Decoding":
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         """In order of class name, then file name."""
         import numpy as np
 
@@ -123,7 +123,7 @@ def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
     return entries
 
 
-def _class_folders(path: Path, split: Split, root: Path) -> dict[str, Path]:
+def _class_folders(path: Path, split: "Split", root: Path) -> dict[str, Path]:
     folder = inside(path / split, root)
     if not folder.is_dir():
         raise InvalidDataset(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from workers.data.class_names import check_class_names
 from workers.data.kinds.base import SPLITS, FilesBelowRoot, Source
 from workers.errors import InvalidDataset
-from workers.events import ShouldStop, Split
 
 if TYPE_CHECKING:
     from workers.data.blocks import Decoding
     from workers.data.headers import Headers
+    from workers.events import ShouldStop, Split
 
 
 class NpzDataset(FilesBelowRoot):
@@ -60,7 +60,7 @@ class NpzDataset(FilesBelowRoot):
             files=dict.fromkeys(SPLITS, (path,)),
         )
 
-    def decode(self, source: Source, split: Split, should_stop: ShouldStop) -> "Decoding":
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         """In the order of the arrays."""
         import numpy as np
 
@@ -77,7 +77,7 @@ class NpzDataset(FilesBelowRoot):
         return Decoding(shape, npz_labels(path, names)[split], names, stoppable(blocks, should_stop))
 
 
-def _shape(path: Path, headers: "Headers", split: Split) -> tuple[int, ...]:
+def _shape(path: Path, headers: "Headers", split: "Split") -> tuple[int, ...]:
     """(N, height, width, channels) of a split whose headers fit together."""
     images, labels = headers[f"{split}_images"], headers[f"{split}_labels"]
     shape = images.shape

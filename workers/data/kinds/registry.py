@@ -25,3 +25,8 @@ KINDS: dict[str, type[DatasetKind]] = {
 def kind_classes() -> tuple[type[DatasetKind], ...]:
     """Each class once, in the registry's order."""
     return tuple(dict.fromkeys(KINDS.values()))
+
+
+def built_in_kinds() -> tuple[str, ...]:
+    """The kinds that need nothing below the data root."""
+    return tuple(kind for kind, cls in KINDS.items() if not cls.sought)

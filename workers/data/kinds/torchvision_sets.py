@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from workers.data.confinement import inside, root_folder
 from workers.data.kinds.base import SPLITS, FilesBelowRoot, Source
 from workers.errors import InvalidDataset
-from workers.events import ShouldStop, Split
 from workers.spec import RelativePath, Size
 
 if TYPE_CHECKING:
     from workers.data.blocks import Decoding
+    from workers.events import ShouldStop, Split
 
 
 class TorchvisionDataset(FilesBelowRoot):
@@ -51,7 +51,7 @@ class TorchvisionDataset(FilesBelowRoot):
         """Looks for the published files; reads the IDX files' headers and labels."""
         return _SETS[self.kind].examine(self, self.resolve(data_root), root_folder(data_root))
 
-    def decode(self, source: Source, split: Split, should_stop: ShouldStop) -> "Decoding":
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         """In the order of the published files."""
         return _SETS[self.kind].decode(source, split, should_stop)
 
@@ -71,7 +71,7 @@ class _Published(ABC):
         """See ``DatasetKind.examine``; both paths have their symbolic links followed."""
 
     @abstractmethod
-    def decode(self, source: Source, split: Split, should_stop: ShouldStop) -> "Decoding":
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         """See ``DatasetKind.decode``."""
 
 
@@ -85,7 +85,7 @@ class _Cifar(_Published):
     """
 
     folder: str
-    files: Mapping[Split, tuple[str, ...]]
+    files: "Mapping[Split, tuple[str, ...]]"
     meta: str
     classes: int
     reader: str
@@ -108,7 +108,7 @@ class _Cifar(_Published):
             files={split: tuple(folder / name for name in (*self.files[split], self.meta)) for split in SPLITS},
         )
 
-    def decode(self, source: Source, split: Split, should_stop: ShouldStop) -> "Decoding":
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         import numpy as np
         from torchvision import datasets  # 1 s
 
@@ -137,7 +137,7 @@ def _check_md5(folder: Path, published: Any) -> None:  # noqa: ANN401 - torchvis
             )
 
 
-_IDX_PREFIX: Mapping[Split, str] = {"train": "train", "test": "t10k"}
+_IDX_PREFIX: "Mapping[Split, str]" = {"train": "train", "test": "t10k"}
 _IDX_ENDINGS = ("-idx{}-ubyte", "-idx{}-ubyte.gz", ".idx{}-ubyte", ".idx{}-ubyte.gz")
 
 
@@ -190,7 +190,7 @@ class _Idx(_Published):
             files=files,
         )
 
-    def decode(self, source: Source, split: Split, should_stop: ShouldStop) -> "Decoding":
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         from workers.data.blocks import Decoding, block_rows, stoppable
         from workers.data.headers import idx_pieces, idx_shape
         from workers.data.labels import idx_labels
