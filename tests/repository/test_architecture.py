@@ -49,6 +49,7 @@ LIGHT = (
     "workers.events",
     "workers.config.job",
     "workers.config.task",
+    "workers.data.kinds.registry",
     "workers.data.decoded",
     "workers.methods.catalog",
     "workers.methods.method",
