@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, TypeVar, cast
+from types import GenericAlias
+from typing import Any, TypeVar, cast
 
 import typer
 
@@ -35,11 +36,11 @@ def _parameters() -> Iterator[inspect.Parameter]:
 def _parameter(name: str, option: Option, schema: dict[str, Any]) -> inspect.Parameter:
     [variant] = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
     metavar = option.metavar or "|".join(map(str, variant.get("enum", ()))) or None
-    annotation = Annotated[_type(variant) | None, typer.Option(metavar=metavar, help=option.help)]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    default = typer.Option(None, metavar=metavar, help=option.help)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_type(variant) | None)
 
 
 def _type(schema: dict[str, Any]) -> Any:  # noqa: ANN401 - a type for typer
     if "prefixItems" in schema:
-        return tuple[tuple(_type(each) for each in schema["prefixItems"])]
+        return GenericAlias(tuple, tuple(_type(each) for each in schema["prefixItems"]))
     return _TYPES.get(schema.get("type", ""), str)

@@ -34,6 +34,7 @@ HOMES = {
     "sqlalchemy": ("service/",),
     "alembic": ("service/",),
     "uvicorn": ("service/",),
+    "sklearn": (),
     "pickle": (),
     "cloudpickle": (),
     "dill": (),

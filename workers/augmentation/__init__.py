@@ -1,1 +1,1 @@
-"""Augmentation: which view of a picture it is decides every byte of it."""
+"""Augmentation: deterministic views of pictures, drawn by a counter-based generator."""

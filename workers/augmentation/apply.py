@@ -1,4 +1,4 @@
-"""Views of pictures: cuts the drawn boxes out of uint8 pictures with integer arithmetic only.
+"""Making of views: the drawn boxes are cut out of uint8 pictures with integer arithmetic only.
 
 So every student, every machine, every batch size and order, and CPU and CUDA see the same bytes, and nothing about the
 augmentation has to be stored.
@@ -47,7 +47,7 @@ def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters)
 
 
 def apply_table(images_BHWC: Tensor, recipe: Augmentation, parameters_5B: Tensor) -> Tensor:
-    """``apply`` with ``ViewParameters.table`` on the pictures' device: nothing is copied from the host.
+    """Make the views from a ``ViewParameters.table`` on the pictures' device: nothing is copied from the host.
 
     Raises:
         InvalidDataset, ValueError: as ``apply``.
@@ -86,7 +86,7 @@ def resize(images_BHWC: Tensor, height: int, width: int) -> Tensor:
 
 
 def make_views(images_BHWC: Tensor, recipe: Augmentation, seed: int, view: int, index_B: NDArray[np.integer]) -> Tensor:
-    """``draw`` and ``apply`` in one: the views of the given pictures of the samples ``index_B``."""
+    """Draw and make the views of the given pictures of the samples ``index_B``."""
     _check_images(images_BHWC)
     return apply(images_BHWC, recipe, draw(recipe, seed, view, index_B, *images_BHWC.shape[1:3]))
 

@@ -32,7 +32,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What is cut out of each of N pictures, int64 [N] each; slice it to get the batch's.
+    """Boxes and mirror flags of N pictures, int64 [N] each; a slice is a batch's.
 
     Attributes:
         top, left: corner of the box in pixels of the picture; negative where ``crop_flip`` reaches
@@ -54,7 +54,7 @@ class ViewParameters:
         return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
     def table(self) -> Tensor:
-        """int64 [5, N] in the order of the fields, for ``apply_table``."""
+        """Table int64 [5, N] in the order of the fields, for ``apply_table``."""
         return torch.from_numpy(np.stack([getattr(self, f.name) for f in fields(self)]))
 
 
@@ -82,7 +82,7 @@ def draw(
     height: int,
     width: int,
 ) -> ViewParameters:
-    """The parameters of view ``view`` of the samples ``index_N`` of H x W pictures.
+    """Draw the parameters of view ``view`` of the samples ``index_N`` of H x W pictures.
 
     Args:
         seed: of the augmentation, 0 <= seed < 2**32.

@@ -1,4 +1,4 @@
-"""A job's cache options: how the teacher's logits are kept."""
+"""Cache options of a job: how the teacher's logits are stored."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from workers.spec import Flag, Spec
 
 
 class CacheOptions(Spec):
-    """How logits are kept.
+    """Storage of the teacher's logits.
 
     Attributes:
         dtype: of dense logits: ``float16`` (default, KL below 1e-6) or ``float32`` (exact).

@@ -1,4 +1,4 @@
-"""A job's dataset: one of the registered kinds, told apart by ``kind``."""
+"""Dataset of a job: one of the registered kinds, told apart by ``kind``."""
 
 import functools
 import operator
@@ -18,7 +18,7 @@ else:
 
 
 def thumbnail_warnings(dataset: DatasetSpec, size: Size | None) -> tuple[str, ...]:
-    """A sentence if a dataset is stored smaller than the teacher's input, so that no view can have its detail.
+    """Warn of a dataset stored smaller than the teacher's input, whose detail no view can have: one sentence, or none.
 
     Args:
         size: (height, width) in pixels of the teacher's preprocessing.

@@ -1,4 +1,4 @@
-"""A job's description: ``Plan`` is what a client decides, ``JobSpec`` adds the teacher's file, ``RunSpec`` is one run.
+"""Description of a job: ``Plan`` is what a client decides, ``JobSpec`` adds the teacher's file, ``RunSpec`` is one run.
 
 Frozen pydantic models, light enough for the API process, which embeds them and redefines none. Unknown keys are refused
 everywhere, with the nearest known one. Units stand in the names.
@@ -54,7 +54,7 @@ class RunSpec(Spec):
 
 
 class Plan(Spec):
-    """What a client decides about a job but for the teacher: its runs are all combinations.
+    """A job without its teacher; its runs are all combinations of students, methods and seeds.
 
     Attributes:
         group_size: where more runs wait than there is room for, at most so many of one seed are trained in one process
@@ -99,17 +99,17 @@ class Plan(Spec):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is probably not meant, and is done all the same: a sentence each."""
+        """Sentences about what is probably not meant, and is done all the same."""
         told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.methods]
         return tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
 
     @property
     def largest_group(self) -> int:
-        """``group_size``, unless each run has processes of its own."""
+        """Most runs of one process: ``group_size``, or 1 where each run has processes of its own."""
         return self.group_size if self.training.actors == 1 else 1
 
     def runs(self) -> tuple[RunSpec, ...]:
-        """Every run, students slowest and seeds fastest."""
+        """All runs, students slowest and seeds fastest."""
         combinations = [(s, m, seed) for s in self.students for m in self.methods for seed in self.seeds]
         return tuple(
             RunSpec(index=index, student=student, method=method, seed=seed)
@@ -118,6 +118,6 @@ class Plan(Spec):
 
 
 class JobSpec(Plan):
-    """A plan with its teacher: what ``python -m workers.pipeline job.json`` and the engine take."""
+    """A plan with its teacher, as ``python -m workers.pipeline job.json`` and the engine take it."""
 
     teacher: TeacherSpec

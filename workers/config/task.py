@@ -17,11 +17,11 @@ CHECKPOINT_S = 60.0
 
 
 class Folders(Spec):
-    """Where everything is kept: one root, a folder per kind.
+    """Folders of the data directory, and the data root.
 
     Attributes:
         data_dir: the service's own folder.
-        data_root: the operator's data sets, read only.
+        data_root: the operator's datasets, read only.
     """
 
     data_dir: Path
@@ -72,7 +72,7 @@ class InferenceTask(Spec):
         load_threads: that draw views and preprocess pictures beside it.
         device: ``cuda`` where the worker has a share of a GPU: then the CPU is not taken instead.
         memory_fraction: of a GPU's memory that the worker may take.
-        forwards: folder of the counters of what the teacher was run on, see ``forwards``; None does not count.
+        forwards: folder of the counters of forward passes, see ``forwards``; None does not count.
         sessions: how many workers run the teacher beside each other, this one included.
         confine_on_gpu: False leaves the teacher's process on a GPU its system calls and files.
     """

@@ -1,4 +1,4 @@
-"""A job's teacher: its ONNX file and how a picture becomes its input. Sizes are (height, width) in pixels."""
+"""Teacher of a job: its ONNX file and how a picture becomes its input. Sizes are (height, width) in pixels."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,11 +11,11 @@ CHANNELS_MAX = 3
 
 
 class Preprocessing(Spec):
-    """From picture to input: resize, order channels, ``x * scale``, ``(x - mean) / std``, lay out.
+    """Steps from picture to input: resize, order channels, ``x * scale``, ``(x - mean) / std``, lay out.
 
     Attributes:
         size: (height, width) in pixels the network wants; None keeps the picture's own. Of a view, both mean the box
-        of the data set's picture resampled to that size, see ``teacher_augmentation``.
+        of the dataset's picture resampled to that size, see ``teacher_augmentation``.
         mean: per channel, in units of the scaled picture (0..1 with the default scale).
         std: per channel, same unit, > 0.
         channels: order and number of the channels; grey pictures are repeated, colour ones turned

@@ -1,4 +1,4 @@
-"""A job's training options: optimizer, schedule, batch sizes, precision. Durations are epochs."""
+"""Training options of a job: optimizer, schedule, batch sizes, precision. Durations are epochs."""
 
 from typing import Annotated, Literal, Self
 
@@ -55,7 +55,7 @@ class CosineSchedule(Spec):
 
 
 class Training(Spec):
-    """How every run of a job is trained.
+    """Training options that all runs of a job share.
 
     Attributes:
         warmup_epochs: the learning rate rises linearly over so many epochs, step by step.

@@ -1,4 +1,4 @@
-"""A job's views: the augmentations and which boxes teacher and student see. Sizes are (height, width) in pixels."""
+"""Views of a job: the augmentations and which boxes teacher and student see. Sizes are (height, width) in pixels."""
 
 from typing import Annotated, Literal, Self
 
@@ -49,14 +49,14 @@ Augmentation = Annotated[NoAugmentation | CropFlip | ResizedCrop, Field(discrimi
 
 
 def output_size(recipe: Augmentation, height: int, width: int) -> Size:
-    """(h, w) in pixels of a view of an H x W picture."""
+    """Size (h, w) in pixels of a view of an H x W picture."""
     if isinstance(recipe, ResizedCrop) and recipe.size is not None:
         return recipe.size
     return height, width
 
 
 def teacher_augmentation(recipe: Augmentation, size: Size | None, height: int, width: int) -> Augmentation:
-    """The augmentation as the teacher sees it: the same boxes of the same pictures, resampled to the teacher's size.
+    """Augmentation for the teacher: the same boxes of the same pictures, resampled to the teacher's size.
 
     A box and its mirroring do not depend on the size of the view, so each network gets its own resampling of one box:
     the teacher is not given the student's view made larger, or smaller, once more. Where the view has the teacher's
@@ -66,8 +66,8 @@ def teacher_augmentation(recipe: Augmentation, size: Size | None, height: int, w
 
     Args:
         recipe: of the student's views.
-        size: (height, width) in pixels of the teacher's preprocessing; None is that of the data set's pictures.
-        height, width: of the data set's pictures.
+        size: (height, width) in pixels of the teacher's preprocessing; None is that of the dataset's pictures.
+        height, width: of the dataset's pictures.
     """
     if not isinstance(recipe, ResizedCrop) or output_size(recipe, height, width) == (size or (height, width)):
         return recipe

@@ -1,4 +1,4 @@
-"""Blocks of decoded pictures: what decoding a split gives, in sample order and bounded memory.
+"""Blocks of decoded pictures, in sample order and bounded memory.
 
 Legend: N samples, b samples of a block, H x W pixels, C channels.
 """
@@ -39,7 +39,7 @@ class Decoding:
 
 
 def from_array(images_NHWC: Pictures, labels_N: Labels, names: Sequence[str], should_stop: ShouldStop) -> Decoding:
-    """The decoding of pictures that are in memory already."""
+    """Split pictures that are in memory into blocks."""
     count, height, width, channels = images_NHWC.shape
     step = block_rows(height * width * channels)
 
@@ -52,18 +52,18 @@ def from_array(images_NHWC: Pictures, labels_N: Labels, names: Sequence[str], sh
 
 
 def stoppable(blocks: Iterable[Pictures], should_stop: ShouldStop) -> Blocks:
-    """The same blocks, until ``should_stop`` returns true: then Stopped is raised."""
+    """Pass blocks on until ``should_stop`` returns true: then Stopped is raised."""
     for block in blocks:
         check_stop(should_stop)
         yield block
 
 
 def block_rows(row_bytes: int) -> int:
-    """Pictures of a block, if one takes ``row_bytes``."""
+    """Number of pictures of a block, if one takes ``row_bytes``."""
     return max(1, BLOCK_BYTES // row_bytes)
 
 
 def check_stop(should_stop: ShouldStop) -> None:
-    """Raises Stopped if ``should_stop`` returns true."""
+    """Raise Stopped if ``should_stop`` returns true."""
     if should_stop():
         raise Stopped("stopped while decoding a data set; the half-made copy is removed")

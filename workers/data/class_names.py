@@ -27,7 +27,7 @@ def check_class_names(names: Iterable[str], path: Path) -> None:
 
 
 def check_told_apart(names: Iterable[str], path: Path) -> None:
-    """Raises InvalidDataset if two names are the same in Unicode's normal form C."""
+    """Raise InvalidDataset if two names are the same in Unicode's normal form C."""
     first: dict[str, str] = {}
     for name in names:
         if (other := first.setdefault(composed(name), name)) != name:

@@ -28,7 +28,7 @@ def named_below(data_root: Path) -> Iterator[None]:
 
 
 def resolve(given_path: str, data_root: Path) -> Path:
-    """The absolute path that a client's path below ``data_root`` means, symbolic links followed.
+    """Absolute path for a client's path below ``data_root``, symbolic links followed.
 
     Raises:
         InvalidDataset: it is absolute, contains ``..``, leads out of ``data_root`` or does not exist.
@@ -65,7 +65,7 @@ def _alike(root: Path, given: PurePosixPath) -> str | None:
 
 
 def root_folder(data_root: Path) -> Path:
-    """The data root with its symbolic links followed.
+    """Data root with its symbolic links followed.
 
     Raises:
         InvalidDataset: it is no folder.
@@ -77,7 +77,7 @@ def root_folder(data_root: Path) -> Path:
 
 
 def inside(path: Path, root: Path) -> Path:
-    """``path`` with its symbolic links followed.
+    """Follow the symbolic links of ``path``.
 
     Raises:
         InvalidDataset: they lead out of ``root``, or in a circle.

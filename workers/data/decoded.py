@@ -49,7 +49,7 @@ class Copy:
 
 
 def publish_lock(work_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """Held while a copy gets its name, is found again or is removed."""
+    """Lock held while a copy gets its name, is found again or is removed."""
     (work_dir / SOURCES).mkdir(parents=True, exist_ok=True)
     return alone(work_dir / SOURCES / "publish.lock", never, "works on the decoded data sets")
 
@@ -61,7 +61,7 @@ def touch(folder: Path) -> None:
 
 
 def copies(work_dir: Path) -> list[Copy]:
-    """Every copy, the least recently used first; those that are removed meanwhile are left out."""
+    """List every copy, the least recently used first; those that are removed meanwhile are left out."""
     found = []
     for folder in work_dir.iterdir() if work_dir.is_dir() else ():
         if folder.name == SOURCES or folder.name.startswith("."):
@@ -83,7 +83,7 @@ def copies(work_dir: Path) -> list[Copy]:
 
 
 def excess(found: Sequence[Copy], max_bytes: int, in_use: Collection[str], now: datetime) -> list[Copy]:
-    """The copies that go for all to fit into a quota: the least recently used first, as far as they may.
+    """Choose the copies to remove for all to fit into a quota: the least recently used first, none in use.
 
     Args:
         found: as ``copies`` gives them.
@@ -101,7 +101,7 @@ def excess(found: Sequence[Copy], max_bytes: int, in_use: Collection[str], now: 
 
 
 def fingerprints_of(work_dir: Path, spec: DatasetKind, key: str | None) -> set[str]:
-    """The fingerprints that a description was decoded to, and that no other description was.
+    """Fingerprints that this description was decoded to, and no other description.
 
     Args:
         key: of the source as it is now (``Source.key``), by which earlier versions alone have noted it; None if it
@@ -148,7 +148,7 @@ def sweep(work_dir: Path) -> int:
             swept += 1
         elif folder.name.startswith(PARTIAL_PREFIX):
             lock = work_dir / SOURCES / f"{folder.name.removeprefix(PARTIAL_PREFIX)}.lock"
-            # Whoever decodes it has this lock.
+            # The process that decodes it has this lock.
             with contextlib.suppress(OSError), lock.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -157,7 +157,7 @@ def sweep(work_dir: Path) -> int:
 
 
 def _used_at(folder: Path) -> datetime:
-    """When it was opened last; that is never for one without its description."""
+    """Time of the last opening; the epoch for a copy without its description."""
     try:
         return datetime.fromtimestamp((folder / META).stat().st_mtime, UTC)
     except FileNotFoundError:
@@ -166,7 +166,7 @@ def _used_at(folder: Path) -> datetime:
 
 
 def _notes(work_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """What is noted of each source: the fingerprint it was decoded to, and its description unless that is older."""
+    """Notes of the sources: fingerprint, and the description unless an earlier version wrote the note."""
     for path in (work_dir / SOURCES).glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             note = json.loads(path.read_text())

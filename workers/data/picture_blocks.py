@@ -1,6 +1,6 @@
 """Blocks of pictures decoded from image files by threads, a bounded number of blocks ahead.
 
-Every damaged picture is told of, not the first alone.
+Messages count every damaged picture, not the first alone.
 
 Legend: b samples of a block, H x W pixels.
 """
@@ -29,7 +29,12 @@ _NAMED_MAX = 10
 
 
 def first_size(files: Sequence[Path], should_stop: ShouldStop) -> tuple[int, int]:
-    """(height, width) of the first training picture, which both splits must have; damaged ones are told later."""
+    """Size (height, width) of the first training picture that can be decoded; both splits must have it.
+
+    Raises:
+        InvalidDataset: no picture can be decoded.
+        Stopped: ``should_stop`` returned true.
+    """
     damages = _Damages(len(files))
     for path in files:
         check_stop(should_stop)
@@ -43,7 +48,7 @@ def first_size(files: Sequence[Path], should_stop: ShouldStop) -> tuple[int, int
 
 
 class _Damages:
-    """The pictures of so many that cannot be used: the first are named, all counted."""
+    """Pictures that cannot be used: the first are named, all counted."""
 
     def __init__(self, pictures: int) -> None:
         self.count = 0
@@ -64,7 +69,16 @@ class _Damages:
 
 
 def read_blocks(files: Sequence[Path], resize_to: Size | None, size: Size, should_stop: ShouldStop) -> Blocks:
-    """Every block, up to the first picture that is damaged; then the others are decoded to tell of all that are."""
+    """Yield blocks up to the first damaged picture; then decode the others, to name all damaged ones.
+
+    Args:
+        resize_to: (height, width) in pixels that pictures are resized to; None leaves them.
+        size: (height, width) of every picture.
+
+    Raises:
+        InvalidDataset: pictures are damaged or of another size; names ten at most.
+        Stopped: ``should_stop`` returned true.
+    """
     damages = _Damages(len(files))
     with contextlib.closing(_decoded(files, resize_to, size, should_stop)) as decoded:
         for block, found in decoded:
@@ -99,7 +113,7 @@ def _decoded(
 
 
 def _pictures(files: Sequence[Path], resize_to: Size | None, size: Size) -> tuple[Pictures, list[str]]:
-    """uint8 [b, H, W, 3], and a sentence for each picture that could not be had."""
+    """Decode a block, uint8 [b, H, W, 3], with a sentence for each picture that cannot be used."""
     block = np.empty((len(files), *size, 3), dtype=np.uint8)
     damages = []
     for row, path in zip(block, files, strict=True):

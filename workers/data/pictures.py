@@ -42,7 +42,7 @@ FILE_MAX_BYTES = 256 << 20
 
 
 def read_picture(path: Path, size: tuple[int, int] | None) -> Pictures:
-    """The file ``path`` as uint8 [H, W, 3], resized to (height, width) if given.
+    """Decode the file ``path``: uint8 [H, W, 3], resized to (height, width) if given.
 
     Raises:
         InvalidDataset: it cannot be read, is too large or damaged, or no picture of 8 bits a channel.
@@ -60,9 +60,9 @@ def read_picture(path: Path, size: tuple[int, int] | None) -> Pictures:
 
 
 def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pictures:
-    """The content of the file ``path`` as uint8 [H, W, 3], resized to (height, width) if given.
+    """Decode the content of the file ``path``: uint8 [H, W, 3], resized to (height, width) if given.
 
-    Whoever decodes a picture does it here, so that all get the same bits.
+    Every picture is decoded here, so that all processes get the same bits.
 
     Raises:
         InvalidDataset: it is damaged, or no picture of 8 bits a channel.
@@ -99,7 +99,7 @@ def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pic
 
 
 def _jpeg_pixels(data: bytes, image: ImageFile.ImageFile) -> Pictures | None:
-    """The pixels of an opened JPEG as PIL would decode it, in half to three quarters of the time; else None.
+    """Pixels of an opened JPEG as PIL would decode it, in half to three quarters of the time; else None.
 
     Both use libjpeg-turbo with the same settings. Left to PIL is what they may see differently: four channels, whose
     meaning PIL guesses; arithmetic coding, which PIL decodes in small files only; lossless and hierarchical frames; and

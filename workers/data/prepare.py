@@ -122,7 +122,7 @@ class _Listed(NamedTuple):
 
 
 def _remembered(pointer: Path, work_dir: Path, listed: _Listed | None) -> Dataset | None:
-    """What this source was decoded to, if that is still there and whole.
+    """Copy or list that this source was decoded to, if it is still there and whole.
 
     A list will do where one is wanted, if it is of this source's files: others that hold the same pictures
     may change on their own.

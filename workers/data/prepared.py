@@ -32,7 +32,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Dataset(ABC):
-    """One split: its labels are mapped, its pictures are there for ``take``. Pickles as its path.
+    """One split of a prepared dataset: labels are mapped, ``take`` gives pictures. Pickles as its path.
 
     Attributes:
         labels_N: int64 [N], 0..classes-1, mapped copy-on-write (see ``DecodedDataset``).
@@ -59,7 +59,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def take(self, rows: Rows) -> Pictures:
-        """The pictures of ``rows``, a slice or integers [B]: uint8 [B, H, W, C].
+        """Pictures of ``rows``, a slice or integers [B]: uint8 [B, H, W, C].
 
         Raises:
             InvalidDataset, OSError: a picture that stayed a file cannot be had; see ``PictureFiles.take``.
@@ -91,7 +91,7 @@ class Dataset(ABC):
 
 @dataclass(frozen=True, eq=False)
 class DecodedDataset(Dataset):
-    """A split with a decoded copy, mapped.
+    """Split with a decoded copy, mapped.
 
     The arrays are mapped copy-on-write: torch accepts them without a warning, and writing to them
     would change this process's pages alone, never the files.
@@ -108,13 +108,13 @@ class DecodedDataset(Dataset):
         return height, width, channels
 
     def take(self, rows: Rows) -> Pictures:
-        """As a view of the mapped pictures where ``rows`` is a slice."""
+        """A view of the mapped pictures where ``rows`` is a slice."""
         return self.images_NHWC[rows]
 
 
 @dataclass(frozen=True, eq=False)
 class FilesDataset(Dataset):
-    """A split whose pictures stay files.
+    """Split whose pictures stay files.
 
     Attributes:
         files: the list of them.
@@ -127,7 +127,7 @@ class FilesDataset(Dataset):
         return self.files.shape
 
     def take(self, rows: Rows) -> Pictures:
-        """Decoded now, on all cores that this process may use."""
+        """Decode now, on all cores that this process may use."""
         return self.files.take(rows, threads=len(os.sched_getaffinity(0)))
 
 

@@ -24,7 +24,7 @@ PREFIX = "torchvision/"
 
 @dataclass(frozen=True)
 class Network:
-    """A class of torch's that makes a network, named because this module loads no torch.
+    """Class of a torch module, by name: the catalog loads no torch.
 
     Attributes:
         module: in this folder, without ``.py``.
@@ -224,12 +224,12 @@ STUDENTS: Mapping[str, StudentInfo] = MappingProxyType(
 
 
 def student_names() -> tuple[str, ...]:
-    """Every name a job may use: the bare ones first, then torchvision's."""
+    """Names that a job may use: the bare ones first, then torchvision's."""
     return tuple(STUDENTS)
 
 
 def check_student(name: str) -> StudentInfo:
-    """The description of ``name``.
+    """Look up the description of ``name``.
 
     Raises:
         UnknownName: there is no such student; a torchvision name without its prefix is answered
@@ -284,7 +284,7 @@ def check_batch_size(name: str, batch_size: int) -> None:
 
 
 def describe() -> list[dict[str, object]]:
-    """Every student as plain JSON: its ``StudentInfo`` but its network, and the JSON schema of naming it in a job."""
+    """Describe every student as plain JSON: ``StudentInfo`` without the network, and the schema of its name."""
     return [
         {
             **{name: value for name, value in asdict(info).items() if name != "network"},

@@ -1,4 +1,4 @@
-"""Dataset kinds: what a class of them provides, and what it finds.
+"""Base classes of the dataset kinds, and the source that an examination finds.
 
 A kind's module loads neither numpy nor a decoder, because the command line's help lists the kinds. What reads files is
 imported where it is used.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SPLITS: "Final[tuple[Split, Split]]" = ("train", "test")
 
-# Raised when the meaning of a source changes (another order, another split of the digits), so that
+# Increased when the meaning of a source changes (another order, another split of the digits), so that
 # copies prepared under the old rules are not taken for the new ones.
 _RULES = 1
 
@@ -81,7 +81,7 @@ class DatasetKind(Spec, ABC):
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
-        """Descriptions that may fit ``entry``, the data root or something in it, called ``name`` below the root.
+        """Yield descriptions that may fit ``entry``, the data root or something in it, called ``name`` below the root.
 
         The doctor examines them.
         """
@@ -89,12 +89,12 @@ class DatasetKind(Spec, ABC):
 
     @property
     def picture_size(self) -> Size | None:
-        """(height, width) in pixels of every picture, where the description alone tells."""
+        """Size (height, width) in pixels of every picture, where the description alone tells."""
         return self.resized_to
 
     @property
     def resized_to(self) -> Size | None:
-        """(height, width) in pixels that pictures are resized to when they are decoded; None leaves them."""
+        """Size (height, width) in pixels that pictures are resized to when they are decoded; None leaves them."""
         return None
 
     @property
@@ -103,7 +103,7 @@ class DatasetKind(Spec, ABC):
         return False
 
     def content_description(self) -> dict[str, object]:
-        """The description as JSON without the fields that do not change what the pictures are."""
+        """Description as JSON without the fields that do not change what the pictures are."""
         return self.model_dump(mode="json")
 
 
@@ -115,7 +115,7 @@ class FilesBelowRoot(DatasetKind, ABC):
     path: RelativePath
 
     def resolve(self, data_root: Path) -> Path:
-        """The absolute path that ``path`` means, symbolic links followed.
+        """Absolute path for ``path``, symbolic links followed.
 
         Raises:
             InvalidDataset: it is absolute, contains ``..``, leads out of ``data_root`` or does not exist.
@@ -125,7 +125,7 @@ class FilesBelowRoot(DatasetKind, ABC):
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset that was found and looks complete.
+    """Dataset that was found and looks complete.
 
     Attributes:
         spec: what the client asked for.

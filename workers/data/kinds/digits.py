@@ -58,7 +58,7 @@ class DigitsDataset(DatasetKind):
         return 8, 8
 
     def examine(self, data_root: Path) -> Source:
-        """Nothing has to be looked for."""
+        """Describe the package data; no file is looked for."""
         # Per class, sample 4, 9, 14, ... is test: 355 of 1,797.
         return Source(
             spec=self,
@@ -71,7 +71,7 @@ class DigitsDataset(DatasetKind):
         )
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
-        """In the published order."""
+        """Read the package data, in the published order."""
         import numpy as np
 
         from workers.data.blocks import from_array

@@ -44,13 +44,13 @@ class FolderDataset(FilesBelowRoot):
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
-        """Folders with a training split."""
+        """Yield a folder with a training split."""
         if (entry / "train").is_dir():
             yield cls(path=name)
 
     @property
     def resized_to(self) -> Size | None:
-        """``image_size``."""
+        """Value of ``image_size``."""
         return self.image_size
 
     @property
@@ -59,11 +59,11 @@ class FolderDataset(FilesBelowRoot):
         return self.storage == "files"
 
     def content_description(self) -> dict[str, object]:
-        """Without ``storage``."""
+        """Description without ``storage``."""
         return self.model_dump(mode="json", exclude={"storage"})
 
     def examine(self, data_root: Path) -> Source:
-        """Lists class folders and pictures, and opens none of them."""
+        """List class folders and pictures; none is opened."""
         path, root = self.resolve(data_root), root_folder(data_root)
         classes = {split: _class_folders(path, split, root) for split in SPLITS}
         names = sorted(classes["train"])
@@ -100,7 +100,7 @@ class FolderDataset(FilesBelowRoot):
         )
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
-        """In order of class name, then file name."""
+        """Decode in order of class name, then file name."""
         import numpy as np
 
         from workers.data.blocks import Decoding
@@ -114,7 +114,7 @@ class FolderDataset(FilesBelowRoot):
 
 
 def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
-    """What a folder holds, in order of name, hidden entries left out, links checked."""
+    """Entries of a folder in order of name, hidden ones left out, links checked."""
     with os.scandir(folder) as found:
         entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
     for entry in entries:

@@ -30,12 +30,12 @@ class NpzDataset(FilesBelowRoot):
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
-        """Files of that name."""
+        """Yield a file of that name."""
         if entry.suffix == ".npz":
             yield cls(path=name)
 
     def examine(self, data_root: Path) -> Source:
-        """Reads the arrays' headers, and all labels piece by piece."""
+        """Read the arrays' headers, and all labels piece by piece."""
         from workers.data.headers import npz_headers
         from workers.data.labels import check_npz_labels, npz_class_names
 
@@ -61,7 +61,7 @@ class NpzDataset(FilesBelowRoot):
         )
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
-        """In the order of the arrays."""
+        """Decode in the order of the arrays."""
         import numpy as np
 
         from workers.data.blocks import Decoding, block_rows, stoppable

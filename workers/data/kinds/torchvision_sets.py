@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TorchvisionDataset(FilesBelowRoot):
-    """A torchvision data set from local files below the data root; nothing is downloaded."""
+    """A torchvision dataset from local files below the data root; nothing is downloaded."""
 
     kinds: ClassVar[Mapping[str, str]] = {
         "cifar10": "the published archive, unpacked",
@@ -38,21 +38,21 @@ class TorchvisionDataset(FilesBelowRoot):
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
-        """Every one of them in every folder."""
+        """Yield every one of them for every folder."""
         if entry.is_dir():
             yield from (cls.model_validate({"kind": kind, "path": name}) for kind in cls.kinds)
 
     @property
     def picture_size(self) -> Size:
-        """That of the published pictures."""
+        """Size of the published pictures."""
         return _SETS[self.kind].size
 
     def examine(self, data_root: Path) -> Source:
-        """Looks for the published files; reads the IDX files' headers and labels."""
+        """Look for the published files; read the IDX files' headers and labels."""
         return _SETS[self.kind].examine(self, self.resolve(data_root), root_folder(data_root))
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
-        """In the order of the published files."""
+        """Decode in the order of the published files."""
         return _SETS[self.kind].decode(source, split, should_stop)
 
 
