@@ -16,17 +16,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from store import StoreError
-from workers.config.job import (
-    DatasetSpec,
-    Folders,
-    JobSpec,
-    Preprocessing,
-    RunSpec,
-    StudentSpec,
-    Training,
-    TrainingTask,
-    Views,
-)
+from workers.config.dataset import DatasetSpec
+from workers.config.job import JobSpec, RunSpec, StudentSpec
+from workers.config.task import Folders, TrainingTask
+from workers.config.teacher import Preprocessing
+from workers.config.training import Training
+from workers.config.views import Views
 from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Stage, ignore, never
 from workers.methods.catalog import parse_method

@@ -25,6 +25,14 @@ Weight = Annotated[float, Field(strict=True, ge=0.0, le=1e6, allow_inf_nan=False
 Fraction = Annotated[float, Field(strict=True, ge=0.0, le=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Flag = Annotated[bool, Field(strict=True)]
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+# Pixels; a size is (height, width).
+Side = Annotated[int, Field(strict=True, ge=1, le=4096)]
+Size = tuple[Side, Side]
+RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 Finite = Annotated[float, Field(strict=True, ge=-1e4, le=1e4, allow_inf_nan=False)]
 
 
@@ -72,6 +80,14 @@ class Config(BaseModel):
 
 
 MethodPartT = TypeVar("MethodPartT", bound="MethodPart")
+
+
+class Spec(Config):
+    """Base of every part of a job's description but its methods."""
+
+    @classmethod
+    def _kind_of_key(cls) -> str:
+        return f"field of {cls.__name__}"
 
 
 class MethodPart(Config):

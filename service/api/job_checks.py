@@ -9,26 +9,15 @@ from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
 from service.settings import Settings
-from workers.config.job import (
-    DatasetSpec,
-    FolderDataset,
-    Plan,
-    ResizedCrop,
-    Size,
-    check_encoding,
-)
-from workers.data.discovery import Source, examine
+from workers.config.cache import check_encoding
+from workers.config.dataset import DatasetSpec
+from workers.config.job import Plan
+from workers.config.views import ResizedCrop
+from workers.data.discovery import examine
+from workers.data.kinds.base import Source
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
+from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
-
-# (height, width) in pixels of datasets whose pictures all have one known size.
-_SIZES: dict[str, Size] = {
-    "digits": (8, 8),
-    "cifar10": (32, 32),
-    "cifar100": (32, 32),
-    "mnist": (28, 28),
-    "fashion_mnist": (28, 28),
-}
 
 
 def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord]:
@@ -115,7 +104,5 @@ def student_size(plan: Plan) -> Size | None:
 
 
 def picture_size(plan: Plan) -> Size | None:
-    """Size (height, width) in pixels of the dataset's pictures, if the plan determines it."""
-    if isinstance(plan.dataset, FolderDataset):
-        return plan.dataset.image_size
-    return _SIZES.get(plan.dataset.kind)
+    """(height, width) in pixels of the data set's pictures, if the plan tells."""
+    return plan.dataset.picture_size

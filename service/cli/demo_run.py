@@ -30,7 +30,9 @@ from service.cli.supervisor import BackgroundService, answers_ready
 from service.client.client import Client
 from service.client.transport import Document, ServiceUnreachable
 from service.errors import ServiceError
-from workers.config.job import AdamW, CosineSchedule, CropFlip, DigitsDataset, Training, Views
+from workers.config.training import AdamW, CosineSchedule, Training
+from workers.config.views import CropFlip, Views
+from workers.data.kinds.digits import DigitsDataset
 from workers.events import Epoch
 from workers.pipeline import SupervisedModel, train_supervised
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import BadInput, parse_json, read_json, session
+from service.cli.dataset_fields import EPILOG, KIND_HELP, with_dataset_fields
 from service.client.transport import Document
 
 PANEL = "What jobs are made of"
@@ -102,30 +103,17 @@ def list_datasets(context: typer.Context) -> None:
     options.show(found, lambda: render.table(headers, rows))
 
 
-@datasets.command("add")
+@datasets.command("add", epilog=EPILOG)
+@with_dataset_fields
 def add_dataset(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME")],
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="digits, cifar10, cifar100, mnist, ..., npz.")],
-    path: Annotated[str | None, typer.Option(help="Below the service's data root.")] = None,
-    image_size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(metavar="HEIGHT WIDTH", help="Resize the pictures of a folder to this."),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(metavar="decoded|files", help="Of a folder: keep a decoded copy, or decode whenever needed."),
-    ] = None,
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=KIND_HELP)],
+    **fields: object,
 ) -> None:
     """Give a data set a name that jobs can use. KIND folder is a folder of pictures per class."""
     options = session(context)
-    spec: Document = {"kind": kind}
-    if path is not None:
-        spec["path"] = path
-    if image_size is not None:
-        spec["image_size"] = list(image_size)
-    if storage is not None:
-        spec["storage"] = storage
+    spec: Document = {"kind": kind, **{field: value for field, value in fields.items() if value is not None}}
     with options.client() as client:
         made = client.create_dataset(name, spec)
     options.show(made, lambda: Text(made["id"]))

@@ -27,7 +27,7 @@ from service.db.packed_events import events_of, metrics_by_epoch
 from service.db.states import LIVE, State
 from service.db.transitions import Row, event_rows, existing, runs_of
 from service.errors import Conflict
-from workers.config.job import DatasetSpec
+from workers.config.dataset import DatasetSpec
 
 DATASET: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
 

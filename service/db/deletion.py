@@ -32,7 +32,7 @@ from service.db.tombstones import Tombstones, bury, has_teacher
 from service.db.transitions import existing, runs_of
 from service.errors import Conflict
 from service.settings import Settings
-from workers.config.job import DatasetSpec
+from workers.config.dataset import DatasetSpec
 from workers.data import decoded
 from workers.data.discovery import examine
 from workers.errors import InvalidDataset
@@ -260,4 +260,9 @@ def _datasets_of_live_jobs(session: Session) -> list[tuple[str, DatasetSpec]]:
 
 def _is_same(one: DatasetSpec, other: DatasetSpec) -> bool:
     """Whether two descriptions are of the same pictures, however they are stored."""
-    return decoded.described(one) == decoded.described(other)
+    return one.content_description() == other.content_description()
+
+
+def _has_teacher(session: Session, sha256: str) -> bool:
+    same_bytes = select(func.count()).where(TeacherRecord.sha256 == sha256)
+    return bool(session.scalar(same_bytes))

@@ -4,7 +4,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
 import httpx2
 from sqlalchemy import text
@@ -20,18 +19,13 @@ from service.operations.data_dir import STAGING, unknown_files
 from service.operations.readiness import Readiness, ReadinessCheck
 from service.paths import local_url
 from service.settings import Settings
-from workers.config.job import DatasetSpec, FolderDataset, NpzDataset, TorchvisionDataset
+from workers.config.dataset import DatasetSpec
 from workers.data.discovery import examine
+from workers.data.kinds.registry import built_in_kinds, kind_classes
 from workers.errors import InvalidDataset
 from workers.texts import some_of
 
 ENTRIES_MAX = 200
-KINDS: tuple[Literal["cifar10", "cifar100", "mnist", "fashion_mnist"], ...] = (
-    "cifar10",
-    "cifar100",
-    "mnist",
-    "fashion_mnist",
-)
 # The check that says more of a part.
 _SEE = {"ray": "ray` and `ray folder", "gpu": "gpu` and `torch"}
 _START = "`retort serve` (or `retort api` and `retort engine`)"
@@ -167,25 +161,25 @@ def check_port(settings: Settings) -> Finding:
 def check_data_root(settings: Settings) -> Finding:
     """Can it be read, and is there a data set that a job could name?"""
     root = settings.data_root.resolve()
+    built_in = f"jobs can use the built-in {', '.join(built_in_kinds())} alone"
     if not root.is_dir():
         advice = "set RETORT_DATA_ROOT to the folder with your data sets"
-        return Finding("warn", f"there is no folder {root}: jobs can use the built-in digits alone", advice)
+        return Finding("warn", f"there is no folder {root}: {built_in}", advice)
     sets = [_named(spec) for spec in _candidates(root) if _is_data_set(spec, root)]
     if not sets:
-        advice = "put one there: see the README for folders of pictures, .npz files, CIFAR and MNIST"
-        return Finding("warn", f"no data set lies in {root}: jobs can use the built-in digits alone", advice)
+        sought = ", ".join(cls.sought for cls in kind_classes() if cls.sought)
+        advice = f"put one there: see the README for {sought}"
+        return Finding("warn", f"no data set lies in {root}: {built_in}", advice)
     return Finding("ok", f"{root} has {some_of(sets, 5)}")
 
 
 def _candidates(root: Path) -> Iterator[DatasetSpec]:
-    """What might be a data set in the root itself or one folder below it."""
+    """What might be a data set: the root itself, a folder in it, a file in it."""
     entries = sorted(root.iterdir())[:ENTRIES_MAX]
-    for path in (root, *(entry for entry in entries if entry.is_dir())):
-        name = path.relative_to(root).as_posix()
-        if (path / "train").is_dir():
-            yield FolderDataset(path=name)
-        yield from (TorchvisionDataset(kind=kind, path=name) for kind in KINDS)
-    yield from (NpzDataset(path=entry.name) for entry in entries if entry.suffix == ".npz")
+    folders = [entry for entry in entries if entry.is_dir()]
+    for path in (root, *folders, *(entry for entry in entries if entry not in folders)):
+        for cls in kind_classes():
+            yield from cls.candidates(path, path.relative_to(root).as_posix())
 
 
 def _is_data_set(spec: DatasetSpec, root: Path) -> bool:

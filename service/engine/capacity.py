@@ -12,7 +12,7 @@ from typing import Literal
 from service.engine.allocation import UNITS, Need
 from service.errors import InvalidSettings
 from service.settings import GiB, Settings
-from workers.config.job import Training
+from workers.config.training import Training
 
 # A student with its optimizer, activations and resident dataset takes some GiB, CUDA itself half of one.
 RUN_GPU_MEMORY_BYTES = 8 * GiB

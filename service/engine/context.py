@@ -18,7 +18,7 @@ from service.settings import Settings
 from store import Catalog
 from workers.cluster.outcomes import TaskOutcome
 from workers.cluster.ray_cluster import Cluster
-from workers.config.job import Folders
+from workers.config.task import Folders
 from workers.texts import without_folders
 
 log = structlog.get_logger("retort.engine")

@@ -33,7 +33,7 @@ from service.errors import LeaseLost
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
 from workers.cluster.outcomes import TaskOutcome
 from workers.cluster.ray_cluster import export_name
-from workers.config.job import TrainingTask
+from workers.config.task import TrainingTask
 from workers.disk_errors import disk_error
 from workers.texts import without_folders
 from workers.training.tasks import share_out, task_of_run

@@ -44,7 +44,7 @@ from store.encodings.arrays import logit_arrays
 from tests.benchmarks.bench import Options, interleaved, options, show, write
 from tests.conftest import SHARED
 from tests.support.store_cases import make_spec
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.teacher.teacher import Teacher
 
 Logits = NDArray[np.float32]

@@ -49,7 +49,9 @@ from tests.benchmarks.training import (
     WARM_UP_STEPS,
     write_data,
 )
-from workers.config.job import Sgd, StudentSpec, Training, TrainingTask
+from workers.config.job import StudentSpec
+from workers.config.task import TrainingTask
+from workers.config.training import Sgd, Training
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import Stopped
 from workers.events import ignore

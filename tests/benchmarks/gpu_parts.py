@@ -36,7 +36,9 @@ from tests.benchmarks.training import CLASSES, SAMPLES, SIDE, WARM_UP_STEPS, sec
 from tests.fake_cuda.counts import is_fake
 from tests.support.digits import weights
 from tests.support.evaluation_logits import evaluation_logits, relative_difference
-from workers.config.job import RunSpec, Sgd, StudentSpec, Training, TrainingTask
+from workers.config.job import RunSpec, StudentSpec
+from workers.config.task import TrainingTask
+from workers.config.training import Sgd, Training
 from workers.data.prepared import open_prepared
 from workers.devices import new_stream
 from workers.errors import first_line

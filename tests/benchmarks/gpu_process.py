@@ -7,7 +7,7 @@ import os
 import sys
 
 from tests.benchmarks.training import seconds_of_step
-from workers.config.job import TrainingTask
+from workers.config.task import TrainingTask
 
 
 def wait() -> None:

@@ -38,9 +38,12 @@ from store import CacheSpec, CacheWriter
 from store.layout import BlockRecord
 from tests.benchmarks.bench import EITHER, Options, Timing, options, show, write
 from tests.conftest import SHARED
-from workers.config.job import CropFlip, NpzDataset, Preprocessing, TeacherSpec
-from workers.data.augmentation import make_views
-from workers.data.prepared import Dataset, prepare
+from workers.augmentation.apply import make_views
+from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.views import CropFlip
+from workers.data.kinds.npz import NpzDataset
+from workers.data.prepare import prepare
+from workers.data.prepared import Dataset
 from workers.students.build import build_student
 from workers.teacher.inference import infer_blocks
 from workers.teacher.inference_task import inference_batch

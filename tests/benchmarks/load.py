@@ -47,7 +47,8 @@ from tests.support.service_helpers import (
     start_run,
     teacher_row,
 )
-from workers.config.job import AdamW, CosineSchedule, DigitsDataset, Training
+from workers.config.training import AdamW, CosineSchedule, Training
+from workers.data.kinds.digits import DigitsDataset
 from workers.pipeline import train_supervised
 
 PARTS = ("clients", "lists", "memory")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.bench import EITHER, Options, Timing, interleaved, options, show, write
-from workers.config.job import Sgd
+from workers.config.training import Sgd
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.methods.method import Method

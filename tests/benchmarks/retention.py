@@ -29,7 +29,7 @@ from service.engine.attempt_files import list_artifacts
 from service.settings import Settings
 from tests.support.service_helpers import make_plan, make_settings, teacher_row
 from workers.logs import configure
-from workers.training.artifacts import ARTIFACTS
+from workers.run_files import ARTIFACTS
 
 # Bytes of what a run of resnet8 leaves beside its log.
 FILES = {"student.safetensors": 312_000, "student.onnx": 318_000, "config.json": 2_500, "result.json": 4_000}

@@ -35,10 +35,13 @@ from store import CacheReader
 from tests.benchmarks.bench import EITHER, Timing, interleaved, options, show, write
 from tests.benchmarks.training import write_cache
 from tests.conftest import SHARED
-from workers.config.job import Augmentation, CropFlip, FolderDataset, ResizedCrop, Views
-from workers.data import augmentation as views
+from workers.augmentation.apply import apply
+from workers.augmentation.draw import draw
+from workers.config.views import Augmentation, CropFlip, ResizedCrop, Views
 from workers.data.image_files import PictureFiles
-from workers.data.prepared import FilesDataset, prepare
+from workers.data.kinds.folder import FolderDataset
+from workers.data.prepare import prepare
+from workers.data.prepared import FilesDataset
 from workers.training.image_loader import Work, worker_processes
 from workers.training.training_feed import TrainingFeed, epoch_order
 
@@ -145,7 +148,7 @@ class Sending(data.Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, work: tuple[int, Work]) -> tuple[Tensor, Tensor]:
         view, (rows_B, (drawn,)) = work
         plain = torch.from_numpy(self._files.take(rows_B))
-        return views.apply(plain, self._recipe, drawn), torch.from_numpy(self._reader.gather(view, rows_B))
+        return apply(plain, self._recipe, drawn), torch.from_numpy(self._reader.gather(view, rows_B))
 
 
 class Loops:
@@ -201,7 +204,7 @@ class Loops:
         self._epoch += 1
         view, size = self._epoch % self._plan.count, self._files.height
         order_N: NDArray[np.int64] = epoch_order(self._files.samples, 0, self._epoch)
-        drawn = views.draw(self._case.augmentation, self._plan.seed, view, order_N, size, size)
+        drawn = draw(self._case.augmentation, self._plan.seed, view, order_N, size, size)
         parts = [slice(start, start + self._case.batch) for start in range(0, len(order_N), self._case.batch)]
         self._sampler[:] = [(view, (order_N[part], (drawn[part],))) for part in parts]
         labels_N = torch.from_numpy(self._files.labels_N)

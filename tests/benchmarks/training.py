@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 
 from store import CacheSpec, CacheWriter
 from tests.benchmarks.bench import synchronize
-from workers.config.job import CropFlip, Folders, NpzDataset, RunSpec, StudentSpec, Training, TrainingTask, Views
-from workers.data.prepared import Dataset, prepare
+from workers.config.job import RunSpec, StudentSpec
+from workers.config.task import Folders, TrainingTask
+from workers.config.training import Training
+from workers.config.views import CropFlip, Views
+from workers.data.kinds.npz import NpzDataset
+from workers.data.prepare import prepare
+from workers.data.prepared import Dataset
 from workers.errors import Stopped
 from workers.events import Emit, ignore
 from workers.methods.catalog import parse_method

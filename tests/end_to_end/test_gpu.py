@@ -16,10 +16,13 @@ from torch import Tensor
 from tests.support import onnx_models
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.evaluation_logits import evaluation_logits, relative_difference
-from workers.config.job import Preprocessing, Sgd, TrainingTask
+from workers.config.task import TrainingTask
+from workers.config.teacher import Preprocessing
+from workers.config.training import Sgd
 from workers.errors import NotFinite, OutOfMemory, Paused
 from workers.events import ignore, never
-from workers.methods.catalog import PRESETS, parse_method
+from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
 from workers.objective.objective import View, objective
 from workers.objective.statistics import row_statistics
 from workers.run_files import CHECKPOINT

@@ -11,7 +11,8 @@ import torch
 
 from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.steps import order_of
-from workers.config.job import ResizedCrop, TrainingTask, Views
+from workers.config.task import TrainingTask
+from workers.config.views import ResizedCrop, Views
 from workers.errors import Stopped
 from workers.events import Epoch
 from workers.run_files import ARTIFACTS, CHECKPOINT

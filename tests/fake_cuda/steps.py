@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from tests.benchmarks.epoch import network
 from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.counts import Counts, counting, read_counts
-from workers.config.job import Sgd, Training, TrainingTask
+from workers.config.task import TrainingTask
+from workers.config.training import Sgd, Training
 from workers.errors import Stopped
 from workers.events import Epoch, ignore
-from workers.methods.catalog import PRESETS, parse_method
+from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
 from workers.training import loop
 from workers.training import run as training_run
 from workers.training.run import RunHandle

@@ -12,7 +12,10 @@ from torch import Tensor
 from tests.fake_cuda.counts import counting, read_counts
 from tests.fake_cuda.processes import FakeCuda
 from tests.support.digits import Digits
-from workers.config.job import ResizedCrop, StudentSpec, TeacherSpec, TrainingTask, Views
+from workers.config.job import StudentSpec
+from workers.config.task import TrainingTask
+from workers.config.teacher import TeacherSpec
+from workers.config.views import ResizedCrop, Views
 from workers.errors import DeviceUnavailable
 from workers.events import Event, never
 from workers.methods.catalog import parse_method

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from tests.fake_cuda.counts import Counts, counting
 from tests.fake_cuda.processes import FakeCuda
-from workers.methods.catalog import PRESETS, parse_method
+from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
 from workers.methods.method import Method
 from workers.objective.objective import View, objective_of
 from workers.objective.statistics import SharedTeacherTerms, row_statistics

@@ -20,6 +20,8 @@ from service.api.problems import KINDS
 from service.cli import app as cli
 from service.db.states import TABLE
 from service.settings import PREFIX, GiB, MiB, Settings
+from workers.data.kinds.base import DatasetKind
+from workers.data.kinds.registry import KINDS as DATASET_KINDS
 from workers.methods.catalog import describe, describe_losses, describe_policies
 from workers.students.catalog import STUDENTS
 
@@ -40,7 +42,28 @@ def _table(headers: str, rows: Iterator[tuple[str, ...]]) -> str:
     return "\n".join([headers, "|---" * (headers.count("|") - 1) + "|", *lines]) + "\n"
 
 
-# ------------------------------------------------------------------------------------------------ methods, students
+# --------------------------------------------------------------------------------------- datasets, methods, students
+
+
+def datasets() -> str:
+    """The dataset kinds with their fields; kinds of one class that lie in the same form share a row."""
+    alike: dict[tuple[type[DatasetKind], str], list[str]] = {}
+    for kind, cls in DATASET_KINDS.items():
+        alike.setdefault((cls, cls.kinds[kind]), []).append(kind)
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for (cls, text), kinds in alike.items():
+            fields = ", ".join(f"`{name}`{_unset(cls, name)}" for name in cls.options)
+            yield ", ".join(f"`{kind}`" for kind in kinds), fields, text
+
+    return _table("| kind | fields (default) | what lies below the data root |", rows())
+
+
+def _unset(cls: type[DatasetKind], name: str) -> str:
+    field = cls.model_fields[name]
+    if field.is_required():
+        return ""
+    return f" ({cls.options[name].unset or f'`{field.default}`'})"
 
 
 def methods() -> str:
@@ -186,7 +209,8 @@ def commands() -> str:
 
 
 GENERATED: Mapping[str, Callable[[], str]] = {
-    each.__name__: each for each in (methods, policies, losses, students, states, problems, settings, routes, commands)
+    each.__name__: each
+    for each in (datasets, methods, policies, losses, students, states, problems, settings, routes, commands)
 }
 
 

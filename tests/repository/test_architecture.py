@@ -15,9 +15,9 @@ LAYERS = ("store", "workers", "service")
 # modules that lie in the layer's folder itself are below all of them.
 PACKAGES = {
     "workers": (
-        ("methods", "students"),
+        ("methods", "students", "data"),
         ("config",),
-        ("data", "onnx", "objective"),
+        ("augmentation", "onnx", "objective"),
         ("teacher",),
         ("training",),
         ("cluster", "tools", "pipeline"),
@@ -34,6 +34,7 @@ HOMES = {
     "sqlalchemy": ("service/",),
     "alembic": ("service/",),
     "uvicorn": ("service/",),
+    "sklearn": (),
     "pickle": (),
     "cloudpickle": (),
     "dill": (),
@@ -48,6 +49,8 @@ LIGHT = (
     "workers.errors",
     "workers.events",
     "workers.config.job",
+    "workers.config.task",
+    "workers.data.kinds.registry",
     "workers.data.decoded",
     "workers.methods.catalog",
     "workers.methods.method",

@@ -19,19 +19,11 @@ from service.client.client import Client
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.repository.documents import BLOCK, GENERATED, ROOT, documents, rewritten
 from tests.support.digits import Digits
-from workers.config.job import (
-    AdamW,
-    CacheOptions,
-    CosineSchedule,
-    CropFlip,
-    Plan,
-    Preprocessing,
-    ResizedCrop,
-    Sgd,
-    StepSchedule,
-    Training,
-    Views,
-)
+from workers.config.cache import CacheOptions
+from workers.config.job import Plan
+from workers.config.teacher import Preprocessing
+from workers.config.training import AdamW, CosineSchedule, Sgd, StepSchedule, Training
+from workers.config.views import CropFlip, ResizedCrop, Views
 from workers.methods.catalog import describe
 
 DOCUMENTS = documents()

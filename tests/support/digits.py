@@ -11,20 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from store import CacheReader
-from workers.config.job import (
-    AdamW,
-    CosineSchedule,
-    CropFlip,
-    DigitsDataset,
-    Folders,
-    JobSpec,
-    Preprocessing,
-    StudentSpec,
-    TeacherSpec,
-    Training,
-    TrainingTask,
-    Views,
-)
+from workers.config.job import JobSpec, StudentSpec
+from workers.config.task import Folders, TrainingTask
+from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.training import AdamW, CosineSchedule, Training
+from workers.config.views import CropFlip, Views
+from workers.data.kinds.digits import DigitsDataset
 from workers.data.prepared import Dataset
 from workers.events import ignore, never
 from workers.methods.catalog import parse_method

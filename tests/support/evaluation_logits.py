@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.config.job import Preprocessing, TrainingTask
+from workers.config.task import TrainingTask
+from workers.config.teacher import Preprocessing
 from workers.data.prepared import open_prepared
 from workers.events import ignore, never
 from workers.run_files import ARTIFACTS

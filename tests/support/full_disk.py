@@ -19,7 +19,9 @@ import pytest
 
 from store import StoreError
 from tests.support.store_cases import digests
-from workers.config.job import Folders, JobSpec, Preprocessing
+from workers.config.job import JobSpec
+from workers.config.task import Folders
+from workers.config.teacher import Preprocessing
 from workers.errors import WorkerError
 from workers.pipeline import run_job
 from workers.students.build import build_student

@@ -33,7 +33,8 @@ from service.db.models import Base, EngineRecord, JobRecord, TeacherRecord
 from service.db.states import State
 from service.operations.data_dir import open_database, unknown_files
 from service.settings import Settings
-from workers.config.job import Plan, Preprocessing
+from workers.config.job import Plan
+from workers.config.teacher import Preprocessing
 
 PREPROCESSING = Preprocessing(channels="gray", mean=(0.5,), std=(0.5,))
 

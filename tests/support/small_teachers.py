@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tests.support import onnx_models
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.data.prepared import DecodedDataset
 from workers.teacher.teacher import Teacher
 

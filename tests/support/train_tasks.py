@@ -5,7 +5,7 @@ import json
 import os
 import sys
 
-from workers.config.job import TrainingTask
+from workers.config.task import TrainingTask
 from workers.events import ignore, never
 from workers.training.loop import train_group
 from workers.training.run import RunHandle

@@ -14,7 +14,10 @@ from tests.support.digits import SMALL, Digits
 from tests.support.full_disk import on_a_small_disk, run_outputs
 from tests.support.store_cases import is_held
 from workers import pipeline
-from workers.config.job import DigitsDataset, Folders, JobSpec, NpzDataset, RunSpec, StudentSpec
+from workers.config.job import JobSpec, RunSpec, StudentSpec
+from workers.config.task import Folders
+from workers.data.kinds.digits import DigitsDataset
+from workers.data.kinds.npz import NpzDataset
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, Stopped
 from workers.events import CacheReady, InferenceProgress, Log, PreflightChecked, Stage, ignore, never
 from workers.files import file_sha256

@@ -17,7 +17,7 @@ from workers import logs
 from workers.cluster import ray_api
 from workers.cluster.deaths import ProcessId, own_id
 from workers.cluster.outcomes import Numbered, Share, TaskChannel, TaskOutcome, outcome, outcome_of
-from workers.config.job import InferenceTask, TrainingTask
+from workers.config.task import InferenceTask, TrainingTask
 from workers.errors import WorkerError
 from workers.events import Log
 from workers.logs import RunLog

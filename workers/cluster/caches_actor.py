@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from workers.cluster.actors import Actor
 from workers.cluster.inference_pool import InferencePool
 from workers.cluster.outcomes import Share, outcome_of
-from workers.config.job import Folders, JobSpec, Spec
+from workers.config.job import JobSpec
+from workers.config.task import Folders
 from workers.events import Stage
+from workers.spec import Spec
 
 if TYPE_CHECKING:
     from workers.teacher.sessions import Device

@@ -20,7 +20,7 @@ from workers.cluster.deaths import Death, Watch
 from workers.cluster.memory import oom_kills
 from workers.cluster.outcomes import Share, WorkFailed
 from workers.cluster.pool_events import CacheProgress, WaitingLog
-from workers.config.job import InferenceTask
+from workers.config.task import InferenceTask
 from workers.errors import Stopped
 from workers.events import Emit, Log, ShouldStop
 

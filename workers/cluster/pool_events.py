@@ -4,7 +4,7 @@ import time
 
 from store import CacheWriter
 from workers.cluster import ray_api
-from workers.config.job import InferenceTask
+from workers.config.task import InferenceTask
 from workers.events import Emit, InferenceProgress, Log
 
 _WAITING_S = 5.0

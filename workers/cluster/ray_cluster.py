@@ -19,7 +19,8 @@ from workers.cluster.caches_actor import CachesActor, CachesTask
 from workers.cluster.head_folder import HeadFailed
 from workers.cluster.ray_head import RayHead
 from workers.cluster.tasks import Task
-from workers.config.job import Folders, JobSpec, TrainingTask
+from workers.config.job import JobSpec
+from workers.config.task import Folders, TrainingTask
 
 
 def export_name(name: str, slot: int) -> str:

@@ -1,1 +1,1 @@
-"""Datasets: discovery, decoding, prepared arrays, augmentation."""
+"""Datasets: kinds, examination, decoding, prepared arrays. No torch but where torchvision reads CIFAR."""

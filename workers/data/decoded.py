@@ -1,9 +1,9 @@
-"""Decoded copies of data sets on disk: their sizes and last uses, which of them go for a quota, and their removal.
+"""Decoded copies of datasets on disk: their sizes and last uses, which of them a quota removes, and their removal.
 
-Light. What a copy is and how it is made is ``workers.data.prepared``'; each is made again when a job needs it. Its last
-use is the time of modification of its ``meta.json``, which every process that opens it sets. A removal takes the lock
-under which copies are published and found again, so whoever is just beginning to use one is either first, and the copy
-stays, or finds none and decodes it anew. A process that has it open keeps its mapping.
+Light: the API process loads this. ``workers.data.prepare`` makes the copies, and makes one again when a job needs it.
+The last use of a copy is the modification time of its ``meta.json``, which every process that opens it sets. A removal
+takes the lock under which copies are published and found again: a process that is just beginning to use one either
+comes first, and the copy stays, or finds none and decodes it anew. A process that has it open keeps its mapping.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from workers.config.job import DatasetSpec
+from workers.data.kinds.base import DatasetKind
 from workers.events import never
 from workers.files import alone, sync_folder
 
@@ -49,7 +49,7 @@ class Copy:
 
 
 def publish_lock(work_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """Held while a copy gets its name, is found again or is removed."""
+    """Lock held while a copy gets its name, is found again or is removed."""
     (work_dir / SOURCES).mkdir(parents=True, exist_ok=True)
     return alone(work_dir / SOURCES / "publish.lock", never, "works on the decoded data sets")
 
@@ -61,7 +61,7 @@ def touch(folder: Path) -> None:
 
 
 def copies(work_dir: Path) -> list[Copy]:
-    """Every copy, the least recently used first; those that are removed meanwhile are left out."""
+    """List every copy, the least recently used first; those that are removed meanwhile are left out."""
     found = []
     for folder in work_dir.iterdir() if work_dir.is_dir() else ():
         if folder.name == SOURCES or folder.name.startswith("."):
@@ -83,7 +83,7 @@ def copies(work_dir: Path) -> list[Copy]:
 
 
 def excess(found: Sequence[Copy], max_bytes: int, in_use: Collection[str], now: datetime) -> list[Copy]:
-    """The copies that go for all to fit into a quota: the least recently used first, as far as they may.
+    """Choose the copies to remove for all to fit into a quota: the least recently used first, none in use.
 
     Args:
         found: as ``copies`` gives them.
@@ -100,24 +100,19 @@ def excess(found: Sequence[Copy], max_bytes: int, in_use: Collection[str], now: 
     return going
 
 
-def fingerprints_of(work_dir: Path, spec: DatasetSpec, key: str | None) -> set[str]:
-    """The fingerprints that a description was decoded to, and that no other description was.
+def fingerprints_of(work_dir: Path, spec: DatasetKind, key: str | None) -> set[str]:
+    """Fingerprints that this description was decoded to, and no other description.
 
     Args:
         key: of the source as it is now (``Source.key``), by which earlier versions alone have noted it; None if it
             cannot be examined any more.
     """
-    wanted = described(spec)
+    wanted = spec.content_description()
     ours, others = set[str](), set[str]()
     for path, note in _notes(work_dir):
         is_ours = note["spec"] == wanted if "spec" in note else key is not None and path.name.startswith(f"{key}.")
         (ours if is_ours else others).add(note["fingerprint"])
     return ours - others
-
-
-def described(spec: DatasetSpec) -> dict[str, object]:
-    """A description as it is noted beside what it was decoded to. How pictures are stored does not change them."""
-    return spec.model_dump(mode="json", exclude={"storage"})
 
 
 def remove(work_dir: Path, name: str, unused_since: datetime) -> int:
@@ -153,7 +148,7 @@ def sweep(work_dir: Path) -> int:
             swept += 1
         elif folder.name.startswith(PARTIAL_PREFIX):
             lock = work_dir / SOURCES / f"{folder.name.removeprefix(PARTIAL_PREFIX)}.lock"
-            # Whoever decodes it has this lock.
+            # The process that decodes it has this lock.
             with contextlib.suppress(OSError), lock.open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -162,7 +157,7 @@ def sweep(work_dir: Path) -> int:
 
 
 def _used_at(folder: Path) -> datetime:
-    """When it was opened last; that is never for one without its description."""
+    """Time of the last opening; the epoch for a copy without its description."""
     try:
         return datetime.fromtimestamp((folder / META).stat().st_mtime, UTC)
     except FileNotFoundError:
@@ -171,7 +166,7 @@ def _used_at(folder: Path) -> datetime:
 
 
 def _notes(work_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """What is noted of each source: the fingerprint it was decoded to, and its description unless that is older."""
+    """Notes of the sources: fingerprint, and the description unless an earlier version wrote the note."""
     for path in (work_dir / SOURCES).glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             note = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The two array files that data sets come in, IDX and NPZ: their headers, and their contents piece by piece.
+"""IDX and NPZ files: their headers, and their contents piece by piece.
 
 A packed array may be a thousand times as large as its file, so what a header announces is bounded before anything is
 unpacked, and no more is unpacked than it announces. Light: the API process loads this. Nothing is unpickled: arrays of
@@ -24,7 +24,7 @@ from workers.texts import listed, shortened
 
 
 class Header(NamedTuple):
-    """What a ``.npy`` file says of its array."""
+    """Header of a ``.npy`` file."""
 
     shape: tuple[int, ...]
     is_fortran_order: bool
@@ -60,7 +60,7 @@ _FORTRAN_MAX_BYTES = 1 << 30
 
 
 def open_idx(path: Path) -> IO[bytes]:
-    """An IDX file's bytes, unpacked when it is named ``.gz``."""
+    """Open an IDX file's bytes, unpacked when it is named ``.gz``."""
     return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
@@ -88,7 +88,7 @@ def idx_shape(path: Path) -> tuple[int, ...]:
 
 
 def idx_pieces(path: Path, step: int = 0) -> Generator[NDArray[np.uint8], None, None]:
-    """An IDX file's values, ``step`` of its first axis at a time, or 1 MiB; the end of a .gz also checks its CRC.
+    """Values of an IDX file, ``step`` of its first axis at a time, or 1 MiB; the end of a .gz also checks its CRC.
 
     Raises:
         InvalidDataset: as ``idx_shape``, or it ends early or late.
@@ -112,7 +112,7 @@ def idx_pieces(path: Path, step: int = 0) -> Generator[NDArray[np.uint8], None, 
 
 
 def npz_headers(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> Headers:
-    """The headers of some arrays in an ``.npz``, none of them loaded; others are not looked at.
+    """Headers of some arrays in an ``.npz``, none of them loaded; others are not looked at.
 
     Raises:
         InvalidDataset: not an archive of ``.npy`` files, or damaged; or it lacks one of the ``needed``.
@@ -145,7 +145,7 @@ def npz_headers(path: Path, needed: Sequence[str], optional: Sequence[str] = ())
 
 
 def npz_pieces(path: Path, name: str, step: int = 0) -> Generator[NDArray[Any], None, None]:
-    """An array of an ``.npz``, ``step`` of its first axis at a time, or 1 MiB; the end also checks its CRC.
+    """Values of an array of an ``.npz``, ``step`` of its first axis at a time, or 1 MiB; the end also checks its CRC.
 
     No more than a piece is in memory, unless the array is in Fortran's order.
 

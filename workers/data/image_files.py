@@ -1,10 +1,10 @@
-"""Pictures that stay files: which they are, and their pixels whenever somebody asks for them.
+"""Pictures that stay image files: a list of them, and decoding on demand.
 
-``workers.data.prepared`` reads every picture once and keeps this list instead of a decoded copy. A picture is known by
+``workers.data.prepare`` reads every picture once and keeps this list instead of a decoded copy. A picture is known by
 its place in the list, its size in bytes and its time of modification. One that has another size or time when it is read
 again is refused; one that was changed in place without either is not noticed, as with make and rsync.
 
-The list is two arrays that every process maps, since a data set may have millions of pictures:
+The list is two arrays that every process maps, since a dataset may have millions of pictures:
 
     names.npy    uint8 [bytes]: paths relative to the folder, one after the other, as the file system spells them
     files.npy    int64 [N, 3]: where a name ends in names.npy, size in bytes, time of modification in ns
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data.decode import Pictures, decode_picture
+from workers.data.blocks import Pictures
+from workers.data.pictures import decode_picture
 from workers.errors import InvalidDataset
 
 NAMES, FILES = "names.npy", "files.npy"
@@ -31,7 +32,7 @@ _PIECE = 8
 
 
 def listing(root: Path, paths: Sequence[Path]) -> dict[str, NDArray[np.generic]]:
-    """The arrays that list ``paths``, which lie below ``root``, by the name of their file."""
+    """Arrays that list ``paths``, which lie below ``root``, by the name of their file."""
     names = [os.fsencode(path.relative_to(root)) for path in paths]
     files_N3 = np.empty((len(paths), 3), dtype="<i8")
     files_N3[:, 0] = np.cumsum([len(name) for name in names])
@@ -42,7 +43,7 @@ def listing(root: Path, paths: Sequence[Path]) -> dict[str, NDArray[np.generic]]
 
 
 class PictureFiles:
-    """A list of pictures and what they are decoded to. Pickles as its path.
+    """List of image files, decoded on demand. Pickles as its path.
 
     Args:
         folder: holds the list's two arrays.
@@ -68,7 +69,7 @@ class PictureFiles:
         return len(self._files_N3)
 
     def path(self, number: int) -> Path:
-        """Of picture ``number``."""
+        """Path of picture ``number``."""
         start = self._files_N3[number - 1, 0] if number else 0
         return self._root / os.fsdecode(self._names[start : self._files_N3[number, 0]].tobytes())
 

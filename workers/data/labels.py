@@ -1,26 +1,26 @@
-"""Labels of the array files that data sets come in, all checked to be 0..classes-1, and names of their classes. Light.
+"""Labels of IDX and NPZ files, all checked to be 0..classes-1, and names of their classes. Light.
 
 The API process asks while the client still waits: it holds a piece of them at a time, and of what a file announces it
-reads a bounded part. ``workers.data.decode`` reads them whole when the data set is prepared.
+reads a bounded part. Decoding reads them whole when the dataset is prepared.
 
 Legend: N samples.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
+from workers.data.kinds.base import SPLITS
 from workers.errors import InvalidDataset
 from workers.events import Split
 
 Labels = NDArray[np.int64]
 Pieces = Callable[[Split], Iterable[NDArray[Any]]]
 
-SPLITS: Final[tuple[Split, Split]] = ("train", "test")
 # ImageNet-21k has 14 million labels of 21,841 classes.
 LABELS_MAX = 1 << 25
 CLASSES_MAX = 100_000
@@ -29,7 +29,7 @@ NAME_MAX_CHARACTERS = 255  # as of a folder
 
 
 def npz_class_names(path: Path, headers: Headers) -> tuple[str, ...]:
-    """The names of the classes of an ``.npz`` whose headers fit.
+    """Names of the classes of an ``.npz`` whose headers fit.
 
     Without an array ``class_names`` they are counted, "0", "1", ... up to the largest training label.
 
@@ -46,7 +46,7 @@ def npz_class_names(path: Path, headers: Headers) -> tuple[str, ...]:
 
 
 def check_npz_labels(path: Path, names: Sequence[str]) -> None:
-    """Checks the labels of each split of an ``.npz``, piece by piece.
+    """Check the labels of each split of an ``.npz``, piece by piece.
 
     Raises:
         InvalidDataset: damaged, or with labels that are not 0..classes-1 with every class in the training split.
@@ -55,7 +55,7 @@ def check_npz_labels(path: Path, names: Sequence[str]) -> None:
 
 
 def npz_labels(path: Path, names: Sequence[str]) -> dict[Split, Labels]:
-    """Labels int64 [N] of each split of an ``.npz``, and a check of them.
+    """Read and check the labels int64 [N] of each split of an ``.npz``.
 
     Raises:
         InvalidDataset: as ``check_npz_labels``.
@@ -64,7 +64,7 @@ def npz_labels(path: Path, names: Sequence[str]) -> dict[Split, Labels]:
 
 
 def check_idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> None:
-    """Checks the labels of each split in its IDX file, piece by piece.
+    """Check the labels of each split in its IDX file, piece by piece.
 
     Raises:
         InvalidDataset: as ``check_npz_labels``.
@@ -73,7 +73,7 @@ def check_idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> None:
 
 
 def idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> dict[Split, Labels]:
-    """Labels int64 [N] of each split from its IDX file.
+    """Read and check the labels int64 [N] of each split from its IDX file.
 
     Raises:
         InvalidDataset: as ``check_npz_labels``.
@@ -82,7 +82,7 @@ def idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> dict[Split,
 
 
 def check_labels(labels_N: Labels, classes: int, where: object) -> None:
-    """Raises InvalidDataset unless all are 0..classes-1."""
+    """Raise InvalidDataset unless all are 0..classes-1."""
     wrong = labels_N[(labels_N < 0) | (labels_N >= classes)]
     if len(wrong):
         raise InvalidDataset(f"{where} holds the label {wrong[0]}; labels are 0..{classes - 1}")

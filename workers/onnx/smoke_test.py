@@ -18,7 +18,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from workers.config.job import Preprocessing, TeacherSpec
+from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.errors import InvalidTeacher
 from workers.files import replacing
 from workers.onnx import sandbox

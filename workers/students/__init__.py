@@ -1,4 +1,4 @@
-"""The networks that can be trained: described in ``catalog`` (no torch), made by ``build`` (torch)."""
+"""Networks that can be trained: described in ``catalog`` (no torch), made by ``build`` (torch)."""
 
 from workers.students.catalog import (
     STUDENTS,

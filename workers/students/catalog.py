@@ -1,22 +1,40 @@
-"""Every student by name: what it is, where it was published, how large it is, what images it takes.
+"""Catalog of students: what each is, where it was published, how large it is, what images it takes.
 
-Light: no torch, so that the API process can check a job and list the choices; ``build`` makes the
-networks. Two spellings, one rule: a bare name is the form that the distillation papers train on
-32x32 images (the mdistiller code base is their common reference), or one of this project's own small
-networks; ``torchvision/NAME`` is torchvision's classifier NAME, always, so that ``mobilenet_v2`` (half
-width, stride 16) and ``torchvision/mobilenet_v2`` (full width, stride 32) cannot be confused.
+Light: no torch, so that the API process can check a job and list the choices; ``build`` makes the networks. To add a
+family, write its network in a file of this folder and add its sizes to ``_CIFAR``: see "Add a student family" in
+workers/README.md.
+
+Two spellings, one rule: a bare name is the form that the distillation papers train on 32x32 images (the mdistiller code
+base is their common reference), or one of this project's own small networks; ``torchvision/NAME`` is torchvision's
+classifier NAME, always, so that ``mobilenet_v2`` (half width, stride 16) and ``torchvision/mobilenet_v2`` (full width,
+stride 32) cannot be confused.
 
 The numbers are literals, not computed: a test builds every network and holds the table to it.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 
 from workers.errors import InvalidJob, UnknownName
 from workers.students.torchvision_catalog import MOBILENET_V2, RESNET, SHUFFLENET_V2, TORCHVISION, VGG, WIDE, Family
 
 PREFIX = "torchvision/"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Class of a torch module, by name: the catalog loads no torch.
+
+    Attributes:
+        module: in this folder, without ``.py``.
+        cls: its class, called with the numbers of classes and of input channels.
+        arguments: further ones.
+    """
+
+    module: str
+    cls: str
+    arguments: Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +57,7 @@ class StudentInfo:
         side_multiple: height and width must be a multiple of it, in pixels (1: any).
         batch_norm: whether it has batch normalisation: then it cannot be trained on one picture at a time.
         torchvision: whether torchvision makes it.
+        network: what makes it; None where torchvision does.
     """
 
     name: str
@@ -52,15 +71,19 @@ class StudentInfo:
     side_multiple: int = 1
     batch_norm: bool
     torchvision: bool
+    network: Network | None = field(default=None, compare=False)
 
 
 # ------------------------------------------------------------- the forms of the distillation papers
 
 _SHUFFLENET_V1 = "Zhang et al. 2018, ShuffleNet, arXiv:1707.01083"
 _OWN = "this project: plain 3x3 convolutions, no publication"
+_FOUR_TIMES = (32, 64, 128, 256)
 
 
-def _cifar(name: str, family: str, paper: str, parameters: int, mmacs: float, summary: str) -> StudentInfo:
+def _cifar(
+    name: str, family: str, paper: str, parameters: int, mmacs: float, summary: str, network: Network
+) -> StudentInfo:
     return StudentInfo(
         name=name,
         family=family,
@@ -72,6 +95,7 @@ def _cifar(name: str, family: str, paper: str, parameters: int, mmacs: float, su
         min_side=8,
         batch_norm=True,
         torchvision=False,
+        network=network,
     )
 
 
@@ -83,14 +107,16 @@ def _resnet(depth: int, parameters: int, mmacs: float, factor: int = 1) -> Stude
     name = f"resnet{depth}" + (f"x{factor}" if factor > 1 else "")
     blocks = f"three stages of {(depth - 2) // 6} basic blocks"
     summary = f"{depth} layers, {blocks}, {_widths(factor)}"
-    return _cifar(name, "ResNet (CIFAR)", RESNET, parameters, mmacs, summary)
+    network = Network("resnet", "ResNet", {"depth": depth} | ({"channels": _FOUR_TIMES} if factor == 4 else {}))
+    return _cifar(name, "ResNet (CIFAR)", RESNET, parameters, mmacs, summary, network)
 
 
 def _wide(depth: int, factor: int, parameters: int, mmacs: float) -> StudentInfo:
     blocks = f"three stages of {(depth - 4) // 6} pre-activation blocks"
     summary = f"{depth} layers, {blocks}, {_widths(factor)}"
     name = f"wrn_{depth}_{factor}"
-    return _cifar(name, "Wide ResNet (CIFAR)", WIDE, parameters, mmacs, summary)
+    network = Network("wide_resnet", "WideResNet", {"depth": depth, "factor": factor})
+    return _cifar(name, "Wide ResNet (CIFAR)", WIDE, parameters, mmacs, summary, network)
 
 
 _CIFAR = (
@@ -114,6 +140,7 @@ _CIFAR = (
         3_965_028,
         96.2,
         "five convolutions with batch normalisation, 64 to 512 channels, one linear layer",
+        Network("vgg", "Vgg", {"convolutions": 1}),
     ),
     _cifar(
         "vgg13",
@@ -122,6 +149,7 @@ _CIFAR = (
         9_462_180,
         284.9,
         "ten convolutions with batch normalisation, 64 to 512 channels, one linear layer",
+        Network("vgg", "Vgg", {"convolutions": 2}),
     ),
     _cifar(
         "mobilenet_v2",
@@ -130,6 +158,7 @@ _CIFAR = (
         812_836,
         6.5,
         "half width, stride 16 in all, 1280 channels before the classifier",
+        Network("mobilenet", "MobileNetV2", {"width": 0.5}),
     ),
     _cifar(
         "shufflenet_v1",
@@ -138,6 +167,7 @@ _CIFAR = (
         949_258,
         38.7,
         "3 groups, width 1, stride 8 in all: the stem keeps the image's size",
+        Network("shufflenet", "ShuffleNetV1", {}),
     ),
     _cifar(
         "shufflenet_v2",
@@ -146,9 +176,26 @@ _CIFAR = (
         1_355_528,
         44.5,
         "width 1, stride 8 in all: the stem keeps the image's size",
+        Network("shufflenet", "ShuffleNetV2", {}),
     ),
-    _cifar("cnn_s", "Small CNN", _OWN, 30_196, 2.8, "three convolutions, 16/32/64 channels"),
-    _cifar("cnn_m", "Small CNN", _OWN, 300_356, 38.6, "six convolutions, 32/64/128 channels"),
+    _cifar(
+        "cnn_s",
+        "Small CNN",
+        _OWN,
+        30_196,
+        2.8,
+        "three convolutions, 16/32/64 channels",
+        Network("small", "SmallCnn", {"width": 16, "convolutions": 1}),
+    ),
+    _cifar(
+        "cnn_m",
+        "Small CNN",
+        _OWN,
+        300_356,
+        38.6,
+        "six convolutions, 32/64/128 channels",
+        Network("small", "SmallCnn", {"width": 32, "convolutions": 2}),
+    ),
 )
 
 
@@ -177,12 +224,12 @@ STUDENTS: Mapping[str, StudentInfo] = MappingProxyType(
 
 
 def student_names() -> tuple[str, ...]:
-    """Every name a job may use: the bare ones first, then torchvision's."""
+    """Names that a job may use: the bare ones first, then torchvision's."""
     return tuple(STUDENTS)
 
 
 def check_student(name: str) -> StudentInfo:
-    """The description of ``name``.
+    """Look up the description of ``name``.
 
     Raises:
         UnknownName: there is no such student; a torchvision name without its prefix is answered
@@ -237,8 +284,14 @@ def check_batch_size(name: str, batch_size: int) -> None:
 
 
 def describe() -> list[dict[str, object]]:
-    """Every student as plain JSON: its ``StudentInfo`` and the JSON schema of naming it in a job."""
-    return [{**asdict(info), "json_schema": _json_schema(info)} for info in STUDENTS.values()]
+    """Describe every student as plain JSON: ``StudentInfo`` without the network, and the schema of its name."""
+    return [
+        {
+            **{name: value for name, value in asdict(info).items() if name != "network"},
+            "json_schema": _json_schema(info),
+        }
+        for info in STUDENTS.values()
+    ]
 
 
 def _json_schema(info: StudentInfo) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The few pieces that the CIFAR families share. Shapes: B batch, K channels, H height, W width."""
+"""Layers that the CIFAR families share. Shapes: B batch, K channels, H height, W width."""
 
 from torch import Tensor, nn
 

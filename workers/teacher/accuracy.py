@@ -3,7 +3,7 @@
 import numpy as np
 
 from store import CacheReader, CacheSpec
-from workers.config.job import Folders, TeacherAccuracy
+from workers.config.task import Folders, TeacherAccuracy
 from workers.data import prepared
 from workers.teacher.cache_plan import CachePlan
 

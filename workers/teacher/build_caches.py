@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from store import CacheCorrupt, CacheSpec, CacheWriter, Catalog, Reservation, read_reference
-from workers.config.job import Folders, InferenceTask
+from workers.config.task import Folders, InferenceTask
 from workers.data import prepared
 from workers.events import CacheReady, Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.files import alone

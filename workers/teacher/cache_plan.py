@@ -4,8 +4,10 @@ Light: the engine keeps plans and passes them on, and loads no torch.
 """
 
 from store import CacheSpec
-from workers.config.job import Spec, TeacherAccuracy, TeacherSpec
+from workers.config.task import TeacherAccuracy
+from workers.config.teacher import TeacherSpec
 from workers.methods.catalog import MethodChoice
+from workers.spec import Spec
 
 
 class EncodingCheck(Spec):

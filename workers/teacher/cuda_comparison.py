@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
 from workers.errors import DeviceUnavailable
 from workers.onnx.session import CPU_PROVIDER, CUDA_PROVIDER, VERSION

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from pydantic import JsonValue, TypeAdapter
 
 from store import CacheWriter
-from workers.config.job import Augmentation, NoAugmentation
-from workers.data.augmentation import make_views
+from workers.augmentation.apply import make_views
+from workers.config.views import Augmentation, NoAugmentation
 from workers.data.prepared import Dataset
 from workers.errors import Stopped
 from workers.events import Emit, InferenceProgress, Log, ShouldStop, ignore, never

@@ -7,7 +7,9 @@ process, or an inference actor of the cluster.
 from collections.abc import Sequence
 
 from store import CacheWriter
-from workers.config.job import Augmentation, InferenceTask, TeacherSpec
+from workers.config.task import InferenceTask
+from workers.config.teacher import TeacherSpec
+from workers.config.views import Augmentation
 from workers.data import prepared
 from workers.data.prepared import Dataset
 from workers.events import Emit, Log, ShouldStop

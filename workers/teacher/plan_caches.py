@@ -10,19 +10,14 @@ import time
 from pathlib import Path
 
 from store import CacheSpec, Encoding
-from workers.config.job import (
-    DatasetSpec,
-    Folders,
-    JobSpec,
-    NoAugmentation,
-    TeacherSpec,
-    Views,
-    check_encoding,
-    output_size,
-    teacher_augmentation,
-    thumbnail_warnings,
-)
-from workers.data.prepared import Dataset, prepare
+from workers.config.cache import check_encoding
+from workers.config.dataset import DatasetSpec, thumbnail_warnings
+from workers.config.job import JobSpec
+from workers.config.task import Folders
+from workers.config.teacher import TeacherSpec
+from workers.config.views import NoAugmentation, Views, output_size, teacher_augmentation
+from workers.data.prepare import prepare
+from workers.data.prepared import Dataset
 from workers.errors import InvalidTeacher
 from workers.events import Emit, Log, ShouldStop, Stage
 from workers.files import file_sha256

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.config.job import Preprocessing
-from workers.data.augmentation import resize
+from workers.augmentation.apply import resize
+from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
 
 Images = NDArray[np.uint8] | Tensor

@@ -9,9 +9,11 @@ import torch
 
 from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
-from workers.config.job import Folders, Preprocessing, Views
+from workers.augmentation.apply import make_views
+from workers.config.task import Folders
+from workers.config.teacher import Preprocessing
+from workers.config.views import Views
 from workers.data import prepared
-from workers.data.augmentation import make_views
 from workers.errors import InvalidTeacher
 from workers.teacher.teacher import Teacher
 

@@ -13,7 +13,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from workers.config.job import Folders, NoAugmentation, TeacherSpec, Views
+from workers.config.task import Folders
+from workers.config.teacher import TeacherSpec
+from workers.config.views import NoAugmentation, Views
 from workers.data.prepared import Dataset
 from workers.errors import Stopped
 from workers.events import Emit, Log, PreflightChecked, ShouldStop, never

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from pydantic import JsonValue
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
 from workers.errors import InvalidTeacher, OutOfMemory
 from workers.onnx.check import check_onnx

@@ -31,7 +31,10 @@ from torch.nn.functional import normalize
 from torch.optim import SGD
 
 from store import CacheReader, CacheSpec, Catalog
-from workers.config.job import Folders, InferenceTask, Preprocessing, Sgd, TeacherSpec, Training, Views, output_size
+from workers.config.task import Folders, InferenceTask
+from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.training import Sgd, Training
+from workers.config.views import Views, output_size
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import InvalidMethod, LossyCache
 from workers.methods.method import Method

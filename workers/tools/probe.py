@@ -89,7 +89,7 @@ def probe_onnxruntime() -> dict[str, object]:
     """Run a classifier of one layer as teachers are run."""
     from onnx import TensorProto, helper, save
 
-    from workers.config.job import Preprocessing
+    from workers.config.teacher import Preprocessing
     from workers.teacher.teacher import Teacher
 
     weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 2], [0.5] * 8)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.objective.statistics import SharedTeacherTerms
 from workers.training.batches import BatchInputs, TrainingBatch, to_input
 from workers.training.cuda_graph import WARM_UP_STEPS, Recorder, cause_of

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
 from workers.objective.statistics import SharedTeacherTerms
 

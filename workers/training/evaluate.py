@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.training.batches import to_input
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from store import CacheReader
-from workers.data import augmentation as views
+from workers.augmentation.apply import resize
 from workers.data.prepared import Dataset
 from workers.training.batches import TrainingBatch, ViewBatch
 from workers.training.prefetch import on_device_ahead
@@ -50,7 +50,7 @@ class EvaluationFeed:
             self._teacher.begin(0, np.arange(self.samples))
         for part, (images, logits) in zip(parts, self._fetched(parts), strict=True):
             if (images.shape[1], images.shape[2]) != self._size:
-                images = views.resize(images, *self._size)
+                images = resize(images, *self._size)
             rows = torch.arange(part.start, part.stop)
             yield TrainingBatch(rows, self._labels_N[part], (ViewBatch(images, logits, None),), slice(0, len(rows)))
 

@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import data
 
-from workers.config.job import Augmentation
-from workers.data import augmentation
-from workers.data.augmentation import ViewParameters
+from workers.augmentation.apply import apply
+from workers.augmentation.draw import ViewParameters
+from workers.config.views import Augmentation
 from workers.data.image_files import PictureFiles
 from workers.errors import BatchOverdue, WorkerError, first_line
 from workers.events import Log, ignore
@@ -140,7 +140,7 @@ class _Maker(data.Dataset[_Made]):
         except (WorkerError, OSError) as error:
             # Raised here, it would arrive with torch's words and a traceback for a message.
             return error
-        made = tuple(augmentation.apply(plain, self._recipe, drawn) for drawn in parameters)
+        made = tuple(apply(plain, self._recipe, drawn) for drawn in parameters)
         return made if data.get_worker_info() is None else _shared(made)
 
 

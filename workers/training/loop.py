@@ -18,7 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from workers.config.job import TrainingTask
+from workers.config.task import TrainingTask
 from workers.errors import NotFinite
 from workers.events import Emit, Finished, Log, ShouldStop
 from workers.methods.method import Method

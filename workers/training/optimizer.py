@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from workers.config.job import AdamW, CosineSchedule, Sgd, Training
+from workers.config.training import AdamW, CosineSchedule, Sgd, Training
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 import torch
 
-from workers.data import augmentation
+from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
 from workers.training.artifacts import Student, write_artifacts
 from workers.training.run import RunState, Signal, best
@@ -56,7 +56,7 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     }
     pictures = torch.from_numpy(setting.test.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
-        pictures = augmentation.resize(pictures, *setting.size)
+        pictures = resize(pictures, *setting.size)
     student = Student(run_state.network, setting.preprocessing)
     return write_artifacts(
         task.folder,

@@ -16,7 +16,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from workers.config.job import TrainingTask
+from workers.config.task import TrainingTask
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
 from workers.precision import choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint

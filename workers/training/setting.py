@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from store import CacheReader, CacheSpec
-from workers.config.job import Preprocessing, TrainingTask, output_size
+from workers.config.task import TrainingTask
+from workers.config.teacher import Preprocessing
+from workers.config.views import output_size
 from workers.data.prepared import Dataset, open_prepared
 from workers.devices import choose_device, new_stream
 from workers.errors import CheckpointLost, InvalidJob

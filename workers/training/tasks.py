@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
-from workers.config.job import CHECKPOINT_S, Folders, JobSpec, RunSpec, TrainingTask
+from workers.config.job import JobSpec, RunSpec
+from workers.config.task import CHECKPOINT_S, Folders, TrainingTask
 from workers.teacher.cache_plan import CachePlan
 
 

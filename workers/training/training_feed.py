@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store import CacheReader
-from workers.config.job import Views, output_size
-from workers.data import augmentation as views
+from workers.augmentation.apply import apply, apply_table
+from workers.augmentation.draw import draw
+from workers.config.views import Views, output_size
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset
 from workers.events import Log, ignore
 from workers.training.batches import BatchInputs, TrainingBatch, ViewBatch
@@ -199,8 +200,7 @@ class TrainingFeed:
         self._order_N = epoch_order(self.samples, self._seed, epoch)
         shown = [(epoch + place) % plan.count for place in range(self._views_per_step)]
         self._drawn = [
-            views.draw(plan.augmentation, plan.seed, view, self._order_N, dataset.height, dataset.width)
-            for view in shown
+            draw(plan.augmentation, plan.seed, view, self._order_N, dataset.height, dataset.width) for view in shown
         ]
         for teacher, view in zip(self._teachers, shown, strict=False):
             teacher.begin(view, self._order_N)
@@ -224,7 +224,7 @@ class TrainingFeed:
         if self._pictures.resident_NHWK is None:
             images: tuple[Tensor, ...] = (torch.from_numpy(self._pictures.dataset.take(self._order_N[here])),)
             if self._stream is not None:
-                images = tuple(views.apply(images[0], self._plan.augmentation, of_N[here]) for of_N in self._drawn)
+                images = tuple(apply(images[0], self._plan.augmentation, of_N[here]) for of_N in self._drawn)
             fetched = (*images, *fetched)
         return self._inputs(step, tuple(tensor.to(self.device) for tensor in fetched))
 
@@ -238,7 +238,7 @@ class TrainingFeed:
             else:
                 (plain,) = inputs.images
             drawn = [inputs.integers[first : first + 5, local_slice] for first in range(2, len(inputs.integers), 5)]
-            images = tuple(views.apply_table(plain, plan.augmentation, table_5b) for table_5b in drawn)
+            images = tuple(apply_table(plain, plan.augmentation, table_5b) for table_5b in drawn)
         mapped_logits = iter(inputs.logits)
         seen = []
         for place, of_view in enumerate(images):

@@ -33,7 +33,9 @@ from service.db.backoff import read_backoff
 from service.db.job_posting import Idempotency
 from service.db.models import JobRecord, RunRecord, TeacherRecord
 from service.db.states import State
-from workers.config.job import Plan, Preprocessing, thumbnail_warnings
+from workers.config.dataset import thumbnail_warnings
+from workers.config.job import Plan
+from workers.config.teacher import Preprocessing
 from workers.texts import cell
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)

@@ -23,7 +23,7 @@ from service.db.ids import new_id
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
-from workers.config.job import Preprocessing, TeacherSpec
+from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.onnx import smoke_test, versions
 from workers.onnx.inspection import inspect_in_subprocess
 from workers.onnx.teacher_graph import check_picture

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from service.api.schemas.base import Document, Name
-from workers.config.job import DatasetSpec, Spec
+from workers.config.dataset import DatasetSpec
+from workers.spec import Spec
 
 
 class DatasetRequest(Spec):

@@ -10,8 +10,10 @@ from service.api.schemas.base import Document, Name, OptionalName, Stored
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.db.states import State
-from workers.config.job import DatasetSpec, Plan, Seed, Size
+from workers.config.dataset import DatasetSpec
+from workers.config.job import Plan
 from workers.errors import InvalidJob
+from workers.spec import Seed, Size
 
 # Of a job's temperature expressions in all: parsing so many takes 0.1 s.
 EXPRESSIONS_CHARACTERS_MAX = 1 << 16

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 
 from service.api.schemas.base import Document, Name
 from service.db.scopes import Scope
-from workers.config.job import Spec
+from workers.spec import Spec
 
 
 class KeyRequest(Spec):

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from service.api.schemas.base import Document, Page, Sha256
-from workers.config.job import Spec, Training
+from workers.config.training import Training
 from workers.methods.catalog import MethodChoice
 from workers.methods.preview import PreviewTerm
+from workers.spec import Spec
 
 
 class Needs(Document):

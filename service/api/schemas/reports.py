@@ -7,7 +7,7 @@ from pydantic import Field
 from service.api.schemas.base import Document
 from service.api.schemas.jobs import TeacherForwards
 from service.db.states import State
-from workers.config.job import Seed
+from workers.spec import Seed
 
 
 class ReportRow(Document):

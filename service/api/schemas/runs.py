@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 
 from service.api.schemas.base import Document, Stored
 from service.db.states import State
-from workers.config.job import Seed
+from workers.spec import Seed
 
 
 class ErrorInfo(Document):

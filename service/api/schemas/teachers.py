@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from service.api.schemas.base import Document, Name
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 
 EXAMPLE_TEACHER = "tch_01m7yt5knp2b4d7r46qbv3d8r3"
 

@@ -24,7 +24,7 @@ from service.db.states import State
 from service.errors import DiskFloor
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import PREPROCESSING, Api, make_settings, onnx_bytes, running_api
-from workers.config.job import TeacherSpec
+from workers.config.teacher import TeacherSpec
 from workers.onnx import smoke_test, versions
 
 pytest_plugins = ["tests.support.service_fixtures"]

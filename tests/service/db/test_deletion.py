@@ -41,8 +41,10 @@ from tests.support.service_helpers import (
     start_run,
     teacher_row,
 )
-from workers.config.job import DigitsDataset, NpzDataset
-from workers.data import decoded, prepared
+from workers.data import decoded
+from workers.data.kinds.digits import DigitsDataset
+from workers.data.kinds.npz import NpzDataset
+from workers.data.prepare import prepare
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -343,7 +345,7 @@ def an_npz(api: Api, name: str, seed: int = 0) -> NpzDataset:
 def decode(api: Api, spec: NpzDataset | DigitsDataset) -> set[str]:
     """Decodes both splits; returns the fingerprints."""
     splits = ("train", "test")
-    made = [prepared.prepare(spec, split, api.settings.data_root, api.settings.datasets_dir) for split in splits]
+    made = [prepare(spec, split, api.settings.data_root, api.settings.datasets_dir) for split in splits]
     return {dataset.fingerprint for dataset in made}
 
 

@@ -31,9 +31,11 @@ from service.engine.housekeeping import Housekeeper
 from service.settings import Settings
 from tests.support.filled import fill
 from tests.support.service_helpers import Api, add_job, make_plan, make_settings, start_run, teacher_row
-from workers.config.job import NpzDataset
 from workers.data import decoded
-from workers.data import prepared as datasets
+from workers.data.kinds.npz import NpzDataset
+from workers.data.prepare import prepare
+from workers.data.prepared import Dataset, open_prepared
+from workers.files import alone
 
 pytest_plugins = ["tests.support.service_fixtures"]
 FILE_BYTES = 1000
@@ -219,9 +221,9 @@ def copies(shelf: Shelf) -> list[decoded.Copy]:
     return made
 
 
-def prepared(shelf: Shelf, hours: int) -> datasets.Dataset:
+def prepared(shelf: Shelf, hours: int) -> Dataset:
     root, work_dir = shelf.settings.data_root, shelf.settings.datasets_dir
-    return datasets.prepare(NpzDataset(path=f"{hours}.npz"), "train", root, work_dir)
+    return prepare(NpzDataset(path=f"{hours}.npz"), "train", root, work_dir)
 
 
 def left(shelf: Shelf) -> list[str]:
@@ -254,7 +256,7 @@ def test_decoded_copies_that_a_live_job_was_told_of_or_that_were_just_opened_sta
     told = {"type": "dataset_ready", "split": "train", "fingerprint": first.fingerprint}
     assert shelf.queries.record_events(job.id, None, 1, [(0, told)])
     # As a process of a run does: it maps the copy, and keeps it even if that goes.
-    opened = datasets.open_prepared(shelf.settings.datasets_dir, second.fingerprint)
+    opened = open_prepared(shelf.settings.datasets_dir, second.fingerprint)
     done = shelf.retention.collect(Limits(decoded_max_bytes=0))
     assert [copy.fingerprint for copy in done.decoded] == [third.fingerprint]
     assert shelf.retention.collect(Limits(decoded_max_bytes=0)).decoded == []
@@ -274,7 +276,7 @@ def test_what_a_killed_decoding_has_left_goes_and_what_is_being_decoded_stays(sh
     for name in names:
         (work_dir / f"{decoded.PARTIAL_PREFIX}{name}").mkdir()
     (work_dir / f".deleted-{'c' * 64}-1").mkdir()
-    with datasets.alone(work_dir / decoded.SOURCES / f"{names[0]}.lock", lambda: True, "decodes it"):
+    with alone(work_dir / decoded.SOURCES / f"{names[0]}.lock", lambda: True, "decodes it"):
         shelf.retention.collect(Limits())
     assert [path.name for path in work_dir.glob(".*")] == [f"{decoded.PARTIAL_PREFIX}{names[0]}"]
 

@@ -40,7 +40,7 @@ from tests.support.processes import (
 )
 from tests.support.service_helpers import check_whole
 from workers.cluster.head_folder import machine_folder
-from workers.config.job import Training
+from workers.config.training import Training
 from workers.teacher.teacher import Teacher
 
 pytest_plugins = ["tests.support.service_fixtures"]

@@ -11,7 +11,9 @@ from store import CacheReader
 from tests.support import hostile_teachers, onnx_models
 from tests.support.digits import Digits
 from tests.support.processes import job_of, running_service, uploaded
-from workers.config.job import Folders, InferenceTask, JobSpec, NoAugmentation
+from workers.config.job import JobSpec
+from workers.config.task import Folders, InferenceTask
+from workers.config.views import NoAugmentation
 from workers.errors import InvalidTeacher
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.onnx import confined_session

@@ -38,7 +38,8 @@ from tests.support.store_cases import is_held, make_spec, write_cache
 from workers.cluster.actor_group import ActorGroup
 from workers.cluster.outcomes import Numbered, TaskOutcome
 from workers.cluster.ray_cluster import Cluster
-from workers.config.job import TeacherAccuracy, TeacherSpec, TrainingTask
+from workers.config.task import TeacherAccuracy, TrainingTask
+from workers.config.teacher import TeacherSpec
 from workers.run_files import ARTIFACTS, CHECKPOINT
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.forwards import ForwardCounter

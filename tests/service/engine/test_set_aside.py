@@ -37,7 +37,8 @@ from tests.support.store_cases import make_spec, write_cache
 from workers.cluster.outcomes import TaskOutcome, outcome
 from workers.disk_errors import disk_error
 from workers.errors import DiskLow, InvalidDataset
-from workers.training.artifacts import CHECKPOINT, load_checkpoint
+from workers.run_files import CHECKPOINT
+from workers.training.artifacts import load_checkpoint
 
 if TYPE_CHECKING:
     from tests.support.digits import Digits

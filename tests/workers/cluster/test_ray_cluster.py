@@ -30,7 +30,8 @@ from workers.cluster.outcomes import Share, TaskOutcome
 from workers.cluster.pool_events import WaitingLog
 from workers.cluster.ray_cluster import Cluster, export_name
 from workers.cluster.tasks import Task
-from workers.config.job import CacheOptions, Folders
+from workers.config.cache import CacheOptions
+from workers.config.task import Folders
 from workers.events import Log, ignore, never
 from workers.teacher.accuracy import teacher_accuracy
 from workers.teacher.build_caches import build_caches

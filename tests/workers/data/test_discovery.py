@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workers.config.job import (
-    DatasetSpec,
-    DigitsDataset,
-    FolderDataset,
-    NpzDataset,
-    TorchvisionDataset,
-)
-from workers.data.discovery import TEN_DIGITS, examine, resolve
+from workers.config.dataset import DatasetSpec
+from workers.data.discovery import examine
+from workers.data.kinds.digits import DigitsDataset
+from workers.data.kinds.folder import FolderDataset
+from workers.data.kinds.npz import NpzDataset
+from workers.data.kinds.torchvision_sets import TorchvisionDataset
 from workers.data.labels import LABELS_MAX
 from workers.errors import InvalidDataset
 
@@ -71,7 +69,7 @@ def make_mnist(folder: Path, suffix: str = "", dash: str = "-", train: int = 30,
 def test_a_path_that_could_leave_the_root_is_refused(tmp_path: Path, path: str) -> None:
     make_folder(tmp_path / "root")
     with pytest.raises(InvalidDataset, match=r"not allowed: give a path relative to the data root") as caught:
-        resolve(FolderDataset(path=path), tmp_path / "root")
+        FolderDataset(path=path).resolve(tmp_path / "root")
     assert repr(path) in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
 
@@ -107,7 +105,7 @@ def test_the_root_itself_may_be_a_link_and_the_data_set(tmp_path: Path) -> None:
 def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pets").symlink_to(tmp_path / "pets")
     with pytest.raises(InvalidDataset, match="pets"):
-        resolve(FolderDataset(path="pets"), tmp_path)
+        FolderDataset(path="pets").resolve(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "t10k-labels-idx1-ubyte"])
@@ -125,9 +123,9 @@ def test_a_published_file_that_links_out_of_the_root_is_refused(tmp_path: Path, 
 
 def test_missing_paths_and_roots_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataset, match=r"'nothing' does not exist below the data root"):
-        resolve(NpzDataset(path="nothing"), tmp_path)
+        NpzDataset(path="nothing").resolve(tmp_path)
     with pytest.raises(InvalidDataset, match=r"^the data root is not a folder; set RETORT_DATA_ROOT"):
-        resolve(NpzDataset(path="nothing"), tmp_path / "absent")
+        NpzDataset(path="nothing").resolve(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +233,7 @@ def test_classes_that_differ_in_case_between_the_splits_are_told_so(tmp_path: Pa
 def test_a_path_that_is_not_there_is_told_from_one_that_looks_the_same(tmp_path: Path, given: str, how: str) -> None:
     (tmp_path / "sets" / NFC).mkdir(parents=True)
     with pytest.raises(InvalidDataset, match=rf"does not exist below the data root .* differ only in {how}\)"):
-        resolve(FolderDataset(path=given), tmp_path)
+        FolderDataset(path=given).resolve(tmp_path)
 
 
 def test_folders_without_a_split_or_with_one_class_are_refused(tmp_path: Path) -> None:
@@ -526,7 +524,7 @@ def test_cifar_needs_every_published_file(tmp_path: Path, path: str) -> None:
 
 def test_the_digits_need_no_files(tmp_path: Path) -> None:
     source = examine(DigitsDataset(), tmp_path)
-    assert (source.path, source.classes, source.class_names) == (None, 10, TEN_DIGITS)
+    assert (source.path, source.classes, source.class_names) == (None, 10, tuple("0123456789"))
     assert len(source.key()) == 64
 
 

@@ -11,8 +11,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from workers.data import decode
-from workers.data.decode import decode_picture
+from workers.data import pictures
+from workers.data.pictures import decode_picture
 from workers.errors import InvalidDataset
 
 PATH = Path("folder/cat/1.jpg")
@@ -105,14 +105,14 @@ BY_PIL: dict[str, Callable[[], bytes]] = {
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each picture that was opened, whether its pixels are the faster decoder's."""
     seen: list[bool] = []
-    made = decode._jpeg_pixels
+    made = pictures._jpeg_pixels
 
     def watched(*arguments: object) -> NDArray[np.uint8] | None:
         pixels = made(*arguments)
         seen.append(pixels is not None)
         return pixels
 
-    monkeypatch.setattr(decode, "_jpeg_pixels", watched)
+    monkeypatch.setattr(pictures, "_jpeg_pixels", watched)
     return seen
 
 
@@ -144,7 +144,7 @@ def outcomes(data: bytes) -> list[bytes | str]:
     """As it is, and with PIL alone."""
     with pytest.MonkeyPatch.context() as patched:
         found = outcome(data)
-        patched.setattr(decode, "_jpeg_pixels", lambda *_: None)
+        patched.setattr(pictures, "_jpeg_pixels", lambda *_: None)
         return [found, outcome(data)]
 
 

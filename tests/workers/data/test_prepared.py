@@ -30,17 +30,16 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from tests.workers.data.test_discovery import make_folder, make_idx, make_mnist, make_npz
-from workers.config.job import (
-    DatasetSpec,
-    DigitsDataset,
-    FolderDataset,
-    NpzDataset,
-    TorchvisionDataset,
-)
-from workers.data import decode as decoding
-from workers.data import prepared
-from workers.data.decode import FILE_MAX_BYTES, decode, decode_picture
+from workers.config.dataset import DatasetSpec
+from workers.data import blocks as block_module
+from workers.data import picture_blocks
+from workers.data import prepare as preparation
 from workers.data.discovery import examine
+from workers.data.kinds.digits import DigitsDataset
+from workers.data.kinds.folder import FolderDataset
+from workers.data.kinds.npz import NpzDataset
+from workers.data.kinds.torchvision_sets import TorchvisionDataset
+from workers.data.pictures import FILE_MAX_BYTES, decode_picture
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Log, Split
@@ -55,7 +54,7 @@ def work_dir(tmp_path: Path) -> Path:
 
 
 def prepare(spec: DatasetSpec, split: Split, root: Path) -> Dataset:
-    return prepared.prepare(spec, split, root, root / "work")
+    return preparation.prepare(spec, split, root, root / "work")
 
 
 def prepared_folders(work_dir: Path) -> list[Path]:
@@ -123,7 +122,7 @@ def test_a_folder_is_decoded_in_class_and_name_order(tmp_path: Path) -> None:
 
 def test_a_folder_larger_than_a_block_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, ("a", "b"), pictures=40)
-    monkeypatch.setattr("workers.data.decode._BLOCK_BYTES", 3 * 4 * 4 * 3)
+    monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 3 * 4 * 4 * 3)
     train = prepare(FolderDataset(path="pets"), "train", tmp_path)
     numbers = sorted(range(40), key=lambda n: f"{n}.png")
     assert train.images_NHWC[:, 0, 0, 1].tolist() == numbers * 2
@@ -151,14 +150,14 @@ def test_every_8_bit_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_a_damaged_picture_is_named_below_the_data_root(tmp_path: Path, storage: Literal["decoded", "files"]) -> None:
     folder = make_folder(tmp_path / "root")
     spec = FolderDataset(path="pets", storage=storage)
-    made = prepared.prepare(spec, "train", tmp_path / "root", tmp_path / "work")
+    made = preparation.prepare(spec, "train", tmp_path / "root", tmp_path / "work")
     (folder / "train/cat/1.png").write_bytes(b"no picture")
     if storage == "files":
         with pytest.raises(InvalidDataset, match=r"^train/cat/1\.png has changed") as caught:
             made.take(np.arange(4))
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(InvalidDataset, match=r"^pets/train/cat/1\.png cannot be read as a picture") as caught:
-        prepared.prepare(spec, "train", tmp_path / "root", tmp_path / "work")
+        preparation.prepare(spec, "train", tmp_path / "root", tmp_path / "work")
     assert str(tmp_path) not in str(caught.value)
 
 
@@ -223,7 +222,7 @@ def test_every_damaged_picture_is_named_up_to_ten_and_all_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Literal["decoded", "files"], blocks: int
 ) -> None:
     """Whichever block they are in, the very first picture included; no object of Python's is shown."""
-    monkeypatch.setattr("workers.data.decode._BLOCK_BYTES", 10_000 if blocks == 1 else 4 * 4 * 3 * 10)
+    monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 10_000 if blocks == 1 else 4 * 4 * 3 * 10)
     pictures = sorted((make_folder(tmp_path, pictures=14) / "train").rglob("*.png"))
     for picture in pictures[:13]:
         write_text(picture)
@@ -286,7 +285,7 @@ def test_image_size_resizes_every_picture(tmp_path: Path) -> None:
 def test_files_left_out_are_reported(tmp_path: Path, work_dir: Path) -> None:
     (make_folder(tmp_path) / "train/dog/notes.txt").write_text("hello")
     events: list[object] = []
-    prepared.prepare(FolderDataset(path="pets"), "train", tmp_path, work_dir, events.append)
+    preparation.prepare(FolderDataset(path="pets"), "train", tmp_path, work_dir, events.append)
     warnings = [event for event in events if isinstance(event, Log) and event.level == "warning"]
     assert len(warnings) == 1
     assert "1 files are not pictures" in warnings[0].message
@@ -370,7 +369,8 @@ def test_an_npz_is_decoded_a_block_at_a_time(tmp_path: Path) -> None:
     del arrays
     tracemalloc.start()
     try:
-        made = decode(examine(NpzDataset(path="c.npz"), tmp_path), "train", lambda: False)
+        spec = NpzDataset(path="c.npz")
+        made = spec.decode(examine(spec, tmp_path), "train", lambda: False)
         assert [block.shape for block in made.blocks] == [(1, 2000, 4000, 1)] * 6
         assert tracemalloc.get_traced_memory()[1] < 40 << 20
     finally:
@@ -408,7 +408,7 @@ def test_blocks_of_large_pictures_are_decoded_few_at_a_time(tmp_path: Path, monk
     """As many as there are bytes for, not as many as there are processors."""
     make_folder(tmp_path, pictures=20)
     waiting, most = 0, 0
-    made = decoding._pictures
+    made = picture_blocks._pictures
 
     def counting(*arguments: object) -> object:
         nonlocal waiting, most
@@ -416,12 +416,12 @@ def test_blocks_of_large_pictures_are_decoded_few_at_a_time(tmp_path: Path, monk
         most = max(most, waiting)
         return made(*arguments)
 
-    monkeypatch.setattr(decoding, "_pictures", counting)
-    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda _: range(16))
-    monkeypatch.setattr(decoding, "_BLOCK_BYTES", 48)
-    monkeypatch.setattr(decoding, "_AHEAD_BYTES", 3 * 48)
+    monkeypatch.setattr(picture_blocks, "_pictures", counting)
+    monkeypatch.setattr(picture_blocks.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(block_module, "BLOCK_BYTES", 48)
+    monkeypatch.setattr(picture_blocks, "_AHEAD_BYTES", 3 * 48)
     source = examine(FolderDataset(path="pets"), tmp_path)
-    blocks = decoding.decode(source, "train", lambda: False).blocks
+    blocks = source.spec.decode(source, "train", lambda: False).blocks
     for _ in blocks:
         waiting -= 1
     assert most <= 4
@@ -587,7 +587,7 @@ def test_mean_and_std_are_those_of_the_pixels(tmp_path: Path, monkeypatch: pytes
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
     images[..., 2] = 255
     make_npz(tmp_path / "a.npz", train_images=images, train_labels=np.arange(50) % 3, test_images=images[:3])
-    monkeypatch.setattr("workers.data.decode._BLOCK_BYTES", 7 * 4 * 5 * 3)
+    monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 7 * 4 * 5 * 3)
     train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     np.testing.assert_allclose(train.channel_mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(train.channel_std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-12)
@@ -604,11 +604,11 @@ def readies(events: list[object]) -> list[bool]:
 def test_a_second_call_maps_without_decoding(tmp_path: Path, work_dir: Path) -> None:
     picture, spec = make_folder(tmp_path) / "train/cat/0.png", FolderDataset(path="pets")
     events: list[object] = []
-    first = prepared.prepare(spec, "train", tmp_path, work_dir, events.append)
+    first = preparation.prepare(spec, "train", tmp_path, work_dir, events.append)
     status = picture.stat()
     picture.write_bytes(b"x" * status.st_size)
     os.utime(picture, ns=(status.st_atime_ns, status.st_mtime_ns))
-    second = prepared.prepare(spec, "train", tmp_path, work_dir, events.append)
+    second = preparation.prepare(spec, "train", tmp_path, work_dir, events.append)
     assert second.fingerprint == first.fingerprint
     assert readies(events) == [False, True]
     ready = next(event for event in events if isinstance(event, DatasetReady))
@@ -669,7 +669,7 @@ def test_a_damaged_copy_is_made_again(tmp_path: Path, work_dir: Path, damage: Ca
     first = prepare(spec, "train", tmp_path)
     damage(first.path)
     events: list[object] = []
-    second = prepared.prepare(spec, "train", tmp_path, work_dir, events.append)
+    second = preparation.prepare(spec, "train", tmp_path, work_dir, events.append)
     assert readies(events) == [False]
     assert second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(second.images_NHWC.ravel(), np.arange(120))
@@ -719,7 +719,7 @@ def test_of_many_at_once_one_decodes_and_all_map(tmp_path: Path, work_dir: Path)
     def work(number: int) -> str:
         everybody.wait()
         split: Split = "train" if number % 2 else "test"
-        return prepared.prepare(FolderDataset(path="pets"), split, tmp_path, work_dir, events.append).fingerprint
+        return preparation.prepare(FolderDataset(path="pets"), split, tmp_path, work_dir, events.append).fingerprint
 
     with ThreadPoolExecutor(6) as pool:
         fingerprints = list(pool.map(work, range(6)))
@@ -732,12 +732,12 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, work_dir: Path, monkeypa
     make_folder(tmp_path, pictures=20)
     make_npz(tmp_path / "a.npz")
     make_mnist(tmp_path)
-    monkeypatch.setattr("workers.data.decode._BLOCK_BYTES", 100)
+    monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 100)
     specs: list[DatasetSpec] = [FolderDataset(path="pets"), NpzDataset(path="a.npz"), TorchvisionDataset(kind="mnist")]
     for spec in specs:
         answers = iter([False, True])
         with pytest.raises(Stopped, match="while decoding"):
-            prepared.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: next(answers))  # noqa: B023  # called in this turn
+            preparation.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: next(answers))  # noqa: B023  # called in this turn
         assert prepared_folders(work_dir) == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
@@ -753,10 +753,10 @@ def test_waiting_for_another_process_can_be_stopped(tmp_path: Path, work_dir: Pa
         return False
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(prepared.prepare, spec, "train", tmp_path, work_dir, should_stop=first_stops)
+        first = pool.submit(preparation.prepare, spec, "train", tmp_path, work_dir, should_stop=first_stops)
         assert decoding.wait(60)
         with pytest.raises(Stopped, match="while another process prepares"):
-            prepared.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: True)
+            preparation.prepare(spec, "train", tmp_path, work_dir, should_stop=lambda: True)
         finish.set()
         assert first.result().samples == 6
 
@@ -764,8 +764,8 @@ def test_waiting_for_another_process_can_be_stopped(tmp_path: Path, work_dir: Pa
 KILLED = """
 import sys, threading
 from pathlib import Path
-from workers.data import prepared
-from workers.config.job import NpzDataset
+from workers.data import prepare as preparation
+from workers.data.kinds.npz import NpzDataset
 
 calls = []
 def should_stop():
@@ -776,9 +776,9 @@ def should_stop():
     return False
 
 root = Path(sys.argv[1])
-import workers.data.decode
-workers.data.decode._BLOCK_BYTES = 60
-prepared.prepare(NpzDataset(path="a.npz"), "train", root, root / "work", should_stop=should_stop)
+import workers.data.blocks
+workers.data.blocks.BLOCK_BYTES = 60
+preparation.prepare(NpzDataset(path="a.npz"), "train", root, root / "work", should_stop=should_stop)
 """
 
 

@@ -10,14 +10,8 @@ from pydantic import BaseModel, ValidationError
 from store.statistics import STATISTICS
 from workers.config.job import Plan
 from workers.errors import InvalidMethod, UnknownName
-from workers.methods.catalog import (
-    PRESETS,
-    MethodChoice,
-    describe,
-    describe_losses,
-    describe_policies,
-    parse_method,
-)
+from workers.methods.catalog import MethodChoice, describe, describe_losses, describe_policies, parse_method
+from workers.methods.combined import PRESETS
 from workers.methods.losses import LOSS_CLASSES, Dkd
 from workers.methods.method import Method, Term
 from workers.methods.policies.catalog import POLICIES, POLICY_CLASSES

@@ -79,7 +79,7 @@ USE = """
 import json, torch
 from workers.objective.statistics import row_statistics
 from workers.methods.catalog import describe, describe_losses, describe_policies, parse_method
-from workers.config.job import MethodChoice
+from workers.methods.catalog import MethodChoice
 from workers.objective.objective import objective
 from pydantic import TypeAdapter
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.support.method_inputs import ALL_PAIRS, EDGES, LOSSES, PAIRS, POLICIES, Logits, alone, evaluate, ordinary
 from workers.errors import InvalidMethod, NotFinite
-from workers.methods.catalog import PRESETS, parse_method
+from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
 from workers.methods.method import Method, Term
 from workers.methods.policies.expression import Expression
 from workers.objective.log_softmax import one_hot

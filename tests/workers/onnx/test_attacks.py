@@ -16,7 +16,7 @@ import pytest
 from tests.benchmarks import attacks, fuzz_onnx
 from tests.support.attacks import ATTACKS, BODIES
 from tests.support.service_helpers import Api, make_settings, running_api
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
 from workers.onnx import check, smoke_test
 from workers.onnx.check import check_onnx

@@ -9,7 +9,7 @@ import pytest
 from onnx import NodeProto, helper
 
 from tests.support import onnx_models
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
 from workers.onnx.batch_rules import NO_HINT, batch_hint
 from workers.onnx.check import check_onnx

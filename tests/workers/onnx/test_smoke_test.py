@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 from tests.support import onnx_models
 from tests.support.attacks import ATTACKS
 from tests.support.digits import Digits
-from workers.config.job import Folders, Preprocessing, TeacherSpec
+from workers.config.task import Folders
+from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.errors import InvalidTeacher
 from workers.events import Log, PreflightChecked, never
 from workers.onnx import smoke_test

@@ -7,7 +7,7 @@ import pytest
 from onnx import helper
 
 from tests.support import onnx_models
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
 from workers.onnx import inspection
 from workers.onnx.check import check_onnx

@@ -4,7 +4,7 @@ import pytest
 
 from store import StoreError
 from tests.support.digits import Digits
-from workers.config.job import Folders
+from workers.config.task import Folders
 from workers.errors import Stopped
 from workers.events import CacheReady, ignore, never
 from workers.teacher.build_caches import missing_blocks

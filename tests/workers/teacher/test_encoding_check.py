@@ -17,7 +17,9 @@ from store.statistics import row_statistics
 from tests.support.digits import SMALL, Digits
 from tests.support.service_helpers import Api
 from tests.support.store_cases import make_spec
-from workers.config.job import CacheOptions, Folders, JobSpec
+from workers.config.cache import CacheOptions
+from workers.config.job import JobSpec
+from workers.config.task import Folders
 from workers.errors import InvalidJob, LossyCache, NotFinite
 from workers.events import CacheReady, Log, ignore, never
 from workers.methods.catalog import parse_method

@@ -24,8 +24,9 @@ from store import CacheReader, CacheSpec, CacheWriter, Catalog, NotStorable
 from store.layout import BlockRecord
 from tests.support import cuda_session, onnx_models
 from tests.support.store_cases import tree
-from workers.config.job import Augmentation, CropFlip, NoAugmentation, Preprocessing, ResizedCrop, TeacherSpec
-from workers.data.augmentation import make_views
+from workers.augmentation.apply import make_views
+from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop
 from workers.data.prepared import DecodedDataset
 from workers.errors import InvalidTeacher, Stopped
 from workers.events import InferenceProgress, Log

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.support import onnx_models
 from tests.support.small_teachers import PLAIN, labelled, pictures, teacher
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.data.prepared import DecodedDataset
 from workers.errors import ContractViolation, InvalidTeacher, NotFinite
 from workers.teacher.preflight import check

@@ -21,23 +21,16 @@ from PIL import Image
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.support import onnx_models
 from tests.support.digits import SMALL, Digits
-from workers.config.job import (
-    Augmentation,
-    CropFlip,
-    FolderDataset,
-    Folders,
-    JobSpec,
-    NoAugmentation,
-    NpzDataset,
-    Preprocessing,
-    ResizedCrop,
-    StudentSpec,
-    TeacherSpec,
-    Views,
-    teacher_augmentation,
-    thumbnail_warnings,
-)
-from workers.data import augmentation, prepared
+from workers.augmentation.apply import make_views
+from workers.config.dataset import thumbnail_warnings
+from workers.config.job import JobSpec, StudentSpec
+from workers.config.task import Folders
+from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, teacher_augmentation
+from workers.data import prepared
+from workers.data.kinds.folder import FolderDataset
+from workers.data.kinds.npz import NpzDataset
+from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
@@ -130,9 +123,9 @@ def test_the_logits_of_a_small_view_are_of_the_full_resampling_of_its_box(settin
     index_N, plain = np.arange(SAMPLES), torch.from_numpy(setting.train.take(slice(None)))
     full = WHOLE.model_copy(update={"size": (SIDE, SIDE)})
     for view in range(2):
-        expected = setting.teacher.logits(augmentation.make_views(plain, full, 0, view, index_N))
+        expected = setting.teacher.logits(make_views(plain, full, 0, view, index_N))
         np.testing.assert_array_equal(kept[view], expected.astype(np.float16))
-        thumbnails = setting.teacher.logits(augmentation.make_views(plain, WHOLE, 0, view, index_N))
+        thumbnails = setting.teacher.logits(make_views(plain, WHOLE, 0, view, index_N))
         assert (thumbnails.argmax(axis=1) == setting.train.labels_N).mean() < 0.7
     accuracy = teacher_accuracy(setting.plan, setting.folders)
     assert (accuracy.test, accuracy.views) == (1.0, 1.0)
@@ -155,8 +148,8 @@ def test_both_networks_see_the_same_boxes() -> None:
     plain = torch.from_numpy(np.repeat(ramp, 200, axis=0))
     recipe = ResizedCrop(size=(8, 8), scale=(0.1, 1.0))
     seen = teacher_augmentation(recipe, (48, 48), 64, 64)
-    small = augmentation.make_views(plain, recipe, 5, 1, index_N).float()
-    large = augmentation.make_views(plain, seen, 5, 1, index_N).float()
+    small = make_views(plain, recipe, 5, 1, index_N).float()
+    large = make_views(plain, seen, 5, 1, index_N).float()
     shrunk = large.view(200, 8, 6, 8, 6, 3).mean(dim=(2, 4))
     # Half a pixel at the border of an enlarged box repeats its outermost pixel; elsewhere only rounding differs.
     assert (small - shrunk).abs().max() <= 2.0
@@ -176,8 +169,8 @@ def test_a_batch_holds_the_students_view_and_the_live_teachers_logits_of_its_box
             (both,) = batch.views
             rows_B = batch.rows.numpy()
             plain = torch.from_numpy(setting.train.take(rows_B))
-            assert torch.equal(both.images, augmentation.make_views(plain, recipe, 0, epoch, rows_B))
-            live = setting.teacher.logits(augmentation.make_views(plain, seen, 0, epoch, rows_B))
+            assert torch.equal(both.images, make_views(plain, recipe, 0, epoch, rows_B))
+            live = setting.teacher.logits(make_views(plain, seen, 0, epoch, rows_B))
             assert both.teacher_logits is not None
             np.testing.assert_array_equal(both.teacher_logits.numpy(), live.astype(np.float16))
 
@@ -202,7 +195,7 @@ def test_files_give_the_teachers_views_that_their_decoded_copy_gives(setting: Se
     kept = []
     for storage in ("decoded", "files"):
         spec = FolderDataset(path="noise", storage=storage)
-        dataset = prepared.prepare(spec, "train", tmp_path, tmp_path / storage)
+        dataset = prepare(spec, "train", tmp_path, tmp_path / storage)
         of_views = {"augmentation": recipe.model_dump(mode="json"), "samples": 12}
         fields = {**of_views, "dataset_fingerprint": dataset.fingerprint}
         writer = CacheWriter(tmp_path / storage, CacheSpec(**{**setting.plan.train_cache.model_dump(), **fields}))

@@ -16,8 +16,8 @@ from PIL import Image
 from tests.support import cuda_session, onnx_models
 from tests.support.cuda_session import CudaDouble
 from tests.support.small_teachers import PLAIN, labelled, pictures, teacher
-from workers.config.job import Preprocessing
-from workers.data.augmentation import resize
+from workers.augmentation.apply import resize
+from workers.config.teacher import Preprocessing
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory
 from workers.onnx import session as onnx_session
 from workers.onnx.check import check_onnx

@@ -15,11 +15,13 @@ from service.cli import main
 from store import CacheIncomplete, CacheReader, CacheSpec, CacheWriter
 from tests.support.digits import Digits
 from tests.support.onnx_models import linear, save
-from workers.config.job import Folders, Sgd, StepSchedule, Training
-from workers.data.augmentation import make_views
+from workers.augmentation.apply import make_views
+from workers.config.task import Folders
+from workers.config.training import Sgd, StepSchedule, Training
 from workers.errors import InvalidMethod, InvalidTeacher
 from workers.events import Epoch, ignore, never
-from workers.methods.catalog import PRESETS, parse_method
+from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
 from workers.teacher.build_caches import build_caches
 from workers.teacher.teacher import Teacher
 from workers.tools.parity import BOUND, Comparison, ParityReport, Spread, check_parity

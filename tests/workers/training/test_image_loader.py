@@ -22,19 +22,14 @@ from safetensors.torch import load_file
 
 from tests.support.digits import SMALL, Digits
 from tests.support.full_disk import on_a_small_disk
+from workers.augmentation.draw import draw
 from workers.cluster.outcomes import outcome
-from workers.config.job import (
-    Augmentation,
-    CropFlip,
-    FolderDataset,
-    Folders,
-    JobSpec,
-    NoAugmentation,
-    ResizedCrop,
-    Views,
-)
-from workers.data import augmentation, prepared
-from workers.data.prepared import DecodedDataset, FilesDataset, open_prepared
+from workers.config.job import JobSpec
+from workers.config.task import Folders
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views
+from workers.data import prepare as preparation
+from workers.data.kinds.folder import FolderDataset
+from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, open_prepared
 from workers.errors import BatchOverdue, DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Epoch, Log, ignore
 from workers.pipeline import run_job, train_supervised
@@ -83,13 +78,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[DecodedDataset, File
 
 
 def decoded(root: Path, work_dir: Path, **fields: object) -> DecodedDataset:
-    made = prepared.prepare(FolderDataset(path="pets", **fields), "train", root, work_dir)
+    made = preparation.prepare(FolderDataset(path="pets", **fields), "train", root, work_dir)
     assert isinstance(made, DecodedDataset)
     return made
 
 
 def files(root: Path, work_dir: Path, **fields: object) -> FilesDataset:
-    made = prepared.prepare(FolderDataset(path="pets", storage="files", **fields), "train", root, work_dir)
+    made = preparation.prepare(FolderDataset(path="pets", storage="files", **fields), "train", root, work_dir)
     assert isinstance(made, FilesDataset)
     return made
 
@@ -121,7 +116,7 @@ def test_no_decoded_copy_is_kept_of_files(root: Path) -> None:
 
 
 def test_only_what_is_kept_needs_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = prepared._MARGIN_BYTES + SAMPLES * HEIGHT * WIDTH
+    free = preparation._MARGIN_BYTES + SAMPLES * HEIGHT * WIDTH
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
     with pytest.raises(DiskLow, match="storage 'files', which keeps no decoded copy"):
@@ -133,7 +128,7 @@ def readies(root: Path, storage: str) -> bool:
     """Prepares in one folder; whether an earlier call had done the work."""
     events: list[object] = []
     spec = FolderDataset(path="pets", storage=storage)
-    prepared.prepare(spec, "train", root, root / "work", events.append)
+    preparation.prepare(spec, "train", root, root / "work", events.append)
     return next(event.reused for event in events if isinstance(event, DatasetReady))
 
 
@@ -173,7 +168,7 @@ def test_the_same_pictures_elsewhere_get_a_list_of_their_own(root: Path) -> None
     first = files(root, root / "work")
     shutil.copytree(root / "pets", root / "copy")
     spec = FolderDataset(path="copy", storage="files")
-    second = prepared.prepare(spec, "train", root, root / "work")
+    second = preparation.prepare(spec, "train", root, root / "work")
     shutil.rmtree(root / "pets")
     assert second.fingerprint == first.fingerprint
     np.testing.assert_array_equal(
@@ -257,7 +252,7 @@ def plan(recipe: Augmentation) -> Views:
 
 
 def feed(
-    dataset: prepared.Dataset,
+    dataset: Dataset,
     recipe: Augmentation,
     per_step: int = 1,
     threads: int = 1,
@@ -359,7 +354,7 @@ def test_an_error_of_a_worker_keeps_its_class_and_its_words(root: Path, processe
 
 def work(listed: FilesDataset, recipe: Augmentation) -> list[Work]:
     rows = np.arange(SAMPLES)
-    drawn = augmentation.draw(recipe, 0, 0, rows, HEIGHT, WIDTH)
+    drawn = draw(recipe, 0, 0, rows, HEIGHT, WIDTH)
     return [(rows[start : start + 8], (drawn[start : start + 8],)) for start in range(0, SAMPLES, 8)]
 
 

@@ -13,21 +13,17 @@ import torch
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.full_disk import on_a_small_disk
-from workers.config.job import (
-    CosineSchedule,
-    Preprocessing,
-    Sgd,
-    StepSchedule,
-    TeacherAccuracy,
-    Training,
-    TrainingTask,
-)
+from workers.config.task import TeacherAccuracy, TrainingTask
+from workers.config.teacher import Preprocessing
+from workers.config.training import CosineSchedule, Sgd, StepSchedule, Training
 from workers.errors import NotFinite, Paused, Stopped
 from workers.events import Epoch, Finished, Log, Step, ignore, never
-from workers.methods.catalog import PRESETS, parse_method
+from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
+from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
 from workers.teacher.teacher import Teacher
-from workers.training.artifacts import CHECKPOINT, load_checkpoint
+from workers.training.artifacts import load_checkpoint
 from workers.training.batches import to_input
 from workers.training.loop import train_group, train_run
 from workers.training.optimizer import learning_rate

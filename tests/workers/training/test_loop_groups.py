@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.digits import SMALL, Digits, weights
-from workers.config.job import StudentSpec, TrainingTask
+from workers.config.job import StudentSpec
+from workers.config.task import TrainingTask
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import Epoch, Log, ignore, never
 from workers.objective import statistics

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.method_inputs import POLICIES, ordinary
-from workers.config.job import Sgd, TrainingTask
+from workers.config.task import TrainingTask
+from workers.config.training import Sgd
 from workers.errors import InvalidJob, NotFinite, Stopped
 from workers.events import ignore, never
 from workers.methods.policies.catalog import POLICIES as POLICY_FUNCTIONS

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
 from workers.teacher.preflight.rows import PART, batch_rows
 from workers.teacher.preflight.score import ALPHA, Explanation, Score

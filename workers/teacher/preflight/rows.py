@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from workers.config.job import Augmentation, NoAugmentation, Preprocessing, output_size
+from workers.config.teacher import Preprocessing
+from workers.config.views import Augmentation, NoAugmentation, output_size
 from workers.data.prepared import Dataset
 from workers.teacher.preflight.session import Rows
 

@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.config.job import Preprocessing
+from workers.config.teacher import Preprocessing
 from workers.onnx.teacher_graph import TeacherGraph
 
 Rows = NDArray[np.int64]

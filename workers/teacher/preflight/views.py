@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from workers.config.job import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
-from workers.data.augmentation import apply, draw
+from workers.augmentation.apply import apply
+from workers.augmentation.draw import draw
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
 from workers.data.prepared import Dataset
 from workers.teacher.preflight.finite import check_finite
 from workers.teacher.preflight.report import PreflightReport, ViewsReport

@@ -1,0 +1,1 @@
+"""Augmentation: deterministic views of pictures, drawn by a counter-based generator."""

@@ -1,0 +1,102 @@
+"""Training options of a job: optimizer, schedule, batch sizes, precision. Durations are epochs."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from workers.spec import AtMost, Flag, Fraction, NonNegative, Positive, Spec
+
+Momentum = Annotated[float, Field(strict=True, ge=0.0, lt=1.0, allow_inf_nan=False)]
+
+MILESTONES_MAX = 100
+
+
+class Sgd(Spec):
+    """Stochastic gradient descent with momentum; defaults are the CIFAR recipe of the KD papers."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Momentum = 0.9
+    weight_decay: NonNegative = 5e-4
+    nesterov: Flag = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum > 0")
+        return self
+
+
+class AdamW(Spec):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-3
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.05
+
+
+class StepSchedule(Spec):
+    """Multiply the learning rate by ``gamma`` when each fraction of the epochs has passed.
+
+    The default is the papers' 150 / 180 / 210 of 240 epochs.
+    """
+
+    kind: Literal["step"] = "step"
+    milestones: Annotated[tuple[Fraction, ...], AtMost(MILESTONES_MAX)] = (0.625, 0.75, 0.875)
+    gamma: Positive = 0.1
+
+
+class CosineSchedule(Spec):
+    """Half a cosine from the learning rate to ``final`` times it."""
+
+    kind: Literal["cosine"] = "cosine"
+    final: Fraction = 0.0
+
+
+class Training(Spec):
+    """Training options that all runs of a job share.
+
+    Attributes:
+        warmup_epochs: the learning rate rises linearly over so many epochs, step by step.
+        label_smoothing: of the cross-entropy term alone.
+        precision: ``float32``, ``tf32`` (float32 whose products have 10 bits of mantissa, on a GPU of compute
+            capability 8.0 or more, elsewhere float32; result.json says which it was), ``bfloat16`` (autocast);
+            ``auto`` is bfloat16 on a GPU where the student's layers are large enough for it to pay, else float32.
+            Evaluation is always float32.
+        device: of training and of inference, the teacher's: ``auto`` is CUDA when there is one; ``cpu`` takes no share
+            of a GPU for either; ``cuda`` is refused where there is no GPU.
+        cuda_graph: record a step once and replay it as one launch, on a GPU; ``auto`` goes on without where that
+            cannot be done or gives other weights, ``on`` asks for a GPU.
+        max_gradient_norm: clip the gradient's global norm; None leaves it.
+        actors: processes that train one student together, each with its own share of the CPUs or its own GPU and
+            with its part of every batch; for students and batches that are too large for one.
+    """
+
+    epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 64
+    eval_batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512
+    optimizer: Annotated[Sgd | AdamW, Field(discriminator="kind")] = Sgd()
+    schedule: Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")] = StepSchedule()
+    warmup_epochs: NonNegative = 0.0
+    label_smoothing: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] = 0.0
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Joined later: an Idempotency-Key is known by the digest of a dump, and one from before is to be known after.
+    cuda_graph: Literal["auto", "on", "off"] = Field("auto", exclude_if=lambda given: given == "auto")
+    max_gradient_norm: Positive | None = None
+    actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must stay below epochs, {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_row_for_each_actor(self) -> Self:
+        if self.actors > self.batch_size:
+            raise ValueError(
+                f"actors is {self.actors} and batch_size {self.batch_size}: each needs a row of every batch"
+            )
+        return self

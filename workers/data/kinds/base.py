@@ -1,0 +1,167 @@
+"""Base classes of the dataset kinds, and the source that an examination finds.
+
+A kind's module loads neither numpy nor a decoder, because the command line's help lists the kinds. What reads files is
+imported where it is used.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final, Self
+
+from workers.data.confinement import resolve
+from workers.spec import RelativePath, Size, Spec
+
+if TYPE_CHECKING:
+    from workers.data.blocks import Decoding
+    from workers.events import ShouldStop, Split
+
+SPLITS: "Final[tuple[Split, Split]]" = ("train", "test")
+
+# Increased when the meaning of a source changes (another order, another split of the digits), so that
+# copies prepared under the old rules are not taken for the new ones.
+_RULES = 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """Documentation of a kind's field, for the command line's help and the documents' table.
+
+    Attributes:
+        help: one sentence.
+        unset: what holds without the field, where its default is None.
+        metavar: its value on the command line; None takes its type's.
+    """
+
+    help: str
+    unset: str = ""
+    metavar: str | None = None
+
+
+class DatasetKind(Spec, ABC):
+    """Base of the kinds: the description that a client gives, and how such a dataset is found and decoded.
+
+    Class attributes:
+        kinds: what lies below the data root, as Markdown, for each value of ``kind`` that the class describes.
+        options: the fields but ``kind``.
+        sought: what the doctor advises to put below the data root, in the plural; empty for a built-in dataset, which
+            needs nothing there.
+    """
+
+    kinds: ClassVar[Mapping[str, str]]
+    options: ClassVar[Mapping[str, Option]] = {}
+    sought: ClassVar[str] = ""
+
+    kind: str
+
+    @abstractmethod
+    def examine(self, data_root: Path) -> "Source":
+        """Find the files and read sizes and class names from their headers; no picture is decoded.
+
+        Callers use ``workers.data.discovery.examine``, which names files in messages below the data root.
+
+        Raises:
+            InvalidDataset: files are missing, malformed or outside the data root.
+        """
+
+    @abstractmethod
+    def decode(self, source: "Source", split: "Split", should_stop: "ShouldStop") -> "Decoding":
+        """Begin to read a split of what ``examine`` found.
+
+        The order of the samples is part of the dataset's identity: cached logits are joined by position.
+
+        Raises:
+            InvalidDataset: unreadable, of several sizes, or with labels that are not 0..classes-1 with every class in
+                the training split.
+            Stopped: ``should_stop`` returned true.
+        """
+
+    @classmethod
+    def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
+        """Yield descriptions that may fit ``entry``, the data root or something in it, called ``name`` below the root.
+
+        The doctor examines them.
+        """
+        return iter(())
+
+    @property
+    def picture_size(self) -> Size | None:
+        """Size (height, width) in pixels of every picture, where the description alone tells."""
+        return self.resized_to
+
+    @property
+    def resized_to(self) -> Size | None:
+        """Size (height, width) in pixels that pictures are resized to when they are decoded; None leaves them."""
+        return None
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether pictures stay image files, without a decoded copy."""
+        return False
+
+    def content_description(self) -> dict[str, object]:
+        """Description as JSON without the fields that do not change what the pictures are."""
+        return self.model_dump(mode="json")
+
+
+class FilesBelowRoot(DatasetKind, ABC):
+    """Base of the kinds whose files lie at a path below the data root."""
+
+    options: ClassVar[Mapping[str, Option]] = {"path": Option("Below the service's data root.")}
+
+    path: RelativePath
+
+    def resolve(self, data_root: Path) -> Path:
+        """Absolute path for ``path``, symbolic links followed.
+
+        Raises:
+            InvalidDataset: it is absolute, contains ``..``, leads out of ``data_root`` or does not exist.
+        """
+        return resolve(self.path, data_root)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Dataset that was found and looks complete.
+
+    Attributes:
+        spec: what the client asked for.
+        path: the file or folder, inside the data root; None for a built-in dataset.
+        samples: pictures of each split.
+        classes: how many.
+        class_names: in label order; None where only decoding tells (CIFAR's).
+        files: what has to be read for each split. A folder's pictures are ordered by class name, then file name.
+        class_counts: of a folder, pictures of each class in label order; empty for other kinds.
+        ignored: files below a folder's classes that are no pictures.
+        release: of a built-in dataset.
+    """
+
+    spec: DatasetKind
+    path: Path | None
+    samples: "Mapping[Split, int]"
+    classes: int
+    class_names: tuple[str, ...] | None
+    files: "Mapping[Split, tuple[Path, ...]]"
+    class_counts: "Mapping[Split, tuple[int, ...]]" = field(default_factory=dict)
+    ignored: tuple[Path, ...] = ()
+    release: str | None = None
+
+    def key(self) -> str:
+        """SHA-256 (64 hex) of the description and of every file's path, size in bytes and modification time.
+
+        A file changed in place without a new size or time is not noticed, as with make and rsync.
+        """
+        digest = hashlib.sha256()
+        header = [_RULES, self.spec.content_description(), str(self.path)]
+        if self.release is not None:
+            header.append(self.release)
+        digest.update(json.dumps(header, sort_keys=True).encode())
+        for split in SPLITS:
+            for path in self.files[split]:
+                status = path.stat()
+                line = [split, str(path), status.st_size, status.st_mtime_ns]
+                digest.update(json.dumps(line).encode())
+        return digest.hexdigest()

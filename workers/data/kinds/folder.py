@@ -1,0 +1,148 @@
+"""Datasets in folders of image files, one folder per class."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from workers.data.class_names import check_class_names, check_told_apart
+from workers.data.confinement import inside, root_folder
+from workers.data.kinds.base import SPLITS, FilesBelowRoot, Option, Source
+from workers.errors import InvalidDataset
+from workers.spec import Size
+from workers.texts import composed, differences, listed
+
+if TYPE_CHECKING:
+    from workers.data.blocks import Decoding
+    from workers.events import ShouldStop, Split
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class FolderDataset(FilesBelowRoot):
+    """``path/train/CLASS/*.jpg`` (or png ...) and ``path/test/CLASS/*``; classes alphabetically.
+
+    Attributes:
+        image_size: (height, width) every picture is resized to; None demands that all have one
+        size.
+        storage: ``decoded`` keeps a decoded copy, which is mapped; ``files`` keeps none and decodes a
+        picture whenever it is wanted, for data larger than memory or disk. Both give the same bits,
+        and so the same caches and weights.
+    """
+
+    kinds: ClassVar[Mapping[str, str]] = {"folder": "`train/CLASS/*.jpg` and `test/CLASS/*`; classes alphabetically"}
+    options: ClassVar[Mapping[str, Option]] = {
+        **FilesBelowRoot.options,
+        "image_size": Option("Resize the pictures of a folder to this.", "the pictures' own", "HEIGHT WIDTH"),
+        "storage": Option("Of a folder: keep a decoded copy, or decode whenever needed."),
+    }
+    sought: ClassVar[str] = "folders of pictures"
+
+    kind: Literal["folder"] = "folder"
+    image_size: Size | None = None
+    storage: Literal["decoded", "files"] = "decoded"
+
+    @classmethod
+    def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
+        """Yield a folder with a training split."""
+        if (entry / "train").is_dir():
+            yield cls(path=name)
+
+    @property
+    def resized_to(self) -> Size | None:
+        """Value of ``image_size``."""
+        return self.image_size
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether ``storage`` is ``files``."""
+        return self.storage == "files"
+
+    def content_description(self) -> dict[str, object]:
+        """Description without ``storage``."""
+        return self.model_dump(mode="json", exclude={"storage"})
+
+    def examine(self, data_root: Path) -> Source:
+        """List class folders and pictures; none is opened."""
+        path, root = self.resolve(data_root), root_folder(data_root)
+        classes = {split: _class_folders(path, split, root) for split in SPLITS}
+        names = sorted(classes["train"])
+        for split in SPLITS:
+            check_told_apart(sorted(classes[split]), path / split)
+        # A class is spelt as train/ spells it: copied by another machine, test/ may be in another normal form.
+        spelt = {composed(name): name for name in names}
+        classes["test"] = {spelt.get(composed(name), name): folder for name, folder in classes["test"].items()}
+        for here, there in (SPLITS, SPLITS[::-1]):
+            only = sorted(classes[here].keys() - classes[there].keys())
+            if only:
+                alike = differences([*only, *sorted(classes[there].keys() - classes[here].keys())])
+                raise InvalidDataset(
+                    f"{path}: {here}/ has the classes {listed(only)}, which {there}/ lacks; both must "
+                    f"hold the same class folders{''.join(f' ({found})' for found in alike[:1])}"
+                )
+        check_class_names(names, path)
+        ignored: list[Path] = []
+        files: dict[Split, tuple[Path, ...]] = {}
+        counts: dict[Split, tuple[int, ...]] = {}
+        for split in SPLITS:
+            pictures = [_pictures(classes[split][name], root, ignored) for name in names]
+            files[split] = tuple(picture for group in pictures for picture in group)
+            counts[split] = tuple(len(group) for group in pictures)
+        return Source(
+            spec=self,
+            path=path,
+            samples={split: len(files[split]) for split in SPLITS},
+            classes=len(names),
+            class_names=tuple(names),
+            files=files,
+            class_counts=counts,
+            ignored=tuple(ignored),
+        )
+
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
+        """Decode in order of class name, then file name."""
+        import numpy as np
+
+        from workers.data.blocks import Decoding
+        from workers.data.picture_blocks import first_size, read_blocks
+
+        files, names = source.files[split], source.class_names or ()
+        labels = np.repeat(np.arange(len(names), dtype=np.int64), source.class_counts[split])
+        size = self.image_size or first_size(source.files["train"], should_stop)
+        shape = (len(files), *size, 3)
+        return Decoding(shape, labels, names, read_blocks(files, self.image_size, size, should_stop))
+
+
+def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
+    """Entries of a folder in order of name, hidden ones left out, links checked."""
+    with os.scandir(folder) as found:
+        entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    for entry in entries:
+        if entry.is_symlink():
+            inside(Path(entry.path), root)
+    return entries
+
+
+def _class_folders(path: Path, split: "Split", root: Path) -> dict[str, Path]:
+    folder = inside(path / split, root)
+    if not folder.is_dir():
+        raise InvalidDataset(
+            f"{path} has no folder {split!r}; expected train/CLASS/*.jpg (or another picture format) and test/CLASS/*"
+        )
+    return {entry.name: Path(entry.path) for entry in _entries(folder, root) if entry.is_dir()}
+
+
+def _pictures(folder: Path, root: Path, ignored: list[Path]) -> list[Path]:
+    """A class's pictures in order of file name; everything else is added to ``ignored``."""
+    pictures: list[Path] = []
+    others: list[Path] = []
+    for entry in _entries(folder, root):
+        is_picture = entry.name.lower().endswith(PICTURE_SUFFIXES) and entry.is_file()
+        (pictures if is_picture else others).append(Path(entry.path))
+    if not pictures:
+        raise InvalidDataset(
+            f"the class folder {folder} is empty: it holds {len(others)} files but no picture "
+            f"({', '.join(PICTURE_SUFFIXES)}). Fill it, or remove the class from train/ and test/"
+        )
+    ignored += others
+    return pictures

@@ -1,0 +1,92 @@
+"""Datasets in one ``.npz`` file."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from workers.data.class_names import check_class_names
+from workers.data.kinds.base import SPLITS, FilesBelowRoot, Source
+from workers.errors import InvalidDataset
+
+if TYPE_CHECKING:
+    from workers.data.blocks import Decoding
+    from workers.data.headers import Headers
+    from workers.events import ShouldStop, Split
+
+
+class NpzDataset(FilesBelowRoot):
+    """One ``.npz`` of ``train_images``, ``train_labels``, ``test_images``, ``test_labels``.
+
+    Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N], ``class_names`` (optional) strings.
+    """
+
+    kinds: ClassVar[Mapping[str, str]] = {
+        "npz": "one file: `train_images`, `train_labels`, `test_images`, `test_labels`, optionally `class_names`"
+    }
+    sought: ClassVar[str] = ".npz files"
+
+    kind: Literal["npz"] = "npz"
+
+    @classmethod
+    def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
+        """Yield a file of that name."""
+        if entry.suffix == ".npz":
+            yield cls(path=name)
+
+    def examine(self, data_root: Path) -> Source:
+        """Read the arrays' headers, and all labels piece by piece."""
+        from workers.data.headers import npz_headers
+        from workers.data.labels import check_npz_labels, npz_class_names
+
+        path = self.resolve(data_root)
+        needed = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
+        headers = npz_headers(path, needed, optional=["class_names"])
+        shapes = {split: _shape(path, headers, split) for split in SPLITS}
+        if shapes["train"][1:] != shapes["test"][1:]:
+            raise InvalidDataset(
+                f"{path}: training pictures are {list(shapes['train'][1:])}, test pictures "
+                f"{list(shapes['test'][1:])} (height, width, channels)"
+            )
+        names = npz_class_names(path, headers)
+        check_class_names(names, path)
+        check_npz_labels(path, names)
+        return Source(
+            spec=self,
+            path=path,
+            samples={split: shapes[split][0] for split in SPLITS},
+            classes=len(names),
+            class_names=names,
+            files=dict.fromkeys(SPLITS, (path,)),
+        )
+
+    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
+        """Decode in the order of the arrays."""
+        import numpy as np
+
+        from workers.data.blocks import Decoding, block_rows, stoppable
+        from workers.data.headers import npz_headers, npz_pieces
+        from workers.data.labels import npz_labels
+
+        path, name = source.files[split][0], f"{split}_images"
+        count, height, width, *channels = npz_headers(path, [name])[name].shape
+        shape = (count, height, width, channels[0] if channels else 1)
+        step = block_rows(math.prod(shape[1:]))
+        names = source.class_names or ()
+        blocks = (np.ascontiguousarray(piece).reshape(-1, *shape[1:]) for piece in npz_pieces(path, name, step))
+        return Decoding(shape, npz_labels(path, names)[split], names, stoppable(blocks, should_stop))
+
+
+def _shape(path: Path, headers: "Headers", split: "Split") -> tuple[int, ...]:
+    """(N, height, width, channels) of a split whose headers fit together."""
+    images, labels = headers[f"{split}_images"], headers[f"{split}_labels"]
+    shape = images.shape
+    full = (*shape, 1) if len(shape) == 3 else shape
+    if images.dtype != "uint8" or len(full) != 4 or full[3] not in (1, 3) or 0 in full:
+        raise InvalidDataset(
+            f"{path}: {split}_images is {images}; expected uint8 [N, height, width] or "
+            "[N, height, width, 1 or 3], not empty"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
+        raise InvalidDataset(f"{path}: {split}_labels is {labels}; expected integers [{shape[0]}], one per picture")
+    return full

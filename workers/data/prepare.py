@@ -1,0 +1,295 @@
+"""Preparation of datasets: each split is decoded once, into a folder named by the fingerprint of its content.
+
+``prepare`` decodes a split to ``<work_dir>/<fingerprint>/`` and notes which source it came from, so that later calls
+map it without decoding:
+
+    <fingerprint>/images.npy    uint8 [N, H, W, C]
+    <fingerprint>/labels.npy    int64 [N]
+    <fingerprint>/meta.json     shape, class names, channel mean and std, size of each file
+    sources/<source key>.<split>.json    {"fingerprint": ..., "spec": ...}
+
+A folder of pictures that is to stay files is read as often, once, and leaves a list of them instead of
+``images.npy`` (see ``image_files``) in ``<fingerprint>.files/``. Where both are there, the decoded copy
+is used: the pictures are the same.
+
+A prepared folder appears whole or not at all (written aside, fsync, rename); processes that prepare the same source
+wait for the first of them. Nothing is downloaded.
+
+Legend: N samples, b samples of a block, H x W pixels, C channels.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.data import decoded
+from workers.data.blocks import Decoding
+from workers.data.confinement import named_below
+from workers.data.discovery import examine
+from workers.data.image_files import listing
+from workers.data.kinds.base import DatasetKind, Source
+from workers.data.prepared import FORMAT, Dataset, DecodedDataset, folder_of, open_folder, open_prepared, read_meta
+from workers.errors import DiskLow, InvalidDataset
+from workers.events import DatasetReady, Emit, Log, ShouldStop, Split, ignore, never
+from workers.files import alone, disk_full_is_disk_low, replacing, sync, sync_folder
+
+_LOG_EVERY_S = 10.0
+_PREPARES = "prepares the same data set"
+# Left free on the disk besides the copy itself.
+_MARGIN_BYTES = 64 << 20
+
+
+def prepare(
+    spec: DatasetKind,
+    split: Split,
+    data_root: Path,
+    work_dir: Path,
+    emit: Emit = ignore,
+    should_stop: ShouldStop = never,
+) -> Dataset:
+    """Decode a split, or map what an earlier call decoded from the same files.
+
+    Where pictures stay files, they are decoded all the same, to know what they are, and not kept.
+
+    Emits ``DatasetReady`` at the end, and a ``Log`` now and then while decoding.
+
+    Raises:
+        InvalidDataset: missing, outside ``data_root``, unreadable or inconsistent.
+        DiskLow: no room in ``work_dir``; nothing is left behind.
+        Stopped: ``should_stop`` returned true; nothing is left behind.
+    """
+    with named_below(data_root):
+        return _prepare(spec, split, data_root, work_dir, emit, should_stop)
+
+
+def _prepare(
+    spec: DatasetKind, split: Split, data_root: Path, work_dir: Path, emit: Emit, should_stop: ShouldStop
+) -> Dataset:
+    source = examine(spec, data_root)
+    key = source.key()
+    listed = _Listed(source, key) if spec.keeps_files else None
+    name = f"{key}.{split}"
+    pointer = work_dir / decoded.SOURCES / f"{name}.json"
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    lock = pointer.with_suffix(".lock")
+    with alone(lock, should_stop, _PREPARES), disk_full_is_disk_low(work_dir, "a data set"):
+        with decoded.publish_lock(work_dir):
+            dataset = _remembered(pointer, work_dir, listed)
+        reused = dataset is not None
+        if dataset is None:
+            _warn_of_ignored(source, emit)
+            partial = work_dir / f"{decoded.PARTIAL_PREFIX}{name}"
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                fingerprint = _write(spec.decode(source, split, should_stop), split, partial, emit, listed)
+                dataset = _publish(partial, fingerprint, keeps_files=listed is not None)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            _write_durably(pointer, {"fingerprint": fingerprint, "spec": spec.content_description()})
+    emit(
+        DatasetReady(
+            split=split,
+            fingerprint=dataset.fingerprint,
+            samples=dataset.samples,
+            classes=dataset.classes,
+            reused=reused,
+        )
+    )
+    return dataset
+
+
+class _Listed(NamedTuple):
+    """Image files that are listed, not copied, and their source's key."""
+
+    source: Source
+    key: str
+
+    def arrays(self, split: Split) -> dict[str, NDArray[np.generic]]:
+        assert self.source.path is not None
+        return listing(self.source.path, self.source.files[split])
+
+    def meta(self) -> dict[str, object]:
+        return {"source": self.key, "root": str(self.source.path), "image_size": self.source.spec.resized_to}
+
+
+def _remembered(pointer: Path, work_dir: Path, listed: _Listed | None) -> Dataset | None:
+    """Copy or list that this source was decoded to, if it is still there and whole.
+
+    A list will do where one is wanted, if it is of this source's files: others that hold the same pictures
+    may change on their own.
+    """
+    try:
+        dataset = open_prepared(work_dir, json.loads(pointer.read_text())["fingerprint"])
+        if isinstance(dataset, DecodedDataset):
+            return dataset
+        if listed is not None and read_meta(dataset.path)["files"]["source"] == listed.key:
+            return dataset
+    except (OSError, ValueError, KeyError):  # InvalidDataset is a ValueError
+        pass
+    return None
+
+
+def _warn_of_ignored(source: Source, emit: Emit) -> None:
+    if source.ignored and source.path:
+        first = source.ignored[0].relative_to(source.path)
+        emit(
+            Log(
+                level="warning",
+                message=f"{len(source.ignored)} files are not pictures and were left out, e.g. {first}",
+            )
+        )
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+class _Moments:
+    """Exact sums of pixel values and their squares per channel, whatever the blocks."""
+
+    def __init__(self, channels: int) -> None:
+        self._channels = channels
+        self._count = 0
+        self._sum = [0] * channels
+        self._squares = [0] * channels
+
+    def add(self, block: NDArray[np.uint8]) -> None:
+        flat = block.reshape(len(block), -1)
+        squares = flat.astype(np.uint16) ** 2  # 255**2 fits
+        for totals, values in ((self._sum, flat), (self._squares, squares)):
+            # Samples first: the innermost loop then runs over whole rows of memory.
+            per_pixel = values.sum(axis=0, dtype=np.uint64).reshape(-1, self._channels)
+            for channel, total in enumerate(per_pixel.sum(axis=0)):
+                totals[channel] += int(total)
+        self._count += flat.size // self._channels
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        n = self._count
+        mean = [total / (n * 255) for total in self._sum]
+        variance = [(n * q - s * s) / (n * n) for s, q in zip(self._sum, self._squares, strict=True)]
+        return mean, [math.sqrt(v) / 255 for v in variance]
+
+
+def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: _Listed | None) -> str:
+    """Write a split into a new folder, durably: a decoded copy, or the list of its files; its fingerprint."""
+    started_s = time.monotonic()
+    digest = hashlib.sha256(_header(decoding, split))
+    moments = _Moments(decoding.shape[3])
+    labels = decoding.labels_N.astype("<i8")
+    arrays: dict[str, NDArray[np.generic]] = {"labels.npy": labels}
+    if listed is not None:
+        # Before they are read: a picture that changes in between does not pass for the one that was read.
+        arrays |= listed.arrays(split)
+    folder.mkdir()
+    copy_bytes = 0 if listed is not None else math.prod(decoding.shape)
+    _check_room(folder, copy_bytes + sum(array.nbytes for array in arrays.values()))
+    if listed is not None:
+        _read(decoding, split, emit, digest, moments, None)
+    else:
+        with (folder / "images.npy").open("wb") as copy:
+            _write_npy_header(copy, np.dtype(np.uint8), decoding.shape)
+            _read(decoding, split, emit, digest, moments, copy)
+            sync(copy)
+    digest.update(labels.data)
+    for name, array in arrays.items():
+        with (folder / name).open("wb") as file:
+            _write_npy_header(file, array.dtype, array.shape)
+            file.write(array.data)
+            sync(file)
+    mean, std = moments.mean_and_std()
+    fingerprint = digest.hexdigest()
+    meta = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "split": split,
+        "shape": decoding.shape,
+        "class_names": decoding.class_names,
+        "channel_mean": mean,
+        "channel_std": std,
+        "size_bytes": {path.name: path.stat().st_size for path in folder.iterdir()},
+    }
+    if listed is not None:
+        meta["files"] = listed.meta()
+    _write_durably(folder / decoded.META, meta)
+    seconds = f"{time.monotonic() - started_s:.1f} s" + ("" if listed is None else "; they stay files")
+    emit(Log(message=f"decoded {decoding.shape[0]:,} pictures of {split} in {seconds}"))
+    return fingerprint
+
+
+def _read(
+    decoding: Decoding,
+    split: Split,
+    emit: Emit,
+    digest: "hashlib._Hash",
+    moments: _Moments,
+    copy: BinaryIO | None,
+) -> None:
+    """Decode every picture once, into the digest, the moments and the copy, if there is to be one."""
+    logged_s, done = time.monotonic(), 0
+    with contextlib.closing(decoding.blocks) as blocks:
+        for block in blocks:
+            digest.update(block.data)
+            moments.add(block)
+            if copy is not None:
+                copy.write(block.data)
+            done += len(block)
+            if time.monotonic() - logged_s > _LOG_EVERY_S:
+                logged_s = time.monotonic()
+                emit(Log(message=f"decoded {done:,} of {decoding.shape[0]:,} pictures of {split}"))
+
+
+def _header(decoding: Decoding, split: Split) -> bytes:
+    header = {
+        "format": "retort-dataset-1",
+        "split": split,
+        "shape": decoding.shape,
+        "class_names": decoding.class_names,
+    }
+    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def _write_npy_header(file: BinaryIO, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _publish(partial: Path, fingerprint: str, *, keeps_files: bool) -> Dataset:
+    """Give a finished folder its name; another source with the same content may have been first."""
+    work_dir = partial.parent
+    folder = folder_of(work_dir, fingerprint, keeps_files=keeps_files)
+    with decoded.publish_lock(work_dir):
+        # The same pictures in other files, or with other times: the latest list is the one that holds.
+        if not keeps_files:
+            with contextlib.suppress(InvalidDataset):
+                return open_folder(folder, fingerprint)
+        # None there, or one that does not hold: processes that have mapped it keep their mapping.
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        sync_folder(work_dir)
+        return open_folder(folder, fingerprint)
+
+
+def _write_durably(path: Path, content: Mapping[str, object]) -> None:
+    with replacing(path, "a data set") as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+# -------------------------------------------------------------------------------------- disk space
+
+
+def _check_room(folder: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + _MARGIN_BYTES:
+        raise DiskLow(
+            f"RETORT_DATA_DIR has {free:,} bytes free, the decoded data set needs {needed_bytes:,} and a "
+            f"margin of {_MARGIN_BYTES:,}: free some space, set it to a larger disk, or give a folder "
+            "of pictures storage 'files', which keeps no decoded copy"
+        )
