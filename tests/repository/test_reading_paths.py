@@ -10,15 +10,9 @@ from tests.repository.reading_paths import EVENT, JOB, STEP, Entry, Size, size_o
 
 # Where they stand; the goals are in the module's output. Lower a bar with the way.
 BARS = {
-<<<<<<< ours
     "job": (JOB, Size(functions=65, files=31, lines=1856, changes_of_file=41)),
     "step": (STEP, Size(functions=35, files=17, lines=667, changes_of_file=27)),
     "event": (EVENT, Size(functions=9, files=8, lines=146, changes_of_file=7)),
-=======
-    "job": (JOB, Size(functions=65, files=31, lines=1856, changes_of_file=41)),
-    "step": (STEP, Size(functions=35, files=17, lines=667, changes_of_file=27)),
-    "event": (EVENT, Size(functions=9, files=8, lines=146, changes_of_file=7)),
-
 }
 LOWER = """
 def begin():
