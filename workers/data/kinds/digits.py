@@ -3,9 +3,8 @@
 ``digits.npz`` holds uint8 images [1797, 8, 8], scaled from 0..16 to 0..255 and rounded half up, and uint8 labels [1797]
 in the published order. It is made by, with scikit-learn 1.9.1::
 
-    python -c "import numpy as np; from sklearn.datasets import load_digits; d = load_digits();
-    np.savez_compressed('digits.npz', images=((d.images.astype(int) * 255 + 8) // 16).astype('u1'),
-    labels=d.target.astype('u1'))"
+    python -c "import numpy as np; from sklearn.datasets import load_digits; d = load_digits(); np.savez_compressed(
+    'digits.npz', images=((d.images.astype(int) * 255 + 8) // 16).astype('u1'), labels=d.target.astype('u1'))"
 
 Licence and authors: ``digits.LICENSE.txt``.
 """
