@@ -153,7 +153,7 @@ def test_whatever_is_killed_a_run_goes_on_and_tells_every_epoch_once(service: Pr
 
     The storm compares the weights, too, with those of a quiet run.
     """
-    client, epochs = service.client, 60
+    client, epochs = service.client, 45
     stormy = client.submit(job_of(teacher_id, "kd", epochs=epochs))
     [run] = client.runs(stormy["id"])
 
@@ -256,7 +256,7 @@ def test_a_terminated_engine_ends_quietly_and_another_takes_over_what_it_finds(
     service: Processes, teacher_id: str
 ) -> None:
     client = service.client
-    job = client.submit(job_of(teacher_id, "kd", epochs=30))
+    job = client.submit(job_of(teacher_id, "kd", epochs=12))
     [run] = client.runs(job["id"])
     events_until(client, job["id"], "epoch")
     assert service.terminate("engine") == 0

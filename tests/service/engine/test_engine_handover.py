@@ -100,7 +100,7 @@ def same_weights(service: Processes, *job_ids: str) -> bool:
 
 def test_a_paused_job_goes_on_from_the_very_step_to_the_same_weights(service: Processes, teacher_id: str) -> None:
     """Resumed when it is paused, and once more in mid-pause."""
-    client, plan = service.client, job_of(teacher_id, "kd", epochs=25)
+    client, plan = service.client, job_of(teacher_id, "kd", epochs=18)
     job, quiet = client.submit(plan), client.submit(plan)
     events_until(client, job["id"], "epoch")
     [run] = client.runs(job["id"])
@@ -120,7 +120,7 @@ def test_a_paused_job_goes_on_from_the_very_step_to_the_same_weights(service: Pr
     assert done["state"] == "succeeded", (done["error"], service.logs())
     assert client.run(run["id"])["attempt"] == 3
     assert where_it_resumed(service, run, 3) == where_it_stopped(service, run, 2)
-    assert epochs_of(client, job["id"]) == list(range(1, 26))
+    assert epochs_of(client, job["id"]) == list(range(1, 19))
     assert client.wait(quiet["id"])["state"] == "succeeded"
     assert same_weights(service, job["id"], quiet["id"])
 
@@ -380,7 +380,7 @@ def ends_well(service: Processes, job: Document, run: Document) -> None:
 
 def test_the_waiting_engine_takes_over_from_one_that_was_killed_in_training(pair: tuple[Processes, str]) -> None:
     service, teacher = pair
-    job, run = training_job(service, teacher, epochs=60)
+    job, run = training_job(service, teacher, epochs=40)
     leader, waiter = leader_and_waiter(service)
     one_more_epoch(service.client, run["id"])
     service.kill(leader)
@@ -388,7 +388,7 @@ def test_the_waiting_engine_takes_over_from_one_that_was_killed_in_training(pair
     done = service.client.wait(job["id"])
     assert done["state"] == "succeeded", (done["error"], service.logs())
     assert service.client.run(run["id"])["attempt"] == 1
-    assert epochs_of(service.client, job["id"]) == list(range(1, 61))
+    assert epochs_of(service.client, job["id"]) == list(range(1, 41))
 
 
 @pytest.mark.slow
