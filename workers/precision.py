@@ -13,19 +13,20 @@ takes it for convolutions, would train and measure another network than the expo
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # 7 launches of 3 us each, in which about 50 TFLOP/s more of bfloat16 than of float32 make up for them, by the data
 # sheets of Hopper GPUs. On an H200 it parts those that lose by it (resnet8, resnet20) from one that gains (wrn_40_2).
 OPERATIONS_PER_LAYER_MIN = 1e9
-# Compute capability of Ampere, whose tensor cores were the first with TensorFloat-32.
-_TF32_CAPABILITY = (8, 0)
+# Compute capability of Ampere, whose tensor cores were the first with TensorFloat-32 and bfloat16.
+_TENSOR_CORE_CAPABILITY = (8, 0)
 
 
 def tf32_in_force(asked: bool, device: torch.device) -> bool:
@@ -39,7 +40,7 @@ def tf32_in_force(asked: bool, device: torch.device) -> bool:
     """
     if not asked or device.type != "cuda" or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         return False
-    return torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
+    return torch.cuda.get_device_capability(device) >= _TENSOR_CORE_CAPABILITY
 
 
 def choose_precision(
@@ -67,8 +68,10 @@ def choose_precision(
             return wanted, "the job asks for it"
     if device.type != "cuda":
         return "float32", "bfloat16 is for GPUs"
+    if torch.cuda.get_device_capability(device) < _TENSOR_CORE_CAPABILITY:
+        return "float32", "bfloat16 is for GPUs of compute capability 8.0 or more"
     if is_replayed:
-        return "bfloat16", "its steps are replayed as a CUDA graph, where the casts cost no launches"
+        return "bfloat16", "its steps are to be replayed as a CUDA graph, where the casts cost no launches"
     operations = _forward_operations(network, device, picture) * 3 * batch_size
     layers = sum(isinstance(module, nn.Linear | nn.modules.conv._ConvNd) for module in network.modules())
     per_layer = operations / max(layers, 1)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import problems
+from service.api.auth import check_scopes
 from service.api.bodies.json_bodies import BodyThread
 from service.api.bodies.limits import BodyLimit, Pace
 from service.api.bodies.multipart import BUFFER_BYTES, sweep
@@ -96,9 +97,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
+    modules = (teachers, datasets, catalog, caches, jobs, runs, run_logs, job_control, events, gc, keys)
+    for router in (metrics.router, *(module.router for module in modules)):
+        check_scopes(router)
     of_admission = problems.responses(429, 503)
     app.include_router(metrics.router, responses=of_admission)
-    for module in (teachers, datasets, catalog, caches, jobs, runs, run_logs, job_control, events, gc, keys):
+    for module in modules:
         app.include_router(module.router, prefix=API_PREFIX, responses=of_admission)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

@@ -12,7 +12,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import structlog
-from fastapi import Depends, Request, Security
+from fastapi import APIRouter, Depends, Request, Security
 from fastapi.params import Security as SecurityParam
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
@@ -137,6 +137,19 @@ def check_scope(request: Request, *needed: str) -> None:
 def scopes_of(route: APIRoute) -> list[str]:
     """Scopes that a route asks for: one, or none where it is open to all."""
     return [scope for each in route.dependencies if isinstance(each, SecurityParam) for scope in each.scopes or ()]
+
+
+def check_scopes(router: APIRouter) -> None:
+    """Refuse to serve a route that says no scope: it would be open to whoever reaches it.
+
+    Raises:
+        ValueError: naming the first such route.
+    """
+    for route in router.routes:
+        if isinstance(route, APIRoute) and len(scopes_of(route)) != 1:
+            raise ValueError(
+                f"the route {sorted(route.methods or ())} {route.path} says no scope: add dependencies=[READ]"
+            )
 
 
 async def _caller(request: Request) -> Caller:

@@ -42,6 +42,7 @@ backup.register(app)
 gc.register(app)
 # They, or the processes that they start, have a log for it.
 _LOGGING = frozenset({"serve", "api", "engine"})
+_OF_THE_ENGINE = frozenset({"serve", "engine", "demo", "parity"})
 
 
 @dataclass
@@ -49,6 +50,7 @@ class _FailureOutput:
     """How a failure is shown; the callback fills it in, and ``_run`` reads it when the command has raised."""
 
     show_traceback: bool = False
+    command: str | None = None
 
 
 @app.callback()
@@ -62,7 +64,8 @@ def _options(
     as_json: Annotated[bool, typer.Option("--json", help="Print the API's JSON instead of tables.")] = False,
     show_traceback: Annotated[bool, typer.Option("--traceback", help="On failure, show where it happened.")] = False,
 ) -> None:
-    context.ensure_object(_FailureOutput).show_traceback = show_traceback
+    failure = context.ensure_object(_FailureOutput)
+    failure.show_traceback, failure.command = show_traceback, context.invoked_subcommand
     if context.invoked_subcommand not in _LOGGING and any(name.upper().startswith("RETORT_") for name in os.environ):
         for sentence in _unknown_variables():
             _say(sentence)
@@ -110,7 +113,7 @@ def _run(arguments: list[str]) -> int:
         if failure.show_traceback:
             sys.stderr.write(printable(traceback.format_exc()))
             return 1
-        return _complain(sentence(error), 1)
+        return _complain(sentence(error, needs_engine=failure.command in _OF_THE_ENGINE), 1)
     return status if isinstance(status, int) else 0
 
 

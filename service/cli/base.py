@@ -95,8 +95,12 @@ def parse_json(text: str, what: str) -> Document:
     return value
 
 
-def sentence(error: Exception) -> str:
-    """What a person is told about an exception, without where it happened."""
+def sentence(error: Exception, *, needs_engine: bool = False) -> str:
+    """What a person is told about an exception, without where it happened.
+
+    Args:
+        needs_engine: the command needs the engine's packages, whichever of all it misses first.
+    """
     if isinstance(error, ValidationError):
         return "; ".join(f"{error.title} {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     if type(error).__module__.partition(".")[0] in _OWN_PACKAGES:
@@ -106,7 +110,7 @@ def sentence(error: Exception) -> str:
         return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OWN_PACKAGES:
         module = error.name.partition(".")[0]
-        extra = "engine" if module in _OF_THE_ENGINE else "server"
+        extra = "engine" if needs_engine or module in _OF_THE_ENGINE else "server"
         return (
             f"this command needs the package {module}, which is not installed here: run it where the service runs, or "
             f"install Retort with its extra `{extra}` (pip install 'retort[{extra}]')"

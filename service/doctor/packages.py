@@ -23,7 +23,7 @@ from workers.cluster.ray_head import describe, visible_gpus
 PROBE_S = 100.0
 _PYTHON_MIN = Version("3.11")
 _ABSENT = "not installed here: the engine needs it"
-_INSTALL = "where the engine is to run: pip install 'retort[engine]' with Retort's constraints.txt"
+_INSTALL = "where the engine is to run: pip install '.[engine]' in a checkout, or `make` for the pinned versions"
 
 
 def check_packages(settings: Settings) -> Finding:

@@ -188,7 +188,7 @@ def _became_of(told: Sequence[str]) -> tuple[Precision, str]:
     """Precision and graph of a run, by what its log says."""
     text = "\n".join(told)
     precision = re.search(r"^trains in (float32|tf32|bfloat16):", text, re.MULTILINE)
-    refused = re.search(r"^trains without a CUDA graph: (.*)", text, re.MULTILINE)
+    refused = re.search(r"^trains without a CUDA graph, in \w+: (.*)", text, re.MULTILINE)
     assert precision is not None, text
     replayed = "replayed" if "steps are replayed" in text else "not replayed"
     return precision[1], refused[1] if refused else replayed

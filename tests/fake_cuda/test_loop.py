@@ -1,6 +1,7 @@
 """The training loop on the fake CUDA device: data that does not fit there, graphs that cannot be trusted, memory."""
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,23 +116,26 @@ def _prefetch_of_a_bad_item() -> list[object]:
     return arrived
 
 
-def _memory_of_a_run_that_ended(orders: Sequence[TrainingTask]) -> list[int]:
-    """Mebibytes reserved before and after the first of two replayed runs was stopped."""
-    reserved, steps = [], 0
-    step = StepGraph.step
+def _memory_of_a_run_that_ended(orders: Sequence[TrainingTask]) -> list[list[int | bool]]:
+    """Mebibytes reserved before and after the first of two replayed runs was stopped, and whether its graph is kept."""
+    seen: list[list[int | bool]] = []
+    steps = 0
+    step, first = StepGraph.step, dict[str, StepGraph]()
 
     def noting(self: StepGraph, number: int, loaded: LoadedBatch) -> None:
         nonlocal steps
-        if self._run_state.place == 1:
+        if self.place == 0:
+            first["of"] = self
+        else:
             steps += 1
             if steps in (WARM_STEPS, WARM_STEPS + 8):
-                reserved.append(torch.cuda.memory_reserved() >> 20)
+                seen.append([torch.cuda.memory_reserved() >> 20, first["of"]._graph is not None])
         step(self, number, loaded)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(StepGraph, "step", noting)
         _run(orders, WARM_STEPS + 2)
-    return reserved
+    return seen
 
 
 def _with_compute_step(
@@ -151,15 +155,15 @@ def _with_compute_step(
 
 def _streams_of_steps(tasks: Sequence[TrainingTask]) -> dict[str, Any]:
     """Which runs of a group have a stream of their own once their steps are replayed; the last one draws numbers."""
-    streams: dict[int, int] = {}
+    streams: dict[int, set[int]] = defaultdict(set)
     load, step = BatchLoader.load, StepGraph.step
 
     def loading(self: BatchLoader, inputs: BatchInputs) -> LoadedBatch:
-        streams[-1] = torch.cuda.current_stream().cuda_stream
+        streams[-1].add(torch.cuda.current_stream().cuda_stream)
         return load(self, inputs)
 
     def stepping(self: StepGraph, number: int, loaded: LoadedBatch) -> None:
-        streams[self.place] = torch.cuda.current_stream().cuda_stream
+        streams[self.place].add(torch.cuda.current_stream().cuda_stream)
         step(self, number, loaded)
 
     def draw(run_state: RunState) -> None:
@@ -170,13 +174,15 @@ def _streams_of_steps(tasks: Sequence[TrainingTask]) -> dict[str, Any]:
         patched.setattr(BatchLoader, "load", loading)
         patched.setattr(StepGraph, "step", stepping)
         ended, _ = _with_compute_step(tasks, draw)
-    shared = streams.pop(-1)
-    own = [place for place, stream in sorted(streams.items()) if stream != shared]
+    [shared] = streams.pop(-1)
+    own = {place: seen - {shared} for place, seen in sorted(streams.items()) if seen != {shared}}
     return {
         "precisions": [how["environment"]["precision"] for how in ended],
         "graphs": [how["environment"]["cuda_graph"] for how in ended],
-        "own": own,
-        "different": len({streams[place] for place in own}) == len(own),
+        "own": list(own),
+        "different": len({stream for seen in own.values() for stream in seen}) == sum(map(len, own.values())),
+        # What is not replayed is made on the group's stream.
+        "all": all(shared in seen for seen in streams.values()),
         "cudnn_batch_norm": sum(count for name, count in counts.captured.items() if "cudnnBatchNorm" in name),
     }
 
@@ -319,8 +325,10 @@ def test_prefetch_raises_an_error_at_its_items_turn(seen: dict[str, Any]) -> Non
 
 
 def test_train_group_frees_what_was_recorded_of_a_run_that_has_ended(seen: dict[str, Any]) -> None:
-    before, after = seen["ended"]
+    (before, had_graph), (after, has_graph) = seen["ended"]
     assert after < before
+    # Whoever still refers to the run, its error or the loop.
+    assert (had_graph, has_graph) == (True, False)
 
 
 def test_step_streams_are_those_of_runs_whose_replays_may_overlap(seen: dict[str, Any]) -> None:
@@ -331,6 +339,7 @@ def test_step_streams_are_those_of_runs_whose_replays_may_overlap(seen: dict[str
         "graphs": ["on"] * 3,
         "own": [0, 1],
         "different": True,
+        "all": True,
         "cudnn_batch_norm": 0,
     }
     assert found["float32"]["graphs"] == ["on"] * 3
@@ -347,7 +356,7 @@ def test_training_steps_on_resident_data_copy_nothing(seen: dict[str, Any], case
 def test_step_graph_that_gives_other_weights_is_not_used(seen: dict[str, Any]) -> None:
     environment, *said = seen["differs"]
     assert environment.startswith("off: the weights of a replayed step differ from an eager one's by")
-    assert f"trains without a CUDA graph: {environment.removeprefix('off: ')}" in said
+    assert f"trains without a CUDA graph, in bfloat16: {environment.removeprefix('off: ')}" in said
 
 
 def test_step_graph_of_a_step_that_waits_is_not_recorded_and_the_run_goes_on(seen: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ class Plan(Spec):
     Attributes:
         group_size: where more runs wait than there is room for, at most so many of one seed are trained in one process
             on the same batches; 1 trains each apart. It changes no result.
-        accept_teacher: use the teacher although the contract check doubts its class order, preprocessing, accuracy or
+        accept_teacher: use the teacher although the preflight doubts its class order, preprocessing, accuracy or
             kind of output; what it found becomes warnings.
     """
 

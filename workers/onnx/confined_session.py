@@ -150,6 +150,7 @@ class ConfinedSession:
         }
         # Seconds for one picture, by its shape.
         self._picture_s: dict[tuple[int, ...], float] = {}
+        self._has_opened = False
         opened = self._start()
         self.provider = opened.provider
         self.cpu_operators = Counter(opened.cpu_operators)
@@ -231,7 +232,7 @@ class ConfinedSession:
             is_confined=self.is_confined,
         )
         self._stderr, self._pending = bytearray(), bytearray()
-        self._hears_stderr, self._has_opened = True, False
+        self._hears_stderr = True
         self._end = weakref.finalize(self, _end, process)
         try:
             opened = self._hear(Opened, self._limits.open_s, "the file")

@@ -34,12 +34,23 @@ def confinement_failure() -> str | None:
             _try(path, is_confined=True)
         except (OutOfMemory, SessionLost):
             raise
-        except WorkerError as error:
+        except WorkerError:
             try:
                 _try(path, is_confined=False)
             except WorkerError as unconfined:
                 raise DeviceUnavailable(str(unconfined)) from unconfined
-            return str(error)
+            return _second_failure(path)
+    return None
+
+
+def _second_failure(path: Path) -> str | None:
+    """Why it fails within the confinement again: what passes by must not have the confinement left out."""
+    try:
+        _try(path, is_confined=True)
+    except (OutOfMemory, SessionLost):
+        raise
+    except WorkerError as error:
+        return str(error)
     return None
 
 

@@ -61,7 +61,10 @@ class Group:
     def end(self, place: int, how: dict[str, object] | Exception) -> None:
         """Note the end, and free the memory: the others, and other processes, may need it."""
         self._streams.close(place)
-        self._steps.pop(place, None)
+        step = self._steps.pop(place, None)
+        if step is not None:
+            # An error raised in its turn, or the loop, may still refer to it.
+            step.forget()
         for run_state in [run_state for run_state in self.run_states if run_state.place == place]:
             self.run_states.remove(run_state)
             run_state.release()
@@ -112,11 +115,11 @@ class Group:
         self._streams.join()
 
     @contextlib.contextmanager
-    def turn_of(self, run_state: RunState) -> Iterator[StepGraph]:
-        """Its step, to be made on its behalf and its stream."""
+    def turn_of(self, run_state: RunState, loaded: LoadedBatch) -> Iterator[StepGraph]:
+        """Its step on this batch, to be made on its behalf and its stream."""
         with self.on_behalf_of(run_state.place):
             step = self._steps[run_state.place]
-            with self._streams.of(step):
+            with self._streams.of(step.place, may_overlap=step.may_overlap(loaded)):
                 yield step
 
     def obey_signal(self, run_state: RunState) -> None:

@@ -115,7 +115,7 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
                     group.fork()
                     # Whoever waits is asked, too: a run that is to stop does not wait for the others.
                     for run_state in [*group.run_states]:
-                        with group.turn_of(run_state) as update:
+                        with group.turn_of(run_state, loaded) as update:
                             group.obey_signal(run_state)
                             if run_state in behind and run_state.sums.steps == step:
                                 # ---- update: ``compute_step``, or what a CUDA graph has recorded of it

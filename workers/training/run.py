@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from workers.config.task import TrainingTask
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
-from workers.precision import choose_precision
+from workers.precision import PRECISIONS, choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.batch_counters import BatchCounters
 from workers.training.distributed import Replicas
@@ -268,12 +268,24 @@ class RunState:
         self.sums.load(state["sums"])
         # What is trained here says where; what was said of a part that is done stays.
         earlier: dict[str, str] = state["environment"]
+        self._keep_precision(earlier)
         self.environment = earlier if self.is_done else {**earlier, **self.environment}
         within = f" and {self.sums.steps} steps" if self.sums.steps else ""
         self.emit(Log(message=f"resumed after epoch {self.epoch} of {self.training.epochs}{within}"))
         # An attempt that was killed between its checkpoint and its event told nobody.
         for number, missed in enumerate(self.metrics[self.task.told_epoch :], start=self.task.told_epoch + 1):
             self.emit(Epoch(epoch=number, epochs=self.training.epochs, metrics=missed))
+
+    def _keep_precision(self, earlier: Mapping[str, str]) -> None:
+        """Go on in the precision that ``auto`` was when the run began on such a device, by an earlier version."""
+        began = earlier.get("precision")
+        if self.training.precision != "auto" or earlier.get("device") != self.device.type:
+            return
+        for precision in PRECISIONS:
+            if precision == began != self.precision:
+                self.precision, self.precision_reason = precision, "the run has begun in it"
+                self.environment["precision"] = precision
+                self.emit(Log(message=f"trains in {precision}: the run has begun in it"))
 
 
 def environment(device: torch.device, precision: str) -> dict[str, str]:

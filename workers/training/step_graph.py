@@ -54,15 +54,22 @@ class StepGraph:
         """Of the run in its group."""
         return self._run_state.place
 
-    @property
-    def may_overlap(self) -> bool:
-        """Whether its steps may run beside those of other runs.
+    def may_overlap(self, loaded: LoadedBatch) -> bool:
+        """Whether its step on this batch may run beside those of other runs: it is a replay and nothing else.
 
-        Not those that draw random numbers: the replays of a process read seed and offset from one place. Nor those in
-        float32: cuDNN's batch normalisation of channels-last pictures has blocks that wait for each other, and two
-        such kernels, each with a part of the GPU, wait for ever (seen on an H200). In bfloat16 torch uses its own.
+        What is recorded, compared or computed eagerly allocates memory, which torch keeps for each stream. Not those
+        that draw random numbers: the replays of a process read seed and offset from one place. Nor those in float32:
+        cuDNN's batch normalisation of channels-last pictures has blocks that wait for each other, and two such
+        kernels, each with a part of the GPU, would wait for ever: the likely cause of a standstill that was seen on an
+        H200. In bfloat16 torch uses its own.
         """
-        return self._graph is not None and not self._draws and self._run_state.precision == "bfloat16"
+        is_replay = loaded.recordable and self._compared == _COMPARED_STEPS and self._key == self._key_now
+        return is_replay and self._graph is not None and not self._draws and self._run_state.precision == "bfloat16"
+
+    @property
+    def _key_now(self) -> tuple[float, ...]:
+        """Numbers that the method derives from the epoch: constants of the recorded step."""
+        return self._run_state.method.epoch_key(self._run_state.epoch + 1)
 
     def step(self, step: int, loaded: LoadedBatch) -> None:
         """One update, replayed if it can be."""
@@ -73,26 +80,20 @@ class StepGraph:
             self._compute(run_state, loaded.batch, loaded.inputs)
             return
         if self._is_warming_up(len(loaded.batch.labels)) or not loaded.recordable:
-            self._compute_apart(loaded)
+            self._compute(run_state, loaded.batch, loaded.inputs)
             self._draws = self._draws or _has_drawn(run_state.device)
             return
-        # Numbers that the method derives from the epoch are constants of the recorded step.
-        key = run_state.method.epoch_key(run_state.epoch + 1)
+        key = self._key_now
         if self._graph is None or key != self._key:
             self._graph, self._key = self._record(self._recorder, loaded.fresh()), key
             self._compared = min(self._compared, _COMPARED_STEPS - 1)
             run_state.seed(step)
         if self._graph is None:
-            self._compute_apart(loaded)
+            self._compute(run_state, loaded.batch, loaded.inputs)
         elif self._compared < _COMPARED_STEPS:
             self._compare(self._graph, step, loaded)
         else:
             self._graph.replay()
-
-    def _compute_apart(self, loaded: LoadedBatch) -> None:
-        """An eager step that shares nothing it derives from the batch: other runs may compute on other streams."""
-        own = loaded.fresh()
-        self._compute(self._run_state, own.batch, own.inputs)
 
     def _is_warming_up(self, rows: int) -> bool:
         """Whether one more eager step is wanted first; counts those on batches of one size."""
@@ -114,7 +115,7 @@ class StepGraph:
         run_state = self._run_state
         tensors = run_state.tensors
         before = _on_host(tensors)
-        self._compute_apart(loaded)
+        self._compute(run_state, loaded.batch, loaded.inputs)
         eager = _on_host(tensors)
         _restore(tensors, before)
         run_state.seed(step)
@@ -131,12 +132,18 @@ class StepGraph:
             run_state.environment["cuda_graph"] = "on"
             run_state.emit(Log(message="steps are replayed as a CUDA graph; the first agree with eager ones"))
 
+    def forget(self) -> None:
+        """Let go of what was recorded."""
+        self._graph = None
+
     def _give_up(self, reason: str) -> None:
         if self._insists:
             raise InvalidJob(f"training.cuda_graph is 'on', but {reason}: use 'auto' to train without")
         self._graph, self._recorder = None, None
         self._run_state.environment["cuda_graph"] = f"off: {reason}"
-        self._run_state.emit(Log(level="warning", message=f"trains without a CUDA graph: {reason}"))
+        self._run_state.emit(
+            Log(level="warning", message=f"trains without a CUDA graph, in {self._run_state.precision}: {reason}")
+        )
 
 
 def _has_drawn(device: torch.device) -> bool:

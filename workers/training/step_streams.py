@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import torch
 
 from workers.devices import new_stream
-from workers.training.step_graph import StepGraph
 
 
 class StepStreams:
@@ -32,12 +31,11 @@ class StepStreams:
             self._loaded = torch.cuda.current_stream().record_event()
 
     @contextlib.contextmanager
-    def of(self, step: "StepGraph") -> Iterator[None]:
-        """Launch what is inside on the stream of this run."""
-        if self._loaded is None or not step.may_overlap:
+    def of(self, place: int, *, may_overlap: bool) -> Iterator[None]:
+        """Launch what is inside on the stream of this run, or on the group's if it may not overlap with others."""
+        if self._loaded is None or not may_overlap:
             yield
             return
-        place = step.place
         if place not in self._streams:
             self._streams[place] = new_stream(self._device)
         stream = self._streams[place]

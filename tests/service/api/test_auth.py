@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from fastapi import APIRouter
 from fastapi.routing import RouteContext, iter_route_contexts
 from sqlalchemy import text
 
 from service.api.app import create_app
-from service.api.auth import authorize, load_key_digest, scopes_of
+from service.api.auth import READ, authorize, check_scopes, load_key_digest, scopes_of
 from service.api.server import build_server
 from service.cli.serve import ready_text
 from service.db.api_keys import KeyRing, Keys, digest_of_secret
@@ -128,6 +129,7 @@ def test_every_route_asks_first_for_the_scope_that_its_method_needs(tmp_path: Pa
     """A new one cannot be forgotten; the OpenAPI document shows it."""
     settings = make_settings(tmp_path)
     described = create_app(settings).openapi()["paths"]
+    assert routes(settings)
     for route in routes(settings):
         (method,), path = route.methods or (), str(route.path)
         first = route.dependant.dependencies[0]  # type: ignore[attr-defined]  # of the route that it stands for
@@ -135,6 +137,15 @@ def test_every_route_asks_first_for_the_scope_that_its_method_needs(tmp_path: Pa
         assert first.own_oauth_scopes == [needed_scope(method, path)], (method, path)
         assert scopes_of(route.original_route) == first.own_oauth_scopes  # type: ignore[arg-type]  # no other is there
         assert described[path][method.lower()]["security"] == [{"HTTPBearer": first.own_oauth_scopes}]
+
+
+def test_app_refuses_a_router_with_a_route_that_says_no_scope() -> None:
+    router = APIRouter()
+    router.get("/open", dependencies=[READ])(lambda: None)
+    check_scopes(router)
+    router.post("/forgotten")(lambda: None)
+    with pytest.raises(ValueError, match=r"\['POST'\] /forgotten says no scope"):
+        check_scopes(router)
 
 
 def test_a_key_opens_what_its_scope_covers_and_nothing_else(

@@ -43,7 +43,20 @@ def test_confinement_failure_is_the_reason_where_it_runs_without_confinement_alo
 ) -> None:
     tried = try_with(monkeypatch, InvalidTeacher("the driver asks for io_uring"))
     assert gpu_confinement.confinement_failure() == "the driver asks for io_uring"
-    assert tried == [True, False]
+    assert tried == [True, False, True]
+
+
+def test_confinement_failure_that_passes_by_leaves_the_confinement(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+
+    def end(_: Path, *, is_confined: bool) -> None:
+        tried.append(is_confined)
+        if tried == [True]:
+            raise DeviceUnavailable("the process ended with exit status 1")
+
+    monkeypatch.setattr(gpu_confinement, "_try", end)
+    assert gpu_confinement.confinement_failure() is None
+    assert tried == [True, False, True]
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("the GPU is full"), SessionLost("killed")])

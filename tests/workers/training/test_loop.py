@@ -107,6 +107,23 @@ def test_a_run_that_vanishes_resumes_to_the_same_bits(method: str, digits: Digit
 
 
 @pytest.mark.usefixtures("without_onnx")
+def test_run_goes_on_in_the_precision_that_auto_was_when_it_began(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may choose another one."""
+    emit, should_stop = stop_after(1)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("workers.training.run.choose_precision", lambda *_, **__: ("bfloat16", "it was said"))
+        with pytest.raises(Stopped):
+            train_run(digits.order("kd", tmp_path / "a1"), emit, should_stop)
+    events: list[object] = []
+    task = digits.order("kd", tmp_path / "a2", earlier=(tmp_path / "a1",))
+    result = train_run(task, events.append, never)
+    assert result["environment"]["precision"] == "bfloat16"
+    assert "trains in bfloat16: the run has begun in it" in [e.message for e in events if isinstance(e, Log)]
+
+
+@pytest.mark.usefixtures("without_onnx")
 def test_checkpoints_of_earlier_attempts_go_as_soon_as_there_is_a_later_one(digits: Digits, tmp_path: Path) -> None:
     """And not before: until its own is there, an attempt that is lost leaves the next one what it had itself."""
     folders = [tmp_path / name for name in ("retried", "a1", "a2")]

@@ -403,6 +403,15 @@ def test_choose_precision_is_float32_on_a_cpu_unless_a_job_asks_for_another() ->
     assert choose_precision("tf32", CPU, network, 64, (3, 32, 32))[0] == "float32"
 
 
+@pytest.mark.parametrize(("capability", "chosen"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_choose_precision_takes_bfloat16_for_replayed_steps_where_the_gpu_has_it(
+    capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    network, cuda = build_student("resnet8", 10), torch.device("cuda:0")
+    assert choose_precision("auto", cuda, network, 64, (3, 32, 32), is_replayed=True)[0] == chosen
+
+
 @pytest.mark.parametrize(
     ("asked", "device", "capability", "override", "in_force"),
     [
