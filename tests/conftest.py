@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 # Two cores are shared by everything a test starts; libraries read this when they are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that runs the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
+# A shell that runs the tests in the background has them ignore Ctrl-C, nohup the end of the terminal, and what they
+# start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long a drawn example takes says how busy the machine is.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
