@@ -7,7 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from store import CacheCorrupt, Catalog
 from tests.support.digits import SMALL, Digits
@@ -16,6 +18,7 @@ from tests.support.store_cases import is_held
 from workers import pipeline
 from workers.config.job import JobSpec, RunSpec, StudentSpec
 from workers.config.task import Folders
+from workers.config.teacher import TeacherSpec
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.npz import NpzDataset
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher, Stopped
@@ -100,6 +103,35 @@ def test_a_job_warns_of_methods_that_need_more_epochs(digits: Digits) -> None:
     warnings = [event.message for event in events if isinstance(event, Log) and event.level == "warning"]
     [warning] = [message for message in warnings if message.startswith("method ")]
     assert warning.startswith("method 'rld': its distillation terms warm up over 20 epochs, and training.epochs is 1")
+
+
+def with_softmax(digits: Digits, operator: str, folder: Path) -> TeacherSpec:
+    """The digits' teacher with a softmax behind its logits."""
+    model = onnx.load(digits.teacher_spec.path)
+    [output] = model.graph.output
+    model.graph.node.append(helper.make_node(operator, [output.name], ["normalised"], axis=1))
+    output.name = "normalised"
+    path = folder / "teacher.onnx"
+    onnx.save(model, path)
+    return TeacherSpec(path=path, preprocessing=digits.preprocessing)
+
+
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+def test_plan_caches_refuses_methods_that_read_the_size_of_logits_where_a_softmax_took_it(
+    operator: str, digits: Digits, tmp_path: Path
+) -> None:
+    teacher, events = with_softmax(digits, operator, tmp_path), list[object]()
+    expression = {"preset": "custom", "terms": [{"policy": {"kind": "expression", "temperature": "max"}}]}
+    methods = tuple(parse_method(method) for method in ("kd", "normkd", "dtkd", "ats", "annealing_kd", expression))
+    job = digits.job("kd").model_copy(update={"teacher": teacher, "methods": methods})
+    named = "'dtkd' (policy 'dtkd'), 'ats' (policy 'asymmetric'), 'annealing_kd' (loss 'mse'), 'custom' (policy 'expre"
+    with pytest.raises(ContractViolation, match=re.escape(f"log-probabilities, and {named}")):
+        plan_caches(job, digits.folders, ignore, never, threads=1)
+    insisting = job.model_copy(update={"accept_teacher": True})
+    plan_caches(insisting, digits.folders, events.append, never, threads=1)
+    warnings = [event.message for event in events if isinstance(event, Log) and event.level == "warning"]
+    assert any("They are trained, for the job says accept_teacher" in warning for warning in warnings)
+    plan_caches(job.model_copy(update={"methods": methods[:2]}), digits.folders, ignore, never, threads=1)
 
 
 def test_inference_tells_its_progress(digits: Digits, tmp_path: Path) -> None:

@@ -94,6 +94,16 @@ class Term(Config):
         raise InvalidMethod(f"loss {loss.kind!r} is not defined with policy {policy.kind!r}: it {reason}")
 
     @property
+    def reads_level(self) -> str | None:
+        """What of it depends on where the teacher's logits lie, as a subject; None if a shift of a row changes nothing.
+
+        A label with a temperature of its own counts: what it has of its class's logit depends on the others' level.
+        """
+        if self.policy.reads_level or self.policy.gives_label_its_own:
+            return f"policy {self.policy.kind!r}"
+        return None if self.loss.shift_invariant else f"loss {self.loss.kind!r}"
+
+    @property
     def part_names(self) -> tuple[str, ...]:
         """What metrics call the loss's parts: the term's name if there is one part, else both names."""
         parts = self.loss.active_parts
@@ -138,6 +148,11 @@ class Method(Config):
     def needs_teacher(self) -> bool:
         """Whether teacher logits are read at all."""
         return bool(self.terms)
+
+    @property
+    def level_readers(self) -> tuple[str, ...]:
+        """What of its terms depends on where the teacher's logits lie, which log-probabilities have lost."""
+        return tuple(dict.fromkeys(term.reads_level for term in self.terms if term.reads_level is not None))
 
     @property
     def needs_labels(self) -> bool:

@@ -7,6 +7,7 @@
 """
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from store import CacheSpec, Encoding
@@ -18,9 +19,10 @@ from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views, output_size, teacher_augmentation
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
-from workers.errors import InvalidTeacher
+from workers.errors import ContractViolation, InvalidTeacher
 from workers.events import Emit, Log, ShouldStop, Stage
 from workers.files import file_sha256
+from workers.methods.method import Method
 from workers.onnx import smoke_test
 from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
@@ -70,6 +72,19 @@ def _smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: E
     emit(Log(message=f"the teacher has passed its smoke run in {time.monotonic() - started:.1f} s"))
 
 
+def level_refusal(methods: Iterable[Method]) -> str | None:
+    """Why these methods are not to be trained on log-probabilities; None if a shift of the logits changes none."""
+    readers = {method.name: method.level_readers for method in methods if method.level_readers}
+    if not readers:
+        return None
+    listed = ", ".join(f"{name!r} ({' and '.join(found)})" for name, found in readers.items())
+    return (
+        f"The teacher's outputs are log-probabilities, and {listed} depend on the size of the logits, which a softmax "
+        "takes away: policy 'dtkd' would make every sample plain KD, say. Export the logits, or name the output that "
+        "holds them in the teacher's `output`, or leave these methods out."
+    )
+
+
 def plan_caches(
     job: JobSpec,
     folders: Folders,
@@ -86,6 +101,10 @@ def plan_caches(
 
     Args:
         forwards_in: see ``InferenceTask.forwards``.
+
+    Raises:
+        ContractViolation: the teacher and the data do not belong together, or a method needs logits and the teacher
+            gives log-probabilities; none if the job accepts the teacher.
     """
     for warning in job.warnings:
         emit(Log(level="warning", message=warning))
@@ -113,6 +132,12 @@ def plan_caches(
         should_stop=should_stop,
         forwards_in=forwards_in,
     )
+
+    refusal = level_refusal(method.expand() for method in job.methods) if report.normalised else None
+    if refusal is not None and not job.accept_teacher:
+        raise ContractViolation(f'{refusal} `"accept_teacher": true` in the job trains them all the same')
+    if refusal is not None:
+        emit(Log(level="warning", message=f"{refusal} They are trained, for the job says accept_teacher"))
 
     encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]
     check_encoding(encoding, report.classes)

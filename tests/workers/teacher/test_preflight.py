@@ -58,6 +58,7 @@ def test_preflight_reports_a_teacher_that_fits(tmp_path: Path) -> None:
     assert report.forwards == 1 + 100 + 4 + 64
     assert report.provider == "CPUExecutionProvider"
     assert report.warnings == ()
+    assert not report.normalised
     assert PreflightReport.model_validate_json(report.model_dump_json()) == report
 
 
@@ -82,6 +83,7 @@ def test_preflight_finds_a_softmax_in_the_graph_and_takes_its_log(tmp_path: Path
     session = teacher(sees_colour(tail=["Softmax"]), tmp_path)
     report = session.run_preflight(coloured())
     assert report.output_kind == session.output_kind == "log_probabilities"
+    assert report.normalised
     assert "softmax" in report.warnings[0]
     logits = session.logits(coloured().images_NHWC[:7])
     np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], atol=1e-4)
@@ -90,6 +92,7 @@ def test_preflight_finds_a_softmax_in_the_graph_and_takes_its_log(tmp_path: Path
 def test_preflight_keeps_a_log_softmax_as_it_is(tmp_path: Path) -> None:
     report = teacher(sees_colour(tail=["LogSoftmax"]), tmp_path).run_preflight(coloured())
     assert report.output_kind == "logits"
+    assert report.normalised
     assert "log-softmax" in report.warnings[0]
 
 

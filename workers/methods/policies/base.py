@@ -53,6 +53,11 @@ class Policy(MethodPart):
         return self.student_statistics
 
     @property
+    def reads_level(self) -> bool:
+        """Whether its temperatures depend on where the teacher's logits lie: a shift of a row changes them."""
+        return False
+
+    @property
     def gives_label_its_own(self) -> bool:
         """Whether the teacher's temperature differs between the label's class and the others."""
         return False

@@ -30,6 +30,10 @@ class Dtkd(Policy):
     statistic: Literal["max", "sharpness"] = "max"
 
     @property
+    def reads_level(self) -> bool:
+        return True
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return (self.statistic,)
 

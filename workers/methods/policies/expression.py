@@ -68,6 +68,11 @@ class Expression(Policy):
         return {name: parse(text) for name, text in texts.items() if text is not None}
 
     @property
+    def reads_level(self) -> bool:
+        # Differences of these do not, which nobody can tell from the text.
+        return bool({"max", "min", "mean", "sharpness"} & set(self.reads))
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return tuple(sorted({name for one in self.parsed.values() for name in one.teacher_statistics}))
 

@@ -12,6 +12,14 @@ SUM_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2}
 SCALED_SUM_TOLERANCE = 0.01
 
 
+def are_normalised(outputs_RN: Outputs, tolerance: float) -> bool:
+    """Whether rows are probabilities or log-probabilities: the logits' level is lost to a softmax."""
+    z_RN = outputs_RN.astype(np.float64)
+    if (z_RN <= 0).all():
+        z_RN = np.exp(z_RN)
+    return bool((z_RN >= 0).all() and np.abs(z_RN.sum(axis=1) - 1).max() <= tolerance)
+
+
 def output_kind(teacher: TeacherSession, outputs_RN: Outputs) -> tuple[OutputKind, list[str], list[str]]:
     """Kind that the outputs are taken for, warnings, refusals."""
     tolerance = SUM_TOLERANCE[teacher.graph.output_dtype]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from workers.errors import ContractViolation
 
@@ -26,6 +26,7 @@ class PreflightReport(BaseModel):
         provider_reason: why on that.
         refusals: sentences about what forbids the work unless a job insists.
         warnings: sentences for a person; nothing that forbids the work.
+        normalised: the graph ends in a softmax or a log-softmax, so that what is cached are log-probabilities.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,8 @@ class PreflightReport(BaseModel):
     # No default: the record of a version that did not look for them says nothing.
     refusals: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    # As the records of earlier versions, which do not say it.
+    normalised: bool = Field(default=False, exclude_if=lambda given: not given)
 
     def enforce(self, accept: bool) -> None:
         """Raise ContractViolation of all refusals, unless they are accepted."""
