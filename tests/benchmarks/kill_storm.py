@@ -90,7 +90,7 @@ class Progress:
     def hear(self, event: Document) -> None:
         """One event of the stream."""
         with self._reported:
-            if event["run_id"] and event["type"] == "state":
+            if event.get("run_id") and event["type"] == "state":
                 self._states[event["run_id"]] = event["data"]["state"]
             elif event["type"] == "epoch":
                 self._epochs[event["run_id"]] = event["data"]["epoch"]
