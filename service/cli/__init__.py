@@ -42,7 +42,7 @@ backup.register(app)
 gc.register(app)
 # They, or the processes that they start, have a log for it.
 _LOGGING = frozenset({"serve", "api", "engine"})
-_OF_THE_ENGINE = frozenset({"serve", "engine", "demo", "parity"})
+_ENGINE_COMMANDS = frozenset({"serve", "engine", "demo", "parity"})
 
 
 @dataclass
@@ -113,7 +113,7 @@ def _run(arguments: list[str]) -> int:
         if failure.show_traceback:
             sys.stderr.write(printable(traceback.format_exc()))
             return 1
-        return _complain(sentence(error, needs_engine=failure.command in _OF_THE_ENGINE), 1)
+        return _complain(sentence(error, needs_engine=failure.command in _ENGINE_COMMANDS), 1)
     return status if isinstance(status, int) else 0
 
 

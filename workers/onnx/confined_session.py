@@ -292,11 +292,7 @@ class ConfinedSession:
         self._waited_s += min(now_s - self._looked_s, _STEP_MAX_S)
         self._looked_s = now_s
         if process.stderr in ready:
-            said = os.read(process.stderr.fileno(), 1 << 16)
-            # Where its end is closed, it would be ready for ever.
-            self._hears_stderr = bool(said)
-            self._stderr += said
-            del self._stderr[:-_STDERR_BYTES]
+            self._hear_stderr()
         if process.stdout in ready:
             received = os.read(process.stdout.fileno(), 1 << 20)
             if not received:
@@ -333,19 +329,24 @@ class ConfinedSession:
         self._end()
         return InvalidTeacher(f"the teacher's process does not give {what}: the file is damaged or hostile")
 
+    def _hear_stderr(self) -> None:
+        """Keep the end of what the child says beside its answers."""
+        assert self._process.stderr is not None
+        said = os.read(self._process.stderr.fileno(), 1 << 16)
+        # Where its end is closed, it would be ready for ever.
+        self._hears_stderr = bool(said)
+        self._stderr += said
+        del self._stderr[:-_STDERR_BYTES]
+
     def _hear_out(self) -> None:
         """Wait a little for the child's end, and hear what it says on its way."""
         assert self._process.stderr is not None
         until_s = time.monotonic() + _LAST_WORDS_S
         with selectors.DefaultSelector() as selector:
-            if self._hears_stderr:
-                selector.register(self._process.stderr, selectors.EVENT_READ)
-            while selector.get_map() and (left_s := until_s - time.monotonic()) > 0:
+            selector.register(self._process.stderr, selectors.EVENT_READ)
+            while self._hears_stderr and (left_s := until_s - time.monotonic()) > 0:
                 if selector.select(left_s):
-                    said = os.read(self._process.stderr.fileno(), 1 << 16)
-                    self._stderr = (self._stderr + said)[-_STDERR_BYTES:]
-                    if not said:
-                        selector.unregister(self._process.stderr)
+                    self._hear_stderr()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(max(0.0, until_s - time.monotonic()))
 

@@ -8,7 +8,7 @@ from workers.onnx.batch_rules import NO_HINT
 from workers.onnx.smoke_test import BATCH_TOLERANCE
 from workers.teacher.preflight.class_order import better_order, numeric_names
 from workers.teacher.preflight.finite import check_finite
-from workers.teacher.preflight.output_kind import SUM_TOLERANCE, are_normalised, output_kind
+from workers.teacher.preflight.output_kind import are_normalised, output_kind
 from workers.teacher.preflight.preprocessings import better_preprocessing
 from workers.teacher.preflight.report import PreflightReport
 from workers.teacher.preflight.rows import BATCH, batch_rows, slice_rows, spread
@@ -70,7 +70,7 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
         provider_reason=teacher.provider_reason,
         refusals=tuple(refusals),
         warnings=tuple(warnings),
-        normalised=are_normalised(outputs_RN, SUM_TOLERANCE[teacher.graph.output_dtype]),
+        normalised=are_normalised(teacher, outputs_RN),
     )
 
 

@@ -12,40 +12,40 @@ SUM_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2}
 SCALED_SUM_TOLERANCE = 0.01
 
 
-def are_normalised(outputs_RN: Outputs, tolerance: float) -> bool:
+def are_normalised(teacher: TeacherSession, outputs_RN: Outputs) -> bool:
     """Whether rows are probabilities or log-probabilities: the logits' level is lost to a softmax."""
     z_RN = outputs_RN.astype(np.float64)
     if (z_RN <= 0).all():
         z_RN = np.exp(z_RN)
+    tolerance = SUM_TOLERANCE[teacher.graph.output_dtype]
     return bool((z_RN >= 0).all() and np.abs(z_RN.sum(axis=1) - 1).max() <= tolerance)
 
 
 def output_kind(teacher: TeacherSession, outputs_RN: Outputs) -> tuple[OutputKind, list[str], list[str]]:
     """Kind that the outputs are taken for, warnings, refusals."""
-    tolerance = SUM_TOLERANCE[teacher.graph.output_dtype]
-    z_RN = outputs_RN.astype(np.float64)
-    sums_R = z_RN.sum(axis=1)
-    if (z_RN >= 0).all():
-        if np.abs(sums_R - 1).max() <= tolerance:
-            return (
-                "log_probabilities",
-                [
-                    "the teacher ends in a softmax: the log of its output is cached, at least -87.3. Logits without a "
-                    "softmax keep more, and temperature methods that use their size (max, norm) mean those"
-                ],
-                [],
-            )
-        return "logits", [], _not_logits(teacher.graph.output, z_RN.max(), sums_R)
-    if (z_RN <= 0).all() and np.abs(np.exp(z_RN).sum(axis=1) - 1).max() <= tolerance:
+    is_positive = bool((outputs_RN >= 0).all())
+    if not are_normalised(teacher, outputs_RN):
+        if not is_positive:
+            return "logits", [], []
+        z_RN = outputs_RN.astype(np.float64)
+        return "logits", [], _not_logits(teacher.graph.output, z_RN.max(), z_RN.sum(axis=1))
+    if is_positive:
         return (
-            "logits",
+            "log_probabilities",
             [
-                "the teacher ends in a log-softmax: its output is cached as it is. Temperature methods that use the "
-                "logits' size (max, norm) mean logits without it"
+                "the teacher ends in a softmax: the log of its output is cached, at least -87.3. Logits without a "
+                "softmax keep more, and temperature methods that use their size (max, norm) mean those"
             ],
             [],
         )
-    return "logits", [], []
+    return (
+        "logits",
+        [
+            "the teacher ends in a log-softmax: its output is cached as it is. Temperature methods that use the "
+            "logits' size (max, norm) mean logits without it"
+        ],
+        [],
+    )
 
 
 def _not_logits(output: str, largest: float, sums_R: NDArray[np.float64]) -> list[str]:
