@@ -29,6 +29,7 @@ HOMES = {
     "zarr": ("store/",),
     "onnxruntime": ("workers/onnx/session.py",),
     "ray": ("workers/cluster/ray_api.py",),
+    "tensorboardX": ("workers/training/event_file.py",),
     "fastapi": ("service/",),
     "starlette": ("service/",),
     "sqlalchemy": ("service/",),
