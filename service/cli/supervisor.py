@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -41,6 +41,9 @@ RESTARTS_MAX = 8
 RESTARTS_WINDOW_S = 120.0
 # The exit status of a child that has tried everything itself: EX_UNAVAILABLE of sysexits.h.
 GAVE_UP = os.EX_UNAVAILABLE
+# The longest time before a child is started again.
+_REST_S = 15.0
+_OPTIONAL_REST_S = 60.0
 _TAIL_BYTES = 32_000
 _VOICE = "retort: "
 UNTIL_STDIN_CLOSES = "--until-stdin-closes"
@@ -83,6 +86,7 @@ def supervise(
     has_begun: Callable[[], bool],
     say: Callable[[str], None],
     ready_text: str,
+    optional: Collection[str] = (),
     grace_s: float = GRACE_S,
 ) -> int:
     """Starts the children and keeps them up until a signal asks for the end; then ends all.
@@ -93,6 +97,8 @@ def supervise(
         is_ready: asked now and then until it says yes; then ``ready_text`` is said.
         has_begun: whether all children have come up, ready or not (a GPU may not work). One that gives up before that
             ends all.
+        optional: children that the others do without: however often one ends, it is started again and nothing else ends;
+            and there is no grace for it.
         grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
 
     Returns:
@@ -116,10 +122,13 @@ def supervise(
     try:
         for name in children:
             start(name)
-        gone = _keep_up(running, news, start, is_ready, has_begun, lambda: say(ready_text), say)
+        gone = _keep_up(running, news, start, is_ready, has_begun, lambda: say(ready_text), say, optional)
         if gone is None:
             say("stopping")
     finally:
+        for name in optional:
+            if name in running:
+                _clear(running[name])
         statuses = _end_all(running, news, grace_s)
     if gone is None:
         return 0
@@ -153,6 +162,7 @@ def _keep_up(
     has_begun: Callable[[], bool],
     on_ready: Callable[[], None],
     say: Callable[[str], None],
+    optional: Collection[str],
 ) -> str | None:
     """Until a signal comes, and then None; or until this child has to be given up."""
     was_ready = False
@@ -172,12 +182,14 @@ def _keep_up(
             now, recent = time.monotonic(), ends[ended]
             # A status of its own before all had come up is a reason that will not go away; a signal is none.
             status = running[ended].wait()
+            is_optional = ended in optional
             is_hopeless = status == GAVE_UP or (not (was_ready or has_begun()) and status > 0)
-            if is_hopeless or (len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_WINDOW_S):
+            is_restless = len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_WINDOW_S
+            if (is_hopeless or is_restless) and not is_optional:
                 return ended
             recent.append(now)
             lately = sum(now - end < RESTARTS_WINDOW_S for end in recent)
-            due[ended] = now + min(2.0 ** (lately - 1) - 1.0, 15.0)
+            due[ended] = now + min(2.0 ** (lately - 1) - 1.0, _OPTIONAL_REST_S if is_optional else _REST_S)
             say(f"{ended} ended by itself ({_describe(status)}), starting it again")
             _clear(running[ended])
         for name in [name for name, when in due.items() if time.monotonic() >= when]:

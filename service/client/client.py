@@ -357,6 +357,15 @@ class Client:
                 raise WaitTimeout(f"{job_or_run_id} has not ended after {timeout_s} s; it goes on")
             patience.spend(self.base_url, reason)
 
+    def stored_events(self, job_or_run_id: str, *, after: int = 0) -> Iterator[Document]:
+        """The events that there are by now, oldest first, without waiting for more.
+
+        Args:
+            job_or_run_id: a ``job_...`` or ``run_...`` id.
+            after: leave out the events up to this number (``seq``).
+        """
+        return self._connection.pages(f"{_path(job_or_run_id)}/events", {"after": str(after)})
+
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Document:
         """Blocks until the job has ended and returns it, whatever its end.
 

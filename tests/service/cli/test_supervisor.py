@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +48,7 @@ sys.exit(supervise(
     has_begun=lambda: all(up.exists() for up in ups),
     say=lambda text: print(text, flush=True),
     ready_text="ready",
+    optional=[f"{kind} child" for kind in sys.argv[4:]],
     grace_s=grace_s,
 ))
 """
@@ -56,10 +57,10 @@ sys.exit(supervise(
 class Toy:
     """A supervisor with two toy children; all of them write to the same pipe."""
 
-    def __init__(self, folder: Path, kinds: str, grace_s: float = 60.0) -> None:
+    def __init__(self, folder: Path, kinds: str, grace_s: float = 60.0, optional: Sequence[str] = ()) -> None:
         (folder / "child.py").write_text(CHILD)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, str(folder), kinds, str(grace_s)],
+            [sys.executable, "-c", SUPERVISOR, str(folder), kinds, str(grace_s), *optional],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -120,6 +121,30 @@ def test_a_signal_that_was_ignored_at_the_start_ends_nothing(tmp_path: Path) -> 
         assert toy.process.stdout.readline() == "second child ended by itself (signal SIGKILL), starting it again\n"
         toy.process.terminate()
         assert toy.rest() == "stopping\n"
+
+
+def test_optional_child_that_fails_is_started_again_and_ends_nothing(tmp_path: Path) -> None:
+    """Also before all are ready, where that of another one would end all."""
+    with Toy(tmp_path, "first,failing", optional=["failing"]) as toy:
+        assert toy.process.stdout is not None
+        for _ in range(2):
+            line = toy.process.stdout.readline()
+            assert line == "failing child ended by itself (exit status 3), starting it again\n"
+        (tmp_path / "failing.up").touch()
+        while line != "ready\n":
+            line = toy.process.stdout.readline()
+        toy.process.terminate()
+        assert toy.rest().endswith("stopping\n")
+        assert toy.process.returncode == 0
+
+
+def test_optional_child_that_is_deaf_delays_no_end(tmp_path: Path) -> None:
+    with Toy(tmp_path, "first,deaf", optional=["deaf"]) as toy:
+        toy.wait_ready()
+        began = time.monotonic()
+        toy.process.terminate()
+        assert toy.rest() == "stopping\n"
+        assert time.monotonic() - began < 30.0
 
 
 def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
