@@ -97,8 +97,7 @@ def supervise(
         is_ready: asked now and then until it says yes; then ``ready_text`` is said.
         has_begun: whether all children have come up, ready or not (a GPU may not work). One that gives up before that
             ends all.
-        optional: children that the others do without: however often one ends, it is started again and nothing else ends;
-            and there is no grace for it.
+        optional: children that the others do without: one is started again however often it ends, and has no grace.
         grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
 
     Returns:

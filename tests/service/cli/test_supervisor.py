@@ -123,30 +123,6 @@ def test_a_signal_that_was_ignored_at_the_start_ends_nothing(tmp_path: Path) -> 
         assert toy.rest() == "stopping\n"
 
 
-def test_optional_child_that_fails_is_started_again_and_ends_nothing(tmp_path: Path) -> None:
-    """Also before all are ready, where that of another one would end all."""
-    with Toy(tmp_path, "first,failing", optional=["failing"]) as toy:
-        assert toy.process.stdout is not None
-        for _ in range(2):
-            line = toy.process.stdout.readline()
-            assert line == "failing child ended by itself (exit status 3), starting it again\n"
-        (tmp_path / "failing.up").touch()
-        while line != "ready\n":
-            line = toy.process.stdout.readline()
-        toy.process.terminate()
-        assert toy.rest().endswith("stopping\n")
-        assert toy.process.returncode == 0
-
-
-def test_optional_child_that_is_deaf_delays_no_end(tmp_path: Path) -> None:
-    with Toy(tmp_path, "first,deaf", optional=["deaf"]) as toy:
-        toy.wait_ready()
-        began = time.monotonic()
-        toy.process.terminate()
-        assert toy.rest() == "stopping\n"
-        assert time.monotonic() - began < 30.0
-
-
 def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,second") as toy:
         toy.wait_ready()
