@@ -18,7 +18,21 @@ from typing import Annotated
 
 import typer
 
-from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, resources, serve, streams, trackers
+from service.cli import (
+    backup,
+    caches,
+    doctor,
+    gc,
+    jobs,
+    keys,
+    methods,
+    parity,
+    plot,
+    resources,
+    serve,
+    streams,
+    trackers,
+)
 from service.cli.base import CliSession, sentence
 from service.client.transport import DEFAULT_URL
 from workers.texts import printable
@@ -41,6 +55,7 @@ keys.register(app)
 backup.register(app)
 gc.register(app)
 trackers.register(app)
+plot.register(app)
 # They, or the processes that they start, have a log for it.
 _LOGGING = frozenset({"serve", "api", "engine", "track"})
 _ENGINE_COMMANDS = frozenset({"serve", "engine", "demo", "parity"})

@@ -35,6 +35,9 @@ _OF_THE_ENGINE = frozenset(
 )
 
 
+_OF_THE_PLOTS = frozenset({"matplotlib"})
+
+
 class CommandFailed(ServiceError, RuntimeError):
     """The command was understood and carried out as far as it went, and its end is no success."""
 
@@ -122,6 +125,7 @@ def sentence(error: Exception, *, needs_engine: bool = False) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OWN_PACKAGES:
         module = error.name.partition(".")[0]
         extra = "engine" if needs_engine or module in _OF_THE_ENGINE else "server"
+        extra = "plots" if module in _OF_THE_PLOTS else extra
         return (
             f"this command needs the package {module}, which is not installed here: run it where the service runs, or "
             f"install Retort with its extra `{extra}` (pip install 'retort[{extra}]')"

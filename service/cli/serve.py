@@ -88,7 +88,8 @@ def serve(
         status = supervise(
             {"api": command("api"), "engine": command("engine"), **followers},
             optional=followers.keys(),
-            environment=os.environ,
+            # A process that finds the variable is none of these, and has nobody who follows for it.
+            environment={name: value for name, value in os.environ.items() if name.upper() != "RETORT_TRACKERS"},
             is_ready=readiness.ask,
             has_begun=lambda: readiness.has_begun,
             say=_say_as_service,
@@ -184,6 +185,10 @@ def engine(
     if until_stdin_closes:
         end_with_stdin()
     begin_log(settings)
+    if settings.trackers:
+        structlog.get_logger("retort.engine").warning(
+            "RETORT_TRACKERS has no effect here, `retort serve` alone heeds it: run `retort track` for each address"
+        )
     try:
         run_engine(settings)
     except RayFailed as error:

@@ -1,0 +1,4 @@
+"""Figures of jobs and runs as files, drawn by matplotlib (extra ``plots``) from the documents of the API.
+
+A client, as the command line is: nothing here is imported by the API or the engine.
+"""
