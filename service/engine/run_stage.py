@@ -106,7 +106,7 @@ class RunStage:
                 task.close()
             raise
         for run, task in zip(begun, tasks, strict=True):
-            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs or task.actor_group.exports)
+            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
             details = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
             log.info("run started", job_id=job.id, run_id=run.id, **details)
 
