@@ -32,8 +32,9 @@ from store.errors import (
     RowOutOfRange,
     StoreError,
 )
-from store.eviction import CacheLease, Reservation
+from store.eviction import Reservation
 from store.exact_rows import Reference, read_reference
+from store.locks import CacheLease
 from store.reader import CacheReader
 from store.spec import CacheSpec
 from store.writer import CacheWriter

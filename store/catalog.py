@@ -16,11 +16,12 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from store import eviction, layout
+from store import chunk_files, documents, eviction, layout
 from store.errors import AmbiguousKey, CacheCorrupt, CacheNotFound, InvalidArgument, StoreError
-from store.eviction import CacheLease, Evicted, Reservation
+from store.eviction import Evicted, Reservation
 from store.filesystem import disk_full_as_error, write_atomically
 from store.identity import check_completion, check_identity
+from store.locks import CacheLease
 from store.spec import CacheSpec
 from store.verify import VerifyReport, verify_group
 
@@ -167,16 +168,16 @@ class Catalog:
 
 def _describe(group: Path) -> CacheEntry:
     """What can be said about a cache without reading its logits. Raises CacheNotFound."""
-    manifest: layout.Manifest | None = None
+    manifest: documents.Manifest | None = None
     rows_committed = 0
     problem = None
     provenance: dict[str, JsonValue] = {}
     complete = (group / layout.COMPLETE_FILE).exists()
     try:
-        manifest = layout.read_manifest(group)
-        provenance = layout.read_provenance(group, manifest.provenance)
+        manifest = documents.read_manifest(group)
+        provenance = documents.read_provenance(group, manifest.provenance)
         check_identity(group, manifest)
-        layout.check_arrays(group, manifest.spec)
+        documents.check_arrays(group, manifest.spec)
         rows_committed, damage = _count_rows(group, manifest.spec)
         if complete:
             _, finishing = check_completion(group, manifest.spec)
@@ -205,9 +206,9 @@ def _count_rows(group: Path, spec: CacheSpec) -> tuple[int, str | None]:
     rows, damage = 0, None
     for block in range(spec.blocks):
         try:
-            record = layout.load_record(group, spec, block)
+            record = documents.load_record(group, spec, block)
             if record is not None:
-                layout.check_chunk_files(group, record)
+                chunk_files.check_chunk_files(group, record)
                 rows += record.rows
         except CacheCorrupt as error:
             damage = damage or str(error)

@@ -18,7 +18,6 @@ import contextlib
 import os
 import shutil
 import uuid
-import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,40 +26,18 @@ from typing import Literal, Self
 
 from pydantic import JsonValue
 
-from store import layout
+from store import documents, layout
 from store.errors import CacheBusy, CacheNotFound, CachePinned, QuotaExceeded, StoreError
 from store.filesystem import disk_full_as_error, fsync, lock_byte, write_atomically
+from store.locks import GROUP_BYTE, USE_BYTE, CacheLease, exclusive_lock, lock_shared
 from store.spec import CacheSpec
-from store.writer import GROUP_BYTE, CacheWriter
-
-USE_BYTE = GROUP_BYTE + 1  # shared by whoever holds the cache, exclusive for an eviction
+from store.writer import CacheWriter
 
 # Upper bounds of what lies beside the chunks: per chunk file what its commit record says of it, about 55 bytes; and
 # what describes a cache and each of its arrays, about 1,000 and 700 bytes beside 3,000 of provenance.
 _RECORD_BYTES = 85
 _GROUP_BYTES, _ARRAY_BYTES = 4096, 768
 _KEYS_SHOWN = 4
-
-
-class CacheLease:
-    """Keeps one cache from being evicted until release(), the end of its process, or nothing refers to it any more.
-
-    Raises CacheNotFound. Waits for an eviction that has begun, and then finds the cache gone.
-    """
-
-    def __init__(self, group: Path) -> None:
-        self._close = weakref.finalize(self, os.close, _lock_shared(group, USE_BYTE))
-        self._close.atexit = False  # the kernel does it
-
-    def release(self) -> None:
-        """Let the cache be evicted, unless others hold it. May be called twice."""
-        self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
 
 @dataclass(frozen=True)
@@ -103,7 +80,7 @@ def full_bytes(spec: CacheSpec) -> int:
 
 def pin(group: Path) -> None:
     """Write the pin. Raises CacheNotFound, DiskFull."""
-    descriptor = _lock_shared(group, GROUP_BYTE)
+    descriptor = lock_shared(group, GROUP_BYTE)
     try:
         now = datetime.now(UTC).isoformat()
         with disk_full_as_error(group, len(now)):
@@ -142,7 +119,7 @@ def remove(group: Path, *, even_if_held: bool = False) -> None:
     """
     tombstone = group.with_name(f"{layout.DELETED_PREFIX}{group.name}-{uuid.uuid4().hex}")
     try:
-        with _locked_out(group, [GROUP_BYTE] if even_if_held else [GROUP_BYTE, USE_BYTE]):
+        with exclusive_lock(group, [GROUP_BYTE] if even_if_held else [GROUP_BYTE, USE_BYTE]):
             if is_pinned(group):
                 raise CachePinned(f"{group} is pinned: unpin it first, then delete it")
             group.rename(tombstone)
@@ -214,42 +191,6 @@ def exclusive(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-# ------------------------------------------------------------------------------------------- locks
-
-
-def _lock_shared(group: Path, byte: int) -> int:
-    """A descriptor that has the shared lock until it is closed. Raises CacheNotFound."""
-    path = group / layout.GROUP_FILE
-    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        closing.callback(os.close, descriptor)
-        lock_byte(descriptor, byte, shared=True)
-        # Not so if an eviction came first: what was opened has another name by now.
-        if os.path.samestat(path.stat(), os.fstat(descriptor)):
-            closing.pop_all()
-            return descriptor
-    raise CacheNotFound(f"{group} was deleted meanwhile, or has lost its {layout.GROUP_FILE}")
-
-
-@contextlib.contextmanager
-def _locked_out(group: Path, bytes_: Sequence[int]) -> Iterator[None]:
-    """Keep out everybody who shares one of these bytes. Raises CacheBusy if somebody is there."""
-    try:
-        descriptor = os.open(group / layout.GROUP_FILE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield  # no manifest: nobody can be writing or reading it
-        return
-    try:
-        for byte in bytes_:
-            lock_byte(descriptor, byte, wait=False)
-        yield
-    except CacheBusy as error:
-        what = "in use" if byte == USE_BYTE else "being written"
-        raise CacheBusy(f"{group} is {what}: stop its job, then delete it") from error
-    finally:
-        os.close(descriptor)
-
-
 # --------------------------------------------------------------------------------------- the shelf
 
 
@@ -274,14 +215,14 @@ def _look(group: Path, in_use: Collection[str]) -> _Item:
     size_bytes = promised_bytes = layout.size_bytes(group)
     if used and not (group / layout.COMPLETE_FILE).exists():
         with contextlib.suppress(StoreError):
-            promised_bytes = max(size_bytes, full_bytes(layout.read_manifest(group).spec))
+            promised_bytes = max(size_bytes, full_bytes(documents.read_manifest(group).spec))
     kept: Literal["pinned", "in use"] | None = "in use" if used else "pinned" if is_pinned(group) else None
     return _Item(group, size_bytes, promised_bytes, _used_at(group), kept)
 
 
 def _is_used(group: Path) -> bool:
     try:
-        with _locked_out(group, [GROUP_BYTE, USE_BYTE]):
+        with exclusive_lock(group, [GROUP_BYTE, USE_BYTE]):
             return False
     except CacheBusy:
         return True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from store import layout
+from store import chunk_files, documents, layout
 from store.errors import CacheIncomplete, InvalidArgument
 from store.identity import check_identity
 from store.lossy_rows import load_block
@@ -33,13 +33,13 @@ def read_reference(root: Path | str, spec: CacheSpec) -> Reference:
     if not spec.is_lossy:
         raise InvalidArgument("a dense cache has no reference: its rows are what the teacher said")
     group = layout.group_path(Path(root), spec.key)
-    check_identity(group, layout.read_manifest(group), spec)
-    record = layout.load_record(group, spec, 0)
+    check_identity(group, documents.read_manifest(group), spec)
+    record = documents.load_record(group, spec, 0)
     if record is None:
         raise CacheIncomplete(f"{group}: block 0 is not committed, and the reference comes with it: write it first")
-    exact_RC = layout.read_chunk(group, spec, "reference", 0, record)
+    exact_RC = chunk_files.read_chunk(group, spec, "reference", 0, record)
     decoded_NC = np.empty((record.rows, spec.classes), np.float32)
     load_block(group, spec, 0, record, decoded_NC)
     rows = slice(len(exact_RC))
-    statistics = {name: layout.read_chunk(group, spec, name, 0, record)[rows] for name in STATISTICS}
+    statistics = {name: chunk_files.read_chunk(group, spec, name, 0, record)[rows] for name in STATISTICS}
     return Reference(exact_RC, decoded_NC[rows], statistics)

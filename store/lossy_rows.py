@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store import layout
+from store import chunk_files
 from store.chunk_map import ChunkRows
 from store.counter_rng import Ints
+from store.documents import BlockRecord
 from store.encodings import codec
-from store.layout import BlockRecord
 from store.spec import CacheSpec
 from store.statistics import Float32
 
@@ -50,5 +50,5 @@ class EncodedRows:
 def load_block(group: Path, spec: CacheSpec, block: int, record: BlockRecord, out_NC: Float32) -> None:
     """Decode a whole block into out_NC, every byte checked. Raises CacheCorrupt naming the file."""
     view, start, stop = spec.block_range(block)
-    stored = {name: layout.read_chunk(group, spec, name, block, record) for name in spec.logit_arrays}
+    stored = {name: chunk_files.read_chunk(group, spec, name, block, record) for name in spec.logit_arrays}
     codec.decode(spec, stored, view, np.arange(start, stop), out_NC)

@@ -33,12 +33,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from store import layout
-from store.chunk_map import ChunkRows, map_chunks, memory_bytes
+from store import chunk_files, documents, layout
+from store.chunk_map import ChunkRows, map_chunks
 from store.errors import CacheNotFound, InvalidArgument, ReaderClosed, RowOutOfRange
-from store.eviction import CacheLease
 from store.identity import check_completion, check_identity, describe_absence
+from store.locks import CacheLease
 from store.lossy_rows import EncodedRows, load_block
+from store.memory_limit import memory_bytes
 from store.read_ahead import ReadAhead
 from store.spec import CacheSpec
 from store.statistics import STATISTICS, Float32
@@ -73,7 +74,7 @@ class CacheReader:
     def _open(self, root: Path, key: str, asked: CacheSpec | None) -> None:
         self._root = root
         self.path = layout.group_path(root, key)
-        manifest = layout.read_manifest(self.path)
+        manifest = documents.read_manifest(self.path)
         self._lease = CacheLease(self.path)
         try:
             self._load(manifest, asked)
@@ -81,15 +82,15 @@ class CacheReader:
             self._lease.release()  # the error's traceback refers to it for as long as the error is kept
             raise
 
-    def _load(self, manifest: layout.Manifest, asked: CacheSpec | None) -> None:
+    def _load(self, manifest: documents.Manifest, asked: CacheSpec | None) -> None:
         check_identity(self.path, manifest, asked)
         self.spec = manifest.spec
-        layout.check_arrays(self.path, self.spec)
+        documents.check_arrays(self.path, self.spec)
         self._records, finishing = check_completion(self.path, self.spec)
         for record in self._records:
-            layout.check_chunk_files(self.path, record)
+            chunk_files.check_chunk_files(self.path, record)
         #: How it came about, see CacheWriter.add_provenance: free JSON, no part of the identity.
-        self.provenance = layout.read_provenance(self.path, manifest.provenance, finishing)
+        self.provenance = documents.read_provenance(self.path, manifest.provenance, finishing)
         self._statistics = {name: self._load_statistic(name) for name in STATISTICS}
         self._mapped = {
             array.name: self._map(array.name, array.columns, array.numpy_dtype)
@@ -241,7 +242,7 @@ class CacheReader:
             if array == "logits" and self.spec.is_lossy:
                 load_block(self.path, self.spec, block, record, into[start:stop])
             else:
-                layout.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
+                chunk_files.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
 
         first = view * self.spec.blocks_per_view
         blocks = range(first, first + self.spec.blocks_per_view)

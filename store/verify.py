@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from store import layout
+from store import chunk_files, documents, layout
 from store.block_checks import findings
+from store.documents import BlockRecord
 from store.errors import CacheCorrupt, StoreError
-from store.eviction import CacheLease
 from store.identity import check_completion, check_identity
-from store.layout import BlockRecord
+from store.locks import CacheLease
 from store.spec import CacheSpec
 
 
@@ -44,18 +44,18 @@ def verify_group(group: Path) -> VerifyReport:
     eviction.
     """
     try:
-        manifest = layout.read_manifest(group)
+        manifest = documents.read_manifest(group)
     except CacheCorrupt as error:
         return VerifyReport(group.name, [str(error)], 0, 0)
     with CacheLease(group):
         return _verify(group, manifest)
 
 
-def _verify(group: Path, manifest: layout.Manifest) -> VerifyReport:
+def _verify(group: Path, manifest: documents.Manifest) -> VerifyReport:
     spec = manifest.spec
     problems = [
         *_problem(lambda: check_identity(group, manifest)),
-        *_problem(lambda: layout.check_arrays(group, spec)),
+        *_problem(lambda: documents.check_arrays(group, spec)),
         *_problem(lambda: check_completion(group, spec)),
         *_strangers(group, spec),
     ]
@@ -88,7 +88,7 @@ def _strangers(group: Path, spec: CacheSpec) -> Iterator[str]:
 
 def _check_block(group: Path, spec: CacheSpec, block: int, finished: bool) -> tuple[BlockRecord | None, list[str]]:
     try:
-        record = layout.load_record(group, spec, block)
+        record = documents.load_record(group, spec, block)
     except CacheCorrupt as error:
         return None, [str(error)]
     if record is None:
@@ -98,7 +98,7 @@ def _check_block(group: Path, spec: CacheSpec, block: int, finished: bool) -> tu
     chunks = {}
     for array in spec.arrays_of(block):
         try:
-            chunks[array.name] = layout.read_chunk(group, spec, array.name, block, record)
+            chunks[array.name] = chunk_files.read_chunk(group, spec, array.name, block, record)
         except CacheCorrupt as error:
             problems.append(str(error))
     for name, wrong in findings(spec, chunks):

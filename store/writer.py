@@ -20,30 +20,22 @@ writers).
 Shapes: N rows of the block, C classes.
 """
 
-import contextlib
-import errno
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from pydantic import JsonValue
-from zarr.abc.buffer import Buffer
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore
 
-from store import layout
+from store import chunk_files, documents, layout
+from store.documents import BlockRecord, Completion, FileRecord
 from store.encodings import codec
 from store.errors import (
     CacheCorrupt,
     CacheIncomplete,
     CacheMismatch,
-    CacheNotFound,
     DiskFull,
     InvalidArgument,
     NotStorable,
@@ -53,20 +45,15 @@ from store.filesystem import (
     crc32c,
     disk_full_as_error,
     fsync,
-    fsync_tree,
-    lock_byte,
     read_trailer,
     write_atomically,
 )
-from store.layout import BlockRecord, Completion, FileRecord, Manifest
+from store.locks import FINISH_BYTE, write_lock
+from store.new_group import create_group
 from store.spec import CacheSpec, canonical_json
 from store.statistics import row_statistics
 
 FLOAT16_MAX = 65504.0
-
-# Bytes of zarr.json that are locked, far beyond its end. Byte b < 2^40 is block b.
-FINISH_BYTE = 1 << 40
-GROUP_BYTE = FINISH_BYTE + 1  # shared by whoever writes, exclusive for Catalog.delete
 
 
 class CacheWriter:
@@ -84,11 +71,11 @@ class CacheWriter:
         self.path = layout.group_path(self.root, spec.key)
         if not self.path.exists():
             with disk_full_as_error(_existing_parent(self.root), needed_bytes=1 << 16):
-                _create(self.root, spec, dict(provenance or {}))
-        found = layout.read_manifest(self.path).spec
+                create_group(self.root, spec, dict(provenance or {}))
+        found = documents.read_manifest(self.path).spec
         if found != spec:
             raise CacheMismatch(f"{self.path} holds another cache: {'; '.join(spec.differences(found))}")
-        layout.check_arrays(self.path, spec)
+        documents.check_arrays(self.path, spec)
         store = LocalStore(self.path)
         self._arrays = {
             name: zarr.open_array(store, path=name, mode="r+").with_config({"write_empty_chunks": True})
@@ -121,7 +108,7 @@ class CacheWriter:
         """
         view, start, stop = self.spec.block_range(block)
         self._check_logits(logits_NC, view, start, stop)
-        with self._locked(block):
+        with write_lock(self.path, block):
             record = self._committed(block)
             if record is not None:
                 return record
@@ -146,7 +133,7 @@ class CacheWriter:
         path = self.path / layout.provenance_name(content)
         if path.exists():
             return
-        with self._locked(FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
+        with write_lock(self.path, FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, content)
             fsync(self.path)
@@ -157,7 +144,7 @@ class CacheWriter:
         `provenance` joins what the creator gave, e.g. the hours it took.
         Raises CacheIncomplete naming how many blocks are missing, DiskFull.
         """
-        with self._locked(FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
+        with write_lock(self.path, FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
             pending = self.pending_blocks()
             if pending:
                 raise CacheIncomplete(
@@ -171,7 +158,7 @@ class CacheWriter:
             completion = Completion(
                 key=self.spec.key,
                 blocks=self.spec.blocks,
-                commits_sha256=layout.commits_sha256(self._records()),
+                commits_sha256=documents.commits_sha256(self._records()),
                 provenance=dict(provenance or {}),
             )
             content = canonical_json(completion.model_dump(mode="json"))
@@ -179,36 +166,18 @@ class CacheWriter:
 
     def _records(self) -> Iterator[BlockRecord]:
         for block in range(self.spec.blocks):
-            record = layout.load_record(self.path, self.spec, block)
+            record = documents.load_record(self.path, self.spec, block)
             if record is not None:
                 yield record
 
     def _committed(self, block: int) -> BlockRecord | None:
         try:
-            record = layout.load_record(self.path, self.spec, block)
+            record = documents.load_record(self.path, self.spec, block)
             if record is not None:
-                layout.check_chunk_files(self.path, record)
+                chunk_files.check_chunk_files(self.path, record)
         except CacheCorrupt:
             return None
         return record
-
-    @contextlib.contextmanager
-    def _locked(self, byte: int) -> Iterator[None]:
-        """Hold one byte's lock, and keep Catalog.delete out meanwhile."""
-        path = self.path / layout.GROUP_FILE
-        deleted = CacheNotFound(f"{self.path} was deleted while it was being written")
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise deleted from None
-        try:
-            lock_byte(descriptor, GROUP_BYTE, shared=True)
-            lock_byte(descriptor, byte)
-            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
-                raise deleted
-            yield
-        finally:
-            os.close(descriptor)
 
     def _check_logits(self, logits_NC: npt.NDArray[np.float32], view: int, start: int, stop: int) -> None:
         shape = (stop - start, self.spec.classes)
@@ -294,57 +263,3 @@ def _padded(values: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generi
 
 def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-
-
-def _create(root: Path, spec: CacheSpec, provenance: dict[str, JsonValue]) -> None:
-    """Build the empty group beside its place and rename it there; a race's loser leaves nothing."""
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f"{layout.CREATING_PREFIX}{spec.key}-{uuid.uuid4().hex}"
-    manifest = Manifest(
-        key=spec.key,
-        spec=spec,
-        created_at=datetime.now(UTC).replace(microsecond=0),
-        provenance=provenance,
-    )
-    try:
-        _build(temporary, manifest)
-        fsync_tree(temporary)
-        temporary.rename(layout.group_path(root, spec.key))
-        fsync(root)
-    except OSError as error:
-        # Another process was faster: a folder cannot be renamed onto one that is not empty.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _build(folder: Path, manifest: Manifest) -> None:
-    """Write zarr's own documents of an empty group, and the folders that its chunks will lie in.
-
-    zarr makes them in memory: it writes several at once from threads, which on a full disk go on after
-    the first has failed, in a folder that is being deleted.
-    """
-    spec = manifest.spec
-    attributes = {"retort": manifest.model_dump(mode="json")}
-    documents: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(documents), zarr_format=3, attributes=attributes)
-    for array, stored in spec.arrays.items():
-        metadata = layout.array_metadata(array, spec)
-        names = ("view", "sample", "class") if stored.rows is None else ("sample", "class")
-        group.create_array(
-            array,
-            shape=metadata["shape"],
-            chunks=metadata["chunk_grid"]["configuration"]["chunk_shape"],
-            dtype=metadata["data_type"],
-            filters=None,
-            serializer=BytesCodec(endian="little" if stored.numpy_dtype.itemsize > 1 else None),
-            compressors=[Crc32cCodec()],
-            fill_value=np.nan if stored.is_float else 0,
-            dimension_names=names[: len(metadata["shape"])],
-        )
-        for view in range(spec.views if stored.rows is None else 1):
-            (folder / array / "c" / str(view)).mkdir(parents=True)
-    for name, document in documents.items():
-        (folder / name).write_bytes(document.to_bytes())
-    (folder / layout.COMMITS_FOLDER).mkdir()

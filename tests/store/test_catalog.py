@@ -23,7 +23,8 @@ from store import (
     InvalidArgument,
     StoreError,
 )
-from store.layout import chunk_name, commits_sha256, load_record
+from store.documents import commits_sha256, load_record
+from store.layout import chunk_name
 from store.statistics import STATISTICS, rounding_errors, row_statistics, statistic_tolerances
 from tests.support.store_cases import make_logits, make_spec, write_blocks, write_cache
 

@@ -26,6 +26,8 @@ from store import (
     ReaderClosed,
     RowOutOfRange,
     SparseEncoding,
+    chunk_files,
+    documents,
     layout,
     read_reference,
 )
@@ -384,7 +386,7 @@ def test_a_damaged_file_is_found_and_named(tmp_path: Path, root: Path, spec: Cac
 
 def forge(group: Path, spec: CacheSpec, name: str, values: npt.NDArray[np.generic]) -> None:
     """Put other values in a chunk of block 0, with a checksum, a record and a marker that fit them."""
-    old = layout.load_record(group, spec, 0)
+    old = documents.load_record(group, spec, 0)
     assert old is not None
     path = layout.chunk_name(name, spec, 0)
     payload = values.tobytes()
@@ -392,10 +394,10 @@ def forge(group: Path, spec: CacheSpec, name: str, values: npt.NDArray[np.generi
     (group / path).write_bytes(payload + checksum.to_bytes(4, "little"))
     new = old.model_copy(update={"files": {**old.files, path: old.files[path].model_copy(update={"crc32c": checksum})}})
     (group / layout.record_name(spec, 0)).write_bytes(new.to_bytes())
-    records = [layout.load_record(group, spec, block) for block in range(spec.blocks)]
-    completion = layout.read_completion(group)
+    records = [documents.load_record(group, spec, block) for block in range(spec.blocks)]
+    completion = documents.read_completion(group)
     assert completion is not None
-    digest = layout.commits_sha256(record for record in records if record is not None)
+    digest = documents.commits_sha256(record for record in records if record is not None)
     (group / "COMPLETE").write_text(completion.model_copy(update={"commits_sha256": digest}).model_dump_json())
 
 
@@ -427,9 +429,9 @@ def test_verify_finds_what_does_not_belong_together(
     assert callable(change)
     assert Catalog(root).verify(spec.key).ok
     group = Path(shutil.copytree(root / spec.key, tmp_path / spec.key))
-    record = layout.load_record(group, spec, 0)
+    record = documents.load_record(group, spec, 0)
     assert record is not None
-    forge(group, spec, array, change(layout.read_chunk(group, spec, array, 0, record)))
+    forge(group, spec, array, change(chunk_files.read_chunk(group, spec, array, 0, record)))
     CacheReader(tmp_path, spec).close()  # it cannot know
     problems = Catalog(tmp_path).verify(spec.key).problems
     assert {Path(problem.split(":")[0]).relative_to(group).parts[0] for problem in problems} == named
@@ -439,9 +441,9 @@ def test_a_sparse_cache_at_temperature_1_is_held_to_its_exact_sharpness(tmp_path
     spec = make_spec(encoding={**SPARSE, "temperature": 1}, dtype="float32", classes=40, samples=300)
     group = write_cache(tmp_path, spec).path
     assert Catalog(tmp_path).verify(spec.key).ok
-    record = layout.load_record(group, spec, 0)
+    record = documents.load_record(group, spec, 0)
     assert record is not None
-    values = layout.read_chunk(group, spec, "tail_logsumexp", 0, record)
+    values = chunk_files.read_chunk(group, spec, "tail_logsumexp", 0, record)
     forge(group, spec, "tail_logsumexp", np.concatenate((values + np.float32(0.05), np.full(4096 - 300, np.nan, "f4"))))
     assert any("sharpness" in problem for problem in Catalog(tmp_path).verify(spec.key).problems)
 

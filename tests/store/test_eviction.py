@@ -23,10 +23,12 @@ from store import (
     CacheWriter,
     Catalog,
     QuotaExceeded,
-    layout,
+    chunk_files,
+    documents,
 )
 from store.eviction import full_bytes, remove
 from store.layout import size_bytes
+from store.locks import write_lock
 from tests.support.store_cases import children, is_held, make_logits, make_spec, tree, write_blocks, write_cache
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -95,7 +97,7 @@ def test_pinned_held_and_named_caches_and_those_being_written_stay(catalog: Cata
     catalog.pin(pinned)
     hold = catalog.hold(held)
     writer = CacheWriter(catalog.root, make_spec(samples=100, augmentation_seed=3))
-    with writer._locked(0):
+    with write_lock(writer.path, 0):
         gone = catalog.make_room(0, used_bytes(catalog) - 1, [named])
         assert [one.key for one in gone] == [newest]
         with pytest.raises(QuotaExceeded) as caught:
@@ -213,13 +215,13 @@ def test_a_fork_that_closes_its_reader_takes_nothing_from_its_parent(catalog: Ca
 def test_a_cache_is_not_evicted_while_it_is_verified(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     key = make_cache(catalog, 0, 0)
     held = []
-    read_chunk = layout.read_chunk
+    read_chunk = chunk_files.read_chunk
 
-    def read_and_look(group: Path, spec: CacheSpec, array: str, block: int, record: layout.BlockRecord) -> object:
+    def read_and_look(group: Path, spec: CacheSpec, array: str, block: int, record: documents.BlockRecord) -> object:
         held.append(is_held(catalog, key))
         return read_chunk(group, spec, array, block, record)
 
-    monkeypatch.setattr(layout, "read_chunk", read_and_look)
+    monkeypatch.setattr(chunk_files, "read_chunk", read_and_look)
     assert catalog.verify(key).ok
     assert set(held) == {True}
     assert not is_held(catalog, key)

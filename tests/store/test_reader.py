@@ -25,9 +25,10 @@ from store import (
     InvalidArgument,
     ReaderClosed,
     RowOutOfRange,
-    chunk_map,
+    mapped_range,
 )
-from store.chunk_map import map_chunks, memory_bytes
+from store.chunk_map import map_chunks
+from store.memory_limit import memory_bytes
 from tests.support.store_cases import (
     children,
     gather_in_little_address_space,
@@ -277,7 +278,7 @@ def test_prefetch_of_a_view_that_fits_reads_a_few_rows_and_then_the_view(
 ) -> None:
     """250 rows of it: as many as take the time of the whole."""
     if kernel == "old":
-        monkeypatch.setattr("store.chunk_map._MADV_POPULATE_READ", 9999)
+        monkeypatch.setattr("store.mapped_range._MADV_POPULATE_READ", 9999)
     spec = make_spec(classes=1000, samples=2 * 4096, views=2)
     cached = PageCache(write_cache(tmp_path, spec).path)
     whole = {(f"1/{block}", page) for block in range(2) for page in range(4096 * 2000 // mmap.PAGESIZE)}
@@ -326,7 +327,7 @@ def test_close_ends_reading_in_order_between_two_pieces(tmp_path: Path, monkeypa
     unmap = mapped._unmap
 
     class Kernel:
-        mincore = chunk_map._libc.mincore
+        mincore = mapped_range._libc.mincore
 
         @staticmethod
         def madvise(_start: int, length: int, advice: int) -> int:
@@ -336,7 +337,7 @@ def test_close_ends_reading_in_order_between_two_pieces(tmp_path: Path, monkeypa
                 done.append(length)
             return 0
 
-    monkeypatch.setattr(chunk_map, "_libc", Kernel)
+    monkeypatch.setattr(mapped_range, "_libc", Kernel)
     monkeypatch.setattr(mapped, "_unmap", lambda: done.append(0) or unmap())
     rows.prefetch(0, spec.samples)
     readers = read_ahead_threads()

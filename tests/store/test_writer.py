@@ -31,6 +31,7 @@ from store import (
     layout,
 )
 from store.filesystem import lock_byte
+from store.locks import write_lock
 from store.spec import canonical_json
 from store.statistics import STATISTICS
 from tests.support.store_cases import (
@@ -172,7 +173,7 @@ def test_a_writer_is_told_that_its_cache_was_deleted(tmp_path: Path) -> None:
 
 def test_a_cache_is_not_deleted_in_the_middle_of_a_block(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path, make_spec())
-    with writer._locked(1), pytest.raises(CacheBusy, match="being written"):
+    with write_lock(writer.path, 1), pytest.raises(CacheBusy, match="being written"):
         Catalog(tmp_path).delete(make_spec().key)
     assert writer.pending_blocks() == [0, 1, 2]
     Catalog(tmp_path).delete(make_spec().key)

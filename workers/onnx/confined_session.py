@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pydantic import BaseModel, ValidationError
 
-from store.chunk_map import memory_bytes
+from store.memory_limit import memory_bytes
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
 from workers.onnx import sandbox
 from workers.onnx.check import size_of
