@@ -25,10 +25,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from service.cli import render
+from service.cli.background_service import BackgroundService, answers_ready
 from service.cli.follow import follow
-from service.cli.supervisor import BackgroundService, answers_ready
 from service.client.client import Client
-from service.client.transport import Document, ServiceUnreachable
+from service.client.errors import ServiceUnreachable
+from service.client.transport import Document
 from service.errors import ServiceError
 from workers.config.training import AdamW, CosineSchedule, Training
 from workers.config.views import CropFlip, Views

@@ -19,7 +19,7 @@ from service.cli import streams
 from service.cli.base import CommandFailed, session
 from service.cli.supervisor import GAVE_UP, command, end_with_stdin, free_port, supervise
 from service.client.client import Client
-from service.client.transport import ClientError
+from service.client.errors import ClientError
 from service.gpus import STARTING
 from service.paths import local_url
 from workers.texts import printable

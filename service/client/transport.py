@@ -1,28 +1,18 @@
-"""The wire under ``service.client.client``: requests, pages, streams, and what to do when they break.
+"""Requests to one service: repeated when the connection breaks, page by page, or as a stream. It knows no route.
 
-What can be repeated without harm is repeated when the connection breaks; each try waits longer,
-and after a bounded time without an answer it is an error. It knows no route. Times are seconds.
-
-::
-
-    ClientError
-    ├── ApiProblem            the service answered with a problem (RFC 9457)
-    ├── ServiceUnreachable    (ConnectionError) nothing answers, or no longer
-    ├── UnusableProxy         (ValueError) a proxy that the environment names, of a kind that cannot be used
-    ├── DamagedDownload       (OSError) the bytes are not what the service had promised
-    └── WaitTimeout           (TimeoutError) the job is still going
+A request that can be repeated without harm is repeated when the connection breaks; each try waits longer, and after a
+bounded time without an answer it is an error of ``service.client.errors``. Times are seconds.
 """
 
-import ipaddress
-import json
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Self, TypedDict, Unpack
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO, TypedDict, Unpack
+from urllib.parse import quote, urlsplit
 
 import httpx2
+
+from service.client.errors import ApiProblem, ServiceUnreachable, UnusableProxy, is_loopback, proxy_variables
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 Document = dict[str, Any]
@@ -38,116 +28,8 @@ _UNAVAILABLE = frozenset({502, 503, 504})
 _BACKOFF_S = 0.2
 _BACKOFF_MAX_S = 5.0
 _REPEAT_S = 5.0
-
-
-class ClientError(Exception):
-    """Base of every error that the client raises on purpose."""
-
-
-class ApiProblem(ClientError):
-    """The service refused; ``str`` is one line that says what, where and what is allowed.
-
-    Attributes:
-        status: the HTTP status code.
-        title: the kind of problem.
-        detail: this occurrence of it; may be empty.
-        errors: ``{"pointer": "#/training/epochs", "detail": ...}`` for each wrong field.
-        request_id: what to look for in the service's log; None when the answer had none.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        title: str,
-        detail: str = "",
-        errors: tuple[Mapping[str, str], ...] = (),
-        request_id: str | None = None,
-    ) -> None:
-        self.status = status
-        self.title = title
-        self.detail = detail
-        self.errors = errors
-        self.request_id = request_id
-        super().__init__(self._sentence())
-
-    def _sentence(self) -> str:
-        fields = "; ".join(
-            f"{error.get('pointer', '#').removeprefix('#/') or 'body'}: {error.get('detail', '')}"
-            for error in self.errors
-        )
-        text = fields or self.detail
-        return f"{self.title}: {text}" if text else f"{self.title} (HTTP {self.status})"
-
-    @classmethod
-    def from_response(cls, response: httpx2.Response) -> Self:
-        """Reads problem+json; anything else (a proxy's page, say) becomes its status line."""
-        try:
-            body = json.loads(response.content)
-        except ValueError:
-            body = None
-        if not isinstance(body, dict) or "title" not in body:
-            reason = response.reason_phrase or "no reason given"
-            return cls(response.status_code, f"HTTP {response.status_code} {reason}")
-        return cls(
-            status=response.status_code,
-            title=str(body["title"]),
-            detail=str(body.get("detail") or ""),
-            errors=tuple(body.get("errors") or ()),
-            request_id=body.get("request_id"),
-        )
-
-
-class ServiceUnreachable(ClientError, ConnectionError):
-    """Nothing answers at the address, or it stopped answering and did not come back."""
-
-    def __init__(self, url: str, reason: object) -> None:
-        self.url = url
-        proxies = proxy_variables(url)
-        named = f"; the environment names a proxy, {' and '.join(proxies)}" if proxies else ""
-        super().__init__(
-            f"no Retort service answers at {url} ({str(reason) or type(reason).__name__}{named}): start "
-            "one with `retort serve`, or name another with --url or RETORT_URL"
-        )
-
-
-class UnusableProxy(ClientError, ValueError):
-    """The environment names a proxy of a kind that cannot be used."""
-
-    def __init__(self, url: str) -> None:
-        names = proxy_variables(url)
-        # Not its address, which may hold a password.
-        super().__init__(
-            f"a proxy that {' or '.join(names)} names cannot be used to reach {url}: http://HOST:PORT and "
-            "https://HOST:PORT can, and socks5://HOST:PORT where the package socksio is installed; name such a one, or "
-            f"leave it out: `env {' '.join(f'-u {name}' for name in names)} retort ...`"
-        )
-
-
-class DamagedDownload(ClientError, OSError):
-    """The file that arrived is not the one the service had announced; it was not kept."""
-
-
-class WaitTimeout(ClientError, TimeoutError):
-    """The job had not ended in the time given; it goes on."""
-
-
-def proxy_variables(url: str) -> list[str]:
-    """The variables of the environment that name proxies; none do for this machine's own addresses."""
-    if is_loopback(urlsplit(url).hostname or ""):
-        return []
-    kinds = ("all_proxy", "http_proxy", "https_proxy")
-    return sorted(name for name, value in os.environ.items() if name.lower() in kinds and value)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is an address of this machine alone, which no proxy can reach.
-
-    As the service itself has it, of which this module imports nothing.
-    """
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+# For one request that checks an upload or re-reads a whole cache: work, not waiting.
+LONG_S = 900.0
 
 
 class Patience:
@@ -278,30 +160,12 @@ class Connection:
             yield response
 
 
-def parse_events(chunks: Iterable[bytes]) -> Iterator[Document | None]:
-    """Reads a text/event-stream of JSON; None stands for a comment that keeps it alive.
-
-    An event that the connection cut off has no empty line behind it and is dropped: the next
-    connection brings it again.
-    """
-    fields: dict[str, str] = {}
-    for line in _lines(chunks):
-        if line.startswith(":"):
-            yield None
-        elif line:
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            again = name == "data" and name in fields
-            fields[name] = f"{fields[name]}\n{value}" if again else value
-        elif "data" in fields:
-            yield {"type": fields.get("event", "message"), **json.loads(fields["data"])}
-            fields = {}
+def path_part(text: str) -> str:
+    """``text`` as one segment of a path, whatever it holds."""
+    return quote(text, safe="")
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    # Not str.splitlines: it also splits at U+2028 and its like, which JSON strings may hold.
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r").decode()
+def job_or_run_path(job_or_run_id: str) -> str:
+    """Path of a job or of a run, which the beginning of its id tells apart."""
+    kind = "runs" if job_or_run_id.startswith("run_") else "jobs"
+    return f"/v1/{kind}/{path_part(job_or_run_id)}"

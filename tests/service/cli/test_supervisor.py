@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.supervisor import BackgroundService, ServiceEnded, answers_ready, free_port
+from service.cli.background_service import BackgroundService, ServiceEnded, answers_ready
+from service.cli.supervisor import free_port
 from service.client.client import Client
 from tests.support.process_table import api_process, processes_with
 from tests.support.service_helpers import open_to_others

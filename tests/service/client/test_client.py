@@ -13,14 +13,8 @@ import pytest
 
 from service.cli.supervisor import command, free_port
 from service.client.client import Client
-from service.client.transport import (
-    ApiProblem,
-    DamagedDownload,
-    ServiceUnreachable,
-    UnusableProxy,
-    WaitTimeout,
-    parse_events,
-)
+from service.client.errors import ApiProblem, DamagedDownload, ServiceUnreachable, UnusableProxy, WaitTimeout
+from service.client.event_stream import parse_events
 from service.db.states import State
 from tests.support.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.support.cutting_proxy import CuttingProxy

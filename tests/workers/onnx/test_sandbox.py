@@ -19,7 +19,8 @@ import pytest
 
 from workers.errors import WorkerError
 from workers.onnx import sandbox, seccomp, system_calls
-from workers.onnx.sandbox import ROOT, SandboxOutcome, call
+from workers.onnx.sandbox import SandboxOutcome, call
+from workers.onnx.sandbox_child import ROOT
 
 PROBES = "tests.support.sandbox_probes"
 MEMORY_BYTES = 1 << 30
