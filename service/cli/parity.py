@@ -22,7 +22,7 @@ from service.cli.resources import PANEL
 from service.client.transport import Document
 
 if TYPE_CHECKING:
-    from workers.tools.parity import ParityReport
+    from workers.tools.parity_report import ParityReport
 
 _DIGITS_SHOWN = 12
 

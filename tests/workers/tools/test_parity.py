@@ -24,7 +24,8 @@ from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.teacher.build_caches import build_caches
 from workers.teacher.teacher import Teacher
-from workers.tools.parity import BOUND, Comparison, ParityReport, Spread, check_parity
+from workers.tools.parity import check_parity
+from workers.tools.parity_report import BOUND, Comparison, ParityReport, Spread
 from workers.training.loop import train_run
 
 DTYPES = ("float16", "float32")
