@@ -42,9 +42,9 @@ def read_chunk(
     record: BlockRecord,
     out: npt.NDArray[np.generic] | None = None,
 ) -> npt.NDArray[Any]:
-    """The values [rows] or [rows, columns] of one chunk, every byte checked against the record.
+    """Read the values [rows] or [rows, columns] of one chunk, every byte checked against the record.
 
-    They are read into `out` if it is given: C-contiguous, of the array's dtype and just these rows.
+    They are read into ``out`` if it is given: C-contiguous, of the array's dtype and just these rows.
     Raises CacheCorrupt naming the file.
     """
     name = layout.chunk_name(array, spec, block)

@@ -1,4 +1,4 @@
-"""All chunk files of one array, in one address range, as one two-dimensional numpy array.
+"""Memory map of all chunk files of one array in one address range, as one two-dimensional numpy array.
 
 A chunk file is R flat rows and a four-byte checksum, so each file is mapped (MAP_FIXED) at a
 multiple of one stride inside a reserved range. The stride is a multiple of the row size, which
@@ -15,15 +15,15 @@ In order of preference:
 - "loaded": the files' rows copied into memory, where mapping is refused (vm.max_map_count,
   RLIMIT_AS).
 
-The holes are PROT_NONE: an index into one kills the process. So `rows` never leaves this package,
+The holes are PROT_NONE: an index into one kills the process. So ``rows`` never leaves this package,
 indices are checked before they come here, and nothing here is ever pickled. Files must not be cut
 while they are mapped; the writer never does, it replaces them, and a mapping keeps the old file
 alive.
 
 Rows that are not in memory yet come one page fault at a time, each with megabytes around it that
-the kernel reads ahead. That is ruin for files that memory cannot hold: for them there are
-`read_single_pages` and `prefetch`. Files that fit are read sooner in order (`read_in_order`) than
-by the faults of a random order. See read_ahead.py.
+the kernel reads ahead. Files that memory cannot hold are slow by orders of magnitude that way: for them
+there are ``read_single_pages`` and ``prefetch``. Files that fit are read sooner in order (``read_in_order``) than
+by the faults of a random order. See ``store.read_ahead``.
 """
 
 import errno
@@ -47,9 +47,9 @@ TOUCH_BYTES = 512  # below this a row is copied as soon as it is looked at
 
 @dataclass(frozen=True)
 class ChunkRows:
-    """Row r of chunk i is `rows[i * stride_rows + r]`; every other index is a hole.
+    """Rows of all chunks of an array: row r of chunk i is ``rows[i * stride_rows + r]``; every other index is a hole.
 
-    `release` unmaps at once; `rows` must not be touched afterwards. It also runs when nothing
+    ``release`` unmaps at once; ``rows`` must not be touched afterwards. It also runs when nothing
     refers to this object any more.
     """
 
@@ -59,7 +59,7 @@ class ChunkRows:
     _range: MappedRange | None = None
 
     def take(self, indices_B: npt.NDArray[np.int64], out: npt.NDArray[np.generic]) -> None:
-        """Copy these rows to `out` [B, C], C-contiguous and of their dtype.
+        """Copy these rows to ``out`` [B, C], C-contiguous and of their dtype.
 
         The indices must be those of rows: mode "clip" checks nothing, and spares a buffered copy.
         """
@@ -73,7 +73,7 @@ class ChunkRows:
         self.rows.take(indices_B, axis=0, out=out, mode="clip")
 
     def prefetch(self, indices_B: npt.NDArray[np.int64]) -> None:
-        """Have these rows read in the background.
+        """Start to read these rows in the background.
 
         1-2 us a row, also for those in memory already. Does nothing where the files are loaded.
         """
@@ -82,31 +82,31 @@ class ChunkRows:
             self._range.prefetch(indices_B * row_bytes, row_bytes)
 
     def read_single_pages(self) -> None:
-        """From now on a page fault reads no page but its own, for files that memory cannot hold."""
+        """Let a page fault read no page but its own from now on, for files that memory cannot hold."""
         if self._range is not None:
             self._range.advise(mmap.MADV_NOHUGEPAGE)  # it would take precedence
             self._range.advise(mmap.MADV_RANDOM)
 
     def in_memory(self, chunks: range) -> bool:
-        """Whether every page of these chunks is; true where the kernel does not tell (a foreign, read-only file)."""
+        """Whether all pages of these chunks are in memory; true where the kernel does not say."""
         return self._range is None or all(self._range.in_memory(chunk) for chunk in chunks)
 
     def read_in_order(self, chunks: range) -> None:
         """Start to read these chunks from start to end, in threads that end with the work or with release().
 
-        An error of the disk ends them silently: whoever takes the row meets it again.
+        An error of the disk ends them silently: taking the row raises it again.
         """
         if self._range is not None:
             self._range.read_in_order(chunks)
 
     def release(self) -> None:
-        """Unmap the files, which stops those who read them ahead. May be called twice."""
+        """Stop reading ahead and unmap the files. May be called twice."""
         if self._range is not None:
             self._range.release()
 
 
 def map_chunks(paths: Sequence[Path], block_rows: int, classes: int, dtype: np.dtype[np.generic]) -> ChunkRows:
-    """Map chunk files of `block_rows` rows each, the best way that the machine allows.
+    """Map chunk files of ``block_rows`` rows each, the best way that the machine allows.
 
     Raises FileNotFoundError, AddressSpaceExhausted.
     """
@@ -124,8 +124,8 @@ def map_chunks(paths: Sequence[Path], block_rows: int, classes: int, dtype: np.d
 
 
 def _map_all(paths: Sequence[Path], length_bytes: int, stride_bytes: int, alignment: int) -> MappedRange | None:
-    """Every file at its stride, or None where the kernel does not allow it."""
-    # A file and the hole behind it are one map each; half of the limit is left to everybody else.
+    """Map every file at its stride; None where the kernel does not allow it."""
+    # A file and the hole behind it are one map each; half of the limit is left to the rest of the process.
     if 2 * len(paths) > _max_map_count() // 2:
         return None
     try:
@@ -145,7 +145,7 @@ def _map_all(paths: Sequence[Path], length_bytes: int, stride_bytes: int, alignm
 def _load_all(
     paths: Sequence[Path], block_rows: int, classes: int, dtype: np.dtype[np.generic]
 ) -> npt.NDArray[np.generic]:
-    """The rows of every file, one chunk after the other, in memory."""
+    """Load the rows of every file into memory, one chunk after the other."""
     needed_bytes = len(paths) * block_rows * classes * dtype.itemsize
     refusal = (
         f"{len(paths)} chunk files ({needed_bytes} bytes) can neither be mapped nor loaded: raise "

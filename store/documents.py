@@ -20,7 +20,7 @@ class _Stored(BaseModel):
 
 
 class Manifest(_Stored):
-    """What the group's attributes say. `provenance` is the creator's free JSON: device, versions."""
+    """Manifest: the attributes of the group. ``provenance`` is the creator's free JSON: device, versions."""
 
     format_version: Literal[1] = 1
     key: str
@@ -30,14 +30,14 @@ class Manifest(_Stored):
 
 
 class FileRecord(_Stored):
-    """Bytes of a chunk file, checksum included, and crc32c of its payload, checksum excluded."""
+    """Record of a chunk file: its bytes, checksum included, and the crc32c of its payload, checksum excluded."""
 
     size: int
     crc32c: int
 
 
 class BlockRecord(_Stored):
-    """A committed block: how many rows it holds and the chunk files, relative to the group."""
+    """Commit record of a block: the number of its rows, and its chunk files, relative to the group."""
 
     rows: int
     files: dict[str, FileRecord]
@@ -48,7 +48,7 @@ class BlockRecord(_Stored):
 
 
 class Completion(_Stored):
-    """The content of COMPLETE. `commits_sha256` is over the records' bytes in block order."""
+    """Content of COMPLETE. ``commits_sha256`` is over the records' bytes in block order."""
 
     key: str
     blocks: int
@@ -57,10 +57,10 @@ class Completion(_Stored):
 
 
 def read_provenance(group: Path, *given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """What is known of how a cache came about: what was `given` at its creation and end, and its blocks' origins.
+    """Read the provenance of a cache: the parts ``given`` at its creation and end, and its blocks' origins.
 
-    `computed_on` lists the origins; it is not there if no block has one. Nothing depends on them, so one that cannot
-    be read is listed with its `problem` and raises nothing.
+    ``computed_on`` lists the origins; it is absent if no block has one. Nothing depends on them, so an unreadable one
+    is listed with its ``problem`` and raises nothing.
     """
     provenance = {name: value for part in given for name, value in part.items()}
     origins: list[JsonValue] = []
@@ -73,7 +73,7 @@ def read_provenance(group: Path, *given: Mapping[str, JsonValue]) -> dict[str, J
 
 
 def read_manifest(group: Path) -> Manifest:
-    """The group's manifest. Raises CacheNotFound (no such folder), CacheCorrupt (unreadable)."""
+    """Read the group's manifest. Raises CacheNotFound (no such folder), CacheCorrupt (unreadable)."""
     if not group.is_dir():
         raise CacheNotFound(f"there is no cache {group.name} under {group.parent}")
     path = group / layout.GROUP_FILE
@@ -89,7 +89,7 @@ def read_manifest(group: Path) -> Manifest:
 
 
 def read_completion(group: Path) -> Completion | None:
-    """The content of COMPLETE, or None where the cache was never finished. Raises CacheCorrupt."""
+    """Read the content of COMPLETE; None where the cache was never finished. Raises CacheCorrupt."""
     path = group / layout.COMPLETE_FILE
     if not path.exists():
         return None
@@ -97,7 +97,7 @@ def read_completion(group: Path) -> Completion | None:
 
 
 def check_arrays(group: Path, spec: CacheSpec) -> None:
-    """Raise CacheCorrupt if an array's metadata are not exactly those of the format."""
+    """Check the arrays: raise CacheCorrupt if an array's metadata are not exactly those of the format."""
     for array in spec.arrays:
         path = group / array / "zarr.json"
         found = _read_json(path)
@@ -107,7 +107,7 @@ def check_arrays(group: Path, spec: CacheSpec) -> None:
 
 
 def load_record(group: Path, spec: CacheSpec, block: int) -> BlockRecord | None:
-    """The commit record of a block, or None where there is none; the chunk files are not looked at.
+    """Read the commit record of a block, None where there is none; the chunk files are not looked at.
 
     Raises CacheCorrupt if the record is unreadable or is not one of this block.
     """
@@ -126,7 +126,7 @@ def load_record(group: Path, spec: CacheSpec, block: int) -> BlockRecord | None:
 
 
 def commits_sha256(records: Iterator[BlockRecord]) -> str:
-    """The digest that COMPLETE holds, over every record in block order."""
+    """Digest of all commit records in block order, which COMPLETE holds."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(record.to_bytes())
@@ -155,5 +155,5 @@ def _validate(model: type[Model], value: object, path: Path) -> Model:
         return model.model_validate(value)
     except ValidationError as error:
         problem = str(error)
-    # Outside of the block: what has pydantic's exception as its cause is never freed if that refers to it in turn.
+    # Raised outside of the block: an error whose cause is pydantic's exception is never freed if that refers to it.
     raise CacheCorrupt(f"{path}: {problem}")

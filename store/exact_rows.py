@@ -1,4 +1,4 @@
-"""What a lossy cache has kept exactly, beside what it makes of the same rows.
+"""Reference rows of a lossy cache: logits kept exactly, beside the decoded ones.
 
 Shapes: R rows, C classes.
 """
@@ -18,7 +18,7 @@ from store.statistics import STATISTICS, Float32
 
 @dataclass(frozen=True)
 class Reference:
-    """The first rows of view 0: `exact` and `decoded` logits, float32 [R, C], and the statistics [R] of the exact."""
+    """First rows of view 0: ``exact`` and ``decoded`` logits, float32 [R, C], and statistics [R] of the exact ones."""
 
     exact: Float32
     decoded: Float32
@@ -26,7 +26,7 @@ class Reference:
 
 
 def read_reference(root: Path | str, spec: CacheSpec) -> Reference:
-    """Read it, every byte checked, from a cache whose block 0 is committed, be it complete or not.
+    """Read the reference rows, every byte checked, of a cache whose block 0 is committed, complete or not.
 
     Raises InvalidArgument (a dense cache has none), CacheNotFound, CacheMismatch, CacheIncomplete, CacheCorrupt.
     """

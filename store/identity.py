@@ -1,6 +1,6 @@
-"""Whether a folder holds the cache that was asked for, and all of it.
+"""Identity and completeness of a cache: whether a folder holds the one that was asked for, and all of it.
 
-None of this looks into a chunk file: see chunk_files.read_chunk and verify.py.
+No chunk file is read here: see ``store.chunk_files`` and ``store.verify``.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from store.spec import CacheSpec
 
 
 def check_identity(group: Path, manifest: documents.Manifest, asked: CacheSpec | None = None) -> None:
-    """Raise CacheMismatch unless the group's name, its manifest and the spec asked for agree."""
+    """Check the identity: raise CacheMismatch unless the group's name, its manifest and the spec asked for agree."""
     found = manifest.spec
     if asked is not None and found != asked:
         raise CacheMismatch(
@@ -29,7 +29,7 @@ def check_identity(group: Path, manifest: documents.Manifest, asked: CacheSpec |
 
 
 def check_completion(group: Path, spec: CacheSpec) -> tuple[list[BlockRecord], dict[str, JsonValue]]:
-    """Every block's commit record, and the provenance in COMPLETE.
+    """Check the completeness; returns every block's commit record, and the provenance in COMPLETE.
 
     Raises CacheIncomplete without COMPLETE, CacheCorrupt if a record is missing or not the one it
     vouches for: naming the record if its files tell which, COMPLETE otherwise.
@@ -60,7 +60,7 @@ def check_completion(group: Path, spec: CacheSpec) -> tuple[list[BlockRecord], d
 
 
 def describe_absence(root: Path, spec: CacheSpec) -> str:
-    """Say that there is none, and which comes closest: same teacher or dataset, few differences."""
+    """Sentence for a cache that is not there, with the closest one: same teacher or dataset, few differences."""
     related = []
     groups = layout.group_paths(root)
     for group in groups:

@@ -1,10 +1,10 @@
-"""Where everything of one cache lies on disk, and how it is read back and checked.
+"""Layout of a cache on disk: its files, their names and sizes, and the metadata of its arrays.
 
     <root>/<key>/
         zarr.json                    Zarr v3 group; attributes {"retort": Manifest}
         logits/zarr.json             [views, samples, classes], spec dtype, chunks (1, R, classes)
         logits/c/<view>/<block>/0    one chunk: R rows, then their crc32c
-        <other>/zarr.json            what else the encoding needs of a row, see encoding.py; lossy ones alone
+        <other>/zarr.json            other arrays of the encoding, see store.encodings; lossy ones alone
         <other>/c/<view>/<block>     (and /0 if it has several values a row)
         <statistic>/zarr.json        [views, samples], float32, chunks (1, R); one per statistic
         <statistic>/c/<view>/<block>
@@ -16,14 +16,14 @@
         COMPLETE                     Completion: every block is committed; written last of all
         LAST_USED                    written by Catalog.touch; no part of the cache's identity
         PINNED                       written by Catalog.pin, and gone after unpin; no part of it either
-    <root>/.turn                     locked by whoever evicts or reserves, see eviction.py
+    <root>/.turn                     locked by a process that evicts or reserves, see store.eviction
 
 <block> counts within its view here. Codecs are exactly bytes (little-endian) and crc32c, so a chunk file is
 R flat rows and four bytes; the last chunk of a view is padded with NaN, or with 0 if it has
 integers. Any Zarr v3 client reads the arrays.
 
-What is there is decided by commit records alone: Zarr reads a missing chunk as fill values, without
-a word. The crc32c in a record is that of the chunk's payload and must equal the file's last four
+Commit records alone decide which blocks are there: Zarr reads a missing chunk as fill values, without
+an error. The crc32c in a record is that of the chunk's payload and must equal the file's last four
 bytes, so a chunk in another's place is noticed although it is whole in itself.
 """
 
@@ -54,19 +54,19 @@ _ORIGIN = re.compile(r"[0-9a-f]{16}\.json")
 
 
 def group_path(root: Path, key: str) -> Path:
-    """The folder of one cache. Raises InvalidArgument unless the key is 64 hex digits."""
+    """Folder of one cache. Raises InvalidArgument unless the key is 64 hex digits."""
     if not _KEY.fullmatch(key):
         raise InvalidArgument(f"{key!r} is not a cache key: a key is 64 lower-case hex digits")
     return root / key
 
 
 def group_paths(root: Path) -> list[Path]:
-    """The folders under root that are named like a cache, sorted by key."""
+    """Folders under root that are named like a cache, sorted by key."""
     return _named(_KEY, root)
 
 
 def chunk_name(array: str, spec: CacheSpec, block: int) -> str:
-    """The chunk file of one block of one array, relative to the group."""
+    """Chunk file of one block of one array, relative to the group."""
     view, within = divmod(block, spec.blocks_per_view)
     stored = spec.arrays[array]
     return f"{array}/c/{view}/{within}" + ("/0" if stored.columns and stored.rows is None else "")
@@ -83,28 +83,28 @@ def chunk_bytes(array: str, spec: CacheSpec) -> int:
 
 
 def record_name(spec: CacheSpec, block: int) -> str:
-    """The commit record of one block, relative to the group."""
+    """Commit record of one block, relative to the group."""
     view, within = divmod(block, spec.blocks_per_view)
     return f"{COMMITS_FOLDER}/{view}-{within}.json"
 
 
 def record_paths(group: Path) -> list[Path]:
-    """The files that are named like a commit record, of this cache's blocks or not, sorted."""
+    """Files that are named like a commit record, of this cache's blocks or not, sorted."""
     return _named(_RECORD, group / COMMITS_FOLDER)
 
 
 def provenance_name(content: bytes) -> str:
-    """The file of one origin of blocks, relative to the group: the same for the same canonical JSON."""
+    """File of one origin of blocks, relative to the group: the same for the same canonical JSON."""
     return f"{PROVENANCE_FOLDER}/{hashlib.sha256(content).hexdigest()[:16]}.json"
 
 
 def origin_paths(group: Path) -> list[Path]:
-    """The files of the origins of blocks, sorted."""
+    """Files of the origins of blocks, sorted."""
     return _named(_ORIGIN, group / PROVENANCE_FOLDER)
 
 
 def array_metadata(array: str, spec: CacheSpec) -> dict[str, Any]:
-    """What <array>/zarr.json must say, apart from names and attributes."""
+    """Metadata that <array>/zarr.json must have, apart from names and attributes."""
     stored, rows = spec.arrays[array], chunk_rows(array, spec)
     columns = [] if stored.columns is None else [stored.columns]
     whole = stored.rows is not None

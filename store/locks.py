@@ -13,12 +13,12 @@ from store.filesystem import lock_byte
 
 # Bytes of zarr.json that are locked, far beyond its end. Byte b < 2^40 is block b.
 FINISH_BYTE = 1 << 40
-GROUP_BYTE = FINISH_BYTE + 1  # shared by whoever writes, exclusive for Catalog.delete
-USE_BYTE = GROUP_BYTE + 1  # shared by whoever holds the cache, exclusive for an eviction
+GROUP_BYTE = FINISH_BYTE + 1  # shared by writers, exclusive for Catalog.delete
+USE_BYTE = GROUP_BYTE + 1  # shared by holders of the cache, exclusive for an eviction
 
 
 class CacheLease:
-    """Keeps one cache from being evicted until release(), the end of its process, or nothing refers to it any more.
+    """Lease of one cache: keeps it from eviction until release(), the end of the process or of the last reference.
 
     Raises CacheNotFound. Waits for an eviction that has begun, and then finds the cache gone.
     """
@@ -40,7 +40,7 @@ class CacheLease:
 
 @contextlib.contextmanager
 def write_lock(group: Path, byte: int) -> Iterator[None]:
-    """Hold one byte's lock, and keep Catalog.delete out meanwhile."""
+    """Lock one byte for writing, and keep Catalog.delete out meanwhile. Raises CacheNotFound (deleted)."""
     path = group / layout.GROUP_FILE
     deleted = CacheNotFound(f"{group} was deleted while it was being written")
     try:
@@ -58,13 +58,13 @@ def write_lock(group: Path, byte: int) -> Iterator[None]:
 
 
 def lock_shared(group: Path, byte: int) -> int:
-    """A descriptor that has the shared lock until it is closed. Raises CacheNotFound."""
+    """Take a shared lock; returns the descriptor that has it until it is closed. Raises CacheNotFound."""
     path = group / layout.GROUP_FILE
     with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         closing.callback(os.close, descriptor)
         lock_byte(descriptor, byte, shared=True)
-        # Not so if an eviction came first: what was opened has another name by now.
+        # If an eviction came first, the opened file has another name by now.
         if os.path.samestat(path.stat(), os.fstat(descriptor)):
             closing.pop_all()
             return descriptor
@@ -73,11 +73,11 @@ def lock_shared(group: Path, byte: int) -> int:
 
 @contextlib.contextmanager
 def exclusive_lock(group: Path, bytes_: Sequence[int]) -> Iterator[None]:
-    """Keep out everybody who shares one of these bytes. Raises CacheBusy if somebody is there."""
+    """Lock these bytes against all who share one. Raises CacheBusy if another process has one."""
     try:
         descriptor = os.open(group / layout.GROUP_FILE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        yield  # no manifest: nobody can be writing or reading it
+        yield  # no manifest: no process can be writing or reading it
         return
     try:
         for byte in bytes_:

@@ -22,7 +22,7 @@ _PROT_NONE = 0
 _MADV_POPULATE_READ = 22
 
 _READ_AHEAD_THREADS = 2
-# What a thread reads in one call, which release() waits for.
+# Bytes that a thread reads in one call, which release() waits for.
 _READ_AHEAD_BYTES = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,7 +45,7 @@ class MappedRange:
     """A reserved range of addresses with files in it; unmapped by release() or by the garbage collector."""
 
     def __init__(self, size_bytes: int, alignment: int) -> None:
-        """Raises OSError (ENOMEM) when there is no such range."""
+        """Reserve the range. Raises OSError (ENOMEM) when there is none of that size."""
         self.size_bytes = size_bytes
         reserved_bytes = size_bytes + alignment
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -65,7 +65,7 @@ class MappedRange:
         self._unmap()
 
     def map_file(self, path: Path, offset_bytes: int, length_bytes: int) -> None:
-        """Put the first bytes of a file at an offset of this range, read-only and shared."""
+        """Map the first bytes of a file at an offset of this range, read-only and shared."""
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             flags = mmap.MAP_SHARED | _MAP_FIXED
@@ -75,11 +75,11 @@ class MappedRange:
         self._files.append((self.start + offset_bytes, length_bytes))
 
     def advise(self, advice: int) -> None:
-        """Tell the kernel how the range will be used; it may take no notice."""
+        """Advise the kernel how the range will be used; it may ignore that."""
         _libc.madvise(self.start, self.size_bytes, advice)
 
     def prefetch(self, offsets_B: npt.NDArray[np.int64], length_bytes: int) -> None:
-        """Have these parts of the range read; where the kernel refuses, a touch will do it."""
+        """Start to read these parts of the range; where the kernel refuses, the first access reads them."""
         firsts_B = (self.start + offsets_B) & -mmap.PAGESIZE
         lengths_B = self.start + offsets_B + length_bytes - firsts_B
         for first, length in zip(firsts_B.tolist(), lengths_B.tolist(), strict=True):
@@ -118,7 +118,7 @@ class MappedRange:
                     _libc.madvise(start, piece_bytes, advice)
 
     def array(self, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
-        """The whole range as a read-only flat array; it does not keep the range alive."""
+        """View of the whole range as a read-only flat array; it does not keep the range alive."""
         buffer = (ctypes.c_ubyte * self.size_bytes).from_address(self.start)
         flat = np.ctypeslib.as_array(buffer).view(dtype)
         flat.flags.writeable = False

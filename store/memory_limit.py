@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-# What this process, or the container that it is in, may use: cgroup v2, cgroup v1.
+# Files with the limit of this process's container: cgroup v2, cgroup v1.
 _MEMORY_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -14,9 +14,9 @@ _MEMORY_LIMITS = (
 
 
 def memory_bytes(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
-    """The machine's memory, or the least of the limits (files that hold a number or "max") on it.
+    """Bytes of the machine's memory, or the least of the limits (files that hold a number or "max") on it.
 
-    psutil tells the machine's alone, and a container's limit is what counts.
+    psutil has the machine's alone, and a container's limit is what counts.
     """
     found = [os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE]
     for path in limits:

@@ -20,7 +20,7 @@ from store.spec import CacheSpec
 
 
 def create_group(root: Path, spec: CacheSpec, provenance: dict[str, JsonValue]) -> None:
-    """Build the empty group beside its place and rename it there; a race's loser leaves nothing."""
+    """Create the empty group beside its place and rename it there; the loser of a race leaves nothing."""
     root.mkdir(parents=True, exist_ok=True)
     temporary = root / f"{layout.CREATING_PREFIX}{spec.key}-{uuid.uuid4().hex}"
     manifest = Manifest(

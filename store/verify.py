@@ -1,6 +1,6 @@
-"""Reading every byte of a cache and recomputing every statistic: what a reader has no time for.
+"""Verification of a cache: read every byte and recompute every statistic, which takes too long for a reader.
 
-A problem is one line that starts with the file it is about. Finding one does not end the search.
+A problem is one line that starts with its file. Finding one does not end the search.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ from store.spec import CacheSpec
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found in one cache; no problem means that every byte is the one that was committed.
+    """Report on one cache; no problem means that every byte is the one that was committed.
 
-    `blocks_checked` and `rows_checked` count what is whole: committed, undamaged, with the right
+    ``blocks_checked`` and ``rows_checked`` count those that are committed, undamaged and have the right
     statistics.
     """
 
@@ -36,11 +36,11 @@ class VerifyReport:
 
 
 def verify_group(group: Path) -> VerifyReport:
-    """Check the cache in one folder. Raises CacheNotFound; all else is a problem in the report.
+    """Verify the cache in one folder. Raises CacheNotFound; all else is a problem in the report.
 
-    A recomputed statistic may differ from the stored one only as statistic_tolerances says: by what
-    the encoding loses of the logits. Where most of them are lost, the statistic has to be a possible
-    one of those that are kept. Holds one block in memory at a time, and the cache against
+    A recomputed statistic may differ from the stored one by the loss of the encoding alone, see
+    statistic_tolerances. Where most logits are lost, the statistic has to be possible with those that
+    are kept. Holds one block in memory at a time, and the cache against
     eviction.
     """
     try:
@@ -79,7 +79,7 @@ def _problem(check: Callable[[], object]) -> list[str]:
 
 
 def _strangers(group: Path, spec: CacheSpec) -> Iterator[str]:
-    """Commit records of blocks that this cache does not have."""
+    """Yield the commit records of blocks that this cache does not have."""
     expected = {layout.record_name(spec, block) for block in range(spec.blocks)}
     for path in layout.record_paths(group):
         if f"{layout.COMMITS_FOLDER}/{path.name}" not in expected:

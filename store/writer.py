@@ -1,4 +1,4 @@
-"""Writing a cache: block by block, by any number of processes, through any number of crashes.
+"""Writer of a cache: block by block, by any number of processes, through any number of crashes.
 
 A block is one chunk's rows of every array, and write_block takes a whole one: two writers never
 share a chunk. For each block:
@@ -6,16 +6,15 @@ share a chunk. For each block:
 1. lock the block (a byte-range lock on the group's zarr.json, which the kernel drops when a process
    dies);
 2. if its commit record is there and its files fit it, it is done;
-3. otherwise delete what an earlier attempt left of it: chunk files and *.partial files of this
+3. otherwise delete the leftovers of an earlier attempt: chunk files and *.partial files of this
    block only, so a writer never touches the files that another one is writing;
 4. write the chunks through zarr's LocalStore (atomic rename), fsync files and folders;
 5. write the commit record, by temporary file, fsync and rename.
 
 So a restart needs no flag and no cleaning: open the cache, write pending_blocks(), finish(). A
 block that two processes were given (a task that Ray retried while its first actor lived on) is
-written once: the second waits and gets the first one's record, whatever logits it brought. What
-zarr does not do is left out on purpose: no per-batch writing (25-140x slower, and not safe with two
-writers).
+written once: the second waits and gets the first one's record, even if its logits differ. There is
+no per-batch writing, on purpose: it is 25-140x slower in zarr, and not safe with two writers.
 
 Shapes: N rows of the block, C classes.
 """
@@ -57,12 +56,12 @@ FLOAT16_MAX = 65504.0
 
 
 class CacheWriter:
-    """Opens the cache of `spec` under `root`, or creates it; holds no lock between calls.
+    """Writer of the cache of ``spec`` under ``root``, which is created if need be; it holds no lock between calls.
 
-    `provenance` is free JSON kept beside the spec (device, versions, batch size); it is written by
-    whoever creates the cache and ignored by who finds it. Creation is atomic: of several processes
+    ``provenance`` is free JSON kept beside the spec (device, versions, batch size); it is written when
+    the cache is created and ignored when it is found. Creation is atomic: of several processes
     that create the same cache at once, one wins and all open the same one.
-    Raises CacheMismatch or CacheCorrupt if something else lies at `<root>/<key>`, DiskFull.
+    Raises CacheMismatch or CacheCorrupt if anything else lies at ``<root>/<key>``, DiskFull.
     """
 
     def __init__(self, root: Path | str, spec: CacheSpec, provenance: Mapping[str, JsonValue] | None = None) -> None:
@@ -100,7 +99,7 @@ class CacheWriter:
     ) -> BlockRecord:
         """Store float32 logits [rows, classes] of one whole block, with their statistics, durably.
 
-        Rows are those of spec.block_range(block); `labels_N` are their classes, which a sparse cache
+        Rows are those of spec.block_range(block); ``labels_N`` are their classes, which a sparse cache
         needs and others ignore. If the block is committed already, its record is returned and nothing
         is written. Waits while another process writes the same block.
         Raises InvalidArgument (block number, shape, dtype, labels), NotStorable (NaN, infinite, beyond
@@ -123,10 +122,10 @@ class CacheWriter:
                 raise
 
     def add_provenance(self, origin: Mapping[str, JsonValue]) -> None:
-        """Keep where blocks are computed (device, versions), before they are written; the same origin is kept once.
+        """Record the origin of blocks (device, versions) before they are written; the same origin is kept once.
 
-        A cache can be filled by many processes over many attempts: all their origins are told, in
-        `computed_on` of its provenance, and none of them is a part of the cache's key.
+        A cache can be filled by many processes over many attempts: all their origins are listed in
+        ``computed_on`` of its provenance, and none of them is a part of the cache's key.
         Raises CacheNotFound (deleted meanwhile), DiskFull.
         """
         content = canonical_json(dict(origin))
@@ -141,8 +140,8 @@ class CacheWriter:
     def finish(self, provenance: Mapping[str, JsonValue] | None = None) -> None:
         """Mark the cache complete, so that readers accept it; does nothing if it is already.
 
-        `provenance` joins what the creator gave, e.g. the hours it took.
-        Raises CacheIncomplete naming how many blocks are missing, DiskFull.
+        ``provenance`` joins that of the creator, e.g. the hours it took.
+        Raises CacheIncomplete with the number of missing blocks, DiskFull.
         """
         with write_lock(self.path, FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
             pending = self.pending_blocks()
@@ -202,16 +201,16 @@ class CacheWriter:
             )
 
     def _clear(self, block: int) -> None:
-        """Delete whatever is left of a block that is not committed; the caller holds its lock."""
+        """Delete the leftovers of a block that is not committed; the caller holds its lock."""
         arrays = self.spec.arrays_of(block)
         chunks = [self.path / layout.chunk_name(array.name, self.spec, block) for array in arrays]
         record = self.path / layout.record_name(self.spec, block)
         if not chunks[0].parent.exists() and not record.exists():
-            return  # nobody has begun this block: the logits' folder is the first thing made of it
+            return  # this block was never begun: the logits' folder is the first thing made of it
         complete = self.path / layout.COMPLETE_FILE
         for path in (complete, record, *chunks):
             path.unlink(missing_ok=True)
-            # In this order on the disk too: never a marker or record without what it vouches for.
+            # In this order on the disk too: never a marker or record without the files that it vouches for.
             if path in (complete, record):
                 fsync(path.parent)
         for path in (record, *chunks):
@@ -221,7 +220,7 @@ class CacheWriter:
     def _values(
         self, block: int, logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer] | None
     ) -> dict[str, npt.NDArray[np.generic]]:
-        """What the block's part of every array holds, in the order of writing."""
+        """Values of the block's part of every array, in the order of writing."""
         view, start, _ = self.spec.block_range(block)
         stored = {**codec.encode(self.spec, logits_NC, view, start, labels_N), **row_statistics(logits_NC)}
         if self.spec.is_lossy:
@@ -242,7 +241,7 @@ class CacheWriter:
         return record
 
     def _settle(self, name: str, size: int, padded: npt.NDArray[np.generic]) -> FileRecord:
-        """fsync one chunk file with its folders, and check that zarr wrote what the format says."""
+        """Make one chunk file and its folders durable, and check that zarr wrote what the format demands."""
         path = self.path / name
         checksum = crc32c(padded)
         fsync(path)

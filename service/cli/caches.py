@@ -125,7 +125,7 @@ def _document(entry: "CacheEntry") -> Document:
     return Cache.of(entry).model_dump(mode="json")
 
 
-# Inside the classes above, `list` is the method.
+# Inside the classes above, ``list`` is the method.
 Documents = list[Document]
 
 

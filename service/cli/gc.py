@@ -1,4 +1,4 @@
-"""The command `gc`: what may be deleted, and its deletion, through the service."""
+"""The command ``gc``: what may be deleted, and its deletion, through the service."""
 
 import re
 from collections.abc import Sequence

@@ -197,10 +197,10 @@ def test_session_answers_that_are_not_ours_end_its_process(tmp_path: Path) -> No
             b'{"error": "SystemExit", "message": ""}\n',
             b"\n",
         ):
-            session._pending += answer
+            session._child._pending += answer
             with pytest.raises(InvalidTeacher, match="the teacher's process does not give"):
                 session.run(pictures())
-            session._pending.clear()
+            session._child._pending.clear()
             session.run(pictures(1))
 
 
