@@ -1,4 +1,4 @@
-"""``BackgroundService``: a service as a child of a program that wants one for a while.
+"""Background service: ``retort serve`` as a child of a program that needs one for a while.
 
 It restarts nothing: a process that ended by itself had a reason, and its job resumes at the next start. Times are
 seconds.
@@ -18,7 +18,7 @@ from service.errors import ServiceError
 READY_S = 120.0
 _POLL_S = 0.5
 _TAIL_BYTES = 32_000
-_VOICE = "retort: "
+_PREFIX = "retort: "
 
 
 class ServiceEnded(ServiceError, RuntimeError):
@@ -26,11 +26,11 @@ class ServiceEnded(ServiceError, RuntimeError):
 
 
 class BackgroundService:
-    """``retort serve`` beside this program, its output in a file.
+    """Service (``retort serve``) beside this program, its output in a file.
 
     Args:
         data_dir: of the service; its log goes there, too.
-        data_root: below which it looks for data sets.
+        data_root: below which it looks for datasets.
         port: where its API listens on the loopback address; a free one by default.
         outlive: leave it running when this program ends, however it ends.
     """
@@ -67,11 +67,11 @@ class BackgroundService:
 
     @property
     def pid(self) -> int:
-        """Of the supervisor; a SIGTERM to it ends the service."""
+        """Number of the supervisor's process; a SIGTERM to it ends the service."""
         return self._process.pid
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Blocks until API and engine answer.
+        """Wait until API and engine answer.
 
         Raises:
             ServiceEnded: they ended or did not answer in time; the message has the log's end.
@@ -85,16 +85,16 @@ class BackgroundService:
                 time.sleep(_POLL_S)
 
     def check(self) -> None:
-        """Raises ServiceEnded, with the last line of its log, if it has ended."""
+        """Check that it has not ended. Raises ServiceEnded, with the last lines of its log."""
         if self._process.poll() is not None:
             raise ServiceEnded(f"the service ended: {self._log_tail()}")
 
     def wait(self, timeout_s: float | None = None) -> int:
-        """Blocks until it has ended, and returns its exit status."""
+        """Wait until it has ended; returns its exit status."""
         return self._process.wait(timeout_s)
 
     def stop(self) -> None:
-        """Ends it as a Ctrl-C would, and waits for that."""
+        """End it as a Ctrl-C does, and wait for that."""
         self._process.terminate()
         try:
             self.wait(GRACE_S + 5.0)
@@ -107,8 +107,8 @@ class BackgroundService:
 
     def _log_tail(self) -> str:
         text = self.log_path.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
-        # What the processes say to people, the first of it being the cause; the rest is their log.
-        said = [line.removeprefix(_VOICE) for line in text.splitlines() if line.startswith(_VOICE)]
+        # Lines for people, the first of which is the cause; the rest is the log.
+        said = [line.removeprefix(_PREFIX) for line in text.splitlines() if line.startswith(_PREFIX)]
         return f"{'; '.join(said[-3:]) or 'no word from it'} (see {self.log_path})"
 
 

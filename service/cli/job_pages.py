@@ -1,4 +1,4 @@
-"""Pages of jobs and runs on a terminal: what a job would run, a job with its runs, a run with its files."""
+"""Pages of jobs and runs on a terminal: the runs of a dry run, a job with its runs, a run with its files."""
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -8,6 +8,7 @@ from service.client.transport import Document
 
 
 def preview_page(preview: Document) -> RenderableType:
+    """Page of a dry run: its runs, the picture sizes, the warnings."""
     rows = [(run["student"], run["method"], str(run["seed"])) for run in preview["runs"]]
     # A service of an earlier version has neither sizes nor warnings.
     views = preview.get("views") or {}
@@ -19,6 +20,7 @@ def preview_page(preview: Document) -> RenderableType:
 
 
 def job_page(job: Document, runs: list[Document]) -> RenderableType:
+    """Page of a job with its runs."""
     caches = job["caches"] or {}
     pairs = {
         "job": job["id"],
@@ -53,6 +55,7 @@ def job_page(job: Document, runs: list[Document]) -> RenderableType:
 
 
 def run_page(run: Document, files: list[Document]) -> RenderableType:
+    """Page of a run with its files."""
     metrics = run["metrics"] or {}
     pairs = {
         "run": run["id"],
@@ -80,10 +83,11 @@ def run_page(run: Document, files: list[Document]) -> RenderableType:
 
 
 def counts(job: Document) -> str:
+    """Number of a job's runs in each state."""
     counts = job["progress"]["runs"]
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def _set_aside(document: Document) -> str | None:
-    """Why a job or run is paused that no client has paused; a service of an earlier version does not say."""
+    """Reason why a job or run is set aside; a service of an earlier version does not send one."""
     return (document.get("set_aside") or {}).get("message")

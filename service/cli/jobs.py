@@ -24,7 +24,7 @@ _TEACHER_KEYS = frozenset({"path", "preprocessing", "output", "name"})
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     for command in (submit, jobs, show, watch, cancel, pause, resume, retry, pin, unpin, delete, download, report):
         app.command(rich_help_panel="Jobs")(command)
 
@@ -104,17 +104,17 @@ def watch(context: typer.Context, id: AnyId) -> None:
 
 def cancel(context: typer.Context, id: AnyId) -> None:
     """Ask a job or a run to stop."""
-    _wish(context, id, Client.cancel)
+    _request(context, id, Client.cancel)
 
 
 def pause(context: typer.Context, id: AnyId) -> None:
     """Ask a job or a run to save its state and stop for now."""
-    _wish(context, id, Client.pause)
+    _request(context, id, Client.pause)
 
 
 def resume(context: typer.Context, id: AnyId) -> None:
     """Let a paused job or run go on where it stopped."""
-    _wish(context, id, Client.resume)
+    _request(context, id, Client.resume)
 
 
 def retry(
@@ -203,11 +203,11 @@ def _upload(client: Client, teacher: Document, folder: Path) -> Document:
     )
 
 
-def _wish(context: typer.Context, id: str, ask: Callable[[Client, str], Document]) -> None:
+def _request(context: typer.Context, id: str, call: Callable[[Client, str], Document]) -> None:
     options = session(context)
     _check_id(id)
     with options.client() as client:
-        document = ask(client, id)
+        document = call(client, id)
     options.show(document, lambda: render.state(document["state"]))
 
 

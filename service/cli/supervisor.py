@@ -1,11 +1,11 @@
-"""Starting and ending the processes of a service: the API and the engine, together.
+"""Supervisor of the processes of a service: the API and the engine, started and ended together.
 
 ``supervise`` is ``retort serve``: two children, and none that outlives it. One that is killed, or ends
 by itself once all were ready, is started again, and the other goes on. Each child is the
 leader of its own session, so a Ctrl-C reaches only the supervisor, which passes it on once, as
 SIGTERM. Each reads its standard input until it ends and then ends itself: the pipe's other end is
-the supervisor's, so even a supervisor that was killed takes its children along. What a child has
-left in its process group after the grace period is killed. Times are seconds.
+the supervisor's, so even a supervisor that was killed takes its children along. Processes that a child has
+left in its group after the grace period are killed. Times are seconds.
 """
 
 import os
@@ -26,7 +26,7 @@ from workers import signals
 GRACE_S = 60.0
 _POLL_S = 0.5
 _REPEAT_S = 5.0
-# A child that ends so often in so long will not stay up; whoever started this process has to know.
+# A child that ends so often in so long will not stay up, and the supervisor ends with an error.
 RESTARTS_MAX = 8
 RESTARTS_WINDOW_S = 120.0
 # The exit status of a child that has tried everything itself: EX_UNAVAILABLE of sysexits.h.
@@ -35,12 +35,12 @@ UNTIL_STDIN_CLOSES = "--until-stdin-closes"
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line of a Retort process in this very Python."""
+    """Command line of a Retort process in this very Python."""
     return [sys.executable, "-m", "service.cli", *arguments]
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port on which nothing listens at this moment."""
+    """Find a TCP port on which nothing listens at this moment."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -48,7 +48,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def end_with_stdin() -> None:
-    """Sends this process a SIGTERM when its standard input closes, that is, when its parent ends."""
+    """Send this process a SIGTERM when its standard input closes, that is, when its parent ends."""
 
     def watch() -> None:
         signals.leave_to_main_thread()
@@ -69,12 +69,12 @@ def supervise(
     ready_text: str,
     grace_s: float = GRACE_S,
 ) -> int:
-    """Starts the children and keeps them up until a signal asks for the end; then ends all.
+    """Start the children and keep them up until a signal requests the end; then end all.
 
     Args:
         children: name -> command line; each has to understand ``--until-stdin-closes``.
         environment: theirs.
-        is_ready: asked now and then until it says yes; then ``ready_text`` is said.
+        is_ready: asked now and then until it says yes; then ``ready_text`` is printed.
         has_begun: whether all children have come up, ready or not (a GPU may not work). One that gives up before that
             ends all.
         grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
@@ -94,7 +94,7 @@ def supervise(
 
     def start(name: str) -> None:
         running[name] = _start(children[name], environment)
-        _tell_end(name, running[name], news)
+        _report_end(name, running[name], news)
 
     gone: str | None = None
     try:
@@ -121,7 +121,7 @@ def _start(line: Sequence[str], environment: Mapping[str, str]) -> subprocess.Po
     )
 
 
-def _tell_end(name: str, process: subprocess.Popen[bytes], news: queue.SimpleQueue[str | None]) -> None:
+def _report_end(name: str, process: subprocess.Popen[bytes], news: queue.SimpleQueue[str | None]) -> None:
     def wait() -> None:
         process.wait()
         news.put(name)
@@ -138,7 +138,7 @@ def _keep_up(
     on_ready: Callable[[], None],
     say: Callable[[str], None],
 ) -> str | None:
-    """Until a signal comes, and then None; or until this child has to be given up."""
+    """Restart children that end, until a signal comes; returns None, or the name of a child that is given up."""
     was_ready = False
     ends: dict[str, deque[float]] = {name: deque(maxlen=RESTARTS_MAX) for name in running}
     due: dict[str, float] = {}
@@ -170,7 +170,7 @@ def _keep_up(
 
 
 def _clear(process: subprocess.Popen[bytes]) -> None:
-    """End what a child has left behind in its group, and close the pipe to it."""
+    """End the processes that a child has left in its group, and close the pipe to it."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.stdin is not None:
@@ -185,7 +185,7 @@ def _end_all(
     deadline = time.monotonic() + grace_s
     while alive := [process for process in running.values() if process.poll() is None]:
         for process in alive:
-            # Again and again: one that comes while a library puts its own handlers in place is lost.
+            # Repeated: a signal that comes while a library puts its own handlers in place is lost.
             process.terminate()
         try:
             if news.get(timeout=max(0.0, min(_REPEAT_S, deadline - time.monotonic()))) is None:

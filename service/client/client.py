@@ -1,4 +1,4 @@
-"""A synchronous Python client of the Retort service: one method per route, nothing hidden.
+"""Client of the Retort service for Python, synchronous: one method per route, nothing hidden.
 
 ::
 
@@ -46,10 +46,10 @@ __all__ = [
 
 
 class Client(JobRoutes, ResourceRoutes):
-    """One service; a context manager that closes its connections.
+    """Client of one service; a context manager that closes its connections.
 
     Args:
-        base_url: where it is.
+        base_url: its address.
         api_key: sent as a bearer token; None for a service without keys.
         timeout_s: for one short request; uploads, verification and streams have their own.
 
@@ -74,11 +74,11 @@ class Client(JobRoutes, ResourceRoutes):
         self.close()
 
     def close(self) -> None:
-        """Gives the connections back."""
+        """Close the connections."""
         self._connection.close()
 
     def ready(self) -> Document:
-        """What /readyz says, with ``ready`` true or false; not ready is no error here."""
+        """Readiness: the answer of /readyz, with ``ready`` true or false; not ready is no error here."""
         response = self._connection.send("GET", "/readyz")
         if response.status_code not in (200, 503):
             raise ApiProblem.from_response(response)
@@ -86,7 +86,7 @@ class Client(JobRoutes, ResourceRoutes):
         return {**body, "ready": response.status_code == 200}
 
     def methods(self) -> list[Document]:
-        """What a job's ``methods`` can name, with formula, defaults and JSON Schema."""
+        """List the methods that a job can name, with formula, defaults and JSON Schema."""
         return list(self._connection.pages("/v1/methods"))
 
     def preview_method(
@@ -99,7 +99,7 @@ class Client(JobRoutes, ResourceRoutes):
         epochs: int | None = None,
         bins: int | None = None,
     ) -> Document:
-        """The temperatures that a method would give on a cache, from its statistics; nothing is trained.
+        """Preview a method: the temperatures that it gives on a cache, from its statistics; nothing is trained.
 
         Args:
             method: as in a job: a name, or an object with ``preset``.
@@ -115,11 +115,11 @@ class Client(JobRoutes, ResourceRoutes):
         return self._connection.json("POST", "/v1/methods/preview", json=body, timeout=LONG_S)
 
     def students(self) -> list[Document]:
-        """What a job's ``students`` can name."""
+        """List the students that a job can name."""
         return list(self._connection.pages("/v1/students"))
 
     def gc(self, *, dry_run: bool = False, **limits: float | None) -> Document:
-        """Deletes ended jobs, decoded data sets and events beyond limits, and says what has gone or would go.
+        """Delete ended jobs, decoded datasets and events beyond limits; the report lists them.
 
         Args:
             dry_run: change nothing.

@@ -1,4 +1,4 @@
-"""Downloads: a file by ranges, taken up again after a broken connection, and checked against its SHA-256."""
+"""Downloads of files by ranges: resumed after a broken connection, and checked against their SHA-256."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ def download_file(
     size_bytes: int,
     on_bytes: Callable[[int], None] | None = None,
 ) -> None:
-    """Download ``url`` to ``path``, replaced if it exists; nobody ever sees half a file under that name.
+    """Download ``url`` to ``path``, replaced if it exists; there is never half a file under that name.
 
     The bytes gather in a hidden file beside it, whose name holds the digest. When the connection or this process
     breaks, the next call goes on where it ended.

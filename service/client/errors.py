@@ -25,14 +25,14 @@ class ClientError(Exception):
 
 
 class ApiProblem(ClientError):
-    """The service refused; ``str`` is one line that says what, where and what is allowed.
+    """The service refused; ``str`` is one line with the problem, its place and the allowed values.
 
     Attributes:
         status: the HTTP status code.
         title: the kind of problem.
         detail: this occurrence of it; may be empty.
         errors: ``{"pointer": "#/training/epochs", "detail": ...}`` for each wrong field.
-        request_id: what to look for in the service's log; None when the answer had none.
+        request_id: by which the service's log has it; None when the answer had none.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ApiProblem(ClientError):
 
     @classmethod
     def from_response(cls, response: httpx2.Response) -> Self:
-        """Reads problem+json; anything else (a proxy's page, say) becomes its status line."""
+        """Parse problem+json; anything else (a proxy's page, say) becomes its status line."""
         try:
             body = json.loads(response.content)
         except ValueError:
@@ -78,7 +78,7 @@ class ApiProblem(ClientError):
 
 
 class ServiceUnreachable(ClientError, ConnectionError):
-    """Nothing answers at the address, or it stopped answering and did not come back."""
+    """No service answers at the address, or it stopped answering and did not come back."""
 
     def __init__(self, url: str, reason: object) -> None:
         self.url = url
@@ -112,7 +112,7 @@ class WaitTimeout(ClientError, TimeoutError):
 
 
 def proxy_variables(url: str) -> list[str]:
-    """The variables of the environment that name proxies; none do for this machine's own addresses."""
+    """Variables of the environment that name proxies; none for this machine's own addresses."""
     if is_loopback(urlsplit(url).hostname or ""):
         return []
     kinds = ("all_proxy", "http_proxy", "https_proxy")
@@ -122,7 +122,7 @@ def proxy_variables(url: str) -> list[str]:
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is an address of this machine alone, which no proxy can reach.
 
-    As the service itself has it, of which this module imports nothing.
+    The same rule as the service's, of which this module imports nothing.
     """
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""Event streams (SSE): parsed, and taken up again after the last event that arrived."""
+"""Event streams (SSE): parsing, and resumption after the last event that arrived."""
 
 import json
 import time
@@ -63,7 +63,7 @@ def _read_events(connection: Connection, url: str, patience: Patience, deadline:
 
 
 def parse_events(chunks: Iterable[bytes]) -> Iterator[Document | None]:
-    """Reads a text/event-stream of JSON; None stands for a comment that keeps it alive.
+    """Parse a text/event-stream of JSON; None stands for a comment that keeps it alive.
 
     An event that the connection cut off has no empty line behind it and is dropped: the next
     connection brings it again.

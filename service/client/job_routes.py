@@ -22,7 +22,7 @@ class JobRoutes:
         idempotency_key: str | None = None,
         dry_run: bool = False,
     ) -> Document:
-        """Posts a job.
+        """Post a job.
 
         Args:
             job: teacher (id), dataset, students, methods, seeds, views, cache, training.
@@ -36,59 +36,59 @@ class JobRoutes:
         return self._connection.json("POST", "/v1/jobs", json=job, headers=headers)
 
     def jobs(self, *, status: str | None = None) -> Iterator[Document]:
-        """Every job, newest first; ``status`` keeps those in one state."""
+        """List the jobs, newest first; ``status`` keeps those in one state."""
         return self._connection.pages("/v1/jobs", {"status": status} if status else {})
 
     def job(self, job_id: str) -> Document:
-        """One job with its state, stage and progress."""
+        """Get a job with its state, stage and progress."""
         return self._connection.json("GET", f"/v1/jobs/{path_part(job_id)}")
 
     def cancel(self, job_or_run_id: str) -> Document:
-        """Asks a job or a run to stop; asking twice, or after its end, changes nothing."""
+        """Cancel a job or a run; a second call, or one after its end, changes nothing."""
         return self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/cancel")
 
     def pause(self, job_or_run_id: str) -> Document:
-        """Asks a job or a run to save its state and stop for now; asking twice changes nothing."""
+        """Pause a job or a run, which saves its state and stops for now; a second call changes nothing."""
         return self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/pause")
 
     def resume(self, job_or_run_id: str) -> Document:
-        """Lets a paused job or run go on where it stopped; what is not paused stays as it is."""
+        """Resume a paused job or run where it stopped; one that is not paused stays as it is."""
         return self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/resume")
 
     def retry(self, job_or_run_id: str) -> Document:
-        """The job that tries the runs again that failed or were cancelled; asking twice gives the same one."""
+        """Retry the runs that failed or were cancelled, as a new job; a second call gives the same one."""
         return self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/retry")
 
     def pin(self, job_id: str) -> Document:
-        """Keeps a job from deletion, by request or by age."""
+        """Pin a job: keep it from deletion, by request or by age."""
         return self._connection.json("POST", f"/v1/jobs/{path_part(job_id)}/pin")
 
     def unpin(self, job_id: str) -> None:
-        """Lets a job be deleted again."""
+        """Unpin a job, so that it can be deleted again."""
         self._connection.done("DELETE", f"/v1/jobs/{path_part(job_id)}/pin")
 
     def delete(self, job_or_run_id: str) -> None:
-        """Deletes a job, or one run of it, with events and files; refused until the job has ended, and while pinned."""
+        """Delete a job, or one run of it, with events and files; refused until the job has ended, and while pinned."""
         self._connection.done("DELETE", job_or_run_path(job_or_run_id), timeout=LONG_S, repeat=False)
 
     def runs(self, job_id: str) -> Iterator[Document]:
-        """The runs of a job, in their order."""
+        """List the runs of a job, in their order."""
         return self._connection.pages(f"/v1/jobs/{path_part(job_id)}/runs")
 
     def run(self, run_id: str) -> Document:
-        """One run with its state, last metrics and result."""
+        """Get a run with its state, last metrics and result."""
         return self._connection.json("GET", f"/v1/runs/{path_part(run_id)}")
 
     def metrics(self, run_id: str) -> list[Document]:
-        """One dictionary per trained epoch."""
+        """List the metrics of a run, one dictionary per trained epoch."""
         return list(self._connection.pages(f"/v1/runs/{path_part(run_id)}/metrics"))
 
     def report(self, job_id: str) -> Document:
-        """The table of a job's runs: accuracy, agreement, calibration, temperatures, seconds."""
+        """Report of a job, a row per run: accuracy, agreement, calibration, temperatures, seconds."""
         return self._connection.json("GET", f"/v1/jobs/{path_part(job_id)}/report")
 
     def report_csv(self, job_id: str) -> str:
-        """The same table as CSV text."""
+        """Report of a job as CSV text."""
         path = f"/v1/jobs/{path_part(job_id)}/report"
         return self._connection.done("GET", path, headers={"Accept": "text/csv"}).text
 
@@ -100,7 +100,7 @@ class JobRoutes:
         patience_s: float = PATIENCE_S,
         timeout_s: float | None = None,
     ) -> Iterator[Document]:
-        """Every event of a job or run as it happens, from the first one, until its end.
+        """Events of a job or run as they happen, from the first one, until its end.
 
         A broken stream is taken up again after the last event that arrived: none is lost, none
         comes twice. The last event has the type ``done``.
@@ -118,7 +118,7 @@ class JobRoutes:
         return follow_events(self._connection, job_or_run_id, after=after, patience_s=patience_s, timeout_s=timeout_s)
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Document:
-        """Blocks until the job has ended and returns it, whatever its end.
+        """Wait until the job has ended and return it, whatever its end.
 
         A paused job has not ended: this waits on until it is resumed or cancelled.
 
@@ -130,7 +130,7 @@ class JobRoutes:
         return self.job(job_id)
 
     def artifacts(self, run_id: str) -> list[Document]:
-        """The files of a run: name, size_bytes, sha256, media_type."""
+        """List the files of a run: name, size_bytes, sha256, media_type."""
         return list(self._connection.pages(f"/v1/runs/{path_part(run_id)}/artifacts"))
 
     def download(
@@ -141,7 +141,7 @@ class JobRoutes:
         *,
         on_bytes: Callable[[int], None] | None = None,
     ) -> Path:
-        """Fetches one artifact to ``path``; nobody ever sees half a file under that name.
+        """Download one artifact to ``path``; there is never half a file under that name.
 
         The bytes gather in a hidden file beside it, whose name holds the digest. When the
         connection or this process breaks, the next call goes on where it ended.
@@ -150,10 +150,10 @@ class JobRoutes:
             run_id: whose artifact.
             name: which, e.g. ``student.safetensors``.
             path: the file to write, replaced if it exists; its folder must exist.
-            on_bytes: told the number of bytes there so far.
+            on_bytes: called with the number of bytes there so far.
 
         Raises:
-            DamagedDownload: the SHA-256 differs from the service's; the bytes were thrown away.
+            DamagedDownload: the SHA-256 differs from the service's; the bytes are deleted.
         """
         known = {artifact["name"]: artifact for artifact in self.artifacts(run_id)}
         if name not in known:

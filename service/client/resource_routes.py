@@ -20,7 +20,7 @@ class ResourceRoutes:
         preprocessing: Mapping[str, object] | None = None,
         output: str | None = None,
     ) -> Document:
-        """Sends an ONNX file, streamed from disk; the same file again gives the same teacher.
+        """Upload an ONNX file, streamed from disk; the same file again gives the same teacher.
 
         Args:
             path: the ONNX file.
@@ -44,55 +44,55 @@ class ResourceRoutes:
             )
 
     def teachers(self) -> Iterator[Document]:
-        """Every teacher."""
+        """List the teachers."""
         return self._connection.pages("/v1/teachers")
 
     def teacher(self, teacher_id: str) -> Document:
-        """One teacher."""
+        """Get a teacher."""
         return self._connection.json("GET", f"/v1/teachers/{path_part(teacher_id)}")
 
     def delete_teacher(self, teacher_id: str) -> None:
-        """Forgets a teacher; refused while a job that has not ended uses it."""
+        """Delete a teacher; refused while a job that has not ended uses it."""
         self._connection.done("DELETE", f"/v1/teachers/{path_part(teacher_id)}", repeat=False)
 
     def create_dataset(self, name: str, spec: Mapping[str, object]) -> Document:
-        """Registers a data set below the service's data root by name."""
+        """Register a dataset below the service's data root by name."""
         body = {"name": name, "spec": spec}
         return self._connection.json("POST", "/v1/datasets", json=body, repeat=False)
 
     def datasets(self) -> Iterator[Document]:
-        """Every registered data set."""
+        """List the registered datasets."""
         return self._connection.pages("/v1/datasets")
 
     def dataset(self, dataset_id: str) -> Document:
-        """One data set."""
+        """Get a dataset."""
         return self._connection.json("GET", f"/v1/datasets/{path_part(dataset_id)}")
 
     def delete_dataset(self, dataset_id: str) -> None:
-        """Forgets the name and removes what it was decoded to; the pictures stay. Refused while a live job uses it."""
+        """Delete the name of a dataset and its decoded copy; the pictures stay. Refused while a live job uses it."""
         self._connection.done("DELETE", f"/v1/datasets/{path_part(dataset_id)}", repeat=False)
 
     def caches(self) -> Iterator[Document]:
-        """Every cache of teacher logits, complete or not."""
+        """List the caches of teacher logits, complete or not."""
         return self._connection.pages("/v1/caches")
 
     def cache(self, key: str) -> Document:
-        """One cache, by its key."""
+        """Get a cache by its key."""
         return self._connection.json("GET", f"/v1/caches/{path_part(key)}")
 
     def verify_cache(self, key: str) -> Document:
-        """Lets the service re-read every checksum and statistic of a cache; takes its time."""
+        """Verify a cache: the service reads every checksum and statistic again, which takes long for a large one."""
         path = f"/v1/caches/{path_part(key)}/verify"
         return self._connection.json("POST", path, timeout=LONG_S)
 
     def delete_cache(self, key: str) -> None:
-        """Deletes a cache; refused while it is pinned or a job that is being worked on uses it."""
+        """Delete a cache; refused while it is pinned or a job that is being worked on uses it."""
         self._connection.done("DELETE", f"/v1/caches/{path_part(key)}", repeat=False)
 
     def pin_cache(self, key: str) -> Document:
-        """Keeps a cache from eviction and deletion."""
+        """Pin a cache: keep it from eviction and deletion."""
         return self._connection.json("POST", f"/v1/caches/{path_part(key)}/pin")
 
     def unpin_cache(self, key: str) -> None:
-        """Lets a cache be evicted and deleted again."""
+        """Unpin a cache, so that it can be evicted and deleted again."""
         self._connection.done("DELETE", f"/v1/caches/{path_part(key)}/pin")

@@ -19,7 +19,7 @@ Document = dict[str, Any]
 
 # The service sends a comment at least every 15 s while a stream is quiet.
 STREAM_SILENCE_S = 45.0
-# How long a stream or download that broke is taken up again, without any answer.
+# For so long a broken stream or download is resumed without any answer.
 PATIENCE_S = 60.0
 
 _PAGE = 100
@@ -33,19 +33,19 @@ LONG_S = 900.0
 
 
 class Patience:
-    """Waits longer and longer between tries, and gives up ``patience_s`` after the last answer."""
+    """Backoff: waits longer and longer between tries, and gives up ``patience_s`` after the last answer."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self.restore()
 
     def restore(self) -> None:
-        """Something answered."""
+        """Start again, after an answer."""
         self._last_answer = time.monotonic()
         self._wait_s = _BACKOFF_S
 
     def spend(self, url: str, reason: Exception | str) -> None:
-        """Nothing did: sleeps, or raises ServiceUnreachable when that would be too long."""
+        """Wait after a try without an answer. Raises ServiceUnreachable when that would be too long."""
         if time.monotonic() + self._wait_s > self._last_answer + self._patience_s:
             raise ServiceUnreachable(url, reason)
         time.sleep(self._wait_s)
@@ -53,7 +53,7 @@ class Patience:
 
 
 class Options(TypedDict, total=False):
-    """The arguments of an ``httpx2`` request that are used here."""
+    """Options of an ``httpx2`` request that are used here."""
 
     params: Mapping[str, str]
     headers: Mapping[str, str]
@@ -64,10 +64,10 @@ class Options(TypedDict, total=False):
 
 
 class Connection:
-    """Requests to one service.
+    """Connection to one service: sends requests.
 
     Args:
-        base_url: where it is, e.g. ``http://127.0.0.1:8765``.
+        base_url: its address, e.g. ``http://127.0.0.1:8765``.
         api_key: sent as a bearer token; None for a service without keys.
         timeout_s: for one request that does not say otherwise.
 
@@ -94,17 +94,17 @@ class Connection:
             raise UnusableProxy(self.base_url) from None
 
     def close(self) -> None:
-        """Gives the sockets back."""
+        """Close the sockets."""
         self._http.close()
 
     def send(self, method: str, path: str, *, repeat: bool = True, **options: Unpack[Options]) -> httpx2.Response:
-        """One request, repeated for a while when the connection broke after it had begun.
+        """Send a request, repeated for a while when the connection broke after it had begun.
 
-        A connection that is refused at the first try is told at once: nothing listens there, and
-        a person is waiting. ``repeat=False`` is for what must not be done twice.
+        A connection that is refused at the first try is an error at once: nothing listens there, and
+        a person is waiting. ``repeat=False`` is for requests that must not be made twice.
 
         Raises:
-            ServiceUnreachable: no answer came. What the answer says is not judged here.
+            ServiceUnreachable: no answer came. An answer is returned whatever its status.
         """
         patience = Patience(_REPEAT_S if repeat else 0.0)
         first = True
@@ -118,19 +118,19 @@ class Connection:
                 patience.spend(self.base_url, error)
 
     def done(self, method: str, path: str, *, repeat: bool = True, **options: Unpack[Options]) -> httpx2.Response:
-        """``send``, but an answer of 400 or more is raised as ApiProblem."""
+        """Send a request; an answer of 400 or more is raised as ApiProblem."""
         response = self.send(method, path, repeat=repeat, **options)
         if response.is_error:
             raise ApiProblem.from_response(response)
         return response
 
     def json(self, method: str, path: str, *, repeat: bool = True, **options: Unpack[Options]) -> Document:
-        """``done``, and the JSON object of its body."""
+        """Send a request as ``done`` does; returns the JSON object of the answer."""
         document: Document = self.done(method, path, repeat=repeat, **options).json()
         return document
 
     def pages(self, path: str, params: Mapping[str, str] | None = None) -> Iterator[Document]:
-        """Every item of a list, page after page."""
+        """Yield every item of a list, page after page."""
         query = {**(params or {}), "limit": str(_PAGE)}
         while True:
             page = self.json("GET", path, params=query)
@@ -141,11 +141,11 @@ class Connection:
 
     @contextmanager
     def stream(self, path: str, headers: Mapping[str, str], silence_s: float) -> Iterator[httpx2.Response]:
-        """A GET whose body is read as it comes; ``silence_s`` without a byte breaks it.
+        """Stream a GET whose body is read as it comes; ``silence_s`` without a byte breaks it.
 
         Raises:
             httpx2.TransportError: it broke, or the service is restarting (502, 503, 504): the
-                caller knows from where to go on.
+                caller resumes.
             ApiProblem: the service refused.
         """
         timeout = httpx2.Timeout(self._http.timeout.connect, read=silence_s)
@@ -161,7 +161,7 @@ class Connection:
 
 
 def path_part(text: str) -> str:
-    """``text`` as one segment of a path, whatever it holds."""
+    """Quote ``text`` as one segment of a path."""
     return quote(text, safe="")
 
 

@@ -40,7 +40,7 @@ def npz_class_names(path: Path, headers: Headers) -> tuple[str, ...]:
         (count,) = headers[f"{split}_labels"].shape
         if count > LABELS_MAX:
             raise InvalidDataset(
-                f"{path}: {split}_labels announces {count} labels, at most {LABELS_MAX} are read: split the data set"
+                f"{path}: {split}_labels announces {count} labels, at most {LABELS_MAX} are read: split the dataset"
             )
     return _named(path, headers["class_names"]) if "class_names" in headers else _counted(path)
 

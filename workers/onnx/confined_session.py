@@ -1,21 +1,21 @@
-"""An ONNX Runtime session in a confined child process, with limits of memory and time: what a job runs a teacher in.
+"""Confined session: ONNX Runtime in a confined child process, with limits of memory and time, for a job's teacher.
 
-A file that passed every check is a stranger's program still, and may do on the five-hundredth picture what it did on
-none before. So the process that holds the service's keys and files never runs it. The child is confined as one that
+A file that passed every check is a stranger's program still, and may misbehave on the five-hundredth picture only. So
+the process that holds the service's keys and files never runs it. The child is confined as one that
 reads an upload (``workers.onnx.sandbox``); inputs lie in memory that both map (``workers.onnx.shared_arrays``), outputs
 come through a pipe.
 
 Time: the first picture of each shape is run alone (on a GPU, and of a graph with a fixed batch, the first call is), and
-tells what one takes. A call may then take ``PATIENCE`` times as much as its pictures would, and ``CALL_S`` at least.
-That is processor time of the child, which another load on the machine makes no longer; by the clock it may take
-``CLOCK_FACTOR`` times that, whatever it waits for. Calls of more pictures than ``CALL_MAX_S`` allows for are cut.
+measures the time of one. A call may then take ``PATIENCE`` times as much as its pictures would, and ``CALL_S`` at
+least. That is processor time of the child, which another load on the machine makes no longer; by the clock it may take
+``CLOCK_FACTOR`` times that, in which it may wait. Calls of more pictures than ``CALL_MAX_S`` allows for are cut.
 
-Memory: its address space is limited, or, on a GPU, what it holds of the machine's memory is looked at a few times a
-second. At the limit the caller hears ``OutOfMemory``, as of a GPU, and tries fewer pictures.
+Memory: its address space is limited, or, on a GPU, its part of the machine's memory is looked at a few times a
+second. At the limit ``OutOfMemory`` is raised, as for a GPU, and the caller tries fewer pictures.
 
-Ends of the child: a crash is the file's fault (``InvalidTeacher``); what somebody else ended is started again, a few
-times (``SessionLost``). Where CUDA does not work within the confinement, ``workers.teacher.teacher`` opens the session
-without, and says so.
+Ends of the child: a crash is the file's fault (``InvalidTeacher``); a child that was ended from outside is started
+again, a few times (``SessionLost``). Where CUDA does not work within the confinement, ``workers.teacher.teacher`` opens
+the session without, and says so.
 
 Legend: B pictures of a batch, N classes.
 """
@@ -41,7 +41,7 @@ from workers.onnx.smoke_test import FILE_COPIES
 from workers.onnx.versions import RUNTIME_BYTES
 
 OPEN_S = 600.0  # to begin, and to load and optimise the file
-FIRST_S = 120.0  # for what tells how long a picture takes
+FIRST_S = 120.0  # for the call that measures the time of a picture
 FIRST_BATCH = 5  # times that, where it is a batch
 CALL_S = 60.0
 PATIENCE = 30
@@ -54,7 +54,7 @@ MEMORY_SHARE = 0.5
 
 
 class Limits(NamedTuple):
-    """What a session may use; see ``limits_of``.
+    """Limits of a session; see ``limits_of``.
 
     Attributes:
         memory_bytes: of address space; of the machine's memory, on a GPU.
@@ -67,7 +67,7 @@ class Limits(NamedTuple):
 
 
 def limits_of(path: Path, threads: int, sessions: int) -> Limits:
-    """Room for any file of that size, or this session's part of the machine's memory, if that is more.
+    """Limits with memory for any file of that size, or this session's part of the machine's, if that is more.
 
     Args:
         threads: of the session.
@@ -78,16 +78,16 @@ def limits_of(path: Path, threads: int, sessions: int) -> Limits:
 
 
 class ConfinedSession:
-    """One file, ready to run; what it is given and raises is as of ``session.OnnxSession``.
+    """Session of one file in a confined process; arguments and errors are as of ``session.OnnxSession``.
 
     Args:
         path, input_name, output_name, threads, providers: as of ``session.OnnxSession``.
-        limits: what it may use.
+        limits: of memory and time.
         is_confined: False leaves the child its system calls and files, for a GPU that does not work within.
 
     Attributes:
         provider, cpu_operators: as of ``session.OnnxSession``.
-        missing: what could not be taken from the child, see ``confinement.confine``.
+        missing: parts of the confinement that failed, see ``confinement.confine``.
 
     Raises:
         InvalidTeacher, DeviceUnavailable, OutOfMemory: as of ``session.OnnxSession``.
@@ -127,18 +127,18 @@ class ConfinedSession:
         self.missing = tuple(opened.missing)
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
-        """An uninitialised array for an input, which ``run`` need not copy."""
+        """Make an uninitialised array for an input, which ``run`` need not copy."""
         return self.inputs.empty(shape, dtype)
 
     def rows_in_time(self, input_: NDArray[np.floating]) -> int:
-        """Pictures of such an input, at least one, for which a call would have no more than ``CALL_MAX_S``."""
+        """Number of pictures of such an input, at least one, that a call can take within ``CALL_MAX_S``."""
         if input_.shape[1:] not in self._picture_s and not self._on_gpu and len(input_):
             self.run(input_[:1])
         picture_s = self._picture_s.get(input_.shape[1:], 0.0)
         return max(1, int(CALL_MAX_S / PATIENCE / picture_s)) if picture_s else max(1, len(input_))
 
     def run(self, input_: NDArray[np.floating], timeout_s: float | None = None) -> NDArray[np.float32]:
-        """The output [B, N] for a batch as large as the graph takes.
+        """Run: the output [B, N] for a batch as large as the graph takes.
 
         Args:
             timeout_s: of the first call with pictures of this shape, in place of its limit.
@@ -202,7 +202,7 @@ class ConfinedSession:
         return opened
 
     def _overdue(self, limit_s: float, what: str) -> InvalidTeacher:
-        """The error of a child that has used its time."""
+        """Error of a child that has used its time."""
         known = ", ".join(f"{seconds:.3g} s" for seconds in self._picture_s.values())
         before = f"; a picture alone took {known}" if known else ""
         return InvalidTeacher(

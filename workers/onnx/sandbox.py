@@ -1,14 +1,14 @@
-"""Sandbox: call a function in a child process that confines itself first, to read and run what strangers send.
+"""Sandbox: call a function in a child process that confines itself first, to read and run files of strangers.
 
 ``call`` waits for one answer; ``serve`` starts a child that answers requests until it is ended. The child is a fresh
 interpreter, without its parent's environment but for the path of libraries, in a session of its own. Before it imports
-the function it gives up what ``workers.onnx.confinement`` lists; it may then read Python's own files and those it was
-given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then kills the
-child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if it ends
-without an answer; they never reach the terminal as they are.
+the function it drops the rights that ``workers.onnx.confinement`` lists; it may then read Python's own files and those
+it was given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then
+kills the child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if
+it ends without an answer; they never reach the terminal as they are.
 
-What it is not: a virtual machine. A hole in the kernel's own interface, as far as the filter lets it be reached, is a
-way out; run the service as a user with nothing to lose, as the container images do.
+It is no virtual machine: a hole in the kernel's own interface, as far as the filter leaves it within reach, is a way
+out. Run the service as a user without other rights, as the container images do.
 """
 
 import functools
@@ -80,7 +80,7 @@ def call(
     """Call ``module:function(**arguments)`` in a confined child.
 
     Args:
-        target: must be importable from the folder that holds ``workers``; what it returns must fit into JSON.
+        target: must be importable from the folder that holds ``workers``; its result must fit into JSON.
         readable: files that it may read.
         memory_bytes: of address space.
         timeout_s: wall-clock seconds; it has as many of processor time.
@@ -130,7 +130,7 @@ def serve(
     Args:
         target, readable: as of ``call``.
         descriptors: that the child has under the same numbers.
-        is_confined: False leaves it what ``confine`` takes: it is a process of its own, and that is all.
+        is_confined: False leaves out ``confine``: it is a process of its own, and that is all.
     """
     entry = "server" if is_confined else "free_server"
     return _start(
@@ -182,7 +182,7 @@ class _TooLong(Exception):
 
 
 def _read(process: subprocess.Popen[bytes], stderr: bytearray, deadline_s: float) -> bytes:
-    """All that the child answers; the end of its standard error goes to ``stderr``. Raises TimeoutExpired, _TooLong."""
+    """Read the child's answer; the end of its standard error goes to ``stderr``. Raises TimeoutExpired, _TooLong."""
     assert process.stdout is not None
     assert process.stderr is not None
     text = bytearray()
@@ -206,14 +206,14 @@ def _read(process: subprocess.Popen[bytes], stderr: bytearray, deadline_s: float
 
 
 def last_lines(stderr: bytes | bytearray) -> str:
-    """The end of a standard error as one line without anything that a terminal obeys; empty if there is nothing."""
+    """Last lines of a standard error as one line without control characters; may be empty."""
     lines = [line.strip() for line in bytes(stderr).decode(errors="replace").splitlines()]
     text = " | ".join([line for line in lines if line][-_STDERR_LINES:])
     return printable(text.replace("\t", " "))[-_STDERR_CHARS:]
 
 
 def signal_name(number: int) -> str:
-    """``SIGSEGV`` for 11."""
+    """Name of a signal: ``SIGSEGV`` for 11."""
     return {known.value: known.name for known in signal.Signals}.get(number, f"signal {number}")
 
 
@@ -235,10 +235,10 @@ def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, 
     try:
         answer = _Answer.model_validate_json(text)
     except ValidationError:
-        # Whoever has taken over the child may write what it likes.
+        # A file that has taken over the child may write anything.
         return SandboxOutcome(None, "has an answer that cannot be read: it is damaged or hostile")
     for what in answer.missing:
-        _say_once(what)
+        _warn_once(what)
     if answer.raised is not None:
         raise WorkerError(f"a confined process failed: {answer.raised}")
     if "value" not in answer.model_fields_set:
@@ -247,5 +247,5 @@ def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, 
 
 
 @functools.lru_cache(maxsize=16)
-def _say_once(what: str) -> None:
+def _warn_once(what: str) -> None:
     _logger.warning("uploads are read without %s: the other bounds hold", what)

@@ -1,4 +1,4 @@
-"""Child of the sandbox: a fresh interpreter that confines itself, and then calls the function that it was given."""
+"""Child of the sandbox: a fresh interpreter that confines itself and then calls a function."""
 
 import contextlib
 import importlib
@@ -12,15 +12,15 @@ from typing import Any
 from workers.onnx.confinement import Bounds, confine, die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
-# What Python, NumPy and ONNX Runtime read besides Python's own folders: libraries, and what the processor can do.
+# Paths that Python, NumPy and ONNX Runtime read besides Python's own folders: libraries, and what the processor can do.
 _SYSTEM_FILES = ("/lib", "/lib64", "/usr/lib", "/etc/ld.so.cache", "/proc/cpuinfo", "/sys/devices/system")
-# What CUDA reads besides: which devices there are, how memory is laid out, and the driver's own settings. Of other
-# processes Landlock shows nothing but their names.
+# Paths that CUDA reads besides: which devices there are, how memory is laid out, and the driver's own settings. Of
+# other processes Landlock shows nothing but their names.
 _GPU_FILES = ("/proc", "/sys", "/dev/null", "/dev/zero", "/dev/urandom", "/usr/local", "/usr/share/nvidia", "/opt")
 
 
 def child(request_json: str) -> None:
-    """Confine this process, call the function and write the answer; the whole of a child's life."""
+    """Confine this process, call the function and write the answer; then the child ends."""
     request = json.loads(request_json)
     answers = _prepare(request)
     answer: dict[str, Any] = {"missing": _confine(request)}
@@ -35,14 +35,14 @@ def child(request_json: str) -> None:
 
 
 def server(request_json: str) -> None:
-    """Confine this process and have the function answer requests; the whole of a child's life."""
+    """Confine this process and have the function answer requests; then the child ends."""
     request = json.loads(request_json)
     answers = _prepare(request)
     _answer_requests(request, answers, _confine(request))
 
 
 def free_server(request_json: str) -> None:
-    """``server`` without confinement."""
+    """Serve requests as ``server`` does, without confinement."""
     request = json.loads(request_json)
     _answer_requests(request, _prepare(request), ["confinement (it was started without)"])
 
@@ -73,7 +73,7 @@ def _prepare(request: Mapping[str, Any]) -> int:
 
 
 def _confine(request: Mapping[str, Any]) -> list[str]:
-    """Confine this process; returns what ``confine`` says is missing."""
+    """Confine this process; returns the missing parts of the confinement."""
     bounds = Bounds(*request["bounds"])
     folders = [Path(name) for name in (*sys.path, sys.prefix, sys.base_prefix) if Path(name) != ROOT]
     libraries = [Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if name]

@@ -1,8 +1,7 @@
-"""Process of a confined session: started, asked and heard by pipes, within its limits of time and memory.
+"""Process of a confined session: requests and answers by pipes, within limits of time and memory.
 
 A request is a line of JSON, an answer another one, with an output behind it (``session_child``). While an answer is
-awaited, the process's time and memory are looked at every ``LOOK_S``; its end, whatever caused it, becomes the error
-that is its cause's.
+awaited, the process's time and memory are looked at every ``LOOK_S``; its end is raised as the error of its cause.
 """
 
 import contextlib
@@ -33,8 +32,8 @@ _STEP_MAX_S = 1.0
 _HEADER_MAX_BYTES = 64 << 10
 _OUTPUT_MAX_BYTES = 1 << 30
 _STDERR_BYTES = 8 << 10
-# For a child that answers no more to say why and end by itself.
-_LAST_WORDS_S = 3.0
+# For a child that closed its answers to print its error and end.
+_LAST_OUTPUT_S = 3.0
 # Of clock_getcpuclockid(3): the clock of a process's time on the cores is numbered by its id.
 _PROCESS_CLOCK = 2
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
@@ -48,7 +47,7 @@ class Overdue(Exception):
 
 
 class SessionProcess:
-    """A confined process that opens one file and answers requests.
+    """Confined process that opens one file and answers requests.
 
     Args:
         path: of the ONNX file, which it may read.
@@ -87,7 +86,7 @@ class SessionProcess:
             is_confined=is_confined,
         )
         self._stderr, self._pending = bytearray(), bytearray()
-        self._hears_stderr = True
+        self._reads_stderr = True
         self.end = weakref.finalize(self, _end, self.process)
 
     @property
@@ -101,7 +100,7 @@ class SessionProcess:
         Raises:
             Overdue, OutOfMemory, InvalidTeacher, DeviceUnavailable, SessionLost: it is not.
         """
-        opened = self._hear(Opened, limit_s, "the file")
+        opened = self._next_answer(Opened, limit_s, "the file")
         self._has_opened = True
         return opened
 
@@ -118,7 +117,7 @@ class SessionProcess:
         """
         began_s = time.monotonic()
         self._ask(request)
-        reply = self._hear(Output, limit_s, what)
+        reply = self._next_answer(Output, limit_s, what)
         body = self._read(self._body_bytes(reply, request.shape[0]), limit_s, what)
         # The clock's time is another load's as well, but a GPU's work takes no processor time here.
         spent_s = time.monotonic() - began_s if self._on_gpu else self._processor_s() - self._used_s
@@ -127,12 +126,12 @@ class SessionProcess:
 
     def _ask(self, request: Request) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its last words are heard instead
+        with contextlib.suppress(BrokenPipeError):  # its standard error is read instead
             self.process.stdin.write(request.model_dump_json().encode() + b"\n")
             self.process.stdin.flush()
 
-    def _hear(self, kind: type[_Reply], limit_s: float, what: str) -> _Reply:
-        """The next answer. Raises what it says was raised."""
+    def _next_answer(self, kind: type[_Reply], limit_s: float, what: str) -> _Reply:
+        """Wait for the next answer. Raises the error that it reports."""
         self._waited_s, self._used_s, self._looked_s = 0.0, self._processor_s(), time.monotonic()
         while b"\n" not in self._pending:
             if len(self._pending) > _HEADER_MAX_BYTES:
@@ -169,14 +168,14 @@ class SessionProcess:
         assert process.stderr is not None
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            if self._hears_stderr:
+            if self._reads_stderr:
                 selector.register(process.stderr, selectors.EVENT_READ)
             ready = {key.fileobj for key, _ in selector.select(LOOK_S)}
         now_s = time.monotonic()
         self._waited_s += min(now_s - self._looked_s, _STEP_MAX_S)
         self._looked_s = now_s
         if process.stderr in ready:
-            self._hear_stderr()
+            self._read_stderr()
         if process.stdout in ready:
             received = os.read(process.stdout.fileno(), 1 << 20)
             if not received:
@@ -195,34 +194,34 @@ class SessionProcess:
             raise OutOfMemory(f"no memory for {what} at once: the teacher's process took more than {limit}")
 
     def _ended(self, what: str) -> InvalidTeacher:
-        """The error of a child that answers otherwise than ours does; it is ended."""
+        """Error of a child with an answer that this package does not write; the child is ended."""
         self.end()
         return InvalidTeacher(f"the teacher's process does not give {what}: the file is damaged or hostile")
 
-    def _hear_stderr(self) -> None:
-        """Keep the end of what the child says beside its answers."""
+    def _read_stderr(self) -> None:
+        """Read standard error of the child and keep its end."""
         assert self.process.stderr is not None
         said = os.read(self.process.stderr.fileno(), 1 << 16)
         # Where its end is closed, it would be ready for ever.
-        self._hears_stderr = bool(said)
+        self._reads_stderr = bool(said)
         self._stderr += said
         del self._stderr[:-_STDERR_BYTES]
 
-    def _hear_out(self) -> None:
-        """Wait a little for the child's end, and hear what it says on its way."""
+    def _await_end(self) -> None:
+        """Wait a little for the child's end, and read its standard error meanwhile."""
         assert self.process.stderr is not None
-        until_s = time.monotonic() + _LAST_WORDS_S
+        until_s = time.monotonic() + _LAST_OUTPUT_S
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stderr, selectors.EVENT_READ)
-            while self._hears_stderr and (left_s := until_s - time.monotonic()) > 0:
+            while self._reads_stderr and (left_s := until_s - time.monotonic()) > 0:
                 if selector.select(left_s):
-                    self._hear_stderr()
+                    self._read_stderr()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, until_s - time.monotonic()))
 
     def _lost(self, what: str) -> InvalidTeacher | OutOfMemory | SessionLost | DeviceUnavailable:
-        """The error of a child that is gone, or is about to end: it has closed its answers."""
-        self._hear_out()
+        """Error of a child that is gone, or is about to end: it has closed its answers."""
+        self._await_end()
         self.end()
         code = self.process.returncode
         said = sandbox.last_lines(self._stderr)
@@ -247,7 +246,7 @@ class SessionProcess:
 
 
 def _anonymous_bytes(pid: int) -> int:
-    """Memory of a process that no file backs: what its libraries map is not counted."""
+    """Bytes of memory of a process that no file backs: mapped libraries are not counted."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):

@@ -1,4 +1,4 @@
-"""Catalog of students: what each is, where it was published, how large it is, what images it takes.
+"""Catalog of students: description, publication, size and image sizes of each.
 
 Light: no torch, so that the API process can check a job and list the choices; ``build`` makes the networks. To add a
 family, write its network in a file of this folder and add its sizes to ``CIFAR``: see "Add a student family" in

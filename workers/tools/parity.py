@@ -1,12 +1,12 @@
-"""Whether training on cached logits is training with the live teacher: their losses and gradients, step by step.
+"""Parity of training on cached logits and with the live teacher: their losses and gradients, step by step.
 
 A student is trained for an epoch on a cache, as ``train`` would: same first weights, order and boxes, on the teacher's
 resampling of them, for a cache does not know the size of a job's own views. In every step
-its one forward pass is differentiated for the loss on the cached rows, and again for the loss on what the teacher says
-now about the very pictures of the batch; then the student moves along the cached gradient. The pass is shared, so
-whatever differs comes from the teacher's rows. The arithmetic is training's float32; the student is on the CPU.
+its one forward pass is differentiated for the loss on the cached rows, and again for the loss on the teacher's present
+logits for the same pictures; then the student moves along the cached gradient. The pass is shared, so
+every difference comes from the teacher's rows. The arithmetic is training's float32; the student is on the CPU.
 
-What is allowed is ``BOUND``, for every step's loss and gradient, against the live logits *in the cache's dtype* with
+``BOUND`` is allowed for every step's loss and gradient, against the live logits *in the cache's dtype* with
 the statistics of the unrounded ones. So a float32 cache is compared with the live teacher itself. A float16 cache
 differs from that by rounding, which the report shows beside it, and must differ by nothing else: how much rounding may
 do needs no bound, and none would be tight, for methods that rank classes jump where rounding makes a tie.
@@ -51,7 +51,7 @@ from workers.training.batches import student_preprocessing, to_input
 from workers.training.training_feed import TrainingFeed
 
 Progress = Callable[[int, int], None]
-"""Told (steps done, steps in all) after every step."""
+"""Called with (steps done, steps in all) after every step."""
 
 
 def check_parity(
@@ -102,7 +102,7 @@ def check_parity(
         {"augmentation": spec.augmentation, "count": spec.views, "seed": spec.augmentation_seed}
     )
     torch.set_num_threads(threads)
-    learner = _Learner(dataset, plan, student, method, seed)
+    trained = _StudentInTraining(dataset, plan, student, method, seed)
     feed = TrainingFeed(dataset, plan, reader, batch_size, seed, torch.device("cpu"), method.views)
     total = min(feed.steps, steps or feed.steps)
     logits, rows, loss = LogitDifferences(), 0, 0.0
@@ -110,7 +110,7 @@ def check_parity(
     for done, batch in enumerate(islice(feed.epoch(epoch - 1), total), start=1):
         cached, live, rounded = [], [], []
         for seen in batch.views:
-            z_BC = learner.forward(seen.images)
+            z_BC = trained.forward(seen.images)
             live_BC = torch.from_numpy(teacher.logits(seen.images))
             statistics = row_statistics(live_BC.double())
             cached.append(View(z_BC, seen.teacher_logits, seen.teacher_statistics))
@@ -118,11 +118,11 @@ def check_parity(
             rounded.append(View(z_BC, live_BC.half(), statistics))
             assert seen.teacher_logits is not None
             logits.add(seen.teacher_logits, live_BC)
-        step = learner.differentiate(cached, batch.labels, epoch)
-        beside_live.add(step, learner.differentiate(live, batch.labels, epoch))
+        step = trained.differentiate(cached, batch.labels, epoch)
+        beside_live.add(step, trained.differentiate(live, batch.labels, epoch))
         if spec.dtype == "float16":
-            beside_rounded.add(step, learner.differentiate(rounded, batch.labels, epoch))
-        learner.move(step)
+            beside_rounded.add(step, trained.differentiate(rounded, batch.labels, epoch))
+        trained.move(step)
         rows += len(batch.labels)
         loss += step.loss * len(batch.labels)
         progress(done, total)
@@ -158,7 +158,7 @@ def _check_method(method: Method, spec: CacheSpec, epoch: int) -> None:
 
 
 def _open_teacher(folders: Folders, spec: CacheSpec, threads: int) -> Teacher:
-    """The teacher that the cache was made with, ready to run as for its inference."""
+    """Open the teacher that the cache was made with, ready to run as for its inference."""
     kept = TeacherSpec(
         path=folders.teachers / f"{spec.teacher_sha256}.onnx",
         sha256=spec.teacher_sha256,
@@ -176,8 +176,8 @@ class _Step:
     gradients: tuple[Tensor, ...]
 
 
-class _Learner:
-    """The student, the method's learned temperatures, and what moves them: plain SGD as a job's default has it."""
+class _StudentInTraining:
+    """Student with the method's learned temperatures and their optimizer, plain SGD with a job's defaults."""
 
     def __init__(self, dataset: Dataset, plan: Views, student: str, method: Method, seed: int) -> None:
         size = output_size(plan.augmentation, dataset.height, dataset.width)
@@ -221,7 +221,7 @@ class _Learner:
 
 @dataclass
 class _Differences:
-    """The cached steps beside others, one value per step."""
+    """Differences of the cached steps from others, one value per step."""
 
     loss: list[float] = field(default_factory=list)
     gradient: list[float] = field(default_factory=list)

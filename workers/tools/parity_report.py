@@ -16,7 +16,7 @@ KERNEL_NOISE = 1e-5
 
 @dataclass(frozen=True)
 class Spread:
-    """A quantity over the steps: its median, and its value farthest from agreement."""
+    """Spread of a quantity over the steps: its median, and its value farthest from agreement."""
 
     median: float
     worst: float
@@ -24,7 +24,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The cache beside a live teacher, over the steps.
+    """Comparison of the cache with a live teacher, over the steps.
 
     Attributes:
         loss: |L_cached - L_live| / |L_live|.
@@ -44,7 +44,7 @@ class Comparison:
 
 @dataclass
 class LogitDifferences:
-    """The cached logits beside the live ones, batch after batch.
+    """Differences of the cached logits from the live ones, added up batch after batch.
 
     Attributes:
         compared: how many.
@@ -73,7 +73,7 @@ class LogitDifferences:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What the steps have shown.
+    """Report of a parity check.
 
     Attributes:
         key: of the cache.
@@ -102,7 +102,7 @@ class ParityReport:
 
     @property
     def judged(self) -> Comparison:
-        """The comparison that has to stay within ``BOUND``."""
+        """Comparison that has to stay within ``BOUND``."""
         return self.rounded or self.live
 
     @property
@@ -111,7 +111,7 @@ class ParityReport:
 
     @property
     def verdict(self) -> str:
-        """One sentence for a person."""
+        """Verdict in one sentence for a person."""
         against = "the live teacher" if self.rounded is None else "the live teacher rounded to float16"
         apart = (
             f"relative differences up to {self.judged.loss.worst:.2g} in the loss and "

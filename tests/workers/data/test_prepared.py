@@ -805,19 +805,19 @@ def test_too_little_room_is_noticed_before_decoding(
     make_npz(tmp_path / "a.npz")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(DiskLow, match=r"has 1,000 bytes free, the decoded data set needs 168"):
+    with pytest.raises(DiskLow, match=r"has 1,000 bytes free, the decoded dataset needs 168"):
         prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     assert prepared_folders(work_dir) == []
 
 
 def test_a_disk_that_runs_full_is_disk_low(tmp_path: Path) -> None:
     with (
-        pytest.raises(DiskLow, match=r"the disk of .* ran full while writing a data set"),
-        disk_full_is_disk_low(tmp_path, "a data set"),
+        pytest.raises(DiskLow, match=r"the disk of .* ran full while writing a dataset"),
+        disk_full_is_disk_low(tmp_path, "a dataset"),
     ):
         Path("/dev/full").write_bytes(b"x")
 
 
 def test_other_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), disk_full_is_disk_low(tmp_path, "a data set"):
+    with pytest.raises(PermissionError), disk_full_is_disk_low(tmp_path, "a dataset"):
         raise PermissionError(errno.EACCES, "no")

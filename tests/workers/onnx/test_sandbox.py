@@ -237,7 +237,7 @@ def test_what_a_system_lacks_is_said_once_and_the_rest_holds(caplog: pytest.LogC
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True, capture_output=True)
     assert done.stdout.splitlines() == ["a filter of system calls (its system calls are not known on vax)", "refused"]
-    sandbox._say_once.cache_clear()
+    sandbox._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             sandbox._outcome(b'{"value": 1, "missing": ["a filter of system calls (vax)"]}', 0, 1, 1)
