@@ -52,7 +52,7 @@ def test_session_in_a_confined_process_computes_what_one_in_this_process_does(tm
             np.testing.assert_array_equal(session.run(shared[rows // 2 :]), here.run(given[rows // 2 :]))
 
 
-def test_session_error_of_the_graph_is_told_and_the_next_batch_runs(tmp_path: Path) -> None:
+def test_session_raises_an_error_of_the_graph_and_runs_the_next_batch(tmp_path: Path) -> None:
     with opened(onnx_models.random_linear(), tmp_path) as session:
         pid = session._child.process.pid
         with pytest.raises(InvalidTeacher, match=r"cannot process an input of shape \[2, 3, 4, 4\]"):
@@ -139,7 +139,9 @@ def test_session_crash_is_the_teachers_and_is_named_at_once(number: signal.Signa
         assert time.monotonic() - started < 30
 
 
-def test_session_whose_process_somebody_ends_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_whose_process_is_ended_from_outside_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with opened(hostile_teachers.endless(), tmp_path, call_s=0.5) as session:
         expected = session.run(pictures(1))
         os.kill(session._child.process.pid, signal.SIGKILL)
@@ -260,6 +262,6 @@ def test_shared_arrays_are_seen_by_the_reader_and_their_memory_is_used_again() -
     arrays.close()
 
 
-def test_output_of_a_session_has_no_negative_size() -> None:
+def test_session_output_has_no_negative_size() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         Output(rows=-1, classes=-4)

@@ -38,7 +38,7 @@ print(list(logits.shape), "averages" in [entry["name"] for entry in describe()],
 """
 
 
-def test_following_the_recipe_adds_a_student_family(tmp_path: Path) -> None:
+def test_student_family_is_added_by_following_the_recipe(tmp_path: Path) -> None:
     for layer in ("store", "workers", "service", "tests/repository"):
         shutil.copytree(ROOT / layer, tmp_path / layer, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests/__init__.py").touch()
