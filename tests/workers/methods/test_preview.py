@@ -20,7 +20,7 @@ import torch
 
 from service.cli import main
 from service.client.client import Client
-from service.client.transport import ApiProblem
+from service.client.errors import ApiProblem
 from store import CacheReader, CacheSpec, CacheWriter
 from store.statistics import row_statistics
 from tests.support.method_inputs import POLICIES, alone
