@@ -38,9 +38,10 @@ from workers.config.views import Views, output_size
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import InvalidMethod, LossyCache
 from workers.methods.method import Method
-from workers.methods.papers import Preset
-from workers.objective.objective import View, objective_of
+from workers.methods.papers.base import Preset
+from workers.objective.objective import objective_of
 from workers.objective.statistics import row_statistics
+from workers.objective.view import View
 from workers.students.build import build_student
 from workers.teacher.encoding_check import describe
 from workers.teacher.inference_task import open_teacher
