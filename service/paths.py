@@ -12,7 +12,8 @@ UPLOAD_PATH = f"{API_PREFIX}/teachers"
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 # Asked by machines, again and again.
 POLLED_PATHS = HEALTH_PATHS | {"/metrics"}
-# Documents made of the database's rows and of nothing else, the same for every caller: no files, no clock.
+# Documents made of the database's rows and of nothing else, the same for every caller: no files, no clock. A report
+# with tests per sample reads artifacts, too, which the database names by their digests and which never change.
 DATABASE_ROUTES = frozenset(
     {
         f"{API_PREFIX}/jobs",

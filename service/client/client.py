@@ -29,6 +29,7 @@ from urllib.parse import quote
 
 import httpx2
 
+from service.client.reports import Reports
 from service.client.transport import (
     DEFAULT_URL,
     PATIENCE_S,
@@ -61,7 +62,7 @@ __all__ = [
 _LONG_S = 900.0
 
 
-class Client:
+class Client(Reports):
     """One service; a context manager that closes its connections.
 
     Args:
@@ -75,7 +76,7 @@ class Client:
     """
 
     def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0) -> None:
-        self._connection = Connection(base_url, api_key, timeout_s)
+        super().__init__(Connection(base_url, api_key, timeout_s))
         self.base_url = self._connection.base_url
 
     def __enter__(self) -> Self:
@@ -305,15 +306,6 @@ class Client:
     def metrics(self, run_id: str) -> list[Document]:
         """One dictionary per trained epoch."""
         return list(self._connection.pages(f"/v1/runs/{_part(run_id)}/metrics"))
-
-    def report(self, job_id: str) -> Document:
-        """The table of a job's runs: accuracy, agreement, calibration, temperatures, seconds."""
-        return self._connection.json("GET", f"/v1/jobs/{_part(job_id)}/report")
-
-    def report_csv(self, job_id: str) -> str:
-        """The same table as CSV text."""
-        path = f"/v1/jobs/{_part(job_id)}/report"
-        return self._connection.done("GET", path, headers={"Accept": "text/csv"}).text
 
     # ------------------------------------------------------------------------------------- events
 
