@@ -126,13 +126,13 @@ def read_predictions(path: Path, run_id: str) -> dict[Split, Predictions]:
 def _correct(logits, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """Compare the largest of each row's logits [rows, classes], a slice of a file, with the labels."""
     shape = logits.get_shape()
-    if len(shape) != 2 or labels_N.shape != (shape[0],) or labels_N.dtype.kind != "i" or logits.get_dtype() != "F16":
+    if len(shape) != 2 or labels_N.shape != (shape[0],) or labels_N.dtype.kind != "i" or logits.get_dtype() not in ("F16", "F32"):
         raise ValueError(
             f"it holds {logits.get_dtype()} {shape} with labels {labels_N.dtype} {labels_N.shape}; "
-            "logits are F16 [rows, classes], labels int64 [rows]"
+            "logits are F16 or F32 [rows, classes], labels int64 [rows]"
         )
-    parts = [
-        logits[start : start + _ROWS].astype(np.float32).argmax(axis=1) == labels_N[start : start + _ROWS]
-        for start in range(0, shape[0], _ROWS)
-    ]
+    parts = []
+    for start in range(0, shape[0], _ROWS):
+        end = min(start + _ROWS, shape[0])
+        parts.append(logits[start:end].astype(np.float32).argmax(axis=1) == labels_N[start:end])
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)

@@ -12,7 +12,7 @@ from workers.spec import AtMost, Flag, Seed, Spec
 JOBS_MAX = 20
 JobId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
 Label = Annotated[str, Field(min_length=1, max_length=20_000)]
-Confidence = Annotated[float, Field(strict=True, ge=0.5, le=0.9999)]
+Confidence = Annotated[float, Field(ge=0.5, le=0.9999, allow_inf_nan=False)]
 Format = Literal["json", "csv", "markdown", "latex"]
 Paired = Literal["seeds", "samples"]
 CONFIDENCE = 0.95
