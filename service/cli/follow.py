@@ -199,7 +199,7 @@ def _apply_training(run: RunLine, kind: str, data: Document) -> str:
     metrics = data["metrics"]
     run.epoch = data["epoch"]
     run.done = float(run.epoch)
-    run.top1, run.loss = metrics.get("top1"), metrics.get("train_loss")
+    run.top1, run.loss = metrics.get("top1", metrics.get("validation_top1")), metrics.get("train_loss")
     return f"{run.name}: {run.text}"
 
 

@@ -107,6 +107,7 @@ class JobRecord(Base):
     teacher_forwards: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     teacher_accuracy: Mapped[float | None] = mapped_column()
     teacher_views_accuracy: Mapped[float | None] = mapped_column()
+    teacher_metrics: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     set_aside: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     priority: Mapped[int] = mapped_column(default=0, server_default="0")

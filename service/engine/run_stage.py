@@ -106,7 +106,7 @@ class RunStage:
                 task.close()
             raise
         for run, task in zip(begun, tasks, strict=True):
-            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
+            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs or task.actor_group.exports)
             details = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
             log.info("run started", job_id=job.id, run_id=run.id, **details)
 
@@ -143,7 +143,7 @@ class RunStage:
             self._queries.record_events(job.id, run_id, work.attempt, events, progress=progress)
             work.task.acknowledge(events)
             if "epoch" in progress:
-                work.is_trained = progress["epoch"] >= job.spec.training.epochs
+                work.is_trained |= progress["epoch"] >= job.spec.training.epochs
                 job.without_device.discard(run_id)
                 self._disk.has_got_on(run_id)
         if outcome is None:

@@ -9,8 +9,8 @@ from service.errors import InvalidRequest
 from store import Catalog, StoreError
 from workers.texts import shortened
 
-# Of a plan: what decides which rows a split has, beside the dataset.
-_OF_SPLITS = ("validation", "test")
+# Of a plan: what decides which rows a split has beside the dataset, and what is meant where it is left out.
+_OF_SPLITS = {"validation": None, "test": "dataset"}
 _FINGERPRINT = "fingerprint of the training pictures"
 
 
@@ -50,7 +50,7 @@ def check_comparable(jobs: Sequence[JobRecord], catalog: Catalog, *, insists: bo
 def _data_of(job: JobRecord, catalog: Catalog) -> dict[str, Any]:
     """What decides a job's pictures and splits, by name; what was left out is null."""
     dataset = DATASET.validate_python(job.plan["dataset"]).content_description()
-    splits = {name: job.plan.get(name, "") for name in _OF_SPLITS}
+    splits = {name: job.plan.get(name, default) for name, default in _OF_SPLITS.items()}
     return (
         {f"dataset.{name}": value for name, value in dataset.items()}
         | splits

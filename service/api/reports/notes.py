@@ -24,7 +24,7 @@ def notes_of(
 
 
 def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Iterator[str]:
-    untested = [job.id for job in jobs if job.plan.get("test", "") is None]
+    untested = [job.id for job in jobs if job.plan.get("test", "dataset") is None]
     if untested:
         yield f"{listed(untested)} has no test split ('test' is null): nothing was measured on test"
     if any(group.test for group in shown) and not any(group.validation for group in shown):

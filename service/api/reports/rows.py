@@ -28,7 +28,7 @@ def report_row(run: RunRecord) -> ReportRow:
         seed=run.seed,
         state=run.state,
         accuracy_last=last.get("top1"),
-        accuracy_best=best.get("top1"),
+        accuracy_best=best.get("validation_top1"),
         best_epoch=best.get("epoch") or (result.get("best_epoch") if best else None),
         agreement=last.get("agreement"),
         kl_to_teacher=last.get("kl_to_teacher"),
@@ -65,16 +65,17 @@ def figures(run: RunRecord, split: Split) -> dict[str, Any]:
 
     Returns:
         ``top1``, ``top5`` (0..1), ``nll`` (nats), ``ece``, ``agreement``, ``nll_calibrated``, ``ece_calibrated`` and
-        ``per_class`` (accuracies). Without an evaluation of the weights that leave, those of the last epoch.
+        ``per_class`` (accuracies). Without an evaluation of the weights that leave, those of their epoch.
     """
     result: _Json = run.result or {}
     if (evaluation := result.get("evaluation")) is not None:
         found: _Json = evaluation.get(split) or {}
         known = {name: found.get(name) for name in _EVALUATED}
     else:
-        last: _Json = result.get("last") or run.metrics or {}
+        best = result.get("best") if result.get("selected") == "best" else None
+        line: _Json = best or result.get("last") or run.metrics or {}
         found, prefix = {}, _PREFIX[split]
-        known = {name: last.get(prefix + name) for name in _EVALUATED}
+        known = {name: line.get(prefix + name) for name in _EVALUATED}
     calibration: _Json = result.get("calibration") or {}
     calibrated: _Json = (calibration if split == "validation" else calibration.get("test")) or {}
     for name in ("nll", "ece"):
@@ -93,5 +94,5 @@ def teacher_result(job: JobRecord) -> TeacherResult:
 
 
 def _teacher_split(job: JobRecord, split: Split) -> TeacherSplit | None:
-    known: _Json = getattr(job, "teacher_metrics", None) or {}
+    known: _Json = job.teacher_metrics or {}
     return TeacherSplit.model_validate(known[split]) if known.get(split) else None

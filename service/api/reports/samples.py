@@ -126,7 +126,12 @@ def read_predictions(path: Path, run_id: str) -> dict[Split, Predictions]:
 def _correct(logits, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """Compare the largest of each row's logits [rows, classes], a slice of a file, with the labels."""
     shape = logits.get_shape()
-    if len(shape) != 2 or labels_N.shape != (shape[0],) or labels_N.dtype.kind != "i" or logits.get_dtype() not in ("F16", "F32"):
+    if (
+        len(shape) != 2
+        or labels_N.shape != (shape[0],)
+        or labels_N.dtype.kind != "i"
+        or logits.get_dtype() not in ("F16", "F32")
+    ):
         raise ValueError(
             f"it holds {logits.get_dtype()} {shape} with labels {labels_N.dtype} {labels_N.shape}; "
             "logits are F16 or F32 [rows, classes], labels int64 [rows]"

@@ -69,6 +69,7 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         teacher_forwards=forwards(row),
         teacher_accuracy=row.teacher_accuracy,
         teacher_views_accuracy=row.teacher_views_accuracy,
+        teacher_metrics=row.teacher_metrics,
         waits_for=_waits_for(row),
         priority=row.priority,
         parallel_runs=row.parallel_runs,

@@ -29,7 +29,7 @@ class ReportRow(Document):
     state: State
     accuracy_last: float | None
     accuracy_best: float | None = Field(
-        description="of the epoch that is best on validation; null without a validation split, for then nothing is best"
+        description="of the best epoch, on the validation split; null without one, for then nothing is best"
     )
     best_epoch: int | None = Field(description="the epoch of `accuracy_best`")
     agreement: float | None
@@ -155,7 +155,7 @@ class Statistics(Document):
 
 
 class Report(Statistics):
-    """The table of results. `accuracy_last` is what a run ends with; nothing in it was chosen on the test split."""
+    """The table of results. Nothing in it was chosen on the test split."""
 
     object: Literal["report"] = "report"
     job_id: str

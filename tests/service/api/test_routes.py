@@ -385,7 +385,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     first, second = report["rows"]
     assert (first["run_id"], first["state"]) == (run, "running")
     assert (first["accuracy_last"], first["accuracy_best"]) == (0.21, None)
-    assert (second["accuracy_last"], second["accuracy_best"], second["best_epoch"]) == (0.9, 0.95, 2)
+    assert (second["accuracy_last"], second["accuracy_best"], second["best_epoch"]) == (0.9, 0.96, 2)
     assert (second["student_temperature"], second["seconds"], second["method"]) == (4.0, 12.5, "kd")
     assert (first["device"], second["device"]) == (None, "NVIDIA H200")
     shown = io.StringIO()

@@ -113,6 +113,7 @@ ROWS: Mapping[str, list[dict[str, object]]] = {
             "teacher_forwards": {"run": 10, "avoided": 20},
             "teacher_accuracy": 0.75,
             "teacher_views_accuracy": 0.5,
+            "teacher_metrics": {"test": {"top1": 0.75}},
             "error": ERROR,
             "set_aside": None,
             "priority": 3,

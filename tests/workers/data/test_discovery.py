@@ -240,8 +240,8 @@ def test_folders_without_a_split_or_with_one_class_are_refused(tmp_path: Path) -
     folder = make_folder(tmp_path, ("cat",))
     with pytest.raises(InvalidDataset, match=r"\['cat'\]; at least two"):
         examine(FolderDataset(path="pets"), tmp_path)
-    (folder / "test").rename(folder / "val")
-    with pytest.raises(InvalidDataset, match=r"pets has no folder 'test'; expected train/CLASS"):
+    (folder / "train").rename(folder / "learn")
+    with pytest.raises(InvalidDataset, match=r"pets has no folder 'train'; expected train/CLASS"):
         examine(FolderDataset(path="pets"), tmp_path)
 
 

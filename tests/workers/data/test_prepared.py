@@ -325,7 +325,7 @@ def test_an_npz_is_read_as_it_is(tmp_path: Path, channels: tuple[int, ...]) -> N
         (
             {"train_labels": np.array([1, 2, 3, 3, 2, 1])},
             "train",
-            r"begin at 1, so subtract 1 from those of both splits",
+            r"begin at 1, so subtract 1 from those of every split",
         ),
     ],
 )
