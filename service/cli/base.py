@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -45,6 +45,10 @@ class CliSession:
     url: str
     api_key_file: Path | None
     as_json: bool
+
+    def with_json(self) -> "CliSession":
+        """The same, printing documents."""
+        return replace(self, as_json=True)
 
     def client(self, url: str | None = None) -> Client:
         """Client of the service that the options name, or of the one at ``url`` with their key."""

@@ -159,7 +159,9 @@ class JobView:
         set_aside = (data.get("set_aside") or {}).get("message")
         if run is None:
             self.state, self.error, self.set_aside = data["state"], error, set_aside
-            return f"job {self.note or self.state}" + (f": {error}" if error else "")
+            is_mixed = self.state in TERMINAL and len({each.state for each in self.runs.values()}) > 1
+            counts = f" ({_counts(self)})" if is_mixed else ""
+            return f"job {self.note or self.state}{counts}" + (f": {error}" if error else "")
         run.state, run.error, run.set_aside = data["state"], error, set_aside
         if run.state == "running":
             self.stage = "training"

@@ -1,4 +1,4 @@
-"""Commands about jobs and runs: submit, jobs, show, watch, cancel, pause, resume, retry, pin, delete, results."""
+"""Commands about jobs and runs: submit, jobs, show, watch, cancel, pause, resume, retry, pin, delete."""
 
 import hashlib
 import sys
@@ -14,9 +14,9 @@ from service.cli import render
 from service.cli.base import BadInput, CliSession, CommandFailed, read_json, session
 from service.cli.follow import follow
 from service.cli.job_pages import counts, job_page, preview_page, run_page
+from service.cli.reports import results
 from service.client.client import Client
 from service.client.transport import Document
-from workers.texts import printable
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
 AnyId = Annotated[str, typer.Argument(metavar="ID", help="Of a job or of a run.")]
@@ -25,7 +25,7 @@ _TEACHER_KEYS = frozenset({"path", "preprocessing", "output", "name"})
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (submit, jobs, show, watch, cancel, pause, resume, retry, pin, unpin, delete, download, report):
+    for command in (submit, jobs, show, watch, cancel, pause, resume, retry, pin, unpin, delete, download):
         app.command(rich_help_panel="Jobs")(command)
 
 
@@ -173,21 +173,6 @@ def download(
     options.show(files, lambda: render.table(("file", "size>"), rows))
 
 
-def report(
-    context: typer.Context,
-    id: JobId,
-    csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
-) -> None:
-    """Show the table of a job's results."""
-    options = session(context)
-    with options.client() as client:
-        if csv:
-            sys.stdout.write("\r\n".join(map(printable, client.report_csv(id).split("\r\n"))))
-            return
-        document = client.report(id)
-    options.show(document, lambda: render.results(document))
-
-
 def _upload(client: Client, teacher: Document, folder: Path) -> Document:
     unknown = sorted(teacher.keys() - _TEACHER_KEYS)
     if unknown or "path" not in teacher:
@@ -218,7 +203,7 @@ def _watch_to_end(options: CliSession, client: Client, job_id: str) -> None:
         sys.stderr.write(f"\nthe job goes on: `retort watch {job_id}`, or stop it: `retort cancel {job_id}`\n")
         raise
     document = client.report(job_id)
-    options.show(document, lambda: render.results(document))
+    options.show(document, lambda: results(document))
     if job["state"] != "succeeded":
         message = (job["error"] or {}).get("message")
         raise CommandFailed(f"{job_id} {job['state']}" + (f": {message}" if message else ""))

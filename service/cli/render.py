@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -106,11 +106,6 @@ def moment(iso: str | None) -> str:
     return datetime.fromisoformat(iso).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
-def results(document: Document) -> RenderableType:
-    """Report of a job, with the teacher's accuracy and the cost."""
-    return Group(report(document), Text(), totals(document))
-
-
 def totals(document: Document) -> Table:
     """Totals below the report of a job: the teacher's accuracy, and how often it was run."""
     teacher = document["teacher"]
@@ -125,28 +120,31 @@ def totals(document: Document) -> Table:
 
 
 def report(document: Document) -> Table:
-    """Table of the results of a job, a run a line; all but ``best`` are those of the last epoch.
+    """Table of the results of a job, a run a line; all but ``best``, which validation has chosen, are of the last epoch.
 
-    Columns without information (one seed for all, every run succeeded, no device known yet) are left out.
+    Columns without information (one seed for all, every run succeeded, nothing chosen, no device) are left out.
     """
     rows = document["rows"]
     seeds = len({row["seed"] for row in rows}) > 1
     states = any(row["state"] != "succeeded" for row in rows)
+    chosen = any(row["accuracy_best"] is not None for row in rows)
     devices = any(row["device"] for row in rows)
     headers = ["student", "method", *(["seed>"] if seeds else []), *(["state"] if states else [])]
-    headers += ["top-1>", "best>", "agreement>", "ECE>", "T student>", "T teacher>", "seconds>"]
+    headers += ["top-1>", *(["best>"] if chosen else []), "agreement>", "ECE>", "T student>", "T teacher>", "seconds>"]
     headers += ["device"] if devices else []
-    return table(headers, (_report_row(row, seeds, states, devices) for row in rows))
+    return table(
+        headers, (_report_row(row, seeds=seeds, states=states, chosen=chosen, devices=devices) for row in rows)
+    )
 
 
-def _report_row(row: Document, seeds: bool, states: bool, devices: bool) -> list[str | Text]:
+def _report_row(row: Document, *, seeds: bool, states: bool, chosen: bool, devices: bool) -> list[str | Text]:
     return [
         row["student"],
         row["method"],
         *([str(row["seed"])] if seeds else []),
         *([state(row["state"])] if states else []),
         percent(row["accuracy_last"]),
-        percent(row["accuracy_best"]),
+        *([percent(row["accuracy_best"])] if chosen else []),
         percent(row["agreement"]),
         percent(row["ece"]),
         number(row["student_temperature"]),

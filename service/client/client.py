@@ -29,6 +29,7 @@ from service.client.errors import (
     WaitTimeout,
 )
 from service.client.job_routes import JobRoutes
+from service.client.reports import Reports
 from service.client.resource_routes import ResourceRoutes
 from service.client.transport import DEFAULT_URL, LONG_S, Connection, Document
 
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 
-class Client(JobRoutes, ResourceRoutes):
+class Client(JobRoutes, ResourceRoutes, Reports):
     """Client of one service; a context manager that closes its connections.
 
     Args:
@@ -59,7 +60,7 @@ class Client(JobRoutes, ResourceRoutes):
     """
 
     def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0) -> None:
-        self._connection = Connection(base_url, api_key, timeout_s)
+        super().__init__(Connection(base_url, api_key, timeout_s))
         self.base_url = self._connection.base_url
 
     def __enter__(self) -> Self:

@@ -83,15 +83,6 @@ class JobRoutes:
         """List the metrics of a run, one dictionary per trained epoch."""
         return list(self._connection.pages(f"/v1/runs/{path_part(run_id)}/metrics"))
 
-    def report(self, job_id: str) -> Document:
-        """Report of a job, a row per run: accuracy, agreement, calibration, temperatures, seconds."""
-        return self._connection.json("GET", f"/v1/jobs/{path_part(job_id)}/report")
-
-    def report_csv(self, job_id: str) -> str:
-        """Report of a job as CSV text."""
-        path = f"/v1/jobs/{path_part(job_id)}/report"
-        return self._connection.done("GET", path, headers={"Accept": "text/csv"}).text
-
     def events(
         self,
         job_or_run_id: str,

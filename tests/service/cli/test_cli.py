@@ -329,7 +329,7 @@ def test_watch_shows_what_happens_and_ends_with_the_results(api: Api, cli: Retor
     assert status == 0
     assert "line 0" in err
     assert "cnn_s kd seed 0: succeeded" in err
-    assert out.split()[:6] == ["student", "method", "top-1", "best", "agreement", "ECE"]
+    assert out.split()[:6] == ["student", "method", "top-1", "agreement", "ECE", "T"]
     run_id = api.records.runs(job_id)[0].id
     assert cli("watch", run_id)[0] == 0
 
