@@ -1,4 +1,4 @@
-"""Methods beside each other: accuracy of the last epoch over seeds, with 95 % t intervals."""
+"""Methods beside each other: accuracy of the weights that runs leave, over seeds, with 95 % t intervals."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +21,7 @@ _METRICS = {"test": "top1", "validation": "validation_top1"}
 def draw_methods(data: JobData) -> Iterator[tuple[str, Figure]]:
     """``methods-SPLIT``: a panel for each student, a row for each method."""
     for split, metric in _METRICS.items():
-        if any(_last(runs, metric) for _, _, runs in data.groups()):
+        if any(_kept(runs, metric) for _, _, runs in data.groups()):
             yield f"methods-{split}", _draw(data, split, metric)
 
 
@@ -33,11 +33,11 @@ def _draw(data: JobData, split: str, metric: str) -> Figure:
     look = strokes(data.methods)
     rows = {method: -number for number, method in enumerate(data.methods)}
     for student, method, runs in data.groups():
-        values = 100.0 * np.array(_last(runs, metric))
+        values = 100.0 * np.array(_kept(runs, metric))
         if len(values):
             _draw_row(panels[student], rows[method], values, look[method].color)
     for ax in axes:
-        ax.set_xlabel(f"{axis_of(metric).label},\nlast epoch")
+        ax.set_xlabel(f"{axis_of(metric).label},\nof the weights that leave")
         ax.set_yticks(list(rows.values()), text.labels(data.methods, columns=_ROW_COLUMNS))
         ax.set_ylim(-len(rows) + 0.4, 0.6)
     _draw_teacher(data, split, figure, axes)
@@ -64,14 +64,18 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def _draw_teacher(data: JobData, split: str, figure: Figure, axes: Sequence[Axes]) -> None:
     told = (data.job.get("teacher_metrics") or {}).get(split) or {}
-    top1 = told.get("top1", data.job["teacher_accuracy"] if split == "test" else None)
+    top1 = told.get("top1", data.job.get("teacher_accuracy") if split == "test" else None)
     if top1 is None:
         return
     lines = [ax.axvline(100.0 * top1, color="#666666", linestyle="--", linewidth=1.2) for ax in axes]
     add_legend(figure, lines[:1], ["teacher"])
 
 
-def _last(runs: Sequence[RunData], metric: str) -> list[float]:
-    """The metric after the last epoch of each run that has succeeded."""
-    lines = [run.metrics[-1] for run in runs if run.metrics and run.document["state"] == "succeeded"]
+def _kept(runs: Sequence[RunData], metric: str) -> list[float]:
+    """The metric of the epoch whose weights each run has left; of runs that have succeeded."""
+    lines = [
+        run.metrics[int(run.result.get("selected_epoch") or len(run.metrics)) - 1]
+        for run in runs
+        if run.metrics and run.document["state"] == "succeeded"
+    ]
     return [line[metric] for line in lines if line.get(metric) is not None]

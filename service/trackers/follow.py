@@ -16,7 +16,8 @@ from itertools import islice
 
 import structlog
 
-from service.client.client import ApiProblem, Client
+from service.client.client import Client
+from service.client.errors import ApiProblem
 from service.client.transport import Document
 from service.db.states import TERMINAL
 from service.trackers.cursor import Cursor

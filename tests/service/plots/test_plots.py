@@ -165,7 +165,14 @@ def test_methods_leave_runs_out_that_have_not_succeeded() -> None:
     data = make_job(methods=("kd",), seeds=3, epochs=1, classes=3)
     data.runs[0].document["state"] = "failed"
     [ax] = figures(draw_methods(data))["methods-test"].axes
-    assert len(ax.lines[0].get_xdata()) == 2
+    assert len(np.asarray(ax.lines[0].get_xdata())) == 2
+
+
+def test_methods_are_compared_by_the_weights_that_leave() -> None:
+    data = make_job(methods=("kd",), seeds=1, epochs=3, classes=3)
+    data.runs[0].result["selected_epoch"] = 2
+    [ax] = figures(draw_methods(data))["methods-test"].axes
+    np.testing.assert_allclose(np.asarray(ax.lines[0].get_xdata()), [100 * data.runs[0].metrics[1]["top1"]])
 
 
 def test_reliability_bins_are_those_of_the_ece() -> None:
