@@ -26,10 +26,6 @@ def plot(
     """
     if not id.startswith(("job_", "run_")):
         raise BadInput(f"{id!r} is no id of a job (job_...) or run (run_...)")
-    # First, so that it is what a machine without the extra misses.
-    import matplotlib
-
-    matplotlib.use("agg")
     from service.plots.data import read
     from service.plots.plot import plot as draw
 

@@ -82,7 +82,7 @@ def serve(
         end_with_stdin()
     url = local_url(settings.host, settings.port)
     options = ("--project", settings.trackers_project, "--cursor-dir", str(settings.trackers_dir))
-    followers = {f"tracker {each}": command("--url", url, "track", str(each), *options) for each in trackers}
+    followers = {f"tracker {each}": [*command("--url", url, "track", str(each)), *options] for each in trackers}
     with Client(url) as client:
         readiness = _Readiness(client)
         status = supervise(

@@ -42,7 +42,7 @@ def _draw(data: JobData, metric: str, caption: str) -> Figure:
         if found is None:
             continue
         spread = band(runs, metric.removesuffix(_MEAN) + _STD) if metric.endswith(_MEAN) else None
-        line = _draw_band(panels[student], found, spread, axis, look[method])
+        line = _draw_band(panels[student], found, spread, axis=axis, look=look[method])
         drawn[method] = line, max(found.seeds, drawn[method][1] if method in drawn else 0)
     for ax in axes:
         ax.set_xlabel("epoch")
@@ -53,7 +53,7 @@ def _draw(data: JobData, metric: str, caption: str) -> Figure:
     return figure
 
 
-def _draw_band(ax: Axes, found: Band, spread: Band | None, axis: Axis, look: Stroke) -> object:
+def _draw_band(ax: Axes, found: Band, spread: Band | None, *, axis: Axis, look: Stroke) -> object:
     mean_E = found.mean_E * axis.factor
     std_E = (found.std_E if spread is None else spread.mean_E) * axis.factor
     if len(mean_E) == 1:
