@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, resources, serve, streams
+from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, recipes, resources, serve, streams
 from service.cli.base import CliSession, sentence
 from service.client.transport import DEFAULT_URL
 from workers.texts import printable
@@ -34,6 +34,7 @@ serve.register(app)
 doctor.register(app)
 jobs.register(app)
 resources.register(app)
+recipes.register(app)
 methods.register(app)
 caches.register(app)
 parity.register(app)

@@ -136,6 +136,10 @@ class Client:
         """What a job's ``students`` can name."""
         return list(self._connection.pages("/v1/students"))
 
+    def recipes(self) -> list[Document]:
+        """What a job's ``recipe`` can name, with the values that it fills in."""
+        return list(self._connection.pages("/v1/recipes"))
+
     def gc(self, *, dry_run: bool = False, **limits: float | None) -> Document:
         """Deletes ended jobs, decoded data sets and events beyond limits, and says what has gone or would go.
 

@@ -11,10 +11,11 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from workers.config.cache import CacheOptions
 from workers.config.dataset import DatasetSpec
+from workers.config.recipes import Recipe
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
-from workers.errors import InvalidJob
+from workers.errors import InvalidJob, UnknownName
 from workers.methods.catalog import MethodChoice
 from workers.spec import AtMost, Flag, Seed, Spec
 from workers.students.catalog import check_student
@@ -61,6 +62,8 @@ class Plan(Spec):
             on the same batches; 1 trains each apart. It changes no result.
         accept_teacher: use the teacher although the preflight doubts its class order, preprocessing, accuracy or
             kind of output; what it found becomes warnings.
+        recipe: what has filled in the fields that the client has left out, see ``workers.config.draft``; None if
+            nothing has.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -75,6 +78,7 @@ class Plan(Spec):
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
     # Joined later, as ``Training.cuda_graph``.
     accept_teacher: Flag = Field(False, exclude_if=lambda given: not given)
+    recipe: Recipe | None = Field(None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
@@ -97,11 +101,52 @@ class Plan(Spec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _recipe_is_filled_in(self) -> Self:
+        if self.recipe is not None and self.recipe.filled is None:
+            raise InvalidJob(
+                f"recipe {self.recipe.name!r} has not been filled in: read the job as a "
+                "workers.config.draft.JobDraft, whose job() does that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_of_own_students(self) -> Self:
+        names = [student.name for student in self.students]
+        for name in self.training.student_lr:
+            if name not in names:
+                raise UnknownName("student of this job in training.student_lr", name, names)
+        return self
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences about what is probably not meant, and is done all the same."""
         told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.methods]
-        return tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
+        shortfalls = tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
+        return (*shortfalls, *self._baseline_warnings())
+
+    def _baseline_warnings(self) -> tuple[str, ...]:
+        """Of runs without a teacher that see fewer views than they could: one sentence, or none."""
+        views, epochs = self.views, self.training.epochs
+        baselines = [repr(method.label) for method in self.methods if not method.expand().needs_teacher]
+        if not baselines or views.augmentation.recipe == "none" or (seen := views.seen(epochs)) >= epochs:
+            return ()
+        return (
+            f"method {', '.join(baselines)} needs no teacher and could see {epochs} views of each picture in {epochs} "
+            f"epochs, but sees {seen}: a baseline on few views makes distillation look better than it is; "
+            "set views.fresh to true",
+        )
+
+    def views_of(self, run: RunSpec) -> Views:
+        """Views that a run trains on: fresh ones where the job has them, it needs no teacher, and they are others."""
+        is_fresh = self.views.fresh and self.training.epochs > self.views.count
+        if is_fresh and not run.method.expand().needs_teacher:
+            return self.views
+        return self.views.model_copy(update={"fresh": None})
+
+    def batches_of(self, run: RunSpec) -> tuple[int, Views]:
+        """Equal for two runs that see the same batches."""
+        return run.seed, self.views_of(run)
 
     @property
     def largest_group(self) -> int:

@@ -71,6 +71,7 @@ class Training(Spec):
         max_gradient_norm: clip the gradient's global norm; None leaves it.
         actors: processes that train one student together, each with its own share of the CPUs or its own GPU and
             with its part of every batch; for students and batches that are too large for one.
+        student_lr: learning rate of students that need another than the optimizer's, by name.
     """
 
     epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
@@ -86,6 +87,10 @@ class Training(Spec):
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", exclude_if=lambda given: given == "auto")
     max_gradient_norm: Positive | None = None
     actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    # Joined later, as ``cuda_graph``.
+    student_lr: Annotated[dict[str, Positive], Field(max_length=1000)] = Field(
+        default_factory=dict, exclude_if=lambda given: not given
+    )
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
@@ -100,3 +105,10 @@ class Training(Spec):
                 f"actors is {self.actors} and batch_size {self.batch_size}: each needs a row of every batch"
             )
         return self
+
+    def of_student(self, name: str) -> Self:
+        """These options for one student: its learning rate is the optimizer's."""
+        if not self.student_lr:
+            return self
+        lr = self.student_lr.get(name, self.optimizer.lr)
+        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": lr}), "student_lr": {}})

@@ -26,6 +26,7 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "seed": run.seed,
         "parameters": sum(p.numel() for p in run_state.network.parameters()),
         "epochs": len(metrics),
+        "views_seen": task.views.seen(len(metrics), run_state.method.views),
         "selected": "last",
         "last": metrics[-1],
         "best": best_line,

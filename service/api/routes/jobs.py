@@ -129,7 +129,8 @@ def create_job(
         return _preview(plan, teacher)
     idempotency = None
     if idempotency_key is not None:
-        idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
+        digest, earlier = digest_of(request.identity()), digest_of(request.model_dump(mode="json"))
+        idempotency = Idempotency(who.key_id or "", idempotency_key, digest, earlier)
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
@@ -272,6 +273,7 @@ def _report_row(run: RunRecord) -> ReportRow:
         images_per_s=result.get("images_per_s", last.get("images_per_s")),
         seconds=result.get("seconds"),
         device=environment.get("device_name") if environment.get("device") == "cuda" else environment.get("device"),
+        views_seen=result.get("views_seen"),
     )
 
 

@@ -30,6 +30,7 @@ class ReportRow(Document):
     images_per_s: float | None
     seconds: float | None
     device: str | None = Field(description="what it was trained on: the name of a GPU, or `cpu`; null in older results")
+    views_seen: int | None = Field(description="different views of each picture; null in older results")
 
 
 class TeacherResult(Document):
