@@ -88,9 +88,7 @@ class Training(Spec):
     max_gradient_norm: Positive | None = None
     actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     # Joined later, as ``cuda_graph``.
-    student_lr: Annotated[dict[str, Positive], Field(max_length=1000)] = Field(
-        default_factory=dict, exclude_if=lambda given: not given
-    )
+    student_lr: Annotated[dict[str, Positive], Field(max_length=1000)] = Field({}, exclude_if=lambda given: not given)
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
