@@ -30,13 +30,15 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
         InvalidDataset: it is missing, outside the data root, malformed or empty.
         ContractViolation: teacher and dataset have different numbers of classes.
         InvalidJob: what is stated and what a recipe fills in do not go together, a student cannot be trained on
-            pictures of that size or on batches of one, or the cache's encoding saves nothing.
+            pictures of that size or on batches of one, the cache's encoding saves nothing, or the dataset lacks a split
+            that the job needs.
     """
     _check_runs(request, context.settings)
     teacher = _teacher(request.teacher, context)
     plan = request.plan(_dataset(request, context.queries))
     _check_epochs(plan, context.settings)
     source = examine(plan.dataset, context.settings.data_root)
+    plan.splits(source.splits)
     _check_classes(teacher, source)
     classes = classes_of(teacher) or source.classes
     check_encoding(plan.cache.encoding, classes)

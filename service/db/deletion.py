@@ -229,7 +229,8 @@ def _sums_of_runs(runs: Iterable[RunRecord]) -> dict[str, float]:
 def _sums_of_job(job: JobRecord) -> dict[str, float]:
     forwards = job.teacher_forwards or {}
     ran = float(forwards.get("run") or 0)
-    is_complete = job.teacher_accuracy is not None and job.teacher_forwards is not None
+    has_caches = job.teacher_accuracy is not None or job.teacher_metrics is not None
+    is_complete = has_caches and job.teacher_forwards is not None
     return {
         "teacher_forwards": ran,
         "teacher_forwards_avoided": float(forwards.get("avoided") or 0),

@@ -19,7 +19,7 @@ from workers.config.training import Training
 from workers.config.views import Views
 from workers.errors import InvalidJob
 from workers.methods.catalog import parse_method
-from workers.methods.papers import Preset
+from workers.methods.papers.base import Preset
 from workers.students.catalog import check_student
 
 # Fields that tell variants apart: what a recipe says of one variant is nothing to another.

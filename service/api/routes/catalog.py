@@ -18,7 +18,8 @@ from service.errors import InvalidRequest
 from store import CacheReader, CacheSpec
 from workers.config import recipes
 from workers.methods import catalog as methods
-from workers.methods.preview import Float32, preview
+from workers.methods.preview import preview
+from workers.methods.preview_report import Float32
 from workers.students import catalog
 
 # Two caches that agree in these are about the same rows.

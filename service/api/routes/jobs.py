@@ -74,6 +74,7 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         teacher_forwards=_forwards(row),
         teacher_accuracy=row.teacher_accuracy,
         teacher_views_accuracy=row.teacher_views_accuracy,
+        teacher_metrics=row.teacher_metrics,
         waits_for=_waits_for(row),
         priority=row.priority,
         parallel_runs=row.parallel_runs,
@@ -230,7 +231,7 @@ def list_runs(job_id: str, ctx: Ctx, after: After = None, limit: Limit = PAGE_DE
     },
 )
 def get_report(job_id: str, request: Request, ctx: Ctx) -> Response:
-    """What every run has reached so far. `accuracy_best` was chosen on the test split, so `accuracy_last` counts."""
+    """Every run's results so far; `accuracy_best` is the best epoch's on the validation split, null without one."""
     report = report_of(*ctx.queries.job_and_runs(job_id))
     if CSV in request.headers.get("accept", ""):
         name = f'attachment; filename="{job_id}.csv"'
@@ -262,7 +263,7 @@ def _report_row(run: RunRecord) -> ReportRow:
         seed=run.seed,
         state=run.state,
         accuracy_last=last.get("top1"),
-        accuracy_best=best.get("top1"),
+        accuracy_best=best.get("validation_top1"),
         best_epoch=result.get("best_epoch"),
         agreement=last.get("agreement"),
         kl_to_teacher=last.get("kl_to_teacher"),

@@ -41,7 +41,8 @@ class TeacherResult(Document):
 
 
 class Report(Document):
-    """The table of results. `accuracy_last` is what a run ends with; `accuracy_best` was chosen on the test split."""
+    """The table of results. `accuracy_last` is a run's top-1 on the test split after its last epoch; `accuracy_best` is
+    the best epoch's on the validation split, and null without one."""
 
     object: Literal["report"] = "report"
     job_id: str
