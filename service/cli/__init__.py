@@ -27,6 +27,7 @@ from service.cli import (
     keys,
     methods,
     parity,
+    recipes,
     reports,
     resources,
     serve,
@@ -49,6 +50,7 @@ doctor.register(app)
 jobs.register(app)
 reports.register(app)
 resources.register(app)
+recipes.register(app)
 methods.register(app)
 caches.register(app)
 parity.register(app)
