@@ -28,6 +28,7 @@ from service.cli import (
     methods,
     parity,
     plot,
+    recipes,
     reports,
     resources,
     serve,
@@ -50,6 +51,7 @@ doctor.register(app)
 jobs.register(app)
 reports.register(app)
 resources.register(app)
+recipes.register(app)
 methods.register(app)
 caches.register(app)
 parity.register(app)
