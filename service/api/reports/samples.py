@@ -125,16 +125,12 @@ def read_predictions(path: Path, run_id: str) -> dict[Split, Predictions]:
 
 def _correct(logits, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """Compare the largest of each row's logits [rows, classes], a slice of a file, with the labels."""
-    shape = logits.get_shape()
-    if (
-        len(shape) != 2
-        or labels_N.shape != (shape[0],)
-        or labels_N.dtype.kind != "i"
-        or logits.get_dtype() not in ("F16", "F32")
-    ):
+    shape, dtype = logits.get_shape(), logits.get_dtype()
+    are_labels = labels_N.dtype.kind == "i" and labels_N.shape == tuple(shape[:1])
+    if len(shape) != 2 or dtype not in ("F16", "F32") or not are_labels:
         raise ValueError(
-            f"it holds {logits.get_dtype()} {shape} with labels {labels_N.dtype} {labels_N.shape}; "
-            "logits are F16 or F32 [rows, classes], labels int64 [rows]"
+            f"it holds {dtype} {shape} with labels {labels_N.dtype} {labels_N.shape}; logits are F16 or F32 "
+            "[rows, classes], labels int64 [rows]"
         )
     parts = []
     for start in range(0, shape[0], _ROWS):
