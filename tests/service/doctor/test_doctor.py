@@ -72,12 +72,10 @@ def test_without_the_engines_packages_everything_else_is_looked_at(settings: Set
         "torchvision",
         "ray",
         "onnxruntime",
-        "scipy",
         "sklearn",
         "simplejpeg",
         "PIL",
         "pillow",
-        "safetensors",
         "nvidia",
     )
     packages_dir = tmp_path / "site"
