@@ -12,7 +12,8 @@ from service.api.reports import statistics
 from service.api.reports.groups import Group, GroupKey
 from service.api.reports.rows import SPLITS, Split
 from service.api.schemas.reports import SampleTest
-from service.db.models import ArtifactRecord, RunRecord
+from service.db.models import ArtifactRecord
+from service.db.report_queries import ReportedRun
 from service.errors import Conflict, InvalidRequest
 from workers.texts import listed
 
@@ -75,7 +76,10 @@ def sample_tests(
 
 
 def _tests(
-    baseline: RunRecord, run: RunRecord, known_of_baseline: dict[Split, Predictions], known: dict[Split, Predictions]
+    baseline: ReportedRun,
+    run: ReportedRun,
+    known_of_baseline: dict[Split, Predictions],
+    known: dict[Split, Predictions],
 ) -> Iterator[tuple[Split, SampleTest]]:
     for split in SPLITS:
         if split not in known or split not in known_of_baseline:
