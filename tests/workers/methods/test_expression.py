@@ -43,6 +43,17 @@ VALUES: dict[str, list[float]] = {
     "classes": [100.0] * 3,
     "epoch": [3.0] * 3,
     "epochs": [20.0] * 3,
+    "max_mean": [4.0] * 3,
+    "min_mean": [-3.0] * 3,
+    "sharpness_mean": [4.5] * 3,
+    "std_mean": [1.75] * 3,
+    "mean_mean": [0.125] * 3,
+    "sample_max": [7.0, 3.25, 0.875],
+    "sample_min": [-2.25, -0.5, -5.0],
+    "sample_sharpness": [7.25, 4.0, 2.125],
+    "sample_std": [1.25, 0.75, 2.5],
+    "sample_mean": [0.25, -0.125, 0.5],
+    "class_confidence": [0.875, 0.5, 0.25],
 }
 """Name -> one value per sample, exact in binary."""
 
@@ -53,6 +64,8 @@ MEANINGS: list[tuple[str, Callable[[Row], float]]] = [
     ("2*max/(max+student_max)*4", lambda v: 2 * v.max / (v.max + v.student_max) * 4),
     ("1 + 3 * (1 - epoch / epochs)", lambda v: 1 + 3 * (1 - v.epoch / v.epochs)),
     ("max - min - mean", lambda v: (v.max - v.min) - v.mean),
+    ("4 * std / std_mean * class_confidence", lambda v: 4 * v.std / v.std_mean * v.class_confidence),
+    ("max - sample_max + max_mean", lambda v: v.max - v.sample_max + v.max_mean),
     ("max / std / 2", lambda v: (v.max / v.std) / 2),
     ("max - std * 2 ** 2", lambda v: v.max - v.std * 4),
     ("-max ** 2", lambda v: -(v.max**2)),
@@ -187,7 +200,7 @@ def test_a_function_is_not_taken_for_the_statistic_of_its_name() -> None:
 
 def test_the_names_are_what_the_cache_holds() -> None:
     assert sorted(TEACHER_STATISTICS) == sorted(STATISTICS)
-    assert parse(" + ".join(NAMES)).names == set(NAMES) == set(VALUES)
+    assert parse(f"max({', '.join(NAMES)})").names == set(NAMES) == set(VALUES)
 
 
 def test_an_expression_is_frozen_and_hashed_by_its_text() -> None:

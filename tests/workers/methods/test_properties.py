@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.support.method_inputs import LOSSES, PAIRS, POLICIES, Logits, alone, evaluate, ordinary
 from workers.methods.catalog import parse_method
-from workers.methods.losses import Dkd, Kl, Loss
+from workers.methods.loss import Loss
+from workers.methods.losses import Dkd, Kl
 from workers.methods.method import Method, Term
 from workers.methods.policies.base import Policy
 from workers.methods.policies.dtkd import Dtkd
