@@ -21,16 +21,13 @@ from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.gradient_estimate import gradient_warnings
 from workers.precision import Precision, float32_as
 from workers.students.build import build_student
-from workers.teacher.cache_statistics import read_cache_statistics
+from workers.teacher.cache_statistics import read_cache_statistics, some_rows
 from workers.training.batches import student_preprocessing
 from workers.training.cuda_graph import why_no_graph
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
 from workers.training.run import RunHandle, RunState
 from workers.training.training_feed import TrainingFeed
-
-# Of the teacher's rows, from which the first gradients are estimated.
-_ESTIMATED_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -138,14 +135,8 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
         ),
         replicas=replicas,
         cache_statistics={each: torch.from_numpy(values).to(device) for each, values in over_cache.items()},
-        teacher_rows={} if rows is None else _some_rows(rows),
+        teacher_rows={} if rows is None else some_rows(rows),
     )
-
-
-def _some_rows(reader: CacheReader) -> dict[str, NDArray[np.float32]]:
-    """Statistics of rows of the first view at equal distances, ``_ESTIMATED_ROWS`` at most: [1, R] by name."""
-    stride = -(-reader.spec.samples // _ESTIMATED_ROWS)
-    return {name: values_N[np.newaxis, ::stride] for name, values_N in reader.statistics(0).items()}
 
 
 def _shared(task: TrainingTask) -> str:
