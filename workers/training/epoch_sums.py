@@ -14,6 +14,8 @@ from torch import Tensor
 from workers.objective.objective import Objective
 
 _SIDES = ("student", "teacher")
+# Share of rows in the domain of the method's policies; what metrics show is its complement, which costs a step more.
+_INSIDE = "inside_domain"
 # On a CPU so many steps are added in a row: each takes a tenth of what it takes between the arithmetic of two steps,
 # which drives this code out of the processor's caches. They are added in the same order, so the sums are the same.
 _PENDING_STEPS = 16
@@ -110,6 +112,8 @@ class EpochSums:
             "train_accuracy": correct_B.mean(dtype=torch.float32),
             **{f"train_{name}": value for name, value in outcome.terms.items()},
         }
+        if (inside := outcome.inside_share) is not None:
+            values[_INSIDE] = inside
         for side, tau in zip(_SIDES, (outcome.student_temperature, outcome.teacher_temperature), strict=True):
             if isinstance(tau, Tensor):
                 variance, mean = torch.var_mean(tau, correction=0)
@@ -120,7 +124,8 @@ class EpochSums:
             self._names = tuple(values)
             self._buffer = torch.zeros(2 * len(values) + 1, dtype=torch.float64, device=self._device)
         count = len(self._names)
-        values_K = torch.stack([value.to(torch.float32) for value in values.values()])
+        # A run that an earlier version has begun goes on with the names that it had.
+        values_K = torch.stack([values[name].to(torch.float32) for name in self._names])
         self._buffer[:count].add_(values_K, alpha=rows)
         if len(self._constants) < len(_SIDES) and outcome.student_temperature is not None:
             self._buffer[count:-1].addcmul_(values_K, values_K, value=rows)
@@ -139,8 +144,10 @@ class EpochSums:
         sums = dict(zip(self._names, buffer[:count], strict=True))
         squares = dict(zip(self._names, buffer[count:-1], strict=True))
         means: dict[str, float | None] = {
-            name: value / rows for name, value in sums.items() if "_temperature_" not in name
+            name: value / rows for name, value in sums.items() if "_temperature_" not in name and name != _INSIDE
         }
+        if _INSIDE in sums:
+            means["outside_domain"] = 1.0 - sums[_INSIDE] / rows
         for side in _SIDES:
             mean_name, variance_name = f"{side}_temperature_mean", f"{side}_temperature_variance"
             mean: float | None = self._constants.get(side)

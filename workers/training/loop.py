@@ -24,6 +24,7 @@ from workers.events import Emit, Finished, Log, ShouldStop
 from workers.methods.method import Method
 from workers.precision import float32_as
 from workers.training.batches import TrainingBatch
+from workers.training.domain import warn_of_domain
 from workers.training.evaluate import evaluate_splits
 from workers.training.group import Ended, Group, share_time
 from workers.training.optimizer import learning_rate
@@ -162,6 +163,7 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
 
                     # ---- checkpoint
                     run_state.end_epoch(line)
+                    warn_of_domain(run_state)
                     run_state.save()
                     run_state.report_epoch()
             yield from group.take_ended()
@@ -190,7 +192,7 @@ def compute_step(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Ten
         norm = nn.utils.clip_grad_norm_(run_state.parameters, run_state.training.max_gradient_norm)
         # A norm that overflows would scale finite gradients to nothing.
         checked.append(norm)
-    run_state.flag_not_finite([*checked, outcome.total.detach()])
+    run_state.flag_not_finite([*checked, *outcome.watched])
 
     # ---- update
     run_state.optimizer.step()
