@@ -159,7 +159,7 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
                     _raise_unless_finite(line, run_state.method, epoch)
 
                     # ---- checkpoint
-                    run_state.end_epoch(line)
+                    run_state.end_epoch(line, readings[run_state.place].temperatures)
                     run_state.save()
                     run_state.report_epoch()
             yield from group.take_ended()

@@ -24,11 +24,12 @@ from workers.training.batch_counters import BatchCounters
 from workers.training.distributed import Replicas
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.optimizer import learning_rate, new_optimizer
+from workers.training.temperatures import EpochTemperatures, epoch_document
 
 # A person watches; an event is a row in the database.
 _STEP_EVENT_SECONDS = 2.0
 # Of what is kept in a checkpoint: one of another number is not taken up.
-_CHECKPOINT_FORMAT = 3
+_CHECKPOINT_FORMAT = 4
 
 
 class Signal(IntEnum):
@@ -67,6 +68,7 @@ class RunState:
             is made any more.
         sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
         metrics: a line for every epoch that is done.
+        temperatures: an item of ``temperatures.json`` for every epoch that is done.
         seconds: that those took.
         environment: what it is trained on, for result.json.
     """
@@ -112,6 +114,7 @@ class RunState:
         self.epoch, self.seconds = 0, 0.0
         self.sums = EpochSums(device)
         self.metrics: list[dict[str, float | None]] = []
+        self.temperatures: list[dict[str, object]] = []
         self.environment: dict[str, str] = environment(device, self.precision)
         self._identity = _identity(handle.task)
         self._reported_at, self._reported = time.monotonic(), (0, 0.0)
@@ -194,10 +197,11 @@ class RunState:
         )
         return reading
 
-    def end_epoch(self, line: dict[str, float | None]) -> None:
-        """Count the epoch, whose metrics these are, and begin new sums."""
+    def end_epoch(self, line: dict[str, float | None], temperatures: EpochTemperatures) -> None:
+        """Count the epoch, whose metrics and temperatures these are, and begin new sums."""
         self.metrics.append(line)
         self.epoch += 1
+        self.temperatures.append(epoch_document(self.epoch, temperatures))
         self.seconds += line["seconds"] or 0.0
         self.sums.reset()
         self._reported = (0, 0.0)
@@ -245,6 +249,7 @@ class RunState:
             "sums": self.sums.state(),
             "seconds": self.seconds,
             "metrics": self.metrics,
+            "temperatures": self.temperatures,
             "environment": self.environment,
         }
         save_checkpoint(self.task.folder, state)
@@ -265,6 +270,7 @@ class RunState:
         for name, parameter in self.learned.items():
             parameter.data.copy_(state["learned"][name])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
+        self.temperatures = state["temperatures"]
         self.sums.load(state["sums"])
         # What is trained here says where; what was said of a part that is done stays.
         earlier: dict[str, str] = state["environment"]
