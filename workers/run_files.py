@@ -9,6 +9,9 @@ MEDIA_TYPES = {
     "student.onnx": "application/octet-stream",
     "config.json": "application/json",
     "metrics.jsonl": "application/jsonl",
+    "evaluation.json": "application/json",
+    "temperatures.json": "application/json",
+    "logits.safetensors": "application/octet-stream",
     RUN_LOG: "application/jsonl",
     "result.json": "application/json",
 }

@@ -71,6 +71,9 @@ class Training(Spec):
         max_gradient_norm: clip the gradient's global norm; None leaves it.
         actors: processes that train one student together, each with its own share of the CPUs or its own GPU and
             with its part of every batch; for students and batches that are too large for one.
+        keep_logits: leave the student's logits on the validation and test splits, ``logits.safetensors``.
+        calibrated_output: give ``student.onnx`` a second output, ``probabilities``: softmax of the logits at the
+            temperature that is fitted on the validation split.
     """
 
     epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
@@ -86,6 +89,8 @@ class Training(Spec):
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", exclude_if=lambda given: given == "auto")
     max_gradient_norm: Positive | None = None
     actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    keep_logits: Flag = Field(True, exclude_if=lambda given: given)
+    calibrated_output: Flag = Field(False, exclude_if=lambda given: not given)
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:

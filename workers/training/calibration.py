@@ -1,8 +1,8 @@
 """Temperature scaling: the one temperature T at which a trained network's softmax(z / T) fits held-out labels best.
 
-Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599. The mean negative log-likelihood is convex in
-1/T, so its derivative is increasing and has at most one zero: Newton's method in log(1/T), with a bracket that is halved
-wherever a step would leave it. All arithmetic is float64, over blocks of rows.
+Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599. The mean negative log-likelihood is convex
+in 1/T, so its derivative is increasing and has at most one zero: Newton's method in log(1/T), with a bracket that is
+halved wherever a step would leave it. All arithmetic is float64, over blocks of rows.
 
 Where the likelihood has no best temperature, one is chosen:
 
@@ -96,7 +96,7 @@ class _Likelihood:
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits below their row's largest [B, C], the label's [B]), float64, both <= 0."""
         rows = max(1, _CELLS // self._logits_NC.shape[1])
-        for z_BC, y_B in zip(self._logits_NC.split(rows), self._labels_N.split(rows), strict=True):
+        for z_BC, y_B in zip(torch.split(self._logits_NC, rows), torch.split(self._labels_N, rows), strict=True):
             z_BC = z_BC.double()
             below_BC = z_BC - z_BC.amax(dim=1, keepdim=True)
             yield below_BC, below_BC.gather(1, y_B[:, None]).squeeze(1)

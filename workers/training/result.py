@@ -7,16 +7,19 @@ import torch
 
 from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
-from workers.training.artifacts import Student, write_artifacts
+from workers.training.artifacts import Student, Written, write_artifacts
 from workers.training.run import RunState, Signal, best
 from workers.training.setting import Setting
+from workers.training.temperatures import document
 
 _PARITY_PICTURES = 32
 
 
 def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     """Write the artifacts; returns result.json."""
-    task, metrics = run_state.task, run_state.metrics
+    task, metrics, final = run_state.task, run_state.metrics, run_state.final
+    # Its last checkpoint has it.
+    assert final is not None
     run_state.counters.attach()
     run, best_line = task.run, best(metrics)
     trained = sum(len(setting.train.labels_N) / (line["images_per_s"] or 1.0) for line in metrics)
@@ -30,6 +33,8 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "last": metrics[-1],
         "best": best_line,
         "best_epoch": best_line["epoch"],
+        "evaluation": final.documents,
+        "calibration": final.calibration,
         "seconds": run_state.seconds,
         "images_per_s": len(metrics) * len(setting.train.labels_N) / max(trained, 1e-9),
         "caches": {
@@ -53,20 +58,23 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "datasets": {"train": task.train_fingerprint, "test": task.test_fingerprint},
         "preprocessing": setting.preprocessing.model_dump(mode="json"),
         "class_names": list(setting.train.class_names),
+        "temperature": final.temperature,
     }
     pictures = torch.from_numpy(setting.test.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = resize(pictures, *setting.size)
-    student = Student(run_state.network, setting.preprocessing)
-    return write_artifacts(
-        task.folder,
-        student,
-        pictures.numpy(),
-        config,
-        metrics,
-        result,
-        partial(_obey_signal_at_the_end, run_state),
+    student = Student(
+        run_state.network, setting.preprocessing, final.temperature if task.training.calibrated_output else None
     )
+    written = Written(
+        config=config,
+        metrics=metrics,
+        result=result,
+        evaluation={"splits": final.whole, "calibration": final.calibration},
+        temperatures=document(run_state.temperatures) if run_state.method.needs_teacher else None,
+        tensors=final.tensors if task.training.keep_logits else None,
+    )
+    return write_artifacts(task.folder, student, pictures.numpy(), written, partial(_obey_signal_at_the_end, run_state))
 
 
 def _obey_signal_at_the_end(run_state: RunState) -> None:

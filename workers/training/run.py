@@ -23,6 +23,7 @@ from workers.training.artifacts import load_checkpoint, remove_checkpoints, save
 from workers.training.batch_counters import BatchCounters
 from workers.training.distributed import Replicas
 from workers.training.epoch_sums import EpochSums, Reading
+from workers.training.final_evaluation import FinalEvaluation
 from workers.training.optimizer import learning_rate, new_optimizer
 from workers.training.temperatures import EpochTemperatures, epoch_document
 
@@ -69,6 +70,7 @@ class RunState:
         sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
         metrics: a line for every epoch that is done.
         temperatures: an item of ``temperatures.json`` for every epoch that is done.
+        final: evaluation of the weights that leave it; None until all of its epochs are done.
         seconds: that those took.
         environment: what it is trained on, for result.json.
     """
@@ -115,6 +117,7 @@ class RunState:
         self.sums = EpochSums(device)
         self.metrics: list[dict[str, float | None]] = []
         self.temperatures: list[dict[str, object]] = []
+        self.final: FinalEvaluation | None = None
         self.environment: dict[str, str] = environment(device, self.precision)
         self._identity = _identity(handle.task)
         self._reported_at, self._reported = time.monotonic(), (0, 0.0)
@@ -250,6 +253,7 @@ class RunState:
             "seconds": self.seconds,
             "metrics": self.metrics,
             "temperatures": self.temperatures,
+            "final": None if self.final is None else self.final.state(),
             "environment": self.environment,
         }
         save_checkpoint(self.task.folder, state)
@@ -271,6 +275,7 @@ class RunState:
             parameter.data.copy_(state["learned"][name])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
         self.temperatures = state["temperatures"]
+        self.final = None if state["final"] is None else FinalEvaluation.of_state(state["final"])
         self.sums.load(state["sums"])
         # What is trained here says where; what was said of a part that is done stays.
         earlier: dict[str, str] = state["environment"]
