@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from workers.config.teacher import Preprocessing
 from workers.config.training import Training
 from workers.config.views import Views
 from workers.errors import InvalidJob, WorkerError
-from workers.events import Emit, ShouldStop, Stage, ignore, never
+from workers.events import Emit, ShouldStop, Split, Stage, ignore, never
 from workers.methods.catalog import parse_method
 from workers.run_files import ARTIFACTS
 from workers.teacher.accuracy import teacher_accuracy
@@ -44,12 +44,12 @@ class JobOutcome:
     """What ``run_job`` leaves: result.json of each run, in order, and the teacher's accuracy and cost.
 
     Attributes:
-        teacher_accuracy: on the test split.
+        teacher_accuracy: on each split that is measured, ``validation`` and ``test``.
         teacher_views_accuracy: on the training views, i.e. of the logits that students have learned from.
     """
 
     results: tuple[dict[str, object], ...]
-    teacher_accuracy: float
+    teacher_accuracy: Mapping[Split, float]
     teacher_views_accuracy: float
     teacher_forwards: int
     teacher_forwards_avoided: int
@@ -99,7 +99,7 @@ def run_job(
             waiting = tuple(run for run in waiting if run not in group)
         return JobOutcome(
             results=tuple(results[run.index] for run in job.runs()),
-            teacher_accuracy=accuracy.test,
+            teacher_accuracy=accuracy.measured,
             teacher_views_accuracy=accuracy.views,
             teacher_forwards=forwards,
             teacher_forwards_avoided=forwards_avoided(forwards_needed(job, plan), forwards),
@@ -138,14 +138,14 @@ def train_supervised(
         out_dir: receives ``artifacts/student.onnx`` and the other files of a run.
     """
     folders = Folders(data_dir=work_dir, data_root=data_root)
-    train, test = prepare_data(dataset, folders, emit, should_stop)
+    data = prepare_data(dataset, folders, emit, should_stop)
     task = TrainingTask(
         folders=folders,
         run=RunSpec(index=0, student=StudentSpec(name=student), method=parse_method("ce"), seed=seed),
         training=training,
         views=views or Views(),
-        train_fingerprint=train.fingerprint,
-        test_fingerprint=test.fingerprint,
+        train_fingerprint=data["train"].fingerprint,
+        test_fingerprint=data["test"].fingerprint,
         train_cache=None,
         test_cache=None,
         folder=out_dir,
@@ -197,10 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
     sys.stdout.write(json.dumps(outcome.results, indent=2) + "\n")
-    sys.stdout.write(
-        f"teacher: top-1 {outcome.teacher_accuracy:.1%} on the test split, {outcome.teacher_views_accuracy:.1%} on the "
-        "training views\n"
-    )
+    places = [*((f"{split} split", top1) for split, top1 in outcome.teacher_accuracy.items())]
+    places.append(("training views", outcome.teacher_views_accuracy))
+    sys.stdout.write(f"teacher: top-1 {', '.join(f'{top1:.1%} on the {place}' for place, top1 in places)}\n")
     sys.stdout.write(
         f"teacher forward passes: {outcome.teacher_forwards} run, "
         f"{outcome.teacher_forwards_avoided} avoided; artifacts in {out}\n"

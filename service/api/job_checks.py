@@ -29,13 +29,14 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
         UnknownName: there is no dataset of that name.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
         ContractViolation: teacher and dataset have different numbers of classes.
-        InvalidJob: a student cannot be trained on pictures of that size or on batches of one, or the cache's encoding
-            saves nothing.
+        InvalidJob: a student cannot be trained on pictures of that size or on batches of one, the cache's encoding
+            saves nothing, or the dataset lacks a split that the job needs.
     """
     _check_size(request, context.settings)
     teacher = _teacher(request.teacher, context)
     plan = request.plan(_dataset(request, context.queries))
     source = examine(plan.dataset, context.settings.data_root)
+    plan.splits(source.splits)
     _check_classes(teacher, source)
     classes = classes_of(teacher) or source.classes
     check_encoding(plan.cache.encoding, classes)

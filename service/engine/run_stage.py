@@ -143,7 +143,7 @@ class RunStage:
             self._queries.record_events(job.id, run_id, work.attempt, events, progress=progress)
             work.task.acknowledge(events)
             if "epoch" in progress:
-                work.is_trained = progress["epoch"] >= job.spec.training.epochs
+                work.is_trained |= progress["epoch"] >= job.spec.training.epochs
                 job.without_device.discard(run_id)
                 self._disk.has_got_on(run_id)
         if outcome is None:

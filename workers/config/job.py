@@ -5,7 +5,8 @@ everywhere, with the nearest known one. Units stand in the names.
 """
 
 from collections import Counter
-from typing import Annotated, Self
+from collections.abc import Collection
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, FailFast, Field, model_validator
 
@@ -14,7 +15,9 @@ from workers.config.dataset import DatasetSpec
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
+from workers.data.holdout_spec import Holdout
 from workers.errors import InvalidJob
+from workers.events import Split
 from workers.methods.catalog import MethodChoice
 from workers.spec import AtMost, Flag, Seed, Spec
 from workers.students.catalog import check_student
@@ -61,6 +64,8 @@ class Plan(Spec):
             on the same batches; 1 trains each apart. It changes no result.
         accept_teacher: use the teacher although the preflight doubts its class order, preprocessing, accuracy or
             kind of output; what it found becomes warnings.
+        validation: cuts a validation split from the training split; None takes the dataset's own, if it has one.
+        test: ``dataset`` is the dataset's own test split; None measures nothing on one.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -75,6 +80,8 @@ class Plan(Spec):
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
     # Joined later, as ``Training.cuda_graph``.
     accept_teacher: Flag = Field(False, exclude_if=lambda given: not given)
+    validation: Holdout | None = Field(None, exclude_if=lambda given: given is None)
+    test: Literal["dataset"] | None = Field("dataset", exclude_if=lambda given: given == "dataset")
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
@@ -96,6 +103,36 @@ class Plan(Spec):
                     f"{self.views.count}: use 2 or more, with the recipe crop_flip or resized_crop"
                 )
         return self
+
+    def splits(self, of_dataset: Collection[Split]) -> tuple[Split, ...]:
+        """Splits that the job uses of a dataset with those of its own, a holdout included.
+
+        Raises:
+            InvalidJob: the job asks for a split that is not there, for two validation splits, or measures nothing.
+        """
+        has_own = "validation" in of_dataset
+        if self.validation is not None and has_own:
+            raise InvalidJob(
+                "the dataset has a validation split of its own, and the job cuts another one from train "
+                f"(validation.holdout {self.validation.holdout}): leave `validation` out"
+            )
+        validates = has_own or self.validation is not None
+        if self.test is not None and "test" not in of_dataset:
+            raise InvalidJob(
+                f'the dataset has no test split (it has {", ".join(of_dataset)}): add one, or say `"test": null`, '
+                "and nothing is measured on one"
+            )
+        if not validates and self.test is None:
+            raise InvalidJob(
+                'with `"test": null` and no validation split nothing would be measured: '
+                'cut one from train by `"validation": {"holdout": 0.1}`'
+            )
+        if not validates and (option := self.training.needs_validation) is not None:
+            raise InvalidJob(
+                f"{option} needs a validation split, and the dataset has none (it has {', '.join(of_dataset)}): "
+                'cut one from train by `"validation": {"holdout": 0.1}`. The test split is only measured'
+            )
+        return ("train", *(("validation",) if validates else ()), *(("test",) if self.test is not None else ()))
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from workers.config.validation import EarlyStopping, SelectionMetric
 from workers.spec import AtMost, Flag, Fraction, NonNegative, Positive, Spec
 
 Momentum = Annotated[float, Field(strict=True, ge=0.0, lt=1.0, allow_inf_nan=False)]
@@ -71,6 +72,9 @@ class Training(Spec):
         max_gradient_norm: clip the gradient's global norm; None leaves it.
         actors: processes that train one student together, each with its own share of the CPUs or its own GPU and
             with its part of every batch; for students and batches that are too large for one.
+        early_stopping: by a metric of the validation split; the schedule stays that of all ``epochs``.
+        keep: whose weights leave the run: those of the ``last`` epoch, or of the ``best`` on the validation split, by
+            the metric of ``early_stopping``, else top-1.
         keep_logits: leave the student's logits on the validation and test splits, ``logits.safetensors``.
         calibrated_output: give ``student.onnx`` a second output, ``probabilities``: softmax of the logits at the
             temperature that is fitted on the validation split.
@@ -89,8 +93,24 @@ class Training(Spec):
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", exclude_if=lambda given: given == "auto")
     max_gradient_norm: Positive | None = None
     actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    early_stopping: EarlyStopping | None = Field(None, exclude_if=lambda given: given is None)
+    keep: Literal["last", "best"] = Field("last", exclude_if=lambda given: given == "last")
     keep_logits: Flag = Field(True, exclude_if=lambda given: given)
     calibrated_output: Flag = Field(False, exclude_if=lambda given: not given)
+
+    @property
+    def selection_metric(self) -> SelectionMetric:
+        """Metric of the validation split by which the best epoch is chosen."""
+        return self.early_stopping.metric if self.early_stopping is not None else "top1"
+
+    @property
+    def needs_validation(self) -> str | None:
+        """The option that needs a validation split; None if none does."""
+        if self.early_stopping is not None:
+            return "training.early_stopping"
+        if self.calibrated_output:
+            return "training.calibrated_output"
+        return "training.keep 'best'" if self.keep == "best" else None
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:

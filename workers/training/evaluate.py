@@ -66,6 +66,11 @@ class _Kept:
         return logits_NC, predicted_N
 
 
+def name_of(split: Split, metric: str) -> str:
+    """Name of a split's metric in metrics and results: the test split's have no prefix."""
+    return metric if split == "test" else f"{split}_{metric}"
+
+
 def evaluate_splits(
     forward: Callable[[Tensor], Tensor],
     feeds: Mapping[Split, EvaluationFeed],
@@ -74,7 +79,7 @@ def evaluate_splits(
 ) -> dict[str, float | None]:
     """Measure a student on each split: as ``evaluate``, the validation split's metrics as ``validation_NAME``."""
     return {
-        name if split == "test" else f"{split}_{name}": value
+        name_of(split, name): value
         for split, feed in feeds.items()
         for name, value in evaluate(forward, feed, preprocessing, replicas).items()
     }

@@ -8,7 +8,8 @@ import torch
 from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
 from workers.training.artifacts import Student, Written, write_artifacts
-from workers.training.run import RunState, Signal, best
+from workers.training.evaluate import name_of
+from workers.training.run import RunState, Signal
 from workers.training.setting import Setting
 from workers.training.temperatures import document
 
@@ -21,29 +22,40 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     # Its last checkpoint has it.
     assert final is not None
     run_state.counters.attach()
-    run, best_line = task.run, best(metrics)
-    trained = sum(len(setting.train.labels_N) / (line["images_per_s"] or 1.0) for line in metrics)
+    best_epoch = run_state.best_epoch
+    kept = best_epoch if task.training.keep == "best" and best_epoch is not None else len(metrics)
+    run_state.take_best_weights()
+    run, samples = task.run, setting.feed.samples
+    trained = sum(samples / (line["images_per_s"] or 1.0) for line in metrics)
     result: dict[str, object] = {
         "student": run.student.name,
         "method": run.method.label,
         "seed": run.seed,
         "parameters": sum(p.numel() for p in run_state.network.parameters()),
         "epochs": len(metrics),
-        "selected": "last",
+        "stopped_early": len(metrics) < task.training.epochs,
+        "selected": task.training.keep,
+        "selected_epoch": kept,
         "last": metrics[-1],
-        "best": best_line,
-        "best_epoch": best_line["epoch"],
+        "best": None if best_epoch is None else metrics[best_epoch - 1],
+        "best_epoch": best_epoch,
+        "best_by": None if best_epoch is None else f"validation_{task.training.selection_metric}",
         "evaluation": final.documents,
         "calibration": final.calibration,
+        "splits": {"train": samples, **{split: feed.samples for split, feed in setting.evaluations.items()}},
         "seconds": run_state.seconds,
-        "images_per_s": len(metrics) * len(setting.train.labels_N) / max(trained, 1e-9),
+        "images_per_s": len(metrics) * samples / max(trained, 1e-9),
         "caches": {
             "train": None if task.train_cache is None else task.train_cache.key,
             "test": None if task.test_cache is None else task.test_cache.key,
+            **({} if task.validation_cache is None else {"validation": task.validation_cache.key}),
         },
         "teacher": None
         if task.teacher_accuracy is None
-        else {"top1": task.teacher_accuracy.test, "views_top1": task.teacher_accuracy.views},
+        else {
+            **{name_of(split, "top1"): top1 for split, top1 in task.teacher_accuracy.measured.items()},
+            "views_top1": task.teacher_accuracy.views,
+        },
         "environment": {
             **run_state.environment,
             **{name: version(name) for name in ("torch", "torchvision", "zarr", "retort")},
@@ -55,12 +67,16 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "training": task.training.model_dump(mode="json"),
         "views": task.views.model_dump(mode="json"),
         "caches": result["caches"],
-        "datasets": {"train": task.train_fingerprint, "test": task.test_fingerprint},
+        "datasets": {
+            "train": task.train_fingerprint,
+            "test": task.test_fingerprint,
+            **({} if task.validation_fingerprint is None else {"validation": task.validation_fingerprint}),
+        },
         "preprocessing": setting.preprocessing.model_dump(mode="json"),
         "class_names": list(setting.train.class_names),
         "temperature": final.temperature,
     }
-    pictures = torch.from_numpy(setting.test.take(slice(_PARITY_PICTURES)).copy())
+    pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = resize(pictures, *setting.size)
     student = Student(

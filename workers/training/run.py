@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -22,6 +22,7 @@ from workers.precision import PRECISIONS, choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.batch_counters import BatchCounters
 from workers.training.distributed import Replicas
+from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.final_evaluation import FinalEvaluation
 from workers.training.optimizer import learning_rate, new_optimizer
@@ -72,6 +73,7 @@ class RunState:
         temperatures: an item of ``temperatures.json`` for every epoch that is done.
         final: evaluation of the weights that leave it; None until all of its epochs are done.
         seconds: that those took.
+        best_weights: state of the network after the best epoch on the validation split, if that is kept; else empty.
         environment: what it is trained on, for result.json.
     """
 
@@ -123,6 +125,7 @@ class RunState:
         self._reported_at, self._reported = time.monotonic(), (0, 0.0)
         # Folders with checkpoints that its own first one makes superfluous.
         self._earlier = handle.task.earlier
+        self.best_weights: dict[str, Tensor] = {}
 
     # -------------------------------------------------------------------------------------------------- its epoch
 
@@ -134,7 +137,18 @@ class RunState:
 
     @property
     def is_done(self) -> bool:
-        return self.epoch >= self.training.epochs
+        """Whether all of its epochs are done, or early stopping has ended it."""
+        return self.epoch >= self.training.epochs or is_stopped_early(self.metrics, self.training)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Best epoch so far on the validation split, counted from 1; None without such a split."""
+        return best_epoch(self.metrics, self.training.selection_metric)
+
+    def take_best_weights(self) -> None:
+        """Put the weights of the best epoch in place, where those are kept. Nothing is trained afterwards."""
+        if self.best_weights:
+            self.network.load_state_dict(self.best_weights)
 
     def prepare_step(self, step: int, steps: int) -> None:
         """Learning rate and random draws of a step; both depend on where it is in the run and on nothing else."""
@@ -205,6 +219,9 @@ class RunState:
         self.metrics.append(line)
         self.epoch += 1
         self.temperatures.append(epoch_document(self.epoch, temperatures))
+        if self.training.keep == "best" and self.best_epoch == self.epoch:
+            with self.counters.attached():
+                self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.seconds += line["seconds"] or 0.0
         self.sums.reset()
         self._reported = (0, 0.0)
@@ -230,6 +247,7 @@ class RunState:
         for tensor in itertools.chain(*self.tensors.values()):
             tensor.grad, tensor.data = None, torch.empty(0)
         self.optimizer.state.clear()
+        self.best_weights = {}
 
     def save(self) -> None:
         """Write where the run is, atomically; of several processes the first does.
@@ -255,6 +273,7 @@ class RunState:
             "temperatures": self.temperatures,
             "final": None if self.final is None else self.final.state(),
             "environment": self.environment,
+            "best_weights": self.best_weights,
         }
         save_checkpoint(self.task.folder, state)
         # It is at least as far as the one it went on from, or none of those can be used.
@@ -276,6 +295,7 @@ class RunState:
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
         self.temperatures = state["temperatures"]
         self.final = None if state["final"] is None else FinalEvaluation.of_state(state["final"])
+        self.best_weights = state["best_weights"]
         self.sums.load(state["sums"])
         # What is trained here says where; what was said of a part that is done stays.
         earlier: dict[str, str] = state["environment"]
@@ -316,8 +336,3 @@ def _identity(task: TrainingTask) -> str:
 def _draw_seed(seed: int, epoch: int, step: int) -> int:
     """A seed per step, so that a resumed step draws what it would have drawn."""
     return ((seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63
-
-
-def best(metrics: Sequence[Mapping[str, float | None]]) -> Mapping[str, float | None]:
-    """The epoch with the highest test accuracy, the earliest of equals."""
-    return max(metrics, key=lambda line: (line["top1"] or 0.0, -(line["epoch"] or 0.0)))

@@ -16,7 +16,8 @@ from service.api.schemas.students import Student
 from service.errors import InvalidRequest
 from store import CacheReader, CacheSpec
 from workers.methods import catalog as methods
-from workers.methods.preview import Float32, preview
+from workers.methods.preview import preview
+from workers.methods.preview_report import Float32
 from workers.students import catalog
 
 # Two caches that agree in these are about the same rows.

@@ -189,6 +189,10 @@ class JobSummary(Document):
     caches: dict[str, str] | None = Field(description="cache key per split")
     teacher_forwards: TeacherForwards | None
     teacher_accuracy: float | None = Field(description="top-1 on the test split")
+    teacher_metrics: dict[str, Stored] | None = Field(
+        description="metrics of the teacher by split that is measured, `validation` and `test`; null until its caches "
+        "are complete"
+    )
     teacher_views_accuracy: float | None = Field(
         description="top-1 on the training views, of the cached logits that students learn from"
     )

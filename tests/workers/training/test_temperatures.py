@@ -1,4 +1,4 @@
-"""Temperatures of an epoch: the paper's own T beside the divisor, histograms and quantiles, and what a policy declares."""
+"""Temperatures of an epoch: the paper's own T beside the divisor, histograms and quantiles, what a policy declares."""
 
 import json
 from dataclasses import replace

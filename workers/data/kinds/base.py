@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from workers.data.blocks import Decoding
     from workers.events import ShouldStop, Split
 
-SPLITS: "Final[tuple[Split, Split]]" = ("train", "test")
+# In the order in which they are listed; a dataset has the first, and may have the others.
+SPLITS: "Final[tuple[Split, ...]]" = ("train", "validation", "test")
+# Names of a split's folder or arrays, in lower case.
+SPLIT_NAMES: "Final[Mapping[Split, tuple[str, ...]]]" = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
 
 # Increased when the meaning of a source changes (another order, another split of the digits), so that
 # copies prepared under the old rules are not taken for the new ones.
@@ -130,7 +137,7 @@ class Source:
     Attributes:
         spec: what the client asked for.
         path: the file or folder, inside the data root; None for a built-in dataset.
-        samples: pictures of each split.
+        samples: pictures of each split that is there, in the order of ``SPLITS``.
         classes: how many.
         class_names: in label order; None where only decoding tells (CIFAR's).
         files: what has to be read for each split. A folder's pictures are ordered by class name, then file name.
@@ -149,6 +156,11 @@ class Source:
     ignored: tuple[Path, ...] = ()
     release: str | None = None
 
+    @property
+    def splits(self) -> "tuple[Split, ...]":
+        """The splits that are there."""
+        return tuple(split for split in SPLITS if split in self.samples)
+
     def key(self) -> str:
         """SHA-256 (64 hex) of the description and of every file's path, size in bytes and modification time.
 
@@ -159,7 +171,7 @@ class Source:
         if self.release is not None:
             header.append(self.release)
         digest.update(json.dumps(header, sort_keys=True).encode())
-        for split in SPLITS:
+        for split in self.splits:
             for path in self.files[split]:
                 status = path.stat()
                 line = [split, str(path), status.st_size, status.st_mtime_ns]
