@@ -18,7 +18,7 @@ from torch import Tensor
 ECE_BINS = 15
 
 # Documents that a database keeps have no more; the whole is in a run's ``evaluation.json``.
-PER_CLASS_MAX, CONFUSION_MAX, CONFUSED_MAX = 200, 32, 10
+PER_CLASS_MAX, CONFUSION_MAX, CONFUSED_MAX = 1000, 32, 10
 
 
 class Measures:
