@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from store import StoreError
 from workers.config.dataset import DatasetSpec
+from workers.config.draft import JobDraft
 from workers.config.job import JobSpec, RunSpec, StudentSpec
 from workers.config.task import Folders, TrainingTask
 from workers.config.teacher import Preprocessing
@@ -88,7 +89,7 @@ def run_job(
         results = {}
         waiting = job.runs()
         while waiting:
-            [group] = share_out(waiting, 1, job.largest_group)
+            [group] = share_out(waiting, 1, job.largest_group, batches_of=job.batches_of)
             tasks = [
                 task_of_run(job, plan, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
             ]
@@ -182,7 +183,7 @@ def one_line(error: ValidationError) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m workers.pipeline job.json``: run a job without the service."""
     parser = argparse.ArgumentParser(prog="python -m workers.pipeline", description=main.__doc__)
-    parser.add_argument("job", type=Path, help="JSON of workers.config.job.JobSpec")
+    parser.add_argument("job", type=Path, help="JSON of workers.config.draft.JobDraft")
     parser.add_argument("--data-dir", type=Path, default=Path("retort-data"))
     parser.add_argument("--data-root", type=Path, default=Path())
     parser.add_argument("--out", type=Path, default=None, help="default: DATA_DIR/local")
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folders = Folders(data_dir=options.data_dir.resolve(), data_root=options.data_root.resolve())
     try:
-        job = JobSpec.model_validate_json(read_text(options.job))
+        job = JobDraft.model_validate_json(read_text(options.job)).job()
         out = options.out or folders.data_dir / "local"
         outcome = run_job(job, folders, out, _print, threads=options.threads)
     except ValidationError as error:

@@ -18,7 +18,22 @@ from typing import Annotated
 
 import typer
 
-from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, reports, resources, serve, streams
+from service.cli import (
+    backup,
+    caches,
+    doctor,
+    gc,
+    jobs,
+    keys,
+    methods,
+    parity,
+    recipes,
+    reports,
+    resources,
+    serve,
+    streams,
+    trackers,
+)
 from service.cli.base import CliSession, sentence
 from service.client.transport import DEFAULT_URL
 from workers.texts import printable
@@ -35,14 +50,16 @@ doctor.register(app)
 jobs.register(app)
 reports.register(app)
 resources.register(app)
+recipes.register(app)
 methods.register(app)
 caches.register(app)
 parity.register(app)
 keys.register(app)
 backup.register(app)
 gc.register(app)
+trackers.register(app)
 # Commands that have a log for unknown variables, or whose processes have one.
-_LOGGING = frozenset({"serve", "api", "engine"})
+_LOGGING = frozenset({"serve", "api", "engine", "track"})
 _ENGINE_COMMANDS = frozenset({"serve", "engine", "demo", "parity"})
 
 

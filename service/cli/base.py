@@ -20,7 +20,18 @@ from workers.texts import printable_json
 _OWN_PACKAGES = frozenset({"store", "workers", "service"})
 # Modules that the extra ``engine`` brings; those that are neither here nor the client's own come with ``server``.
 _OF_THE_ENGINE = frozenset(
-    {"PIL", "onnxruntime", "onnxscript", "ray", "safetensors", "scipy", "simplejpeg", "torch", "torchvision"}
+    {
+        "PIL",
+        "onnxruntime",
+        "onnxscript",
+        "ray",
+        "safetensors",
+        "scipy",
+        "simplejpeg",
+        "tensorboardX",
+        "torch",
+        "torchvision",
+    }
 )
 
 

@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from service.cli import render
+from service.cli.recipes import filled_in
 from service.client.transport import Document
 
 
@@ -16,7 +17,8 @@ def preview_page(preview: Document) -> RenderableType:
     seen = render.facts({f"{name} sees": size and f"{size} pixels of each box" for name, size in sizes.items()})
     warnings = [Text(f"warning: {warning}") for warning in preview.get("warnings", [])]
     table = render.table(("student", "method", "seed"), rows)
-    return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, *warnings)
+    recipe = render.facts({"recipe": filled_in(preview["plan"])})
+    return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, recipe, *warnings)
 
 
 def job_page(job: Document, runs: list[Document]) -> RenderableType:
@@ -36,6 +38,7 @@ def job_page(job: Document, runs: list[Document]) -> RenderableType:
         "runs at once": str(job["parallel_runs"]) if job["parallel_runs"] else None,
         "retry of": job["retry_of"],
         "teacher": job["teacher"],
+        "recipe": filled_in(job["plan"]),
         "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
         "cost": render.forwards(job),
     }

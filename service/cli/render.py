@@ -120,7 +120,7 @@ def totals(document: Document) -> Table:
 
 
 def report(document: Document) -> Table:
-    """Table of the results of a job, a run a line; all but ``best``, which validation has chosen, are of the last epoch.
+    """Table of the results of a job, a run a line; all but ``best``, which validation has chosen, are the last epoch's.
 
     Columns without information (one seed for all, every run succeeded, nothing chosen, no device) are left out.
     """

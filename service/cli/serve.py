@@ -65,10 +65,14 @@ def serve(
     """Start the API and the engine; end both with Ctrl-C or SIGTERM."""
     from service.api.auth import check_binding
     from service.settings import Settings
+    from service.trackers.address import parse_addresses
 
     streams.drop_unwritable()
     _export(host, port, data_dir, data_root)
     settings = Settings()
+    trackers = parse_addresses(settings.trackers)
+    for address in trackers:
+        address.check_installed()
     if settings.port == 0:
         os.environ["RETORT_PORT"] = str(free_port(settings.host))
         settings = Settings()
@@ -77,10 +81,13 @@ def serve(
     if until_stdin_closes:
         end_with_stdin()
     url = local_url(settings.host, settings.port)
+    options = ("--project", settings.trackers_project, "--cursor-dir", str(settings.trackers_dir))
+    followers = {f"tracker {each}": command("--url", url, "track", str(each), *options) for each in trackers}
     with Client(url) as client:
         readiness = _Readiness(client)
         status = supervise(
-            {"api": command("api"), "engine": command("engine")},
+            {"api": command("api"), "engine": command("engine"), **followers},
+            optional=followers.keys(),
             environment=os.environ,
             is_ready=readiness.ask,
             has_begun=lambda: readiness.has_begun,

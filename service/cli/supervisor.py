@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -31,6 +31,9 @@ RESTARTS_MAX = 8
 RESTARTS_WINDOW_S = 120.0
 # The exit status of a child that has tried everything itself: EX_UNAVAILABLE of sysexits.h.
 GAVE_UP = os.EX_UNAVAILABLE
+# The longest time before a child is started again.
+_REST_S = 15.0
+_OPTIONAL_REST_S = 60.0
 UNTIL_STDIN_CLOSES = "--until-stdin-closes"
 
 
@@ -67,6 +70,7 @@ def supervise(
     has_begun: Callable[[], bool],
     say: Callable[[str], None],
     ready_text: str,
+    optional: Collection[str] = (),
     grace_s: float = GRACE_S,
 ) -> int:
     """Start the children and keep them up until a signal requests the end; then end all.
@@ -77,6 +81,7 @@ def supervise(
         is_ready: asked now and then until it says yes; then ``ready_text`` is printed.
         has_begun: whether all children have come up, ready or not (a GPU may not work). One that gives up before that
             ends all.
+        optional: children that the others do without: one is started again however often it ends, and has no grace.
         grace_s: from the SIGTERM to the SIGKILL. A second signal ends the grace.
 
     Returns:
@@ -100,10 +105,13 @@ def supervise(
     try:
         for name in children:
             start(name)
-        gone = _keep_up(running, news, start, is_ready, has_begun, lambda: say(ready_text), say)
+        gone = _keep_up(running, news, start, is_ready, has_begun, lambda: say(ready_text), say, optional)
         if gone is None:
             say("stopping")
     finally:
+        for name in optional:
+            if name in running:
+                _clear(running[name])
         statuses = _end_all(running, news, grace_s)
     if gone is None:
         return 0
@@ -137,6 +145,7 @@ def _keep_up(
     has_begun: Callable[[], bool],
     on_ready: Callable[[], None],
     say: Callable[[str], None],
+    optional: Collection[str],
 ) -> str | None:
     """Restart children that end, until a signal comes; returns None, or the name of a child that is given up."""
     was_ready = False
@@ -156,12 +165,14 @@ def _keep_up(
             now, recent = time.monotonic(), ends[ended]
             # A status of its own before all had come up is a reason that will not go away; a signal is none.
             status = running[ended].wait()
+            is_optional = ended in optional
             is_hopeless = status == GAVE_UP or (not (was_ready or has_begun()) and status > 0)
-            if is_hopeless or (len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_WINDOW_S):
+            is_restless = len(recent) == RESTARTS_MAX and now - recent[0] < RESTARTS_WINDOW_S
+            if (is_hopeless or is_restless) and not is_optional:
                 return ended
             recent.append(now)
             lately = sum(now - end < RESTARTS_WINDOW_S for end in recent)
-            due[ended] = now + min(2.0 ** (lately - 1) - 1.0, 15.0)
+            due[ended] = now + min(2.0 ** (lately - 1) - 1.0, _OPTIONAL_REST_S if is_optional else _REST_S)
             say(f"{ended} ended by itself ({_describe(status)}), starting it again")
             _clear(running[ended])
         for name in [name for name, when in due.items() if time.monotonic() >= when]:

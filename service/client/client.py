@@ -119,6 +119,10 @@ class Client(JobRoutes, ResourceRoutes, Reports):
         """List the students that a job can name."""
         return list(self._connection.pages("/v1/students"))
 
+    def recipes(self) -> list[Document]:
+        """What a job's ``recipe`` can name, with the values that it fills in."""
+        return list(self._connection.pages("/v1/recipes"))
+
     def gc(self, *, dry_run: bool = False, **limits: float | None) -> Document:
         """Delete ended jobs, decoded datasets and events beyond limits; the report lists them.
 

@@ -108,6 +108,15 @@ class JobRoutes:
         """
         return follow_events(self._connection, job_or_run_id, after=after, patience_s=patience_s, timeout_s=timeout_s)
 
+    def stored_events(self, job_or_run_id: str, *, after: int = 0) -> Iterator[Document]:
+        """List the events that there are by now, oldest first, without waiting for more.
+
+        Args:
+            job_or_run_id: a ``job_...`` or ``run_...`` id.
+            after: leave out the events up to this number (``seq``).
+        """
+        return self._connection.pages(f"{job_or_run_path(job_or_run_id)}/events", {"after": str(after)})
+
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Document:
         """Wait until the job has ended and return it, whatever its end.
 

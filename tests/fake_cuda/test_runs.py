@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 ARTIFACTS = [
     "config.json",
     "evaluation.json",
+    "events.out.tfevents.retort",
     "logits.safetensors",
     "metrics.jsonl",
     "result.json",

@@ -57,7 +57,7 @@ def measure_teacher(plan: CachePlan, folders: Folders) -> MeasuredTeacher:
 
 
 def _finite(value: float) -> float | None:
-    """None for what JSON cannot hold: a label to which a softmax in the graph gives no probability has an NLL of inf."""
+    """None for what JSON cannot hold: the NLL of a label that a softmax in the graph rules out."""
     return value if math.isfinite(value) else None
 
 

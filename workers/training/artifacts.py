@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights, ONNX, metrics, configuration, result, log; and its checkpoints.
+"""What a run leaves behind: weights, ONNX, metrics, TensorBoard events, configuration, result; and its checkpoints.
 
 A finished run's folder appears under its final name in one rename, so a folder that has the name is
 complete, and a run that was stopped or killed leaves none. The exported ONNX file is compared with
@@ -26,9 +26,10 @@ from workers.config.teacher import Preprocessing
 from workers.disk_errors import disk_error
 from workers.errors import WorkerError
 from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder
-from workers.run_files import ARTIFACTS, CHECKPOINT
+from workers.run_files import ARTIFACTS, CHECKPOINT, EVENT_FILE
 from workers.teacher.teacher import Teacher
 from workers.training.batches import to_input
+from workers.training.event_file import write_event_file
 from workers.training.host_copy import to_host
 
 # float32 convolutions in another order of summation differ by about 1e-5 of the largest logit.
@@ -151,7 +152,7 @@ class Written:
     """
 
     config: Mapping[str, object]
-    metrics: Sequence[Mapping[str, object]]
+    metrics: Sequence[Mapping[str, float | None]]
     result: Mapping[str, object]
     evaluation: Mapping[str, object]
     temperatures: Mapping[str, object] | None = None
@@ -249,6 +250,7 @@ def write_artifacts(
             _write_json(partial / "config.json", written.config)
             lines = [json.dumps(line, allow_nan=False) for line in written.metrics]
             (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+            write_event_file(partial / EVENT_FILE, written.metrics)
             _write_json(partial / "evaluation.json", written.evaluation, indent=None)
             if written.temperatures is not None:
                 _write_json(partial / "temperatures.json", written.temperatures, indent=None)

@@ -33,6 +33,7 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "seed": run.seed,
         "parameters": sum(p.numel() for p in run_state.network.parameters()),
         "epochs": len(metrics),
+        "views_seen": task.views.seen(len(metrics), run_state.method.views),
         "stopped_early": len(metrics) < task.training.epochs,
         "selected": task.training.keep,
         "selected_epoch": kept,

@@ -78,6 +78,11 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
         raise InvalidJob(
             "the runs of a group share everything but student and method, and one process: train them apart"
         )
+    if task.views.fresh and any(each.run.method.expand().needs_teacher for each in tasks):
+        raise InvalidJob(
+            "views.fresh is true, and the teacher's logits are cached for views.count views alone: a run with a "
+            "teacher trains on those"
+        )
     if task.stage == "export":
         device = torch.device("cpu")
         no_graph: str | None = "nothing is trained"
@@ -148,9 +153,15 @@ def _trained_rows(train: Dataset, measured: Sequence[Dataset]) -> NDArray[np.int
 
 
 def _shared(task: TrainingTask) -> str:
-    """What all runs of a group have in common."""
+    """What all runs of a group have in common: all but student, method and the student's learning rate."""
     return task.model_dump_json(
-        exclude={"run": {"index", "student", "method"}, "folder": True, "earlier": True, "told_epoch": True}
+        exclude={
+            "run": {"index", "student", "method"},
+            "training": {"optimizer": {"lr"}},
+            "folder": True,
+            "earlier": True,
+            "told_epoch": True,
+        }
     )
 
 

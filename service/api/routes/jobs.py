@@ -126,7 +126,8 @@ def create_job(
         return _preview(plan, teacher)
     idempotency = None
     if idempotency_key is not None:
-        idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
+        digest, earlier = digest_of(request.identity()), digest_of(request.model_dump(mode="json"))
+        idempotency = Idempotency(who.key_id or "", idempotency_key, digest, earlier)
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:

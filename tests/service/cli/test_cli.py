@@ -316,6 +316,7 @@ def test_submit_dry_run_shows_the_runs_and_posts_nothing(cli: Retort, job_file: 
     assert status == 0
     assert out.startswith("4 runs, none started\n")
     assert "teacher sees  8x8 pixels of each box" in out
+    assert "digits, the default of digits, has filled in views.augmentation.recipe" in " ".join(out.split())
     assert "warning" not in out
     out = cli("submit", "--dry-run", job_file(methods=["rld"]))[1]
     assert "warning: method 'rld': its distillation terms warm up over 20 epochs" in " ".join(out.split())
@@ -443,6 +444,7 @@ def test_datasets_can_be_added_listed_and_deleted(api: Api, cli: Retort) -> None
 def test_methods_and_students_are_listed(cli: Retort) -> None:
     assert "dtkd" in cli("methods")[1]
     assert "resnet8x4" in cli("students")[1]
+    assert "mdistiller-cifar100" in cli("recipes")[1]
 
 
 # ---------------------------------------------------------------------------------------------------------- caches

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,7 @@ sys.exit(supervise(
     has_begun=lambda: all(up.exists() for up in ups),
     say=lambda text: print(text, flush=True),
     ready_text="ready",
+    optional=[f"{kind} child" for kind in sys.argv[4:]],
     grace_s=grace_s,
 ))
 """
@@ -57,10 +58,10 @@ sys.exit(supervise(
 class Toy:
     """A supervisor with two toy children; all of them write to the same pipe."""
 
-    def __init__(self, folder: Path, kinds: str, grace_s: float = 60.0) -> None:
+    def __init__(self, folder: Path, kinds: str, grace_s: float = 60.0, optional: Sequence[str] = ()) -> None:
         (folder / "child.py").write_text(CHILD)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, str(folder), kinds, str(grace_s)],
+            [sys.executable, "-c", SUPERVISOR, str(folder), kinds, str(grace_s), *optional],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

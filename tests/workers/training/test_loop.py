@@ -63,6 +63,7 @@ def test_a_student_learns_from_the_cache_and_leaves_everything(digits: Digits, t
         "student.safetensors",
         "student.onnx",
         "config.json",
+        "events.out.tfevents.retort",
         "metrics.jsonl",
         "evaluation.json",
         "temperatures.json",

@@ -1,13 +1,13 @@
 """Revisions of jobs: counts of the changes of a job and its runs, made by triggers, whoever writes and however.
 
-Revision: 0010, after 0009.
+Revision: 0011, after 0010.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
