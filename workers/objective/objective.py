@@ -50,6 +50,7 @@ class Objective:
         teacher_temperature: likewise; the mean over classes where the label's class has its own.
         watched: [] each, detached: all finite, unless a check would raise; the total is the first.
         inside: boolean [B, 1] for each set of rows that some of the policies are defined for, see ``Policy.domain``.
+        paper_temperature: likewise, the T of the method's paper, of both networks; None where it is what divides.
     """
 
     total: Tensor
@@ -60,6 +61,7 @@ class Objective:
     teacher_temperature: Tensor | float | None
     watched: Sequence[Tensor]
     inside: Sequence[Tensor] = ()
+    paper_temperature: Tensor | float | None = None
 
     @property
     def inside_share(self) -> Tensor | None:
@@ -190,6 +192,7 @@ def objective_of(
         teacher_temperature=None if shown is None else _shown(shown.shown.teacher),
         watched=watched,
         inside=_domains(method, terms),
+        paper_temperature=None if shown is None or shown.shown.paper is None else _shown(shown.shown.paper),
     )
 
 

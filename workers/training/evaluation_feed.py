@@ -33,7 +33,8 @@ class EvaluationFeed:
         self._pictures = SplitPictures(dataset, device)
         self._size = size
         self.device = device
-        self._labels_N = torch.from_numpy(np.asarray(dataset.labels_N)).to(device)
+        self.labels_N = torch.from_numpy(np.asarray(dataset.labels_N)).to(device)
+        self.classes = dataset.classes
         self._teacher = None if reader is None else TeacherRows(reader, device)
         self._batch_size = batch_size
         self._share = share
@@ -54,7 +55,7 @@ class EvaluationFeed:
             rows = torch.arange(part.start, part.stop)
             seen = ViewBatch(images, logits, None)
             # Nothing that is measured is kept by row on the device.
-            yield TrainingBatch(rows, rows, self._labels_N[part], (seen,), local_slice=slice(0, len(rows)))
+            yield TrainingBatch(rows, rows, self.labels_N[part], (seen,), local_slice=slice(0, len(rows)))
 
     def _fetched(self, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(plain pictures, the teacher's logits) of each part of the split, on the device."""

@@ -154,12 +154,15 @@ class Temperatures:
         weight: [B, 1] >= 0, the factor (T^2 or its like) that keeps gradients comparable over temperatures.
         inside: makes a boolean [B, 1], true for the rows of the policy's domain; None if it has no bounds. Made when
             asked for, since terms may share one.
+        paper: the T of the method's paper, of both networks, where the two above are something else: z-scoring divides
+            by T (std + eps). None where the two above are what the paper calls the temperature.
     """
 
     student: Array
     teacher: Array
     weight: Array
     inside: Callable[[], Array] | None = None
+    paper: Array | None = None
 
     def as_arrays(self, batch: PolicyBatch) -> "Temperatures":
         """The same with [B, 1] in place of each ``float``."""
