@@ -223,3 +223,19 @@ def test_objective_counts_a_row_once_that_several_terms_exclude() -> None:
 def test_objective_computes_the_domain_of_each_view_once(name: str) -> None:
     result, _ = evaluate(name, ordinary())
     assert len(result.inside) <= (2 if name == "lskd_mlkd" else 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- level
+
+
+@pytest.mark.parametrize("name", DISTILLING)
+def test_objective_depends_on_the_level_of_the_teachers_rows_exactly_for_methods_that_say_so(name: str) -> None:
+    """What a softmax behind a teacher takes away: another constant from each row of logits."""
+    student_BC, teacher_BC, labels_B = ordinary(batch=16)
+    shifted_BC = teacher_BC - teacher_BC.logsumexp(dim=1, keepdim=True)
+    method = parse_method(name).expand()
+    assert bool(method.level_readers) is (name in ("dtkd", "ats", "annealing_kd", "lud"))
+    totals = [
+        evaluate(method, (student_BC, z_BC, labels_B), epoch=2)[0].total.item() for z_BC in (teacher_BC, shifted_BC)
+    ]
+    assert (totals[0] == pytest.approx(totals[1], rel=1e-9)) is not bool(method.level_readers)
