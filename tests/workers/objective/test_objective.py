@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.method_inputs import LOSSES, PAIRS, POLICIES, alone, evaluate, ordinary
+from tests.support.method_inputs import LOSSES, POLICIES, alone, evaluate, ordinary
 from workers.errors import NotFinite
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
@@ -28,20 +28,17 @@ DISTILLING = [name for name in PRESETS if name not in ("ce", "custom")]
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
-@pytest.mark.parametrize(("policy", "loss"), PAIRS)
-def test_objective_refuses_a_teacher_logit_that_is_not_finite_under_every_policy_and_loss(
-    policy: str, loss: str, value: float
-) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_objective_refuses_a_teacher_logit_that_is_not_finite_under_every_loss(loss: str, value: float) -> None:
     """The cached statistics say nothing of it: a bit may have flipped in the logits alone."""
     student_BC, teacher_BC, labels_B = ordinary(dtype=torch.float32)
-    method = alone(POLICIES[policy], LOSSES[loss])
+    method = alone(Fixed(), LOSSES[loss])
     over_cache = batch_as_cache(method.cache_statistics, teacher_BC)
     statistics = row_statistics(teacher_BC)
     broken_BC = teacher_BC.half()
     # The class that every method cares least about: not the label, and far from the top.
     rows = broken_BC.scatter(1, labels_B.unsqueeze(1), math.inf)
     broken_BC[3, int(rows[3].argmin())] = value
-    learned = {name: torch.tensor(theta) for name, theta in method.learned.items()}
 
     def watched(*, check: bool) -> Sequence[Tensor]:
         return objective(
@@ -52,7 +49,6 @@ def test_objective_refuses_a_teacher_logit_that_is_not_finite_under_every_policy
             epochs=9,
             teacher_logits_BC=broken_BC,
             teacher_statistics=statistics,
-            learned=learned,
             cache_statistics=over_cache,
             check=check,
         ).watched
