@@ -25,7 +25,7 @@ class JobRoutes:
         """Post a job.
 
         Args:
-            job: teacher (id), dataset, students, methods, seeds, views, cache, training.
+            job: teacher (id), dataset, students, methods, seeds, recipe, views, cache, training.
             idempotency_key: the same key and job give the same job again. One is made up for
                 every call, so that a repetition after a broken connection cannot start two.
             dry_run: only show the runs that it would have.
