@@ -7,6 +7,7 @@ import torch
 
 from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
+from workers.methods.cache_values import record
 from workers.training.artifacts import Student, Written, write_artifacts
 from workers.training.evaluate import name_of
 from workers.training.run import RunState, Signal
@@ -77,6 +78,9 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "class_names": list(setting.train.class_names),
         "temperature": final.temperature,
     }
+    if run_state.cache_statistics:
+        values = {each: tensor.cpu().numpy() for each, tensor in run_state.cache_statistics.items()}
+        config["cache_statistics"] = record(values)
     pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = resize(pictures, *setting.size)
