@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, resources, serve, streams
+from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, reproduce, resources, serve, streams
 from service.cli.base import CliSession, sentence
 from service.client.transport import DEFAULT_URL
 from workers.texts import printable
@@ -33,6 +33,7 @@ app = typer.Typer(
 serve.register(app)
 doctor.register(app)
 jobs.register(app)
+reproduce.register(app)
 resources.register(app)
 methods.register(app)
 caches.register(app)

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from workers.config.cache import CacheOptions
 from workers.config.dataset import DatasetSpec
+from workers.config.export import Export
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
@@ -61,6 +62,7 @@ class Plan(Spec):
             on the same batches; 1 trains each apart. It changes no result.
         accept_teacher: use the teacher although the preflight doubts its class order, preprocessing, accuracy or
             kind of output; what it found becomes warnings.
+        export: what the runs leave beside their weights; it changes no training.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -75,6 +77,7 @@ class Plan(Spec):
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
     # Joined later, as ``Training.cuda_graph``.
     accept_teacher: Flag = Field(False, exclude_if=lambda given: not given)
+    export: Export = Field(Export(), exclude_if=lambda given: given == Export())
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
@@ -108,6 +111,12 @@ class Plan(Spec):
         """Most runs of one process: ``group_size``, or 1 where each run has processes of its own."""
         return self.group_size if self.training.actors == 1 else 1
 
+    def of_run(self, run: RunSpec) -> "Plan":
+        """The plan whose only run is this one."""
+        kept = {name: getattr(self, name) for name in Plan.model_fields}
+        kept |= {"students": (run.student,), "methods": (run.method,), "seeds": (run.seed,)}
+        return Plan.model_construct(**kept)
+
     def runs(self) -> tuple[RunSpec, ...]:
         """All runs, students slowest and seeds fastest."""
         combinations = [(s, m, seed) for s in self.students for m in self.methods for seed in self.seeds]
@@ -118,6 +127,11 @@ class Plan(Spec):
 
 
 class JobSpec(Plan):
-    """A plan with its teacher, as ``python -m workers.pipeline job.json`` and the engine take it."""
+    """A plan with its teacher, as ``python -m workers.pipeline job.json`` and the engine take it.
+
+    Attributes:
+        teacher_name: what a person calls it, for model cards.
+    """
 
     teacher: TeacherSpec
+    teacher_name: Annotated[str, Field(max_length=200)] = ""

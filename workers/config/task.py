@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from store import CacheSpec
-from workers.config.job import RunSpec
-from workers.config.teacher import TeacherSpec
+from workers.config.export import Export
+from workers.config.job import Plan, RunSpec
+from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
 from workers.spec import Flag, Spec
@@ -64,6 +65,33 @@ class TeacherAccuracy(Spec):
     views: float
 
 
+class TeacherIdentity(Spec):
+    """A teacher as a bundle names it: what identifies it, and no path of this machine.
+
+    Attributes:
+        name: a person's; empty without one.
+        sha256: of the ONNX file.
+        output: name of the output that holds the logits.
+    """
+
+    name: str = ""
+    sha256: str
+    output: str | None
+    preprocessing: Preprocessing
+
+
+class Origin(Spec):
+    """What a run was made from, for bundle.json and the model card.
+
+    Attributes:
+        job: the job as it would be posted for this run alone.
+        teacher: whose logits it has learned from.
+    """
+
+    job: Plan
+    teacher: TeacherIdentity
+
+
 class InferenceTask(Spec):
     """Blocks of one cache for one worker to infer: pure data, so that it can cross processes.
 
@@ -107,6 +135,8 @@ class TrainingTask(Spec):
         rank: of this process among the ``training.actors`` that train the student.
         stage: ``train`` ends with the last checkpoint and leaves no artifacts, ``export`` makes them of that checkpoint
             on the CPU and trains nothing, so that no GPU waits for it; ``all`` does both here.
+        export: what it leaves beside its weights.
+        origin: what bundle.json and the model card tell; None where no job was posted.
     """
 
     folders: Folders
@@ -127,3 +157,5 @@ class TrainingTask(Spec):
     checkpoint_s: Annotated[float, Field(strict=True, gt=0.0)] = CHECKPOINT_S
     rank: Annotated[int, Field(strict=True, ge=0)] = 0
     stage: Literal["all", "train", "export"] = "all"
+    export: Export = Export()
+    origin: Origin | None = None

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from workers.config.teacher import Preprocessing
 from workers.disk_errors import disk_error
 from workers.errors import WorkerError
 from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder
-from workers.run_files import ARTIFACTS, CHECKPOINT
+from workers.run_files import ARTIFACTS, CHECKPOINT, ONNX, WEIGHTS
 from workers.teacher.teacher import Teacher
 from workers.training.batches import to_input
 from workers.training.host_copy import to_host
@@ -121,7 +121,19 @@ class Student:
     preprocessing: Preprocessing
 
 
-def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
+class Exported(NamedTuple):
+    """A student that was exported.
+
+    Attributes:
+        difference: the largest absolute difference of a logit between the ONNX file and the torch student.
+        program: what torch.export has captured of it, for any number of pictures; None in tests that export nothing.
+    """
+
+    difference: float
+    program: torch.export.ExportedProgram | None
+
+
+def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> Exported:
     """Write ``path`` and compare it with the torch student on real pictures.
 
     Args:
@@ -130,11 +142,8 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
             ``student.preprocessing`` says; output ``logits`` float32 [batch, C].
         images_BHWK: uint8 pictures at the student's input size.
 
-    Returns:
-        The largest absolute difference of a logit.
-
     Raises:
-        ExportMismatch: that difference exceeds 1e-3 of the largest logit (at least 1e-3).
+        ExportMismatch: the largest absolute difference of a logit exceeds 1e-3 of the largest logit (at least 1e-3).
     """
     network = student.network.cpu().eval()
     network = network.to(memory_format=torch.contiguous_format)
@@ -142,16 +151,20 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
     with warnings.catch_warnings():
         # torch.export warns about its own internals; the file is judged by running it, below.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        onnx_program = torch.onnx.export(
             network,
             (inputs,),
-            str(path),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            external_data=False,
             verbose=False,
         )
+    assert onnx_program is not None
+    # Stack traces, with the paths of this machine.
+    onnx_program.model.graph.metadata_props.clear()
+    for node in onnx_program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    onnx_program.save(path, external_data=False)
     with torch.no_grad():
         expected_BC = network(inputs).numpy()
     teacher = Teacher(path, student.preprocessing, output="logits", threads=1, device="cpu")
@@ -162,7 +175,7 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
             f"student.onnx differs from the torch student by {difference:.3g} on {len(images_BHWK)} "
             f"pictures, at most {allowed:.3g} is allowed: report the student's architecture"
         )
-    return difference
+    return Exported(difference, onnx_program.exported_program)
 
 
 def state_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -180,14 +193,16 @@ def write_artifacts(
     metrics: Sequence[Mapping[str, object]],
     result: dict[str, object],
     heed: Callable[[], None] = lambda: None,
+    more: Callable[[Path, Exported], dict[str, object]] = lambda *_: {},
 ) -> dict[str, object]:
     """Write everything a run leaves to ``folder/artifacts``, in one rename at the end.
 
     Args:
         heed: called before each part that takes its time; what it raises ends this, and nothing is left of it.
+        more: adds files to the folder that holds weights and ONNX; returns what result.json tells of them.
 
     Returns:
-        ``result`` with ``onnx_max_abs_difference`` added, as in result.json.
+        ``result`` with ``onnx_max_abs_difference`` and what ``more`` returns added, as in result.json.
 
     Raises:
         DiskLow: no room; nothing is left of it.
@@ -199,15 +214,17 @@ def write_artifacts(
         try:
             heed()
             partial.mkdir(parents=True)
-            (partial / "student.safetensors").write_bytes(save(state_tensors(student.network)))
+            (partial / WEIGHTS).write_bytes(save(state_tensors(student.network)))
             heed()
-            difference = export_onnx(student, partial / "student.onnx", images_BHWK)
+            exported = export_onnx(student, partial / ONNX, images_BHWK)
             heed()
-            result = {**result, "onnx_max_abs_difference": difference}
-            _write_json(partial / "config.json", config)
+            result = {**result, "onnx_max_abs_difference": exported.difference}
+            result |= more(partial, exported)
+            heed()
+            write_json(partial / "config.json", config)
             lines = [json.dumps(line, allow_nan=False) for line in metrics]
             (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-            _write_json(partial / "result.json", result)
+            write_json(partial / "result.json", result)
             for path in partial.iterdir():
                 with path.open("rb+") as file:
                     sync(file)
@@ -220,5 +237,6 @@ def write_artifacts(
     return result
 
 
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a JSON document for people and programs; no NaN."""
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

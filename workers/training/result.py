@@ -1,13 +1,19 @@
 """result.json and the artifacts of a run that is trained to its end."""
 
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
-from workers.training.artifacts import Student, write_artifacts
+from workers.files import file_sha256
+from workers.run_files import BUNDLE, WEIGHTS
+from workers.training.artifacts import Exported, Student, write_artifacts, write_json
+from workers.training.bundle import bundle_of
+from workers.training.model_folder import ModelFacts, leave_model
 from workers.training.run import RunState, Signal, best
 from workers.training.setting import Setting
 
@@ -58,15 +64,30 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = resize(pictures, *setting.size)
     student = Student(run_state.network, setting.preprocessing)
+    heed, more = partial(_obey_signal_at_the_end, run_state), partial(_leave_more, run_state, setting, result)
     return write_artifacts(
-        task.folder,
-        student,
-        pictures.numpy(),
-        config,
-        metrics,
-        result,
-        partial(_obey_signal_at_the_end, run_state),
+        task.folder, student, pictures.numpy(), config, metrics=metrics, result=result, heed=heed, more=more
     )
+
+
+def _leave_more(
+    run_state: RunState, setting: Setting, result: Mapping[str, object], folder: Path, exported: Exported
+) -> dict[str, object]:
+    """Write what is made of weights and ONNX; returns what result.json tells of it."""
+    task = run_state.task
+    if task.export.model:
+        facts = ModelFacts(
+            student=task.run.student.name,
+            class_names=setting.train.class_names,
+            preprocessing=setting.preprocessing,
+            origin=task.origin,
+            result=result,
+        )
+        leave_model(folder, facts, exported.program)
+    if task.origin is not None:
+        bundle = bundle_of(task, run_state.environment, file_sha256(folder / WEIGHTS))
+        write_json(folder / BUNDLE, bundle)
+    return {}
 
 
 def _obey_signal_at_the_end(run_state: RunState) -> None:

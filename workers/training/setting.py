@@ -126,7 +126,13 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
 def _shared(task: TrainingTask) -> str:
     """What all runs of a group have in common."""
     return task.model_dump_json(
-        exclude={"run": {"index", "student", "method"}, "folder": True, "earlier": True, "told_epoch": True}
+        exclude={
+            "run": {"index", "student", "method"},
+            "folder": True,
+            "earlier": True,
+            "told_epoch": True,
+            "origin": True,
+        }
     )
 
 
