@@ -2,6 +2,8 @@
 # Each creates .venv from constraints.txt when it is missing or stale.
 PYTHON ?= python3
 VENV := .venv
+# Extras of pyproject.toml that are left out: no test of `make test` needs them.
+WITHOUT := mlflow wandb trackio
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -29,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
 	$(PIP) --no-deps --require-hashes --requirement $(VENV)/pip.txt
-	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for e in p['optional-dependencies'].values() for r in e if not r.startswith('retort[')), sep='\n')" > $(VENV)/requirements.txt
+	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for n, e in p['optional-dependencies'].items() if n not in '$(WITHOUT)'.split() for r in e if not r.startswith('retort[')), sep='\n')" > $(VENV)/requirements.txt
 	$(PIP) --require-hashes --constraint constraints.txt --requirement $(VENV)/requirements.txt
 	$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from workers.texts import storable
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 
 class _Event(BaseModel):

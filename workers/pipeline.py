@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,14 @@ from pydantic import ValidationError
 
 from store import StoreError
 from workers.config.dataset import DatasetSpec
+from workers.config.draft import JobDraft
 from workers.config.job import JobSpec, RunSpec, StudentSpec
 from workers.config.task import Folders, TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.training import Training
 from workers.config.views import Views
 from workers.errors import InvalidJob, WorkerError
-from workers.events import Emit, ShouldStop, Stage, ignore, never
+from workers.events import Emit, ShouldStop, Split, Stage, ignore, never
 from workers.methods.catalog import parse_method
 from workers.run_files import ARTIFACTS
 from workers.teacher.accuracy import teacher_accuracy
@@ -44,12 +45,12 @@ class JobOutcome:
     """What ``run_job`` leaves: result.json of each run, in order, and the teacher's accuracy and cost.
 
     Attributes:
-        teacher_accuracy: on the test split.
+        teacher_accuracy: on each split that is measured, ``validation`` and ``test``.
         teacher_views_accuracy: on the training views, i.e. of the logits that students have learned from.
     """
 
     results: tuple[dict[str, object], ...]
-    teacher_accuracy: float
+    teacher_accuracy: Mapping[Split, float]
     teacher_views_accuracy: float
     teacher_forwards: int
     teacher_forwards_avoided: int
@@ -86,7 +87,7 @@ def run_job(
         results = {}
         waiting = job.runs()
         while waiting:
-            [group] = share_out(waiting, 1, job.largest_group)
+            [group] = share_out(waiting, 1, job.largest_group, batches_of=job.batches_of)
             tasks = [
                 task_of_run(job, plan, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
             ]
@@ -99,7 +100,7 @@ def run_job(
             waiting = tuple(run for run in waiting if run not in group)
         return JobOutcome(
             results=tuple(results[run.index] for run in job.runs()),
-            teacher_accuracy=accuracy.test,
+            teacher_accuracy=accuracy.measured,
             teacher_views_accuracy=accuracy.views,
             teacher_forwards=forwards,
             teacher_forwards_avoided=forwards_avoided(forwards_needed(job, plan), forwards),
@@ -138,14 +139,14 @@ def train_supervised(
         out_dir: receives ``artifacts/student.onnx`` and the other files of a run.
     """
     folders = Folders(data_dir=work_dir, data_root=data_root)
-    train, test = prepare_data(dataset, folders, emit, should_stop)
+    data = prepare_data(dataset, folders, emit, should_stop)
     task = TrainingTask(
         folders=folders,
         run=RunSpec(index=0, student=StudentSpec(name=student), method=parse_method("ce"), seed=seed),
         training=training,
         views=views or Views(),
-        train_fingerprint=train.fingerprint,
-        test_fingerprint=test.fingerprint,
+        train_fingerprint=data["train"].fingerprint,
+        test_fingerprint=data["test"].fingerprint,
         train_cache=None,
         test_cache=None,
         folder=out_dir,
@@ -179,7 +180,7 @@ def one_line(error: ValidationError) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m workers.pipeline job.json``: run a job without the service."""
     parser = argparse.ArgumentParser(prog="python -m workers.pipeline", description=main.__doc__)
-    parser.add_argument("job", type=Path, help="JSON of workers.config.job.JobSpec")
+    parser.add_argument("job", type=Path, help="JSON of workers.config.draft.JobDraft")
     parser.add_argument("--data-dir", type=Path, default=Path("retort-data"))
     parser.add_argument("--data-root", type=Path, default=Path())
     parser.add_argument("--out", type=Path, default=None, help="default: DATA_DIR/local")
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folders = Folders(data_dir=options.data_dir.resolve(), data_root=options.data_root.resolve())
     try:
-        job = JobSpec.model_validate_json(read_text(options.job))
+        job = JobDraft.model_validate_json(read_text(options.job)).job()
         out = options.out or folders.data_dir / "local"
         outcome = run_job(job, folders, out, _print, threads=options.threads)
     except ValidationError as error:
@@ -197,10 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {printable(str(error))}\n")
         return 1
     sys.stdout.write(json.dumps(outcome.results, indent=2) + "\n")
-    sys.stdout.write(
-        f"teacher: top-1 {outcome.teacher_accuracy:.1%} on the test split, {outcome.teacher_views_accuracy:.1%} on the "
-        "training views\n"
-    )
+    places = [*((f"{split} split", top1) for split, top1 in outcome.teacher_accuracy.items())]
+    places.append(("training views", outcome.teacher_views_accuracy))
+    sys.stdout.write(f"teacher: top-1 {', '.join(f'{top1:.1%} on the {place}' for place, top1 in places)}\n")
     sys.stdout.write(
         f"teacher forward passes: {outcome.teacher_forwards} run, "
         f"{outcome.teacher_forwards_avoided} avoided; artifacts in {out}\n"

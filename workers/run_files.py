@@ -9,6 +9,8 @@ ONNX = "student.onnx"
 INT8 = "student.int8.onnx"
 MODEL = "model.zip"
 BUNDLE = "bundle.json"
+# One flat name, as routes and downloads have it: `tensorboard --logdir` finds it in any folder by "tfevents".
+EVENT_FILE = "events.out.tfevents.retort"
 MEDIA_TYPES = {
     WEIGHTS: "application/octet-stream",
     ONNX: "application/octet-stream",
@@ -17,6 +19,7 @@ MEDIA_TYPES = {
     BUNDLE: "application/json",
     "config.json": "application/json",
     "metrics.jsonl": "application/jsonl",
+    EVENT_FILE: "application/octet-stream",
     RUN_LOG: "application/jsonl",
     "result.json": "application/json",
 }

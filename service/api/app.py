@@ -32,6 +32,7 @@ from service.api.routes import (
     jobs,
     keys,
     metrics,
+    reports,
     run_logs,
     runs,
     teachers,
@@ -97,7 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    modules = (teachers, datasets, catalog, caches, jobs, runs, run_logs, job_control, events, gc, keys)
+    modules = (teachers, datasets, catalog, caches, jobs, reports, runs, run_logs, job_control, events, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
     of_admission = problems.responses(429, 503)

@@ -212,7 +212,7 @@ def _teacher(session: Session, deleted: Mapping[str, float]) -> Iterator[Metric]
     # As floats, which PostgreSQL's INTEGER is too small for; exact up to 2 to the power of 53.
     run, avoided = (JobRecord.teacher_forwards[name].as_float() for name in ("run", "avoided"))
     # Known once both caches of a job are complete, and never forgotten.
-    complete = JobRecord.teacher_accuracy.is_not(None)
+    complete = JobRecord.teacher_accuracy.is_not(None) | JobRecord.teacher_metrics.is_not(None)
     hits, misses = (func.count(case((complete & found, 1))) for found in (run == 0, run > 0))
     # Earlier versions have stored what a cache costs beyond what it spares as a negative number.
     sparing = case((avoided > 0, avoided), else_=0.0)

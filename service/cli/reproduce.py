@@ -41,7 +41,9 @@ def reproduce(
         raise BadInput(f"{id!r} is no id of a run (run_...)")
     with options.client() as client:
         bundle = fetch_bundle(client, id)
-        job = {**bundle["job"], "teacher": find_teacher(client, bundle["teacher"]), "name": f"reproduces {id}"}
+        teacher = find_teacher(client, bundle["teacher"])
+        # The bundle states everything: no recipe is to fill in what it leaves at a default.
+        job = {**bundle["job"], "teacher": teacher, "name": f"reproduces {id}", "recipe": "none"}
         posted = client.submit(job)
         stop_if_other_data(client, posted["id"], bundle["datasets"])
         ended = follow(client, posted["id"], render.console(stderr=True))
@@ -94,7 +96,7 @@ def find_teacher(client: Client, wanted: Document) -> str:
     )
 
 
-def stop_if_other_data(client: Client, job_id: str, wanted: Mapping[str, str]) -> None:
+def stop_if_other_data(client: Client, job_id: str, wanted: Mapping[str, str | None]) -> None:
     """Follow a job until its splits are known, and cancel it if they are not those of the bundle.
 
     Raises:
@@ -106,7 +108,7 @@ def stop_if_other_data(client: Client, job_id: str, wanted: Mapping[str, str]) -
         if event["type"] != "dataset_ready":
             continue
         split, found = event["data"]["split"], event["data"]["fingerprint"]
-        if split in wanted and found != wanted[split]:
+        if wanted.get(split) not in (None, found):
             client.cancel(job_id)
             raise CommandFailed(
                 f"the {split} split has other content now: fingerprint {found}, the run was trained on "

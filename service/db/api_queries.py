@@ -25,7 +25,7 @@ from service.db.models import (
 )
 from service.db.packed_events import events_of, metrics_by_epoch
 from service.db.states import LIVE, State
-from service.db.transitions import Row, event_rows, existing, runs_of
+from service.db.transitions import Row, event_rows, existing
 from service.errors import Conflict
 from workers.config.dataset import DatasetSpec
 
@@ -134,11 +134,6 @@ class ApiQueries(JobPosting):
         """A job, and the state of each of its runs, by id, in the order of its plan. Raises NotFound."""
         with self.database.read() as session:
             return existing(session, JobRecord, id), _states_of_runs(session, id)
-
-    def job_and_runs(self, id: str) -> tuple[JobRecord, list[RunRecord]]:
-        """A job and all its runs in the order of its plan. Raises NotFound."""
-        with self.database.read() as session:
-            return existing(session, JobRecord, id), list(session.scalars(runs_of(id)))
 
     def states_of_runs(self, job_id: str) -> dict[str, State]:
         """The state of each run of a job, by id, in the order of its plan."""

@@ -229,10 +229,12 @@ def _sums_of_runs(runs: Iterable[RunRecord]) -> dict[str, float]:
 def _sums_of_job(job: JobRecord) -> dict[str, float]:
     forwards = job.teacher_forwards or {}
     ran = float(forwards.get("run") or 0)
-    is_complete = job.teacher_accuracy is not None and job.teacher_forwards is not None
+    has_caches = job.teacher_accuracy is not None or job.teacher_metrics is not None
+    is_complete = has_caches and job.teacher_forwards is not None
     return {
         "teacher_forwards": ran,
-        "teacher_forwards_avoided": float(forwards.get("avoided") or 0),
+        # Earlier versions have stored what a cache costs beyond what it spares as a negative number.
+        "teacher_forwards_avoided": max(0.0, float(forwards.get("avoided") or 0)),
         "cache_hits": float(is_complete and ran == 0),
         "cache_misses": float(is_complete and ran > 0),
     }

@@ -10,7 +10,16 @@ from service.db.models import EventRecord, JobRecord, Json, RunRecord
 from service.db.transitions import assign, event_row, works_on
 
 JOB_FIELDS = frozenset(
-    {"stage", "inference", "caches", "teacher_forwards", "teacher_accuracy", "teacher_views_accuracy", "backoff"}
+    {
+        "stage",
+        "inference",
+        "caches",
+        "teacher_forwards",
+        "teacher_accuracy",
+        "teacher_views_accuracy",
+        "teacher_metrics",
+        "backoff",
+    }
 )
 RUN_FIELDS = frozenset({"epoch", "epochs", "progress", "metrics", "backoff"})
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from service.db import set_aside
 from service.db.database import Database
 from service.db.models import JobRecord, RunRecord
-from service.db.states import LIVE, TERMINAL, WORKING, State
+from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State
 from service.db.transitions import all_paused, end_of, existing, runs_of, transition
 from service.errors import Conflict
 
@@ -164,6 +164,10 @@ def _follow(session: Session, job: JobRecord) -> None:
     runs = list(session.scalars(runs_of(job.id)))
     if all(run.state in TERMINAL for run in runs):
         state, error = end_of(runs)
+        # Only what is worked on succeeds, says the table; the way there is taken in this one transaction.
+        for step in (State.QUEUED, State.RUNNING):
+            if state not in TABLE[job.state]:
+                transition(session, job, step)
         transition(session, job, state, error=error)
     elif all_paused(runs):
         transition(session, job, State.PAUSED, {"set_aside": set_aside.reason_among(runs)})

@@ -164,7 +164,10 @@ def all_paused(runs: Iterable[RunRecord]) -> bool:
 
 
 def end_of(runs: Iterable[RunRecord]) -> tuple[State, Json | None]:
-    """End of a job whose runs have all ended: failed if one has failed, else cancelled if one was, else succeeded.
+    """End of a job whose runs have all ended, and which no client has cancelled as a whole.
+
+    It has failed if one run has. Else it is what most of them are, succeeded or cancelled: somebody who cancels one run
+    of nine is left with a job of eight results. Of as many of each it has succeeded.
 
     Returns:
         The state, and the error that says how many runs failed, and why the first one did.
@@ -175,5 +178,5 @@ def end_of(runs: Iterable[RunRecord]) -> tuple[State, Json | None]:
         why = (failed[0].error or {}).get("message")
         message = f"{len(failed)} of {len(ended)} runs failed; the first, {failed[0].name!r}: {why}"
         return State.FAILED, {"type": "RunsFailed", "message": message}
-    cancelled = any(run.state is State.CANCELLED for run in ended)
-    return State.CANCELLED if cancelled else State.SUCCEEDED, None
+    cancelled = sum(run.state is State.CANCELLED for run in ended)
+    return State.CANCELLED if 2 * cancelled > len(ended) else State.SUCCEEDED, None

@@ -29,7 +29,9 @@ def find_runs(context: EngineContext, endings: Endings, job: ActiveJob) -> dict[
         for run in runs:
             task = tasks.get(run.slot or 0) or find_export(context, run, acknowledged[run.slot or 0])
             if task is not None:
-                job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
+                job.runs[run.id] = Work(
+                    task, run.attempt, is_trained=run.epoch >= run.epochs or task.actor_group.exports
+                )
             else:
                 # A run whose process has ended with Ray, or while there was no engine, is not to blame.
                 why = "its process was gone when the engine, or Ray, had started again"

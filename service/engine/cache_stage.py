@@ -100,6 +100,7 @@ class CacheStage:
             teacher_forwards=job.progress.forwards(value["teacher_forwards_needed"]),
             teacher_accuracy=accuracy.test,
             teacher_views_accuracy=accuracy.views,
+            teacher_metrics={split: {"top1": top1} for split, top1 in accuracy.measured.items()},
             backoff=None,
         )
         job.backoffs.pop(CACHES, None)

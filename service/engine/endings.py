@@ -1,6 +1,7 @@
 """Endings of jobs: the state that is stored, what is released, and the files that are swept away."""
 
 import shutil
+from collections import Counter
 from contextlib import suppress
 
 import structlog
@@ -30,9 +31,10 @@ class Endings:
 
     def end(self, job: ActiveJob) -> None:
         """End a job all of whose runs have ended."""
-        state, error = end_of(self._queries.runs(job.id))
+        runs = self._queries.runs(job.id)
+        state, error = end_of(runs)
         self._queries.move_job(job.id, state, error=error, attempt=job.attempt)
-        log.info("job ended", job_id=job.id, state=state)
+        log.info("job ended", job_id=job.id, state=state, runs=dict(Counter(run.state for run in runs)))
         self.forget(job.id)
 
     def fail(self, job_id: str, attempt: int, error: Json) -> None:

@@ -67,7 +67,7 @@ class RunStage:
         specs = job.spec.runs()
         alone = {run.index for run in by_index.values() if run.id in job.alone}
         waiting = [specs[index] for index in by_index]
-        for group in share_out(waiting, processes, job.spec.largest_group, alone):
+        for group in share_out(waiting, processes, job.spec.largest_group, alone, batches_of=job.spec.batches_of):
             self._begin_group(job, [by_index[spec.index] for spec in group])
 
     def _begin_group(self, job: ActiveJob, runs: Sequence[RunRecord]) -> None:
@@ -143,7 +143,7 @@ class RunStage:
             self._queries.record_events(job.id, run_id, work.attempt, events, progress=progress)
             work.task.acknowledge(events)
             if "epoch" in progress:
-                work.is_trained = progress["epoch"] >= job.spec.training.epochs
+                work.is_trained |= progress["epoch"] >= job.spec.training.epochs
                 job.without_device.discard(run_id)
                 self._disk.has_got_on(run_id)
         if outcome is None:

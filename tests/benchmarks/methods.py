@@ -24,8 +24,9 @@ from workers.config.training import Sgd
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.methods.method import Method
-from workers.objective.objective import View, objective
+from workers.objective.objective import objective
 from workers.objective.statistics import row_statistics
+from workers.objective.view import View
 from workers.precision import choose_precision, float32_as
 from workers.students.build import build_student
 

@@ -23,8 +23,9 @@ from workers.errors import NotFinite, OutOfMemory, Paused
 from workers.events import ignore, never
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
-from workers.objective.objective import View, objective
+from workers.objective.objective import objective
 from workers.objective.statistics import row_statistics
+from workers.objective.view import View
 from workers.run_files import CHECKPOINT
 from workers.teacher.teacher import Teacher
 from workers.training.batches import TrainingBatch

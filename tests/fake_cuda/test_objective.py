@@ -13,8 +13,9 @@ from tests.fake_cuda.processes import FakeCuda
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.methods.method import Method
-from workers.objective.objective import View, objective_of
+from workers.objective.objective import objective_of
 from workers.objective.statistics import SharedTeacherTerms, row_statistics
+from workers.objective.view import View
 
 pytestmark = pytest.mark.fake_cuda
 

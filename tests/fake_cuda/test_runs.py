@@ -10,7 +10,14 @@ from tests.fake_cuda.steps import ALL
 
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
-ARTIFACTS = ["config.json", "metrics.jsonl", "result.json", "student.onnx", "student.safetensors"]
+ARTIFACTS = [
+    "config.json",
+    "events.out.tfevents.retort",
+    "metrics.jsonl",
+    "result.json",
+    "student.onnx",
+    "student.safetensors",
+]
 
 # An export is of the student on the CPU, and takes seconds.
 EXPORTED_PRESETS = ["ctkd"]

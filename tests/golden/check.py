@@ -24,7 +24,8 @@ from tests.golden.recipes import RECIPES, Recipe
 from workers.errors import NotFinite
 from workers.methods.catalog import parse_method
 from workers.methods.policies.dtkd import MAX_RATIO
-from workers.objective.objective import Objective, View, objective
+from workers.objective.objective import Objective, objective
+from workers.objective.view import View
 
 HERE = Path(__file__).parent
 SETTINGS: Mapping[str, Mapping[str, Any]] = {

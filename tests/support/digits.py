@@ -100,8 +100,8 @@ def make_digits(root: Path) -> Digits:
     )
     plan = plan_caches(job, folders, ignore, never, threads=1, device="cpu")
     build_caches(plan, folders, ignore, never, threads=1, device="cpu")
-    train, test = prepare_data(DigitsDataset(), folders, ignore, never)
-    return Digits(folders, teacher, plan, VIEWS, train, test)
+    data = prepare_data(DigitsDataset(), folders, ignore, never)
+    return Digits(folders, teacher, plan, VIEWS, data["train"], data["test"])
 
 
 def copied_digits(shared: Path, root: Path) -> Digits:
@@ -120,6 +120,6 @@ def copied_digits(shared: Path, root: Path) -> Digits:
     shutil.copytree(made, root, dirs_exist_ok=True)
     both = {name: text.replace(str(made), str(root)) for name, text in json.loads(described.read_text()).items()}
     folders = Folders(data_dir=root / "data", data_root=root)
-    train, test = prepare_data(DigitsDataset(), folders, ignore, never)
+    data = prepare_data(DigitsDataset(), folders, ignore, never)
     teacher, plan = TeacherSpec.model_validate_json(both["teacher"]), CachePlan.model_validate_json(both["plan"])
-    return Digits(folders, teacher, plan, VIEWS, train, test)
+    return Digits(folders, teacher, plan, VIEWS, data["train"], data["test"])

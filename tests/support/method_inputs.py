@@ -19,8 +19,9 @@ from workers.methods.policies.learned import Learned
 from workers.methods.policies.max_logit import MaxLogit
 from workers.methods.policies.normkd import Normkd
 from workers.methods.policies.standardize import Standardize
-from workers.objective.objective import Objective, View, objective
+from workers.objective.objective import Objective, objective
 from workers.objective.statistics import row_statistics
+from workers.objective.view import View
 
 POLICIES: dict[str, Policy] = {
     "fixed": Fixed(),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from workers.data.kinds.base import SPLITS, FilesBelowRoot, Option, Source
+from workers.data.kinds.base import FilesBelowRoot, Option, Source
 from workers.data.kinds.registry import KINDS
 from workers.errors import InvalidDataset
 from workers.spec import Size
@@ -50,10 +50,10 @@ class StripesDataset(FilesBelowRoot):
         return Source(
             spec=self,
             path=path,
-            samples=dict.fromkeys(SPLITS, classes * (self.repeats or 2)),
+            samples=dict.fromkeys(("train", "test"), classes * (self.repeats or 2)),
             classes=classes,
             class_names=tuple(f"grey {label}" for label in range(classes)),
-            files=dict.fromkeys(SPLITS, (path,)),
+            files=dict.fromkeys(("train", "test"), (path,)),
         )
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":

@@ -5,17 +5,21 @@ everywhere, with the nearest known one. Units stand in the names.
 """
 
 from collections import Counter
-from typing import Annotated, Self
+from collections.abc import Collection
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from workers.config.cache import CacheOptions
 from workers.config.dataset import DatasetSpec
 from workers.config.export import Export
+from workers.config.recipes import Recipe
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
-from workers.errors import InvalidJob
+from workers.data.holdout_spec import Holdout
+from workers.errors import InvalidJob, UnknownName
+from workers.events import Split
 from workers.methods.catalog import MethodChoice
 from workers.spec import AtMost, Flag, Seed, Spec
 from workers.students.catalog import check_student
@@ -63,6 +67,10 @@ class Plan(Spec):
         accept_teacher: use the teacher although the preflight doubts its class order, preprocessing, accuracy or
             kind of output; what it found becomes warnings.
         export: what the runs leave beside their weights; it changes no training.
+        validation: cuts a validation split from the training split; None takes the dataset's own, if it has one.
+        test: ``dataset`` is the dataset's own test split; None measures nothing on one.
+        recipe: what has filled in the fields that the client has left out, see ``workers.config.draft``; None if
+            nothing has.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -78,6 +86,9 @@ class Plan(Spec):
     # Joined later, as ``Training.cuda_graph``.
     accept_teacher: Flag = Field(False, exclude_if=lambda given: not given)
     export: Export = Field(Export(), exclude_if=lambda given: given == Export())
+    validation: Holdout | None = Field(None, exclude_if=lambda given: given is None)
+    test: Literal["dataset"] | None = Field("dataset", exclude_if=lambda given: given == "dataset")
+    recipe: Recipe | None = Field(None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
@@ -100,11 +111,83 @@ class Plan(Spec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _recipe_is_filled_in(self) -> Self:
+        if self.recipe is not None and self.recipe.filled is None:
+            raise InvalidJob(
+                f"recipe {self.recipe.name!r} has not been filled in: read the job as a "
+                "workers.config.draft.JobDraft, whose job() does that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_of_own_students(self) -> Self:
+        names = [student.name for student in self.students]
+        for name in self.training.student_lr:
+            if name not in names:
+                raise UnknownName("student of this job in training.student_lr", name, names)
+        return self
+
+    def splits(self, of_dataset: Collection[Split]) -> tuple[Split, ...]:
+        """Splits that the job uses of a dataset with those of its own, a holdout included.
+
+        Raises:
+            InvalidJob: the job asks for a split that is not there, for two validation splits, or measures nothing.
+        """
+        has_own = "validation" in of_dataset
+        if self.validation is not None and has_own:
+            raise InvalidJob(
+                "the dataset has a validation split of its own, and the job cuts another one from train "
+                f"(validation.holdout {self.validation.holdout}): leave `validation` out"
+            )
+        validates = has_own or self.validation is not None
+        if self.test is not None and "test" not in of_dataset:
+            raise InvalidJob(
+                f'the dataset has no test split (it has {", ".join(of_dataset)}): add one, or say `"test": null`, '
+                "and nothing is measured on one"
+            )
+        if not validates and self.test is None:
+            raise InvalidJob(
+                'with `"test": null` and no validation split nothing would be measured: '
+                'cut one from train by `"validation": {"holdout": 0.1}`'
+            )
+        option = self.training.needs_validation or (None if self.export.int8 is None else "export.int8")
+        if not validates and option is not None:
+            raise InvalidJob(
+                f"{option} needs a validation split, and the dataset has none (it has {', '.join(of_dataset)}): "
+                'cut one from train by `"validation": {"holdout": 0.1}`. The test split is only measured'
+            )
+        return ("train", *(("validation",) if validates else ()), *(("test",) if self.test is not None else ()))
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences about what is probably not meant, and is done all the same."""
         told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.methods]
-        return tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
+        shortfalls = tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
+        return (*shortfalls, *self._baseline_warnings())
+
+    def _baseline_warnings(self) -> tuple[str, ...]:
+        """Of runs without a teacher that see fewer views than they could: one sentence, or none."""
+        views, epochs = self.views, self.training.epochs
+        baselines = [repr(method.label) for method in self.methods if not method.expand().needs_teacher]
+        if not baselines or views.augmentation.recipe == "none" or (seen := views.seen(epochs)) >= epochs:
+            return ()
+        return (
+            f"method {', '.join(baselines)} needs no teacher and could see {epochs} views of each picture in {epochs} "
+            f"epochs, but sees {seen}: a baseline on few views makes distillation look better than it is; "
+            "set views.fresh to true",
+        )
+
+    def views_of(self, run: RunSpec) -> Views:
+        """Views that a run trains on: fresh ones where the job has them, it needs no teacher, and they are others."""
+        is_fresh = self.views.fresh and self.training.epochs > self.views.count
+        if is_fresh and not run.method.expand().needs_teacher:
+            return self.views
+        return self.views.model_copy(update={"fresh": None})
+
+    def batches_of(self, run: RunSpec) -> tuple[int, Views]:
+        """Equal for two runs that see the same batches."""
+        return run.seed, self.views_of(run)
 
     @property
     def largest_group(self) -> int:
@@ -112,10 +195,10 @@ class Plan(Spec):
         return self.group_size if self.training.actors == 1 else 1
 
     def of_run(self, run: RunSpec) -> "Plan":
-        """The plan whose only run is this one."""
+        """The plan whose only run is this one; it states everything, so no recipe is part of it."""
         kept = {name: getattr(self, name) for name in Plan.model_fields}
-        kept |= {"students": (run.student,), "methods": (run.method,), "seeds": (run.seed,)}
-        return Plan.model_construct(**kept)
+        kept |= {"students": (run.student,), "methods": (run.method,), "seeds": (run.seed,), "recipe": None}
+        return Plan.model_construct(**kept | {"training": self.training.of_student(run.student.name)})
 
     def runs(self) -> tuple[RunSpec, ...]:
         """All runs, students slowest and seeds fastest."""

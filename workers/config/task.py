@@ -11,6 +11,7 @@ from workers.config.job import Plan, RunSpec
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
+from workers.events import Split
 from workers.spec import Flag, Spec
 
 # Seconds between two checkpoints within an epoch, unless the operator sets another.
@@ -57,12 +58,20 @@ class TeacherAccuracy(Spec):
     """Top-1 of the teacher's cached logits against the labels, 0..1.
 
     Attributes:
-        test: on the plain pictures of the test split.
+        test: on the plain pictures of the test split; None where it is not measured.
         views: on the training views, over all of them: of the logits that students learn from.
+        validation: on the plain pictures of the validation split; None without one.
     """
 
-    test: float
+    test: float | None
     views: float
+    validation: float | None = Field(None, exclude_if=lambda given: given is None)
+
+    @property
+    def measured(self) -> dict[Split, float]:
+        """By split: validation and test, as far as they are there."""
+        both: dict[Split, float | None] = {"validation": self.validation, "test": self.test}
+        return {split: top1 for split, top1 in both.items() if top1 is not None}
 
 
 class TeacherIdentity(Spec):
@@ -124,6 +133,10 @@ class TrainingTask(Spec):
     Attributes:
         train_cache: the teacher's cache over the training views; None trains without a teacher.
         test_cache: the teacher's cache over the plain test split, for agreement; None likewise.
+        validation_cache: of the plain validation split.
+        test_fingerprint: None where nothing is measured on the test split.
+        validation_fingerprint: None without a validation split. Of a holdout it is rows of the training split, which
+            are not trained on.
         teacher_accuracy: what result.json tells of the teacher; it changes no training.
         folder: this attempt's own folder; nobody else writes there.
         earlier: the folders of earlier attempts, whose checkpoints may be taken up.
@@ -144,9 +157,11 @@ class TrainingTask(Spec):
     training: Training
     views: Views
     train_fingerprint: str
-    test_fingerprint: str
+    test_fingerprint: str | None
     train_cache: CacheSpec | None
     test_cache: CacheSpec | None
+    validation_fingerprint: str | None = Field(None, exclude_if=lambda given: given is None)
+    validation_cache: CacheSpec | None = Field(None, exclude_if=lambda given: given is None)
     teacher_accuracy: TeacherAccuracy | None = None
     folder: Path
     earlier: tuple[Path, ...] = ()

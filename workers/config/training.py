@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from workers.config.validation import EarlyStopping, SelectionMetric
 from workers.spec import AtMost, Flag, Fraction, NonNegative, Positive, Spec
 
 Momentum = Annotated[float, Field(strict=True, ge=0.0, lt=1.0, allow_inf_nan=False)]
@@ -71,6 +72,10 @@ class Training(Spec):
         max_gradient_norm: clip the gradient's global norm; None leaves it.
         actors: processes that train one student together, each with its own share of the CPUs or its own GPU and
             with its part of every batch; for students and batches that are too large for one.
+        student_lr: learning rate of students that need another than the optimizer's, by name.
+        early_stopping: by a metric of the validation split; the schedule stays that of all ``epochs``.
+        keep: whose weights leave the run: those of the ``last`` epoch, or of the ``best`` on the validation split, by
+            the metric of ``early_stopping``, else top-1.
     """
 
     epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
@@ -86,6 +91,21 @@ class Training(Spec):
     cuda_graph: Literal["auto", "on", "off"] = Field("auto", exclude_if=lambda given: given == "auto")
     max_gradient_norm: Positive | None = None
     actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
+    early_stopping: EarlyStopping | None = Field(None, exclude_if=lambda given: given is None)
+    keep: Literal["last", "best"] = Field("last", exclude_if=lambda given: given == "last")
+    student_lr: Annotated[dict[str, Positive], Field(max_length=1000)] = Field({}, exclude_if=lambda given: not given)
+
+    @property
+    def selection_metric(self) -> SelectionMetric:
+        """Metric of the validation split by which the best epoch is chosen."""
+        return self.early_stopping.metric if self.early_stopping is not None else "top1"
+
+    @property
+    def needs_validation(self) -> str | None:
+        """The option that needs a validation split; None if none does."""
+        if self.early_stopping is not None:
+            return "training.early_stopping"
+        return "training.keep 'best'" if self.keep == "best" else None
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
@@ -100,3 +120,10 @@ class Training(Spec):
                 f"actors is {self.actors} and batch_size {self.batch_size}: each needs a row of every batch"
             )
         return self
+
+    def of_student(self, name: str) -> Self:
+        """These options for one student: its learning rate is the optimizer's."""
+        if not self.student_lr:
+            return self
+        lr = self.student_lr.get(name, self.optimizer.lr)
+        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": lr}), "student_lr": {}})

@@ -25,6 +25,8 @@ from workers.files import alone, sync_folder
 SOURCES = "sources"
 META = "meta.json"
 PARTIAL_PREFIX = ".partial-"
+# Of the folder of a split whose pictures stay files, and of one that is rows of another.
+FILES_SUFFIX, ROWS_SUFFIX = ".files", ".rows"
 _DELETED_PREFIX = ".deleted-"
 # Between two processes of one job nobody has it open; what the job uses is in the database by then.
 IDLE = timedelta(minutes=10)
@@ -32,7 +34,7 @@ IDLE = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class Copy:
-    """A decoded copy, or the list of pictures that stay files.
+    """A decoded copy, the list of pictures that stay files, or the rows of another split.
 
     Attributes:
         name: of its folder.
@@ -51,7 +53,7 @@ class Copy:
 def publish_lock(work_dir: Path) -> contextlib.AbstractContextManager[None]:
     """Lock held while a copy gets its name, is found again or is removed."""
     (work_dir / SOURCES).mkdir(parents=True, exist_ok=True)
-    return alone(work_dir / SOURCES / "publish.lock", never, "works on the decoded data sets")
+    return alone(work_dir / SOURCES / "publish.lock", never, "works on the decoded datasets")
 
 
 def touch(folder: Path) -> None:
@@ -72,7 +74,7 @@ def copies(work_dir: Path) -> list[Copy]:
             found.append(
                 Copy(
                     name=folder.name,
-                    fingerprint=folder.name.removesuffix(".files"),
+                    fingerprint=_fingerprint(folder.name),
                     split=str(meta["split"]),
                     samples=int(meta["shape"][0]),
                     size_bytes=size_bytes,
@@ -129,8 +131,9 @@ def remove(work_dir: Path, name: str, unused_since: datetime) -> int:
             folder.rename(doomed)
         except FileNotFoundError:
             return 0
-        fingerprint = name.removesuffix(".files")
-        if not any((work_dir / other).is_dir() for other in (fingerprint, f"{fingerprint}.files")):
+        fingerprint = _fingerprint(name)
+        if not any((work_dir / other).is_dir() for other in (fingerprint, f"{fingerprint}{FILES_SUFFIX}")):
+            _remove_rows_of(work_dir, fingerprint)
             for path, note in _notes(work_dir):
                 if note["fingerprint"] == fingerprint:
                     path.unlink(missing_ok=True)
@@ -154,6 +157,18 @@ def sweep(work_dir: Path) -> int:
                 shutil.rmtree(folder, ignore_errors=True)
                 swept += 1
     return swept
+
+
+def _fingerprint(name: str) -> str:
+    return name.removesuffix(FILES_SUFFIX).removesuffix(ROWS_SUFFIX)
+
+
+def _remove_rows_of(work_dir: Path, fingerprint: str) -> None:
+    """Remove the splits that were cut from one that is gone; a job that needs one makes both anew."""
+    for folder in work_dir.glob(f"*{ROWS_SUFFIX}"):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads((folder / META).read_text()).get("rows_of") == fingerprint:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _used_at(folder: Path) -> datetime:

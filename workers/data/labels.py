@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
-from workers.data.kinds.base import SPLITS
 from workers.errors import InvalidDataset
 from workers.events import Split
 
@@ -28,39 +27,42 @@ NAMES_MAX_BYTES = 16 << 20
 NAME_MAX_CHARACTERS = 255  # as of a folder
 
 
-def npz_class_names(path: Path, headers: Headers) -> tuple[str, ...]:
+def npz_class_names(path: Path, headers: Headers, arrays: Mapping[Split, str]) -> tuple[str, ...]:
     """Names of the classes of an ``.npz`` whose headers fit.
 
     Without an array ``class_names`` they are counted, "0", "1", ... up to the largest training label.
 
+    Args:
+        arrays: the array that holds the labels of each split.
+
     Raises:
         InvalidDataset: damaged, too large, no strings, or too many classes or labels.
     """
-    for split in SPLITS:
-        (count,) = headers[f"{split}_labels"].shape
+    for array in arrays.values():
+        (count,) = headers[array].shape
         if count > LABELS_MAX:
             raise InvalidDataset(
-                f"{path}: {split}_labels announces {count} labels, at most {LABELS_MAX} are read: split the data set"
+                f"{path}: {array} announces {count} labels, at most {LABELS_MAX} are read: split the dataset"
             )
-    return _named(path, headers["class_names"]) if "class_names" in headers else _counted(path)
+    return _named(path, headers["class_names"]) if "class_names" in headers else _counted(path, arrays["train"])
 
 
-def check_npz_labels(path: Path, names: Sequence[str]) -> None:
+def check_npz_labels(path: Path, names: Sequence[str], arrays: Mapping[Split, str]) -> None:
     """Check the labels of each split of an ``.npz``, piece by piece.
 
     Raises:
         InvalidDataset: damaged, or with labels that are not 0..classes-1 with every class in the training split.
     """
-    _check(lambda split: npz_pieces(path, f"{split}_labels"), names, _npz_places(path), path)
+    _check(lambda split: npz_pieces(path, arrays[split]), names, _npz_places(path, arrays), path)
 
 
-def npz_labels(path: Path, names: Sequence[str]) -> dict[Split, Labels]:
+def npz_labels(path: Path, names: Sequence[str], arrays: Mapping[Split, str]) -> dict[Split, Labels]:
     """Read and check the labels int64 [N] of each split of an ``.npz``.
 
     Raises:
         InvalidDataset: as ``check_npz_labels``.
     """
-    return _whole(lambda split: npz_pieces(path, f"{split}_labels"), names, _npz_places(path), path)
+    return _whole(lambda split: npz_pieces(path, arrays[split]), names, _npz_places(path, arrays), path)
 
 
 def check_idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> None:
@@ -88,18 +90,18 @@ def check_labels(labels_N: Labels, classes: int, where: object) -> None:
         raise InvalidDataset(f"{where} holds the label {wrong[0]}; labels are 0..{classes - 1}")
 
 
-def _npz_places(path: Path) -> dict[Split, str]:
-    return {split: f"{path}: {split}_labels" for split in SPLITS}
+def _npz_places(path: Path, arrays: Mapping[Split, str]) -> dict[Split, str]:
+    return {split: f"{path}: {array}" for split, array in arrays.items()}
 
 
 def _whole(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> dict[Split, Labels]:
-    labels = {split: np.concatenate([piece.astype(np.int64) for piece in pieces(split)]) for split in SPLITS}
+    labels = {split: np.concatenate([piece.astype(np.int64) for piece in pieces(split)]) for split in where}
     _check(lambda split: [labels[split]], names, where, path)
     return labels
 
 
 def _check(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> None:
-    for split in SPLITS:
+    for split in where:
         has_class_N = np.zeros(len(names), dtype=bool)
         for piece in pieces(split):
             labels_N = piece.astype(np.int64, copy=False)
@@ -113,16 +115,16 @@ def _check_every_class(has_class_N: NDArray[np.bool_], names: Sequence[str], whe
     missing = np.flatnonzero(np.logical_not(has_class_N))
     if len(missing):
         first, lowest = int(missing[0]), int(has_class_N.argmax())
-        advice = f": they begin at {lowest}, so subtract {lowest} from those of both splits" if lowest else ""
+        advice = f": they begin at {lowest}, so subtract {lowest} from those of every split" if lowest else ""
         raise InvalidDataset(
             f"{where}: class {first} ({names[first]!r}) has no training picture ({len(missing)} of "
             f"{len(names)} classes have none); labels must be 0..classes-1 without gaps{advice}"
         )
 
 
-def _counted(path: Path) -> tuple[str, ...]:
+def _counted(path: Path, array: str) -> tuple[str, ...]:
     count, largest = 0, 0
-    for piece in npz_pieces(path, "train_labels"):
+    for piece in npz_pieces(path, array):
         count, largest = count + len(piece), max(largest, int(piece.max()))
     if not 1 <= largest < count:
         raise InvalidDataset(

@@ -38,10 +38,10 @@ class Dataset(ABC):
         labels_N: int64 [N], 0..classes-1, mapped copy-on-write (see ``DecodedDataset``).
         class_names: in label order.
         fingerprint: 64 hex digits, over content and split.
-        split: ``train`` or ``test``.
+        split: ``train``, ``validation`` or ``test``.
         path: the prepared folder.
         channel_mean, channel_std: [C], over all pixels of this split, in units of 0..1. Training
-            normalises both splits with the values of the training split.
+            normalises every split with the values of the training split.
     """
 
     labels_N: NDArray[np.int64]
@@ -131,8 +131,29 @@ class FilesDataset(Dataset):
         return self.files.take(rows, threads=len(os.sched_getaffinity(0)))
 
 
+@dataclass(frozen=True, eq=False)
+class SubsetDataset(Dataset):
+    """Rows of another split; no picture is copied.
+
+    Attributes:
+        base: the split that they are rows of, whose mean and std it has.
+        rows_N: int64 [N], ascending.
+    """
+
+    base: Dataset
+    rows_N: NDArray[np.int64]
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        return self.base.picture_shape
+
+    def take(self, rows: Rows) -> Pictures:
+        """Those of the split that it is cut from."""
+        return self.base.take(self.rows_N[rows])
+
+
 def open_prepared(work_dir: Path, fingerprint: str) -> Dataset:
-    """Map a split that ``prepare`` has decoded, or the list of its files.
+    """Map a split that ``prepare`` has decoded, the list of its files, or the rows that ``hold_out`` has cut.
 
     Raises:
         InvalidDataset: there is none, it is damaged, or another version of this program wrote it.
@@ -140,6 +161,9 @@ def open_prepared(work_dir: Path, fingerprint: str) -> Dataset:
     if not re.fullmatch(r"[0-9a-f]{64}", fingerprint):
         raise InvalidDataset(f"{fingerprint!r} is not a fingerprint (64 hexadecimal digits)")
     listed = folder_of(work_dir, fingerprint, keeps_files=True)
+    rows = work_dir / f"{fingerprint}{decoded.ROWS_SUFFIX}"
+    if rows.is_dir():
+        return open_folder(rows, fingerprint)
     try:
         return open_folder(folder_of(work_dir, fingerprint, keeps_files=False), fingerprint)
     except InvalidDataset:
@@ -149,7 +173,7 @@ def open_prepared(work_dir: Path, fingerprint: str) -> Dataset:
 
 
 def folder_of(work_dir: Path, fingerprint: str, *, keeps_files: bool) -> Path:
-    return work_dir / (f"{fingerprint}.files" if keeps_files else fingerprint)
+    return work_dir / (f"{fingerprint}{decoded.FILES_SUFFIX}" if keeps_files else fingerprint)
 
 
 def open_folder(folder: Path, fingerprint: str) -> Dataset:
@@ -157,10 +181,12 @@ def open_folder(folder: Path, fingerprint: str) -> Dataset:
         decoded.touch(folder)
         meta = read_meta(folder)
         if meta["format"] != FORMAT or meta["fingerprint"] != fingerprint:
-            raise ValueError(f"meta.json is of format {meta['format']} and data set {meta['fingerprint']}")
+            raise ValueError(f"meta.json is of format {meta['format']} and dataset {meta['fingerprint']}")
         for name, size_bytes in meta["size_bytes"].items():
             if (found := (folder / name).stat().st_size) != size_bytes:
                 raise ValueError(f"{name} has {found} bytes, {size_bytes} were written")
+        if "rows_of" in meta:
+            return _open_rows(folder, meta)
         common = {
             "labels_N": np.load(folder / "labels.npy", mmap_mode="c", allow_pickle=False),
             "class_names": tuple(meta["class_names"]),
@@ -180,7 +206,25 @@ def open_folder(folder: Path, fingerprint: str) -> Dataset:
         return FilesDataset(**common, files=files)
     except (OSError, ValueError, KeyError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InvalidDataset(f"the prepared data set {folder.name} cannot be used ({why}); prepare it again") from error
+        raise InvalidDataset(f"the prepared dataset {folder.name} cannot be used ({why}); prepare it again") from error
+
+
+def _open_rows(folder: Path, meta: dict[str, Any]) -> SubsetDataset:
+    base = open_prepared(folder.parent, meta["rows_of"])
+    rows_N = np.load(folder / "rows.npy", allow_pickle=False)
+    if rows_N.dtype != np.int64 or rows_N.ndim != 1 or not ((rows_N >= 0) & (rows_N < base.samples)).all():
+        raise ValueError(f"rows.npy is {rows_N.dtype} {list(rows_N.shape)}, not rows of {base.samples} pictures")
+    return SubsetDataset(
+        labels_N=np.asarray(base.labels_N)[rows_N],
+        class_names=base.class_names,
+        fingerprint=meta["fingerprint"],
+        split=meta["split"],
+        path=folder,
+        channel_mean=base.channel_mean,
+        channel_std=base.channel_std,
+        base=base,
+        rows_N=rows_N,
+    )
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

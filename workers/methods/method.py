@@ -1,9 +1,9 @@
 """What a method is made of: terms that pair a temperature policy with a distillation loss. No torch here.
 
 A **policy** turns statistics of the two logit rows into temperatures, a **loss** compares the two tempered rows
-(``spec.py`` configures both), a **term** is one policy with one loss and a weight, a **method** is cross-entropy plus
-terms. Any policy goes with any loss for which it is defined; another pair is refused with the reason. The papers' own
-combinations are in ``papers.py``.
+(``policies`` and ``losses.py`` configure them), a **term** is one policy with one loss and a weight, a **method** is
+cross-entropy plus terms. Any policy goes with any loss for which it is defined; another pair is refused with the
+reason. The papers' own combinations are in ``papers`` and ``combined.py``.
 """
 
 from collections.abc import Mapping

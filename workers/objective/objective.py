@@ -13,43 +13,25 @@ Shapes: B batch, C classes, 1 kept for broadcasting.
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from workers.errors import NotFinite
 from workers.methods.method import Method
-from workers.methods.policies.base import Policy, Temperatures
+from workers.methods.policies.base import Temperatures
 from workers.methods.policies.catalog import POLICIES
 from workers.methods.policies.expression import Expression
-from workers.methods.policies.usable import finite_if_usable, first_unusable
-from workers.objective.distillation import LOSSES, LossResult, SoftenedKl, compute_divergences
-from workers.objective.log_softmax import Context
+from workers.methods.policies.usable import finite_if_usable
+from workers.objective.distillation import LOSSES, compute_divergences
+from workers.objective.loss_result import LossResult, SoftenedKl
+from workers.objective.not_finite import explain_not_finite
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
-
-
-@dataclass(frozen=True)
-class View:
-    """One view of a batch, seen by both networks.
-
-    Attributes:
-        student_logits_BC: with gradient; any float dtype.
-        teacher_logits_BC: raw cached logits of the same view; needed if the method has terms.
-        teacher_statistics: name -> [B] for at least ``method.statistics``, as cached;
-            ``live.row_statistics`` makes them for a teacher that is run live.
-        known: what other students have derived from the same teacher logits.
-    """
-
-    student_logits_BC: Tensor
-    teacher_logits_BC: Tensor | None = None
-    teacher_statistics: Mapping[str, Tensor] | None = None
-    known: SharedTeacherTerms = field(default_factory=SharedTeacherTerms)
+from workers.objective.summands import Summand, TermResult, weighted_sum
+from workers.objective.view import View
 
 
 @dataclass(frozen=True)
@@ -80,46 +62,6 @@ class Objective:
         ce, *values = self.values
         means = torch._foreach_mul(values, self.shares[1:]) if values else ()
         return dict(zip(self.names, [ce, *means], strict=True))
-
-
-@dataclass(frozen=True)
-class _Summand:
-    """``factor`` x the mean of ``weight`` x ``value``, [B] or []; the weight is a number, [B, 1] or []."""
-
-    name: str
-    factor: float
-    value: Tensor
-    weight: Tensor | float
-
-    def weighted(self) -> Tensor:
-        """``weight`` x ``value``, as ``value`` is."""
-        weight = self.weight
-        if isinstance(weight, Tensor) and weight.ndim:
-            weight = weight.squeeze(1)
-        return self.value * weight
-
-    def reduced(self) -> tuple[float, Tensor]:
-        """A number and a [] whose product is the mean."""
-        share, value = 1.0 / self.value.numel(), self.value
-        if isinstance(self.weight, Tensor) and self.weight.ndim:
-            return share, torch.dot(self.weight.squeeze(1), value)
-        value = value.sum() if value.ndim else value
-        return (share, self.weight * value) if isinstance(self.weight, Tensor) else (share * self.weight, value)
-
-
-class _FactorsContext(Context, Protocol):
-    factors: Sequence[float]
-
-
-@dataclass(frozen=True)
-class _Term:
-    """One term of a method in a batch."""
-
-    policy: Policy
-    temperatures: Temperatures
-    summands: list[_Summand]
-    shown: Temperatures
-    varies: bool
 
 
 def objective(
@@ -201,13 +143,13 @@ def objective_of(
         summands = [summand for term in terms for summand in term.summands]
         shares, values = zip((1.0, ce), *(summand.reduced() for summand in summands), strict=True)
         factors = [ce_factor, *(summand.factor * share for summand, share in zip(summands, shares[1:], strict=True))]
-        total = _weighted_sum(factors, values)
+        total = weighted_sum(factors, values)
         for term in terms:
             if isinstance(term.policy, Expression):
                 # Adds 0, or what 0 times infinity is.
                 total = torch.add(total, finite_if_usable(term.temperatures, torch).detach().sum(), alpha=0.0)
     if check and not bool(torch.isfinite(total)):
-        raise _not_finite(method.name, views, labels_B, students, terms)
+        raise explain_not_finite(method.name, views, labels_B, students, terms)
     shown = next(iter([term for term in terms if term.varies] + terms), None)
     return Objective(
         total=total,
@@ -224,37 +166,6 @@ def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[obj
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type=device_type, enabled=False)
     return contextlib.nullcontext()
-
-
-def _weighted_sum(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Sum of factor x value over [] values, in few kernels."""
-    if len(values) < 3:
-        return _add_up(factors, values)
-    total: Tensor = _WeightedSum.apply(factors, *values)
-    return total
-
-
-def _add_up(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    if len(values) > 3:
-        return torch.stack(torch._foreach_mul(list(values), factors)).sum()
-    total = values[0] if factors[0] == 1.0 else values[0] * factors[0]
-    for factor, value in zip(factors[1:], values[1:], strict=True):
-        total = torch.add(total, value, alpha=factor)
-    return total
-
-
-class _WeightedSum(torch.autograd.Function):
-    """``_weighted_sum`` whose derivatives are one kernel."""
-
-    @staticmethod
-    def forward(ctx: _FactorsContext, factors: Sequence[float], *values: Tensor) -> Tensor:
-        ctx.factors = factors
-        return _add_up(factors, values)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _FactorsContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *torch._foreach_mul([gradient] * len(ctx.factors), ctx.factors)
 
 
 def _shown(tau: Tensor | float) -> Tensor | float:
@@ -295,7 +206,7 @@ def _distil(
     epoch: int,
     epochs: int | None,
     learned: Mapping[str, Tensor],
-) -> list[_Term]:
+) -> list[TermResult]:
     """Every term's parts, with their full factors, and temperatures."""
     if not method.needs_teacher:
         return []
@@ -323,11 +234,11 @@ def _distil(
     terms = []
     for term, (temperatures, result), of_term in zip(method.terms, computed, values, strict=True):
         summands = [
-            _Summand(name, scale * term.weight * part.coefficient, of_term[key], part.weight)
+            Summand(name, scale * term.weight * part.coefficient, of_term[key], part.weight)
             for name, (key, part) in zip(term.part_names, result.parts.items(), strict=True)
         ]
         varies = result.temperatures is not None or term.policy.kind != "fixed"
-        terms.append(_Term(term.policy, temperatures, summands, result.temperatures or temperatures, varies))
+        terms.append(TermResult(term.policy, temperatures, summands, result.temperatures or temperatures, varies))
     return terms
 
 
@@ -356,43 +267,3 @@ def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float) ->
     """The mean of -log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: []."""
     ce: Tensor = F.nll_loss(student.log_softmax_BC, labels_B)
     return ce if label_smoothing == 0.0 else torch.lerp(ce, -student.log_softmax_BC.mean(), label_smoothing)
-
-
-def _not_finite(
-    name: str, views: Sequence[View], labels_B: Tensor, students: Sequence[Logits], terms: Sequence[_Term]
-) -> NotFinite:
-    """Why the total is not finite: an unusable temperature, else the first sample with a bad input, else the first bad
-    part.
-    """
-    for term in terms:
-        if isinstance(term.policy, Expression) and (unusable := first_unusable(term.temperatures, torch)):
-            reason = unusable.explain(term.policy, f"sample {unusable.sample} of the batch")
-            return NotFinite(f"method {name!r}: {reason}", unusable.sample)
-    where = f"the loss of method {name!r} is not finite: "
-    for view in views:
-        for source, z_BC, advice in (
-            ("student", view.student_logits_BC, "lower the learning rate"),
-            ("teacher", view.teacher_logits_BC, "verify the cache"),
-        ):
-            sample = None if z_BC is None else _first_bad(torch.isfinite(z_BC).all(dim=1))
-            if sample is not None:
-                what = f"the {source}'s logits of sample {sample} of the batch hold NaN or infinity"
-                return NotFinite(f"{where}{what}; {advice}", sample)
-    ce_B = [F.nll_loss(student.log_softmax_BC, labels_B, reduction="none") for student in students]
-    for part in (
-        *(_Summand("ce", 1.0, value_B, 1.0) for value_B in ce_B),
-        *(part for term in terms for part in term.summands),
-    ):
-        value = part.weighted()
-        sample = _first_bad(torch.isfinite(value).reshape(-1))
-        if sample is not None and value.ndim:
-            return NotFinite(
-                f"{where}{part.name!r} overflows on sample {sample} of the batch; lower the learning rate", sample
-            )
-        if sample is not None:
-            return NotFinite(f"{where}{part.name!r} overflows on the batch as a whole; lower the learning rate")
-    return NotFinite(f"{where}its parts are finite but their weighted sum is not; lower the weights")
-
-
-def _first_bad(good_B: Tensor) -> int | None:
-    return None if bool(good_B.all()) else int((~good_B).nonzero()[0, 0])

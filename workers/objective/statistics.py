@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from workers.methods.policies.learned import Learned
-from workers.objective.log_softmax import Context, maximum, one_hot, standard_deviation, tempered
+from workers.objective.log_softmax import Context, one_hot, tempered
+from workers.objective.reductions import maximum, standard_deviation
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     # Of equal ones, one has the gradient, as in the released code.
@@ -138,7 +139,7 @@ def row_statistics(z_BC: Tensor) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class LiveBatch:
-    """``temperature.PolicyBatch`` of student logits z_BC with labels y_B, int64, at an epoch counted from 1.
+    """``policies.base.PolicyBatch`` of student logits z_BC with labels y_B, int64, at an epoch counted from 1.
 
     Attributes:
         parameter: the term's learned theta, [], if its policy has one.

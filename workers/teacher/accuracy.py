@@ -12,9 +12,15 @@ _ACCURACY_CELLS = 1 << 20
 
 
 def teacher_accuracy(plan: CachePlan, folders: Folders) -> TeacherAccuracy:
-    """Top-1 accuracy of the cached logits of the whole test split and of all training views, without a teacher."""
+    """Top-1 accuracy of the cached logits of the validation and test splits and of all training views."""
+
+    def accuracy(spec: CacheSpec | None) -> float | None:
+        return None if spec is None else _cached_accuracy(spec, folders)
+
     return TeacherAccuracy(
-        test=_cached_accuracy(plan.test_cache, folders), views=_cached_accuracy(plan.train_cache, folders)
+        test=accuracy(plan.test_cache),
+        views=_cached_accuracy(plan.train_cache, folders),
+        validation=accuracy(plan.validation_cache),
     )
 
 

@@ -45,7 +45,7 @@ class MissingBlocks(NamedTuple):
 
 
 def reserve_caches(plan: CachePlan, folders: Folders, quota_bytes: int, emit: Emit) -> Reservation:
-    """Hold both caches until the reservation is released or this process ends.
+    """Hold the caches until the reservation is released or this process ends.
 
     Args:
         quota_bytes: for all caches together; others are evicted, the least recently used first. 0 is no quota.
@@ -53,9 +53,8 @@ def reserve_caches(plan: CachePlan, folders: Folders, quota_bytes: int, emit: Em
     Raises:
         store.QuotaExceeded, store.StoreError.
     """
-    specs = (plan.test_cache, plan.train_cache)
     # Without a provenance: where its blocks are inferred is not known yet, ``infer_blocks`` adds it.
-    reservation = Catalog(folders.caches).reserve(specs, quota_bytes)
+    reservation = Catalog(folders.caches).reserve(plan.caches, quota_bytes)
     for gone in reservation.evicted:
         used = gone.used_at.isoformat(sep=" ", timespec="seconds")
         emit(
@@ -77,7 +76,7 @@ def build_caches(
     device: Device = "auto",
     forwards_in: Path | None = None,
 ) -> int:
-    """Complete both caches in this process.
+    """Complete the caches in this process.
 
     Args:
         forwards_in: see ``InferenceTask.forwards``.
@@ -108,7 +107,7 @@ def missing_blocks(
     device: Device = "auto",
     forwards_in: Path | None = None,
 ) -> Generator[MissingBlocks, None, None]:
-    """Yield what both caches miss, the test split's first (it is small and shows mistakes early).
+    """Yield what the caches miss, those of the measured splits first (they are small and show mistakes early).
 
     Before them comes one block of a lossy training split, and the check of its encoding. A cache is finished and
     verified when its blocks were committed and more is asked for. Until then no other job infers it: whoever does not
@@ -142,7 +141,7 @@ def missing_blocks(
     already: dict[str, int] = {}
     if plan.guard is not None:
         already[plan.train_cache.key] = yield from _first_block(task(plan.train_cache), plan.guard, emit, should_stop)
-    for spec in (plan.test_cache, plan.train_cache):
+    for spec in plan.caches:
         started = time.monotonic()
         with _in_turn(folders, spec, should_stop):
             rows = (yield from _pending_blocks(task(spec))) + already.get(spec.key, 0)

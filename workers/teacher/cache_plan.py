@@ -1,4 +1,4 @@
-"""Cache plan: the two caches of a job, as inference completes them and training reads them.
+"""Cache plan: the caches of a job, as inference completes them and training reads them.
 
 Light: the engine keeps plans and passes them on, and loads no torch.
 """
@@ -23,17 +23,26 @@ class EncodingCheck(Spec):
 
 
 class CachePlan(Spec):
-    """The two caches of a job and what is known of its teacher; JSON, so that it can be kept and passed on.
+    """Caches of a job, one of each split that it uses, and facts about its teacher; JSON, to be kept and passed on.
 
     Attributes:
         contract_forwards: pictures that the preflight has run through the teacher now.
         accuracy: of the teacher, once the caches are complete.
+        validation_cache: of the dataset's own validation split, or of the holdout's plain pictures.
+        holdout: the validation split is cut from the training split.
         guard: the check of the training split's cache before most of it is inferred; None for a dense one.
     """
 
     teacher: TeacherSpec
     train_cache: CacheSpec
-    test_cache: CacheSpec
+    test_cache: CacheSpec | None
     contract_forwards: int
     guard: EncodingCheck | None = None
     accuracy: TeacherAccuracy | None = None
+    validation_cache: CacheSpec | None = None
+    holdout: bool = False
+
+    @property
+    def caches(self) -> tuple[CacheSpec, ...]:
+        """Every cache, in the order in which they are built: the small ones show mistakes early."""
+        return tuple(spec for spec in (self.validation_cache, self.test_cache, self.train_cache) if spec is not None)

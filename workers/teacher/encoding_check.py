@@ -24,7 +24,8 @@ from store import CacheSpec, Reference
 from workers.errors import LossyCache
 from workers.events import Emit, Log
 from workers.methods.method import Method
-from workers.objective.objective import View, objective_of
+from workers.objective.objective import objective_of
+from workers.objective.view import View
 from workers.teacher.cache_plan import EncodingCheck
 
 BAR = 0.98

@@ -70,11 +70,15 @@ def forwards_needed(job: JobSpec, plan: CachePlan) -> int:
     """Teacher forward passes that a live teacher would need for all runs of a job.
 
     It is run on every training picture of every epoch of every run that distils (on two views of it, if the method
-    compares two), and once per run on the test split (its agreement). Plain cross-entropy needs none and counts none.
+    compares two), and once per run on the validation and test splits (its agreement). Plain cross-entropy needs none
+    and counts none.
     """
     distilling = [method for method in (run.method.expand() for run in job.runs()) if method.needs_teacher]
-    passes = sum(job.training.epochs * method.views * plan.train_cache.samples for method in distilling)
-    return passes + len(distilling) * plan.test_cache.samples
+    measured = [spec for spec in (plan.validation_cache, plan.test_cache) if spec is not None]
+    held_out = plan.validation_cache.samples if plan.holdout and plan.validation_cache is not None else 0
+    trained = plan.train_cache.samples - held_out
+    passes = sum(job.training.epochs * method.views * trained for method in distilling)
+    return passes + len(distilling) * sum(spec.samples for spec in measured)
 
 
 def forwards_avoided(needed: int, run: int) -> int:

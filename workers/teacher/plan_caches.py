@@ -1,13 +1,13 @@
 """Cache plan of a job: its data, the checks of its teacher, and the specifications of both caches.
 
-1. ``prepare_data``: both splits are decoded once and mapped.
+1. ``prepare_data``: the splits are decoded once and mapped; a holdout is cut from the training split.
 2. The teacher is tried on noise in a confined process (``smoke_test``), unless it was before, then on a labelled slice
    and on views of it (``recorded_preflight``), unless this very pairing was tried before.
-3. That settles the two specifications, and so the keys.
+3. That settles the specifications, and so the keys.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from store import CacheSpec, Encoding
@@ -17,10 +17,13 @@ from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views, output_size, teacher_augmentation
+from workers.data.discovery import examine
+from workers.data.holdout import hold_out
+from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.errors import ContractViolation, InvalidTeacher
-from workers.events import Emit, Log, ShouldStop, Stage
+from workers.events import DatasetReady, Emit, Log, ShouldStop, Split, Stage
 from workers.files import file_sha256
 from workers.methods.method import Method
 from workers.onnx import smoke_test
@@ -32,14 +35,38 @@ from workers.teacher.recorded_preflight import run_recorded_preflight
 from workers.teacher.sessions import Device
 
 
-def prepare_data(spec: DatasetSpec, folders: Folders, emit: Emit, should_stop: ShouldStop) -> tuple[Dataset, Dataset]:
-    """The (train, test) splits, decoded on the first call and mapped on every later one."""
+def prepare_data(
+    spec: DatasetSpec,
+    folders: Folders,
+    emit: Emit,
+    should_stop: ShouldStop,
+    *,
+    splits: Collection[Split] = ("train", "test"),
+    holdout: Holdout | None = None,
+) -> dict[Split, Dataset]:
+    """Prepare these splits of a dataset: decoded on the first call, mapped on every later one.
+
+    Args:
+        splits: to prepare.
+        holdout: the validation split is cut from the training split.
+    """
     emit(Stage(stage="preparing"))
-    train, test = (
-        prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
-        for split in ("train", "test")
-    )
-    return train, test
+    found: dict[Split, Dataset] = {}
+    for split in splits:
+        if split == "validation" and holdout is not None:
+            found[split] = hold_out(found["train"], holdout, folders.datasets)
+            emit(
+                DatasetReady(
+                    split=split,
+                    fingerprint=found[split].fingerprint,
+                    samples=found[split].samples,
+                    classes=found[split].classes,
+                    reused=True,
+                )
+            )
+        else:
+            found[split] = prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
+    return found
 
 
 def identify(teacher: TeacherSpec) -> TeacherSpec:
@@ -97,7 +124,7 @@ def plan_caches(
 ) -> CachePlan:
     """Prepare the data, run the teacher's preflight on it, and settle both cache specifications.
 
-    The encoding is for the training split alone: the test split's cache is small, and results are measured on it.
+    The encoding is for the training split alone: the other caches are small, and results are measured on them.
 
     Args:
         forwards_in: see ``InferenceTask.forwards``.
@@ -108,7 +135,11 @@ def plan_caches(
     """
     for warning in job.warnings:
         emit(Log(level="warning", message=warning))
-    train, test = prepare_data(job.dataset, folders, emit, should_stop)
+    splits = job.splits(examine(job.dataset, folders.data_root).splits)
+    data = prepare_data(job.dataset, folders, emit, should_stop, splits=splits, holdout=job.validation)
+    train = data["train"]
+    if "test" not in data:
+        emit(Log(level="warning", message='nothing is measured on a test split: the job says `"test": null`'))
     for student in job.students:
         # Known now, and cheaper to hear now than after the inference.
         check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
@@ -163,11 +194,17 @@ def plan_caches(
     teacher = teacher.model_copy(update={"output": report.output})
     plain = Views(augmentation=NoAugmentation())
     train_cache = spec(train, seen, encoding)
+
+    def measured(split: Split) -> CacheSpec | None:
+        return spec(data[split], plain, "dense") if split in data else None
+
     check = EncodingCheck(methods=tuple(methods), epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
         teacher=teacher,
         train_cache=train_cache,
-        test_cache=spec(test, plain, "dense"),
+        test_cache=measured("test"),
+        validation_cache=measured("validation"),
+        holdout=job.validation is not None,
         contract_forwards=rows,
         guard=check if train_cache.is_lossy else None,
     )

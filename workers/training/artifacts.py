@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights, ONNX, metrics, configuration, result, log; and its checkpoints.
+"""What a run leaves behind: weights, ONNX, metrics, TensorBoard events, configuration, result; and its checkpoints.
 
 A finished run's folder appears under its final name in one rename, so a folder that has the name is
 complete, and a run that was stopped or killed leaves none. The exported ONNX file is compared with
@@ -26,9 +26,10 @@ from workers.config.teacher import Preprocessing
 from workers.disk_errors import disk_error
 from workers.errors import WorkerError
 from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder
-from workers.run_files import ARTIFACTS, CHECKPOINT, ONNX, WEIGHTS
+from workers.run_files import ARTIFACTS, CHECKPOINT, EVENT_FILE, ONNX, WEIGHTS
 from workers.teacher.teacher import Teacher
 from workers.training.batches import to_input
+from workers.training.event_file import write_event_file
 from workers.training.host_copy import to_host
 
 # float32 convolutions in another order of summation differ by about 1e-5 of the largest logit.
@@ -190,7 +191,7 @@ def write_artifacts(
     student: Student,
     images_BHWK: np.ndarray,
     config: Mapping[str, object],
-    metrics: Sequence[Mapping[str, object]],
+    metrics: Sequence[Mapping[str, float | None]],
     result: dict[str, object],
     heed: Callable[[], None] = lambda: None,
     more: Callable[[Path, Exported], dict[str, object]] = lambda *_: {},
@@ -224,6 +225,7 @@ def write_artifacts(
             write_json(partial / "config.json", config)
             lines = [json.dumps(line, allow_nan=False) for line in metrics]
             (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+            write_event_file(partial / EVENT_FILE, metrics)
             write_json(partial / "result.json", result)
             for path in partial.iterdir():
                 with path.open("rb+") as file:

@@ -25,13 +25,17 @@ def bundle_of(task: TrainingTask, environment: dict[str, str], weights_sha256: s
         weights_sha256: of student.safetensors.
     """
     assert task.origin is not None
-    caches = {"train": task.train_cache, "test": task.test_cache}
+    caches = {"train": task.train_cache, "validation": task.validation_cache, "test": task.test_cache}
     return {
         "format": FORMAT,
         "run": task.run.name,
         "job": task.origin.job.model_dump(mode="json"),
         "teacher": task.origin.teacher.model_dump(mode="json"),
-        "datasets": {"train": task.train_fingerprint, "test": task.test_fingerprint},
+        "datasets": {
+            "train": task.train_fingerprint,
+            "validation": task.validation_fingerprint,
+            "test": task.test_fingerprint,
+        },
         "caches": {split: None if spec is None else spec.key for split, spec in caches.items()},
         "seeds": {"run": task.run.seed, "views": task.views.seed},
         "versions": {"python": platform.python_version(), **_versions()},

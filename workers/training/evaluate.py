@@ -1,16 +1,17 @@
-"""How good a student is, and how close to its teacher, on the test split.
+"""Evaluation of a student on a split: how good it is, and how close to its teacher.
 
 Shapes: B batch, C classes. All probabilities are at temperature 1. Sums are kept on the device in
 float64, so the result does not depend on the batch size beyond rounding, and are read once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from workers.config.teacher import Preprocessing
+from workers.events import Split
 from workers.training.batches import to_input
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
@@ -52,15 +53,34 @@ class _Sums:
             self._bins[row].index_add_(0, bin_B, value_B)
 
 
+def name_of(split: Split, metric: str) -> str:
+    """Name of a split's metric in metrics and results: the test split's have no prefix."""
+    return metric if split == "test" else f"{split}_{metric}"
+
+
+def evaluate_splits(
+    forward: Callable[[Tensor], Tensor],
+    feeds: Mapping[Split, EvaluationFeed],
+    preprocessing: Preprocessing,
+    replicas: Replicas,
+) -> dict[str, float | None]:
+    """Measure a student on each split: as ``evaluate``, the validation split's metrics as ``validation_NAME``."""
+    return {
+        name_of(split, name): value
+        for split, feed in feeds.items()
+        for name, value in evaluate(forward, feed, preprocessing, replicas).items()
+    }
+
+
 @torch.no_grad()
 def evaluate(
     forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
 ) -> dict[str, float | None]:
-    """Measure a student on the whole test split.
+    """Measure a student on a whole split.
 
     Args:
         forward: float32 [B, K, H, W] -> logits [B, C], the network in evaluation mode.
-        feed: this process's share of the test split, with the teacher's cache or without.
+        feed: this process's share of the split, with the teacher's cache or without.
         preprocessing: from picture to ``forward``'s input.
         replicas: the processes that measure together.
 

@@ -19,7 +19,7 @@ from workers.training.training_feed import ALL, Share, SplitPictures, TeacherRow
 
 
 class EvaluationFeed:
-    """The test split in its own order, plain pictures at the student's input size; this process's share of it."""
+    """A split in its own order, plain pictures at the student's input size; this process's share of it."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class EvaluationFeed:
         device: torch.device,
         share: Share = ALL,
     ) -> None:
+        self.dataset = dataset
         self._pictures = SplitPictures(dataset, device)
         self._size = size
         self.device = device

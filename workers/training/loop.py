@@ -4,10 +4,10 @@ A group is one run or several that share everything but student and method: they
 so that pictures are read and augmented once, and each ends with the bits that it would have had alone (on a CPU).
 ``train_run`` is the group of one.
 
-The loop does not run a teacher, choose among epochs by the test split (the last epoch's weights are what is kept; the
-best epoch is reported beside it and named so), or move a job's state. A run that is killed anywhere resumes from its
-last checkpoint and ends with bit-identical weights on a CPU, because nothing is drawn from a generator with a history:
-order, views and dropout are functions of (seed, epoch, step).
+The loop does not run a teacher, choose among epochs by the test split (it keeps the last epoch's weights, or, where the
+job asks for them, those of the best epoch on the validation split), or move a job's state. A run that is killed
+anywhere resumes from its last checkpoint and ends with bit-identical weights on a CPU, because nothing is drawn from a
+generator with a history: order, views and dropout are functions of (seed, epoch, step).
 """
 
 import math
@@ -24,7 +24,7 @@ from workers.events import Emit, Finished, Log, ShouldStop
 from workers.methods.method import Method
 from workers.precision import float32_as
 from workers.training.batches import TrainingBatch
-from workers.training.evaluate import evaluate
+from workers.training.evaluate import evaluate_splits
 from workers.training.group import Ended, Group, share_time
 from workers.training.optimizer import learning_rate
 from workers.training.result import leave
@@ -153,7 +153,9 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
                         "lr": learning_rate(run_state.training, (epoch + 1) * feed.steps - 1, feed.steps),
                         "images_per_s": run_state.sums.rows / run_state.sums.seconds,
                         **readings[run_state.place].means,
-                        **evaluate(run_state.forward, setting.evaluation, setting.preprocessing, setting.replicas),
+                        **evaluate_splits(
+                            run_state.forward, setting.evaluations, setting.preprocessing, setting.replicas
+                        ),
                         "seconds": run_state.sums.seconds + time.monotonic() - started,
                     }
                     _raise_unless_finite(line, run_state.method, epoch)

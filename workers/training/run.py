@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -22,6 +22,7 @@ from workers.precision import PRECISIONS, choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.batch_counters import BatchCounters
 from workers.training.distributed import Replicas
+from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.optimizer import learning_rate, new_optimizer
 
@@ -68,6 +69,7 @@ class RunState:
         sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
         metrics: a line for every epoch that is done.
         seconds: that those took.
+        best_weights: state of the network after the best epoch on the validation split, if that is kept; else empty.
         environment: what it is trained on, for result.json.
     """
 
@@ -117,6 +119,7 @@ class RunState:
         self._reported_at, self._reported = time.monotonic(), (0, 0.0)
         # Folders with checkpoints that its own first one makes superfluous.
         self._earlier = handle.task.earlier
+        self.best_weights: dict[str, Tensor] = {}
 
     # -------------------------------------------------------------------------------------------------- its epoch
 
@@ -128,7 +131,18 @@ class RunState:
 
     @property
     def is_done(self) -> bool:
-        return self.epoch >= self.training.epochs
+        """Whether all of its epochs are done, or early stopping has ended it."""
+        return self.epoch >= self.training.epochs or is_stopped_early(self.metrics, self.training)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Best epoch so far on the validation split, counted from 1; None without such a split."""
+        return best_epoch(self.metrics, self.training.selection_metric)
+
+    def take_best_weights(self) -> None:
+        """Put the weights of the best epoch in place, where those are kept. Nothing is trained afterwards."""
+        if self.best_weights:
+            self.network.load_state_dict(self.best_weights)
 
     def prepare_step(self, step: int, steps: int) -> None:
         """Learning rate and random draws of a step; both depend on where it is in the run and on nothing else."""
@@ -198,6 +212,9 @@ class RunState:
         """Count the epoch, whose metrics these are, and begin new sums."""
         self.metrics.append(line)
         self.epoch += 1
+        if self.training.keep == "best" and self.best_epoch == self.epoch:
+            with self.counters.attached():
+                self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.seconds += line["seconds"] or 0.0
         self.sums.reset()
         self._reported = (0, 0.0)
@@ -223,6 +240,7 @@ class RunState:
         for tensor in itertools.chain(*self.tensors.values()):
             tensor.grad, tensor.data = None, torch.empty(0)
         self.optimizer.state.clear()
+        self.best_weights = {}
 
     def save(self) -> None:
         """Write where the run is, atomically; of several processes the first does.
@@ -246,6 +264,7 @@ class RunState:
             "seconds": self.seconds,
             "metrics": self.metrics,
             "environment": self.environment,
+            "best_weights": self.best_weights,
         }
         save_checkpoint(self.task.folder, state)
         # It is at least as far as the one it went on from, or none of those can be used.
@@ -265,6 +284,8 @@ class RunState:
         for name, parameter in self.learned.items():
             parameter.data.copy_(state["learned"][name])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
+        # Checkpoints of earlier versions have none.
+        self.best_weights = state.get("best_weights", {})
         self.sums.load(state["sums"])
         # What is trained here says where; what was said of a part that is done stays.
         earlier: dict[str, str] = state["environment"]
@@ -305,8 +326,3 @@ def _identity(task: TrainingTask) -> str:
 def _draw_seed(seed: int, epoch: int, step: int) -> int:
     """A seed per step, so that a resumed step draws what it would have drawn."""
     return ((seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63
-
-
-def best(metrics: Sequence[Mapping[str, float | None]]) -> Mapping[str, float | None]:
-    """The epoch with the highest test accuracy, the earliest of equals."""
-    return max(metrics, key=lambda line: (line["top1"] or 0.0, -(line["epoch"] or 0.0)))

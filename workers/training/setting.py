@@ -1,19 +1,21 @@
 """Set-up of a group of runs: device, data, caches, feeds, and each run's student as its seed or checkpoint has it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from store import CacheReader, CacheSpec
 from workers.config.task import TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.views import output_size
-from workers.data.prepared import Dataset, open_prepared
+from workers.data.prepared import Dataset, SubsetDataset, open_prepared
 from workers.devices import choose_device, new_stream
 from workers.errors import CheckpointLost, InvalidJob
-from workers.events import Log
+from workers.events import Log, Split
 from workers.precision import Precision, float32_as
 from workers.students.build import build_student
 from workers.training.batches import student_preprocessing
@@ -31,17 +33,17 @@ class Setting:
     Attributes:
         precision: of float32 products while they train: in full, or ``tf32``.
         no_graph: why no step is recorded in a CUDA graph; None if that is tried.
+        evaluations: of each split that is measured, ``validation`` and ``test``.
     """
 
     device: torch.device
     precision: Precision
     no_graph: str | None
     train: Dataset
-    test: Dataset
     preprocessing: Preprocessing
     size: tuple[int, int]
     feed: TrainingFeed
-    evaluation: EvaluationFeed
+    evaluations: Mapping[Split, EvaluationFeed]
     replicas: Replicas
 
 
@@ -74,6 +76,11 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
         raise InvalidJob(
             "the runs of a group share everything but student and method, and one process: train them apart"
         )
+    if task.views.fresh and any(each.run.method.expand().needs_teacher for each in tasks):
+        raise InvalidJob(
+            "views.fresh is true, and the teacher's logits are cached for views.count views alone: a run with a "
+            "teacher trains on those"
+        )
     if task.stage == "export":
         device = torch.device("cpu")
         no_graph: str | None = "nothing is trained"
@@ -86,7 +93,10 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
     if device.type == "cuda" and task.memory_fraction < 1.0:
         torch.cuda.set_per_process_memory_fraction(task.memory_fraction, device)
     train = open_prepared(task.folders.datasets, task.train_fingerprint)
-    test = open_prepared(task.folders.datasets, task.test_fingerprint)
+    measured = {
+        split: (open_prepared(task.folders.datasets, fingerprint), cache)
+        for split, fingerprint, cache in _measured_splits(task)
+    }
     size = output_size(task.views.augmentation, train.height, train.width)
     training, methods = task.training, [each.run.method.expand() for each in tasks]
 
@@ -101,7 +111,6 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
         precision="tf32" if training.precision == "tf32" else "float32",
         no_graph=no_graph,
         train=train,
-        test=test,
         preprocessing=student_preprocessing(train, size),
         size=size,
         feed=TrainingFeed(
@@ -115,19 +124,38 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
             replicas.share,
             task.threads,
             emit,
+            _trained_rows(train, [dataset for dataset, _ in measured.values()]),
         ),
-        evaluation=EvaluationFeed(
-            test, size, reader(task.test_cache), training.eval_batch_size, device, replicas.share
-        ),
+        evaluations={
+            split: EvaluationFeed(dataset, size, reader(cache), training.eval_batch_size, device, replicas.share)
+            for split, (dataset, cache) in measured.items()
+        },
         replicas=replicas,
     )
 
 
+def _measured_splits(task: TrainingTask) -> Iterator[tuple[Split, str, CacheSpec | None]]:
+    """Split, fingerprint and teacher's cache of everything that students are measured on."""
+    if task.validation_fingerprint is not None:
+        yield "validation", task.validation_fingerprint, task.validation_cache
+    if task.test_fingerprint is not None:
+        yield "test", task.test_fingerprint, task.test_cache
+
+
+def _trained_rows(train: Dataset, measured: Sequence[Dataset]) -> NDArray[np.int64] | None:
+    """Rows of the training split that are not held out: int64, ascending; None if none is."""
+    for dataset in measured:
+        if isinstance(dataset, SubsetDataset) and dataset.base.fingerprint == train.fingerprint:
+            return np.delete(np.arange(train.samples), dataset.rows_N)
+    return None
+
+
 def _shared(task: TrainingTask) -> str:
-    """What all runs of a group have in common."""
+    """What all runs of a group have in common: all but student, method and the student's learning rate."""
     return task.model_dump_json(
         exclude={
             "run": {"index", "student", "method"},
+            "training": {"optimizer": {"lr"}},
             "folder": True,
             "earlier": True,
             "told_epoch": True,

@@ -21,7 +21,7 @@ from store import CacheReader
 from workers.augmentation.apply import apply, apply_table
 from workers.augmentation.draw import draw
 from workers.config.views import Views, output_size
-from workers.data.prepared import Dataset, DecodedDataset, FilesDataset
+from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, SubsetDataset
 from workers.events import Log, ignore
 from workers.training.batches import BatchInputs, TrainingBatch, ViewBatch
 from workers.training.image_loader import PictureStream, nothing, worker_processes
@@ -79,7 +79,11 @@ class SplitPictures:
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         self.dataset = dataset
         self.resident_NHWK: Tensor | None = None
-        if isinstance(dataset, DecodedDataset):
+        if isinstance(dataset, SubsetDataset) and isinstance(dataset.base, DecodedDataset):
+            row_bytes = int(np.prod(dataset.picture_shape))
+            if device.type != "cpu" and _fits(dataset.samples * row_bytes, device):
+                self.resident_NHWK = torch.from_numpy(dataset.take(slice(None))).to(device)
+        elif isinstance(dataset, DecodedDataset):
             mapped_NHWK = torch.from_numpy(np.asarray(dataset.images_NHWC))
             if device.type == "cpu":
                 self.resident_NHWK = mapped_NHWK
@@ -129,7 +133,7 @@ class TrainingFeed:
 
     Args:
         dataset: the training split.
-        plan: which views there are; epoch e (from 0) uses view ``e mod plan.count``, and the next one as the second.
+        plan: which views there are; epoch e (from 0) uses view ``plan.view(e)``, and the next one as the second.
         reader: the teacher's cache over the same boxes, or None for plain cross-entropy.
         batch_size: rows of a batch; of a larger one a last batch of one row is left out, because batch
             normalisation cannot train on it (students with it are refused where there would be no other).
@@ -139,8 +143,10 @@ class TrainingFeed:
         share: of each batch's pictures; labels and logits are always the whole batch's.
         threads: of the run; pictures that stay files are decoded by a worker process for each but the first.
         emit: told where there is no room for what these processes make.
+        rows_N: int64, the rows of the split that are trained on; None are all of them.
 
     Attributes:
+        samples: how many pictures an epoch shows.
         batches_at_once: how many are best made in a row, before the first is trained on.
 
     Close it when no more batches are wanted.
@@ -158,13 +164,16 @@ class TrainingFeed:
         share: Share = ALL,
         threads: int = 1,
         emit: Callable[[Log], None] = ignore,
+        rows_N: NDArray[np.int64] | None = None,
     ) -> None:
         self.device = device
+        self._rows_N = rows_N
+        self.samples = len(dataset.labels_N) if rows_N is None else len(rows_N)
         self._pictures = SplitPictures(dataset, device)
         self._stream: PictureStream | None = None
         if isinstance(dataset, FilesDataset):
             height, width = output_size(plan.augmentation, dataset.height, dataset.width)
-            own = share.of(min(batch_size, len(dataset.labels_N)))
+            own = share.of(min(batch_size, self.samples))
             batch_bytes = (own.stop - own.start) * views_per_step * height * width * dataset.channels
             processes = worker_processes(threads)
             self._stream = PictureStream(dataset.files, plan.augmentation, processes, device, batch_bytes, emit)
@@ -174,7 +183,6 @@ class TrainingFeed:
         self._batch_size = batch_size
         self._seed = seed
         self._share = share
-        self.samples = len(dataset.labels_N)
         self._fetching: Generator[tuple[Tensor, ...], None, None] | None = None
         full, rest = divmod(self.samples, batch_size)
         self.steps = full + (rest > 1 or full == 0)
@@ -197,8 +205,9 @@ class TrainingFeed:
         # Before anything changes that the thread of an epoch that was left reads.
         self._stop_fetching()
         dataset, plan = self._pictures.dataset, self._plan
-        self._order_N = epoch_order(self.samples, self._seed, epoch)
-        shown = [(epoch + place) % plan.count for place in range(self._views_per_step)]
+        order_N = epoch_order(self.samples, self._seed, epoch)
+        self._order_N = order_N if self._rows_N is None else self._rows_N[order_N]
+        shown = [plan.view(epoch, place) for place in range(self._views_per_step)]
         self._drawn = [
             draw(plan.augmentation, plan.seed, view, self._order_N, dataset.height, dataset.width) for view in shown
         ]

@@ -1,12 +1,10 @@
-"""Routes of jobs: post, preview, list, report. ``job_control`` has those that end, pause and repeat them."""
+"""Routes of jobs: post, preview, list. ``job_control`` has those that end, pause and repeat them."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
@@ -26,21 +24,18 @@ from service.api.schemas.jobs import (
     TeacherForwards,
     ViewSizes,
 )
-from service.api.schemas.reports import Report, ReportRow, TeacherResult
 from service.api.schemas.runs import ErrorInfo, Run, SetAside
 from service.db.api_queries import ApiQueries, digest_of
 from service.db.backoff import read_backoff
 from service.db.job_posting import Idempotency
-from service.db.models import JobRecord, RunRecord, TeacherRecord
+from service.db.models import JobRecord, TeacherRecord
 from service.db.states import State
 from workers.config.dataset import thumbnail_warnings
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
-from workers.texts import cell
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 
-CSV = "text/csv"
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -71,9 +66,10 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         teacher=row.teacher_id,
         teacher_sha256=row.teacher["sha256"],
         caches=row.caches,
-        teacher_forwards=_forwards(row),
+        teacher_forwards=forwards(row),
         teacher_accuracy=row.teacher_accuracy,
         teacher_views_accuracy=row.teacher_views_accuracy,
+        teacher_metrics=row.teacher_metrics,
         waits_for=_waits_for(row),
         priority=row.priority,
         parallel_runs=row.parallel_runs,
@@ -82,7 +78,8 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
     )
 
 
-def _forwards(row: JobRecord) -> TeacherForwards | None:
+def forwards(row: JobRecord) -> TeacherForwards | None:
+    """Teacher forward passes of a job; None before any is known."""
     stored = row.teacher_forwards
     # Earlier versions have stored what a cache costs beyond what it spares as a negative number.
     return TeacherForwards(run=stored["run"], avoided=max(0, stored["avoided"])) if stored else None
@@ -129,7 +126,8 @@ def create_job(
         return _preview(plan, teacher)
     idempotency = None
     if idempotency_key is not None:
-        idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
+        digest, earlier = digest_of(request.identity()), digest_of(request.model_dump(mode="json"))
+        idempotency = Idempotency(who.key_id or "", idempotency_key, digest, earlier)
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
@@ -208,77 +206,3 @@ def list_runs(job_id: str, ctx: Ctx, after: After = None, limit: Limit = PAGE_DE
     """In the order of the plan: students slowest, seeds fastest."""
     rows, has_more = ctx.queries.runs(job_id, after, limit)
     return page(rows, has_more, runs.show, lambda row: row.id)
-
-
-# ------------------------------------------------------------------------------------------------------------ report
-
-
-@router.get(
-    "/{job_id}/report",
-    operation_id="get_report",
-    summary="The table of results",
-    dependencies=[READ],
-    response_class=Response,
-    responses={
-        200: {
-            "model": Report,
-            "description": "A row per run; with `Accept: text/csv` as CSV",
-            "content": {CSV: {"schema": {"type": "string"}}},
-        },
-        **responses(404, 422),
-    },
-)
-def get_report(job_id: str, request: Request, ctx: Ctx) -> Response:
-    """What every run has reached so far. `accuracy_best` was chosen on the test split, so `accuracy_last` counts."""
-    report = report_of(*ctx.queries.job_and_runs(job_id))
-    if CSV in request.headers.get("accept", ""):
-        name = f'attachment; filename="{job_id}.csv"'
-        return Response(_csv(report), media_type=CSV, headers={"Content-Disposition": name})
-    return document(report)
-
-
-def report_of(job: JobRecord, rows: list[RunRecord]) -> Report:
-    """Report of a job with these runs."""
-    return Report(
-        job_id=job.id,
-        rows=[_report_row(row) for row in rows],
-        teacher=TeacherResult(accuracy=job.teacher_accuracy, views_accuracy=job.teacher_views_accuracy),
-        teacher_forwards=_forwards(job),
-        caches=job.caches,
-    )
-
-
-def _report_row(run: RunRecord) -> ReportRow:
-    result: Mapping[str, Any] = run.result or {}
-    # A run that is still training has metrics, but no result.
-    last: Mapping[str, Any] = result.get("last") or run.metrics or {}
-    best: Mapping[str, Any] = result.get("best") or {}
-    environment: Mapping[str, Any] = result.get("environment") or {}
-    return ReportRow(
-        run_id=run.id,
-        student=run.student,
-        method=run.method,
-        seed=run.seed,
-        state=run.state,
-        accuracy_last=last.get("top1"),
-        accuracy_best=best.get("top1"),
-        best_epoch=result.get("best_epoch"),
-        agreement=last.get("agreement"),
-        kl_to_teacher=last.get("kl_to_teacher"),
-        ece=last.get("ece"),
-        nll=last.get("nll"),
-        student_temperature=last.get("student_temperature_mean"),
-        teacher_temperature=last.get("teacher_temperature_mean"),
-        images_per_s=result.get("images_per_s", last.get("images_per_s")),
-        seconds=result.get("seconds"),
-        device=environment.get("device_name") if environment.get("device") == "cuda" else environment.get("device"),
-    )
-
-
-def _csv(report: Report) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(ReportRow.model_fields), lineterminator="\r\n")
-    writer.writeheader()
-    for row in report.rows:
-        writer.writerow({name: cell(value) for name, value in row.model_dump(mode="json").items()})
-    return text.getvalue()

@@ -98,7 +98,7 @@ def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Res
     file = next((file for file in ctx.queries.artifacts(run_id) if file.name == name), None)
     if file is None:
         raise NotFound("artifact", f"{run_id}/{name}")
-    path = _path(file, ctx)
+    path = path_of(file, ctx)
     # Nothing that a run left is ever shown as a page of this origin.
     headers = {**digest_headers(bytes.fromhex(file.sha256)), "X-Content-Type-Options": "nosniff"}
     if etag_matches(request.headers.get("if-none-match", ""), headers["ETag"]):
@@ -110,7 +110,7 @@ def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Res
     return response
 
 
-def _path(file: ArtifactRecord, ctx: Context) -> Path:
+def path_of(file: ArtifactRecord, ctx: Context) -> Path:
     """Path of an artifact. Raises NotFound if it is gone, or if its row points out of the data directory."""
     root = ctx.settings.data_dir.resolve()
     path = (root / file.path).resolve()

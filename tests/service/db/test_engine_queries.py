@@ -619,6 +619,27 @@ def test_a_job_that_nobody_works_on_follows_the_last_of_its_runs(
     assert queries.job(job.id).finished_at is not None
 
 
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["paused", "queued"])
+def test_cancel_run_of_a_job_that_nobody_works_on_leaves_it_succeeded_if_no_fewer_runs_have(
+    queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl, is_resumed: bool
+) -> None:
+    """The table has no way from paused to succeeded but through work; the events are those of the way."""
+    job = add_job(api_queries)
+    run, attempt = start(queries, job)
+    other = queries.runs(job.id)[1].id
+    job_control.pause_run(other)
+    assert queries.record_result(run.id, attempt, [], {})
+    assert queries.settle_job(job.id, 1)
+    if is_resumed:
+        job_control.resume_run(other)
+    job_control.cancel_run(other)
+    assert states(queries, job.id) == ["succeeded", "succeeded", "cancelled"]
+    assert queries.job(job.id).finished_at is not None
+    events, _ = api_queries.events(api_queries.job(job.id)[0], 0, 100)
+    told = [event.data["state"] for event in events if event.run_id == "" and event.type == "state"]
+    assert told[-3:] == ["queued", "running", "succeeded"]
+
+
 def test_a_job_of_which_a_run_failed_ends_failed_with_its_last_cancelled_run(
     queries: EngineQueries, api_queries: ApiQueries, job_control: JobControl
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from service.db.models import RunRecord
 from service.db.states import State
-from service.db.transitions import assign
+from service.db.transitions import assign, end_of
 from tests.repository.test_architecture import ROOT, source_files
 
 _SQL = re.compile(r"\bupdate\b.*\bset\b.*\bstate\b", re.IGNORECASE | re.DOTALL)
@@ -40,6 +40,24 @@ def writers(tree: ast.AST, function: str = "") -> Iterator[tuple[str, int]]:
             case ast.Constant(value=str(text)) if _SQL.search(text):
                 yield name, node.lineno
         yield from writers(node, name)
+
+
+@pytest.mark.parametrize(
+    ("runs", "state"),
+    [
+        ("succeeded", "succeeded"),
+        ("succeeded succeeded cancelled", "succeeded"),
+        ("succeeded cancelled", "succeeded"),
+        ("succeeded cancelled cancelled", "cancelled"),
+        ("cancelled", "cancelled"),
+        ("succeeded succeeded cancelled failed", "failed"),
+        ("cancelled cancelled cancelled failed", "failed"),
+    ],
+)
+def test_end_of_a_job_is_what_most_of_its_runs_are_unless_one_has_failed(runs: str, state: str) -> None:
+    found, error = end_of(RunRecord(name=name, state=State(name)) for name in runs.split())
+    assert found == state
+    assert (error is not None) == (state == "failed")
 
 
 @pytest.mark.parametrize(

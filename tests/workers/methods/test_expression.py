@@ -22,7 +22,8 @@ from torch import Tensor
 
 from store.statistics import STATISTICS
 from workers.errors import InvalidMethod
-from workers.methods.expression import FUNCTIONS, NAMES, TEACHER_STATISTICS, Expression, _Reading, parse
+from workers.methods.expression import FUNCTIONS, NAMES, TEACHER_STATISTICS, Expression
+from workers.methods.expression_parser import _Reading, parse
 
 Float64 = npt.NDArray[np.float64]
 Row = Any

@@ -20,7 +20,7 @@ import torch
 
 from service.cli import main
 from service.client.client import Client
-from service.client.transport import ApiProblem
+from service.client.errors import ApiProblem
 from store import CacheReader, CacheSpec, CacheWriter
 from store.statistics import row_statistics
 from tests.support.method_inputs import POLICIES, alone
@@ -42,7 +42,8 @@ from workers.methods.policies.learned import Learned
 from workers.methods.policies.max_logit import MaxLogit
 from workers.methods.policies.normkd import Normkd
 from workers.methods.policies.standardize import Standardize
-from workers.methods.preview import Distribution, PreviewRow, PreviewTerm, preview
+from workers.methods.preview import preview
+from workers.methods.preview_report import Distribution, PreviewRow, PreviewTerm
 from workers.objective.objective import objective
 from workers.objective.statistics import LiveBatch
 

@@ -135,13 +135,13 @@ def tree(tmp_path: Path) -> Path:
         "from workers.methods.losses import Reverse\n",
     )
     _insert(methods / "losses.py", "class Dkd(Loss)", LOSS_CLASS)
-    _insert(methods / "papers.py", "class KD(Preset)", PRESET_CLASS)
+    _insert(methods / "papers" / "temperatures.py", "class KD(Preset)", PRESET_CLASS)
     _insert(
-        methods / "papers.py",
+        methods / "papers" / "temperatures.py",
         "from workers.methods.policies.fixed",
         "from workers.methods.policies.halfway import Halfway\n",
     )
-    _insert(methods / "papers.py", "from workers.spec", "from workers.methods.losses import Reverse\n")
+    _insert(methods / "papers" / "temperatures.py", "from workers.spec", "from workers.methods.losses import Reverse\n")
     return tmp_path
 
 

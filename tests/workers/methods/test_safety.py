@@ -13,8 +13,9 @@ from workers.methods.combined import PRESETS
 from workers.methods.method import Method, Term
 from workers.methods.policies.expression import Expression
 from workers.objective.log_softmax import one_hot
-from workers.objective.objective import View, objective, objective_of
+from workers.objective.objective import objective, objective_of
 from workers.objective.statistics import row_statistics
+from workers.objective.view import View
 
 NAMES = [name for name in PRESETS if name != "custom"]
 DISTILLING = [name for name in NAMES if name != "ce"]

@@ -96,7 +96,8 @@ class Setting:
             training=SMALL.model_copy(update={"epochs": 1}),
         )
         self.plan = self.filled(self.job)
-        self.train, self.test = prepare_data(self.job.dataset, self.folders, ignore, never)
+        data = prepare_data(self.job.dataset, self.folders, ignore, never)
+        self.train, self.test = data["train"], data["test"]
         self.teacher = Teacher(path, preprocessing, threads=1, device="cpu")
 
     def filled(self, job: JobSpec) -> CachePlan:
@@ -267,7 +268,7 @@ def test_a_job_whose_views_are_not_resampled_keeps_its_key(digits: Digits) -> No
 def test_a_run_reports_the_teacher_on_the_training_views(setting: Setting, tmp_path: Path) -> None:
     outcome = run_job(setting.job, setting.folders, tmp_path)
     assert outcome.teacher_forwards == 0
-    assert (outcome.teacher_accuracy, outcome.teacher_views_accuracy) == (1.0, 1.0)
+    assert (outcome.teacher_accuracy, outcome.teacher_views_accuracy) == ({"test": 1.0}, 1.0)
     result = json.loads((tmp_path / "run-0/artifacts/result.json").read_text())
     assert result["teacher"] == {"top1": 1.0, "views_top1": 1.0}
 

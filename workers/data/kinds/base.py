@@ -19,11 +19,21 @@ if TYPE_CHECKING:
     from workers.data.blocks import Decoding
     from workers.events import ShouldStop, Split
 
-SPLITS: "Final[tuple[Split, Split]]" = ("train", "test")
+# In the order in which they are listed; a dataset has the first, and may have the others.
+SPLITS: "Final[tuple[Split, ...]]" = ("train", "validation", "test")
+# Names of a split's folder or arrays, in lower case.
+SPLIT_NAMES: "Final[Mapping[Split, tuple[str, ...]]]" = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
 
 # Increased when the meaning of a source changes (another order, another split of the digits), so that
 # copies prepared under the old rules are not taken for the new ones.
 _RULES = 1
+
+# Pixels a side from which a random area of a picture is cropped, not a picture that is moved by four pixels.
+_LARGE_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,14 @@ class DatasetKind(Spec, ABC):
         options: the fields but ``kind``.
         sought: what the doctor advises to put below the data root, in the plural; empty for a built-in dataset, which
             needs nothing there.
+        recipes: for a value of ``kind``, the recipe of ``workers.config.recipes`` that a job takes which names none;
+            a kind without one goes by the size of its pictures.
     """
 
     kinds: ClassVar[Mapping[str, str]]
     options: ClassVar[Mapping[str, Option]] = {}
     sought: ClassVar[str] = ""
+    recipes: ClassVar[Mapping[str, str]] = {}
 
     kind: str
 
@@ -98,6 +111,13 @@ class DatasetKind(Spec, ABC):
         return None
 
     @property
+    def recipe(self) -> str:
+        """Name of the recipe that a job on this dataset takes which names none."""
+        size = self.picture_size
+        by_size = "large-pictures" if size is not None and min(size) >= _LARGE_SIDE else "small-pictures"
+        return self.recipes.get(self.kind, by_size)
+
+    @property
     def keeps_files(self) -> bool:
         """Whether pictures stay image files, without a decoded copy."""
         return False
@@ -130,7 +150,7 @@ class Source:
     Attributes:
         spec: what the client asked for.
         path: the file or folder, inside the data root; None for a built-in dataset.
-        samples: pictures of each split.
+        samples: pictures of each split that is there, in the order of ``SPLITS``.
         classes: how many.
         class_names: in label order; None where only decoding tells (CIFAR's).
         files: what has to be read for each split. A folder's pictures are ordered by class name, then file name.
@@ -149,6 +169,11 @@ class Source:
     ignored: tuple[Path, ...] = ()
     release: str | None = None
 
+    @property
+    def splits(self) -> "tuple[Split, ...]":
+        """The splits that are there."""
+        return tuple(split for split in SPLITS if split in self.samples)
+
     def key(self) -> str:
         """SHA-256 (64 hex) of the description and of every file's path, size in bytes and modification time.
 
@@ -159,7 +184,7 @@ class Source:
         if self.release is not None:
             header.append(self.release)
         digest.update(json.dumps(header, sort_keys=True).encode())
-        for split in SPLITS:
+        for split in self.splits:
             for path in self.files[split]:
                 status = path.stat()
                 line = [split, str(path), status.st_size, status.st_mtime_ns]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from workers.data.class_names import check_class_names, check_told_apart
 from workers.data.confinement import inside, root_folder
-from workers.data.kinds.base import SPLITS, FilesBelowRoot, Option, Source
+from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Option, Source
 from workers.errors import InvalidDataset
 from workers.spec import Size
 from workers.texts import composed, differences, listed
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from workers.events import ShouldStop, Split
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_EXPECTED = "expected train/CLASS/*.jpg (or another picture format), test/CLASS/* and, if there is one, val/CLASS/*"
 
 
 class FolderDataset(FilesBelowRoot):
-    """``path/train/CLASS/*.jpg`` (or png ...) and ``path/test/CLASS/*``; classes alphabetically.
+    """``path/train/CLASS/*.jpg`` (or png ...), ``path/val/CLASS/*`` and ``path/test/CLASS/*``; classes alphabetically.
+
+    The folders of the splits may be called ``train`` or ``training``, ``val``, ``valid`` or ``validation``, ``test`` or
+    ``testing``, in any case; all but the training split may be missing.
 
     Attributes:
         image_size: (height, width) every picture is resized to; None demands that all have one
@@ -30,7 +34,10 @@ class FolderDataset(FilesBelowRoot):
         and so the same caches and weights.
     """
 
-    kinds: ClassVar[Mapping[str, str]] = {"folder": "`train/CLASS/*.jpg` and `test/CLASS/*`; classes alphabetically"}
+    kinds: ClassVar[Mapping[str, str]] = {
+        "folder": "`train/CLASS/*.jpg`, `test/CLASS/*` and, if there is one, `val/CLASS/*` (`valid`, `validation`; "
+        "in any case); classes alphabetically"
+    }
     options: ClassVar[Mapping[str, Option]] = {
         **FilesBelowRoot.options,
         "image_size": Option("Resize the pictures of a folder to this.", "the pictures' own", "HEIGHT WIDTH"),
@@ -45,7 +52,7 @@ class FolderDataset(FilesBelowRoot):
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
         """Yield a folder with a training split."""
-        if (entry / "train").is_dir():
+        if entry.is_dir() and any(found.name.lower() in SPLIT_NAMES["train"] for found in entry.iterdir()):
             yield cls(path=name)
 
     @property
@@ -65,33 +72,28 @@ class FolderDataset(FilesBelowRoot):
     def examine(self, data_root: Path) -> Source:
         """List class folders and pictures; none is opened."""
         path, root = self.resolve(data_root), root_folder(data_root)
-        classes = {split: _class_folders(path, split, root) for split in SPLITS}
+        folders = _split_folders(path, root)
+        classes = {split: _class_folders(folder, root) for split, folder in folders.items()}
         names = sorted(classes["train"])
-        for split in SPLITS:
-            check_told_apart(sorted(classes[split]), path / split)
+        for split, folder in folders.items():
+            check_told_apart(sorted(classes[split]), folder)
         # A class is spelt as train/ spells it: copied by another machine, test/ may be in another normal form.
         spelt = {composed(name): name for name in names}
-        classes["test"] = {spelt.get(composed(name), name): folder for name, folder in classes["test"].items()}
-        for here, there in (SPLITS, SPLITS[::-1]):
-            only = sorted(classes[here].keys() - classes[there].keys())
-            if only:
-                alike = differences([*only, *sorted(classes[there].keys() - classes[here].keys())])
-                raise InvalidDataset(
-                    f"{path}: {here}/ has the classes {listed(only)}, which {there}/ lacks; both must "
-                    f"hold the same class folders{''.join(f' ({found})' for found in alike[:1])}"
-                )
+        for split in folders:
+            classes[split] = {spelt.get(composed(name), name): folder for name, folder in classes[split].items()}
+            _check_same_classes(path, (folders["train"].name, classes["train"]), (folders[split].name, classes[split]))
         check_class_names(names, path)
         ignored: list[Path] = []
         files: dict[Split, tuple[Path, ...]] = {}
         counts: dict[Split, tuple[int, ...]] = {}
-        for split in SPLITS:
+        for split in folders:
             pictures = [_pictures(classes[split][name], root, ignored) for name in names]
             files[split] = tuple(picture for group in pictures for picture in group)
             counts[split] = tuple(len(group) for group in pictures)
         return Source(
             spec=self,
             path=path,
-            samples={split: len(files[split]) for split in SPLITS},
+            samples={split: len(found) for split, found in files.items()},
             classes=len(names),
             class_names=tuple(names),
             files=files,
@@ -123,12 +125,39 @@ def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
     return entries
 
 
-def _class_folders(path: Path, split: "Split", root: Path) -> dict[str, Path]:
-    folder = inside(path / split, root)
-    if not folder.is_dir():
-        raise InvalidDataset(
-            f"{path} has no folder {split!r}; expected train/CLASS/*.jpg (or another picture format) and test/CLASS/*"
-        )
+def _split_folders(path: Path, root: Path) -> "dict[Split, Path]":
+    """The folder of each split that is there."""
+    if not path.is_dir():
+        raise InvalidDataset(f"{path} is not a folder; {_EXPECTED}")
+    entries = [entry for entry in _entries(path, root) if entry.is_dir()]
+    folders: dict[Split, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        found = [Path(entry.path) for entry in entries if entry.name.lower() in names]
+        if len(found) > 1:
+            raise InvalidDataset(
+                f"{path} has the folders {found[0].name!r} and {found[1].name!r}, which both mean the {split} split: "
+                "leave one of them"
+            )
+        if found:
+            folders[split] = found[0]
+    if "train" not in folders:
+        raise InvalidDataset(f"{path} has no folder 'train'; {_EXPECTED}")
+    return folders
+
+
+def _check_same_classes(path: Path, *splits: tuple[str, Mapping[str, Path]]) -> None:
+    """Refuse splits, each a folder's name and its classes, with other classes than each other."""
+    for (here, classes), (there, others) in (splits, splits[::-1]):
+        only = sorted(classes.keys() - others.keys())
+        if only:
+            alike = differences([*only, *sorted(others.keys() - classes.keys())])
+            raise InvalidDataset(
+                f"{path}: {here}/ has the classes {listed(only)}, which {there}/ lacks; both must "
+                f"hold the same class folders{''.join(f' ({found})' for found in alike[:1])}"
+            )
+
+
+def _class_folders(folder: Path, root: Path) -> dict[str, Path]:
     return {entry.name: Path(entry.path) for entry in _entries(folder, root) if entry.is_dir()}
 
 
@@ -142,7 +171,7 @@ def _pictures(folder: Path, root: Path, ignored: list[Path]) -> list[Path]:
     if not pictures:
         raise InvalidDataset(
             f"the class folder {folder} is empty: it holds {len(others)} files but no picture "
-            f"({', '.join(PICTURE_SUFFIXES)}). Fill it, or remove the class from train/ and test/"
+            f"({', '.join(PICTURE_SUFFIXES)}). Fill it, or remove the class from every split"
         )
     ignored += others
     return pictures

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from workers.data.class_names import check_class_names
-from workers.data.kinds.base import SPLITS, FilesBelowRoot, Source
+from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Source
 from workers.errors import InvalidDataset
 
 if TYPE_CHECKING:
@@ -14,15 +14,19 @@ if TYPE_CHECKING:
     from workers.data.headers import Headers
     from workers.events import ShouldStop, Split
 
+_PARTS = ("images", "labels")
+
 
 class NpzDataset(FilesBelowRoot):
     """One ``.npz`` of ``train_images``, ``train_labels``, ``test_images``, ``test_labels``.
 
-    Images are uint8 [N, H, W] or [N, H, W, C], labels integers [N], ``class_names`` (optional) strings.
+    A validation split (``validation_``, ``valid_`` or ``val_``) may be there, the test split may be missing. Images are
+    uint8 [N, H, W] or [N, H, W, C], labels integers [N], ``class_names`` (optional) strings.
     """
 
     kinds: ClassVar[Mapping[str, str]] = {
-        "npz": "one file: `train_images`, `train_labels`, `test_images`, `test_labels`, optionally `class_names`"
+        "npz": "one file: `train_images`, `train_labels`, `test_images`, `test_labels`, optionally `val_images`, "
+        "`val_labels` (or `validation_`) and `class_names`"
     }
     sought: ClassVar[str] = ".npz files"
 
@@ -40,24 +44,27 @@ class NpzDataset(FilesBelowRoot):
         from workers.data.labels import check_npz_labels, npz_class_names
 
         path = self.resolve(data_root)
-        needed = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
+        prefixes = _prefixes(path)
+        needed = [f"{prefix}_{part}" for prefix in prefixes.values() for part in _PARTS]
         headers = npz_headers(path, needed, optional=["class_names"])
-        shapes = {split: _shape(path, headers, split) for split in SPLITS}
-        if shapes["train"][1:] != shapes["test"][1:]:
-            raise InvalidDataset(
-                f"{path}: training pictures are {list(shapes['train'][1:])}, test pictures "
-                f"{list(shapes['test'][1:])} (height, width, channels)"
-            )
-        names = npz_class_names(path, headers)
+        shapes = {split: _shape(path, headers, prefix) for split, prefix in prefixes.items()}
+        for split, shape in shapes.items():
+            if shape[1:] != shapes["train"][1:]:
+                raise InvalidDataset(
+                    f"{path}: training pictures are {list(shapes['train'][1:])}, {split} pictures "
+                    f"{list(shape[1:])} (height, width, channels)"
+                )
+        labels = {split: f"{prefix}_labels" for split, prefix in prefixes.items()}
+        names = npz_class_names(path, headers, labels)
         check_class_names(names, path)
-        check_npz_labels(path, names)
+        check_npz_labels(path, names, labels)
         return Source(
             spec=self,
             path=path,
-            samples={split: shapes[split][0] for split in SPLITS},
+            samples={split: shape[0] for split, shape in shapes.items()},
             classes=len(names),
             class_names=names,
-            files=dict.fromkeys(SPLITS, (path,)),
+            files=dict.fromkeys(prefixes, (path,)),
         )
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
@@ -68,17 +75,42 @@ class NpzDataset(FilesBelowRoot):
         from workers.data.headers import npz_headers, npz_pieces
         from workers.data.labels import npz_labels
 
-        path, name = source.files[split][0], f"{split}_images"
+        path = source.files[split][0]
+        prefixes = _prefixes(path)
+        name = f"{prefixes[split]}_images"
         count, height, width, *channels = npz_headers(path, [name])[name].shape
         shape = (count, height, width, channels[0] if channels else 1)
         step = block_rows(math.prod(shape[1:]))
         names = source.class_names or ()
+        labels = {of: f"{prefix}_labels" for of, prefix in prefixes.items()}
         blocks = (np.ascontiguousarray(piece).reshape(-1, *shape[1:]) for piece in npz_pieces(path, name, step))
-        return Decoding(shape, npz_labels(path, names)[split], names, stoppable(blocks, should_stop))
+        return Decoding(shape, npz_labels(path, names, labels)[split], names, stoppable(blocks, should_stop))
 
 
-def _shape(path: Path, headers: "Headers", split: "Split") -> tuple[int, ...]:
-    """(N, height, width, channels) of a split whose headers fit together."""
+def _prefixes(path: Path) -> "dict[Split, str]":
+    """Prefix of the arrays of each split that is there.
+
+    Raises:
+        InvalidDataset: one split is there under two names.
+    """
+    from workers.data.headers import npz_headers
+
+    every = [f"{name}_{part}" for names in SPLIT_NAMES.values() for name in names for part in _PARTS]
+    there = npz_headers(path, [], optional=every)
+    prefixes: dict[Split, str] = {}
+    for split, names in SPLIT_NAMES.items():
+        found = [name for name in names if any(f"{name}_{part}" in there for part in _PARTS)]
+        if len(found) > 1:
+            raise InvalidDataset(
+                f"{path} holds {found[0]}_ and {found[1]}_ arrays, which both mean the {split} split: keep one of them"
+            )
+        if found or split == "train":
+            prefixes[split] = (found or names)[0]
+    return prefixes
+
+
+def _shape(path: Path, headers: "Headers", split: str) -> tuple[int, ...]:
+    """(N, height, width, channels) of a split whose headers fit together; ``split`` is the prefix of its arrays."""
     images, labels = headers[f"{split}_images"], headers[f"{split}_labels"]
     shape = images.shape
     full = (*shape, 1) if len(shape) == 3 else shape

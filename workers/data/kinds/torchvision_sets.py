@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from workers.data.confinement import inside, root_folder
-from workers.data.kinds.base import SPLITS, FilesBelowRoot, Source
+from workers.data.kinds.base import FilesBelowRoot, Source
 from workers.errors import InvalidDataset
 from workers.spec import RelativePath, Size
 
@@ -32,6 +32,13 @@ class TorchvisionDataset(FilesBelowRoot):
         "fashion_mnist": "the IDX files",
     }
     sought: ClassVar[str] = "CIFAR and MNIST"
+    recipes: ClassVar[Mapping[str, str]] = {
+        "cifar10": "small-pictures",
+        "cifar100": "small-pictures",
+        "mnist": "mnist",
+        # Clothes may be mirrored.
+        "fashion_mnist": "small-pictures",
+    }
 
     kind: Literal["cifar10", "cifar100", "mnist", "fashion_mnist"]
     path: RelativePath = "."
@@ -92,7 +99,7 @@ class _Cifar(_Published):
 
     def examine(self, spec: TorchvisionDataset, path: Path, root: Path) -> Source:
         folder = path if path.name == self.folder else path / self.folder
-        names = [name for split in SPLITS for name in self.files[split]] + [self.meta]
+        names = [name for of_split in self.files.values() for name in of_split] + [self.meta]
         missing = [name for name in names if not inside(folder / name, root).is_file()]
         if missing:
             raise InvalidDataset(
@@ -105,7 +112,7 @@ class _Cifar(_Published):
             samples={"train": 50_000, "test": 10_000},
             classes=self.classes,
             class_names=None,
-            files={split: tuple(folder / name for name in (*self.files[split], self.meta)) for split in SPLITS},
+            files={split: tuple(folder / name for name in (*names, self.meta)) for split, names in self.files.items()},
         )
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
@@ -158,7 +165,7 @@ class _Idx(_Published):
 
         folders = [path / name for name in self.folders]
         for folder in folders:
-            files = {split: _idx_pair(folder, _IDX_PREFIX[split], root) for split in SPLITS}
+            files = {split: _idx_pair(folder, _IDX_PREFIX[split], root) for split in _IDX_PREFIX}
             if all(len(pair) == 2 for pair in files.values()):
                 break
         else:
@@ -166,8 +173,8 @@ class _Idx(_Published):
                 f"{spec.kind} needs train-images-idx3-ubyte, train-labels-idx1-ubyte and the same of t10k "
                 f"(or each with .gz) in one of {', '.join(map(str, folders))}"
             )
-        shapes = {split: idx_shape(files[split][0]) for split in SPLITS}
-        for split in SPLITS:
+        shapes = {split: idx_shape(files[split][0]) for split in _IDX_PREFIX}
+        for split in _IDX_PREFIX:
             labels = idx_shape(files[split][1])
             if len(shapes[split]) != 3 or labels != shapes[split][:1]:
                 raise InvalidDataset(
@@ -180,11 +187,11 @@ class _Idx(_Published):
             raise InvalidDataset(
                 f"{path}: training pictures are {shapes['train'][1:]}, test pictures {shapes['test'][1:]}"
             )
-        check_idx_labels({split: files[split][1] for split in SPLITS}, self.class_names)
+        check_idx_labels({split: files[split][1] for split in _IDX_PREFIX}, self.class_names)
         return Source(
             spec=spec,
             path=folder,
-            samples={split: shapes[split][0] for split in SPLITS},
+            samples={split: shapes[split][0] for split in _IDX_PREFIX},
             classes=10,
             class_names=self.class_names,
             files=files,

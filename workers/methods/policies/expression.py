@@ -5,8 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from workers.errors import InvalidMethod
-from workers.methods.expression import TEACHER_STATISTICS, Array, parse
+from workers.methods.expression import TEACHER_STATISTICS, Array
 from workers.methods.expression import Expression as ParsedExpression
+from workers.methods.expression_parser import parse
 from workers.methods.policies.base import Policy, PolicyBatch, Statistics, Temperatures
 from workers.spec import Flag
 

@@ -1,0 +1,94 @@
+"""Notes of a report: what a reader of its numbers has to know, in sentences."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from service.api.reports.groups import Baseline, Group
+from service.api.reports.rows import SPLITS
+from service.api.schemas.reports import Difference, GroupSplit, ReportGroup
+from service.db.models import JobRecord
+from service.db.states import State
+from workers.texts import listed
+
+
+def notes_of(
+    jobs: Sequence[JobRecord], groups: Sequence[Group], shown: Sequence[ReportGroup], baseline: Baseline
+) -> list[str]:
+    """Sentences about runs and seeds that are missing, and about what numbers of so few do not say.
+
+    Args:
+        groups, shown: the same, and as documents.
+    """
+    sentences = [*_of_splits(jobs, shown), *_of_runs(groups), *_of_seeds(groups), *_of_baseline(groups, baseline)]
+    return [*sentences, *_of_differences(groups, shown)]
+
+
+def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Iterator[str]:
+    untested = [job.id for job in jobs if job.plan.get("test", "dataset") is None]
+    if untested:
+        yield f"{listed(untested)} has no test split ('test' is null): nothing was measured on test"
+    if any(group.test for group in shown) and not any(group.validation for group in shown):
+        yield "there is no validation split: nothing was chosen, so no epoch is called best"
+
+
+def _of_runs(groups: Sequence[Group]) -> Iterator[str]:
+    counts = Counter(run.state for group in groups for run in group.runs)
+    others = {state: count for state, count in counts.items() if state is not State.SUCCEEDED}
+    if others:
+        told = ", ".join(f"{count} {state}" for state, count in others.items())
+        yield f"{sum(others.values())} of {counts.total()} runs have not succeeded ({told}); they are in no mean"
+
+
+def _of_seeds(groups: Sequence[Group]) -> Iterator[str]:
+    single = [group.name for group in groups if len(group.succeeded) == 1]
+    if single:
+        yield (
+            f"one seed ranks noise: {listed(single)} has one seed, so no deviation or interval says whether it "
+            "differs from another; three seeds or more do"
+        )
+
+
+def _of_baseline(groups: Sequence[Group], baseline: Baseline) -> Iterator[str]:
+    students = {group.key[1] for group in groups if group.succeeded}
+    compared = {group.key[1] for group in groups if group.baseline is not None}
+    if (method := baseline.label) is None:
+        return
+    lacking = sorted(
+        student
+        for student in students - compared
+        if not any(group.key[1:] == (student, method) and group.succeeded for group in groups)
+    )
+    if lacking:
+        yield (
+            f"no run of the baseline {method!r} of {listed(lacking)} has succeeded: no difference is told there; name "
+            "another method with `baseline`"
+        )
+
+
+def _of_differences(groups: Sequence[Group], shown: Sequence[ReportGroup]) -> Iterator[str]:
+    unpaired = {
+        group.name: sorted(group.succeeded.keys() - group.baseline.succeeded.keys())
+        for group in groups
+        if group.baseline is not None
+    }
+    told = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in unpaired.items() if seeds]
+    if told:
+        yield f"differences leave out what has no run of the baseline with the same seed: {listed(told)}"
+    equal = [
+        f"{name} on {split}" for name, split, found in _differences(groups, shown) if found.n > 1 and found.low is None
+    ]
+    if equal:
+        yield f"all differences of {listed(equal)} are equal: a t interval would have no width, and none is given"
+    if any(of_split.samples for group in shown for of_split in (group.test, group.validation) if of_split is not None):
+        yield (
+            "McNemar's exact test is of the two runs of one seed; seeds are not pooled, for they share the rows, and "
+            "its p-value says nothing about other seeds"
+        )
+
+
+def _differences(groups: Sequence[Group], shown: Sequence[ReportGroup]) -> Iterator[tuple[str, str, Difference]]:
+    for group, document in zip(groups, shown, strict=True):
+        for split in SPLITS:
+            of_split: GroupSplit | None = getattr(document, split)
+            if of_split is not None and of_split.difference is not None:
+                yield group.name, split, of_split.difference
