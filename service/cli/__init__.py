@@ -22,6 +22,7 @@ from service.cli import (
     backup,
     caches,
     doctor,
+    evaluate,
     gc,
     jobs,
     keys,
@@ -50,6 +51,7 @@ serve.register(app)
 doctor.register(app)
 jobs.register(app)
 reproduce.register(app)
+evaluate.register(app)
 reports.register(app)
 resources.register(app)
 recipes.register(app)

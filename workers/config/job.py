@@ -62,6 +62,7 @@ class Plan(Spec):
     """A job without its teacher; its runs are all combinations of students, methods and seeds.
 
     Attributes:
+        evaluate: measure the teacher, which may be any classifier, on every split but train, and train nothing.
         group_size: where more runs wait than there is room for, at most so many of one seed are trained in one process
             on the same batches; 1 trains each apart. It changes no result.
         accept_teacher: use the teacher although the preflight doubts its class order, preprocessing, accuracy or
@@ -77,9 +78,10 @@ class Plan(Spec):
     dataset: DatasetSpec
     views: Views = Views()
     cache: CacheOptions = CacheOptions()
-    students: Annotated[tuple[Student, ...], Field(min_length=1), AtMost(RUNS_MAX)]
+    evaluate: Flag = Field(False, exclude_if=lambda given: not given)
+    students: Annotated[tuple[Student, ...], AtMost(RUNS_MAX)] = ()
     # The first wrong one ends it: each takes time to refuse, and its exceptions hold memory until all are told.
-    methods: Annotated[tuple[MethodChoice, ...], FailFast(), Field(min_length=1), AtMost(RUNS_MAX)]
+    methods: Annotated[tuple[MethodChoice, ...], FailFast(), AtMost(RUNS_MAX)] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AtMost(RUNS_MAX)] = (0,)
     training: Training = Training()
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
@@ -89,6 +91,25 @@ class Plan(Spec):
     validation: Holdout | None = Field(None, exclude_if=lambda given: given is None)
     test: Literal["dataset"] | None = Field("dataset", exclude_if=lambda given: given == "dataset")
     recipe: Recipe | None = Field(None, exclude_if=lambda given: given is None)
+
+    @model_validator(mode="after")
+    def _trains_or_evaluates(self) -> Self:
+        if not self.evaluate:
+            for field in ("students", "methods"):
+                if not getattr(self, field):
+                    raise ValueError(f'{field} is empty: name at least one, or train nothing by `"evaluate": true`')
+            return self
+        trains = {
+            "students": self.students,
+            "methods": self.methods,
+            "recipe": self.recipe,
+            "export": self.export != Export(),
+            "views": self.views.count > 1,
+        }
+        given = [name for name, is_given in trains.items() if is_given]
+        if given:
+            raise ValueError(f"evaluate is true, so nothing is trained: leave {', '.join(given)} out")
+        return self
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:

@@ -59,12 +59,13 @@ class TeacherAccuracy(Spec):
 
     Attributes:
         test: on the plain pictures of the test split; None where it is not measured.
-        views: on the training views, over all of them: of the logits that students learn from.
+        views: on the training views, over all of them: of the logits that students learn from; None where nothing is
+            trained.
         validation: on the plain pictures of the validation split; None without one.
     """
 
     test: float | None
-    views: float
+    views: float | None
     validation: float | None = Field(None, exclude_if=lambda given: given is None)
 
     @property

@@ -19,7 +19,7 @@ def teacher_accuracy(plan: CachePlan, folders: Folders) -> TeacherAccuracy:
 
     return TeacherAccuracy(
         test=accuracy(plan.test_cache),
-        views=_cached_accuracy(plan.train_cache, folders),
+        views=None if plan.evaluates else _cached_accuracy(plan.train_cache, folders),
         validation=accuracy(plan.validation_cache),
     )
 
