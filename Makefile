@@ -2,8 +2,6 @@
 # Each creates .venv from constraints.txt when it is missing or stale.
 PYTHON ?= python3
 VENV := .venv
-# Extras of pyproject.toml that are left out: no test of `make test` needs them.
-WITHOUT := mlflow wandb trackio
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -24,6 +22,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The trackers, which bring a GB, are left out: .ci/run gives them a Python of their own, for the slow tests.
 # pip first, for that of Python 3.11 knows no digests of constraints; setuptools, which builds Retort, is among torch's
 # requirements.
 $(STAMP): pyproject.toml constraints.txt
@@ -31,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
 	$(PIP) --no-deps --require-hashes --requirement $(VENV)/pip.txt
-	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for n, e in p['optional-dependencies'].items() if n not in '$(WITHOUT)'.split() for r in e if not r.startswith('retort[')), sep='\n')" > $(VENV)/requirements.txt
+	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for n, e in p['optional-dependencies'].items() if n not in ('mlflow', 'wandb', 'trackio') for r in e if not r.startswith('retort[')), sep='\n')" > $(VENV)/requirements.txt
 	$(PIP) --require-hashes --constraint constraints.txt --requirement $(VENV)/requirements.txt
 	$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)

@@ -28,6 +28,7 @@ from service.cli import (
     keys,
     methods,
     parity,
+    plot,
     recipes,
     reports,
     reproduce,
@@ -62,6 +63,7 @@ keys.register(app)
 backup.register(app)
 gc.register(app)
 trackers.register(app)
+plot.register(app)
 # Commands that have a log for unknown variables, or whose processes have one.
 _LOGGING = frozenset({"serve", "api", "engine", "track"})
 _ENGINE_COMMANDS = frozenset({"serve", "engine", "demo", "parity"})

@@ -20,19 +20,11 @@ from workers.texts import printable_json
 _OWN_PACKAGES = frozenset({"store", "workers", "service"})
 # Modules that the extra ``engine`` brings; those that are neither here nor the client's own come with ``server``.
 _OF_THE_ENGINE = frozenset(
-    {
-        "PIL",
-        "onnxruntime",
-        "onnxscript",
-        "ray",
-        "safetensors",
-        "scipy",
-        "simplejpeg",
-        "tensorboardX",
-        "torch",
-        "torchvision",
-    }
+    {"PIL", "onnxruntime", "onnxscript", "ray", "simplejpeg", "tensorboardX", "torch", "torchvision"}
 )
+
+
+_OF_THE_PLOTS = frozenset({"matplotlib"})
 
 
 class CommandFailed(ServiceError, RuntimeError):
@@ -126,6 +118,7 @@ def sentence(error: Exception, *, needs_engine: bool = False) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OWN_PACKAGES:
         module = error.name.partition(".")[0]
         extra = "engine" if needs_engine or module in _OF_THE_ENGINE else "server"
+        extra = "plots" if module in _OF_THE_PLOTS else extra
         return (
             f"this command needs the package {module}, which is not installed here: run it where the service runs, or "
             f"install Retort with its extra `{extra}` (pip install 'retort[{extra}]')"

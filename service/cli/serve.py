@@ -82,13 +82,14 @@ def serve(
         end_with_stdin()
     url = local_url(settings.host, settings.port)
     options = ("--project", settings.trackers_project, "--cursor-dir", str(settings.trackers_dir))
-    followers = {f"tracker {each}": command("--url", url, "track", str(each), *options) for each in trackers}
+    followers = {f"tracker {each}": [*command("--url", url, "track", str(each)), *options] for each in trackers}
     with Client(url) as client:
         readiness = _Readiness(client)
         status = supervise(
             {"api": command("api"), "engine": command("engine"), **followers},
             optional=followers.keys(),
-            environment=os.environ,
+            # A process that finds the variable is none of these, and has nobody who follows for it.
+            environment={name: value for name, value in os.environ.items() if name.upper() != "RETORT_TRACKERS"},
             is_ready=readiness.ask,
             has_begun=lambda: readiness.has_begun,
             say=_say_as_service,
@@ -184,6 +185,10 @@ def engine(
     if until_stdin_closes:
         end_with_stdin()
     begin_log(settings)
+    if settings.trackers:
+        structlog.get_logger("retort.engine").warning(
+            "RETORT_TRACKERS has no effect here, `retort serve` alone heeds it: run `retort track` for each address"
+        )
     try:
         run_engine(settings)
     except RayFailed as error:

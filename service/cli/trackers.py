@@ -39,11 +39,13 @@ def export(
     import tempfile
 
     from service.trackers.address import parse_address
+
+    address = parse_address(f"{tracker}:{to}")
+    # Before the others, which need what the extra brings as well.
+    address.check_installed()
     from service.trackers.export import JobExport
     from service.trackers.guard import quiet
 
-    address = parse_address(f"{tracker}:{to}")
-    address.check_installed()
     options = session(context)
     with options.client() as client, tempfile.TemporaryDirectory(prefix="retort-export-") as scratch:
         job = client.job(job_id)
@@ -77,6 +79,9 @@ def track(
 ) -> None:
     """Follow all jobs of a service and tell a tracker of them; RETORT_TRACKERS has `retort serve` start this."""
     from service.trackers.address import parse_address
+
+    address = parse_address(tracker)
+    address.check_installed()
     from service.trackers.cursor import Cursor
     from service.trackers.follow import Follower
     from service.trackers.guard import Watchdog, quiet
@@ -86,8 +91,6 @@ def track(
         end_with_stdin()
     logs.configure("info")
     os.nice(_NICE)
-    address = parse_address(tracker)
-    address.check_installed()
     watchdog = Watchdog(stall_s)
     watchdog.start()
     cursor = Cursor(cursor_dir / f"{address.slug}.sqlite3")

@@ -1,33 +1,40 @@
-"""Queries of reports: jobs with the columns of their runs that a report shows, and the logits that runs have kept."""
+"""Queries of reports: jobs with what of their runs a report shows, and the files that runs have kept."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import load_only
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.orm import Session
 
 from service.db.database import Database
-from service.db.models import ArtifactRecord, JobRecord, RunRecord
-from service.db.transitions import existing, runs_of
+from service.db.models import ArtifactRecord, JobRecord, Json, RunRecord
+from service.db.states import State
+from service.db.transitions import existing
 from service.errors import TooLarge
 
-_SHOWN = (
-    RunRecord.id,
-    RunRecord.job_id,
-    RunRecord.student,
-    RunRecord.method,
-    RunRecord.seed,
-    RunRecord.state,
-    RunRecord.metrics,
-    RunRecord.result,
-)
+# Matrices of a result that no report shows; of a thousand runs they take longer to parse than all the rest.
+_UNSHOWN = ("$.evaluation.validation.confusion", "$.evaluation.test.confusion")
 # Variables of one statement; SQLite takes no more than 32,766.
 _IDS = 1000
 
 
+class ReportedRun(NamedTuple):
+    """What a report shows of a run: columns of ``RunRecord``."""
+
+    id: str
+    job_id: str
+    student: str
+    method: str
+    seed: int
+    state: State
+    metrics: Json | None
+    result: Json | None
+
+
 def jobs_and_runs(
     database: Database, job_ids: Sequence[str], runs_max: int | None = None
-) -> tuple[list[JobRecord], list[RunRecord]]:
-    """Jobs, and all their runs in the order of jobs and plans, at one moment; of runs what a report shows.
+) -> tuple[list[JobRecord], list[ReportedRun]]:
+    """Jobs, and all their runs in the order of jobs and plans, at one moment.
 
     Args:
         runs_max: most runs in all.
@@ -43,8 +50,18 @@ def jobs_and_runs(
             raise TooLarge(
                 f"the {len(jobs)} jobs have {count} runs, at most {runs_max} go into one table: name fewer jobs"
             )
-        columns = load_only(*_SHOWN, raiseload=True)
-        return jobs, [run for job in jobs for run in session.scalars(runs_of(job.id).options(columns))]
+        columns = [getattr(RunRecord, name) for name in ReportedRun._fields if name != "result"]
+        query = select(*columns, _result(session)).order_by(RunRecord.index)
+        return jobs, [
+            ReportedRun._make(row) for job in jobs for row in session.execute(query.where(RunRecord.job_id == job.id))
+        ]
+
+
+def _result(session: Session) -> ColumnElement[Any]:
+    """Column ``result``, without matrices in SQLite; PostgreSQL's jsonb would refuse texts of earlier versions."""
+    if session.get_bind().dialect.name != "sqlite":
+        return RunRecord.result.expression
+    return func.json_remove(RunRecord.result, *_UNSHOWN, type_=RunRecord.result.type)
 
 
 def files_of_runs(database: Database, run_ids: Iterable[str], name: str) -> list[ArtifactRecord]:

@@ -47,7 +47,7 @@ class TrackerAddress:
             BadTracker: it is not installed.
         """
         kind = SINKS[self.sink]
-        if find_spec(kind.package) is None:
+        if not _is_there(kind.package):
             raise BadTracker(
                 f"the tracker {self.sink} needs the package {kind.distribution}, which is not installed here: "
                 f"pip install 'retort[{self.sink}]'"
@@ -87,6 +87,14 @@ def parse_addresses(text: str | None) -> Sequence[TrackerAddress]:
         if addresses.count(address) > 1:
             raise BadTracker(f"{address} stands in RETORT_TRACKERS twice: each job would be told twice, name it once")
     return addresses
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        # An import hook may say so in this way.
+        return False
 
 
 def _without_password(text: str) -> str:

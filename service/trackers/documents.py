@@ -7,15 +7,15 @@ from datetime import datetime
 from service.client.transport import Document
 from service.trackers.sinks.base import TrackedRun
 
-# Of a job's plan, what all its runs share; students, methods and seeds are the run's own.
-_SHARED = ("dataset", "views", "cache", "training", "validation", "test")
+# Of a job's plan, what a run has one of; the rest is shared by all.
+_OF_RUNS = frozenset({"students", "methods", "seeds"})
 # The first has the last epoch's metrics, which were told as such; the others are matrices for a plot.
 _NOT_FLAT = frozenset({"last", "evaluation"})
 
 
 def tracked_run(job: Document, run: Document) -> TrackedRun:
     """What a tracker is told of a run when it starts."""
-    asked = {name: job["plan"][name] for name in _SHARED if job["plan"].get(name) is not None}
+    asked = {name: value for name, value in job["plan"].items() if name not in _OF_RUNS}
     values = {
         "student": run["student"],
         "method": run["method"],

@@ -14,11 +14,13 @@ from pathlib import Path
 import structlog
 
 from service.client.client import Client
+from service.client.errors import ApiProblem
 from service.client.transport import Document
 from service.db.states import TERMINAL
 from service.trackers.documents import finite, flat_result, moment, tracked_run
 from service.trackers.sinks.base import RunFile, Sink, SinkRefused, TrackedRun
 
+_GONE = 404
 log = structlog.get_logger("retort.trackers")
 
 
@@ -41,7 +43,7 @@ class JobExport:
 
     Attributes:
         is_ended: whether the job's end was among the events.
-        refused: runs that the tracker does not take, with its reason.
+        refused: runs that the tracker does not take, or that were deleted, with the reason.
         runs: how many were told to the tracker as ended.
     """
 
@@ -73,6 +75,12 @@ class JobExport:
         except SinkRefused as error:
             self.refused[run_id] = str(error)
             log.error("the tracker refuses a run, which is left out", run_id=run_id, error=str(error))
+        except ApiProblem as error:
+            if error.status != _GONE:
+                raise
+            # Runs of an ended job can be deleted one by one; the others are still there.
+            self.refused[run_id] = f"{run_id} was deleted before all of it was told"
+            log.info("a run was deleted before all of it was told", run_id=run_id)
 
     def _tell_epoch(self, run_id: str, data: Document, event: Document) -> None:
         run = self._opened(run_id)

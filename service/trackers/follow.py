@@ -1,9 +1,9 @@
 """Follower of a service: all its jobs, told to one tracker as their events are stored.
 
-A process beside API and engine that reads what everybody may read. It asks for new events every two seconds, tells
-them, lets the tracker keep them, and moves its cursor then: at least once, whatever is killed. A tracker or a service
-that does not answer is tried again, each job at its own time, after 1, 2, 4, ... 60 seconds; the log says what is
-wrong and how far behind the tracker is.
+A process beside API and engine that reads what everybody may read. It asks for new events every two seconds (of a job
+that brings none less and less often, every 30 s in the end), tells them, lets the tracker keep them, and moves its
+cursor then: at least once, whatever is killed. A tracker or a service that does not answer is tried again, each job at
+its own time, after 1, 2, 4, ... 60 seconds; the log says what is wrong and how far behind the tracker is.
 """
 
 import threading
@@ -16,7 +16,8 @@ from itertools import islice
 
 import structlog
 
-from service.client.client import ApiProblem, Client
+from service.client.client import Client
+from service.client.errors import ApiProblem
 from service.client.transport import Document
 from service.db.states import TERMINAL
 from service.trackers.cursor import Cursor
@@ -29,6 +30,8 @@ log = structlog.get_logger("retort.trackers")
 
 TRIES = Schedule(base_s=1.0, factor=2.0, cap_s=60.0, jitter=0.1)
 POLL_S = 2.0
+# Thousands of jobs may wait for their turn.
+_QUIET = Schedule(base_s=POLL_S, factor=2.0, cap_s=30.0)
 # Events between two moves of the cursor.
 _EVENTS_AT_ONCE = 200
 # The newest jobs that are looked at whatever is known of them: two processes may store jobs in another order than
@@ -38,11 +41,12 @@ _GONE = 404
 
 
 @dataclass
-class _Trouble:
-    """Failures of a job in a row."""
+class _Pace:
+    """When a job is looked at next, after so many failures, or looks without an event, in a row."""
 
-    failures: int
-    due: float
+    failures: int = 0
+    quiet: int = 0
+    due: float = 0.0
 
 
 class Follower:
@@ -71,7 +75,7 @@ class Follower:
         self._with_files, self._tries, self._clock = with_files, tries, clock
         self._sink: Sink | None = None
         self._exports: dict[str, JobExport] = {}
-        self._troubles: dict[str, _Trouble] = {}
+        self._paces: dict[str, _Pace] = {}
 
     def run(self, stop: threading.Event, poll_s: float = POLL_S) -> None:
         """Follow until ``stop`` is set."""
@@ -100,9 +104,9 @@ class Follower:
         """
         self._find_jobs()
         for job_id, seq in self._cursor.open_jobs().items():
-            trouble = self._troubles.get(job_id)
-            if trouble is None or self._clock() >= trouble.due:
-                self._follow_job(job_id, seq)
+            pace = self._paces.setdefault(job_id, _Pace())
+            if self._clock() >= pace.due:
+                self._follow_job(job_id, seq, pace)
 
     def _find_jobs(self) -> None:
         if self._cursor.is_new:
@@ -118,7 +122,7 @@ class Follower:
             else:
                 self._cursor.save(job["id"], 0)
 
-    def _follow_job(self, job_id: str, seq: int) -> None:
+    def _follow_job(self, job_id: str, seq: int, pace: _Pace) -> None:
         told, event = seq, None
         try:
             export = self._export(job_id)
@@ -134,13 +138,15 @@ class Follower:
             if isinstance(error, ApiProblem) and error.status == _GONE:
                 log.info("a job was deleted before all of it was told", job_id=job_id)
                 self._cursor.save(job_id, told, is_done=True)
-                return
-            self._note_trouble(job_id, event, error)
+            else:
+                self._note_failure(job_id, pace, event, error)
             return
-        if self._troubles.pop(job_id, None) is not None:
+        if pace.failures:
             log.info("the tracker has caught up", job_id=job_id, seq=told)
+        pace.failures, pace.quiet = 0, 0 if told > seq else pace.quiet + 1
+        pace.due = self._clock() + _QUIET.delay_s(pace.quiet)
         if export.is_ended:
-            del self._exports[job_id]
+            del self._exports[job_id], self._paces[job_id]
             log.info("the tracker has a whole job", job_id=job_id, runs=export.runs, refused=len(export.refused))
 
     def _export(self, job_id: str) -> JobExport:
@@ -154,17 +160,16 @@ class Follower:
             self._sink = self._open_sink()
         return self._sink
 
-    def _note_trouble(self, job_id: str, event: Document | None, error: Exception) -> None:
-        earlier = self._troubles.get(job_id)
-        failures = 1 + (earlier.failures if earlier else 0)
-        wait_s = self._tries.delay_s(failures)
-        self._troubles[job_id] = _Trouble(failures, self._clock() + wait_s)
+    def _note_failure(self, job_id: str, pace: _Pace, event: Document | None, error: Exception) -> None:
+        pace.failures += 1
+        wait_s = self._tries.delay_s(pace.failures)
+        pace.due = self._clock() + wait_s
         at = moment(event["at"]) if event else None
         log.warning(
             "the tracker is behind with a job",
             job_id=job_id,
             error=_sentence(error),
-            failures=failures,
+            failures=pace.failures,
             behind_s=None if at is None else round((datetime.now(UTC) - at).total_seconds(), 1),
             next_try_s=round(wait_s, 1),
         )

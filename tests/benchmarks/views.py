@@ -9,6 +9,7 @@ Top-1 is of the last epoch on the test split. Of the differences, which are pair
 
 import argparse
 import math
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ def main() -> None:
         views=(*(views for views in given.views if views < given.epochs), given.epochs),
         seeds=tuple(given.seeds),
     )
+    if not PICTURES.is_file():
+        sys.exit(f"This trains on {PICTURES.name}, which is not in {PICTURES.parent}")
     with TemporaryDirectory() as temporary:
         folder = given.work or Path(temporary)
         unpack(folder / "cifar10", sizes)

@@ -17,7 +17,7 @@ from service.api.schemas.reports import (
     SampleTest,
     TeacherResult,
 )
-from service.db.models import RunRecord
+from service.db.report_queries import ReportedRun
 from service.db.states import State
 from service.errors import InvalidRequest
 from workers.texts import listed
@@ -56,8 +56,8 @@ class Group:
     """
 
     key: GroupKey
-    runs: list[RunRecord] = field(default_factory=list)
-    succeeded: dict[int, RunRecord] = field(default_factory=dict)
+    runs: list[ReportedRun] = field(default_factory=list)
+    succeeded: dict[int, ReportedRun] = field(default_factory=dict)
     figures: dict[Split, dict[int, dict[str, Any]]] = field(default_factory=dict)
     baseline: "Group | None" = None
 
@@ -71,13 +71,13 @@ class Group:
         found = {seed: known["top1"] for seed, known in self.figures[split].items()}
         return {seed: top1 for seed, top1 in found.items() if top1 is not None}
 
-    def pairs(self) -> list[tuple[RunRecord, RunRecord]]:
+    def pairs(self) -> list[tuple[ReportedRun, ReportedRun]]:
         """Runs that succeeded with the baseline's of the same seed, (baseline, method)."""
         others = {} if self.baseline is None else self.baseline.succeeded
         return [(others[seed], run) for seed, run in self.succeeded.items() if seed in others]
 
 
-def group_runs(runs: Iterable[RunRecord], baseline: Baseline) -> list[Group]:
+def group_runs(runs: Iterable[ReportedRun], baseline: Baseline) -> list[Group]:
     """Groups of runs, in the order of their first ones, each with the group that it is compared with.
 
     Raises:

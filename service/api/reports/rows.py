@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from service.api.schemas.reports import ReportRow, TeacherResult, TeacherSplit
-from service.db.models import JobRecord, RunRecord
+from service.db.models import JobRecord
+from service.db.report_queries import ReportedRun
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
@@ -14,7 +15,7 @@ _EVALUATED = ("top1", "top5", "nll", "ece", "agreement")
 _Json = Mapping[str, Any]
 
 
-def report_row(run: RunRecord) -> ReportRow:
+def report_row(run: ReportedRun) -> ReportRow:
     """Row of a run; one that is still training has metrics, but no result."""
     result: _Json = run.result or {}
     last: _Json = result.get("last") or run.metrics or {}
@@ -61,7 +62,7 @@ def best_epoch(result: _Json) -> _Json:
     return best if best.get("validation_top1") is not None else {}
 
 
-def figures(run: RunRecord, split: Split) -> dict[str, Any]:
+def figures(run: ReportedRun, split: Split) -> dict[str, Any]:
     """Figures of the weights that leave, on one split, null where they are not known.
 
     Returns:

@@ -12,7 +12,8 @@ from service.api.reports import statistics
 from service.api.reports.groups import Group, GroupKey
 from service.api.reports.rows import SPLITS, Split
 from service.api.schemas.reports import SampleTest
-from service.db.models import ArtifactRecord, RunRecord
+from service.db.models import ArtifactRecord
+from service.db.report_queries import ReportedRun
 from service.errors import Conflict, InvalidRequest
 from workers.texts import listed
 
@@ -75,7 +76,10 @@ def sample_tests(
 
 
 def _tests(
-    baseline: RunRecord, run: RunRecord, known_of_baseline: dict[Split, Predictions], known: dict[Split, Predictions]
+    baseline: ReportedRun,
+    run: ReportedRun,
+    known_of_baseline: dict[Split, Predictions],
+    known: dict[Split, Predictions],
 ) -> Iterator[tuple[Split, SampleTest]]:
     for split in SPLITS:
         if split not in known or split not in known_of_baseline:
@@ -125,16 +129,12 @@ def read_predictions(path: Path, run_id: str) -> dict[Split, Predictions]:
 
 def _correct(logits, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """Compare the largest of each row's logits [rows, classes], a slice of a file, with the labels."""
-    shape = logits.get_shape()
-    if (
-        len(shape) != 2
-        or labels_N.shape != (shape[0],)
-        or labels_N.dtype.kind != "i"
-        or logits.get_dtype() not in ("F16", "F32")
-    ):
+    shape, dtype = logits.get_shape(), logits.get_dtype()
+    are_labels = labels_N.dtype.kind == "i" and labels_N.shape == tuple(shape[:1])
+    if len(shape) != 2 or dtype not in ("F16", "F32") or not are_labels:
         raise ValueError(
-            f"it holds {logits.get_dtype()} {shape} with labels {labels_N.dtype} {labels_N.shape}; "
-            "logits are F16 or F32 [rows, classes], labels int64 [rows]"
+            f"it holds {dtype} {shape} with labels {labels_N.dtype} {labels_N.shape}; logits are F16 or F32 "
+            "[rows, classes], labels int64 [rows]"
         )
     parts = []
     for start in range(0, shape[0], _ROWS):

@@ -30,8 +30,8 @@ from service.api.schemas.reports import (
     SampleTest,
     Statistics,
 )
-from service.db.models import JobRecord, RunRecord
-from service.db.report_queries import files_of_runs, jobs_and_runs
+from service.db.models import JobRecord
+from service.db.report_queries import ReportedRun, files_of_runs, jobs_and_runs
 from service.errors import InvalidRequest
 
 RUNS_MAX = 2000
@@ -141,7 +141,7 @@ def compare_jobs(request: Annotated[ComparisonRequest, json_body(ComparisonReque
 def statistics_of(
     ctx: Context,
     jobs: Sequence[JobRecord],
-    runs: Sequence[RunRecord],
+    runs: Sequence[ReportedRun],
     baseline: Baseline,
     *,
     confidence: float,

@@ -104,15 +104,15 @@ class MlflowSink(Sink):
 
     def log_metrics(self, run: TrackedRun, epoch: int, at: datetime, metrics: Mapping[str, float]) -> None:
         # With the tag in the same request: MLflow writes metrics first, and takes the very same ones once.
-        self._log(run, epoch, at, metrics, {_EPOCH_TAG: str(epoch)})
+        self._log(run, epoch, at, metrics=metrics, tags={_EPOCH_TAG: str(epoch)})
 
     def log_result(self, run: TrackedRun, result: Mapping[str, str | float], at: datetime) -> None:
         values = {f"result/{name}": value for name, value in result.items() if isinstance(value, float)}
         texts = {f"retort.result.{name}": value for name, value in result.items() if isinstance(value, str)}
-        self._log(run, 0, at, values, texts)
+        self._log(run, 0, at, metrics=values, tags=texts)
 
     def _log(
-        self, run: TrackedRun, step: int, at: datetime, metrics: Mapping[str, float], tags: Mapping[str, str]
+        self, run: TrackedRun, step: int, at: datetime, *, metrics: Mapping[str, float], tags: Mapping[str, str]
     ) -> None:
         from mlflow.entities import Metric, RunTag
 

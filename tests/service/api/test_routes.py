@@ -393,7 +393,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     start_run(api.records, other)
     last = {"top1": 0.9, "agreement": 0.8, "student_temperature_mean": 4.0, "ece": 0.1}
     best = {"epoch": 2, "top1": 0.95, "validation_top1": 0.96}
-    result = {"last": last, "best": best, "best_epoch": 2, "seconds": 12.5, "images_per_s": 100.0}
+    result = {"last": last, "best": best, "best_epoch": 2, "seconds": 12.5, "images_per_s": 100.0, "views_seen": 3}
     result["environment"] = {"device": "cuda", "device_name": "NVIDIA H200"}
     api.records.move_run(other, 1, State.SUCCEEDED, result=result)
     api.records.update_job(job, teacher_forwards={"run": 1797, "avoided": 5000}, teacher_accuracy=0.97)
@@ -410,6 +410,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     assert (second["accuracy_last"], second["accuracy_best"], second["best_epoch"]) == (0.9, 0.96, 2)
     assert (second["student_temperature"], second["seconds"], second["method"]) == (4.0, 12.5, "kd")
     assert (first["device"], second["device"]) == (None, "NVIDIA H200")
+    assert (first["views_seen"], second["views_seen"]) == (None, 3)
     shown = io.StringIO()
     Console(file=shown, width=200).print(render.report(report))
     header, _, line = (line.rstrip() for line in shown.getvalue().splitlines())

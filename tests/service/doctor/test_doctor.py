@@ -72,12 +72,10 @@ def test_doctor_looks_at_everything_else_without_the_engines_packages(settings: 
         "torchvision",
         "ray",
         "onnxruntime",
-        "scipy",
         "sklearn",
         "simplejpeg",
         "PIL",
         "pillow",
-        "safetensors",
         "nvidia",
     )
     packages_dir = tmp_path / "site"

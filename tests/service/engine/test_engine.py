@@ -58,7 +58,11 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert done["state"] == "succeeded", done["error"]
     assert done["teacher_forwards"]["run"] > 2 * len(digits.train.labels_N)
 
-    rows = client.report(job["id"])["rows"]
+    report = client.report(job["id"])
+    rows = report["rows"]
+    assert [(group["method"], group["test"]["top1"]["mean"]) for group in report["groups"]] == [
+        (row["method"], row["accuracy"]) for row in rows
+    ]
     assert [row["method"] for row in rows] == ["ce", "kd"]
     assert all(row["accuracy_last"] > 0.5 and row["state"] == "succeeded" for row in rows)
     runs = list(client.runs(job["id"]))

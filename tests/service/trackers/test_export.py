@@ -34,10 +34,12 @@ def export(api: Api, work: Work, *options: str) -> int:
     return main(["--url", api.url, "--json", "export", "recording", work.job_id, "--to", "here", *options])
 
 
-def test_export_tells_parameters_epochs_result_files_and_end(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    work = Work(api)
+def test_export_tells_parameters_epochs_result_files_and_end(
+    shared_api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Work(shared_api)
     work.finish()
-    assert export(api, work) == 0
+    assert export(shared_api, work) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == {
         "job_id": work.job_id,
@@ -54,7 +56,7 @@ def test_export_tells_parameters_epochs_result_files_and_end(api: Api, capsys: p
     assert kept.metrics == {
         number: {"seconds": 2.0, "top1": number / 10, "train_loss": 1 / number} for number in (1, 2, 3)
     }
-    with Client(api.url) as client:
+    with Client(shared_api.url) as client:
         told = [event for event in client.stored_events(work.job_id) if event["type"] == "epoch"]
     assert [at.isoformat() for at in kept.times.values()] == [
         event["at"].replace("Z", "+00:00") for event in told if event["run_id"] == work.run_ids[1]
@@ -64,10 +66,10 @@ def test_export_tells_parameters_epochs_result_files_and_end(api: Api, capsys: p
     assert kept.state == "succeeded"
 
 
-def test_export_again_updates_and_doubles_nothing(api: Api) -> None:
-    work = Work(api)
+def test_export_again_updates_and_doubles_nothing(shared_api: Api) -> None:
+    work = Work(shared_api)
     work.epoch(0, 1)
-    assert export(api, work) == 0
+    assert export(shared_api, work) == 0
     assert RecordingSink.runs[work.run_ids[0]].state == "running"
     work.epoch(0, 2)
     work.epoch(0, 3)
@@ -75,26 +77,26 @@ def test_export_again_updates_and_doubles_nothing(api: Api) -> None:
     work.end_run(1, State.CANCELLED)
     work.end()
     for _ in range(2):
-        assert export(api, work) == 0
+        assert export(shared_api, work) == 0
         assert RecordingSink.runs[work.run_ids[0]].calls == [1, 2, 3]
         assert [kept.state for kept in RecordingSink.runs.values()] == ["succeeded", "cancelled"]
 
 
-def test_export_follows_a_job_to_its_end(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    work = Work(api)
+def test_export_follows_a_job_to_its_end(shared_api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Work(shared_api)
     work.finish()
-    assert export(api, work, "--follow", "--without-files") == 0
+    assert export(shared_api, work, "--follow", "--without-files") == 0
     assert json.loads(capsys.readouterr().out)["is_ended"] is True
     assert RecordingSink.runs[work.run_ids[0]].files == {}
 
 
-def test_export_of_epochs_without_events_takes_them_from_the_run(api: Api) -> None:
+def test_export_of_epochs_without_events_takes_them_from_the_run(shared_api: Api) -> None:
     """Of a retry, its own events begin after the epochs that it took over."""
-    work = Work(api)
+    work = Work(shared_api)
     work.epoch(0, 1)
     work.epoch(0, 2)
     work.epoch(0, 3)
-    with Client(api.url) as client:
+    with Client(shared_api.url) as client:
         job, last = client.job(work.job_id), list(client.stored_events(work.job_id))[-1]
         sink = RecordingSink("here", "retort", Path("nowhere"))
         JobExport(client, job, sink, with_files=True).apply(last)
@@ -103,19 +105,19 @@ def test_export_of_epochs_without_events_takes_them_from_the_run(api: Api) -> No
     assert (kept.times[2] - kept.times[1]).total_seconds() == 2.0
 
 
-def test_export_leaves_a_refused_run_out_and_says_so(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    work = Work(api)
+def test_export_leaves_a_refused_run_out_and_says_so(shared_api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    work = Work(shared_api)
     work.finish()
     RecordingSink.refuses.add(work.run_ids[0])
-    assert export(api, work) == 1
+    assert export(shared_api, work) == 1
     assert "is refused" in capsys.readouterr().err
     assert list(RecordingSink.runs) == [work.run_ids[1]]
 
 
-def test_run_that_never_began_is_not_exported(api: Api) -> None:
-    job = add_job(api.queries)
-    api.client.post(f"/v1/jobs/{job.id}/cancel")
-    assert main(["--url", api.url, "export", "recording", job.id, "--to", "here"]) == 0
+def test_run_that_never_began_is_not_exported(shared_api: Api) -> None:
+    job = add_job(shared_api.queries)
+    shared_api.client.post(f"/v1/jobs/{job.id}/cancel")
+    assert main(["--url", shared_api.url, "export", "recording", job.id, "--to", "here"]) == 0
     assert RecordingSink.runs == {}
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -138,6 +139,33 @@ def test_follower_of_one_job_in_trouble_goes_on_with_the_others(api: Api, tracki
     assert list(tracking.cursor.open_jobs()) == [first.job_id]
 
 
+def test_follower_asks_less_and_less_often_for_a_job_without_events(
+    api: Api, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    ask = tracking.client.stored_events
+
+    def stored_events(job_id: str, *, after: int = 0) -> Iterator[dict[str, Any]]:
+        asked.append(tracking.now)
+        return ask(job_id, after=after)
+
+    monkeypatch.setattr(tracking.client, "stored_events", stored_events)
+    tracking.cursor.begin([])
+    work = Work(api)
+    for second in range(100):
+        tracking.now = float(second)
+        tracking.follower.round()
+    # The first look brings the state; the last wait is 30 s.
+    assert asked == [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 61.0, 91.0]
+    work.epoch(0, 1)
+    tracking.now = 121.0
+    tracking.follower.round()
+    assert RecordingSink.runs[work.run_ids[0]].calls == [1]
+    work.epoch(0, 2)
+    tracking.follower.round()
+    assert RecordingSink.runs[work.run_ids[0]].calls == [1, 2]
+
+
 def test_follower_forgets_a_job_that_is_deleted(api: Api, tracking: Tracking) -> None:
     tracking.cursor.begin([])
     work = Work(api)
@@ -147,6 +175,16 @@ def test_follower_forgets_a_job_that_is_deleted(api: Api, tracking: Tracking) ->
     tracking.client.delete(work.job_id)
     tracking.now += 1.0
     tracking.follower.round()
+    assert tracking.cursor.open_jobs() == {}
+
+
+def test_follower_leaves_a_run_out_that_is_deleted_and_tells_the_others(api: Api, tracking: Tracking) -> None:
+    tracking.cursor.begin([])
+    work = Work(api)
+    work.finish()
+    tracking.client.delete(work.run_ids[0])
+    tracking.follower.round()
+    assert list(RecordingSink.runs) == [work.run_ids[1]]
     assert tracking.cursor.open_jobs() == {}
 
 

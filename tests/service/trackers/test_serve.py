@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
-from service.cli.supervisor import BackgroundService
+from service.cli.background_service import BackgroundService
 from service.client.client import Client
 from tests.service.cli.test_supervisor import Toy
 from tests.support.digits import Digits

@@ -86,6 +86,8 @@ def test_job_with_fresh_views_ends_with_the_bits_of_runs_apart(digits: Digits, t
     of = job(digits, "ce", "kd", fresh=True, students=students, training=training)
     outcome = run_job(of, digits.folders, tmp_path / "job", ignore, never)
     assert [result["views_seen"] for result in outcome.results] == [3, 2, 3, 2]
+    # They are no other views to the teacher: it was tried on these before, and they are cached.
+    assert outcome.teacher_forwards == 0
     apart = tasks(digits, of, tmp_path / "apart")
     assert [task.training.optimizer.lr for task in apart] == [SMALL.optimizer.lr] * 2 + [1e-3] * 2
     for task in apart:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from sqlalchemy import update
 
+from service.db.models import JobRecord, RunRecord
 from service.db.states import State
 from tests.support.reported import logits_of, post_results, result
 from tests.support.service_helpers import Api
@@ -120,15 +122,38 @@ def test_report_keeps_validation_apart_and_calls_nothing_best_without_it(shared_
 
 
 def test_report_shows_calibration_and_the_teacher_beside_classes(shared_api: Api) -> None:
-    of_run = result(0.5, per_class=[0.25, None, 0.75])
+    """Of classes without a row neither is told."""
+    of_run = result(0.5, 0.6, per_class=[0.25, None, 0.75])
     after = {"nll": {"before": 2.0, "after": 0.5}, "ece": {"before": 0.5, "after": 0.125}}
     of_run["calibration"] = {"temperature": 1.5, "split": "validation", **after, "test": after}
     job_id = post_results(shared_api, {("ce", 0): of_run})
+    teacher = {"top1": 0.9, "top5": 1.0, "nll": 0.25, "ece": 0.05, "per_class": [0.8, None, 1.0]}
+    with shared_api.context.database.write() as session:
+        session.get_one(JobRecord, job_id).teacher_metrics = {"test": teacher}
     document = report(shared_api, job_id)
+    assert document["teacher"]["test"] == teacher
+    assert document["teacher"]["validation"] is None
+    text = shared_api.client.get(f"/v1/jobs/{job_id}/report?format=markdown").text
+    assert "| 90.00 | 100.00 | 0.2500 | 5.00 |" in text.splitlines()[2]
+    assert "| 2: 75.00 (teacher 100.00) | 0: 25.00 (teacher 80.00) |" in text
     row, found = document["rows"][0], groups(document)["ce"]["test"]
     assert (row["calibration_temperature"], row["nll_calibrated"], row["ece_calibrated"]) == (1.5, 0.5, 0.125)
     assert found["ece_calibrated"]["mean"] == 0.125
-    assert (found["worst_class"]["index"], found["best_class"]["index"]) == (0, 2)
+    assert found["worst_class"] == {"index": 0, "accuracy": 0.25, "teacher": 0.8}
+    assert found["best_class"] == {"index": 2, "accuracy": 0.75, "teacher": 1.0}
+
+
+def test_report_of_a_job_without_a_test_split_says_that_nothing_was_measured_there(shared_api: Api) -> None:
+    cut = {"holdout": 0.1, "seed": 0, "stratified": True}
+    job_id = post_results(shared_api, {("ce", 0): result(None, 0.6)}, test=None, validation=cut)
+    document = report(shared_api, job_id)
+    row, found = document["rows"][0], groups(document)["ce"]
+    assert (row["accuracy_last"], row["accuracy"], row["accuracy_best"]) == (None, None, 0.6)
+    assert (found["test"], found["validation"]["top1"]["mean"]) == (None, 0.6)
+    assert f"{job_id} has no test split ('test' is null): nothing was measured on test" in document["notes"]
+    text = shared_api.client.get(f"/v1/jobs/{job_id}/report?format=markdown").text
+    assert text.startswith("| student | method | seeds | top-1 validation | top-5 validation |")
+    assert " test" not in text.splitlines()[0]
 
 
 # --------------------------------------------------------------------------------------------------------- per sample
@@ -257,8 +282,6 @@ def test_comparison_refuses_other_data_unless_somebody_insists(shared_api: Api) 
     digits = post_results(shared_api, {("ce", 0): result(0.5)})
     other = post_results(shared_api, {("kd", 0): result(0.6)})
     with shared_api.context.database.write() as session:
-        from service.db.models import JobRecord
-
         job = session.get_one(JobRecord, other)
         job.plan = {**job.plan, "validation": {"holdout": 0.1}}
     refused = shared_api.client.post("/v1/reports", json={"jobs": [digits, other]})
@@ -298,10 +321,6 @@ def test_report_of_a_thousand_runs_is_made_in_a_fifth_of_a_second(shared_api: Ap
     assert shared_api.records.claim_job() is not None
     of_run = result(0.5, 0.6, per_class=[0.5] * 10)
     with shared_api.context.database.write() as session:
-        from sqlalchemy import update
-
-        from service.db.models import RunRecord
-
         session.execute(
             update(RunRecord).where(RunRecord.job_id == job["id"]).values(state=State.SUCCEEDED, result=of_run)
         )
