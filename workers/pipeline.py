@@ -27,7 +27,7 @@ from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Split, Stage, ignore, never
 from workers.methods.catalog import parse_method
 from workers.run_files import ARTIFACTS
-from workers.teacher.accuracy import teacher_accuracy
+from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches, reserve_caches
 from workers.teacher.forwards import forwards_avoided, forwards_needed
 from workers.teacher.plan_caches import plan_caches, prepare_data
@@ -48,11 +48,13 @@ class JobOutcome:
         teacher_accuracy: on each split that is measured, ``validation`` and ``test``.
         teacher_views_accuracy: on the training views, i.e. of the logits that students have learned from; None where
             nothing was trained.
+        teacher_metrics: of each split that is measured, see ``MeasuredTeacher``.
     """
 
     results: tuple[dict[str, object], ...]
     teacher_accuracy: Mapping[Split, float]
     teacher_views_accuracy: float | None
+    teacher_metrics: Mapping[Split, Mapping[str, object]]
     teacher_forwards: int
     teacher_forwards_avoided: int
 
@@ -82,8 +84,8 @@ def run_job(
     plan = plan_caches(job, folders, emit, should_stop, threads=threads, device=device)
     with reserve_caches(plan, folders, 0, emit):
         forwards = build_caches(plan, folders, emit, should_stop, threads=threads, device=device)
-        accuracy = teacher_accuracy(plan, folders)
-        plan = plan.model_copy(update={"accuracy": accuracy})
+        teacher = measure_teacher(plan, folders)
+        plan = plan.model_copy(update={"accuracy": teacher.accuracy})
         emit(Stage(stage="training"))
         results = {}
         waiting = job.runs()
@@ -101,8 +103,9 @@ def run_job(
             waiting = tuple(run for run in waiting if run not in group)
         return JobOutcome(
             results=tuple(results[run.index] for run in job.runs()),
-            teacher_accuracy=accuracy.measured,
-            teacher_views_accuracy=accuracy.views,
+            teacher_accuracy=teacher.accuracy.measured,
+            teacher_views_accuracy=teacher.accuracy.views,
+            teacher_metrics=teacher.metrics,
             teacher_forwards=forwards,
             teacher_forwards_avoided=forwards_avoided(forwards_needed(job, plan), forwards),
         )

@@ -56,7 +56,7 @@ class CachesActor(Actor):
         self._channels[0].outcome = outcome_of(lambda: self._build(CachesTask.model_validate_json(task_json)))
 
     def _build(self, task: CachesTask) -> dict[str, Any]:
-        from workers.teacher.accuracy import teacher_accuracy
+        from workers.teacher.accuracy import measure_teacher
         from workers.teacher.build_caches import missing_blocks, reserve_caches
         from workers.teacher.forwards import forwards_needed
         from workers.teacher.plan_caches import plan_caches
@@ -80,10 +80,12 @@ class CachesActor(Actor):
             for missing in found:
                 pool.infer(missing.task, missing.blocks, emit, should_stop)
                 forwards += missing.rows
-        plan = plan.model_copy(update={"accuracy": teacher_accuracy(plan, folders)})
+        teacher = measure_teacher(plan, folders)
+        plan = plan.model_copy(update={"accuracy": teacher.accuracy})
         emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
+            "teacher_metrics": teacher.metrics,
             "teacher_forwards": forwards,
             "teacher_forwards_needed": forwards_needed(job, plan),
         }

@@ -45,6 +45,7 @@ class Objective:
         student_temperature: of the first term whose temperatures vary, else of the first term: [B] detached, or a
             number if it is one for every batch of the epoch; None for a method without terms.
         teacher_temperature: likewise; the mean over classes where the label's class has its own.
+        paper_temperature: likewise, the T of the method's paper, of both networks; None where it is what divides.
     """
 
     total: Tensor
@@ -53,6 +54,7 @@ class Objective:
     values: Sequence[Tensor]
     student_temperature: Tensor | float | None
     teacher_temperature: Tensor | float | None
+    paper_temperature: Tensor | float | None = None
 
     @property
     def terms(self) -> dict[str, Tensor]:
@@ -158,6 +160,7 @@ def objective_of(
         values=tuple(value.detach() for value in values),
         student_temperature=None if shown is None else _shown(shown.shown.student),
         teacher_temperature=None if shown is None else _shown(shown.shown.teacher),
+        paper_temperature=None if shown is None or shown.shown.paper is None else _shown(shown.shown.paper),
     )
 
 

@@ -54,7 +54,8 @@ def model_card(student: str, timm: str | None, origin: Origin | None, result: Ma
         f"**Intended use: {_UNKNOWN}**",
         "## Load it\n\n" + (_LOAD_TIMM if timm else _LOAD_PROGRAM),
         "Input: pictures resized to the size in `config.json` (bilinear; the whole picture, nothing is cut off), "
-        "divided by 255, normalised with its `mean` and `std`. Output: logits in the order of its `label_names`.",
+        "divided by 255, normalised with its `mean` and `std`. Output: logits in the order of its `label_names`; "
+        "softmax(logits / `temperature`) is calibrated if `temperature` is a number.",
         "## How it was made\n\n" + _table(_making(origin, result)),
         "## Figures\n\n" + (_figure_table(figures) if figures else "None were measured."),
         "## Environment\n\n" + _table(_mapping(result.get("environment"))),

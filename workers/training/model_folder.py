@@ -81,7 +81,13 @@ def model_config(facts: ModelFacts) -> dict[str, object]:
     preprocessing = facts.preprocessing
     assert preprocessing.size is not None
     channels = preprocessing.channel_count
-    common = {"num_classes": len(facts.class_names), "label_names": list(facts.class_names)}
+    calibration = facts.result.get("calibration")
+    common = {
+        "num_classes": len(facts.class_names),
+        "label_names": list(facts.class_names),
+        # softmax(logits / temperature) is calibrated; null without a validation split.
+        "temperature": calibration["temperature"] if isinstance(calibration, Mapping) else None,
+    }
     pictures = {
         "input_size": [channels, *preprocessing.size],
         # The whole picture at the input's size, whatever its own sides are; nothing is cut off.

@@ -11,20 +11,23 @@ from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
 from workers.files import file_sha256
 from workers.run_files import BUNDLE, WEIGHTS
-from workers.training.artifacts import Exported, Student, write_artifacts, write_json
+from workers.training.artifacts import Exported, Student, Written, write_artifacts, write_json
 from workers.training.bundle import bundle_of
 from workers.training.evaluate import name_of
 from workers.training.int8 import Int8Inputs, leave_int8
 from workers.training.model_folder import ModelFacts, leave_model
 from workers.training.run import RunState, Signal
 from workers.training.setting import Setting
+from workers.training.temperatures import document
 
 _PARITY_PICTURES = 32
 
 
 def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     """Write the artifacts; returns result.json."""
-    task, metrics = run_state.task, run_state.metrics
+    task, metrics, final = run_state.task, run_state.metrics, run_state.final
+    # Its last checkpoint has it.
+    assert final is not None
     run_state.counters.attach()
     best_epoch = run_state.best_epoch
     kept = best_epoch if task.training.keep == "best" and best_epoch is not None else len(metrics)
@@ -45,6 +48,8 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "best": None if best_epoch is None else metrics[best_epoch - 1],
         "best_epoch": best_epoch,
         "best_by": None if best_epoch is None else f"validation_{task.training.selection_metric}",
+        "evaluation": final.documents,
+        "calibration": final.calibration,
         "splits": {"train": samples, **{split: feed.samples for split, feed in setting.evaluations.items()}},
         "seconds": run_state.seconds,
         "images_per_s": len(metrics) * samples / max(trained, 1e-9),
@@ -77,15 +82,24 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         },
         "preprocessing": setting.preprocessing.model_dump(mode="json"),
         "class_names": list(setting.train.class_names),
+        "temperature": final.temperature,
     }
     pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = resize(pictures, *setting.size)
-    student = Student(run_state.network, setting.preprocessing)
-    heed, more = partial(_obey_signal_at_the_end, run_state), partial(_leave_more, run_state, setting, result)
-    return write_artifacts(
-        task.folder, student, pictures.numpy(), config, metrics=metrics, result=result, heed=heed, more=more
+    student = Student(
+        run_state.network, setting.preprocessing, final.temperature if task.training.calibrated_output else None
     )
+    written = Written(
+        config=config,
+        metrics=metrics,
+        result=result,
+        evaluation={"splits": final.whole, "calibration": final.calibration},
+        temperatures=document(run_state.temperatures) if run_state.method.needs_teacher else None,
+        tensors=final.tensors if task.training.keep_logits else None,
+    )
+    heed, more = partial(_obey_signal_at_the_end, run_state), partial(_leave_more, run_state, setting, result)
+    return write_artifacts(task.folder, student, pictures.numpy(), written, heed=heed, more=more)
 
 
 def _leave_more(

@@ -24,12 +24,14 @@ from workers.training.batch_counters import BatchCounters
 from workers.training.distributed import Replicas
 from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.epoch_sums import EpochSums, Reading
+from workers.training.final_evaluation import FinalEvaluation
 from workers.training.optimizer import learning_rate, new_optimizer
+from workers.training.temperatures import EpochTemperatures, epoch_document
 
 # A person watches; an event is a row in the database.
 _STEP_EVENT_SECONDS = 2.0
 # Of what is kept in a checkpoint: one of another number is not taken up.
-_CHECKPOINT_FORMAT = 3
+_CHECKPOINT_FORMAT = 4
 
 
 class Signal(IntEnum):
@@ -68,6 +70,8 @@ class RunState:
             is made any more.
         sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
         metrics: a line for every epoch that is done.
+        temperatures: an item of ``temperatures.json`` for every epoch that is done.
+        final: evaluation of the weights that leave it; None until all of its epochs are done.
         seconds: that those took.
         best_weights: state of the network after the best epoch on the validation split, if that is kept; else empty.
         environment: what it is trained on, for result.json.
@@ -114,6 +118,8 @@ class RunState:
         self.epoch, self.seconds = 0, 0.0
         self.sums = EpochSums(device)
         self.metrics: list[dict[str, float | None]] = []
+        self.temperatures: list[dict[str, object]] = []
+        self.final: FinalEvaluation | None = None
         self.environment: dict[str, str] = environment(device, self.precision)
         self._identity = _identity(handle.task)
         self._reported_at, self._reported = time.monotonic(), (0, 0.0)
@@ -208,10 +214,11 @@ class RunState:
         )
         return reading
 
-    def end_epoch(self, line: dict[str, float | None]) -> None:
-        """Count the epoch, whose metrics these are, and begin new sums."""
+    def end_epoch(self, line: dict[str, float | None], temperatures: EpochTemperatures) -> None:
+        """Count the epoch, whose metrics and temperatures these are, and begin new sums."""
         self.metrics.append(line)
         self.epoch += 1
+        self.temperatures.append(epoch_document(self.epoch, temperatures))
         if self.training.keep == "best" and self.best_epoch == self.epoch:
             with self.counters.attached():
                 self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
@@ -263,6 +270,8 @@ class RunState:
             "sums": self.sums.state(),
             "seconds": self.seconds,
             "metrics": self.metrics,
+            "temperatures": self.temperatures,
+            "final": None if self.final is None else self.final.state(),
             "environment": self.environment,
             "best_weights": self.best_weights,
         }
@@ -284,8 +293,9 @@ class RunState:
         for name, parameter in self.learned.items():
             parameter.data.copy_(state["learned"][name])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
-        # Checkpoints of earlier versions have none.
-        self.best_weights = state.get("best_weights", {})
+        self.temperatures = state["temperatures"]
+        self.final = None if state["final"] is None else FinalEvaluation.of_state(state["final"])
+        self.best_weights = state["best_weights"]
         self.sums.load(state["sums"])
         # What is trained here says where; what was said of a part that is done stays.
         earlier: dict[str, str] = state["environment"]

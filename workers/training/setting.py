@@ -72,6 +72,8 @@ def set_up(handles: Sequence[RunHandle]) -> Iterator[Setting]:
 
 def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> Setting:
     task = tasks[0]
+    if (option := task.training.needs_validation) is not None and task.validation_fingerprint is None:
+        raise InvalidJob(f"{option} needs a validation split, and the task has none: name one, or leave the option out")
     if len({_shared(each) for each in tasks}) > 1 or (len(tasks) > 1 and task.training.actors > 1):
         raise InvalidJob(
             "the runs of a group share everything but student and method, and one process: train them apart"

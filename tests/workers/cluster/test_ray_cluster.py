@@ -33,7 +33,7 @@ from workers.cluster.tasks import Task
 from workers.config.cache import CacheOptions
 from workers.config.task import Folders
 from workers.events import Log, ignore, never
-from workers.teacher.accuracy import teacher_accuracy
+from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.forwards import count_forwards
@@ -146,7 +146,7 @@ def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_sam
     shutil.copytree(digits.folders.datasets, peace.datasets)
     assert plan_caches(job, peace, ignore, never, threads=1) == plan.model_copy(update={"accuracy": None})
     build_caches(plan, peace, ignore, never, threads=1)
-    assert teacher_accuracy(plan, peace) == plan.accuracy
+    assert measure_teacher(plan, peace).accuracy == plan.accuracy
     for spec in specs:
         shared, alone = (digests(root.caches / spec.key) for root in (folders, peace))
         del shared["LAST_USED"], alone["LAST_USED"]

@@ -36,7 +36,13 @@ def facts(student: str, channels: int = 3, origin: object = None) -> ModelFacts:
         std=(0.2, 0.3, 0.4)[:channels],
         channels="gray" if channels == 1 else "rgb",
     )
-    result = {"method": "kd", "seed": 0, "last": {"top1": 0.75, "nll": 1.5}, "environment": {"device": "cpu"}}
+    result = {
+        "calibration": {"temperature": 1.5},
+        "method": "kd",
+        "seed": 0,
+        "last": {"top1": 0.75, "nll": 1.5},
+        "environment": {"device": "cpu"},
+    }
     return ModelFacts(student, CLASSES, preprocessing, origin, result)  # type: ignore[arg-type]  # Origin or None
 
 
@@ -135,6 +141,7 @@ def test_model_config_has_names_and_preprocessing_as_timm_reads_them() -> None:
     pretrained = config["pretrained_cfg"]
     assert isinstance(pretrained, dict)
     assert (pretrained["input_size"], pretrained["mean"]) == ([1, SIDE, SIDE], [0.4])
+    assert config["temperature"] == 1.5
     assert "pretrained_cfg" not in model_config(facts("resnet20")), "timm would take it for its own"
 
 

@@ -124,11 +124,14 @@ class Temperatures:
         student: tau_B1 > 0 that divides the student's logits; carries gradient where the authors' code does.
         teacher: tau_B1 > 0 that divides the teacher's logits; [B, C] where classes differ.
         weight: [B, 1] >= 0, the factor (T^2 or its like) that keeps gradients comparable over temperatures.
+        paper: the T of the method's paper, of both networks, where the two above are something else: z-scoring divides
+            by T (std + eps). None where the two above are what the paper calls the temperature.
     """
 
     student: Array
     teacher: Array
     weight: Array
+    paper: Array | None = None
 
     def as_arrays(self, batch: PolicyBatch) -> "Temperatures":
         """The same with [B, 1] in place of each ``float``."""

@@ -52,5 +52,5 @@ def learned(student: Statistics, teacher: Statistics, config: Learned, batch: Po
     tau_B1 = batch.full(1.0) * (config.start + config.span / (1.0 + batch.xp.exp(-theta)))
     if config.standardize:
         student_B1, teacher_B1 = tau_B1 * (student["std"] + STD_EPS), tau_B1 * (teacher["std"] + STD_EPS)
-        return Temperatures(student_B1, teacher_B1, tau_B1 * tau_B1)
+        return Temperatures(student_B1, teacher_B1, tau_B1 * tau_B1, paper=tau_B1)
     return Temperatures(tau_B1, tau_B1, tau_B1 * tau_B1)

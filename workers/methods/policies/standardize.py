@@ -37,4 +37,5 @@ def standardize(student: Statistics, teacher: Statistics, config: Standardize, b
         config.temperature * (student["std"] + config.eps),
         config.temperature * (teacher["std"] + config.eps),
         config.temperature**2,
+        paper=config.temperature,
     )
