@@ -89,9 +89,10 @@ def policies() -> str:
     def rows() -> Iterator[tuple[str, ...]]:
         for entry in describe_policies():
             reads = ", ".join(entry["statistics"]) + " (both networks)" * bool(entry["student_statistics"])
-            yield f"`{entry['kind']}`", entry["title"], entry["formula"], reads, entry["paper"]
+            domain = entry["domain"] or "all rows"
+            yield f"`{entry['kind']}`", entry["title"], entry["formula"], reads, domain, entry["paper"]
 
-    return _table("| policy | title | formula | reads | paper |", rows())
+    return _table("| policy | title | formula | reads | defined for | paper |", rows())
 
 
 def losses() -> str:

@@ -57,7 +57,6 @@ FORMER = frozenset(
         "_read",
         "_retry",
         "_row_starts",
-        "_temperatures",
         "_too_large",
         "_training_task",
         "_whereabouts",

@@ -114,12 +114,13 @@ def _describe_preset(cls: type[Preset]) -> dict[str, Any]:
 
 
 def describe_policies() -> list[dict[str, Any]]:
-    """Every temperature policy that a ``custom`` method can use, with the statistics it reads of both networks."""
+    """Every temperature policy that a ``custom`` method can use: what it reads of both networks, and its domain."""
     return [
         {
             **_describe_part(cls),
             "statistics": list(cls.statistics),
             "student_statistics": list(cls.student_statistics),
+            "domain": cls.domain,
         }
         for cls in POLICY_CLASSES.values()
     ]

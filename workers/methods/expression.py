@@ -15,15 +15,25 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
+from workers.methods.cache_statistics import CONFIDENCE, MEANS, ROW_STATISTICS, SAMPLES
+
 Array = Any
 """A torch.Tensor or a numpy.ndarray; their common operations have no common type."""
 
-TEACHER_STATISTICS = ("max", "min", "sharpness", "std", "mean")
+TEACHER_STATISTICS = ROW_STATISTICS
 """What the cache holds of each teacher row; the student's counterparts are called ``student_max`` and so on."""
 
 STUDENT_PREFIX = "student_"
 SCALARS = ("classes", "epoch", "epochs")
-NAMES = (*TEACHER_STATISTICS, *(STUDENT_PREFIX + name for name in TEACHER_STATISTICS), *SCALARS)
+CACHE_STATISTICS = (*MEANS, *SAMPLES, CONFIDENCE)
+"""Over the whole cache, see ``cache_statistics.py``; the confidence is that of the label's class, at temperature 1."""
+
+NAMES = (
+    *TEACHER_STATISTICS,
+    *(STUDENT_PREFIX + name for name in TEACHER_STATISTICS),
+    *SCALARS,
+    *CACHE_STATISTICS,
+)
 
 
 class Function(NamedTuple):
@@ -109,7 +119,18 @@ class Expression:
         """The statistics that it reads of the student, sorted and without the prefix."""
         return tuple(sorted(name for name in TEACHER_STATISTICS if STUDENT_PREFIX + name in self.names))
 
-    def evaluate(self, names: Mapping[str, Array], module: ModuleType, constant: Callable[[float], Array]) -> Array:
+    @property
+    def cache_statistics(self) -> tuple[str, ...]:
+        """The statistics over the whole cache that it reads, sorted."""
+        return tuple(sorted(self.names.intersection(CACHE_STATISTICS)))
+
+    def evaluate(
+        self,
+        names: Mapping[str, Array],
+        module: ModuleType,
+        constant: Callable[[float], Array],
+        on_clip: Callable[[Array, Array], None] = lambda given, clipped: None,
+    ) -> Array:
         """The value [B, 1], in the dtype of what is given; with torch, differentiable in every name.
 
         Nothing is guarded: outside its domain a function gives NaN or infinity. NumPy also warns then, so a caller with
@@ -121,6 +142,7 @@ class Expression:
             names: the value [B, 1] of at least each name in ``self.names``.
             module: ``numpy`` or ``torch``, whichever the arrays are of.
             constant: makes the array [B, 1] of one number.
+            on_clip: told of what each ``clip`` was given and has made of it, [B, 1] both.
 
         Raises:
             KeyError: ``names`` lacks one.
@@ -139,6 +161,11 @@ class Expression:
                     if not isinstance(apply, Function):
                         return apply(*values)
                     function = getattr(module, apply.attribute)
-                    return functools.reduce(function, values) if apply.most is None else function(*values)
+                    if apply is not FUNCTIONS["clip"]:
+                        return functools.reduce(function, values) if apply.most is None else function(*values)
+                    given, *bounds = values
+                    clipped = function(given, *bounds)
+                    on_clip(given, clipped)
+                    return clipped
 
         return value(self.tree)

@@ -9,13 +9,15 @@ broadcasting.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
 from workers.errors import InvalidMethod, NotFinite
+from workers.methods.cache_statistics import CacheStatistic
+from workers.methods.cache_values import Values, compute_cache_statistics
 from workers.methods.method import Method, Term
 from workers.methods.policies.base import Temperatures
 from workers.methods.policies.catalog import POLICIES
@@ -50,7 +52,7 @@ def preview(
         bins: of each histogram.
 
     Raises:
-        InvalidMethod: a loss sets its temperature itself, from logits.
+        InvalidMethod: a loss sets its temperature itself, or a policy reads the confidence of classes, from logits.
         NotFinite: a temperature or weight that would stop a run; ``sample`` is its place in the split.
         ValueError: the student's statistics have another shape than the teacher's.
     """
@@ -60,18 +62,28 @@ def preview(
                 f"method {method.name!r} cannot be previewed: its loss {term.loss.kind!r} sets the temperature of its "
                 "divergence itself, from both networks' logits, and a preview reads cached statistics alone"
             )
+        if any(statistic.reads_logits for statistic in term.policy.cache_statistics):
+            raise InvalidMethod(
+                f"method {method.name!r} cannot be previewed: its policy {term.policy.kind!r} reads the confidence of "
+                "classes, from the cached logits and the labels, and a preview reads cached statistics alone"
+            )
     table = StatisticsTable(teacher, student)
     return tuple(_preview_term(method, term, table, classes, epoch, epochs, bins) for term in method.terms)
 
 
 @dataclass(frozen=True)
 class CachedBatch:
-    """``policies.base.PolicyBatch`` of ``rows`` rows whose labels are not known."""
+    """``policies.base.PolicyBatch`` of ``rows`` rows whose labels are not known.
+
+    Attributes:
+        cache_statistics: over the cache; those of samples are of these rows, [B].
+    """
 
     rows: int
     classes: int
     epoch: int
     epochs: int
+    cache_statistics: Mapping[CacheStatistic, Values] = field(default_factory=dict)
 
     @property
     def xp(self) -> ModuleType:
@@ -92,8 +104,11 @@ class CachedBatch:
     def detached_statistics(self, statistics: Mapping[str, Float32]) -> Mapping[str, Float32]:
         return statistics
 
-    def with_slope(self, values: Float32, by: Float32, slope: Float32) -> Float32:
-        return values
+    def with_slope(self, shared: Temperatures, by: Float32, slope: Float32) -> Temperatures:
+        return shared
+
+    def of_cache(self, statistic: CacheStatistic) -> Float32:
+        return np.broadcast_to(self.cache_statistics[statistic].reshape(-1, 1), (self.rows, 1))
 
     def theta(self, config: Learned, gradient_scale: float) -> np.float32:
         return np.float32(config.theta)
@@ -103,7 +118,7 @@ def _preview_term(
     method: Method, term: Term, table: StatisticsTable, classes: int, epoch: int, epochs: int, bins: int
 ) -> PreviewTerm:
     reads_student = bool(term.policy.reads_of_student)
-    given = _temperatures(method, term, table, classes, epoch, epochs)
+    given = temperatures_of_rows(method, term, table, classes, epoch=epoch, epochs=epochs)
     return PreviewTerm(
         parts=term.part_names,
         policy=term.policy.kind,
@@ -130,20 +145,28 @@ def _notes(term: Term, table: StatisticsTable) -> list[str]:
     return notes
 
 
-def _temperatures(
-    method: Method, term: Term, table: StatisticsTable, classes: int, epoch: int, epochs: int
+def temperatures_of_rows(
+    method: Method, term: Term, table: StatisticsTable, classes: int, *, epoch: int, epochs: int
 ) -> Temperatures:
-    """Of every row: float32 [R] each."""
+    """What a term's policy gives for every row: float32 [R] each.
+
+    Raises:
+        NotFinite: a temperature or weight that would stop a run; ``sample`` is its place in the split.
+    """
     policy = term.policy
     chunk_rows = max(1, _CHUNK_CELLS // classes) if policy.gives_label_its_own else _CHUNK_ROWS
     whole = {side: np.empty(table.rows, np.float32) for side in ("student", "teacher", "weight")}
+    statistics = {name: values_R.reshape(-1, table.samples) for name, values_R in table.teacher.items()}
+    of_cache = compute_cache_statistics(policy.cache_statistics, statistics, (), classes)
     for start in range(0, table.rows, chunk_rows):
         part = slice(start, min(start + chunk_rows, table.rows))
         student = {name: table.student[name][part, np.newaxis] for name in policy.reads_of_student}
         teacher = {name: table.teacher[name][part, np.newaxis] for name in policy.reads}
         # What leaves its domain becomes NaN or infinite, and is refused below.
         with np.errstate(all="ignore"):
-            batch = CachedBatch(part.stop - start, classes, epoch, epochs)
+            samples_B = np.arange(part.start, part.stop) % table.samples
+            of_rows = {each: x[samples_B] if each.is_per_sample else x for each, x in of_cache.items()}
+            batch = CachedBatch(part.stop - start, classes, epoch, epochs, of_rows)
             given = POLICIES[policy.kind](student, teacher, policy, batch).as_arrays(batch)
             given = replace(given, teacher=given.teacher.mean(axis=1, keepdims=True))
             unusable = first_unusable(given, np)

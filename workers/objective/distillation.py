@@ -2,7 +2,8 @@
 
 All in log space (``log_softmax.py``): the numbers agree with the authors' code to rounding, and stay finite, value and
 gradient, where theirs overflow. Shapes do not depend on values, and nothing is read from the device, so that a loss can
-be captured in a CUDA graph.
+be captured in a CUDA graph. The weight among the temperatures is the one that counts: the policy's, or 1 where the
+loss's ``scale`` is ``none``.
 
 Shapes: B batch, C classes; y_B labels (int64), tau_B1 temperatures, x_BC tempered logits; a part is [B] (one value per
 sample) or [] (one per batch).
@@ -73,7 +74,7 @@ def rld(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperature
     if tau is None:
         scd_B, mcd_B = split_divergence(x_t_BC, top_B, x_s_BC, y_B, drop_BC)
     else:
-        scd_weight = tau**2
+        scd_weight = tau**2 if config.scale == "tau_squared" else 1.0
         scd_B, _ = split_divergence(teacher.tempered(tau), top_B, student.tempered(tau), y_B, drop_BC)
         mcd_B = masked_divergence(x_t_BC, x_s_BC, drop_BC)
     return LossResult(
@@ -159,7 +160,10 @@ def bild(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
         return masked_log_softmax((x_2BK.unsqueeze(3) - x_2BK.unsqueeze(2)).flatten(2), later_KK.flatten())
 
     teacher_led_B, student_led_B = divergence(log_differences(x_t_BC), log_differences(x_s_BC))
-    return LossResult({"teacher_led": LossPart(1.0, teacher_led_B), "student_led": LossPart(1.0, student_led_B)})
+    weight = temperatures.weight
+    return LossResult(
+        {"teacher_led": LossPart(1.0, teacher_led_B, weight), "student_led": LossPart(1.0, student_led_B, weight)}
+    )
 
 
 def mlkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Mlkd) -> LossResult:

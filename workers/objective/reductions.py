@@ -1,9 +1,10 @@
-"""Maximum and standard deviation of logits, row by row, with the derivatives that the methods mean.
+"""Maximum, minimum and standard deviation of logits, row by row, with the derivatives that the methods mean.
 
 Shapes: B batch, C classes, 1 kept for broadcasting; z_BC logits.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,27 +14,37 @@ from workers.objective.log_softmax import Context
 
 
 def maximum(z_BC: Tensor) -> Tensor:
-    """The largest of each row, [B, 1]; of equal ones, one has the gradient. Differentiable once."""
+    """The largest of each row, [B, 1]; of equal ones, the first has the gradient. Differentiable once."""
     if not z_BC.requires_grad:
         return z_BC.amax(dim=1, keepdim=True)
-    largest_B1: Tensor = _Maximum.apply(z_BC)
+    largest_B1: Tensor = _Extreme.apply(z_BC, torch.max)
     return largest_B1
 
 
-class _Maximum(torch.autograd.Function):
-    """``maximum``."""
+def minimum(z_BC: Tensor) -> Tensor:
+    """The smallest of each row, [B, 1], as ``maximum``."""
+    if not z_BC.requires_grad:
+        return z_BC.amin(dim=1, keepdim=True)
+    smallest_B1: Tensor = _Extreme.apply(z_BC, torch.min)
+    return smallest_B1
+
+
+class _Extreme(torch.autograd.Function):
+    """``maximum`` and ``minimum``: the gradient goes to one place, as of torch's ``max(dim)``, where ``amax`` spreads
+    it over equal ones, of which logits that were computed in bfloat16 have many.
+    """
 
     @staticmethod
-    def forward(ctx: Context, z_BC: Tensor) -> Tensor:
-        largest_B1, places_B1 = z_BC.max(dim=1, keepdim=True)
+    def forward(ctx: Context, z_BC: Tensor, find: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        extreme_B1, places_B1 = find(z_BC, dim=1, keepdim=True)
         ctx.save_for_backward(z_BC, places_B1)
-        return largest_B1
+        return extreme_B1
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, gradient: Tensor) -> Tensor:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None]:
         z_BC, places_B1 = ctx.saved_tensors
-        return torch.zeros_like(z_BC).scatter_(1, places_B1, gradient)
+        return torch.zeros_like(z_BC).scatter_(1, places_B1, gradient), None
 
 
 def standard_deviation(z_BC: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from workers.methods.method import Method
 from workers.objective.statistics import SharedTeacherTerms
 
 
@@ -27,3 +28,29 @@ class View:
     teacher_logits_BC: Tensor | None = None
     teacher_statistics: Mapping[str, Tensor] | None = None
     known: SharedTeacherTerms = field(default_factory=SharedTeacherTerms)
+
+
+def check_view(method: Method, view: View, labels_B: Tensor) -> None:
+    """Check the shapes and the presence of everything that the method needs, without touching a value on the device.
+
+    Raises:
+        ValueError: naming what does not fit or is not there.
+    """
+    shape = tuple(view.student_logits_BC.shape)
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
+        raise ValueError(f"student logits are {shape}; [batch >= 1, classes >= 2] is needed")
+    if tuple(labels_B.shape) != shape[:1]:
+        raise ValueError(f"labels are {tuple(labels_B.shape)}; the student's logits {shape}")
+    if not method.needs_teacher:
+        return
+    if view.teacher_logits_BC is None or tuple(view.teacher_logits_BC.shape) != shape:
+        got = None if view.teacher_logits_BC is None else tuple(view.teacher_logits_BC.shape)
+        raise ValueError(f"method {method.name!r} needs teacher logits {shape}; got {got}")
+    for name in method.statistics:
+        value_B = (view.teacher_statistics or {}).get(name)
+        if value_B is None or tuple(value_B.shape) != shape[:1]:
+            got = None if value_B is None else tuple(value_B.shape)
+            raise ValueError(
+                f"method {method.name!r} reads the cached statistic {name!r}, {shape[:1]}; got "
+                f"{got}. Pass the cache's, or row_statistics(teacher_logits) for a live teacher"
+            )

@@ -19,7 +19,7 @@ Another provider or processor may give logits other last bits; the verdict then 
 Shapes: B batch, C classes, P numbers that are trained.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -37,18 +37,20 @@ from workers.config.training import Sgd, Training
 from workers.config.views import Views, output_size
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import InvalidMethod, LossyCache
+from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
 from workers.methods.papers.base import Preset
 from workers.objective.objective import objective_of
 from workers.objective.statistics import row_statistics
 from workers.objective.view import View
 from workers.students.build import build_student
+from workers.teacher.cache_statistics import read_cache_statistics
 from workers.teacher.encoding_check import describe
 from workers.teacher.inference_task import open_teacher
 from workers.teacher.plan_caches import identify
 from workers.teacher.teacher import Teacher
 from workers.tools.parity_report import Comparison, LogitDifferences, ParityReport, Spread
-from workers.training.batches import student_preprocessing, to_input
+from workers.training.batches import TrainingBatch, student_preprocessing, to_input
 from workers.training.training_feed import TrainingFeed
 
 Progress = Callable[[int, int], None]
@@ -106,6 +108,8 @@ def check_parity(
     trained = _StudentInTraining(dataset, plan, student, method, seed)
     feed = TrainingFeed(dataset, plan, reader, batch_size, seed, torch.device("cpu"), method.views)
     total = min(feed.steps, steps or feed.steps)
+    found = read_cache_statistics(reader, method.cache_statistics)
+    over_cache = {statistic: torch.from_numpy(values) for statistic, values in found.items()}
     logits, rows, loss = LogitDifferences(), 0, 0.0
     beside_live, beside_rounded = _Differences(), _Differences()
     for done, batch in enumerate(islice(feed.epoch(epoch - 1), total), start=1):
@@ -119,10 +123,10 @@ def check_parity(
             rounded.append(View(z_BC, live_BC.half(), statistics))
             assert seen.teacher_logits is not None
             logits.add(seen.teacher_logits, live_BC)
-        step = trained.differentiate(cached, batch.labels, epoch)
-        beside_live.add(step, trained.differentiate(live, batch.labels, epoch))
+        step = trained.differentiate(cached, batch, epoch, over_cache)
+        beside_live.add(step, trained.differentiate(live, batch, epoch, over_cache))
         if spec.dtype == "float16":
-            beside_rounded.add(step, trained.differentiate(rounded, batch.labels, epoch))
+            beside_rounded.add(step, trained.differentiate(rounded, batch, epoch, over_cache))
         trained.move(step)
         rows += len(batch.labels)
         loss += step.loss * len(batch.labels)
@@ -199,15 +203,19 @@ class _StudentInTraining:
         z_BC: Tensor = self._network(to_input(images_BHWK, self._preprocessing, channels_last=True))
         return z_BC
 
-    def differentiate(self, both: Sequence[View], labels_B: Tensor, epoch: int) -> _Step:
+    def differentiate(
+        self, both: Sequence[View], batch: TrainingBatch, epoch: int, over_cache: Mapping[CacheStatistic, Tensor]
+    ) -> _Step:
         """Loss and gradient of one view or two; the graph of the student's pass stays for another teacher's rows."""
+        of_batch = {each: x[batch.rows] if each.is_per_sample else x for each, x in over_cache.items()}
         outcome = objective_of(
             self._method,
             both,
-            labels_B,
+            batch.labels,
             epoch=epoch,
             epochs=max(epoch, Training().epochs),
             learned=self._learned,
+            cache_statistics=of_batch,
         )
         gradients = torch.autograd.grad(outcome.total, self._parameters, retain_graph=True, materialize_grads=True)
         return _Step(float(outcome.total.detach()), gradients)

@@ -25,6 +25,8 @@ from workers.training.temperatures import (
 )
 
 _SIDES = ("student", "teacher")
+# Share of rows in the domain of the method's policies; what metrics show is its complement, which costs a step more.
+_INSIDE = "inside_domain"
 _VARIANCE = "_temperature_variance"
 # On a CPU so many steps are added in a row: each takes a tenth of what it takes between the arithmetic of two steps,
 # which drives this code out of the processor's caches. They are added in the same order, so the sums are the same.
@@ -128,6 +130,8 @@ class EpochSums:
             "train_accuracy": correct_B.mean(dtype=torch.float32),
             **{f"train_{name}": value for name, value in outcome.terms.items()},
         }
+        if (inside := outcome.inside_share) is not None:
+            values[_INSIDE] = inside
         given = {
             "student": outcome.student_temperature,
             "teacher": outcome.teacher_temperature,
@@ -170,8 +174,10 @@ class EpochSums:
         cells_RX = buffer[size**2 :].reshape(-1, CELLS).astype(np.int64)
         temperatures = self._temperatures(sums, squares, cells_RX)
         means: dict[str, float | None] = {
-            name: value / rows for name, value in sums.items() if "_temperature_" not in name
+            name: value / rows for name, value in sums.items() if "_temperature_" not in name and name != _INSIDE
         }
+        if _INSIDE in sums:
+            means["outside_domain"] = 1.0 - sums[_INSIDE] / rows
         means |= {f"{side}_temperature_{of}": None for side in _SIDES for of in ("mean", "std")}
         means |= metrics_of(temperatures)
         return Reading(self.rows, bad_steps, sums.get("train_loss", 0.0), means, temperatures)

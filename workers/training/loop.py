@@ -24,6 +24,7 @@ from workers.events import Emit, Finished, Log, ShouldStop
 from workers.methods.method import Method
 from workers.precision import float32_as
 from workers.training.batches import TrainingBatch
+from workers.training.domain import warn_of_domain
 from workers.training.evaluate import evaluate_splits, evaluate_with_logits
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.group import Ended, Group, share_time
@@ -163,6 +164,7 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
 
                     # ---- checkpoint
                     run_state.end_epoch(line, readings[run_state.place].temperatures)
+                    warn_of_domain(run_state)
                     if run_state.is_done:
                         run_state.final = _final_evaluation(run_state, setting)
                     run_state.save()
@@ -193,7 +195,7 @@ def compute_step(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Ten
         norm = nn.utils.clip_grad_norm_(run_state.parameters, run_state.training.max_gradient_norm)
         # A norm that overflows would scale finite gradients to nothing.
         checked.append(norm)
-    run_state.flag_not_finite([*checked, outcome.total.detach()])
+    run_state.flag_not_finite([*checked, *outcome.watched])
 
     # ---- update
     run_state.optimizer.step()

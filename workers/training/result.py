@@ -10,6 +10,7 @@ import torch
 from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
 from workers.files import file_sha256
+from workers.methods.cache_values import record
 from workers.run_files import BUNDLE, WEIGHTS
 from workers.training.artifacts import Exported, Student, Written, write_artifacts, write_json
 from workers.training.bundle import bundle_of
@@ -84,6 +85,9 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "class_names": list(setting.train.class_names),
         "temperature": final.temperature,
     }
+    if run_state.cache_statistics:
+        values = {each: tensor.cpu().numpy() for each, tensor in run_state.cache_statistics.items()}
+        config["cache_statistics"] = record(values)
     pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = resize(pictures, *setting.size)

@@ -12,12 +12,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from workers.config.task import TrainingTask
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
+from workers.methods.cache_statistics import CacheStatistic
 from workers.precision import PRECISIONS, choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.batch_counters import BatchCounters
@@ -62,6 +64,7 @@ class RunState:
         picture: (channels, height, width) of its input.
         replicas: the processes that train it.
         is_replayed: its steps are to be replayed from a CUDA graph.
+        cache_statistics: over the teacher's cache, on the device; at least what the method reads.
 
     Attributes:
         learned: the temperatures that the method learns, trained beside the student and not part of it.
@@ -87,6 +90,7 @@ class RunState:
         replicas: Replicas,
         *,
         is_replayed: bool = False,
+        cache_statistics: Mapping[CacheStatistic, Tensor] = MappingProxyType({}),
     ) -> None:
         self.task, self.emit = handle.task, handle.emit
         self._handle = handle
@@ -95,6 +99,7 @@ class RunState:
         self.training = handle.task.training
         self.method = handle.task.run.method.expand()
         self.device = device
+        self.cache_statistics = {each: cache_statistics[each] for each in self.method.cache_statistics}
         self.replicas = replicas
         self.learned = {
             name: nn.Parameter(torch.tensor(value, dtype=torch.float32, device=device))

@@ -259,7 +259,8 @@ class TrainingFeed:
                 names = self._teachers[place].names
                 statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))
             seen.append(ViewBatch(of_view, logits_BC, statistics))
-        return TrainingBatch(torch.from_numpy(inputs.rows), labels_B, tuple(seen), local_slice)
+        rows = torch.from_numpy(inputs.rows)
+        return TrainingBatch(rows, rows_B, labels_B, tuple(seen), local_slice=local_slice)
 
     def close(self) -> None:
         """End the thread and the worker processes that fetch ahead, if there are any."""

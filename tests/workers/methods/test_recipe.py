@@ -145,7 +145,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_following_the_recipe_adds_a_policy_a_loss_and_a_preset(tree: Path) -> None:
+def test_recipe_following_the_recipe_adds_a_policy_a_loss_and_a_preset(tree: Path) -> None:
     done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, cwd=tree, check=False)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -2,9 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from workers.methods.losses import Bild, Dist, Dkd, Lud, Nkd, Rld, Wsld, Wttm
+from workers.methods.loss import Scale
+from workers.methods.losses import (
+    LUD_CONFIDENCE,
+    LUD_FIELDS,
+    Bild,
+    Confidence,
+    Dist,
+    Dkd,
+    Lud,
+    Nkd,
+    Rld,
+    Wsld,
+    Wttm,
+    with_stored_confidence,
+)
 from workers.methods.method import Epochs, Term
 from workers.methods.papers.base import Preset
 from workers.methods.policies.asymmetric import Asymmetric
@@ -84,7 +98,7 @@ class WSLD(Preset):
 
 
 class DIST(Preset):
-    """Correlation of rows and columns."""
+    """Correlation of rows and columns; ``scale`` ``none`` leaves the factor T^2 out, see ``losses.Dist``."""
 
     title = "distillation from a stronger teacher (DIST)"
     paper = "Huang et al. NeurIPS 2022, arXiv 2205.10536"
@@ -96,9 +110,11 @@ class DIST(Preset):
     temperature: Temperature = 4.0
     beta: Weight = 1.0
     gamma: Weight = 1.0
+    scale: Scale = Field("tau_squared", exclude_if=lambda given: given == "tau_squared")
 
     def _terms(self) -> tuple[Term, ...]:
-        policy, loss = Fixed(temperature=self.temperature), Dist(beta=self.beta, gamma=self.gamma)
+        policy = Fixed(temperature=self.temperature)
+        loss = Dist(beta=self.beta, gamma=self.gamma, scale=self.scale)
         return (Term(policy=policy, loss=loss, weight=self.kd_weight, name="dist"),)
 
 
@@ -137,7 +153,11 @@ class BiLD(Preset):
 
 
 class LUD(Preset):
-    """Logits uncertainty distillation: a reading of the abstract, not verified against the authors' code."""
+    """Logits uncertainty distillation: a reading of the abstract, not verified against the authors' code.
+
+    ``confidence`` of the classes is over the whole cache; ``batch`` is the first reading, over each batch. A stored job
+    from before that field has every other one, and keeps the batch.
+    """
 
     title = "logits uncertainty distillation"
     paper = "Guo et al. 2024, Sci. Rep. 14:31249"
@@ -153,7 +173,17 @@ class LUD(Preset):
     beta: Weight = 1.0
     class_weight: Weight = 1.0
     sample_weight: Weight = 1.0
+    confidence: Confidence = LUD_CONFIDENCE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stored_without_confidence(cls, data: object) -> object:
+        stored = {"family", "ce_weight", "warmup_epochs", "temperature", *LUD_FIELDS} - {"soft_rank_width"}
+        return with_stored_confidence(data, stored)
 
     def _terms(self) -> tuple[Term, ...]:
-        loss = Lud(**{field: getattr(self, field) for field in Lud.model_fields if field in type(self).model_fields})
+        shared = {field: getattr(self, field) for field in Lud.model_fields if field in type(self).model_fields}
+        # Only the cache's confidence has a temperature of its own.
+        own = {"confidence_temperature": self.temperature} if self.confidence == "cache" else {}
+        loss = Lud(**shared, **own)
         return (Term(policy=Fixed(temperature=self.temperature), loss=loss, name="lud"),)

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from workers.methods.losses import Kl, Loss, Mlkd
+from workers.methods.loss import Loss
+from workers.methods.losses import Kl, Mlkd
 from workers.methods.method import Term
 from workers.methods.papers.base import Preset
 from workers.methods.policies.fixed import Fixed
