@@ -1,4 +1,4 @@
-"""ONNX Runtime session on one file. The only file that imports onnxruntime; it imports no torch.
+"""ONNX Runtime session on one file. It imports no torch.
 
 What would make the numbers depend on more than the file and the input is switched off (algorithm search, temporary
 files, profiling, TF32 in float32 graphs). Which provider to take, and how a picture becomes an input, is for
@@ -31,8 +31,8 @@ from workers.onnx.versions import ONNX, Versions
 
 # Its default logger writes lines of its own form to standard error, beside the JSON of this process; what is wrong is
 # raised as well, and ``cuda_load_failure`` says why CUDA was left out. Each session has a severity of its own.
-_FATAL_ALONE = 4
-onnxruntime.set_default_logger_severity(_FATAL_ALONE)
+FATAL_ALONE = 4
+onnxruntime.set_default_logger_severity(FATAL_ALONE)
 
 VERSION: str = onnxruntime.__version__
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -101,7 +101,7 @@ class OnnxSession:
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         # Its errors are raised as well, and its lines show the names of a graph's nodes as they are.
-        options.log_severity_level = _FATAL_ALONE
+        options.log_severity_level = FATAL_ALONE
         options.use_deterministic_compute = True
         # Idle threads must not spin: loading and writing share the cores with inference.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -222,7 +222,7 @@ def _loads(ir: int, opset: int) -> bool:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one", [x], [y])
     model = helper.make_model(graph, ir_version=ir, opset_imports=[helper.make_opsetid("", opset)])
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ALONE
+    options.log_severity_level = FATAL_ALONE
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU_PROVIDER], enable_fallback=0)
     except ORT_ERRORS:

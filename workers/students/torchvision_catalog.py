@@ -16,7 +16,10 @@ SHUFFLENET_V2 = "Ma et al. 2018, ShuffleNet V2, arXiv:1807.11164"
 
 @dataclass(frozen=True)
 class Family:
-    """torchvision classifiers with a paper, an image side and a kind of layers in common; sizes: name -> parameters."""
+    """torchvision classifiers with a paper, an image side and a kind of layers in common; sizes: name -> parameters.
+
+    ``timm``: timm has networks of these names whose weights have the same names and which compute the same.
+    """
 
     family: str
     paper: str
@@ -24,6 +27,7 @@ class Family:
     sizes: Mapping[str, int]
     side_multiple: int = 1
     batch_norm: bool = True
+    timm: bool = False
 
 
 _VIT = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929"
@@ -59,6 +63,7 @@ TORCHVISION = (
             "densenet169": 12_650_980,
             "densenet201": 18_285_028,
         },
+        timm=True,
     ),
     Family(
         "EfficientNet",
@@ -96,6 +101,7 @@ TORCHVISION = (
         "Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv:1512.00567",
         75,
         {"inception_v3": 21_990_468},
+        timm=True,
     ),
     Family(
         "MaxViT",
@@ -155,6 +161,7 @@ TORCHVISION = (
             "resnet34": 21_335_972,
             "resnet50": 23_712_932,
         },
+        timm=True,
     ),
     Family(
         "ResNeXt",
@@ -165,6 +172,7 @@ TORCHVISION = (
             "resnext101_64x4d": 81_611_172,
             "resnext50_32x4d": 23_184_804,
         },
+        timm=True,
     ),
     Family(
         "ShuffleNet V2",
@@ -238,5 +246,9 @@ TORCHVISION = (
         WIDE,
         8,
         {"wide_resnet101_2": 125_042_596, "wide_resnet50_2": 67_039_140},
+        timm=True,
     ),
 )
+
+TIMM = frozenset(size for family in TORCHVISION if family.timm for size in family.sizes)
+"""Names that stand for the same network in torchvision and in timm."""
