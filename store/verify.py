@@ -51,7 +51,7 @@ def verify_group(group: Path) -> VerifyReport:
         return _verify(group, manifest)
 
 
-def _verify(group: Path, manifest: documents.Manifest) -> VerifyReport:
+def _verify(group: Path, manifest: documents.CacheManifest) -> VerifyReport:
     spec = manifest.spec
     problems = [
         *_problem(lambda: check_identity(group, manifest)),

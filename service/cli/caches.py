@@ -27,7 +27,7 @@ _DIGITS_SHOWN = 12
 _PREFIX_MIN = 4
 
 cache = typer.Typer(no_args_is_help=True, help="The caches of teacher logits.")
-Key = Annotated[str, typer.Argument(metavar="KEY", help="Or the beginning of one.")]
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Or the beginning of one.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -161,7 +161,7 @@ def list_caches(context: typer.Context) -> None:
 
 
 @cache.command("show")
-def show_cache(context: typer.Context, key: Key) -> None:
+def show_cache(context: typer.Context, key: KeyArgument) -> None:
     """Show what one cache was made from."""
     with _source(context) as source:
         document = source.get(source.resolve(key))
@@ -171,7 +171,7 @@ def show_cache(context: typer.Context, key: Key) -> None:
 @cache.command("verify")
 def verify_cache(
     context: typer.Context,
-    key: Key,
+    key: KeyArgument,
     recompute: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Also run the teacher again on N rows; needs --data-dir."),
@@ -201,21 +201,21 @@ def verify_cache(
 
 
 @cache.command("pin")
-def pin_cache(context: typer.Context, key: Key) -> None:
+def pin_cache(context: typer.Context, key: KeyArgument) -> None:
     """Keep a cache from eviction and deletion."""
     with _source(context) as source:
         source.pin(source.resolve(key))
 
 
 @cache.command("unpin")
-def unpin_cache(context: typer.Context, key: Key) -> None:
+def unpin_cache(context: typer.Context, key: KeyArgument) -> None:
     """Let a cache be evicted and deleted again."""
     with _source(context) as source:
         source.unpin(source.resolve(key))
 
 
 @cache.command("delete")
-def delete_cache(context: typer.Context, key: Key) -> None:
+def delete_cache(context: typer.Context, key: KeyArgument) -> None:
     """Delete a cache; the next job that wants it runs the teacher again."""
     with _source(context) as source:
         source.delete(source.resolve(key))

@@ -78,7 +78,7 @@ def serve(
         end_with_stdin()
     url = local_url(settings.host, settings.port)
     with Client(url) as client:
-        readiness = _Readiness(client)
+        readiness = _ReadinessWatch(client)
         status = supervise(
             {"api": command("api"), "engine": command("engine")},
             environment=os.environ,
@@ -90,7 +90,7 @@ def serve(
     raise typer.Exit(status)
 
 
-class _Readiness:
+class _ReadinessWatch:
     """Readiness of a service: asked, and printed once why it is not there, if that lasts.
 
     Attributes:

@@ -30,7 +30,7 @@ from service.client.errors import (
 )
 from service.client.job_routes import JobRoutes
 from service.client.resource_routes import ResourceRoutes
-from service.client.transport import DEFAULT_URL, LONG_S, Connection, Document
+from service.client.transport import DEFAULT_URL, LONG_S, Document, ServiceConnection
 
 __all__ = [
     "DEFAULT_URL",
@@ -59,7 +59,7 @@ class Client(JobRoutes, ResourceRoutes):
     """
 
     def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0) -> None:
-        self._connection = Connection(base_url, api_key, timeout_s)
+        self._connection = ServiceConnection(base_url, api_key, timeout_s)
         self.base_url = self._connection.base_url
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from store.counter_rng import Ints
 from store.encodings import sparse, uint8
-from store.encodings.arrays import SparseEncoding, Stored
+from store.encodings.arrays import SparseEncoding, StoredRows
 from store.errors import InvalidArgument
 from store.spec import CacheSpec
 from store.statistics import Float32
@@ -31,7 +31,7 @@ def encode(
     return {"logits": logits_NC.astype(spec.numpy_dtype)}
 
 
-def decode(spec: CacheSpec, stored: Stored, view: int, samples_N: Ints, out_NC: Float32) -> None:
+def decode(spec: CacheSpec, stored: StoredRows, view: int, samples_N: Ints, out_NC: Float32) -> None:
     """Decode rows of a lossy cache to float32 logits: those of ``samples_N`` of ``view``, and no others."""
     if isinstance(spec.encoding, SparseEncoding):
         sparse.decode(spec.encoding, stored, view, samples_N, out_NC)

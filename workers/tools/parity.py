@@ -50,7 +50,7 @@ from workers.tools.parity_report import Comparison, LogitDifferences, ParityRepo
 from workers.training.batches import student_preprocessing, to_input
 from workers.training.training_feed import TrainingFeed
 
-Progress = Callable[[int, int], None]
+StepProgress = Callable[[int, int], None]
 """Called with (steps done, steps in all) after every step."""
 
 
@@ -65,7 +65,7 @@ def check_parity(
     epoch: int = 1,
     steps: int | None = None,
     threads: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: StepProgress = lambda done, total: None,
 ) -> ParityReport:
     """Train for one epoch on a cache and compare every step with the same step under the live teacher.
 
@@ -169,7 +169,7 @@ def _open_teacher(folders: Folders, spec: CacheSpec, threads: int) -> Teacher:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _StudentStep:
     """One loss and its gradient by everything that is trained, a tensor for each parameter."""
 
     loss: float
@@ -198,7 +198,7 @@ class _StudentInTraining:
         z_BC: Tensor = self._network(to_input(images_BHWK, self._preprocessing, channels_last=True))
         return z_BC
 
-    def differentiate(self, both: Sequence[View], labels_B: Tensor, epoch: int) -> _Step:
+    def differentiate(self, both: Sequence[View], labels_B: Tensor, epoch: int) -> _StudentStep:
         """Loss and gradient of one view or two; the graph of the student's pass stays for another teacher's rows."""
         outcome = objective_of(
             self._method,
@@ -209,9 +209,9 @@ class _StudentInTraining:
             learned=self._learned,
         )
         gradients = torch.autograd.grad(outcome.total, self._parameters, retain_graph=True, materialize_grads=True)
-        return _Step(float(outcome.total.detach()), gradients)
+        return _StudentStep(float(outcome.total.detach()), gradients)
 
-    def move(self, step: _Step) -> None:
+    def move(self, step: _StudentStep) -> None:
         """One update of the optimizer."""
         for parameter, gradient in zip(self._parameters, step.gradients, strict=True):
             # The fused update, which is training's and rounds in its own way, takes them to lie as their parameters do.
@@ -227,7 +227,7 @@ class _Differences:
     gradient: list[float] = field(default_factory=list)
     cosine: list[float] = field(default_factory=list)
 
-    def add(self, cached: _Step, live: _Step) -> None:
+    def add(self, cached: _StudentStep, live: _StudentStep) -> None:
         # The sums in float64, so that they add nothing to what they measure.
         cached_P, live_P = (torch.cat([g.reshape(-1) for g in step.gradients]).double() for step in (cached, live))
         self.loss.append(_relative(abs(cached.loss - live.loss), abs(live.loss)))
