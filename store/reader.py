@@ -236,9 +236,9 @@ class CacheReader:
             _, start, stop = self.spec.block_range(block)
             record = self._records[block]
             if array == "logits" and self.spec.is_lossy:
-                load_block(self.path, self.spec, block, record, into[start:stop])
+                load_block(self.path, self.spec, block, record, out_NC=into[start:stop])
             else:
-                chunk_files.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
+                chunk_files.read_chunk(self.path, self.spec, array, block, record=record, out=into[start:stop])
 
         first = view * self.spec.blocks_per_view
         blocks = range(first, first + self.spec.blocks_per_view)

@@ -100,7 +100,15 @@ def supervise(
     try:
         for name in children:
             start(name)
-        gone = _keep_up(running, news, start, is_ready, has_begun, lambda: say(ready_text), say)
+        gone = _keep_up(
+            running,
+            news,
+            start=start,
+            is_ready=is_ready,
+            has_begun=has_begun,
+            on_ready=lambda: say(ready_text),
+            say=say,
+        )
         if gone is None:
             say("stopping")
     finally:

@@ -25,7 +25,9 @@ def encode(
     """
     if isinstance(spec.encoding, SparseEncoding):
         samples_N = np.arange(start, start + len(logits_NC))
-        return sparse.encode(spec.encoding, logits_NC, _checked_labels(spec, labels_N, len(logits_NC)), view, samples_N)
+        return sparse.encode(
+            spec.encoding, logits_NC, _checked_labels(spec, labels_N, len(logits_NC)), view=view, samples_N=samples_N
+        )
     if spec.encoding == "uint8":
         return uint8.encode(logits_NC)
     return {"logits": logits_NC.astype(spec.numpy_dtype)}
@@ -34,7 +36,7 @@ def encode(
 def decode(spec: CacheSpec, stored: StoredRows, view: int, samples_N: Ints, out_NC: Float32) -> None:
     """Decode rows of a lossy cache to float32 logits: those of ``samples_N`` of ``view``, and no others."""
     if isinstance(spec.encoding, SparseEncoding):
-        sparse.decode(spec.encoding, stored, view, samples_N, out_NC)
+        sparse.decode(spec.encoding, stored, view, samples_N, out_NC=out_NC)
     else:
         uint8.decode(stored, out_NC)
 

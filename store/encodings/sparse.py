@@ -57,7 +57,9 @@ def encode(
     parts = []
     for start in range(0, len(logits_NC), step):
         slab = slice(start, start + step)
-        parts.append(_encode(encoding, logits_NC[slab], labels_N[slab].astype(np.int64), view, samples_N[slab]))
+        parts.append(
+            _encode(encoding, logits_NC[slab], labels_N[slab].astype(np.int64), view=view, samples_N=samples_N[slab])
+        )
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

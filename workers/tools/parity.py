@@ -102,8 +102,10 @@ def check_parity(
         {"augmentation": spec.augmentation, "count": spec.views, "seed": spec.augmentation_seed}
     )
     torch.set_num_threads(threads)
-    trained = _StudentInTraining(dataset, plan, student, method, seed)
-    feed = TrainingFeed(dataset, plan, reader, batch_size, seed, torch.device("cpu"), method.views)
+    trained = _StudentInTraining(dataset, plan, student=student, method=method, seed=seed)
+    feed = TrainingFeed(
+        dataset, plan, reader, batch_size, seed=seed, device=torch.device("cpu"), views_per_step=method.views
+    )
     total = min(feed.steps, steps or feed.steps)
     logits, rows, loss = LogitDifferences(), 0, 0.0
     beside_live, beside_rounded = _Differences(), _Differences()
