@@ -34,7 +34,7 @@ OTHER_VARIABLES = frozenset({"URL", "RAY_FOLDER"})
 
 
 class Settings(BaseSettings):
-    """Where things are and how much may be used.
+    """Settings of the processes of a service: paths and limits.
 
     Attributes:
         data_dir: everything that the service writes lies below it.
@@ -194,12 +194,12 @@ class Settings(BaseSettings):
         return self.data_dir.resolve() / "jobs"
 
     def teacher_path(self, sha256: str) -> Path:
-        """Where the teacher with this digest (64 hex digits) lies."""
+        """Path of the teacher with this digest (64 hex digits)."""
         return self.teachers_dir / f"{sha256}.onnx"
 
     @property
     def folder_names(self) -> dict[str, str]:
-        """What clients read in place of the server's absolute paths, by path, see ``texts.without_folders``."""
+        """Names that clients read in place of the server's absolute paths, by path, see ``texts.without_folders``."""
         names = {self.data_dir.resolve(): "the data directory", self.data_root.resolve(): "the data root"}
         # One may lie in the other.
         return {str(path): names[path] for path in sorted(names, key=lambda path: -len(path.parts))}

@@ -49,9 +49,9 @@ LogitRows = npt.NDArray[np.floating]
 class CacheReader:
     """An open, complete cache. Pickles as its path: the process that unpickles it opens it again.
 
-    Raises CacheNotFound (naming the closest cache there is), CacheMismatch, CacheIncomplete,
-    CacheCorrupt (naming the file), AddressSpaceExhausted. While it is open the cache is not
-    evicted. Threads may share a reader, as long as none closes it under the others.
+    Raises CacheNotFound (naming the closest cache there is), CacheMismatch, CacheIncomplete, CacheCorrupt (naming the
+    file), AddressSpaceExhausted. While it is open the cache is not evicted. Threads may share a reader, as long as none
+    closes it under the others.
     """
 
     def __init__(self, root: Path | str, spec: CacheSpec) -> None:
@@ -109,10 +109,8 @@ class CacheReader:
     def gather(self, view: int, rows: npt.NDArray[np.integer], out: LogitRows | None = None) -> LogitRows:
         """Logits [B, C] of samples ``rows`` [B] of one view, in the cache's dtype, in ``out`` if given.
 
-        ``out`` must be C-contiguous, [B, C], of the cache's dtype. The bytes are not checked against
-        their checksums.
-        Raises RowOutOfRange, InvalidArgument (not one-dimensional integers, another ``out``),
-        ReaderClosed.
+        ``out`` must be C-contiguous, [B, C], of the cache's dtype. The bytes are not checked against their checksums.
+        Raises RowOutOfRange, InvalidArgument (not one-dimensional integers, another ``out``), ReaderClosed.
         """
         if self._encoded is not None:
             return self._decode(view, self._checked_rows(view, rows), out)
@@ -283,8 +281,7 @@ class RowMap:
     def gather(self, start: int, stop: int, out: LogitRows | None = None) -> LogitRows:
         """Logits [B, C] of positions start..stop (exclusive) of the order given to row_map.
 
-        Raises InvalidArgument (for ``out``), ReaderClosed. Positions beyond the end are cut off, as
-        in a slice.
+        Raises InvalidArgument (for ``out``), ReaderClosed. Positions beyond the end are cut off, as in a slice.
         """
         return self._take(self._rows_M[start:stop], out)
 

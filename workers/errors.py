@@ -62,11 +62,11 @@ class ContractViolation(UserError, ValueError):
 
 
 class InvalidText(UserError, ValueError):
-    """What has to be text is not UTF-8."""
+    """Text is not UTF-8."""
 
 
 class LossyCache(UserError, ValueError):
-    """What an encoding has kept of the logits does not do for a method, or for a comparison."""
+    """The rows of a lossy encoding are not exact enough for a method, or for a comparison."""
 
 
 class NotFinite(UserError, ArithmeticError):
