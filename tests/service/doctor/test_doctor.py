@@ -305,7 +305,7 @@ def test_doctor_checks_an_engine_that_is_there_silent_or_was_never_there(setting
         )
 
 
-# ------------------------------------------------------------------------------------------ keys, port, data sets
+# ------------------------------------------------------------------------------------------ keys, port, datasets
 
 
 def test_doctor_wants_keys_or_this_machine_alone(settings: Settings, tmp_path: Path) -> None:
