@@ -42,7 +42,7 @@ from workers.training.tasks import share_out, task_of_run
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What ``run_job`` leaves: result.json of each run, in order, and the teacher's accuracy and cost.
+    """Outcome of ``run_job``: result.json of each run, in order, and the teacher's accuracy and cost.
 
     Attributes:
         teacher_accuracy: on each split that is measured, ``validation`` and ``test``.
