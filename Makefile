@@ -22,6 +22,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The trackers, which bring a GB, are left out: .ci/run gives them a Python of their own, for the slow tests.
 # pip first, for that of Python 3.11 knows no digests of constraints; setuptools, which builds Retort, is among torch's
 # requirements.
 $(STAMP): pyproject.toml constraints.txt
@@ -29,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
 	$(PIP) --no-deps --require-hashes --requirement $(VENV)/pip.txt
-	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for e in p['optional-dependencies'].values() for r in e if not r.startswith('retort[')), sep='\n')" > $(VENV)/requirements.txt
+	@$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *(r for n, e in p['optional-dependencies'].items() if n not in ('mlflow', 'wandb', 'trackio') for r in e if not r.startswith('retort[')), sep='\n')" > $(VENV)/requirements.txt
 	$(PIP) --require-hashes --constraint constraints.txt --requirement $(VENV)/requirements.txt
 	$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)

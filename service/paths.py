@@ -12,21 +12,20 @@ UPLOAD_PATH = f"{API_PREFIX}/teachers"
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 # Asked by machines, again and again.
 POLLED_PATHS = HEALTH_PATHS | {"/metrics"}
-# Documents made of the database's rows and of nothing else, the same for every caller: no files, no clock. A report
-# with tests per sample reads artifacts, too, which the database names by their digests and which never change.
-DATABASE_ROUTES = frozenset(
-    {
-        f"{API_PREFIX}/jobs",
-        f"{API_PREFIX}/jobs/{{job_id}}",
-        f"{API_PREFIX}/jobs/{{job_id}}/runs",
-        f"{API_PREFIX}/jobs/{{job_id}}/report",
-        f"{API_PREFIX}/jobs/{{job_id}}/events",
-        f"{API_PREFIX}/runs/{{run_id}}",
-        f"{API_PREFIX}/runs/{{run_id}}/metrics",
-        f"{API_PREFIX}/runs/{{run_id}}/artifacts",
-        f"{API_PREFIX}/runs/{{run_id}}/events",
-    }
-)
+# Documents made of the database's rows, the same for every caller, by the rows that they are made of
+# (``service.db.version.SourceKind``): no files, and no clock but where a job's backoff runs out. A report with tests
+# per sample reads artifacts, too, which the database names by their digests and which never change.
+DATABASE_ROUTES = {
+    f"{API_PREFIX}/jobs": "jobs",
+    f"{API_PREFIX}/jobs/{{job_id}}": "job",
+    f"{API_PREFIX}/jobs/{{job_id}}/runs": "job",
+    f"{API_PREFIX}/jobs/{{job_id}}/report": "job",
+    f"{API_PREFIX}/jobs/{{job_id}}/events": "database",
+    f"{API_PREFIX}/runs/{{run_id}}": "run",
+    f"{API_PREFIX}/runs/{{run_id}}/metrics": "database",
+    f"{API_PREFIX}/runs/{{run_id}}/artifacts": "database",
+    f"{API_PREFIX}/runs/{{run_id}}/events": "database",
+}
 OTHER = "other"
 
 

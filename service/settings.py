@@ -81,6 +81,9 @@ class Settings(BaseSettings):
             machine, see ``service.engine.capacity``.
         confine_on_gpu: teachers on GPUs run within a filter of system calls and file-system rules, where CUDA works
             within them. False leaves those out, for a driver that does not take them: with teachers that you trust.
+        trackers: addresses of experiment trackers, separated by spaces (``mlflow:http://127.0.0.1:5000``); ``retort
+            serve`` follows all jobs for each in a process of its own, see ``service.trackers``. None tells nobody.
+        trackers_project: the trackers' project or experiment.
         checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.
     """
 
@@ -132,6 +135,8 @@ class Settings(BaseSettings):
     run_cpus: Annotated[float, Field(gt=0)] | None = None
     gpu_share: Annotated[float, Field(ge=0.01, le=1)] | None = None
     confine_on_gpu: bool = True
+    trackers: str | None = None
+    trackers_project: Annotated[str, Field(min_length=1, max_length=128)] = "retort"
     checkpoint_s: Seconds = 60.0
 
     @field_validator("data_dir")
@@ -187,6 +192,11 @@ class Settings(BaseSettings):
     def datasets_dir(self) -> Path:
         """Decoded data sets, by fingerprint."""
         return self.data_dir.resolve() / "datasets"
+
+    @property
+    def trackers_dir(self) -> Path:
+        """How far each tracker is, and what its package keeps on this disk."""
+        return self.data_dir.resolve() / "trackers"
 
     @property
     def jobs_dir(self) -> Path:

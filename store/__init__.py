@@ -1,4 +1,4 @@
-"""Cached teacher logits on disk: known by what made them, written in blocks, read like one file.
+"""Caches of teacher logits on disk: identified by their inputs, written in blocks, read like one file.
 
     spec = CacheSpec(teacher_sha256=..., dataset_fingerprint=..., ...)
     writer = CacheWriter(root, spec)
@@ -10,7 +10,7 @@
     reader = CacheReader(root, spec)
     reader.gather(view, rows), reader.statistics(view)
 
-Knows nothing of torch, Ray or HTTP. See layout.py for the format on disk.
+Independent of torch, Ray and HTTP. ``store.layout`` has the format on disk.
 """
 
 from store.catalog import Catalog
@@ -32,8 +32,9 @@ from store.errors import (
     RowOutOfRange,
     StoreError,
 )
-from store.eviction import CacheLease, Reservation
+from store.eviction import Reservation
 from store.exact_rows import Reference, read_reference
+from store.locks import CacheLease
 from store.reader import CacheReader
 from store.spec import CacheSpec
 from store.writer import CacheWriter

@@ -1,6 +1,6 @@
-"""What must hold between the arrays of one block, beyond each file being the one that was committed.
+"""Consistency checks between the arrays of one block, beyond each file being the one that was committed.
 
-A finding is (array, what is wrong with it). Shapes: N rows of the block, C classes, R rows of the reference.
+A finding is (array, sentence on the fault). Shapes: N rows of the block, C classes, R rows of the reference.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def findings(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
-    """Everything that does not fit. Arrays that could not be read are missing, and what needs them is left out."""
+    """Yield every inconsistency. Arrays that could not be read are missing, and checks that need them are left out."""
     if not spec.logit_arrays.keys() <= arrays.keys():
         return
     if isinstance(spec.encoding, SparseEncoding):
@@ -31,7 +31,7 @@ def findings(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
 
 
 def _dense(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
-    """Every statistic, recomputed from the logits."""
+    """Compare every statistic with the one recomputed from the logits."""
     if spec.encoding == "uint8":
         logits_NC: NDArray[np.floating] = np.empty(arrays["logits"].shape, np.float32)
         uint8.decode(arrays, logits_NC)
@@ -66,7 +66,7 @@ def _first_wrong(stored_N: np.ndarray, recomputed_N: Float32, tolerance_N: np.nd
 
 
 def _sparse(encoding: SparseEncoding, classes: int, arrays: Arrays) -> Iterator[Finding]:
-    """The classes are different ones, and each number lies where the kept logits leave room for it."""
+    """Check that the classes differ, and that each number lies within the bounds that the kept logits leave."""
     own_NX = arrays["classes"].astype(np.int64)
     if own_NX.max() >= classes:
         yield "classes", f"class {own_NX.max()} does not exist: there are {classes}"
@@ -109,7 +109,7 @@ def _sparse(encoding: SparseEncoding, classes: int, arrays: Arrays) -> Iterator[
 
 
 def _reference(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
-    """The first rows' exact logits: the statistics are theirs, and what is stored of them is."""
+    """Check the first rows' exact logits against their statistics and against the stored rows."""
     exact_RC = arrays["reference"]
     rows = len(exact_RC)
     for name, wrong in _statistics(exact_RC, np.zeros(rows), arrays):

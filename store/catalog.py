@@ -1,8 +1,8 @@
-"""The caches under one root: what there is, how complete, how large, when used last; delete, pin, evict, verify.
+"""Catalog of the caches under one root: list (state, size, last use), delete, pin, evict, reserve, verify.
 
 The folder is the catalog: there is no index beside it that could disagree. Listing reads each
-cache's manifest and commit records and looks at file sizes; verify() reads every byte. What may be
-evicted, and how that is kept from those who use it, is room.py's.
+cache's manifest and commit records and looks at file sizes; verify() reads every byte. The rules of
+eviction, and the locks that keep it from caches in use, are in ``store.eviction`` and ``store.locks``.
 """
 
 import contextlib
@@ -16,11 +16,12 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from store import eviction, layout
+from store import chunk_files, documents, eviction, layout
 from store.errors import AmbiguousKey, CacheCorrupt, CacheNotFound, InvalidArgument, StoreError
-from store.eviction import CacheLease, Evicted, Reservation
+from store.eviction import Evicted, Reservation
 from store.filesystem import disk_full_as_error, write_atomically
 from store.identity import check_completion, check_identity
+from store.locks import CacheLease
 from store.spec import CacheSpec
 from store.verify import VerifyReport, verify_group
 
@@ -30,7 +31,7 @@ _ABANDONED_S = 3600.0  # creating a group takes milliseconds
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One cache in a listing. A corrupt one has a `problem`, and perhaps no readable spec."""
+    """One cache in a listing. A corrupt one has a ``problem``, and perhaps no readable spec."""
 
     key: str
     spec: CacheSpec | None
@@ -49,7 +50,7 @@ Evictions = list[Evicted]
 
 
 class Catalog:
-    """The caches under `root`, which need not exist yet."""
+    """The caches under ``root``, which need not exist yet."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -67,7 +68,7 @@ class Catalog:
         return _describe(self._existing(key))
 
     def resolve(self, prefix: str) -> str:
-        """The one key that starts with `prefix` (at least 4 hex digits).
+        """The one key that starts with ``prefix`` (at least 4 hex digits).
 
         Raises InvalidArgument, CacheNotFound, AmbiguousKey.
         """
@@ -81,7 +82,7 @@ class Catalog:
         return keys[0]
 
     def touch(self, key: str) -> None:
-        """Note that the cache is in use now. Raises CacheNotFound, InvalidArgument, DiskFull."""
+        """Record that the cache is in use now. Raises CacheNotFound, InvalidArgument, DiskFull."""
         group = self._existing(key)
         now = datetime.now(UTC).isoformat()
         try:
@@ -91,9 +92,9 @@ class Catalog:
             raise CacheNotFound(f"{group} was deleted meanwhile") from None
 
     def delete(self, key: str) -> None:
-        """Remove a cache: at once for everybody who looks for it, then its files one by one.
+        """Delete a cache: its name at once, then its files one by one.
 
-        A process that has it open keeps reading; one that is writing it is told at its next block.
+        A process that has it open keeps reading; one that is writing it gets CacheNotFound at its next block.
         Raises CacheNotFound, InvalidArgument, CachePinned, CacheBusy while a block is being written.
         """
         eviction.remove(self._existing(key), even_if_held=True)
@@ -106,7 +107,7 @@ class Catalog:
         eviction.pin(self._existing(key))
 
     def unpin(self, key: str) -> None:
-        """Take the pin away, if there is one. Raises CacheNotFound, InvalidArgument."""
+        """Remove the pin, if there is one. Raises CacheNotFound, InvalidArgument."""
         eviction.unpin(self._existing(key))
 
     def hold(self, key: str) -> CacheLease:
@@ -114,35 +115,35 @@ class Catalog:
         return CacheLease(layout.group_path(self.root, key))
 
     def make_room(self, needed_bytes: int, quota_bytes: int, in_use: Collection[str] = ()) -> Evictions:
-        """Evict caches, the least recently used first, until `needed_bytes` more fit into the quota.
+        """Evict caches, the least recently used first, until ``needed_bytes`` more fit into the quota.
 
         Complete, partial and corrupt ones alike; never one that is pinned, held, being written or
-        named by `in_use`. Those in use count as large as they will be when they are complete.
-        Raises QuotaExceeded, having evicted nothing (unless a cache was pinned or taken into use in
-        the very moment).
+        named by ``in_use``. Those in use count as large as they will be when they are complete.
+        Raises QuotaExceeded, having evicted nothing (unless a cache was pinned or taken into use at
+        that moment).
         """
         with eviction.exclusive(self.root):
             return eviction.make_room(self.root, needed_bytes, quota_bytes, in_use)
 
     def evictable(self, in_use: Collection[str] = ()) -> tuple[int, int]:
-        """How many caches make_room() could evict, and their bytes; see there for what keeps the others."""
+        """Count the caches that make_room() could evict, and their bytes."""
         return eviction.evictable(self.root, in_use)
 
     def reserve(
         self, specs: Sequence[CacheSpec], quota_bytes: int = 0, provenance: Mapping[str, JsonValue] | None = None
     ) -> Reservation:
-        """Hold these caches; those that do not exist are created, empty, once there is room for them.
+        """Reserve caches: hold them, and create those that do not exist, empty, once there is room for them.
 
-        `quota_bytes` is for all caches under the root together; 0 is no quota. Nothing is evicted
-        for caches that are complete already. `provenance` is what CacheWriter takes.
-        Raises QuotaExceeded as make_room does, and what CacheWriter raises.
+        ``quota_bytes`` is for all caches under the root together; 0 is no quota. Nothing is evicted
+        for caches that are complete already. ``provenance`` is as of CacheWriter.
+        Raises QuotaExceeded as make_room does, and the errors of CacheWriter.
         """
         with eviction.exclusive(self.root):
             self.sweep()
             return eviction.reserve(self.root, specs, quota_bytes, provenance or {})
 
     def sweep(self) -> int:
-        """Remove what killed deletions and creations left under the root; returns how many."""
+        """Remove leftovers of killed deletions and creations under the root; returns their number."""
         swept = 0
         for path in self.root.iterdir() if self.root.is_dir() else ():
             deleted = path.name.startswith(layout.DELETED_PREFIX)
@@ -166,17 +167,17 @@ class Catalog:
 
 
 def _describe(group: Path) -> CacheEntry:
-    """What can be said about a cache without reading its logits. Raises CacheNotFound."""
-    manifest: layout.Manifest | None = None
+    """Describe a cache without reading its logits. Raises CacheNotFound."""
+    manifest: documents.Manifest | None = None
     rows_committed = 0
     problem = None
     provenance: dict[str, JsonValue] = {}
     complete = (group / layout.COMPLETE_FILE).exists()
     try:
-        manifest = layout.read_manifest(group)
-        provenance = layout.read_provenance(group, manifest.provenance)
+        manifest = documents.read_manifest(group)
+        provenance = documents.read_provenance(group, manifest.provenance)
         check_identity(group, manifest)
-        layout.check_arrays(group, manifest.spec)
+        documents.check_arrays(group, manifest.spec)
         rows_committed, damage = _count_rows(group, manifest.spec)
         if complete:
             _, finishing = check_completion(group, manifest.spec)
@@ -201,13 +202,13 @@ def _describe(group: Path) -> CacheEntry:
 
 
 def _count_rows(group: Path, spec: CacheSpec) -> tuple[int, str | None]:
-    """Rows of the blocks whose files fit their record, and the first damage to the others."""
+    """Count the rows of the blocks whose files fit their record; with the first damage to the others."""
     rows, damage = 0, None
     for block in range(spec.blocks):
         try:
-            record = layout.load_record(group, spec, block)
+            record = documents.load_record(group, spec, block)
             if record is not None:
-                layout.check_chunk_files(group, record)
+                chunk_files.check_chunk_files(group, record)
                 rows += record.rows
         except CacheCorrupt as error:
             damage = damage or str(error)

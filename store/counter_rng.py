@@ -1,4 +1,4 @@
-"""Random integers from a counter: what is drawn for a row depends on its own numbers and nothing else.
+"""Counter-based random numbers: the draw for a row depends on its own integers and nothing else.
 
 There is no state to seed, split or restore. Integers are absorbed one by one, ``h <- mix(h + (x + 1) * GOLDEN)``
 modulo 2**64 starting from 0, where ``mix`` is SplitMix64's finaliser (Steele, Lea & Flood, "Fast splittable
@@ -6,7 +6,7 @@ pseudorandom number generators", OOPSLA 2014, with the constants of Stafford's v
 sample, slot) gives word ``slot`` of a sample, so a sample's words are a SplitMix64 sequence, the same on every machine,
 in every order and for every split into batches.
 
-Whoever draws owns its slots: augmentations those from 0, the sparse encoding those from 2**32, so that equal seeds of
+Each user has slots of its own: augmentations those from 0, the sparse encoding those from 2**32, so that equal seeds of
 both have nothing in common.
 
 Legend: N samples, S slots.

@@ -1,4 +1,4 @@
-"""Everything that store/ raises on purpose.
+"""Errors of the store.
 
     StoreError (Exception)
     +-- InvalidArgument        (ValueError)       a key, block, shape or dtype that cannot be
@@ -16,7 +16,7 @@
     +-- AddressSpaceExhausted  (MemoryError)      chunk files can be neither mapped nor loaded
     +-- DiskFull               (OSError)          no room left; nothing was committed
 
-Each also inherits from the builtin in brackets, the one a caller would reach for without reading
+Each also inherits from the builtin in brackets, the one that a caller would catch without reading
 this page. Messages carry the offending value, what is allowed, and the next step. All of them
 survive pickling, because they travel from Ray actors to the service.
 
@@ -68,7 +68,7 @@ class CacheBusy(StoreError, BlockingIOError):
 
 
 class CachePinned(StoreError, PermissionError):
-    """The cache is pinned; whoever wants it deleted has to unpin it first."""
+    """The cache is pinned; it can be deleted after it is unpinned."""
 
 
 class QuotaExceeded(StoreError, RuntimeError):
@@ -86,8 +86,8 @@ class AddressSpaceExhausted(StoreError, MemoryError):
 class DiskFull(StoreError, OSError):
     """The file system (or the quota on it) has no room for the next file; nothing was committed.
 
-    Attributes: `needed_bytes`, what the refused operation was to write; `free_bytes`, what the file
-    system said it had left afterwards; `errno`, always ENOSPC.
+    Attributes: ``needed_bytes``, what the refused operation was to write; ``free_bytes``, what the file
+    system said it had left afterwards; ``errno``, always ENOSPC.
     """
 
     def __init__(self, message: str, needed_bytes: int, free_bytes: int) -> None:

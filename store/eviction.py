@@ -1,14 +1,15 @@
-"""Room for new caches: what may be evicted for them, in which order, and what keeps a cache from it.
+"""Eviction of caches to make room for new ones: which may go, in which order; pins, reservations, the quota.
 
 Least recently used first. A cache stays if
 
 - it is pinned: a file in its own folder says so, which every process sees and a restart leaves alone;
-- it is held: somebody who needs it has the shared lock of one byte of its zarr.json, which the kernel takes back when
+- it is held: a process that needs it has the shared lock of one byte of its zarr.json, which the kernel releases when
   that process dies;
 - a block of it is being written at this moment.
 
-Evicting takes the exclusive locks, so nobody can begin to use what is just going. A process that has opened a cache
-without holding it loses nothing that it has mapped or open: an unlinked file lives until its last user lets go.
+Evicting takes the exclusive locks, so no process can begin to use a cache that is being evicted. A process that has
+opened a cache without holding it loses nothing that it has mapped or open: an unlinked file lives until its last user
+lets go.
 
 A reservation creates and holds caches before they are written. While a cache is held and not complete it counts with
 the size that it will have, so what was promised to one job is not promised to another.
@@ -18,7 +19,6 @@ import contextlib
 import os
 import shutil
 import uuid
-import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,45 +27,23 @@ from typing import Literal, Self
 
 from pydantic import JsonValue
 
-from store import layout
+from store import documents, layout
 from store.errors import CacheBusy, CacheNotFound, CachePinned, QuotaExceeded, StoreError
 from store.filesystem import disk_full_as_error, fsync, lock_byte, write_atomically
+from store.locks import GROUP_BYTE, USE_BYTE, CacheLease, exclusive_lock, lock_shared
 from store.spec import CacheSpec
-from store.writer import GROUP_BYTE, CacheWriter
+from store.writer import CacheWriter
 
-USE_BYTE = GROUP_BYTE + 1  # shared by whoever holds the cache, exclusive for an eviction
-
-# Upper bounds of what lies beside the chunks: per chunk file what its commit record says of it, about 55 bytes; and
-# what describes a cache and each of its arrays, about 1,000 and 700 bytes beside 3,000 of provenance.
+# Upper bounds of the files beside the chunks: per chunk file its part of a commit record, about 55 bytes; and the
+# descriptions of a cache and of each of its arrays, about 1,000 and 700 bytes beside 3,000 of provenance.
 _RECORD_BYTES = 85
 _GROUP_BYTES, _ARRAY_BYTES = 4096, 768
 _KEYS_SHOWN = 4
 
 
-class CacheLease:
-    """Keeps one cache from being evicted until release(), the end of its process, or nothing refers to it any more.
-
-    Raises CacheNotFound. Waits for an eviction that has begun, and then finds the cache gone.
-    """
-
-    def __init__(self, group: Path) -> None:
-        self._close = weakref.finalize(self, os.close, _lock_shared(group, USE_BYTE))
-        self._close.atexit = False  # the kernel does it
-
-    def release(self) -> None:
-        """Let the cache be evicted, unless others hold it. May be called twice."""
-        self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
 @dataclass(frozen=True)
 class Evicted:
-    """A cache that had to go: `used_at` is when it was used last."""
+    """Evicted cache; ``used_at`` is the time of its last use."""
 
     key: str
     size_bytes: int
@@ -74,7 +52,7 @@ class Evicted:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Caches that are there, complete or not, and held; and what was evicted to make room for them."""
+    """Reservation of caches: they exist, complete or not, and are held; and the caches evicted for them."""
 
     evicted: list[Evicted]
     leases: list[CacheLease] = field(default_factory=list)
@@ -92,7 +70,7 @@ class Reservation:
 
 
 def full_bytes(spec: CacheSpec) -> int:
-    """How large a cache is when it is complete, at most (its provenance has to stay below some 3,000 bytes)."""
+    """Size of a cache when it is complete, at most (its provenance has to stay below some 3,000 bytes)."""
     metadata_bytes = _GROUP_BYTES + _ARRAY_BYTES * len(spec.arrays)
     every, first = (
         sum(layout.chunk_bytes(array.name, spec) + _RECORD_BYTES for array in arrays)
@@ -103,7 +81,7 @@ def full_bytes(spec: CacheSpec) -> int:
 
 def pin(group: Path) -> None:
     """Write the pin. Raises CacheNotFound, DiskFull."""
-    descriptor = _lock_shared(group, GROUP_BYTE)
+    descriptor = lock_shared(group, GROUP_BYTE)
     try:
         now = datetime.now(UTC).isoformat()
         with disk_full_as_error(group, len(now)):
@@ -127,7 +105,7 @@ def is_pinned(group: Path) -> bool:
 
 
 def last_used_at(group: Path) -> datetime | None:
-    """What Catalog.touch wrote; None for a cache that was never used."""
+    """Time of the last Catalog.touch; None for a cache that was never used."""
     try:
         return datetime.fromisoformat((group / layout.LAST_USED_FILE).read_text()).astimezone(UTC)
     except (FileNotFoundError, ValueError):
@@ -135,33 +113,33 @@ def last_used_at(group: Path) -> datetime | None:
 
 
 def remove(group: Path, *, even_if_held: bool = False) -> None:
-    """Remove a cache: at once for everybody who looks for it, then its files one by one.
+    """Remove a cache: its name at once, then its files one by one.
 
-    Raises CacheNotFound; CachePinned; CacheBusy while a block is being written, and, unless `even_if_held`, while
-    anybody holds the cache.
+    Raises CacheNotFound; CachePinned; CacheBusy while a block is being written, and, unless ``even_if_held``, while
+    any process holds the cache.
     """
     tombstone = group.with_name(f"{layout.DELETED_PREFIX}{group.name}-{uuid.uuid4().hex}")
     try:
-        with _locked_out(group, [GROUP_BYTE] if even_if_held else [GROUP_BYTE, USE_BYTE]):
+        with exclusive_lock(group, [GROUP_BYTE] if even_if_held else [GROUP_BYTE, USE_BYTE]):
             if is_pinned(group):
                 raise CachePinned(f"{group} is pinned: unpin it first, then delete it")
             group.rename(tombstone)
     except FileNotFoundError:
         raise CacheNotFound(f"{group} was deleted meanwhile") from None
     fsync(group.parent)
-    with contextlib.suppress(FileNotFoundError):  # somebody sweeps at the same time
+    with contextlib.suppress(FileNotFoundError):  # another process sweeps at the same time
         shutil.rmtree(tombstone)
 
 
 def make_room(root: Path, needed_bytes: int, quota_bytes: int, in_use: Collection[str] = ()) -> list[Evicted]:
-    """Evict until `needed_bytes` more fit into the quota; see Catalog.make_room. The caller holds exclusive()."""
-    shelf = sorted((_look(group, in_use) for group in layout.group_paths(root)), key=lambda item: item.lru_key)
-    excess = needed_bytes + sum(item.promised_bytes for item in shelf) - quota_bytes
+    """Evict until ``needed_bytes`` more fit into the quota; see Catalog.make_room. The caller holds exclusive()."""
+    found = sorted((_look(group, in_use) for group in layout.group_paths(root)), key=lambda item: item.lru_key)
+    excess = needed_bytes + sum(item.promised_bytes for item in found) - quota_bytes
     if excess <= 0:
         return []
-    free = [item for item in shelf if item.kept is None]
+    free = [item for item in found if item.kept is None]
     if excess > sum(item.size_bytes for item in free):
-        raise QuotaExceeded(_refusal(needed_bytes, quota_bytes, shelf))
+        raise QuotaExceeded(_refusal(needed_bytes, quota_bytes, found))
     evicted = []
     for item in free:
         try:
@@ -174,11 +152,11 @@ def make_room(root: Path, needed_bytes: int, quota_bytes: int, in_use: Collectio
         excess -= item.size_bytes
         if excess <= 0:
             return evicted
-    raise QuotaExceeded(_refusal(needed_bytes, quota_bytes, [_look(item.group, in_use) for item in shelf]))
+    raise QuotaExceeded(_refusal(needed_bytes, quota_bytes, [_look(item.group, in_use) for item in found]))
 
 
 def evictable(root: Path, in_use: Collection[str] = ()) -> tuple[int, int]:
-    """How many caches could be evicted now, and their bytes. Those that are deleted meanwhile are left out."""
+    """Count the caches that could be evicted now, and their bytes. Those that are deleted meanwhile are left out."""
     sizes = []
     for group in layout.group_paths(root):
         with contextlib.suppress(FileNotFoundError):
@@ -193,7 +171,7 @@ def reserve(
     """Make room for caches, create and hold them; see Catalog.reserve. The caller holds exclusive()."""
     groups = [layout.group_path(root, spec.key) for spec in specs]
     evicted: list[Evicted] = []
-    # A complete cache costs nothing, whatever the quota has become since it was made.
+    # A complete cache needs no room, even if the quota was lowered since it was made.
     if quota_bytes and not all((group / layout.COMPLETE_FILE).exists() for group in groups):
         needed_bytes = sum(full_bytes(spec) for spec, group in zip(specs, groups, strict=True) if not group.exists())
         evicted = make_room(root, needed_bytes, quota_bytes, [spec.key for spec in specs])
@@ -204,7 +182,7 @@ def reserve(
 
 @contextlib.contextmanager
 def exclusive(root: Path) -> Iterator[None]:
-    """One process at a time: what is counted here must not grow by another's reservation meanwhile."""
+    """Lock the root for one process at a time: the bytes counted must not grow by another's reservation meanwhile."""
     root.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(root / layout.TURN_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -214,48 +192,9 @@ def exclusive(root: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-# ------------------------------------------------------------------------------------------- locks
-
-
-def _lock_shared(group: Path, byte: int) -> int:
-    """A descriptor that has the shared lock until it is closed. Raises CacheNotFound."""
-    path = group / layout.GROUP_FILE
-    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        closing.callback(os.close, descriptor)
-        lock_byte(descriptor, byte, shared=True)
-        # Not so if an eviction came first: what was opened has another name by now.
-        if os.path.samestat(path.stat(), os.fstat(descriptor)):
-            closing.pop_all()
-            return descriptor
-    raise CacheNotFound(f"{group} was deleted meanwhile, or has lost its {layout.GROUP_FILE}")
-
-
-@contextlib.contextmanager
-def _locked_out(group: Path, bytes_: Sequence[int]) -> Iterator[None]:
-    """Keep out everybody who shares one of these bytes. Raises CacheBusy if somebody is there."""
-    try:
-        descriptor = os.open(group / layout.GROUP_FILE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield  # no manifest: nobody can be writing or reading it
-        return
-    try:
-        for byte in bytes_:
-            lock_byte(descriptor, byte, wait=False)
-        yield
-    except CacheBusy as error:
-        what = "in use" if byte == USE_BYTE else "being written"
-        raise CacheBusy(f"{group} is {what}: stop its job, then delete it") from error
-    finally:
-        os.close(descriptor)
-
-
-# --------------------------------------------------------------------------------------- the shelf
-
-
 @dataclass(frozen=True)
-class _Item:
-    """A cache as an eviction sees it. `promised_bytes` is more than its size while it is in use and not complete."""
+class _CacheUse:
+    """A cache as an eviction sees it. ``promised_bytes`` is more than its size while it is in use and not complete."""
 
     group: Path
     size_bytes: int
@@ -265,30 +204,30 @@ class _Item:
 
     @property
     def lru_key(self) -> tuple[datetime, str]:
-        """Least recently used first."""
+        """Sort key: least recently used first."""
         return self.used_at, self.group.name
 
 
-def _look(group: Path, in_use: Collection[str]) -> _Item:
+def _look(group: Path, in_use: Collection[str]) -> _CacheUse:
     used = group.name in in_use or _is_used(group)
     size_bytes = promised_bytes = layout.size_bytes(group)
     if used and not (group / layout.COMPLETE_FILE).exists():
         with contextlib.suppress(StoreError):
-            promised_bytes = max(size_bytes, full_bytes(layout.read_manifest(group).spec))
+            promised_bytes = max(size_bytes, full_bytes(documents.read_manifest(group).spec))
     kept: Literal["pinned", "in use"] | None = "in use" if used else "pinned" if is_pinned(group) else None
-    return _Item(group, size_bytes, promised_bytes, _used_at(group), kept)
+    return _CacheUse(group, size_bytes, promised_bytes, _used_at(group), kept)
 
 
 def _is_used(group: Path) -> bool:
     try:
-        with _locked_out(group, [GROUP_BYTE, USE_BYTE]):
+        with exclusive_lock(group, [GROUP_BYTE, USE_BYTE]):
             return False
     except CacheBusy:
         return True
 
 
 def _used_at(group: Path) -> datetime:
-    """When it was used last; before its first use, when its last block was committed."""
+    """Time of the last use; before the first one, of the last commit of a block."""
     used_at = last_used_at(group)
     if used_at is not None:
         return used_at
@@ -298,8 +237,8 @@ def _used_at(group: Path) -> datetime:
     return datetime.fromtimestamp(0, UTC)  # deleted meanwhile
 
 
-def _refusal(needed_bytes: int, quota_bytes: int, shelf: Sequence[_Item]) -> str:
-    kept = {why: [item for item in shelf if item.kept == why] for why in ("pinned", "in use")}
+def _refusal(needed_bytes: int, quota_bytes: int, found: Sequence[_CacheUse]) -> str:
+    kept = {why: [item for item in found if item.kept == why] for why in ("pinned", "in use")}
     pinned, used = (
         f"{sum(item.promised_bytes for item in items)} bytes {why}{_names(items)}" for why, items in kept.items()
     )
@@ -310,7 +249,7 @@ def _refusal(needed_bytes: int, quota_bytes: int, shelf: Sequence[_Item]) -> str
     )
 
 
-def _names(items: Sequence[_Item]) -> str:
+def _names(items: Sequence[_CacheUse]) -> str:
     if not items:
         return ""
     shown = ", ".join(item.group.name[:12] for item in items[:_KEYS_SHOWN])

@@ -1,4 +1,4 @@
-"""The file system primitives under the store: durable atomic files, checksums, locks, a full disk.
+"""File system primitives: durable atomic files, checksums, byte locks, the error of a full disk.
 
 Linux only: open-file-description locks (fcntl(2)) are what lets several processes and threads share
 one cache.
@@ -27,14 +27,14 @@ def crc32c(payload: npt.NDArray[np.generic]) -> int:
     """CRC-32C (Castagnoli) of an array's bytes, by the library that zarr's crc32c codec uses.
 
     Never take it of a whole chunk file: the CRC of data followed by its own CRC is the same constant
-    for all data, so it would tell nothing.
+    for all data, so it would prove nothing.
     """
     # google_crc32c has no type information; it takes numpy arrays, but no memoryview.
     return int(google_crc32c.value(payload.reshape(-1).view(np.uint8)))
 
 
 def read_trailer(path: Path, size_bytes: int) -> int | None:
-    """The checksum at the end of a chunk file, or None if the file has not exactly that many bytes.
+    """Read the checksum at the end of a chunk file; None if the file has not exactly that many bytes.
 
     Raises FileNotFoundError. Costs one page of I/O: it tells two chunk files apart, not a flipped
     bit.
@@ -59,7 +59,7 @@ def fsync(path: Path) -> None:
 
 
 def fsync_tree(top: Path) -> None:
-    """fsync every file and directory under `top`, and `top` itself; the leaves first."""
+    """fsync every file and directory under ``top``, and ``top`` itself; the leaves first."""
     for folder, _, names in os.walk(top, topdown=False):
         for name in names:
             fsync(Path(folder, name))
@@ -67,7 +67,7 @@ def fsync_tree(top: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` so that readers, and a restart after a crash, see all of it or nothing."""
+    """Replace ``path`` so that readers, and a restart after a crash, see all of it or nothing."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with partial.open("xb") as file:
@@ -83,7 +83,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def disk_full_as_error(folder: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT, whoever raised them, into DiskFull; let any other error pass."""
+    """Turn ENOSPC and EDQUOT into DiskFull; let any other error pass."""
     try:
         yield
     except OSError as error:
@@ -105,7 +105,7 @@ def lock_byte(descriptor: int, byte: int, *, shared: bool = False, wait: bool = 
 
     The byte need not exist. The lock belongs to the descriptor's open file description, so it also
     excludes other threads of this process that opened the file themselves.
-    Raises CacheBusy if `wait` is false and somebody else holds it.
+    Raises CacheBusy if ``wait`` is false and another holds it.
     """
     kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
     # struct flock: short l_type, l_whence; off_t l_start, l_len; pid_t l_pid (0 for these locks)

@@ -1,20 +1,20 @@
-"""Whether a folder holds the cache that was asked for, and all of it.
+"""Identity and completeness of a cache: whether a folder holds the one that was asked for, and all of it.
 
-None of this looks into a chunk file: see layout.read_chunk and verify.py.
+No chunk file is read here: see ``store.chunk_files`` and ``store.verify``.
 """
 
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from store import layout
+from store import chunk_files, documents, layout
+from store.documents import BlockRecord
 from store.errors import CacheCorrupt, CacheIncomplete, CacheMismatch, StoreError
-from store.layout import BlockRecord
 from store.spec import CacheSpec
 
 
-def check_identity(group: Path, manifest: layout.Manifest, asked: CacheSpec | None = None) -> None:
-    """Raise CacheMismatch unless the group's name, its manifest and the spec asked for agree."""
+def check_identity(group: Path, manifest: documents.Manifest, asked: CacheSpec | None = None) -> None:
+    """Check the identity: raise CacheMismatch unless the group's name, its manifest and the spec asked for agree."""
     found = manifest.spec
     if asked is not None and found != asked:
         raise CacheMismatch(
@@ -29,13 +29,13 @@ def check_identity(group: Path, manifest: layout.Manifest, asked: CacheSpec | No
 
 
 def check_completion(group: Path, spec: CacheSpec) -> tuple[list[BlockRecord], dict[str, JsonValue]]:
-    """Every block's commit record, and the provenance in COMPLETE.
+    """Check the completeness; returns every block's commit record, and the provenance in COMPLETE.
 
     Raises CacheIncomplete without COMPLETE, CacheCorrupt if a record is missing or not the one it
     vouches for: naming the record if its files tell which, COMPLETE otherwise.
     """
-    completion = layout.read_completion(group)
-    found = [layout.load_record(group, spec, block) for block in range(spec.blocks)]
+    completion = documents.read_completion(group)
+    found = [documents.load_record(group, spec, block) for block in range(spec.blocks)]
     records = [record for record in found if record is not None]
     if completion is None:
         raise CacheIncomplete(
@@ -48,10 +48,10 @@ def check_completion(group: Path, spec: CacheSpec) -> tuple[list[BlockRecord], d
     marker = group / layout.COMPLETE_FILE
     if completion.key != spec.key or completion.blocks != spec.blocks:
         raise CacheCorrupt(f"{marker}: written for another cache, {completion.key}")
-    if completion.commits_sha256 != layout.commits_sha256(iter(records)):
+    if completion.commits_sha256 != documents.commits_sha256(iter(records)):
         for block, record in enumerate(records):
             try:
-                layout.check_chunk_files(group, record)
+                chunk_files.check_chunk_files(group, record)
             except CacheCorrupt as error:
                 path = group / layout.record_name(spec, block)
                 raise CacheCorrupt(f"{path}: a stale or foreign commit record: {error}") from error
@@ -60,12 +60,12 @@ def check_completion(group: Path, spec: CacheSpec) -> tuple[list[BlockRecord], d
 
 
 def describe_absence(root: Path, spec: CacheSpec) -> str:
-    """Say that there is none, and which comes closest: same teacher or dataset, few differences."""
+    """Sentence for a cache that is not there, with the closest one: same teacher or dataset, few differences."""
     related = []
     groups = layout.group_paths(root)
     for group in groups:
         try:
-            found = layout.read_manifest(group).spec
+            found = documents.read_manifest(group).spec
         except StoreError:
             continue  # it cannot be the one that was meant
         same_teacher = found.teacher_sha256 == spec.teacher_sha256

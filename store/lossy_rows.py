@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store import layout
+from store import chunk_files
 from store.chunk_map import ChunkRows
 from store.counter_rng import Ints
+from store.documents import BlockRecord
 from store.encodings import codec
-from store.layout import BlockRecord
 from store.spec import CacheSpec
 from store.statistics import Float32
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Arrays with several values a row are `mapped`, those with one are `loaded`, [V, N]; all by name."""
+    """Encoded rows by array: those with several values a row are ``mapped``, those with one ``loaded``, [V, N]."""
 
     spec: CacheSpec
     mapped: Mapping[str, ChunkRows]
     loaded: Mapping[str, Float32]
 
     def gather(self, view: int, samples_B: Ints, out_BC: Float32) -> None:
-        """Decode these samples' rows; neither they nor their checksums are checked."""
+        """Gather and decode these samples' rows; neither indices nor checksums are checked."""
         stored: dict[str, NDArray[Any]] = {name: values[view][samples_B] for name, values in self.loaded.items()}
         for name, chunks in self.mapped.items():
             stored[name] = np.empty((len(samples_B), chunks.rows.shape[1]), chunks.rows.dtype)
@@ -37,12 +37,12 @@ class EncodedRows:
         codec.decode(self.spec, stored, view, samples_B, out_BC)
 
     def prefetch(self, view: int, samples_B: Ints) -> None:
-        """Have them read from the disk in the background; see ChunkRows.prefetch."""
+        """Start to read these samples' rows in the background; see ChunkRows.prefetch."""
         for chunks in self.mapped.values():
             chunks.prefetch(self._located(chunks, view, samples_B))
 
     def _located(self, chunks: ChunkRows, view: int, samples_B: Ints) -> Ints:
-        """Where they are in chunks.rows."""
+        """Indices of these samples in chunks.rows."""
         within_B, row_B = np.divmod(samples_B, self.spec.block_rows)
         return (view * self.spec.blocks_per_view + within_B) * chunks.stride_rows + row_B
 
@@ -50,5 +50,5 @@ class EncodedRows:
 def load_block(group: Path, spec: CacheSpec, block: int, record: BlockRecord, out_NC: Float32) -> None:
     """Decode a whole block into out_NC, every byte checked. Raises CacheCorrupt naming the file."""
     view, start, stop = spec.block_range(block)
-    stored = {name: layout.read_chunk(group, spec, name, block, record) for name in spec.logit_arrays}
+    stored = {name: chunk_files.read_chunk(group, spec, name, block, record) for name in spec.logit_arrays}
     codec.decode(spec, stored, view, np.arange(start, stop), out_NC)

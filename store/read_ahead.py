@@ -1,13 +1,13 @@
-"""How a view's rows come from the disk to memory before they are gathered.
+"""Read-ahead of a view's rows from disk to memory, before they are gathered.
 
 A view that memory cannot hold is read row by row, a few batches ahead, every epoch.
 
 One that fits is read once, in order, which is the fastest way to all of it and the slowest to the first batch. So the
-first rows are read on their own, for as long as reading everything would take: whoever wants little gets it soon, and
-whoever wants everything waits at most twice as long as need be. From then on nothing but the reading in order keeps
+first rows are read on their own, for as long as reading everything would take: a few rows are there soon, and all rows
+are there after at most twice the least time. From then on nothing but the reading in order keeps
 the disk busy; a row that it has not come to is read by its page fault, with what lies around it.
 
-What is in memory already is left alone.
+Views that are in memory already are not read.
 
 Shapes: B rows of a batch.
 """
@@ -18,18 +18,18 @@ from collections.abc import Callable, Sequence
 from store.chunk_map import ChunkRows
 from store.counter_rng import Ints
 
-# What is read in order in the time of one row on its own: 36 KB on a local SSD (94,000 rows/s, 3.4 GB/s).
+# Bytes that are read in order in the time of one row on its own: 36 KB on a local SSD (94,000 rows/s, 3.4 GB/s).
 _BYTES_OF_A_ROW_S_TIME = 64 << 10
 
 
 class ReadAhead:
-    """Reads the rows of one view ahead, in the order in which they will be gathered.
+    """Read-ahead of the rows of one view, in the order in which they will be gathered.
 
     Args:
-        arrays: what holds them.
+        arrays: that hold them.
         chunks: the view's, in each of the arrays.
-        view_bytes: what the view takes in all of them.
-        prefetch: has some rows read, each on its own.
+        view_bytes: bytes of the view in all of them.
+        prefetch: starts to read some rows, each on its own.
         fits: whether memory holds the view.
     """
 
@@ -51,7 +51,7 @@ class ReadAhead:
         self._read_in_order = False
 
     def read(self, rows_B: Ints) -> None:
-        """Have these rows read, as far as it helps; returns at once."""
+        """Start to read these rows, as far as it helps; returns at once."""
         if not self._begun:
             self._begin()
         if self._read_in_order:

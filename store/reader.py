@@ -1,25 +1,21 @@
-"""Reading a cache in a training loop.
+"""Reader of a cache in a training loop.
 
-A reader opens only a finished cache of exactly the spec it was asked for, and says field by field
-what differs otherwise. Opening checks that every file is there, has its size and is the one that
-was committed, and loads and verifies all statistics (they are small). What it does not do when
-opening is read the logits: a flipped bit in them is found by logits(), which checks what it loads,
-and by Catalog.verify.
+A reader opens only a finished cache of exactly the spec it was asked for, and names every field that differs
+otherwise. Opening checks that every file is there, has its size and is the one that was committed, and loads and
+verifies all statistics (they are small). It does not read the logits: a flipped bit in them is found by logits(),
+which checks every byte that it loads, and by Catalog.verify.
 
 Three ways to the logits, by size:
 
-- logits(view): one view copied into memory and verified. For what fits in memory or on the GPU.
+- logits(view): one view copied into memory and verified, for views that fit in memory or on the GPU.
 - gather(view, rows): the rows of a batch, straight from the page cache, which all processes share.
-- row_map(view, order).gather(start, stop): the same with the index arithmetic and bounds check of a
-  whole epoch done once, which makes it as fast as np.memmap over one flat file. Its prefetch() is
-  for logits that are not in memory yet.
+- row_map(view, order).gather(start, stop): the same with the index arithmetic and bounds check of a whole epoch done
+  once, which makes it as fast as np.memmap over one flat file. Its prefetch() is for logits that are not in memory yet.
 
-A lossy cache hands out the same, decoded to float32 (see encoding.py); only logits() decodes all at
-once.
+A lossy cache hands out the same, decoded to float32 (see ``store.encodings``); only logits() decodes all at once.
 
-Gather in the training process. Through a DataLoader worker the same rows cost 15 to 100 times as
-much. Never index the zarr arrays per batch: zarr decodes a whole chunk for each row (700-5000x
-slower).
+Gather in the training process. Through a DataLoader worker the same rows cost 15 to 100 times as much. Never index the
+zarr arrays per batch: zarr decodes a whole chunk for each row (700-5000x slower).
 
 Shapes: B rows of a batch, N samples, C classes.
 """
@@ -33,12 +29,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from store import layout
-from store.chunk_map import ChunkRows, map_chunks, memory_bytes
+from store import chunk_files, documents, layout
+from store.chunk_map import ChunkRows, map_chunks
 from store.errors import CacheNotFound, InvalidArgument, ReaderClosed, RowOutOfRange
-from store.eviction import CacheLease
 from store.identity import check_completion, check_identity, describe_absence
+from store.locks import CacheLease
 from store.lossy_rows import EncodedRows, load_block
+from store.memory_limit import memory_bytes
 from store.read_ahead import ReadAhead
 from store.spec import CacheSpec
 from store.statistics import STATISTICS, Float32
@@ -65,7 +62,7 @@ class CacheReader:
 
     @classmethod
     def from_key(cls, root: Path | str, key: str) -> "CacheReader":
-        """Open a cache by its key alone; raises what the constructor raises, and InvalidArgument."""
+        """Open a cache by its key alone. Raises the errors of the constructor, and InvalidArgument."""
         reader = cls.__new__(cls)
         reader._open(Path(root), key, None)
         return reader
@@ -73,7 +70,7 @@ class CacheReader:
     def _open(self, root: Path, key: str, asked: CacheSpec | None) -> None:
         self._root = root
         self.path = layout.group_path(root, key)
-        manifest = layout.read_manifest(self.path)
+        manifest = documents.read_manifest(self.path)
         self._lease = CacheLease(self.path)
         try:
             self._load(manifest, asked)
@@ -81,15 +78,15 @@ class CacheReader:
             self._lease.release()  # the error's traceback refers to it for as long as the error is kept
             raise
 
-    def _load(self, manifest: layout.Manifest, asked: CacheSpec | None) -> None:
+    def _load(self, manifest: documents.Manifest, asked: CacheSpec | None) -> None:
         check_identity(self.path, manifest, asked)
         self.spec = manifest.spec
-        layout.check_arrays(self.path, self.spec)
+        documents.check_arrays(self.path, self.spec)
         self._records, finishing = check_completion(self.path, self.spec)
         for record in self._records:
-            layout.check_chunk_files(self.path, record)
-        #: How it came about, see CacheWriter.add_provenance: free JSON, no part of the identity.
-        self.provenance = layout.read_provenance(self.path, manifest.provenance, finishing)
+            chunk_files.check_chunk_files(self.path, record)
+        #: Provenance, see CacheWriter.add_provenance: free JSON, no part of the identity.
+        self.provenance = documents.read_provenance(self.path, manifest.provenance, finishing)
         self._statistics = {name: self._load_statistic(name) for name in STATISTICS}
         self._mapped = {
             array.name: self._map(array.name, array.columns, array.numpy_dtype)
@@ -103,18 +100,18 @@ class CacheReader:
             single = [name for name in self.spec.logit_arrays if name not in self._mapped]
             self._encoded = EncodedRows(self.spec, self._mapped, {name: self._load_statistic(name) for name in single})
         self._view_bytes = self.spec.samples * self.spec.stored_row_bytes
-        #: A view's logits take more than half of the memory there is: see read_ahead.py.
+        #: A view's logits take more than half of the memory there is: see ``store.read_ahead``.
         self.exceeds_memory = 2 * self._view_bytes > memory_bytes()
         self._block_shift = self.spec.block_rows.bit_length() - 1  # block_rows is a power of two
         self._hole_rows = self._chunks.stride_rows - self.spec.block_rows
         self._closed = False
 
     def gather(self, view: int, rows: npt.NDArray[np.integer], out: Logits | None = None) -> Logits:
-        """Logits [B, C] of samples `rows` [B] of one view, in the cache's dtype, in `out` if given.
+        """Logits [B, C] of samples ``rows`` [B] of one view, in the cache's dtype, in ``out`` if given.
 
-        `out` must be C-contiguous, [B, C], of the cache's dtype. The bytes are not checked against
+        ``out`` must be C-contiguous, [B, C], of the cache's dtype. The bytes are not checked against
         their checksums.
-        Raises RowOutOfRange, InvalidArgument (not one-dimensional integers, another `out`),
+        Raises RowOutOfRange, InvalidArgument (not one-dimensional integers, another ``out``),
         ReaderClosed.
         """
         if self._encoded is not None:
@@ -122,7 +119,7 @@ class CacheReader:
         return self._take(self._physical_rows(view, rows), out)
 
     def row_map(self, view: int, rows: npt.NDArray[np.integer]) -> "RowMap":
-        """Prepare to gather many batches: `rows` [M], e.g. an epoch's permutation, located once.
+        """Prepare to gather many batches: ``rows`` [M], e.g. an epoch's permutation, located once.
 
         Raises RowOutOfRange, InvalidArgument, ReaderClosed.
         """
@@ -171,7 +168,7 @@ class CacheReader:
         return f"CacheReader({str(self.path)!r})"
 
     def _checked_rows(self, view: int, rows: npt.NDArray[np.integer]) -> Rows:
-        """Sample indices that this cache has; perhaps the given array itself."""
+        """Check sample indices; returns them as int64, perhaps the given array itself."""
         self._check_view(view)
         rows = np.asarray(rows)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
@@ -184,7 +181,7 @@ class CacheReader:
         return rows_B
 
     def _physical_rows(self, view: int, rows: npt.NDArray[np.integer]) -> Rows:
-        """Checked sample indices as row numbers of the mapped range."""
+        """Check sample indices and turn them into row numbers of the mapped range."""
         rows_B = self._checked_rows(view, rows)
         first_block = view * self.spec.blocks_per_view
         physical_B = rows_B >> self._block_shift
@@ -241,7 +238,7 @@ class CacheReader:
             if array == "logits" and self.spec.is_lossy:
                 load_block(self.path, self.spec, block, record, into[start:stop])
             else:
-                layout.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
+                chunk_files.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
 
         first = view * self.spec.blocks_per_view
         blocks = range(first, first + self.spec.blocks_per_view)
@@ -266,12 +263,12 @@ class CacheReader:
 
 
 class RowMap:
-    """Where an epoch's rows lie, in the order they will be asked for. See CacheReader.row_map."""
+    """Map of an epoch's rows to their places, in the order of their use. See CacheReader.row_map."""
 
     def __init__(
         self, rows_M: Rows, take: Callable[[Rows, Logits | None], Logits], prefetch: Callable[[Rows], None]
     ) -> None:
-        """`take` and `prefetch` are the reader's, for some of `rows_M`."""
+        """Keep the reader's ``take`` and ``prefetch``, which are called with some of ``rows_M``."""
         self._rows_M = rows_M
         self._take = take
         self._prefetch = prefetch
@@ -283,17 +280,17 @@ class RowMap:
     def gather(self, start: int, stop: int, out: Logits | None = None) -> Logits:
         """Logits [B, C] of positions start..stop (exclusive) of the order given to row_map.
 
-        Raises InvalidArgument (for `out`), ReaderClosed. Positions beyond the end are cut off, as
+        Raises InvalidArgument (for ``out``), ReaderClosed. Positions beyond the end are cut off, as
         in a slice.
         """
         return self._take(self._rows_M[start:stop], out)
 
     def prefetch(self, start: int, stop: int) -> None:
-        """Have the rows of these positions read from the disk in the background, and more than those where it helps.
+        """Start to read the rows of these positions in the background, and more than those where it helps.
 
         Before each gather(start, stop), prefetch(start, stop + 4 * (stop - start)): positions that
         were asked for before are passed over, those beyond the end cut off. A view that fits in
-        memory is read whole after the first of them (see read_ahead.py), and left alone if it is
+        memory is read whole after the first of them (see ``store.read_ahead``), and left alone if it is
         there. One that does not is read row by row: from the first call on, the reader's page
         faults read single pages.
         Raises ReaderClosed.

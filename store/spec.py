@@ -1,9 +1,8 @@
-"""What identifies a cache, and how its rows are cut into blocks.
+"""Identity of a cache (``CacheSpec`` and its key), and the division of its rows into blocks.
 
-`CacheSpec` holds everything that changes a stored number, and nothing else: who asked, when, on
-which device and at which batch size are provenance, not identity. The key is the SHA-256 of the
-spec's canonical JSON, so the same question always finds the same cache and any other question
-another one.
+``CacheSpec`` holds everything that changes a stored number, and nothing else: job, time, device and
+batch size are provenance, not identity. The key is the SHA-256 of the spec's canonical JSON, so the
+same spec always finds the same cache and any other spec another one.
 
 Changing a field, its default or the canonical form changes every key: raise FORMAT_VERSION with it.
 """
@@ -30,7 +29,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 def canonical_json(value: JsonValue) -> bytes:
-    """The one spelling of a JSON value: keys sorted, no spaces, UTF-8, no NaN, no infinities.
+    """Canonical spelling of a JSON value: keys sorted, no spaces, UTF-8, no NaN, no infinities.
 
     Raises ValueError for a float that JSON cannot spell.
     """
@@ -39,11 +38,11 @@ def canonical_json(value: JsonValue) -> bytes:
 
 
 class CacheSpec(BaseModel):
-    """The identity of one cache: a teacher's outputs on `views` views of a split of a dataset.
+    """Identity of one cache: a teacher's outputs on ``views`` views of a split of a dataset.
 
-    `preprocessing` and `augmentation` are opaque here: the layer above owns their meaning and their
-    canonical form, the store only demands that they are JSON. `output_kind` is "log_probabilities"
-    when the graph ended in a softmax and the log of its output was stored. `dtype` is that of the
+    ``preprocessing`` and ``augmentation`` are opaque here: the layer above owns their meaning and their
+    canonical form, the store only demands that they are JSON. ``output_kind`` is "log_probabilities"
+    when the graph ended in a softmax and the log of its output was stored. ``dtype`` is that of the
     rows that a reader hands out, and of those that are stored if the encoding is "dense".
     Raises pydantic.ValidationError (a ValueError) naming each wrong field.
     """
@@ -81,7 +80,7 @@ class CacheSpec(BaseModel):
 
     @cached_property
     def key(self) -> str:
-        """64 hex digits: SHA-256 of the canonical JSON of every field."""
+        """Key of the cache, 64 hex digits: SHA-256 of the canonical JSON of every field."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
     @property
@@ -101,12 +100,12 @@ class CacheSpec(BaseModel):
 
     @cached_property
     def logit_arrays(self) -> dict[str, StoredArray]:
-        """The arrays that spell the logits of every row, `logits` first."""
+        """Arrays that encode the logits of every row, ``logits`` first."""
         return logit_arrays(self.encoding, self.dtype, self.classes)
 
     @cached_property
     def arrays(self) -> dict[str, StoredArray]:
-        """Every array of the cache, by name, in the order in which a block's parts are written."""
+        """Arrays of the cache, by name, in the order in which a block's parts are written."""
         arrays = {**self.logit_arrays, **statistic_arrays()}
         if self.is_lossy:
             rows = min(REFERENCE_ROWS, self.block_rows, self.samples)
@@ -114,7 +113,7 @@ class CacheSpec(BaseModel):
         return arrays
 
     def arrays_of(self, block: int) -> list[StoredArray]:
-        """The arrays that a block has a part of: all, but the reference is block 0's alone."""
+        """Arrays that a block has a part of: all, but the reference is block 0's alone."""
         return [array for array in self.arrays.values() if array.rows is None or block == 0]
 
     @property
@@ -142,11 +141,11 @@ class CacheSpec(BaseModel):
         return self.views * self.blocks_per_view
 
     def rows_in(self, blocks: Iterable[int]) -> int:
-        """How many rows these blocks hold together."""
+        """Number of rows in these blocks together."""
         return sum(stop - start for _, start, stop in map(self.block_range, blocks))
 
     def block_range(self, block: int) -> tuple[int, int, int]:
-        """(view, start, stop) of a block: its rows are samples start..stop (exclusive).
+        """Range of a block as (view, start, stop): its rows are samples start..stop (exclusive).
 
         Raises InvalidArgument for a number outside 0..blocks-1.
         """
@@ -157,7 +156,7 @@ class CacheSpec(BaseModel):
         return view, start, min(start + self.block_rows, self.samples)
 
     def differences(self, found: "CacheSpec") -> list[str]:
-        """One line per field in which `found` differs from this spec; empty when they are equal."""
+        """Differences, one line per field in which ``found`` differs from this spec; empty when they are equal."""
         return list(_differences("", self.model_dump(mode="json"), found.model_dump(mode="json")))
 
 

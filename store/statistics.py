@@ -1,4 +1,4 @@
-"""The per-row statistics that every temperature policy needs of its teacher.
+"""Statistics of rows of logits, which every temperature policy needs of its teacher.
 
 They are computed once, from the unrounded float32 logits, because a logsumexp taken from float16
 logits is off by up to 4e-3. Sums run in float64, in slabs that stay in the CPU's cache; results are
@@ -49,7 +49,7 @@ def _slab_statistics(z_NC: Float64) -> dict[str, Float64]:
 
 
 def rounding_errors(stored_NC: npt.NDArray[np.floating]) -> Float64:
-    """How far logits [N, C] of float16 may lie from the unrounded ones: [N]. float32 is exact.
+    """Bounds on the rounding errors of logits [N, C] in float16: [N]. float32 is exact.
 
     d = max_C(2^-11 |z| + 2^-25), half a unit in the last place.
     """
@@ -60,7 +60,7 @@ def rounding_errors(stored_NC: npt.NDArray[np.floating]) -> Float64:
 
 
 def statistic_tolerances(logits_NC: npt.NDArray[np.floating], error_N: Float64, name: str, value_N: Float32) -> Float64:
-    """How far a true statistic [N] may lie from the one recomputed from logits [N, C] that are off by up to error_N.
+    """Tolerances of a statistic [N] that is recomputed from logits [N, C] which are off by up to error_N.
 
     The order of summation (1e-12 of the largest |z|) and two units in the last place of the float32
     result are allowed to exact logits, too. max, min, mean and sharpness move by at most d when every

@@ -1,26 +1,26 @@
-"""Reading every byte of a cache and recomputing every statistic: what a reader has no time for.
+"""Verification of a cache: read every byte and recompute every statistic, which takes too long for a reader.
 
-A problem is one line that starts with the file it is about. Finding one does not end the search.
+A problem is one line that starts with its file. Finding one does not end the search.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from store import layout
+from store import chunk_files, documents, layout
 from store.block_checks import findings
+from store.documents import BlockRecord
 from store.errors import CacheCorrupt, StoreError
-from store.eviction import CacheLease
 from store.identity import check_completion, check_identity
-from store.layout import BlockRecord
+from store.locks import CacheLease
 from store.spec import CacheSpec
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found in one cache; no problem means that every byte is the one that was committed.
+    """Report on one cache; no problem means that every byte is the one that was committed.
 
-    `blocks_checked` and `rows_checked` count what is whole: committed, undamaged, with the right
+    ``blocks_checked`` and ``rows_checked`` count those that are committed, undamaged and have the right
     statistics.
     """
 
@@ -36,26 +36,26 @@ class VerifyReport:
 
 
 def verify_group(group: Path) -> VerifyReport:
-    """Check the cache in one folder. Raises CacheNotFound; all else is a problem in the report.
+    """Verify the cache in one folder. Raises CacheNotFound; all else is a problem in the report.
 
-    A recomputed statistic may differ from the stored one only as statistic_tolerances says: by what
-    the encoding loses of the logits. Where most of them are lost, the statistic has to be a possible
-    one of those that are kept. Holds one block in memory at a time, and the cache against
+    A recomputed statistic may differ from the stored one by the loss of the encoding alone, see
+    statistic_tolerances. Where most logits are lost, the statistic has to be possible with those that
+    are kept. Holds one block in memory at a time, and the cache against
     eviction.
     """
     try:
-        manifest = layout.read_manifest(group)
+        manifest = documents.read_manifest(group)
     except CacheCorrupt as error:
         return VerifyReport(group.name, [str(error)], 0, 0)
     with CacheLease(group):
         return _verify(group, manifest)
 
 
-def _verify(group: Path, manifest: layout.Manifest) -> VerifyReport:
+def _verify(group: Path, manifest: documents.Manifest) -> VerifyReport:
     spec = manifest.spec
     problems = [
         *_problem(lambda: check_identity(group, manifest)),
-        *_problem(lambda: layout.check_arrays(group, spec)),
+        *_problem(lambda: documents.check_arrays(group, spec)),
         *_problem(lambda: check_completion(group, spec)),
         *_strangers(group, spec),
     ]
@@ -79,7 +79,7 @@ def _problem(check: Callable[[], object]) -> list[str]:
 
 
 def _strangers(group: Path, spec: CacheSpec) -> Iterator[str]:
-    """Commit records of blocks that this cache does not have."""
+    """Yield the commit records of blocks that this cache does not have."""
     expected = {layout.record_name(spec, block) for block in range(spec.blocks)}
     for path in layout.record_paths(group):
         if f"{layout.COMMITS_FOLDER}/{path.name}" not in expected:
@@ -88,7 +88,7 @@ def _strangers(group: Path, spec: CacheSpec) -> Iterator[str]:
 
 def _check_block(group: Path, spec: CacheSpec, block: int, finished: bool) -> tuple[BlockRecord | None, list[str]]:
     try:
-        record = layout.load_record(group, spec, block)
+        record = documents.load_record(group, spec, block)
     except CacheCorrupt as error:
         return None, [str(error)]
     if record is None:
@@ -98,7 +98,7 @@ def _check_block(group: Path, spec: CacheSpec, block: int, finished: bool) -> tu
     chunks = {}
     for array in spec.arrays_of(block):
         try:
-            chunks[array.name] = layout.read_chunk(group, spec, array.name, block, record)
+            chunks[array.name] = chunk_files.read_chunk(group, spec, array.name, block, record)
         except CacheCorrupt as error:
             problems.append(str(error))
     for name, wrong in findings(spec, chunks):

@@ -1,4 +1,4 @@
-"""Writing a cache: block by block, by any number of processes, through any number of crashes.
+"""Writer of a cache: block by block, by any number of processes, through any number of crashes.
 
 A block is one chunk's rows of every array, and write_block takes a whole one: two writers never
 share a chunk. For each block:
@@ -6,44 +6,35 @@ share a chunk. For each block:
 1. lock the block (a byte-range lock on the group's zarr.json, which the kernel drops when a process
    dies);
 2. if its commit record is there and its files fit it, it is done;
-3. otherwise delete what an earlier attempt left of it: chunk files and *.partial files of this
+3. otherwise delete the leftovers of an earlier attempt: chunk files and *.partial files of this
    block only, so a writer never touches the files that another one is writing;
 4. write the chunks through zarr's LocalStore (atomic rename), fsync files and folders;
 5. write the commit record, by temporary file, fsync and rename.
 
 So a restart needs no flag and no cleaning: open the cache, write pending_blocks(), finish(). A
 block that two processes were given (a task that Ray retried while its first actor lived on) is
-written once: the second waits and gets the first one's record, whatever logits it brought. What
-zarr does not do is left out on purpose: no per-batch writing (25-140x slower, and not safe with two
-writers).
+written once: the second waits and gets the first one's record, even if its logits differ. There is
+no per-batch writing, on purpose: it is 25-140x slower in zarr, and not safe with two writers.
 
 Shapes: N rows of the block, C classes.
 """
 
-import contextlib
-import errno
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from pydantic import JsonValue
-from zarr.abc.buffer import Buffer
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore
 
-from store import layout
+from store import chunk_files, documents, layout
+from store.documents import BlockRecord, Completion, FileRecord
 from store.encodings import codec
 from store.errors import (
     CacheCorrupt,
     CacheIncomplete,
     CacheMismatch,
-    CacheNotFound,
     DiskFull,
     InvalidArgument,
     NotStorable,
@@ -53,29 +44,24 @@ from store.filesystem import (
     crc32c,
     disk_full_as_error,
     fsync,
-    fsync_tree,
-    lock_byte,
     read_trailer,
     write_atomically,
 )
-from store.layout import BlockRecord, Completion, FileRecord, Manifest
+from store.locks import FINISH_BYTE, write_lock
+from store.new_group import create_group
 from store.spec import CacheSpec, canonical_json
 from store.statistics import row_statistics
 
 FLOAT16_MAX = 65504.0
 
-# Bytes of zarr.json that are locked, far beyond its end. Byte b < 2^40 is block b.
-FINISH_BYTE = 1 << 40
-GROUP_BYTE = FINISH_BYTE + 1  # shared by whoever writes, exclusive for Catalog.delete
-
 
 class CacheWriter:
-    """Opens the cache of `spec` under `root`, or creates it; holds no lock between calls.
+    """Writer of the cache of ``spec`` under ``root``, which is created if need be; it holds no lock between calls.
 
-    `provenance` is free JSON kept beside the spec (device, versions, batch size); it is written by
-    whoever creates the cache and ignored by who finds it. Creation is atomic: of several processes
+    ``provenance`` is free JSON kept beside the spec (device, versions, batch size); it is written when
+    the cache is created and ignored when it is found. Creation is atomic: of several processes
     that create the same cache at once, one wins and all open the same one.
-    Raises CacheMismatch or CacheCorrupt if something else lies at `<root>/<key>`, DiskFull.
+    Raises CacheMismatch or CacheCorrupt if anything else lies at ``<root>/<key>``, DiskFull.
     """
 
     def __init__(self, root: Path | str, spec: CacheSpec, provenance: Mapping[str, JsonValue] | None = None) -> None:
@@ -84,11 +70,11 @@ class CacheWriter:
         self.path = layout.group_path(self.root, spec.key)
         if not self.path.exists():
             with disk_full_as_error(_existing_parent(self.root), needed_bytes=1 << 16):
-                _create(self.root, spec, dict(provenance or {}))
-        found = layout.read_manifest(self.path).spec
+                create_group(self.root, spec, dict(provenance or {}))
+        found = documents.read_manifest(self.path).spec
         if found != spec:
             raise CacheMismatch(f"{self.path} holds another cache: {'; '.join(spec.differences(found))}")
-        layout.check_arrays(self.path, spec)
+        documents.check_arrays(self.path, spec)
         store = LocalStore(self.path)
         self._arrays = {
             name: zarr.open_array(store, path=name, mode="r+").with_config({"write_empty_chunks": True})
@@ -113,7 +99,7 @@ class CacheWriter:
     ) -> BlockRecord:
         """Store float32 logits [rows, classes] of one whole block, with their statistics, durably.
 
-        Rows are those of spec.block_range(block); `labels_N` are their classes, which a sparse cache
+        Rows are those of spec.block_range(block); ``labels_N`` are their classes, which a sparse cache
         needs and others ignore. If the block is committed already, its record is returned and nothing
         is written. Waits while another process writes the same block.
         Raises InvalidArgument (block number, shape, dtype, labels), NotStorable (NaN, infinite, beyond
@@ -121,7 +107,7 @@ class CacheWriter:
         """
         view, start, stop = self.spec.block_range(block)
         self._check_logits(logits_NC, view, start, stop)
-        with self._locked(block):
+        with write_lock(self.path, block):
             record = self._committed(block)
             if record is not None:
                 return record
@@ -136,17 +122,17 @@ class CacheWriter:
                 raise
 
     def add_provenance(self, origin: Mapping[str, JsonValue]) -> None:
-        """Keep where blocks are computed (device, versions), before they are written; the same origin is kept once.
+        """Record the origin of blocks (device, versions) before they are written; the same origin is kept once.
 
-        A cache can be filled by many processes over many attempts: all their origins are told, in
-        `computed_on` of its provenance, and none of them is a part of the cache's key.
+        A cache can be filled by many processes over many attempts: all their origins are listed in
+        ``computed_on`` of its provenance, and none of them is a part of the cache's key.
         Raises CacheNotFound (deleted meanwhile), DiskFull.
         """
         content = canonical_json(dict(origin))
         path = self.path / layout.provenance_name(content)
         if path.exists():
             return
-        with self._locked(FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
+        with write_lock(self.path, FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, content)
             fsync(self.path)
@@ -154,10 +140,10 @@ class CacheWriter:
     def finish(self, provenance: Mapping[str, JsonValue] | None = None) -> None:
         """Mark the cache complete, so that readers accept it; does nothing if it is already.
 
-        `provenance` joins what the creator gave, e.g. the hours it took.
-        Raises CacheIncomplete naming how many blocks are missing, DiskFull.
+        ``provenance`` joins that of the creator, e.g. the hours it took.
+        Raises CacheIncomplete with the number of missing blocks, DiskFull.
         """
-        with self._locked(FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
+        with write_lock(self.path, FINISH_BYTE), disk_full_as_error(self.path, needed_bytes=1 << 12):
             pending = self.pending_blocks()
             if pending:
                 raise CacheIncomplete(
@@ -171,7 +157,7 @@ class CacheWriter:
             completion = Completion(
                 key=self.spec.key,
                 blocks=self.spec.blocks,
-                commits_sha256=layout.commits_sha256(self._records()),
+                commits_sha256=documents.commits_sha256(self._records()),
                 provenance=dict(provenance or {}),
             )
             content = canonical_json(completion.model_dump(mode="json"))
@@ -179,36 +165,18 @@ class CacheWriter:
 
     def _records(self) -> Iterator[BlockRecord]:
         for block in range(self.spec.blocks):
-            record = layout.load_record(self.path, self.spec, block)
+            record = documents.load_record(self.path, self.spec, block)
             if record is not None:
                 yield record
 
     def _committed(self, block: int) -> BlockRecord | None:
         try:
-            record = layout.load_record(self.path, self.spec, block)
+            record = documents.load_record(self.path, self.spec, block)
             if record is not None:
-                layout.check_chunk_files(self.path, record)
+                chunk_files.check_chunk_files(self.path, record)
         except CacheCorrupt:
             return None
         return record
-
-    @contextlib.contextmanager
-    def _locked(self, byte: int) -> Iterator[None]:
-        """Hold one byte's lock, and keep Catalog.delete out meanwhile."""
-        path = self.path / layout.GROUP_FILE
-        deleted = CacheNotFound(f"{self.path} was deleted while it was being written")
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise deleted from None
-        try:
-            lock_byte(descriptor, GROUP_BYTE, shared=True)
-            lock_byte(descriptor, byte)
-            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
-                raise deleted
-            yield
-        finally:
-            os.close(descriptor)
 
     def _check_logits(self, logits_NC: npt.NDArray[np.float32], view: int, start: int, stop: int) -> None:
         shape = (stop - start, self.spec.classes)
@@ -233,16 +201,16 @@ class CacheWriter:
             )
 
     def _clear(self, block: int) -> None:
-        """Delete whatever is left of a block that is not committed; the caller holds its lock."""
+        """Delete the leftovers of a block that is not committed; the caller holds its lock."""
         arrays = self.spec.arrays_of(block)
         chunks = [self.path / layout.chunk_name(array.name, self.spec, block) for array in arrays]
         record = self.path / layout.record_name(self.spec, block)
         if not chunks[0].parent.exists() and not record.exists():
-            return  # nobody has begun this block: the logits' folder is the first thing made of it
+            return  # this block was never begun: the logits' folder is the first thing made of it
         complete = self.path / layout.COMPLETE_FILE
         for path in (complete, record, *chunks):
             path.unlink(missing_ok=True)
-            # In this order on the disk too: never a marker or record without what it vouches for.
+            # In this order on the disk too: never a marker or record without the files that it vouches for.
             if path in (complete, record):
                 fsync(path.parent)
         for path in (record, *chunks):
@@ -252,7 +220,7 @@ class CacheWriter:
     def _values(
         self, block: int, logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer] | None
     ) -> dict[str, npt.NDArray[np.generic]]:
-        """What the block's part of every array holds, in the order of writing."""
+        """Values of the block's part of every array, in the order of writing."""
         view, start, _ = self.spec.block_range(block)
         stored = {**codec.encode(self.spec, logits_NC, view, start, labels_N), **row_statistics(logits_NC)}
         if self.spec.is_lossy:
@@ -273,7 +241,7 @@ class CacheWriter:
         return record
 
     def _settle(self, name: str, size: int, padded: npt.NDArray[np.generic]) -> FileRecord:
-        """fsync one chunk file with its folders, and check that zarr wrote what the format says."""
+        """Make one chunk file and its folders durable, and check that zarr wrote what the format demands."""
         path = self.path / name
         checksum = crc32c(padded)
         fsync(path)
@@ -294,57 +262,3 @@ def _padded(values: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generi
 
 def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-
-
-def _create(root: Path, spec: CacheSpec, provenance: dict[str, JsonValue]) -> None:
-    """Build the empty group beside its place and rename it there; a race's loser leaves nothing."""
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f"{layout.CREATING_PREFIX}{spec.key}-{uuid.uuid4().hex}"
-    manifest = Manifest(
-        key=spec.key,
-        spec=spec,
-        created_at=datetime.now(UTC).replace(microsecond=0),
-        provenance=provenance,
-    )
-    try:
-        _build(temporary, manifest)
-        fsync_tree(temporary)
-        temporary.rename(layout.group_path(root, spec.key))
-        fsync(root)
-    except OSError as error:
-        # Another process was faster: a folder cannot be renamed onto one that is not empty.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _build(folder: Path, manifest: Manifest) -> None:
-    """Write zarr's own documents of an empty group, and the folders that its chunks will lie in.
-
-    zarr makes them in memory: it writes several at once from threads, which on a full disk go on after
-    the first has failed, in a folder that is being deleted.
-    """
-    spec = manifest.spec
-    attributes = {"retort": manifest.model_dump(mode="json")}
-    documents: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(documents), zarr_format=3, attributes=attributes)
-    for array, stored in spec.arrays.items():
-        metadata = layout.array_metadata(array, spec)
-        names = ("view", "sample", "class") if stored.rows is None else ("sample", "class")
-        group.create_array(
-            array,
-            shape=metadata["shape"],
-            chunks=metadata["chunk_grid"]["configuration"]["chunk_shape"],
-            dtype=metadata["data_type"],
-            filters=None,
-            serializer=BytesCodec(endian="little" if stored.numpy_dtype.itemsize > 1 else None),
-            compressors=[Crc32cCodec()],
-            fill_value=np.nan if stored.is_float else 0,
-            dimension_names=names[: len(metadata["shape"])],
-        )
-        for view in range(spec.views if stored.rows is None else 1):
-            (folder / array / "c" / str(view)).mkdir(parents=True)
-    for name, document in documents.items():
-        (folder / name).write_bytes(document.to_bytes())
-    (folder / layout.COMMITS_FOLDER).mkdir()

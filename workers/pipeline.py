@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from store import StoreError
 from workers.config.dataset import DatasetSpec
+from workers.config.draft import JobDraft
 from workers.config.job import JobSpec, RunSpec, StudentSpec
 from workers.config.task import Folders, TrainingTask
 from workers.config.teacher import Preprocessing
@@ -26,7 +27,7 @@ from workers.errors import InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Split, Stage, ignore, never
 from workers.methods.catalog import parse_method
 from workers.run_files import ARTIFACTS
-from workers.teacher.accuracy import teacher_accuracy
+from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches, reserve_caches
 from workers.teacher.forwards import forwards_avoided, forwards_needed
 from workers.teacher.plan_caches import plan_caches, prepare_data
@@ -46,11 +47,13 @@ class JobOutcome:
     Attributes:
         teacher_accuracy: on each split that is measured, ``validation`` and ``test``.
         teacher_views_accuracy: on the training views, i.e. of the logits that students have learned from.
+        teacher_metrics: of each split that is measured, see ``MeasuredTeacher``.
     """
 
     results: tuple[dict[str, object], ...]
     teacher_accuracy: Mapping[Split, float]
     teacher_views_accuracy: float
+    teacher_metrics: Mapping[Split, Mapping[str, object]]
     teacher_forwards: int
     teacher_forwards_avoided: int
 
@@ -80,13 +83,13 @@ def run_job(
     plan = plan_caches(job, folders, emit, should_stop, threads=threads, device=device)
     with reserve_caches(plan, folders, 0, emit):
         forwards = build_caches(plan, folders, emit, should_stop, threads=threads, device=device)
-        accuracy = teacher_accuracy(plan, folders)
-        plan = plan.model_copy(update={"accuracy": accuracy})
+        teacher = measure_teacher(plan, folders)
+        plan = plan.model_copy(update={"accuracy": teacher.accuracy})
         emit(Stage(stage="training"))
         results = {}
         waiting = job.runs()
         while waiting:
-            [group] = share_out(waiting, 1, job.largest_group)
+            [group] = share_out(waiting, 1, job.largest_group, batches_of=job.batches_of)
             tasks = [
                 task_of_run(job, plan, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
             ]
@@ -99,8 +102,9 @@ def run_job(
             waiting = tuple(run for run in waiting if run not in group)
         return JobOutcome(
             results=tuple(results[run.index] for run in job.runs()),
-            teacher_accuracy=accuracy.measured,
-            teacher_views_accuracy=accuracy.views,
+            teacher_accuracy=teacher.accuracy.measured,
+            teacher_views_accuracy=teacher.accuracy.views,
+            teacher_metrics=teacher.metrics,
             teacher_forwards=forwards,
             teacher_forwards_avoided=forwards_avoided(forwards_needed(job, plan), forwards),
         )
@@ -179,7 +183,7 @@ def one_line(error: ValidationError) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m workers.pipeline job.json``: run a job without the service."""
     parser = argparse.ArgumentParser(prog="python -m workers.pipeline", description=main.__doc__)
-    parser.add_argument("job", type=Path, help="JSON of workers.config.job.JobSpec")
+    parser.add_argument("job", type=Path, help="JSON of workers.config.draft.JobDraft")
     parser.add_argument("--data-dir", type=Path, default=Path("retort-data"))
     parser.add_argument("--data-root", type=Path, default=Path())
     parser.add_argument("--out", type=Path, default=None, help="default: DATA_DIR/local")
@@ -187,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folders = Folders(data_dir=options.data_dir.resolve(), data_root=options.data_root.resolve())
     try:
-        job = JobSpec.model_validate_json(read_text(options.job))
+        job = JobDraft.model_validate_json(read_text(options.job)).job()
         out = options.out or folders.data_dir / "local"
         outcome = run_job(job, folders, out, _print, threads=options.threads)
     except ValidationError as error:

@@ -4,11 +4,17 @@ from workers.logs import RUN_LOG
 
 CHECKPOINT = "checkpoint.pt"
 ARTIFACTS = "artifacts"
+# One flat name, as routes and downloads have it: `tensorboard --logdir` finds it in any folder by "tfevents".
+EVENT_FILE = "events.out.tfevents.retort"
 MEDIA_TYPES = {
     "student.safetensors": "application/octet-stream",
     "student.onnx": "application/octet-stream",
     "config.json": "application/json",
     "metrics.jsonl": "application/jsonl",
+    "evaluation.json": "application/json",
+    "temperatures.json": "application/json",
+    "logits.safetensors": "application/octet-stream",
+    EVENT_FILE: "application/octet-stream",
     RUN_LOG: "application/jsonl",
     "result.json": "application/json",
 }

@@ -29,12 +29,14 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
         UnknownName: there is no dataset of that name.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
         ContractViolation: teacher and dataset have different numbers of classes.
-        InvalidJob: a student cannot be trained on pictures of that size or on batches of one, the cache's encoding
-            saves nothing, or the dataset lacks a split that the job needs.
+        InvalidJob: what is stated and what a recipe fills in do not go together, a student cannot be trained on
+            pictures of that size or on batches of one, the cache's encoding saves nothing, or the dataset lacks a split
+            that the job needs.
     """
-    _check_size(request, context.settings)
+    _check_runs(request, context.settings)
     teacher = _teacher(request.teacher, context)
     plan = request.plan(_dataset(request, context.queries))
+    _check_epochs(plan, context.settings)
     source = examine(plan.dataset, context.settings.data_root)
     plan.splits(source.splits)
     _check_classes(teacher, source)
@@ -56,11 +58,14 @@ def classes_of(teacher: TeacherRecord) -> int | None:
     return last if isinstance(last, int) else None
 
 
-def _check_size(request: JobRequest, settings: Settings) -> None:
+def _check_runs(request: JobRequest, settings: Settings) -> None:
     runs = len(request.students) * len(request.methods) * len(request.seeds)
     if runs > settings.job_runs_max:
         raise InvalidRequest(f"the job has {runs} runs, at most {settings.job_runs_max} are allowed: split it", "#")
-    epochs = request.training.epochs
+
+
+def _check_epochs(plan: Plan, settings: Settings) -> None:
+    epochs = plan.training.epochs
     if epochs > settings.job_epochs_max:
         raise InvalidRequest(
             f"a run would train for {epochs} epochs, at most {settings.job_epochs_max} are allowed here",

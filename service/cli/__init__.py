@@ -1,8 +1,8 @@
-"""The command line, ``retort``: a thin layer over ``service.client.client``, and the service's processes.
+"""Command line ``retort``: a thin layer over ``service.client.client``, and the service's processes.
 
 Every failure is one line on standard error (after one for each ``RETORT_*`` variable that nothing
 reads) and exit status 1 (2 for a command line that cannot be read, 130 for Ctrl-C); results go to
-standard output, as tables or, with ``--json``, as the API's documents. If whoever reads them has
+standard output, as tables or, with ``--json``, as the API's documents. If their reader has
 left (``| head``), that end is quiet. Nothing heavy is imported before the command that needs it, so
 ``retort --help`` answers at once.
 """
@@ -18,7 +18,23 @@ from typing import Annotated
 
 import typer
 
-from service.cli import backup, caches, doctor, gc, jobs, keys, methods, parity, reports, resources, serve, streams
+from service.cli import (
+    backup,
+    caches,
+    doctor,
+    gc,
+    jobs,
+    keys,
+    methods,
+    parity,
+    plot,
+    recipes,
+    reports,
+    resources,
+    serve,
+    streams,
+    trackers,
+)
 from service.cli.base import CliSession, sentence
 from service.client.transport import DEFAULT_URL
 from workers.texts import printable
@@ -35,20 +51,23 @@ doctor.register(app)
 jobs.register(app)
 reports.register(app)
 resources.register(app)
+recipes.register(app)
 methods.register(app)
 caches.register(app)
 parity.register(app)
 keys.register(app)
 backup.register(app)
 gc.register(app)
-# They, or the processes that they start, have a log for it.
-_LOGGING = frozenset({"serve", "api", "engine"})
+trackers.register(app)
+plot.register(app)
+# Commands that have a log for unknown variables, or whose processes have one.
+_LOGGING = frozenset({"serve", "api", "engine", "track"})
 _ENGINE_COMMANDS = frozenset({"serve", "engine", "demo", "parity"})
 
 
 @dataclass
 class _FailureOutput:
-    """How a failure is shown; the callback fills it in, and ``_run`` reads it when the command has raised."""
+    """Options of a failure's output; the callback fills it in, and ``_run`` reads it when the command has raised."""
 
     show_traceback: bool = False
     command: str | None = None
@@ -83,19 +102,19 @@ def _unknown_variables() -> Sequence[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status."""
+    """Run one command and return the exit status."""
     streams.fill_closed()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         status = _run(arguments)
         try:
-            # Here, where it can be said that it fails, and not when Python ends.
+            # Here, where a failure can be reported, and not when Python ends.
             sys.stdout.flush()
         except BrokenPipeError:
-            # As typer and rich end where they notice it.
+            # As typer and rich do.
             return status or 1
         except OSError as error:
-            # A command that has failed has said why.
+            # A command that has failed has printed its reason.
             return status or _complain(f"standard output cannot be written: {sentence(error)}", 1)
         return status
     finally:
@@ -123,7 +142,7 @@ def _complain_of_usage(error: typer.TyperException) -> int:
     command = context.command_path if context else "retort"
     if message := error.format_message():
         return _complain(f"{message} (see `{command} --help`)", error.exit_code)
-    # No arguments at all: the help page is out already.
+    # No arguments at all: the help page is printed already.
     return error.exit_code
 
 

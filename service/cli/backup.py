@@ -1,4 +1,4 @@
-"""Commands that keep and bring back what a service has: backup, restore. They work on its files and its database."""
+"""Commands backup and restore, which work on the files and the database of a service."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR of the servi
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     for function in (backup, restore):
         app.command(rich_help_panel=PANEL)(function)
 

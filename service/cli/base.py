@@ -1,4 +1,4 @@
-"""What every command shares: the session of the command line, input files, output, error text."""
+"""Shared parts of the commands: the session of the command line, input files, output, error text."""
 
 import json
 import sys
@@ -18,21 +18,26 @@ from workers.text_files import read_text
 from workers.texts import printable_json
 
 _OWN_PACKAGES = frozenset({"store", "workers", "service"})
-# Modules that the extra `engine` brings; those that are neither here nor the client's own come with `server`.
-_OF_THE_ENGINE = frozenset({"PIL", "onnxruntime", "onnxscript", "ray", "simplejpeg", "torch", "torchvision"})
+# Modules that the extra ``engine`` brings; those that are neither here nor the client's own come with ``server``.
+_OF_THE_ENGINE = frozenset(
+    {"PIL", "onnxruntime", "onnxscript", "ray", "simplejpeg", "tensorboardX", "torch", "torchvision"}
+)
+
+
+_OF_THE_PLOTS = frozenset({"matplotlib"})
 
 
 class CommandFailed(ServiceError, RuntimeError):
-    """The command was understood and carried out as far as it went, and its end is no success."""
+    """A command ran, and its end is no success."""
 
 
 class BadInput(ServiceError, ValueError):
-    """A file or text that the user gave cannot be read as what it has to be."""
+    """A file or text from the user cannot be read as its type."""
 
 
 @dataclass(frozen=True)
 class CliSession:
-    """The global options of one command line.
+    """Session of one command line: its global options.
 
     Attributes:
         url: address of the service.
@@ -49,7 +54,7 @@ class CliSession:
         return replace(self, as_json=True)
 
     def client(self, url: str | None = None) -> Client:
-        """A client of the service that the options name, or of the one at ``url`` with their key."""
+        """Client of the service that the options name, or of the one at ``url`` with their key."""
         return Client(url or self.url, api_key=self._api_key())
 
     def _api_key(self) -> str | None:
@@ -62,7 +67,7 @@ class CliSession:
         return key
 
     def show(self, document: object, draw: Callable[[], RenderableType]) -> None:
-        """Prints a document as JSON or as ``draw`` shows it, as the options say."""
+        """Print a document as JSON or as ``draw`` shows it, by the options."""
         if self.as_json:
             sys.stdout.write(printable_json(json.dumps(document, indent=2, ensure_ascii=False)) + "\n")
         else:
@@ -70,14 +75,14 @@ class CliSession:
 
 
 def session(context: typer.Context) -> CliSession:
-    """The session that the callback of ``retort`` has made."""
+    """Session that the callback of ``retort`` has made."""
     found = context.find_object(CliSession)
     assert found is not None
     return found
 
 
 def read_json(path: Path) -> Document:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
         BadInput: it is no JSON object; the message says where.
@@ -87,7 +92,7 @@ def read_json(path: Path) -> Document:
 
 
 def parse_json(text: str, what: str) -> Document:
-    """A JSON object from text; ``what`` names it in the message of BadInput."""
+    """Parse a JSON object; ``what`` names it in the message of BadInput."""
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -98,21 +103,22 @@ def parse_json(text: str, what: str) -> Document:
 
 
 def sentence(error: Exception, *, needs_engine: bool = False) -> str:
-    """What a person is told about an exception, without where it happened.
+    """Sentence about an exception for a person, without where it happened.
 
     Args:
-        needs_engine: the command needs the engine's packages, whichever of all it misses first.
+        needs_engine: the command needs the engine's packages, whichever of them it misses first.
     """
     if isinstance(error, ValidationError):
         return "; ".join(f"{error.title} {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     if type(error).__module__.partition(".")[0] in _OWN_PACKAGES:
         return str(error)
     if type(error).__module__.startswith("sqlalchemy."):
-        # The driver's own words, without the statement and the link to a manual.
+        # The driver's message, without the statement and the link to a manual.
         return f"the database cannot be used: {getattr(error, 'orig', None) or error}"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in _OWN_PACKAGES:
         module = error.name.partition(".")[0]
         extra = "engine" if needs_engine or module in _OF_THE_ENGINE else "server"
+        extra = "plots" if module in _OF_THE_PLOTS else extra
         return (
             f"this command needs the package {module}, which is not installed here: run it where the service runs, or "
             f"install Retort with its extra `{extra}` (pip install 'retort[{extra}]')"

@@ -1,6 +1,6 @@
 """Commands about caches: list, show, verify, pin, unpin, delete; through the service, or on a folder itself.
 
-With ``--data-dir`` they open the folder's catalogue, which needs no service. Only there can the
+With ``--data-dir`` they open the folder's catalog, which needs no service. Only there can the
 teacher be run again (``verify --recompute``): the API process has no teacher engine. Keys may be
 shortened to any unambiguous beginning of four digits or more.
 """
@@ -31,12 +31,12 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="Or the beginning of one
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     app.add_typer(cache, name="cache", rich_help_panel=PANEL)
 
 
-class _Shelf(Protocol):
-    """Where caches are kept, seen through the documents of the API."""
+class _CacheSource(Protocol):
+    """Source of caches, as documents of the API."""
 
     def list(self) -> list[Document]: ...
     def resolve(self, prefix: str) -> str: ...
@@ -47,8 +47,8 @@ class _Shelf(Protocol):
     def delete(self, key: str) -> None: ...
 
 
-class Remote:
-    """The caches of a service."""
+class ServiceCaches:
+    """Caches of a service."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -86,11 +86,11 @@ class Remote:
         self._client.delete_cache(key)
 
 
-class _Folder:
-    """The caches below a service's folder on this machine."""
+class _FolderCaches:
+    """Caches below a service's folder on this machine."""
 
     def __init__(self, data_dir: Path) -> None:
-        # zarr takes its time to load, and most commands never need it.
+        # zarr loads slowly, and most commands never need it.
         from store import Catalog
 
         self._catalog = Catalog(data_dir / "caches")
@@ -125,7 +125,7 @@ def _document(entry: "CacheEntry") -> Document:
     return Cache.of(entry).model_dump(mode="json")
 
 
-# Inside the classes above, `list` is the method.
+# Inside the classes above, ``list`` is the method.
 Documents = list[Document]
 
 
@@ -142,20 +142,20 @@ def _options(
 
 
 @contextmanager
-def _shelf(context: typer.Context) -> Iterator[_Shelf]:
+def _source(context: typer.Context) -> Iterator[_CacheSource]:
     data_dir = context.find_object(Path)
     if data_dir is not None:
-        yield _Folder(data_dir)
+        yield _FolderCaches(data_dir)
         return
     with session(context).client() as client:
-        yield Remote(client)
+        yield ServiceCaches(client)
 
 
 @cache.command("list")
 def list_caches(context: typer.Context) -> None:
     """List the caches."""
-    with _shelf(context) as shelf:
-        found = shelf.list()
+    with _source(context) as source:
+        found = source.list()
     headers = ("key", "state", "split", "rows>", "classes>", "size>", "last used")
     session(context).show(found, lambda: render.table(headers, map(_row, found)))
 
@@ -163,8 +163,8 @@ def list_caches(context: typer.Context) -> None:
 @cache.command("show")
 def show_cache(context: typer.Context, key: Key) -> None:
     """Show what one cache was made from."""
-    with _shelf(context) as shelf:
-        document = shelf.get(shelf.resolve(key))
+    with _source(context) as source:
+        document = source.get(source.resolve(key))
     session(context).show(document, lambda: _page(document))
 
 
@@ -184,9 +184,9 @@ def verify_cache(
             "--recompute runs the teacher on this machine: name the service's folder, "
             "`retort cache --data-dir DIR verify KEY --recompute N`"
         )
-    with _shelf(context) as shelf:
-        whole = shelf.resolve(key)
-        document = shelf.verify(whole)
+    with _source(context) as source:
+        whole = source.resolve(key)
+        document = source.verify(whole)
     if recompute is not None and data_dir is not None and document["ok"]:
         document["recompute"] = _recompute(data_dir, whole, recompute)
     session(context).show(document, lambda: _findings(document))
@@ -203,22 +203,22 @@ def verify_cache(
 @cache.command("pin")
 def pin_cache(context: typer.Context, key: Key) -> None:
     """Keep a cache from eviction and deletion."""
-    with _shelf(context) as shelf:
-        shelf.pin(shelf.resolve(key))
+    with _source(context) as source:
+        source.pin(source.resolve(key))
 
 
 @cache.command("unpin")
 def unpin_cache(context: typer.Context, key: Key) -> None:
     """Let a cache be evicted and deleted again."""
-    with _shelf(context) as shelf:
-        shelf.unpin(shelf.resolve(key))
+    with _source(context) as source:
+        source.unpin(source.resolve(key))
 
 
 @cache.command("delete")
 def delete_cache(context: typer.Context, key: Key) -> None:
     """Delete a cache; the next job that wants it runs the teacher again."""
-    with _shelf(context) as shelf:
-        shelf.delete(shelf.resolve(key))
+    with _source(context) as source:
+        source.delete(source.resolve(key))
 
 
 def _recompute(data_dir: Path, key: str, rows: int) -> Document:
@@ -251,7 +251,7 @@ def _row(item: Document) -> tuple[str | Text, ...]:
 
 
 def _state(item: Document) -> Text:
-    # A service that is older than pins does not speak of them.
+    # A service of an earlier version does not send it.
     return render.state(item["state"]) + Text(", pinned" if item.get("pinned") else "")
 
 
@@ -266,7 +266,7 @@ def _page(item: Document) -> RenderableType:
         "last used": render.moment(item["last_used_at"]),
     }
     pairs |= {name: str(value) for name, value in (item["spec"] or {}).items()}
-    # A service that is older than this does not tell it.
+    # A service of an earlier version does not send it.
     return render.facts(pairs | {name: str(value) for name, value in item.get("provenance", {}).items()})
 
 

@@ -1,4 +1,4 @@
-"""``retort demo``: a teacher, a service, two jobs, in a few minutes on two cores.
+"""Demo (``retort demo``): a teacher, a service, two jobs, in a few minutes on two cores.
 
 1. The service starts, unless one is there already.
 2. Meanwhile a small network is trained on all of scikit-learn's digits and exported to ONNX: the
@@ -8,8 +8,8 @@
 4. A second job trains another student from the same logits and runs the teacher not once.
 
 The students get ten labelled pictures of each class. With so few, the teacher's logits are worth ten
-points of accuracy, several times what seeds make of it; with all 1,442 pictures cross-entropy alone is
-at 98.6 %, and nothing is left to see. The distillation methods are within each other's noise.
+points of accuracy, several times the spread over seeds; with all 1,442 pictures cross-entropy alone is
+at 98.6 %, and nothing is left to gain. The distillation methods are within each other's noise.
 """
 
 import statistics
@@ -25,10 +25,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from service.cli import render
+from service.cli.background_service import BackgroundService, answers_ready
 from service.cli.follow import follow
-from service.cli.supervisor import BackgroundService, answers_ready
 from service.client.client import Client
-from service.client.transport import Document, ServiceUnreachable
+from service.client.errors import ServiceUnreachable
+from service.client.transport import Document
 from service.errors import ServiceError
 from workers.config.training import AdamW, CosineSchedule, Training
 from workers.config.views import CropFlip, Views
@@ -57,7 +58,7 @@ class DemoFailed(ServiceError, RuntimeError):
 
 
 def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, keep: bool) -> None:
-    """Shows the whole path on this machine.
+    """Run the demo: the whole path on this machine.
 
     Args:
         connect: gives a client for an address, or for the one that the user named (None).
@@ -65,7 +66,7 @@ def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, 
         keep: leave a service that was started here running.
 
     Raises:
-        DemoFailed, ServiceEnded, ClientError: what went wrong; a service started here is ended.
+        DemoFailed, ServiceEnded, ClientError: a step failed; a service started here is ended.
     """
     started = time.monotonic()
     console = render.console()
@@ -122,7 +123,7 @@ def _train_teacher(folder: Path, console: Console) -> SupervisedModel:
             data_root=folder,
             work_dir=folder / "teacher",
             out_dir=folder / "teacher",
-            # The service is starting meanwhile; threads that wait for each other would crawl.
+            # The service is starting meanwhile; threads that wait for each other would be slow.
             threads=1,
             views=VIEWS,
             emit=show,
@@ -198,7 +199,7 @@ def _heading(console: Console, text: str) -> None:
 def _whereabouts(
     client: Client, own: BackgroundService | None, folder: Path, job: Document, keep: bool
 ) -> dict[str, str]:
-    """Where to look next, by what is still running afterwards."""
+    """Places of the results, by what is still running afterwards."""
     run_id = job["run_ids"][0]
     if own is None or keep:
         url = client.base_url

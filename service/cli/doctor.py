@@ -1,4 +1,4 @@
-"""The command ``doctor``: is everything there that the service needs?"""
+"""Command doctor: whether everything is there that the service needs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command of this module."""
+    """Add the command of this module."""
     app.command(rich_help_panel="The service")(doctor)
 
 

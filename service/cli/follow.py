@@ -1,8 +1,8 @@
-"""Following a job: bars on a terminal, plain lines elsewhere, both from the event stream alone.
+"""Progress of a job: bars on a terminal, plain lines elsewhere, both from the event stream alone.
 
-``JobView`` is what the events have said so far; it neither draws nor waits. ``follow`` feeds it
-from the client, which takes a broken stream up again by itself. Stopping to watch does not stop
-the job. Rates are rows (samples) per second, times seconds.
+``JobView`` holds the state that the events have given so far; it neither draws nor waits. ``follow``
+feeds it from the client, which takes a broken stream up again by itself. Stopping to watch does not
+stop the job. Rates are rows (samples) per second, times seconds.
 """
 
 import time
@@ -32,7 +32,7 @@ _LOG_EPOCHS = 5
 
 @dataclass
 class CacheLine:
-    """The inference of one cache, as far as it is known."""
+    """Inference of one cache, as far as it is known."""
 
     split: str
     rows_done: int = 0
@@ -44,7 +44,7 @@ class CacheLine:
 
     @property
     def text(self) -> str:
-        """What stands beside the bar."""
+        """Text beside the bar."""
         rows = f"{self.rows_done:,} / {self.rows_total:,} rows"
         if self.rows_inferred == 0:
             return f"{rows}, all from the cache"
@@ -57,7 +57,7 @@ class CacheLine:
 
 @dataclass
 class RunLine:
-    """One run, as far as it is known; ``done`` counts epochs, with the part of the present one."""
+    """State of one run, as far as it is known; ``done`` counts epochs, with the part of the present one."""
 
     name: str
     state: str
@@ -71,7 +71,7 @@ class RunLine:
 
     @property
     def text(self) -> str:
-        """What stands beside the bar."""
+        """Text beside the bar."""
         if self.set_aside:
             return f"set aside: {self.set_aside}"
         if self.state in ("failed", "lost"):
@@ -92,7 +92,7 @@ class RunLine:
 
 @dataclass
 class JobView:
-    """What the events of a job have said so far.
+    """State of a job by the events so far.
 
     Attributes:
         id: the job's id.
@@ -113,22 +113,22 @@ class JobView:
 
     @classmethod
     def of(cls, job: Document, runs: list[Document]) -> "JobView":
-        """The view before the first event."""
+        """View before the first event."""
         lines = {run["id"]: RunLine(run["name"], "queued", run["epochs"]) for run in runs}
         return cls(id=job["id"], name=job.get("name") or job["id"], runs=lines)
 
     @property
     def note(self) -> str:
-        """What a person has to know who waits for a job that is paused; empty when there is nothing."""
+        """Note for a person who waits for a job that is paused; empty for others."""
         if self.set_aside:
             return f"set aside, it goes on by itself: {self.set_aside}"
         return f"paused, this waits until `retort resume {self.id}`" if self.state == "paused" else ""
 
     def apply(self, event: Document) -> str:
-        """Takes one event in.
+        """Apply one event.
 
         Returns:
-            A sentence about it for a log; empty when there is nothing to say.
+            A sentence about it for a log; may be empty.
         """
         data: Document = event.get("data") or {}
         run = self.runs.get(event.get("run_id") or "")
@@ -204,7 +204,7 @@ def _apply_training(run: RunLine, kind: str, data: Document) -> str:
 
 
 def follow(client: Client, job_id: str, console: Console, *, patience_s: float = PATIENCE_S) -> Document:
-    """Shows a job until it ends; a paused one has not ended.
+    """Follow a job until it ends; a paused one has not ended.
 
     Args:
         patience_s: how long the service may not answer.
@@ -213,8 +213,8 @@ def follow(client: Client, job_id: str, console: Console, *, patience_s: float =
         The job at its end.
 
     Raises:
-        KeyboardInterrupt: somebody stopped watching; the job goes on.
-        ClientError: there is no such job, or the service is gone for good.
+        KeyboardInterrupt: a person stopped watching; the job goes on.
+        ClientError: there is no such job, or the service does not come back.
     """
     view = JobView.of(client.job(job_id), list(client.runs(job_id)))
     events = client.events(job_id, patience_s=patience_s)
@@ -255,7 +255,7 @@ def _between(data: Document) -> bool:
 
 
 def render(view: JobView, runs_max: int) -> RenderableType:
-    """The bars: one for each cache, one for each run.
+    """Draw the bars: one for each cache, one for each run.
 
     Args:
         runs_max: with more runs than this, those that train come first, then those that ended.

@@ -1,4 +1,4 @@
-"""The command `gc`: what may be deleted, and its deletion, through the service."""
+"""Command gc: list and delete what is beyond the limits, through the service."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _AGE = re.compile(r"(\d+(?:\.\d+)?) ?([smhdw])")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command of this module."""
+    """Add the command of this module."""
     app.command(rich_help_panel=PANEL)(gc)
 
 
@@ -36,13 +36,13 @@ def gc(
         str | None, typer.Option(metavar="SIZE", help="The files of all jobs may take so much: 10GB, 500MiB.")
     ] = None,
     decoded_max_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="All decoded data sets may take so much.")
+        str | None, typer.Option(metavar="SIZE", help="All decoded datasets may take so much.")
     ] = None,
     compact_events: Annotated[
         bool, typer.Option("--compact-events", help="Compact the events of every job that has ended.")
     ] = False,
 ) -> None:
-    """Delete ended jobs, decoded data sets and events beyond limits; those of the service where none is given.
+    """Delete ended jobs, decoded datasets and events beyond limits; those of the service where none is given.
 
     The jobs that ended first go first. Jobs that are pinned, live, or needed by a live retry stay.
     """
@@ -84,7 +84,7 @@ def _page(report: Document) -> RenderableType:
     if report["decoded"]:
         headers = ("decoded data", "split", "samples>", "size>", "last used")
         parts += [render.table(headers, map(_copy, report["decoded"])), Text()]
-    counts = f"{len(report['jobs'])} jobs and {len(report['decoded'])} decoded data sets {verb}"
+    counts = f"{len(report['jobs'])} jobs and {len(report['decoded'])} decoded datasets {verb}"
     rests = f", {render.size(report['rests_bytes'])} of earlier deletions" if report["rests_bytes"] else ""
     parts.append(Text(f"{counts}: {render.size(report['files_bytes'])} of files{rests}"))
     if report["compacted_events"]:
@@ -104,7 +104,7 @@ def _copy(copy: Document) -> Sequence[str]:
 
 
 def _usage(usage: Document) -> RenderableType:
-    """What there is, so that whoever sees nothing go sees what could be asked for."""
+    """Usage of the disk, from which a user sees which limits could be set."""
     free = usage["database_free_bytes"]
     rows = [
         ("jobs", f"{usage['jobs']}, {usage['ended_jobs']} ended, {usage['pinned_jobs']} pinned", usage["jobs_bytes"]),

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Group, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
 from service.cli import render
 from service.cli.base import BadInput, CliSession, CommandFailed, read_json, session
 from service.cli.follow import follow
+from service.cli.job_pages import counts, job_page, preview_page, run_page
 from service.cli.reports import results
 from service.client.client import Client
 from service.client.transport import Document
@@ -24,7 +24,7 @@ _TEACHER_KEYS = frozenset({"path", "preprocessing", "output", "name"})
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     for command in (submit, jobs, show, watch, cancel, pause, resume, retry, pin, unpin, delete, download):
         app.command(rich_help_panel="Jobs")(command)
 
@@ -50,7 +50,7 @@ def submit(
             job["teacher"] = _upload(client, job["teacher"], file.parent)["id"]
         if dry_run:
             preview = client.submit(job, dry_run=True)
-            options.show(preview, lambda: _preview(preview))
+            options.show(preview, lambda: preview_page(preview))
             return
         posted = client.submit(job)
         if watch:
@@ -74,7 +74,7 @@ def jobs(
         (
             job["id"],
             render.state(job["state"]),
-            _counts(job),
+            counts(job),
             job["name"],
             render.moment(job["created_at"]),
         )
@@ -89,10 +89,10 @@ def show(context: typer.Context, id: AnyId) -> None:
     with options.client() as client:
         if _is_run(id):
             run, files = client.run(id), client.artifacts(id)
-            options.show({**run, "artifacts": files}, lambda: _run_page(run, files))
+            options.show({**run, "artifacts": files}, lambda: run_page(run, files))
         else:
             job, runs = client.job(id), list(client.runs(id))
-            options.show({**job, "runs": runs}, lambda: _job_page(job, runs))
+            options.show({**job, "runs": runs}, lambda: job_page(job, runs))
 
 
 def watch(context: typer.Context, id: AnyId) -> None:
@@ -104,17 +104,17 @@ def watch(context: typer.Context, id: AnyId) -> None:
 
 def cancel(context: typer.Context, id: AnyId) -> None:
     """Ask a job or a run to stop."""
-    _wish(context, id, Client.cancel)
+    _request(context, id, Client.cancel)
 
 
 def pause(context: typer.Context, id: AnyId) -> None:
     """Ask a job or a run to save its state and stop for now."""
-    _wish(context, id, Client.pause)
+    _request(context, id, Client.pause)
 
 
 def resume(context: typer.Context, id: AnyId) -> None:
     """Let a paused job or run go on where it stopped."""
-    _wish(context, id, Client.resume)
+    _request(context, id, Client.resume)
 
 
 def retry(
@@ -188,11 +188,11 @@ def _upload(client: Client, teacher: Document, folder: Path) -> Document:
     )
 
 
-def _wish(context: typer.Context, id: str, ask: Callable[[Client, str], Document]) -> None:
+def _request(context: typer.Context, id: str, call: Callable[[Client, str], Document]) -> None:
     options = session(context)
     _check_id(id)
     with options.client() as client:
-        document = ask(client, id)
+        document = call(client, id)
     options.show(document, lambda: render.state(document["state"]))
 
 
@@ -217,88 +217,6 @@ def _check_id(id: str) -> None:
 def _is_run(id: str) -> bool:
     _check_id(id)
     return id.startswith("run_")
-
-
-def _counts(job: Document) -> str:
-    counts = job["progress"]["runs"]
-    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-
-
-def _set_aside(document: Document) -> str | None:
-    """Why a job or run is paused that no client has paused; a service of an earlier version does not say."""
-    return (document.get("set_aside") or {}).get("message")
-
-
-def _preview(preview: Document) -> RenderableType:
-    rows = [(run["student"], run["method"], str(run["seed"])) for run in preview["runs"]]
-    # A service of an earlier version has neither sizes nor warnings.
-    views = preview.get("views") or {}
-    sizes = {name: "x".join(map(str, views.get(name) or ())) for name in ("student", "teacher")}
-    seen = render.facts({f"{name} sees": size and f"{size} pixels of each box" for name, size in sizes.items()})
-    warnings = [Text(f"warning: {warning}") for warning in preview.get("warnings", [])]
-    table = render.table(("student", "method", "seed"), rows)
-    return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, *warnings)
-
-
-def _job_page(job: Document, runs: list[Document]) -> RenderableType:
-    caches = job["caches"] or {}
-    pairs = {
-        "job": job["id"],
-        "name": job["name"],
-        "state": render.state(job["state"]),
-        "stage": job["stage"] if job["state"] == "running" else None,
-        "error": (job["error"] or {}).get("message"),
-        "set aside": _set_aside(job),
-        "created": render.moment(job["created_at"]),
-        "started": render.moment(job["started_at"]),
-        "finished": render.moment(job["finished_at"]),
-        "priority": str(job["priority"]) if job["priority"] else None,
-        "runs at once": str(job["parallel_runs"]) if job["parallel_runs"] else None,
-        "retry of": job["retry_of"],
-        "teacher": job["teacher"],
-        "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
-        "cost": render.forwards(job),
-    }
-    headers = ("run", "state", "name", "epoch>", "top-1>", "error or why it is set aside")
-    rows = [
-        (
-            run["id"],
-            render.state(run["state"]),
-            run["name"],
-            f"{run['epoch']}/{run['epochs']}",
-            render.percent((run["metrics"] or {}).get("top1")),
-            (run["error"] or {}).get("message") or _set_aside(run) or "",
-        )
-        for run in runs
-    ]
-    return Group(render.facts(pairs), Text(), render.table(headers, rows))
-
-
-def _run_page(run: Document, files: list[Document]) -> RenderableType:
-    metrics = run["metrics"] or {}
-    pairs = {
-        "run": run["id"],
-        "job": run["job_id"],
-        "retry of": run["retry_of"],
-        "name": run["name"],
-        "state": render.state(run["state"]),
-        "error": (run["error"] or {}).get("message"),
-        "set aside": _set_aside(run),
-        "waits for": run["waits_for"],
-        "attempt": str(run["attempt"]),
-        "epoch": f"{run['epoch']}/{run['epochs']}",
-        "started": render.moment(run["started_at"]),
-        "finished": render.moment(run["finished_at"]),
-        "top-1": render.percent(metrics.get("top1")),
-        "agreement": render.percent(metrics.get("agreement")),
-        "ECE": render.percent(metrics.get("ece")),
-        "loss": render.number(metrics.get("train_loss"), 4),
-    }
-    rows = [(file["name"], render.size(file["size_bytes"]), file["sha256"]) for file in files]
-    parts: list[RenderableType] = [render.facts(pairs)]
-    if rows:
-        parts += [Text(), render.table(("file", "size>", "sha256"), rows)]
-    return Group(*parts)
 
 
 def _transfer() -> Progress:

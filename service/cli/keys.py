@@ -25,7 +25,7 @@ keys = typer.Typer(no_args_is_help=True, help="Who may call the service; used wh
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     app.add_typer(keys, name="keys", rich_help_panel="The service")
 
 

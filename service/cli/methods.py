@@ -1,4 +1,4 @@
-"""Commands about methods on what is cached: preview."""
+"""Command preview: the temperatures of a method on a cache."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated
@@ -9,7 +9,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import parse_json, session
-from service.cli.caches import Remote
+from service.cli.caches import ServiceCaches
 from service.cli.resources import PANEL
 from service.client.transport import Document
 
@@ -19,7 +19,7 @@ CacheKey = Annotated[str, typer.Argument(metavar="CACHE", help="Key of a complet
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     app.command(rich_help_panel=PANEL)(preview)
 
 
@@ -39,11 +39,11 @@ def preview(
     options = session(context)
     chosen = parse_json(method, "METHOD") if method.lstrip().startswith("{") else method
     with options.client() as client:
-        shelf = Remote(client)
+        caches = ServiceCaches(client)
         document = client.preview_method(
             chosen,
-            shelf.resolve(cache),
-            student_cache=None if student_cache is None else shelf.resolve(student_cache),
+            caches.resolve(cache),
+            student_cache=None if student_cache is None else caches.resolve(student_cache),
             epoch=epoch,
             epochs=epochs,
             bins=bins,
@@ -62,7 +62,7 @@ def _page(document: Document) -> RenderableType:
         parts += [Text(), Text(title, style="bold"), *(Text(f"({note})") for note in term["notes"])]
         parts += [Text(), _summary(term), Text(), _histograms(term)]
         if rows := list(_extremes(term)):
-            # Of the teacher's row alone: --json has the student's too.
+            # The teacher's row alone: --json has the student's too.
             statistics = (f"{name}>" for name in term["teacher"]["lowest"][0]["teacher"])
             headers = ("", "value>", "view>", "sample>", *statistics)
             parts += [Text(), render.table(headers, rows)]
@@ -77,7 +77,7 @@ def _summary(term: Document) -> RenderableType:
 
 
 def _histograms(term: Document) -> RenderableType:
-    """A line of bars per side, between the least value and the greatest."""
+    """Histograms: a line of bars per side, between the least value and the greatest."""
     rows = []
     for key, label in _SIDES.items():
         edges = term[key]["histogram"]["edges"]
@@ -98,7 +98,7 @@ def _extremes(term: Document) -> Iterator[tuple[str, ...]]:
 
 
 def _bars(counts: Sequence[int]) -> str:
-    """A character a bin; one that holds anything can be seen."""
+    """Bars, a character a bin; one that is not empty can be seen."""
     steps = len(_BARS) - 1
     return "".join(_BARS[-(-count * steps // max(counts))] for count in counts)
 

@@ -1,6 +1,6 @@
-"""A command that answers a doubt: is training on cached logits the same as training with the live teacher?
+"""Command parity: whether training on cached logits is the same as training with the live teacher.
 
-It runs on a service's folder on this machine, for it runs the teacher and trains; the API process can do neither.
+It works on a service's folder on this machine, because it runs the teacher and trains; the API process can do neither.
 """
 
 import os
@@ -22,13 +22,13 @@ from service.cli.resources import PANEL
 from service.client.transport import Document
 
 if TYPE_CHECKING:
-    from workers.tools.parity import ParityReport
+    from workers.tools.parity_report import ParityReport
 
 _DIGITS_SHOWN = 12
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command of this module."""
+    """Add the command of this module."""
     app.command(rich_help_panel=PANEL)(parity)
 
 
@@ -70,7 +70,7 @@ def parity(
 
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error while it lasts, if that is a terminal."""
+    """Progress bar on standard error, if that is a terminal."""
     console = render.console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("steps", total=None)
@@ -82,7 +82,7 @@ def _document(report: "ParityReport") -> Document:
 
 
 def _page(report: "ParityReport") -> RenderableType:
-    """The comparisons, a line each, and the verdict if it is good; a bad one is the command's failure."""
+    """Page of the comparisons, a line each, and of a good verdict; a bad one is the command's failure."""
     head = (
         f"{report.method}, {report.student}, epoch {report.epoch}: {report.rows:,} rows in {report.steps:,} steps, "
         f"loss {report.loss:.3f}, "

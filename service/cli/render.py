@@ -1,7 +1,7 @@
-"""Documents of the API as text for a terminal: tables, numbers with units, one console.
+"""Rendering of API documents as text for a terminal: tables, numbers with units, one console.
 
-It only formats; it asks the service nothing. On something that is not a terminal the tables are
-wide enough that no cell is cut, so that logs and pipes get every character.
+It only formats; it sends no request. Where output is not a terminal, tables are wide enough that
+no cell is cut, so that logs and pipes get every character.
 """
 
 import sys
@@ -31,22 +31,22 @@ COLOURS = {
 
 
 class PlainConsole(Console):
-    """A console on which no text that is shown can be a command to the terminal: those are written out."""
+    """Console that writes control characters in text out, so that no text is a command to the terminal."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments, as rich's own, which are the only ones that may hold commands."""
+        """Render to segments; only those of rich itself may hold commands to the terminal."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that leaves markup in names and messages alone."""
+    """Make a console that leaves markup in names and messages alone."""
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else _PIPE_WIDTH
     return PlainConsole(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 def shown(text: str | Text, style: str = "") -> Text:
-    """The text as ``PlainConsole`` prints it, so that rich knows how wide it is; a ``Text`` keeps its own style."""
+    """Text as ``PlainConsole`` prints it, so that rich knows its width; a ``Text`` keeps its own style."""
     if isinstance(text, str):
         return Text(printable(text), style=style)
     safe = printable(text.plain)
@@ -54,7 +54,7 @@ def shown(text: str | Text, style: str = "") -> Text:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
-    """A table without frames; a header that ends in ``>`` aligns its column to the right."""
+    """Make a table without frames; a header that ends in ``>`` aligns its column to the right."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for header in headers:
         right = header.endswith(">")
@@ -65,7 +65,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table
 
 
 def facts(pairs: Mapping[str, str | Text | None]) -> Table:
-    """Names and values, one pair a line; pairs without a value are left out."""
+    """Table of names and values, one pair a line; pairs without a value are left out."""
     made = Table.grid(padding=(0, 2, 0, 0))
     for name, value in pairs.items():
         if value is not None and str(value):
@@ -79,17 +79,17 @@ def state(name: str) -> Text:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """0.953 -> ``95.3 %``."""
+    """Percentage of a fraction: 0.953 -> ``95.3 %``."""
     return "" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number of so many decimals, or nothing."""
+    """Number with so many decimals; empty for None."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as ``7.2 s``, ``3:05`` or ``2:03:05``."""
+    """Duration in seconds as ``7.2 s``, ``3:05`` or ``2:03:05``."""
     if seconds is None:
         return ""
     if seconds < 59.95:  # what is printed as 60.0 is a minute
@@ -100,14 +100,14 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(iso: str | None) -> str:
-    """An ISO 8601 time in this machine's zone, to the second: ``2026-11-29 16:05:00+01:00``."""
+    """Moment: an ISO 8601 time in this machine's zone, to the second: ``2026-11-29 16:05:00+01:00``."""
     if iso is None:
         return ""
     return datetime.fromisoformat(iso).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def totals(document: Document) -> Table:
-    """The lines below the report of a job: the teacher's accuracy, and how often it was run."""
+    """Totals below the report of a job: the teacher's accuracy, and how often it was run."""
     teacher = document["teacher"]
     # A service of an earlier version knows no validation split.
     validation = (teacher.get("validation") or {}).get("top1")
@@ -126,9 +126,9 @@ def totals(document: Document) -> Table:
 
 
 def report(document: Document) -> Table:
-    """The results of a job, a run a line; all but ``best``, which validation has chosen, are those of the last epoch.
+    """Table of the results of a job, a run a line; all but ``best``, which validation has chosen, are the last epoch's.
 
-    Columns that say nothing (one seed for all, every run succeeded, nothing chosen, no device known yet) are left out.
+    Columns without information (one seed for all, every run succeeded, nothing chosen, no device) are left out.
     """
     rows = document["rows"]
     seeds = len({row["seed"] for row in rows}) > 1
@@ -161,7 +161,7 @@ def _report_row(row: Document, *, seeds: bool, states: bool, chosen: bool, devic
 
 
 def forwards(document: Document) -> str:
-    """How often the teacher was run for a job, and how much oftener a live one would have been."""
+    """Teacher forward passes of a job, and those that a live teacher would have needed on top."""
     counts = document.get("teacher_forwards")
     if not counts:
         return ""

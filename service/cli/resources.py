@@ -1,4 +1,4 @@
-"""Commands about what jobs are made of: teachers, data sets, methods, students."""
+"""Commands about teachers, datasets, methods and students."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ datasets = typer.Typer(no_args_is_help=True, help="Data sets below the service's
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     for name, group in (("teachers", teachers), ("datasets", datasets)):
         app.add_typer(group, name=name, rich_help_panel=PANEL)
     for command in (methods, students):
@@ -79,12 +79,12 @@ def delete_teacher(context: typer.Context, id: Annotated[str, typer.Argument(met
         client.delete_teacher(id)
 
 
-# ---------------------------------------------------------------------------------------- data sets
+# ----------------------------------------------------------------------------------------- datasets
 
 
 @datasets.command("list")
 def list_datasets(context: typer.Context) -> None:
-    """List the registered data sets."""
+    """List the registered datasets."""
     options = session(context)
     with options.client() as client:
         found = list(client.datasets())
@@ -111,7 +111,7 @@ def add_dataset(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=KIND_HELP)],
     **fields: object,
 ) -> None:
-    """Give a data set a name that jobs can use. KIND folder is a folder of pictures per class."""
+    """Give a dataset a name that jobs can use. KIND folder is a folder of pictures per class."""
     options = session(context)
     spec: Document = {"kind": kind, **{field: value for field, value in fields.items() if value is not None}}
     with options.client() as client:
@@ -150,7 +150,7 @@ def students(context: typer.Context) -> None:
 
 
 def _object(text: str, option: str) -> Document:
-    """A JSON object given in the command line itself, or as the name of a file that holds it."""
+    """JSON object that is given in the command line itself, or as the name of its file."""
     if text.lstrip().startswith("{"):
         return parse_json(text, option)
     path = Path(text)

@@ -1,4 +1,4 @@
-"""Commands that are processes: serve, api, engine, engine-health, demo.
+"""Commands that start processes: serve, api, engine, demo; and engine-health.
 
 Their settings are the ``RETORT_*`` variables (``service.settings``); the few options here set the
 same variables for the processes that they start.
@@ -19,7 +19,7 @@ from service.cli import streams
 from service.cli.base import CommandFailed, session
 from service.cli.supervisor import GAVE_UP, command, end_with_stdin, free_port, supervise
 from service.client.client import Client
-from service.client.transport import ClientError
+from service.client.errors import ClientError
 from service.gpus import STARTING
 from service.paths import local_url
 from workers.texts import printable
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 PANEL = "The service"
-# What keeps a service from being ready for so long is no part of its start.
+# A reason against readiness that lasts so long is no part of the start.
 UNREADY_S = 10.0
 BEGUN_S = 10.0
 
 Host = Annotated[str | None, typer.Option(help="RETORT_HOST; 127.0.0.1 by default.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="RETORT_PORT; 8765 by default, 0 a free one.")]
 DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR: everything that the service writes.")]
-DataRoot = Annotated[Path | None, typer.Option(help="RETORT_DATA_ROOT: where data sets may be read from.")]
+DataRoot = Annotated[Path | None, typer.Option(help="RETORT_DATA_ROOT: where datasets may be read from.")]
 WithParent = Annotated[
     bool,
     typer.Option("--until-stdin-closes", hidden=True, help="End when standard input closes."),
@@ -43,7 +43,7 @@ WithParent = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     for name, function in (
         ("serve", serve),
         ("demo", demo),
@@ -65,10 +65,14 @@ def serve(
     """Start the API and the engine; end both with Ctrl-C or SIGTERM."""
     from service.api.auth import check_binding
     from service.settings import Settings
+    from service.trackers.address import parse_addresses
 
     streams.drop_unwritable()
     _export(host, port, data_dir, data_root)
     settings = Settings()
+    trackers = parse_addresses(settings.trackers)
+    for address in trackers:
+        address.check_installed()
     if settings.port == 0:
         os.environ["RETORT_PORT"] = str(free_port(settings.host))
         settings = Settings()
@@ -77,11 +81,15 @@ def serve(
     if until_stdin_closes:
         end_with_stdin()
     url = local_url(settings.host, settings.port)
+    options = ("--project", settings.trackers_project, "--cursor-dir", str(settings.trackers_dir))
+    followers = {f"tracker {each}": [*command("--url", url, "track", str(each)), *options] for each in trackers}
     with Client(url) as client:
         readiness = _Readiness(client)
         status = supervise(
-            {"api": command("api"), "engine": command("engine")},
-            environment=os.environ,
+            {"api": command("api"), "engine": command("engine"), **followers},
+            optional=followers.keys(),
+            # A process that finds the variable is none of these, and has nobody who follows for it.
+            environment={name: value for name, value in os.environ.items() if name.upper() != "RETORT_TRACKERS"},
             is_ready=readiness.ask,
             has_begun=lambda: readiness.has_begun,
             say=_say_as_service,
@@ -91,7 +99,7 @@ def serve(
 
 
 class _Readiness:
-    """Asks a service whether it is ready, and says once why not, if that lasts.
+    """Readiness of a service: asked, and printed once why it is not there, if that lasts.
 
     Attributes:
         has_begun: whether an engine has led and is through with its start, whatever its GPUs are like.
@@ -114,7 +122,7 @@ class _Readiness:
         has_ray = answer["parts"]["ray"]["ok"]
         if answer["heartbeat_age_s"] is not None and has_ray and STARTING not in answer["reasons"]:
             self.has_begun = True
-            # A GPU that does not work may not for days, and every question is a line in the log.
+            # A GPU may be broken for days, and every question is a line in the log.
             self._ask_at = time.monotonic() + BEGUN_S
         if answer["reasons"] != self._reasons:
             self._reasons, self._say_at = answer["reasons"], time.monotonic() + UNREADY_S
@@ -125,7 +133,7 @@ class _Readiness:
 
 
 def ready_text(settings: "Settings", url: str) -> str:
-    """What ``serve`` says once it is ready: where it is, where its data are, and whether it is open to this machine."""
+    """Text of ``serve`` once it is ready: its address, its data, and whether it is open to this machine alone."""
     from service.api.auth import has_keys
 
     text = f"ready at {url} (API docs: {url}/docs), data in {settings.data_dir.resolve()}"
@@ -177,15 +185,19 @@ def engine(
     if until_stdin_closes:
         end_with_stdin()
     begin_log(settings)
+    if settings.trackers:
+        structlog.get_logger("retort.engine").warning(
+            "RETORT_TRACKERS has no effect here, `retort serve` alone heeds it: run `retort track` for each address"
+        )
     try:
         run_engine(settings)
     except RayFailed as error:
         structlog.get_logger("retort.engine").error("engine gives up", error=str(error))
         _complain(str(error))
-        # Whoever has started it need not try that again.
+        # The supervisor need not try that again.
         raise typer.Exit(GAVE_UP) from None
     except Exception:
-        # One line is for a person at a terminal; whoever reads a service's log needs to know where.
+        # One line is for a person at a terminal; the log of a service needs the place as well.
         structlog.get_logger("retort.engine").exception("engine failed")
         raise
 
@@ -224,7 +236,7 @@ def demo(
 
 
 def _export(host: str | None, port: int | None, data_dir: Path | None, data_root: Path | None) -> None:
-    """Sets the variables behind the options, for this process's settings and its children's."""
+    """Set the variables behind the options, for the settings of this process and of its children."""
     given = {"HOST": host, "PORT": port, "DATA_DIR": data_dir, "DATA_ROOT": data_root}
     os.environ |= {f"RETORT_{name}": str(value) for name, value in given.items() if value is not None}
 
@@ -244,7 +256,7 @@ def _refuse_taken_port(host: str, port: int) -> None:
 
 
 class _PrintableStream:
-    """A stream of text to which nothing goes that a terminal would obey."""
+    """Text stream that writes control characters out, which a terminal would obey."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -258,7 +270,7 @@ class _PrintableStream:
 
 
 def _print_as_text() -> None:
-    """Has this process print what strangers have named as text; our log is, Ray's lines of its workers are not."""
+    """Make this process write control characters out: Ray's lines of its workers hold names from strangers."""
     sys.stdout = cast(TextIO, _PrintableStream(sys.stdout))
     sys.stderr = cast(TextIO, _PrintableStream(sys.stderr))
 

@@ -1,4 +1,4 @@
-"""Standard streams: of a service, which goes on when nobody can or will read them; of a command, whose end says so.
+"""Standard streams: a service goes on when nobody reads them, a command reports it at its end.
 
 A stream fails when its reader leaves (``| head``, a log collector that is started again) or its disk is full. Daemons
 start programs without any: then the next file that is opened, a database say, would be taken for one.
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class _DroppingFile(io.FileIO):
-    """A file that takes everything; what cannot be written is lost."""
+    """File that drops what cannot be written."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """The number of bytes that are dealt with."""
+        """Write; returns the number of bytes written or dropped."""
         try:
             written: int | None = super().write(data)
         except OSError:
@@ -43,7 +43,7 @@ def fill_closed() -> None:
 
 
 def drop_unwritable() -> None:
-    """Have standard output and error of this process never fail: what cannot be written is dropped, quietly."""
+    """Drop what cannot be written to standard output and error, without an error."""
     if sys.stdout is sys.__stdout__ or sys.__stdout__ is None:
         sys.stdout = _dropping(sys.stdout)
     if sys.stderr is sys.__stderr__ or sys.__stderr__ is None:
@@ -58,7 +58,7 @@ def _dropping(stream: TextIO) -> io.TextIOWrapper:
 
 
 def give_up_unwritable() -> None:
-    """Write what is buffered; a stream that fails leads nowhere from now on, or Python's own end would complain."""
+    """Flush both streams; one that fails leads to /dev/null from now on, or Python complains when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

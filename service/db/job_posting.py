@@ -25,12 +25,15 @@ QUEUE_RETRY_S = 30
 class Idempotency:
     """An Idempotency-Key and the digest of the body that came with it.
 
-    ``key_id`` is the API key that brought it, empty without one: what one key has made is no other's to see.
+    Attributes:
+        key_id: of the API key that brought it, empty without one: what one key has made is no other's to see.
+        earlier_digest: of the same body, as versions before the recipes have taken it; None if it is no other.
     """
 
     key_id: str
     key: str
     digest: str
+    earlier_digest: str | None = None
 
 
 class JobPosting:
@@ -92,7 +95,8 @@ class JobPosting:
             session.flush()
             session.add_all(_new_runs(plan, job.id))
             if idempotency is not None:
-                session.add(IdempotencyRecord(**vars(idempotency), job_id=job.id))
+                own = {"key_id": idempotency.key_id, "key": idempotency.key, "digest": idempotency.digest}
+                session.add(IdempotencyRecord(**own, job_id=job.id))
             return job, True
 
     def retry_job(self, job_id: str, check: Callable[[], None], key_id: str | None = None) -> tuple[JobRecord, bool]:
@@ -177,7 +181,7 @@ def _replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
     known = session.get(IdempotencyRecord, (idempotency.key_id, idempotency.key))
     if known is None:
         return None
-    if known.digest != idempotency.digest:
+    if known.digest not in (idempotency.digest, idempotency.earlier_digest):
         raise IdempotencyMismatch(
             f"the Idempotency-Key {idempotency.key!r} came with another body before, for job {known.job_id}: "
             "use a new key for a new job"

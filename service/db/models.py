@@ -121,18 +121,25 @@ class JobRecord(Base):
     finished_at: Mapped[datetime | None] = mapped_column()
 
 
+class JobRevisionRecord(Base):
+    """Count of the changes of a job and its runs, kept by triggers (migration 0010), see ``service.db.version``."""
+
+    __tablename__ = "job_revisions"
+
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger)
+
+
 class RunRecord(Base):
     """One student to train. ``attempt`` rises with every start; a write that brings an older one does not land.
 
-    ``actor`` names the process that the newest attempt was given to, ``slot`` (column ``piece``) is its place among the
-    runs there.
+    ``actor`` names the process that the newest attempt was given to, ``slot`` (column ``piece``) is its place there.
     ``share`` is what each process of that attempt was given: ``{"processes", "cpus", "gpu_share"}``; NULL before the
     first, and of one that an earlier version has started. ``whole_gpu``: it had too little memory on a share of a GPU,
     and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
     ``lost_attempts`` (column ``losses``) counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``)
-    those since the last epoch.
+    those since the last epoch. ``retry_of`` is the run that this one tries again, each at most once.
     ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.set_aside``.
-    ``retry_of`` is the run that this one tries again, each at most once.
     """
 
     __tablename__ = "runs"

@@ -1,12 +1,14 @@
 """Shared read: one call of a blocking function, in a thread, for all coroutines that wait for its result."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
 import anyio.to_thread
 
+Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
 
 
@@ -35,4 +37,26 @@ class SharedRead(Generic[Result]):
     async def _call(self) -> Result:
         async with self._turn:
             self._next = None
-            return await anyio.to_thread.run_sync(self._function, limiter=self._thread)
+            return await anyio.to_thread.run_sync(self._begin(), limiter=self._thread)
+
+    def _begin(self) -> Callable[[], Result]:
+        """The call for all who have asked so far."""
+        return self._function
+
+
+class BatchRead(SharedRead[Result], Generic[Key, Result]):
+    """Shared read of what several coroutines ask for: ``function`` is called with the keys of all who wait."""
+
+    def __init__(self, function: Callable[[Collection[Key]], Result]) -> None:
+        super().__init__(partial(function, ()))
+        self._read = function
+        self._keys: set[Key] = set()
+
+    async def read(self, key: Key) -> Result:
+        """The function's result, or its exception, of a call with this key that has not begun yet."""
+        self._keys.add(key)
+        return await self()
+
+    def _begin(self) -> Callable[[], Result]:
+        keys, self._keys = self._keys, set()
+        return partial(self._read, keys)

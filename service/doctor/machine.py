@@ -11,7 +11,7 @@ from service.doctor.finding import Finding
 from service.operations.disk import Freeable
 from service.settings import GiB, MiB, Settings
 from service.units import size
-from store.chunk_map import memory_bytes
+from store.memory_limit import memory_bytes
 from workers.cluster.head_folder import machine_folder
 
 MOUNTS = Path("/proc/self/mountinfo")

@@ -100,7 +100,10 @@ class CacheStage:
             teacher_forwards=job.progress.forwards(value["teacher_forwards_needed"]),
             teacher_accuracy=accuracy.test,
             teacher_views_accuracy=accuracy.views,
-            teacher_metrics={split: {"top1": top1} for split, top1 in accuracy.measured.items()},
+            # An actor of an earlier version, whose outcome this engine has found, knows accuracies alone.
+            teacher_metrics=value.get(
+                "teacher_metrics", {split: {"top1": top1} for split, top1 in accuracy.measured.items()}
+            ),
             backoff=None,
         )
         job.backoffs.pop(CACHES, None)

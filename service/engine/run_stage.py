@@ -67,7 +67,7 @@ class RunStage:
         specs = job.spec.runs()
         alone = {run.index for run in by_index.values() if run.id in job.alone}
         waiting = [specs[index] for index in by_index]
-        for group in share_out(waiting, processes, job.spec.largest_group, alone):
+        for group in share_out(waiting, processes, job.spec.largest_group, alone, batches_of=job.spec.batches_of):
             self._begin_group(job, [by_index[spec.index] for spec in group])
 
     def _begin_group(self, job: ActiveJob, runs: Sequence[RunRecord]) -> None:
@@ -106,7 +106,7 @@ class RunStage:
                 task.close()
             raise
         for run, task in zip(begun, tasks, strict=True):
-            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs or task.actor_group.exports)
+            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
             details = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
             log.info("run started", job_id=job.id, run_id=run.id, **details)
 

@@ -1,1 +1,1 @@
-"""Encodings of a cache's rows: what is stored of the logits, and how they come back."""
+"""Encodings of a cache's rows: from logits to stored arrays, and back."""

@@ -1,10 +1,10 @@
-"""How a cache's rows are spelled on disk, and which arrays that takes.
+"""Encodings of a cache's rows, and the arrays that each stores.
 
 - "dense": the logits themselves, in the cache's dtype. Everything else is lossy, and decodes to dense float32 rows.
-- "uint8": a byte for each class and two float32 for each row; see affine.py.
-- sparse: a few classes of many, chosen so that soft targets stay unbiased; see sparse.py.
+- "uint8": a byte for each class and two float32 for each row; see ``store.encodings.uint8``.
+- sparse: a few classes of many, chosen so that soft targets stay unbiased; see ``store.encodings.sparse``.
 
-A lossy cache also keeps the exact logits of its first rows, ``reference``, for whoever asks what was lost.
+A lossy cache also keeps the exact logits of its first rows, ``reference``, from which the loss is measured.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from store.statistics import STATISTICS
 REFERENCE_ROWS = 256
 
 Stored = Mapping[str, NDArray[Any]]
-"""Some rows' part of the arrays that spell logits, by name; see logit_arrays."""
+"""Some rows of the arrays that encode logits, by name; see ``logit_arrays``."""
 
 
 class SparseEncoding(BaseModel):
-    """The `top` largest logits of a row, its label's, and `tail` classes drawn from the others.
+    """Sparse encoding: the ``top`` largest logits of a row, its label's, and ``tail`` classes drawn from the others.
 
-    Soft targets at `temperature` are exactly unbiased over the draws; at any other they are not. `seed` is that of
+    Soft targets at ``temperature`` are exactly unbiased over the draws; at any other they are not. ``seed`` is that of
     the draws.
     """
 
@@ -40,7 +40,7 @@ class SparseEncoding(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32, strict=True)
 
     def refusal(self, classes: int) -> str | None:
-        """Why rows of so many classes are better kept dense, if they are."""
+        """Reason why rows of so many classes are better kept dense; None if they are not."""
         if self.top + self.tail + 1 >= classes:
             return (
                 f"top {self.top}, the label and tail {self.tail} are {self.top + self.tail + 1} classes, and there are "
@@ -76,9 +76,9 @@ Encoding = Annotated[
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array of a cache: `dtype` as Zarr names it, `columns` values a row, or one value if None.
+    """One array of a cache: ``dtype`` as Zarr names it, ``columns`` values a row, or one value if None.
 
-    Its shape is [views, samples] or [views, samples, columns]; with `rows`, it is [rows, columns] and one chunk.
+    Its shape is [views, samples] or [views, samples, columns]; with ``rows``, it is [rows, columns] and one chunk.
     """
 
     name: str
@@ -88,7 +88,7 @@ class StoredArray:
 
     @property
     def numpy_dtype(self) -> np.dtype[np.generic]:
-        """Little-endian."""
+        """Little-endian numpy dtype."""
         return np.dtype(self.dtype).newbyteorder("<")
 
     @property
@@ -98,12 +98,12 @@ class StoredArray:
 
     @property
     def is_float(self) -> bool:
-        """Whether it is filled up with NaN; integers are filled up with 0."""
+        """Whether it is padded with NaN; integers are padded with 0."""
         return self.numpy_dtype.kind == "f"
 
 
 def _logit_arrays(encoding: Encoding, dtype: str, classes: int) -> list[StoredArray]:
-    """What a row's logits are kept in; `logits` is the first, and the first thing written of a block."""
+    """Arrays that hold a row's logits; ``logits`` is the first, and the first one written of a block."""
     if isinstance(encoding, SparseEncoding):
         return [
             StoredArray("logits", "float16", encoding.top + 1 + encoding.tail),
@@ -120,10 +120,10 @@ def _logit_arrays(encoding: Encoding, dtype: str, classes: int) -> list[StoredAr
 
 
 def logit_arrays(encoding: Encoding, dtype: str, classes: int) -> dict[str, StoredArray]:
-    """The arrays that spell the logits of every row, by name."""
+    """Arrays that encode the logits of every row, by name."""
     return {array.name: array for array in _logit_arrays(encoding, dtype, classes)}
 
 
 def statistic_arrays() -> dict[str, StoredArray]:
-    """The arrays of the statistics of every row, by name."""
+    """Arrays of the statistics of every row, by name."""
     return {name: StoredArray(name, "float32") for name in STATISTICS}

@@ -1,4 +1,4 @@
-"""From logits to what a cache stores of them, and back: which encoding does what.
+"""Encode logits into the arrays that a cache stores, and decode them, by the encoding of the cache.
 
 Shapes: N rows, C classes.
 """
@@ -19,7 +19,7 @@ from store.statistics import Float32
 def encode(
     spec: CacheSpec, logits_NC: Float32, view: int, start: int, labels_N: NDArray[np.integer] | None
 ) -> dict[str, NDArray[Any]]:
-    """The arrays ``spec.logit_arrays`` of a view's samples from ``start`` on.
+    """Encode: the arrays ``spec.logit_arrays`` of a view's samples from ``start`` on.
 
     Raises InvalidArgument if the encoding needs labels and these are not those of the rows.
     """
@@ -32,7 +32,7 @@ def encode(
 
 
 def decode(spec: CacheSpec, stored: Stored, view: int, samples_N: Ints, out_NC: Float32) -> None:
-    """Rows of a lossy cache as float32 logits: those of ``samples_N`` of ``view``, and no others."""
+    """Decode rows of a lossy cache to float32 logits: those of ``samples_N`` of ``view``, and no others."""
     if isinstance(spec.encoding, SparseEncoding):
         sparse.decode(spec.encoding, stored, view, samples_N, out_NC)
     else:

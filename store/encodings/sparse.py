@@ -1,9 +1,9 @@
-"""The sparse encoding: a few classes of very many, chosen so that soft targets stay unbiased.
+"""Sparse encoding: a few classes of very many, chosen so that soft targets stay unbiased.
 
 Of a row of C logits z, at the encoding's temperature T, with e_c = exp(z_c / T), are kept
 
-- the `top` largest logits, and the label's;
-- the logits of a *sample* S of `tail` classes, drawn from the tail: all classes that are neither;
+- the ``top`` largest logits, and the label's;
+- the logits of a *sample* S of ``tail`` classes, drawn from the tail: all classes that are neither;
 - log M, where M is the sum of e_c over the whole tail.
 
 Softmax needs Z = M + the sum of e_c over top and label. So a class that is kept for itself has its exact soft target
@@ -13,7 +13,7 @@ e_c / Z. The sample shares the tail's target M / Z in proportion, and a class ou
 
 Every row sums to one, nothing is negative, and p is unbiased, exactly and for each class, because of how S is drawn
 (Midzuno 1951; sampling of soft targets: Anshumann et al., "Sparse Logit Sampling", ACL 2025, arXiv 2503.16870): its
-first class with probability e_c / M, the `tail` - 1 others as a simple random sample of what is left of the tail's t
+first class with probability e_c / M, the ``tail`` - 1 others as a simple random sample of what is left of the tail's t
 classes, without replacement. Any of its members may have been the first, so that a set S has probability
 
     P(S) = (sum of e over S) / M / binomial(t - 1, tail - 1)
@@ -26,8 +26,8 @@ row's (seed, view, sample) alone, as ranks among the classes that are left; so t
 A decoded row gives these soft targets at temperature T and sums to one at any other, but there it is biased. An absent
 class is at ABSENT.
 
-Arrays of a row: `logits` float16 [top + 1 + tail]: the largest in descending order, the label's, the sample's;
-`classes` [top + 2]: of the largest, of the label, of the sample's first; `tail_logsumexp` float32: log M.
+Arrays of a row: ``logits`` float16 [top + 1 + tail]: the largest in descending order, the label's, the sample's;
+``classes`` [top + 2]: of the largest, of the label, of the sample's first; ``tail_logsumexp`` float32: log M.
 
 Shapes: N rows, C classes, K = top + 1 + tail kept logits, X = top + 2 stored classes, s = tail - 1.
 """
@@ -53,7 +53,7 @@ Float32 = NDArray[np.float32]
 def encode(
     encoding: SparseEncoding, logits_NC: Float32, labels_N: NDArray[np.integer], view: int, samples_N: Ints
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of these rows, which are samples ``samples_N`` of ``view``."""
+    """Encode rows, which are samples ``samples_N`` of ``view``, into the arrays of the encoding."""
     step = max(1, _SLAB_ELEMENTS // logits_NC.shape[1])
     parts = []
     for start in range(0, len(logits_NC), step):
@@ -80,7 +80,7 @@ def _encode(
 
 
 def decode(encoding: SparseEncoding, stored: Stored, view: int, samples_N: Ints, out_NC: Float32) -> None:
-    """Rows of ``encode`` as float32 logits [N, C]."""
+    """Decode rows of ``encode`` to float32 logits [N, C]."""
     own_NX = stored["classes"].astype(np.int64)
     others_Ns = _draw_others(own_NX, out_NC.shape[1], _words(encoding, view, samples_N)[:, 1:])
     values_NK = stored["logits"].astype(np.float32)
@@ -92,7 +92,7 @@ def decode(encoding: SparseEncoding, stored: Stored, view: int, samples_N: Ints,
 
 
 def label_is_among_largest(own_NX: Ints) -> NDArray[np.bool_]:
-    """In which rows of `classes` the label's is mentioned twice: [N]."""
+    """Rows of ``classes`` in which the label's class occurs twice, bool [N]."""
     result: NDArray[np.bool_] = (own_NX[:, :-2] == own_NX[:, -2:-1]).any(axis=1)
     return result
 
@@ -113,7 +113,7 @@ def _words(encoding: SparseEncoding, view: int, samples_N: Ints) -> Words:
 
 
 def _largest(logits_NC: Float32, count: int) -> Ints:
-    """The classes of the largest logits, in descending order, the smaller class first where they are equal."""
+    """Classes of the largest logits, in descending order, the smaller class first where they are equal."""
     some_Nk = np.sort(np.argpartition(logits_NC, -count, axis=1)[:, -count:], axis=1)
     descending_Nk = np.argsort(-np.take_along_axis(logits_NC, some_Nk, axis=1), axis=1, kind="stable")
     return np.take_along_axis(some_Nk, descending_Nk, axis=1)
@@ -150,7 +150,7 @@ def _draw_others(own_NX: Ints, classes: int, words_Ns: Words) -> Ints:
 
 
 def _floyd(words_sN: Words, count_N: Ints) -> NDArray[np.int32]:
-    """As many different integers in [0, count) as there are words for a row, every set equally likely: [s, N].
+    """Draw s different integers in [0, count), s being the words of a row, every set equally likely: [s, N].
 
     Floyd's algorithm (Bentley & Floyd, "A sample of brilliance", CACM 1987): step i draws from [0, top] with
     top = count - s + i, and takes top itself, which no earlier step could draw, if that one was drawn before.

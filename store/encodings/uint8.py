@@ -1,4 +1,4 @@
-"""The uint8 encoding: each row's logits as 256 even steps from its smallest to its largest.
+"""Encoding uint8: each row's logits as 256 even steps from its smallest to its largest.
 
 value = code * scale + offset, in float32, with offset = min and scale = (max - min) / 255 of the row. The error is at
 most half a step, the same for a row's largest logit as for its smallest.
@@ -19,7 +19,7 @@ STEPS = 255
 
 
 def encode(logits_NC: Float32) -> dict[str, NDArray[Any]]:
-    """Codes uint8 [N, C], scale and offset float32 [N] of finite logits."""
+    """Encode finite logits: codes uint8 [N, C], scale and offset float32 [N]."""
     offset_N = logits_NC.min(axis=1)
     range_N = logits_NC.max(axis=1).astype(np.float64) - offset_N
     scale_N = (range_N / STEPS).astype(np.float32)
@@ -29,13 +29,13 @@ def encode(logits_NC: Float32) -> dict[str, NDArray[Any]]:
 
 
 def decode(stored: Stored, out_NC: Float32) -> None:
-    """Rows of ``encode`` as float32 logits."""
+    """Decode rows of ``encode`` to float32 logits."""
     np.multiply(stored["logits"], stored["scale"][:, None], out=out_NC)
     out_NC += stored["offset"][:, None]
 
 
 def errors(stored: Stored) -> NDArray[np.float64]:
-    """How far a logit may lie from its decoded value: [N].
+    """Bounds on the distance of a logit from its decoded value: [N].
 
     Half a step, and the rounding of scale (2**-24 of the range), product and sum to float32.
     """

@@ -360,7 +360,7 @@ def resident(bench: Bench) -> Findings:
 
 END_BARS_S = {"evaluate": 0.15, "save": 0.05, "leave": 3.0}
 TIMED: dict[str, tuple[object, str]] = {
-    "evaluate": (loop, "evaluate"),
+    "evaluate": (loop, "evaluate_splits"),
     "save": (RunState, "save"),
     "leave": (loop, "leave"),
 }

@@ -35,7 +35,7 @@ import onnxruntime
 import torch
 
 from store import CacheSpec, CacheWriter
-from store.layout import BlockRecord
+from store.documents import BlockRecord
 from tests.benchmarks.bench import EITHER, Options, Timing, options, show, write
 from tests.conftest import SHARED
 from workers.augmentation.apply import make_views

@@ -28,7 +28,8 @@ from typing import Any
 
 import httpx2
 
-from service.cli.supervisor import BackgroundService, command, free_port
+from service.cli.background_service import BackgroundService
+from service.cli.supervisor import command, free_port
 from service.client.client import Client
 from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head

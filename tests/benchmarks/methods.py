@@ -24,8 +24,9 @@ from workers.config.training import Sgd
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.methods.method import Method
-from workers.objective.objective import View, objective
-from workers.objective.statistics import row_statistics
+from workers.objective.objective import objective
+from workers.objective.statistics import batch_as_cache, row_statistics
+from workers.objective.view import View
 from workers.precision import choose_precision, float32_as
 from workers.students.build import build_student
 
@@ -118,6 +119,9 @@ def loss_call(method: Method, y_B: Tensor, first: View, second: View) -> Callabl
         *(theta.requires_grad_() for theta in learned.values()),
     ]
 
+    assert first.teacher_logits_BC is not None
+    over_cache = batch_as_cache(method.cache_statistics, first.teacher_logits_BC)
+
     def call() -> None:
         for leaf in leaves:
             leaf.grad = None
@@ -131,6 +135,7 @@ def loss_call(method: Method, y_B: Tensor, first: View, second: View) -> Callabl
             teacher_statistics=first.teacher_statistics,
             second=second,
             learned=learned,
+            cache_statistics=over_cache,
         )
         torch.autograd.backward(outcome.total)
 

@@ -2,9 +2,10 @@
 
 200 clients with a connection each ask as soon as they have their answer, in turn for the list of jobs, a job, its runs
 and its report; every second client names the ETag of what it has. The same on a database that nobody writes to, on one
-with a commit every 20 ms, and, there too, with every client asking for another job. APIs of this tree and of others
-(checkouts of another version, say) take turns on one database, so that their ratio can be told on a busy machine; CPU
-time a request hardly depends on who else is there. Clients, in this process, are on the same machine.
+with a commit every 20 ms, and, there too, with every client asking for another job, which nobody changes, or which each
+commit changes. APIs of this tree and of others (checkouts of another version, say) take turns, each on a database of
+its own making, so that their ratio can be told on a busy machine; CPU time a request hardly depends on who else is
+there. Clients, in this process, are on the same machine.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,10 @@ TREE = Path(__file__).resolve().parents[2]
 JOBS = 200
 COMMIT_EVERY_S = 0.02
 WARM_S = 1.0
+DOCUMENTS = ("", "/runs", "/report")
+# Nobody's documents show either.
+COMMIT = "UPDATE engine SET holder = hex(randomblob(4))"
+COMMIT_TO_ALL_JOBS = "UPDATE jobs SET holder = hex(randomblob(4))"
 
 
 @dataclass
@@ -120,19 +125,21 @@ def api_of(tree: Path, folder: Path, database: Path) -> Iterator[tuple[int, int]
                     break
                 except OSError:
                     time.sleep(0.1)
+            if process.poll() is not None:
+                raise RuntimeError(f"the API of {tree} has ended: {Path(log.name).read_text()[-2000:]}")
             yield port, process.pid
         finally:
             process.terminate()
 
 
 @contextmanager
-def writing(database: Path) -> Iterator[None]:
-    """A process that commits to a database every 20 ms."""
+def writing(database: Path, statement: str) -> Iterator[None]:
+    """A process that commits a statement to a database every 20 ms."""
     code = f"""if True:
         import sqlite3, time
         connection = sqlite3.connect({str(database)!r}, isolation_level=None, timeout=10)
         while True:
-            connection.execute("UPDATE engine SET holder = hex(randomblob(4))")
+            connection.execute({statement!r})
             time.sleep({COMMIT_EVERY_S})
     """
     with subprocess.Popen([sys.executable, "-c", code]) as process:
@@ -148,6 +155,14 @@ def cpu_s(pid: int) -> float:
     return (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def stocked_by(tree: Path, database: Path) -> list[str]:
+    """Makes a database by a tree's code, whose tables may be others; returns the ids of its jobs."""
+    code = f"import pathlib, {__spec__.name} as found; print(*found.stocked(pathlib.Path({str(database)!r})))"
+    line = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    return subprocess.run(line, env=environment, cwd=tree, check=True, capture_output=True, text=True).stdout.split()
+
+
 def stocked(database: Path) -> list[str]:
     """Makes a database with jobs of four runs; returns the ids of the jobs."""
     url = f"sqlite:///{database}"
@@ -157,6 +172,24 @@ def stocked(database: Path) -> list[str]:
     ids = fill(opened, teacher, make_plan(methods=list(METHODS)), [State.SUCCEEDED] * JOBS)
     opened.close()
     return ids
+
+
+def _shared(ids: Sequence[str]) -> list[list[str]]:
+    return [["/v1/jobs", *(f"/v1/jobs/{ids[0]}{part}" for part in DOCUMENTS)]]
+
+
+def _own(ids: Sequence[str]) -> list[list[str]]:
+    return [[f"/v1/jobs/{id}{part}" for part in DOCUMENTS] for id in ids]
+
+
+# What it is called, what is committed every 20 ms, what each client asks for.
+CASES = (
+    ("nothing is written", "", _shared),
+    ("pages of 100 jobs", "", lambda _: [["/v1/jobs?limit=100"]]),
+    ("a commit every 20 ms", COMMIT, _shared),
+    ("the same, to each client its job", COMMIT, _own),
+    ("the same, and each commit changes all jobs", COMMIT_TO_ALL_JOBS, _own),
+)
 
 
 def main() -> int:
@@ -170,38 +203,30 @@ def main() -> int:
     rows = []
     with TemporaryDirectory() as name, ExitStack() as running:
         folder = Path(name)
-        database = folder / "polling.sqlite3"
-        ids = stocked(database)
-        shared = ["/v1/jobs", *(f"/v1/jobs/{ids[0]}{part}" for part in ("", "/runs", "/report"))]
-        own = [[f"/v1/jobs/{id}{part}" for part in ("", "/runs", "/report")] for id in ids]
-        hundred = ["/v1/jobs?limit=100"]
-        cases = (
-            ("nothing is written", False, [shared]),
-            ("pages of 100 jobs", False, [hundred]),
-            ("a commit every 20 ms", True, [shared]),
-            ("the same, to each client its job", True, own),
-        )
         trees = [tree.resolve() for tree in given.against] + [TREE]
-        apis = [(tree, *running.enter_context(api_of(tree, folder, database))) for tree in trees]
-        for label, is_written, paths in cases:
-            with writing(database) if is_written else ExitStack():
-                for _, port, _ in apis:
-                    asyncio.run(poll(port, given.clients, WARM_S, paths))
-                for _ in range(given.rounds):
-                    for tree, port, pid in apis:
+        apis = list[tuple[Path, Path, list[str], int, int]]()
+        for number, tree in enumerate(trees):
+            database = folder / f"{number}.sqlite3"
+            ids = stocked_by(tree, database)
+            apis.append((tree, database, ids, *running.enter_context(api_of(tree, folder, database))))
+        for label, statement, paths_of in CASES:
+            for _ in range(given.rounds):
+                for tree, database, ids, port, pid in apis:
+                    with writing(database, statement) if statement else nullcontext():
+                        asyncio.run(poll(port, given.clients, WARM_S, paths_of(ids)))
                         before_s, began_s = cpu_s(pid), time.monotonic()
-                        polls = asyncio.run(poll(port, given.clients, given.seconds, paths))
-                        count, took_s = len(polls.seconds), time.monotonic() - began_s
-                        rows.append(
-                            [
-                                label,
-                                "this tree" if tree == TREE else str(tree),
-                                f"{count / took_s:,.0f}",
-                                f"{1e3 * (cpu_s(pid) - before_s) / count:.2f}",
-                                *(f"{percentile_ms(polls.seconds, percent):,.0f}" for percent in (50, 99)),
-                                str(polls.errors),
-                            ]
-                        )
+                        polls = asyncio.run(poll(port, given.clients, given.seconds, paths_of(ids)))
+                    count, took_s = len(polls.seconds), time.monotonic() - began_s
+                    rows.append(
+                        [
+                            label,
+                            "this tree" if tree == TREE else str(tree),
+                            f"{count / took_s:,.0f}",
+                            f"{1e3 * (cpu_s(pid) - before_s) / count:.2f}",
+                            *(f"{percentile_ms(polls.seconds, percent):,.0f}" for percent in (50, 99)),
+                            str(polls.errors),
+                        ]
+                    )
     heads = ["case", "API", "requests/s>", "CPU ms a request>", "p50 ms>", "p99 ms>", "errors>"]
     console().print(table(heads, rows))
     return 0

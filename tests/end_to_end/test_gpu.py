@@ -23,8 +23,9 @@ from workers.errors import NotFinite, OutOfMemory, Paused
 from workers.events import ignore, never
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
-from workers.objective.objective import View, objective
-from workers.objective.statistics import row_statistics
+from workers.objective.objective import objective
+from workers.objective.statistics import batch_as_cache, row_statistics
+from workers.objective.view import View
 from workers.run_files import CHECKPOINT
 from workers.teacher.teacher import Teacher
 from workers.training.batches import TrainingBatch
@@ -146,6 +147,7 @@ def test_a_methods_loss_and_gradient_are_those_of_the_cpu(preset: str) -> None:
             teacher_statistics=row_statistics(cached),
             second=View(z.flip(0), cached.flip(0), row_statistics(cached.flip(0))),
             learned={name: torch.tensor(theta, device=device) for name, theta in method.learned.items()},
+            cache_statistics=batch_as_cache(method.cache_statistics, cached),
         )
         torch.autograd.backward(outcome.total)
         assert z.grad is not None

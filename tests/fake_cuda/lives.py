@@ -16,7 +16,8 @@ from workers.config.views import ResizedCrop, Views
 from workers.errors import Stopped
 from workers.events import Epoch
 from workers.run_files import ARTIFACTS, CHECKPOINT
-from workers.students.catalog import STUDENTS, StudentInfo
+from workers.students.catalog import STUDENTS
+from workers.students.student_info import StudentInfo
 from workers.training.loop import train_run
 
 

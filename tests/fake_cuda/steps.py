@@ -189,7 +189,7 @@ def measure_epoch_end(preset: str) -> dict[str, dict[str, int]]:
     window = _Window()
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(loop, "evaluate", counted("evaluation", loop.evaluate)),
+        patch.object(loop, "evaluate_splits", counted("evaluation", loop.evaluate_splits)),
         patch.object(training_run.RunState, "save", counted("checkpoint", training_run.RunState.save)),
     ):
         base = write_data(Path(folder), 1, BATCH * STEPS_PER_EPOCH)

@@ -10,7 +10,16 @@ from tests.fake_cuda.steps import ALL
 
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
-ARTIFACTS = ["config.json", "metrics.jsonl", "result.json", "student.onnx", "student.safetensors"]
+ARTIFACTS = [
+    "config.json",
+    "evaluation.json",
+    "events.out.tfevents.retort",
+    "logits.safetensors",
+    "metrics.jsonl",
+    "result.json",
+    "student.onnx",
+    "student.safetensors",
+]
 
 # An export is of the student on the CPU, and takes seconds.
 EXPORTED_PRESETS = ["ctkd"]
@@ -21,11 +30,11 @@ SMALL = [info.name for info in smallest_of_families() if info.parameters_100 < 5
 LARGE = [info.name for info in smallest_of_families() if info.parameters_100 >= 50_000_000]
 
 
-def _check(run: dict[str, Any], is_exported: bool) -> None:
+def _check(run: dict[str, Any], is_exported: bool, more: tuple[str, ...] = ()) -> None:
     assert run["error"] is None, run["error"]
     assert run["checkpoint"]
     if is_exported:
-        assert (run["epochs"], run["device"][:4], run["artifacts"]) == (2, "cuda", ARTIFACTS)
+        assert (run["epochs"], run["device"][:4], run["artifacts"]) == (2, "cuda", [*ARTIFACTS, *more])
     else:
         assert run["epochs"] == 1
 
@@ -37,7 +46,7 @@ def presets(fake_cuda: FakeCuda) -> dict[str, Any]:
 
 @pytest.mark.parametrize("preset", ALL)
 def test_training_by_each_preset_stays_on_the_device(preset: str, presets: dict[str, Any]) -> None:
-    _check(presets[preset], preset in EXPORTED_PRESETS)
+    _check(presets[preset], preset in EXPORTED_PRESETS, ("temperatures.json",))
 
 
 @pytest.fixture(scope="module")

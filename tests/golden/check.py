@@ -4,6 +4,7 @@ The reference gives a gradient as four numbers and five entries. Each is compare
 absolute sum relative to themselves, the checksum (a sum with cancellation) relative to the gradient's norm at least,
 the five entries relative to the largest of them or the root mean square of all, whichever is larger. A learned
 temperature's gradient, all cancellation (d(T^2 KL)/dT tends to 0 as T grows), is compared on the scale of the norm.
+What differs by ``FLOOR`` at most agrees.
 
 The teacher's statistics are computed here with numpy, so that nothing under test supplies its own reference.
 """
@@ -24,7 +25,8 @@ from tests.golden.recipes import RECIPES, Recipe
 from workers.errors import NotFinite
 from workers.methods.catalog import parse_method
 from workers.methods.policies.dtkd import MAX_RATIO
-from workers.objective.objective import Objective, View, objective
+from workers.objective.objective import Objective, objective
+from workers.objective.view import View
 
 HERE = Path(__file__).parent
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
@@ -32,6 +34,9 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     for name, method in json.loads((HERE / "golden.json").read_text())["methods"].items()
 }
 """For which hyper-parameters the recipes are written."""
+
+FLOOR = 1e-12
+"""Absolute difference that is rounding in float64, whatever the reference: of one that is 1e-15 no digit counts."""
 
 Reference = Mapping[str, Any]
 
@@ -208,8 +213,8 @@ def gradient_differences(reference: Reference, ours: Run) -> dict[str, float] | 
         differences |= found
     if "grad_theta_after_reversal" in reference:
         (theta,) = ours.theta
-        apart = abs(float(theta) - number(reference["grad_theta_after_reversal"]))
-        differences["grad_theta"] = apart / max(number(reference["grad_norm"]), 1e-12)
+        apart = _beyond_floor(float(theta), number(reference["grad_theta_after_reversal"]))
+        differences["grad_theta"] = apart / max(number(reference["grad_norm"]), FLOOR)
     return differences
 
 
@@ -228,8 +233,8 @@ def _summary_differences(reference: Reference, prefix: str, gradient_BC: Tensor)
     norm = theirs.get("norm", ours["norm"])[0]
     least = {"cos_checksum": norm, "first5": norm / math.sqrt(len(g))}
     return {
-        prefix + name: max(abs(a - b) for a, b in zip(ours[name], values, strict=True))
-        / max(*map(abs, values), least.get(name, 0.0), 1e-12)
+        prefix + name: max(_beyond_floor(a, b) for a, b in zip(ours[name], values, strict=True))
+        / max(*map(abs, values), least.get(name, 0.0), FLOOR)
         for name, values in theirs.items()
     }
 
@@ -241,4 +246,10 @@ def number(value: float | str) -> float:
 
 def relative(ours: float, theirs: float) -> float:
     """|difference| / |reference|; a reference below 1e-6 counts as 1e-6, since rounding is absolute there."""
-    return abs(ours - theirs) / max(abs(theirs), 1e-6)
+    return _beyond_floor(ours, theirs) / max(abs(theirs), 1e-6)
+
+
+def _beyond_floor(ours: float, theirs: float) -> float:
+    """|difference|, which is 0 up to ``FLOOR``."""
+    apart = abs(ours - theirs)
+    return 0.0 if apart <= FLOOR else apart

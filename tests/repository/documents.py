@@ -5,6 +5,7 @@ A generated table stands in its document between ``<!-- generated: NAME -->`` an
 """
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from service.api.problems import KINDS
 from service.cli import app as cli
 from service.db.states import TABLE
 from service.settings import PREFIX, GiB, MiB, Settings
+from workers.config import recipes as job_recipes
 from workers.data.kinds.base import DatasetKind
 from workers.data.kinds.registry import KINDS as DATASET_KINDS
 from workers.methods.catalog import describe, describe_losses, describe_policies
@@ -87,9 +89,10 @@ def policies() -> str:
     def rows() -> Iterator[tuple[str, ...]]:
         for entry in describe_policies():
             reads = ", ".join(entry["statistics"]) + " (both networks)" * bool(entry["student_statistics"])
-            yield f"`{entry['kind']}`", entry["title"], entry["formula"], reads, entry["paper"]
+            domain = entry["domain"] or "all rows"
+            yield f"`{entry['kind']}`", entry["title"], entry["formula"], reads, domain, entry["paper"]
 
-    return _table("| policy | title | formula | reads | paper |", rows())
+    return _table("| policy | title | formula | reads | defined for | paper |", rows())
 
 
 def losses() -> str:
@@ -114,6 +117,39 @@ def students() -> str:
                 yield f"`{info.name}`", info.family, size, f"{info.mmacs_32:g}", f"{info.reference_lr:g}", info.paper
 
     return _table("| student | family | parameters | MMACs at 32 x 32 | reference lr | paper |", rows())
+
+
+def recipes() -> str:
+    """The recipes with the values that they fill in."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for entry in job_recipes.describe():
+            training, views = entry["training"], entry["views"]
+            values = "".join(
+                f"{name} {_value(value)}, " for name, value in training.items() if not isinstance(value, Mapping)
+            )
+            parts = [f"{key}: {_parts(training[key])}" for key in ("optimizer", "schedule") if key in training]
+            seen = f"{views['count']} of {_parts(views['augmentation'])}" if views else ""
+            kinds = ", ".join(f"`{kind}`" for kind in entry["default_of"])
+            yield f"`{entry['name']}`", entry["title"], values + "; ".join(parts), seen, kinds, entry["source"]
+
+    return _table("| recipe | what for | `training` | `views` | default of | source |", rows())
+
+
+def _parts(spec: Mapping[str, Any]) -> str:
+    """A tagged object in words: its tag, then its fields."""
+    tag, *rest = spec.items()
+    return " ".join([f"`{tag[1]}`", *(f"{name} {_value(value)}" for name, value in rest)])
+
+
+def _value(value: object) -> str:
+    return (
+        json.dumps(value)
+        if isinstance(value, bool | tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- service
@@ -210,7 +246,7 @@ def commands() -> str:
 
 GENERATED: Mapping[str, Callable[[], str]] = {
     each.__name__: each
-    for each in (datasets, methods, policies, losses, students, states, problems, settings, routes, commands)
+    for each in (datasets, methods, policies, losses, students, recipes, states, problems, settings, routes, commands)
 }
 
 

@@ -130,8 +130,8 @@ STEP = (
     "workers.objective.distillation:kl",
     "workers.objective.objective:_values",
     "workers.objective.distillation:compute_divergences",
-    "workers.objective.log_softmax:softened_divergences",
-    "workers.objective.objective:_weighted_sum",
+    "workers.objective.divergences:softened_divergences",
+    "workers.objective.summands:weighted_sum",
     "workers.training.run:RunState.flag_not_finite",
     "workers.training.epoch_sums:EpochSums.add",
 )

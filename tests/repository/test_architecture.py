@@ -22,13 +22,18 @@ PACKAGES = {
         ("training",),
         ("cluster", "tools", "pipeline"),
     ),
-    "service": (("db",), ("operations",), ("api", "engine", "client"), ("doctor",), ("cli",)),
+    "service": (("db",), ("operations",), ("api", "engine", "client"), ("doctor", "trackers", "plots"), ("cli",)),
 }
 # package -> the only files that may import it
 HOMES = {
     "zarr": ("store/",),
     "onnxruntime": ("workers/onnx/session.py",),
     "ray": ("workers/cluster/ray_api.py",),
+    "matplotlib": ("service/plots/",),
+    "mlflow": ("service/trackers/sinks/mlflow.py",),
+    "wandb": ("service/trackers/sinks/wandb.py",),
+    "trackio": ("service/trackers/sinks/trackio.py",),
+    "tensorboardX": ("workers/training/event_file.py",),
     "fastapi": ("service/",),
     "starlette": ("service/",),
     "sqlalchemy": ("service/",),
@@ -56,11 +61,12 @@ LIGHT = (
     "workers.methods.method",
     "workers.methods.combined",
     "workers.methods.expression",
+    "workers.methods.expression_parser",
     "workers.logs",
     "workers.methods.losses",
     "workers.spec",
     "workers.methods.policies.catalog",
-    "workers.methods.papers",
+    "workers.methods.papers.base",
     "workers.methods.preview",
     "workers.data.headers",
     "workers.data.labels",
@@ -78,8 +84,14 @@ LIGHT = (
     "service.cli",
     "service.client.client",
     "service.doctor",
+    "service.trackers.address",
+    "service.trackers.follow",
+    "service.trackers.export",
 )
-HEAVY = ("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL")
+HEAVY = (
+    *("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL"),
+    *("matplotlib", "mlflow", "wandb", "trackio"),
+)
 TOP_LEVEL = {
     ".ci",
     ".gitignore",

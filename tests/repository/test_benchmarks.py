@@ -206,6 +206,20 @@ def test_the_other_programs_run(name: str, tmp_path: Path) -> None:
     run_quickly(name, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("shared_data")
+def test_the_views_program_prints_a_row_for_each_number_of_views(tmp_path: Path) -> None:
+    path = tmp_path / "views.json"
+    done = completed([sys.executable, "-m", "tests.benchmarks.views", "--quick", "--json", str(path)])
+    figures = json.loads(path.read_text())["figures"]
+    assert [line["name"] for line in figures] == ["1", "fresh"]
+    for line in figures:
+        [ce], [kd] = line["top1"]["ce"], line["top1"]["kd"]
+        shown = rf"^{line['name']} +{100 * ce:.1f} +{100 * kd:.1f} +{100 * (kd - ce):+.1f}$"
+        assert re.search(shown, done.stdout, re.MULTILINE), line
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["methods", "inference", "epoch", "streaming"])
 def test_what_computes_is_measured_on_a_gpu_where_asked(name: str, tmp_path: Path) -> None:

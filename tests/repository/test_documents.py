@@ -20,6 +20,7 @@ from store import CacheReader, CacheSpec, CacheWriter
 from tests.repository.documents import BLOCK, GENERATED, ROOT, documents, rewritten
 from tests.support.digits import Digits
 from workers.config.cache import CacheOptions
+from workers.config.draft import PlanDraft
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
 from workers.config.training import AdamW, CosineSchedule, Sgd, StepSchedule, Training
@@ -196,7 +197,8 @@ def test_pictures_are_small_and_load_nothing(path: Path) -> None:
 )
 def test_json_snippets_are_parts_of_a_job(path: Path, code: str) -> None:
     given: Mapping[str, Any] = json.loads(code)
-    Plan.model_validate({**PLAN, **{name: value for name, value in given.items() if name != "teacher"}})
+    draft = PlanDraft.model_validate({**PLAN, **{name: value for name, value in given.items() if name != "teacher"}})
+    draft.filled(draft.dataset)
     if isinstance(given.get("teacher"), dict):
         Preprocessing.model_validate(given["teacher"]["preprocessing"])
 

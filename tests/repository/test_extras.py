@@ -83,11 +83,14 @@ def test_base_command_line_asks_a_service() -> None:
     [
         *((command, "server") for command in ("api", "keys list", "doctor")),
         *((command, "engine") for command in ("serve", "engine", "demo")),
+        ("plot job_1 --out nowhere", "plots"),
+        ("export mlflow job_1 --to http://127.0.0.1:9", "mlflow"),
     ],
 )
 def test_base_command_line_names_the_extra_of_a_command_that_needs_one(command: str, extra: str) -> None:
     """And not that of the package which happens to be missed first."""
     done = retort(*command.split())
     assert done.returncode == 1
+    assert "Traceback" not in done.stderr
     assert "is not installed here" in done.stderr
     assert f"pip install 'retort[{extra}]'" in done.stderr

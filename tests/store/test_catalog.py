@@ -23,7 +23,8 @@ from store import (
     InvalidArgument,
     StoreError,
 )
-from store.layout import chunk_name, commits_sha256, load_record
+from store.documents import commits_sha256, load_record
+from store.layout import chunk_name
 from store.statistics import STATISTICS, rounding_errors, row_statistics, statistic_tolerances
 from tests.support.store_cases import make_logits, make_spec, write_blocks, write_cache
 
@@ -110,7 +111,7 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "damage", "named", "found_by"), DAMAGES, ids=[case[0] for case in DAMAGES])
-def test_every_damage_is_found_and_named(
+def test_verify_finds_and_names_every_damage(
     group: Path, name: str, damage: Callable[[Path], object], named: str, found_by: str
 ) -> None:
     damage(group)
@@ -132,7 +133,7 @@ def test_every_damage_is_found_and_named(
 STRAYS = ("._0-0.json", ".DS_Store", "Thumbs.db", "desktop.ini", "0-0.json.1f.partial", "0-0 (copy).json")
 
 
-def test_files_that_file_managers_leave_are_no_part_of_a_cache(group: Path) -> None:
+def test_verify_ignores_the_files_of_file_managers(group: Path) -> None:
     """In any folder of it, and beside it: nothing is corrupt, unknown, or an origin of blocks."""
     for folder in (group.parent, *(path for path in group.rglob("*") if path.is_dir()), group, group / "provenance"):
         folder.mkdir(exist_ok=True)
@@ -179,7 +180,7 @@ FOREIGN: list[tuple[str, list[str], str]] = [
 
 
 @pytest.mark.parametrize(("source", "brought", "named"), FOREIGN)
-def test_what_comes_from_another_cache_or_an_older_writing_is_found_and_named(
+def test_verify_names_parts_of_another_cache_or_of_an_older_writing(
     group: Path, others: dict[str, Path], source: str, brought: list[str], named: str
 ) -> None:
     for name in brought:
@@ -196,7 +197,7 @@ def test_what_comes_from_another_cache_or_an_older_writing_is_found_and_named(
     assert Catalog(group.parent).get(SPEC.key).state == "corrupt"
 
 
-def test_a_flipped_bit_in_any_file_but_the_manifests_is_found_and_named(group: Path) -> None:
+def test_verify_names_a_flipped_bit_in_any_file_but_the_manifests(group: Path) -> None:
     generator = random.Random(0)
     for path in sorted(group.rglob("*")):
         if not path.is_file() or path.name == "zarr.json":
@@ -212,7 +213,7 @@ def test_a_flipped_bit_in_any_file_but_the_manifests_is_found_and_named(group: P
     assert Catalog(group.parent).verify(SPEC.key).ok
 
 
-def test_both_of_two_swapped_chunks_are_named(group: Path) -> None:
+def test_verify_names_both_of_two_swapped_chunks(group: Path) -> None:
     swap(group / "logits/c/0/1/0", group / "logits/c/1/0/0")
     problems = Catalog(group.parent).verify(SPEC.key).problems
     assert [problem.split(":")[0] for problem in problems] == [
@@ -221,7 +222,7 @@ def test_both_of_two_swapped_chunks_are_named(group: Path) -> None:
     ]
 
 
-def test_several_damages_are_all_named_and_the_rest_is_counted(group: Path) -> None:
+def test_verify_names_several_damages_and_counts_the_rest(group: Path) -> None:
     flip_bit(group / "logits/c/0/0/0")
     flip_bit(group / "min/c/0/0")
     (group / "logits/c/1/2/0").unlink()
@@ -235,7 +236,7 @@ def test_several_damages_are_all_named_and_the_rest_is_counted(group: Path) -> N
     assert report.rows_checked == 2 * 8292 - 4096 - 100
 
 
-def test_a_whole_cache_verifies(group: Path) -> None:
+def test_verify_accepts_a_whole_cache(group: Path) -> None:
     report = Catalog(group.parent).verify(SPEC.key)
     assert report.problems == []
     assert report.ok
@@ -244,7 +245,7 @@ def test_a_whole_cache_verifies(group: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("statistic", STATISTICS)
-def test_a_statistic_that_does_not_belong_to_the_logits_is_found_though_every_checksum_fits(
+def test_verify_finds_a_statistic_of_other_logits_though_every_checksum_fits(
     tmp_path: Path, statistic: str, dtype: str
 ) -> None:
     spec = make_spec(dtype=dtype, samples=100)
@@ -268,7 +269,7 @@ def test_a_statistic_that_does_not_belong_to_the_logits_is_found_though_every_ch
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 @pytest.mark.parametrize("scale", [1e-7, 1.0, 3000.0])
-def test_rounding_to_float16_never_exceeds_the_stated_bound(classes: int, scale: float) -> None:
+def test_rounding_errors_to_float16_never_exceed_the_stated_bound(classes: int, scale: float) -> None:
     logits = np.random.default_rng(classes).normal(0, scale, (2000, classes)).astype(np.float32)
     rounded = logits.astype(np.float16)
     exact, recomputed = row_statistics(logits), row_statistics(rounded.astype(np.float32))
@@ -277,7 +278,7 @@ def test_rounding_to_float16_never_exceeds_the_stated_bound(classes: int, scale:
         assert (apart <= statistic_tolerances(rounded, rounding_errors(rounded), name, recomputed[name])).all()
 
 
-def test_the_list_tells_state_progress_size_and_times(tmp_path: Path) -> None:
+def test_catalog_list_has_state_progress_size_and_times(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "caches")
     assert catalog.list() == []
     before = datetime.now(UTC) - timedelta(seconds=1)
@@ -302,7 +303,7 @@ def test_the_list_tells_state_progress_size_and_times(tmp_path: Path) -> None:
     assert "zarr.json: not JSON" in str(entry.problem)
 
 
-def test_touching_sets_the_time_of_last_use_and_changes_nothing_else(group: Path) -> None:
+def test_catalog_touch_sets_the_time_of_last_use_and_changes_nothing_else(group: Path) -> None:
     catalog = Catalog(group.parent)
     for _ in range(2):
         before = datetime.now(UTC)
@@ -317,7 +318,7 @@ def test_touching_sets_the_time_of_last_use_and_changes_nothing_else(group: Path
         catalog.touch("a" * 64)
 
 
-def test_a_deleted_cache_is_gone_with_all_its_files(group: Path) -> None:
+def test_catalog_delete_removes_a_cache_with_all_its_files(group: Path) -> None:
     catalog = Catalog(group.parent)
     catalog.delete(SPEC.key)
     assert catalog.list() == []
@@ -330,7 +331,7 @@ def test_a_deleted_cache_is_gone_with_all_its_files(group: Path) -> None:
     assert write_cache(group.parent, SPEC).is_complete
 
 
-def test_a_deletion_that_dies_half_way_is_a_deletion(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catalog_delete_that_dies_half_way_is_a_deletion(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(_: Path) -> None:
         raise KeyboardInterrupt
 
@@ -344,13 +345,13 @@ def test_a_deletion_that_dies_half_way_is_a_deletion(group: Path, monkeypatch: p
     assert os.listdir(group.parent) == []
 
 
-def test_a_corrupt_cache_can_be_deleted(group: Path) -> None:
+def test_catalog_delete_takes_a_corrupt_cache(group: Path) -> None:
     (group / "zarr.json").unlink()
     Catalog(group.parent).delete(SPEC.key)
     assert not group.exists()
 
 
-def test_sweeping_removes_what_killed_deletions_and_creations_left(group: Path) -> None:
+def test_catalog_sweep_removes_leftovers_of_killed_deletions_and_creations(group: Path) -> None:
     root = group.parent
     catalog = Catalog(root)
     for name in (f".deleted-{SPEC.key}-1", f".creating-{SPEC.key}-2", f".creating-{SPEC.key}-3"):
@@ -363,7 +364,7 @@ def test_sweeping_removes_what_killed_deletions_and_creations_left(group: Path) 
     assert Catalog(root / "nowhere").sweep() == 0
 
 
-def test_a_prefix_finds_its_key_as_in_git(tmp_path: Path) -> None:
+def test_catalog_resolve_finds_a_key_by_its_prefix_as_git_does(tmp_path: Path) -> None:
     specs: dict[str, CacheSpec] = {}
     for seed in range(10_000):
         spec = make_spec(augmentation_seed=seed)
@@ -384,7 +385,7 @@ def test_a_prefix_finds_its_key_as_in_git(tmp_path: Path) -> None:
             catalog.resolve(wrong)
 
 
-def test_damage_is_a_value_error_too(group: Path) -> None:
+def test_cache_corrupt_is_a_value_error_too(group: Path) -> None:
     os.truncate(group / "logits/c/0/1/0", 5000)
     with pytest.raises(ValueError, match="5000 bytes, and must have 81924") as caught:
         CacheReader(group.parent, SPEC)

@@ -26,6 +26,8 @@ from store import (
     ReaderClosed,
     RowOutOfRange,
     SparseEncoding,
+    chunk_files,
+    documents,
     layout,
     read_reference,
 )
@@ -72,18 +74,18 @@ def through(
 # ---------------------------------------------------------------------------------------------------- the specification
 
 
-def test_the_key_of_a_dense_cache_is_what_it_was_before_there_were_others() -> None:
+def test_encoding_dense_has_the_key_from_before_there_were_others() -> None:
     assert make_spec().key == "fc777d449bede7b0c144587ef19d35922a99b845cf24ec5f8ca4f90e1a63364e"
     assert make_spec(encoding="dense").model_dump(mode="json")["encoding"] == "dense"
 
 
-def test_the_keys_of_lossy_caches_never_change() -> None:
+def test_encoding_keys_of_lossy_caches_never_change() -> None:
     assert make_spec(encoding="uint8", dtype="float32").key == UINT8_KEY
     assert make_spec(encoding=SPARSE, dtype="float32", classes=40).key == SPARSE_KEY
 
 
 @pytest.mark.parametrize("change", [{"top": 4}, {"tail": 5}, {"temperature": 2}, {"seed": 1}])
-def test_every_parameter_of_an_encoding_changes_the_key_and_is_named(change: dict[str, object]) -> None:
+def test_encoding_parameters_each_change_the_key_and_are_named(change: dict[str, object]) -> None:
     other = make_spec(encoding={**SPARSE, **change}, dtype="float32", views=2, classes=40)
     assert other.key != SPARSE_SPEC.key
     (difference,) = SPARSE_SPEC.differences(other)
@@ -106,7 +108,7 @@ def test_every_parameter_of_an_encoding_changes_the_key_and_is_named(change: dic
         ({"encoding": SPARSE, "classes": 15}, "take 30 bytes a row, a dense float16 row of 15 classes 30"),
     ],
 )
-def test_an_encoding_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
+def test_encoding_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make_spec(**{"dtype": "float32", **changes})
     assert make_spec(encoding=SPARSE, classes=16, dtype="float32").stored_row_bytes == 30
@@ -122,7 +124,7 @@ def test_an_encoding_that_makes_no_sense_is_refused(changes: dict[str, object], 
         ({**SPARSE, "top": 50, "tail": 49}, 65_537, 200 + 208 + 4, 512),
     ],
 )
-def test_a_row_has_these_bytes_and_a_block_these_rows(
+def test_encoding_has_these_bytes_a_row_and_these_rows_a_block(
     encoding: object, classes: int, stored_bytes: int, block_rows: int
 ) -> None:
     spec = make_spec(encoding=encoding, classes=classes, dtype="float32")
@@ -160,7 +162,7 @@ def test_uint8_keeps_a_row_of_equal_logits() -> None:
 
 @pytest.mark.parametrize("label_rank", [0, 2, 17], ids=["the largest", "among them", "in the tail"])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_soft_targets_of_the_sparse_encoding_are_unbiased_for_every_class(label_rank: int, temperature: float) -> None:
+def test_sparse_soft_targets_are_unbiased_for_every_class(label_rank: int, temperature: float) -> None:
     draws, classes = 20_000, 24
     encoding = SparseEncoding(kind="sparse", top=3, tail=4, temperature=temperature)
     z_C = np.random.default_rng(1).normal(0, 3, classes).astype(np.float16).astype(np.float32)
@@ -181,7 +183,7 @@ def test_soft_targets_of_the_sparse_encoding_are_unbiased_for_every_class(label_
             assert 0 < error < 0.2 * exact_C[c]
 
 
-def test_sets_are_drawn_as_midzuno_has_it() -> None:
+def test_sparse_sets_are_drawn_as_midzuno_has_it() -> None:
     """Every set of the tail, with the probability that makes the ratio unbiased: sum of e over it, normalised."""
     draws, classes = 60_000, 9
     encoding = SparseEncoding(kind="sparse", top=1, tail=3, temperature=2.0)
@@ -203,7 +205,7 @@ def test_sets_are_drawn_as_midzuno_has_it() -> None:
 
 
 @pytest.mark.parametrize("classes", [16, 300, 70_000])
-def test_a_row_keeps_its_largest_its_label_and_a_sample_of_others(classes: int) -> None:
+def test_sparse_row_keeps_its_largest_its_label_and_a_sample_of_others(classes: int) -> None:
     encoding = SparseEncoding(kind="sparse", top=5, tail=9, temperature=4.0)
     rng = np.random.default_rng(classes)
     rows = 20 if classes > 1000 else 400
@@ -230,7 +232,7 @@ def test_a_row_keeps_its_largest_its_label_and_a_sample_of_others(classes: int) 
         assert (found_C[sorted(set(range(classes)) - present)] == sparse.ABSENT).all()
 
 
-def test_an_absent_class_has_no_probability_and_no_infinity() -> None:
+def test_sparse_absent_class_has_no_probability_and_no_infinity() -> None:
     encoding = SparseEncoding(kind="sparse", top=1, tail=1, temperature=1000.0)
     for level in (-65_504, 0, 65_504):
         decoded_NC, _ = through(encoding, np.full((1, 30), level, np.float32), np.zeros(1, np.int64))
@@ -241,7 +243,7 @@ def test_an_absent_class_has_no_probability_and_no_infinity() -> None:
         assert not (0 * decoded_NC).any()
 
 
-def test_draws_differ_between_samples_views_and_seeds_and_nowhere_else() -> None:
+def test_sparse_draws_differ_between_samples_views_and_seeds_and_nowhere_else() -> None:
     z_NC = np.broadcast_to(np.linspace(3, -3, 200, dtype=np.float32), (64, 200)).copy()
     labels_N = np.zeros(64, np.int64)
     encodings = [SparseEncoding(kind="sparse", top=2, tail=6, temperature=2.0, seed=seed) for seed in (0, 1)]
@@ -252,7 +254,7 @@ def test_draws_differ_between_samples_views_and_seeds_and_nowhere_else() -> None
         assert (first != other).any(axis=1).all()
 
 
-def test_rows_are_encoded_alike_however_they_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sparse_rows_are_encoded_alike_however_they_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     z_NC = np.random.default_rng(0).normal(0, 3, (50, 40)).astype(np.float32)
     encoding, labels_N = SparseEncoding.model_validate(SPARSE), np.arange(50) % 40
     _, whole = through(encoding, z_NC, labels_N)
@@ -275,7 +277,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @LOSSY
-def test_the_arrays_are_plain_zarr_of_the_documented_types(root: Path, spec: CacheSpec) -> None:
+def test_encoding_arrays_are_plain_zarr_of_the_documented_types(root: Path, spec: CacheSpec) -> None:
     group = root / spec.key
     opened = zarr.open_group(group, mode="r", zarr_format=3)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(STATISTICS, (2, spec.samples))
@@ -307,7 +309,7 @@ def test_the_arrays_are_plain_zarr_of_the_documented_types(root: Path, spec: Cac
 
 
 @LOSSY
-def test_a_reader_hands_out_the_same_decoded_rows_by_every_way(root: Path, spec: CacheSpec) -> None:
+def test_reader_of_a_lossy_cache_decodes_the_same_rows_by_every_way(root: Path, spec: CacheSpec) -> None:
     with CacheReader(root, spec) as reader:
         order = np.random.default_rng(0).permutation(spec.samples)
         for view in (1, 0):
@@ -347,7 +349,9 @@ def test_a_reader_hands_out_the_same_decoded_rows_by_every_way(root: Path, spec:
 
 
 @LOSSY
-def test_a_killed_writer_that_goes_on_leaves_the_same_bytes(tmp_path: Path, root: Path, spec: CacheSpec) -> None:
+def test_writer_of_a_lossy_cache_that_is_killed_and_goes_on_leaves_the_same_bytes(
+    tmp_path: Path, root: Path, spec: CacheSpec
+) -> None:
     context = children()
     listener, ready = context.Pipe(duplex=False)
     child = context.Process(target=write_all, args=(tmp_path, spec, -1, None, ready))
@@ -367,7 +371,7 @@ def test_a_killed_writer_that_goes_on_leaves_the_same_bytes(tmp_path: Path, root
 
 
 @LOSSY
-def test_a_damaged_file_is_found_and_named(tmp_path: Path, root: Path, spec: CacheSpec) -> None:
+def test_verify_of_a_lossy_cache_names_a_damaged_file(tmp_path: Path, root: Path, spec: CacheSpec) -> None:
     for name in spec.arrays:
         folder = tmp_path / name
         group = Path(shutil.copytree(root / spec.key, folder / spec.key))
@@ -384,7 +388,7 @@ def test_a_damaged_file_is_found_and_named(tmp_path: Path, root: Path, spec: Cac
 
 def forge(group: Path, spec: CacheSpec, name: str, values: npt.NDArray[np.generic]) -> None:
     """Put other values in a chunk of block 0, with a checksum, a record and a marker that fit them."""
-    old = layout.load_record(group, spec, 0)
+    old = documents.load_record(group, spec, 0)
     assert old is not None
     path = layout.chunk_name(name, spec, 0)
     payload = values.tobytes()
@@ -392,10 +396,10 @@ def forge(group: Path, spec: CacheSpec, name: str, values: npt.NDArray[np.generi
     (group / path).write_bytes(payload + checksum.to_bytes(4, "little"))
     new = old.model_copy(update={"files": {**old.files, path: old.files[path].model_copy(update={"crc32c": checksum})}})
     (group / layout.record_name(spec, 0)).write_bytes(new.to_bytes())
-    records = [layout.load_record(group, spec, block) for block in range(spec.blocks)]
-    completion = layout.read_completion(group)
+    records = [documents.load_record(group, spec, block) for block in range(spec.blocks)]
+    completion = documents.read_completion(group)
     assert completion is not None
-    digest = layout.commits_sha256(record for record in records if record is not None)
+    digest = documents.commits_sha256(record for record in records if record is not None)
     (group / "COMPLETE").write_text(completion.model_copy(update={"commits_sha256": digest}).model_dump_json())
 
 
@@ -421,33 +425,33 @@ FORGERIES = [
 
 
 @pytest.mark.parametrize(("spec", "array", "change", "named"), FORGERIES)
-def test_verify_finds_what_does_not_belong_together(
+def test_verify_of_a_lossy_cache_finds_what_does_not_belong_together(
     tmp_path: Path, root: Path, spec: CacheSpec, array: str, change: object, named: set[str]
 ) -> None:
     assert callable(change)
     assert Catalog(root).verify(spec.key).ok
     group = Path(shutil.copytree(root / spec.key, tmp_path / spec.key))
-    record = layout.load_record(group, spec, 0)
+    record = documents.load_record(group, spec, 0)
     assert record is not None
-    forge(group, spec, array, change(layout.read_chunk(group, spec, array, 0, record)))
+    forge(group, spec, array, change(chunk_files.read_chunk(group, spec, array, 0, record)))
     CacheReader(tmp_path, spec).close()  # it cannot know
     problems = Catalog(tmp_path).verify(spec.key).problems
     assert {Path(problem.split(":")[0]).relative_to(group).parts[0] for problem in problems} == named
 
 
-def test_a_sparse_cache_at_temperature_1_is_held_to_its_exact_sharpness(tmp_path: Path) -> None:
+def test_verify_holds_a_sparse_cache_at_temperature_1_to_its_exact_sharpness(tmp_path: Path) -> None:
     spec = make_spec(encoding={**SPARSE, "temperature": 1}, dtype="float32", classes=40, samples=300)
     group = write_cache(tmp_path, spec).path
     assert Catalog(tmp_path).verify(spec.key).ok
-    record = layout.load_record(group, spec, 0)
+    record = documents.load_record(group, spec, 0)
     assert record is not None
-    values = layout.read_chunk(group, spec, "tail_logsumexp", 0, record)
+    values = chunk_files.read_chunk(group, spec, "tail_logsumexp", 0, record)
     forge(group, spec, "tail_logsumexp", np.concatenate((values + np.float32(0.05), np.full(4096 - 300, np.nan, "f4"))))
     assert any("sharpness" in problem for problem in Catalog(tmp_path).verify(spec.key).problems)
 
 
 @LOSSY
-def test_the_reference_is_there_as_soon_as_block_0_is(tmp_path: Path, spec: CacheSpec) -> None:
+def test_reference_is_there_as_soon_as_block_0_is(tmp_path: Path, spec: CacheSpec) -> None:
     writer = CacheWriter(tmp_path, spec)
     write_blocks(writer, [1])
     with pytest.raises(CacheIncomplete, match="block 0 is not committed"):
@@ -466,7 +470,7 @@ def test_the_reference_is_there_as_soon_as_block_0_is(tmp_path: Path, spec: Cach
         read_reference(tmp_path, make_spec())
 
 
-def test_a_sparse_cache_wants_the_labels_of_its_rows(tmp_path: Path) -> None:
+def test_sparse_cache_needs_the_labels_of_its_rows(tmp_path: Path) -> None:
     spec = make_spec(encoding=SPARSE, dtype="float32", classes=40, samples=5)
     writer, z_NC = CacheWriter(tmp_path, spec), make_logits(spec)
     with pytest.raises(InvalidArgument, match="give the labels"):
@@ -481,7 +485,7 @@ def test_a_sparse_cache_wants_the_labels_of_its_rows(tmp_path: Path) -> None:
 
 
 @LOSSY
-def test_logits_beyond_float16_are_refused(tmp_path: Path, spec: CacheSpec) -> None:
+def test_encoding_refuses_logits_beyond_float16(tmp_path: Path, spec: CacheSpec) -> None:
     one = CacheSpec.model_validate({**spec.model_dump(), "samples": 1, "views": 1})
     z_NC = make_logits(one)
     z_NC[0, 3] = 65_505

@@ -23,10 +23,12 @@ from store import (
     CacheWriter,
     Catalog,
     QuotaExceeded,
-    layout,
+    chunk_files,
+    documents,
 )
 from store.eviction import full_bytes, remove
 from store.layout import size_bytes
+from store.locks import write_lock
 from tests.support.store_cases import children, is_held, make_logits, make_spec, tree, write_blocks, write_cache
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -56,7 +58,7 @@ def catalog(tmp_path: Path) -> Catalog:
 # ------------------------------------------------------------------------------------------- order
 
 
-def test_the_least_recently_used_go_first_and_no_more_than_are_needed(catalog: Catalog) -> None:
+def test_eviction_takes_the_least_recently_used_first_and_no_more_than_are_needed(catalog: Catalog) -> None:
     third, first, second, fourth = (make_cache(catalog, seed, hour) for seed, hour in enumerate((3, 1, 2, 4)))
     everything = used_bytes(catalog)
     assert catalog.make_room(1000, everything + 1000) == []
@@ -70,7 +72,7 @@ def test_the_least_recently_used_go_first_and_no_more_than_are_needed(catalog: C
     assert sorted(os.listdir(catalog.root)) == sorted([".turn", fourth])
 
 
-def test_a_cache_that_was_never_used_is_as_old_as_its_last_block(catalog: Catalog) -> None:
+def test_eviction_counts_a_cache_that_was_never_used_as_old_as_its_last_block(catalog: Catalog) -> None:
     used = make_cache(catalog, 0, 0)
     fresh, stale = (CacheWriter(catalog.root, make_spec(augmentation_seed=seed)) for seed in (1, 2))
     for writer in (fresh, stale):
@@ -81,7 +83,7 @@ def test_a_cache_that_was_never_used_is_as_old_as_its_last_block(catalog: Catalo
     assert [one.key for one in gone] == [stale.spec.key, used, fresh.spec.key]
 
 
-def test_a_corrupt_cache_is_evicted_like_any_other(catalog: Catalog) -> None:
+def test_eviction_takes_a_corrupt_cache_like_any_other(catalog: Catalog) -> None:
     key = make_cache(catalog, 0, 0)
     (catalog.root / key / "zarr.json").unlink()
     assert [gone.key for gone in catalog.make_room(1, 0 + 1)] == [key]
@@ -90,12 +92,12 @@ def test_a_corrupt_cache_is_evicted_like_any_other(catalog: Catalog) -> None:
 # ----------------------------------------------------------------------------------------- who stays
 
 
-def test_pinned_held_and_named_caches_and_those_being_written_stay(catalog: Catalog) -> None:
+def test_eviction_leaves_pinned_held_and_named_caches_and_those_being_written(catalog: Catalog) -> None:
     pinned, held, named, written, newest = (make_cache(catalog, seed, seed) for seed in range(5))
     catalog.pin(pinned)
     hold = catalog.hold(held)
     writer = CacheWriter(catalog.root, make_spec(samples=100, augmentation_seed=3))
-    with writer._locked(0):
+    with write_lock(writer.path, 0):
         gone = catalog.make_room(0, used_bytes(catalog) - 1, [named])
         assert [one.key for one in gone] == [newest]
         with pytest.raises(QuotaExceeded) as caught:
@@ -106,7 +108,7 @@ def test_pinned_held_and_named_caches_and_those_being_written_stay(catalog: Cata
     assert [one.key for one in catalog.make_room(0, used_bytes(catalog) - 1)] == [held]
 
 
-def test_without_room_nothing_is_evicted_and_the_refusal_has_the_figures(catalog: Catalog) -> None:
+def test_eviction_takes_nothing_without_room_and_the_refusal_has_the_figures(catalog: Catalog) -> None:
     pinned, held, free = (make_cache(catalog, seed, seed) for seed in range(3))
     catalog.pin(pinned)
     hold = catalog.hold(held)
@@ -122,7 +124,7 @@ def test_without_room_nothing_is_evicted_and_the_refusal_has_the_figures(catalog
     assert "raise the quota" in message
 
 
-def test_a_hold_ends_with_whoever_has_it(catalog: Catalog) -> None:
+def test_lease_ends_with_its_owner(catalog: Catalog) -> None:
     key = make_cache(catalog, 0, 0)
     hold = catalog.hold(key)
     again = catalog.hold(key)
@@ -144,7 +146,7 @@ def hold_until_told(root: Path, key: str, pipe: Connection) -> None:
     hold.release()
 
 
-def test_a_killed_process_holds_nothing(catalog: Catalog) -> None:
+def test_lease_of_a_killed_process_ends(catalog: Catalog) -> None:
     key = make_cache(catalog, 0, 0)
     here, there = children().Pipe()
     process = children().Process(target=hold_until_told, args=(catalog.root, key, there))
@@ -157,7 +159,7 @@ def test_a_killed_process_holds_nothing(catalog: Catalog) -> None:
     assert [gone.key for gone in catalog.make_room(1, 1)] == [key]
 
 
-def test_an_open_reader_keeps_its_cache_from_eviction(catalog: Catalog) -> None:
+def test_lease_of_an_open_reader_keeps_its_cache_from_eviction(catalog: Catalog) -> None:
     spec = make_spec(samples=100)
     write_cache(catalog.root, spec)
 
@@ -175,7 +177,7 @@ def test_an_open_reader_keeps_its_cache_from_eviction(catalog: Catalog) -> None:
     assert not is_held(catalog, spec.key)
 
 
-def test_a_reader_that_could_not_be_opened_keeps_nothing(catalog: Catalog) -> None:
+def test_lease_of_a_reader_that_could_not_be_opened_ends(catalog: Catalog) -> None:
     spec = make_spec(samples=100)
     CacheWriter(catalog.root, spec)
     with pytest.raises(CacheIncomplete) as caught:
@@ -196,7 +198,7 @@ def close_in_a_fork(root: Path, spec: CacheSpec, pipe: Connection) -> None:
     pipe.recv()
 
 
-def test_a_fork_that_closes_its_reader_takes_nothing_from_its_parent(catalog: Catalog) -> None:
+def test_lease_is_not_ended_by_a_fork_that_closes_its_reader(catalog: Catalog) -> None:
     spec = make_spec(samples=100)
     write_cache(catalog.root, spec)
     here, there = children().Pipe()
@@ -210,22 +212,22 @@ def test_a_fork_that_closes_its_reader_takes_nothing_from_its_parent(catalog: Ca
     assert not is_held(catalog, spec.key)
 
 
-def test_a_cache_is_not_evicted_while_it_is_verified(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_of_verify_keeps_the_cache_from_eviction(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     key = make_cache(catalog, 0, 0)
     held = []
-    read_chunk = layout.read_chunk
+    read_chunk = chunk_files.read_chunk
 
-    def read_and_look(group: Path, spec: CacheSpec, array: str, block: int, record: layout.BlockRecord) -> object:
+    def read_and_look(group: Path, spec: CacheSpec, array: str, block: int, record: documents.BlockRecord) -> object:
         held.append(is_held(catalog, key))
         return read_chunk(group, spec, array, block, record)
 
-    monkeypatch.setattr(layout, "read_chunk", read_and_look)
+    monkeypatch.setattr(chunk_files, "read_chunk", read_and_look)
     assert catalog.verify(key).ok
     assert set(held) == {True}
     assert not is_held(catalog, key)
 
 
-def test_a_reader_keeps_what_it_has_mapped_of_a_cache_that_is_gone(catalog: Catalog) -> None:
+def test_reader_keeps_its_mapping_of_an_evicted_cache(catalog: Catalog) -> None:
     spec = make_spec()
     write_cache(catalog.root, spec)
     reader = CacheReader(catalog.root, spec)
@@ -237,7 +239,7 @@ def test_a_reader_keeps_what_it_has_mapped_of_a_cache_that_is_gone(catalog: Cata
 # --------------------------------------------------------------------------------------- reservations
 
 
-def test_a_complete_cache_is_never_larger_than_what_was_reserved_for_it(catalog: Catalog) -> None:
+def test_full_bytes_is_never_less_than_a_complete_cache_has(catalog: Catalog) -> None:
     for spec in (make_spec(samples=1, classes=2, views=40), make_spec(dtype="float32", samples=4097)):
         writer = CacheWriter(catalog.root, spec, provenance={"retort": "1.0"})
         for number in range(8):
@@ -250,7 +252,7 @@ def test_a_complete_cache_is_never_larger_than_what_was_reserved_for_it(catalog:
         assert 0 <= spare < 4096 + 512 * spec.blocks
 
 
-def test_a_reserved_cache_counts_as_large_as_it_will_be(catalog: Catalog) -> None:
+def test_reservation_counts_as_large_as_the_cache_will_be(catalog: Catalog) -> None:
     first, second = (make_spec(augmentation_seed=seed) for seed in (1, 2))
     quota = 2 * full_bytes(first) - 1
     with catalog.reserve([first], quota, {"device": "cpu"}) as reservation:
@@ -269,7 +271,7 @@ def test_a_reserved_cache_counts_as_large_as_it_will_be(catalog: Catalog) -> Non
         assert [gone.key for gone in reservation.evicted] == [first.key]
 
 
-def test_complete_caches_need_no_room_whatever_the_quota(catalog: Catalog) -> None:
+def test_reservation_of_complete_caches_needs_no_room_at_any_quota(catalog: Catalog) -> None:
     other, wanted = (make_cache(catalog, seed, seed) for seed in (1, 2))
     spec = make_spec(samples=100, augmentation_seed=2)
     with catalog.reserve([spec], quota_bytes=1) as reservation:
@@ -281,7 +283,9 @@ def test_complete_caches_need_no_room_whatever_the_quota(catalog: Catalog) -> No
     assert {other, wanted} < keys(catalog)
 
 
-def test_a_reservation_sweeps_what_a_killed_eviction_left(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reservation_sweeps_the_leftovers_of_a_killed_eviction(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(_: Path) -> None:
         raise KeyboardInterrupt
 
@@ -309,7 +313,7 @@ def reserve_at_once(root: Path, spec: CacheSpec, quota_bytes: int, start: Barrie
     reservation.release()
 
 
-def test_of_many_who_reserve_at_once_only_those_who_fit_get_room(catalog: Catalog) -> None:
+def test_reservation_of_many_at_once_gives_room_to_those_who_fit(catalog: Catalog) -> None:
     specs = [make_spec(samples=100, augmentation_seed=seed) for seed in range(6)]
     quota = 3 * full_bytes(specs[0]) - 1  # for two
     start = children().Barrier(len(specs))
@@ -353,7 +357,7 @@ def keep_each(root: Path, names: list[str], how: str, start: Barrier, pipe: Conn
 
 
 @pytest.mark.parametrize("how", ["pin", "hold"])
-def test_whoever_was_told_that_a_cache_is_kept_has_it(catalog: Catalog, how: str) -> None:
+def test_reservation_that_was_given_keeps_its_cache(catalog: Catalog, how: str) -> None:
     names = [f"{number:064x}" for number in range(200)]
     template = CacheWriter(catalog.root / "template", make_spec()).path
     for name in names:
@@ -382,7 +386,7 @@ def test_whoever_was_told_that_a_cache_is_kept_has_it(catalog: Catalog, how: str
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_a_pin_keeps_a_cache_and_changes_nothing_in_it(catalog: Catalog, complete: bool) -> None:
+def test_pin_keeps_a_cache_and_changes_nothing_in_it(catalog: Catalog, complete: bool) -> None:
     spec = make_spec()
     writer = CacheWriter(catalog.root, spec)
     write_blocks(writer, range(3 if complete else 1))
@@ -410,8 +414,6 @@ def test_a_pin_keeps_a_cache_and_changes_nothing_in_it(catalog: Catalog, complet
 
 
 @pytest.mark.parametrize("ask", [Catalog.pin, Catalog.unpin, Catalog.hold])
-def test_what_is_not_there_can_be_neither_pinned_nor_held(
-    catalog: Catalog, ask: Callable[[Catalog, str], object]
-) -> None:
+def test_pin_and_lease_of_a_missing_cache_are_refused(catalog: Catalog, ask: Callable[[Catalog, str], object]) -> None:
     with pytest.raises(CacheNotFound, match="a" * 64):
         ask(catalog, "a" * 64)

@@ -24,7 +24,7 @@ def group(spec: CacheSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cache(tmp_path_factory.mktemp("caches"), spec).path
 
 
-def test_the_folder_holds_exactly_the_documented_files(group: Path, spec: CacheSpec) -> None:
+def test_format_folder_holds_exactly_the_documented_files(group: Path, spec: CacheSpec) -> None:
     blocks = [f"{view}/{within}" for view in (0, 1) for within in (0, 1, 2)]
     expected = {"zarr.json", "COMPLETE", "logits/zarr.json"}
     expected |= {f"logits/c/{block}/0" for block in blocks}
@@ -35,7 +35,7 @@ def test_the_folder_holds_exactly_the_documented_files(group: Path, spec: CacheS
     assert group.name == spec.key
 
 
-def test_any_zarr_client_reads_the_arrays(group: Path, spec: CacheSpec) -> None:
+def test_format_arrays_are_read_by_any_zarr_client(group: Path, spec: CacheSpec) -> None:
     opened = zarr.open_group(group, mode="r", zarr_format=3)
     for view in (0, 1):
         truth = make_logits(spec, view)
@@ -49,7 +49,7 @@ def test_any_zarr_client_reads_the_arrays(group: Path, spec: CacheSpec) -> None:
     assert logits.metadata.dimension_names == ("view", "sample", "class")
 
 
-def test_codecs_are_exactly_little_endian_bytes_and_crc32c(group: Path) -> None:
+def test_format_codecs_are_exactly_little_endian_bytes_and_crc32c(group: Path) -> None:
     for name in ("logits", *STATISTICS):
         metadata = json.loads((group / name / "zarr.json").read_text())
         assert metadata["codecs"] == [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
@@ -61,7 +61,7 @@ def _spec_json(group: Path) -> str:
     return json.dumps(json.loads((group / "zarr.json").read_text())["attributes"]["retort"]["spec"])
 
 
-def test_the_manifest_carries_version_key_spec_and_provenance(group: Path, spec: CacheSpec) -> None:
+def test_manifest_has_version_key_spec_and_provenance(group: Path, spec: CacheSpec) -> None:
     manifest = json.loads((group / "zarr.json").read_text())["attributes"]["retort"]
     assert set(manifest) == {"format_version", "key", "spec", "created_at", "provenance"}
     assert manifest["format_version"] == 1
@@ -70,7 +70,7 @@ def test_the_manifest_carries_version_key_spec_and_provenance(group: Path, spec:
     assert manifest["provenance"] == {"device": "cpu"}
 
 
-def test_a_chunk_file_is_flat_rows_padded_with_nan_and_their_checksum(group: Path, spec: CacheSpec) -> None:
+def test_chunk_file_is_flat_rows_padded_with_nan_and_their_checksum(group: Path, spec: CacheSpec) -> None:
     content = (group / "logits/c/1/2/0").read_bytes()
     rows = np.frombuffer(content[:-4], spec.numpy_dtype).reshape(4096, 10)
     np.testing.assert_array_equal(rows[:100], make_logits(spec, 1)[8192:].astype(spec.dtype))
@@ -78,7 +78,7 @@ def test_a_chunk_file_is_flat_rows_padded_with_nan_and_their_checksum(group: Pat
     assert int.from_bytes(content[-4:], "little") == google_crc32c.value(content[:-4])
 
 
-def test_a_commit_record_vouches_for_the_payload_of_each_file(group: Path) -> None:
+def test_commit_record_has_the_checksum_of_each_files_payload(group: Path) -> None:
     record = json.loads((group / "commits/1-2.json").read_text())
     assert record["rows"] == 100
     assert set(record["files"]) == {"logits/c/1/2/0", *(f"{name}/c/1/2" for name in STATISTICS)}
@@ -87,7 +87,7 @@ def test_a_commit_record_vouches_for_the_payload_of_each_file(group: Path) -> No
         assert file == {"size": len(content), "crc32c": google_crc32c.value(content[:-4])}
 
 
-def test_the_marker_vouches_for_the_commit_records_in_block_order(group: Path, spec: CacheSpec) -> None:
+def test_completion_has_the_digest_of_the_commit_records_in_block_order(group: Path, spec: CacheSpec) -> None:
     records = [f"commits/{view}-{within}.json" for view in (0, 1) for within in (0, 1, 2)]
     digest = hashlib.sha256(b"".join((group / name).read_bytes() for name in records)).hexdigest()
     assert json.loads((group / "COMPLETE").read_text()) == {

@@ -25,9 +25,10 @@ from store import (
     InvalidArgument,
     ReaderClosed,
     RowOutOfRange,
-    chunk_map,
+    mapped_range,
 )
-from store.chunk_map import map_chunks, memory_bytes
+from store.chunk_map import map_chunks
+from store.memory_limit import memory_bytes
 from tests.support.store_cases import (
     children,
     gather_in_little_address_space,
@@ -49,7 +50,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> CacheReader:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("classes", [2, 10, 100, 1000])
-def test_gather_equals_take_of_the_truth(tmp_path: Path, classes: int, dtype: str) -> None:
+def test_reader_gather_equals_take_of_the_logits_written(tmp_path: Path, classes: int, dtype: str) -> None:
     spec = make_spec(classes=classes, dtype=dtype, samples=4096 + 77, views=2)
     write_cache(tmp_path, spec)
     reader = CacheReader(tmp_path, spec)
@@ -70,7 +71,7 @@ def test_gather_equals_take_of_the_truth(tmp_path: Path, classes: int, dtype: st
         np.testing.assert_array_equal(epoch.gather(4096, 9999), truth[order[4096:]])
 
 
-def test_views_have_their_own_logits_and_statistics(reader: CacheReader) -> None:
+def test_reader_has_other_logits_and_statistics_for_each_view(reader: CacheReader) -> None:
     for view in (0, 1):
         truth = make_logits(reader.spec, view)
         np.testing.assert_array_equal(reader.statistics(view)["max"], truth.max(axis=1))
@@ -79,7 +80,7 @@ def test_views_have_their_own_logits_and_statistics(reader: CacheReader) -> None
 
 
 @pytest.mark.parametrize("wrong", [8292, -1, 2**40, -(2**62)])
-def test_a_sample_outside_the_cache_is_refused_before_memory_is_touched(reader: CacheReader, wrong: int) -> None:
+def test_reader_refuses_a_sample_outside_the_cache_before_memory_is_touched(reader: CacheReader, wrong: int) -> None:
     rows = np.array([1, 8291, wrong, 2])
     for ask in (reader.gather, reader.row_map):
         with pytest.raises(RowOutOfRange, match=f"sample {wrong} does not exist: there are 8292"):
@@ -89,7 +90,7 @@ def test_a_sample_outside_the_cache_is_refused_before_memory_is_touched(reader: 
 
 
 @pytest.mark.parametrize("view", [-1, 2])
-def test_a_view_outside_the_cache_is_refused(reader: CacheReader, view: int) -> None:
+def test_reader_refuses_a_view_outside_the_cache(reader: CacheReader, view: int) -> None:
     for ask in (
         lambda: reader.gather(view, np.array([0])),
         lambda: reader.logits(view),
@@ -99,7 +100,7 @@ def test_a_view_outside_the_cache_is_refused(reader: CacheReader, view: int) -> 
             ask()
 
 
-def test_rows_may_be_any_integers_and_none_at_all(reader: CacheReader) -> None:
+def test_reader_takes_rows_of_any_integers_and_none_at_all(reader: CacheReader) -> None:
     expected = reader.gather(0, np.array([3, 1]))
     for dtype in (np.uint8, np.int32, np.uint64):
         np.testing.assert_array_equal(reader.gather(0, np.array([3, 1], dtype)), expected)
@@ -109,7 +110,7 @@ def test_rows_may_be_any_integers_and_none_at_all(reader: CacheReader) -> None:
             reader.gather(0, wrong)
 
 
-def test_an_out_array_that_would_be_copied_or_cut_is_refused(reader: CacheReader) -> None:
+def test_reader_refuses_an_out_array_that_would_be_copied_or_cut(reader: CacheReader) -> None:
     right = np.empty((2, 10), np.float16)
     assert reader.gather(0, np.array([1, 2]), right) is right
     for wrong in (right.astype(np.float32), right[:1], np.empty((2, 20), np.float16)[:, ::2]):
@@ -117,7 +118,7 @@ def test_an_out_array_that_would_be_copied_or_cut_is_refused(reader: CacheReader
             reader.gather(0, np.array([1, 2]), wrong)
 
 
-def test_a_reader_pickles_as_its_path(reader: CacheReader) -> None:
+def test_reader_pickles_as_its_path(reader: CacheReader) -> None:
     pickled = pickle.dumps(reader)
     assert len(pickled) < 500
     again = pickle.loads(pickled)
@@ -126,7 +127,7 @@ def test_a_reader_pickles_as_its_path(reader: CacheReader) -> None:
     np.testing.assert_array_equal(again.gather(1, rows), reader.gather(1, rows))
 
 
-def test_a_closed_or_forgotten_reader_maps_nothing(tmp_path: Path) -> None:
+def test_reader_that_is_closed_or_forgotten_maps_nothing(tmp_path: Path) -> None:
     def mapped() -> bool:
         return spec.key in Path("/proc/self/maps").read_text()
 
@@ -148,7 +149,7 @@ def test_a_closed_or_forgotten_reader_maps_nothing(tmp_path: Path) -> None:
     assert not mapped()
 
 
-def test_a_reader_survives_the_deletion_of_its_cache(tmp_path: Path) -> None:
+def test_reader_survives_the_deletion_of_its_cache(tmp_path: Path) -> None:
     spec = make_spec()
     write_cache(tmp_path, spec)
     reader = CacheReader(tmp_path, spec)
@@ -164,7 +165,7 @@ def test_a_reader_survives_the_deletion_of_its_cache(tmp_path: Path) -> None:
         (100 << 20, "loaded"),  # the rows themselves: 22 MB
     ],
 )
-def test_with_less_address_space_the_files_are_mapped_tighter_and_then_loaded(
+def test_chunk_map_is_tighter_with_less_address_space_and_then_loaded(
     odd_rows: tuple[Path, CacheSpec], spare_bytes: int, kind: str
 ) -> None:
     context = children()
@@ -187,7 +188,7 @@ def odd_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CacheSpec]
     return root, spec
 
 
-def test_more_files_than_the_kernel_maps_are_loaded(tmp_path: Path) -> None:
+def test_chunk_map_loads_more_files_than_the_kernel_maps(tmp_path: Path) -> None:
     limit = int(Path("/proc/sys/vm/max_map_count").read_text())
     if limit > 1 << 17:
         pytest.skip("this machine maps more files than a test should open")
@@ -277,7 +278,7 @@ def test_prefetch_of_a_view_that_fits_reads_a_few_rows_and_then_the_view(
 ) -> None:
     """250 rows of it: as many as take the time of the whole."""
     if kernel == "old":
-        monkeypatch.setattr("store.chunk_map._MADV_POPULATE_READ", 9999)
+        monkeypatch.setattr("store.mapped_range._MADV_POPULATE_READ", 9999)
     spec = make_spec(classes=1000, samples=2 * 4096, views=2)
     cached = PageCache(write_cache(tmp_path, spec).path)
     whole = {(f"1/{block}", page) for block in range(2) for page in range(4096 * 2000 // mmap.PAGESIZE)}
@@ -314,7 +315,7 @@ def test_prefetch_leaves_a_view_alone_that_is_in_memory(tmp_path: Path, monkeypa
     assert advised == []
 
 
-def test_close_ends_reading_in_order_between_two_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_close_ends_reading_in_order_between_two_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(classes=1000, samples=2 * 4096)
     cached = PageCache(write_cache(tmp_path, spec).path)
     reader = CacheReader(tmp_path, spec)
@@ -326,7 +327,7 @@ def test_close_ends_reading_in_order_between_two_pieces(tmp_path: Path, monkeypa
     unmap = mapped._unmap
 
     class Kernel:
-        mincore = chunk_map._libc.mincore
+        mincore = mapped_range._libc.mincore
 
         @staticmethod
         def madvise(_start: int, length: int, advice: int) -> int:
@@ -336,7 +337,7 @@ def test_close_ends_reading_in_order_between_two_pieces(tmp_path: Path, monkeypa
                 done.append(length)
             return 0
 
-    monkeypatch.setattr(chunk_map, "_libc", Kernel)
+    monkeypatch.setattr(mapped_range, "_libc", Kernel)
     monkeypatch.setattr(mapped, "_unmap", lambda: done.append(0) or unmap())
     rows.prefetch(0, spec.samples)
     readers = read_ahead_threads()
@@ -353,7 +354,7 @@ def test_close_ends_reading_in_order_between_two_pieces(tmp_path: Path, monkeypa
         rows.prefetch(0, 1)
 
 
-def test_a_mapping_asks_for_huge_pages_until_rows_beyond_memory_are_prefetched(reader: CacheReader) -> None:
+def test_chunk_map_asks_for_huge_pages_until_rows_beyond_memory_are_prefetched(reader: CacheReader) -> None:
     def flags() -> set[str]:
         smaps = Path("/proc/self/smaps").read_text()
         mapped = smaps[smaps.index(f"{reader.spec.key}/logits/c/0/0/0") :]
@@ -372,7 +373,7 @@ def test_a_mapping_asks_for_huge_pages_until_rows_beyond_memory_are_prefetched(r
     assert {"hg", "rr"} & flags() == {"rr"}
 
 
-def test_memory_is_the_machine_s_or_the_least_limit_on_it(tmp_path: Path) -> None:
+def test_memory_bytes_are_the_machine_s_or_the_least_limit_on_it(tmp_path: Path) -> None:
     contents = {"unlimited": "max", "wide": str(1 << 62), "narrow": "123456789\n", "strange": ""}
     for name, content in contents.items():
         (tmp_path / name).write_text(content)
@@ -382,7 +383,7 @@ def test_memory_is_the_machine_s_or_the_least_limit_on_it(tmp_path: Path) -> Non
     assert memory_bytes([tmp_path / name for name in ("wide", "narrow", "unlimited")]) == 123456789
 
 
-def test_a_view_of_more_than_half_of_the_memory_exceeds_it(
+def test_reader_exceeds_memory_with_a_view_of_more_than_half_of_it(
     reader: CacheReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not reader.exceeds_memory
@@ -392,7 +393,7 @@ def test_a_view_of_more_than_half_of_the_memory_exceeds_it(
         assert pickle.loads(pickle.dumps(reader)).exceeds_memory is exceeds
 
 
-def test_another_spec_in_the_folder_is_told_field_by_field(tmp_path: Path) -> None:
+def test_reader_names_each_field_of_another_spec_in_the_folder(tmp_path: Path) -> None:
     asked, lies_there = make_spec(), make_spec(augmentation_seed=3, preprocessing={"mean": [0.5], "layout": "NCHW"})
     shutil.move(write_cache(tmp_path, lies_there).path, tmp_path / asked.key)
     with pytest.raises(CacheMismatch) as caught:
@@ -404,7 +405,7 @@ def test_another_spec_in_the_folder_is_told_field_by_field(tmp_path: Path) -> No
         CacheReader.from_key(tmp_path, asked.key)
 
 
-def test_a_missing_cache_is_answered_with_the_closest_one(tmp_path: Path) -> None:
+def test_reader_of_a_missing_cache_names_the_closest_one(tmp_path: Path) -> None:
     for changes in ({"views": 5, "dtype": "float32"}, {"views": 7}, {"teacher_sha256": "c3" * 32}):
         CacheWriter(tmp_path, make_spec(**changes))
     (tmp_path / ("0" * 64)).mkdir()  # rubbish is passed over
@@ -418,7 +419,7 @@ def test_a_missing_cache_is_answered_with_the_closest_one(tmp_path: Path) -> Non
         CacheReader(tmp_path / "nowhere", stranger)
 
 
-def test_an_unfinished_cache_is_refused_with_its_progress(tmp_path: Path) -> None:
+def test_reader_refuses_an_unfinished_cache_with_its_progress(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path, make_spec())
     write_blocks(writer, [0, 2])
     with pytest.raises(CacheIncomplete, match=r"2 of 3 blocks are committed"):
@@ -428,7 +429,7 @@ def test_an_unfinished_cache_is_refused_with_its_progress(tmp_path: Path) -> Non
         CacheReader(tmp_path, make_spec())
 
 
-def test_a_flipped_bit_in_the_logits_is_found_by_loading_them(tmp_path: Path) -> None:
+def test_reader_finds_a_flipped_bit_in_logits_that_it_loads(tmp_path: Path) -> None:
     spec = make_spec(views=2)
     path = write_cache(tmp_path, spec).path / "logits/c/1/1/0"
     flip_bit(path, 40_000)
@@ -444,7 +445,7 @@ def flip_bit(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_cache_of_another_format_version_is_refused_with_both_versions(tmp_path: Path) -> None:
+def test_reader_refuses_another_format_version_and_names_both(tmp_path: Path) -> None:
     spec = make_spec()
     path = write_cache(tmp_path, spec).path / "zarr.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
@@ -453,7 +454,7 @@ def test_a_cache_of_another_format_version_is_refused_with_both_versions(tmp_pat
 
 
 @pytest.mark.parametrize("key", ["", "abc", "../" + "a" * 61, "A" * 64])
-def test_a_key_that_is_no_key_never_becomes_a_path(tmp_path: Path, key: str) -> None:
+def test_group_path_of_what_is_no_key_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(InvalidArgument, match="is not a cache key"):
         CacheReader.from_key(tmp_path, key)
     with pytest.raises(CacheNotFound):

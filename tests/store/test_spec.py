@@ -14,7 +14,7 @@ from store.statistics import STATISTICS, row_statistics
 from tests.support.store_cases import make_logits, make_spec
 
 
-def test_the_public_names_of_store_are_these() -> None:
+def test_store_has_these_public_names() -> None:
     assert store.__all__ == [
         "AddressSpaceExhausted",
         "AmbiguousKey",
@@ -45,7 +45,7 @@ def test_the_public_names_of_store_are_these() -> None:
     assert all(hasattr(store, name) for name in store.__all__)
 
 
-def test_importing_store_loads_no_heavy_package() -> None:
+def test_store_loads_no_heavy_package() -> None:
     heavy = ("torch", "ray", "fastapi", "starlette", "onnxruntime", "PIL", "sklearn", "workers", "service")
     program = f"import store, sys; print(*[name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -71,7 +71,7 @@ def test_importing_store_loads_no_heavy_package() -> None:
         ("RowOutOfRange", IndexError),
     ],
 )
-def test_every_error_is_a_store_error_and_the_builtin_a_caller_expects(name: str, builtin: type[Exception]) -> None:
+def test_errors_are_store_errors_and_the_builtins_a_caller_expects(name: str, builtin: type[Exception]) -> None:
     kind = getattr(errors, name)
     error = kind("why", 2, 1) if name == "DiskFull" else kind("why")
     again = pickle.loads(pickle.dumps(error))
@@ -81,7 +81,7 @@ def test_every_error_is_a_store_error_and_the_builtin_a_caller_expects(name: str
     assert vars(again) == vars(error)
 
 
-def test_the_key_of_a_spec_never_changes() -> None:
+def test_spec_key_never_changes() -> None:
     # A changed literal here means that every cache in the world is lost: raise FORMAT_VERSION instead.
     assert make_spec().key == "fc777d449bede7b0c144587ef19d35922a99b845cf24ec5f8ca4f90e1a63364e"
 
@@ -103,14 +103,14 @@ def test_the_key_of_a_spec_never_changes() -> None:
         ("dtype", "float32"),
     ],
 )
-def test_every_field_changes_the_key_and_is_named_as_the_difference(field: str, value: object) -> None:
+def test_spec_fields_each_change_the_key_and_are_named_as_the_difference(field: str, value: object) -> None:
     spec, other = make_spec(), make_spec(**{field: value})
     assert other.key != spec.key
     (difference,) = spec.differences(other)
     assert difference.startswith(field)
 
 
-def test_the_order_of_keys_in_a_spec_does_not_matter_but_the_spelling_of_numbers_does() -> None:
+def test_spec_key_ignores_the_order_of_keys_but_not_the_spelling_of_numbers() -> None:
     spec = make_spec(preprocessing={"a": 1, "b": 2})
     assert make_spec(preprocessing={"b": 2, "a": 1}).key == spec.key
     assert make_spec(preprocessing={"b": 2.0, "a": 1}).key != spec.key
@@ -133,7 +133,7 @@ def test_the_order_of_keys_in_a_spec_does_not_matter_but_the_spelling_of_numbers
         {"colour": "red"},
     ],
 )
-def test_an_impossible_spec_is_refused(changes: dict[str, object]) -> None:
+def test_spec_that_is_impossible_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(changes))):
         make_spec(**changes)
 
@@ -149,11 +149,11 @@ def test_an_impossible_spec_is_refused(changes: dict[str, object]) -> None:
         (1 << 24, "float32", 1),
     ],
 )
-def test_a_block_is_4096_rows_halved_until_it_has_16_mebibytes(classes: int, dtype: str, rows: int) -> None:
+def test_spec_block_is_4096_rows_halved_until_it_has_16_mebibytes(classes: int, dtype: str, rows: int) -> None:
     assert make_spec(classes=classes, dtype=dtype).block_rows == rows
 
 
-def test_blocks_cover_every_row_of_every_view_once() -> None:
+def test_spec_blocks_cover_every_row_of_every_view_once() -> None:
     spec = make_spec(views=3)
     seen = np.zeros((spec.views, spec.samples), int)
     for block in range(spec.blocks):

@@ -31,6 +31,7 @@ from store import (
     layout,
 )
 from store.filesystem import lock_byte
+from store.locks import write_lock
 from store.spec import canonical_json
 from store.statistics import STATISTICS
 from tests.support.store_cases import (
@@ -54,7 +55,7 @@ def peaceful(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return tree(write_cache(tmp_path_factory.mktemp("peace"), MANY_BLOCKS).path)
 
 
-def test_blocks_written_out_of_order_and_in_two_sittings_give_the_same_bytes(
+def test_writer_gives_the_same_bytes_for_blocks_out_of_order_in_two_sittings(
     tmp_path: Path, peaceful: dict[str, bytes]
 ) -> None:
     writer = CacheWriter(tmp_path, MANY_BLOCKS, provenance={"device": "cpu"})
@@ -66,7 +67,7 @@ def test_blocks_written_out_of_order_and_in_two_sittings_give_the_same_bytes(
     assert tree(writer.path) == peaceful
 
 
-def test_two_processes_that_race_for_every_block_give_the_same_bytes(
+def test_writer_races_of_two_processes_for_every_block_give_the_same_bytes(
     tmp_path: Path, peaceful: dict[str, bytes]
 ) -> None:
     context = children()
@@ -80,7 +81,7 @@ def test_two_processes_that_race_for_every_block_give_the_same_bytes(
     assert tree(tmp_path / MANY_BLOCKS.key) == peaceful
 
 
-def test_a_writer_killed_at_random_moments_and_restarted_gives_the_same_bytes(
+def test_writer_killed_at_random_moments_and_restarted_gives_the_same_bytes(
     tmp_path: Path, peaceful: dict[str, bytes]
 ) -> None:
     context, moments = children(), random.Random(1)
@@ -112,7 +113,7 @@ def test_a_writer_killed_at_random_moments_and_restarted_gives_the_same_bytes(
     assert tree(group) == peaceful
 
 
-def test_processes_that_create_one_cache_at_once_all_open_the_same_one(tmp_path: Path) -> None:
+def test_writer_of_many_processes_that_create_one_cache_opens_the_same_one(tmp_path: Path) -> None:
     context = children()
     spec = make_spec()
     start = context.Barrier(4)
@@ -127,7 +128,7 @@ def test_processes_that_create_one_cache_at_once_all_open_the_same_one(tmp_path:
     assert CacheWriter(tmp_path, spec).pending_blocks() == [0, 1, 2]
 
 
-def test_a_writer_leaves_the_files_of_another_one_alone(tmp_path: Path) -> None:
+def test_writer_leaves_the_files_of_another_one_alone(tmp_path: Path) -> None:
     spec = make_spec()
     writer = CacheWriter(tmp_path, spec)
     strays = [writer.path / f"logits/c/0/{within}/0.0123456789abcdef.partial" for within in (1, 2)]
@@ -142,7 +143,7 @@ def test_a_writer_leaves_the_files_of_another_one_alone(tmp_path: Path) -> None:
     assert not list(writer.path.rglob("*.partial"))
 
 
-def test_a_block_that_somebody_else_is_writing_is_waited_for_and_not_written_twice(tmp_path: Path) -> None:
+def test_writer_waits_for_a_block_of_another_and_does_not_write_it_twice(tmp_path: Path) -> None:
     spec = make_spec()
     writer = CacheWriter(tmp_path, spec)
     logits = make_logits(spec)[:4096]
@@ -161,7 +162,7 @@ def test_a_block_that_somebody_else_is_writing_is_waited_for_and_not_written_twi
     np.testing.assert_array_equal(np.fromfile(writer.path / "max/c/0/0", "<f4", 4096), logits.max(axis=1))
 
 
-def test_a_writer_is_told_that_its_cache_was_deleted(tmp_path: Path) -> None:
+def test_writer_of_a_deleted_cache_raises_cache_not_found(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path, make_spec())
     write_blocks(writer, [0])
     Catalog(tmp_path).delete(make_spec().key)
@@ -170,15 +171,15 @@ def test_a_writer_is_told_that_its_cache_was_deleted(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_is_not_deleted_in_the_middle_of_a_block(tmp_path: Path) -> None:
+def test_writer_keeps_its_cache_from_deletion_in_the_middle_of_a_block(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path, make_spec())
-    with writer._locked(1), pytest.raises(CacheBusy, match="being written"):
+    with write_lock(writer.path, 1), pytest.raises(CacheBusy, match="being written"):
         Catalog(tmp_path).delete(make_spec().key)
     assert writer.pending_blocks() == [0, 1, 2]
     Catalog(tmp_path).delete(make_spec().key)
 
 
-def test_a_cut_block_is_written_again_and_the_marker_goes_meanwhile(tmp_path: Path) -> None:
+def test_writer_writes_a_cut_block_again_and_removes_the_marker_meanwhile(tmp_path: Path) -> None:
     spec = make_spec()
     writer = write_cache(tmp_path, spec)
     whole = tree(writer.path)
@@ -194,7 +195,7 @@ def test_a_cut_block_is_written_again_and_the_marker_goes_meanwhile(tmp_path: Pa
     assert writer.is_complete
 
 
-def test_everything_is_on_the_disk_before_the_record_and_the_record_before_the_marker(
+def test_writer_has_everything_on_disk_before_the_record_and_the_record_before_the_marker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = CacheWriter(tmp_path, make_spec(samples=100))
@@ -234,7 +235,7 @@ def test_everything_is_on_the_disk_before_the_record_and_the_record_before_the_m
     ]
 
 
-def test_finishing_too_early_says_how_much_is_missing(tmp_path: Path) -> None:
+def test_writer_that_finishes_too_early_says_how_much_is_missing(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path, make_spec())
     write_blocks(writer, [0])
     with pytest.raises(CacheIncomplete, match="2 of 3 blocks are not committed, the first is block 1"):
@@ -242,7 +243,7 @@ def test_finishing_too_early_says_how_much_is_missing(tmp_path: Path) -> None:
     assert not writer.is_complete
 
 
-def test_add_provenance_lists_every_origin_once_whoever_adds_it_and_never_refuses_a_cache(tmp_path: Path) -> None:
+def test_writer_add_provenance_lists_every_origin_once_and_never_refuses_a_cache(tmp_path: Path) -> None:
     spec = make_spec()
     writer = write_cache(tmp_path, spec)
     for device in ("H200", "EPYC", "H200"):
@@ -256,7 +257,7 @@ def test_add_provenance_lists_every_origin_once_whoever_adds_it_and_never_refuse
     assert Catalog(tmp_path).verify(spec.key).ok
 
 
-def test_finishing_twice_keeps_the_first_marker_and_provenance_joins(tmp_path: Path) -> None:
+def test_writer_that_finishes_twice_keeps_the_first_marker_and_provenance_joins(tmp_path: Path) -> None:
     spec = make_spec()
     writer = CacheWriter(tmp_path, spec, provenance={"device": "cpu"})
     write_blocks(writer, range(3))
@@ -268,7 +269,7 @@ def test_finishing_twice_keeps_the_first_marker_and_provenance_joins(tmp_path: P
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_logits_that_are_not_finite_are_refused_by_sample(tmp_path: Path, value: float, dtype: str) -> None:
+def test_writer_refuses_logits_that_are_not_finite_by_sample(tmp_path: Path, value: float, dtype: str) -> None:
     spec = make_spec(dtype=dtype, views=2)
     writer = CacheWriter(tmp_path, spec)
     logits = make_logits(spec, 1)[4096:8192]
@@ -278,7 +279,7 @@ def test_logits_that_are_not_finite_are_refused_by_sample(tmp_path: Path, value:
     assert len(writer.pending_blocks()) == 6
 
 
-def test_logits_beyond_float16_are_refused_with_the_advice_to_use_float32(tmp_path: Path) -> None:
+def test_writer_refuses_logits_beyond_float16_with_the_advice_to_use_float32(tmp_path: Path) -> None:
     for dtype in ("float16", "float32"):
         spec = make_spec(dtype=dtype)
         writer = CacheWriter(tmp_path, spec)
@@ -292,7 +293,7 @@ def test_logits_beyond_float16_are_refused_with_the_advice_to_use_float32(tmp_pa
                 writer.write_block(0, logits)
 
 
-def test_anything_but_one_whole_block_of_float32_is_refused(tmp_path: Path) -> None:
+def test_writer_refuses_anything_but_one_whole_block_of_float32(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path, make_spec())
     logits = make_logits(make_spec())
     for wrong in (logits[:4095], logits[:4096, :9], logits[:4096].astype(np.float64), logits):
@@ -302,7 +303,7 @@ def test_anything_but_one_whole_block_of_float32_is_refused(tmp_path: Path) -> N
         writer.write_block(3, logits[:4096])
 
 
-def test_a_writer_refuses_what_is_not_its_cache(tmp_path: Path) -> None:
+def test_writer_refuses_what_is_not_its_cache(tmp_path: Path) -> None:
     spec, other = make_spec(), make_spec(samples=5000)
     shutil.move(write_cache(tmp_path, other).path, tmp_path / spec.key)
     with pytest.raises(CacheMismatch, match="samples: asked for 8292, found 5000"):
@@ -326,7 +327,7 @@ def on_a_small_disk(folder: Path, scenario: str, samples: int) -> dict[str, Any]
     return dict(json.loads(result.stdout))
 
 
-def test_a_full_disk_commits_nothing_half_way_and_is_resumed_from(tmp_path: Path) -> None:
+def test_writer_on_a_full_disk_commits_nothing_half_way_and_resumes(tmp_path: Path) -> None:
     # The ballast leaves room for four of six blocks; without it, all fit.
     (tmp_path / "disk").mkdir()
     report = on_a_small_disk(tmp_path / "disk", "fill", 4096 * 6)
@@ -337,7 +338,7 @@ def test_a_full_disk_commits_nothing_half_way_and_is_resumed_from(tmp_path: Path
     assert report["files"] == digests(write_cache(tmp_path / "peace", make_spec(samples=4096 * 6)).path)
 
 
-def test_a_disk_that_is_full_at_every_step_delays_a_cache_and_changes_no_byte_of_it(tmp_path: Path) -> None:
+def test_writer_on_a_disk_that_is_full_at_every_step_changes_no_byte(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     report = on_a_small_disk(tmp_path / "disk", "crawl", 4096 + 10)
     # Refused while it was created, at both blocks, and at the marker.
@@ -346,7 +347,7 @@ def test_a_disk_that_is_full_at_every_step_delays_a_cache_and_changes_no_byte_of
     assert report["files"] == digests(write_cache(tmp_path / "peace", make_spec(samples=4096 + 10)).path)
 
 
-def test_no_thread_of_zarr_writes_in_a_folder_that_creating_a_cache_may_have_to_delete(
+def test_create_group_has_no_thread_of_zarr_write_in_a_folder_that_it_may_delete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a full disk zarr's other threads went on after the first had failed, and put back what was deleted.
@@ -358,7 +359,7 @@ def test_no_thread_of_zarr_writes_in_a_folder_that_creating_a_cache_may_have_to_
     assert zarr.open_group(writer.path, mode="r")["logits"].shape == (1, 8292, 10)
 
 
-def test_specs_with_equal_fields_share_a_cache(tmp_path: Path) -> None:
+def test_writer_opens_one_cache_for_specs_with_equal_fields(tmp_path: Path) -> None:
     first = CacheWriter(tmp_path, make_spec())
     second = CacheWriter(str(tmp_path), CacheSpec(**make_spec().model_dump()))
     assert first.path == second.path

@@ -58,7 +58,9 @@ def storm(root: Path, spec: CacheSpec, moments: random.Random) -> tuple[int, int
     ("kills", "views"),
     [(15, 4), pytest.param(120, 24, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
 )
-def test_a_storm_of_kills_ends_in_the_cache_that_is_written_in_peace(tmp_path: Path, kills: int, views: int) -> None:
+def test_writer_in_a_storm_of_kills_leaves_the_cache_that_is_written_in_peace(
+    tmp_path: Path, kills: int, views: int
+) -> None:
     spec = make_spec(samples=4096 * 7 + 5, classes=2, views=views)
     peaceful = tree(write_cache(tmp_path / "peace", spec).path)
     root, moments = tmp_path / "storm", random.Random(3)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.client.transport import ApiProblem
+from service.client.errors import ApiProblem
 from tests.support.processes import Processes, job_of, running_service
 
 TRIES = 600

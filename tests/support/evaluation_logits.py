@@ -1,12 +1,10 @@
 """The logits of a run's evaluation as it has computed them, beside those of the ONNX file that it has left."""
 
 import json
-from collections.abc import Callable
 from math import nan
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from workers.data.prepared import open_prepared
 from workers.events import ignore, never
 from workers.run_files import ARTIFACTS
 from workers.teacher.teacher import Teacher
-from workers.training.evaluate import evaluate
+from workers.training.evaluate import EvaluatedSplit, evaluate_with_logits
 from workers.training.loop import train_run
 
 
@@ -28,22 +26,20 @@ def evaluation_logits(order: TrainingTask) -> tuple[NDArray[np.float32], NDArray
     """
     seen: list[Tensor] = []
 
-    def evaluate_and_keep(forward: Callable[[Tensor], Tensor], *setting: object) -> dict[str, float | None]:
-        seen.clear()
+    def evaluate_and_keep(*setting: object) -> EvaluatedSplit:
+        found = evaluate_with_logits(*setting)
+        seen.append(found.logits_NC)
+        return found
 
-        def keep(inputs_BKHW: Tensor) -> Tensor:
-            seen.append(forward(inputs_BKHW))
-            return seen[-1]
-
-        return evaluate(keep, *setting)
-
-    with patch("workers.training.loop.evaluate", evaluate_and_keep):
+    with patch("workers.training.loop.evaluate_with_logits", evaluate_and_keep):
         train_run(order, ignore, never)
     config = json.loads((order.folder / ARTIFACTS / "config.json").read_text())
     preprocessing = Preprocessing.model_validate(config["preprocessing"])
     exported = Teacher(order.folder / ARTIFACTS / "student.onnx", preprocessing, threads=1, device="cpu")
     test = open_prepared(order.folders.datasets, order.test_fingerprint)
-    return torch.cat(seen).float().cpu().numpy(), exported.logits(test.take(slice(None)))
+    # Of a run without a validation split.
+    [logits_NC] = seen
+    return logits_NC.numpy(), exported.logits(test.take(slice(None)))
 
 
 def relative_difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -25,7 +25,7 @@ from workers.config.teacher import Preprocessing
 from workers.errors import WorkerError
 from workers.pipeline import run_job
 from workers.students.build import build_student
-from workers.training.artifacts import Student, save_checkpoint, write_artifacts
+from workers.training.artifacts import Student, Written, save_checkpoint, write_artifacts
 
 _STEP_BYTES = 200 << 10
 
@@ -61,7 +61,7 @@ def write_a_run(folder: Path) -> dict[str, object]:
     report: dict[str, object] = {}
     for kind, write in (
         ("checkpoint", lambda: save_checkpoint(folder, {"network": network.state_dict()})),
-        ("artifacts", lambda: write_artifacts(folder, Student(network, gray), pictures, {}, [], {})),
+        ("artifacts", lambda: write_artifacts(folder, Student(network, gray), pictures, Written({}, [], {}, {}))),
     ):
         try:
             write()

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from workers.methods.catalog import parse_method
-from workers.methods.losses import LOSS_CLASSES, Loss
+from workers.methods.loss import Loss
+from workers.methods.losses import LOSS_CLASSES
 from workers.methods.method import Method, Term
 from workers.methods.policies.annealed import Annealed
 from workers.methods.policies.asymmetric import Asymmetric
@@ -19,8 +20,9 @@ from workers.methods.policies.learned import Learned
 from workers.methods.policies.max_logit import MaxLogit
 from workers.methods.policies.normkd import Normkd
 from workers.methods.policies.standardize import Standardize
-from workers.objective.objective import Objective, View, objective
-from workers.objective.statistics import row_statistics
+from workers.objective.objective import Objective, objective
+from workers.objective.statistics import batch_as_cache, row_statistics
+from workers.objective.view import View
 
 POLICIES: dict[str, Policy] = {
     "fixed": Fixed(),
@@ -241,6 +243,7 @@ def evaluate(
         teacher_statistics=row_statistics(teacher_BC),
         second=View(student_BC.detach().flip(0), turned_BC, row_statistics(turned_BC)),
         learned={name: torch.tensor(theta) for name, theta in method.learned.items()},
+        cache_statistics=batch_as_cache(method.cache_statistics, teacher_BC.nan_to_num()),
         check=check,
     )
     (gradient_BC,) = torch.autograd.grad(result.total, student_BC)

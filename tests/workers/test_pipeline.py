@@ -380,7 +380,8 @@ def test_waiting_runs_share_processes_only_where_there_are_more_of_them_than_slo
         return [RunSpec(index=n, student=student, method=method, seed=seed) for n, seed in enumerate(seeds)]
 
     def indices(waiting: list[RunSpec], slots: int, largest: int, alone: Collection[int] = ()) -> list[list[int]]:
-        return [[run.index for run in group] for group in share_out(waiting, slots, largest, alone)]
+        groups = share_out(waiting, slots, largest, alone, batches_of=lambda run: run.seed)
+        return [[run.index for run in group] for group in groups]
 
     assert indices(runs(0, 0), 2, 4) == [[0], [1]]
     assert indices(runs(0, 0, 0, 0, 0), 2, 4) == [[0, 1, 2], [3, 4]]

@@ -79,7 +79,7 @@ class ActorGroup:
             self._watches[rank].alive(kills)
 
     def vanished(self, rank: int, error: BaseException) -> TaskOutcome:
-        """The outcome of a process that Ray says is gone."""
+        """Outcome of a process that is gone by Ray's account."""
         return vanished(error, self._watches[rank].death(error))
 
     def kill(self) -> None:
@@ -138,7 +138,7 @@ class Peers:
 
 
 def vanished(error: BaseException, death: Death | None = None) -> TaskOutcome:
-    """The outcome of a process that is gone, or counts as gone; None takes the error's own words for its death."""
+    """Outcome of a process that is gone, or counts as gone; None takes the error's own words for its death."""
     death = death or Death(first_line(error))
     return TaskOutcome(
         kind="vanished",

@@ -2,10 +2,10 @@
 
 An actor works in one of its threads, and answers in another: events, outcome, what it holds, requests to stop.
 Training actors have names and belong to nobody: when the engine is killed they go on, and its successor finds them by
-name. What they have emitted since is kept until somebody acknowledges it.
+name. Events since are kept until they are acknowledged.
 
-The engine imports this file, and has no use for torch, which takes 300 MiB and seconds to import: what actors alone
-need is imported where they begin their work.
+The engine imports this file, and has no use for torch, which takes 300 MiB and seconds to import: packages for actors
+alone are imported where they begin their work.
 """
 
 import contextlib
@@ -42,15 +42,15 @@ class Actor:
     def answer(
         self, slot: int, acknowledged: int
     ) -> tuple[list[Numbered], TaskOutcome | None, list[Share] | str | None, ProcessId]:
-        """Events from number ``acknowledged`` on (those before it are forgotten), how the work has ended, what is held.
+        """Answer: events from number ``acknowledged`` on (earlier ones are forgotten), the outcome, the shares held.
 
-        The third is the GPU that this process is on, by Ray's name, or what the processes that it has started hold;
-        the last is for whoever watches over it.
+        The third is the GPU that this process is on, by Ray's name, or the shares of the processes that it has started;
+        the last identifies this process for a watch.
         """
         return (*self._channels[slot].take(acknowledged), self._held(), own_id())
 
     def process(self) -> ProcessId:
-        """This process, for whoever watches over it."""
+        """Identity of this process, for a watch."""
         return own_id()
 
     def _held(self) -> list[Share] | str | None:
@@ -67,7 +67,7 @@ class Actor:
 
 
 class TrainingActor(Actor):
-    """Trains or exports runs from its start on: whoever finds it by name need not know whether it was asked to.
+    """Actor that trains or exports runs from its start on: an engine that finds it by name need not start the work.
 
     Args:
         tasks_json: a ``TrainingTask`` for each slot; several share their batches.
@@ -94,11 +94,11 @@ class TrainingActor(Actor):
             ]
             for slot, how in train_group(members):
                 if tasks[slot].stage == "train" and isinstance(how, dict):
-                    # Whoever has the rest done may be another engine, which has not made this task.
+                    # The export may be started by another engine, which has not made this task.
                     how = {**how, "order": tasks_json[slot]}
                 self._end(slot, how, run_logs)
         except BaseException as error:
-            # Whatever it is, a run without an outcome would never end.
+            # BaseException, for a run without an outcome would never end.
             why = error if isinstance(error, Exception) else WorkerError(f"its process cannot go on: {error!r}")
             for slot, channel in enumerate(self._channels):
                 if channel.outcome is None:
@@ -112,7 +112,7 @@ class TrainingActor(Actor):
 
 
 class InferenceActor(Actor):
-    """Infers blocks of the caches of one job, with a session that lives as long as what it was opened for is asked."""
+    """Actor that infers blocks of the caches of one job, with a session that is kept while it fits the task."""
 
     def __init__(self) -> None:
         super().__init__()

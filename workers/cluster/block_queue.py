@@ -29,11 +29,11 @@ class BlockQueue:
         return len(self._batches)
 
     def take(self) -> list[int]:
-        """The next blocks."""
+        """Take the next batch of blocks."""
         return self._batches.popleft()
 
     def give_back(self, blocks: list[int], death: Death) -> None:
-        """Take back the blocks of a worker that died. They are the next again: where all die, that is soon known.
+        """Take back the blocks of a worker that died. They are the next again: where all die, that shows soon.
 
         Raises:
             WorkerLost: too many have died of these very blocks. Those of others do not count: a cache may take hours.

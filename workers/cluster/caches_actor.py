@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CachesTask(Spec):
-    """The caches of a job to complete, and the resources for it.
+    """Task: the caches of a job to complete, and the resources for it.
 
     Attributes:
         cpus: cores of this machine.
@@ -41,7 +41,7 @@ class CachesTask(Spec):
 
 
 class CachesActor(Actor):
-    """Prepares the data and completes the caches of one job; its inference is fanned out."""
+    """Actor that prepares the data and completes the caches of one job; its inference is fanned out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class CachesActor(Actor):
         self._channels[0].outcome = outcome_of(lambda: self._build(CachesTask.model_validate_json(task_json)))
 
     def _build(self, task: CachesTask) -> dict[str, Any]:
-        from workers.teacher.accuracy import teacher_accuracy
+        from workers.teacher.accuracy import measure_teacher
         from workers.teacher.build_caches import missing_blocks, reserve_caches
         from workers.teacher.forwards import forwards_needed
         from workers.teacher.plan_caches import plan_caches
@@ -67,7 +67,7 @@ class CachesActor(Actor):
         # So no device but an explicit CPU need be named; the pool names that of its actors.
         device: Device = "cpu" if job.training.device == "cpu" else "auto"
         plan = plan_caches(job, folders, emit, should_stop, threads=task.cpus, device=device, forwards_in=task.forwards)
-        # Kept for as long as this process lives, so that whoever waits for its outcome can take over.
+        # Kept for as long as this process lives, so that the engine can hold the caches before it ends.
         self._reservation = reserve_caches(plan, folders, task.quota_bytes, emit)
         forwards = plan.contract_forwards
         self._pool = InferencePool(task.actors, task.gpu_share, cpus=task.cpus, confine_on_gpu=task.confine_on_gpu)
@@ -80,10 +80,12 @@ class CachesActor(Actor):
             for missing in found:
                 pool.infer(missing.task, missing.blocks, emit, should_stop)
                 forwards += missing.rows
-        plan = plan.model_copy(update={"accuracy": teacher_accuracy(plan, folders)})
+        teacher = measure_teacher(plan, folders)
+        plan = plan.model_copy(update={"accuracy": teacher.accuracy})
         emit(Stage(stage="training"))
         return {
             "plan": plan.model_dump(mode="json"),
+            "teacher_metrics": teacher.metrics,
             "teacher_forwards": forwards,
             "teacher_forwards_needed": forwards_needed(job, plan),
         }

@@ -1,6 +1,6 @@
 """Cause of death of a worker process: signal or exit code, an OOM kill or not, and whose memory it was. Without Ray.
 
-Ray says of a process that is gone that "it died unexpectedly", whatever happened. What is known beside that:
+Of every process that is gone Ray says that "it died unexpectedly". The other evidence:
 
 - its exit status, from Linux 6.15 on, by a pidfd that was opened while it lived (it is a child of Ray's, not ours);
 - the report that Ray's and Python's handlers of fatal signals leave at the end of its standard error;
@@ -8,8 +8,9 @@ Ray says of a process that is gone that "it died unexpectedly", whatever happene
 - the kernel's counter of processes of this cgroup that were killed for want of memory, before and after;
 - how much memory is in use afterwards. What the dead process had is free by then, so this is what *others* use.
 
-A kernel that is out of memory ends Ray's workers first, whoever has taken it (Ray raises their ``oom_score_adj``), so a
-kill says nothing of who is to blame. Others are if they use at least half of the memory when the process is gone.
+A kernel that is out of memory ends Ray's workers first, even if others have taken it (Ray raises their
+``oom_score_adj``), so a kill does not show who is to blame. Others are if they use at least half of the memory when the
+process is gone.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ _MOST = 0.5
 
 @dataclass(frozen=True)
 class Death:
-    """How a process ended.
+    """Death of a process.
 
     Attributes:
         text: for a person.
@@ -55,7 +56,7 @@ class Death:
 
 
 class ProcessId(NamedTuple):
-    """Identity of a process, for whoever watches it: its number, and the file of its standard error."""
+    """Identity of a process for a watch: its number, and the file of its standard error."""
 
     pid: int
     stderr: str
@@ -92,7 +93,7 @@ class Watch:
         return self._process == process
 
     def alive(self, kills: int) -> None:
-        """Note that it has answered: what was killed for want of memory until it was asked was another one.
+        """Note that it has answered: a process killed for want of memory before that was another one.
 
         Args:
             kills: ``oom_kills()`` from when it was asked; by the time its answer is read it may be dead.
@@ -100,7 +101,7 @@ class Watch:
         self._kills = max(self._kills, kills)
 
     def death(self, error: BaseException) -> Death:
-        """How it died, of which Ray has raised ``error``."""
+        """Death of the process, for which Ray has raised ``error``."""
         message = str(error)
         if (by_monitor := _by_memory_monitor(message)) is not None:
             return by_monitor
@@ -116,7 +117,10 @@ class Watch:
         return _judge(text, number, kills, memory())
 
     def _how(self, message: str) -> tuple[int | None, str | None]:
-        """Signal and sentence; the signal is None if it was none, or is not known; so is the sentence if Ray knows."""
+        """Cause as signal and sentence.
+
+        The signal is None if it was none, or is not known; so is the sentence if Ray knows.
+        """
         status = self._status()
         if status is not None:
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
@@ -135,7 +139,7 @@ class Watch:
         return None, None
 
     def _status(self) -> int | None:
-        """The wait status, where the kernel gives it."""
+        """Wait status, where the kernel gives it."""
         if self._pidfd is None:
             return None
         for _ in range(_COLLECTED_TRIES):
@@ -152,7 +156,7 @@ class Watch:
         return None
 
     def _crash(self) -> int | None:
-        """The signal of the report that a crash has left."""
+        """Signal in the report that a crash has left."""
         if self._process is None or not self._process.stderr:
             return None
         try:
@@ -200,7 +204,7 @@ def _by_memory_monitor(message: str) -> Death | None:
 
 
 def _judge(text: str, number: int | None, kills: int, after: Memory | None) -> Death:
-    """The death with what memory has to do with it.
+    """Judge the part of memory in a death.
 
     Args:
         number: of the signal that ended it, None if it was none.

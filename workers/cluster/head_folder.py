@@ -1,4 +1,4 @@
-"""Folder of a Ray head on this machine: its locks, the address and token that are written down, and who may read it.
+"""Folder of a Ray head on this machine: its locks, its owner, the address and token that are written down.
 
 Whether a keeper lives, and whether an engine does, is known by locks, which the kernel releases with their process; so
 no number of a process that is gone is ever believed. The folder lies in the machine's temporary directory, readable by
@@ -56,7 +56,7 @@ def machine_folder(data_dir: Path) -> Path:
 
 
 def folder_fault(folder: Path) -> str | None:
-    """Fault of a folder for Ray, as whoever can write there can run code; None if it has none, or is not there yet."""
+    """Fault of a folder for Ray, in which a writer can run code; None if it has none, or is not there yet."""
     try:
         found = folder.lstat()
     except FileNotFoundError:

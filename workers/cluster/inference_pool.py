@@ -1,4 +1,4 @@
-"""Pool of inference actors of one job: blocks are fanned out, what dies is replaced and its blocks go back.
+"""Pool of inference actors of one job: blocks are fanned out, dead actors are replaced and their blocks go back.
 
 Any actor may die at any moment: committed blocks stay. On GPUs there is one actor for each; Ray would put several of
 them on the same one, so each asks for more than half of a GPU, and where none finds that much room, one is content
@@ -73,7 +73,7 @@ class PoolWorker:
         return []
 
     def begin(self, task_json: str, blocks: list[int]) -> None:
-        """Have it infer these blocks; its process is watched from now on."""
+        """Begin to infer these blocks; the process is watched from now on."""
         if self.process is not None and ray_api.is_ready(self.process):
             with contextlib.suppress(ray_api.RayError):
                 self.watch = Watch(ray_api.get(self.process))
@@ -268,7 +268,7 @@ class InferencePool:
             raise WorkFailed(outcome)
         if not self._reported:
             emit(Log(message=f"inference on {outcome.value['provider']}: {outcome.value['reason']}"))
-        # Every actor has the same to say.
+        # Every actor has the same warnings.
         for warning in dict.fromkeys(outcome.value["warnings"]):
             if warning not in self._reported:
                 emit(Log(level="warning", message=warning))

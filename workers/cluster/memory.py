@@ -19,7 +19,7 @@ class Memory(NamedTuple):
 
 
 def oom_kills() -> int:
-    """Count the processes of this cgroup that the kernel has killed for want of memory, whichever limit was reached.
+    """Count the processes of this cgroup that the kernel has killed for want of memory, of any limit.
 
     Where a cgroup does not count them, of the whole machine; 0 where nothing does.
     """
@@ -30,7 +30,7 @@ def oom_kills() -> int:
 
 
 def memory() -> Memory | None:
-    """Memory in use, and how much there is; None where the kernel does not say."""
+    """Memory in use and in all; None where the kernel does not say."""
     machine = {name.rstrip(":"): 1024 * count for name, count in _counts(_PROC / "meminfo").items()}
     if "MemTotal" not in machine or "MemAvailable" not in machine:
         return None
@@ -43,7 +43,7 @@ def memory() -> Memory | None:
         if total is not None and in_use is not None and total < machine["MemTotal"]:
             dropped = _counts(folder / "memory.stat").get(cache, 0)
             found.append(Memory(max(0, in_use - dropped), total))
-    # Whichever is the fuller one is what processes are killed for.
+    # Processes are killed for the fuller one.
     return max(found, key=lambda each: each.used / max(1, each.total))
 
 
@@ -60,7 +60,7 @@ def _cgroup(controller: str) -> Path:
 
 
 def _counts(path: Path) -> dict[str, int]:
-    """A file of lines of a name and a number; empty where there is none."""
+    """Counts in a file of lines of a name and a number; empty where there is none."""
     found = {}
     with contextlib.suppress(OSError):
         for line in path.read_text().splitlines():

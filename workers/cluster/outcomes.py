@@ -29,7 +29,7 @@ _log = logging.getLogger("workers")
 
 
 class WorkFailed(WorkerError):
-    """A worker's own error, as the text that its process made of it."""
+    """Error of a worker, as text from its process."""
 
     def __init__(self, outcome: "TaskOutcome") -> None:
         self.outcome = outcome
@@ -37,7 +37,7 @@ class WorkFailed(WorkerError):
 
 
 class Share(BaseModel):
-    """The part of the machine that one process holds, or has asked for.
+    """Share of the machine that one process holds, or has asked for.
 
     Attributes:
         cpus: cores.
@@ -79,7 +79,7 @@ class TaskOutcome(BaseModel):
 
 
 def outcome_of(work: Callable[[], dict[str, Any]]) -> TaskOutcome:
-    """Run work and return its outcome, whatever it raises."""
+    """Run work; returns its outcome, also of an error."""
     try:
         return outcome(work())
     except Exception as error:
@@ -87,7 +87,7 @@ def outcome_of(work: Callable[[], dict[str, Any]]) -> TaskOutcome:
 
 
 def outcome(how: dict[str, Any] | Exception) -> TaskOutcome:
-    """A result, or an exception as text."""
+    """Outcome of a result, or of an exception, as text."""
     match how:
         case dict():
             return TaskOutcome(kind="done", value=how)
@@ -103,12 +103,12 @@ def outcome(how: dict[str, Any] | Exception) -> TaskOutcome:
             return TaskOutcome(kind="vanished", message=str(how), **fields)
         case UserError() | StoreError():
             return TaskOutcome(kind="failed", message=str(how), **fields)
-    # Whatever it is, the operator sees where it came from and the job sees one line of it.
+    # An unexpected error: the log gets its traceback and the job one line of it.
     _log.error("work failed", exc_info=how)
     return TaskOutcome(kind="failed", message=str(how) or repr(how), **fields)
 
 
-# Of one answer: what has gathered while nobody asked is passed on bit by bit.
+# Events of one answer: those that gathered between two answers are passed on bit by bit.
 _EVENTS_MAX = 1000
 
 

@@ -33,7 +33,7 @@ _NAMESPACE = "retort"
 
 
 def connect(address: str) -> dict[str, Any]:
-    """Become a driver of the Ray at this address; returns what it says of this machine."""
+    """Connect to the Ray at this address as a driver; returns its record of this machine."""
     nodes: Any = ray.nodes
     # Ray puts its own handlers in place when it connects, and none when it leaves.
     with signals.waiting():
@@ -44,7 +44,7 @@ def connect(address: str) -> dict[str, Any]:
 
 
 def disconnect() -> None:
-    """Stop being a driver: detached actors go on, the others end."""
+    """Disconnect: detached actors go on, the others end."""
     with signals.waiting():
         ray.shutdown()
 
@@ -56,7 +56,7 @@ class Method(Protocol):
     """A method of an actor."""
 
     def remote(self, *arguments: object) -> "ray.ObjectRef[Any]":
-        """Call it; returns a reference to its answer at once."""
+        """Call the method; returns a reference to its answer at once."""
 
 
 class Handle(Protocol):
@@ -87,7 +87,7 @@ def start(
         cpus: cores.
         gpus: GPUs, or a share of one.
         name: by which others find it.
-        outlives: whether it goes on when whoever has started it ends.
+        outlives: whether it goes on when the process that has started it ends.
         place: its part of a placement group, see ``place_in``.
     """
     actor_class: Any = ray.remote(kind)
@@ -105,7 +105,7 @@ def start(
 
 
 def find(name: str) -> Handle:
-    """The actor of this name.
+    """Find the actor of this name.
 
     Raises:
         ValueError: there is none.
@@ -135,8 +135,8 @@ def own_gpus() -> Sequence[int | str]:
 # --------------------------------------------------------------------------------------------------------- answers
 
 
-def get(reference: Any) -> Any:  # noqa: ANN401  # whatever the actor answers
-    """The answer behind a reference; waits for it.
+def get(reference: Any) -> Any:  # noqa: ANN401  # any answer of an actor
+    """Get the answer behind a reference; waits for it.
 
     Raises:
         ActorUnavailableError: the actor cannot be reached, and may come back.
@@ -152,7 +152,7 @@ def is_ready(reference: Any) -> bool:  # noqa: ANN401  # ray.ObjectRef, which a 
 
 
 def first_ready(references: Sequence[Any], timeout_s: float) -> list[Any]:
-    """The first of these whose answer is there; none if that takes longer."""
+    """First of these whose answer is there; none if that takes longer."""
     return list(ray.wait(list(references), num_returns=1, timeout=timeout_s)[0])
 
 
@@ -177,7 +177,7 @@ def free(kind: Resource) -> float:
 
 
 def reserve_places(name: str, count: int, cpus: float, gpu_share: float) -> PlacementGroup:
-    """A detached placement group of ``count`` equal shares of the machine, on as few GPUs as possible."""
+    """Reserve a detached placement group of ``count`` equal shares of the machine, on as few GPUs as possible."""
     bundle = {"CPU": cpus, "GPU": gpu_share} if gpu_share else {"CPU": cpus}
     reserved: PlacementGroup = placement_group([bundle] * count, strategy="PACK", name=name, lifetime="detached")
     return reserved
@@ -189,7 +189,7 @@ def place_in(places: PlacementGroup, rank: int) -> PlacementGroupSchedulingStrat
 
 
 def find_places(name: str) -> PlacementGroup:
-    """The placement group of this name.
+    """Find the placement group of this name.
 
     Raises:
         ValueError: there is none.

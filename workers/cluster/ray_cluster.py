@@ -58,7 +58,7 @@ class Cluster:
         self.gpus = int(node["Resources"].get("GPU", 0))
 
     def _connect(self, data_dir: Path, cpus: int | None, gpus: int | None) -> dict[str, Any]:
-        """Find or start Ray and become its driver; returns what it says of this machine. If that fails, it is ended."""
+        """Find or start Ray and become its driver; returns its record of this machine. If that fails, it is ended."""
         self._head = RayHead(data_dir, cpus, gpus, os.environ.get("RAY_AUTH_TOKEN"))
         os.environ["RAY_AUTH_TOKEN"] = self._head.head.token
         try:
@@ -107,7 +107,7 @@ class Cluster:
         actor = ray_api.start(CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
         actor.work.remote(task.model_dump_json())
         actor_group = ActorGroup([actor], [0], gpu_share=gpu_share)
-        # It says itself what its inference has; until then that is nothing.
+        # It reports the shares of its inference itself; until then there are none.
         actor_group.shares = []
         return Task(actor_group)
 
@@ -164,7 +164,7 @@ class Cluster:
         return self._exporting(actor, first_event)
 
     def find_export(self, name: str, acknowledged: int) -> Task | None:
-        """The task of an export that was started before, by another process perhaps; None if it is gone.
+        """Find the task of an export that was started before, by another process perhaps; None if it is gone.
 
         Args:
             acknowledged: the number of the first event that is not stored.
@@ -183,7 +183,7 @@ class Cluster:
     def attach(
         self, name: str, count: int, acknowledged: Mapping[int, int], cpus: float = 0.0, gpu_share: float = 0.0
     ) -> dict[int, Task]:
-        """The tasks of a group of actors that was started before, by another process perhaps.
+        """Attach to a group of actors that was started before, by another process perhaps.
 
         Args:
             name: that ``train`` was given.
@@ -203,7 +203,7 @@ class Cluster:
         return {slot: Task(actor_group, slot, number, has_begun=True) for slot, number in acknowledged.items()}
 
     def end_others(self, names: Mapping[str, int]) -> int:
-        """End all training but of these groups (name -> processes), and whatever builds caches for another engine.
+        """End all training but of these groups (name -> processes), and actors that build caches for another engine.
 
         Returns:
             How many actors were ended; those that inferred for one of them end with it.
@@ -224,6 +224,6 @@ class Cluster:
         self._head.close()
 
     def leave(self) -> None:
-        """Disconnect, without ending Ray: its actors go on, for whoever comes next."""
+        """Disconnect, without ending Ray: its actors go on, for the next engine."""
         ray_api.disconnect()
         self._head.leave()

@@ -1,7 +1,7 @@
 """Ray's head as processes of their own, which live on while no engine does: runs go on when an engine is killed.
 
-An engine finds the head for its data directory, or starts one by a keeper (``ray_keeper``). What the two know of each
-other lies in one folder of this machine (``head_folder``). This file does not import ray; ``ray_cluster`` connects to
+An engine finds the head for its data directory, or starts one by a keeper (``ray_keeper``). Their locks and the address
+lie in one folder of this machine (``head_folder``). This file does not import ray; ``ray_cluster`` connects to
 what it starts.
 """
 
@@ -50,7 +50,7 @@ ENVIRONMENT = {
 
 
 def describe(data_dir: Path) -> str | None:
-    """The address of the living head for this data directory; None if there is none."""
+    """Address of the living head for this data directory; None if there is none."""
     folder = machine_folder(data_dir)
     head = read_head(folder)
     return head.address if head is not None and keeper_lives(folder) else None
@@ -107,7 +107,7 @@ class RayHead:
 
     def _find(self, cpus: int | None, gpus: int | None, token: str | None) -> Head | None:
         deadline = time.monotonic() + START_S
-        # One that is just starting will say so.
+        # One that is just starting will write its address.
         while keeper_lives(self._folder) and time.monotonic() < deadline:
             head = read_head(self._folder)
             if head is not None:
@@ -156,7 +156,7 @@ class RayHead:
                     os.kill(pid, signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
             time.sleep(POLL_S)
         if self._keeper is not None:
-            # Without the lock it has not begun, or it is another one's turn.
+            # Without the lock it has not begun, or another keeper has it.
             self._keeper.kill()
             self._keeper.wait()
             self._keeper = None

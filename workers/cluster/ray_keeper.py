@@ -3,7 +3,7 @@
 ``python -m workers.cluster.ray_keeper FOLDER``. It ends Ray when it is asked to, when one of Ray's processes dies, or
 when no engine has been there for ``ORPHANED_S``. It belongs to no terminal, and Ray dies with it.
 
-Ray listens on every address unless it takes its own for loopback, and whoever can talk to it can run code: it is held
+Ray listens on every address unless it takes its own for loopback, and a client of it can run code: it is held
 to 127.0.0.1, and asks for a token besides. This file does not import ray.
 """
 

@@ -58,7 +58,7 @@ class Task:
                 return [], vanished(TimeoutError(f"no answer in {_SILENT_S:.0f} s")) if is_silent else lost
             asked, self._asked = self._asked, None
             held: list[Any]
-            # An actor that an earlier version has started does not say what it holds, or which process it is.
+            # An actor that an earlier version has started answers without its share and its process.
             events, outcome, *held = ray_api.get(asked)
             self.actor_group.note(0, *held, kills=self._kills)
         except ray_api.ActorUnavailableError as error:

@@ -12,11 +12,12 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from workers.config.cache import CacheOptions
 from workers.config.dataset import DatasetSpec
+from workers.config.recipes import Recipe
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
 from workers.data.holdout_spec import Holdout
-from workers.errors import InvalidJob
+from workers.errors import InvalidJob, UnknownName
 from workers.events import Split
 from workers.methods.catalog import MethodChoice
 from workers.spec import AtMost, Flag, Seed, Spec
@@ -66,6 +67,8 @@ class Plan(Spec):
             kind of output; what it found becomes warnings.
         validation: cuts a validation split from the training split; None takes the dataset's own, if it has one.
         test: ``dataset`` is the dataset's own test split; None measures nothing on one.
+        recipe: what has filled in the fields that the client has left out, see ``workers.config.draft``; None if
+            nothing has.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -82,6 +85,7 @@ class Plan(Spec):
     accept_teacher: Flag = Field(False, exclude_if=lambda given: not given)
     validation: Holdout | None = Field(None, exclude_if=lambda given: given is None)
     test: Literal["dataset"] | None = Field("dataset", exclude_if=lambda given: given == "dataset")
+    recipe: Recipe | None = Field(None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
@@ -102,6 +106,23 @@ class Plan(Spec):
                     f"method {method.label!r} compares two views of each sample, and views.count is "
                     f"{self.views.count}: use 2 or more, with the recipe crop_flip or resized_crop"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_is_filled_in(self) -> Self:
+        if self.recipe is not None and self.recipe.filled is None:
+            raise InvalidJob(
+                f"recipe {self.recipe.name!r} has not been filled in: read the job as a "
+                "workers.config.draft.JobDraft, whose job() does that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_of_own_students(self) -> Self:
+        names = [student.name for student in self.students]
+        for name in self.training.student_lr:
+            if name not in names:
+                raise UnknownName("student of this job in training.student_lr", name, names)
         return self
 
     def splits(self, of_dataset: Collection[Split]) -> tuple[Split, ...]:
@@ -138,7 +159,31 @@ class Plan(Spec):
     def warnings(self) -> tuple[str, ...]:
         """Sentences about what is probably not meant, and is done all the same."""
         told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.methods]
-        return tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
+        shortfalls = tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
+        return (*shortfalls, *self._baseline_warnings())
+
+    def _baseline_warnings(self) -> tuple[str, ...]:
+        """Of runs without a teacher that see fewer views than they could: one sentence, or none."""
+        views, epochs = self.views, self.training.epochs
+        baselines = [repr(method.label) for method in self.methods if not method.expand().needs_teacher]
+        if not baselines or views.augmentation.recipe == "none" or (seen := views.seen(epochs)) >= epochs:
+            return ()
+        return (
+            f"method {', '.join(baselines)} needs no teacher and could see {epochs} views of each picture in {epochs} "
+            f"epochs, but sees {seen}: a baseline on few views makes distillation look better than it is; "
+            "set views.fresh to true",
+        )
+
+    def views_of(self, run: RunSpec) -> Views:
+        """Views that a run trains on: fresh ones where the job has them, it needs no teacher, and they are others."""
+        is_fresh = self.views.fresh and self.training.epochs > self.views.count
+        if is_fresh and not run.method.expand().needs_teacher:
+            return self.views
+        return self.views.model_copy(update={"fresh": None})
+
+    def batches_of(self, run: RunSpec) -> tuple[int, Views]:
+        """Equal for two runs that see the same batches."""
+        return run.seed, self.views_of(run)
 
     @property
     def largest_group(self) -> int:

@@ -72,9 +72,13 @@ class Training(Spec):
         max_gradient_norm: clip the gradient's global norm; None leaves it.
         actors: processes that train one student together, each with its own share of the CPUs or its own GPU and
             with its part of every batch; for students and batches that are too large for one.
+        student_lr: learning rate of students that need another than the optimizer's, by name.
         early_stopping: by a metric of the validation split; the schedule stays that of all ``epochs``.
         keep: whose weights leave the run: those of the ``last`` epoch, or of the ``best`` on the validation split, by
             the metric of ``early_stopping``, else top-1.
+        keep_logits: leave the student's logits on the validation and test splits, ``logits.safetensors``.
+        calibrated_output: give ``student.onnx`` a second output, ``probabilities``: softmax of the logits at the
+            temperature that is fitted on the validation split.
     """
 
     epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
@@ -92,6 +96,9 @@ class Training(Spec):
     actors: Annotated[int, Field(strict=True, ge=1, le=64)] = 1
     early_stopping: EarlyStopping | None = Field(None, exclude_if=lambda given: given is None)
     keep: Literal["last", "best"] = Field("last", exclude_if=lambda given: given == "last")
+    keep_logits: Flag = Field(True, exclude_if=lambda given: given)
+    calibrated_output: Flag = Field(False, exclude_if=lambda given: not given)
+    student_lr: Annotated[dict[str, Positive], Field(max_length=1000)] = Field({}, exclude_if=lambda given: not given)
 
     @property
     def selection_metric(self) -> SelectionMetric:
@@ -103,6 +110,8 @@ class Training(Spec):
         """The option that needs a validation split; None if none does."""
         if self.early_stopping is not None:
             return "training.early_stopping"
+        if self.calibrated_output:
+            return "training.calibrated_output"
         return "training.keep 'best'" if self.keep == "best" else None
 
     @model_validator(mode="after")
@@ -118,3 +127,10 @@ class Training(Spec):
                 f"actors is {self.actors} and batch_size {self.batch_size}: each needs a row of every batch"
             )
         return self
+
+    def of_student(self, name: str) -> Self:
+        """These options for one student: its learning rate is the optimizer's."""
+        if not self.student_lr:
+            return self
+        lr = self.student_lr.get(name, self.optimizer.lr)
+        return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": lr}), "student_lr": {}})

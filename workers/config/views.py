@@ -75,17 +75,50 @@ def teacher_augmentation(recipe: Augmentation, size: Size | None, height: int, w
 
 
 class Views(Spec):
-    """The boxes that teacher and students share, each at its own size: epoch e trains on view e mod count."""
+    """The boxes that teacher and students share, each at its own size: epoch e trains on view e mod count.
+
+    Attributes:
+        fresh: a run without a teacher trains on view e in epoch e, whatever ``count`` is: it reads no cached logits.
+            None, which is what jobs of earlier versions have, is false, until a job is posted: see
+            ``workers.config.draft``.
+    """
 
     augmentation: Augmentation = NoAugmentation()
     count: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 1
     seed: Seed = 0
+    # Joined later, as ``Training.cuda_graph``.
+    fresh: Flag | None = Field(None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
+        return self._check_distinct()
+
+    def _check_distinct(self) -> Self:
         if self.augmentation.recipe == "none" and self.count > 1:
             raise ValueError(
                 f"count is {self.count}, but without augmentation all views are the same picture: "
                 "use 1, or choose the recipe crop_flip or resized_crop"
             )
         return self
+
+    @model_validator(mode="after")
+    def _fresh_differ(self) -> Self:
+        if self.fresh and self.augmentation.recipe == "none":
+            raise ValueError(
+                "fresh is true, but without augmentation all views are the same picture: "
+                "leave it out, or choose the recipe crop_flip or resized_crop"
+            )
+        return self
+
+    def view(self, epoch: int, place: int = 0) -> int:
+        """Number of the view that an epoch trains on, both counted from 0.
+
+        Args:
+            place: 1 for the second view of a method that compares two.
+        """
+        return epoch + place if self.fresh else (epoch + place) % self.count
+
+    def seen(self, epochs: int, per_step: int = 1) -> int:
+        """How many different views of each picture a training of so many epochs sees, ``per_step`` at once."""
+        shown = epochs + per_step - 1
+        return 1 if self.augmentation.recipe == "none" else shown if self.fresh else min(shown, self.count)

@@ -66,4 +66,4 @@ def block_rows(row_bytes: int) -> int:
 def check_stop(should_stop: ShouldStop) -> None:
     """Raise Stopped if ``should_stop`` returns true."""
     if should_stop():
-        raise Stopped("stopped while decoding a data set; the half-made copy is removed")
+        raise Stopped("stopped while decoding a dataset; the half-made copy is removed")

@@ -1,7 +1,8 @@
 """Confinement of dataset files to the operator's data root.
 
 A client names a path below the data root and nothing else: ``..``, absolute paths and symbolic links that lead out of
-the root are refused. Whoever may write below the root is trusted not to swap files between this check and the reading.
+the root are refused. A user who may write below the root is trusted not to swap files between this check and the
+reading.
 """
 
 import os
@@ -52,7 +53,7 @@ def resolve(given_path: str, data_root: Path) -> Path:
 
 
 def _alike(root: Path, given: PurePosixPath) -> str | None:
-    """How the first name of ``given`` that is not there differs from one that is, if a reader may take it for that."""
+    """Difference of the first missing name of ``given`` from an existing one that looks alike; None if none does."""
     folder = root
     for name in given.parts:
         if not (folder / name).exists():

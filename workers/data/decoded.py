@@ -53,7 +53,7 @@ class Copy:
 def publish_lock(work_dir: Path) -> contextlib.AbstractContextManager[None]:
     """Lock held while a copy gets its name, is found again or is removed."""
     (work_dir / SOURCES).mkdir(parents=True, exist_ok=True)
-    return alone(work_dir / SOURCES / "publish.lock", never, "works on the decoded data sets")
+    return alone(work_dir / SOURCES / "publish.lock", never, "works on the decoded datasets")
 
 
 def touch(folder: Path) -> None:

@@ -102,7 +102,7 @@ class PictureFiles:
 
     def _picture(self, number: int) -> Pictures:
         path = self.path(number)
-        # Messages become answers of the API, which tell nobody where the server has its folders.
+        # Messages become answers of the API, which must not show the server's folders.
         name = path.relative_to(self._root)
         try:
             with path.open("rb") as file:
@@ -115,10 +115,10 @@ class PictureFiles:
         expected_bytes, expected_ns = self._files_N3[number, 1:].tolist()
         if (status.st_size, status.st_mtime_ns) != (expected_bytes, expected_ns):
             raise InvalidDataset(
-                f"{name} has changed since the data set was prepared: it has {status.st_size:,} bytes and was modified "
+                f"{name} has changed since the dataset was prepared: it has {status.st_size:,} bytes and was modified "
                 f"at {status.st_mtime_ns} ns, then {expected_bytes:,} bytes at {expected_ns} ns. Submit the job again"
             )
         picture = decode_picture(data, name, self._image_size)
         if picture.shape != self.shape:
-            raise InvalidDataset(f"{name} is {picture.shape}, not {self.shape} as when the data set was prepared")
+            raise InvalidDataset(f"{name} is {picture.shape}, not {self.shape} as when the dataset was prepared")
         return picture

@@ -42,7 +42,7 @@ def npz_class_names(path: Path, headers: Headers, arrays: Mapping[Split, str]) -
         (count,) = headers[array].shape
         if count > LABELS_MAX:
             raise InvalidDataset(
-                f"{path}: {array} announces {count} labels, at most {LABELS_MAX} are read: split the data set"
+                f"{path}: {array} announces {count} labels, at most {LABELS_MAX} are read: split the dataset"
             )
     return _named(path, headers["class_names"]) if "class_names" in headers else _counted(path, arrays["train"])
 

@@ -30,7 +30,7 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # Start of a frame that is neither baseline nor progressive with Huffman codes, or of tables for one.
 _RARE_JPEG = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcf]")
 
-# libtiff, and the libjpeg in it, tell standard error of every damaged file, in lines of their own form beside the JSON
+# libtiff, and the libjpeg in it, write every damaged file to standard error, in lines of their own form beside the JSON
 # of this process. PIL raises for them as well, and switches off the warnings alone. The symbol is looked for in the
 # libraries that PIL's own needs, too; a PIL without libtiff opens no such file.
 with contextlib.suppress(AttributeError, OSError):

@@ -43,7 +43,7 @@ from workers.events import DatasetReady, Emit, Log, ShouldStop, Split, ignore, n
 from workers.files import alone, disk_full_is_disk_low, replacing, sync, sync_folder
 
 _LOG_EVERY_S = 10.0
-_PREPARES = "prepares the same data set"
+_PREPARES = "prepares the same dataset"
 # Left free on the disk besides the copy itself.
 _MARGIN_BYTES = 64 << 20
 
@@ -81,7 +81,7 @@ def _prepare(
     pointer = work_dir / decoded.SOURCES / f"{name}.json"
     pointer.parent.mkdir(parents=True, exist_ok=True)
     lock = pointer.with_suffix(".lock")
-    with alone(lock, should_stop, _PREPARES), disk_full_is_disk_low(work_dir, "a data set"):
+    with alone(lock, should_stop, _PREPARES), disk_full_is_disk_low(work_dir, "a dataset"):
         with decoded.publish_lock(work_dir):
             dataset = _remembered(pointer, work_dir, listed)
         reused = dataset is not None
@@ -278,7 +278,7 @@ def _publish(partial: Path, fingerprint: str, *, keeps_files: bool) -> Dataset:
 
 
 def _write_durably(path: Path, content: Mapping[str, object]) -> None:
-    with replacing(path, "a data set") as file:
+    with replacing(path, "a dataset") as file:
         file.write(json.dumps(content, indent=1).encode())
 
 
@@ -289,7 +289,7 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + _MARGIN_BYTES:
         raise DiskLow(
-            f"RETORT_DATA_DIR has {free:,} bytes free, the decoded data set needs {needed_bytes:,} and a "
+            f"RETORT_DATA_DIR has {free:,} bytes free, the decoded dataset needs {needed_bytes:,} and a "
             f"margin of {_MARGIN_BYTES:,}: free some space, set it to a larger disk, or give a folder "
             "of pictures storage 'files', which keeps no decoded copy"
         )

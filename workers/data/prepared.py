@@ -181,7 +181,7 @@ def open_folder(folder: Path, fingerprint: str) -> Dataset:
         decoded.touch(folder)
         meta = read_meta(folder)
         if meta["format"] != FORMAT or meta["fingerprint"] != fingerprint:
-            raise ValueError(f"meta.json is of format {meta['format']} and data set {meta['fingerprint']}")
+            raise ValueError(f"meta.json is of format {meta['format']} and dataset {meta['fingerprint']}")
         for name, size_bytes in meta["size_bytes"].items():
             if (found := (folder / name).stat().st_size) != size_bytes:
                 raise ValueError(f"{name} has {found} bytes, {size_bytes} were written")
@@ -206,7 +206,7 @@ def open_folder(folder: Path, fingerprint: str) -> Dataset:
         return FilesDataset(**common, files=files)
     except (OSError, ValueError, KeyError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InvalidDataset(f"the prepared data set {folder.name} cannot be used ({why}); prepare it again") from error
+        raise InvalidDataset(f"the prepared dataset {folder.name} cannot be used ({why}); prepare it again") from error
 
 
 def _open_rows(folder: Path, meta: dict[str, Any]) -> SubsetDataset:

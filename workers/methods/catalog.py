@@ -9,7 +9,7 @@ To add a method:
    can be previewed;
 2. a loss is one function in ``objective/distillation.py``, its entry in ``LOSSES`` there, and one config class in
    ``losses.py`` whose ``kind`` is the entry's key;
-3. if a paper gave it a name, one preset class in ``papers.py``; ``tests/golden`` proves it.
+3. if a paper gave it a name, one preset class in a module of ``papers``; ``tests/golden`` proves it.
 
 A temperature that only needs arithmetic over the statistics needs none of this: post an ``expression`` policy.
 """
@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from workers.errors import InvalidMethod, UnknownName
 from workers.methods.combined import PRESETS
 from workers.methods.losses import LOSS_CLASSES
-from workers.methods.papers import Family, Preset
+from workers.methods.papers.base import Family, Preset
 from workers.methods.policies.catalog import POLICY_CLASSES
 from workers.spec import MethodPart
 
@@ -114,12 +114,13 @@ def _describe_preset(cls: type[Preset]) -> dict[str, Any]:
 
 
 def describe_policies() -> list[dict[str, Any]]:
-    """Every temperature policy that a ``custom`` method can use, with the statistics it reads of both networks."""
+    """Every temperature policy that a ``custom`` method can use: what it reads of both networks, and its domain."""
     return [
         {
             **_describe_part(cls),
             "statistics": list(cls.statistics),
             "student_statistics": list(cls.student_statistics),
+            "domain": cls.domain,
         }
         for cls in POLICY_CLASSES.values()
     ]

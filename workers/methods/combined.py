@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from workers.methods.losses import Dkd, Kl, Rld
 from workers.methods.method import TERMS_MAX, Epochs, Term, TermName
-from workers.methods.papers import Preset, two_view_terms
+from workers.methods.papers import losses, multi_level, temperatures
+from workers.methods.papers.base import Preset
 from workers.methods.policies.learned import Learned
 from workers.methods.policies.max_logit import MaxLogit
 from workers.methods.policies.normkd import Normkd
@@ -79,7 +80,7 @@ class LSKDMLKD(Preset):
     temperature: Temperature = 2.0
 
     def _terms(self) -> tuple[Term, ...]:
-        return two_view_terms(self.temperature, self.kd_weight, standardized=True)
+        return multi_level.two_view_terms(self.temperature, self.kd_weight, standardized=True)
 
 
 class LSKDCTKD(Preset):
@@ -142,5 +143,9 @@ class Custom(Preset):
         return self.terms
 
 
-PRESETS: dict[str, type[Preset]] = {cls.id(): cls for cls in Preset.__subclasses__()}
-"""Every preset by its id, those of ``papers.py`` first."""
+_MODULES = [temperatures.__name__, losses.__name__, multi_level.__name__, __name__]
+
+PRESETS: dict[str, type[Preset]] = {
+    cls.id(): cls for cls in sorted(Preset.__subclasses__(), key=lambda cls: _MODULES.index(cls.__module__))
+}
+"""Every preset by its id: those of ``papers`` first, module by module, then those of this one."""

@@ -3,37 +3,15 @@
 ``distillation.py`` computes them; ``spec.py`` has the notation of the formulas.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from workers.errors import InvalidMethod
-from workers.spec import Fraction, MethodPart, Temperature, Weight, by_kind
-
-
-class Loss(MethodPart):
-    """Base of distillation losses.
-
-    Attributes:
-        parts: names of the summands that the loss reports, in order.
-        needs_labels: whether the true class enters the formula.
-        needs_batch: whether a sample's loss depends on the other samples of its batch.
-        one_temperature: whether the formula is defined only for one teacher temperature per sample.
-        shift_invariant: whether adding a constant to a row of logits changes nothing, as under softmax.
-        own_temperature: whether it sets the temperature of its divergence itself, and has no use for a learned one.
-    """
-
-    parts: ClassVar[tuple[str, ...]]
-    needs_labels: ClassVar[bool] = False
-    needs_batch: ClassVar[bool] = False
-    one_temperature: ClassVar[bool] = False
-    shift_invariant: ClassVar[bool] = True
-    own_temperature: ClassVar[bool] = False
-
-    @property
-    def active_parts(self) -> tuple[str, ...]:
-        """The parts that this configuration computes and reports."""
-        return self.parts
+from workers.methods.cache_statistics import CONFIDENCE, CONFIDENT, CacheStatistic
+from workers.methods.loss import Loss, Scale
+from workers.spec import Fraction, Temperature, Weight, by_kind
 
 
 class Kl(Loss):
@@ -121,7 +99,10 @@ class Wsld(Loss):
 class Dist(Loss):
     """Correlation instead of divergence: of the classes within each sample, of the samples within each class.
 
-    A class has no temperature of its own, so the second part takes the batch's mean weight.
+    A class has no temperature of its own, so the second part takes the batch's mean weight. A correlation ignores the
+    scale of what it compares: its gradient does not fall with the temperature as a divergence's does, and with W = T^2,
+    as published for a fixed T, it grows with T (from 0.2 at T = 1 to 840 at T = 64, of one batch). Under a policy whose
+    temperatures adapt, ``"scale": "none"`` keeps it level.
     """
 
     title = "correlation (DIST)"
@@ -148,7 +129,10 @@ class Wttm(Loss):
 
 
 class Bild(Loss):
-    """KL over the pairwise differences of the top logits: the teacher's top, then the student's. W plays no part."""
+    """KL over the pairwise differences of the top logits: the teacher's top, then the student's.
+
+    W plays no part, unless ``scale`` is ``tau_squared``.
+    """
 
     title = "bi-directional logit differences"
     formula = "KL over softmax of (x_i - x_j), i<j among the leader's top k, x = z/T; teacher-led + student-led"
@@ -156,6 +140,7 @@ class Bild(Loss):
     parts = ("teacher_led", "student_led")
 
     kind: Literal["bild"] = "bild"
+    scale: Scale = Field("none", exclude_if=lambda given: given == "none")
     top: Annotated[int, Field(strict=True, ge=2, le=64)] = 8
 
 
@@ -201,6 +186,28 @@ class Mse(Loss):
     kind: Literal["mse"] = "mse"
 
 
+Confidence = Literal["cache", "batch"]
+# ``batch`` is not written, so that the digests of jobs from before the field stay what they were.
+LUD_CONFIDENCE: Confidence = Field("cache", exclude_if=lambda given: given == "batch")
+LUD_FIELDS = frozenset(
+    {"discount", "temperature_min", "temperature_max", "beta", "class_weight", "sample_weight", "soft_rank_width"}
+)
+
+
+def with_stored_confidence(data: object, fields: Collection[str]) -> object:
+    """A description of LUD, with ``confidence`` ``batch`` where it was stored before there was that field.
+
+    What is stored has every field, and then meant the batch; what a client writes has those that it cares for, and gets
+    the default.
+
+    Args:
+        fields: that were stored of it, beside the tag.
+    """
+    if isinstance(data, Mapping) and "confidence" not in data and data.keys() >= set(fields):
+        return {**data, "confidence": "batch"}
+    return data
+
+
 class Lud(Loss):
     """A reading of the abstract of LUD, not verified against the authors' code.
 
@@ -210,7 +217,11 @@ class Lud(Loss):
     hundred classes on a CPU.
 
     Attributes:
-        discount: weight of the classes at or below the median confidence.
+        confidence: of the classes. ``cache``: the mean peak of the teacher's softmax over the rows of the whole cache
+            that it assigns to a class; a class counts in full from the median on. ``batch``: the mean probability of a
+            class in the batch, which rather follows how often it is there; a class counts in full above the median.
+        confidence_temperature: of that softmax, for ``cache``.
+        discount: weight of the less confident classes.
         temperature_min: temperature where student and teacher disagree on the order of the classes.
         temperature_max: limit that the temperature tends to, but never reaches, as they agree.
         beta: weight of the generalised KL term.
@@ -228,9 +239,13 @@ class Lud(Loss):
     paper = "Guo et al. 2024, Sci. Rep. 14:31249: a reading of the abstract, not verified against the authors' code"
     parts = ("kl", "class_rank", "sample_rank")
     needs_batch = True
+    # A class's logits are ranked over samples, whose levels a softmax would have changed one by one.
+    reads_level = True
     own_temperature = True
 
     kind: Literal["lud"] = "lud"
+    confidence: Confidence = LUD_CONFIDENCE
+    confidence_temperature: Temperature = Field(4.0, exclude_if=lambda given: given == 4.0)
     discount: Fraction = 0.5
     temperature_min: Temperature = 2.0
     temperature_max: Temperature = 6.0
@@ -238,6 +253,17 @@ class Lud(Loss):
     class_weight: Weight = 1.0
     sample_weight: Weight = 1.0
     soft_rank_width: Annotated[float, Field(strict=True, ge=1e-3, le=10.0, allow_inf_nan=False)] = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stored_without_confidence(cls, data: object) -> object:
+        return with_stored_confidence(data, LUD_FIELDS)
+
+    @property
+    def cache_statistics(self) -> tuple[CacheStatistic, ...]:
+        if self.confidence == "batch":
+            return ()
+        return tuple(CacheStatistic(name, self.confidence_temperature) for name in (CONFIDENCE, CONFIDENT))
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,9 +1,9 @@
 """What a method is made of: terms that pair a temperature policy with a distillation loss. No torch here.
 
 A **policy** turns statistics of the two logit rows into temperatures, a **loss** compares the two tempered rows
-(``spec.py`` configures both), a **term** is one policy with one loss and a weight, a **method** is cross-entropy plus
-terms. Any policy goes with any loss for which it is defined; another pair is refused with the reason. The papers' own
-combinations are in ``papers.py``.
+(``policies`` and ``losses.py`` configure them), a **term** is one policy with one loss and a weight, a **method** is
+cross-entropy plus terms. Any policy goes with any loss for which it is defined; another pair is refused with the
+reason. The papers' own combinations are in ``papers`` and ``combined.py``.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from workers.errors import InvalidMethod, UnknownName
-from workers.methods.losses import LOSS_CLASSES, Kl, Loss
+from workers.methods.cache_statistics import CacheStatistic
+from workers.methods.loss import Loss
+from workers.methods.losses import LOSS_CLASSES, Kl
 from workers.methods.policies.base import Policy
 from workers.methods.policies.catalog import POLICY_CLASSES
 from workers.methods.policies.fixed import Fixed
@@ -101,7 +103,8 @@ class Term(Config):
         """
         if self.policy.reads_level or self.policy.gives_label_its_own:
             return f"policy {self.policy.kind!r}"
-        return None if self.loss.shift_invariant else f"loss {self.loss.kind!r}"
+        reads_level = self.loss.reads_level or not self.loss.shift_invariant
+        return f"loss {self.loss.kind!r}" if reads_level else None
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -163,6 +166,12 @@ class Method(Config):
     def statistics(self) -> tuple[str, ...]:
         """Names of the cached teacher statistics that the policies read, sorted."""
         return tuple(sorted({name for term in self.terms for name in term.policy.reads}))
+
+    @property
+    def cache_statistics(self) -> tuple[CacheStatistic, ...]:
+        """What its policies and losses read of the whole cache, sorted."""
+        parts = [part for term in self.terms for part in (term.policy, term.loss)]
+        return tuple(sorted({statistic for part in parts for statistic in part.cache_statistics}))
 
     @property
     def views(self) -> int:

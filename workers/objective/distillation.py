@@ -1,68 +1,33 @@
 """Distillation losses: pure functions of two networks' logits, the labels and the policy's temperatures.
 
-All in log space (``softmax.py``): the numbers agree with the authors' code to rounding, and stay finite, value and
+All in log space (``log_softmax.py``): the numbers agree with the authors' code to rounding, and stay finite, value and
 gradient, where theirs overflow. Shapes do not depend on values, and nothing is read from the device, so that a loss can
-be captured in a CUDA graph.
+be captured in a CUDA graph. The weight among the temperatures is the one that counts: the policy's, or 1 where the
+loss's ``scale`` is ``none``.
 
 Shapes: B batch, C classes; y_B labels (int64), tau_B1 temperatures, x_BC tempered logits; a part is [B] (one value per
 sample) or [] (one per batch).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from workers.methods.losses import Bild, CrossEntropy, Dist, Dkd, Kl, Lud, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
+from workers.methods.losses import Bild, CrossEntropy, Dist, Dkd, Kl, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
 from workers.methods.policies.base import Temperatures
-from workers.objective.log_softmax import (
-    cross_entropy,
+from workers.objective.divergences import (
     divergence,
     gram_distance,
     masked_divergence,
-    masked_log_softmax,
-    one_hot,
     softened_divergences,
     split_divergence,
 )
-from workers.objective.rank_correlation import average_ranks, correlation, pearson, soft_ranks, spearman
+from workers.objective.log_softmax import cross_entropy, masked_log_softmax, one_hot
+from workers.objective.loss_result import LossPart, LossResult, SoftenedKl
+from workers.objective.lud import lud
+from workers.objective.rank_correlation import pearson
 from workers.objective.statistics import Logits
-
-
-@dataclass(frozen=True)
-class SoftenedKl:
-    """Stands for KL(S(z_t/T_t) || S(z_s/T_s)), [B]: whoever has all terms computes those of one view together."""
-
-    temperatures: Temperatures
-
-
-@dataclass(frozen=True)
-class LossPart:
-    """A summand: ``coefficient`` x the batch mean of ``weight`` x ``value``.
-
-    Attributes:
-        coefficient: which metrics do not show.
-        value: [B] or [].
-        weight: the policy's where it counts, and whatever else metrics show: a number, [B, 1] or [].
-    """
-
-    coefficient: float
-    value: Tensor | SoftenedKl
-    weight: Tensor | float = 1.0
-
-
-@dataclass(frozen=True)
-class LossResult:
-    """What a loss returns.
-
-    Attributes:
-        parts: by the names of the config's ``parts``, in their order.
-        temperatures: the loss's own, for the metrics; None if it used the policy's.
-    """
-
-    parts: dict[str, LossPart]
-    temperatures: Temperatures | None = None
 
 
 def kl(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Kl) -> LossResult:
@@ -109,7 +74,7 @@ def rld(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperature
     if tau is None:
         scd_B, mcd_B = split_divergence(x_t_BC, top_B, x_s_BC, y_B, drop_BC)
     else:
-        scd_weight = tau**2
+        scd_weight = tau**2 if config.scale == "tau_squared" else 1.0
         scd_B, _ = split_divergence(teacher.tempered(tau), top_B, student.tempered(tau), y_B, drop_BC)
         mcd_B = masked_divergence(x_t_BC, x_s_BC, drop_BC)
     return LossResult(
@@ -195,7 +160,10 @@ def bild(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatur
         return masked_log_softmax((x_2BK.unsqueeze(3) - x_2BK.unsqueeze(2)).flatten(2), later_KK.flatten())
 
     teacher_led_B, student_led_B = divergence(log_differences(x_t_BC), log_differences(x_s_BC))
-    return LossResult({"teacher_led": LossPart(1.0, teacher_led_B), "student_led": LossPart(1.0, student_led_B)})
+    weight = temperatures.weight
+    return LossResult(
+        {"teacher_led": LossPart(1.0, teacher_led_B, weight), "student_led": LossPart(1.0, student_led_B, weight)}
+    )
 
 
 def mlkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Mlkd) -> LossResult:
@@ -234,62 +202,6 @@ def mse(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperature
     """(z_s/T_s - z_t/T_t)^2, mean over classes; the logits' offset counts (Jafari et al. 2021)."""
     apart_BC = student.raw_BC / temperatures.student - teacher.raw_BC / temperatures.teacher
     return LossResult({"mse": LossPart(1.0, apart_BC.square().mean(dim=1), temperatures.weight)})
-
-
-def lud(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Lud) -> LossResult:
-    """A reading of LUD's abstract, not verified against the authors' code (Guo et al. 2024).
-
-    The policy's temperature measures the teacher's confidence; the divergence is taken at the loss's own T_n.
-    """
-    p_BC = teacher.softened(temperatures.teacher).exp()
-    z_s_BC, z_t_BC = student.raw_BC, teacher.raw_BC
-    agreement_B = spearman(z_t_BC, z_s_BC).clamp(min=0.0)
-    span = config.temperature_max - config.temperature_min
-    tau_B1 = (config.temperature_min - span * torch.expm1(-agreement_B)).unsqueeze(1)
-    own = Temperatures(tau_B1, tau_B1, tau_B1.square())
-
-    mass_C, peak_B = p_BC.mean(dim=0), p_BC.amax(dim=1)
-    confident_C = mass_C > _just_above_median(mass_C.sort().values)
-    weight_C = torch.where(confident_C, 1.0, config.discount).to(p_BC.dtype)
-    kl_B = divergence(teacher.softened(tau_B1), student.softened(tau_B1), weight_C)
-    return LossResult(
-        {
-            "kl": LossPart(config.beta, kl_B, own.weight),
-            "class_rank": LossPart(
-                config.class_weight, _rank_disagreement(z_t_BC.t(), z_s_BC.t(), mass_C, config.soft_rank_width)
-            ),
-            "sample_rank": LossPart(
-                config.sample_weight, _rank_disagreement(z_t_BC, z_s_BC, peak_B, config.soft_rank_width)
-            ),
-        },
-        own,
-    )
-
-
-def _just_above_median(ordered_N: Tensor) -> Tensor:
-    """Beyond which a probability is greater than the median of all: []. Within a millionth they are equal: where the
-    exact values tie (as peaks do for two classes at a standardised temperature), rounding must not pick the samples.
-    """
-    count = len(ordered_N)
-    return (ordered_N[(count - 1) // 2] + ordered_N[count // 2]) * (0.5 * (1.0 + 1e-6))
-
-
-def _rank_disagreement(teacher_RN: Tensor, student_RN: Tensor, confidence_R: Tensor, width: float) -> Tensor:
-    """Mean of 1 - rho(teacher's ranks, student's soft ranks), over the rows of more than median confidence: [].
-
-    Constant rows, or none at all, give 0; a single row counts.
-    """
-    if teacher_RN.shape[1] == 1:
-        return student_RN.sum() * 0.0
-    ordered_R, places_R = confidence_R.sort(descending=True)
-    # No more than this can be above the median, and how many are is not known to the host.
-    half = max(len(ordered_R) // 2, 1)
-    places_H = places_R[:half]
-    counts_H = ordered_R[:half] > _just_above_median(ordered_R) if len(ordered_R) > 1 else ordered_R >= 0.0
-    ranks_HN = average_ranks(teacher_RN.index_select(0, places_H))
-    rho_H, defined_H = correlation(ranks_HN, soft_ranks(student_RN.index_select(0, places_H), width))
-    apart_H = torch.where(counts_H & defined_H, 1.0 - rho_H, 0.0)
-    return apart_H.sum() / counts_H.sum().clamp(min=1)
 
 
 LOSSES: dict[str, Callable[..., LossResult]] = {

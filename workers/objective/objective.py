@@ -12,44 +12,29 @@ Shapes: B batch, C classes, 1 kept for broadcasting.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
-from operator import add
-from typing import Protocol
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import add, and_
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from workers.errors import NotFinite
+from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
-from workers.methods.policies.base import Policy, Temperatures
+from workers.methods.policies.base import Temperatures
 from workers.methods.policies.catalog import POLICIES
 from workers.methods.policies.expression import Expression
-from workers.methods.policies.usable import finite_if_usable, first_unusable
-from workers.objective.distillation import LOSSES, LossResult, SoftenedKl, compute_divergences
-from workers.objective.log_softmax import Context
+from workers.methods.policies.usable import finite_if_usable
+from workers.objective.distillation import LOSSES, compute_divergences
+from workers.objective.loss_result import LossResult, SoftenedKl
+from workers.objective.not_finite import explain_not_finite
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
-
-
-@dataclass(frozen=True)
-class View:
-    """One view of a batch, seen by both networks.
-
-    Attributes:
-        student_logits_BC: with gradient; any float dtype.
-        teacher_logits_BC: raw cached logits of the same view; needed if the method has terms.
-        teacher_statistics: name -> [B] for at least ``method.statistics``, as cached;
-            ``live.row_statistics`` makes them for a teacher that is run live.
-        known: what other students have derived from the same teacher logits.
-    """
-
-    student_logits_BC: Tensor
-    teacher_logits_BC: Tensor | None = None
-    teacher_statistics: Mapping[str, Tensor] | None = None
-    known: SharedTeacherTerms = field(default_factory=SharedTeacherTerms)
+from workers.objective.summands import Summand, TermResult, weighted_sum
+from workers.objective.view import View, check_view
 
 
 @dataclass(frozen=True)
@@ -63,6 +48,9 @@ class Objective:
         student_temperature: of the first term whose temperatures vary, else of the first term: [B] detached, or a
             number if it is one for every batch of the epoch; None for a method without terms.
         teacher_temperature: likewise; the mean over classes where the label's class has its own.
+        watched: [] each, detached: all finite, unless a check would raise; the total is the first.
+        inside: boolean [B, 1] for each set of rows that some of the policies are defined for, see ``Policy.domain``.
+        paper_temperature: likewise, the T of the method's paper, of both networks; None where it is what divides.
     """
 
     total: Tensor
@@ -71,6 +59,14 @@ class Objective:
     values: Sequence[Tensor]
     student_temperature: Tensor | float | None
     teacher_temperature: Tensor | float | None
+    watched: Sequence[Tensor]
+    inside: Sequence[Tensor] = ()
+    paper_temperature: Tensor | float | None = None
+
+    @property
+    def inside_share(self) -> Tensor | None:
+        """Share of rows, [], that lie in the domain of every policy; None if no policy has one."""
+        return reduce(and_, self.inside).mean(dtype=torch.float32) if self.inside else None
 
     @property
     def terms(self) -> dict[str, Tensor]:
@@ -80,46 +76,6 @@ class Objective:
         ce, *values = self.values
         means = torch._foreach_mul(values, self.shares[1:]) if values else ()
         return dict(zip(self.names, [ce, *means], strict=True))
-
-
-@dataclass(frozen=True)
-class _Summand:
-    """``factor`` x the mean of ``weight`` x ``value``, [B] or []; the weight is a number, [B, 1] or []."""
-
-    name: str
-    factor: float
-    value: Tensor
-    weight: Tensor | float
-
-    def weighted(self) -> Tensor:
-        """``weight`` x ``value``, as ``value`` is."""
-        weight = self.weight
-        if isinstance(weight, Tensor) and weight.ndim:
-            weight = weight.squeeze(1)
-        return self.value * weight
-
-    def reduced(self) -> tuple[float, Tensor]:
-        """A number and a [] whose product is the mean."""
-        share, value = 1.0 / self.value.numel(), self.value
-        if isinstance(self.weight, Tensor) and self.weight.ndim:
-            return share, torch.dot(self.weight.squeeze(1), value)
-        value = value.sum() if value.ndim else value
-        return (share, self.weight * value) if isinstance(self.weight, Tensor) else (share * self.weight, value)
-
-
-class _FactorsContext(Context, Protocol):
-    factors: Sequence[float]
-
-
-@dataclass(frozen=True)
-class _Term:
-    """One term of a method in a batch."""
-
-    policy: Policy
-    temperatures: Temperatures
-    summands: list[_Summand]
-    shown: Temperatures
-    varies: bool
 
 
 def objective(
@@ -133,6 +89,7 @@ def objective(
     teacher_statistics: Mapping[str, Tensor] | None = None,
     second: View | None = None,
     learned: Mapping[str, Tensor] | None = None,
+    cache_statistics: Mapping[CacheStatistic, Tensor] = MappingProxyType({}),
     label_smoothing: float = 0.0,
     check: bool = True,
 ) -> Objective:
@@ -147,6 +104,7 @@ def objective(
         epoch=epoch,
         epochs=epochs,
         learned=learned,
+        cache_statistics=cache_statistics,
         label_smoothing=label_smoothing,
         check=check,
     )
@@ -160,6 +118,7 @@ def objective_of(
     epoch: int,
     epochs: int | None = None,
     learned: Mapping[str, Tensor] | None = None,
+    cache_statistics: Mapping[CacheStatistic, Tensor] = MappingProxyType({}),
     label_smoothing: float = 0.0,
     check: bool = True,
 ) -> Objective:
@@ -172,14 +131,16 @@ def objective_of(
         epoch: counted from 1; the warm-up reads it.
         epochs: of the whole run; only expressions read it.
         learned: [] for each of ``method.learned``, with gradient: the parameters beside the student's.
+        cache_statistics: values of at least ``method.cache_statistics``; those of samples are of this batch's, [B].
+            ``statistics.batch_as_cache`` makes them for a teacher that is run live.
         label_smoothing: of the cross-entropy alone.
-        check: whether to look at the values, which waits for the device. If not, the total is NaN or infinite
-            wherever a check would raise ``NotFinite``: whoever takes a step by it looks first, on the device, and
-            calls again with a check to learn why.
+        check: whether to look at the values, which waits for the device. If not, one of ``Objective.watched`` is NaN or
+            infinite wherever a check would raise ``NotFinite``: whoever takes a step by it looks first, on the device,
+            and calls again with a check to learn why.
 
     Raises:
-        NotFinite: the total is NaN or infinite, or an expression gave a temperature that is not positive and finite;
-            says which sample of the batch and which part.
+        NotFinite: the total, or a logit of the teacher under whatever loss, is NaN or infinite, or an expression gave a
+            temperature that is not positive and finite; says which sample of the batch and which part.
         ValueError: shapes that do not fit, or something that the method needs and was not given.
     """
     if len(views) < method.views:
@@ -189,25 +150,38 @@ def objective_of(
         raise ValueError(f"epoch is {epoch}; epochs are counted from 1")
     if missing := sorted(set(method.learned) - set(learned or {})):
         raise ValueError(f"method {method.name!r} learns the temperature of its terms {missing}; give their parameters")
+    for statistic in set(method.cache_statistics) - cache_statistics.keys():
+        raise ValueError(
+            f"method {method.name!r} reads {statistic} over the teacher's whole cache, and it was not given: pass the "
+            "cache's, or batch_as_cache(method.cache_statistics, teacher_logits) for a live teacher"
+        )
     for view in views:
-        _check(method, view, labels_B)
+        check_view(method, view, labels_B)
     first_BC = views[0].student_logits_BC
     dtype = torch.float64 if first_BC.dtype == torch.float64 else torch.float32
     with _without_autocast(first_BC.device.type):
         students = [Logits(view.student_logits_BC.to(dtype), dtype, SharedTeacherTerms()) for view in views]
         ce = reduce(add, [_cross_entropy(student, labels_B, label_smoothing) for student in students])
         ce_factor, scale = method.factors(epoch)
-        terms = _distil(method, scale, views, students, labels_B, epoch, epochs, learned or {})
+        teachers = [
+            Logits(view.teacher_logits_BC.detach(), dtype, view.known, cache_statistics)
+            for view in views
+            if method.needs_teacher and view.teacher_logits_BC is not None
+        ]
+        batch_of = partial(LiveBatch, y_B=labels_B, epoch=epoch, epochs=epochs, cache_statistics=cache_statistics)
+        terms = _distil(method, scale, views, students, teachers, labels_B, batch_of, learned or {})
         summands = [summand for term in terms for summand in term.summands]
         shares, values = zip((1.0, ce), *(summand.reduced() for summand in summands), strict=True)
         factors = [ce_factor, *(summand.factor * share for summand, share in zip(summands, shares[1:], strict=True))]
-        total = _weighted_sum(factors, values)
+        total = weighted_sum(factors, values)
         for term in terms:
             if isinstance(term.policy, Expression):
                 # Adds 0, or what 0 times infinity is.
                 total = torch.add(total, finite_if_usable(term.temperatures, torch).detach().sum(), alpha=0.0)
-    if check and not bool(torch.isfinite(total)):
-        raise _not_finite(method.name, views, labels_B, students, terms)
+    # Some losses are finite where a teacher rules classes out.
+    watched = (total.detach(), *(teacher.largest for teacher in teachers))
+    if check and not all(map(math.isfinite, watched)):
+        raise explain_not_finite(method.name, views, labels_B, students, terms)
     shown = next(iter([term for term in terms if term.varies] + terms), None)
     return Objective(
         total=total,
@@ -216,6 +190,9 @@ def objective_of(
         values=tuple(value.detach() for value in values),
         student_temperature=None if shown is None else _shown(shown.shown.student),
         teacher_temperature=None if shown is None else _shown(shown.shown.teacher),
+        watched=watched,
+        inside=_domains(method, terms),
+        paper_temperature=None if shown is None or shown.shown.paper is None else _shown(shown.shown.paper),
     )
 
 
@@ -226,37 +203,6 @@ def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[obj
     return contextlib.nullcontext()
 
 
-def _weighted_sum(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Sum of factor x value over [] values, in few kernels."""
-    if len(values) < 3:
-        return _add_up(factors, values)
-    total: Tensor = _WeightedSum.apply(factors, *values)
-    return total
-
-
-def _add_up(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    if len(values) > 3:
-        return torch.stack(torch._foreach_mul(list(values), factors)).sum()
-    total = values[0] if factors[0] == 1.0 else values[0] * factors[0]
-    for factor, value in zip(factors[1:], values[1:], strict=True):
-        total = torch.add(total, value, alpha=factor)
-    return total
-
-
-class _WeightedSum(torch.autograd.Function):
-    """``_weighted_sum`` whose derivatives are one kernel."""
-
-    @staticmethod
-    def forward(ctx: _FactorsContext, factors: Sequence[float], *values: Tensor) -> Tensor:
-        ctx.factors = factors
-        return _add_up(factors, values)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _FactorsContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *torch._foreach_mul([gradient] * len(ctx.factors), ctx.factors)
-
-
 def _shown(tau: Tensor | float) -> Tensor | float:
     """[B], or a number."""
     if not isinstance(tau, Tensor):
@@ -264,71 +210,55 @@ def _shown(tau: Tensor | float) -> Tensor | float:
     return tau.detach().squeeze(1) if tau.shape[1] == 1 else tau.detach().mean(dim=1)
 
 
-def _check(method: Method, view: View, labels_B: Tensor) -> None:
-    """The shapes and the presence of everything, without touching a value on the device."""
-    shape = tuple(view.student_logits_BC.shape)
-    if len(shape) != 2 or shape[0] < 1 or shape[1] < 2:
-        raise ValueError(f"student logits are {shape}; [batch >= 1, classes >= 2] is needed")
-    if tuple(labels_B.shape) != shape[:1]:
-        raise ValueError(f"labels are {tuple(labels_B.shape)}; the student's logits {shape}")
-    if not method.needs_teacher:
-        return
-    if view.teacher_logits_BC is None or tuple(view.teacher_logits_BC.shape) != shape:
-        got = None if view.teacher_logits_BC is None else tuple(view.teacher_logits_BC.shape)
-        raise ValueError(f"method {method.name!r} needs teacher logits {shape}; got {got}")
-    for name in method.statistics:
-        value_B = (view.teacher_statistics or {}).get(name)
-        if value_B is None or tuple(value_B.shape) != shape[:1]:
-            got = None if value_B is None else tuple(value_B.shape)
-            raise ValueError(
-                f"method {method.name!r} reads the cached statistic {name!r}, {shape[:1]}; got "
-                f"{got}. Pass the cache's, or row_statistics(teacher_logits) for a live teacher"
-            )
-
-
 def _distil(
     method: Method,
     scale: float,
     views: Sequence[View],
     students: list[Logits],
+    teachers: list[Logits],
     labels_B: Tensor,
-    epoch: int,
-    epochs: int | None,
+    batch_of: Callable[..., LiveBatch],
     learned: Mapping[str, Tensor],
-) -> list[_Term]:
+) -> list[TermResult]:
     """Every term's parts, with their full factors, and temperatures."""
     if not method.needs_teacher:
         return []
     statistics = [LiveStatistics(student.raw_BC) for student in students]
     dtype = students[0].raw_BC.dtype
-    teachers = [
-        Logits(view.teacher_logits_BC.detach(), dtype, view.known)
-        for view in views
-        if view.teacher_logits_BC is not None
-    ]
     computed: list[tuple[Temperatures, LossResult]] = []
     for place, term in enumerate(method.terms):
         student, teacher = students[term.view - 1], teachers[term.view - 1]
         cached = {name: (views[term.view - 1].teacher_statistics or {})[name] for name in term.policy.reads}
-        batch = LiveBatch(student.raw_BC, labels_B, epoch, epochs, learned.get(str(place)))
+        batch = batch_of(student.raw_BC, parameter=learned.get(str(place)))
         temperatures = POLICIES[term.policy.kind](
             statistics[term.view - 1],
             {name: x_B.detach().to(dtype).unsqueeze(1) for name, x_B in cached.items()},
             term.policy,
             batch,
         )
-        result = LOSSES[term.loss.kind](student, teacher, labels_B, temperatures, term.loss)
+        counted = temperatures if term.loss.scale == "tau_squared" else replace(temperatures, weight=1.0)
+        result = LOSSES[term.loss.kind](student, teacher, labels_B, counted, term.loss)
         computed.append((temperatures, result))
     values = _values(method, students, teachers, [result for _, result in computed])
     terms = []
     for term, (temperatures, result), of_term in zip(method.terms, computed, values, strict=True):
         summands = [
-            _Summand(name, scale * term.weight * part.coefficient, of_term[key], part.weight)
+            Summand(name, scale * term.weight * part.coefficient, of_term[key], part.weight)
             for name, (key, part) in zip(term.part_names, result.parts.items(), strict=True)
         ]
         varies = result.temperatures is not None or term.policy.kind != "fixed"
-        terms.append(_Term(term.policy, temperatures, summands, result.temperatures or temperatures, varies))
+        terms.append(TermResult(term.policy, temperatures, summands, result.temperatures or temperatures, varies))
     return terms
+
+
+def _domains(method: Method, terms: Sequence[TermResult]) -> tuple[Tensor, ...]:
+    """Boolean [B, 1] of each set of rows that policies are defined for, once where terms of a view share it."""
+    domains: dict[Hashable, Tensor] = {}
+    for term, result in zip(method.terms, terms, strict=False):
+        key, inside = (term.view, term.policy.domain_key), result.temperatures.inside
+        if inside is not None and key not in domains:
+            domains[key] = inside()
+    return tuple(domains.values())
 
 
 def _values(
@@ -356,43 +286,3 @@ def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float) ->
     """The mean of -log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: []."""
     ce: Tensor = F.nll_loss(student.log_softmax_BC, labels_B)
     return ce if label_smoothing == 0.0 else torch.lerp(ce, -student.log_softmax_BC.mean(), label_smoothing)
-
-
-def _not_finite(
-    name: str, views: Sequence[View], labels_B: Tensor, students: Sequence[Logits], terms: Sequence[_Term]
-) -> NotFinite:
-    """Why the total is not finite: an unusable temperature, else the first sample with a bad input, else the first bad
-    part.
-    """
-    for term in terms:
-        if isinstance(term.policy, Expression) and (unusable := first_unusable(term.temperatures, torch)):
-            reason = unusable.explain(term.policy, f"sample {unusable.sample} of the batch")
-            return NotFinite(f"method {name!r}: {reason}", unusable.sample)
-    where = f"the loss of method {name!r} is not finite: "
-    for view in views:
-        for source, z_BC, advice in (
-            ("student", view.student_logits_BC, "lower the learning rate"),
-            ("teacher", view.teacher_logits_BC, "verify the cache"),
-        ):
-            sample = None if z_BC is None else _first_bad(torch.isfinite(z_BC).all(dim=1))
-            if sample is not None:
-                what = f"the {source}'s logits of sample {sample} of the batch hold NaN or infinity"
-                return NotFinite(f"{where}{what}; {advice}", sample)
-    ce_B = [F.nll_loss(student.log_softmax_BC, labels_B, reduction="none") for student in students]
-    for part in (
-        *(_Summand("ce", 1.0, value_B, 1.0) for value_B in ce_B),
-        *(part for term in terms for part in term.summands),
-    ):
-        value = part.weighted()
-        sample = _first_bad(torch.isfinite(value).reshape(-1))
-        if sample is not None and value.ndim:
-            return NotFinite(
-                f"{where}{part.name!r} overflows on sample {sample} of the batch; lower the learning rate", sample
-            )
-        if sample is not None:
-            return NotFinite(f"{where}{part.name!r} overflows on the batch as a whole; lower the learning rate")
-    return NotFinite(f"{where}its parts are finite but their weighted sum is not; lower the weights")
-
-
-def _first_bad(good_B: Tensor) -> int | None:
-    return None if bool(good_B.all()) else int((~good_B).nonzero()[0, 0])

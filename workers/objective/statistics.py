@@ -3,21 +3,26 @@
 Shapes: B batch, C classes, 1 kept for broadcasting; z_BC logits.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
-from types import ModuleType
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType, ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from workers.methods.cache_statistics import CONFIDENCE, CacheStatistic
+from workers.methods.cache_values import compute_cache_statistics
+from workers.methods.policies.base import Temperatures
 from workers.methods.policies.learned import Learned
-from workers.objective.log_softmax import Context, maximum, one_hot, standard_deviation, tempered
+from workers.objective.log_softmax import Context, one_hot, tempered
+from workers.objective.reductions import maximum, minimum, standard_deviation
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     # Of equal ones, one has the gradient, as in the released code.
     "max": maximum,
-    "min": lambda z_BC: z_BC.amin(dim=1, keepdim=True),
+    "min": minimum,
     "mean": lambda z_BC: z_BC.mean(dim=1, keepdim=True),
     # Unbiased, as in every released code, although one paper divides by C.
     "std": standard_deviation,
@@ -26,18 +31,22 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class _WithSlope(torch.autograd.Function):
-    """``PolicyBatch.with_slope``."""
+    """``PolicyBatch.with_slope``: dW/dby = slope (T_s - T_t), since W = T_s T_t and the sum is constant."""
 
     @staticmethod
-    def forward(ctx: Context, values: Tensor, by: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return values.view_as(values)
+    def forward(
+        ctx: Context, student: Tensor, teacher: Tensor, weight: Tensor, by: Tensor, slope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(student, teacher, slope)
+        return student.view_as(student), teacher.view_as(teacher), weight.view_as(weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, gradient: Tensor) -> tuple[None, Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return None, gradient * slope, None
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, slope = ctx.saved_tensors
+        for_student, for_teacher, for_weight = gradients
+        by = torch.addcmul(for_teacher - for_student, for_weight, student - teacher).mul_(slope)
+        return None, None, None, by, None
 
 
 class LiveStatistics(Mapping[str, Tensor]):
@@ -87,13 +96,21 @@ class Logits:
         z_BC: logits; a student's are in ``dtype`` already.
         dtype: of the arithmetic, float32 or float64.
         known: where derived values are kept; a teacher's are those of all students of the batch.
+        cache_statistics: over the cache that these are rows of; see ``methods.cache_statistics``.
 
     Attributes:
         z_BC: as they were given: to compare with each other, for which no arithmetic is needed.
     """
 
-    def __init__(self, z_BC: Tensor, dtype: torch.dtype, known: SharedTeacherTerms) -> None:
+    def __init__(
+        self,
+        z_BC: Tensor,
+        dtype: torch.dtype,
+        known: SharedTeacherTerms,
+        cache_statistics: Mapping[CacheStatistic, Tensor] = MappingProxyType({}),
+    ) -> None:
         self.z_BC = z_BC
+        self.cache_statistics = cache_statistics
         self._dtype = dtype
         self._known = known
 
@@ -105,6 +122,11 @@ class Logits:
     def raw_BC(self) -> Tensor:
         """The logits in the dtype of the arithmetic."""
         return self.derive("raw", lambda: self.z_BC.to(self._dtype))
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest magnitude of all, []: NaN or infinite exactly if one of the logits is."""
+        return self.derive("largest", lambda: torch.linalg.vector_norm(self.z_BC, torch.inf, dtype=self._dtype))
 
     @property
     def log_softmax_BC(self) -> Tensor:
@@ -136,12 +158,23 @@ def row_statistics(z_BC: Tensor) -> dict[str, Tensor]:
     return {name: value_B1.squeeze(1) for name, value_B1 in LiveStatistics(z_BC).items()}
 
 
+def batch_as_cache(wanted: Collection[CacheStatistic], z_BC: Tensor) -> dict[CacheStatistic, Tensor]:
+    """Statistics over logits [B, C] that stand for a whole cache of one view, for a teacher that is run live."""
+    if not wanted:
+        return {}
+    rows = {name: x_B.cpu().numpy()[np.newaxis] for name, x_B in row_statistics(z_BC).items()}
+    z_BC = z_BC.detach().to(torch.promote_types(z_BC.dtype, torch.float32))
+    values = compute_cache_statistics(wanted, rows, [z_BC.cpu().numpy()], z_BC.shape[1])
+    return {statistic: torch.from_numpy(array).to(z_BC.device) for statistic, array in values.items()}
+
+
 @dataclass(frozen=True)
 class LiveBatch:
-    """``temperature.PolicyBatch`` of student logits z_BC with labels y_B, int64, at an epoch counted from 1.
+    """``policies.base.PolicyBatch`` of student logits z_BC with labels y_B, int64, at an epoch counted from 1.
 
     Attributes:
         parameter: the term's learned theta, [], if its policy has one.
+        cache_statistics: over the teacher's cache; those of samples are of this batch's, [B].
     """
 
     z_BC: Tensor
@@ -149,6 +182,7 @@ class LiveBatch:
     epoch: int
     epochs: int | None
     parameter: Tensor | None
+    cache_statistics: Mapping[CacheStatistic, Tensor] = field(default_factory=dict)
 
     @property
     def xp(self) -> ModuleType:
@@ -172,9 +206,15 @@ class LiveBatch:
             return statistics.detached()
         return {name: values_B1.detach() for name, values_B1 in statistics.items()}
 
-    def with_slope(self, values: Tensor, by: Tensor, slope: Tensor) -> Tensor:
-        same: Tensor = _WithSlope.apply(values, by, slope)
-        return same
+    def with_slope(self, shared: Temperatures, by: Tensor, slope: Tensor) -> Temperatures:
+        student, teacher, weight = _WithSlope.apply(shared.student, shared.teacher, shared.weight, by, slope)
+        return replace(shared, student=student, teacher=teacher, weight=weight)
+
+    def of_cache(self, statistic: CacheStatistic) -> Tensor:
+        values = self.cache_statistics[statistic].to(self.z_BC.dtype)
+        if statistic.name == CONFIDENCE:
+            values = values.index_select(0, self.y_B)
+        return values.reshape(-1, 1).expand(self.z_BC.shape[0], 1)
 
     def theta(self, config: Learned, gradient_scale: float) -> Tensor:
         assert self.parameter is not None

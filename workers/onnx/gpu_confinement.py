@@ -21,11 +21,11 @@ _IMAGE, _CLASSES = (4, 3, 32, 32), 8
 
 @functools.cache
 def confinement_failure() -> str | None:
-    """Why a session on CUDA does not work within the confinement, in one sentence; None if it does.
+    """Reason why a session on CUDA does not work within the confinement, in one sentence; None if it does.
 
     Raises:
-        OutOfMemory, SessionLost, DeviceUnavailable: it does not work without the confinement either, or nobody knows:
-            whoever can fill a GPU's memory must not be able to have the confinement left out.
+        OutOfMemory, SessionLost, DeviceUnavailable: it does not work without the confinement either, or that is not
+            known: a process that fills a GPU's memory must not have the confinement left out.
     """
     with tempfile.TemporaryDirectory(prefix="retort-probe-") as folder:
         path = Path(folder) / "probe.onnx"
@@ -44,7 +44,7 @@ def confinement_failure() -> str | None:
 
 
 def _second_failure(path: Path) -> str | None:
-    """Why it fails within the confinement again: what passes by must not have the confinement left out."""
+    """Reason of a second failure within the confinement: a passing one must not have the confinement left out."""
     try:
         _try(path, is_confined=True)
     except (OutOfMemory, SessionLost):

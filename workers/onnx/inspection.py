@@ -33,7 +33,7 @@ class _Answer(BaseModel):
 
 
 def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: float = 30) -> TeacherGraph:
-    """``check_onnx`` in a confined child process that is killed after ``timeout_s`` seconds.
+    """Inspect: ``check_onnx`` in a confined child process that is killed after ``timeout_s`` seconds.
 
     Args:
         path: the file; nobody else may be writing it.
@@ -70,7 +70,7 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
 
 
 def answer(path: str, output: str | None) -> sandbox.Json:
-    """The child's half of ``inspect_in_subprocess``."""
+    """Answer of the child in ``inspect_in_subprocess``."""
     try:
         found = _Answer(graph=check_onnx(Path(path), output))
     except InvalidTeacher as error:

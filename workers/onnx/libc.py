@@ -5,12 +5,12 @@ import os
 
 
 def load() -> ctypes.CDLL:
-    """The C library of this process."""
+    """Load the C library of this process."""
     return ctypes.CDLL(None, use_errno=True)
 
 
 def checked(result: int) -> int:
-    """The result of a call, unless it is negative.
+    """Check a call: its result, unless it is negative.
 
     Raises:
         OSError: the call has failed, with its errno.

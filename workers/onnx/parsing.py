@@ -1,4 +1,4 @@
-"""Parse an ONNX file, and say what a file is that cannot be parsed; text of a file for messages.
+"""Parsing of ONNX files, with the nature of a file that cannot be parsed; text of a file for messages.
 
 An ONNX file has no magic number, so "not ONNX" is a refusal to parse, made readable by looking for the signatures of
 what people upload by mistake. Only onnx and the standard library are imported: the API process loads this.
@@ -36,7 +36,7 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
 
 
 def parse(content: bytes) -> onnx.ModelProto:
-    """The model in ``content``; its external data, if any, is not touched.
+    """Parse the model in ``content``; its external data, if any, is not touched.
 
     Raises:
         InvalidTeacher: saying what ``content`` is instead, as far as that can be told.
@@ -64,7 +64,7 @@ def _what_instead(content: bytes) -> str:
 
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Turn whatever onnx's C++ raises about a file into InvalidTeacher; ``what`` begins the sentence."""
+    """Turn every error of onnx's C++ about a file into InvalidTeacher; ``what`` begins the sentence."""
     try:
         yield
     except MemoryError:

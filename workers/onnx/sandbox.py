@@ -1,19 +1,17 @@
-"""Sandbox: call a function in a child process that confines itself first, to read and run what strangers send.
+"""Sandbox: call a function in a child process that confines itself first, to read and run files of strangers.
 
 ``call`` waits for one answer; ``serve`` starts a child that answers requests until it is ended. The child is a fresh
 interpreter, without its parent's environment but for the path of libraries, in a session of its own. Before it imports
-the function it gives up what ``workers.onnx.confinement`` lists; it may then read Python's own files and those it was
-given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then kills the
-child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if it ends
-without an answer; they never reach the terminal as they are.
+the function it drops the rights that ``workers.onnx.confinement`` lists; it may then read Python's own files and those
+it was given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then
+kills the child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if
+it ends without an answer; they never reach the terminal as they are.
 
-What it is not: a virtual machine. A hole in the kernel's own interface, as far as the filter lets it be reached, is a
-way out; run the service as a user with nothing to lose, as the container images do.
+It is no virtual machine: a hole in the kernel's own interface, as far as the filter leaves it within reach, is a way
+out. Run the service as a user without other rights, as the container images do.
 """
 
-import contextlib
 import functools
-import importlib
 import json
 import logging
 import os
@@ -22,14 +20,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from workers.errors import WorkerError
-from workers.onnx.confinement import Bounds, confine, die_with_parent
+from workers.onnx.confinement import Bounds
+from workers.onnx.sandbox_child import ROOT
 from workers.texts import printable
 
 ANSWER_MAX_BYTES = 1 << 20
@@ -37,14 +36,10 @@ ANSWER_MAX_BYTES = 1 << 20
 _STDERR_BYTES = 8 << 10
 _STDERR_LINES = 4
 _STDERR_CHARS = 600
-ROOT = Path(__file__).resolve().parents[2]
 # -I ignores the environment and the working directory, so the place of this package is handed over.
-_START = "import sys; sys.path.append(sys.argv[1]); from workers.onnx import sandbox; sandbox.{}(sys.argv[2])"
-# What Python, NumPy and ONNX Runtime read besides Python's own folders: libraries, and what the processor can do.
-_SYSTEM_FILES = ("/lib", "/lib64", "/usr/lib", "/etc/ld.so.cache", "/proc/cpuinfo", "/sys/devices/system")
-# What CUDA reads besides: which devices there are, how memory is laid out, and the driver's own settings. Of other
-# processes Landlock shows nothing but their names.
-_GPU_FILES = ("/proc", "/sys", "/dev/null", "/dev/zero", "/dev/urandom", "/usr/local", "/usr/share/nvidia", "/opt")
+_START = (
+    "import sys; sys.path.append(sys.argv[1]); from workers.onnx import sandbox_child; sandbox_child.{}(sys.argv[2])"
+)
 # Variables that choose the devices; all others stay behind.
 _GPU_VARIABLES = ("CUDA_", "NVIDIA_", "CUDNN_", "CUBLAS_")
 
@@ -85,7 +80,7 @@ def call(
     """Call ``module:function(**arguments)`` in a confined child.
 
     Args:
-        target: must be importable from the folder that holds ``workers``; what it returns must fit into JSON.
+        target: must be importable from the folder that holds ``workers``; its result must fit into JSON.
         readable: files that it may read.
         memory_bytes: of address space.
         timeout_s: wall-clock seconds; it has as many of processor time.
@@ -135,7 +130,7 @@ def serve(
     Args:
         target, readable: as of ``call``.
         descriptors: that the child has under the same numbers.
-        is_confined: False leaves it what ``confine`` takes: it is a process of its own, and that is all.
+        is_confined: False leaves out ``confine``: it is a process of its own, and that is all.
     """
     entry = "server" if is_confined else "free_server"
     return _start(
@@ -187,7 +182,7 @@ class _TooLong(Exception):
 
 
 def _read(process: subprocess.Popen[bytes], stderr: bytearray, deadline_s: float) -> bytes:
-    """All that the child answers; the end of its standard error goes to ``stderr``. Raises TimeoutExpired, _TooLong."""
+    """Read the child's answer; the end of its standard error goes to ``stderr``. Raises TimeoutExpired, _TooLong."""
     assert process.stdout is not None
     assert process.stderr is not None
     text = bytearray()
@@ -211,14 +206,14 @@ def _read(process: subprocess.Popen[bytes], stderr: bytearray, deadline_s: float
 
 
 def last_lines(stderr: bytes | bytearray) -> str:
-    """The end of a standard error as one line without anything that a terminal obeys; empty if there is nothing."""
+    """Last lines of a standard error as one line without control characters; may be empty."""
     lines = [line.strip() for line in bytes(stderr).decode(errors="replace").splitlines()]
     text = " | ".join([line for line in lines if line][-_STDERR_LINES:])
     return printable(text.replace("\t", " "))[-_STDERR_CHARS:]
 
 
 def signal_name(number: int) -> str:
-    """``SIGSEGV`` for 11."""
+    """Name of a signal: ``SIGSEGV`` for 11."""
     return {known.value: known.name for known in signal.Signals}.get(number, f"signal {number}")
 
 
@@ -240,10 +235,10 @@ def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, 
     try:
         answer = _Answer.model_validate_json(text)
     except ValidationError:
-        # Whoever has taken over the child may write what it likes.
+        # A file that has taken over the child may write anything.
         return SandboxOutcome(None, "has an answer that cannot be read: it is damaged or hostile")
     for what in answer.missing:
-        _say_once(what)
+        _warn_once(what)
     if answer.raised is not None:
         raise WorkerError(f"a confined process failed: {answer.raised}")
     if "value" not in answer.model_fields_set:
@@ -252,71 +247,5 @@ def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, 
 
 
 @functools.lru_cache(maxsize=16)
-def _say_once(what: str) -> None:
+def _warn_once(what: str) -> None:
     _logger.warning("uploads are read without %s: the other bounds hold", what)
-
-
-# ------------------------------------------------------------------------------------------------------ in the child
-
-
-def child(request_json: str) -> None:
-    """Confine this process, call the function and write the answer; the whole of a child's life."""
-    request = json.loads(request_json)
-    answers = _prepare(request)
-    answer: dict[str, Json] = {"missing": cast(Json, _confine(request))}
-    try:
-        answer["value"] = _imported(request["target"])(**request["arguments"])
-    except MemoryError:
-        pass
-    except Exception as error:
-        answer["raised"] = f"{type(error).__name__}: {error}"
-    with os.fdopen(answers, "wb") as stream:
-        stream.write(json.dumps(answer).encode())
-
-
-def server(request_json: str) -> None:
-    """Confine this process and have the function answer requests; the whole of a child's life."""
-    request = json.loads(request_json)
-    answers = _prepare(request)
-    _answer_requests(request, answers, _confine(request))
-
-
-def free_server(request_json: str) -> None:
-    """``server`` without confinement."""
-    request = json.loads(request_json)
-    _answer_requests(request, _prepare(request), ["confinement (it was started without)"])
-
-
-def _answer_requests(request: Mapping[str, Any], answers: int, missing: list[str]) -> None:
-    with os.fdopen(0, "rb", closefd=False) as requests, os.fdopen(answers, "wb") as stream:
-        _imported(request["target"])(requests, stream, missing, **request["arguments"])
-
-
-def _imported(target: str) -> Callable[..., Json]:
-    module, function = target.split(":")
-    found: Callable[..., Json] = getattr(importlib.import_module(module), function)
-    return found
-
-
-def _prepare(request: Mapping[str, Any]) -> int:
-    """Tie this process to its parent; returns the descriptor for its answers."""
-    die_with_parent(request["parent"])
-    # Where the machine has no memory left, the kernel ends this process before any of the service's.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    # Libraries print to the standard output, too; theirs goes nowhere.
-    answers = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
-    return answers
-
-
-def _confine(request: Mapping[str, Any]) -> list[str]:
-    """Confine this process; returns what ``confine`` says is missing."""
-    bounds = Bounds(*request["bounds"])
-    folders = [Path(name) for name in (*sys.path, sys.prefix, sys.base_prefix) if Path(name) != ROOT]
-    libraries = [Path(name) for name in os.environ.get("LD_LIBRARY_PATH", "").split(":") if name]
-    own = [ROOT / package for package in ("store", "workers")]
-    system = [Path(name) for name in (*_SYSTEM_FILES, *(_GPU_FILES if bounds.gpu else ()))]
-    return confine(bounds, [*own, *folders, *libraries, *system, *map(Path, request["readable"])])

@@ -63,7 +63,7 @@ def _scope(
 
 
 def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
-    # Every field is looked at, whatever the attribute's declared type: the type is the file's own claim.
+    # Every field is looked at, not the one of the declared type alone: the type is the file's own claim.
     for attribute in attributes:
         yield from attribute.tensors
         if attribute.HasField("t"):

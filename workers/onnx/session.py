@@ -1,4 +1,4 @@
-"""ONNX Runtime: a session on one file, and what it computes. The only file that imports onnxruntime; torch stays out.
+"""ONNX Runtime session on one file. The only file that imports onnxruntime; it imports no torch.
 
 What would make the numbers depend on more than the file and the input is switched off (algorithm search, temporary
 files, profiling, TF32 in float32 graphs). Which provider to take, and how a picture becomes an input, is for
@@ -57,7 +57,7 @@ ORT_ERRORS = (
     ValueError,
 )
 
-# What its arena says at its limit and of a full device, CUDA, cuBLAS, cuDNN and the C++ library. There is no error
+# Messages of its arena at its limit and on a full device, of CUDA, cuBLAS, cuDNN and the C++ library. There is no error
 # class for it.
 _NO_MEMORY = re.compile(
     r"allocate memory|smaller than requested bytes|out of memory|bad.alloc|MemoryError|ALLOC(ATION)?_FAILED", re.I
@@ -74,7 +74,7 @@ _HEAVY = re.compile("Attention|Conv|Einsum|Gemm|GRU|LSTM|MatMul|Norm|Pool|Resize
 
 
 class OnnxSession:
-    """One file, ready to run.
+    """ONNX Runtime session of one file.
 
     Args:
         path: the ONNX file; ``onnx.check`` has let it in.
@@ -126,7 +126,7 @@ class OnnxSession:
             )
 
     def run(self, input_: NDArray[np.floating], timeout_s: float | None = None) -> NDArray[np.float32]:
-        """The output [B, N] for a batch as large as the graph takes.
+        """Run: the output [B, N] for a batch as large as the graph takes.
 
         Raises:
             InvalidTeacher: it cannot be computed, or not within ``timeout_s`` seconds, or has another shape.
@@ -166,7 +166,7 @@ def _explained(error: Exception, input_: NDArray[np.floating], *, timed_out: boo
 
 
 def _failure(error: Exception) -> type[WorkerError]:
-    """Whose fault it is: the memory's, the device's or the file's."""
+    """Error by its cause: the memory, the device or the file."""
     text = f"{type(error).__name__}: {error}"
     if _NO_MEMORY.search(text):
         return OutOfMemory
@@ -174,7 +174,7 @@ def _failure(error: Exception) -> type[WorkerError]:
 
 
 def _said(error: Exception) -> str:
-    """What ONNX Runtime says, in one line, without where in its own sources it says so."""
+    """Message of ONNX Runtime in one line, without the places in its own sources."""
     failure, call = _CUDA_FAILURE.search(str(error)), _CUDA_CALL.search(str(error))
     if failure is None:
         return first_line(_without_source(_PREFIX.sub("", str(error))) or error)
@@ -182,7 +182,10 @@ def _said(error: Exception) -> str:
 
 
 def _without_source(text: str) -> str:
-    """Without the first ``/onnxruntime_src/file.cc:12 type function(arguments) const``, which can be 500 characters."""
+    """Message without the first ``/onnxruntime_src/file.cc:12 type function(arguments) const``.
+
+    That part can be 500 characters.
+    """
     found = _SOURCE.search(text)
     if found is None:
         return text
@@ -199,7 +202,7 @@ def _without_source(text: str) -> str:
 
 @functools.cache
 def versions() -> Versions:
-    """The newest IR version and opset that it loads, onnx's own being the most that is tried.
+    """Versions: the newest IR version and opset that it loads, onnx's own being the most that is tried.
 
     Tried with a graph of one operator: ONNX Runtime has no call that tells.
     """
@@ -210,7 +213,7 @@ def versions() -> Versions:
 
 
 def answer_versions() -> dict[str, Any]:
-    """``versions`` as JSON: the child's half of ``versions.runtime_versions``."""
+    """Answer of the child in ``versions.runtime_versions``: ``versions`` as JSON."""
     return versions().model_dump(mode="json")
 
 
@@ -231,7 +234,7 @@ def _loads(ir: int, opset: int) -> bool:
 
 
 def cuda_providers(memory_bytes: int, *, is_half: bool) -> Sequence[Any]:
-    """CUDA's first device, and the CPU for what has to stay there; as ``OnnxSession`` takes them.
+    """Providers for CUDA: its first device, and the CPU for what has to stay there; as ``OnnxSession`` takes them.
 
     Args:
         memory_bytes: that the session may take of the device, without what CUDA itself needs.
@@ -246,7 +249,7 @@ def cuda_providers(memory_bytes: int, *, is_half: bool) -> Sequence[Any]:
         # TF32 has 10 bits of mantissa: the cache of a float32 teacher filled on a GPU would differ from one filled on
         # a CPU. Switched off, ONNX Runtime takes no plan of cuDNN that uses a tensor core, whatever the graph's type:
         # convolutions in half precision lose most of their speed, and where no other plan is left it switches TF32 on
-        # again and says nothing.
+        # again, without a message.
         "use_tf32": "1" if is_half else "0",
     }
     return ((CUDA_PROVIDER, options), CPU_PROVIDER)
@@ -258,9 +261,9 @@ def has_cuda() -> bool:
 
 
 def load_cuda() -> str:
-    """Load the CUDA libraries; returns what ONNX Runtime says of those that it cannot load."""
+    """Load the CUDA libraries; returns the messages of ONNX Runtime about those that it cannot load."""
     said = io.StringIO()
-    # It prints what it cannot load; without that, the provider's own failure says nothing to a person.
+    # It prints the libraries that it cannot load; without them, the provider's own failure helps nobody.
     with contextlib.redirect_stdout(said):
         onnxruntime.preload_dlls(directory="")
     return " ".join(said.getvalue().split())
@@ -274,7 +277,7 @@ _Opened = TypeVar("_Opened", bound=_OnSomething)
 
 
 def open_on_cuda(open_session: Callable[[], _Opened]) -> _Opened:
-    """A session that is on CUDA. Raises DeviceUnavailable, with the reason, if it would not be."""
+    """Open a session that is on CUDA. Raises DeviceUnavailable, with the reason, if it would not be."""
     said = load_cuda()
     try:
         session = open_session()
@@ -287,7 +290,7 @@ def open_on_cuda(open_session: Callable[[], _Opened]) -> _Opened:
 
 
 def cuda_load_failure() -> str:
-    """Why the library of the CUDA provider cannot be loaded, after a session has come without it.
+    """Reason why the library of the CUDA provider cannot be loaded, after a session has come without it.
 
     ONNX Runtime tells it to the standard error of the process alone, and the loader says it again.
     """

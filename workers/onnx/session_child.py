@@ -1,8 +1,7 @@
-"""The confined process behind a ``workers.onnx.confined_session``: one ONNX Runtime session that answers batch after
-batch.
+"""Child of a ``workers.onnx.confined_session``: one ONNX Runtime session that answers batch after batch.
 
-Nothing else imports this file. A request is a line of JSON that says where in the shared memory the input lies; an
-answer is a line of JSON and, for an output, as many bytes as it says.
+A request is a line of JSON with the place of the input in the shared memory; an answer is a line of JSON and, for an
+output, its bytes.
 """
 
 import functools
@@ -20,7 +19,7 @@ MESSAGE_MAX = 2000  # characters
 
 
 class Request(BaseModel):
-    """An input to run, C-contiguous at ``offset`` of the shared memory."""
+    """Request to run an input, C-contiguous at ``offset`` of the shared memory."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +29,7 @@ class Request(BaseModel):
 
 
 class Opened(BaseModel):
-    """The session is there.
+    """Answer: the session is open.
 
     Attributes:
         provider, cpu_operators: see ``session.OnnxSession``.
@@ -45,7 +44,7 @@ class Opened(BaseModel):
 
 
 class Refused(BaseModel):
-    """What a session or a run has raised."""
+    """Answer: the error that a session or a run has raised."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +53,7 @@ class Refused(BaseModel):
 
 
 class Output(BaseModel):
-    """float32 [rows, classes] follows, in so many bytes."""
+    """Answer: float32 [rows, classes] follows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +73,7 @@ def serve(
     providers: Sequence[Any] | None,
     memory: int,
 ) -> None:
-    """Open the session, say so, and run what is asked until there is nobody to ask.
+    """Open the session, answer, and run requests until their stream ends.
 
     Args:
         providers: as of ``OnnxSession``, by way of JSON, which has no tuples; None is the CPU.
@@ -88,19 +87,19 @@ def serve(
             named = [tuple(each) if isinstance(each, list) else each for each in providers]
             session = open_on_cuda(functools.partial(open_session, providers=named))
     except (WorkerError, MemoryError) as error:
-        _say(answers, _refused(error))
+        _answer(answers, _refused(error))
         return
-    _say(answers, Opened(provider=session.provider, cpu_operators=dict(session.cpu_operators), missing=missing))
+    _answer(answers, Opened(provider=session.provider, cpu_operators=dict(session.cpu_operators), missing=missing))
     inputs = SharedReader(memory)
     for line in requests:
         request = Request.model_validate_json(line)
         try:
             output_BN = session.run(inputs.array(request.offset, request.shape, request.dtype))
         except (WorkerError, MemoryError) as error:
-            _say(answers, _refused(error))
+            _answer(answers, _refused(error))
             continue
         rows, classes = output_BN.shape
-        _say(answers, Output(rows=rows, classes=classes), output_BN.tobytes())
+        _answer(answers, Output(rows=rows, classes=classes), output_BN.tobytes())
 
 
 def _refused(error: Exception) -> Refused:
@@ -113,7 +112,7 @@ def _refused(error: Exception) -> Refused:
     return Refused(error=kind, message=message[:MESSAGE_MAX])
 
 
-def _say(answers: BinaryIO, message: BaseModel, body: bytes = b"") -> None:
+def _answer(answers: BinaryIO, message: BaseModel, body: bytes = b"") -> None:
     answers.write(message.model_dump_json().encode() + b"\n")
     answers.write(body)
     answers.flush()

@@ -1,4 +1,4 @@
-"""Arrays in memory that a process shares with a confined child: a batch is written once and copied to nobody.
+"""Arrays in memory that a process shares with a confined child: a batch is written once and never copied.
 
 The memory has a descriptor and no name; the child inherits the descriptor and can neither resize nor name it. Arrays
 lie in slots, each mapped by itself; a slot is used again once nothing refers to its array any more, so a stage that
@@ -27,7 +27,7 @@ class Slot(NamedTuple):
 
 
 class _Lent:
-    """What an array in a slot refers to for as long as it, or a view of it, is there."""
+    """Owner of a slot: an array in it, and every view of that, refers to it."""
 
     def __init__(self, mapped: mmap.mmap, shape: Sequence[int], dtype: np.dtype[np.floating]) -> None:
         whole = np.frombuffer(mapped, dtype, count=int(np.prod(shape)))
@@ -36,7 +36,7 @@ class _Lent:
 
 
 class SharedArrays:
-    """The parent's side: arrays to be filled and then named to the child by their offset.
+    """Shared arrays, the parent's side: arrays to be filled and then named to the child by their offset.
 
     Attributes:
         descriptor: of the memory, to be inherited.
@@ -55,7 +55,7 @@ class SharedArrays:
         self._close = weakref.finalize(self, os.close, self.descriptor)
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
-        """An uninitialised C-contiguous array."""
+        """Make an uninitialised C-contiguous array."""
         kind: np.dtype[Any] = np.dtype(dtype)
         needed = max(1, int(np.prod(shape)) * kind.itemsize)
         with self._lock:
@@ -69,7 +69,7 @@ class SharedArrays:
         return np.asarray(lent)
 
     def offset_of(self, array: NDArray[np.floating]) -> int | None:
-        """Where a C-contiguous array lies; None if it is not one of these."""
+        """Offset of a C-contiguous array in bytes; None if it is not one of these."""
         address = int(array.__array_interface__["data"][0])
         for slot, start in [*self._addresses.items()]:
             if start <= address and address + array.nbytes <= start + slot.size and array.flags.c_contiguous:
@@ -77,7 +77,7 @@ class SharedArrays:
         return None
 
     def close(self) -> None:
-        """Close the descriptor; arrays that are there stay."""
+        """Close the descriptor; existing arrays stay."""
         self._close()
 
     def _add(self, size: int) -> Slot:
@@ -90,7 +90,7 @@ class SharedArrays:
 
 
 class SharedReader:
-    """The child's side.
+    """Shared arrays, the child's side.
 
     Args:
         descriptor: that it has inherited.

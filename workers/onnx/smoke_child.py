@@ -1,4 +1,4 @@
-"""What the child process of a smoke run does; see ``workers.onnx.smoke_test``. Nothing else imports this file.
+"""Child of a smoke run; see ``workers.onnx.smoke_test``. Nothing else imports this file.
 
 It loads ONNX Runtime and what that needs, and nothing of the store or of jobs: zarr would load whatever else a machine
 has for it (CuPy), which then asks for what a confined process does not get.
@@ -20,7 +20,7 @@ from workers.onnx.versions import TooNew, check_versions
 
 
 class Trial(BaseModel):
-    """What to run.
+    """Trial of a graph on noise.
 
     Attributes:
         picture: (H, W, C) of one.
@@ -53,7 +53,7 @@ class Trial(BaseModel):
 
 
 def answer(**given: object) -> str | None:
-    """None if all is well, else what is wrong."""
+    """Answer of the child: None if all is well, else the fault."""
     trial = Trial.model_validate(given)
     try:
         _try(trial)
@@ -67,7 +67,7 @@ def answer(**given: object) -> str | None:
 
 
 def _try(trial: Trial) -> None:
-    # ONNX Runtime says it too, in the middle of its own C++, and not what to do.
+    # ONNX Runtime reports it too, amid its own C++, and without the next step.
     check_versions(trial.ir_version, trial.opset, versions())
     deadline_s = time.monotonic() + trial.timeout_s
     session = OnnxSession(trial.path, trial.input_name, trial.output_name, threads=1)

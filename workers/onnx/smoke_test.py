@@ -98,7 +98,7 @@ def smoke_run(
 
 
 def has_passed(folder: Path, teacher: TeacherSpec) -> bool:
-    """Whether this version of Retort has tried the teacher, and all was well."""
+    """Whether the teacher has passed in this version of Retort."""
     try:
         return _marker(folder, teacher).read_text() == _version()
     except FileNotFoundError:

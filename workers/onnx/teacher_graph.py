@@ -52,12 +52,12 @@ class TeacherGraph(BaseModel):
 
     @property
     def batch(self) -> int | None:
-        """The number of pictures per call if the graph fixes it, else None."""
+        """Number of pictures per call if the graph fixes it, else None."""
         return _fixed(self._image_shape[0])
 
     @property
     def classes(self) -> int | None:
-        """The number of classes if the graph declares it, else None."""
+        """Number of classes if the graph declares it, else None."""
         shape = self._logits.shape
         return None if shape is None else _fixed(shape[1])
 
@@ -67,7 +67,7 @@ class TeacherGraph(BaseModel):
         return self._logits.dtype
 
     def picture(self, layout: str) -> tuple[int | None, int | None, int | None]:
-        """(channels, height, width) that the input declares, read in ``layout``; None where it leaves one open."""
+        """Picture size (channels, height, width) that the input declares, in ``layout``; None where one is open."""
         first, second, third = (_fixed(size) for size in self._image_shape[1:])
         return (first, second, third) if layout == "nchw" else (third, first, second)
 
@@ -108,5 +108,5 @@ def check_picture(graph: TeacherGraph, *, channels: int, size: tuple[int, int] |
 
 
 def shape_text(shape: Shape | None) -> str:
-    """A shape for a message; sizes that are open are question marks."""
+    """Text of a shape for a message; sizes that are open are question marks."""
     return "of unknown rank" if shape is None else f"[{', '.join('?' if s is None else str(s) for s in shape)}]"

@@ -18,7 +18,7 @@ RUNTIME_BYTES = 4 << 30  # of address space, for ONNX Runtime without a file
 
 
 class Versions(BaseModel):
-    """The newest file that a program reads.
+    """Versions of the newest file that a program reads.
 
     Attributes:
         program: its name and version, for a message.
@@ -87,7 +87,7 @@ def is_runtime_installed() -> bool:
 
 @functools.cache
 def runtime_versions() -> Versions:
-    """The newest file that the ONNX Runtime installed here takes, asked in a child process: a second, once.
+    """Versions of the newest file that the ONNX Runtime installed here takes, asked in a child process: a second, once.
 
     Raises:
         WorkerError: the child gave no answer.

@@ -2,13 +2,13 @@
 
 from workers.students.catalog import (
     STUDENTS,
-    StudentInfo,
     check_batch_size,
     check_image_side,
     check_student,
     describe,
     student_names,
 )
+from workers.students.student_info import StudentInfo
 
 __all__ = [
     "STUDENTS",

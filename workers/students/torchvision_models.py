@@ -12,7 +12,7 @@ from torch import nn
 
 from workers.errors import InvalidJob
 
-# The two with auxiliary heads also warn that a default will change, unless told to initialise.
+# The two with auxiliary heads also warn that a default will change, unless ``init_weights`` is given.
 _ONE_OUTPUT = {"aux_logits": False, "init_weights": True}
 _RGB = 3
 

@@ -1,39 +1,95 @@
-"""Top-1 accuracy of a teacher, from the logits of its complete caches and the labels; no teacher is run."""
+"""Measures of a teacher, from the logits of its complete caches and the labels; no teacher is run."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from store import CacheReader, CacheSpec
 from workers.config.task import Folders, TeacherAccuracy
 from workers.data import prepared
+from workers.events import Split
+from workers.measures import Measured, Measures, class_document, confusion_cells
 from workers.teacher.cache_plan import CachePlan
 
 # Logits that are looked at together when they are counted: 4 MiB of float32.
 _ACCURACY_CELLS = 1 << 20
 
 
-def teacher_accuracy(plan: CachePlan, folders: Folders) -> TeacherAccuracy:
-    """Top-1 accuracy of the cached logits of the validation and test splits and of all training views."""
+@dataclass(frozen=True)
+class MeasuredTeacher:
+    """What a teacher's cached logits are worth.
 
-    def accuracy(spec: CacheSpec | None) -> float | None:
-        return None if spec is None else _cached_accuracy(spec, folders)
+    Attributes:
+        accuracy: top-1 of each split that is measured and of the training views.
+        metrics: of each split that is measured, ``validation`` and ``test``, as a document: ``rows``, ``top1``,
+            ``top5``, ``nll``, ``ece`` and ``class_document``.
+    """
 
-    return TeacherAccuracy(
-        test=accuracy(plan.test_cache),
-        views=_cached_accuracy(plan.train_cache, folders),
-        validation=accuracy(plan.validation_cache),
+    accuracy: TeacherAccuracy
+    metrics: dict[Split, dict[str, object]]
+
+
+def measure_teacher(plan: CachePlan, folders: Folders) -> MeasuredTeacher:
+    """Measure the cached logits of the validation and test splits, and the accuracy of those of all training views."""
+    caches: dict[Split, CacheSpec | None] = {"validation": plan.validation_cache, "test": plan.test_cache}
+    metrics: dict[Split, dict[str, object]] = {}
+    top1: dict[Split, float] = {}
+    for split, spec in caches.items():
+        if spec is not None:
+            measured, predicted_N, labels_N = _measured(spec, folders)
+            top1[split] = measured.top1
+            metrics[split] = {
+                "rows": measured.rows,
+                "top1": measured.top1,
+                "top5": measured.top5,
+                "nll": _finite(measured.nll),
+                "ece": _finite(measured.ece),
+                **class_document(confusion_cells(labels_N, predicted_N), spec.classes),
+            }
+    accuracy = TeacherAccuracy(
+        test=top1.get("test"), views=_cached_accuracy(plan.train_cache, folders), validation=top1.get("validation")
     )
+    return MeasuredTeacher(accuracy, metrics)
+
+
+def _finite(value: float) -> float | None:
+    """None for what JSON cannot hold: the NLL of a label that a softmax in the graph rules out."""
+    return value if math.isfinite(value) else None
+
+
+def _measured(spec: CacheSpec, folders: Folders) -> tuple[Measured, NDArray[np.int64], NDArray[np.int64]]:
+    """(measures, predicted classes [N], labels [N]) of a cache of one view."""
+    sums, labels_N = Measures(torch.device("cpu")), _labels(spec, folders)
+    predicted = []
+    for start, logits_BC in _blocks(spec, folders):
+        labels_B = torch.from_numpy(labels_N[start : start + len(logits_BC)])
+        predicted.append(sums.add(torch.from_numpy(logits_BC), labels_B).numpy())
+    return Measured.of(sums.totals, spec.samples), np.concatenate(predicted), labels_N
 
 
 def _cached_accuracy(spec: CacheSpec, folders: Folders) -> float:
-    """Accuracy over all views of a cache, as its readers get the logits; ``build_caches`` has verified the bytes."""
-    labels_N = np.asarray(prepared.open_prepared(folders.datasets, spec.dataset_fingerprint).labels_N)
-    step, hits = max(1, _ACCURACY_CELLS // spec.classes), 0
+    """Accuracy over all views of a cache."""
+    labels_N, hits = _labels(spec, folders), 0
+    for start, logits_BC in _blocks(spec, folders):
+        hits += int((logits_BC.argmax(axis=1) == labels_N[start : start + len(logits_BC)]).sum())
+    return hits / (spec.views * spec.samples)
+
+
+def _labels(spec: CacheSpec, folders: Folders) -> NDArray[np.int64]:
+    return np.array(prepared.open_prepared(folders.datasets, spec.dataset_fingerprint).labels_N)
+
+
+def _blocks(spec: CacheSpec, folders: Folders) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(first row, logits [B, C]) of all views, as a cache's readers get them; ``build_caches`` has verified them."""
+    step = max(1, _ACCURACY_CELLS // spec.classes)
     with CacheReader(folders.caches, spec) as reader:
         for view in range(spec.views):
             rows = reader.row_map(view, np.arange(spec.samples))
             for start in range(0, spec.samples, step):
-                stop = min(start + step, spec.samples)
                 # NumPy's argmax of float16 takes three times as long.
-                predicted = rows.gather(start, stop).astype(np.float32, copy=False).argmax(axis=1)
-                hits += int((predicted == labels_N[start:stop]).sum())
-    return hits / (spec.views * spec.samples)
+                logits_BC = rows.gather(start, min(start + step, spec.samples))
+                yield start, logits_BC.astype(np.float32, copy=False)

@@ -24,7 +24,9 @@ from store import CacheSpec, Reference
 from workers.errors import LossyCache
 from workers.events import Emit, Log
 from workers.methods.method import Method
-from workers.objective.objective import View, objective_of
+from workers.objective.objective import objective_of
+from workers.objective.statistics import batch_as_cache
+from workers.objective.view import View
 from workers.teacher.cache_plan import EncodingCheck
 
 BAR = 0.98
@@ -107,12 +109,22 @@ def _gradients(
         for _ in range(method.views)
     ]
     statistics = {name: torch.from_numpy(values_R) for name, values_R in reference.statistics.items()}
+    # The first rows stand for the whole cache, which is not there yet.
+    over_cache = batch_as_cache(method.cache_statistics, logits_RC)
     for start in range(0, len(labels_R), BATCH):
         rows = slice(start, start + BATCH)
         given = [z_RC[rows].requires_grad_() for z_RC in students]
         here = {name: values_R[rows] for name, values_R in statistics.items()}
         views = [View(z_bC, logits_RC[rows], here) for z_bC in given]
         learned = {place: torch.tensor(value) for place, value in method.learned.items()}
-        total = objective_of(terms_alone, views, labels_R[rows], epoch=epoch, epochs=epochs, learned=learned).total
+        total = objective_of(
+            terms_alone,
+            views,
+            labels_R[rows],
+            epoch=epoch,
+            epochs=epochs,
+            learned=learned,
+            cache_statistics={each: x[rows] if each.is_per_sample else x for each, x in over_cache.items()},
+        ).total
         gradients = torch.autograd.grad(total, given, materialize_grads=True)
         yield torch.cat(gradients, dim=1)

@@ -150,7 +150,8 @@ def plan_caches(
     for warning in thumbnail_warnings(job.dataset, size):
         emit(Log(level="warning", message=warning))
     recipe = teacher_augmentation(job.views.augmentation, size, train.height, train.width)
-    seen = job.views.model_copy(update={"augmentation": recipe})
+    # Fresh views are of runs without a teacher.
+    seen = job.views.model_copy(update={"augmentation": recipe, "fresh": None})
     report, rows = run_recorded_preflight(
         teacher,
         train,

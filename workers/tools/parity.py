@@ -1,12 +1,12 @@
-"""Whether training on cached logits is training with the live teacher: their losses and gradients, step by step.
+"""Parity of training on cached logits and with the live teacher: their losses and gradients, step by step.
 
 A student is trained for an epoch on a cache, as ``train`` would: same first weights, order and boxes, on the teacher's
 resampling of them, for a cache does not know the size of a job's own views. In every step
-its one forward pass is differentiated for the loss on the cached rows, and again for the loss on what the teacher says
-now about the very pictures of the batch; then the student moves along the cached gradient. The pass is shared, so
-whatever differs comes from the teacher's rows. The arithmetic is training's float32; the student is on the CPU.
+its one forward pass is differentiated for the loss on the cached rows, and again for the loss on the teacher's present
+logits for the same pictures; then the student moves along the cached gradient. The pass is shared, so
+every difference comes from the teacher's rows. The arithmetic is training's float32; the student is on the CPU.
 
-What is allowed is ``BOUND``, for every step's loss and gradient, against the live logits *in the cache's dtype* with
+``BOUND`` is allowed for every step's loss and gradient, against the live logits *in the cache's dtype* with
 the statistics of the unrounded ones. So a float32 cache is compared with the live teacher itself. A float16 cache
 differs from that by rounding, which the report shows beside it, and must differ by nothing else: how much rounding may
 do needs no bound, and none would be tight, for methods that rank classes jump where rounding makes a tie.
@@ -19,7 +19,7 @@ Another provider or processor may give logits other last bits; the verdict then 
 Shapes: B batch, C classes, P numbers that are trained.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -37,147 +37,24 @@ from workers.config.training import Sgd, Training
 from workers.config.views import Views, output_size
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import InvalidMethod, LossyCache
+from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
-from workers.methods.papers import Preset
-from workers.objective.objective import View, objective_of
+from workers.methods.papers.base import Preset
+from workers.objective.objective import objective_of
 from workers.objective.statistics import row_statistics
+from workers.objective.view import View
 from workers.students.build import build_student
+from workers.teacher.cache_statistics import read_cache_statistics
 from workers.teacher.encoding_check import describe
 from workers.teacher.inference_task import open_teacher
 from workers.teacher.plan_caches import identify
 from workers.teacher.teacher import Teacher
-from workers.training.batches import student_preprocessing, to_input
+from workers.tools.parity_report import Comparison, LogitDifferences, ParityReport, Spread
+from workers.training.batches import TrainingBatch, student_preprocessing, to_input
 from workers.training.training_feed import TrainingFeed
 
-BOUND = 1e-6
-"""Allowed of a step's |difference| / |live|, for the loss and for the gradient. Float32 resolves 6e-8."""
-
-KERNEL_NOISE = 1e-5
-"""Logits that differ by less than this part of the largest one come of float32 sums in another order."""
-
 Progress = Callable[[int, int], None]
-"""Told (steps done, steps in all) after every step."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A quantity over the steps: its median, and its value farthest from agreement."""
-
-    median: float
-    worst: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The cache beside a live teacher, over the steps.
-
-    Attributes:
-        loss: |L_cached - L_live| / |L_live|.
-        gradient: ||g_cached - g_live|| / ||g_live||, over everything that is trained.
-        cosine: of the angle between both gradients.
-    """
-
-    loss: Spread
-    gradient: Spread
-    cosine: Spread
-
-    @property
-    def agrees(self) -> bool:
-        """Whether no step exceeds ``BOUND``."""
-        return self.loss.worst <= BOUND and self.gradient.worst <= BOUND
-
-
-@dataclass
-class Logits:
-    """The cached logits beside the live ones, batch after batch.
-
-    Attributes:
-        compared: how many.
-        unlike: how many of them are not, to the last bit, the live logit in the cache's dtype.
-        difference: the largest |cached - live|.
-        unexplained: the largest part of it that rounding to the cache's dtype does not explain.
-        largest: the largest |live|.
-    """
-
-    compared: int = 0
-    unlike: int = 0
-    difference: float = 0.0
-    unexplained: float = 0.0
-    largest: float = 0.0
-
-    def add(self, cached_BC: Tensor, live_BC: Tensor) -> None:
-        expected_BC = live_BC.to(cached_BC.dtype)
-        difference_BC = (cached_BC.float() - live_BC).abs()
-        rounding_BC = (expected_BC.float() - live_BC).abs()
-        self.compared += cached_BC.numel()
-        self.unlike += int((cached_BC != expected_BC).sum())
-        self.difference = max(self.difference, float(difference_BC.max()))
-        self.unexplained = max(self.unexplained, float((difference_BC - rounding_BC).max()))
-        self.largest = max(self.largest, float(live_BC.abs().max()))
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """What the steps have shown.
-
-    Attributes:
-        key: of the cache.
-        method: its label.
-        epoch: counted from 1.
-        rows: that were trained on; a row of two views counts once.
-        loss: mean over them, on the cache: what training reports as ``train_loss``.
-        dtype: of the cache.
-        provider: ONNX Runtime's name of what the live teacher ran on.
-        live: the cache beside the live teacher's float32 logits.
-        rounded: beside those logits in float16; None for a float32 cache, for it would repeat ``live``.
-    """
-
-    key: str
-    student: str
-    method: str
-    epoch: int
-    steps: int
-    rows: int
-    loss: float
-    dtype: str
-    provider: str
-    live: Comparison
-    rounded: Comparison | None
-    logits: Logits
-
-    @property
-    def judged(self) -> Comparison:
-        """The comparison that has to stay within ``BOUND``."""
-        return self.rounded or self.live
-
-    @property
-    def ok(self) -> bool:
-        return self.judged.agrees
-
-    @property
-    def verdict(self) -> str:
-        """One sentence for a person."""
-        against = "the live teacher" if self.rounded is None else "the live teacher rounded to float16"
-        apart = (
-            f"relative differences up to {self.judged.loss.worst:.2g} in the loss and "
-            f"{self.judged.gradient.worst:.2g} in the gradient ({BOUND:g} is allowed)"
-        )
-        if self.ok:
-            return f"this cache trains a student as {against} does: {apart}"
-        logits = self.logits
-        if not logits.unlike:
-            cause = "the logits are this teacher's, the statistics are not"
-        elif logits.unexplained <= KERNEL_NOISE * logits.largest:
-            cause = (
-                f"{logits.unlike:,} of {logits.compared:,} logits differ in their last bits alone, as when they were "
-                f"inferred by another provider than {self.provider} or on another processor"
-            )
-        else:
-            cause = (
-                f"{logits.unlike:,} of {logits.compared:,} logits are not this teacher's for these pictures, "
-                f"by up to {logits.difference:.3g}"
-            )
-        return f"this cache does not train a student as {against} does: {apart}; {cause}"
+"""Called with (steps done, steps in all) after every step."""
 
 
 def check_parity(
@@ -228,15 +105,17 @@ def check_parity(
         {"augmentation": spec.augmentation, "count": spec.views, "seed": spec.augmentation_seed}
     )
     torch.set_num_threads(threads)
-    learner = _Learner(dataset, plan, student, method, seed)
+    trained = _StudentInTraining(dataset, plan, student, method, seed)
     feed = TrainingFeed(dataset, plan, reader, batch_size, seed, torch.device("cpu"), method.views)
     total = min(feed.steps, steps or feed.steps)
-    logits, rows, loss = Logits(), 0, 0.0
+    found = read_cache_statistics(reader, method.cache_statistics)
+    over_cache = {statistic: torch.from_numpy(values) for statistic, values in found.items()}
+    logits, rows, loss = LogitDifferences(), 0, 0.0
     beside_live, beside_rounded = _Differences(), _Differences()
     for done, batch in enumerate(islice(feed.epoch(epoch - 1), total), start=1):
         cached, live, rounded = [], [], []
         for seen in batch.views:
-            z_BC = learner.forward(seen.images)
+            z_BC = trained.forward(seen.images)
             live_BC = torch.from_numpy(teacher.logits(seen.images))
             statistics = row_statistics(live_BC.double())
             cached.append(View(z_BC, seen.teacher_logits, seen.teacher_statistics))
@@ -244,11 +123,11 @@ def check_parity(
             rounded.append(View(z_BC, live_BC.half(), statistics))
             assert seen.teacher_logits is not None
             logits.add(seen.teacher_logits, live_BC)
-        step = learner.differentiate(cached, batch.labels, epoch)
-        beside_live.add(step, learner.differentiate(live, batch.labels, epoch))
+        step = trained.differentiate(cached, batch, epoch, over_cache)
+        beside_live.add(step, trained.differentiate(live, batch, epoch, over_cache))
         if spec.dtype == "float16":
-            beside_rounded.add(step, learner.differentiate(rounded, batch.labels, epoch))
-        learner.move(step)
+            beside_rounded.add(step, trained.differentiate(rounded, batch, epoch, over_cache))
+        trained.move(step)
         rows += len(batch.labels)
         loss += step.loss * len(batch.labels)
         progress(done, total)
@@ -284,7 +163,7 @@ def _check_method(method: Method, spec: CacheSpec, epoch: int) -> None:
 
 
 def _open_teacher(folders: Folders, spec: CacheSpec, threads: int) -> Teacher:
-    """The teacher that the cache was made with, ready to run as for its inference."""
+    """Open the teacher that the cache was made with, ready to run as for its inference."""
     kept = TeacherSpec(
         path=folders.teachers / f"{spec.teacher_sha256}.onnx",
         sha256=spec.teacher_sha256,
@@ -302,8 +181,8 @@ class _Step:
     gradients: tuple[Tensor, ...]
 
 
-class _Learner:
-    """The student, the method's learned temperatures, and what moves them: plain SGD as a job's default has it."""
+class _StudentInTraining:
+    """Student with the method's learned temperatures and their optimizer, plain SGD with a job's defaults."""
 
     def __init__(self, dataset: Dataset, plan: Views, student: str, method: Method, seed: int) -> None:
         size = output_size(plan.augmentation, dataset.height, dataset.width)
@@ -324,15 +203,19 @@ class _Learner:
         z_BC: Tensor = self._network(to_input(images_BHWK, self._preprocessing, channels_last=True))
         return z_BC
 
-    def differentiate(self, both: Sequence[View], labels_B: Tensor, epoch: int) -> _Step:
+    def differentiate(
+        self, both: Sequence[View], batch: TrainingBatch, epoch: int, over_cache: Mapping[CacheStatistic, Tensor]
+    ) -> _Step:
         """Loss and gradient of one view or two; the graph of the student's pass stays for another teacher's rows."""
+        of_batch = {each: x[batch.rows] if each.is_per_sample else x for each, x in over_cache.items()}
         outcome = objective_of(
             self._method,
             both,
-            labels_B,
+            batch.labels,
             epoch=epoch,
             epochs=max(epoch, Training().epochs),
             learned=self._learned,
+            cache_statistics=of_batch,
         )
         gradients = torch.autograd.grad(outcome.total, self._parameters, retain_graph=True, materialize_grads=True)
         return _Step(float(outcome.total.detach()), gradients)
@@ -347,7 +230,7 @@ class _Learner:
 
 @dataclass
 class _Differences:
-    """The cached steps beside others, one value per step."""
+    """Differences of the cached steps from others, one value per step."""
 
     loss: list[float] = field(default_factory=list)
     gradient: list[float] = field(default_factory=list)

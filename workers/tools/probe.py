@@ -1,11 +1,11 @@
-"""Try what the engine needs, each in a process of its own.
+"""Probe of a library or device that the engine needs, in a process of its own.
 
 ``python -m workers.tools.probe ray|torch|onnxruntime|gpus [COUNT]``.
 
 The last line of standard output is a JSON object with ``found``, a sentence's part, and ``gpus``, how many GPUs it can
 compute on; ``torch`` adds ``failure``, why it can compute on none, and ``gpus`` the ``names`` of those that CUDA shows,
 ``memory_bytes`` of the smallest, and ``failure``, why not all of them work. A library that is broken may end the
-process instead; whoever asked reads why from its standard error.
+process instead; the reason is on its standard error.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights, ONNX, metrics, configuration, result, log; and its checkpoints.
+"""What a run leaves behind: weights, ONNX, metrics, TensorBoard events, configuration, result; and its checkpoints.
 
 A finished run's folder appears under its final name in one rename, so a folder that has the name is
 complete, and a run that was stopped or killed leaves none. The exported ONNX file is compared with
@@ -26,9 +26,10 @@ from workers.config.teacher import Preprocessing
 from workers.disk_errors import disk_error
 from workers.errors import WorkerError
 from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder
-from workers.run_files import ARTIFACTS, CHECKPOINT
+from workers.run_files import ARTIFACTS, CHECKPOINT, EVENT_FILE
 from workers.teacher.teacher import Teacher
 from workers.training.batches import to_input
+from workers.training.event_file import write_event_file
 from workers.training.host_copy import to_host
 
 # float32 convolutions in another order of summation differ by about 1e-5 of the largest logit.
@@ -115,10 +116,47 @@ def _place(state: Mapping[str, Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Student:
-    """A trained network with the preprocessing that makes its input."""
+    """A trained network with the preprocessing that makes its input.
+
+    Attributes:
+        temperature: of a second output of the ONNX file, ``probabilities``; None leaves it out.
+    """
 
     network: nn.Module
     preprocessing: Preprocessing
+    temperature: float | None = None
+
+
+class _WithProbabilities(nn.Module):
+    """A network's logits [B, C], and softmax(logits / T) beside them."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self._network, self._temperature = network, temperature
+
+    def forward(self, inputs_BKHW: Tensor) -> tuple[Tensor, Tensor]:
+        logits_BC = self._network(inputs_BKHW)
+        return logits_BC, (logits_BC / self._temperature).softmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the artifacts of a run say beside the student itself.
+
+    Attributes:
+        config, result: config.json and result.json.
+        metrics: a line of metrics.jsonl for each epoch.
+        evaluation: evaluation.json.
+        temperatures: temperatures.json; None for a method without.
+        tensors: logits.safetensors; None leaves it out.
+    """
+
+    config: Mapping[str, object]
+    metrics: Sequence[Mapping[str, float | None]]
+    result: Mapping[str, object]
+    evaluation: Mapping[str, object]
+    temperatures: Mapping[str, object] | None = None
+    tensors: Mapping[str, Tensor] | None = None
 
 
 def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
@@ -127,17 +165,21 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
     Args:
         student: evaluated in float32 on the CPU.
         path: of the ONNX file: input ``images`` float32 [batch, K, H, W], normalised as
-            ``student.preprocessing`` says; output ``logits`` float32 [batch, C].
+            ``student.preprocessing`` says; output ``logits`` float32 [batch, C], and where a temperature is given
+            ``probabilities``, softmax(logits / T).
         images_BHWK: uint8 pictures at the student's input size.
 
     Returns:
         The largest absolute difference of a logit.
 
     Raises:
-        ExportMismatch: that difference exceeds 1e-3 of the largest logit (at least 1e-3).
+        ExportMismatch: that difference exceeds 1e-3 of the largest logit (at least 1e-3), or a probability's 1e-3.
     """
     network = student.network.cpu().eval()
     network = network.to(memory_format=torch.contiguous_format)
+    names = ["logits"]
+    if student.temperature is not None:
+        network, names = _WithProbabilities(network, student.temperature).eval(), ["logits", "probabilities"]
     inputs = to_input(torch.from_numpy(images_BHWK), student.preprocessing, channels_last=False)
     with warnings.catch_warnings():
         # torch.export warns about its own internals; the file is judged by running it, below.
@@ -147,22 +189,25 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
             (inputs,),
             str(path),
             input_names=["images"],
-            output_names=["logits"],
+            output_names=names,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             external_data=False,
             verbose=False,
         )
     with torch.no_grad():
-        expected_BC = network(inputs).numpy()
-    teacher = Teacher(path, student.preprocessing, output="logits", threads=1, device="cpu")
-    difference = float(np.abs(teacher.logits(images_BHWK) - expected_BC).max())
-    allowed = _PARITY * max(1.0, float(np.abs(expected_BC).max()))
-    if not difference <= allowed:
-        raise ExportMismatch(
-            f"student.onnx differs from the torch student by {difference:.3g} on {len(images_BHWK)} "
-            f"pictures, at most {allowed:.3g} is allowed: report the student's architecture"
-        )
-    return difference
+        given = network(inputs)
+    differences = []
+    for name, expected in zip(names, given if isinstance(given, tuple) else (given,), strict=True):
+        expected_BC = expected.numpy()
+        teacher = Teacher(path, student.preprocessing, output=name, threads=1, device="cpu")
+        differences.append(float(np.abs(teacher.logits(images_BHWK) - expected_BC).max()))
+        allowed = _PARITY * max(1.0, float(np.abs(expected_BC).max()))
+        if not differences[-1] <= allowed:
+            raise ExportMismatch(
+                f"{name} of student.onnx differ from the torch student's by {differences[-1]:.3g} on "
+                f"{len(images_BHWK)} pictures, at most {allowed:.3g} is allowed: report the student's architecture"
+            )
+    return differences[0]
 
 
 def state_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -176,9 +221,7 @@ def write_artifacts(
     folder: Path,
     student: Student,
     images_BHWK: np.ndarray,
-    config: Mapping[str, object],
-    metrics: Sequence[Mapping[str, object]],
-    result: dict[str, object],
+    written: Written,
     heed: Callable[[], None] = lambda: None,
 ) -> dict[str, object]:
     """Write everything a run leaves to ``folder/artifacts``, in one rename at the end.
@@ -187,7 +230,7 @@ def write_artifacts(
         heed: called before each part that takes its time; what it raises ends this, and nothing is left of it.
 
     Returns:
-        ``result`` with ``onnx_max_abs_difference`` added, as in result.json.
+        ``written.result`` with ``onnx_max_abs_difference`` added, as in result.json.
 
     Raises:
         DiskLow: no room; nothing is left of it.
@@ -203,10 +246,16 @@ def write_artifacts(
             heed()
             difference = export_onnx(student, partial / "student.onnx", images_BHWK)
             heed()
-            result = {**result, "onnx_max_abs_difference": difference}
-            _write_json(partial / "config.json", config)
-            lines = [json.dumps(line, allow_nan=False) for line in metrics]
+            result = {**written.result, "onnx_max_abs_difference": difference}
+            _write_json(partial / "config.json", written.config)
+            lines = [json.dumps(line, allow_nan=False) for line in written.metrics]
             (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+            write_event_file(partial / EVENT_FILE, written.metrics)
+            _write_json(partial / "evaluation.json", written.evaluation, indent=None)
+            if written.temperatures is not None:
+                _write_json(partial / "temperatures.json", written.temperatures, indent=None)
+            if written.tensors is not None:
+                (partial / "logits.safetensors").write_bytes(save(dict(written.tensors)))
             _write_json(partial / "result.json", result)
             for path in partial.iterdir():
                 with path.open("rb+") as file:
@@ -220,5 +269,5 @@ def write_artifacts(
     return result
 
 
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+def _write_json(path: Path, value: Mapping[str, object], indent: int | None = 2) -> None:
+    path.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")

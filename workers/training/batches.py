@@ -45,12 +45,14 @@ class TrainingBatch:
 
     Attributes:
         rows: which samples of the split these are, int64 [B], on the host.
+        device_rows: the same on the training device.
         labels: int64 [B], on the training device.
         views: one view of them, or two for a method that compares two.
         local_slice: which of the B rows have pictures here: all, unless several processes share the batch.
     """
 
     rows: Tensor
+    device_rows: Tensor
     labels: Tensor
     views: tuple[ViewBatch, ...]
     local_slice: slice

@@ -58,7 +58,7 @@ class Replicas:
     def __init__(self, rank: int, count: int, folder: Path, device: torch.device) -> None:
         self.share = Share(rank, count)
         self.is_first = rank == 0
-        self._count = count
+        self.count = count
         self._device = device
         if count > 1:
             backend = "nccl" if device.type == "cuda" else "gloo"
@@ -68,12 +68,12 @@ class Replicas:
 
     def close(self) -> None:
         """Leave; the others' next exchange fails unless they have left as well."""
-        if self._count > 1:
+        if self.count > 1:
             dist.destroy_process_group()
 
     def greatest(self, number: int) -> int:
         """The greatest of the numbers that they bring."""
-        if self._count == 1:
+        if self.count == 1:
             return number
         value = torch.tensor(number, device=self._device)
         with _with_peers():
@@ -82,7 +82,7 @@ class Replicas:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, without gradient; the tensor itself where there is one."""
-        if self._count == 1:
+        if self.count == 1:
             return value
         total = value.detach().clone()
         with _with_peers():
@@ -91,7 +91,7 @@ class Replicas:
 
     def whole(self, logits_bC: Tensor, rows: int, local_slice: slice) -> Tensor:
         """Logits [B, C] of a batch of ``rows``, these being rows ``local_slice``; theirs alone carry gradient."""
-        if self._count == 1:
+        if self.count == 1:
             return logits_bC
         # Added to zeros, every number keeps its bits.
         logits_BC = logits_bC.new_zeros((rows, logits_bC.shape[1]))
@@ -104,7 +104,7 @@ class Replicas:
 
         It lies in memory as the parameter does, which a fused optimizer relies on.
         """
-        if self._count == 1:
+        if self.count == 1:
             return
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         total = self.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
@@ -114,7 +114,7 @@ class Replicas:
 
     def normalise_whole_batches(self, network: nn.Module) -> None:
         """Let every batch normalisation of the network see the whole batch; names and values of its state stay."""
-        if self._count == 1:
+        if self.count == 1:
             return
         for module in network.modules():
             if type(module) is nn.BatchNorm2d:

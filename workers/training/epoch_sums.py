@@ -1,6 +1,6 @@
 """Sums of an epoch's metrics, on the device: a step adds to them without waiting, and they are read in one copy.
 
-K names of metrics.
+K names of metrics, R kinds of temperatures that vary, X cells of a histogram (``temperatures``).
 """
 
 import math
@@ -8,12 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.objective.objective import Objective
+from workers.training.temperatures import (
+    CELLS,
+    Distribution,
+    EpochTemperatures,
+    NetworkTemperatures,
+    bin_edges,
+    count_cells,
+    metrics_of,
+)
 
 _SIDES = ("student", "teacher")
+# Share of rows in the domain of the method's policies; what metrics show is its complement, which costs a step more.
+_INSIDE = "inside_domain"
+_VARIANCE = "_temperature_variance"
 # On a CPU so many steps are added in a row: each takes a tenth of what it takes between the arithmetic of two steps,
 # which drives this code out of the processor's caches. They are added in the same order, so the sums are the same.
 _PENDING_STEPS = 16
@@ -45,12 +59,14 @@ class Reading:
         bad_steps: the last so many steps made no update, for the loss or the gradient of the first was not finite.
         loss: summed over the rows.
         means: over the rows, as metrics.jsonl has them.
+        temperatures: of the rows.
     """
 
     rows: int
     bad_steps: int
     loss: float
     means: dict[str, float | None]
+    temperatures: EpochTemperatures
 
 
 class EpochSums:
@@ -68,8 +84,12 @@ class EpochSums:
         self._names: tuple[str, ...] = ()
         # Temperatures that are one number for all samples cost the device nothing.
         self._constants: dict[str, float] = {}
-        # [2K + 1]: sums of the values, sums of their squares, steps without an update.
+        # [(K + 2)^2 + R X]: over all rows, sums of the products of (1, whether there was no update, the values) with
+        # each other, of which sums and squares are read: one launch for both; then histograms.
         self._buffer: Tensor | None = None
+        self._largest_batch = 1
+        self._edges, self._one = bin_edges(device), torch.ones((), device=device)
+        self._one_double = self._one.double()
         self.is_deferred = device.type == "cpu"
         # Steps that are not in the buffer yet.
         self._pending: list[_Step] = []
@@ -110,48 +130,75 @@ class EpochSums:
             "train_accuracy": correct_B.mean(dtype=torch.float32),
             **{f"train_{name}": value for name, value in outcome.terms.items()},
         }
-        for side, tau in zip(_SIDES, (outcome.student_temperature, outcome.teacher_temperature), strict=True):
-            if isinstance(tau, Tensor):
-                variance, mean = torch.var_mean(tau, correction=0)
-                values |= {f"{side}_temperature_mean": mean, f"{side}_temperature_variance": variance}
-            elif tau is not None:
-                self._constants[side] = tau
+        if (inside := outcome.inside_share) is not None:
+            values[_INSIDE] = inside
+        given = {
+            "student": outcome.student_temperature,
+            "teacher": outcome.teacher_temperature,
+            "paper": outcome.paper_temperature,
+        }
+        self._constants |= {kind: tau for kind, tau in given.items() if isinstance(tau, float)}
+        varying = {kind: tau for kind, tau in given.items() if isinstance(tau, Tensor)}
+        tau_RB = None
+        if varying:
+            tau_RB = torch.stack(list(varying.values())).to(torch.float32)
+            variance_R, mean_R = torch.var_mean(tau_RB, dim=1, correction=0)
+            for kind, variance, mean in zip(varying, variance_R.unbind(), mean_R.unbind(), strict=True):
+                values |= {f"{kind}_temperature_mean": mean, f"{kind}{_VARIANCE}": variance}
+        size = len(values) + 2
         if self._buffer is None:
             self._names = tuple(values)
-            self._buffer = torch.zeros(2 * len(values) + 1, dtype=torch.float64, device=self._device)
-        count = len(self._names)
-        values_K = torch.stack([value.to(torch.float32) for value in values.values()])
-        self._buffer[:count].add_(values_K, alpha=rows)
-        if len(self._constants) < len(_SIDES) and outcome.student_temperature is not None:
-            self._buffer[count:-1].addcmul_(values_K, values_K, value=rows)
-        self._buffer[-1].add_(step.not_finite)
+            length = size**2 + CELLS * len(varying)
+            self._buffer = torch.zeros(length, dtype=torch.float64, device=self._device)
+        factors = torch.stack([self._one, step.not_finite, *(value.to(torch.float32) for value in values.values())])
+        self._buffer[: size**2].view(size, size).addr_(factors, factors, alpha=rows)
+        if tau_RB is not None:
+            count_cells(self._buffer[size**2 :].view(-1, CELLS), tau_RB, self._edges, self._one_double)
 
     def count(self, rows: int) -> None:
         """Count a step of so many rows, on the host."""
         self.steps += 1
         self.rows += rows
+        self._largest_batch = max(self._largest_batch, rows)
 
     def read(self) -> Reading:
         """Copy the sums to the host: waits for the device."""
         self._add_pending()
-        count, rows = len(self._names), max(self.rows, 1)
-        buffer = [0.0] if self._buffer is None else self._buffer.tolist()
-        sums = dict(zip(self._names, buffer[:count], strict=True))
-        squares = dict(zip(self._names, buffer[count:-1], strict=True))
+        size, rows = len(self._names) + 2, max(self.rows, 1)
+        buffer = np.zeros(size**2) if self._buffer is None else self._buffer.cpu().numpy()
+        products = buffer[: size**2].reshape(size, size)
+        sums = dict(zip(self._names, products[0, 2:].tolist(), strict=True))
+        squares = dict(zip(self._names, products.diagonal()[2:].tolist(), strict=True))
+        # Only the last batch of an epoch is smaller than the others.
+        bad_steps = math.ceil(products[0, 1] / self._largest_batch)
+        cells_RX = buffer[size**2 :].reshape(-1, CELLS).astype(np.int64)
+        temperatures = self._temperatures(sums, squares, cells_RX)
         means: dict[str, float | None] = {
-            name: value / rows for name, value in sums.items() if "_temperature_" not in name
+            name: value / rows for name, value in sums.items() if "_temperature_" not in name and name != _INSIDE
         }
-        for side in _SIDES:
-            mean_name, variance_name = f"{side}_temperature_mean", f"{side}_temperature_variance"
-            mean: float | None = self._constants.get(side)
-            deviation = None if mean is None else 0.0
-            if mean_name in sums:
-                mean = sums[mean_name] / rows
-                # Of all samples: the mean variance within batches, and the variance of their means.
-                variance = (sums[variance_name] + squares[mean_name]) / rows - mean**2
-                deviation = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else variance
-            means |= {mean_name: mean, f"{side}_temperature_std": deviation}
-        return Reading(self.rows, int(buffer[-1]), sums.get("train_loss", 0.0), means)
+        if _INSIDE in sums:
+            means["outside_domain"] = 1.0 - sums[_INSIDE] / rows
+        means |= {f"{side}_temperature_{of}": None for side in _SIDES for of in ("mean", "std")}
+        means |= metrics_of(temperatures)
+        return Reading(self.rows, bad_steps, sums.get("train_loss", 0.0), means, temperatures)
+
+    def _temperatures(
+        self, sums: Mapping[str, float], squares: Mapping[str, float], cells_RX: NDArray[np.int64]
+    ) -> EpochTemperatures:
+        """What was counted of each network's temperatures."""
+        rows = max(self.rows, 1)
+        found = {kind: Distribution(constant, 0.0) for kind, constant in self._constants.items()}
+        varying = [name.removesuffix(_VARIANCE) for name in self._names if name.endswith(_VARIANCE)]
+        for kind, cells_X in zip(varying, cells_RX, strict=True):
+            mean_name = f"{kind}_temperature_mean"
+            mean = sums[mean_name] / rows
+            # Of all samples: the mean variance within batches, and the variance of their means.
+            variance = (sums[f"{kind}{_VARIANCE}"] + squares[mean_name]) / rows - mean**2
+            deviation = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else variance
+            found[kind] = Distribution(mean, deviation, cells_X)
+        return {
+            side: NetworkTemperatures(found[side], found.get("paper", found[side])) for side in _SIDES if side in found
+        }
 
     def reset(self) -> None:
         """Begin another epoch, at the same addresses."""

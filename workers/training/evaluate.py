@@ -1,56 +1,69 @@
 """Evaluation of a student on a split: how good it is, and how close to its teacher.
 
-Shapes: B batch, C classes. All probabilities are at temperature 1. Sums are kept on the device in
-float64, so the result does not depend on the batch size beyond rounding, and are read once.
+Shapes: N rows of a split, B batch, C classes. All probabilities are at temperature 1.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workers.config.teacher import Preprocessing
 from workers.events import Split
+from workers.measures import Measured, Measures
 from workers.training.batches import to_input
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
 
-ECE_BINS = 15
+# Logits that several processes gather at once: 4 MiB of float32.
+_GATHERED_CELLS = 1 << 20
 
 
-class _Sums:
-    """Running sums over the split, in one tensor: it is copied to the host once, at the end.
+@dataclass(frozen=True)
+class EvaluatedSplit:
+    """What a student says of a whole split, and how good that is.
 
     Attributes:
-        totals: float64 [5 + 3 * ECE_BINS]: rows of the right class, with it among the first five, summed negative
-            log-likelihood, rows on which student and teacher agree, summed KL; then for each bin of confidence its
-            rows, those of the right class, and their summed confidence.
+        logits_NC: float32, in the split's order, on the host.
+        predicted_N: int64, the class of the largest probability.
+        labels_N: int64.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.totals = torch.zeros(5 + 3 * ECE_BINS, dtype=torch.float64, device=device)
-        self._scalars, self._bins = self.totals[:5], self.totals[5:].view(3, ECE_BINS)
+    measured: Measured
+    has_teacher: bool
+    logits_NC: Tensor
+    predicted_N: Tensor
+    labels_N: Tensor
 
-    def add(self, logits_BC: Tensor, labels_B: Tensor, teacher_BC: Tensor | None) -> None:
-        log_q_BC = F.log_softmax(logits_BC, dim=1)
-        confidence_B, predicted_B = log_q_BC.exp().max(dim=1)
-        correct_B = predicted_B == labels_B
-        top_B5 = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
-        in_top5_B = (top_B5 == labels_B[:, None]).any(dim=1)
-        nll = F.nll_loss(log_q_BC, labels_B, reduction="sum")
-        agreement = kl = torch.zeros((), device=logits_BC.device)
-        if teacher_BC is not None:
-            log_p_BC = F.log_softmax(teacher_BC.float(), dim=1)
-            agreement = (log_p_BC.argmax(dim=1) == predicted_B).sum()
-            kl = F.kl_div(log_q_BC, log_p_BC, reduction="sum", log_target=True)
-        parts = (correct_B.sum(), in_top5_B.sum(), nll, agreement, kl)
-        self._scalars += torch.stack([part.double() for part in parts])
-        # (0, 1/15], (1/15, 2/15], ...: right-closed as in Guo et al.
-        bin_B = (confidence_B.double() * ECE_BINS).ceil().long().clamp(1, ECE_BINS) - 1
-        ones_B = torch.ones_like(confidence_B, dtype=torch.float64)
-        for row, value_B in enumerate((ones_B, correct_B.double(), confidence_B.double())):
-            self._bins[row].index_add_(0, bin_B, value_B)
+
+class _Kept:
+    """Logits and predicted classes of this process's share of a split, on the host."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._rows: list[Tensor] = []
+        self._logits: list[Tensor] = []
+        self._predicted: list[Tensor] = []
+
+    def add(self, rows_B: Tensor, logits_BC: Tensor, predicted_B: Tensor) -> None:
+        """Copy a batch to the host: waits for the device."""
+        self._rows.append(rows_B)
+        self._logits.append(logits_BC.cpu())
+        self._predicted.append(predicted_B.cpu())
+
+    def whole(self, classes: int, replicas: Replicas, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(logits float32 [N, C], predicted classes int64 [N]) of all processes, on the host."""
+        logits_NC = torch.zeros(self._samples, classes)
+        predicted_N = torch.zeros(self._samples, dtype=torch.int64)
+        for rows_B, logits_BC, predicted_B in zip(self._rows, self._logits, self._predicted, strict=True):
+            logits_NC[rows_B], predicted_N[rows_B] = logits_BC, predicted_B
+        if replicas.count > 1:
+            # Each row is one process's; added to zeros, every number keeps its bits.
+            predicted_N = replicas.sum(predicted_N.to(device)).cpu()
+            for part_BC in torch.split(logits_NC, max(1, _GATHERED_CELLS // classes)):
+                part_BC.copy_(replicas.sum(part_BC.to(device)))
+        return logits_NC, predicted_N
 
 
 def name_of(split: Split, metric: str) -> str:
@@ -72,7 +85,6 @@ def evaluate_splits(
     }
 
 
-@torch.no_grad()
 def evaluate(
     forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
 ) -> dict[str, float | None]:
@@ -85,26 +97,43 @@ def evaluate(
         replicas: the processes that measure together.
 
     Returns:
-        ``top1``, ``top5`` (accuracies, 0..1; top5 is top-C below five classes), ``nll`` (nats),
-        ``ece`` (expected calibration error, 15 equal bins; Guo et al. 2017, arXiv 1706.04599),
-        ``agreement`` (share of samples on which student and teacher choose the same class) and
-        ``kl_to_teacher`` (mean KL(teacher || student), nats); the last two are None without a
-        teacher.
+        ``top1``, ``top5``, ``nll``, ``ece``, ``agreement`` and ``kl_to_teacher`` as ``Measured`` has them; the last two
+        are None without a teacher.
     """
-    sums = _Sums(feed.device)
+    measured = _measure(forward, feed, preprocessing, replicas)
+    return {
+        "top1": measured.top1,
+        "top5": measured.top5,
+        "nll": measured.nll,
+        "ece": measured.ece,
+        "agreement": measured.agreement if feed.has_teacher else None,
+        "kl_to_teacher": measured.kl if feed.has_teacher else None,
+    }
+
+
+def evaluate_with_logits(
+    forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
+) -> EvaluatedSplit:
+    """Measure a student as ``evaluate`` does, and keep what it says of every row."""
+    kept = _Kept(feed.samples)
+    measured = _measure(forward, feed, preprocessing, replicas, kept)
+    logits_NC, predicted_N = kept.whole(feed.classes, replicas, feed.device)
+    return EvaluatedSplit(measured, feed.has_teacher, logits_NC, predicted_N, feed.labels_N.cpu())
+
+
+@torch.no_grad()
+def _measure(
+    forward: Callable[[Tensor], Tensor],
+    feed: EvaluationFeed,
+    preprocessing: Preprocessing,
+    replicas: Replicas,
+    kept: _Kept | None = None,
+) -> Measured:
+    sums = Measures(feed.device)
     for batch in feed.batches():
         (seen,) = batch.views
-        inputs = to_input(seen.images, preprocessing, channels_last=True)
-        sums.add(forward(inputs).float(), batch.labels, seen.teacher_logits)
-    totals = replicas.sum(sums.totals).cpu()
-    correct, in_top5, nll, agreement, kl = (totals[:5] / feed.samples).tolist()
-    _, correct_of_bin, confidence_of_bin = totals[5:].view(3, ECE_BINS)
-    with_teacher = feed.has_teacher
-    return {
-        "top1": correct,
-        "top5": in_top5,
-        "nll": nll,
-        "ece": float((correct_of_bin - confidence_of_bin).abs().sum() / feed.samples),
-        "agreement": agreement if with_teacher else None,
-        "kl_to_teacher": kl if with_teacher else None,
-    }
+        logits_BC = forward(to_input(seen.images, preprocessing, channels_last=True)).float()
+        predicted_B = sums.add(logits_BC, batch.labels, seen.teacher_logits)
+        if kept is not None:
+            kept.add(batch.rows, logits_BC, predicted_B)
+    return Measured.of(replicas.sum(sums.totals), feed.samples)

@@ -33,7 +33,8 @@ class EvaluationFeed:
         self._pictures = SplitPictures(dataset, device)
         self._size = size
         self.device = device
-        self._labels_N = torch.from_numpy(np.asarray(dataset.labels_N)).to(device)
+        self.labels_N = torch.from_numpy(np.asarray(dataset.labels_N)).to(device)
+        self.classes = dataset.classes
         self._teacher = None if reader is None else TeacherRows(reader, device)
         self._batch_size = batch_size
         self._share = share
@@ -52,7 +53,9 @@ class EvaluationFeed:
             if (images.shape[1], images.shape[2]) != self._size:
                 images = resize(images, *self._size)
             rows = torch.arange(part.start, part.stop)
-            yield TrainingBatch(rows, self._labels_N[part], (ViewBatch(images, logits, None),), slice(0, len(rows)))
+            seen = ViewBatch(images, logits, None)
+            # Nothing that is measured is kept by row on the device.
+            yield TrainingBatch(rows, rows, self.labels_N[part], (seen,), local_slice=slice(0, len(rows)))
 
     def _fetched(self, parts: Sequence[slice]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """(plain pictures, the teacher's logits) of each part of the split, on the device."""

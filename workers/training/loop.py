@@ -24,12 +24,14 @@ from workers.events import Emit, Finished, Log, ShouldStop
 from workers.methods.method import Method
 from workers.precision import float32_as
 from workers.training.batches import TrainingBatch
-from workers.training.evaluate import evaluate_splits
+from workers.training.domain import warn_of_domain
+from workers.training.evaluate import evaluate_splits, evaluate_with_logits
+from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.group import Ended, Group, share_time
 from workers.training.optimizer import learning_rate
 from workers.training.result import leave
 from workers.training.run import RunHandle, RunState
-from workers.training.setting import new_run_state, set_up
+from workers.training.setting import Setting, new_run_state, set_up
 from workers.training.step import batch_objective, forward
 from workers.training.step_graph import StepGraph
 
@@ -161,7 +163,10 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
                     _raise_unless_finite(line, run_state.method, epoch)
 
                     # ---- checkpoint
-                    run_state.end_epoch(line)
+                    run_state.end_epoch(line, readings[run_state.place].temperatures)
+                    warn_of_domain(run_state)
+                    if run_state.is_done:
+                        run_state.final = _final_evaluation(run_state, setting)
                     run_state.save()
                     run_state.report_epoch()
             yield from group.take_ended()
@@ -190,11 +195,24 @@ def compute_step(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Ten
         norm = nn.utils.clip_grad_norm_(run_state.parameters, run_state.training.max_gradient_norm)
         # A norm that overflows would scale finite gradients to nothing.
         checked.append(norm)
-    run_state.flag_not_finite([*checked, outcome.total.detach()])
+    run_state.flag_not_finite([*checked, *outcome.watched])
 
     # ---- update
     run_state.optimizer.step()
     run_state.sums.add(outcome, logits[0], batch.labels, run_state.not_finite)
+
+
+def _final_evaluation(run_state: RunState, setting: Setting) -> FinalEvaluation:
+    """Put the weights that leave the run in place, and evaluate them on every split that is measured."""
+    with run_state.counters.attached():
+        run_state.take_best_weights()
+    run_state.network.eval()
+    return final_evaluation(
+        {
+            split: evaluate_with_logits(run_state.forward, feed, setting.preprocessing, setting.replicas)
+            for split, feed in setting.evaluations.items()
+        }
+    )
 
 
 def _raise_unless_finite(line: Mapping[str, float | None], method: Method, epoch: int) -> None:

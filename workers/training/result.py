@@ -7,17 +7,21 @@ import torch
 
 from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
-from workers.training.artifacts import Student, write_artifacts
+from workers.methods.cache_values import record
+from workers.training.artifacts import Student, Written, write_artifacts
 from workers.training.evaluate import name_of
 from workers.training.run import RunState, Signal
 from workers.training.setting import Setting
+from workers.training.temperatures import document
 
 _PARITY_PICTURES = 32
 
 
 def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     """Write the artifacts; returns result.json."""
-    task, metrics = run_state.task, run_state.metrics
+    task, metrics, final = run_state.task, run_state.metrics, run_state.final
+    # Its last checkpoint has it.
+    assert final is not None
     run_state.counters.attach()
     best_epoch = run_state.best_epoch
     kept = best_epoch if task.training.keep == "best" and best_epoch is not None else len(metrics)
@@ -30,6 +34,7 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "seed": run.seed,
         "parameters": sum(p.numel() for p in run_state.network.parameters()),
         "epochs": len(metrics),
+        "views_seen": task.views.seen(len(metrics), run_state.method.views),
         "stopped_early": len(metrics) < task.training.epochs,
         "selected": task.training.keep,
         "selected_epoch": kept,
@@ -37,6 +42,8 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "best": None if best_epoch is None else metrics[best_epoch - 1],
         "best_epoch": best_epoch,
         "best_by": None if best_epoch is None else f"validation_{task.training.selection_metric}",
+        "evaluation": final.documents,
+        "calibration": final.calibration,
         "splits": {"train": samples, **{split: feed.samples for split, feed in setting.evaluations.items()}},
         "seconds": run_state.seconds,
         "images_per_s": len(metrics) * samples / max(trained, 1e-9),
@@ -69,20 +76,26 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         },
         "preprocessing": setting.preprocessing.model_dump(mode="json"),
         "class_names": list(setting.train.class_names),
+        "temperature": final.temperature,
     }
+    if run_state.cache_statistics:
+        values = {each: tensor.cpu().numpy() for each, tensor in run_state.cache_statistics.items()}
+        config["cache_statistics"] = record(values)
     pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = resize(pictures, *setting.size)
-    student = Student(run_state.network, setting.preprocessing)
-    return write_artifacts(
-        task.folder,
-        student,
-        pictures.numpy(),
-        config,
-        metrics,
-        result,
-        partial(_obey_signal_at_the_end, run_state),
+    student = Student(
+        run_state.network, setting.preprocessing, final.temperature if task.training.calibrated_output else None
     )
+    written = Written(
+        config=config,
+        metrics=metrics,
+        result=result,
+        evaluation={"splits": final.whole, "calibration": final.calibration},
+        temperatures=document(run_state.temperatures) if run_state.method.needs_teacher else None,
+        tensors=final.tensors if task.training.keep_logits else None,
+    )
+    return write_artifacts(task.folder, student, pictures.numpy(), written, partial(_obey_signal_at_the_end, run_state))
 
 
 def _obey_signal_at_the_end(run_state: RunState) -> None:

@@ -12,24 +12,28 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from workers.config.task import TrainingTask
 from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
+from workers.methods.cache_statistics import CacheStatistic
 from workers.precision import PRECISIONS, choose_precision
 from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.batch_counters import BatchCounters
 from workers.training.distributed import Replicas
 from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.epoch_sums import EpochSums, Reading
+from workers.training.final_evaluation import FinalEvaluation
 from workers.training.optimizer import learning_rate, new_optimizer
+from workers.training.temperatures import EpochTemperatures, epoch_document
 
 # A person watches; an event is a row in the database.
 _STEP_EVENT_SECONDS = 2.0
 # Of what is kept in a checkpoint: one of another number is not taken up.
-_CHECKPOINT_FORMAT = 3
+_CHECKPOINT_FORMAT = 4
 
 
 class Signal(IntEnum):
@@ -60,6 +64,7 @@ class RunState:
         picture: (channels, height, width) of its input.
         replicas: the processes that train it.
         is_replayed: its steps are to be replayed from a CUDA graph.
+        cache_statistics: over the teacher's cache, on the device; at least what the method reads.
 
     Attributes:
         learned: the temperatures that the method learns, trained beside the student and not part of it.
@@ -68,6 +73,8 @@ class RunState:
             is made any more.
         sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
         metrics: a line for every epoch that is done.
+        temperatures: an item of ``temperatures.json`` for every epoch that is done.
+        final: evaluation of the weights that leave it; None until all of its epochs are done.
         seconds: that those took.
         best_weights: state of the network after the best epoch on the validation split, if that is kept; else empty.
         environment: what it is trained on, for result.json.
@@ -83,6 +90,7 @@ class RunState:
         replicas: Replicas,
         *,
         is_replayed: bool = False,
+        cache_statistics: Mapping[CacheStatistic, Tensor] = MappingProxyType({}),
     ) -> None:
         self.task, self.emit = handle.task, handle.emit
         self._handle = handle
@@ -91,6 +99,7 @@ class RunState:
         self.training = handle.task.training
         self.method = handle.task.run.method.expand()
         self.device = device
+        self.cache_statistics = {each: cache_statistics[each] for each in self.method.cache_statistics}
         self.replicas = replicas
         self.learned = {
             name: nn.Parameter(torch.tensor(value, dtype=torch.float32, device=device))
@@ -114,6 +123,8 @@ class RunState:
         self.epoch, self.seconds = 0, 0.0
         self.sums = EpochSums(device)
         self.metrics: list[dict[str, float | None]] = []
+        self.temperatures: list[dict[str, object]] = []
+        self.final: FinalEvaluation | None = None
         self.environment: dict[str, str] = environment(device, self.precision)
         self._identity = _identity(handle.task)
         self._reported_at, self._reported = time.monotonic(), (0, 0.0)
@@ -208,10 +219,11 @@ class RunState:
         )
         return reading
 
-    def end_epoch(self, line: dict[str, float | None]) -> None:
-        """Count the epoch, whose metrics these are, and begin new sums."""
+    def end_epoch(self, line: dict[str, float | None], temperatures: EpochTemperatures) -> None:
+        """Count the epoch, whose metrics and temperatures these are, and begin new sums."""
         self.metrics.append(line)
         self.epoch += 1
+        self.temperatures.append(epoch_document(self.epoch, temperatures))
         if self.training.keep == "best" and self.best_epoch == self.epoch:
             with self.counters.attached():
                 self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
@@ -263,6 +275,8 @@ class RunState:
             "sums": self.sums.state(),
             "seconds": self.seconds,
             "metrics": self.metrics,
+            "temperatures": self.temperatures,
+            "final": None if self.final is None else self.final.state(),
             "environment": self.environment,
             "best_weights": self.best_weights,
         }
@@ -284,8 +298,9 @@ class RunState:
         for name, parameter in self.learned.items():
             parameter.data.copy_(state["learned"][name])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
-        # Checkpoints of earlier versions have none.
-        self.best_weights = state.get("best_weights", {})
+        self.temperatures = state["temperatures"]
+        self.final = None if state["final"] is None else FinalEvaluation.of_state(state["final"])
+        self.best_weights = state["best_weights"]
         self.sums.load(state["sums"])
         # What is trained here says where; what was said of a part that is done stays.
         earlier: dict[str, str] = state["environment"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from store import CacheReader, CacheSpec
 from workers.config.task import TrainingTask
@@ -16,8 +17,11 @@ from workers.data.prepared import Dataset, SubsetDataset, open_prepared
 from workers.devices import choose_device, new_stream
 from workers.errors import CheckpointLost, InvalidJob
 from workers.events import Log, Split
+from workers.methods.cache_statistics import CacheStatistic
+from workers.methods.gradient_estimate import gradient_warnings
 from workers.precision import Precision, float32_as
 from workers.students.build import build_student
+from workers.teacher.cache_statistics import read_cache_statistics, some_rows
 from workers.training.batches import student_preprocessing
 from workers.training.cuda_graph import why_no_graph
 from workers.training.distributed import Replicas
@@ -34,6 +38,8 @@ class Setting:
         precision: of float32 products while they train: in full, or ``tf32``.
         no_graph: why no step is recorded in a CUDA graph; None if that is tried.
         evaluations: of each split that is measured, ``validation`` and ``test``.
+        cache_statistics: what some of the methods read of the whole cache, on the device.
+        teacher_rows: statistics of some of the teacher's rows, [1, R] by name; empty if no run needs a teacher.
     """
 
     device: torch.device
@@ -45,6 +51,8 @@ class Setting:
     feed: TrainingFeed
     evaluations: Mapping[Split, EvaluationFeed]
     replicas: Replicas
+    cache_statistics: Mapping[CacheStatistic, Tensor]
+    teacher_rows: Mapping[str, NDArray[np.float32]]
 
 
 @contextmanager
@@ -72,9 +80,16 @@ def set_up(handles: Sequence[RunHandle]) -> Iterator[Setting]:
 
 def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> Setting:
     task = tasks[0]
+    if (option := task.training.needs_validation) is not None and task.validation_fingerprint is None:
+        raise InvalidJob(f"{option} needs a validation split, and the task has none: name one, or leave the option out")
     if len({_shared(each) for each in tasks}) > 1 or (len(tasks) > 1 and task.training.actors > 1):
         raise InvalidJob(
             "the runs of a group share everything but student and method, and one process: train them apart"
+        )
+    if task.views.fresh and any(each.run.method.expand().needs_teacher for each in tasks):
+        raise InvalidJob(
+            "views.fresh is true, and the teacher's logits are cached for views.count views alone: a run with a "
+            "teacher trains on those"
         )
     if task.stage == "export":
         device = torch.device("cpu")
@@ -99,6 +114,10 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
         return None if spec is None else CacheReader(task.folders.caches, spec)
 
     rows = reader(task.train_cache) if any(method.needs_teacher for method in methods) else None
+    wanted = {statistic for method in methods for statistic in method.cache_statistics}
+    over_cache = {} if rows is None else read_cache_statistics(rows, wanted)
+    if over_cache:
+        emit(Log(message=f"read over the whole cache, once: {', '.join(sorted(map(str, over_cache)))}"))
     views_per_step = max(method.views for method in methods)
     replicas = Replicas(task.rank, training.actors, task.folder, device)
     return Setting(
@@ -126,6 +145,8 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
             for split, (dataset, cache) in measured.items()
         },
         replicas=replicas,
+        cache_statistics={each: torch.from_numpy(values).to(device) for each, values in over_cache.items()},
+        teacher_rows={} if rows is None else some_rows(rows),
     )
 
 
@@ -146,9 +167,15 @@ def _trained_rows(train: Dataset, measured: Sequence[Dataset]) -> NDArray[np.int
 
 
 def _shared(task: TrainingTask) -> str:
-    """What all runs of a group have in common."""
+    """What all runs of a group have in common: all but student, method and the student's learning rate."""
     return task.model_dump_json(
-        exclude={"run": {"index", "student", "method"}, "folder": True, "earlier": True, "told_epoch": True}
+        exclude={
+            "run": {"index", "student", "method"},
+            "training": {"optimizer": {"lr"}},
+            "folder": True,
+            "earlier": True,
+            "told_epoch": True,
+        }
     )
 
 
@@ -175,10 +202,16 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
         setting.device,
         setting.replicas,
         is_replayed=setting.no_graph is None,
+        cache_statistics=setting.cache_statistics,
     )
     if setting.device.type == "cuda" or run_state.training.precision not in ("auto", run_state.precision):
         run_state.emit(Log(message=f"trains in {run_state.precision}: {run_state.precision_reason}"))
     run_state.resume()
+    if run_state.epoch == 0:
+        for warning in gradient_warnings(
+            run_state.method, setting.teacher_rows, train.classes, epochs=task.training.epochs
+        ):
+            run_state.emit(Log(level="warning", message=warning))
     if task.stage == "export" and not run_state.is_done:
         raise CheckpointLost(
             f"the last checkpoint of run {task.run.name!r} cannot be read: epoch {run_state.epoch} of "

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from workers.errors import NotFinite
 from workers.methods.method import Method
-from workers.objective.objective import Objective, View, objective_of
+from workers.objective.objective import Objective, objective_of
+from workers.objective.view import View
 from workers.training.batches import TrainingBatch
 from workers.training.run import RunState
 
@@ -64,6 +65,10 @@ def batch_objective(run_state: RunState, logits: Sequence[Tensor], batch: Traini
             epoch=run_state.epoch + 1,
             epochs=run_state.training.epochs,
             learned=run_state.learned,
+            cache_statistics={
+                each: values.index_select(0, batch.device_rows) if each.is_per_sample else values
+                for each, values in run_state.cache_statistics.items()
+            },
             label_smoothing=run_state.training.label_smoothing,
             check=check,
         )

@@ -3,7 +3,7 @@
 Light: the engine makes them, and loads no torch.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,8 +34,8 @@ def task_of_run(
     return TrainingTask(
         folders=folders,
         run=run,
-        training=job.training,
-        views=job.views,
+        training=job.training.of_student(run.student.name),
+        views=job.views_of(run),
         train_fingerprint=plan.train_cache.dataset_fingerprint,
         test_fingerprint=None if plan.test_cache is None else plan.test_cache.dataset_fingerprint,
         validation_fingerprint=None if plan.validation_cache is None else plan.validation_cache.dataset_fingerprint,
@@ -55,27 +55,34 @@ def task_of_run(
 
 
 def share_out(
-    runs: Sequence[RunSpec], slots: int, largest_group: int, alone: Collection[int] = ()
+    runs: Sequence[RunSpec],
+    slots: int,
+    largest_group: int,
+    alone: Collection[int] = (),
+    *,
+    batches_of: Callable[[RunSpec], Hashable],
 ) -> list[list[RunSpec]]:
     """Which of the waiting runs to start now, each list in one process.
 
-    Runs of one seed see the same batches, and so can share a process. They do where there are more of them than slots,
-    and then no more than it takes to start all of them.
+    Runs that see the same batches can share a process. They do where there are more of them than slots, and then no
+    more than it takes to start all of them.
 
     Args:
         runs: in the order in which they wait.
         slots: how many processes there is room for.
         largest_group: of runs in one process.
         alone: indices of runs that are not to share one.
+        batches_of: equal for runs that see the same batches, see ``Plan.batches_of``.
 
     Returns:
         At most ``slots`` groups.
     """
     waiting, groups = list(runs), list[list[RunSpec]]()
+    batches = {run.index: batches_of(run) for run in runs}
     while waiting and len(groups) < slots:
         first = waiting[0]
         size = 1 if first.index in alone else min(largest_group, -(-len(waiting) // (slots - len(groups))))
-        others = [run for run in waiting[1:] if run.seed == first.seed and run.index not in alone]
-        groups.append([first, *others[: size - 1]])
+        alike = [run for run in waiting[1:] if batches[run.index] == batches[first.index] and run.index not in alone]
+        groups.append([first, *alike[: size - 1]])
         waiting = [run for run in waiting if run not in groups[-1]]
     return groups

@@ -133,7 +133,7 @@ class TrainingFeed:
 
     Args:
         dataset: the training split.
-        plan: which views there are; epoch e (from 0) uses view ``e mod plan.count``, and the next one as the second.
+        plan: which views there are; epoch e (from 0) uses view ``plan.view(e)``, and the next one as the second.
         reader: the teacher's cache over the same boxes, or None for plain cross-entropy.
         batch_size: rows of a batch; of a larger one a last batch of one row is left out, because batch
             normalisation cannot train on it (students with it are refused where there would be no other).
@@ -207,7 +207,7 @@ class TrainingFeed:
         dataset, plan = self._pictures.dataset, self._plan
         order_N = epoch_order(self.samples, self._seed, epoch)
         self._order_N = order_N if self._rows_N is None else self._rows_N[order_N]
-        shown = [(epoch + place) % plan.count for place in range(self._views_per_step)]
+        shown = [plan.view(epoch, place) for place in range(self._views_per_step)]
         self._drawn = [
             draw(plan.augmentation, plan.seed, view, self._order_N, dataset.height, dataset.width) for view in shown
         ]
@@ -259,7 +259,8 @@ class TrainingFeed:
                 names = self._teachers[place].names
                 statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))
             seen.append(ViewBatch(of_view, logits_BC, statistics))
-        return TrainingBatch(torch.from_numpy(inputs.rows), labels_B, tuple(seen), local_slice)
+        rows = torch.from_numpy(inputs.rows)
+        return TrainingBatch(rows, rows_B, labels_B, tuple(seen), local_slice=local_slice)
 
     def close(self) -> None:
         """End the thread and the worker processes that fetch ahead, if there are any."""

@@ -49,6 +49,7 @@ def report_row(run: ReportedRun) -> ReportRow:
         calibration_temperature=(result.get("calibration") or {}).get("temperature"),
         nll_calibrated=test["nll_calibrated"],
         ece_calibrated=test["ece_calibrated"],
+        views_seen=result.get("views_seen"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Routes of methods and students, with the JSON Schemas of their parameters, and of the preview of a method."""
+"""Routes of methods with their JSON Schemas and their preview, of students and of recipes."""
 
 from functools import cache
 from typing import Annotated
@@ -12,11 +12,14 @@ from service.api.dependencies import Context, Ctx, Heavy
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.methods import Method, MethodPage, MethodPreview, Part, PreviewRequest
+from service.api.schemas.recipes import RecipeEntry
 from service.api.schemas.students import Student
 from service.errors import InvalidRequest
 from store import CacheReader, CacheSpec
+from workers.config import recipes
 from workers.methods import catalog as methods
-from workers.methods.preview import Float32, preview
+from workers.methods.preview import preview
+from workers.methods.preview_report import Float32
 from workers.students import catalog
 
 # Two caches that agree in these are about the same rows.
@@ -106,3 +109,10 @@ def list_students() -> Page[Student]:
     """Every student by the name that a job uses. Not paged."""
     students = [Student.model_validate({"id": info["name"], **info}) for info in catalog.describe()]
     return Page(data=students, first_id=students[0].id, last_id=students[-1].id)
+
+
+@router.get("/recipes", operation_id="list_recipes", summary="Recipes that fill in a job", dependencies=[READ])
+def list_recipes() -> Page[RecipeEntry]:
+    """Every recipe by the name that a job uses, with the values that stand for what a job leaves out. Not paged."""
+    found = [RecipeEntry.model_validate({"id": entry["name"], **entry}) for entry in recipes.describe()]
+    return Page(data=found, first_id=found[0].id, last_id=found[-1].id)

@@ -1,7 +1,7 @@
 """Routes of jobs: post, preview, list. ``job_control`` has those that end, pause and repeat them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
@@ -10,6 +10,7 @@ from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.job_checks import check_job, picture_size, student_size
+from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.problems import responses
 from service.api.routes import runs
 from service.api.schemas.base import Page
@@ -123,10 +124,11 @@ def create_job(
     if dry_run:
         plan, teacher = check_job(request, ctx)
         response.status_code = 200
-        return _preview(plan, teacher)
+        return _preview(plan, teacher, gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir))
     idempotency = None
     if idempotency_key is not None:
-        idempotency = Idempotency(who.key_id or "", idempotency_key, digest_of(request.model_dump(mode="json")))
+        digest, earlier = digest_of(request.identity()), digest_of(request.model_dump(mode="json"))
+        idempotency = Idempotency(who.key_id or "", idempotency_key, digest, earlier)
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
@@ -145,7 +147,7 @@ def create_job(
     return show_one(row, ctx.queries)
 
 
-def _preview(plan: Plan, teacher: TeacherRecord) -> JobPreview:
+def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str]) -> JobPreview:
     planned = [
         PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
         for run in plan.runs()
@@ -156,7 +158,7 @@ def _preview(plan: Plan, teacher: TeacherRecord) -> JobPreview:
         plan=plan,
         runs=planned,
         views=ViewSizes(student=student_size(plan), teacher=preprocessing.size or picture_size(plan)),
-        warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size)],
+        warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size), *warnings],
     )
 
 

@@ -11,6 +11,7 @@ from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.db.states import State
 from workers.config.dataset import DatasetSpec
+from workers.config.draft import PlanDraft
 from workers.config.job import Plan
 from workers.errors import InvalidJob
 from workers.spec import Seed, Size
@@ -50,7 +51,7 @@ def _expression_characters(value: object) -> int:
     return sum(map(_expression_characters, value)) if isinstance(value, list | tuple) else 0
 
 
-class JobRequest(Plan):
+class JobRequest(PlanDraft):
     """A job: a teacher, a data set, and students x methods x seeds, each of which becomes a run.
 
     `dataset` is a description, or the id or name of a registered data set.
@@ -100,9 +101,24 @@ class JobRequest(Plan):
         return data
 
     def plan(self, dataset: DatasetSpec) -> Plan:
-        """The plan with its data set in place."""
-        kept = {name: getattr(self, name) for name in Plan.model_fields if name != "dataset"}
-        return Plan.model_construct(dataset=dataset, **kept)
+        """The plan with its data set in place, and what the client has left out.
+
+        Raises:
+            InvalidJob: as ``PlanDraft.filled``.
+        """
+        return self.filled(dataset)
+
+    def identity(self) -> dict[str, JsonValue]:
+        """What an Idempotency-Key is known by: all fields, and which were left out where that makes another job.
+
+        Of a request that states training and views it is what every version has taken. It is the client's side of the
+        job alone, so a recipe that changes in a later version makes no other request of it.
+        """
+        whole = self.model_dump(mode="json")
+        if self.recipe is not None:
+            parts = {"training", "views", "methods"}
+            return {**whole, "stated": self.model_dump(mode="json", include=parts, exclude_unset=True)}
+        return {**whole, "left_out": list(self.left_out)} if self.left_out else whole
 
 
 class PlannedRun(Document):

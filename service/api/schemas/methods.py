@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from service.api.schemas.base import Document, Page, Sha256
 from workers.config.training import Training
 from workers.methods.catalog import MethodChoice
-from workers.methods.preview import PreviewTerm
+from workers.methods.preview_report import PreviewTerm
 from workers.spec import Spec
 
 

@@ -52,6 +52,7 @@ class ReportRow(Document):
     )
     nll_calibrated: float | None = Field(description="NLL on the test split after that division")
     ece_calibrated: float | None = Field(description="ECE on the test split after that division")
+    views_seen: int | None = Field(description="different views of each picture; null in older results")
 
 
 class TeacherSplit(Document):

@@ -18,7 +18,7 @@ from tests.benchmarks.memory import own_bytes
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import Api
 from workers.methods import expression
-from workers.methods.papers import Preset
+from workers.methods.papers.base import Preset
 
 pytest_plugins = ["tests.support.service_fixtures"]
 # Nested too deeply: it is parsed before that is known.

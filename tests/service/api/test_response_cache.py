@@ -4,26 +4,27 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
-from sqlalchemy import JSON, Column, event, text, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import JSON, Column, Executable, delete, event, insert, literal, select, update
 from starlette.types import Message, Receive, Scope, Send
 
 from service.api.app import create_app
 from service.api.auth import READ
 from service.api.middleware.response_cache import KEPT_BYTES_MAX, ResponseCache
 from service.db.api_keys import KeyRing, Keys
+from service.db.backoff import Backoff
 from service.db.columns import UtcDateTime
 from service.db.database import Database
 from service.db.models import EngineRecord, JobRecord, RunRecord, utc_now
 from service.db.scopes import THIS_MACHINE, Caller
 from service.db.scopes import Scope as KeyScope
-from service.db.shared_read import SharedRead
-from service.db.version import DatabaseVersion, Version
+from service.db.states import State
+from service.db.version import DATABASE, DatabaseVersion, Source, Version
 from service.paths import DATABASE_ROUTES
 from tests.service.api.test_http import documents
 from tests.support.filled import METRICS
@@ -161,6 +162,62 @@ def test_response_cache_shows_every_write_at_once_and_its_etag_changes(api_of_ei
     assert changes > 60
 
 
+def test_response_cache_of_a_job_outlives_the_commits_of_others(api_of_either: Api) -> None:
+    """Only what changes the job or one of its runs, added and deleted ones included, has its documents made again."""
+    api = api_of_either
+    job, other = api.post_job(), api.post_job(name="other")
+    run_id, path = job["run_ids"][0], f"/v1/jobs/{job['id']}"
+    paths = [path, f"{path}/runs", f"{path}/report", f"/v1/runs/{run_id}"]
+    [api.client.get(path) for path in paths]
+
+    def queries_after(*changes: Executable) -> int:
+        with api.context.database.write() as session:
+            for change in changes:
+                session.execute(change)
+        with statements(api.context.database) as seen:
+            for path in paths:
+                assert api.client.get(path).status_code == 200
+            # Of one that must look again and finds the row gone, say, nothing is kept: the next test sees it once more.
+            return len(seen)
+
+    assert queries_after(update(EngineRecord).values(heartbeat_at=utc_now())) == 0
+    assert queries_after(update(JobRecord).where(JobRecord.id == other["id"]).values(name="x")) == 0
+    assert queries_after(update(RunRecord).where(RunRecord.job_id == other["id"]).values(epoch=3)) == 0
+    assert queries_after(update(JobRecord).where(JobRecord.id == job["id"]).values(name="x")) > 0
+    assert queries_after(update(JobRecord).values(name="y")) > 0
+    assert queries_after(update(RunRecord).where(RunRecord.id == run_id).values(epoch=3)) > 0
+    assert queries_after(update(EngineRecord).values(heartbeat_at=utc_now())) == 0
+    assert queries_after(delete(RunRecord).where(RunRecord.id != run_id, RunRecord.job_id == job["id"])) > 0
+    assert api.client.get(path).json()["run_ids"] == [run_id]
+    copied = {column.name: column for column in RunRecord.__table__.columns}
+    copied |= {"id": literal("run_" + "0" * 26), "index": literal(99)}
+    source = select(*copied.values()).where(RunRecord.id == run_id)
+    assert queries_after(insert(RunRecord.__table__).from_select(list(copied), source)) > 0
+    assert len(api.client.get(path).json()["run_ids"]) == 2
+    assert queries_after(update(EngineRecord).values(heartbeat_at=utc_now())) == 0
+
+
+def test_response_cache_follows_the_clock_where_a_job_says_when_it_starts_again(
+    api_of_either: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any commit: the time until which it waits passes."""
+    api = api_of_either
+    job = api.post_job()
+    until = utc_now() + timedelta(seconds=20)
+    backoff = Backoff(lost_attempts=2, faults=2, last="so", until=until).model_dump(mode="json")
+    with api.context.database.write() as session:
+        session.execute(update(JobRecord).values(state=State.RUNNING, backoff=backoff))
+    paths = [f"/v1/jobs/{job['id']}", "/v1/jobs"]
+
+    def waits() -> list[str | None]:
+        one, all_ = (api.client.get(path).json() for path in paths)
+        return [one["waits_for"], all_["data"][0]["waits_for"]]
+
+    assert all(waits())
+    monkeypatch.setattr("service.db.backoff.utc_now", lambda: until)
+    assert waits() == [None, None]
+
+
 def _another(column: Column[Any]) -> object:
     """A value that no row of this test has there."""
     if isinstance(column.type, JSON):
@@ -186,7 +243,7 @@ def test_response_cache_is_behind_the_door(tmp_path: Path) -> None:
 
 def test_response_cache_keeps_routes_that_there_are(tmp_path: Path) -> None:
     found = iter_route_contexts(create_app(make_settings(tmp_path)).routes)
-    assert {route.path for route in found if "GET" in (route.methods or ())} >= DATABASE_ROUTES
+    assert {route.path for route in found if "GET" in (route.methods or ())} >= DATABASE_ROUTES.keys()
 
 
 def test_response_cache_keeps_nothing_of_refusals_queries_apart_and_streams(api: Api) -> None:
@@ -204,49 +261,6 @@ def test_response_cache_keeps_nothing_of_refusals_queries_apart_and_streams(api:
     assert api.client.get(path, headers={"Last-Event-ID": "no number"}).status_code == 422
 
 
-# ------------------------------------------------------------------------------------------- the version of a database
-
-
-def test_database_version_changes_with_every_commit_and_with_nothing_else(database_url: str) -> None:
-    with closing(Database(database_url)) as reader, closing(Database(database_url)) as writer:
-        version = DatabaseVersion(reader)
-
-        def read() -> Version:
-            found = asyncio.run(version.read())
-            assert found is not None
-            return found
-
-        seen = [read()]
-        assert read() == seen[0]
-        with reader.read() as session:
-            session.execute(text("SELECT * FROM jobs")).all()
-        assert read() == seen[0]
-        for database in (writer, reader):
-            for _ in range(3):
-                with database.write() as session:
-                    session.execute(update(EngineRecord).values(heartbeat_at=utc_now()))
-                    # Not committed yet: whoever reads now sees what was there before.
-                    uncommitted = read()
-                seen.append(read())
-                assert seen[-1] != uncommitted
-        assert len({*seen}) == 7
-        version.close()
-        # SQLite counts anew on a new connection.
-        assert read() not in seen
-        version.close()
-
-
-def test_database_version_is_none_while_there_is_no_database(tmp_path: Path) -> None:
-    path = tmp_path / "away" / "retort.sqlite3"
-    database = Database(f"sqlite:///{path}")
-    version = DatabaseVersion(database)
-    assert asyncio.run(version.read()) is None
-    path.parent.mkdir()
-    assert asyncio.run(version.read()) is not None
-    version.close()
-    database.close()
-
-
 # ----------------------------------------------------------------------------------------------------- in one process
 
 
@@ -256,7 +270,7 @@ class Clock(DatabaseVersion):
     def __init__(self) -> None:
         self.value = 0
 
-    async def read(self) -> Version | None:
+    async def read(self, source: Source = DATABASE) -> Version | None:
         return 0, self.value
 
 
@@ -277,6 +291,10 @@ class Route:
         scope |= {"route": self.route, "endpoint": None, "path_params": {}}
         await send({"type": "http.response.start", "status": self._status, "headers": []})
         await send({"type": "http.response.body", "body": body})
+
+
+def path_of(number: int) -> str:
+    return f"/v1/jobs/job_{number:026}"
 
 
 async def ask(cache: ResponseCache, path: str = "/v1/jobs", accept: str = "*/*") -> bytes:
@@ -355,63 +373,38 @@ def test_response_cache_keeps_so_much_and_no_more() -> None:
         route.may_answer.set()
         clock = Clock()
         cache = ResponseCache(route, clock)
-        for number in range(10):
-            await ask(cache, f"/v1/jobs/{number}")
-        assert route.calls == 10
-        assert len([await ask(cache, f"/v1/jobs/{number}") for number in range(3)]) == 3
-        assert route.calls == 10
-        await ask(cache, "/v1/jobs/9")
-        assert route.calls == 11
-        # What a commit has dropped while it was made takes no room.
+        for number in range(5):
+            await ask(cache, path_of(number))
+        # The first three, and not the fourth, which goes for the fifth; then the first, asked for last, stays.
+        for number, calls in ((4, 5), (3, 5), (2, 5), (0, 6), (2, 6), (1, 7), (0, 7)):
+            await ask(cache, path_of(number))
+            assert route.calls == calls, number
+        # What was dropped while it was made, for another version, takes no room.
         route.may_answer.clear()
-        dropped = [asyncio.create_task(ask(cache, f"/v1/jobs/a{number}")) for number in range(10)]
+        dropped = [asyncio.create_task(ask(cache, path_of(number))) for number in range(10, 20)]
         await asyncio.sleep(0)
         clock.value = 1
-        kept = asyncio.create_task(ask(cache, "/v1/jobs/b"))
+        kept = [asyncio.create_task(ask(cache, path_of(number))) for number in range(10, 13)]
         await asyncio.sleep(0)
         route.may_answer.set()
-        await asyncio.gather(*dropped, kept)
-        await ask(cache, "/v1/jobs/b")
-        assert route.calls == 22
+        await asyncio.gather(*dropped, *kept)
+        assert route.calls == 20
+        await asyncio.gather(*(ask(cache, path_of(number)) for number in range(10, 13)))
+        assert route.calls == 20
 
     asyncio.run(run())
 
 
-def test_shared_read_wakes_all_who_wait_after_two_calls_that_began_after_them() -> None:
-    calls: list[int] = []
-    begun, may_end = threading.Event(), threading.Event()
-
-    def read() -> int:
-        calls.append(len(calls))
-        begun.set()
-        may_end.wait(30)
-        return calls[-1]
-
+def test_response_cache_keeps_nothing_that_is_larger_than_all_it_may_keep() -> None:
     async def run() -> None:
-        shared = SharedRead(read)
-        early = [asyncio.create_task(shared()) for _ in range(100)]
-        await asyncio.to_thread(begun.wait, 30)
-        late = [asyncio.create_task(shared()) for _ in range(100)]
-        early[0].cancel()
-        late[0].cancel()
-        await asyncio.sleep(0)
-        may_end.set()
-        assert {*await asyncio.gather(*early[1:])} == {0}
-        assert {*await asyncio.gather(*late[1:])} == {1}
-        assert calls == [0, 1]
+        route = Route(size_bytes=KEPT_BYTES_MAX)
+        route.may_answer.set()
+        cache = ResponseCache(route, Clock())
+        await ask(cache)
+        await ask(cache)
+        assert route.calls == 2
 
     asyncio.run(run())
-
-
-def test_shared_read_raises_for_all_who_wait() -> None:
-    def fail() -> None:
-        raise SQLAlchemyError("away")
-
-    async def run() -> list[BaseException | None]:
-        shared = SharedRead(fail)
-        return await asyncio.gather(*(shared() for _ in range(3)), return_exceptions=True)
-
-    assert [type(found) for found in asyncio.run(run())] == [SQLAlchemyError] * 3
 
 
 def test_key_ring_forgets_what_it_was_reading_when_a_key_was_revoked(database: Database) -> None:

@@ -206,6 +206,24 @@ def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
     problem(api.client.post("/v1/jobs", params={"dry_run": True}, json=bad), 422, "unknown-name")
 
 
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"validation": {"holdout": 0.1}}, 200),
+        ({"validation": {"holdout": 0.1, "seed": 1, "stratified": False}, "test": None}, 200),
+        ({"validation": {"holdout": 0.1}, "training": {"keep": "best", "early_stopping": {"patience": 3}}}, 200),
+        ({"training": {"keep": "best"}}, 422),
+        ({"training": {"early_stopping": {}}}, 422),
+        ({"test": None}, 422),
+        ({"validation": {"holdout": 1.0}}, 422),
+        ({"validation": {"share": 0.1}}, 422),
+    ],
+)
+def test_a_dry_run_knows_which_splits_a_job_needs(api: Api, changes: dict[str, object], status: int) -> None:
+    answer = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body(**changes))
+    assert answer.status_code == status, answer.text
+
+
 @pytest.mark.parametrize(("first", "told"), [(1, "subtract 1"), (0, "has 10 classes")])
 def test_a_dry_run_says_which_labels_a_job_would_fail_of(api: Api, first: int, told: str) -> None:
     labels = np.tile(np.arange(first, first + 9), 2)
@@ -371,7 +389,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     start_run(api.records, other)
     last = {"top1": 0.9, "agreement": 0.8, "student_temperature_mean": 4.0, "ece": 0.1}
     best = {"epoch": 2, "top1": 0.95, "validation_top1": 0.96}
-    result = {"last": last, "best": best, "best_epoch": 2, "seconds": 12.5, "images_per_s": 100.0}
+    result = {"last": last, "best": best, "best_epoch": 2, "seconds": 12.5, "images_per_s": 100.0, "views_seen": 3}
     result["environment"] = {"device": "cuda", "device_name": "NVIDIA H200"}
     api.records.move_run(other, 1, State.SUCCEEDED, result=result)
     api.records.update_job(job, teacher_forwards={"run": 1797, "avoided": 5000}, teacher_accuracy=0.97)
@@ -388,6 +406,7 @@ def test_the_report_has_a_row_per_run_as_json_and_csv(api: Api) -> None:
     assert (second["accuracy_last"], second["accuracy_best"], second["best_epoch"]) == (0.9, 0.96, 2)
     assert (second["student_temperature"], second["seconds"], second["method"]) == (4.0, 12.5, "kd")
     assert (first["device"], second["device"]) == (None, "NVIDIA H200")
+    assert (first["views_seen"], second["views_seen"]) == (None, 3)
     shown = io.StringIO()
     Console(file=shown, width=200).print(render.report(report))
     header, _, line = (line.rstrip() for line in shown.getvalue().splitlines())

@@ -95,7 +95,7 @@ print([name for name in {heavy!r} if name in sys.modules])
 
 
 @pytest.mark.parametrize("words", [["students"], ["--json", "students"], ["--json", "jobs"]])
-def test_a_reader_that_has_gone_is_no_failure_to_talk_about(api: Api, words: list[str]) -> None:
+def test_streams_without_a_reader_are_no_failure_to_report(api: Api, words: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -125,7 +125,7 @@ def test_a_reader_that_has_gone_is_no_failure_to_talk_about(api: Api, words: lis
         (["cache", "--data-dir", "nowhere", "list"], 2, "nowhere"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_without_a_service(
+def test_command_line_that_makes_no_sense_is_refused_without_a_service(
     retort: Retort, arguments: list[str], status: int, says: str
 ) -> None:
     found, out, err = retort(*arguments)
@@ -135,7 +135,7 @@ def test_what_cannot_be_meant_is_refused_without_a_service(
     assert says in err
 
 
-def test_without_a_service_the_line_says_how_to_start_one(retort: Retort) -> None:
+def test_command_without_a_service_says_how_to_start_one(retort: Retort) -> None:
     status, _, err = retort("--url", f"http://127.0.0.1:{free_port()}", "jobs")
     assert status == 1
     assert is_one_line(err)
@@ -156,7 +156,7 @@ def test_without_a_service_the_line_says_how_to_start_one(retort: Retort) -> Non
         ({"trainig": {}}, "Did you mean 'training'?"),
     ],
 )
-def test_a_job_that_makes_no_sense_is_refused_by_name(
+def test_submit_refuses_a_job_that_makes_no_sense_by_field(
     api: Api, cli: Retort, job_file: Callable[..., Path], changes: dict[str, Any], says: str
 ) -> None:
     status, out, err = cli("submit", job_file(**changes))
@@ -170,7 +170,7 @@ def test_a_job_that_makes_no_sense_is_refused_by_name(
 @pytest.mark.parametrize(
     ("text", "says"), [('{"a": 1,}', "line 1 column"), ("[]", "JSON list"), ('{"teacher": {"file": "x"}}', "file")]
 )
-def test_a_job_file_that_cannot_be_read_is_refused(cli: Retort, tmp_path: Path, text: str, says: str) -> None:
+def test_submit_refuses_a_job_file_that_cannot_be_read(cli: Retort, tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "job.json"
     path.write_text(text)
     status, _, err = cli("submit", path)
@@ -179,7 +179,7 @@ def test_a_job_file_that_cannot_be_read_is_refused(cli: Retort, tmp_path: Path, 
     assert says in err
 
 
-def test_a_traceback_is_text_whatever_it_quotes(retort: Retort, tmp_path: Path) -> None:
+def test_traceback_is_text_whatever_it_quotes(retort: Retort, tmp_path: Path) -> None:
     path = tmp_path / "job\x1b[2J\u202e.json"
     path.write_text("{")
     status, out, err = retort("--traceback", "submit", path)
@@ -199,7 +199,7 @@ def test_traceback_is_an_option_of_retort_and_not_any_text_of_its_command_line(r
 UTF16 = "PowerShell's `>` writes it, and has to be UTF-8: save it as UTF-8"
 
 
-def test_a_job_file_of_windows_is_read_or_told_what_to_do(
+def test_submit_reads_a_job_file_of_windows_or_says_what_to_do(
     cli: Retort, job_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     text = job_file().read_text()
@@ -213,7 +213,7 @@ def test_a_job_file_of_windows_is_read_or_told_what_to_do(
     assert f"windows.json is UTF-16, as {UTF16}" in err
 
 
-def test_a_key_file_of_windows_is_read_or_told_what_to_do(cli: Retort, tmp_path: Path) -> None:
+def test_api_key_file_of_windows_is_read_or_refused_with_the_next_step(cli: Retort, tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(("k" * 32 + "\r\n").encode("utf-8-sig"))
     assert cli("--api-key-file", tmp_path / "key", "--json", "jobs")[0] == 0
     (tmp_path / "key").write_bytes(("k" * 32).encode("utf-16"))
@@ -221,7 +221,9 @@ def test_a_key_file_of_windows_is_read_or_told_what_to_do(cli: Retort, tmp_path:
     assert (status, UTF16 in err) == (1, True)
 
 
-def test_a_file_that_is_no_onnx_is_refused_and_leaves_nothing(api: Api, cli: Retort, tmp_path: Path) -> None:
+def test_teachers_upload_of_what_is_no_onnx_is_refused_and_leaves_nothing(
+    api: Api, cli: Retort, tmp_path: Path
+) -> None:
     path = tmp_path / "teacher.onnx"
     path.write_bytes(b"not a network")
     status, _, err = cli("teachers", "upload", path)
@@ -232,7 +234,7 @@ def test_a_file_that_is_no_onnx_is_refused_and_leaves_nothing(api: Api, cli: Ret
     assert list(api.settings.teachers_dir.iterdir()) == []
 
 
-def test_an_empty_key_file_is_refused(cli: Retort, tmp_path: Path) -> None:
+def test_api_key_file_that_is_empty_is_refused(cli: Retort, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("\n")
     status, _, err = cli("--api-key-file", tmp_path / "key", "jobs")
     assert status == 1
@@ -240,7 +242,7 @@ def test_an_empty_key_file_is_refused(cli: Retort, tmp_path: Path) -> None:
     assert "first line" in err
 
 
-def test_the_key_of_the_file_opens_the_service(retort: Retort, tmp_path: Path) -> None:
+def test_api_key_file_opens_the_service(retort: Retort, tmp_path: Path) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("k" * 32 + "\n")
     with running_api(make_settings(tmp_path, api_key_file=key_file)) as api:
@@ -264,9 +266,7 @@ def test_submit_prints_the_id_and_the_job_is_there(api: Api, cli: Retort, job_fi
     assert cli("jobs", "--status", "cancelled")[1].count(job_id) == 1
 
 
-def test_jobs_and_runs_are_paused_resumed_cancelled_and_retried(
-    api: Api, cli: Retort, job_file: Callable[..., Path]
-) -> None:
+def test_pause_resume_cancel_and_retry_of_jobs_and_runs(api: Api, cli: Retort, job_file: Callable[..., Path]) -> None:
     job_id = cli("submit", job_file(priority=-2, parallel_runs=1))[1].strip()
     shown = cli("show", job_id)[1].splitlines()
     assert ["priority", "-2"] in [line.split() for line in shown]
@@ -288,7 +288,7 @@ def test_jobs_and_runs_are_paused_resumed_cancelled_and_retried(
     assert "it was cancelled, but it can be retried" in err
 
 
-def test_a_retry_can_be_watched_to_its_end(api: Api, cli: Retort, job_file: Callable[..., Path]) -> None:
+def test_retry_can_be_watched_to_its_end(api: Api, cli: Retort, job_file: Callable[..., Path]) -> None:
     job_id = cli("submit", job_file())[1].strip()
     cli("cancel", job_id)
     again = cli("retry", job_id)[1].strip()
@@ -311,18 +311,19 @@ def test_submit_uploads_a_teacher_that_is_given_by_its_path(
     assert json.loads(out)["teacher"] in [item["id"] for item in listed if item["name"] == "linear"]
 
 
-def test_a_dry_run_shows_the_runs_and_posts_nothing(cli: Retort, job_file: Callable[..., Path]) -> None:
+def test_submit_dry_run_shows_the_runs_and_posts_nothing(cli: Retort, job_file: Callable[..., Path]) -> None:
     status, out, _ = cli("submit", "--dry-run", job_file(seeds=[0, 1]))
     assert status == 0
     assert out.startswith("4 runs, none started\n")
     assert "teacher sees  8x8 pixels of each box" in out
+    assert "digits, the default of digits, has filled in views.augmentation.recipe" in " ".join(out.split())
     assert "warning" not in out
     out = cli("submit", "--dry-run", job_file(methods=["rld"]))[1]
     assert "warning: method 'rld': its distillation terms warm up over 20 epochs" in " ".join(out.split())
     assert cli("--json", "jobs")[1] == "[]\n"
 
 
-def test_watch_tells_what_happened_and_ends_with_the_results(api: Api, cli: Retort) -> None:
+def test_watch_shows_what_happens_and_ends_with_the_results(api: Api, cli: Retort) -> None:
     job_id = add_job(api.queries).id
     tell_and_end(api, job_id, 2)
     status, out, err = cli("watch", job_id)
@@ -334,7 +335,7 @@ def test_watch_tells_what_happened_and_ends_with_the_results(api: Api, cli: Reto
     assert cli("watch", run_id)[0] == 0
 
 
-def test_watching_a_job_that_failed_is_a_failure(api: Api, cli: Retort) -> None:
+def test_watch_of_a_job_that_failed_is_a_failure(api: Api, cli: Retort) -> None:
     job_id = add_job(api.queries).id
     tell_and_end(api, job_id, 0, State.FAILED)
     status, out, err = cli("watch", job_id)
@@ -343,7 +344,7 @@ def test_watching_a_job_that_failed_is_a_failure(api: Api, cli: Retort) -> None:
     assert err.splitlines()[-1] == f"retort: {job_id} failed: loss is nan at step 7"
 
 
-def test_no_command_shows_the_terminal_what_a_stranger_chose_as_it_is(api: Api, cli: Retort) -> None:
+def test_command_output_escapes_what_a_stranger_chose(api: Api, cli: Retort) -> None:
     """The name of a graph's node, say, in an error: tables, lines, JSON and the last line all write it out."""
     job_id = add_job(api.queries).id
     api.records.claim_job()
@@ -363,7 +364,7 @@ def test_no_command_shows_the_terminal_what_a_stranger_chose_as_it_is(api: Api, 
     assert json.loads(cli("--json", "show", job_id)[1])["error"]["message"] == node
 
 
-def test_who_stops_watching_does_not_stop_the_job(api: Api) -> None:
+def test_watch_that_is_stopped_does_not_stop_the_job(api: Api) -> None:
     job_id = add_job(api.queries).id
     with subprocess.Popen(command("--url", api.url, "watch", job_id), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -426,7 +427,7 @@ def test_teachers_can_be_uploaded_listed_and_deleted(cli: Retort, tmp_path: Path
     assert "'grey' is neither a JSON object nor a file" in err
 
 
-def test_data_sets_can_be_added_listed_and_deleted(api: Api, cli: Retort) -> None:
+def test_datasets_can_be_added_listed_and_deleted(api: Api, cli: Retort) -> None:
     dataset_id = cli("datasets", "add", "numbers", "digits")[1].strip()
     assert "numbers" in cli("datasets", "list")[1]
     assert cli("datasets", "delete", dataset_id) == (0, "", "")
@@ -443,6 +444,7 @@ def test_data_sets_can_be_added_listed_and_deleted(api: Api, cli: Retort) -> Non
 def test_methods_and_students_are_listed(cli: Retort) -> None:
     assert "dtkd" in cli("methods")[1]
     assert "resnet8x4" in cli("students")[1]
+    assert "mdistiller-cifar100" in cli("recipes")[1]
 
 
 # ---------------------------------------------------------------------------------------------------------- caches
@@ -455,7 +457,7 @@ def cache_cli(request: pytest.FixtureRequest, api: Api, cli: Retort) -> Retort:
     return lambda *arguments: cli("cache", *where, *arguments)
 
 
-def test_caches_can_be_listed_shown_verified_and_deleted(api: Api, cache_cli: Retort) -> None:
+def test_cache_can_be_listed_shown_verified_and_deleted(api: Api, cache_cli: Retort) -> None:
     spec = make_spec(samples=300)
     write_cache(api.settings.caches_dir, spec).add_provenance({"device": "NVIDIA H200"})
     key = spec.key
@@ -473,7 +475,7 @@ def test_caches_can_be_listed_shown_verified_and_deleted(api: Api, cache_cli: Re
     assert key[:12] not in cache_cli("list")[1]
 
 
-def test_a_damaged_cache_fails_its_verification_by_file(api: Api, cache_cli: Retort) -> None:
+def test_cache_verify_of_a_damaged_one_names_the_file(api: Api, cache_cli: Retort) -> None:
     spec = make_spec(samples=300)
     write_cache(api.settings.caches_dir, spec)
     chunk = next(path for path in (api.settings.caches_dir / spec.key / "logits" / "c").rglob("*") if path.is_file())
@@ -487,7 +489,7 @@ def test_a_damaged_cache_fails_its_verification_by_file(api: Api, cache_cli: Ret
     assert is_one_line(err)
 
 
-def test_the_teacher_can_be_run_again_on_a_cache_in_a_folder(digits: "Digits", retort: Retort) -> None:
+def test_cache_verify_recomputes_by_the_teacher_in_a_folder(digits: "Digits", retort: Retort) -> None:
     folders, teacher = digits.folders, digits.teacher_spec
     folders.teachers.mkdir(exist_ok=True)
     kept = folders.teachers / f"{digits.plan.train_cache.teacher_sha256}.onnx"
@@ -529,7 +531,7 @@ def test_engine_health_needs_an_engine(api: Api, retort: Retort) -> None:
 
 
 @pytest.mark.parametrize("name", ["serve", "api"])
-def test_a_host_for_everybody_needs_a_key(retort: Retort, tmp_path: Path, name: str) -> None:
+def test_serve_for_all_hosts_needs_a_key(retort: Retort, tmp_path: Path, name: str) -> None:
     status, _, err = retort(name, "--host", "0.0.0.0", "--data-dir", tmp_path / "data")
     assert status == 1
     assert is_one_line(err)
@@ -537,7 +539,7 @@ def test_a_host_for_everybody_needs_a_key(retort: Retort, tmp_path: Path, name: 
     assert not (tmp_path / "data").exists()
 
 
-def test_a_setting_that_makes_no_sense_is_named(retort: Retort, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_that_makes_no_sense_is_named(retort: Retort, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETORT_GPU_SHARE", "2")
     status, _, err = retort("serve")
     assert status == 1
@@ -545,7 +547,7 @@ def test_a_setting_that_makes_no_sense_is_named(retort: Retort, monkeypatch: pyt
     assert "gpu_share" in err
 
 
-def test_a_misspelt_setting_is_named_and_the_command_goes_on(
+def test_setting_that_is_misspelt_is_named_and_the_command_goes_on(
     cli: Retort, retort: Retort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commands say it on standard error; processes with a log warn there."""
@@ -604,7 +606,7 @@ def test_streams_of_a_service_never_fail(kind: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["jobs"], ["--json", "jobs"]])
-def test_a_command_whose_result_cannot_be_written_fails_and_says_so(api: Api, arguments: list[str]) -> None:
+def test_streams_that_cannot_be_written_fail_a_command_which_says_so(api: Api, arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = retort_process("-m", "service.cli", "--url", api.url, *arguments, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1

@@ -21,7 +21,7 @@ def demo(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_distillation_helps_and_the_second_job_runs_no_teacher(tmp_path: Path) -> None:
+def test_demo_shows_that_distillation_helps_and_its_second_job_runs_no_teacher(tmp_path: Path) -> None:
     with demo(tmp_path / "data") as process:
         assert process.stdout is not None
         text = process.stdout.read()
@@ -41,7 +41,7 @@ def test_distillation_helps_and_the_second_job_runs_no_teacher(tmp_path: Path) -
     assert none_left(str(tmp_path / "data"))
 
 
-def test_ctrl_c_ends_the_service_that_it_had_started(tmp_path: Path) -> None:
+def test_demo_ends_the_service_that_it_had_started_at_ctrl_c(tmp_path: Path) -> None:
     marker = str(tmp_path / "data")
     with demo(tmp_path / "data") as process:
         assert process.stdout is not None

@@ -48,7 +48,7 @@ def view() -> JobView:
     return JobView.of(JOB, RUNS)
 
 
-def test_inference_shows_rows_rate_and_what_is_left(view: JobView) -> None:
+def test_job_view_of_inference_has_rows_rate_and_what_is_left(view: JobView) -> None:
     view.apply(event("state", state="running", error=None))
     view.apply(event("stage", stage="inference"))
     view.apply(progress(250))
@@ -57,12 +57,12 @@ def test_inference_shows_rows_rate_and_what_is_left(view: JobView) -> None:
     assert view.apply(ready(1000)) == "inference, train: 1,000 / 1,000 rows in 4.0 s"
 
 
-def test_a_cache_that_was_there_is_not_shown_as_work(view: JobView) -> None:
+def test_job_view_of_a_cache_that_was_there_shows_no_work(view: JobView) -> None:
     view.apply(progress(1000, rows_per_s=None, eta_s=0.0))
     assert view.apply(ready(0)) == "inference, train: 1,000 / 1,000 rows, all from the cache"
 
 
-def test_the_check_of_the_teacher_tells_its_accuracy_on_pictures_and_on_views(view: JobView) -> None:
+def test_job_view_of_the_preflight_has_the_accuracy_on_pictures_and_on_views(view: JobView) -> None:
     told = {"rows": 512, "accuracy": 0.991, "provider": "CPU"}
     said = view.apply(event("contract_checked", **told))
     assert said == "the teacher is right on 99.1 % of 512 labelled rows, on CPU"
@@ -70,7 +70,7 @@ def test_the_check_of_the_teacher_tells_its_accuracy_on_pictures_and_on_views(vi
     assert said == "the teacher is right on 99.1 % of 512 labelled rows and 62.5 % of their views, on CPU"
 
 
-def test_a_run_shows_epoch_accuracy_and_loss(view: JobView) -> None:
+def test_job_view_of_a_run_has_epoch_accuracy_and_loss(view: JobView) -> None:
     view.apply(event("state", "run_1", state="running", error=None))
     assert "digits: training" not in drawn(view)
     view.apply(event("state", state="running", error=None))
@@ -84,7 +84,7 @@ def test_a_run_shows_epoch_accuracy_and_loss(view: JobView) -> None:
     assert "queued" in drawn(view)
 
 
-def test_a_failure_shows_its_reason(view: JobView) -> None:
+def test_job_view_of_a_failure_has_its_reason(view: JobView) -> None:
     error = {"type": "NotFinite", "message": "loss is nan at step 7"}
     view.apply(event("state", "run_0", state="running", error=None))
     assert view.apply(event("state", "run_0", state="failed", error=error)).endswith("failed: loss is nan at step 7")
@@ -93,13 +93,13 @@ def test_a_failure_shows_its_reason(view: JobView) -> None:
     assert "1 of 2 runs failed" in drawn(view)
 
 
-def test_a_run_that_starts_again_is_shown_as_running(view: JobView) -> None:
+def test_job_view_of_a_run_that_starts_again_is_running(view: JobView) -> None:
     for state in ("running", "lost", "running"):
         view.apply(event("state", "run_0", state=state, error=None))
     assert view.runs["run_0"].state == "running"
 
 
-def test_a_paused_job_is_waited_for_and_says_what_it_waits_for(view: JobView) -> None:
+def test_follow_waits_for_a_paused_job_and_says_what_it_waits_for(view: JobView) -> None:
     view.apply(event("state", state="running", error=None))
     view.apply(event("step", "run_0", epoch=2, epochs=4, step=5, steps=10, loss=0.5, images_per_s=1.0))
     assert view.apply(event("state", state="pausing", error=None)) == "job pausing"
@@ -116,16 +116,16 @@ def test_a_paused_job_is_waited_for_and_says_what_it_waits_for(view: JobView) ->
     assert told not in drawn(view)
 
 
-def test_a_warning_stays_in_view(view: JobView) -> None:
+def test_job_view_keeps_a_warning(view: JobView) -> None:
     assert view.apply(event("log", "run_0", level="warning", message="no CUDA")) == "warning: cnn_s ce seed 0: no CUDA"
     assert "no CUDA" in drawn(view)
 
 
-def test_an_event_of_a_later_version_is_left_alone(view: JobView) -> None:
+def test_job_view_ignores_an_event_of_a_later_version(view: JobView) -> None:
     assert view.apply(event("something_new", "run_0", x=1)) == ""
 
 
-def test_of_many_runs_those_that_train_are_shown() -> None:
+def test_follow_render_shows_those_of_many_runs_that_train() -> None:
     runs = [{"id": f"run_{n}", "name": f"run number {n}", "epochs": 4} for n in range(30)]
     view = JobView.of(JOB, runs)
     for n in range(20):
@@ -143,14 +143,14 @@ def test_of_many_runs_those_that_train_are_shown() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, ""), (7.24, "7.2 s"), (59.99, "1:00"), (185.0, "3:05"), (7385.0, "2:03:05")]
 )
-def test_durations_read_well(seconds: float | None, text: str) -> None:
+def test_render_duration_reads_well(seconds: float | None, text: str) -> None:
     assert terminal.duration(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("size_bytes", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 31, "2.0 GiB")]
 )
-def test_sizes_read_well(size_bytes: int, text: str) -> None:
+def test_render_size_reads_well(size_bytes: int, text: str) -> None:
     assert terminal.size(size_bytes) == text
 
 
@@ -166,7 +166,7 @@ def test_render_writes_out_what_a_terminal_would_obey_and_cuts_none_of_it() -> N
     assert "\x1b" not in drawn(view)
 
 
-def test_a_moment_is_told_with_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_render_moment_has_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     """That of this machine, as of that day: a log from elsewhere can be compared with it."""
     monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0")
     time.tzset()

@@ -6,14 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from service.cli.supervisor import BackgroundService, ServiceEnded, answers_ready, free_port
+from service.cli.background_service import BackgroundService, ServiceEnded, answers_ready
+from service.cli.supervisor import free_port
 from service.client.client import Client
 from tests.support.process_table import api_process, processes_with
 from tests.support.service_helpers import open_to_others
@@ -48,6 +49,7 @@ sys.exit(supervise(
     has_begun=lambda: all(up.exists() for up in ups),
     say=lambda text: print(text, flush=True),
     ready_text="ready",
+    optional=[f"{kind} child" for kind in sys.argv[4:]],
     grace_s=grace_s,
 ))
 """
@@ -56,10 +58,10 @@ sys.exit(supervise(
 class Toy:
     """A supervisor with two toy children; all of them write to the same pipe."""
 
-    def __init__(self, folder: Path, kinds: str, grace_s: float = 60.0) -> None:
+    def __init__(self, folder: Path, kinds: str, grace_s: float = 60.0, optional: Sequence[str] = ()) -> None:
         (folder / "child.py").write_text(CHILD)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, str(folder), kinds, str(grace_s)],
+            [sys.executable, "-c", SUPERVISOR, str(folder), kinds, str(grace_s), *optional],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -95,7 +97,7 @@ def kill_second(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_every_process_and_is_no_failure(tmp_path: Path, number: signal.Signals) -> None:
+def test_supervise_ends_every_process_at_a_signal_which_is_no_failure(tmp_path: Path, number: signal.Signals) -> None:
     with Toy(tmp_path, "first,second") as toy:
         toy.wait_ready()
         toy.process.send_signal(number)
@@ -103,7 +105,7 @@ def test_a_signal_ends_every_process_and_is_no_failure(tmp_path: Path, number: s
         assert toy.process.returncode == 0
 
 
-def test_a_signal_that_was_ignored_at_the_start_ends_nothing(tmp_path: Path) -> None:
+def test_supervise_ignores_a_signal_that_was_ignored_at_the_start(tmp_path: Path) -> None:
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
     try:
         toy = Toy(tmp_path, "first,second")
@@ -122,7 +124,7 @@ def test_a_signal_that_was_ignored_at_the_start_ends_nothing(tmp_path: Path) -> 
         assert toy.rest() == "stopping\n"
 
 
-def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
+def test_supervise_starts_a_child_again_that_is_killed(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,second") as toy:
         toy.wait_ready()
         for number in (1, 2):
@@ -139,14 +141,14 @@ def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
         assert toy.process.returncode == 0
 
 
-def test_a_child_that_never_comes_up_takes_the_other_along(tmp_path: Path) -> None:
+def test_supervise_ends_both_where_a_child_never_comes_up(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,failing") as toy:
         last = toy.rest().splitlines()[-1]
         assert last == "failing child ended by itself (exit status 3), so first child was ended, too"
         assert toy.process.returncode == 1
 
 
-def test_a_child_that_does_not_listen_is_killed_after_the_grace(tmp_path: Path) -> None:
+def test_supervise_kills_a_child_that_ignores_signals_after_the_grace(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,deaf", grace_s=0.5) as toy:
         toy.wait_ready()
         toy.process.terminate()
@@ -154,7 +156,7 @@ def test_a_child_that_does_not_listen_is_killed_after_the_grace(tmp_path: Path) 
         assert toy.process.returncode == 0
 
 
-def test_a_second_signal_ends_the_grace(tmp_path: Path) -> None:
+def test_supervise_ends_the_grace_at_a_second_signal(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,deaf", grace_s=600.0) as toy:
         toy.wait_ready()
         toy.process.terminate()
@@ -165,14 +167,14 @@ def test_a_second_signal_ends_the_grace(tmp_path: Path) -> None:
         assert toy.process.returncode == 0
 
 
-def test_what_a_child_leaves_in_its_group_ends_with_it(tmp_path: Path) -> None:
+def test_supervise_ends_what_a_child_leaves_in_its_group(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,littering") as toy:
         toy.wait_ready()
         toy.process.terminate()
         assert toy.rest() == "stopping\n"
 
 
-def test_the_children_of_a_killed_supervisor_end_by_themselves(tmp_path: Path) -> None:
+def test_supervise_that_is_killed_has_children_that_end_by_themselves(tmp_path: Path) -> None:
     with Toy(tmp_path, "first,second") as toy:
         toy.wait_ready()
         toy.process.kill()
@@ -214,7 +216,7 @@ def heaps(pid: int) -> int:
     )
 
 
-def test_the_threads_of_the_api_share_one_heap(service: BackgroundService) -> None:
+def test_api_threads_share_one_heap(service: BackgroundService) -> None:
     """Or its memory would grow with every thread that has ever been at work beside others."""
     api = api_process(service.pid)
     with Client(service.url) as client, ThreadPoolExecutor(20) as pool:
@@ -284,7 +286,7 @@ def test_serve_outlives_its_terminal_and_the_readers_of_its_streams(tmp_path: Pa
     assert none_left(str(tmp_path / "data"))
 
 
-def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
+def test_serve_that_fails_to_start_says_why(tmp_path: Path) -> None:
     database = tmp_path / "data" / "retort.sqlite3"
     database.mkdir(parents=True)
     with (
@@ -294,7 +296,7 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
         running.wait_ready()
 
 
-def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_serve_refuses_a_taken_port_before_anything_starts(tmp_path: Path) -> None:
     import socket
 
     port = free_port()

@@ -13,14 +13,8 @@ import pytest
 
 from service.cli.supervisor import command, free_port
 from service.client.client import Client
-from service.client.transport import (
-    ApiProblem,
-    DamagedDownload,
-    ServiceUnreachable,
-    UnusableProxy,
-    WaitTimeout,
-    parse_events,
-)
+from service.client.errors import ApiProblem, DamagedDownload, ServiceUnreachable, UnusableProxy, WaitTimeout
+from service.client.event_stream import parse_events
 from service.db.states import State
 from tests.support.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.support.cutting_proxy import CuttingProxy
@@ -44,7 +38,7 @@ def port_of(api: Api) -> int:
 # ---------------------------------------------------------------------------------------------------------- routes
 
 
-def test_a_teacher_goes_up_once_and_can_be_seen_and_deleted(client: Client, tmp_path: Path) -> None:
+def test_client_uploads_a_teacher_once_and_it_can_be_seen_and_deleted(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "linear.onnx"
     path.write_bytes(onnx_bytes())
     preprocessing = PREPROCESSING.model_dump(mode="json")
@@ -58,7 +52,7 @@ def test_a_teacher_goes_up_once_and_can_be_seen_and_deleted(client: Client, tmp_
     assert list(client.teachers()) == []
 
 
-def test_a_data_set_gets_a_name_that_a_job_can_use(api: Api, client: Client) -> None:
+def test_client_gives_a_dataset_a_name_that_a_job_can_use(api: Api, client: Client) -> None:
     made = client.create_dataset("numbers", {"kind": "digits"})
     assert client.dataset(made["id"]) == made
     job = client.submit(api.job_body(dataset="numbers"))
@@ -68,12 +62,12 @@ def test_a_data_set_gets_a_name_that_a_job_can_use(api: Api, client: Client) -> 
     assert list(client.datasets()) == []
 
 
-def test_what_can_be_asked_for_is_listed(client: Client) -> None:
+def test_client_lists_methods_and_students(client: Client) -> None:
     assert {"ce", "kd", "dtkd"} <= {method["id"] for method in client.methods()}
     assert {"cnn_s", "resnet8"} <= {student["name"] for student in client.students()}
 
 
-def test_a_job_can_be_previewed_posted_seen_and_cancelled(api: Api, client: Client) -> None:
+def test_client_previews_posts_shows_and_cancels_a_job(api: Api, client: Client) -> None:
     preview = client.submit(api.job_body(), dry_run=True)
     assert len(preview["runs"]) == 2
     assert list(client.jobs()) == []
@@ -88,7 +82,7 @@ def test_a_job_can_be_previewed_posted_seen_and_cancelled(api: Api, client: Clie
     assert client.report_csv(job["id"]).splitlines()[0].startswith("run_id,student,method")
 
 
-def test_a_job_and_a_run_can_be_paused_resumed_cancelled_and_retried(api: Api, client: Client) -> None:
+def test_client_pauses_resumes_cancels_and_retries_jobs_and_runs(api: Api, client: Client) -> None:
     job = client.submit({**api.job_body(), "priority": 3})
     first, second = job["run_ids"]
     assert client.pause(job["id"])["state"] == "paused"
@@ -105,7 +99,7 @@ def test_a_job_and_a_run_can_be_paused_resumed_cancelled_and_retried(api: Api, c
     assert refused.value.status == 409
 
 
-def test_waiting_for_a_paused_job_goes_on_until_it_has_ended(api: Api, client: Client) -> None:
+def test_client_wait_goes_on_through_a_pause_until_the_job_has_ended(api: Api, client: Client) -> None:
     job = client.submit(api.job_body())
     client.pause(job["id"])
     with pytest.raises(WaitTimeout, match="it goes on"):
@@ -115,12 +109,12 @@ def test_waiting_for_a_paused_job_goes_on_until_it_has_ended(api: Api, client: C
     assert client.wait(job["id"])["state"] == "succeeded"
 
 
-def test_a_list_is_walked_to_its_end(api: Api, client: Client) -> None:
+def test_client_walks_a_list_to_its_end(api: Api, client: Client) -> None:
     expected = [add_job(api.queries).id for _ in range(103)]
     assert [job["id"] for job in client.jobs()] == expected[::-1]
 
 
-def test_a_service_without_an_engine_answers_and_is_not_ready(client: Client) -> None:
+def test_client_ready_is_false_without_an_engine(client: Client) -> None:
     answer = client.ready()
     assert answer["ready"] is False
     assert "no engine" in answer["reasons"][0]
@@ -129,7 +123,7 @@ def test_a_service_without_an_engine_answers_and_is_not_ready(client: Client) ->
 # ---------------------------------------------------------------------------------------------------------- problems
 
 
-def test_a_problem_names_the_field_and_fits_on_a_line(api: Api, client: Client) -> None:
+def test_api_problem_names_the_field_and_fits_on_a_line(api: Api, client: Client) -> None:
     with pytest.raises(ApiProblem) as caught:
         client.submit(api.job_body(training={"epochs": 0}))
     problem = caught.value
@@ -140,20 +134,20 @@ def test_a_problem_names_the_field_and_fits_on_a_line(api: Api, client: Client) 
     assert "\n" not in str(problem)
 
 
-def test_a_problem_without_fields_says_its_detail(client: Client) -> None:
+def test_api_problem_without_fields_has_its_detail(client: Client) -> None:
     with pytest.raises(ApiProblem, match="there is no job 'job_nope'") as caught:
         client.job("job_nope")
     assert caught.value.status == 404
 
 
-def test_an_id_cannot_lead_to_another_route(client: Client) -> None:
+def test_client_quotes_an_id_so_that_it_cannot_lead_to_another_route(client: Client) -> None:
     with pytest.raises(ApiProblem) as caught:
         client.teacher("../jobs")
     assert caught.value.status == 404
 
 
 @pytest.mark.parametrize("proxy", ["socks5://u:s3cret@127.0.0.1:1", "ftp://u:s3cret@h", "http://u:s3cret#@h:1"])
-def test_a_proxy_that_cannot_be_used_is_named_without_its_address_and_never_asked_for_this_machine(
+def test_unusable_proxy_is_named_without_its_address_and_never_used_for_this_machine(
     api: Api, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     for name in ("all_proxy", "http_proxy", "https_proxy"):
@@ -169,19 +163,19 @@ def test_a_proxy_that_cannot_be_used_is_named_without_its_address_and_never_aske
         assert list(client.jobs()) == []
 
 
-def test_where_nothing_listens_the_message_says_how_to_start_it() -> None:
+def test_service_unreachable_says_how_to_start_it() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with Client(url) as client, pytest.raises(ServiceUnreachable, match=f"{url}.*`retort serve`"):
         client.job("job_x")
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8765", "ftp://127.0.0.1", "http://"])
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_client_refuses_what_is_no_address(url: str) -> None:
     with pytest.raises(ValueError, match="is not a service address"):
         Client(url)
 
 
-def test_the_key_is_sent(tmp_path: Path) -> None:
+def test_client_sends_the_key(tmp_path: Path) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("k" * 32 + "\n")
     with running_api(make_settings(tmp_path, api_key_file=key_file)) as api:
@@ -195,7 +189,7 @@ def test_the_key_is_sent(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ broken connections
 
 
-def test_a_job_whose_answer_was_lost_is_not_posted_twice(api: Api) -> None:
+def test_client_submit_does_not_post_twice_after_a_lost_answer(api: Api) -> None:
     with CuttingProxy(port_of(api), [0]) as proxy, Client(proxy.url) as client:
         job = client.submit(api.job_body())
         assert len(proxy.passed) == 2
@@ -203,7 +197,7 @@ def test_a_job_whose_answer_was_lost_is_not_posted_twice(api: Api) -> None:
         assert [found["id"] for found in client.jobs()] == [job["id"]]
 
 
-def test_two_submissions_of_one_job_are_two_jobs(api: Api, client: Client) -> None:
+def test_client_submit_of_one_job_twice_makes_two_jobs(api: Api, client: Client) -> None:
     body = api.job_body()
     assert client.submit(body)["id"] != client.submit(body)["id"]
     once = client.submit(body, idempotency_key="mine")
@@ -214,7 +208,7 @@ def messages(events: list[dict[str, Any]]) -> list[object]:
     return [event["data"]["message"] for event in events if event["type"] == "log"]
 
 
-def test_a_stream_that_breaks_anywhere_loses_and_repeats_nothing(api: Api) -> None:
+def test_client_events_lose_and_repeat_nothing_where_the_stream_breaks(api: Api) -> None:
     job_id = add_job(api.queries).id
     tell_and_end(api, job_id, 40)
     with Client(api.url) as client:
@@ -229,27 +223,27 @@ def test_a_stream_that_breaks_anywhere_loses_and_repeats_nothing(api: Api) -> No
         assert len(proxy.passed) == 4
 
 
-def test_a_stream_begins_after_what_was_seen(api: Api, client: Client) -> None:
+def test_client_events_begin_after_what_was_seen(api: Api, client: Client) -> None:
     job_id = add_job(api.queries).id
     tell_and_end(api, job_id, 5)
     seen = list(client.events(job_id))
     assert list(client.events(job_id, after=seen[2]["seq"])) == seen[3:]
 
 
-def test_waiting_ends_with_the_job(api: Api, client: Client) -> None:
+def test_client_wait_ends_with_the_job(api: Api, client: Client) -> None:
     job_id = add_job(api.queries).id
     finish(api.records, job_id, State.FAILED)
     assert client.wait(job_id)["state"] == "failed"
 
 
-def test_waiting_for_a_job_that_goes_on_ends_with_the_time_given(tmp_path: Path) -> None:
+def test_client_wait_for_a_job_that_goes_on_ends_with_the_time_given(tmp_path: Path) -> None:
     with running_api(make_settings(tmp_path, keep_alive_s=0.05)) as api, Client(api.url) as client:
         job_id = add_job(api.queries).id
         with pytest.raises(WaitTimeout, match=job_id):
             client.wait(job_id, timeout_s=0.2)
 
 
-def test_a_service_that_is_killed_and_comes_back_continues_the_stream(tmp_path: Path) -> None:
+def test_client_events_go_on_after_a_service_that_is_killed_comes_back(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     port = free_port()
     environment = {
@@ -291,7 +285,7 @@ def test_a_service_that_is_killed_and_comes_back_continues_the_stream(tmp_path: 
     assert rest == ["state", "state", "state", "done"]
 
 
-def test_a_stream_gives_up_when_the_service_stays_away(tmp_path: Path) -> None:
+def test_client_events_give_up_when_the_service_stays_away(tmp_path: Path) -> None:
     with running_api(make_settings(tmp_path)) as api, Client(api.url) as client:
         job_id = add_job(api.queries).id
         events = client.events(job_id, patience_s=0.5)
@@ -309,7 +303,7 @@ def run_id(api: Api) -> str:
     return run_with_artifact(api, 3_000_000)
 
 
-def test_a_download_that_breaks_goes_on_where_it_was(api: Api, run_id: str, tmp_path: Path) -> None:
+def test_download_that_breaks_goes_on_where_it_was(api: Api, run_id: str, tmp_path: Path) -> None:
     content = artifact_path(api, run_id).read_bytes()
     with CuttingProxy(port_of(api), [1_000_000, 1_200_000]) as proxy, Client(proxy.url) as client:
         path = client.download(run_id, ARTIFACT, tmp_path / ARTIFACT)
@@ -319,7 +313,7 @@ def test_a_download_that_breaks_goes_on_where_it_was(api: Api, run_id: str, tmp_
     assert [file.name for file in tmp_path.glob(f"*{ARTIFACT}*")] == [ARTIFACT]
 
 
-def test_a_later_download_goes_on_where_an_earlier_process_ended(api: Api, run_id: str, tmp_path: Path) -> None:
+def test_download_goes_on_where_an_earlier_process_ended(api: Api, run_id: str, tmp_path: Path) -> None:
     content = artifact_path(api, run_id).read_bytes()
     partial = tmp_path / f".{ARTIFACT}.{hashlib.sha256(content).hexdigest()[:16]}.part"
     partial.write_bytes(content[:2_900_000])
@@ -331,7 +325,7 @@ def test_a_later_download_goes_on_where_an_earlier_process_ended(api: Api, run_i
     assert there[-1] == len(content)
 
 
-def test_a_download_that_was_complete_but_not_named_is_only_checked(
+def test_download_that_was_complete_but_not_named_is_only_checked(
     api: Api, client: Client, run_id: str, tmp_path: Path
 ) -> None:
     content = artifact_path(api, run_id).read_bytes()
@@ -340,7 +334,9 @@ def test_a_download_that_was_complete_but_not_named_is_only_checked(
     assert client.download(run_id, ARTIFACT, tmp_path / ARTIFACT).read_bytes() == content
 
 
-def test_a_damaged_download_is_refused_and_not_kept(api: Api, client: Client, run_id: str, tmp_path: Path) -> None:
+def test_download_that_is_damaged_is_refused_and_not_kept(
+    api: Api, client: Client, run_id: str, tmp_path: Path
+) -> None:
     content = bytearray(artifact_path(api, run_id).read_bytes())
     content[1_500_000] ^= 1
     artifact_path(api, run_id).write_bytes(content)
@@ -351,7 +347,9 @@ def test_a_damaged_download_is_refused_and_not_kept(api: Api, client: Client, ru
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_an_unknown_artifact_is_refused_with_those_there_are(client: Client, run_id: str, tmp_path: Path) -> None:
+def test_download_of_an_unknown_artifact_is_refused_with_those_there_are(
+    client: Client, run_id: str, tmp_path: Path
+) -> None:
     with pytest.raises(ApiProblem, match=ARTIFACT):
         client.download(run_id, "model.pt", tmp_path / "model.pt")
     assert list(tmp_path.glob("*model*")) == []
@@ -360,7 +358,7 @@ def test_an_unknown_artifact_is_refused_with_those_there_are(client: Client, run
 # ------------------------------------------------------------------------------------------------- the event format
 
 
-def test_events_are_read_whatever_the_chunks() -> None:
+def test_parse_events_takes_any_chunks() -> None:
     stream = (
         b': hello\n\nid: 1\nevent: log\ndata: {"seq": 1, "text": "a\xe2\x80\xa8b"}\n\n'
         b'event: two\r\ndata: {"seq":\r\ndata: 2}\r\n\r\nevent: cut\ndata: {"seq": 3}\n'

@@ -218,7 +218,8 @@ def make_as_of(url: str, revision: str) -> dict[str, list[dict[str, object]]]:
         tables.reflect(engine)
         with engine.begin() as connection:
             for table in tables.sorted_tables:
-                if table.name in {"alembic_version", "engine"}:
+                # The revisions of jobs are counted by triggers.
+                if table.name in {"alembic_version", "engine", "job_revisions"}:
                     continue
                 columns = set(table.columns.keys()) - {"seq"}
                 rows = [{name: row[name] for name in columns} for row in ROWS[table.name]]

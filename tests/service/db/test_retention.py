@@ -461,12 +461,12 @@ def test_gc_pin_and_delete_as_commands(api: Api, filled: list[str], capsys: pyte
         return capsys.readouterr().out
 
     retort("pin", filled[0])
-    assert "0 jobs and 0 decoded data sets would go: 0 B of files" in retort("gc", "--dry-run")
+    assert "0 jobs and 0 decoded datasets would go: 0 B of files" in retort("gc", "--dry-run")
     told = retort("gc", "--dry-run", "--older-than", "0s", "--max-bytes", "1.5GiB", "--keep", "7")
     assert filled[1] in told
     assert filled[0] not in told
     assert "3, 2 ended, 1 pinned" in told
-    assert "1 jobs and 0 decoded data sets have gone" in retort("gc", "--keep", "0", "--compact-events")
+    assert "1 jobs and 0 decoded datasets have gone" in retort("gc", "--keep", "0", "--compact-events")
     retort("unpin", filled[0])
     retort("delete", api.records.runs(filled[0])[0].id)
     retort("delete", filled[0])

@@ -65,7 +65,7 @@ def is_ok(finding: Finding, *words: str) -> None:
 # ----------------------------------------------------------------------------------------------------- the command
 
 
-def test_without_the_engines_packages_everything_else_is_looked_at(settings: Settings, tmp_path: Path) -> None:
+def test_doctor_looks_at_everything_else_without_the_engines_packages(settings: Settings, tmp_path: Path) -> None:
     """As in the image of the API: whatever the engine alone needs is not installed, and that is said."""
     absent = (
         "torch",
@@ -120,7 +120,7 @@ def test_without_the_engines_packages_everything_else_is_looked_at(settings: Set
     assert "geheim" not in broken.stdout + broken.stderr
 
 
-def test_nothing_hangs_for_longer_than_its_time(settings: Settings) -> None:
+def test_doctor_ends_a_check_that_hangs(settings: Settings) -> None:
     """A server that accepts and never answers; one check's crash is its own."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -149,7 +149,7 @@ def test_nothing_hangs_for_longer_than_its_time(settings: Settings) -> None:
 # ----------------------------------------------------------------------------------------------------- the machine
 
 
-def test_disks_that_are_read_only_or_full(settings: Settings, tmp_path: Path) -> None:
+def test_doctor_finds_disks_that_are_read_only_or_full(settings: Settings, tmp_path: Path) -> None:
     command = ["unshare", "--mount", "sh", "-c"]
     if (
         not shutil.which("unshare")
@@ -186,7 +186,7 @@ def test_disks_that_are_read_only_or_full(settings: Settings, tmp_path: Path) ->
     assert told["small"]["disk"].status in ("warn", "fail")
 
 
-def test_a_data_directory_that_is_not_there_yet_can_be_made(settings: Settings) -> None:
+def test_doctor_accepts_a_data_directory_that_can_be_made(settings: Settings) -> None:
     later = changed(settings, data_dir=settings.data_dir / "a" / "b")
     is_ok(machine.check_data_dir(later), "a/b can be made")
     assert not (settings.data_dir / "a").exists()
@@ -196,7 +196,7 @@ def test_a_data_directory_that_is_not_there_yet_can_be_made(settings: Settings) 
     is_bad(machine.check_disk(changed(settings, disk_floor_bytes=1 << 60)), "fail", "RETORT_DISK_FLOOR_BYTES")
 
 
-def test_sqlite_on_a_network_file_system_fails_and_postgresql_beside_one_does_not(
+def test_doctor_fails_sqlite_on_a_network_file_system_and_not_postgresql_beside_one(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = str(tmp_path).replace(" ", "\\040")
@@ -215,7 +215,7 @@ def test_sqlite_on_a_network_file_system_fails_and_postgresql_beside_one_does_no
     assert machine.file_system(tmp_path / "data", told) == "nfs4"
 
 
-def test_cores_memory_files_and_temporary_directory(
+def test_doctor_checks_cores_memory_files_and_temporary_directory(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_ok(machine.check_cores(settings))
@@ -241,7 +241,7 @@ def test_cores_memory_files_and_temporary_directory(
 # ----------------------------------------------------------------------------------------------------- the database
 
 
-def test_a_database_that_is_there_not_there_damaged_or_unreachable(
+def test_doctor_checks_a_database_that_is_there_not_there_damaged_or_unreachable(
     settings: Settings, tmp_path: Path, postgres: PostgresServer
 ) -> None:
     is_ok(installation.check_database(settings), "retort.sqlite3, version 3.")
@@ -260,7 +260,7 @@ def test_a_database_that_is_there_not_there_damaged_or_unreachable(
         assert "geheim" not in finding.found
 
 
-def test_a_migration_that_is_missing(settings: Settings) -> None:
+def test_doctor_finds_a_migration_that_is_missing(settings: Settings) -> None:
     is_ok(installation.check_migrations(settings))
     with closing(Database(settings.database)) as database, database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
@@ -270,7 +270,7 @@ def test_a_migration_that_is_missing(settings: Settings) -> None:
     is_bad(installation.check_migrations(settings), "fail", "9999", "a newer Retort has used it")
 
 
-def test_files_that_the_database_does_not_know_and_a_restore_that_was_killed(
+def test_doctor_finds_files_that_the_database_does_not_know_and_a_restore_that_was_killed(
     settings: Settings, tmp_path: Path
 ) -> None:
     is_ok(installation.check_files(settings), "knows the jobs")
@@ -281,7 +281,7 @@ def test_files_that_the_database_does_not_know_and_a_restore_that_was_killed(
     is_bad(installation.check_files(settings), "fail", "not finished", "`retort restore`")
 
 
-def test_an_engine_that_is_there_silent_or_was_never_there(settings: Settings, tmp_path: Path) -> None:
+def test_doctor_checks_an_engine_that_is_there_silent_or_was_never_there(settings: Settings, tmp_path: Path) -> None:
     is_bad(installation.check_engine(settings), "warn", "none leads")
     is_bad(installation.check_engine(changed(settings, data_dir=tmp_path / "x")), "warn", "none has ever led")
     with closing(Database(settings.database)) as database:
@@ -306,7 +306,7 @@ def test_an_engine_that_is_there_silent_or_was_never_there(settings: Settings, t
 # ------------------------------------------------------------------------------------------ keys, port, data sets
 
 
-def test_keys_or_this_machine_alone(settings: Settings, tmp_path: Path) -> None:
+def test_doctor_wants_keys_or_this_machine_alone(settings: Settings, tmp_path: Path) -> None:
     is_ok(installation.check_keys(settings), "only this machine may call")
     is_bad(installation.check_keys(changed(settings, host="0.0.0.0")), "fail", "'0.0.0.0'", "retort keys create")
     key = tmp_path / "key"
@@ -320,7 +320,7 @@ def test_keys_or_this_machine_alone(settings: Settings, tmp_path: Path) -> None:
     is_ok(installation.check_keys(with_file), "others, at 0.0.0.0")
 
 
-def test_a_port_that_is_free_ours_or_taken(settings: Settings, api: Api) -> None:
+def test_doctor_checks_a_port_that_is_free_ours_or_taken(settings: Settings, api: Api) -> None:
     is_ok(installation.check_port(settings), "is free")
     port = int(api.url.rpartition(":")[2])
     is_ok(installation.check_port(changed(settings, port=port)), "a service of ours answers")
@@ -330,7 +330,7 @@ def test_a_port_that_is_free_ours_or_taken(settings: Settings, api: Api) -> None
         is_bad(installation.check_port(settings), "fail", "Address already in use", "RETORT_PORT")
 
 
-def test_data_sets_below_the_data_root(settings: Settings, tmp_path: Path) -> None:
+def test_doctor_looks_for_datasets_below_the_data_root(settings: Settings, tmp_path: Path) -> None:
     is_bad(installation.check_data_root(changed(settings, data_root=tmp_path / "none")), "warn", "RETORT_DATA_ROOT")
     root = settings.data_root
     (root / "broken.npz").write_bytes(b"PK")
@@ -350,7 +350,7 @@ def test_data_sets_below_the_data_root(settings: Settings, tmp_path: Path) -> No
 # ------------------------------------------------------------------------------------------------ engine's packages
 
 
-def test_teachers_can_be_run_here(settings: Settings) -> None:
+def test_doctor_checks_that_teachers_can_be_run_here(settings: Settings) -> None:
     """The very class that runs them, in a process of its own."""
     is_ok(packages.check_onnxruntime(settings), "ONNX Runtime runs teachers on ")
 
@@ -369,7 +369,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return write
 
 
-def test_a_gpu_that_the_driver_shows_and_torch_does_not_see(
+def test_doctor_finds_a_gpu_that_the_driver_shows_and_torch_does_not_see(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[str, str], None]
 ) -> None:
     # conftest hides the machine's own.
@@ -405,7 +405,9 @@ def test_a_gpu_that_the_driver_shows_and_torch_does_not_see(
     is_bad(packages.check_torch(settings), "fail", "longer than 0.2 s")
 
 
-def test_packages_that_do_not_fit(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_finds_packages_that_do_not_fit(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     is_ok(packages.check_packages(settings), "Python 3.")
     older = tmp_path / "httpx2-0.1.dist-info"
     older.mkdir()

@@ -65,7 +65,8 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert all(row["accuracy_last"] > 0.5 and row["state"] == "succeeded" for row in rows)
     runs = list(client.runs(job["id"]))
     names = {artifact["name"] for artifact in client.artifacts(runs[1]["id"])}
-    assert names == {"student.safetensors", "student.onnx", "config.json", "metrics.jsonl", "result.json", "log.jsonl"}
+    of_training = {"config.json", "metrics.jsonl", "events.out.tfevents.retort", "result.json", "log.jsonl"}
+    assert names == {"student.safetensors", "student.onnx", *of_training}
     for name in ("student.onnx", "config.json", "log.jsonl"):
         client.download(runs[1]["id"], name, tmp_path / name)
     said = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]

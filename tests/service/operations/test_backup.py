@@ -154,7 +154,7 @@ def test_backup_has_complete_caches_if_they_are_asked_for_and_restore_puts_them_
     assert [path.name for path in new.caches_dir.iterdir()] == [spec.key]
 
 
-def test_backup_has_no_decoded_data_sets_no_unfinished_files_and_no_later_attempts(tmp_path: Path) -> None:
+def test_backup_has_no_decoded_datasets_no_unfinished_files_and_no_later_attempts(tmp_path: Path) -> None:
     """An attempt that the copy of the database does not know would be taken for a sign of a lost one."""
     old = a_service(tmp_path / "old")
     (old.datasets_dir / "x").write_bytes(b"decoded")
@@ -426,7 +426,7 @@ def test_restore_notices_a_running_service_and_a_service_a_restore(tmp_path: Pat
 
 
 @pytest.mark.parametrize("arguments", [["api"], ["engine"], ["keys", "list"], ["backup", "B"]])
-def test_no_command_works_on_a_data_directory_that_is_half_restored(
+def test_restore_that_is_half_done_keeps_every_command_from_the_data_directory(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]
 ) -> None:
     old = a_service(tmp_path / "old")

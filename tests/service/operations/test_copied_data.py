@@ -24,7 +24,7 @@ def files_that_name(folder: Path, text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_service_on_a_copy_of_a_data_directory_goes_on_beside_the_first_one(
+def test_copied_data_directory_has_a_service_that_goes_on_beside_the_first_one(
     service: Processes, teacher_id: str, digits: Digits, tmp_path: Path
 ) -> None:
     client = service.client

@@ -156,7 +156,7 @@ def test_api_and_engine_refuse_a_database_that_a_newer_version_has_migrated(newe
 
 
 @pytest.mark.parametrize("arguments", [["keys", "list"], ["engine-health"], ["backup", "b"]])
-def test_every_command_on_the_database_says_that_it_is_newer(
+def test_commands_on_the_database_say_that_it_is_newer(
     newer: Settings, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(newer.data_dir)

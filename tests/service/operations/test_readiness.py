@@ -21,7 +21,8 @@ from sqlalchemy.exc import OperationalError
 
 from service.api.metrics import Metrics
 from service.cli import main
-from service.cli.supervisor import GAVE_UP, BackgroundService, ServiceEnded, command
+from service.cli.background_service import BackgroundService, ServiceEnded
+from service.cli.supervisor import GAVE_UP, command
 from service.db.database import Database, DatabaseFull
 from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, utc_now
@@ -69,7 +70,7 @@ def test_readyz_has_every_part_and_is_not_ready_before_ray_has_started(api: Api,
 
 
 @pytest.mark.parametrize("name", ["ray", "disk"])
-def test_readyz_says_what_the_engine_says_of_a_part_since_when_and_keeps_its_last_error(
+def test_readyz_has_the_engines_report_of_a_part_its_time_and_its_last_error(
     api: Api, parts: EngineParts, name: str
 ) -> None:
     parts.set("ray", None)
@@ -92,7 +93,7 @@ def test_readyz_says_what_the_engine_says_of_a_part_since_when_and_keeps_its_las
     assert second["last_error"]["message"] == "it works even less"
 
 
-def test_parts_of_an_engine_that_is_gone_are_not_known_and_the_next_one_keeps_their_last_errors(
+def test_readiness_parts_of_an_engine_that_is_gone_are_unknown_and_the_next_one_keeps_their_last_errors(
     api: Api, parts: EngineParts
 ) -> None:
     parts.set("ray", "it died")
@@ -112,7 +113,7 @@ def test_parts_of_an_engine_that_is_gone_are_not_known_and_the_next_one_keeps_th
     assert document["parts"]["ray"]["last_error"]["message"] == "it died"
 
 
-def test_readyz_tells_a_clock_that_is_ahead_from_an_engine_that_is_silent(api: Api, parts: EngineParts) -> None:
+def test_readyz_distinguishes_a_clock_that_is_ahead_from_an_engine_that_is_silent(api: Api, parts: EngineParts) -> None:
     with api.context.database.write() as session:
         session.get_one(EngineRecord, 1).heartbeat_at = utc_now() + timedelta(hours=1)
     document = ready(api)
@@ -122,7 +123,7 @@ def test_readyz_tells_a_clock_that_is_ahead_from_an_engine_that_is_silent(api: A
     assert "ahead of this machine's clock" in reason
 
 
-def test_readyz_sees_a_full_disk_that_no_engine_tells_of(tmp_path: Path, api: Api, parts: EngineParts) -> None:
+def test_readyz_sees_a_full_disk_that_no_engine_reports(tmp_path: Path, api: Api, parts: EngineParts) -> None:
     """The API refuses uploads and jobs then."""
     parts.set("ray", None)
     settings = api.settings.model_copy(update={"disk_floor_bytes": 1 << 60})
@@ -131,7 +132,7 @@ def test_readyz_sees_a_full_disk_that_no_engine_tells_of(tmp_path: Path, api: Ap
     assert "stay in reserve (RETORT_DISK_FLOOR_BYTES)" in look.reasons[0]
 
 
-def test_readyz_tells_of_a_database_that_could_not_be_written_until_somebody_has_written_it(
+def test_readyz_reports_a_database_that_could_not_be_written_until_it_is_written(
     api: Api, parts: EngineParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This process, or the engine with its heartbeat: it may be asked nothing else any more."""
@@ -160,7 +161,7 @@ def test_readyz_tells_of_a_database_that_could_not_be_written_until_somebody_has
     assert ready(api)["ready"]
 
 
-def test_an_engine_of_an_earlier_version_says_nothing_of_its_parts_and_is_believed(api: Api) -> None:
+def test_readiness_of_an_engine_of_an_earlier_version_has_no_parts_and_is_believed(api: Api) -> None:
     assert EngineQueries(api.context.database, "earlier").acquire_lease()
     assert ready(api)["ready"]
     with api.context.database.write() as session:
@@ -168,7 +169,7 @@ def test_an_engine_of_an_earlier_version_says_nothing_of_its_parts_and_is_believ
     assert ready(api)["ready"]
 
 
-def test_a_look_is_one_statement_and_reads_no_migrations(
+def test_readiness_look_is_one_statement_and_reads_no_migrations(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In either database; less than a millisecond of this process, where Alembic took nine."""
@@ -209,7 +210,7 @@ def test_a_look_is_one_statement_and_reads_no_migrations(
     assert 0 < calls < 600
 
 
-def test_metrics_and_engine_health_and_doctor_tell_the_same_parts(
+def test_readiness_parts_are_the_same_in_metrics_engine_health_and_doctor(
     api: Api, parts: EngineParts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RETORT_DISK_FLOOR_BYTES", "0")
@@ -233,7 +234,7 @@ def test_metrics_and_engine_health_and_doctor_tell_the_same_parts(
     assert "last error of disk, at" in finding.found
 
 
-def test_gpus_that_do_not_work_are_a_part(api: Api, parts: EngineParts) -> None:
+def test_readiness_has_gpus_that_do_not_work_as_a_part(api: Api, parts: EngineParts) -> None:
     parts.set("ray", None)
     report = GpuReport(promised=1, failure="the driver is too old")
     EngineQueries(api.context.database, "engine").record_gpus(report.model_dump(mode="json"))
@@ -255,7 +256,7 @@ class _Clock:
         return time.time() - (3600.0 if self.looks > 1 else 0.0)
 
 
-def test_an_engine_whose_clock_is_set_keeps_that_as_the_clocks_last_error(
+def test_engine_whose_clock_is_set_keeps_that_as_the_clocks_last_error(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries = EngineQueries(api.context.database, "engine")
@@ -292,7 +293,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_an_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason(
+def test_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason(
     tmp_path: Path, failing: list[int]
 ) -> None:
     """The lease, too: another engine need not wait for it to run out."""
@@ -314,7 +315,7 @@ def test_an_engine_gives_up_when_ray_has_failed_five_times_and_leaves_the_reason
     assert "no port is free (try 5)" in last.message
 
 
-def test_ray_that_starts_after_some_failures_is_no_reason_to_give_up(api: Api, failing: list[int]) -> None:
+def test_engine_goes_on_where_ray_starts_after_some_failures(api: Api, failing: list[int]) -> None:
     failing[0] = 4
     queries = EngineQueries(api.context.database, "engine")
     parts = EngineParts(queries)
@@ -323,7 +324,7 @@ def test_ray_that_starts_after_some_failures_is_no_reason_to_give_up(api: Api, f
     assert ready(api)["parts"]["ray"]["reason"].startswith("Ray does not start (it was tried 4 of 5 times)")
 
 
-def test_an_engine_that_is_told_to_end_while_ray_fails_ends(api: Api, failing: list[int]) -> None:
+def test_engine_that_is_to_end_while_ray_fails_ends(api: Api, failing: list[int]) -> None:
     ending = threading.Event()
     ending.set()
     assert _start_ray(api.settings, EngineParts(api.records), ending) is None
@@ -375,7 +376,7 @@ def test_serve_ends_with_the_reason_when_ray_cannot_start(tmp_path: Path, foreig
 
 
 @pytest.mark.slow
-def test_an_engine_alone_ends_with_a_status_of_its_own(tmp_path: Path, foreign_folder: Path) -> None:
+def test_engine_alone_ends_with_a_status_of_its_own(tmp_path: Path, foreign_folder: Path) -> None:
     settings = {"RETORT_DATA_DIR": str(tmp_path / "data"), "RETORT_GPUS": "0"}
     done = subprocess.run(command("engine"), env={**os.environ, **settings}, capture_output=True, text=True)
     assert done.returncode == GAVE_UP

@@ -86,14 +86,14 @@ def tells_exit_status() -> bool:
         ("exit 3", "the process ended by itself with exit code 3"),
     ],
 )
-def test_death_tells_the_exit_status_where_the_kernel_does(shell: str, text: str) -> None:
+def test_death_has_the_exit_status_where_the_kernel_gives_it(shell: str, text: str) -> None:
     if not tells_exit_status():
         pytest.skip("this kernel does not tell of other processes' children (Linux 6.15)")
     assert died(shell) == Death(text)
 
 
 @pytest.mark.usefixtures("old_kernel")
-def test_death_is_told_by_the_report_of_a_crash_and_by_ray_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
+def test_death_is_read_from_the_report_of_a_crash_and_from_ray_without_the_kernels_status(tmp_path: Path) -> None:
     report = tmp_path / "worker.err"
     report.write_text(":job_id:01\n*** SIGSEGV received at time=1795976806 on cpu 1 ***\nPC: @ 0x7f kill\n")
     assert died("true", stderr=str(report)).text == "the process was ended by signal 11 (SIGSEGV)"
@@ -105,14 +105,14 @@ def test_death_is_told_by_the_report_of_a_crash_and_by_ray_where_the_kernel_does
     assert died("true", TERMINATED).text == "the process was ended by signal 15 (SIGTERM)"
 
 
-def test_what_has_not_told_of_itself_is_told_by_ray_alone() -> None:
+def test_death_of_an_unwatched_process_is_read_from_ray_alone() -> None:
     assert "most likely by signal 9" in Watch().death(RuntimeError(UNEXPECTED)).text
     killed = "The actor died.\nThe actor is dead because it was killed by `ray.kill`."
     assert Watch().death(RuntimeError(killed)) == Death("it was killed by `ray.kill`.")
     assert Watch().death(TimeoutError("no answer in 600 s")) == Death("no answer in 600 s")
 
 
-def test_the_end_of_ray_is_no_fault_of_the_work() -> None:
+def test_death_with_ray_is_no_fault_of_the_work() -> None:
     death = died("kill -9 $$", NODE_DIED)
     assert death.is_node_fault
     assert death.text == "Ray itself ended, and the process with it (its node has died. Node Id: 12)"
@@ -135,7 +135,7 @@ def test_the_end_of_ray_is_no_fault_of_the_work() -> None:
         (8, 0, True, "(SIGKILL); others use 8.0 of 8.0 GiB of memory"),
     ],
 )
-def test_a_kill_is_the_nodes_fault_where_others_have_the_memory(
+def test_death_by_a_kill_is_the_nodes_fault_where_others_have_the_memory(
     kernel: Path, used: int, kills: int, is_node_fault: bool, said: str
 ) -> None:
     watch = Watch()
@@ -148,7 +148,7 @@ def test_a_kill_is_the_nodes_fault_where_others_have_the_memory(
     assert by_watch.is_node_fault is is_node_fault
 
 
-def test_kills_of_others_before_the_process_was_last_heard_of_are_not_its_own(kernel: Path) -> None:
+def test_death_ignores_kills_from_before_the_last_answer(kernel: Path) -> None:
     use(kernel, 5)
     watch = Watch()
     count(kernel, 4)
@@ -160,7 +160,7 @@ def test_kills_of_others_before_the_process_was_last_heard_of_are_not_its_own(ke
     assert watch.death(RuntimeError(UNEXPECTED)).is_node_fault
 
 
-def test_a_crash_on_a_full_machine_is_a_crash(kernel: Path, tmp_path: Path) -> None:
+def test_death_by_a_crash_on_a_full_machine_is_a_crash(kernel: Path, tmp_path: Path) -> None:
     use(kernel, 8)
     count(kernel, 9)
     report = tmp_path / "worker.err"
@@ -169,7 +169,7 @@ def test_a_crash_on_a_full_machine_is_a_crash(kernel: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("own", "is_node_fault"), [("0.25", True), ("20.00", False)])
-def test_a_kill_by_rays_memory_monitor_is_the_nodes_fault_unless_the_process_had_the_memory(
+def test_death_by_rays_memory_monitor_is_the_nodes_fault_unless_the_process_had_the_memory(
     own: str, is_node_fault: bool
 ) -> None:
     death = Watch().death(RuntimeError(MONITOR.format(own=own)))
@@ -216,7 +216,7 @@ def test_oom_kills_are_those_of_the_cgroup_before_those_of_the_machine(
     assert oom_kills() == kills
 
 
-def test_a_watch_leaves_no_descriptor_behind() -> None:
+def test_watch_leaves_no_descriptor_behind() -> None:
     def descriptors() -> Sequence[str]:
         return os.listdir("/proc/self/fd")
 

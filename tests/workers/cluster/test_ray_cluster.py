@@ -33,7 +33,7 @@ from workers.cluster.tasks import Task
 from workers.config.cache import CacheOptions
 from workers.config.task import Folders
 from workers.events import Log, ignore, never
-from workers.teacher.accuracy import teacher_accuracy
+from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.forwards import count_forwards
@@ -93,7 +93,7 @@ def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: No
         time.sleep(0.02)
 
 
-def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_bytes(
+def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_same_bytes(
     cluster: Cluster, digits: Digits, tmp_path: Path
 ) -> None:
     folders, peace = (Folders(data_dir=tmp_path / name, data_root=tmp_path) for name in ("shared", "peace"))
@@ -146,7 +146,7 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     shutil.copytree(digits.folders.datasets, peace.datasets)
     assert plan_caches(job, peace, ignore, never, threads=1) == plan.model_copy(update={"accuracy": None})
     build_caches(plan, peace, ignore, never, threads=1)
-    assert teacher_accuracy(plan, peace) == plan.accuracy
+    assert measure_teacher(plan, peace).accuracy == plan.accuracy
     for spec in specs:
         shared, alone = (digests(root.caches / spec.key) for root in (folders, peace))
         del shared["LAST_USED"], alone["LAST_USED"]
@@ -158,7 +158,7 @@ def test_actors_of_which_one_is_killed_commit_every_block_once_and_the_same_byte
     assert again.value["teacher_forwards"] == 0
 
 
-def test_a_lossy_cache_that_is_refused_has_cost_one_block_and_says_so(
+def test_build_caches_refuses_a_lossy_cache_after_one_block_and_says_so(
     cluster: Cluster, digits: Digits, tmp_path: Path
 ) -> None:
     sparse = SparseEncoding(kind="sparse", top=1, tail=2, temperature=4.0)
@@ -176,7 +176,7 @@ def test_a_lossy_cache_that_is_refused_has_cost_one_block_and_says_so(
     assert all(0 <= inferred <= done <= block for done, inferred in told)
 
 
-def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+def test_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     [task] = cluster.train(new_name(), [digits.order("kd", tmp_path)], cpus=64, gpu_share=0.0)
     assert task.poll() == ([], None)
     task.stop()
@@ -184,7 +184,7 @@ def test_a_task_that_waits_for_its_share_is_stopped_at_once(cluster: Cluster, di
 
 
 @pytest.mark.slow
-def test_runs_train_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+def test_cluster_trains_runs_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     orders = [digits.order(method, tmp_path / method) for method in ("kd", "rld")]
     tasks = [task for order in orders for task in cluster.train(new_name(), [order], cpus=1, gpu_share=0.0)]
     outcomes = [follow(task) for task in tasks]
@@ -192,7 +192,7 @@ def test_runs_train_side_by_side(cluster: Cluster, digits: Digits, tmp_path: Pat
     assert all((order.folder / "artifacts/student.onnx").is_file() for order in orders)
 
 
-def test_a_trained_run_is_exported_by_another_process_and_the_same_one_if_it_is_asked_twice(
+def test_cluster_exports_a_trained_run_in_another_process_and_in_the_same_one_if_called_twice(
     cluster: Cluster, digits: Digits, tmp_path: Path
 ) -> None:
     order = digits.order("kd", tmp_path).model_copy(update={"stage": "train"})
@@ -238,7 +238,9 @@ def test_a_trained_run_is_exported_by_another_process_and_the_same_one_if_it_is_
     assert (lost.kind, lost.error_type) == ("vanished", "CheckpointLost")
 
 
-def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+def test_cluster_trains_runs_that_share_their_batches_in_one_process(
+    cluster: Cluster, digits: Digits, tmp_path: Path
+) -> None:
     """One of them is stopped, and is no reason for the others to end."""
     training = SMALL.model_copy(update={"epochs": 4})
     # Exporting them would take twice as long as all the rest.
@@ -261,7 +263,7 @@ def test_runs_that_share_their_batches_share_a_process(cluster: Cluster, digits:
         time.sleep(0.05)
 
 
-def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_vanished(
+def test_task_of_a_student_in_two_processes_ends_once_and_vanishes_with_one_of_them(
     cluster: Cluster, digits: Digits, tmp_path: Path
 ) -> None:
     """Lost while the first one does not notice, as with NCCL, which waits for it: here the first one is stopped."""
@@ -293,7 +295,7 @@ def test_a_student_in_two_processes_ends_once_and_one_that_loses_a_process_has_v
     assert not (endless.folder / "artifacts").exists()
 
 
-def test_a_run_is_found_by_name_goes_on_telling_and_leaves_a_checkpoint(
+def test_cluster_attach_finds_a_run_by_name_whose_events_go_on_and_which_leaves_a_checkpoint(
     cluster: Cluster, digits: Digits, tmp_path: Path
 ) -> None:
     training = SMALL.model_copy(update={"epochs": 500})
@@ -327,7 +329,7 @@ def why_inference_waits(gpu_share: float) -> str:
     return message
 
 
-def test_what_nobody_waits_for_is_ended_and_gives_back_its_share(
+def test_cluster_end_others_ends_unwanted_actors_and_gives_back_their_shares(
     cluster: Cluster, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = SMALL.model_copy(update={"actors": 2, "epochs": 500})
@@ -353,7 +355,7 @@ def test_what_nobody_waits_for_is_ended_and_gives_back_its_share(
     assert follow(task).kind == "done"
 
 
-def test_a_mistake_comes_back_as_its_error(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+def test_task_that_fails_has_its_error(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"optimizer": SMALL.optimizer.model_copy(update={"lr": 1e30})})
     outcome = follow(*cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0))
     assert outcome.kind == "failed"
@@ -361,7 +363,7 @@ def test_a_mistake_comes_back_as_its_error(cluster: Cluster, digits: Digits, tmp
     assert "before the update" in (outcome.message or "")
 
 
-def test_a_run_that_is_told_to_stop_stops(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+def test_task_of_a_run_that_is_stopped_ends_as_stopped(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 500})
     [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
 
@@ -374,7 +376,7 @@ def test_a_run_that_is_told_to_stop_stops(cluster: Cluster, digits: Digits, tmp_
     assert (tmp_path / "checkpoint.pt").exists()
 
 
-def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
+def test_task_whose_process_is_killed_has_vanished(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 500})
     [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
 
@@ -386,7 +388,7 @@ def test_a_process_that_is_killed_has_vanished(cluster: Cluster, digits: Digits,
     assert outcome.kind == "vanished"
 
 
-def test_inference_holds_the_cores_that_it_has_and_none_that_it_waits_for(cluster: Cluster) -> None:
+def test_inference_pool_holds_the_cores_that_it_has_and_none_that_it_waits_for(cluster: Cluster) -> None:
     """Or runs whose turn it is would wait for all inference that was ever asked for."""
     pool = InferencePool(cluster.cpus + 2, 0.0, cpus=cluster.cpus)
     try:
@@ -448,9 +450,7 @@ def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_
         second.close()
 
 
-def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
-    cluster: Cluster, digits: Digits, tmp_path: Path
-) -> None:
+def test_task_of_a_run_with_a_gpu_that_does_not_work_fails(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     order = digits.order("kd", tmp_path).model_copy(update={"has_gpu_share": True})
     name = new_name()
     [task] = cluster.train(name, [order], cpus=1, gpu_share=0.5)
@@ -467,7 +467,7 @@ def test_a_run_that_was_promised_a_gpu_fails_where_it_does_not_work(
 # --------------------------------------------------------------------------------------------------- without Ray
 
 
-def test_any_number_of_inference_actors_may_die_but_not_of_the_same_blocks() -> None:
+def test_block_queue_allows_any_number_of_deaths_but_not_of_the_same_blocks() -> None:
     queue, done, killed = BlockQueue(range(10), 4), [], Death("killed")
     while queue:
         blocks = queue.take()
@@ -483,7 +483,7 @@ def test_any_number_of_inference_actors_may_die_but_not_of_the_same_blocks() -> 
         queue.give_back([8, 9], killed)
 
 
-def test_a_signal_that_comes_while_handlers_are_swapped_waits_and_meets_the_callers() -> None:
+def test_signals_that_come_while_handlers_are_swapped_wait_and_meet_the_callers() -> None:
     met: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: met.append(number))
     try:
@@ -497,7 +497,7 @@ def test_a_signal_that_comes_while_handlers_are_swapped_waits_and_meets_the_call
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_thread_leaves_signals_to_the_main_thread_and_may_wait_as_well() -> None:
+def test_signals_are_left_to_the_main_thread_and_a_thread_may_wait_as_well() -> None:
     masks: list[set[signal.Signals]] = []
 
     def work() -> None:
@@ -521,7 +521,7 @@ class Process:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_later_process_of_a_student_that_waits_for_its_pictures_is_stopped_as_well(
+def test_task_stop_reaches_a_later_process_of_a_student_that_waits_for_its_pictures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first one waits for it meanwhile, in an exchange that hears nothing."""

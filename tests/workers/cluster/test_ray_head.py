@@ -24,7 +24,7 @@ def kill_keeper(folder: Path) -> None:
     os.kill(int((folder / "keeper.lock").read_text()), signal.SIGKILL)
 
 
-def test_a_head_is_found_again_and_one_that_was_killed_is_not_believed(tmp_path: Path) -> None:
+def test_ray_head_is_found_again_and_one_that_was_killed_is_not_believed(tmp_path: Path) -> None:
     folder = machine_folder(tmp_path)
     first = RayHead(tmp_path, cpus=1, gpus=0)
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -53,7 +53,7 @@ def test_a_head_is_found_again_and_one_that_was_killed_is_not_believed(tmp_path:
     assert not folder.exists()
 
 
-def test_what_a_living_head_has_on_the_machine_never_looks_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_head_keeps_its_files_from_looking_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or whoever cleans /tmp would take the locks, by which it is known to live."""
     monkeypatch.setattr(ray_keeper, "_TOUCH_S", 0.0)
     (tmp_path / "ray").mkdir()
@@ -97,7 +97,7 @@ class Listing:
         return next(self._entries)
 
 
-def test_a_folder_that_ray_removes_meanwhile_does_not_end_the_keeper(
+def test_ray_keeper_survives_a_folder_that_ray_removes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its end would be Ray's."""
@@ -119,7 +119,7 @@ def test_a_folder_that_ray_removes_meanwhile_does_not_end_the_keeper(
     assert link.lstat().st_mtime > 0
 
 
-def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+def test_head_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     folder = machine_folder(tmp_path)
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)

@@ -52,7 +52,7 @@ def lines_of(attempt: Path) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------- what is written
 
 
-def test_every_event_but_steps_and_what_loggers_say_is_a_line_with_the_ids_at_once(tmp_path: Path) -> None:
+def test_run_log_has_events_but_steps_and_logger_messages_as_lines_with_the_ids_at_once(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
     passed: list[BaseModel] = []
     log = open_log(attempt)
@@ -102,7 +102,7 @@ def test_every_event_but_steps_and_what_loggers_say_is_a_line_with_the_ids_at_on
         (NotFinite("loss is nan"), "error", "attempt failed"),
     ],
 )
-def test_the_last_line_says_how_it_ended_and_only_a_success_is_an_artifact(
+def test_run_log_ends_with_the_outcome_and_is_an_artifact_of_a_success_alone(
     tmp_path: Path, how: dict[str, object] | Exception, level: str, event: str
 ) -> None:
     attempt = attempt_of(tmp_path)
@@ -124,7 +124,7 @@ def test_the_last_line_says_how_it_ended_and_only_a_success_is_an_artifact(
     assert log not in logging.root.handlers
 
 
-def test_runs_in_one_process_have_their_own_lines_and_share_what_is_nobodys(tmp_path: Path) -> None:
+def test_run_log_of_runs_in_one_process_has_own_lines_and_shared_ones(tmp_path: Path) -> None:
     first, second = attempt_of(tmp_path), attempt_of(tmp_path, "run_2")
     both = [open_log(first), open_log(second)]
     both[0].emitting(lambda event: None)(Log(message="mine"))
@@ -142,7 +142,7 @@ def test_runs_in_one_process_have_their_own_lines_and_share_what_is_nobodys(tmp_
     both[0].close()
 
 
-def test_a_process_that_is_killed_leaves_what_it_has_said(tmp_path: Path) -> None:
+def test_run_log_of_a_killed_process_has_its_lines(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
     code = f"""if True:
         import logging, os, signal
@@ -164,7 +164,7 @@ def test_a_process_that_is_killed_leaves_what_it_has_said(tmp_path: Path) -> Non
     assert (said["event"], said["job_id"], said["run_id"], said["attempt"]) == ("of a library", "job_1", "run_1", 3)
 
 
-def test_it_is_bounded_and_keeps_room_for_warnings_and_the_end(tmp_path: Path) -> None:
+def test_run_log_is_bounded_and_keeps_room_for_warnings_and_the_end(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
     log = open_log(attempt)
     emit = log.emitting(lambda event: None)
@@ -202,7 +202,7 @@ def test_run_log_has_text_that_every_reader_takes_and_no_terminal_obeys(tmp_path
     assert (warned["event"], ended["message"]) == ("zz\\xfc.png \x7f\x9b\x1b", "zz\\xfc.png")
 
 
-def test_a_log_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
+def test_run_log_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text("a file where a folder has to be")
     passed: list[BaseModel] = []
     log = open_log(attempt_of(tmp_path))
@@ -224,7 +224,7 @@ def test_a_log_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> No
     assert not (tmp_path / "other").exists()
 
 
-def test_a_folder_of_another_shape_tells_no_ids(tmp_path: Path) -> None:
+def test_run_log_in_a_folder_of_another_shape_has_no_ids(tmp_path: Path) -> None:
     assert ids_of(Path("/d/jobs/job_1/run_2/a14")) == {"job_id": "job_1", "run_id": "run_2", "attempt": 14}
     assert ids_of(tmp_path / "run-0") == ids_of(Path("a0")) == {}
     logs.speak_for([RunLog(tmp_path / "run-0", tmp_path, writes=False)])
@@ -255,7 +255,7 @@ def run_id(shared_api: Api) -> str:
     return lose_run(shared_api)[0]
 
 
-def test_a_log_is_read_while_it_grows(api: Api) -> None:
+def test_run_log_is_read_while_it_grows(api: Api) -> None:
     run, folder = lose_run(api)
     url = f"/v1/runs/{run}/log"
     now = api.client.get(url)
@@ -287,7 +287,7 @@ def test_a_log_is_read_while_it_grows(api: Api) -> None:
         ("bytes=-900", slice(None)),
     ],
 )
-def test_a_part_of_a_log(shared_api: Api, run_id: str, header: str, part: slice) -> None:
+def test_run_log_is_served_in_part(shared_api: Api, run_id: str, header: str, part: slice) -> None:
     content = b'{"event": "attempt 2"}\n'
     response = shared_api.client.get(f"/v1/runs/{run_id}/log", headers={"Range": header})
     assert (response.status_code, response.content) == (206, content[part])
@@ -296,18 +296,18 @@ def test_a_part_of_a_log(shared_api: Api, run_id: str, header: str, part: slice)
 
 
 @pytest.mark.parametrize("header", ["lines=1-", "bytes=0-1,3-4", "bytes=", f"bytes={'9' * 5000}-"])
-def test_what_is_no_range_of_ours_gets_everything(shared_api: Api, run_id: str, header: str) -> None:
+def test_run_log_is_served_whole_for_a_range_that_is_not_supported(shared_api: Api, run_id: str, header: str) -> None:
     assert shared_api.client.get(f"/v1/runs/{run_id}/log", headers={"Range": header}).status_code == 200
     conditional = {"Range": "bytes=0-1", "If-Range": '"x"'}
     assert shared_api.client.get(f"/v1/runs/{run_id}/log", headers=conditional).status_code == 200
 
 
 @pytest.mark.parametrize("header", ["bytes=23-", "bytes=5-4", "bytes=-0"])
-def test_a_part_that_there_is_not(shared_api: Api, run_id: str, header: str) -> None:
+def test_run_log_part_beyond_the_end_is_refused(shared_api: Api, run_id: str, header: str) -> None:
     problem(shared_api.client.get(f"/v1/runs/{run_id}/log", headers={"Range": header}), 416, "range-not-satisfiable")
 
 
-def test_a_log_that_there_is_not(shared_api: Api, run_id: str) -> None:
+def test_run_log_that_is_not_there_is_not_found(shared_api: Api, run_id: str) -> None:
     problem(shared_api.client.get(f"/v1/runs/{run_id}/log?attempt=3"), 404, "not-found")
     problem(shared_api.client.get("/v1/runs/run_nowhere/log"), 404, "not-found")
     for attempt in ("0", "-1", "x", "9" * 30):

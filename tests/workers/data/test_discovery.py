@@ -66,7 +66,7 @@ def make_mnist(folder: Path, suffix: str = "", dash: str = "-", train: int = 30,
 
 
 @pytest.mark.parametrize("path", ["../pets", "pets/../../pets", "pets/..", "/etc", "pets\0"])
-def test_a_path_that_could_leave_the_root_is_refused(tmp_path: Path, path: str) -> None:
+def test_resolve_refuses_a_path_that_could_leave_the_root(tmp_path: Path, path: str) -> None:
     make_folder(tmp_path / "root")
     with pytest.raises(InvalidDataset, match=r"not allowed: give a path relative to the data root") as caught:
         FolderDataset(path=path).resolve(tmp_path / "root")
@@ -75,7 +75,7 @@ def test_a_path_that_could_leave_the_root_is_refused(tmp_path: Path, path: str) 
 
 
 @pytest.mark.parametrize("link", ["pets", "pets/train", "pets/test/cat", "pets/train/dog/1.png"])
-def test_a_symbolic_link_that_leaves_the_root_is_refused(tmp_path: Path, link: str) -> None:
+def test_resolve_refuses_a_symbolic_link_that_leaves_the_root(tmp_path: Path, link: str) -> None:
     root = tmp_path / "root"
     make_folder(root)
     outside = tmp_path / "outside"
@@ -87,7 +87,7 @@ def test_a_symbolic_link_that_leaves_the_root_is_refused(tmp_path: Path, link: s
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_symbolic_link_within_the_root_is_followed(tmp_path: Path) -> None:
+def test_resolve_follows_a_symbolic_link_within_the_root(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / "animals").symlink_to(tmp_path / "pets")
     (tmp_path / "pets/train/cat/9.png").symlink_to(tmp_path / "pets/train/dog/0.png")
@@ -96,20 +96,20 @@ def test_a_symbolic_link_within_the_root_is_followed(tmp_path: Path) -> None:
     assert source.samples == {"train": 5, "test": 4}
 
 
-def test_the_root_itself_may_be_a_link_and_the_data_set(tmp_path: Path) -> None:
+def test_resolve_takes_a_root_that_is_a_link_and_the_dataset_itself(tmp_path: Path) -> None:
     make_folder(tmp_path)
     (tmp_path / "root").symlink_to(tmp_path / "pets")
     assert examine(FolderDataset(path="."), tmp_path / "root").path == tmp_path / "pets"
 
 
-def test_a_link_in_a_circle_is_refused(tmp_path: Path) -> None:
+def test_resolve_refuses_a_link_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "pets").symlink_to(tmp_path / "pets")
     with pytest.raises(InvalidDataset, match="pets"):
         FolderDataset(path="pets").resolve(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "t10k-labels-idx1-ubyte"])
-def test_a_published_file_that_links_out_of_the_root_is_refused(tmp_path: Path, name: str) -> None:
+def test_examine_refuses_a_published_file_that_links_out_of_the_root(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     make_mnist(root)
     (root / "cifar-10-batches-py").mkdir()
@@ -121,7 +121,7 @@ def test_a_published_file_that_links_out_of_the_root_is_refused(tmp_path: Path, 
         examine(TorchvisionDataset(kind=kind), root)
 
 
-def test_missing_paths_and_roots_are_named(tmp_path: Path) -> None:
+def test_examine_names_missing_paths_and_roots(tmp_path: Path) -> None:
     with pytest.raises(InvalidDataset, match=r"'nothing' does not exist below the data root"):
         NpzDataset(path="nothing").resolve(tmp_path)
     with pytest.raises(InvalidDataset, match=r"^the data root is not a folder; set RETORT_DATA_ROOT"):
@@ -139,7 +139,7 @@ def test_missing_paths_and_roots_are_named(tmp_path: Path) -> None:
         (FolderDataset(path="."), "^the data root has no folder 'train'"),
     ],
 )
-def test_files_are_named_as_clients_name_them_below_the_data_root(
+def test_examine_names_files_as_clients_name_them_below_the_data_root(
     tmp_path: Path, spec: DatasetSpec, named: str
 ) -> None:
     """An answer tells nothing of where the server has its folders."""
@@ -156,7 +156,7 @@ def test_files_are_named_as_clients_name_them_below_the_data_root(
 # -------------------------------------------------------------------------------------------------- folder
 
 
-def test_a_folder_is_listed_by_class_and_file_name(tmp_path: Path) -> None:
+def test_folder_is_listed_by_class_and_file_name(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, ("dog", "Zebra", "ape"), pictures=11)
     (folder / "train/dog/.hidden.png").write_bytes(b"")
     (folder / "train/.cache").mkdir()
@@ -176,7 +176,7 @@ def test_a_folder_is_listed_by_class_and_file_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
+def test_folder_with_an_empty_class_is_named(tmp_path: Path, split: str) -> None:
     folder = make_folder(tmp_path) / split / "dog"
     for picture in folder.iterdir():
         picture.rename(picture.with_suffix(".txt"))
@@ -185,7 +185,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
-def test_classes_of_one_split_only_are_named(tmp_path: Path, split: str, other: str) -> None:
+def test_folder_with_classes_of_one_split_only_names_them(tmp_path: Path, split: str, other: str) -> None:
     (make_folder(tmp_path) / split / "bird").mkdir()
     with pytest.raises(InvalidDataset, match=rf"{split}/ has the classes bird, which {other}/ lacks"):
         examine(FolderDataset(path="pets"), tmp_path)
@@ -195,7 +195,7 @@ NFC, NFD = "th\u00e9", "the\u0301"
 
 
 @pytest.mark.parametrize(("in_train", "in_test"), [(NFC, NFD), (NFD, NFC)])
-def test_a_class_in_two_normal_forms_is_one_and_spelt_as_train_spells_it(
+def test_class_names_in_two_normal_forms_are_one_as_train_spells_it(
     tmp_path: Path, in_train: str, in_test: str
 ) -> None:
     folder = make_folder(tmp_path, ("cat", in_train))
@@ -206,7 +206,7 @@ def test_a_class_in_two_normal_forms_is_one_and_spelt_as_train_spells_it(
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_two_classes_of_one_split_that_look_the_same_are_refused(tmp_path: Path, split: str) -> None:
+def test_class_names_of_one_split_that_look_the_same_are_refused(tmp_path: Path, split: str) -> None:
     folder = make_folder(tmp_path, ("cat", NFC))
     shutil.copytree(folder / split / NFC, folder / split / NFD)
     message = rf"{split} has two classes that look the same, 'the<U\+0301>' and 'th<U\+00E9>': rename one"
@@ -214,13 +214,13 @@ def test_two_classes_of_one_split_that_look_the_same_are_refused(tmp_path: Path,
         examine(FolderDataset(path="pets"), tmp_path)
 
 
-def test_names_of_an_npz_that_look_the_same_are_refused(tmp_path: Path) -> None:
+def test_npz_class_names_that_look_the_same_are_refused(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz", class_names=np.array(["cat", NFC, NFD]))
     with pytest.raises(InvalidDataset, match=r"look the same, 'th<U\+00E9>' and 'the<U\+0301>'"):
         examine(NpzDataset(path="a.npz"), tmp_path)
 
 
-def test_classes_that_differ_in_case_between_the_splits_are_told_so(tmp_path: Path) -> None:
+def test_class_names_that_differ_in_case_between_the_splits_are_refused_as_such(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     (folder / "test/cat").rename(folder / "test/Cat")
     with pytest.raises(
@@ -230,13 +230,13 @@ def test_classes_that_differ_in_case_between_the_splits_are_told_so(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("given", "how"), [("Sets/thé", "case"), ("sets/the\u0301", "Unicode's normal form")])
-def test_a_path_that_is_not_there_is_told_from_one_that_looks_the_same(tmp_path: Path, given: str, how: str) -> None:
+def test_resolve_of_a_missing_path_names_one_that_looks_the_same(tmp_path: Path, given: str, how: str) -> None:
     (tmp_path / "sets" / NFC).mkdir(parents=True)
     with pytest.raises(InvalidDataset, match=rf"does not exist below the data root .* differ only in {how}\)"):
         FolderDataset(path=given).resolve(tmp_path)
 
 
-def test_folders_without_a_split_or_with_one_class_are_refused(tmp_path: Path) -> None:
+def test_folder_without_a_split_or_with_one_class_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, ("cat",))
     with pytest.raises(InvalidDataset, match=r"\['cat'\]; at least two"):
         examine(FolderDataset(path="pets"), tmp_path)
@@ -245,7 +245,7 @@ def test_folders_without_a_split_or_with_one_class_are_refused(tmp_path: Path) -
         examine(FolderDataset(path="pets"), tmp_path)
 
 
-def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_folder_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         folder = make_folder(tmp_path / split) / split / "cat"
         folder.rename(folder.with_name(os.fsdecode(b"caf\xe9")))
@@ -259,7 +259,7 @@ def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- npz
 
 
-def test_an_npz_is_known_by_its_headers(tmp_path: Path) -> None:
+def test_npz_is_known_by_its_headers(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz")
     source = examine(NpzDataset(path="a.npz"), tmp_path)
     assert (source.samples, source.classes, source.class_names) == ({"train": 6, "test": 3}, 3, ("0", "1", "2"))
@@ -284,9 +284,7 @@ def test_an_npz_is_known_by_its_headers(tmp_path: Path) -> None:
         ({"class_names": np.array(["a", "b"], dtype=object)}, r"class_names is object \[2\], not strings"),
     ],
 )
-def test_an_npz_with_wrong_arrays_is_refused(
-    tmp_path: Path, changed: dict[str, np.ndarray | None], message: str
-) -> None:
+def test_npz_with_wrong_arrays_is_refused(tmp_path: Path, changed: dict[str, np.ndarray | None], message: str) -> None:
     make_npz(tmp_path / "a.npz", **changed)
     with pytest.raises(InvalidDataset, match=message):
         examine(NpzDataset(path="a.npz"), tmp_path)
@@ -320,7 +318,7 @@ def refusal(root: Path, path: str) -> tuple[str, int]:
         tracemalloc.stop()
 
 
-def test_labels_of_an_npz_are_bounded_before_they_are_unpacked(tmp_path: Path) -> None:
+def test_npz_labels_are_bounded_before_they_are_unpacked(tmp_path: Path) -> None:
     """Zeros are packed a thousand to one."""
     count = LABELS_MAX + 1
     one = np.zeros((3, 1, 1), np.uint8)
@@ -353,9 +351,7 @@ def test_labels_are_checked_piece_by_piece(tmp_path: Path, has_names: bool) -> N
         ("<U1", 90_000, "has the classes ['', '', '', '', '', '', '', '', '', '', ... (90000 in all)]; at least two"),
     ],
 )
-def test_class_names_of_an_npz_are_bounded_and_quoted_in_part(
-    tmp_path: Path, dtype: str, count: int, message: str
-) -> None:
+def test_npz_class_names_are_bounded_and_quoted_in_part(tmp_path: Path, dtype: str, count: int, message: str) -> None:
     size_bytes = count * np.dtype(dtype).itemsize
     with_member(make_npz(tmp_path / "a.npz"), "class_names", npy_header(dtype, count), size_bytes)
     found, peak = refusal(tmp_path, "a.npz")
@@ -371,14 +367,14 @@ def test_class_names_of_an_npz_are_bounded_and_quoted_in_part(
         (np.array([0x110000, 1], "<u4").view("<U1"), "class_names cannot be read"),
     ],
 )
-def test_a_class_name_that_is_too_long_or_no_text_is_refused(
+def test_npz_class_name_that_is_too_long_or_no_text_is_refused(
     tmp_path: Path, names: list[str] | np.ndarray, message: str
 ) -> None:
     make_npz(tmp_path / "a.npz", class_names=np.asarray(names))
     assert message in refusal(tmp_path, "a.npz")[0]
 
 
-def test_an_npz_whose_parts_would_be_unpacked_at_once_is_refused(tmp_path: Path) -> None:
+def test_npz_whose_parts_would_be_unpacked_at_once_is_refused(tmp_path: Path) -> None:
     """A header that announces 100 MB, and bzip2, which zipfile unpacks without a bound."""
     text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (6,)}"
     start = np.lib.format.magic(2, 0) + struct.pack("<I", 100 << 20) + text
@@ -393,7 +389,7 @@ def test_an_npz_whose_parts_would_be_unpacked_at_once_is_refused(tmp_path: Path)
     assert peak < 8 << 20
 
 
-def test_names_of_an_npz_and_of_folders_are_listed_in_part(tmp_path: Path) -> None:
+def test_class_names_of_an_npz_and_of_folders_are_listed_in_part(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **{f"{n}{'x' * 200}": np.zeros(1) for n in range(100)})
     found, _ = refusal(tmp_path, "a.npz")
     assert "... (100 in all)" in found
@@ -407,7 +403,7 @@ def test_names_of_an_npz_and_of_folders_are_listed_in_part(tmp_path: Path) -> No
         examine(FolderDataset(path="pets"), tmp_path)
 
 
-def test_labels_of_a_packed_idx_file_are_bounded_before_they_are_unpacked(tmp_path: Path) -> None:
+def test_idx_labels_of_a_packed_file_are_bounded_before_they_are_unpacked(tmp_path: Path) -> None:
     make_mnist(tmp_path, ".gz")
     for name, shape in (("images-idx3", (LABELS_MAX + 1, 1, 1)), ("labels-idx1", (LABELS_MAX + 1,))):
         header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
@@ -421,13 +417,13 @@ def test_labels_of_a_packed_idx_file_are_bounded_before_they_are_unpacked(tmp_pa
         tracemalloc.stop()
 
 
-def test_what_macos_packs_beside_the_arrays_of_an_npz_is_left_out(tmp_path: Path) -> None:
+def test_npz_leaves_out_what_macos_packs_beside_the_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(make_npz(tmp_path / "a.npz"), "a") as archive:
         archive.writestr("__MACOSX/._train_images.npy", b"\0\5\x16\7")
     assert examine(NpzDataset(path="a.npz"), tmp_path).samples == {"train": 6, "test": 3}
 
 
-def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
+def test_npz_refuses_files_that_are_none(tmp_path: Path) -> None:
     path = make_npz(tmp_path / "a.npz")
     path.write_bytes(path.read_bytes()[:-100])
     (tmp_path / "b.npz").mkdir()
@@ -472,7 +468,7 @@ def test_idx_files_are_found_in_the_usual_places(
     assert source.class_names[9] == ("Ankle boot" if kind == "fashion_mnist" else "9")
 
 
-def test_mnist_is_not_taken_for_fashion_mnist(tmp_path: Path) -> None:
+def test_idx_mnist_is_not_taken_for_fashion_mnist(tmp_path: Path) -> None:
     make_mnist(tmp_path / "MNIST/raw")
     with pytest.raises(InvalidDataset, match=r"fashion_mnist needs train-images-idx3-ubyte.*FashionMNIST/raw"):
         examine(TorchvisionDataset(kind="fashion_mnist"), tmp_path)
@@ -522,13 +518,13 @@ def test_cifar_needs_every_published_file(tmp_path: Path, path: str) -> None:
 # ----------------------------------------------------------------------------------------------------- key
 
 
-def test_the_digits_need_no_files(tmp_path: Path) -> None:
+def test_digits_need_no_files(tmp_path: Path) -> None:
     source = examine(DigitsDataset(), tmp_path)
     assert (source.path, source.classes, source.class_names) == (None, 10, tuple("0123456789"))
     assert len(source.key()) == 64
 
 
-def test_the_key_is_stable_and_changes_with_every_file(tmp_path: Path) -> None:
+def test_source_key_is_stable_and_changes_with_every_file(tmp_path: Path) -> None:
     folder, spec = make_folder(tmp_path), FolderDataset(path="pets")
     keys = [examine(spec, tmp_path).key()]
     assert examine(spec, tmp_path).key() == keys[0]
@@ -545,7 +541,7 @@ def test_the_key_is_stable_and_changes_with_every_file(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_the_key_depends_on_the_spec_and_the_place(tmp_path: Path) -> None:
+def test_source_key_depends_on_the_spec_and_the_place(tmp_path: Path) -> None:
     make_folder(tmp_path)
     make_npz(tmp_path / "a.npz")
     specs: list[DatasetSpec] = [

@@ -102,7 +102,7 @@ def test_fingerprints_and_stored_descriptions_are_those_of_earlier_versions(root
 
 
 @pytest.mark.parametrize("stored", SOURCES)
-def test_the_key_of_a_source_is_that_of_earlier_versions(root: Path, stored: str) -> None:
+def test_source_key_is_that_of_earlier_versions(root: Path, stored: str) -> None:
     """By it a decoded copy is found again. How the pictures are stored is no part of it."""
     place, *files = SOURCES[stored]
     described = {name: value for name, value in json.loads(stored).items() if name != "storage"}
@@ -122,5 +122,5 @@ def test_the_key_of_a_source_is_that_of_earlier_versions(root: Path, stored: str
         ('{"kind":"digits","train_per_class":3}', "15e643fb25c23dbc631573a85a2a1271ed77db45dfe8c5d0545183e5982664e9"),
     ],
 )
-def test_the_key_of_the_digits_is_that_of_scikit_learn_1_9_1(tmp_path: Path, stored: str, key: str) -> None:
+def test_source_key_of_the_digits_is_that_of_scikit_learn_1_9_1(tmp_path: Path, stored: str, key: str) -> None:
     assert examine(SPEC.validate_json(stored), tmp_path).key() == key

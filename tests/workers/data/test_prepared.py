@@ -107,7 +107,7 @@ def test_digits_with_few_labels_are_the_first_of_each_class(tmp_path: Path) -> N
 # -------------------------------------------------------------------------------------------------- folder
 
 
-def test_a_folder_is_decoded_in_class_and_name_order(tmp_path: Path) -> None:
+def test_folder_is_decoded_in_class_and_name_order(tmp_path: Path) -> None:
     make_folder(tmp_path, ("dog", "ape", "cow"), pictures=11)
     train = prepare(FolderDataset(path="pets"), "train", tmp_path)
     assert train.class_names == ("ape", "cow", "dog")
@@ -120,7 +120,7 @@ def test_a_folder_is_decoded_in_class_and_name_order(tmp_path: Path) -> None:
     assert (train.images_NHWC == train.images_NHWC[:, :1, :1]).all()
 
 
-def test_a_folder_larger_than_a_block_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_larger_than_a_block_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, ("a", "b"), pictures=40)
     monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 3 * 4 * 4 * 3)
     train = prepare(FolderDataset(path="pets"), "train", tmp_path)
@@ -134,7 +134,7 @@ def colour_bar() -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_every_8_bit_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
+def test_read_picture_turns_every_8_bit_picture_into_rgb(tmp_path: Path, mode: str) -> None:
     folder = make_folder(tmp_path)
     for picture in folder.rglob("*.png"):
         picture.unlink()
@@ -147,7 +147,9 @@ def test_every_8_bit_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("storage", ["decoded", "files"])
-def test_a_damaged_picture_is_named_below_the_data_root(tmp_path: Path, storage: Literal["decoded", "files"]) -> None:
+def test_prepare_names_a_damaged_picture_below_the_data_root(
+    tmp_path: Path, storage: Literal["decoded", "files"]
+) -> None:
     folder = make_folder(tmp_path / "root")
     spec = FolderDataset(path="pets", storage=storage)
     made = preparation.prepare(spec, "train", tmp_path / "root", tmp_path / "work")
@@ -161,7 +163,7 @@ def test_a_damaged_picture_is_named_below_the_data_root(tmp_path: Path, storage:
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_palette_with_transparency_becomes_rgb(tmp_path: Path) -> None:
+def test_read_picture_turns_a_palette_with_transparency_into_rgb(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     picture = colour_bar().quantize(7)
     for path in folder.rglob("*.png"):
@@ -170,7 +172,7 @@ def test_a_palette_with_transparency_becomes_rgb(tmp_path: Path) -> None:
     assert (train.images_NHWC == np.asarray(picture.convert("RGB"))).all()
 
 
-def test_jpegs_are_decoded_as_pil_decodes_them(tmp_path: Path) -> None:
+def test_read_picture_decodes_jpegs_as_pil_does(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     for picture in folder.rglob("*.png"):
         picture.unlink()
@@ -208,7 +210,7 @@ def write_postscript(path: Path) -> None:
         (write_postscript, r"it begins with b'%!PS-Adobe.*', which is none of BMP"),
     ],
 )
-def test_an_unreadable_picture_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_prepare_names_an_unreadable_picture(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     picture = make_folder(tmp_path) / "train/dog/1.png"
     damage(picture)
     with pytest.raises(InvalidDataset, match=rf"train/dog/1\.png cannot be read as a picture: .*{message}"):
@@ -218,7 +220,7 @@ def test_an_unreadable_picture_is_named(tmp_path: Path, damage: Callable[[Path],
 
 @pytest.mark.parametrize("storage", ["decoded", "files"])
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_every_damaged_picture_is_named_up_to_ten_and_all_are_counted(
+def test_prepare_names_damaged_pictures_up_to_ten_and_counts_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Literal["decoded", "files"], blocks: int
 ) -> None:
     """Whichever block they are in, the very first picture included; no object of Python's is shown."""
@@ -236,7 +238,7 @@ def test_every_damaged_picture_is_named_up_to_ten_and_all_are_counted(
     assert prepared_folders(tmp_path / "work") == []
 
 
-def test_of_pictures_none_of_which_can_be_read_ten_are_named(tmp_path: Path) -> None:
+def test_prepare_names_ten_of_pictures_none_of_which_can_be_read(tmp_path: Path) -> None:
     for picture in (make_folder(tmp_path, pictures=6) / "train").rglob("*.png"):
         write_text(picture)
     with pytest.raises(InvalidDataset, match=r"^12 of 12 pictures cannot be used: .*; and 2 more$"):
@@ -244,7 +246,7 @@ def test_of_pictures_none_of_which_can_be_read_ten_are_named(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "tiff_lzw"])
-def test_a_damaged_tiff_is_told_in_its_error_and_not_on_standard_error(
+def test_read_picture_reports_a_damaged_tiff_in_its_error_and_not_on_standard_error(
     compression: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Where libtiff, and libjpeg by way of it, write lines that are no JSON."""
@@ -264,14 +266,14 @@ def test_a_damaged_tiff_is_told_in_its_error_and_not_on_standard_error(
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_pictures_of_several_sizes_are_refused(tmp_path: Path, split: Split) -> None:
+def test_prepare_refuses_pictures_of_several_sizes(tmp_path: Path, split: Split) -> None:
     folder = make_folder(tmp_path)
     Image.new("RGB", (5, 4)).save(folder / split / "dog/1.png")
     with pytest.raises(InvalidDataset, match=r"dog/1\.png is 4 x 5 pixels .* 4 x 4: give image_size"):
         prepare(FolderDataset(path="pets"), split, tmp_path)
 
 
-def test_image_size_resizes_every_picture(tmp_path: Path) -> None:
+def test_prepare_resizes_every_picture_to_image_size(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
     colour_bar().resize((50, 40)).save(folder / "train/dog/1.png")
     train = prepare(FolderDataset(path="pets", image_size=(6, 9)), "train", tmp_path)
@@ -282,7 +284,7 @@ def test_image_size_resizes_every_picture(tmp_path: Path) -> None:
     assert (train.images_NHWC[2] == (1, 0, 0)).all()
 
 
-def test_files_left_out_are_reported(tmp_path: Path, work_dir: Path) -> None:
+def test_prepare_reports_files_left_out(tmp_path: Path, work_dir: Path) -> None:
     (make_folder(tmp_path) / "train/dog/notes.txt").write_text("hello")
     events: list[object] = []
     preparation.prepare(FolderDataset(path="pets"), "train", tmp_path, work_dir, events.append)
@@ -297,7 +299,7 @@ def test_files_left_out_are_reported(tmp_path: Path, work_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
-def test_an_npz_is_read_as_it_is(tmp_path: Path, channels: tuple[int, ...]) -> None:
+def test_npz_is_read_as_it_is(tmp_path: Path, channels: tuple[int, ...]) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (6, 4, 5, *channels), dtype=np.uint8)
     test_images = generator.integers(0, 256, (3, 4, 5, *channels), dtype=np.uint8)
@@ -349,7 +351,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-def test_nothing_in_an_npz_is_unpickled(tmp_path: Path) -> None:
+def test_npz_is_never_unpickled(tmp_path: Path) -> None:
     labels = np.array([Bomb(tmp_path / "exploded")] * 6, dtype=object)
     make_npz(tmp_path / "a.npz", train_labels=labels)
     with pytest.raises(InvalidDataset, match="train_labels is object"):
@@ -360,7 +362,7 @@ def test_nothing_in_an_npz_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-def test_an_npz_is_decoded_a_block_at_a_time(tmp_path: Path) -> None:
+def test_npz_is_decoded_a_block_at_a_time(tmp_path: Path) -> None:
     """Packed a thousand to one, 48 MB are a file of 50 kB."""
     make_npz(tmp_path / "a.npz", train_images=np.zeros((6, 2000, 4000), np.uint8), test_images=None)
     make_npz(tmp_path / "b.npz", test_images=np.zeros((3, 2000, 4000), np.uint8), train_images=None)
@@ -388,9 +390,7 @@ def png_of_zeros(path: Path, width: int, height: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
-def test_a_picture_of_too_many_pixels_or_bytes_is_refused_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_picture_refuses_too_many_pixels_or_bytes_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path)
     picture = folder / "train/cat/1.png"
     png_of_zeros(picture, 9000, 9000)
@@ -404,7 +404,9 @@ def test_a_picture_of_too_many_pixels_or_bytes_is_refused_unread(
         prepare(FolderDataset(path="pets", image_size=(4, 4)), "train", tmp_path)
 
 
-def test_blocks_of_large_pictures_are_decoded_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_blocks_decodes_few_blocks_of_large_pictures_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As many as there are bytes for, not as many as there are processors."""
     make_folder(tmp_path, pictures=20)
     waiting, most = 0, 0
@@ -427,7 +429,7 @@ def test_blocks_of_large_pictures_are_decoded_few_at_a_time(tmp_path: Path, monk
     assert most <= 4
 
 
-def test_an_npz_with_flipped_bits_is_refused(tmp_path: Path) -> None:
+def test_npz_with_flipped_bits_is_refused(tmp_path: Path) -> None:
     images = np.zeros((6, 80, 100), dtype=np.uint8)
     path = make_npz(tmp_path / "a.npz", train_images=images, test_images=images[:3])
     with zipfile.ZipFile(path) as archive:
@@ -535,7 +537,7 @@ def test_cifar_files_that_are_not_the_published_ones_are_not_unpickled(
 # -------------------------------------------------------------------------------------------------- identity
 
 
-def test_the_fingerprint_is_the_documented_hash(tmp_path: Path) -> None:
+def test_fingerprint_is_the_documented_hash(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz")
     train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     header = b'{"class_names":["0","1","2"],"format":"retort-dataset-1","shape":[6,4,5,1],"split":"train"}\n'
@@ -545,7 +547,7 @@ def test_the_fingerprint_is_the_documented_hash(tmp_path: Path) -> None:
     assert train.path.name == expected
 
 
-def test_the_same_content_from_another_source_is_the_same_data_set(tmp_path: Path, work_dir: Path) -> None:
+def test_fingerprint_of_the_same_content_from_another_source_is_the_same(tmp_path: Path, work_dir: Path) -> None:
     make_folder(tmp_path)
     spec = FolderDataset(path="pets")
     train, test = (prepare(spec, split, tmp_path) for split in ("train", "test"))
@@ -564,7 +566,7 @@ def test_the_same_content_from_another_source_is_the_same_data_set(tmp_path: Pat
     assert sorted(prepared_folders(work_dir)) == sorted([train.path, test.path])
 
 
-def test_every_part_of_the_content_changes_the_fingerprint(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_every_part_of_the_content(tmp_path: Path) -> None:
     images = np.arange(120, dtype=np.uint8).reshape(6, 4, 5)
     other_pixel = images.copy()
     other_pixel[5, 3, 4] += 1
@@ -583,7 +585,7 @@ def test_every_part_of_the_content_changes_the_fingerprint(tmp_path: Path) -> No
     assert len(fingerprints) == len(variants)
 
 
-def test_mean_and_std_are_those_of_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_computes_mean_and_std_of_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
     images[..., 2] = 255
     make_npz(tmp_path / "a.npz", train_images=images, train_labels=np.arange(50) % 3, test_images=images[:3])
@@ -601,7 +603,7 @@ def readies(events: list[object]) -> list[bool]:
     return [event.reused for event in events if isinstance(event, DatasetReady)]
 
 
-def test_a_second_call_maps_without_decoding(tmp_path: Path, work_dir: Path) -> None:
+def test_prepare_maps_without_decoding_at_a_second_call(tmp_path: Path, work_dir: Path) -> None:
     picture, spec = make_folder(tmp_path) / "train/cat/0.png", FolderDataset(path="pets")
     events: list[object] = []
     first = preparation.prepare(spec, "train", tmp_path, work_dir, events.append)
@@ -616,7 +618,7 @@ def test_a_second_call_maps_without_decoding(tmp_path: Path, work_dir: Path) -> 
     assert ready.fingerprint == first.fingerprint
 
 
-def test_a_changed_source_is_decoded_again(tmp_path: Path) -> None:
+def test_prepare_decodes_a_changed_source_again(tmp_path: Path) -> None:
     folder, spec = make_folder(tmp_path), FolderDataset(path="pets")
     first = prepare(spec, "train", tmp_path)
     Image.new("RGB", (4, 4), (9, 9, 9)).save(folder / "train/cat/0.png")
@@ -663,7 +665,7 @@ DAMAGES = [cut_images, cut_labels, remove_labels, cut_meta, empty, other_format]
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, shutil.rmtree, cut_pointer], ids=lambda d: d.__name__)
-def test_a_damaged_copy_is_made_again(tmp_path: Path, work_dir: Path, damage: Callable[[Path], None]) -> None:
+def test_prepare_makes_a_damaged_copy_again(tmp_path: Path, work_dir: Path, damage: Callable[[Path], None]) -> None:
     make_npz(tmp_path / "a.npz")
     spec = NpzDataset(path="a.npz")
     first = prepare(spec, "train", tmp_path)
@@ -677,7 +679,7 @@ def test_a_damaged_copy_is_made_again(tmp_path: Path, work_dir: Path, damage: Ca
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, shutil.rmtree], ids=lambda d: d.__name__)
-def test_a_damaged_copy_is_not_opened(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_open_prepared_refuses_a_damaged_copy(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     make_npz(tmp_path / "a.npz")
     train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     damage(train.path)
@@ -686,12 +688,12 @@ def test_a_damaged_copy_is_not_opened(tmp_path: Path, damage: Callable[[Path], N
 
 
 @pytest.mark.parametrize("fingerprint", ["", "../work", "A" * 64, "0" * 63, "0" * 64 + "\n"])
-def test_only_fingerprints_are_opened(tmp_path: Path, fingerprint: str) -> None:
+def test_open_prepared_takes_fingerprints_alone(tmp_path: Path, fingerprint: str) -> None:
     with pytest.raises(InvalidDataset, match="is not a fingerprint"):
         open_prepared(tmp_path, fingerprint)
 
 
-def test_a_mapped_data_set_can_be_given_to_torch_and_never_changes_its_files(tmp_path: Path) -> None:
+def test_dataset_can_be_given_to_torch_and_never_changes_its_files(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz")
     train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     before = (train.path / "images.npy").read_bytes()
@@ -701,7 +703,7 @@ def test_a_mapped_data_set_can_be_given_to_torch_and_never_changes_its_files(tmp
     assert open_prepared(tmp_path / "work", train.fingerprint).images_NHWC[0, 0, 1, 0] == 1
 
 
-def test_a_data_set_pickles_as_its_path(tmp_path: Path) -> None:
+def test_dataset_pickles_as_its_path(tmp_path: Path) -> None:
     make_npz(tmp_path / "a.npz")
     train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     data = pickle.dumps(train)
@@ -711,7 +713,7 @@ def test_a_data_set_pickles_as_its_path(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.images_NHWC, train.images_NHWC)
 
 
-def test_of_many_at_once_one_decodes_and_all_map(tmp_path: Path, work_dir: Path) -> None:
+def test_prepare_by_many_at_once_decodes_once_and_all_map(tmp_path: Path, work_dir: Path) -> None:
     make_folder(tmp_path, pictures=20)
     events: list[object] = []
     everybody = threading.Barrier(6)
@@ -728,7 +730,9 @@ def test_of_many_at_once_one_decodes_and_all_map(tmp_path: Path, work_dir: Path)
     assert {path.name for path in prepared_folders(work_dir)} == set(fingerprints)
 
 
-def test_stopping_leaves_nothing_behind(tmp_path: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_that_is_stopped_leaves_nothing_behind(
+    tmp_path: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_folder(tmp_path, pictures=20)
     make_npz(tmp_path / "a.npz")
     make_mnist(tmp_path)
@@ -742,7 +746,7 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, work_dir: Path, monkeypa
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_waiting_for_another_process_can_be_stopped(tmp_path: Path, work_dir: Path) -> None:
+def test_prepare_that_waits_for_another_process_can_be_stopped(tmp_path: Path, work_dir: Path) -> None:
     make_npz(tmp_path / "a.npz")
     spec = NpzDataset(path="a.npz")
     decoding, finish = threading.Event(), threading.Event()
@@ -782,7 +786,7 @@ preparation.prepare(NpzDataset(path="a.npz"), "train", root, root / "work", shou
 """
 
 
-def test_a_killed_process_leaves_nothing_that_matters(tmp_path: Path, work_dir: Path) -> None:
+def test_prepare_that_is_killed_leaves_nothing_that_matters(tmp_path: Path, work_dir: Path) -> None:
     make_npz(tmp_path / "a.npz")
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
     assert child.stdout is not None
@@ -799,25 +803,25 @@ def test_a_killed_process_leaves_nothing_that_matters(tmp_path: Path, work_dir: 
 # --------------------------------------------------------------------------------------------------- disk full
 
 
-def test_too_little_room_is_noticed_before_decoding(
+def test_prepare_notices_too_little_room_before_decoding(
     tmp_path: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_npz(tmp_path / "a.npz")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(DiskLow, match=r"has 1,000 bytes free, the decoded data set needs 168"):
+    with pytest.raises(DiskLow, match=r"has 1,000 bytes free, the decoded dataset needs 168"):
         prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     assert prepared_folders(work_dir) == []
 
 
-def test_a_disk_that_runs_full_is_disk_low(tmp_path: Path) -> None:
+def test_disk_full_is_disk_low_for_a_disk_that_runs_full(tmp_path: Path) -> None:
     with (
-        pytest.raises(DiskLow, match=r"the disk of .* ran full while writing a data set"),
-        disk_full_is_disk_low(tmp_path, "a data set"),
+        pytest.raises(DiskLow, match=r"the disk of .* ran full while writing a dataset"),
+        disk_full_is_disk_low(tmp_path, "a dataset"),
     ):
         Path("/dev/full").write_bytes(b"x")
 
 
-def test_other_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), disk_full_is_disk_low(tmp_path, "a data set"):
+def test_disk_full_is_disk_low_leaves_other_errors_alone(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), disk_full_is_disk_low(tmp_path, "a dataset"):
         raise PermissionError(errno.EACCES, "no")

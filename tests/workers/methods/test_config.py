@@ -29,13 +29,13 @@ NAMES = [name for name in PRESETS if name != "custom"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bare_name_is_the_preset_with_its_defaults(name: str) -> None:
+def test_method_bare_name_is_the_preset_with_its_defaults(name: str) -> None:
     assert parse_method(name) == parse_method({"preset": name})
     assert parse_method(name).label == name
     assert parse_method(name).expand().name == name
 
 
-def test_the_imagenet_family_changes_the_defaults_and_not_what_was_given() -> None:
+def test_method_imagenet_family_changes_the_defaults_and_not_what_was_given() -> None:
     method = parse_method({"preset": "dkd", "family": "imagenet", "temperature": 3})
     assert method.model_dump() == {
         "preset": "dkd",
@@ -59,7 +59,7 @@ def test_the_imagenet_family_changes_the_defaults_and_not_what_was_given() -> No
         ({"preset": "custom", "name": "mine"}, "mine"),
     ],
 )
-def test_the_label_tells_what_differs_from_the_defaults(value: dict[str, object], label: str) -> None:
+def test_method_label_tells_what_differs_from_the_defaults(value: dict[str, object], label: str) -> None:
     assert parse_method(value).label == label
 
 
@@ -76,7 +76,7 @@ def test_the_label_tells_what_differs_from_the_defaults(value: dict[str, object]
         ({"preset": "custom", "terms": [{"loss": {"kind": "dkd", "bta": 1}}]}, "parameter of 'dkd'", "beta"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(value: object, kind: str, nearest: str) -> None:
+def test_method_unknown_name_is_answered_with_the_nearest(value: object, kind: str, nearest: str) -> None:
     with pytest.raises(UnknownName, match=f"Did you mean '{nearest}'") as caught:
         parse_method(value)
     assert caught.value.kind == kind
@@ -116,14 +116,14 @@ def test_an_unknown_name_is_answered_with_the_nearest(value: object, kind: str, 
         (None, "got None"),
     ],
 )
-def test_a_value_outside_its_domain_is_named_with_what_is_allowed(value: object, message: str) -> None:
+def test_method_value_outside_its_domain_is_named_with_what_is_allowed(value: object, message: str) -> None:
     with pytest.raises(InvalidMethod, match=message):
         parse_method(value)
     with pytest.raises(ValidationError, match=message):
         Holder.model_validate({"method": value})
 
 
-def test_a_method_survives_json() -> None:
+def test_method_survives_json() -> None:
     values = [
         *NAMES,
         {"preset": "rld", "family": "imagenet", "alpha": 3},
@@ -134,19 +134,19 @@ def test_a_method_survives_json() -> None:
         assert Holder.model_validate_json(holder.model_dump_json()) == holder
 
 
-def test_a_method_cannot_be_changed() -> None:
+def test_method_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         parse_method("kd").__setattr__("ce_weight", 2.0)
 
 
-def test_names_of_parts_follow_the_terms() -> None:
+def test_method_names_of_parts_follow_the_terms() -> None:
     assert Term().part_names == ("kl",)
     assert Term(name="kd").part_names == ("kd",)
     assert Term(loss=Dkd()).part_names == ("tckd", "nckd")
     assert Term(loss=Dkd(), name="b").part_names == ("b_tckd", "b_nckd")
 
 
-def test_a_method_tells_what_it_needs() -> None:
+def test_method_tells_what_it_needs() -> None:
     ce, dtkd, atkd, rld = (parse_method(name).expand() for name in ("ce", "dtkd", "atkd", "rld"))
     assert (ce.needs_teacher, dtkd.needs_teacher) == (False, True)
     assert (dtkd.statistics, atkd.statistics, rld.statistics) == (("max",), ("max", "mean", "min", "std"), ())
@@ -157,14 +157,14 @@ def test_a_method_tells_what_it_needs() -> None:
 # ----------------------------------------------------------------------------------------------------- documentation
 
 
-def test_every_kind_has_its_function_and_every_function_its_kind() -> None:
+def test_method_every_kind_has_its_function_and_every_function_its_kind() -> None:
     assert set(POLICY_CLASSES) == set(POLICIES)
     assert set(LOSS_CLASSES) == set(LOSSES)
     read = {name for cls in POLICY_CLASSES.values() for name in (*cls.statistics, *cls.student_statistics)}
     assert read == set(FORMULAS) == set(STATISTICS)
 
 
-def test_every_method_policy_and_loss_describes_itself() -> None:
+def test_method_every_method_policy_and_loss_describes_itself() -> None:
     entries = describe()
     assert [entry["id"] for entry in entries] == list(PRESETS)
     assert [entry["kind"] for entry in describe_policies()] == list(POLICY_CLASSES)
@@ -177,7 +177,7 @@ def test_every_method_policy_and_loss_describes_itself() -> None:
         json.dumps(entry, allow_nan=False)
 
 
-def test_the_description_holds_the_defaults_of_both_families() -> None:
+def test_method_description_holds_the_defaults_of_both_families() -> None:
     rld = next(entry for entry in describe() if entry["id"] == "rld")
     assert rld["defaults"]["cifar"]["binary_temperature"] is None
     assert rld["defaults"]["imagenet"]["binary_temperature"] == 1.0
@@ -202,7 +202,7 @@ IMAGENET: dict[str, dict[str, float | None]] = {
 """What the authors give for ImageNet (ResNet-34 to ResNet-18); the other methods' authors give nothing."""
 
 
-def test_the_imagenet_defaults_are_the_authors() -> None:
+def test_method_imagenet_defaults_are_the_authors() -> None:
     for entry in describe():
         cifar, imagenet = entry["defaults"]["cifar"], entry["defaults"]["imagenet"]
         published = IMAGENET.get(entry["id"], cifar)
@@ -210,7 +210,7 @@ def test_the_imagenet_defaults_are_the_authors() -> None:
         assert (imagenet != cifar) == (entry["id"] in IMAGENET), entry["id"]
 
 
-def test_a_method_says_which_views_and_how_much_of_the_batch_it_needs() -> None:
+def test_method_says_which_views_and_how_much_of_the_batch_it_needs() -> None:
     needs = {entry["id"]: entry["needs"] for entry in describe()}
     assert {name for name, need in needs.items() if need["views"] == 2} == {"mlld", "lskd_mlkd"}
     assert {name for name, need in needs.items() if need["learned"]} == {"ctkd", "lskd_ctkd"}
@@ -218,7 +218,7 @@ def test_a_method_says_which_views_and_how_much_of_the_batch_it_needs() -> None:
     assert whole_batch == {"dist", "mlkd", "mlld", "lskd_mlkd", "lud"}
 
 
-def test_two_views_need_two_views() -> None:
+def test_method_two_views_need_two_views() -> None:
     plan = {"dataset": {"kind": "digits"}, "students": ["cnn_s"], "methods": ["mlld"]}
     with pytest.raises(ValidationError, match=r"'mlld' compares two views .* views\.count is 1: use 2 or more"):
         Plan.model_validate(plan)
@@ -233,13 +233,13 @@ def test_lud_says_that_it_is_unverified() -> None:
     assert "not verified against the authors' code" in (PRESETS["lud"].__doc__ or "")
 
 
-def test_the_schema_of_a_job_offers_names_and_objects() -> None:
+def test_method_schema_of_a_job_offers_names_and_objects() -> None:
     schema = Holder.model_json_schema()["properties"]["method"]
     assert {"enum": list(PRESETS), "type": "string"} in schema["anyOf"]
     assert {"$ref": "#/$defs/KD"} in schema["anyOf"]
 
 
-def test_describing_methods_loads_no_torch() -> None:
+def test_method_describing_methods_loads_no_torch() -> None:
     program = (
         "import sys, workers.methods.catalog as m; m.parse_method('kd').expand(); m.describe();"
         "print(sorted({'torch', 'numpy', 'ray', 'onnxruntime', 'sklearn'} & set(sys.modules)))"

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from store.statistics import STATISTICS
 from workers.errors import InvalidMethod
-from workers.methods.expression import FUNCTIONS, NAMES, TEACHER_STATISTICS, Expression, _Reading, parse
+from workers.methods.expression import FUNCTIONS, NAMES, TEACHER_STATISTICS, Expression
+from workers.methods.expression_parser import _Reading, parse
 
 Float64 = npt.NDArray[np.float64]
 Row = Any
@@ -42,6 +43,17 @@ VALUES: dict[str, list[float]] = {
     "classes": [100.0] * 3,
     "epoch": [3.0] * 3,
     "epochs": [20.0] * 3,
+    "max_mean": [4.0] * 3,
+    "min_mean": [-3.0] * 3,
+    "sharpness_mean": [4.5] * 3,
+    "std_mean": [1.75] * 3,
+    "mean_mean": [0.125] * 3,
+    "sample_max": [7.0, 3.25, 0.875],
+    "sample_min": [-2.25, -0.5, -5.0],
+    "sample_sharpness": [7.25, 4.0, 2.125],
+    "sample_std": [1.25, 0.75, 2.5],
+    "sample_mean": [0.25, -0.125, 0.5],
+    "class_confidence": [0.875, 0.5, 0.25],
 }
 """Name -> one value per sample, exact in binary."""
 
@@ -52,6 +64,8 @@ MEANINGS: list[tuple[str, Callable[[Row], float]]] = [
     ("2*max/(max+student_max)*4", lambda v: 2 * v.max / (v.max + v.student_max) * 4),
     ("1 + 3 * (1 - epoch / epochs)", lambda v: 1 + 3 * (1 - v.epoch / v.epochs)),
     ("max - min - mean", lambda v: (v.max - v.min) - v.mean),
+    ("4 * std / std_mean * class_confidence", lambda v: 4 * v.std / v.std_mean * v.class_confidence),
+    ("max - sample_max + max_mean", lambda v: v.max - v.sample_max + v.max_mean),
     ("max / std / 2", lambda v: (v.max / v.std) / 2),
     ("max - std * 2 ** 2", lambda v: v.max - v.std * 4),
     ("-max ** 2", lambda v: -(v.max**2)),
@@ -102,7 +116,7 @@ def _on_numpy(expression: Expression) -> Float64:
 
 
 @pytest.mark.parametrize(("text", "meaning"), MEANINGS, ids=[text for text, _ in MEANINGS])
-def test_numpy_and_torch_both_give_what_the_text_means(text: str, meaning: Callable[[Row], float]) -> None:
+def test_expression_numpy_and_torch_both_give_what_the_text_means(text: str, meaning: Callable[[Row], float]) -> None:
     rows = [SimpleNamespace(**dict(zip(VALUES, row, strict=True))) for row in zip(*VALUES.values(), strict=True)]
     wanted_B1 = np.array([[meaning(row)] for row in rows])
     expression = parse(text)
@@ -112,7 +126,7 @@ def test_numpy_and_torch_both_give_what_the_text_means(text: str, meaning: Calla
         np.testing.assert_allclose(value_B1, wanted_B1, rtol=1e-12, atol=0, strict=True)
 
 
-def test_the_gradient_of_dtkd_written_as_text_is_that_of_its_formula() -> None:
+def test_expression_gradient_of_dtkd_written_as_text_is_that_of_its_formula() -> None:
     names = _torch_names()
     student_B1 = names["student_max"].requires_grad_()
     value_B1 = parse("2*max/(max+student_max)*4").evaluate(names, torch, _torch_constant)
@@ -127,7 +141,7 @@ STUDENT_TEXTS = [text for text, _ in MEANINGS if "student" in text]
 
 
 @pytest.mark.parametrize("text", STUDENT_TEXTS)
-def test_gradients_to_the_student_are_those_of_finite_differences(text: str) -> None:
+def test_expression_gradients_to_the_student_are_those_of_finite_differences(text: str) -> None:
     expression = parse(text)
     names = [f"student_{name}" for name in expression.student_statistics]
 
@@ -139,7 +153,7 @@ def test_gradients_to_the_student_are_those_of_finite_differences(text: str) -> 
     assert torch.autograd.gradcheck(value, [_torch_names()[name].requires_grad_() for name in names])
 
 
-def test_float32_stays_float32() -> None:
+def test_expression_float32_stays_float32() -> None:
     names = {name: values.float() for name, values in _torch_names().items()}
     value_B1 = parse("clip(max ** 2 / log(classes), 1, 16)").evaluate(names, torch, lambda x: torch.full((3, 1), x))
     assert value_B1.dtype == torch.float32
@@ -147,7 +161,9 @@ def test_float32_stays_float32() -> None:
 
 @pytest.mark.parametrize(("module", "constant"), [(np, _numpy_constant), (torch, _torch_constant)], ids=["np", "torch"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_function_exists_in_both_modules(name: str, module: ModuleType, constant: Callable[[float], Any]) -> None:
+def test_expression_every_function_exists_in_both_modules(
+    name: str, module: ModuleType, constant: Callable[[float], Any]
+) -> None:
     function = FUNCTIONS[name]
     arguments = [constant(value) for value in (3.0, 1.0, 2.0)[: function.least]]
     if name == "where":
@@ -156,14 +172,14 @@ def test_every_function_exists_in_both_modules(name: str, module: ModuleType, co
 
 
 @pytest.mark.parametrize("text", ["log(min)", "sqrt(min)", "1 / (max - max)", "exp(classes) ** 8", "min ** 0.5"])
-def test_outside_a_functions_domain_numpy_warns_unless_the_caller_says_otherwise(text: str) -> None:
+def test_expression_outside_a_functions_domain_numpy_warns_unless_the_caller_says_otherwise(text: str) -> None:
     expression = parse(text)
     with pytest.warns(RuntimeWarning):
         expression.evaluate(_numpy_names(), np, _numpy_constant)
     assert not np.isfinite(_on_numpy(expression)).any()
 
 
-def test_a_name_that_is_not_given_is_a_key_error() -> None:
+def test_expression_name_that_is_not_given_is_a_key_error() -> None:
     with pytest.raises(KeyError, match="epochs"):
         parse("epochs").evaluate({}, np, _numpy_constant)
 
@@ -171,25 +187,25 @@ def test_a_name_that_is_not_given_is_a_key_error() -> None:
 # -------------------------------------------------------------------------------------------------- what a text reads
 
 
-def test_an_expression_tells_which_names_it_uses() -> None:
+def test_expression_tells_which_names_it_uses() -> None:
     expression = parse("max(std, max) + min(student_std, epoch) / log(classes) + where(mean < student_max, 1, 2)")
     assert expression.names == {"std", "max", "student_std", "epoch", "classes", "mean", "student_max"}
     assert expression.teacher_statistics == ("max", "mean", "std")
     assert expression.student_statistics == ("max", "std")
 
 
-def test_a_function_is_not_taken_for_the_statistic_of_its_name() -> None:
+def test_expression_function_is_not_taken_for_the_statistic_of_its_name() -> None:
     expression = parse("max(min(1, 2), 3)")
     assert expression.names == frozenset()
     assert expression.teacher_statistics == expression.student_statistics == ()
 
 
-def test_the_names_are_what_the_cache_holds() -> None:
+def test_expression_names_are_what_the_cache_holds() -> None:
     assert sorted(TEACHER_STATISTICS) == sorted(STATISTICS)
-    assert parse(" + ".join(NAMES)).names == set(NAMES) == set(VALUES)
+    assert parse(f"max({', '.join(NAMES)})").names == set(NAMES) == set(VALUES)
 
 
-def test_an_expression_is_frozen_and_hashed_by_its_text() -> None:
+def test_expression_is_frozen_and_hashed_by_its_text() -> None:
     expression = parse("max / 2")
     assert expression.text == "max / 2"
     parse.cache_clear()
@@ -199,7 +215,7 @@ def test_an_expression_is_frozen_and_hashed_by_its_text() -> None:
         expression.text = "min"  # type: ignore[misc]  # the mistake that is refused
 
 
-def test_the_module_loads_neither_arrays_nor_pydantic() -> None:
+def test_expression_module_loads_neither_arrays_nor_pydantic() -> None:
     code = (
         "import sys, workers.methods.expression; print([m for m in ('numpy', 'torch', 'pydantic') if m in sys.modules])"
     )
@@ -304,7 +320,7 @@ REFUSALS: dict[str, tuple[str, int, str]] = {
 
 
 @pytest.mark.parametrize(("text", "place", "problem"), REFUSALS.values(), ids=REFUSALS)
-def test_anything_else_is_refused_where_it_stands(text: str, place: int, problem: str) -> None:
+def test_expression_anything_else_is_refused_where_it_stands(text: str, place: int, problem: str) -> None:
     with pytest.raises(InvalidMethod) as caught:
         parse(text)
     shown = ascii(text if len(text) <= 80 else text[:77] + "...")
@@ -315,7 +331,7 @@ def test_anything_else_is_refused_where_it_stands(text: str, place: int, problem
 @pytest.mark.parametrize(
     ("name", "count"), [("clip", 3), ("log", 1), ("exp", 1), ("sqrt", 1), ("abs", 1), ("tanh", 1), ("where", 3)]
 )
-def test_a_function_of_so_many_arguments_takes_no_other_number(name: str, count: int) -> None:
+def test_expression_function_of_so_many_arguments_takes_no_other_number(name: str, count: int) -> None:
     arguments = ["1 < 2" if name == "where" else "1", *["2"] * count]
     parse(f"{name}({', '.join(arguments[:count])})")
     for wrong in (count - 1, count + 1):
@@ -323,7 +339,7 @@ def test_a_function_of_so_many_arguments_takes_no_other_number(name: str, count:
             parse(f"{name}({', '.join(arguments[:wrong])})")
 
 
-def test_a_refusal_of_a_word_lists_every_name_and_function() -> None:
+def test_expression_refusal_of_a_word_lists_every_name_and_function() -> None:
     with pytest.raises(InvalidMethod) as caught:
         parse("temperature")
     assert str(caught.value).endswith(f"Names: {', '.join(NAMES)}; functions: {', '.join(FUNCTIONS)}")
@@ -341,7 +357,7 @@ def test_a_refusal_of_a_word_lists_every_name_and_function() -> None:
         "2 ** -8 + 1e9",
     ],
 )
-def test_a_text_at_the_bounds_is_read_and_computed(text: str) -> None:
+def test_expression_text_at_the_bounds_is_read_and_computed(text: str) -> None:
     assert np.isfinite(_on_numpy(parse(text))).all()
 
 
@@ -381,12 +397,12 @@ def test_a_text_at_the_bounds_is_read_and_computed(text: str) -> None:
         "await max",
     ],
 )
-def test_the_walk_alone_refuses_what_the_check_of_words_would_have(text: str) -> None:
+def test_expression_walk_alone_refuses_what_the_check_of_words_would_have(text: str) -> None:
     with pytest.raises(InvalidMethod, match="position"):
         _Reading(text, 0).node(ast.parse(text, mode="eval").body, 1)
 
 
-def test_a_stack_that_is_nearly_full_is_no_other_error() -> None:
+def test_expression_stack_that_is_nearly_full_is_no_other_error() -> None:
     text, limit = "-" * 499 + "1", sys.getrecursionlimit()
     parse.cache_clear()
     sys.setrecursionlimit(len(inspect.stack(0)) + 120)
@@ -443,7 +459,7 @@ any_text = st.one_of(
 @example(text="1(2)")
 @example(text="1 is 1")
 @example(text=r"'\d'")
-def test_any_text_is_read_or_refused_and_nothing_else(text: str) -> None:
+def test_expression_any_text_is_read_or_refused_and_nothing_else(text: str) -> None:
     # Under pytest a warning is an error, which for a SyntaxWarning is the SyntaxError that parse handles.
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -490,5 +506,5 @@ def _by_python(text: str) -> Float64:
 
 @settings(max_examples=400, derandomize=True)
 @given(text=valid_text)
-def test_a_valid_text_has_the_value_that_python_gives_it(text: str) -> None:
+def test_expression_valid_text_has_the_value_that_python_gives_it(text: str) -> None:
     np.testing.assert_array_equal(_on_numpy(parse(text)), _by_python(text), strict=True)

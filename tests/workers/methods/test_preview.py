@@ -20,7 +20,7 @@ import torch
 
 from service.cli import main
 from service.client.client import Client
-from service.client.transport import ApiProblem
+from service.client.errors import ApiProblem
 from store import CacheReader, CacheSpec, CacheWriter
 from store.statistics import row_statistics
 from tests.support.method_inputs import POLICIES, alone
@@ -42,7 +42,8 @@ from workers.methods.policies.learned import Learned
 from workers.methods.policies.max_logit import MaxLogit
 from workers.methods.policies.normkd import Normkd
 from workers.methods.policies.standardize import Standardize
-from workers.methods.preview import Distribution, PreviewRow, PreviewTerm, preview
+from workers.methods.preview import preview
+from workers.methods.preview_report import Distribution, PreviewRow, PreviewTerm
 from workers.objective.objective import objective
 from workers.objective.statistics import LiveBatch
 
@@ -117,7 +118,7 @@ def test_normkd_is_k_times_each_networks_own_std() -> None:
     check(term.weight, (3.0 * TEACHER["std"].astype(float)) ** 2)
 
 
-def test_standardised_logits_are_divided_by_their_std_too() -> None:
+def test_preview_standardised_logits_are_divided_by_their_std_too() -> None:
     term = previewed(Standardize(temperature=1.5, eps=0.25), student=STUDENT)
     check(term.teacher, 1.5 * (TEACHER["std"].astype(float) + 0.25))
     check(term.student, 1.5 * (STUDENT["std"].astype(float) + 0.25))
@@ -158,7 +159,7 @@ def test_dtkd_shares_its_temperature_in_proportion_to_the_maxima() -> None:
     assert places(term.teacher.highest[:1]) == [divmod(int(teacher.argmax()), 40)]
 
 
-def test_an_expression_is_what_it_says() -> None:
+def test_expression_is_what_it_says() -> None:
     policy = Expression(
         teacher="clip(sharpness - student_mean + 10, 1, 99)", student="std + epoch / epochs", weight="3"
     )
@@ -170,19 +171,19 @@ def test_an_expression_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "tau"), [(1, 4.0), (2, 4.0), (3, 2.0), (7, 1.0), (200, 1.0)])
-def test_an_annealed_teacher_depends_on_the_epoch(epoch: int, tau: float) -> None:
+def test_preview_annealed_teacher_depends_on_the_epoch(epoch: int, tau: float) -> None:
     term = previewed(Annealed(steps=4, epochs_per_step=2), epoch=epoch)
     assert (term.teacher.mean, term.student.mean, term.weight.mean) == (tau, 1.0, 1.0)
 
 
-def test_the_temperature_of_the_labels_class_enters_the_mean_over_classes() -> None:
+def test_preview_temperature_of_the_labels_class_enters_the_mean_over_classes() -> None:
     term = previewed(Asymmetric(student=2.0, teacher=3.0, label_temperature=9.0))
     assert term.teacher.mean == pytest.approx(4.0)
     assert (term.student.mean, term.weight.mean) == (2.0, 4.0)
     assert term.notes == ("the label's class has its own teacher temperature: shown is the mean over classes",)
 
 
-def test_a_learned_temperature_is_the_one_that_training_begins_with() -> None:
+def test_preview_learned_temperature_is_the_one_that_training_begins_with() -> None:
     policy = Learned(start=2.0, span=10.0, theta=0.5)
     tau = 2.0 + 10.0 / (1.0 + np.exp(-0.5))
     term = previewed(policy, epoch=100)
@@ -195,13 +196,13 @@ def test_a_learned_temperature_is_the_one_that_training_begins_with() -> None:
 # ----------------------------------------------------------------------------------------------------- as in training
 
 
-def test_every_policy_is_among_those_compared() -> None:
+def test_preview_every_policy_is_among_those_compared() -> None:
     assert {policy.kind for policy in POLICIES.values()} == set(POLICY_CLASSES)
 
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("seed", range(3))
-def test_the_numbers_are_those_of_training(name: str, seed: int) -> None:
+def test_preview_numbers_are_those_of_training(name: str, seed: int) -> None:
     policy = POLICIES[name]
     # As many rows as a preview shows, so that every value can be compared.
     teacher, student = (statistics_of(random_logits(10 * seed + who, 1, 5)) for who in (0, 1))
@@ -217,7 +218,7 @@ def test_the_numbers_are_those_of_training(name: str, seed: int) -> None:
         assert [shown[sample] for sample in range(5)] == pytest.approx(values_B.tolist(), rel=1e-6), side
 
 
-def test_what_stands_for_the_student_is_said() -> None:
+def test_preview_what_stands_for_the_student_is_said() -> None:
     by_itself = previewed(Normkd())
     assert (by_itself.student_is, len(by_itself.notes)) == ("teacher", 1)
     assert "equal the teacher's" in by_itself.notes[0]
@@ -227,7 +228,7 @@ def test_what_stands_for_the_student_is_said() -> None:
     assert previewed(Fixed()).student_is == previewed(Fixed(), student=STUDENT).student_is == "unread"
 
 
-def test_terms_come_in_the_methods_order_with_the_names_of_its_metrics() -> None:
+def test_preview_terms_come_in_the_methods_order_with_the_names_of_its_metrics() -> None:
     method = Method(name="m", terms=(Term(policy=Normkd(), name="a"), Term(loss=Mse(), weight=0.5)))
     terms = preview(method, TEACHER, CLASSES, epoch=1, epochs=1)
     assert [(term.parts, term.policy, term.loss) for term in terms] == [
@@ -245,14 +246,14 @@ def as_std(*values: float) -> Statistics:
     return dict.fromkeys(TEACHER, np.array([values], np.float32))
 
 
-def test_equal_temperatures_are_ranked_by_view_and_sample() -> None:
+def test_preview_equal_temperatures_are_ranked_by_view_and_sample() -> None:
     std = np.array([[3, 1, 2, 1], [1, 3, 1, 1]], np.float32)
     found = previewed(Normkd(scale=1.0), dict.fromkeys(TEACHER, std)).teacher
     assert places(found.lowest) == [(0, 1), (0, 3), (1, 0), (1, 2), (1, 3)]
     assert places(found.highest) == [(0, 0), (1, 1), (0, 2), (0, 1), (0, 3)]
 
 
-def test_an_extreme_row_shows_the_statistics_that_gave_it() -> None:
+def test_preview_extreme_row_shows_the_statistics_that_gave_it() -> None:
     term = previewed(Normkd(), student=STUDENT)
     row = term.student.highest[0]
     assert row.teacher == {name: float(values[row.view, row.sample]) for name, values in TEACHER.items()}
@@ -260,13 +261,13 @@ def test_an_extreme_row_shows_the_statistics_that_gave_it() -> None:
     assert previewed(Expression(temperature="std"), student=STUDENT).teacher.lowest[0].student is None
 
 
-def test_a_histogram_counts_every_row_between_the_extremes() -> None:
+def test_preview_histogram_counts_every_row_between_the_extremes() -> None:
     found = previewed(Normkd(scale=1.0), as_std(1, 1.5, 2, 2.9, 5), bins=4).teacher.histogram
     assert found.edges == (1.0, 2.0, 3.0, 4.0, 5.0)
     assert found.counts == (2, 2, 0, 1)
 
 
-def test_a_constant_distribution_is_one_bin_without_spread() -> None:
+def test_preview_constant_distribution_is_one_bin_without_spread() -> None:
     found = previewed(Fixed(temperature=0.1)).teacher
     value = float(np.float32(0.1))
     assert (found.mean, found.std, set(found.quantiles.values())) == (value, 0.0, {value})
@@ -274,19 +275,19 @@ def test_a_constant_distribution_is_one_bin_without_spread() -> None:
     assert places(found.lowest) == places(found.highest) == [(0, n) for n in range(5)]
 
 
-def test_neighbouring_float32_numbers_can_be_binned() -> None:
+def test_preview_neighbouring_float32_numbers_can_be_binned() -> None:
     above = float(np.nextafter(np.float32(3.0), np.float32(4.0)))
     found = previewed(Normkd(scale=1.0), as_std(3.0, above), bins=200).teacher
     assert (found.histogram.counts[0], found.histogram.counts[-1], sum(found.histogram.counts)) == (1, 1, 2)
     assert len(found.histogram.edges) == len(set(found.histogram.edges)) == 201
 
 
-def test_a_single_row_is_a_distribution() -> None:
+def test_preview_single_row_is_a_distribution() -> None:
     found = previewed(Normkd(scale=2.0), as_std(1.5)).teacher
     assert (found.mean, found.std, found.histogram.counts, len(found.lowest)) == (3.0, 0.0, (1,), 1)
 
 
-def test_rows_far_apart_are_all_looked_at() -> None:
+def test_preview_rows_far_apart_are_all_looked_at() -> None:
     std = np.full((1, 200_000), 2.0, np.float32)
     std[0, [150_000, 70_000, 199_999]] = 1.0, 3.0, 0.5
     found = previewed(Normkd(scale=1.0), dict.fromkeys(TEACHER, std)).teacher
@@ -295,7 +296,7 @@ def test_rows_far_apart_are_all_looked_at() -> None:
     assert found.mean == pytest.approx(std.mean(dtype=np.float64), rel=1e-12)
 
 
-def test_temperatures_per_class_never_fill_the_memory() -> None:
+def test_preview_temperatures_per_class_never_fill_the_memory() -> None:
     rows = dict.fromkeys(TEACHER, np.ones((1, 20_000), np.float32))
     tracemalloc.start()
     found = previewed(Asymmetric(teacher=3.0, label_temperature=13.0), rows, classes=1000)
@@ -311,7 +312,7 @@ def test_temperatures_per_class_never_fill_the_memory() -> None:
 
 
 @pytest.mark.parametrize("text", ["max", "log(max)", "1 / (max - max)", "exp(1000 + max)", "exp(100)", "sqrt(0 - std)"])
-def test_a_temperature_that_would_stop_a_run_is_refused_in_its_words(text: str) -> None:
+def test_preview_temperature_that_would_stop_a_run_is_refused_in_its_words(text: str) -> None:
     policy = Expression(teacher=text, student="1")
     logits = random_logits(0, 1, 40)
     statistics = statistics_of(logits)
@@ -334,7 +335,7 @@ def test_a_temperature_that_would_stop_a_run_is_refused_in_its_words(text: str) 
     assert str(refused.value).partition(": ")[2] == of_batch.replace(" of the batch", "")
 
 
-def test_a_refusal_names_the_view_and_the_sample() -> None:
+def test_preview_refusal_names_the_view_and_the_sample() -> None:
     std = np.full((2, 70_000), 2.0, np.float32)
     std[1, 69_999] = 0.0
     with pytest.raises(
@@ -343,18 +344,18 @@ def test_a_refusal_names_the_view_and_the_sample() -> None:
         previewed(Expression(temperature="std"), dict.fromkeys(TEACHER, std))
 
 
-def test_a_weight_beyond_float32_is_refused_by_sample() -> None:
+def test_preview_weight_beyond_float32_is_refused_by_sample() -> None:
     with pytest.raises(NotFinite, match="policy 'normkd' gives sample 2 the weight inf"):
         previewed(Normkd(), as_std(1, 2, 1e30))
 
 
-def test_a_loss_that_sets_its_own_temperature_is_refused() -> None:
+def test_preview_loss_that_sets_its_own_temperature_is_refused() -> None:
     method = Method(name="m", terms=(Term(policy=Normkd(), name="a"), Term(loss=Lud(), name="b")))
     with pytest.raises(InvalidMethod, match=r"'m' cannot be previewed: its loss 'lud' sets the temperature"):
         preview(method, TEACHER, CLASSES, epoch=1, epochs=1)
 
 
-def test_statistics_of_other_rows_are_refused() -> None:
+def test_preview_statistics_of_other_rows_are_refused() -> None:
     fewer = {name: values[:, :10] for name, values in STUDENT.items()}
     with pytest.raises(ValueError, match=r"\(2, 40\) and \(2, 10\)"):
         previewed(Normkd(), student=fewer)
@@ -417,7 +418,7 @@ def as_json(terms: tuple[PreviewTerm, ...]) -> list[dict[str, Any]]:
     return documents
 
 
-def test_the_answer_is_the_preview_of_the_caches_statistics(shared_api: Api) -> None:
+def test_preview_answer_is_the_preview_of_the_caches_statistics(shared_api: Api) -> None:
     spec, weaker = cache(shared_api, 3.0), cache(shared_api, 2.0)
     teacher, student = cached_statistics(shared_api, spec), cached_statistics(shared_api, weaker)
     method = {"preset": "dtkd", "temperature": 3}
@@ -445,16 +446,16 @@ def test_the_answer_is_the_preview_of_the_caches_statistics(shared_api: Api) -> 
     }
 
 
-def test_epochs_reach_the_expression(shared_api: Api) -> None:
+def test_preview_epochs_reach_the_expression(shared_api: Api) -> None:
     found = answer(shared_api, expression("1 + epoch / epochs"), cache(shared_api, 4.0).key, epoch=3, epochs=12)
     assert found["terms"][0]["teacher"]["mean"] == 1.25
 
 
-def test_cross_entropy_has_no_temperature(shared_api: Api) -> None:
+def test_preview_cross_entropy_has_no_temperature(shared_api: Api) -> None:
     assert answer(shared_api, "ce", cache(shared_api, 5.0).key)["terms"] == []
 
 
-def test_the_logits_are_never_looked_at(api: Api) -> None:
+def test_preview_logits_are_never_looked_at(api: Api) -> None:
     spec = cache(api)
     before = answer(api, "atkd", spec.key)
     chunks = [path for path in (api.settings.caches_dir / spec.key / "logits" / "c").rglob("*") if path.is_file()]
@@ -468,7 +469,7 @@ def test_the_logits_are_never_looked_at(api: Api) -> None:
     assert answer(api, "atkd", spec.key) == before
 
 
-def test_a_cache_that_cannot_be_read_is_named(api: Api) -> None:
+def test_preview_cache_that_cannot_be_read_is_named(api: Api) -> None:
     problem(ask(api, "kd", "ab" * 32), 404, "not-found")
     problem(ask(api, "kd", cache(api).key, student_cache="ab" * 32), 404, "not-found")
     body = problem(ask(api, "kd", "abcd"), 422, "invalid-request")
@@ -486,7 +487,7 @@ def test_a_cache_that_cannot_be_read_is_named(api: Api) -> None:
     assert all(part in said for part in (foreign, partial.key, "must be the folder's name"))
 
 
-def test_a_student_may_have_seen_the_same_boxes_at_another_size(shared_api: Api) -> None:
+def test_preview_student_may_have_seen_the_same_boxes_at_another_size(shared_api: Api) -> None:
     box = {"recipe": "resized_crop", "scale": [0.5, 1.0], "ratio": [0.75, 1.25], "flip": True}
     specs = [
         cache(shared_api, 10.0 + k, augmentation={**box, "size": size}) for k, size in enumerate(([224, 224], None))
@@ -509,7 +510,7 @@ def test_a_student_may_have_seen_the_same_boxes_at_another_size(shared_api: Api)
         ({"classes": 9}, "classes: asked for 10, found 9"),
     ],
 )
-def test_a_student_cache_of_other_rows_is_refused(shared_api: Api, changes: dict[str, Any], says: str) -> None:
+def test_preview_student_cache_of_other_rows_is_refused(shared_api: Api, changes: dict[str, Any], says: str) -> None:
     spec, other = cache(shared_api, 6.0), cache(shared_api, 7.0, **changes)
     body = problem(ask(shared_api, "dtkd", spec.key, student_cache=other.key), 422, "invalid-request")
     assert says in body["detail"]
@@ -517,7 +518,7 @@ def test_a_student_cache_of_other_rows_is_refused(shared_api: Api, changes: dict
     assert body["errors"][0]["pointer"] == "#/student_cache"
 
 
-def test_a_student_may_have_been_cached_otherwise(shared_api: Api) -> None:
+def test_preview_student_may_have_been_cached_otherwise(shared_api: Api) -> None:
     changes = {"dtype": "float16", "preprocessing": {"scale": 1}, "output_kind": "log_probabilities"}
     spec, other = cache(shared_api, 8.0), cache(shared_api, 9.0, **changes)
     found = answer(shared_api, "normkd", spec.key, student_cache=other.key)
@@ -543,13 +544,13 @@ def test_a_student_may_have_been_cached_otherwise(shared_api: Api) -> None:
         ({"bins": 201}, "invalid-request", "#/bins"),
     ],
 )
-def test_what_makes_no_sense_is_refused(shared_api: Api, changes: dict[str, Any], slug: str, says: str) -> None:
+def test_preview_what_makes_no_sense_is_refused(shared_api: Api, changes: dict[str, Any], slug: str, says: str) -> None:
     body = {"method": "kd", "cache": cache(shared_api, 10.0).key, **changes}
     refused = problem(shared_api.client.post("/v1/methods/preview", json=body), 422, slug)
     assert says in refused["detail"]
 
 
-def test_a_preview_from_disk_loads_neither_torch_nor_an_engine(api: Api) -> None:
+def test_preview_from_disk_loads_neither_torch_nor_an_engine(api: Api) -> None:
     spec = cache(api)
     code = f"""
 import sys
@@ -570,7 +571,7 @@ print([name for name in ("torch", "torchvision", "ray", "onnxruntime", "sklearn"
 # ------------------------------------------------------------------------------------------- client and command line
 
 
-def test_the_client_sends_what_it_is_given(shared_api: Api) -> None:
+def test_preview_client_sends_what_it_is_given(shared_api: Api) -> None:
     spec, weaker = cache(shared_api, 11.0), cache(shared_api, 12.0)
     with Client(shared_api.url) as client:
         assert client.preview_method("kd", spec.key) == answer(shared_api, "kd", spec.key)
@@ -593,7 +594,7 @@ def cli(shared_api: Api, capsys: pytest.CaptureFixture[str]) -> Retort:
     return run
 
 
-def test_the_command_prints_quantiles_bars_and_extremes(shared_api: Api, cli: Retort) -> None:
+def test_preview_command_prints_quantiles_bars_and_extremes(shared_api: Api, cli: Retort) -> None:
     spec = cache(shared_api, 13.0)
     method = json.dumps(expression("std"))
     status, out, err = cli("preview", method, spec.key[:12], "--bins", 12)
@@ -617,7 +618,7 @@ def test_the_command_prints_quantiles_bars_and_extremes(shared_api: Api, cli: Re
     assert sum(line.startswith("high T teacher") for line in lines) == 5
 
 
-def test_the_command_says_what_was_assumed_and_spares_constant_rows(shared_api: Api, cli: Retort) -> None:
+def test_preview_command_says_what_was_assumed_and_spares_constant_rows(shared_api: Api, cli: Retort) -> None:
     key = cache(shared_api, 14.0).key
     status, out, _ = cli("preview", "normkd", key)
     assert status == 0
@@ -626,7 +627,7 @@ def test_the_command_says_what_was_assumed_and_spares_constant_rows(shared_api: 
     assert "no term takes a temperature" in cli("preview", "ce", key)[1]
 
 
-def test_the_command_prints_the_document_and_resolves_both_keys(shared_api: Api, cli: Retort) -> None:
+def test_preview_command_prints_the_document_and_resolves_both_keys(shared_api: Api, cli: Retort) -> None:
     spec, weaker = cache(shared_api, 15.0), cache(shared_api, 16.0)
     line = ("--json", "preview", "dtkd", spec.key[:12], "--student-cache", weaker.key[:12], "--epoch", 2, "--epochs", 3)
     status, out, err = cli(*line)
@@ -636,7 +637,7 @@ def test_the_command_prints_the_document_and_resolves_both_keys(shared_api: Api,
 
 
 @pytest.mark.parametrize(("method", "says"), [("kdd", "Did you mean 'kd'?"), ('{"preset": kd}', "METHOD is not JSON")])
-def test_the_command_refuses_in_one_line(shared_api: Api, cli: Retort, method: str, says: str) -> None:
+def test_preview_command_refuses_in_one_line(shared_api: Api, cli: Retort, method: str, says: str) -> None:
     status, out, err = cli("preview", method, cache(shared_api, 17.0).key)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert says in err

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.support.method_inputs import LOSSES, PAIRS, POLICIES, Logits, alone, evaluate, ordinary
 from workers.methods.catalog import parse_method
-from workers.methods.losses import Dkd, Kl, Loss
+from workers.methods.loss import Loss
+from workers.methods.losses import Dkd, Kl
 from workers.methods.method import Method, Term
 from workers.methods.policies.base import Policy
 from workers.methods.policies.dtkd import Dtkd
@@ -50,7 +51,7 @@ few = settings(max_examples=12, derandomize=True)
 @any_pair
 @few
 @given(logits=logits())
-def test_no_term_is_negative(policy: str, loss: str, logits: Logits) -> None:
+def test_objective_no_term_is_negative(policy: str, loss: str, logits: Logits) -> None:
     result, _ = evaluate(alone(POLICIES[policy], LOSSES[loss]), logits)
     assert all(value >= -1e-12 for value in result.terms.values())
 
@@ -58,7 +59,7 @@ def test_no_term_is_negative(policy: str, loss: str, logits: Logits) -> None:
 @pytest.mark.parametrize(("policy", "loss"), SHIFT_INVARIANT)
 @few
 @given(logits=logits(), student=st.floats(-50, 50), teacher=st.floats(-50, 50))
-def test_adding_a_constant_to_either_networks_logits_changes_nothing(
+def test_objective_adding_a_constant_to_either_networks_logits_changes_nothing(
     policy: str, loss: str, logits: Logits, student: float, teacher: float
 ) -> None:
     method = alone(POLICIES[policy], LOSSES[loss])
@@ -70,7 +71,7 @@ def test_adding_a_constant_to_either_networks_logits_changes_nothing(
 
 
 @pytest.mark.parametrize("policy", [POLICIES[name] for name in NOT_SHIFT_INVARIANT], ids=NOT_SHIFT_INVARIANT)
-def test_some_policies_are_not_shift_invariant(policy: Policy) -> None:
+def test_objective_some_policies_are_not_shift_invariant(policy: Policy) -> None:
     """Which is why caches hold raw logits: centring them would change this method."""
     generator = torch.Generator().manual_seed(0)
     student_BC, teacher_BC = (torch.randn(4, 10, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -83,7 +84,7 @@ def test_some_policies_are_not_shift_invariant(policy: Policy) -> None:
 @pytest.mark.parametrize("loss", [Kl(), Dkd()], ids=["kl", "dkd"])
 @few
 @given(logits=logits(), factor=st.floats(0.2, 5.0))
-def test_standardised_losses_ignore_the_students_scale(loss: Loss, logits: Logits, factor: float) -> None:
+def test_objective_standardised_losses_ignore_the_students_scale(loss: Loss, logits: Logits, factor: float) -> None:
     student_BC, teacher_BC, labels_B = logits
     # eps is the one thing that scale does not cancel.
     method = alone(Standardize(eps=1e-12), loss)
@@ -98,7 +99,7 @@ def test_standardised_losses_ignore_the_students_scale(loss: Loss, logits: Logit
 @pytest.mark.parametrize("policy", LEVEL)
 @few
 @given(logits=logits())
-def test_a_student_that_equals_its_teacher_is_left_alone(policy: str, loss: str, logits: Logits) -> None:
+def test_objective_student_that_equals_its_teacher_is_left_alone(policy: str, loss: str, logits: Logits) -> None:
     _, teacher_BC, labels_B = logits
     result, gradient_BC = evaluate(alone(POLICIES[policy], LOSSES[loss]), (teacher_BC, teacher_BC, labels_B))
     _close(result.total, torch.zeros_like(result.total))
@@ -107,7 +108,7 @@ def test_a_student_that_equals_its_teacher_is_left_alone(policy: str, loss: str,
 
 @few
 @given(logits=logits())
-def test_the_squared_temperature_keeps_the_gradient_at_one_scale(logits: Logits) -> None:
+def test_objective_squared_temperature_keeps_the_gradient_at_one_scale(logits: Logits) -> None:
     """At high T the gradient of T^2 KL tends to (z_s - z_t) / C, both centred, over the batch (Hinton et al.)."""
     student_BC, teacher_BC, _ = logits
     batch, classes = student_BC.shape
@@ -120,7 +121,7 @@ def test_the_squared_temperature_keeps_the_gradient_at_one_scale(logits: Logits)
 @any_pair
 @few
 @given(logits=logits(), data=st.data())
-def test_renaming_the_classes_only_renames_the_gradient(
+def test_objective_renaming_the_classes_only_renames_the_gradient(
     policy: str, loss: str, logits: Logits, data: st.DataObject
 ) -> None:
     student_BC, teacher_BC, labels_B = logits
@@ -136,7 +137,9 @@ def test_renaming_the_classes_only_renames_the_gradient(
 @any_pair
 @few
 @given(logits=logits(), data=st.data())
-def test_the_order_of_the_samples_does_not_matter(policy: str, loss: str, logits: Logits, data: st.DataObject) -> None:
+def test_objective_order_of_the_samples_does_not_matter(
+    policy: str, loss: str, logits: Logits, data: st.DataObject
+) -> None:
     order_B = torch.tensor(data.draw(st.permutations(range(logits[0].shape[0]))))
     method = alone(POLICIES[policy], LOSSES[loss])
     before, gradient_BC = evaluate(method, logits)
@@ -148,7 +151,7 @@ def test_the_order_of_the_samples_does_not_matter(policy: str, loss: str, logits
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name not in ("lud", "wsld")])
 @few
 @given(logits=logits())
-def test_the_gradient_is_that_of_the_loss(loss: str, logits: Logits) -> None:
+def test_objective_gradient_is_that_of_the_loss(loss: str, logits: Logits) -> None:
     """Along a random direction, against a central difference. (LUD and WSLD detach parts on purpose.)"""
     student_BC, teacher_BC, labels_B = logits
     generator = torch.Generator().manual_seed(1)
@@ -166,7 +169,7 @@ def test_the_gradient_is_that_of_the_loss(loss: str, logits: Logits) -> None:
 # ------------------------------------------------------------------------------------------------- weights and warm-up
 
 
-def test_warmup_scales_the_terms_and_not_the_cross_entropy() -> None:
+def test_objective_warmup_scales_the_terms_and_not_the_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
     student_BC, teacher_BC = (torch.randn(4, 10, generator=generator, dtype=torch.float64) for _ in range(2))
     inputs = (student_BC, teacher_BC, torch.arange(4))
@@ -176,7 +179,7 @@ def test_warmup_scales_the_terms_and_not_the_cross_entropy() -> None:
         _close(result.total, 0.5 * result.terms["ce"] + factor * 3.0 * result.terms["kl"])
 
 
-def test_two_phases_never_mix() -> None:
+def test_objective_two_phases_never_mix() -> None:
     inputs = ordinary()
     method = parse_method({"preset": "annealing_kd", "steps": 2, "epochs_per_step": 3, "ce_weight": 0.5}).expand()
     totals = []
@@ -188,7 +191,7 @@ def test_two_phases_never_mix() -> None:
     assert [totals.index(total) for total in totals] == [0, 0, 0, 3, 3, 3, 6, 6]
 
 
-def test_the_annealed_teacher_arrives_in_full() -> None:
+def test_objective_annealed_teacher_arrives_in_full() -> None:
     student_BC, teacher_BC, labels_B = ordinary()
     method = parse_method({"preset": "annealing_kd", "steps": 4}).expand()
     for epoch in range(1, 5):
@@ -196,12 +199,12 @@ def test_the_annealed_teacher_arrives_in_full() -> None:
         _close(result.total, (student_BC - epoch / 4 * teacher_BC).square().mean())
 
 
-def test_the_labels_own_temperature_is_shown_in_the_mean() -> None:
+def test_objective_labels_own_temperature_is_shown_in_the_mean() -> None:
     result, _ = evaluate("ats", ordinary())
     _close(torch.full((8,), 3.1).double(), torch.as_tensor(result.teacher_temperature))
 
 
-def test_a_part_reports_its_unweighted_value() -> None:
+def test_objective_part_reports_its_unweighted_value() -> None:
     generator = torch.Generator().manual_seed(0)
     student_BC, teacher_BC = (torch.randn(4, 10, generator=generator, dtype=torch.float64) for _ in range(2))
     inputs = (student_BC, teacher_BC, torch.arange(4))
@@ -214,7 +217,7 @@ def test_a_part_reports_its_unweighted_value() -> None:
     _close(evaluate(heavy, inputs)[0].total, terms["ce"] + 0.5 * (7.0 * terms["tckd"] + 2.0 * terms["nckd"]))
 
 
-def test_the_temperatures_shown_are_those_that_vary() -> None:
+def test_objective_temperatures_shown_are_those_that_vary() -> None:
     generator = torch.Generator().manual_seed(0)
     student_BC, teacher_BC = (3.0 + torch.randn(4, 10, generator=generator, dtype=torch.float64) for _ in range(2))
     inputs = (student_BC, teacher_BC, torch.arange(4))
@@ -228,7 +231,7 @@ def test_the_temperatures_shown_are_those_that_vary() -> None:
     assert evaluate("kd", inputs)[0].student_temperature == 4.0
 
 
-def test_label_smoothing_touches_the_cross_entropy_alone() -> None:
+def test_objective_label_smoothing_touches_the_cross_entropy_alone() -> None:
     student_BC, teacher_BC, labels_B = ordinary()
     method = parse_method("kd").expand()
     results = [

@@ -135,17 +135,17 @@ def tree(tmp_path: Path) -> Path:
         "from workers.methods.losses import Reverse\n",
     )
     _insert(methods / "losses.py", "class Dkd(Loss)", LOSS_CLASS)
-    _insert(methods / "papers.py", "class KD(Preset)", PRESET_CLASS)
+    _insert(methods / "papers" / "temperatures.py", "class KD(Preset)", PRESET_CLASS)
     _insert(
-        methods / "papers.py",
+        methods / "papers" / "temperatures.py",
         "from workers.methods.policies.fixed",
         "from workers.methods.policies.halfway import Halfway\n",
     )
-    _insert(methods / "papers.py", "from workers.spec", "from workers.methods.losses import Reverse\n")
+    _insert(methods / "papers" / "temperatures.py", "from workers.spec", "from workers.methods.losses import Reverse\n")
     return tmp_path
 
 
-def test_following_the_recipe_adds_a_policy_a_loss_and_a_preset(tree: Path) -> None:
+def test_recipe_following_the_recipe_adds_a_policy_a_loss_and_a_preset(tree: Path) -> None:
     done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, cwd=tree, check=False)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -37,7 +37,7 @@ OVER_HTTP = (
 
 
 @pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if not attack.runs])
-def test_an_attack_is_refused_by_the_check(name: str, tmp_path: Path) -> None:
+def test_attack_is_refused_by_the_check(name: str, tmp_path: Path) -> None:
     path = tmp_path / "teacher.onnx"
     path.write_bytes(ATTACKS[name].build())
     with pytest.raises(InvalidTeacher, match=ATTACKS[name].says):
@@ -45,7 +45,7 @@ def test_an_attack_is_refused_by_the_check(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.runs])
-def test_what_only_running_shows_is_well_formed(name: str, tmp_path: Path) -> None:
+def test_attack_that_only_running_shows_is_well_formed(name: str, tmp_path: Path) -> None:
     """Else the tests of the smoke run would show nothing."""
     path = tmp_path / "teacher.onnx"
     path.write_bytes(ATTACKS[name].build())
@@ -70,7 +70,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 @pytest.mark.parametrize("name", OVER_HTTP)
-def test_an_attack_over_http_is_a_problem_and_nothing_more(api: Api, name: str) -> None:
+def test_attack_over_http_is_a_problem_and_nothing_more(api: Api, name: str) -> None:
     response = attacks.upload(api, ATTACKS[name].build())
     assert (response.status_code, response.json()["type"]) == (422, "urn:retort:problem:invalid-teacher")
     assert re.search(ATTACKS[name].says, response.json()["detail"])
@@ -79,7 +79,7 @@ def test_an_attack_over_http_is_a_problem_and_nothing_more(api: Api, name: str) 
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_hostile_body_is_a_problem_and_nothing_more(api: Api, name: str) -> None:
+def test_attack_by_a_hostile_body_is_a_problem_and_nothing_more(api: Api, name: str) -> None:
     body = BODIES[name]
     response = api.client.post("/v1/teachers", content=body.chunks(), headers=attacks.BOUNDARY, timeout=200)
     assert (response.status_code, response.json()["type"]) == (body.status, f"urn:retort:problem:{body.slug}")
@@ -87,14 +87,14 @@ def test_a_hostile_body_is_a_problem_and_nothing_more(api: Api, name: str) -> No
     assert sorted(path.name for path in api.settings.teachers_dir.iterdir()) == ["hardlink", "symlink"]
 
 
-def test_after_all_of_them_a_good_teacher_is_taken(api: Api) -> None:
+def test_attacks_leave_a_service_that_takes_a_good_teacher(api: Api) -> None:
     """The last test of the file: it relies on those before."""
     assert attacks.survived(api, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_attack_over_http_is_answered_as_it_should_be() -> None:
+def test_attacks_over_http_are_all_answered_as_they_should_be() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.attacks"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -103,7 +103,7 @@ def test_every_attack_over_http_is_answered_as_it_should_be() -> None:
 # --------------------------------------------------------------------------------------------------------- fuzzing
 
 
-def test_the_check_stands_a_few_seconds_of_mutants(tmp_path: Path) -> None:
+def test_check_stands_a_few_seconds_of_mutants(tmp_path: Path) -> None:
     """In a process of its own, for a crash of a native library would be a finding, too."""
     command = [sys.executable, "-m", "tests.benchmarks.fuzz_onnx", "--seconds=3", "--without-atheris"]
     done = subprocess.run([*command, f"--findings={tmp_path}"], check=False, capture_output=True, text=True)
@@ -114,7 +114,7 @@ def test_the_check_stands_a_few_seconds_of_mutants(tmp_path: Path) -> None:
     assert counts["refused"] > 20
 
 
-def test_a_finding_is_counted_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fuzzer_counts_and_keeps_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def mistaken(path: Path, **_: object) -> None:
         raise KeyError(path.name)
 

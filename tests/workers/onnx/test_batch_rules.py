@@ -93,7 +93,7 @@ def test_batch_hint_of_many_operators_is_short() -> None:
     assert "RandomNormalLike 'n0', RandomNormalLike 'n1', RandomNormalLike 'n2' and 47 more: drawn" in hint
 
 
-def test_a_smoke_run_that_measures_a_dependence_names_the_operator(tmp_path: Path) -> None:
+def test_smoke_run_that_measures_a_dependence_names_the_operator(tmp_path: Path) -> None:
     path = onnx_models.save(built(node("Softmax", ["z"], ["logits"], axis=0, name="over")), tmp_path / "t.onnx")
     with pytest.raises(InvalidTeacher, match=r"beside another, .*The graph has Softmax 'over': over axis 0, the batch"):
         smoke_run(path, check_onnx(path), Preprocessing())

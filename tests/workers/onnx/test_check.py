@@ -32,7 +32,7 @@ def saved(built: onnx.ModelProto, tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------- accepted
 
 
-def test_an_accepted_file_is_described(tmp_path: Path) -> None:
+def test_check_describes_an_accepted_file(tmp_path: Path) -> None:
     graph = check_onnx(saved(onnx_models.random_linear(), tmp_path))
     assert graph.inputs[0].model_dump() == {"name": "images", "dtype": "float32", "shape": ("batch", 3, 8, 8)}
     assert graph.outputs[0].model_dump() == {"name": "logits", "dtype": "float32", "shape": ("batch", 4)}
@@ -42,14 +42,14 @@ def test_an_accepted_file_is_described(tmp_path: Path) -> None:
     assert graph.picture("nhwc") == (8, 3, 8)
 
 
-def test_a_child_process_finds_the_same(tmp_path: Path) -> None:
+def test_inspection_in_a_child_process_finds_the_same(tmp_path: Path) -> None:
     path = saved(onnx_models.random_linear(batch=5), tmp_path)
     graph = inspect_in_subprocess(path, output="logits")
     assert graph == check_onnx(path)
     assert graph.batch == 5
 
 
-def test_every_size_may_be_symbolic(tmp_path: Path) -> None:
+def test_check_takes_symbolic_sizes(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["logits"]),
@@ -66,12 +66,12 @@ def test_every_size_may_be_symbolic(tmp_path: Path) -> None:
     assert (graph.batch, graph.classes) == (None, None)
 
 
-def test_an_undeclared_output_shape_is_derived(tmp_path: Path) -> None:
+def test_check_derives_an_undeclared_output_shape(tmp_path: Path) -> None:
     built = onnx_models.model([FLATTEN, GEMM], outputs=[onnx_models.logits(None)], constants=WEIGHT)
     assert check_onnx(saved(built, tmp_path)).classes == 4
 
 
-def test_an_output_shape_that_cannot_be_derived_is_asked_for(tmp_path: Path) -> None:
+def test_check_asks_for_an_output_shape_that_it_cannot_derive(tmp_path: Path) -> None:
     nodes = [
         FLATTEN,
         helper.make_node("Gemm", ["flat", "weight"], ["z"]),
@@ -84,22 +84,22 @@ def test_an_output_shape_that_cannot_be_derived_is_asked_for(tmp_path: Path) -> 
         check_onnx(saved(built, tmp_path))
 
 
-def test_a_function_that_the_file_defines_is_no_custom_operator(tmp_path: Path) -> None:
+def test_check_takes_a_function_that_the_file_defines(tmp_path: Path) -> None:
     assert check_onnx(saved(with_function("Relu", ""), tmp_path)).nodes == 4
 
 
-def test_onnx_runtimes_own_operators_are_allowed_by_a_list(tmp_path: Path) -> None:
+def test_check_takes_onnx_runtimes_own_operators_by_a_list(tmp_path: Path) -> None:
     check_onnx(saved(with_operator("com.microsoft", "QuickGelu"), tmp_path))
     with pytest.raises(InvalidTeacher, match="::DecoderMaskedMultiHeadAttention, which is none of"):
         check_onnx(saved(with_operator("com.microsoft", "DecoderMaskedMultiHeadAttention"), tmp_path))
 
 
-def test_dropout_and_batch_normalisation_in_inference_mode_are_allowed(tmp_path: Path) -> None:
+def test_check_takes_dropout_and_batch_normalisation_in_inference_mode(tmp_path: Path) -> None:
     check_onnx(saved(with_dropout(np.array(False)), tmp_path))
     check_onnx(saved(with_batch_norm(), tmp_path))
 
 
-def test_weights_that_are_also_inputs_are_not_counted_as_inputs(tmp_path: Path) -> None:
+def test_check_does_not_count_weights_that_are_also_inputs(tmp_path: Path) -> None:
     weight = helper.make_tensor_value_info("weight", TensorProto.FLOAT, (192, 4))
     built = onnx_models.model([FLATTEN, GEMM], [onnx_models.image(), weight], constants=WEIGHT)
     assert [value.name for value in check_onnx(saved(built, tmp_path)).inputs] == ["images"]
@@ -124,7 +124,7 @@ def test_weights_that_are_also_inputs_are_not_counted_as_inputs(tmp_path: Path) 
         (b"\x08\x08", "cut short or damaged"),
     ],
 )
-def test_what_is_not_onnx_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+def test_check_names_what_is_not_onnx(content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / "upload"
     path.write_bytes(content)
     with pytest.raises(InvalidTeacher, match="not an ONNX file") as caught:
@@ -133,7 +133,7 @@ def test_what_is_not_onnx_is_named(content: bytes, said: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
-def test_a_truncated_file_is_refused(part: float, tmp_path: Path) -> None:
+def test_check_refuses_a_truncated_file(part: float, tmp_path: Path) -> None:
     path = saved(onnx_models.random_linear(), tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
@@ -141,7 +141,7 @@ def test_a_truncated_file_is_refused(part: float, tmp_path: Path) -> None:
         check_onnx(path)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_check_refuses_a_file_that_is_not_there(tmp_path: Path) -> None:
     for check in (check_onnx, inspect_in_subprocess):
         with pytest.raises(InvalidTeacher, match="cannot be read: No such file"):
             check(tmp_path / "absent.onnx")
@@ -189,7 +189,7 @@ def with_subgraph(operator: str, domain: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("build", [with_operator, with_function, with_subgraph])
-def test_custom_operators_are_found_wherever_they_are(
+def test_check_finds_custom_operators_wherever_they_are(
     build: Callable[[str, str], onnx.ModelProto], tmp_path: Path
 ) -> None:
     built = build("ai.onnx.contrib", "PyOp") if build is with_operator else build("PyOp", "ai.onnx.contrib")
@@ -197,7 +197,7 @@ def test_custom_operators_are_found_wherever_they_are(
         check_onnx(saved(built, tmp_path))
 
 
-def test_a_compiled_part_is_refused(tmp_path: Path) -> None:
+def test_check_refuses_a_compiled_part(tmp_path: Path) -> None:
     with pytest.raises(InvalidTeacher, match="EPContext, a part compiled for one device"):
         check_onnx(saved(with_operator("com.microsoft", "EPContext"), tmp_path))
 
@@ -210,7 +210,7 @@ def external(name: str) -> TensorProto:
 
 
 @pytest.mark.parametrize("place", ["initializer", "attribute", "function", "subgraph"])
-def test_external_data_is_refused_wherever_it_is(place: str, tmp_path: Path) -> None:
+def test_check_refuses_external_data_wherever_it_is(place: str, tmp_path: Path) -> None:
     built = with_subgraph("Relu", "") if place == "subgraph" else with_function("Relu", "")
     constant = helper.make_node("Constant", [], ["unused"], value=external("hidden"))
     if place == "initializer":
@@ -225,7 +225,7 @@ def test_external_data_is_refused_wherever_it_is(place: str, tmp_path: Path) -> 
         inspect_in_subprocess(saved(built, tmp_path))
 
 
-def test_a_file_with_external_data_is_accepted_once_it_is_saved_as_its_refusal_says(tmp_path: Path) -> None:
+def test_check_takes_a_file_with_external_data_once_it_is_saved_as_the_refusal_says(tmp_path: Path) -> None:
     path = tmp_path / "two_files.onnx"
     onnx.save(onnx_models.random_linear(), path, save_as_external_data=True, size_threshold=0)
     with pytest.raises(InvalidTeacher, match=r"onnx\.save\(onnx\.load\(path\), new_path\)"):
@@ -262,18 +262,18 @@ def with_batch_norm(opset: int = 17, further: tuple[str, ...] = (), **attributes
         (with_batch_norm(opset=9, further=("mean", "var", "saved_mean", "saved_var")), "BatchNormalization 'bn1'"),
     ],
 )
-def test_training_mode_is_refused(built: onnx.ModelProto, operator: str, tmp_path: Path) -> None:
+def test_check_refuses_training_mode(built: onnx.ModelProto, operator: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidTeacher, match=rf"^{operator}.* is in training mode.*model\.eval\(\)"):
         check_onnx(saved(built, tmp_path))
 
 
-def test_a_malformed_graph_is_refused(tmp_path: Path) -> None:
+def test_check_refuses_a_malformed_graph(tmp_path: Path) -> None:
     built = onnx_models.model([FLATTEN, helper.make_node("Gemm", ["nowhere", "weight"], ["logits"])], constants=WEIGHT)
     with pytest.raises(InvalidTeacher, match=r"not a valid ONNX graph: .*nowhere"):
         check_onnx(saved(built, tmp_path))
 
 
-def test_whatever_onnx_raises_about_a_file_is_a_refusal(tmp_path: Path) -> None:
+def test_check_turns_every_error_of_onnx_into_a_refusal(tmp_path: Path) -> None:
     """Its shape inference raises the checker's error here; what means no fault of the file passes."""
     built = with_function("Relu", "")
     built.functions.append(built.functions[0])
@@ -289,7 +289,7 @@ def test_whatever_onnx_raises_about_a_file_is_a_refusal(tmp_path: Path) -> None:
         raise MemoryError
 
 
-def test_an_old_opset_is_refused(tmp_path: Path) -> None:
+def test_check_refuses_an_old_opset(tmp_path: Path) -> None:
     built = onnx_models.model([FLATTEN, GEMM], constants=WEIGHT, opset=6)
     with pytest.raises(InvalidTeacher, match="opset 6 of the standard operators, 7 is the oldest"):
         check_onnx(saved(built, tmp_path))
@@ -303,7 +303,7 @@ def test_an_old_opset_is_refused(tmp_path: Path) -> None:
         (Limits(file_bytes=100), "larger than the 100 bytes"),
     ],
 )
-def test_a_file_over_a_limit_is_refused(limits: Limits, said: str, tmp_path: Path) -> None:
+def test_check_refuses_a_file_over_a_limit(limits: Limits, said: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidTeacher, match=said):
         check_onnx(saved(onnx_models.random_linear(), tmp_path), limits=limits)
 
@@ -327,7 +327,9 @@ def test_a_file_over_a_limit_is_refused(limits: Limits, said: str, tmp_path: Pat
         ([onnx_models.image((0, 3, 8, 8))], r"shape \[0, 3, 8, 8\], every size must be at least 1 and at most 65536"),
     ],
 )
-def test_inputs_that_are_no_pictures_are_refused(inputs: list[onnx.ValueInfoProto], said: str, tmp_path: Path) -> None:
+def test_check_refuses_inputs_that_are_no_pictures(
+    inputs: list[onnx.ValueInfoProto], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(InvalidTeacher, match=said):
         check_onnx(saved(onnx_models.model([FLATTEN, GEMM], inputs, constants=WEIGHT), tmp_path))
 
@@ -339,11 +341,11 @@ def with_outputs(*names: str) -> onnx.ModelProto:
     return onnx_models.model(nodes, outputs=outputs, constants=WEIGHT)
 
 
-def test_the_only_output_of_rank_2_is_taken(tmp_path: Path) -> None:
+def test_check_takes_the_only_output_of_rank_2(tmp_path: Path) -> None:
     assert check_onnx(saved(with_outputs("logits"), tmp_path)).output == "logits"
 
 
-def test_of_several_outputs_one_must_be_named(tmp_path: Path) -> None:
+def test_check_wants_one_of_several_outputs_named(tmp_path: Path) -> None:
     path = saved(with_outputs("logits", "auxiliary"), tmp_path)
     with pytest.raises(InvalidTeacher, match="2 outputs could be the logits: auxiliary, logits"):
         inspect_in_subprocess(path)
@@ -358,12 +360,12 @@ def test_of_several_outputs_one_must_be_named(tmp_path: Path) -> None:
         inspect_in_subprocess(path, "a\0b")
 
 
-def test_a_graph_without_an_output_of_rank_2_is_refused(tmp_path: Path) -> None:
+def test_check_refuses_a_graph_without_an_output_of_rank_2(tmp_path: Path) -> None:
     with pytest.raises(InvalidTeacher, match=r"no output is floating point with rank 2 .* before any ArgMax"):
         check_onnx(saved(with_outputs(), tmp_path))
 
 
-def test_a_preprocessing_of_another_shape_is_refused(tmp_path: Path) -> None:
+def test_check_picture_refuses_a_preprocessing_of_another_shape(tmp_path: Path) -> None:
     graph = check_onnx(saved(onnx_models.random_linear(), tmp_path))
     check_picture(graph, channels=3, size=(8, 8), layout="nchw")
     check_picture(graph, channels=3, size=None, layout="nchw")
@@ -375,7 +377,7 @@ def test_a_preprocessing_of_another_shape_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the child process
 
 
-def test_a_file_that_takes_too_long_is_given_up_and_its_process_killed(
+def test_inspection_of_a_file_that_takes_too_long_is_given_up_and_its_process_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = tmp_path / "endless"
@@ -393,7 +395,7 @@ def test_a_file_that_takes_too_long_is_given_up_and_its_process_killed(
     assert children[0].returncode == -signal.SIGKILL
 
 
-def test_a_child_that_crashes_is_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspection_whose_child_crashes_is_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(onnx_models.random_linear(), tmp_path)
     crashing = tmp_path / "crashing"
     crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
@@ -404,7 +406,7 @@ def test_a_child_that_crashes_is_the_files_fault(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("value", [None, [], {"graph": {"inputs": []}}, {"graph": {}, "error": 1}])
-def test_an_answer_that_the_check_would_not_give_is_a_refusal(
+def test_inspection_with_an_answer_that_the_check_would_not_give_is_a_refusal(
     value: sandbox.Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that has taken over its reader may have it say anything."""

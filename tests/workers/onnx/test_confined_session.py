@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tests.support import hostile_teachers, onnx_models
 from tests.support.hostile_teachers import TRIGGER
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
-from workers.onnx import confined_session
+from workers.onnx import confined_session, session_process
 from workers.onnx.confined_session import ConfinedSession, Limits, limits_of
 from workers.onnx.session import CUDA_PROVIDER, OnnxSession, cuda_providers
 from workers.onnx.session_child import Output
@@ -52,19 +52,19 @@ def test_session_in_a_confined_process_computes_what_one_in_this_process_does(tm
             np.testing.assert_array_equal(session.run(shared[rows // 2 :]), here.run(given[rows // 2 :]))
 
 
-def test_session_error_of_the_graph_is_told_and_the_next_batch_runs(tmp_path: Path) -> None:
+def test_session_raises_an_error_of_the_graph_and_runs_the_next_batch(tmp_path: Path) -> None:
     with opened(onnx_models.random_linear(), tmp_path) as session:
-        pid = session._process.pid
+        pid = session._child.process.pid
         with pytest.raises(InvalidTeacher, match=r"cannot process an input of shape \[2, 3, 4, 4\]"):
             session.run(np.zeros((2, 3, 4, 4), np.float32))
         assert session.run(pictures()).shape == (ROWS, 4)
-        assert session._process.pid == pid
+        assert session._child.process.pid == pid
 
 
 def test_session_that_loops_in_a_large_batch_is_ended_with_its_size_and_limit(tmp_path: Path) -> None:
     with opened(hostile_teachers.endless(), tmp_path, call_s=0.5) as session:
         assert session.run(pictures(1)).shape == (1, 4)
-        process = session._process
+        process = session._child.process
         with pytest.raises(
             InvalidTeacher, match=f"did not finish {ROWS} pictures within .* s of processor time; a pic"
         ):
@@ -89,12 +89,12 @@ def test_session_limit_is_of_processor_time_that_another_load_does_not_take(
     with opened(onnx_models.random_linear(), tmp_path, call_s=0.2) as session:
         session.run(pictures(1))
         session._picture_s = {(3, 8, 8): 1e-6}
-        os.kill(session._process.pid, signal.SIGSTOP)
-        threading.Timer(1.0, os.kill, (session._process.pid, signal.SIGCONT)).start()
+        os.kill(session._child.process.pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (session._child.process.pid, signal.SIGCONT)).start()
         assert session.run(pictures()).shape == (ROWS, 4)
         # By the clock there is an end as well.
-        monkeypatch.setattr(confined_session, "CLOCK_FACTOR", 2)
-        os.kill(session._process.pid, signal.SIGSTOP)
+        monkeypatch.setattr(session_process, "CLOCK_FACTOR", 2)
+        os.kill(session._child.process.pid, signal.SIGSTOP)
         with pytest.raises(InvalidTeacher, match="did not finish"):
             session.run(pictures())
 
@@ -103,7 +103,7 @@ def test_session_that_takes_memory_in_a_large_batch_is_out_of_memory_and_not_the
     limit = 3 << 30
     with opened(hostile_teachers.memory_bomb(), tmp_path, memory_bytes=limit) as session:
         assert session.run(pictures(1)).shape == (1, 4)
-        pid = session._process.pid
+        pid = session._child.process.pid
         with pytest.raises(OutOfMemory, match=f"no memory for {ROWS} pictures at once"):
             session.run(pictures())
         assert highest_kib(pid, "VmPeak") * 1024 <= limit
@@ -120,9 +120,9 @@ def test_session_of_a_process_that_has_no_limit_of_address_space_is_watched(
 ) -> None:
     """As on a GPU, where CUDA maps more than there is."""
     with opened(hostile_teachers.memory_bomb(), tmp_path) as session:
-        session._on_gpu = True
-        session._limits = session._limits._replace(memory_bytes=64 << 20)
-        monkeypatch.setattr(confined_session, "LOOK_S", 0.01)
+        session._child._on_gpu = True
+        session._child._memory_bytes = 64 << 20
+        monkeypatch.setattr(session_process, "LOOK_S", 0.01)
         session.run(pictures(1))
         with pytest.raises(OutOfMemory, match=f"no memory for {ROWS} pictures at once: .* more than the 0.1 GiB"):
             session.run(pictures())
@@ -133,16 +133,18 @@ def test_session_crash_is_the_teachers_and_is_named_at_once(number: signal.Signa
     with opened(hostile_teachers.endless(), tmp_path, call_s=3.0) as session:
         session.run(pictures(1))
         started = time.monotonic()
-        threading.Timer(0.3, os.kill, (session._process.pid, number)).start()
+        threading.Timer(0.3, os.kill, (session._child.process.pid, number)).start()
         with pytest.raises(InvalidTeacher, match=rf"crashed its process \({number.name}\) with {ROWS} pictures"):
             session.run(pictures())
         assert time.monotonic() - started < 30
 
 
-def test_session_whose_process_somebody_ends_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_whose_process_is_ended_from_outside_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with opened(hostile_teachers.endless(), tmp_path, call_s=0.5) as session:
         expected = session.run(pictures(1))
-        os.kill(session._process.pid, signal.SIGKILL)
+        os.kill(session._child.process.pid, signal.SIGKILL)
         np.testing.assert_array_equal(session.run(pictures(1)), expected)
 
         def end_each() -> Callable[[], object]:
@@ -150,16 +152,16 @@ def test_session_whose_process_somebody_ends_is_started_again(tmp_path: Path, mo
 
             def started() -> object:
                 told = start()
-                pids.append(session._process.pid)
-                threading.Timer(0.05, os.kill, (session._process.pid, signal.SIGKILL)).start()
+                pids.append(session._child.process.pid)
+                threading.Timer(0.05, os.kill, (session._child.process.pid, signal.SIGKILL)).start()
                 return told
 
             monkeypatch.setattr(session, "_start", started)
             return lambda: len(pids)
 
         count = end_each()
-        session._process.kill()
-        session._process.wait()
+        session._child.process.kill()
+        session._child.process.wait()
         with pytest.raises(SessionLost, match=r"ended by SIGKILL, as the kernel does where .* memory"):
             session.run(pictures())
         assert count() == confined_session.LOST_ATTEMPTS_MAX + 1
@@ -168,7 +170,7 @@ def test_session_whose_process_somebody_ends_is_started_again(tmp_path: Path, mo
 def test_session_whose_process_fails_of_itself_says_how(tmp_path: Path) -> None:
     with opened(onnx_models.random_linear(), tmp_path) as session:
         session._arguments["memory"] = 999_999  # no descriptor of the child
-        session._end()
+        session._child.end()
         with pytest.raises(SessionLost, match=r"with exit status 1, .*OSError.*Bad file descriptor"):
             session.run(pictures(1))
 
@@ -197,10 +199,10 @@ def test_session_answers_that_are_not_ours_end_its_process(tmp_path: Path) -> No
             b'{"error": "SystemExit", "message": ""}\n',
             b"\n",
         ):
-            session._pending += answer
+            session._child._pending += answer
             with pytest.raises(InvalidTeacher, match="the teacher's process does not give"):
                 session.run(pictures())
-            session._pending.clear()
+            session._child._pending.clear()
             session.run(pictures(1))
 
 
@@ -217,7 +219,7 @@ def test_session_calls_are_cut_so_that_none_may_take_longer_than_an_hour(tmp_pat
 def test_session_process_ends_with_its_session(tmp_path: Path) -> None:
     path = onnx_models.save(onnx_models.random_linear(), tmp_path / "teacher.onnx")
     session = ConfinedSession(path, "images", "logits", threads=1, limits=limits_of(path, 1, 1))
-    process = session._process
+    process = session._child.process
     del session
     gc.collect()
     assert process.returncode == -signal.SIGKILL
@@ -260,6 +262,6 @@ def test_shared_arrays_are_seen_by_the_reader_and_their_memory_is_used_again() -
     arrays.close()
 
 
-def test_output_of_a_session_has_no_negative_size() -> None:
+def test_session_output_has_no_negative_size() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         Output(rows=-1, classes=-4)

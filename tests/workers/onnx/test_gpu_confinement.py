@@ -60,7 +60,7 @@ def test_confinement_failure_that_passes_by_leaves_the_confinement(monkeypatch: 
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("the GPU is full"), SessionLost("killed")])
-def test_confinement_failure_is_not_found_by_who_fills_the_memory(
+def test_confinement_failure_is_not_found_where_a_process_fills_the_memory(
     monkeypatch: pytest.MonkeyPatch, error: WorkerError
 ) -> None:
     """It is found out once more, when there is room."""

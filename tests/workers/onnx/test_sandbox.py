@@ -19,7 +19,8 @@ import pytest
 
 from workers.errors import WorkerError
 from workers.onnx import sandbox, seccomp, system_calls
-from workers.onnx.sandbox import ROOT, SandboxOutcome, call
+from workers.onnx.sandbox import SandboxOutcome, call
+from workers.onnx.sandbox_child import ROOT
 
 PROBES = "tests.support.sandbox_probes"
 MEMORY_BYTES = 1 << 30
@@ -36,7 +37,7 @@ def probe(function: str, timeout_s: float = 20, **arguments: sandbox.Json) -> Sa
     )
 
 
-def test_nothing_gets_out_of_the_sandbox(tmp_path: Path) -> None:
+def test_sandbox_lets_nothing_out(tmp_path: Path) -> None:
     """Root included: these tests may run as root."""
     given, other = tmp_path / "given", tmp_path / "other"
     given.write_bytes(b"given")
@@ -55,7 +56,7 @@ def test_nothing_gets_out_of_the_sandbox(tmp_path: Path) -> None:
     )
 
 
-def test_a_process_that_may_use_gpus_is_confined_but_for_what_their_driver_needs(tmp_path: Path) -> None:
+def test_sandbox_with_gpus_is_confined_but_for_what_their_driver_needs(tmp_path: Path) -> None:
     """It may choose cores; but for the devices of the driver, no file may be written."""
     given, other = tmp_path / "given", tmp_path / "other"
     given.write_bytes(b"given")
@@ -78,7 +79,7 @@ def test_a_process_that_may_use_gpus_is_confined_but_for_what_their_driver_needs
     assert (given.read_bytes(), sorted(os.listdir(tmp_path))) == (b"given", ["given", "other"])
 
 
-def test_without_landlock_files_may_be_read_and_all_else_is_refused(tmp_path: Path) -> None:
+def test_sandbox_without_landlock_reads_files_and_refuses_all_else(tmp_path: Path) -> None:
     """As on a kernel older than 5.13; one older than 6.12 has no scope for signals either."""
     given, other = tmp_path / "given", tmp_path / "other"
     given.write_bytes(b"given")
@@ -108,7 +109,7 @@ def test_without_landlock_files_may_be_read_and_all_else_is_refused(tmp_path: Pa
     )
 
 
-def test_the_child_knows_nothing_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sandbox_child_knows_nothing_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETORT_SECRET", "x")
     value, _ = probe("surroundings", timeout_s=11)
     assert isinstance(value, dict)
@@ -130,11 +131,13 @@ def test_the_child_knows_nothing_of_its_parent(monkeypatch: pytest.MonkeyPatch) 
         ("chatter", {"size_bytes": 2 << 20}, 20, "has an answer of more than 1048576 bytes: it is damaged or hostile"),
     ],
 )
-def test_a_breach_is_told(function: str, arguments: dict[str, sandbox.Json], timeout_s: float, breach: str) -> None:
+def test_sandbox_names_a_breach(
+    function: str, arguments: dict[str, sandbox.Json], timeout_s: float, breach: str
+) -> None:
     assert probe(function, timeout_s, **arguments) == SandboxOutcome(None, breach)
 
 
-def test_processor_time_is_bounded_too() -> None:
+def test_sandbox_bounds_processor_time_too() -> None:
     """A second of it, where the clock would allow more: a child in a debugger, say."""
     confine = "from workers.onnx.confinement import *; confine(Bounds(1 << 30, 1), [])\nwhile True: pass"
     done = subprocess.run([sys.executable, "-c", confine], cwd=ROOT, check=False)
@@ -142,11 +145,11 @@ def test_processor_time_is_bounded_too() -> None:
     assert "1 s of processor time" in str(sandbox._outcome(b"", done.returncode, 1, 0).breach)
 
 
-def test_an_answer_is_the_functions_and_not_what_libraries_print() -> None:
+def test_sandbox_answer_is_the_functions_and_not_what_libraries_print() -> None:
     assert probe("print_and_answer") == SandboxOutcome(7, None)
 
 
-def test_the_last_lines_of_a_childs_standard_error_are_kept_when_it_dies(
+def test_sandbox_keeps_the_last_lines_of_standard_error_when_the_child_dies(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In the log and in the message, with nothing in them that a terminal obeys; none of it on this process's own."""
@@ -159,12 +162,12 @@ def test_the_last_lines_of_a_childs_standard_error_are_kept_when_it_dies(
     assert capfd.readouterr().err == ""
 
 
-def test_a_long_standard_error_holds_nobody_up_and_is_cut() -> None:
+def test_sandbox_cuts_a_long_standard_error_and_does_not_block() -> None:
     assert probe("complain_and_answer", size_bytes=1 << 20) == SandboxOutcome(7, None)
     assert sandbox.last_lines(b"x" * 10_000) == "x" * 600
 
 
-def test_a_mistake_of_ours_is_no_breach() -> None:
+def test_sandbox_raises_a_mistake_of_ours_as_no_breach() -> None:
     with pytest.raises(WorkerError, match="ValueError: a mistake of ours"):
         probe("fail")
     with pytest.raises(WorkerError, match="has no attribute 'nothing'"):
@@ -183,18 +186,18 @@ def test_a_mistake_of_ours_is_no_breach() -> None:
         b"[" * 100_000,
     ],
 )
-def test_an_answer_that_the_child_would_not_give_is_a_breach(answer: bytes) -> None:
+def test_sandbox_answer_that_the_child_would_not_give_is_a_breach(answer: bytes) -> None:
     """Whoever has taken it over may write anything, and is no fault of ours."""
     assert "cannot be read" in str(sandbox._outcome(answer, 0, 1, 1).breach)
 
 
-def test_no_signal_is_unknown() -> None:
+def test_sandbox_knows_every_signal() -> None:
     """Real-time signals have no names."""
     for number in signal.valid_signals():
         assert sandbox._outcome(b"", -number, 1, 1).breach is not None
 
 
-def test_a_child_that_cannot_even_start_is_no_breach() -> None:
+def test_sandbox_child_that_cannot_start_is_no_breach() -> None:
     with pytest.raises(WorkerError, match=r"exit status 1\)\. It says last: No module named workers"):
         sandbox._outcome(b"", 1, 1, 1, said="No module named workers")
 
@@ -204,7 +207,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
-def test_a_child_dies_with_its_parent() -> None:
+def test_sandbox_child_dies_with_its_parent() -> None:
     """Killed, the parent cannot clean up."""
     code = "from tests.workers.onnx.test_sandbox import probe; probe('sleep', 600)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:
@@ -227,7 +230,7 @@ def wait_for_end(descriptor: int) -> bool:
         os.close(descriptor)
 
 
-def test_what_a_system_lacks_is_said_once_and_the_rest_holds(caplog: pytest.LogCaptureFixture) -> None:
+def test_sandbox_warns_once_of_what_a_system_lacks_and_the_rest_holds(caplog: pytest.LogCaptureFixture) -> None:
     code = (
         "import platform; platform.machine = lambda: 'vax'\n"
         "from workers.onnx.confinement import *\n"
@@ -236,7 +239,7 @@ def test_what_a_system_lacks_is_said_once_and_the_rest_holds(caplog: pytest.LogC
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True, capture_output=True)
     assert done.stdout.splitlines() == ["a filter of system calls (its system calls are not known on vax)", "refused"]
-    sandbox._say_once.cache_clear()
+    sandbox._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             sandbox._outcome(b'{"value": 1, "missing": ["a filter of system calls (vax)"]}', 0, 1, 1)
@@ -271,7 +274,7 @@ ALLOWED, EPERM, ENOSYS, KILLED = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | er
     ("name", "read", "socket", "clone", "openat", "kill", "prlimit", "fcntl_", "ioctl"),
     [("x86_64", 0, 41, 56, 257, 62, 302, 72, 16), ("aarch64", 63, 198, 220, 56, 129, 261, 25, 29)],
 )
-def test_the_filter_of_each_machine_decides_as_it_should(
+def test_seccomp_filter_of_each_machine_decides_as_it_should(
     name: str, read: int, socket: int, clone: int, openat: int, kill: int, prlimit: int, fcntl_: int, ioctl: int
 ) -> None:
     machine = system_calls.MACHINES[name]
@@ -304,7 +307,7 @@ def test_the_filter_of_each_machine_decides_as_it_should(
     ("header", "of_machine"),
     [("x86_64-linux-gnu/asm/unistd_64.h", 0), ("asm-generic/unistd.h", 1)],
 )
-def test_the_numbers_are_the_kernels(header: str, of_machine: int) -> None:
+def test_system_calls_have_the_kernels_numbers(header: str, of_machine: int) -> None:
     path = Path("/usr/include", header)
     if not path.exists():
         pytest.skip(f"{path} is not installed (Debian: linux-libc-dev)")

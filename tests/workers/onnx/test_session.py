@@ -48,7 +48,7 @@ def session(tmp_path: Path, built: onnx.ModelProto | None = None) -> OnnxSession
         ("Got invalid dimensions for input: images", InvalidTeacher, "the teacher cannot process an input of shape"),
     ],
 )
-def test_session_run_tells_memory_device_and_teacher_apart(
+def test_session_run_distinguishes_errors_of_memory_device_and_teacher(
     said: str, kind: type[WorkerError], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The messages are those of ONNX Runtime's arena and of CUDA's libraries."""
@@ -65,7 +65,7 @@ def test_session_run_tells_memory_device_and_teacher_apart(
     assert "hostname" not in str(caught.value)
 
 
-def test_session_run_out_of_memory_is_recognised_as_the_runtime_tells_it(tmp_path: Path) -> None:
+def test_session_run_out_of_memory_is_recognised_by_the_runtimes_messages(tmp_path: Path) -> None:
     """A graph that really asks for 64 TiB."""
     built = onnx_models.random_linear()
     built.graph.node[1].output[0] = "z"

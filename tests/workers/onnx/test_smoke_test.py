@@ -34,7 +34,7 @@ def run(built: onnx.ModelProto, folder: Path, preprocessing: Preprocessing | Non
     ],
     ids=["any batch", "a fixed batch, with a softmax", "half precision"],
 )
-def test_a_good_teacher_passes(built: onnx.ModelProto, tmp_path: Path) -> None:
+def test_smoke_run_passes_a_good_teacher(built: onnx.ModelProto, tmp_path: Path) -> None:
     assert run(built, tmp_path)
 
 
@@ -44,7 +44,7 @@ def pooled(shape: tuple[int | str | None, ...], axes: tuple[int, int]) -> onnx.M
     return onnx_models.model([mean], [onnx_models.image(shape)], [onnx_models.logits(("batch", 3))])
 
 
-def test_the_size_is_the_graphs_the_preprocessings_or_the_data_sets(tmp_path: Path) -> None:
+def test_smoke_run_takes_the_size_of_the_graph_the_preprocessing_or_the_dataset(tmp_path: Path) -> None:
     """Where none is known nothing is run."""
     open_size = pooled(("batch", 3, None, None), (2, 3))
     assert not run(open_size, tmp_path)
@@ -54,7 +54,7 @@ def test_the_size_is_the_graphs_the_preprocessings_or_the_data_sets(tmp_path: Pa
     assert run(last, tmp_path, Preprocessing(layout="nhwc"))
 
 
-def test_the_pictures_are_preprocessed(tmp_path: Path) -> None:
+def test_smoke_run_preprocesses_its_pictures(tmp_path: Path) -> None:
     """A graph that answers for pictures of its own range alone: it divides by whether every mean is near zero."""
     nodes = [
         helper.make_node("ReduceMax", ["images"], ["most"], axes=[1, 2, 3], keepdims=0),
@@ -83,7 +83,7 @@ def test_the_pictures_are_preprocessed(tmp_path: Path) -> None:
         "two outputs for each picture",
     ],
 )
-def test_what_must_not_run_is_stopped(name: str, tmp_path: Path) -> None:
+def test_smoke_run_stops_what_must_not_run(name: str, tmp_path: Path) -> None:
     path = tmp_path / "teacher.onnx"
     path.write_bytes(ATTACKS[name].build())
     with pytest.raises(InvalidTeacher, match=ATTACKS[name].says) as caught:
@@ -91,7 +91,7 @@ def test_what_must_not_run_is_stopped(name: str, tmp_path: Path) -> None:
     assert "tried on a picture of noise" in str(caught.value)
 
 
-def test_an_endless_loop_ends_with_its_timer_and_not_with_a_kill(
+def test_smoke_run_ends_an_endless_loop_by_its_timer_and_not_by_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # However long the child takes to begin.
@@ -102,7 +102,7 @@ def test_an_endless_loop_ends_with_its_timer_and_not_with_a_kill(
         smoke_run(path, check_onnx(path), Preprocessing(), timeout_s=2)
 
 
-def test_a_marker_is_of_one_teacher_and_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smoke_run_marker_is_of_one_teacher_and_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = TeacherSpec(path=tmp_path / "a", sha256="0" * 64, output="logits")
     others = [
         teacher.model_copy(update=change)
@@ -125,7 +125,7 @@ def test_a_marker_is_of_one_teacher_and_one_version(tmp_path: Path, monkeypatch:
 # ------------------------------------------------------------------------------------------------ before real work
 
 
-def test_a_job_tries_its_teacher_once(digits: Digits, tmp_path: Path) -> None:
+def test_smoke_run_of_a_jobs_teacher_happens_once(digits: Digits, tmp_path: Path) -> None:
     """Whoever has tried it, the engine or the API: the marker is the same."""
     folders = Folders(data_dir=tmp_path, data_root=tmp_path)
     events: list[object] = []
@@ -140,7 +140,7 @@ def test_a_job_tries_its_teacher_once(digits: Digits, tmp_path: Path) -> None:
     assert tried() == 2
 
 
-def test_a_job_whose_teacher_does_not_pass_runs_nothing_of_it(digits: Digits, tmp_path: Path) -> None:
+def test_smoke_run_that_fails_keeps_a_job_from_running_its_teacher(digits: Digits, tmp_path: Path) -> None:
     """The preflight, which would run it in this very process, is not reached."""
     nodes = [
         helper.make_node("Flatten", ["images"], ["flat"]),

@@ -36,7 +36,7 @@ def test_versions_of_onnx_runtime_are_those_that_it_loads(tmp_path: Path) -> Non
             OnnxSession(path, "images", "logits", threads=1)
 
 
-def test_a_file_that_is_too_new_is_told_both_versions_and_how_to_save_it_again() -> None:
+def test_versions_refusal_of_a_newer_file_names_both_and_how_to_save_it_again() -> None:
     taken = Versions(program="ONNX Runtime 9", ir=13, opset=26)
     check_versions(13, 26, taken)
     with pytest.raises(TooNew) as caught:
@@ -51,7 +51,7 @@ def test_a_file_that_is_too_new_is_told_both_versions_and_how_to_save_it_again()
         check_versions(14, 26, taken)
 
 
-def test_a_file_newer_than_onnx_is_refused_with_the_numbers_of_onnx_runtime(
+def test_versions_refusal_of_a_file_newer_than_onnx_has_the_numbers_of_onnx_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who follows the message does not meet a second refusal; where ONNX Runtime is not installed onnx's are told."""
@@ -70,7 +70,7 @@ def test_a_file_newer_than_onnx_is_refused_with_the_numbers_of_onnx_runtime(
         inspect_in_subprocess(path)
 
 
-def test_a_smoke_run_refuses_a_file_that_is_too_new_before_onnx_runtime_loads_it(tmp_path: Path) -> None:
+def test_smoke_run_refuses_a_file_that_is_too_new_before_onnx_runtime_loads_it(tmp_path: Path) -> None:
     newest = versions()
     if (newest.ir, newest.opset) == (ONNX.ir, ONNX.opset):
         pytest.skip(f"{newest.program} takes all that onnx writes")
@@ -79,7 +79,7 @@ def test_a_smoke_run_refuses_a_file_that_is_too_new_before_onnx_runtime_loads_it
         smoke_run(path, check_onnx(path), Preprocessing())
 
 
-def test_an_error_of_onnx_runtime_is_told_without_its_own_sources(tmp_path: Path) -> None:
+def test_session_error_is_without_onnx_runtimes_own_sources(tmp_path: Path) -> None:
     """What it means stands behind 300 characters of C++ otherwise, and was cut off."""
     other = helper.make_opsetid("ai.onnx.ml", 99)
     built = onnx_models.random_linear()

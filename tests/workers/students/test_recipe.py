@@ -38,11 +38,11 @@ print(list(logits.shape), "averages" in [entry["name"] for entry in describe()],
 """
 
 
-def test_following_the_recipe_adds_a_student_family(tmp_path: Path) -> None:
+def test_student_family_is_added_by_following_the_recipe(tmp_path: Path) -> None:
     for layer in ("store", "workers", "service", "tests/repository"):
         shutil.copytree(ROOT / layer, tmp_path / layer, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests/__init__.py").touch()
-    catalog = tmp_path / "workers/students/catalog.py"
+    catalog = tmp_path / "workers/students/cifar_catalog.py"
     before = '    _cifar(\n        "cnn_s",'
     assert catalog.read_text().count(before) == 1
     catalog.write_text(catalog.read_text().replace(before, ENTRY + before))

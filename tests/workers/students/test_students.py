@@ -102,26 +102,26 @@ def test_catalog_loads_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_torchvision_names_are_what_the_installed_version_lists() -> None:
+def test_catalog_has_torchvisions_names_as_the_installed_version_lists_them() -> None:
     listed = torchvision.models.list_models(module=torchvision.models)
     ours = sorted(name.removeprefix(PREFIX) for name in STUDENTS if STUDENTS[name].torchvision)
     assert ours == sorted(listed)
 
 
-def test_every_bare_name_has_a_network_and_nothing_else_has() -> None:
+def test_catalog_has_a_network_for_every_bare_name_and_for_nothing_else() -> None:
     assert all((info.network is None) == info.torchvision for info in STUDENTS.values())
 
 
-def test_every_torchvision_name_carries_the_prefix() -> None:
+def test_catalog_prefixes_every_torchvision_name() -> None:
     assert all(name.startswith(PREFIX) == info.torchvision for name, info in STUDENTS.items())
 
 
-def test_the_two_mobilenets_are_different_networks() -> None:
+def test_catalog_has_two_mobilenets_that_are_different_networks() -> None:
     assert parameters(build_student("mobilenet_v2", 100)) == 812_836
     assert parameters(build_student("torchvision/mobilenet_v2", 100)) == 2_351_972
 
 
-def test_description_is_json_and_names_every_student() -> None:
+def test_describe_is_json_and_names_every_student() -> None:
     described = json.loads(json.dumps(describe()))
     assert tuple(entry["name"] for entry in described) == student_names()
     for entry in described:
@@ -131,14 +131,14 @@ def test_description_is_json_and_names_every_student() -> None:
         assert "network" not in entry
 
 
-def test_unknown_student_is_answered_with_the_nearest_name() -> None:
+def test_check_student_answers_an_unknown_one_with_the_nearest_name() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'resnet56'") as caught:
         check_student("resnet57")
     assert set(caught.value.allowed) == set(STUDENTS)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "convnext_tiny"])
-def test_torchvision_name_without_prefix_is_answered_with_its_spelling(name: str) -> None:
+def test_check_student_answers_a_torchvision_name_without_prefix_with_its_spelling(name: str) -> None:
     with pytest.raises(UnknownName, match=f"torchvision/{name}"):
         check_student(name)
 
@@ -148,20 +148,20 @@ def test_torchvision_name_without_prefix_is_answered_with_its_spelling(name: str
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("name", CIFAR)
-def test_parameters_are_exactly_the_published_count(name: str) -> None:
+def test_catalog_parameters_are_exactly_the_published_count(name: str) -> None:
     assert parameters(build_student(name, 100)) == STUDENTS[name].parameters_100
 
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("name", CIFAR)
-def test_multiply_accumulates_are_the_published_count(name: str) -> None:
+def test_catalog_multiply_accumulates_are_the_published_count(name: str) -> None:
     counted = multiply_accumulates(build_student(name, 100), torch.empty(1, 3, 32, 32)) / 1e6
     assert counted == pytest.approx(STUDENTS[name].mmacs_32, rel=0.01)
 
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
-def test_torchvision_parameters_are_the_catalog_s_and_the_first_layer_can_change_channels(family: Family) -> None:
+def test_catalog_has_torchvisions_parameters_and_the_first_layer_can_change_channels(family: Family) -> None:
     for size, published in family.sizes.items():
         network = build_student(PREFIX + size, 100, image_side=224)
         assert parameters(network) == published, size
@@ -171,7 +171,7 @@ def test_torchvision_parameters_are_the_catalog_s_and_the_first_layer_can_change
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
-def test_torchvision_least_side_is_the_least_that_can_be_trained_on(family: Family) -> None:
+def test_catalog_least_side_of_torchvision_is_the_least_that_can_be_trained_on(family: Family) -> None:
     size = min(family.sizes, key=lambda name: family.sizes[name])
     side = family.min_side
     network = build_student(PREFIX + size, 10, image_side=side).train()
@@ -184,7 +184,7 @@ def test_torchvision_least_side_is_the_least_that_can_be_trained_on(family: Fami
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("names", [CIFAR, *(tuple(PREFIX + size for size in of.sizes) for of in TORCHVISION)])
-def test_a_student_has_batch_normalisation_exactly_where_the_catalog_says_so(names: Sequence[str]) -> None:
+def test_catalog_says_exactly_which_student_has_batch_normalisation(names: Sequence[str]) -> None:
     """The API cannot look: it loads no torch."""
     for name in names:
         network = build_student(name, 10, image_side=224)
@@ -194,7 +194,7 @@ def test_a_student_has_batch_normalisation_exactly_where_the_catalog_says_so(nam
         assert has_norm == STUDENTS[name].batch_norm, name
 
 
-def test_batches_of_one_picture_are_refused_for_students_with_batch_normalisation() -> None:
+def test_check_batch_size_refuses_one_picture_for_students_with_batch_normalisation() -> None:
     with pytest.raises(InvalidJob, match="'vgg8' has batch normalisation, which needs 2 pictures or more in a batch"):
         check_batch_size("vgg8", 1)
     check_batch_size("vgg8", 2)
@@ -212,7 +212,7 @@ def test_batches_of_one_picture_are_refused_for_students_with_batch_normalisatio
         ("torchvision/maxvit_t", 256, "multiple of 224"),
     ],
 )
-def test_images_a_student_cannot_see_are_refused(name: str, side: int, message: str) -> None:
+def test_check_image_side_refuses_images_that_a_student_cannot_see(name: str, side: int, message: str) -> None:
     with pytest.raises(InvalidJob, match=message):
         check_image_side(name, side)
     with pytest.raises(InvalidJob, match=message):
@@ -220,12 +220,12 @@ def test_images_a_student_cannot_see_are_refused(name: str, side: int, message: 
 
 
 @pytest.mark.parametrize(("classes", "in_channels", "what"), [(1, 3, "classes is 1"), (10, 0, "in_channels is 0")])
-def test_impossible_numbers_are_refused(classes: int, in_channels: int, what: str) -> None:
+def test_build_student_refuses_impossible_numbers(classes: int, in_channels: int, what: str) -> None:
     with pytest.raises(InvalidJob, match=what):
         build_student("resnet8", classes, in_channels)
 
 
-def test_unknown_name_is_refused_by_the_builder() -> None:
+def test_build_student_refuses_an_unknown_name() -> None:
     with pytest.raises(UnknownName, match="resnet9"):
         build_student("resnet9", 10)
 
@@ -234,7 +234,7 @@ def test_unknown_name_is_refused_by_the_builder() -> None:
 
 
 @pytest.mark.parametrize("name", CIFAR)
-def test_logits_of_colour_images_of_any_size_have_one_column_per_class(name: str) -> None:
+def test_student_logits_of_colour_images_of_any_size_have_one_column_per_class(name: str) -> None:
     network = build_student(name, 100).eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 100)
@@ -242,7 +242,7 @@ def test_logits_of_colour_images_of_any_size_have_one_column_per_class(name: str
 
 
 @pytest.mark.parametrize("name", CIFAR)
-def test_grey_8x8_images_reach_every_parameter_and_stay_as_they_are(name: str) -> None:
+def test_student_takes_grey_8x8_images_which_reach_every_parameter_and_stay_as_they_are(name: str) -> None:
     torch.manual_seed(0)
     network = build_student(name, 10, in_channels=1, image_side=8).train()
     images = torch.randn(4, 1, 8, 8)
@@ -271,7 +271,7 @@ def test_student_learns_a_handful_of_pictures(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TORCHVISION_SAMPLE)
-def test_torchvision_student_trains_on_small_grey_images(name: str) -> None:
+def test_student_of_torchvision_trains_on_small_grey_images(name: str) -> None:
     torch.manual_seed(0)
     network = build_student(PREFIX + name, 10, in_channels=1, image_side=32).train()
     logits = network(torch.randn(2, 1, 32, 32))
@@ -283,7 +283,7 @@ def test_torchvision_student_trains_on_small_grey_images(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["resnet8", "shufflenet_v1", "torchvision/googlenet", "torchvision/mobilenet_v3_small"]
 )
-def test_same_seed_gives_the_same_student(name: str) -> None:
+def test_student_of_the_same_seed_is_the_same(name: str) -> None:
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -295,12 +295,12 @@ def test_same_seed_gives_the_same_student(name: str) -> None:
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("name", ["torchvision/inception_v3", "torchvision/googlenet"])
-def test_auxiliary_classifiers_are_left_out_in_training_too(name: str) -> None:
+def test_student_has_no_auxiliary_classifiers_in_training_either(name: str) -> None:
     logits = build_student(name, 10, image_side=96).train()(torch.empty(2, 3, 96, 96))
     assert isinstance(logits, Tensor)
 
 
-def test_shuffle_interleaves_the_groups() -> None:
+def test_shuffle_channels_interleaves_the_groups() -> None:
     channels = torch.arange(6.0).view(1, 6, 1, 1)
     assert shuffle_channels(channels, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
     assert shuffle_channels(channels, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
@@ -310,7 +310,7 @@ def test_shuffle_interleaves_the_groups() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2", "vgg8", "mobilenet_v2"])
-def test_convolutions_start_at_the_reference_spread(name: str) -> None:
+def test_student_convolutions_start_at_the_reference_spread(name: str) -> None:
     torch.manual_seed(0)
     for module in build_student(name, 100).modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
@@ -319,7 +319,7 @@ def test_convolutions_start_at_the_reference_spread(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg8", "mobilenet_v2"])
-def test_classifier_starts_small_where_the_reference_s_does(name: str) -> None:
+def test_student_classifier_starts_small_where_the_reference_s_does(name: str) -> None:
     torch.manual_seed(0)
     classifier = build_student(name, 100).get_submodule("classifier")
     assert isinstance(classifier, nn.Linear)
@@ -327,7 +327,7 @@ def test_classifier_starts_small_where_the_reference_s_does(name: str) -> None:
     assert not classifier.bias.any()
 
 
-def test_first_convolution_takes_other_channels_at_its_own_spread() -> None:
+def test_adapt_channels_keeps_the_spread_of_the_first_convolution() -> None:
     torch.manual_seed(0)
     colour = build_student("torchvision/resnet18", 10).get_submodule("conv1")
     spectral = build_student("torchvision/resnet18", 10, in_channels=7).get_submodule("conv1")
@@ -340,6 +340,6 @@ def test_first_convolution_takes_other_channels_at_its_own_spread() -> None:
 @pytest.mark.parametrize(
     "network", [nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Conv2d(12, 8, 1)), nn.Conv2d(3, 3, 1, groups=3)]
 )
-def test_network_without_a_plain_first_convolution_says_that_it_needs_colour(network: nn.Module) -> None:
+def test_adapt_channels_says_that_a_network_without_a_plain_first_convolution_needs_colour(network: nn.Module) -> None:
     with pytest.raises(InvalidJob, match="'odd' cannot take images with 1 channels"):
         adapt_channels(network, "odd", 1)

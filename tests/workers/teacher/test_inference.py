@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from store import CacheReader, CacheSpec, CacheWriter, Catalog, NotStorable
-from store.layout import BlockRecord
+from store.documents import BlockRecord
 from tests.support import cuda_session, onnx_models
 from tests.support.store_cases import tree
 from workers.augmentation.apply import make_views

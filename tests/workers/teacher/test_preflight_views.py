@@ -35,7 +35,7 @@ from workers.data.prepared import Dataset
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
-from workers.teacher.accuracy import teacher_accuracy
+from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.inference import infer_blocks
@@ -128,7 +128,7 @@ def test_the_logits_of_a_small_view_are_of_the_full_resampling_of_its_box(settin
         np.testing.assert_array_equal(kept[view], expected.astype(np.float16))
         thumbnails = setting.teacher.logits(make_views(plain, WHOLE, 0, view, index_N))
         assert (thumbnails.argmax(axis=1) == setting.train.labels_N).mean() < 0.7
-    accuracy = teacher_accuracy(setting.plan, setting.folders)
+    accuracy = measure_teacher(setting.plan, setting.folders).accuracy
     assert (accuracy.test, accuracy.views) == (1.0, 1.0)
 
 
@@ -138,7 +138,7 @@ def test_without_a_size_the_teacher_gets_boxes_as_large_as_the_pictures_it_was_m
     job = setting.job_with(WHOLE, PLAIN.model_copy(update={"size": None}))
     plan = setting.filled(job)
     assert plan.train_cache.augmentation["size"] is None
-    assert teacher_accuracy(plan, setting.folders).views == 1.0
+    assert measure_teacher(plan, setting.folders).accuracy.views == 1.0
 
 
 def test_both_networks_see_the_same_boxes() -> None:
@@ -285,7 +285,7 @@ def test_the_accuracy_on_views_counts_every_view_of_the_cache(setting: Setting, 
             view, start, stop = spec.block_range(block)
             writer.write_block(block, np.eye(2, dtype=np.float32)[said[view, start:stop]])
         writer.finish()
-    assert teacher_accuracy(setting.plan, folders).views == (SAMPLES + 100) / (2 * SAMPLES)
+    assert measure_teacher(setting.plan, folders).accuracy.views == (SAMPLES + 100) / (2 * SAMPLES)
 
 
 # ------------------------------------------------------------------------------------------------- the check before it

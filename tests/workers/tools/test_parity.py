@@ -24,7 +24,8 @@ from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.teacher.build_caches import build_caches
 from workers.teacher.teacher import Teacher
-from workers.tools.parity import BOUND, Comparison, ParityReport, Spread, check_parity
+from workers.tools.parity import check_parity
+from workers.tools.parity_report import BOUND, Comparison, ParityReport, Spread
 from workers.training.loop import train_run
 
 DTYPES = ("float16", "float32")
@@ -92,7 +93,7 @@ def rewritten(kept: Kept, tmp_path: Path) -> Callable[[str, Callable[[int], Logi
 
 @pytest.mark.parametrize("method", sorted(set(PRESETS) - {"ce", "custom"}))
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_method_trains_on_the_cache_as_with_the_live_teacher(dtype: str, method: str, kept: Kept) -> None:
+def test_parity_holds_for_every_method(dtype: str, method: str, kept: Kept) -> None:
     # Epoch 2 is of the second view.
     report = kept.check(dtype, method, epoch=2, steps=3)
     assert report.ok
@@ -101,7 +102,7 @@ def test_every_method_trains_on_the_cache_as_with_the_live_teacher(dtype: str, m
     assert report.logits.unlike == 0
 
 
-def test_a_float32_cache_is_the_live_teacher_through_a_whole_epoch(kept: Kept) -> None:
+def test_parity_of_a_float32_cache_is_exact_through_a_whole_epoch(kept: Kept) -> None:
     report = kept.check("float32", {"preset": "atkd"})
     samples = kept.specs["float32"].samples
     assert report.steps == -(-samples // 64)
@@ -114,7 +115,7 @@ def test_a_float32_cache_is_the_live_teacher_through_a_whole_epoch(kept: Kept) -
     assert report.logits.compared == 10 * samples
 
 
-def test_a_float16_cache_differs_from_the_live_teacher_and_only_by_rounding(kept: Kept) -> None:
+def test_parity_of_a_float16_cache_differs_by_rounding_alone(kept: Kept) -> None:
     report = kept.check("float16", "dtkd", epoch=20)
     assert report.rounded is not None
     assert report.rounded.gradient.worst <= 1e-6
@@ -129,7 +130,7 @@ def test_a_float16_cache_differs_from_the_live_teacher_and_only_by_rounding(kept
 
 @pytest.mark.usefixtures("without_onnx")
 @pytest.mark.parametrize("method", ["kd", "ctkd", "mlld"])
-def test_the_student_trains_as_a_run_does(method: str, kept: Kept, tmp_path: Path) -> None:
+def test_parity_trains_the_student_as_a_run_does(method: str, kept: Kept, tmp_path: Path) -> None:
     training = Training(epochs=2, optimizer=Sgd(), schedule=StepSchedule(milestones=()), batch_size=50)
     epochs: list[Epoch] = []
     order = kept.digits.order(method, tmp_path, training)
@@ -144,11 +145,13 @@ def test_the_student_trains_as_a_run_does(method: str, kept: Kept, tmp_path: Pat
 @pytest.mark.parametrize(
     ("loss", "gradient", "agrees"), [(1e-6, 1e-6, True), (1.1e-6, 0.0, False), (0.0, 1.1e-6, False)]
 )
-def test_the_worst_step_of_loss_and_of_gradient_decides(loss: float, gradient: float, agrees: bool) -> None:
+def test_parity_is_decided_by_the_worst_step_of_loss_and_of_gradient(
+    loss: float, gradient: float, agrees: bool
+) -> None:
     assert Comparison(Spread(0.0, loss), Spread(0.0, gradient), Spread(1.0, 1.0)).agrees is agrees
 
 
-def test_rows_in_another_order_are_found(kept: Kept, rewritten: Callable[..., Kept]) -> None:
+def test_parity_finds_rows_in_another_order(kept: Kept, rewritten: Callable[..., Kept]) -> None:
     wrong = rewritten("float32", lambda view: np.roll(kept.live(view), 1, axis=0))
     report = wrong.check("float32", steps=3)
     assert not report.ok
@@ -156,14 +159,14 @@ def test_rows_in_another_order_are_found(kept: Kept, rewritten: Callable[..., Ke
     assert "are not this teacher's for these pictures" in report.verdict
 
 
-def test_logits_of_another_view_are_found(kept: Kept, rewritten: Callable[..., Kept]) -> None:
+def test_parity_finds_logits_of_another_view(kept: Kept, rewritten: Callable[..., Kept]) -> None:
     wrong = rewritten("float16", lambda view: kept.live(1 - view))
     report = wrong.check("float16", steps=3)
     assert not report.ok
     assert "are not this teacher's for these pictures" in report.verdict
 
 
-def test_logits_of_another_teacher_are_found(
+def test_parity_finds_logits_of_another_teacher(
     kept: Kept, rewritten: Callable[..., Kept], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     weight_PN = np.random.default_rng(0).normal(size=(64, 10)) / 8
@@ -179,7 +182,7 @@ def test_logits_of_another_teacher_are_found(
     assert report.logits.unlike > 0.9 * report.logits.compared
 
 
-def test_one_wrong_row_is_found_in_the_step_that_reads_it(kept: Kept, rewritten: Callable[..., Kept]) -> None:
+def test_parity_finds_one_wrong_row_in_the_step_that_reads_it(kept: Kept, rewritten: Callable[..., Kept]) -> None:
     def one_off(view: int) -> Logits:
         logits = kept.live(view)
         logits[700, 3] += 0.01
@@ -191,7 +194,7 @@ def test_one_wrong_row_is_found_in_the_step_that_reads_it(kept: Kept, rewritten:
     assert report.live.gradient.median <= 1e-6 < report.live.gradient.worst
 
 
-def test_statistics_of_rounded_logits_are_found_by_a_method_that_reads_them(
+def test_parity_finds_statistics_of_rounded_logits_by_a_method_that_reads_them(
     kept: Kept, rewritten: Callable[..., Kept]
 ) -> None:
     """Float16 logits are the same bits then; the statistics should be those of the unrounded ones."""
@@ -203,7 +206,7 @@ def test_statistics_of_rounded_logits_are_found_by_a_method_that_reads_them(
     assert report.verdict.endswith("the logits are this teacher's, the statistics are not")
 
 
-def test_last_bits_that_differ_are_told_from_another_teacher(kept: Kept, rewritten: Callable[..., Kept]) -> None:
+def test_parity_distinguishes_last_bits_from_another_teacher(kept: Kept, rewritten: Callable[..., Kept]) -> None:
     def noisy(view: int) -> Logits:
         logits = kept.live(view)
         noise = np.random.default_rng(view).normal(size=logits.shape)
@@ -221,18 +224,18 @@ def test_last_bits_that_differ_are_told_from_another_teacher(kept: Kept, rewritt
 @pytest.mark.parametrize(
     ("method", "epoch"), [("ce", 1), ("annealing_kd", 500), ({"preset": "kd", "ce_weight": 1, "kd_weight": 0}, 1)]
 )
-def test_a_method_that_reads_no_teacher_is_refused(method: object, epoch: int, kept: Kept) -> None:
+def test_parity_refuses_a_method_that_reads_no_teacher(method: object, epoch: int, kept: Kept) -> None:
     with pytest.raises(InvalidMethod, match="learns from labels alone"):
         kept.check("float16", method, epoch=epoch)
 
 
-def test_two_views_of_a_cache_that_has_one_are_refused(kept: Kept) -> None:
+def test_parity_refuses_two_views_of_a_cache_that_has_one(kept: Kept) -> None:
     key = kept.digits.plan.test_cache.key
     with pytest.raises(InvalidMethod, match="compares two views"):
         check_parity(kept.data_dir, key, parse_method("mlld"), student="cnn_s")
 
 
-def test_a_teacher_that_is_gone_or_another_is_refused(kept: Kept, tmp_path: Path) -> None:
+def test_parity_refuses_a_teacher_that_is_gone_or_another(kept: Kept, tmp_path: Path) -> None:
     for name in ("caches", "datasets"):
         (tmp_path / name).symlink_to(kept.data_dir / name)
     other = replace(kept, folders=Folders(data_dir=tmp_path, data_root=tmp_path))
@@ -245,7 +248,7 @@ def test_a_teacher_that_is_gone_or_another_is_refused(kept: Kept, tmp_path: Path
         other.check("float16")
 
 
-def test_an_incomplete_cache_is_refused(kept: Kept, tmp_path: Path) -> None:
+def test_parity_refuses_an_incomplete_cache(kept: Kept, tmp_path: Path) -> None:
     CacheWriter(tmp_path / "caches", kept.specs["float16"])
     with pytest.raises(CacheIncomplete):
         check_parity(tmp_path, kept.specs["float16"].key[:8], parse_method("kd"))
@@ -260,7 +263,7 @@ def retort_parity(kept: Kept, *words: str, as_json: bool = False) -> int:
     return main([*(["--json"] if as_json else []), "parity", key, *where, *words])
 
 
-def test_the_command_shows_both_comparisons_and_the_verdict(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parity_command_shows_both_comparisons_and_the_verdict(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
     assert retort_parity(kept, "--method", '{"preset": "kd", "temperature": 2}', "--batch-size", "32") == 0
     out, err = capsys.readouterr()
     assert "kd(temperature=2), cnn_s, epoch 1: 96 rows in 3 steps" in out
@@ -270,7 +273,7 @@ def test_the_command_shows_both_comparisons_and_the_verdict(kept: Kept, capsys: 
     assert err == ""
 
 
-def test_the_commands_json_is_the_report(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parity_command_has_the_report_as_json(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
     assert retort_parity(kept, "--epoch", "2", as_json=True) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["object"] == "parity_report"
@@ -280,7 +283,7 @@ def test_the_commands_json_is_the_report(kept: Kept, capsys: pytest.CaptureFixtu
     assert (document["epoch"], document["steps"], document["rows"]) == (2, 3, 192)
 
 
-def test_the_command_fails_in_one_line_when_they_differ(
+def test_parity_command_fails_in_one_line_when_they_differ(
     kept: Kept, rewritten: Callable[..., Kept], capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = rewritten("float16", lambda view: kept.live(1 - view))
@@ -304,7 +307,7 @@ def test_the_command_fails_in_one_line_when_they_differ(
         (["--data-dir", "nowhere"], 2, "nowhere"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_one_line(
+def test_parity_command_refuses_what_cannot_be_compared_in_one_line(
     words: list[str], status: int, says: str, kept: Kept, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert retort_parity(kept, *words) == status

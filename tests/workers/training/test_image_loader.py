@@ -214,8 +214,8 @@ def damage(picture: Path, how: str) -> None:
 
 DAMAGES = {
     "removed": "cannot be read any more",
-    "longer": "has changed since the data set was prepared",
-    "touched": "has changed since the data set was prepared",
+    "longer": "has changed since the dataset was prepared",
+    "touched": "has changed since the dataset was prepared",
     "damaged": "cannot be read as a picture",
 }
 

@@ -63,7 +63,11 @@ def test_a_student_learns_from_the_cache_and_leaves_everything(digits: Digits, t
         "student.safetensors",
         "student.onnx",
         "config.json",
+        "events.out.tfevents.retort",
         "metrics.jsonl",
+        "evaluation.json",
+        "temperatures.json",
+        "logits.safetensors",
         "result.json",
     }
     assert json.loads((tmp_path / "artifacts/result.json").read_text()) == result
@@ -99,7 +103,13 @@ def test_a_run_that_vanishes_resumes_to_the_same_bits(method: str, digits: Digit
     changes = {"told_epoch": 2, "teacher_accuracy": TeacherAccuracy(test=0.9, views=0.8)}
     resumed_result = train_run(second.model_copy(update=changes), events.append, never)
 
-    assert resumed_result["last"]["teacher_temperature_mean"] == undisturbed["last"]["teacher_temperature_mean"]
+    clocks = {"images_per_s", "seconds"}
+    assert {k: v for k, v in resumed_result["last"].items() if k not in clocks} == {
+        k: v for k, v in undisturbed["last"].items() if k not in clocks
+    }
+    # Of all epochs, those before it vanished included.
+    for name in ("temperatures.json", "evaluation.json", "logits.safetensors"):
+        assert (tmp_path / "a2/artifacts" / name).read_bytes() == (tmp_path / "quiet/artifacts" / name).read_bytes()
     assert [e.epoch for e in events if isinstance(e, Epoch)] == [3, 4]
     expected, resumed = weights(tmp_path / "quiet"), weights(tmp_path / "a2")
     assert expected.keys() == resumed.keys()
@@ -167,6 +177,8 @@ def test_a_run_that_is_paused_at_any_step_of_some_made_at_once_ends_with_the_sam
     assert left == right
     expected, resumed = weights(tmp_path / "quiet"), weights(folders[-1])
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    histograms = [(folder / "artifacts/temperatures.json").read_text() for folder in (tmp_path / "quiet", folders[-1])]
+    assert histograms[0] == histograms[1]
 
 
 @pytest.mark.usefixtures("without_onnx")

@@ -32,6 +32,9 @@ SPLIT_NAMES: "Final[Mapping[Split, tuple[str, ...]]]" = {
 # copies prepared under the old rules are not taken for the new ones.
 _RULES = 1
 
+# Pixels a side from which a random area of a picture is cropped, not a picture that is moved by four pixels.
+_LARGE_SIDE = 64
+
 
 @dataclass(frozen=True)
 class Option:
@@ -56,11 +59,14 @@ class DatasetKind(Spec, ABC):
         options: the fields but ``kind``.
         sought: what the doctor advises to put below the data root, in the plural; empty for a built-in dataset, which
             needs nothing there.
+        recipes: for a value of ``kind``, the recipe of ``workers.config.recipes`` that a job takes which names none;
+            a kind without one goes by the size of its pictures.
     """
 
     kinds: ClassVar[Mapping[str, str]]
     options: ClassVar[Mapping[str, Option]] = {}
     sought: ClassVar[str] = ""
+    recipes: ClassVar[Mapping[str, str]] = {}
 
     kind: str
 
@@ -103,6 +109,13 @@ class DatasetKind(Spec, ABC):
     def resized_to(self) -> Size | None:
         """Size (height, width) in pixels that pictures are resized to when they are decoded; None leaves them."""
         return None
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe that a job on this dataset takes which names none."""
+        size = self.picture_size
+        by_size = "large-pictures" if size is not None and min(size) >= _LARGE_SIDE else "small-pictures"
+        return self.recipes.get(self.kind, by_size)
 
     @property
     def keeps_files(self) -> bool:

@@ -44,6 +44,7 @@ class DigitsDataset(DatasetKind):
     options: ClassVar[Mapping[str, Option]] = {
         "train_per_class": Option("Of the digits: train on the first so many pictures of each class.", unset="all")
     }
+    recipes: ClassVar[Mapping[str, str]] = {"digits": "digits"}
 
     kind: Literal["digits"] = "digits"
     # Joined later, as ``Training.cuda_graph``.

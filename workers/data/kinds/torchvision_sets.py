@@ -32,6 +32,13 @@ class TorchvisionDataset(FilesBelowRoot):
         "fashion_mnist": "the IDX files",
     }
     sought: ClassVar[str] = "CIFAR and MNIST"
+    recipes: ClassVar[Mapping[str, str]] = {
+        "cifar10": "small-pictures",
+        "cifar100": "small-pictures",
+        "mnist": "mnist",
+        # Clothes may be mirrored.
+        "fashion_mnist": "small-pictures",
+    }
 
     kind: Literal["cifar10", "cifar100", "mnist", "fashion_mnist"]
     path: RelativePath = "."

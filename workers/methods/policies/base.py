@@ -15,11 +15,12 @@ none (a maximum of the other sign, a constant row), that one sample falls back a
 Shapes: B batch, C classes, 1 kept for broadcasting; tau_B1 temperatures. float32 or float64.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.expression import Array
 from workers.spec import MethodPart
 
@@ -31,6 +32,8 @@ class Policy(MethodPart):
     """Base of temperature policies.
 
     Attributes:
+        domain: for which rows the formula gives the temperatures, and what the others take, as a sentence's part; None
+            if for all. The share of the others is a metric of every epoch, ``outside_domain``.
         statistics: the cached teacher statistics that some form of the policy reads; it sees nothing else of the
             teacher.
         student_statistics: the same of the student's logits.
@@ -38,6 +41,7 @@ class Policy(MethodPart):
             holds what the policy made of the epoch, and is recorded again in the next one.
     """
 
+    domain: ClassVar[str | None] = None
     statistics: ClassVar[tuple[str, ...]] = ()
     student_statistics: ClassVar[tuple[str, ...]] = ()
     reads_epoch: ClassVar[bool] = True
@@ -53,9 +57,19 @@ class Policy(MethodPart):
         return self.student_statistics
 
     @property
+    def cache_statistics(self) -> tuple[CacheStatistic, ...]:
+        """What this configuration reads of the whole cache, see ``PolicyBatch.of_cache``."""
+        return ()
+
+    @property
     def reads_level(self) -> bool:
         """Whether its temperatures depend on where the teacher's logits lie: a shift of a row changes them."""
         return False
+
+    @property
+    def domain_key(self) -> Hashable:
+        """Equal for two policies whose domains are the same rows."""
+        return self
 
     @property
     def gives_label_its_own(self) -> bool:
@@ -74,6 +88,11 @@ Statistics = Mapping[str, Array]
 
 STD_EPS = 1e-7
 """Added to a standard deviation by the authors of logit standardisation; below it a row counts as constant."""
+
+
+def neither_constant(student: Statistics, teacher: Statistics, xp: ModuleType) -> Array:
+    """Boolean [B, 1], true where neither network's row is constant: the domain of policies that divide by its std."""
+    return xp.minimum(student["std"], teacher["std"]) > STD_EPS
 
 
 class PolicyBatch(Protocol):
@@ -107,8 +126,17 @@ class PolicyBatch(Protocol):
     def detached_statistics(self, statistics: Statistics) -> Statistics:
         """The same statistics without gradient."""
 
-    def with_slope(self, values: Array, by: Array, slope: Array) -> Array:
-        """``values``, whose derivative by ``by`` is ``slope``; all three are [B, 1], and it alone carries gradient."""
+    def with_slope(self, shared: "Temperatures", by: Array, slope: Array) -> "Temperatures":
+        """The same temperatures, with their derivatives by ``by``.
+
+        Args:
+            shared: temperatures [B, 1] of a constant sum, and their product as the weight, all without gradient.
+            by: [B, 1], with gradient.
+            slope: [B, 1], dT_t/dby, and so minus dT_s/dby.
+        """
+
+    def of_cache(self, statistic: CacheStatistic) -> Array:
+        """A statistic over the cache, [B, 1]; of the row's sample or label where there is one for each."""
 
     def theta(self, config: "Learned", gradient_scale: float) -> Array:
         """The learned parameter [] of this term; its gradient is multiplied by ``gradient_scale``."""
@@ -124,11 +152,17 @@ class Temperatures:
         student: tau_B1 > 0 that divides the student's logits; carries gradient where the authors' code does.
         teacher: tau_B1 > 0 that divides the teacher's logits; [B, C] where classes differ.
         weight: [B, 1] >= 0, the factor (T^2 or its like) that keeps gradients comparable over temperatures.
+        inside: makes a boolean [B, 1], true for the rows of the policy's domain; None if it has no bounds. Made when
+            asked for, since terms may share one.
+        paper: the T of the method's paper, of both networks, where the two above are something else: z-scoring divides
+            by T (std + eps). None where the two above are what the paper calls the temperature.
     """
 
     student: Array
     teacher: Array
     weight: Array
+    inside: Callable[[], Array] | None = None
+    paper: Array | None = None
 
     def as_arrays(self, batch: PolicyBatch) -> "Temperatures":
         """The same with [B, 1] in place of each ``float``."""

@@ -21,6 +21,7 @@ class Dtkd(Policy):
     title = "dynamic temperature"
     formula = "x, y = max (or logsumexp) of z_t, z_s; T_t = 2x/(x+y) T, T_s = 2y/(x+y) T, W = T_t T_s"
     paper = "Wei & Bai 2024, arXiv 2404.12711"
+    domain = "maxima (or logsumexps) of one sign, within a factor of 100; the others take T for both networks"
     reads_epoch = False
     statistics = ("max", "sharpness")
     student_statistics = ("max", "sharpness")
@@ -56,6 +57,6 @@ def dtkd(student: Statistics, teacher: Statistics, config: Dtkd, batch: PolicyBa
     inside_B1 = xp.clip(share_B1, least, 1.0 - least) == share_B1
     teacher_B1 = 2.0 * config.temperature * xp.where(inside_B1, share_B1, 0.5)
     slope_B1 = xp.where(inside_B1, teacher_B1 / sum_B1, 0.0)
-    teacher_B1 = batch.with_slope(teacher_B1, y_B1, -slope_B1)
     student_B1 = 2.0 * config.temperature - teacher_B1
-    return Temperatures(student_B1, teacher_B1, student_B1 * teacher_B1)
+    shared = Temperatures(student_B1, teacher_B1, student_B1 * teacher_B1, lambda: inside_B1)
+    return batch.with_slope(shared, y_B1, -slope_B1)

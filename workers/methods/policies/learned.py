@@ -1,9 +1,11 @@
 """Learned temperature, CTKD (Li et al. 2023)."""
 
 import math
+from collections.abc import Hashable
+from functools import partial
 from typing import Literal
 
-from workers.methods.policies.base import STD_EPS, Policy, PolicyBatch, Statistics, Temperatures
+from workers.methods.policies.base import STD_EPS, Policy, PolicyBatch, Statistics, Temperatures, neither_constant
 from workers.spec import Count, Finite, Flag, Temperature, Weight
 
 
@@ -21,6 +23,7 @@ class Learned(Policy):
         "-strength (1 - cos(pi min(epoch, N)/N))/2, N = reversal_epochs"
     )
     paper = "Li et al. AAAI 2023, arXiv 2211.16231"
+    domain = "with standardize, rows that are not constant (std > 1e-7), as of standardize; else all"
     statistics = ("std",)
     student_statistics = ("std",)
 
@@ -41,6 +44,10 @@ class Learned(Policy):
         return self.reads
 
     @property
+    def domain_key(self) -> Hashable:
+        return "neither constant"
+
+    @property
     def z_scores(self) -> bool:
         return self.standardize
 
@@ -52,5 +59,6 @@ def learned(student: Statistics, teacher: Statistics, config: Learned, batch: Po
     tau_B1 = batch.full(1.0) * (config.start + config.span / (1.0 + batch.xp.exp(-theta)))
     if config.standardize:
         student_B1, teacher_B1 = tau_B1 * (student["std"] + STD_EPS), tau_B1 * (teacher["std"] + STD_EPS)
-        return Temperatures(student_B1, teacher_B1, tau_B1 * tau_B1)
+        inside = partial(neither_constant, student, teacher, batch.xp)
+        return Temperatures(student_B1, teacher_B1, tau_B1 * tau_B1, inside=inside, paper=tau_B1)
     return Temperatures(tau_B1, tau_B1, tau_B1 * tau_B1)

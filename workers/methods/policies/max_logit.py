@@ -20,6 +20,7 @@ class MaxLogit(Policy):
         "T_t = T_n (std(z_t) + 1e-7), T_s = T_n (std(z_s) + 1e-7), W = T_n^2"
     )
     paper = "Matsuyama et al. 2025, arXiv 2503.09030"
+    domain = "rows of which not all that count is constant (T_n > 0); the others take T_n = 1"
     reads_epoch = False
     statistics = ("max", "min", "mean", "std")
     student_statistics = ("max", "min", "mean", "std")
@@ -54,8 +55,11 @@ def max_logit(student: Statistics, teacher: Statistics, config: MaxLogit, batch:
     else:
         largest_B1 = (teacher["max"] - teacher["mean"]) / spread_t_B1
     tau_B1 = (1.0 + math.sqrt(3.0)) / 2.0 * largest_B1
-    tau_B1 = xp.where(tau_B1 > 0, tau_B1, 1.0)
-    return Temperatures(tau_B1 * spread_s_B1, tau_B1 * spread_t_B1, tau_B1 * tau_B1)
+    inside_B1 = tau_B1 > 0
+    tau_B1 = xp.where(inside_B1, tau_B1, 1.0)
+    return Temperatures(
+        tau_B1 * spread_s_B1, tau_B1 * spread_t_B1, tau_B1 * tau_B1, inside=lambda: inside_B1, paper=tau_B1
+    )
 
 
 def _reach(statistics: Statistics, xp: ModuleType) -> Array:

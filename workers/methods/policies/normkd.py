@@ -1,8 +1,9 @@
 """Temperatures of NormKD, from the logits' standard deviation (Chi et al. 2023)."""
 
+from collections.abc import Hashable
 from typing import Literal
 
-from workers.methods.policies.base import STD_EPS, Policy, PolicyBatch, Statistics, Temperatures
+from workers.methods.policies.base import STD_EPS, Policy, PolicyBatch, Statistics, Temperatures, neither_constant
 from workers.spec import Temperature
 
 
@@ -12,12 +13,17 @@ class Normkd(Policy):
     title = "temperature from the standard deviation"
     formula = "T_t = k std(z_t), T_s = k std(z_s), W = T_t^2"
     paper = "Chi et al. 2023, arXiv 2308.00520"
+    domain = "rows that are not constant (std > 1e-7); a constant student takes T_t, a constant teacher k at W = 0"
     reads_epoch = False
     statistics = ("std",)
     student_statistics = ("std",)
 
     kind: Literal["normkd"] = "normkd"
     scale: Temperature = 2.0
+
+    @property
+    def domain_key(self) -> Hashable:
+        return "neither constant"
 
 
 def normkd(student: Statistics, teacher: Statistics, config: Normkd, batch: PolicyBatch) -> Temperatures:
@@ -30,4 +36,4 @@ def normkd(student: Statistics, teacher: Statistics, config: Normkd, batch: Poli
     weight_B1 = teacher_B1 * teacher_B1
     teacher_B1 = batch.xp.where(teacher["std"] > STD_EPS, teacher_B1, config.scale)
     student_B1 = batch.xp.where(student["std"] > STD_EPS, student_B1, teacher_B1)
-    return Temperatures(student_B1, teacher_B1, weight_B1)
+    return Temperatures(student_B1, teacher_B1, weight_B1, lambda: neither_constant(student, teacher, batch.xp))

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from workers.errors import ContractViolation
 
@@ -45,8 +45,8 @@ class PreflightReport(BaseModel):
     # No default: the record of a version that did not look for them says nothing.
     refusals: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    # As the records of earlier versions, which do not say it.
-    normalised: bool = Field(default=False, exclude_if=lambda given: not given)
+    # No default, for the same reason: DTKD on log-probabilities is plain KD.
+    normalised: bool
 
     def enforce(self, accept: bool) -> None:
         """Raise ContractViolation of all refusals, unless they are accepted."""

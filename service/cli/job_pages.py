@@ -1,0 +1,96 @@
+"""Pages of jobs and runs on a terminal: the runs of a dry run, a job with its runs, a run with its files."""
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from service.cli import render
+from service.cli.recipes import filled_in
+from service.client.transport import Document
+
+
+def preview_page(preview: Document) -> RenderableType:
+    """Page of a dry run: its runs, the picture sizes, the warnings."""
+    rows = [(run["student"], run["method"], str(run["seed"])) for run in preview["runs"]]
+    # A service of an earlier version has neither sizes nor warnings.
+    views = preview.get("views") or {}
+    sizes = {name: "x".join(map(str, views.get(name) or ())) for name in ("student", "teacher")}
+    seen = render.facts({f"{name} sees": size and f"{size} pixels of each box" for name, size in sizes.items()})
+    warnings = [Text(f"warning: {warning}") for warning in preview.get("warnings", [])]
+    table = render.table(("student", "method", "seed"), rows)
+    recipe = render.facts({"recipe": filled_in(preview["plan"])})
+    return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, recipe, *warnings)
+
+
+def job_page(job: Document, runs: list[Document]) -> RenderableType:
+    """Page of a job with its runs."""
+    caches = job["caches"] or {}
+    pairs = {
+        "job": job["id"],
+        "name": job["name"],
+        "state": render.state(job["state"]),
+        "stage": job["stage"] if job["state"] == "running" else None,
+        "error": (job["error"] or {}).get("message"),
+        "set aside": _set_aside(job),
+        "created": render.moment(job["created_at"]),
+        "started": render.moment(job["started_at"]),
+        "finished": render.moment(job["finished_at"]),
+        "priority": str(job["priority"]) if job["priority"] else None,
+        "runs at once": str(job["parallel_runs"]) if job["parallel_runs"] else None,
+        "retry of": job["retry_of"],
+        "teacher": job["teacher"],
+        "recipe": filled_in(job["plan"]),
+        "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
+        "cost": render.forwards(job),
+    }
+    headers = ("run", "state", "name", "epoch>", "top-1>", "error or why it is set aside")
+    rows = [
+        (
+            run["id"],
+            render.state(run["state"]),
+            run["name"],
+            f"{run['epoch']}/{run['epochs']}",
+            render.percent((run["metrics"] or {}).get("top1")),
+            (run["error"] or {}).get("message") or _set_aside(run) or "",
+        )
+        for run in runs
+    ]
+    return Group(render.facts(pairs), Text(), render.table(headers, rows))
+
+
+def run_page(run: Document, files: list[Document]) -> RenderableType:
+    """Page of a run with its files."""
+    metrics = run["metrics"] or {}
+    pairs = {
+        "run": run["id"],
+        "job": run["job_id"],
+        "retry of": run["retry_of"],
+        "name": run["name"],
+        "state": render.state(run["state"]),
+        "error": (run["error"] or {}).get("message"),
+        "set aside": _set_aside(run),
+        "waits for": run["waits_for"],
+        "attempt": str(run["attempt"]),
+        "epoch": f"{run['epoch']}/{run['epochs']}",
+        "started": render.moment(run["started_at"]),
+        "finished": render.moment(run["finished_at"]),
+        "top-1": render.percent(metrics.get("top1")),
+        "agreement": render.percent(metrics.get("agreement")),
+        "ECE": render.percent(metrics.get("ece")),
+        "loss": render.number(metrics.get("train_loss"), 4),
+    }
+    rows = [(file["name"], render.size(file["size_bytes"]), file["sha256"]) for file in files]
+    parts: list[RenderableType] = [render.facts(pairs)]
+    if rows:
+        parts += [Text(), render.table(("file", "size>", "sha256"), rows)]
+    return Group(*parts)
+
+
+def counts(job: Document) -> str:
+    """Number of a job's runs in each state."""
+    counts = job["progress"]["runs"]
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _set_aside(document: Document) -> str | None:
+    """Reason why a job or run is set aside; a service of an earlier version does not send one."""
+    return (document.get("set_aside") or {}).get("message")

@@ -1,0 +1,126 @@
+"""What figures are drawn from: the documents of a job and its runs, by student and method."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from service.client.client import Client
+from service.client.transport import Document
+
+LOGITS_FILE = "logits.safetensors"
+_CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits [rows, classes], float32, and labels [rows], int64, of one split."""
+
+    logits_NC: np.ndarray
+    labels_N: np.ndarray
+
+
+@dataclass
+class RunData:
+    """One run: its document, the metrics of its epochs, and what its files hold.
+
+    Attributes:
+        document: of the API.
+        metrics: a line for each epoch.
+        predictions: by split; empty where the run has left no logits.
+        class_names: in the order of labels; empty where nobody knows them.
+    """
+
+    document: Document
+    metrics: Sequence[Document]
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
+
+    @property
+    def result(self) -> Document:
+        """result.json; empty while the run has none."""
+        return self.document["result"] or {}
+
+    def evaluation(self, split: str) -> Document:
+        """What result.json tells of the weights that leave, on a split; empty where it does not."""
+        return (self.result.get("evaluation") or {}).get(split) or {}
+
+
+@dataclass
+class JobData:
+    """A job, or one run of it, as figures take it.
+
+    Attributes:
+        name: the title of all figures.
+        job: the job's document.
+        runs: those to draw.
+    """
+
+    name: str
+    job: Document
+    runs: Sequence[RunData]
+
+    @cached_property
+    def students(self) -> list[str]:
+        """Names of students, in the job's order."""
+        return list(dict.fromkeys(run.document["student"] for run in self.runs))
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Labels of methods, in the job's order."""
+        return list(dict.fromkeys(run.document["method"] for run in self.runs))
+
+    def groups(self) -> Iterator[tuple[str, str, list[RunData]]]:
+        """(student, method, its runs of all seeds), those that there are."""
+        for student in self.students:
+            for method in self.methods:
+                runs = [
+                    run for run in self.runs if (run.document["student"], run.document["method"]) == (student, method)
+                ]
+                if runs:
+                    yield student, method, runs
+
+
+def read(client: Client, id: str) -> JobData:
+    """Fetch everything that figures of a job, or of one run, need.
+
+    Raises:
+        ClientError: there is no such job or run, or the service does not answer.
+    """
+    documents = [client.run(id)] if id.startswith("run_") else list(client.runs(id))
+    job = client.job(documents[0]["job_id"] if documents else id)
+    name = job["name"] or job["id"]
+    if id.startswith("run_"):
+        name = f"{name}: {documents[0]['name']}"
+    with tempfile.TemporaryDirectory(prefix="retort-plot-") as folder:
+        return JobData(name, job, [_run(client, document, Path(folder)) for document in documents])
+
+
+def _run(client: Client, document: Document, folder: Path) -> RunData:
+    id = document["id"]
+    files = {file["name"] for file in client.artifacts(id)}
+    predictions: dict[str, Prediction] = {}
+    class_names: Sequence[str] = ()
+    if LOGITS_FILE in files:
+        path = client.download(id, LOGITS_FILE, folder / LOGITS_FILE)
+        predictions = read_predictions(path)
+        path.unlink()
+    if _CONFIG_FILE in files:
+        path = client.download(id, _CONFIG_FILE, folder / _CONFIG_FILE)
+        class_names = json.loads(path.read_text()).get("class_names") or ()
+    return RunData(document, client.metrics(id), predictions, class_names)
+
+
+def read_predictions(path: Path) -> dict[str, Prediction]:
+    """Read logits.safetensors: for each split S a tensor ``S`` [rows, classes] and ``S_labels`` [rows]."""
+    tensors = load_file(path)
+    return {
+        split: Prediction(logits.astype(np.float32), tensors[f"{split}_labels"])
+        for split, logits in sorted(tensors.items())
+        if f"{split}_labels" in tensors
+    }

@@ -1,0 +1,198 @@
+"""Draft of a job: what a client writes, and how a recipe fills in what it leaves out.
+
+What the client states wins, field by field. Where it names no recipe, its dataset's stands for ``training`` and for
+``views`` if the whole of it is left out, so that a job that states some fields of either keeps that model's defaults
+for the others. A job is filled in once, when it is posted; what is stored states everything.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
+
+from workers.config.dataset import DatasetSpec
+from workers.config.job import JobSpec, Plan
+from workers.config.recipes import NONE, RECIPES, RecipeSpec, pair_parameters
+from workers.config.teacher import TeacherSpec
+from workers.config.training import Training
+from workers.config.views import Views
+from workers.errors import InvalidJob
+from workers.methods.catalog import parse_method
+from workers.methods.papers.base import Preset
+from workers.students.catalog import check_student
+
+# Fields that tell variants apart: what a recipe says of one variant is nothing to another.
+_TAGS = ("kind", "recipe")
+
+
+def _no_default(schema: JsonDict) -> None:
+    """The model's default is not what a field has that is left out."""
+    schema.pop("default", None)
+
+
+class ViewsDraft(Views):
+    """Views as a client writes them: a number of them is allowed where a recipe will say of what."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        return self if "augmentation" not in self.model_fields_set else self._check_distinct()
+
+
+class PlanDraft(Plan):
+    """A plan as a client writes it; what it leaves out, ``filled`` fills in."""
+
+    views: ViewsDraft = Field(
+        ViewsDraft(),
+        description="left out: those of the recipe, or of the dataset's recipe",
+        json_schema_extra=_no_default,
+    )
+    training: Training = Field(
+        Training(),
+        description="left out: that of the recipe, or of the dataset's recipe",
+        json_schema_extra=_no_default,
+    )
+
+    @model_validator(mode="after")
+    def _enough_views(self) -> Self:
+        """How many there are is known once it is filled in."""
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_is_filled_in(self) -> Self:
+        return self
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Fields, of those that the dataset's recipe has, that the client has left out."""
+        return tuple(name for name in ("training", "views") if name not in self.model_fields_set)
+
+    def filled(self, dataset: DatasetSpec) -> Plan:
+        """The plan with everything in place.
+
+        Args:
+            dataset: in the place of the draft's, which may be a name.
+
+        Raises:
+            InvalidJob: what the client states and what is filled in do not go together.
+        """
+        stated = {name: _stated(getattr(self, name)) for name in ("training", "views")}
+        name = dataset.recipe if self.recipe is None else self.recipe.name
+        recipe, told = RECIPES[name], list[str]()
+        for part in self.left_out if self.recipe is None else ("training", "views"):
+            stated[part] = _fill(stated[part], _meant(recipe[part], stated[part]), part, told)
+        if recipe.get("reference_lr") and "training.optimizer.lr" in told:
+            self._give_rates(stated["training"], told)
+        if name != NONE and stated["views"].get("fresh") is None and _are_augmented(stated["views"]):
+            stated["views"]["fresh"] = True
+            told.append("views.fresh")
+        fields = {name: getattr(self, name) for name in Plan.model_fields} | stated | {"dataset": dataset}
+        if self.recipe is not None:
+            fields["methods"] = self._methods(self.recipe, told)
+        if self.recipe is not None or told:
+            fields["recipe"] = RecipeSpec(
+                name=name,
+                teacher_network=None if self.recipe is None else self.recipe.teacher_network,
+                chosen_by="dataset" if self.recipe is None else "client",
+                filled=tuple(sorted(told)),
+            )
+        try:
+            return Plan.model_validate(fields)
+        except ValidationError as error:
+            mistakes = error.errors(include_url=False, include_input=False)
+            problem = "; ".join(_sentence(item["loc"], item["msg"]) for item in mistakes)
+        # Outside of the block, see ``workers.methods.catalog.parse_method``.
+        if told:
+            parts = ", ".join(sorted({path.partition(".")[0] for path in told}))
+            problem += f". Recipe {name!r} has filled in what was left out of {parts}"
+        raise InvalidJob(problem)
+
+    def _give_rates(self, training: dict[str, Any], told: list[str]) -> None:
+        """Let students whose papers take another learning rate have that one."""
+        if "student_lr" in training:
+            return
+        usual = training["optimizer"]["lr"]
+        rates = {student.name: check_student(student.name).reference_lr for student in self.students}
+        others = {name: lr for name, lr in rates.items() if lr is not None and lr != usual}
+        if others:
+            training["student_lr"] = others
+            told.append("training.student_lr")
+
+    def _methods(self, recipe: RecipeSpec, told: list[str]) -> tuple[Preset, ...]:
+        """The methods, with what the recipe's authors give for them, or for this teacher and student.
+
+        Raises:
+            InvalidJob: they give something else for each of the job's students.
+        """
+        made = []
+        for place, method in enumerate(self.methods):
+            given = RECIPES[recipe.name].get("methods", {}) | self._of_pair(recipe, method.id())
+            missing = {name: value for name, value in given.items() if name not in method.model_fields_set}
+            told += [f"methods.{place}.{name}" for name in missing]
+            made.append(parse_method({**_stated(method), **missing}) if missing else method)
+        return tuple(made)
+
+    def _of_pair(self, recipe: RecipeSpec, method: str) -> dict[str, float]:
+        network, students = recipe.teacher_network, [student.name for student in self.students]
+        if network is None:
+            return {}
+        given = {name: pair_parameters(recipe.name, method, network, name) for name in students}
+        if any(parameters != given[students[0]] for parameters in given.values()):
+            pairs = ", ".join(f"{name}: {parameters or 'its defaults'}" for name, parameters in given.items())
+            raise InvalidJob(
+                f"recipe {recipe.name!r} has other parameters of method {method!r} for each student of the teacher "
+                f"{network!r} ({pairs}): post a job for each student, or state the parameters"
+            )
+        return given[students[0]]
+
+
+class JobDraft(PlanDraft):
+    """A draft with its teacher's file, as ``python -m workers.pipeline job.json`` takes it."""
+
+    teacher: TeacherSpec
+
+    def job(self) -> JobSpec:
+        """The job, with everything in place.
+
+        Raises:
+            InvalidJob: as ``filled``.
+        """
+        return JobSpec.model_validate({**dict(self.filled(self.dataset)), "teacher": self.teacher})
+
+
+def _stated(model: BaseModel) -> dict[str, Any]:
+    """Fields that a client has stated, and of those inside it the same."""
+    values = ((name, getattr(model, name)) for name in type(model).model_fields if name in model.model_fields_set)
+    return {name: _stated(value) if isinstance(value, BaseModel) else value for name, value in values}
+
+
+def _sentence(place: tuple[int | str, ...], message: str) -> str:
+    where, what = ".".join(map(str, place)), message.removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
+
+
+def _are_augmented(views: Mapping[str, Any]) -> bool:
+    return bool(views.get("augmentation", {}).get("recipe", NONE) != NONE)
+
+
+def _meant(recipe: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of ``training`` or ``views`` beside what is stated."""
+    meant = dict(recipe)
+    if "warmup_epochs" in meant and "epochs" in stated:
+        meant["warmup_epochs"] = round(meant["warmup_epochs"] * stated["epochs"] / meant["epochs"], 6)
+    if "augmentation" in stated and not _are_augmented(stated):
+        meant.pop("count", None)
+    return meant
+
+
+def _fill(stated: Mapping[str, Any], recipe: Mapping[str, Any], where: str, told: list[str]) -> dict[str, Any]:
+    """``stated`` with what it lacks of ``recipe``; the paths of that are added to ``told``."""
+    filled = dict(stated)
+    for name, value in recipe.items():
+        path = f"{where}.{name}"
+        if name not in stated:
+            filled[name] = value
+            told += [f"{path}.{field}" for field in value] if isinstance(value, Mapping) else [path]
+        elif isinstance(value, Mapping) and all(stated[name].get(tag) == value.get(tag) for tag in _TAGS):
+            filled[name] = _fill(stated[name], value, path, told)
+    return filled

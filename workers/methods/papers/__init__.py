@@ -1,0 +1,1 @@
+"""Methods of the papers by name: a frozen pydantic class each. No torch here."""

@@ -1,0 +1,45 @@
+"""What a distillation loss returns: weighted values, and what stands for values that are computed together.
+
+Shapes: B batch, 1 kept for broadcasting.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers.methods.policies.base import Temperatures
+
+
+@dataclass(frozen=True)
+class SoftenedKl:
+    """Stands for KL(S(z_t/T_t) || S(z_s/T_s)), [B]: whoever has all terms computes those of one view together."""
+
+    temperatures: Temperatures
+
+
+@dataclass(frozen=True)
+class LossPart:
+    """A summand: ``coefficient`` x the batch mean of ``weight`` x ``value``.
+
+    Attributes:
+        coefficient: which metrics do not show.
+        value: [B] or [].
+        weight: the policy's where it counts, and whatever else metrics show: a number, [B, 1] or [].
+    """
+
+    coefficient: float
+    value: Tensor | SoftenedKl
+    weight: Tensor | float = 1.0
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """What a loss returns.
+
+    Attributes:
+        parts: by the names of the config's ``parts``, in their order.
+        temperatures: the loss's own, for the metrics; None if it used the policy's.
+    """
+
+    parts: dict[str, LossPart]
+    temperatures: Temperatures | None = None

@@ -1,0 +1,126 @@
+"""Final evaluation of a run: the weights that leave it, on every split that is measured, and the temperature for them.
+
+Made once, when the last epoch is done, by the process that trains, on its device; it is part of the run's last
+checkpoint, so that another process may write the artifacts. What a database keeps of it is bounded whatever the number
+of classes (``documents``); the whole goes to ``evaluation.json``, and the logits to ``logits.safetensors``.
+
+Shapes: N rows of a split, C classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workers.events import Split
+from workers.measures import Measured, accuracy_per_class, class_document, confusion_cells, confusion_document, measure
+from workers.training.calibration import FittedTemperature, fit_temperature
+from workers.training.evaluate import EvaluatedSplit
+
+_HALF_MAX = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class FinalEvaluation:
+    """What the weights that leave a run do, as plain values and tensors, so that a checkpoint can hold them.
+
+    Attributes:
+        documents: ``evaluation`` of result.json, by split.
+        calibration: ``calibration`` of result.json; None without a validation split.
+        whole: ``evaluation.json`` without its head, by split.
+        tensors: ``logits.safetensors``: of each split its logits [N, C], float16 (float32 where one is beyond its
+            range), and ``SPLIT_labels``, int64 [N]; rows in the split's order.
+    """
+
+    documents: dict[str, dict[str, Any]]
+    calibration: dict[str, Any] | None
+    whole: dict[str, dict[str, Any]]
+    tensors: dict[str, Tensor]
+
+    @property
+    def temperature(self) -> float | None:
+        """The fitted temperature; None without a validation split."""
+        return None if self.calibration is None else float(self.calibration["temperature"])
+
+    def state(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return dict(vars(self))
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "FinalEvaluation":
+        """From what a checkpoint holds."""
+        return cls(**state)
+
+
+def final_evaluation(splits: Mapping[Split, EvaluatedSplit]) -> FinalEvaluation:
+    """Documents and tensors of what was measured; the temperature is fitted to the validation split.
+
+    Args:
+        splits: ``validation`` and ``test``, as far as they are there.
+    """
+    validation = splits.get("validation")
+    fitted = None if validation is None else fit_temperature(validation.logits_NC, validation.labels_N)
+    calibrated = {} if fitted is None else {split: _calibrated(found, fitted) for split, found in splits.items()}
+    documents: dict[str, dict[str, Any]] = {}
+    whole: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, Tensor] = {}
+    for split, found in splits.items():
+        cells_M3 = confusion_cells(found.labels_N.numpy(), found.predicted_N.numpy())
+        classes = found.logits_NC.shape[1]
+        documents[split] = {
+            **_figures(found.measured, has_teacher=found.has_teacher),
+            **class_document(cells_M3, classes),
+            **confusion_document(cells_M3, classes),
+        }
+        whole[split] = {
+            **_figures(found.measured, has_teacher=found.has_teacher),
+            "per_class": accuracy_per_class(cells_M3, classes),
+            "confusion_cells": cells_M3.tolist(),
+            "reliability": dict(found.measured.reliability),
+        }
+        if split in calibrated:
+            after = calibrated[split]
+            whole[split]["calibrated"] = {
+                "nll": after.nll,
+                "ece": after.ece,
+                "reliability": dict(after.reliability),
+            }
+        is_half = float(found.logits_NC.abs().max()) <= _HALF_MAX
+        tensors[split] = found.logits_NC.to(torch.float16) if is_half else found.logits_NC
+        tensors[f"{split}_labels"] = found.labels_N
+    calibration = None
+    if fitted is not None:
+        changes = {split: _change(found.measured, calibrated[split]) for split, found in splits.items()}
+        calibration = {
+            "temperature": fitted.temperature,
+            "split": "validation",
+            "fit": fitted.regime,
+            **changes["validation"],
+            "test": changes.get("test"),
+        }
+    return FinalEvaluation(documents, calibration, whole, tensors)
+
+
+def _figures(measured: Measured, *, has_teacher: bool) -> dict[str, object]:
+    return {
+        "rows": measured.rows,
+        "top1": measured.top1,
+        "top5": measured.top5,
+        "nll": measured.nll,
+        "ece": measured.ece,
+        "kl": measured.kl if has_teacher else None,
+        "agreement": measured.agreement if has_teacher else None,
+    }
+
+
+def _calibrated(found: EvaluatedSplit, fitted: FittedTemperature) -> Measured:
+    return measure(found.logits_NC / fitted.temperature, found.labels_N)
+
+
+def _change(before: Measured, after: Measured) -> dict[str, dict[str, float]]:
+    return {
+        "nll": {"before": before.nll, "after": after.nll},
+        "ece": {"before": before.ece, "after": after.ece},
+    }
