@@ -3,11 +3,14 @@
 import inspect
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from workers.config.training import AdamW, CosineSchedule, Sgd, Training
+
+_Kind = TypeVar("_Kind", bound=torch.optim.Optimizer)
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
@@ -28,7 +31,7 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     return training.optimizer.lr * factor
 
 
-def uncompiled(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def uncompiled(kind: type[_Kind]) -> type[_Kind]:
     """Subclass of an optimizer of torch whose methods do without ``torch.compile``; what they compute is the same.
 
     torch's own import the compiler, to keep it out of themselves, whether there is one at work or not. That takes 1.0 s
