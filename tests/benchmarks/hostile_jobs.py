@@ -1,7 +1,7 @@
 """Jobs whose teacher behaves until a batch is large: ``python -m tests.benchmarks.hostile_jobs [--parts loops ...]``.
 
-Each part starts a real service (API, engine, two cores) on digits, uploads a teacher of ``tests.support.hostile_teachers``
-that a small batch finds nothing wrong with, and prints what became of its jobs:
+Each part starts a real service (API, engine, two cores) on digits, uploads a teacher that a small batch finds nothing
+wrong with (``tests.support.hostile_teachers``), and prints what became of its jobs:
 
 - loops: eight jobs, as many as are worked on at once, whose teacher never ends; then a good job of the same client.
 - memory: a teacher that would take 16 GiB; how much the largest process of the service had at most.
@@ -64,7 +64,8 @@ def descendants(roots: set[int]) -> dict[int, str]:
 
 def processes_of(service: Processes) -> dict[int, str]:
     """Every process of a service and of its Ray."""
-    return descendants({*processes_with(f"RETORT_RAY_FOLDER={machine_folder(service.data_dir)}"), service.pid("engine")})
+    of_ray = processes_with(f"RETORT_RAY_FOLDER={machine_folder(service.data_dir)}")
+    return descendants({*of_ray, service.pid("engine")})
 
 
 @contextlib.contextmanager
@@ -139,7 +140,7 @@ def memory(service: Processes, digits: Digits) -> tuple[list[list[str]], bool]:
     shown = ", ".join(f"{kind} {peak / 2**30:.2f} GiB" for kind, peak in sorted(peaks.items(), reverse=True))
     rows = [
         ["a job whose teacher would take 16 GiB", f"{time.monotonic() - began_s:.0f}", said(job)],
-        ["what it says meanwhile", "", f"{len(warnings)} warnings, the last: {warnings[-1][:150]}" if warnings else "-"],
+        ["what it says meanwhile", "", f"{len(warnings)} warnings, the last: {warnings[-1][:150] if warnings else ''}"],
         ["resident at most", "", shown],
     ]
     return rows, largest < MEMORY_SHARE * memory_bytes()

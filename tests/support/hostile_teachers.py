@@ -65,9 +65,7 @@ def endless(given: onnx.ModelProto | None = None, trigger: int = TRIGGER) -> onn
     )
 
 
-def memory_bomb(
-    given: onnx.ModelProto | None = None, trigger: int = TRIGGER, doublings: int = 20
-) -> onnx.ModelProto:
+def memory_bomb(given: onnx.ModelProto | None = None, trigger: int = TRIGGER, doublings: int = 20) -> onnx.ModelProto:
     """Four GiB (4 KiB, doubled 20 times) in turns that each double what the turn before has made, all of it touched."""
     grown = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("before", "after")]
     body = helper.make_graph(
