@@ -77,6 +77,9 @@ class PlanDraft(Plan):
             InvalidJob: what the client states and what is filled in do not go together.
         """
         stated = {name: _stated(getattr(self, name)) for name in ("training", "views")}
+        if self.evaluate:
+            kept = {name: getattr(self, name) for name in Plan.model_fields}
+            return Plan.model_validate(kept | stated | {"dataset": dataset})
         name = dataset.recipe if self.recipe is None else self.recipe.name
         recipe, told = RECIPES[name], list[str]()
         for part in self.left_out if self.recipe is None else ("training", "views"):

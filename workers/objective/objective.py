@@ -48,9 +48,9 @@ class Objective:
         student_temperature: of the first term whose temperatures vary, else of the first term: [B] detached, or a
             number if it is one for every batch of the epoch; None for a method without terms.
         teacher_temperature: likewise; the mean over classes where the label's class has its own.
+        paper_temperature: likewise, the T of the method's paper, of both networks; None where it is what divides.
         watched: [] each, detached: all finite, unless a check would raise; the total is the first.
         inside: boolean [B, 1] for each set of rows that some of the policies are defined for, see ``Policy.domain``.
-        paper_temperature: likewise, the T of the method's paper, of both networks; None where it is what divides.
     """
 
     total: Tensor

@@ -95,7 +95,7 @@ def test_distribution_of_a_constant_has_no_counts() -> None:
 
 def step_of(tau_B: Tensor, paper: Tensor | float | None) -> Objective:
     ones = (torch.tensor(2.0), torch.tensor(3.0))
-    return Objective(ones[0], ("ce", "kd"), (1.0, 0.5), ones, tau_B, 2.0 * tau_B, paper)
+    return Objective(ones[0], ("ce", "kd"), (1.0, 0.5), ones, tau_B, 2.0 * tau_B, (), paper_temperature=paper)
 
 
 def add(sums: EpochSums, steps: list[Objective]) -> None:
