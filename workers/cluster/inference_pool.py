@@ -178,8 +178,9 @@ class InferencePool:
                 "confine_on_gpu": self._confine_on_gpu,
             }
         else:
-            # A small cache has fewer blocks than there are cores; then each actor gets several.
-            changes = {"threads": max(1, self._actors // count), "sessions": count}
+            # A small cache has fewer blocks than there are cores; then each actor gets several. Its memory is that of
+            # one of as many as there are cores: the other cores may infer for other jobs.
+            changes = {"threads": max(1, self._actors // count), "sessions": self._actors}
         return task.model_copy(update=changes)
 
     @contextlib.contextmanager

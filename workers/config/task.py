@@ -111,7 +111,7 @@ class InferenceTask(Spec):
         device: ``cuda`` where the worker has a share of a GPU: then the CPU is not taken instead.
         memory_fraction: of a GPU's memory that the worker may take.
         forwards: folder of the counters of forward passes, see ``forwards``; None does not count.
-        sessions: how many workers run the teacher beside each other, this one included.
+        sessions: how many workers may run a teacher beside each other, of other jobs as well, this one included.
         confine_on_gpu: False leaves the teacher's process on a GPU its system calls and files.
     """
 
