@@ -1,4 +1,4 @@
-"""What figures are drawn from: the documents of a job and its runs, by student and method."""
+"""Data of figures: the documents of a job and its runs, by student and method."""
 
 import json
 import tempfile
