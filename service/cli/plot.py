@@ -11,7 +11,7 @@ from service.cli.base import BadInput, session
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command of this module."""
+    """Add the command of this module."""
     app.command(rich_help_panel="Jobs")(plot)
 
 

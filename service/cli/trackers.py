@@ -20,7 +20,7 @@ _QUIET = ("httpx", "httpx2", "urllib3")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     app.command(rich_help_panel="Jobs")(export)
     app.command(rich_help_panel="The service")(track)
 

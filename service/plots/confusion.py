@@ -25,9 +25,9 @@ def draw_confusion(data: JobData) -> Iterator[tuple[str, Figure]]:
     """``confusion-SPLIT-NUMBER`` for each student and method, summed over seeds; rows are labels."""
     for split in ("validation", "test"):
         for number, (student, method, runs) in enumerate(data.groups(), 1):
-            matrices = [matrix for run in runs if (matrix := run.evaluation(split).get("confusion")) is not None]
+            matrices = [run.confusions[split] for run in runs if split in run.confusions]
             if matrices:
-                counts_CC = np.sum([np.array(matrix) for matrix in matrices], axis=0)
+                counts_CC = np.sum(matrices, axis=0)
                 caption = f"{text.label(f'{student}, {method}')}, {split}, {_seeds(len(matrices))}"
                 yield f"confusion-{split}-{number}", _draw(data, counts_CC, _names(runs, len(counts_CC)), caption)
 

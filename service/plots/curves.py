@@ -25,7 +25,8 @@ def draw_curves(data: JobData) -> Iterator[tuple[str, Figure]]:
 
 
 def draw_temperatures(data: JobData) -> Iterator[tuple[str, Figure]]:
-    """``temperature-SIDE`` for student and teacher: the mean over an epoch's samples, and how they spread."""
+    """``temperature-NETWORK`` (what divides the logits) and ``temperature-NETWORK_paper`` (the paper's T): the mean
+    over an epoch's samples, and how they spread."""
     for metric in metric_names(data.runs):
         if metric.endswith(_MEAN):
             yield f"temperature-{metric.removesuffix(_MEAN)}", _draw(data, metric, _SAMPLES)

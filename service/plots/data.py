@@ -1,4 +1,4 @@
-"""What figures are drawn from: the documents of a job and its runs, by student and method."""
+"""Data of figures: the documents of a job and its runs, by student and method."""
 
 import json
 import tempfile
@@ -15,6 +15,7 @@ from service.client.transport import Document
 
 LOGITS_FILE = "logits.safetensors"
 _CONFIG_FILE = "config.json"
+_EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,19 @@ class RunData:
         metrics: a line for each epoch.
         predictions: by split; empty where the run has left no logits.
         class_names: in the order of labels; empty where nobody knows them.
+        confusions: int64 [classes, classes] by split, rows are labels; empty where no result has them.
     """
 
     document: Document
     metrics: Sequence[Document]
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     class_names: Sequence[str] = ()
+    confusions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def result(self) -> Document:
         """result.json; empty while the run has none."""
         return self.document["result"] or {}
-
-    def evaluation(self, split: str) -> Document:
-        """What result.json tells of the weights that leave, on a split; empty where it does not."""
-        return (self.result.get("evaluation") or {}).get(split) or {}
 
 
 @dataclass
@@ -113,7 +112,32 @@ def _run(client: Client, document: Document, folder: Path) -> RunData:
     if _CONFIG_FILE in files:
         path = client.download(id, _CONFIG_FILE, folder / _CONFIG_FILE)
         class_names = json.loads(path.read_text()).get("class_names") or ()
-    return RunData(document, client.metrics(id), predictions, class_names)
+    whole: Document = {}
+    if _EVALUATION_FILE in files:
+        path = client.download(id, _EVALUATION_FILE, folder / _EVALUATION_FILE)
+        whole = json.loads(path.read_text())
+    return RunData(
+        document=document,
+        metrics=client.metrics(id),
+        predictions=predictions,
+        class_names=class_names,
+        confusions=confusions(document["result"] or {}, whole),
+    )
+
+
+def confusions(result: Document, whole: Document) -> dict[str, np.ndarray]:
+    """Confusion matrices by split: of result.json, or where it has none (very many classes) of evaluation.json."""
+    found: dict[str, np.ndarray] = {}
+    for split, document in (result.get("evaluation") or {}).items():
+        of_split = (whole.get("splits") or {}).get(split) or {}
+        if document.get("confusion") is not None:
+            found[split] = np.array(document["confusion"])
+        elif of_split.get("confusion_cells"):
+            cells_M3 = np.array(of_split["confusion_cells"])
+            classes = len(of_split["per_class"])
+            found[split] = np.zeros((classes, classes), np.int64)
+            found[split][cells_M3[:, 0], cells_M3[:, 1]] = cells_M3[:, 2]
+    return found
 
 
 def read_predictions(path: Path) -> dict[str, Prediction]:

@@ -39,8 +39,10 @@ def axis_of(metric: str) -> Axis:
         if metric.startswith(prefix):
             name, split = metric.removeprefix(prefix), of
     if "_temperature_" in metric:
-        side, _, statistic = metric.partition("_temperature_")
-        return Axis(f"{side} temperature, {statistic} (dimensionless)", 1.0)
+        network, _, statistic = metric.partition("_temperature_")
+        of_paper = network.endswith("_paper")
+        which = "temperature, the paper's T" if of_paper else "temperature, divisor of logits"
+        return Axis(f"{network.removesuffix('_paper')} {which}, {statistic} (no unit)", 1.0)
     if name not in _KNOWN:
         return Axis(metric, 1.0)
     known, unit, factor = _KNOWN[name]

@@ -102,7 +102,8 @@ def _draw_panel(ax: Axes, split: str, runs: list[RunData]) -> dict[str, object]:
     if calibrated:
         handles["calibrated by one temperature"] = _draw_lines(ax, calibrated, COLOURS[0], "s")
         texts.append(f"calibrated {100 * np.mean([each.ece for each in calibrated]):.1f} %")
-    ax.text(3, 97, "\n".join(texts), va="top")
+    # Not within the panel, where a line may cross it.
+    ax.set_title(f"{ax.get_title()}\n{', '.join(texts)}")
     ax.set_xlim(0, 100)
     ax.set_ylim(0, 100)
     return handles

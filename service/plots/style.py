@@ -55,7 +55,7 @@ def rc() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Stroke:
-    """How the line of one series is drawn."""
+    """Colour and stroke of the line of one series."""
 
     color: str
     linestyle: str

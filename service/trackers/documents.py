@@ -14,7 +14,7 @@ _NOT_FLAT = frozenset({"last", "evaluation"})
 
 
 def tracked_run(job: Document, run: Document) -> TrackedRun:
-    """What a tracker is told of a run when it starts."""
+    """Identity and parameters of a run, which a tracker is told when it starts."""
     asked = {name: value for name, value in job["plan"].items() if name not in _OF_RUNS}
     values = {
         "student": run["student"],

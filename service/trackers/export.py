@@ -33,7 +33,7 @@ class _OpenRun:
 
 
 class JobExport:
-    """What a sink has been told of one job.
+    """Export of one job: what a sink has been told of it.
 
     Args:
         client: of the service.

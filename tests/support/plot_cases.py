@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from service.plots.data import JobData, Prediction, RunData
+from service.plots.data import JobData, Prediction, RunData, confusions
 
 HOSTILE = "$x^2$ \\frac{1}{2} <b>&amp;</b>\n_kd\x1b[31m %s {0} " + "long" * 50
 
@@ -63,7 +63,13 @@ def make_run(
         "epoch": epochs,
         "result": result,
     }
-    return RunData(document, metrics, predictions, names or [f"class {n}" for n in range(classes)])
+    return RunData(
+        document=document,
+        metrics=metrics,
+        predictions=predictions,
+        class_names=names or [f"class {n}" for n in range(classes)],
+        confusions=confusions(result, {}),
+    )
 
 
 def make_job(

@@ -267,7 +267,7 @@ def write_artifacts(
             write_json(partial / "config.json", written.config)
             lines = [json.dumps(line, allow_nan=False) for line in written.metrics]
             (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-            write_event_file(partial / EVENT_FILE, written.metrics)
+            write_event_file(partial / EVENT_FILE, written.metrics, written.temperatures)
             write_json(partial / "evaluation.json", written.evaluation, indent=None)
             if written.temperatures is not None:
                 write_json(partial / "temperatures.json", written.temperatures, indent=None)

@@ -1,1 +1,1 @@
-"""Sinks: what each tracker is told, a class in a file for each. ``registry.py`` lists them."""
+"""Sinks, a class in a file for each tracker; ``registry.py`` lists them."""

@@ -15,7 +15,7 @@ from service.cli import main
 from service.plots import style, text
 from service.plots.confusion import draw_confusion
 from service.plots.curves import draw_curves, draw_temperatures
-from service.plots.data import JobData, Prediction, read_predictions
+from service.plots.data import JobData, Prediction, confusions, read_predictions
 from service.plots.methods import draw_methods, interval
 from service.plots.plot import plot
 from service.plots.reliability import BINS, draw_reliability, reliability
@@ -194,13 +194,21 @@ def test_confusion_is_summed_over_seeds_and_shares_are_of_each_label() -> None:
     data = make_job(methods=("kd",), seeds=2, epochs=1, classes=3)
     matrix = np.array([[6, 2, 0], [0, 4, 0], [0, 0, 0]])
     for run in data.runs:
-        run.result["evaluation"]["test"]["confusion"] = matrix.tolist()
+        run.confusions = {"test": matrix}
     [(_, figure)] = draw_confusion_of_test(data)
     ax = figure.axes[0]
     [image] = ax.images
     np.testing.assert_allclose(np.asarray(image.get_array()), [[75, 25, 0], [0, 100, 0], [0, 0, 0]])
     assert sorted(each.get_text() for each in ax.texts) == ["12", "4", "8"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["class 0", "class 1", "class 2"]
+
+
+def test_confusion_of_very_many_classes_is_that_of_the_whole_evaluation() -> None:
+    whole = {"splits": {"test": {"per_class": [None] * 3, "confusion_cells": [[0, 1, 5], [2, 2, 7]]}}}
+    found = confusions({"evaluation": {"test": {"confusion": None}, "validation": {"confusion": None}}}, whole)
+    assert list(found) == ["test"]
+    np.testing.assert_array_equal(found["test"], [[0, 5, 0], [0, 0, 0], [0, 0, 7]])
+    np.testing.assert_array_equal(confusions({"evaluation": {"test": {"confusion": [[1]]}}}, {})["test"], [[1]])
 
 
 def test_predictions_are_read_from_float16(tmp_path: Path) -> None:

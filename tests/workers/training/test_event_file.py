@@ -3,8 +3,10 @@
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -14,6 +16,7 @@ from workers.run_files import EVENT_FILE
 from workers.training.artifacts import write_artifacts
 from workers.training.event_file import write_event_file
 from workers.training.loop import train_run
+from workers.training.temperatures import CELLS, Distribution, NetworkTemperatures, document, epoch_document
 
 METRICS = [
     {"epoch": 1, "seconds": 2.0, "top1": 0.5, "agreement": None, "student_temperature_mean": 4.0},
@@ -41,7 +44,20 @@ def scalars(path: Path) -> list[tuple[int, float, dict[str, float]]]:
     """(step, time in seconds, value by tag) of each event after the first, which names the format."""
     head, *events = [Event.FromString(record) for record in records(path.read_bytes())]
     assert (head.file_version, head.wall_time) == ("brain.Event:2", 0.0)
-    return [(e.step, e.wall_time, {value.tag: value.simple_value for value in e.summary.value}) for e in events]
+    return [
+        (
+            e.step,
+            e.wall_time,
+            {v.tag: v.simple_value for v in e.summary.value if v.WhichOneof("value") == "simple_value"},
+        )
+        for e in events
+    ]
+
+
+def histograms(path: Path) -> dict[tuple[int, str], Any]:
+    """The histograms by step and tag."""
+    _, *events = [Event.FromString(record) for record in records(path.read_bytes())]
+    return {(e.step, v.tag): v.histo for e in events for v in e.summary.value if v.WhichOneof("value") == "histo"}
 
 
 def test_event_file_has_every_metric_of_every_epoch(tmp_path: Path) -> None:
@@ -56,6 +72,19 @@ def test_event_file_is_a_function_of_the_metrics(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_event_file(tmp_path / name, METRICS)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_event_file_has_histograms_of_temperatures_that_vary(tmp_path: Path) -> None:
+    constant, varying = Distribution(4.0, 0.0), Distribution(3.0, 1.0, np.bincount([177, 177, 178], minlength=CELLS))
+    epochs = [epoch_document(2, {"student": NetworkTemperatures(varying, constant)})]
+    write_event_file(tmp_path / EVENT_FILE, METRICS, document(epochs))
+    [(key, histogram)] = histograms(tmp_path / EVENT_FILE).items()
+    assert key == (2, "student_temperature")
+    assert list(histogram.bucket) == [2, 1]
+    # Cell 177 is bin 176, which begins at 2^(-10 + 176/16) = 2.
+    assert (histogram.min, histogram.num, histogram.sum) == (2.0, 3.0, 9.0)
+    assert list(histogram.bucket_limit) == pytest.approx([2 ** (17 / 16), 2 ** (18 / 16)])
+    assert len(scalars(tmp_path / EVENT_FILE)) == 2
 
 
 @pytest.mark.usefixtures("without_onnx")
