@@ -34,7 +34,7 @@ from workers.objective.loss_result import LossResult, SoftenedKl
 from workers.objective.not_finite import explain_not_finite
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
 from workers.objective.summands import Summand, TermResult, weighted_sum
-from workers.objective.view import View, check_view
+from workers.objective.view import View, check_cache_statistics, check_view
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,7 @@ def objective_of(
         raise ValueError(f"epoch is {epoch}; epochs are counted from 1")
     if missing := sorted(set(method.learned) - set(learned or {})):
         raise ValueError(f"method {method.name!r} learns the temperature of its terms {missing}; give their parameters")
-    for statistic in set(method.cache_statistics) - cache_statistics.keys():
-        raise ValueError(
-            f"method {method.name!r} reads {statistic} over the teacher's whole cache, and it was not given: pass the "
-            "cache's, or batch_as_cache(method.cache_statistics, teacher_logits) for a live teacher"
-        )
+    check_cache_statistics(method, cache_statistics)
     for view in views:
         check_view(method, view, labels_B)
     first_BC = views[0].student_logits_BC

@@ -3,11 +3,12 @@
 Shapes: B batch, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
 from workers.objective.statistics import SharedTeacherTerms
 
@@ -54,3 +55,16 @@ def check_view(method: Method, view: View, labels_B: Tensor) -> None:
                 f"method {method.name!r} reads the cached statistic {name!r}, {shape[:1]}; got "
                 f"{got}. Pass the cache's, or row_statistics(teacher_logits) for a live teacher"
             )
+
+
+def check_cache_statistics(method: Method, given: Collection[CacheStatistic]) -> None:
+    """Check that what the method reads over the whole cache is there.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    for statistic in set(method.cache_statistics).difference(given):
+        raise ValueError(
+            f"method {method.name!r} reads {statistic} over the teacher's whole cache, and it was not given: pass the "
+            "cache's, or batch_as_cache(method.cache_statistics, teacher_logits) for a live teacher"
+        )

@@ -187,9 +187,8 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
         InvalidJob: the student cannot take these pictures.
         CheckpointLost: it was to be exported, and is not trained to its end.
     """
-    task, train = handle.task, setting.train
+    task, train, name = handle.task, setting.train, handle.task.run.student.name
     torch.manual_seed(task.run.seed)
-    name = task.run.student.name
     network = build_student(name, train.classes, in_channels=train.channels, image_side=min(setting.size))
     setting.replicas.normalise_whole_batches(network)
     network.to(setting.device)
@@ -208,14 +207,19 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
     if setting.device.type == "cuda" or run_state.training.precision not in ("auto", run_state.precision):
         run_state.emit(Log(message=f"trains in {run_state.precision}: {run_state.precision_reason}"))
     run_state.resume()
-    if run_state.epoch == 0:
-        for warning in gradient_warnings(
-            run_state.method, setting.teacher_rows, train.classes, epochs=task.training.epochs
-        ):
-            run_state.emit(Log(level="warning", message=warning))
+    _warn_of_gradients(run_state, setting)
     if task.stage == "export" and not run_state.is_done:
         raise CheckpointLost(
             f"the last checkpoint of run {task.run.name!r} cannot be read: epoch {run_state.epoch} of "
             f"{task.training.epochs} is the last that can; it is trained again from there"
         )
     return run_state
+
+
+def _warn_of_gradients(run_state: RunState, setting: Setting) -> None:
+    """Say of a method that begins with tens of times the gradient of cross-entropy, before its first epoch."""
+    if run_state.epoch > 0:
+        return
+    epochs, classes = run_state.training.epochs, setting.train.classes
+    for warning in gradient_warnings(run_state.method, setting.teacher_rows, classes, epochs=epochs):
+        run_state.emit(Log(level="warning", message=warning))

@@ -6,12 +6,13 @@ were before the first bad step, and ``explain_not_finite`` computes that step on
 gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from workers.errors import NotFinite
+from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
 from workers.objective.objective import Objective, objective_of
 from workers.objective.view import View
@@ -65,10 +66,7 @@ def batch_objective(run_state: RunState, logits: Sequence[Tensor], batch: Traini
             epoch=run_state.epoch + 1,
             epochs=run_state.training.epochs,
             learned=run_state.learned,
-            cache_statistics={
-                each: values.index_select(0, batch.device_rows) if each.is_per_sample else values
-                for each, values in run_state.cache_statistics.items()
-            },
+            cache_statistics=_of_batch(run_state.cache_statistics, batch),
             label_smoothing=run_state.training.label_smoothing,
             check=check,
         )
@@ -77,6 +75,14 @@ def batch_objective(run_state: RunState, logits: Sequence[Tensor], batch: Traini
             raise
         row = int(batch.rows[error.sample])
         raise NotFinite(f"{error} (sample {row} of the training split)", error.sample) from error
+
+
+def _of_batch(over_cache: Mapping[CacheStatistic, Tensor], batch: TrainingBatch) -> dict[CacheStatistic, Tensor]:
+    """Statistics over the cache, those of samples for the batch's rows alone: on the device, without waiting."""
+    return {
+        each: values.index_select(0, batch.device_rows) if each.is_per_sample else values
+        for each, values in over_cache.items()
+    }
 
 
 def check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Method) -> None:
