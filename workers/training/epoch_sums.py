@@ -180,7 +180,7 @@ class EpochSums:
             means["outside_domain"] = 1.0 - sums[_INSIDE] / rows
         means |= {f"{side}_temperature_{of}": None for side in _SIDES for of in ("mean", "std")}
         means |= metrics_of(temperatures)
-        return Reading(self.rows, bad_steps, sums.get("train_loss", 0.0), means, temperatures)
+        return Reading(self.rows, bad_steps, sums.get("train_loss", 0.0), means, temperatures=temperatures)
 
     def _temperatures(
         self, sums: Mapping[str, float], squares: Mapping[str, float], cells_RX: NDArray[np.int64]

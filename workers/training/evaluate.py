@@ -116,9 +116,9 @@ def evaluate_with_logits(
 ) -> EvaluatedSplit:
     """Measure a student as ``evaluate`` does, and keep what it says of every row."""
     kept = _Kept(feed.samples)
-    measured = _measure(forward, feed, preprocessing, replicas, kept)
+    measured = _measure(forward, feed, preprocessing, replicas, kept=kept)
     logits_NC, predicted_N = kept.whole(feed.classes, replicas, feed.device)
-    return EvaluatedSplit(measured, feed.has_teacher, logits_NC, predicted_N, feed.labels_N.cpu())
+    return EvaluatedSplit(measured, feed.has_teacher, logits_NC, predicted_N, labels_N=feed.labels_N.cpu())
 
 
 @torch.no_grad()
