@@ -1,4 +1,4 @@
-"""What is promised: the HTTP API, the database behind it, and the engine that turns jobs into work.
+"""Service: the HTTP API, the database behind it, and the engine that turns jobs into work.
 
 The API process loads ``store`` and the light modules of ``workers`` alone: no torch, no onnxruntime, no ray.
 """

@@ -3,7 +3,7 @@
 ::
 
     ServiceError
-    ├── NotFound(kind, id)          (LookupError)      no teacher, data set, job, run ... of this id
+    ├── NotFound(kind, id)          (LookupError)      no teacher, dataset, job, run ... of this id
     ├── Conflict                    (RuntimeError)     the thing is in use, or its name is taken
     ├── InvalidRequest              (ValueError)       well-formed JSON that makes no sense; ``pointer`` says where
     ├── MalformedBody               (ValueError)       the body is not what its Content-Type says

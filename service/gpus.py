@@ -30,7 +30,7 @@ def probe_command(*what: str) -> tuple[list[str], dict[str, str]]:
 
 
 class GpuReport(BaseModel):
-    """What trying the GPUs has shown.
+    """Report of a trial of the GPUs.
 
     Attributes:
         promised: GPUs that the scheduler hands out.
@@ -50,7 +50,7 @@ class GpuReport(BaseModel):
 
     @property
     def reason(self) -> str | None:
-        """Why this engine cannot do what it promises, for health and readiness."""
+        """Reason why this engine cannot use its GPUs, for health and readiness."""
         if not self.is_tried:
             return STARTING
         if self.failure is None:

@@ -1,4 +1,4 @@
-"""Where the API is, and the template of the route that answers a request."""
+"""Paths of the API: its address, and the template of the route that answers a request."""
 
 from typing import TYPE_CHECKING
 

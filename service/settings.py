@@ -34,11 +34,11 @@ OTHER_VARIABLES = frozenset({"URL", "RAY_FOLDER"})
 
 
 class Settings(BaseSettings):
-    """Where things are and how much may be used.
+    """Settings of the processes of a service: paths and limits.
 
     Attributes:
         data_dir: everything that the service writes lies below it.
-        data_root: data sets that jobs name lie below it, and nothing outside it can be named.
+        data_root: datasets that jobs name lie below it, and nothing outside it can be named.
         database_url: SQLAlchemy URL, in which ``?`` and ``%`` of a file's name are ``%3F`` and ``%25``; None is SQLite
             inside ``data_dir``.
         host, port: where the API listens; a host that is not loopback needs an API key.
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         jobs_max_age_days, jobs_max_count, jobs_max_bytes: jobs that ended longer ago, beyond so many that have ended,
             or while the files of all jobs are larger, are deleted, the oldest first; see ``service.db.retention``. 0
             keeps all.
-        decoded_max_bytes: of all decoded data sets together; the least recently used go that no live job needs. 0 is no
+        decoded_max_bytes: of all decoded datasets together; the least recently used go that no live job needs. 0 is no
             quota.
         events_max_age_days: events of jobs that have ended longer ago are compacted. 0 leaves them.
         disk_floor_bytes: with less than this free, uploads and jobs are refused, and the engine begins nothing new.
@@ -190,7 +190,7 @@ class Settings(BaseSettings):
 
     @property
     def datasets_dir(self) -> Path:
-        """Decoded data sets, by fingerprint."""
+        """Decoded datasets, by fingerprint."""
         return self.data_dir.resolve() / "datasets"
 
     @property
@@ -204,12 +204,12 @@ class Settings(BaseSettings):
         return self.data_dir.resolve() / "jobs"
 
     def teacher_path(self, sha256: str) -> Path:
-        """Where the teacher with this digest (64 hex digits) lies."""
+        """Path of the teacher with this digest (64 hex digits)."""
         return self.teachers_dir / f"{sha256}.onnx"
 
     @property
     def folder_names(self) -> dict[str, str]:
-        """What clients read in place of the server's absolute paths, by path, see ``texts.without_folders``."""
+        """Names that clients read in place of the server's absolute paths, by path, see ``texts.without_folders``."""
         names = {self.data_dir.resolve(): "the data directory", self.data_root.resolve(): "the data root"}
         # One may lie in the other.
         return {str(path): names[path] for path in sorted(names, key=lambda path: -len(path.parts))}

@@ -14,11 +14,11 @@ from store.encodings.arrays import SparseEncoding
 from store.spec import CacheSpec
 from store.statistics import STATISTICS, Float32, Float64, rounding_errors, row_statistics, statistic_tolerances
 
-Finding = tuple[str, str]
+BlockFinding = tuple[str, str]
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def findings(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
+def findings(spec: CacheSpec, arrays: Arrays) -> Iterator[BlockFinding]:
     """Yield every inconsistency. Arrays that could not be read are missing, and checks that need them are left out."""
     if not spec.logit_arrays.keys() <= arrays.keys():
         return
@@ -30,7 +30,7 @@ def findings(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
         yield from _reference(spec, arrays)
 
 
-def _dense(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
+def _dense(spec: CacheSpec, arrays: Arrays) -> Iterator[BlockFinding]:
     """Compare every statistic with the one recomputed from the logits."""
     if spec.encoding == "uint8":
         logits_NC: NDArray[np.floating] = np.empty(arrays["logits"].shape, np.float32)
@@ -42,7 +42,7 @@ def _dense(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
     yield from _statistics(logits_NC, errors_N, arrays)
 
 
-def _statistics(logits_NC: NDArray[np.floating], errors_N: Float64, arrays: Arrays) -> Iterator[Finding]:
+def _statistics(logits_NC: NDArray[np.floating], errors_N: Float64, arrays: Arrays) -> Iterator[BlockFinding]:
     recomputed = row_statistics(logits_NC.astype(np.float32))
     for name in STATISTICS:
         if name in arrays:
@@ -65,7 +65,7 @@ def _first_wrong(stored_N: np.ndarray, recomputed_N: Float32, tolerance_N: np.nd
     )
 
 
-def _sparse(encoding: SparseEncoding, classes: int, arrays: Arrays) -> Iterator[Finding]:
+def _sparse(encoding: SparseEncoding, classes: int, arrays: Arrays) -> Iterator[BlockFinding]:
     """Check that the classes differ, and that each number lies within the bounds that the kept logits leave."""
     own_NX = arrays["classes"].astype(np.int64)
     if own_NX.max() >= classes:
@@ -108,7 +108,7 @@ def _sparse(encoding: SparseEncoding, classes: int, arrays: Arrays) -> Iterator[
                 )
 
 
-def _reference(spec: CacheSpec, arrays: Arrays) -> Iterator[Finding]:
+def _reference(spec: CacheSpec, arrays: Arrays) -> Iterator[BlockFinding]:
     """Check the first rows' exact logits against their statistics and against the stored rows."""
     exact_RC = arrays["reference"]
     rows = len(exact_RC)

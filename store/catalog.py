@@ -168,7 +168,7 @@ class Catalog:
 
 def _describe(group: Path) -> CacheEntry:
     """Describe a cache without reading its logits. Raises CacheNotFound."""
-    manifest: documents.Manifest | None = None
+    manifest: documents.CacheManifest | None = None
     rows_committed = 0
     problem = None
     provenance: dict[str, JsonValue] = {}

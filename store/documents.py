@@ -12,14 +12,14 @@ from store import layout
 from store.errors import CacheCorrupt, CacheNotFound
 from store.spec import FORMAT_VERSION, CacheSpec, canonical_json
 
-Model = TypeVar("Model", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
-class _Stored(BaseModel):
+class _CacheDocument(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Manifest(_Stored):
+class CacheManifest(_CacheDocument):
     """Manifest: the attributes of the group. ``provenance`` is the creator's free JSON: device, versions."""
 
     format_version: Literal[1] = 1
@@ -29,14 +29,14 @@ class Manifest(_Stored):
     provenance: dict[str, JsonValue]
 
 
-class FileRecord(_Stored):
+class FileRecord(_CacheDocument):
     """Record of a chunk file: its bytes, checksum included, and the crc32c of its payload, checksum excluded."""
 
     size: int
     crc32c: int
 
 
-class BlockRecord(_Stored):
+class BlockRecord(_CacheDocument):
     """Commit record of a block: the number of its rows, and its chunk files, relative to the group."""
 
     rows: int
@@ -47,7 +47,7 @@ class BlockRecord(_Stored):
         return canonical_json(self.model_dump(mode="json"))
 
 
-class Completion(_Stored):
+class Completion(_CacheDocument):
     """Content of COMPLETE. ``commits_sha256`` is over the records' bytes in block order."""
 
     key: str
@@ -72,7 +72,7 @@ def read_provenance(group: Path, *given: Mapping[str, JsonValue]) -> dict[str, J
     return provenance | ({"computed_on": origins} if origins else {})
 
 
-def read_manifest(group: Path) -> Manifest:
+def read_manifest(group: Path) -> CacheManifest:
     """Read the group's manifest. Raises CacheNotFound (no such folder), CacheCorrupt (unreadable)."""
     if not group.is_dir():
         raise CacheNotFound(f"there is no cache {group.name} under {group.parent}")
@@ -85,7 +85,7 @@ def read_manifest(group: Path) -> Manifest:
             f"{path}: format version {version!r}, but this Retort reads version {FORMAT_VERSION}: "
             "delete the cache and compute it again"
         )
-    return _validate(Manifest, stored, path)
+    return _validate(CacheManifest, stored, path)
 
 
 def read_completion(group: Path) -> Completion | None:
@@ -150,7 +150,7 @@ def _parse(content: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
-def _validate(model: type[Model], value: object, path: Path) -> Model:
+def _validate(model: type[_Model], value: object, path: Path) -> _Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:

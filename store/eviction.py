@@ -215,7 +215,7 @@ def _look(group: Path, in_use: Collection[str]) -> _CacheUse:
         with contextlib.suppress(StoreError):
             promised_bytes = max(size_bytes, full_bytes(documents.read_manifest(group).spec))
     kept: Literal["pinned", "in use"] | None = "in use" if used else "pinned" if is_pinned(group) else None
-    return _CacheUse(group, size_bytes, promised_bytes, _used_at(group), kept)
+    return _CacheUse(group, size_bytes=size_bytes, promised_bytes=promised_bytes, used_at=_used_at(group), kept=kept)
 
 
 def _is_used(group: Path) -> bool:

@@ -37,9 +37,9 @@ def read_reference(root: Path | str, spec: CacheSpec) -> Reference:
     record = documents.load_record(group, spec, 0)
     if record is None:
         raise CacheIncomplete(f"{group}: block 0 is not committed, and the reference comes with it: write it first")
-    exact_RC = chunk_files.read_chunk(group, spec, "reference", 0, record)
+    exact_RC = chunk_files.read_chunk(group, spec, "reference", 0, record=record)
     decoded_NC = np.empty((record.rows, spec.classes), np.float32)
-    load_block(group, spec, 0, record, decoded_NC)
+    load_block(group, spec, 0, record, out_NC=decoded_NC)
     rows = slice(len(exact_RC))
-    statistics = {name: chunk_files.read_chunk(group, spec, name, 0, record)[rows] for name in STATISTICS}
+    statistics = {name: chunk_files.read_chunk(group, spec, name, 0, record=record)[rows] for name in STATISTICS}
     return Reference(exact_RC, decoded_NC[rows], statistics)

@@ -13,7 +13,7 @@ from store.errors import CacheCorrupt, CacheIncomplete, CacheMismatch, StoreErro
 from store.spec import CacheSpec
 
 
-def check_identity(group: Path, manifest: documents.Manifest, asked: CacheSpec | None = None) -> None:
+def check_identity(group: Path, manifest: documents.CacheManifest, asked: CacheSpec | None = None) -> None:
     """Check the identity: raise CacheMismatch unless the group's name, its manifest and the spec asked for agree."""
     found = manifest.spec
     if asked is not None and found != asked:

@@ -1,7 +1,7 @@
 """Layout of a cache on disk: its files, their names and sizes, and the metadata of its arrays.
 
     <root>/<key>/
-        zarr.json                    Zarr v3 group; attributes {"retort": Manifest}
+        zarr.json                    Zarr v3 group; attributes {"retort": CacheManifest}
         logits/zarr.json             [views, samples, classes], spec dtype, chunks (1, R, classes)
         logits/c/<view>/<block>/0    one chunk: R rows, then their crc32c
         <other>/zarr.json            other arrays of the encoding, see store.encodings; lossy ones alone

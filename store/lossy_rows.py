@@ -34,7 +34,7 @@ class EncodedRows:
         for name, chunks in self.mapped.items():
             stored[name] = np.empty((len(samples_B), chunks.rows.shape[1]), chunks.rows.dtype)
             chunks.take(self._located(chunks, view, samples_B), stored[name])
-        codec.decode(self.spec, stored, view, samples_B, out_BC)
+        codec.decode(self.spec, stored, view, samples_B, out_NC=out_BC)
 
     def prefetch(self, view: int, samples_B: Ints) -> None:
         """Start to read these samples' rows in the background; see ChunkRows.prefetch."""
@@ -50,5 +50,5 @@ class EncodedRows:
 def load_block(group: Path, spec: CacheSpec, block: int, record: BlockRecord, out_NC: Float32) -> None:
     """Decode a whole block into out_NC, every byte checked. Raises CacheCorrupt naming the file."""
     view, start, stop = spec.block_range(block)
-    stored = {name: chunk_files.read_chunk(group, spec, name, block, record) for name in spec.logit_arrays}
-    codec.decode(spec, stored, view, np.arange(start, stop), out_NC)
+    stored = {name: chunk_files.read_chunk(group, spec, name, block, record=record) for name in spec.logit_arrays}
+    codec.decode(spec, stored, view, np.arange(start, stop), out_NC=out_NC)

@@ -49,7 +49,7 @@ class MappedRange:
         self.size_bytes = size_bytes
         reserved_bytes = size_bytes + alignment
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        address = _mmap(None, reserved_bytes, _PROT_NONE, flags, -1)
+        address = _mmap(None, reserved_bytes, protection=_PROT_NONE, flags=flags, descriptor=-1)
         self.start = -(-address // alignment) * alignment
         self._unmap = weakref.finalize(self, _libc.munmap, address, reserved_bytes)
         self._unmap.atexit = False  # a daemon thread may still be reading; the kernel cleans up
@@ -69,7 +69,9 @@ class MappedRange:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             flags = mmap.MAP_SHARED | _MAP_FIXED
-            _mmap(self.start + offset_bytes, length_bytes, mmap.PROT_READ, flags, descriptor)
+            _mmap(
+                self.start + offset_bytes, length_bytes, protection=mmap.PROT_READ, flags=flags, descriptor=descriptor
+            )
         finally:
             os.close(descriptor)
         self._files.append((self.start + offset_bytes, length_bytes))

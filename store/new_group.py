@@ -14,7 +14,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from store import layout
-from store.documents import Manifest
+from store.documents import CacheManifest
 from store.filesystem import fsync, fsync_tree
 from store.spec import CacheSpec
 
@@ -23,7 +23,7 @@ def create_group(root: Path, spec: CacheSpec, provenance: dict[str, JsonValue]) 
     """Create the empty group beside its place and rename it there; the loser of a race leaves nothing."""
     root.mkdir(parents=True, exist_ok=True)
     temporary = root / f"{layout.CREATING_PREFIX}{spec.key}-{uuid.uuid4().hex}"
-    manifest = Manifest(
+    manifest = CacheManifest(
         key=spec.key,
         spec=spec,
         created_at=datetime.now(UTC).replace(microsecond=0),
@@ -42,7 +42,7 @@ def create_group(root: Path, spec: CacheSpec, provenance: dict[str, JsonValue]) 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _build(folder: Path, manifest: Manifest) -> None:
+def _build(folder: Path, manifest: CacheManifest) -> None:
     """Write zarr's own documents of an empty group, and the folders that its chunks will lie in.
 
     zarr makes them in memory: it writes several at once from threads, which on a full disk go on after

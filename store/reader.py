@@ -42,16 +42,16 @@ from store.statistics import STATISTICS, Float32
 
 _LOADERS = 4  # threads that load a view
 
-Rows = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.floating]
+RowIndices = npt.NDArray[np.int64]
+LogitRows = npt.NDArray[np.floating]
 
 
 class CacheReader:
     """An open, complete cache. Pickles as its path: the process that unpickles it opens it again.
 
-    Raises CacheNotFound (naming the closest cache there is), CacheMismatch, CacheIncomplete,
-    CacheCorrupt (naming the file), AddressSpaceExhausted. While it is open the cache is not
-    evicted. Threads may share a reader, as long as none closes it under the others.
+    Raises CacheNotFound (naming the closest cache there is), CacheMismatch, CacheIncomplete, CacheCorrupt (naming the
+    file), AddressSpaceExhausted. While it is open the cache is not evicted. Threads may share a reader, as long as none
+    closes it under the others.
     """
 
     def __init__(self, root: Path | str, spec: CacheSpec) -> None:
@@ -78,7 +78,7 @@ class CacheReader:
             self._lease.release()  # the error's traceback refers to it for as long as the error is kept
             raise
 
-    def _load(self, manifest: documents.Manifest, asked: CacheSpec | None) -> None:
+    def _load(self, manifest: documents.CacheManifest, asked: CacheSpec | None) -> None:
         check_identity(self.path, manifest, asked)
         self.spec = manifest.spec
         documents.check_arrays(self.path, self.spec)
@@ -106,13 +106,11 @@ class CacheReader:
         self._hole_rows = self._chunks.stride_rows - self.spec.block_rows
         self._closed = False
 
-    def gather(self, view: int, rows: npt.NDArray[np.integer], out: Logits | None = None) -> Logits:
+    def gather(self, view: int, rows: npt.NDArray[np.integer], out: LogitRows | None = None) -> LogitRows:
         """Logits [B, C] of samples ``rows`` [B] of one view, in the cache's dtype, in ``out`` if given.
 
-        ``out`` must be C-contiguous, [B, C], of the cache's dtype. The bytes are not checked against
-        their checksums.
-        Raises RowOutOfRange, InvalidArgument (not one-dimensional integers, another ``out``),
-        ReaderClosed.
+        ``out`` must be C-contiguous, [B, C], of the cache's dtype. The bytes are not checked against their checksums.
+        Raises RowOutOfRange, InvalidArgument (not one-dimensional integers, another ``out``), ReaderClosed.
         """
         if self._encoded is not None:
             return self._decode(view, self._checked_rows(view, rows), out)
@@ -130,7 +128,7 @@ class CacheReader:
         ahead = self._read_ahead(view, self._chunks.prefetch)
         return RowMap(self._physical_rows(view, rows), self._take, partial(self._prefetch, ahead))
 
-    def logits(self, view: int) -> Logits:
+    def logits(self, view: int) -> LogitRows:
         """All logits [N, C] of one view, copied, in the cache's dtype; every byte is verified.
 
         Raises CacheCorrupt naming the file, RowOutOfRange.
@@ -167,7 +165,7 @@ class CacheReader:
     def __repr__(self) -> str:
         return f"CacheReader({str(self.path)!r})"
 
-    def _checked_rows(self, view: int, rows: npt.NDArray[np.integer]) -> Rows:
+    def _checked_rows(self, view: int, rows: npt.NDArray[np.integer]) -> RowIndices:
         """Check sample indices; returns them as int64, perhaps the given array itself."""
         self._check_view(view)
         rows = np.asarray(rows)
@@ -180,7 +178,7 @@ class CacheReader:
             raise RowOutOfRange(f"sample {wrong} does not exist: there are {self.spec.samples}")
         return rows_B
 
-    def _physical_rows(self, view: int, rows: npt.NDArray[np.integer]) -> Rows:
+    def _physical_rows(self, view: int, rows: npt.NDArray[np.integer]) -> RowIndices:
         """Check sample indices and turn them into row numbers of the mapped range."""
         rows_B = self._checked_rows(view, rows)
         first_block = view * self.spec.blocks_per_view
@@ -191,18 +189,18 @@ class CacheReader:
             physical_B += first_block * self._chunks.stride_rows
         return physical_B
 
-    def _take(self, physical_B: Rows, out: Logits | None) -> Logits:
+    def _take(self, physical_B: RowIndices, out: LogitRows | None) -> LogitRows:
         out = self._checked_out(len(physical_B), out)
         self._chunks.take(physical_B, out)
         return out
 
-    def _decode(self, view: int, samples_B: Rows, out: Logits | None) -> Logits:
+    def _decode(self, view: int, samples_B: RowIndices, out: LogitRows | None) -> LogitRows:
         assert self._encoded is not None
         out = self._checked_out(len(samples_B), out)
         self._encoded.gather(view, samples_B, out)
         return out
 
-    def _checked_out(self, rows: int, out: Logits | None) -> Logits:
+    def _checked_out(self, rows: int, out: LogitRows | None) -> LogitRows:
         self._check_open()
         shape, dtype = (rows, self.spec.classes), self.spec.numpy_dtype
         if out is None:
@@ -213,13 +211,13 @@ class CacheReader:
             )
         return out
 
-    def _read_ahead(self, view: int, prefetch: Callable[[Rows], None]) -> ReadAhead:
+    def _read_ahead(self, view: int, prefetch: Callable[[RowIndices], None]) -> ReadAhead:
         first = view * self.spec.blocks_per_view
         blocks = range(first, first + self.spec.blocks_per_view)
         arrays = list(self._mapped.values())
         return ReadAhead(arrays, blocks, self._view_bytes, prefetch, fits=not self.exceeds_memory)
 
-    def _prefetch(self, ahead: ReadAhead, rows_B: Rows) -> None:
+    def _prefetch(self, ahead: ReadAhead, rows_B: RowIndices) -> None:
         self._check_open()
         ahead.read(rows_B)
 
@@ -231,14 +229,14 @@ class CacheReader:
         if not 0 <= view < self.spec.views:
             raise RowOutOfRange(f"view {view} does not exist: there are {self.spec.views}")
 
-    def _load_view(self, into: Logits, array: str, view: int) -> None:
+    def _load_view(self, into: LogitRows, array: str, view: int) -> None:
         def load(block: int) -> None:
             _, start, stop = self.spec.block_range(block)
             record = self._records[block]
             if array == "logits" and self.spec.is_lossy:
-                load_block(self.path, self.spec, block, record, into[start:stop])
+                load_block(self.path, self.spec, block, record, out_NC=into[start:stop])
             else:
-                chunk_files.read_chunk(self.path, self.spec, array, block, record, into[start:stop])
+                chunk_files.read_chunk(self.path, self.spec, array, block, record=record, out=into[start:stop])
 
         first = view * self.spec.blocks_per_view
         blocks = range(first, first + self.spec.blocks_per_view)
@@ -266,7 +264,10 @@ class RowMap:
     """Map of an epoch's rows to their places, in the order of their use. See CacheReader.row_map."""
 
     def __init__(
-        self, rows_M: Rows, take: Callable[[Rows, Logits | None], Logits], prefetch: Callable[[Rows], None]
+        self,
+        rows_M: RowIndices,
+        take: Callable[[RowIndices, LogitRows | None], LogitRows],
+        prefetch: Callable[[RowIndices], None],
     ) -> None:
         """Keep the reader's ``take`` and ``prefetch``, which are called with some of ``rows_M``."""
         self._rows_M = rows_M
@@ -277,11 +278,10 @@ class RowMap:
     def __len__(self) -> int:
         return len(self._rows_M)
 
-    def gather(self, start: int, stop: int, out: Logits | None = None) -> Logits:
+    def gather(self, start: int, stop: int, out: LogitRows | None = None) -> LogitRows:
         """Logits [B, C] of positions start..stop (exclusive) of the order given to row_map.
 
-        Raises InvalidArgument (for ``out``), ReaderClosed. Positions beyond the end are cut off, as
-        in a slice.
+        Raises InvalidArgument (for ``out``), ReaderClosed. Positions beyond the end are cut off, as in a slice.
         """
         return self._take(self._rows_M[start:stop], out)
 

@@ -51,7 +51,7 @@ def verify_group(group: Path) -> VerifyReport:
         return _verify(group, manifest)
 
 
-def _verify(group: Path, manifest: documents.Manifest) -> VerifyReport:
+def _verify(group: Path, manifest: documents.CacheManifest) -> VerifyReport:
     spec = manifest.spec
     problems = [
         *_problem(lambda: check_identity(group, manifest)),
@@ -98,7 +98,7 @@ def _check_block(group: Path, spec: CacheSpec, block: int, finished: bool) -> tu
     chunks = {}
     for array in spec.arrays_of(block):
         try:
-            chunks[array.name] = chunk_files.read_chunk(group, spec, array.name, block, record)
+            chunks[array.name] = chunk_files.read_chunk(group, spec, array.name, block, record=record)
         except CacheCorrupt as error:
             problems.append(str(error))
     for name, wrong in findings(spec, chunks):

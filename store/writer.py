@@ -222,7 +222,7 @@ class CacheWriter:
     ) -> dict[str, npt.NDArray[np.generic]]:
         """Values of the block's part of every array, in the order of writing."""
         view, start, _ = self.spec.block_range(block)
-        stored = {**codec.encode(self.spec, logits_NC, view, start, labels_N), **row_statistics(logits_NC)}
+        stored = {**codec.encode(self.spec, logits_NC, view, start, labels_N=labels_N), **row_statistics(logits_NC)}
         if self.spec.is_lossy:
             stored["reference"] = logits_NC[: self.spec.arrays["reference"].rows]
         return {array.name: stored[array.name] for array in self.spec.arrays_of(block)}

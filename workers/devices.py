@@ -11,7 +11,7 @@ from workers.errors import DeviceUnavailable, first_line
 
 
 def cuda_failure() -> str | None:
-    """Why torch cannot compute on the current CUDA device, as a part of a sentence; None if it can.
+    """Reason why torch cannot compute on the current CUDA device, as a part of a sentence; None if it can.
 
     It allocates there and launches a kernel, since a driver that answers may still be too old for a kernel. A device
     that has no memory left works: whoever needs some finds that out.

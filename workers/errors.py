@@ -9,7 +9,7 @@
     │   ├── InvalidMethod         (ValueError)  a parameter or combination that is not defined
     │   ├── InvalidJob            (ValueError)  the job as a whole makes no sense
     │   ├── UnknownName           (LookupError) a method, student, parameter ... that does not exist
-    │   ├── ContractViolation     (ValueError)  teacher and data set do not belong together
+    │   ├── ContractViolation     (ValueError)  teacher and dataset do not belong together
     │   ├── InvalidText           (ValueError)  a file of text is not UTF-8
     │   ├── LossyCache            (ValueError)  an encoding has lost what is asked of its cache
     │   └── NotFinite             (ArithmeticError) a loss or gradient stopped being a number
@@ -46,7 +46,7 @@ class InvalidTeacher(UserError, ValueError):
 
 
 class InvalidDataset(UserError, ValueError):
-    """The data set is missing, malformed, unreadable or lies outside the data root."""
+    """The dataset is missing, malformed, unreadable or lies outside the data root."""
 
 
 class InvalidMethod(UserError, ValueError):
@@ -58,15 +58,15 @@ class InvalidJob(UserError, ValueError):
 
 
 class ContractViolation(UserError, ValueError):
-    """Teacher and data set do not belong together (class count, label order, preprocessing)."""
+    """Teacher and dataset do not belong together (class count, label order, preprocessing)."""
 
 
 class InvalidText(UserError, ValueError):
-    """What has to be text is not UTF-8."""
+    """Text is not UTF-8."""
 
 
 class LossyCache(UserError, ValueError):
-    """What an encoding has kept of the logits does not do for a method, or for a comparison."""
+    """The rows of a lossy encoding are not exact enough for a method, or for a comparison."""
 
 
 class NotFinite(UserError, ArithmeticError):

@@ -1,4 +1,4 @@
-"""What workers tell: one flat record per event, JSON from the start.
+"""Events of workers: one flat record per event, JSON from the start.
 
 Workers only emit; they never move a state. The runner numbers the events of an attempt, stores
 them once, and derives progress from them. Times are seconds, rates are rows (samples) per second.

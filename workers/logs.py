@@ -1,4 +1,4 @@
-"""What processes say: one JSON object a line on standard output; and for each attempt at a run, a log in its folder.
+"""Logs of processes, one JSON object a line on standard output; and of each attempt at a run, in its folder.
 
 Light. Ids (``request_id``, ``job_id``, ``run_id``, ``attempt``) come from structlog's context variables, which every
 line of a thread or task takes up, whoever writes it.
@@ -83,7 +83,7 @@ def _formatter() -> logging.Formatter:
 
 
 def ids_of(folder: Path) -> dict[str, str | int]:
-    """Whose attempt it is that works in ``.../JOB/RUN/aNUMBER``; nothing for a folder of another shape."""
+    """Ids of the attempt that works in ``.../JOB/RUN/aNUMBER``; none for a folder of another shape."""
     attempt = _ATTEMPT.fullmatch(folder.name)
     if attempt is None:
         return {}
@@ -154,7 +154,7 @@ class RunLog(logging.Handler):
 
     @contextlib.contextmanager
     def ending(self, how: object) -> Iterator[None]:
-        """What is said inside is about this attempt, and the last of it but for how it ended.
+        """Log lines inside the context are of this attempt, and its last but for the outcome.
 
         Args:
             how: result.json, or the exception.

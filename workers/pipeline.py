@@ -42,17 +42,18 @@ from workers.training.tasks import share_out, task_of_run
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What ``run_job`` leaves: result.json of each run, in order, and the teacher's accuracy and cost.
+    """Outcome of ``run_job``: result.json of each run, in order, and the teacher's accuracy and cost.
 
     Attributes:
         teacher_accuracy: on each split that is measured, ``validation`` and ``test``.
-        teacher_views_accuracy: on the training views, i.e. of the logits that students have learned from.
+        teacher_views_accuracy: on the training views, i.e. of the logits that students have learned from; None where
+            nothing was trained.
         teacher_metrics: of each split that is measured, see ``MeasuredTeacher``.
     """
 
     results: tuple[dict[str, object], ...]
     teacher_accuracy: Mapping[Split, float]
-    teacher_views_accuracy: float
+    teacher_views_accuracy: float | None
     teacher_metrics: Mapping[Split, Mapping[str, object]]
     teacher_forwards: int
     teacher_forwards_avoided: int
@@ -202,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     sys.stdout.write(json.dumps(outcome.results, indent=2) + "\n")
     places = [*((f"{split} split", top1) for split, top1 in outcome.teacher_accuracy.items())]
-    places.append(("training views", outcome.teacher_views_accuracy))
+    if outcome.teacher_views_accuracy is not None:
+        places.append(("training views", outcome.teacher_views_accuracy))
     sys.stdout.write(f"teacher: top-1 {', '.join(f'{top1:.1%} on the {place}' for place, top1 in places)}\n")
     sys.stdout.write(
         f"teacher forward passes: {outcome.teacher_forwards} run, "

@@ -17,7 +17,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -85,6 +84,9 @@ def _forward_operations(network: nn.Module, device: torch.device, picture: tuple
     """Floating-point operations of one picture's forward pass; leaves the network as it was."""
     was_training = network.training
     network.eval()
+    # It imports Triton, which takes 0.1 s that only those who count need to spend.
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros((1, *picture), device=device))
     network.train(was_training)

@@ -1,4 +1,4 @@
-"""What the configurations of temperature policies and of distillation losses have in common. No torch here.
+"""Base of the configurations of temperature policies and of distillation losses. No torch here.
 
 A policy is configured and computed in its file of ``methods/policies``; a loss is configured by a class of
 ``losses.py`` and computed in ``objective/distillation.py``; ``method.py`` pairs them. Each is told apart by ``kind``;
@@ -72,7 +72,7 @@ class Config(BaseModel):
 
     @classmethod
     def _kind_of_key(cls) -> str:
-        """What a message calls a key of this class, after its ``kind`` or ``preset``, else after its name."""
+        """Name of a key of this class in a message, after its ``kind`` or ``preset``, else after its name."""
         for tag in ("preset", "kind"):
             if tag in cls.model_fields:
                 return f"parameter of {cls.model_fields[tag].default!r}"

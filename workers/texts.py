@@ -130,7 +130,7 @@ def _case_aside(name: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """What is seen of a name, case aside."""
+    """Visible form of a name, case aside."""
     plain = unicodedata.normalize("NFKC", _case_aside(name)).casefold()
     return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())
 

@@ -22,6 +22,7 @@ from service.cli import (
     backup,
     caches,
     doctor,
+    evaluate,
     gc,
     jobs,
     keys,
@@ -30,6 +31,7 @@ from service.cli import (
     plot,
     recipes,
     reports,
+    reproduce,
     resources,
     serve,
     streams,
@@ -49,6 +51,8 @@ app = typer.Typer(
 serve.register(app)
 doctor.register(app)
 jobs.register(app)
+reproduce.register(app)
+evaluate.register(app)
 reports.register(app)
 resources.register(app)
 recipes.register(app)

@@ -8,125 +8,27 @@ shortened to any unambiguous beginning of four digits or more.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from service.cli import render
-from service.cli.base import BadInput, CommandFailed, session
+from service.cli.base import CommandFailed, session
+from service.cli.cache_sources import CacheSource, FolderCaches, ServiceCaches
 from service.cli.resources import PANEL
-from service.client.client import Client
 from service.client.transport import Document
 
-if TYPE_CHECKING:
-    from store.catalog import CacheEntry
-
 _DIGITS_SHOWN = 12
-_PREFIX_MIN = 4
 
 cache = typer.Typer(no_args_is_help=True, help="The caches of teacher logits.")
-Key = Annotated[str, typer.Argument(metavar="KEY", help="Or the beginning of one.")]
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Or the beginning of one.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.add_typer(cache, name="cache", rich_help_panel=PANEL)
-
-
-class _CacheSource(Protocol):
-    """Source of caches, as documents of the API."""
-
-    def list(self) -> list[Document]: ...
-    def resolve(self, prefix: str) -> str: ...
-    def get(self, key: str) -> Document: ...
-    def verify(self, key: str) -> Document: ...
-    def pin(self, key: str) -> None: ...
-    def unpin(self, key: str) -> None: ...
-    def delete(self, key: str) -> None: ...
-
-
-class ServiceCaches:
-    """Caches of a service."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def list(self) -> "Documents":
-        return list(self._client.caches())
-
-    def resolve(self, prefix: str) -> str:
-        if len(prefix) == 64:
-            return prefix
-        if len(prefix) < _PREFIX_MIN:
-            raise BadInput(f"{prefix!r} is too short for a key: give {_PREFIX_MIN} digits or more")
-        keys = [item["key"] for item in self._client.caches() if item["key"].startswith(prefix)]
-        if len(keys) != 1:
-            raise BadInput(
-                f"{prefix} starts {len(keys)} keys, give more of one: {', '.join(keys)}"
-                if keys
-                else f"no cache of {self._client.base_url} has a key that starts with {prefix}"
-            )
-        return str(keys[0])
-
-    def get(self, key: str) -> Document:
-        return self._client.cache(key)
-
-    def verify(self, key: str) -> Document:
-        return self._client.verify_cache(key)
-
-    def pin(self, key: str) -> None:
-        self._client.pin_cache(key)
-
-    def unpin(self, key: str) -> None:
-        self._client.unpin_cache(key)
-
-    def delete(self, key: str) -> None:
-        self._client.delete_cache(key)
-
-
-class _FolderCaches:
-    """Caches below a service's folder on this machine."""
-
-    def __init__(self, data_dir: Path) -> None:
-        # zarr loads slowly, and most commands never need it.
-        from store import Catalog
-
-        self._catalog = Catalog(data_dir / "caches")
-
-    def list(self) -> "Documents":
-        return [_document(entry) for entry in self._catalog.list()]
-
-    def resolve(self, prefix: str) -> str:
-        return self._catalog.resolve(prefix)
-
-    def get(self, key: str) -> Document:
-        return _document(self._catalog.get(key))
-
-    def verify(self, key: str) -> Document:
-        from service.api.schemas.caches import CacheReport
-
-        return CacheReport.of(self._catalog.verify(key)).model_dump(mode="json")
-
-    def pin(self, key: str) -> None:
-        self._catalog.pin(key)
-
-    def unpin(self, key: str) -> None:
-        self._catalog.unpin(key)
-
-    def delete(self, key: str) -> None:
-        self._catalog.delete(key)
-
-
-def _document(entry: "CacheEntry") -> Document:
-    from service.api.schemas.caches import Cache
-
-    return Cache.of(entry).model_dump(mode="json")
-
-
-# Inside the classes above, ``list`` is the method.
-Documents = list[Document]
 
 
 @cache.callback()
@@ -142,10 +44,10 @@ def _options(
 
 
 @contextmanager
-def _source(context: typer.Context) -> Iterator[_CacheSource]:
+def _source(context: typer.Context) -> Iterator[CacheSource]:
     data_dir = context.find_object(Path)
     if data_dir is not None:
-        yield _FolderCaches(data_dir)
+        yield FolderCaches(data_dir)
         return
     with session(context).client() as client:
         yield ServiceCaches(client)
@@ -161,7 +63,7 @@ def list_caches(context: typer.Context) -> None:
 
 
 @cache.command("show")
-def show_cache(context: typer.Context, key: Key) -> None:
+def show_cache(context: typer.Context, key: KeyArgument) -> None:
     """Show what one cache was made from."""
     with _source(context) as source:
         document = source.get(source.resolve(key))
@@ -171,7 +73,7 @@ def show_cache(context: typer.Context, key: Key) -> None:
 @cache.command("verify")
 def verify_cache(
     context: typer.Context,
-    key: Key,
+    key: KeyArgument,
     recompute: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Also run the teacher again on N rows; needs --data-dir."),
@@ -201,21 +103,21 @@ def verify_cache(
 
 
 @cache.command("pin")
-def pin_cache(context: typer.Context, key: Key) -> None:
+def pin_cache(context: typer.Context, key: KeyArgument) -> None:
     """Keep a cache from eviction and deletion."""
     with _source(context) as source:
         source.pin(source.resolve(key))
 
 
 @cache.command("unpin")
-def unpin_cache(context: typer.Context, key: Key) -> None:
+def unpin_cache(context: typer.Context, key: KeyArgument) -> None:
     """Let a cache be evicted and deleted again."""
     with _source(context) as source:
         source.unpin(source.resolve(key))
 
 
 @cache.command("delete")
-def delete_cache(context: typer.Context, key: Key) -> None:
+def delete_cache(context: typer.Context, key: KeyArgument) -> None:
     """Delete a cache; the next job that wants it runs the teacher again."""
     with _source(context) as source:
         source.delete(source.resolve(key))

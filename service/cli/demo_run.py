@@ -87,7 +87,7 @@ def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, 
         _heading(console, "Job 2: another student on the same teacher, from its cached logits")
         second = _do_job(client, own, _job(uploaded, SECOND_STUDENT, SECOND_METHODS), console)
         _heading(console, f"Done in {render.duration(time.monotonic() - started)}")
-        console.print(render.facts(_whereabouts(client, own, folder, second, keep)))
+        console.print(render.facts(_whereabouts(client, own, folder, job=second, keep=keep)))
 
 
 @contextmanager

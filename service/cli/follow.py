@@ -1,13 +1,11 @@
 """Progress of a job: bars on a terminal, plain lines elsewhere, both from the event stream alone.
 
-``JobView`` holds the state that the events have given so far; it neither draws nor waits. ``follow``
-feeds it from the client, which takes a broken stream up again by itself. Stopping to watch does not
-stop the job. Rates are rows (samples) per second, times seconds.
+``follow`` feeds a ``JobView`` from the client, which takes a broken stream up again by itself. Stopping
+to watch does not stop the job.
 """
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.cli import render as terminal
+from service.cli.job_view import JobView, RunLine
 from service.client.client import Client
 from service.client.transport import PATIENCE_S, Document
 from service.db.states import TERMINAL
@@ -28,179 +27,6 @@ _WAITING_STATES = frozenset({"queued", "paused"})
 # In a log, a line per so much progress is enough.
 _LOG_EVERY_S = 5.0
 _LOG_EPOCHS = 5
-
-
-@dataclass
-class CacheLine:
-    """Inference of one cache, as far as it is known."""
-
-    split: str
-    rows_done: int = 0
-    rows_total: int = 1
-    rows_per_s: float | None = None
-    eta_s: float | None = None
-    rows_inferred: int | None = None
-    seconds: float | None = None
-
-    @property
-    def text(self) -> str:
-        """Text beside the bar."""
-        rows = f"{self.rows_done:,} / {self.rows_total:,} rows"
-        if self.rows_inferred == 0:
-            return f"{rows}, all from the cache"
-        if self.seconds is not None:
-            return f"{rows} in {terminal.duration(self.seconds)}"
-        rate = f", {self.rows_per_s:,.0f} rows/s" if self.rows_per_s else ""
-        eta = f", {terminal.duration(self.eta_s)} left" if self.eta_s else ""
-        return rows + rate + eta
-
-
-@dataclass
-class RunLine:
-    """State of one run, as far as it is known; ``done`` counts epochs, with the part of the present one."""
-
-    name: str
-    state: str
-    epochs: int
-    done: float = 0.0
-    epoch: int = 0
-    top1: float | None = None
-    loss: float | None = None
-    error: str | None = None
-    set_aside: str | None = None
-
-    @property
-    def text(self) -> str:
-        """Text beside the bar."""
-        if self.set_aside:
-            return f"set aside: {self.set_aside}"
-        if self.state in ("failed", "lost"):
-            return f"{self.state}: {self.error or 'no reason known'}"
-        if self.state in ("queued", "pausing", "paused", "cancelled") and not self.epoch:
-            return self.state
-        if self.state == "running" and not self.epoch:
-            return "starting"
-        parts = [f"epoch {self.epoch}/{self.epochs}"]
-        if self.top1 is not None:
-            parts.append(f"top-1 {terminal.percent(self.top1)}")
-        if self.loss is not None:
-            parts.append(f"loss {self.loss:.3f}")
-        if self.state not in ("running", "succeeded"):
-            parts.append(self.state)
-        return ", ".join(parts)
-
-
-@dataclass
-class JobView:
-    """State of a job by the events so far.
-
-    Attributes:
-        id: the job's id.
-        name: the job's name, or its id.
-        runs: by run id, in the job's order.
-        caches: by key, in order of appearance.
-    """
-
-    id: str
-    name: str
-    runs: dict[str, RunLine]
-    state: str = "queued"
-    stage: str | None = None
-    error: str | None = None
-    set_aside: str | None = None
-    caches: dict[str, CacheLine] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, job: Document, runs: list[Document]) -> "JobView":
-        """View before the first event."""
-        lines = {run["id"]: RunLine(run["name"], "queued", run["epochs"]) for run in runs}
-        return cls(id=job["id"], name=job.get("name") or job["id"], runs=lines)
-
-    @property
-    def note(self) -> str:
-        """Note for a person who waits for a job that is paused; empty for others."""
-        if self.set_aside:
-            return f"set aside, it goes on by itself: {self.set_aside}"
-        return f"paused, this waits until `retort resume {self.id}`" if self.state == "paused" else ""
-
-    def apply(self, event: Document) -> str:
-        """Apply one event.
-
-        Returns:
-            A sentence about it for a log; may be empty.
-        """
-        data: Document = event.get("data") or {}
-        run = self.runs.get(event.get("run_id") or "")
-        match event["type"]:
-            case "state":
-                return self._apply_state(run, data)
-            case "step" | "epoch" if run is not None:
-                return _apply_training(run, event["type"], data)
-            case "stage":
-                self.stage = data["stage"]
-                return f"stage: {self.stage}"
-            case "log":
-                return self._apply_log(run, data)
-            case "inference_progress" | "cache_ready":
-                return self._apply_cache(event["type"], data)
-            case "contract_checked":
-                views = data.get("views_accuracy")
-                return (
-                    f"the teacher is right on {terminal.percent(data['accuracy'])} of "
-                    f"{data['rows']} labelled rows"
-                    + (f" and {terminal.percent(views)} of their views" if views is not None else "")
-                    + f", on {data['provider']}"
-                )
-        return ""
-
-    def _apply_state(self, run: RunLine | None, data: Document) -> str:
-        error = (data.get("error") or {}).get("message")
-        set_aside = (data.get("set_aside") or {}).get("message")
-        if run is None:
-            self.state, self.error, self.set_aside = data["state"], error, set_aside
-            is_mixed = self.state in TERMINAL and len({each.state for each in self.runs.values()}) > 1
-            counts = f" ({_counts(self)})" if is_mixed else ""
-            return f"job {self.note or self.state}{counts}" + (f": {error}" if error else "")
-        run.state, run.error, run.set_aside = data["state"], error, set_aside
-        if run.state == "running":
-            self.stage = "training"
-        if run.state == "succeeded":
-            run.done = run.epochs
-        if set_aside:
-            return f"{run.name}: {run.text}"
-        return f"{run.name}: {run.state}" + (f": {error}" if error else "")
-
-    def _apply_log(self, run: RunLine | None, data: Document) -> str:
-        sentence = f"{run.name}: {data['message']}" if run else str(data["message"])
-        if data.get("level") == "warning":
-            self.warnings.append(sentence)
-            return f"warning: {sentence}"
-        return sentence
-
-    def _apply_cache(self, kind: str, data: Document) -> str:
-        line = self.caches.setdefault(data["cache"], CacheLine(data["split"]))
-        line.rows_total = data["rows_total"]
-        if kind == "cache_ready":
-            line.rows_done = line.rows_total
-            line.rows_inferred, line.seconds = data["rows_inferred"], data["seconds"]
-        else:
-            line.rows_done = data["rows_done"]
-            line.rows_per_s, line.eta_s = data["rows_per_s"], data["eta_s"]
-        return f"inference, {line.split}: {line.text}"
-
-
-def _apply_training(run: RunLine, kind: str, data: Document) -> str:
-    run.epochs = data["epochs"]
-    if kind == "step":
-        run.epoch, run.loss = data["epoch"], data["loss"]
-        run.done = data["epoch"] - 1 + data["step"] / data["steps"]
-        return ""
-    metrics = data["metrics"]
-    run.epoch = data["epoch"]
-    run.done = float(run.epoch)
-    run.top1, run.loss = metrics.get("top1", metrics.get("validation_top1")), metrics.get("train_loss")
-    return f"{run.name}: {run.text}"
 
 
 def follow(client: Client, job_id: str, console: Console, *, patience_s: float = PATIENCE_S) -> Document:
@@ -269,7 +95,7 @@ def render(view: JobView, runs_max: int) -> RenderableType:
         bar = ProgressBar(total=run.epochs, completed=run.done, width=_BAR_WIDTH)
         text = terminal.shown(run.text, terminal.COLOURS.get(run.state, ""))
         grid.add_row(terminal.shown(run.name), bar, text)
-    counts = _counts(view)
+    counts = view.counts
     if len(shown) < len(view.runs):
         counts += f" ({len(shown)} of {len(view.runs)} shown)"
     stage = view.stage if view.state == "running" and view.stage else view.state
@@ -290,8 +116,3 @@ def _shown(view: JobView, runs_max: int) -> list[RunLine]:
     ranked = sorted(runs, key=lambda run: (run.state in _WAITING_STATES, run.state in TERMINAL))
     chosen = {id(run) for run in ranked[:runs_max]}
     return [run for run in runs if id(run) in chosen]
-
-
-def _counts(view: JobView) -> str:
-    states = [run.state for run in view.runs.values()]
-    return ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states))

@@ -168,7 +168,7 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         with _transfer() as progress:
             for file in files:
-                _download_one(client, id, file, folder, progress)
+                _download_one(client, id, file, folder, progress=progress)
     rows = [(str(folder / file["name"]), render.size(file["size_bytes"])) for file in files]
     options.show(files, lambda: render.table(("file", "size>"), rows))
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import parse_json, session
-from service.cli.caches import ServiceCaches
+from service.cli.cache_sources import ServiceCaches
 from service.cli.resources import PANEL
 from service.client.transport import Document
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import CommandFailed, parse_json, session
-from service.cli.caches import Key
+from service.cli.caches import KeyArgument
 from service.cli.resources import PANEL
 from service.client.transport import Document
 
@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def parity(
     context: typer.Context,
-    key: Key,
+    key: KeyArgument,
     data_dir: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The service's folder.")],
     method: Annotated[str, typer.Option(help='A name, or JSON: {"preset": "kd", ...}.')] = "kd",
     student: Annotated[str, typer.Option(help="As `retort students` lists them.")] = "resnet8",

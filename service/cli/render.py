@@ -109,7 +109,13 @@ def moment(iso: str | None) -> str:
 def totals(document: Document) -> Table:
     """Totals below the report of a job: the teacher's accuracy, and how often it was run."""
     teacher = document["teacher"]
-    places = {"test split": teacher["accuracy"], "training views": teacher["views_accuracy"]}
+    # A service of an earlier version knows no validation split.
+    validation = (teacher.get("validation") or {}).get("top1")
+    places = {
+        "validation split": validation,
+        "test split": teacher["accuracy"],
+        "training views": teacher["views_accuracy"],
+    }
     known = [f"{percent(accuracy)} on the {place}" for place, accuracy in places.items() if accuracy is not None]
     return facts(
         {

@@ -84,7 +84,7 @@ def serve(
     options = ("--project", settings.trackers_project, "--cursor-dir", str(settings.trackers_dir))
     followers = {f"tracker {each}": [*command("--url", url, "track", str(each)), *options] for each in trackers}
     with Client(url) as client:
-        readiness = _Readiness(client)
+        readiness = _ReadinessWatch(client)
         status = supervise(
             {"api": command("api"), "engine": command("engine"), **followers},
             optional=followers.keys(),
@@ -98,7 +98,7 @@ def serve(
     raise typer.Exit(status)
 
 
-class _Readiness:
+class _ReadinessWatch:
     """Readiness of a service: asked, and printed once why it is not there, if that lasts.
 
     Attributes:

@@ -105,7 +105,16 @@ def supervise(
     try:
         for name in children:
             start(name)
-        gone = _keep_up(running, news, start, is_ready, has_begun, lambda: say(ready_text), say, optional)
+        gone = _keep_up(
+            running,
+            news,
+            start=start,
+            is_ready=is_ready,
+            has_begun=has_begun,
+            on_ready=lambda: say(ready_text),
+            say=say,
+            optional=optional,
+        )
         if gone is None:
             say("stopping")
     finally:

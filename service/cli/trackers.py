@@ -15,6 +15,8 @@ Project = Annotated[str, typer.Option(help="The tracker's project or experiment.
 WithoutFiles = Annotated[bool, typer.Option("--without-files", help="Leave the artifacts out: weights, ONNX, logs.")]
 # A tracker's packages need processor time, too: the training goes first.
 _NICE = 10
+# They log every request.
+_QUIET = ("httpx", "httpx2", "urllib3")
 
 
 def register(app: typer.Typer) -> None:
@@ -89,8 +91,10 @@ def track(
 
     if until_stdin_closes:
         end_with_stdin()
-    logs.configure("info")
+    logs.configure("info", _QUIET)
     os.nice(_NICE)
+    # The data directory is nobody else's, whichever process makes it.
+    os.umask(0o077)
     watchdog = Watchdog(stall_s)
     watchdog.start()
     cursor = Cursor(cursor_dir / f"{address.slug}.sqlite3")

@@ -31,7 +31,7 @@ from service.client.errors import (
 from service.client.job_routes import JobRoutes
 from service.client.reports import Reports
 from service.client.resource_routes import ResourceRoutes
-from service.client.transport import DEFAULT_URL, LONG_S, Connection, Document
+from service.client.transport import DEFAULT_URL, LONG_S, Document, ServiceConnection
 
 __all__ = [
     "DEFAULT_URL",
@@ -60,7 +60,7 @@ class Client(JobRoutes, ResourceRoutes, Reports):
     """
 
     def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0) -> None:
-        super().__init__(Connection(base_url, api_key, timeout_s))
+        self._connection = ServiceConnection(base_url, api_key, timeout_s)
         self.base_url = self._connection.base_url
 
     def __enter__(self) -> Self:

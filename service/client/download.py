@@ -9,11 +9,11 @@ from typing import BinaryIO
 import httpx2
 
 from service.client.errors import DamagedDownload
-from service.client.transport import PATIENCE_S, STREAM_SILENCE_S, Connection, Patience
+from service.client.transport import PATIENCE_S, STREAM_SILENCE_S, Patience, ServiceConnection
 
 
 def download_file(
-    connection: Connection,
+    connection: ServiceConnection,
     url: str,
     path: Path,
     *,
@@ -48,7 +48,7 @@ def download_file(
 
 
 def _gather(
-    connection: Connection,
+    connection: ServiceConnection,
     url: str,
     partial: Path,
     *,
@@ -79,7 +79,7 @@ def _gather(
         )
 
 
-def _fetch_rest(connection: Connection, url: str, digest: str, sink: BinaryIO) -> Iterator[int]:
+def _fetch_rest(connection: ServiceConnection, url: str, digest: str, sink: BinaryIO) -> Iterator[int]:
     """Append to ``sink`` what it lacks of the file; yields its size after each piece."""
     start = sink.tell()
     headers = {"Range": f"bytes={start}-", "If-Range": f'"{digest}"'} if start else {}

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 import httpx2
 
 from service.client.errors import WaitTimeout
-from service.client.transport import STREAM_SILENCE_S, Connection, Document, Patience, job_or_run_path
+from service.client.transport import STREAM_SILENCE_S, Document, Patience, ServiceConnection, job_or_run_path
 
 
 def follow_events(
-    connection: Connection, job_or_run_id: str, *, after: int, patience_s: float, timeout_s: float | None
+    connection: ServiceConnection, job_or_run_id: str, *, after: int, patience_s: float, timeout_s: float | None
 ) -> Iterator[Document]:
     """Yield every event of an event stream as it happens, until the one of type ``done``, which is the last.
 
@@ -47,7 +47,9 @@ def follow_events(
         patience.spend(connection.base_url, reason)
 
 
-def _read_events(connection: Connection, url: str, patience: Patience, deadline: float | None) -> Iterator[Document]:
+def _read_events(
+    connection: ServiceConnection, url: str, patience: Patience, deadline: float | None
+) -> Iterator[Document]:
     """Yield the events of one connection, until it ends or the deadline has passed."""
     # The number is in the URL: as Last-Event-ID it is not answered with ``done`` where nothing else is left.
     silence_s = STREAM_SILENCE_S

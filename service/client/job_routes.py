@@ -7,13 +7,13 @@ from pathlib import Path
 from service.client.download import download_file
 from service.client.errors import ApiProblem
 from service.client.event_stream import follow_events
-from service.client.transport import LONG_S, PATIENCE_S, Connection, Document, job_or_run_path, path_part
+from service.client.transport import LONG_S, PATIENCE_S, Document, ServiceConnection, job_or_run_path, path_part
 
 
 class JobRoutes:
     """Methods of ``Client`` about jobs and their runs."""
 
-    _connection: Connection
+    _connection: ServiceConnection
 
     def submit(
         self,
@@ -25,7 +25,7 @@ class JobRoutes:
         """Post a job.
 
         Args:
-            job: teacher (id), dataset, students, methods, seeds, views, cache, training.
+            job: teacher (id), dataset, students, methods, seeds, recipe, views, cache, training.
             idempotency_key: the same key and job give the same job again. One is made up for
                 every call, so that a repetition after a broken connection cannot start two.
             dry_run: only show the runs that it would have.

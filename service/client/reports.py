@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict, Unpack
 from urllib.parse import quote
 
-from service.client.transport import Connection, Document
+from service.client.transport import Document, ServiceConnection
 
 # Reading the predictions that runs have kept is work, not waiting.
 _LONG_S = 300.0
@@ -40,8 +40,7 @@ class JobChoices(Choices, total=False):
 class Reports:
     """Methods of ``Client`` about results."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    _connection: ServiceConnection
 
     def report(self, job_id: str, **choices: Unpack[Choices]) -> Document:
         """Results of a job: ``rows``, one of each run, and ``groups``, one of each student and method over seeds.

@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from service.client.transport import LONG_S, Connection, Document, path_part
+from service.client.transport import LONG_S, Document, ServiceConnection, path_part
 
 
 class ResourceRoutes:
     """Methods of ``Client`` about teachers, datasets and caches."""
 
-    _connection: Connection
+    _connection: ServiceConnection
 
     def upload_teacher(
         self,

@@ -63,7 +63,7 @@ class Options(TypedDict, total=False):
     timeout: float
 
 
-class Connection:
+class ServiceConnection:
     """Connection to one service: sends requests.
 
     Args:

@@ -18,6 +18,8 @@ from workers.config.job import Plan
 _KEPT_JOB = ("name", "teacher_id", "teacher", "plan", "priority", "parallel_runs")
 _KEPT_RUN = ("index", "name", "student", "method", "method_spec", "seed", "epochs")
 _NAMED_RUNS = 3
+# Characters of the column.
+_STUDENT_MAX = 128
 QUEUE_RETRY_S = 30
 
 
@@ -93,7 +95,7 @@ class JobPosting:
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
             session.add(job)
             session.flush()
-            session.add_all(_new_runs(plan, job.id))
+            session.add_all(_new_runs(plan, job.id, teacher))
             if idempotency is not None:
                 own = {"key_id": idempotency.key_id, "key": idempotency.key, "digest": idempotency.digest}
                 session.add(IdempotencyRecord(**own, job_id=job.id))
@@ -205,7 +207,12 @@ def _new_job(plan: Plan, teacher: TeacherRecord) -> JobRecord:
     )
 
 
-def _new_runs(plan: Plan, job_id: str) -> list[RunRecord]:
+def _new_runs(plan: Plan, job_id: str, teacher: TeacherRecord) -> list[RunRecord]:
+    if plan.evaluate:
+        # One run, so that it is paused, resumed, retried and reported as all others are; see RunStage.
+        evaluation = {"name": f"evaluation of {teacher.name}", "student": teacher.name[:_STUDENT_MAX]}
+        kind = {"method": "evaluation", "method_spec": {}, "seed": 0, "epochs": 1}
+        return [RunRecord(id=new_id("run"), job_id=job_id, index=0, **evaluation, **kind)]
     return [
         RunRecord(
             id=new_id("run"),

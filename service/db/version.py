@@ -11,7 +11,7 @@ import contextlib
 import json
 from collections.abc import Collection, Iterable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
@@ -130,10 +130,10 @@ class DatabaseVersion:
             return self._query(query.format(among=_AMONG_SQLITE), json.dumps(ids))
         return self._query(query.format(among=_AMONG_POSTGRES), ids)
 
-    def _query(self, query: str, *parameters: object) -> list[tuple]:
+    def _query(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         assert self._connection is not None
         cursor = self._connection.cursor()
         cursor.execute(query, parameters)
-        rows: list[tuple] = cursor.fetchall()
+        rows: list[tuple[Any, ...]] = list(cursor.fetchall())
         cursor.close()
         return rows

@@ -37,5 +37,5 @@ CHECKS = (
 
 
 def diagnose(settings: Settings) -> Mapping[str, Finding]:
-    """What every check has found, by its name."""
+    """Diagnose: the finding of every check, by its name."""
     return run_checks(CHECKS, settings)

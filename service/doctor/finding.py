@@ -1,4 +1,4 @@
-"""What a check has found, and how checks are run."""
+"""Finding of a check, and the runner of checks."""
 
 import queue
 import threading

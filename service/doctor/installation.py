@@ -1,4 +1,4 @@
-"""What belongs to the service: database, migrations, keys, engine, port, data sets."""
+"""Checks of the installation: database, migrations, keys, engine, port, datasets."""
 
 import socket
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ _START = "`retort serve` (or `retort api` and `retort engine`)"
 
 
 def check_database(settings: Settings) -> Finding:
-    """Can it be reached and written?"""
+    """Check that the database can be reached and written."""
     with closing(Database(settings.database)) as database:
         where = database.url.render_as_string(hide_password=True)
         if _is_missing(database):
@@ -49,7 +49,7 @@ def check_database(settings: Settings) -> Finding:
 
 
 def check_migrations(settings: Settings) -> Finding:
-    """Are its tables those that this version expects?"""
+    """Check that the database's tables are those of this version."""
     with closing(Database(settings.database)) as database:
         if _is_missing(database):
             return Finding("ok", "none yet; they are run with the first start")
@@ -65,7 +65,7 @@ def check_migrations(settings: Settings) -> Finding:
 
 
 def check_files(settings: Settings) -> Finding:
-    """Does the database know the files beside it?"""
+    """Check that the database knows the files beside it."""
     staging = settings.data_dir / STAGING
     if staging.exists():
         return Finding(
@@ -84,7 +84,7 @@ def check_files(settings: Settings) -> Finding:
 
 
 def check_keys(settings: Settings) -> Finding:
-    """Who may call?"""
+    """Check the keys: who may call."""
     try:
         load_key_digest(settings.api_key_file)
         check_binding(settings)
@@ -129,7 +129,7 @@ def check_engine(settings: Settings) -> Finding:
 
 
 def _last_errors(look: Readiness) -> str:
-    """What went wrong last with each part, while that is all that is known of it."""
+    """Last errors of the parts that have reported nothing since."""
     errors = [(name, part.last_error) for name, part in look.parts.items() if part.reason is None and part.last_error]
     return "".join(
         f"; last error of {name}, at {error.at:%Y-%m-%d %H:%M:%S}Z: {error.message}" for name, error in errors
@@ -137,7 +137,7 @@ def _last_errors(look: Readiness) -> str:
 
 
 def check_port(settings: Settings) -> Finding:
-    """Is it free, or this service's?"""
+    """Check that the port is free, or this service's."""
     host, port = settings.host, settings.port
     if port == 0:
         return Finding("ok", "a free one is taken at the start")
@@ -159,22 +159,22 @@ def check_port(settings: Settings) -> Finding:
 
 
 def check_data_root(settings: Settings) -> Finding:
-    """Can it be read, and is there a data set that a job could name?"""
+    """Check that the data root can be read and has a dataset that a job could name."""
     root = settings.data_root.resolve()
     built_in = f"jobs can use the built-in {', '.join(built_in_kinds())} alone"
     if not root.is_dir():
-        advice = "set RETORT_DATA_ROOT to the folder with your data sets"
+        advice = "set RETORT_DATA_ROOT to the folder with your datasets"
         return Finding("warn", f"there is no folder {root}: {built_in}", advice)
     sets = [_named(spec) for spec in _candidates(root) if _is_data_set(spec, root)]
     if not sets:
         sought = ", ".join(cls.sought for cls in kind_classes() if cls.sought)
         advice = f"put one there: see the README for {sought}"
-        return Finding("warn", f"no data set lies in {root}: {built_in}", advice)
+        return Finding("warn", f"no dataset lies in {root}: {built_in}", advice)
     return Finding("ok", f"{root} has {some_of(sets, 5)}")
 
 
 def _candidates(root: Path) -> Iterator[DatasetSpec]:
-    """What might be a data set: the root itself, a folder in it, a file in it."""
+    """Candidates for a dataset: the root itself, a folder in it, a file in it."""
     entries = sorted(root.iterdir())[:ENTRIES_MAX]
     folders = [entry for entry in entries if entry.is_dir()]
     for path in (root, *folders, *(entry for entry in entries if entry not in folders)):

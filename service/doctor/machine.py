@@ -1,4 +1,4 @@
-"""What the machine has: disk, file systems, memory, cores, limits."""
+"""Checks of the machine: disk, file systems, memory, cores, limits."""
 
 import os
 import resource
@@ -27,7 +27,7 @@ RAY_FOLDER_CHARS_MAX = 107 - 70
 
 
 def check_data_dir(settings: Settings) -> Finding:
-    """Can it be written, and is it on a file system for what is kept there?"""
+    """Check that the data directory can be written and is on a fit file system."""
     folder = settings.data_dir.resolve()
     existing = _nearest(folder)
     _write_probe(existing)
@@ -42,7 +42,7 @@ def check_data_dir(settings: Settings) -> Finding:
 
 
 def check_disk(settings: Settings) -> Finding:
-    """Is more free than the reserve?"""
+    """Check that more of the disk is free than the reserve."""
     existing = _nearest(settings.data_dir.resolve())
     free, floor = shutil.disk_usage(existing).free, settings.disk_floor_bytes
     found = f"{size(free)} are free for {settings.data_dir.resolve()}, {size(floor)} stay in reserve"
@@ -94,7 +94,7 @@ def check_shared_memory(settings: Settings) -> Finding:
 
 
 def check_cores(settings: Settings) -> Finding:
-    """Can a run ever get the cores that it asks for?"""
+    """Check that a run can get the cores that it asks for."""
     cores = _cores()
     engine = int(settings.cpus or cores)
     of_a_run = "what is chosen at its start" if settings.run_cpus is None else f"{settings.run_cpus:g}"
@@ -108,7 +108,7 @@ def check_cores(settings: Settings) -> Finding:
 
 
 def check_memory(settings: Settings) -> Finding:
-    """Is there memory for as many runs as there are cores for?"""
+    """Check that there is memory for as many runs as there are cores for."""
     total = memory_bytes()
     # At most: on GPUs fewer may fit.
     runs = max(1, int((settings.cpus or _cores()) / (settings.run_cpus or 1.0)))
@@ -120,7 +120,7 @@ def check_memory(settings: Settings) -> Finding:
 
 
 def check_files(settings: Settings) -> Finding:
-    """How many files, and so connections, a process may have open."""
+    """Check how many files, and so connections, a process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < FILES_MIN:
         advice = "start the service after `ulimit -n 65536`, or set LimitNOFILE=65536 in its systemd unit"
@@ -158,7 +158,7 @@ def _write_probe(folder: Path) -> None:
 
 
 def _cores() -> float:
-    """That this process may use: by affinity, and by its control group, of which psutil knows nothing."""
+    """Cores that this process may use: by affinity, and by its control group, of which psutil knows nothing."""
     cores = float(len(os.sched_getaffinity(0)))
     quota = _read_first("/sys/fs/cgroup/cpu.max").split()
     if len(quota) == 2 and quota[0].isdecimal():

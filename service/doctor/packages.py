@@ -1,4 +1,4 @@
-"""What is installed, and whether it works: Python, packages, Ray, GPUs. Nothing heavy is imported here."""
+"""Checks of the packages: whether Python, packages, Ray and GPUs work. Nothing heavy is imported here."""
 
 import importlib.metadata
 import json
@@ -48,7 +48,7 @@ def check_packages(settings: Settings) -> Finding:
 
 
 def check_ray(settings: Settings) -> Finding:
-    """Can Ray be imported, and is there one?"""
+    """Check that Ray can be imported, and whether one runs."""
     if find_spec("ray") is None:
         return Finding("warn", _ABSENT, _INSTALL)
     probed = _probe("ray")
@@ -58,7 +58,7 @@ def check_ray(settings: Settings) -> Finding:
 
 
 def check_ray_folder(settings: Settings) -> Finding:
-    """Is the folder that Ray works in this user's alone?"""
+    """Check that the folder that Ray works in is this user's alone."""
     folder = machine_folder(settings.data_dir)
     if (reason := folder_fault(folder)) is not None:
         return Finding("fail", f"{reason}: the engine does not start Ray there", f"remove it (`rm -r {folder}`)")
@@ -68,7 +68,7 @@ def check_ray_folder(settings: Settings) -> Finding:
 
 
 def check_gpu(settings: Settings) -> Finding:
-    """What the driver says, and which of its GPUs the engine uses."""
+    """Check the driver, and which of its GPUs the engine uses."""
     gpus, visible, wanted = _gpus(), visible_gpus(), settings.gpus
     found = "; ".join(gpus) or "no NVIDIA GPU, everything runs on the CPU"
     if wanted is not None and len(gpus) < wanted:
@@ -85,13 +85,13 @@ def check_gpu(settings: Settings) -> Finding:
 
 
 def check_torch(settings: Settings) -> Finding:
-    """Can students be trained, and on every GPU?"""
+    """Check that students can be trained, and on every GPU."""
     advice = "update the driver to what this torch needs, or install the torch that is built for this driver's CUDA"
     return _on_gpus(settings, "torch", advice, on_all=True)
 
 
 def check_onnxruntime(settings: Settings) -> Finding:
-    """Can teachers be run, and on a GPU if there is one?"""
+    """Check that teachers can be run, and on a GPU if there is one."""
     advice = "install onnxruntime-gpu with the extras cuda and cudnn (not beside onnxruntime), or update the driver"
     return _on_gpus(settings, "onnxruntime", advice, on_all=False)
 
@@ -120,7 +120,7 @@ def _promised(settings: Settings, shown: int) -> int:
 
 
 def _probe(what: str) -> dict[str, Any] | Finding:
-    """What ``workers.tools.probe`` has found; or that it could not."""
+    """Run ``workers.tools.probe``; its finding, or its failure."""
     line, environment = probe_command(what)
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
@@ -149,7 +149,7 @@ def _gpus() -> Sequence[str]:
 
 
 def _requirements(extra: str) -> Iterator[Requirement]:
-    """What Retort asks for on this machine: without an extra, or what that adds."""
+    """Requirements of Retort on this machine: those without an extra, or those that one adds."""
     for text in importlib.metadata.requires("retort") or []:
         requirement = Requirement(text)
         marker = requirement.marker

@@ -26,6 +26,7 @@ from service.engine.adoption import find_export
 from service.engine.attempt_files import list_artifacts
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
+from service.engine.evaluation import evaluation_result
 from service.engine.failures import can_have_more_memory, error_of_work, is_worth_another_device
 from service.engine.fair_share import startable
 from service.engine.progress import run_progress
@@ -63,12 +64,26 @@ class RunStage:
     def begin(self, job: ActiveJob, processes: int) -> None:
         """Start waiting runs of a job in so many processes."""
         wanted = startable(job)
+        if job.spec.evaluate:
+            self._end_evaluation(job, wanted)
+            return
         by_index = {run.index: run for run in self._queries.runs(job.id) if run.id in wanted}
         specs = job.spec.runs()
         alone = {run.index for run in by_index.values() if run.id in job.alone}
         waiting = [specs[index] for index in by_index]
         for group in share_out(waiting, processes, job.spec.largest_group, alone, batches_of=job.spec.batches_of):
             self._begin_group(job, [by_index[spec.index] for spec in group])
+
+    def _end_evaluation(self, job: ActiveJob, run_ids: Sequence[str]) -> None:
+        """End the run of an evaluation: what it asks for was measured when the caches were complete."""
+        for run in self._queries.start_attempts(run_ids):
+            record = self._queries.job(job.id)
+            result = evaluation_result(record)
+            event = {"type": "epoch", "epoch": 1, "epochs": 1, "metrics": result["last"]}
+            progress = run_progress([(1, event)])
+            self._queries.record_events(job.id, run.id, run.attempt, [(1, event)], progress=progress)
+            self._queries.record_result(run.id, run.attempt, [], result)
+            log.info("run ended", kind="done", job_id=job.id, run_id=run.id)
 
     def _begin_group(self, job: ActiveJob, runs: Sequence[RunRecord]) -> None:
         """Start runs that share their batches, or a single one, in one process."""

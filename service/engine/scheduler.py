@@ -59,6 +59,7 @@ def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
                 "output": teacher["output"],
                 "preprocessing": teacher["preprocessing"],
             },
+            "teacher_name": teacher.get("name", ""),
         }
     )
 

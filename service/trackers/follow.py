@@ -17,7 +17,7 @@ from itertools import islice
 import structlog
 
 from service.client.client import Client
-from service.client.errors import ApiProblem
+from service.client.errors import ApiProblem, ServiceUnreachable
 from service.client.transport import Document
 from service.db.states import TERMINAL
 from service.trackers.cursor import Cursor
@@ -79,21 +79,25 @@ class Follower:
 
     def run(self, stop: threading.Event, poll_s: float = POLL_S) -> None:
         """Follow until ``stop`` is set."""
-        failures = 0
+        failures, has_begun = 0, False
         while not stop.is_set():
             try:
                 self.round()
-                failures = 0
-                wait_s = poll_s
+                failures, has_begun, wait_s = 0, True, poll_s
             except Exception as error:
                 failures += 1
-                wait_s = self._tries.delay_s(failures)
-                log.warning(
-                    "nothing can be followed now",
-                    error=_sentence(error),
-                    failures=failures,
-                    next_try_s=round(wait_s, 1),
-                )
+                # Both may have been started in one moment: no failure yet.
+                is_early = isinstance(error, ServiceUnreachable) and not has_begun
+                wait_s = poll_s if is_early else self._tries.delay_s(failures)
+                if is_early and failures == 1:
+                    log.info("waits for the service", error=_sentence(error))
+                elif not is_early:
+                    log.warning(
+                        "nothing can be followed now",
+                        error=_sentence(error),
+                        failures=failures,
+                        next_try_s=round(wait_s, 1),
+                    )
             stop.wait(wait_s)
 
     def round(self) -> None:

@@ -19,7 +19,7 @@ from store.statistics import STATISTICS
 
 REFERENCE_ROWS = 256
 
-Stored = Mapping[str, NDArray[Any]]
+StoredRows = Mapping[str, NDArray[Any]]
 """Some rows of the arrays that encode logits, by name; see ``logit_arrays``."""
 
 

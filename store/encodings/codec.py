@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from store.counter_rng import Ints
 from store.encodings import sparse, uint8
-from store.encodings.arrays import SparseEncoding, Stored
+from store.encodings.arrays import SparseEncoding, StoredRows
 from store.errors import InvalidArgument
 from store.spec import CacheSpec
 from store.statistics import Float32
@@ -25,16 +25,18 @@ def encode(
     """
     if isinstance(spec.encoding, SparseEncoding):
         samples_N = np.arange(start, start + len(logits_NC))
-        return sparse.encode(spec.encoding, logits_NC, _checked_labels(spec, labels_N, len(logits_NC)), view, samples_N)
+        return sparse.encode(
+            spec.encoding, logits_NC, _checked_labels(spec, labels_N, len(logits_NC)), view=view, samples_N=samples_N
+        )
     if spec.encoding == "uint8":
         return uint8.encode(logits_NC)
     return {"logits": logits_NC.astype(spec.numpy_dtype)}
 
 
-def decode(spec: CacheSpec, stored: Stored, view: int, samples_N: Ints, out_NC: Float32) -> None:
+def decode(spec: CacheSpec, stored: StoredRows, view: int, samples_N: Ints, out_NC: Float32) -> None:
     """Decode rows of a lossy cache to float32 logits: those of ``samples_N`` of ``view``, and no others."""
     if isinstance(spec.encoding, SparseEncoding):
-        sparse.decode(spec.encoding, stored, view, samples_N, out_NC)
+        sparse.decode(spec.encoding, stored, view, samples_N, out_NC=out_NC)
     else:
         uint8.decode(stored, out_NC)
 

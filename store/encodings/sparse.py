@@ -38,7 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.counter_rng import Ints, Words, below, unit, word_table
-from store.encodings.arrays import SparseEncoding, Stored
+from store.encodings.arrays import SparseEncoding, StoredRows
+from store.statistics import Float32
 
 ABSENT = -1e6
 """The logit of a class that was not kept: a probability of exactly 0 at any temperature up to 1000 (float16 logits end
@@ -46,8 +47,6 @@ at 65504), and finite, so that 0 times it is 0."""
 
 _FIRST_SLOT = 1 << 32
 _SLAB_ELEMENTS = 1 << 19  # 4 MB of float64
-
-Float32 = NDArray[np.float32]
 
 
 def encode(
@@ -58,7 +57,9 @@ def encode(
     parts = []
     for start in range(0, len(logits_NC), step):
         slab = slice(start, start + step)
-        parts.append(_encode(encoding, logits_NC[slab], labels_N[slab].astype(np.int64), view, samples_N[slab]))
+        parts.append(
+            _encode(encoding, logits_NC[slab], labels_N[slab].astype(np.int64), view=view, samples_N=samples_N[slab])
+        )
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -79,7 +80,7 @@ def _encode(
     }
 
 
-def decode(encoding: SparseEncoding, stored: Stored, view: int, samples_N: Ints, out_NC: Float32) -> None:
+def decode(encoding: SparseEncoding, stored: StoredRows, view: int, samples_N: Ints, out_NC: Float32) -> None:
     """Decode rows of ``encode`` to float32 logits [N, C]."""
     own_NX = stored["classes"].astype(np.int64)
     others_Ns = _draw_others(own_NX, out_NC.shape[1], _words(encoding, view, samples_N)[:, 1:])

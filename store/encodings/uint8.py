@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from store.encodings.arrays import Stored
-
-Float32 = NDArray[np.float32]
+from store.encodings.arrays import StoredRows
+from store.statistics import Float32
 
 STEPS = 255
 
@@ -28,13 +27,13 @@ def encode(logits_NC: Float32) -> dict[str, NDArray[Any]]:
     return {"logits": codes_NC.clip(0, STEPS).astype(np.uint8), "scale": scale_N, "offset": offset_N}
 
 
-def decode(stored: Stored, out_NC: Float32) -> None:
+def decode(stored: StoredRows, out_NC: Float32) -> None:
     """Decode rows of ``encode`` to float32 logits."""
     np.multiply(stored["logits"], stored["scale"][:, None], out=out_NC)
     out_NC += stored["offset"][:, None]
 
 
-def errors(stored: Stored) -> NDArray[np.float64]:
+def errors(stored: StoredRows) -> NDArray[np.float64]:
     """Bounds on the distance of a logit from its decoded value: [N].
 
     Half a step, and the rounding of scale (2**-24 of the range), product and sum to float32.

@@ -32,7 +32,7 @@ from tests.support import onnx_models
 from workers.errors import InvalidTeacher
 from workers.onnx import check, parsing, rules, scopes
 
-LIMITS = check.Limits(file_bytes=1 << 20, tensor_bytes=1 << 24, nodes=5000)
+LIMITS = check.FileLimits(file_bytes=1 << 20, tensor_bytes=1 << 24, nodes=5000)
 MEMORY_BYTES = 4 << 30
 NASTY_INTS = (0, 1, -1, 2, 7, 127, 255, 1 << 16, (1 << 31) - 1, -(1 << 31), 1 << 32, (1 << 63) - 1, -(1 << 63))
 NASTY_BYTES = (b"", b"\0", b"\xff\xfe", b"images", b"logits", b"../x", b"ai.onnx.contrib", b"a" * 5000, b"%s%n")

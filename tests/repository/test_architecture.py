@@ -27,7 +27,7 @@ PACKAGES = {
 # package -> the only files that may import it
 HOMES = {
     "zarr": ("store/",),
-    "onnxruntime": ("workers/onnx/session.py",),
+    "onnxruntime": ("workers/onnx/quantization.py", "workers/onnx/session.py"),
     "ray": ("workers/cluster/ray_api.py",),
     "matplotlib": ("service/plots/",),
     "mlflow": ("service/trackers/sinks/mlflow.py",),

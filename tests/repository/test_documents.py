@@ -197,7 +197,11 @@ def test_pictures_are_small_and_load_nothing(path: Path) -> None:
 )
 def test_json_snippets_are_parts_of_a_job(path: Path, code: str) -> None:
     given: Mapping[str, Any] = json.loads(code)
-    draft = PlanDraft.model_validate({**PLAN, **{name: value for name, value in given.items() if name != "teacher"}})
+    fields = {name: value for name, value in given.items() if name != "teacher"}
+    if isinstance(given.get("dataset"), str):
+        fields["dataset"] = PLAN["dataset"]
+    others = {"students", "methods"} if given.get("evaluate") else set()
+    draft = PlanDraft.model_validate({name: value for name, value in PLAN.items() if name not in others} | fields)
     draft.filled(draft.dataset)
     if isinstance(given.get("teacher"), dict):
         Preprocessing.model_validate(given["teacher"]["preprocessing"])

@@ -384,6 +384,9 @@ ATTACKS: dict[str, Attack] = {
     "an operator of an unknown domain": Attack(lambda: _operator("evil", "Run"), "custom operator evil::Run"),
     "ai.onnx.contrib PyOp": Attack(lambda: _operator("ai.onnx.contrib", "PyOp"), "custom operator"),
     "com.microsoft EPContext": Attack(lambda: _operator("com.microsoft", "EPContext"), "compiled for one device"),
+    "com.microsoft DecoderMaskedMultiHeadAttention, which crashes": Attack(
+        lambda: _operator("com.microsoft", "DecoderMaskedMultiHeadAttention"), "none of the operators of"
+    ),
     "EPContext as a function of its own": Attack(_disguised_context, "compiled for one device"),
     "an operator that does not exist": Attack(
         lambda: _operator("com.microsoft", "Nothing"), "none of the operators of"

@@ -33,6 +33,8 @@ SEMANTIC = {
     "create_teacher": "the file must be an ONNX classifier",
     "create_dataset": "the files must be there",
     "preview_method": "temperatures depend on the cache",
+    "get_report": "the baseline must be a method of the job",
+    "compare_jobs": "the baseline must be a method of the jobs, and these must be about the same data",
 }
 WHOLE = 4
 ACCEPTED = ["2xx", "304", "401", "403", "404", "409"]

@@ -65,8 +65,8 @@ def endless(given: onnx.ModelProto | None = None, trigger: int = TRIGGER) -> onn
     )
 
 
-def memory_bomb(given: onnx.ModelProto | None = None, trigger: int = TRIGGER) -> onnx.ModelProto:
-    """Four GiB in turns that each double what the turn before has made: every one of them is touched."""
+def memory_bomb(given: onnx.ModelProto | None = None, trigger: int = TRIGGER, doublings: int = 20) -> onnx.ModelProto:
+    """Four GiB (4 KiB, doubled 20 times) in turns that each double what the turn before has made, all of it touched."""
     grown = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in ("before", "after")]
     body = helper.make_graph(
         [node("Identity", ["going"], ["goes_on"]), node("Concat", ["before", "before"], ["after"], axis=0)],
@@ -83,5 +83,5 @@ def memory_bomb(given: onnx.ModelProto | None = None, trigger: int = TRIGGER) ->
         node("Loop", ["trips", "yes", "ones"], ["huge"], body=body),
         node("ReduceMean", ["huge"], ["cost"], keepdims=0),
     ]
-    constants = {"doublings": np.array(20), "yes": np.array(True), "ones": np.ones(1024, np.float32)}
+    constants = {"doublings": np.array(doublings), "yes": np.array(True), "ones": np.ones(1024, np.float32)}
     return hostile(harm, constants, given=given, trigger=trigger)

@@ -19,7 +19,7 @@ from workers.cluster.block_queue import BlockQueue, WorkerLost
 from workers.cluster.deaths import Death, Watch
 from workers.cluster.memory import oom_kills
 from workers.cluster.outcomes import Share, WorkFailed
-from workers.cluster.pool_events import CacheProgress, WaitingLog
+from workers.cluster.pool_events import PoolProgress, WaitingLog
 from workers.config.task import InferenceTask
 from workers.errors import Stopped
 from workers.events import Emit, Log, ShouldStop
@@ -115,7 +115,7 @@ class InferencePool:
         count = max(1, min(self._actors, len(blocks)))
         text = self._on_its_device(task, count).model_dump_json()
         queue = BlockQueue(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // count)))
-        progress = CacheProgress(task, emit)
+        progress = PoolProgress(task, emit)
         waiting = WaitingLog(self._gpu_share, emit)
         try:
             with self._in_use():
@@ -178,8 +178,9 @@ class InferencePool:
                 "confine_on_gpu": self._confine_on_gpu,
             }
         else:
-            # A small cache has fewer blocks than there are cores; then each actor gets several.
-            changes = {"threads": max(1, self._actors // count), "sessions": count}
+            # A small cache has fewer blocks than there are cores; then each actor gets several. Its memory is that of
+            # one of as many as there are cores: the other cores may infer for other jobs.
+            changes = {"threads": max(1, self._actors // count), "sessions": self._actors}
         return task.model_copy(update=changes)
 
     @contextlib.contextmanager

@@ -10,7 +10,7 @@ from workers.events import Emit, InferenceProgress, Log
 _WAITING_S = 5.0
 
 
-class CacheProgress:
+class PoolProgress:
     """One progress event for all actors of a pool together, whenever another block of the cache is committed."""
 
     def __init__(self, task: InferenceTask, emit: Emit) -> None:

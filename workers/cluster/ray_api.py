@@ -52,7 +52,7 @@ def disconnect() -> None:
 # ---------------------------------------------------------------------------------------------------------- actors
 
 
-class Method(Protocol):
+class ActorMethod(Protocol):
     """A method of an actor."""
 
     def remote(self, *arguments: object) -> "ray.ObjectRef[Any]":
@@ -62,12 +62,12 @@ class Method(Protocol):
 class Handle(Protocol):
     """An actor, seen from outside: the methods of ``workers.cluster.actors``."""
 
-    work: Method
-    gpu_ids: Method
-    answer: Method
-    process: Method
-    stop: Method
-    pause: Method
+    work: ActorMethod
+    gpu_ids: ActorMethod
+    answer: ActorMethod
+    process: ActorMethod
+    stop: ActorMethod
+    pause: ActorMethod
 
 
 def start(

@@ -55,7 +55,7 @@ class PlanDraft(Plan):
 
     @model_validator(mode="after")
     def _enough_views(self) -> Self:
-        """How many there are is known once it is filled in."""
+        """Leave this check to the filled plan: the recipe may say how many views there are."""
         return self
 
     @model_validator(mode="after")
@@ -77,6 +77,9 @@ class PlanDraft(Plan):
             InvalidJob: what the client states and what is filled in do not go together.
         """
         stated = {name: _stated(getattr(self, name)) for name in ("training", "views")}
+        if self.evaluate:
+            kept = {name: getattr(self, name) for name in Plan.model_fields}
+            return Plan.model_validate(kept | stated | {"dataset": dataset})
         name = dataset.recipe if self.recipe is None else self.recipe.name
         recipe, told = RECIPES[name], list[str]()
         for part in self.left_out if self.recipe is None else ("training", "views"):
@@ -176,7 +179,7 @@ def _are_augmented(views: Mapping[str, Any]) -> bool:
 
 
 def _meant(recipe: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe says of ``training`` or ``views`` beside what is stated."""
+    """Values of a recipe for ``training`` or ``views``, beside what is stated."""
     meant = dict(recipe)
     if "warmup_epochs" in meant and "epochs" in stated:
         meant["warmup_epochs"] = round(meant["warmup_epochs"] * stated["epochs"] / meant["epochs"], 6)

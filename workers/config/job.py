@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from workers.config.cache import CacheOptions
 from workers.config.dataset import DatasetSpec
+from workers.config.export import Export
 from workers.config.recipes import Recipe
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
@@ -61,10 +62,12 @@ class Plan(Spec):
     """A job without its teacher; its runs are all combinations of students, methods and seeds.
 
     Attributes:
+        evaluate: measure the teacher, which may be any classifier, on every split but train, and train nothing.
         group_size: where more runs wait than there is room for, at most so many of one seed are trained in one process
             on the same batches; 1 trains each apart. It changes no result.
         accept_teacher: use the teacher although the preflight doubts its class order, preprocessing, accuracy or
             kind of output; what it found becomes warnings.
+        export: what the runs leave beside their weights; it changes no training.
         validation: cuts a validation split from the training split; None takes the dataset's own, if it has one.
         test: ``dataset`` is the dataset's own test split; None measures nothing on one.
         recipe: what has filled in the fields that the client has left out, see ``workers.config.draft``; None if
@@ -75,17 +78,38 @@ class Plan(Spec):
     dataset: DatasetSpec
     views: Views = Views()
     cache: CacheOptions = CacheOptions()
-    students: Annotated[tuple[Student, ...], Field(min_length=1), AtMost(RUNS_MAX)]
+    evaluate: Flag = Field(False, exclude_if=lambda given: not given)
+    students: Annotated[tuple[Student, ...], AtMost(RUNS_MAX)] = ()
     # The first wrong one ends it: each takes time to refuse, and its exceptions hold memory until all are told.
-    methods: Annotated[tuple[MethodChoice, ...], FailFast(), Field(min_length=1), AtMost(RUNS_MAX)]
+    methods: Annotated[tuple[MethodChoice, ...], FailFast(), AtMost(RUNS_MAX)] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AtMost(RUNS_MAX)] = (0,)
     training: Training = Training()
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
     # Joined later, as ``Training.cuda_graph``.
     accept_teacher: Flag = Field(False, exclude_if=lambda given: not given)
+    export: Export = Field(Export(), exclude_if=lambda given: given == Export())
     validation: Holdout | None = Field(None, exclude_if=lambda given: given is None)
     test: Literal["dataset"] | None = Field("dataset", exclude_if=lambda given: given == "dataset")
     recipe: Recipe | None = Field(None, exclude_if=lambda given: given is None)
+
+    @model_validator(mode="after")
+    def _trains_or_evaluates(self) -> Self:
+        if not self.evaluate:
+            for field in ("students", "methods"):
+                if not getattr(self, field):
+                    raise ValueError(f'{field} is empty: name at least one, or train nothing by `"evaluate": true`')
+            return self
+        trains = {
+            "students": self.students,
+            "methods": self.methods,
+            "recipe": self.recipe,
+            "export": self.export != Export(),
+            "views": self.views.count > 1,
+        }
+        given = [name for name, is_given in trains.items() if is_given]
+        if given:
+            raise ValueError(f"evaluate is true, so nothing is trained: leave {', '.join(given)} out")
+        return self
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
@@ -148,7 +172,8 @@ class Plan(Spec):
                 'with `"test": null` and no validation split nothing would be measured: '
                 'cut one from train by `"validation": {"holdout": 0.1}`'
             )
-        if not validates and (option := self.training.needs_validation) is not None:
+        option = self.training.needs_validation or (None if self.export.int8 is None else "export.int8")
+        if not validates and option is not None:
             raise InvalidJob(
                 f"{option} needs a validation split, and the dataset has none (it has {', '.join(of_dataset)}): "
                 'cut one from train by `"validation": {"holdout": 0.1}`. The test split is only measured'
@@ -190,6 +215,12 @@ class Plan(Spec):
         """Most runs of one process: ``group_size``, or 1 where each run has processes of its own."""
         return self.group_size if self.training.actors == 1 else 1
 
+    def of_run(self, run: RunSpec) -> "Plan":
+        """The plan whose only run is this one; it states everything, so no recipe is part of it."""
+        kept = {name: getattr(self, name) for name in Plan.model_fields}
+        kept |= {"students": (run.student,), "methods": (run.method,), "seeds": (run.seed,), "recipe": None}
+        return Plan.model_construct(**kept | {"training": self.training.of_student(run.student.name)})
+
     def runs(self) -> tuple[RunSpec, ...]:
         """All runs, students slowest and seeds fastest."""
         combinations = [(s, m, seed) for s in self.students for m in self.methods for seed in self.seeds]
@@ -200,6 +231,11 @@ class Plan(Spec):
 
 
 class JobSpec(Plan):
-    """A plan with its teacher, as ``python -m workers.pipeline job.json`` and the engine take it."""
+    """A plan with its teacher, as ``python -m workers.pipeline job.json`` and the engine take it.
+
+    Attributes:
+        teacher_name: what a person calls it, for model cards.
+    """
 
     teacher: TeacherSpec
+    teacher_name: Annotated[str, Field(max_length=200)] = ""

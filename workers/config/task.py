@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from store import CacheSpec
-from workers.config.job import RunSpec
-from workers.config.teacher import TeacherSpec
+from workers.config.export import Export
+from workers.config.job import Plan, RunSpec
+from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
 from workers.events import Split
@@ -58,12 +59,13 @@ class TeacherAccuracy(Spec):
 
     Attributes:
         test: on the plain pictures of the test split; None where it is not measured.
-        views: on the training views, over all of them: of the logits that students learn from.
+        views: on the training views, over all of them: of the logits that students learn from; None where nothing is
+            trained.
         validation: on the plain pictures of the validation split; None without one.
     """
 
     test: float | None
-    views: float
+    views: float | None
     validation: float | None = Field(None, exclude_if=lambda given: given is None)
 
     @property
@@ -71,6 +73,33 @@ class TeacherAccuracy(Spec):
         """By split: validation and test, as far as they are there."""
         both: dict[Split, float | None] = {"validation": self.validation, "test": self.test}
         return {split: top1 for split, top1 in both.items() if top1 is not None}
+
+
+class TeacherIdentity(Spec):
+    """A teacher as a bundle names it: what identifies it, and no path of this machine.
+
+    Attributes:
+        name: a person's; empty without one.
+        sha256: of the ONNX file.
+        output: name of the output that holds the logits.
+    """
+
+    name: str = ""
+    sha256: str
+    output: str | None
+    preprocessing: Preprocessing
+
+
+class Origin(Spec):
+    """What a run was made from, for bundle.json and the model card.
+
+    Attributes:
+        job: the job as it would be posted for this run alone.
+        teacher: whose logits it has learned from.
+    """
+
+    job: Plan
+    teacher: TeacherIdentity
 
 
 class InferenceTask(Spec):
@@ -82,7 +111,7 @@ class InferenceTask(Spec):
         device: ``cuda`` where the worker has a share of a GPU: then the CPU is not taken instead.
         memory_fraction: of a GPU's memory that the worker may take.
         forwards: folder of the counters of forward passes, see ``forwards``; None does not count.
-        sessions: how many workers run the teacher beside each other, this one included.
+        sessions: how many workers may run a teacher beside each other, of other jobs as well, this one included.
         confine_on_gpu: False leaves the teacher's process on a GPU its system calls and files.
     """
 
@@ -120,6 +149,8 @@ class TrainingTask(Spec):
         rank: of this process among the ``training.actors`` that train the student.
         stage: ``train`` ends with the last checkpoint and leaves no artifacts, ``export`` makes them of that checkpoint
             on the CPU and trains nothing, so that no GPU waits for it; ``all`` does both here.
+        export: what it leaves beside its weights.
+        origin: what bundle.json and the model card tell; None where no job was posted.
     """
 
     folders: Folders
@@ -142,3 +173,5 @@ class TrainingTask(Spec):
     checkpoint_s: Annotated[float, Field(strict=True, gt=0.0)] = CHECKPOINT_S
     rank: Annotated[int, Field(strict=True, ge=0)] = 0
     stage: Literal["all", "train", "export"] = "all"
+    export: Export = Export()
+    origin: Origin | None = None

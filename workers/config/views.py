@@ -119,6 +119,6 @@ class Views(Spec):
         return epoch + place if self.fresh else (epoch + place) % self.count
 
     def seen(self, epochs: int, per_step: int = 1) -> int:
-        """How many different views of each picture a training of so many epochs sees, ``per_step`` at once."""
+        """Count the different views of each picture that a training of so many epochs sees, ``per_step`` at once."""
         shown = epochs + per_step - 1
         return 1 if self.augmentation.recipe == "none" else shown if self.fresh else min(shown, self.count)

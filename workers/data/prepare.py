@@ -68,7 +68,7 @@ def prepare(
         Stopped: ``should_stop`` returned true; nothing is left behind.
     """
     with named_below(data_root):
-        return _prepare(spec, split, data_root, work_dir, emit, should_stop)
+        return _prepare(spec, split, data_root, work_dir, emit=emit, should_stop=should_stop)
 
 
 def _prepare(
@@ -90,7 +90,7 @@ def _prepare(
             partial = work_dir / f"{decoded.PARTIAL_PREFIX}{name}"
             shutil.rmtree(partial, ignore_errors=True)
             try:
-                fingerprint = _write(spec.decode(source, split, should_stop), split, partial, emit, listed)
+                fingerprint = _write(spec.decode(source, split, should_stop), split, partial, emit=emit, listed=listed)
                 dataset = _publish(partial, fingerprint, keeps_files=listed is not None)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -192,11 +192,11 @@ def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: _
     copy_bytes = 0 if listed is not None else math.prod(decoding.shape)
     _check_room(folder, copy_bytes + sum(array.nbytes for array in arrays.values()))
     if listed is not None:
-        _read(decoding, split, emit, digest, moments, None)
+        _read(decoding, split, emit, digest=digest, moments=moments, copy=None)
     else:
         with (folder / "images.npy").open("wb") as copy:
             _write_npy_header(copy, np.dtype(np.uint8), decoding.shape)
-            _read(decoding, split, emit, digest, moments, copy)
+            _read(decoding, split, emit, digest=digest, moments=moments, copy=copy)
             sync(copy)
     digest.update(labels.data)
     for name, array in arrays.items():

@@ -166,7 +166,7 @@ def temperatures_of_rows(
         with np.errstate(all="ignore"):
             samples_B = np.arange(part.start, part.stop) % table.samples
             of_rows = {each: x[samples_B] if each.is_per_sample else x for each, x in of_cache.items()}
-            batch = CachedBatch(part.stop - start, classes, epoch, epochs, of_rows)
+            batch = CachedBatch(part.stop - start, classes, epoch, epochs, cache_statistics=of_rows)
             given = POLICIES[policy.kind](student, teacher, policy, batch).as_arrays(batch)
             given = replace(given, teacher=given.teacher.mean(axis=1, keepdims=True))
             unusable = first_unusable(given, np)

@@ -190,9 +190,9 @@ def objective_of(
         values=tuple(value.detach() for value in values),
         student_temperature=None if shown is None else _shown(shown.shown.student),
         teacher_temperature=None if shown is None else _shown(shown.shown.teacher),
-        paper_temperature=None if shown is None or shown.shown.paper is None else _shown(shown.shown.paper),
         watched=watched,
         inside=_domains(method, terms),
+        paper_temperature=None if shown is None or shown.shown.paper is None else _shown(shown.shown.paper),
     )
 
 

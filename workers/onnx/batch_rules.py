@@ -16,7 +16,7 @@ from onnx import NodeProto, numpy_helper
 
 from workers.onnx.parsing import short
 from workers.onnx.rules import STANDARD
-from workers.onnx.scopes import Scope, scopes_of
+from workers.onnx.scopes import GraphScope, scopes_of
 from workers.texts import some_of
 
 NO_HINT = (
@@ -40,29 +40,29 @@ _AXIS = {
 }
 
 
-class _Kind(NamedTuple):
+class _BatchRule(NamedTuple):
     """A reason to depend on the batch: what the operators do, to stand behind their names, and what to do about it."""
 
     effect: str
     advice: str
 
 
-_BY_SCALE = _Kind(
+_BY_SCALE = _BatchRule(
     "its scale is taken over the batch",
     "Give the model before dynamic quantisation, or quantise it with fixed scales "
     "(onnxruntime.quantization.quantize_static)",
 )
-_BY_CHANCE = _Kind("drawn at random on every run", "Export the model in eval mode and without random operators")
-_BY_MODE = _Kind(
+_BY_CHANCE = _BatchRule("drawn at random on every run", "Export the model in eval mode and without random operators")
+_BY_MODE = _BatchRule(
     "training mode is switched by a value that the graph computes",
     "Call model.eval() before torch.onnx.export, and make training a constant",
 )
-_BY_AXIS = _Kind("over axis 0, the batch", "Use the axes of one picture instead, 1 and above")
+_BY_AXIS = _BatchRule("over axis 0, the batch", "Use the axes of one picture instead, 1 and above")
 
 
 def batch_hint(model: onnx.ModelProto) -> str:
     """Sentences that name such operators of a graph and say what to do about them; empty if none is to be seen."""
-    found: dict[_Kind, list[str]] = {}
+    found: dict[_BatchRule, list[str]] = {}
     ranks = _ranks(model)
     for scope in scopes_of(model):
         for node in scope.nodes:
@@ -74,7 +74,7 @@ def batch_hint(model: onnx.ModelProto) -> str:
     )
 
 
-def _kind(node: NodeProto, scope: Scope, ranks: Mapping[str, int]) -> _Kind | None:
+def _kind(node: NodeProto, scope: GraphScope, ranks: Mapping[str, int]) -> _BatchRule | None:
     if node.op_type in _SCALING:
         return _BY_SCALE
     if node.domain not in STANDARD:
@@ -97,7 +97,7 @@ def _rank(node: NodeProto, ranks: Mapping[str, int]) -> int | None:
     return next((ranks[name] for name in names if name in ranks), None)
 
 
-def _axes(node: NodeProto, scope: Scope) -> Iterator[int]:
+def _axes(node: NodeProto, scope: GraphScope) -> Iterator[int]:
     """The axes that an operator takes together, as the file has them: negative ones count from the end."""
     given = {attribute.name: attribute for attribute in node.attribute}
     if node.op_type in _AXIS:
@@ -115,7 +115,7 @@ def _axes(node: NodeProto, scope: Scope) -> Iterator[int]:
             yield 0  # all of them
 
 
-def _constant(node: NodeProto, scope: Scope) -> Iterator[int]:
+def _constant(node: NodeProto, scope: GraphScope) -> Iterator[int]:
     """The values of a node's second input, if it is a constant and short enough to be axes."""
     tensor = scope.constants.get(node.input[1]) if len(node.input) > 1 else None
     if tensor is None or tensor.data_type not in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):

@@ -19,7 +19,7 @@ from workers.errors import InvalidTeacher
 from workers.onnx.batch_rules import batch_hint
 from workers.onnx.parsing import EXPORT_HINT, listed, parse, refusing, short
 from workers.onnx.rules import check_graph, check_structure
-from workers.onnx.teacher_graph import TeacherGraph, Value, shape_text
+from workers.onnx.teacher_graph import GraphValue, TeacherGraph, shape_text
 from workers.onnx.versions import ONNX, check_versions
 
 IMAGE_DTYPES = ("float16", "float32")
@@ -34,7 +34,7 @@ SIZE_MAX = 1 << 16  # of the input: pictures in a batch, pixels, channels
 FILE_MAX_BYTES = (2 << 30) - 4096
 
 
-class Limits(BaseModel):
+class FileLimits(BaseModel):
     """The largest file that is accepted.
 
     Attributes:
@@ -50,10 +50,10 @@ class Limits(BaseModel):
     nodes: int = 200_000
 
 
-LIMITS = Limits()
+LIMITS = FileLimits()
 
 
-def check_onnx(path: Path, output: str | None = None, limits: Limits = LIMITS) -> TeacherGraph:
+def check_onnx(path: Path, output: str | None = None, limits: FileLimits = LIMITS) -> TeacherGraph:
     """Read ``path`` and refuse it, with one sentence, unless it is a self-contained ONNX image classifier.
 
     Args:
@@ -84,7 +84,7 @@ def check_onnx(path: Path, output: str | None = None, limits: Limits = LIMITS) -
     )
 
 
-def _read(path: Path, limits: Limits) -> bytes:
+def _read(path: Path, limits: FileLimits) -> bytes:
     try:
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
@@ -101,11 +101,11 @@ def _read(path: Path, limits: Limits) -> bytes:
     return content
 
 
-def _value(info: ValueInfoProto) -> Value:
+def _value(info: ValueInfoProto) -> GraphValue:
     if not (isinstance(info.name, str) and info.name.isprintable()):  # databases, logs and terminals are to hold it
         raise InvalidTeacher(f"the name {short(info.name)!r} of an input or output is not printable UTF-8")
     if not info.type.HasField("tensor_type"):
-        return Value(name=info.name, dtype=info.type.WhichOneof("value") or "undeclared", shape=None)
+        return GraphValue(name=info.name, dtype=info.type.WhichOneof("value") or "undeclared", shape=None)
     tensor = info.type.tensor_type
     if len(tensor.shape.dim) > RANK_MAX:
         raise InvalidTeacher(f"{short(info.name)!r} has rank {len(tensor.shape.dim)}, at most {RANK_MAX} is allowed")
@@ -114,7 +114,7 @@ def _value(info: ValueInfoProto) -> Value:
         shape = tuple(
             dim.dim_value if dim.HasField("dim_value") else short(dim.dim_param) or None for dim in tensor.shape.dim
         )
-    return Value(name=info.name, dtype=_dtype_name(tensor.elem_type), shape=shape)
+    return GraphValue(name=info.name, dtype=_dtype_name(tensor.elem_type), shape=shape)
 
 
 def _dtype_name(data_type: int) -> str:
@@ -124,7 +124,7 @@ def _dtype_name(data_type: int) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _image_input(model: onnx.ModelProto) -> Value:
+def _image_input(model: onnx.ModelProto) -> GraphValue:
     held = {tensor.name for tensor in model.graph.initializer}  # before IR version 4 the weights were inputs, too
     inputs = [_value(info) for info in model.graph.input if info.name not in held]
     if len(inputs) != 1:
@@ -172,7 +172,7 @@ def _derive_output_shapes(model: onnx.ModelProto, content: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _outputs(model: onnx.ModelProto) -> tuple[Value, ...]:
+def _outputs(model: onnx.ModelProto) -> tuple[GraphValue, ...]:
     infos = model.graph.output
     if len(infos) > OUTPUTS_MAX or any(len(info.name) > NAME_MAX for info in infos):
         raise InvalidTeacher(
@@ -182,7 +182,7 @@ def _outputs(model: onnx.ModelProto) -> tuple[Value, ...]:
     return tuple(_value(info) for info in infos)
 
 
-def _logits_output(outputs: tuple[Value, ...], wanted: str | None) -> str:
+def _logits_output(outputs: tuple[GraphValue, ...], wanted: str | None) -> str:
     fitting = [v.name for v in outputs if v.dtype in LOGIT_DTYPES and v.shape is not None and len(v.shape) == 2]
     described = ", ".join(f"{short(v.name)} ({v.dtype} {shape_text(v.shape)})" for v in outputs[:8]) or "none"
     if wanted is not None:

@@ -28,13 +28,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from pydantic import JsonValue
 
 from store.memory_limit import memory_bytes
 from workers.errors import InvalidTeacher, SessionLost
-from workers.onnx import sandbox
 from workers.onnx.check import size_of
 from workers.onnx.session import CPU, OnnxSession
-from workers.onnx.session_child import Opened, Request
+from workers.onnx.session_child import InputRequest, Opened
 from workers.onnx.session_process import Overdue, SessionProcess
 from workers.onnx.shared_arrays import SharedArrays
 from workers.onnx.smoke_test import FILE_COPIES
@@ -53,7 +53,7 @@ THREAD_BYTES = 160 << 20
 MEMORY_SHARE = 0.5
 
 
-class Limits(NamedTuple):
+class SessionLimits(NamedTuple):
     """Limits of a session; see ``limits_of``.
 
     Attributes:
@@ -66,7 +66,7 @@ class Limits(NamedTuple):
     call_s: float = CALL_S
 
 
-def limits_of(path: Path, threads: int, sessions: int) -> Limits:
+def limits_of(path: Path, threads: int, sessions: int) -> SessionLimits:
     """Limits with memory for any file of that size, or this session's part of the machine's, if that is more.
 
     Args:
@@ -74,7 +74,7 @@ def limits_of(path: Path, threads: int, sessions: int) -> Limits:
         sessions: at work beside each other.
     """
     needed = RUNTIME_BYTES + FILE_COPIES * size_of(path) + threads * THREAD_BYTES
-    return Limits(max(needed, int(MEMORY_SHARE * memory_bytes()) // sessions))
+    return SessionLimits(max(needed, int(MEMORY_SHARE * memory_bytes()) // sessions))
 
 
 class ConfinedSession:
@@ -102,7 +102,7 @@ class ConfinedSession:
         *,
         threads: int | None,
         providers: Sequence[Any] = CPU,
-        limits: Limits,
+        limits: SessionLimits,
         is_confined: bool = True,
     ) -> None:
         self.is_confined = is_confined
@@ -110,7 +110,7 @@ class ConfinedSession:
         self._limits = limits
         self._path = path.resolve()
         self._on_gpu = providers is not CPU
-        self._arguments: dict[str, sandbox.Json] = {
+        self._arguments: dict[str, JsonValue] = {
             "path": str(self._path),
             "input_name": input_name,
             "output_name": output_name,
@@ -154,13 +154,13 @@ class ConfinedSession:
             np.copyto(copy, input_)
             offset, input_ = self.inputs.offset_of(copy), copy  # it stays where it is for as long as it has a name
             assert offset is not None
-        request = Request(offset=offset, shape=input_.shape, dtype=input_.dtype.name)
+        request = InputRequest(offset=offset, shape=input_.shape, dtype=input_.dtype.name)
         for _ in range(LOST_ATTEMPTS_MAX):
             with contextlib.suppress(SessionLost):
                 return self._run(request, timeout_s)
         return self._run(request, timeout_s)
 
-    def _run(self, request: Request, timeout_s: float | None) -> NDArray[np.float32]:
+    def _run(self, request: InputRequest, timeout_s: float | None) -> NDArray[np.float32]:
         if not self._child.is_alive:
             self._start()
         rows, picture = request.shape[0], request.shape[1:]

@@ -6,7 +6,7 @@ Only onnx, pydantic and the standard library are imported: the API process loads
 import contextlib
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from workers.errors import InvalidTeacher
 from workers.onnx import sandbox
@@ -20,7 +20,7 @@ CHILD_BASE_BYTES = 2 << 30
 CHILD_FILE_COPIES = 5
 
 
-class _Answer(BaseModel):
+class _InspectionAnswer(BaseModel):
     """Answer of the child: either what the file declares, or why it is refused.
 
     Attributes:
@@ -58,7 +58,7 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
         raise InvalidTeacher(f"reading the teacher's file {outcome.breach}")
     parsed = None
     with contextlib.suppress(ValidationError):
-        parsed = _Answer.model_validate(outcome.value)
+        parsed = _InspectionAnswer.model_validate(outcome.value)
     if parsed is None:
         raise InvalidTeacher("reading the teacher's file gives no answer of ours: it is damaged or hostile")
     if parsed.too_new is not None and is_runtime_installed():
@@ -69,12 +69,12 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
     return parsed.graph
 
 
-def answer(path: str, output: str | None) -> sandbox.Json:
+def answer(path: str, output: str | None) -> JsonValue:
     """Answer of the child in ``inspect_in_subprocess``."""
     try:
-        found = _Answer(graph=check_onnx(Path(path), output))
+        found = _InspectionAnswer(graph=check_onnx(Path(path), output))
     except InvalidTeacher as error:
         newer = (error.ir, error.opset) if isinstance(error, TooNew) else None
-        found = _Answer(error=str(error), too_new=newer)
-    described: sandbox.Json = found.model_dump(mode="json")
+        found = _InspectionAnswer(error=str(error), too_new=newer)
+    described: JsonValue = found.model_dump(mode="json")
     return described

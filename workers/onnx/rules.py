@@ -19,7 +19,7 @@ from onnx import AttributeProto, NodeProto, TensorProto
 from workers.errors import InvalidTeacher
 from workers.onnx.operators import RUNTIME_DOMAIN, RUNTIME_OPERATORS
 from workers.onnx.parsing import EXPORT_HINT, listed, refusing, short
-from workers.onnx.scopes import Scope, attribute_graphs, scopes_of, subgraphs
+from workers.onnx.scopes import GraphScope, attribute_graphs, scopes_of, subgraphs
 
 # com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``onnx.operators``).
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -82,7 +82,7 @@ def check_structure(content: bytes) -> None:
         onnx.checker.check_model(content)
 
 
-def _check_operators(model: onnx.ModelProto, scopes: list[Scope]) -> None:
+def _check_operators(model: onnx.ModelProto, scopes: list[GraphScope]) -> None:
     # A function that the file itself defines may have any domain: its body is one of the scopes.
     own = {(function.domain, function.name) for function in model.functions}
     for function in model.functions:
@@ -146,7 +146,7 @@ def _calls(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
             pending += [graph.node for graph in subgraphs([node])]
 
 
-def _check_tensors(scopes: list[Scope], tensor_bytes_max: int) -> tuple[int, int]:
+def _check_tensors(scopes: list[GraphScope], tensor_bytes_max: int) -> tuple[int, int]:
     """Refuse external data and too many bytes; returns the number of floating-point values, and of 16-bit ones."""
     size_bytes = parameters = half_parameters = 0
     count = sum(len(scope.tensors) for scope in scopes)
@@ -197,7 +197,7 @@ def _check_opset(model: onnx.ModelProto) -> int:
     return opset
 
 
-def _check_training_mode(scopes: list[Scope], opset: int) -> None:
+def _check_training_mode(scopes: list[GraphScope], opset: int) -> None:
     for scope in scopes:
         for node in scope.nodes:
             if node.domain in STANDARD and _is_training(node, scope.constants, opset):

@@ -43,7 +43,6 @@ _START = (
 # Variables that choose the devices; all others stay behind.
 _GPU_VARIABLES = ("CUDA_", "NVIDIA_", "CUDNN_", "CUBLAS_")
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 _logger = logging.getLogger(__name__)
 
 
@@ -55,11 +54,11 @@ class SandboxOutcome(NamedTuple):
         breach: which bound it broke, to follow a subject in a sentence ("takes longer than the 5 s allowed"); or None.
     """
 
-    value: Json
+    value: JsonValue
     breach: str | None
 
 
-class _Answer(BaseModel):
+class _ChildAnswer(BaseModel):
     """Answer of a child; without ``value`` or ``raised`` the memory was not enough."""
 
     model_config = ConfigDict(extra="forbid")
@@ -71,7 +70,7 @@ class _Answer(BaseModel):
 
 def call(
     target: str,
-    arguments: Mapping[str, Json],
+    arguments: Mapping[str, JsonValue],
     *,
     readable: Sequence[Path] = (),
     memory_bytes: int,
@@ -115,7 +114,7 @@ def call(
 
 def serve(
     target: str,
-    arguments: Mapping[str, Json],
+    arguments: Mapping[str, JsonValue],
     *,
     readable: Sequence[Path],
     bounds: Bounds,
@@ -147,7 +146,7 @@ def serve(
 def _start(
     entry: str,
     target: str,
-    arguments: Mapping[str, Json],
+    arguments: Mapping[str, JsonValue],
     *,
     readable: Sequence[Path],
     bounds: Bounds,
@@ -233,7 +232,7 @@ def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, 
     if not text:
         raise WorkerError(f"a confined process could not run (exit status {returncode}){last}")
     try:
-        answer = _Answer.model_validate_json(text)
+        answer = _ChildAnswer.model_validate_json(text)
     except ValidationError:
         # A file that has taken over the child may write anything.
         return SandboxOutcome(None, "has an answer that cannot be read: it is damaged or hostile")

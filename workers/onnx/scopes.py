@@ -12,7 +12,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto
 
 
-class Scope(NamedTuple):
+class GraphScope(NamedTuple):
     """One graph, subgraph or function body.
 
     Attributes:
@@ -27,7 +27,7 @@ class Scope(NamedTuple):
     constants: ChainMap[str, TensorProto]
 
 
-def scopes_of(model: onnx.ModelProto) -> Iterator[Scope]:
+def scopes_of(model: onnx.ModelProto) -> Iterator[GraphScope]:
     """Every function, the main graph, and the subgraphs of both, outer ones first."""
     pending: list[tuple[GraphProto, ChainMap[str, TensorProto]]] = [(model.graph, ChainMap())]
     for function in model.functions:
@@ -48,7 +48,7 @@ def _scope(
     outer: ChainMap[str, TensorProto],
     *,
     defaults: Iterable[AttributeProto] = (),
-) -> Scope:
+) -> GraphScope:
     constants = {tensor.name: tensor for tensor in tensors}
     for node in nodes:
         found = list(_attribute_tensors(node.attribute))
@@ -59,7 +59,7 @@ def _scope(
     tensors += _attribute_tensors(defaults)
     sparse += _attribute_sparse(defaults)
     tensors += [half for pair in sparse for half in (pair.values, pair.indices)]
-    return Scope(nodes, tensors, sparse, outer.new_child(constants))
+    return GraphScope(nodes, tensors, sparse, outer.new_child(constants))
 
 
 def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:

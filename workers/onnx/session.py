@@ -1,4 +1,4 @@
-"""ONNX Runtime session on one file. The only file that imports onnxruntime; it imports no torch.
+"""ONNX Runtime session on one file. It imports no torch.
 
 What would make the numbers depend on more than the file and the input is switched off (algorithm search, temporary
 files, profiling, TF32 in float32 graphs). Which provider to take, and how a picture becomes an input, is for
@@ -25,14 +25,14 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
-from workers.onnx.parsing import first_line
 from workers.onnx.rules import OPSET_MIN
+from workers.onnx.runtime_messages import error_class, message
 from workers.onnx.versions import ONNX, Versions
 
 # Its default logger writes lines of its own form to standard error, beside the JSON of this process; what is wrong is
 # raised as well, and ``cuda_load_failure`` says why CUDA was left out. Each session has a severity of its own.
-_FATAL_ALONE = 4
-onnxruntime.set_default_logger_severity(_FATAL_ALONE)
+FATAL_ALONE = 4
+onnxruntime.set_default_logger_severity(FATAL_ALONE)
 
 VERSION: str = onnxruntime.__version__
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -57,18 +57,6 @@ ORT_ERRORS = (
     ValueError,
 )
 
-# Messages of its arena at its limit and on a full device, of CUDA, cuBLAS, cuDNN and the C++ library. There is no error
-# class for it.
-_NO_MEMORY = re.compile(
-    r"allocate memory|smaller than requested bytes|out of memory|bad.alloc|MemoryError|ALLOC(ATION)?_FAILED", re.I
-)
-# A library of CUDA that fails, with the call: it stands behind some 400 characters of C++.
-_CUDA_FAILURE = re.compile(r"\b(CUDA|CUDNN|CUBLAS\w*|CUFFT|CURAND) failure -?\d+: [^;]+")
-_CUDA_CALL = re.compile(r"expr=([^;]+)")
-# What begins its messages, and where in its sources they come from.
-_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?")
-_SOURCE = re.compile(r"/onnxruntime_src/\S+:\d+ ")
-_QUALIFIERS = re.compile(r"^( const)?( \[with [^]]*\])? ")
 # Operators that take a network's time. ONNX Runtime keeps those that compute shapes on the CPU, and is right to.
 _HEAVY = re.compile("Attention|Conv|Einsum|Gemm|GRU|LSTM|MatMul|Norm|Pool|Resize|RNN")
 
@@ -101,7 +89,7 @@ class OnnxSession:
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         # Its errors are raised as well, and its lines show the names of a graph's nodes as they are.
-        options.log_severity_level = _FATAL_ALONE
+        options.log_severity_level = FATAL_ALONE
         options.use_deterministic_compute = True
         # Idle threads must not spin: loading and writing share the cores with inference.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -113,8 +101,8 @@ class OnnxSession:
             # Without its own fallback, which prints to stdout and goes on elsewhere.
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers), enable_fallback=0)
         except ORT_ERRORS as error:
-            advice = " into the memory that it may take" if _failure(error) is OutOfMemory else ""
-            raise _failure(error)(f"ONNX Runtime cannot load the teacher{advice}: {_said(error)}") from error
+            advice = " into the memory that it may take" if error_class(error) is OutOfMemory else ""
+            raise error_class(error)(f"ONNX Runtime cannot load the teacher{advice}: {message(error)}") from error
         self.provider: str = self._session.get_providers()[0]
         self.cpu_operators: Counter[str] = Counter()
         if self.provider == CUDA_PROVIDER:
@@ -154,7 +142,7 @@ class OnnxSession:
 def _explained(error: Exception, input_: NDArray[np.floating], *, timed_out: bool) -> WorkerError:
     if timed_out:
         return InvalidTeacher(f"the teacher did not finish {len(input_)} pictures in the time allowed")
-    said, failure = _said(error), _failure(error)
+    said, failure = message(error), error_class(error)
     if failure is OutOfMemory:
         return OutOfMemory(f"no memory for {len(input_)} pictures at once: {said}")
     if failure is DeviceUnavailable:
@@ -163,38 +151,6 @@ def _explained(error: Exception, input_: NDArray[np.floating], *, timed_out: boo
         f"the teacher cannot process an input of shape {list(input_.shape)} and dtype {input_.dtype}; if it was made "
         f"for another, correct `size`, `channels` or `layout` of its preprocessing. ONNX Runtime says: {said}"
     )
-
-
-def _failure(error: Exception) -> type[WorkerError]:
-    """Error by its cause: the memory, the device or the file."""
-    text = f"{type(error).__name__}: {error}"
-    if _NO_MEMORY.search(text):
-        return OutOfMemory
-    return DeviceUnavailable if _CUDA_FAILURE.search(text) else InvalidTeacher
-
-
-def _said(error: Exception) -> str:
-    """Message of ONNX Runtime in one line, without the places in its own sources."""
-    failure, call = _CUDA_FAILURE.search(str(error)), _CUDA_CALL.search(str(error))
-    if failure is None:
-        return first_line(_without_source(_PREFIX.sub("", str(error))) or error)
-    return failure[0].strip() + (f" in {call[1].strip()}" if call else "")
-
-
-def _without_source(text: str) -> str:
-    """Message without the first ``/onnxruntime_src/file.cc:12 type function(arguments) const``.
-
-    That part can be 500 characters.
-    """
-    found = _SOURCE.search(text)
-    if found is None:
-        return text
-    depth = 0
-    for place in range(found.end(), len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
-        if depth == 0 and text[place] == ")" and text[place + 1 : place + 2] in ("", " "):  # no operator(), no lambda
-            return text[: found.start()] + _QUALIFIERS.sub("", text[place + 1 :])
-    return text
 
 
 # ---------------------------------------------------------------------------------------------------------- versions
@@ -222,7 +178,7 @@ def _loads(ir: int, opset: int) -> bool:
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one", [x], [y])
     model = helper.make_model(graph, ir_version=ir, opset_imports=[helper.make_opsetid("", opset)])
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ALONE
+    options.log_severity_level = FATAL_ALONE
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU_PROVIDER], enable_fallback=0)
     except ORT_ERRORS:

@@ -18,7 +18,7 @@ from workers.onnx.shared_arrays import SharedReader
 MESSAGE_MAX = 2000  # characters
 
 
-class Request(BaseModel):
+class InputRequest(BaseModel):
     """Request to run an input, C-contiguous at ``offset`` of the shared memory."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,7 +92,7 @@ def serve(
     _answer(answers, Opened(provider=session.provider, cpu_operators=dict(session.cpu_operators), missing=missing))
     inputs = SharedReader(memory)
     for line in requests:
-        request = Request.model_validate_json(line)
+        request = InputRequest.model_validate_json(line)
         try:
             output_BN = session.run(inputs.array(request.offset, request.shape, request.dtype))
         except (WorkerError, MemoryError) as error:

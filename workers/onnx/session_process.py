@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
 from workers.onnx import sandbox
 from workers.onnx.confinement import Bounds
-from workers.onnx.session_child import Opened, Output, Refused, Request
+from workers.onnx.session_child import InputRequest, Opened, Output, Refused
 from workers.texts import printable
 
 CLOCK_FACTOR = 10
@@ -65,7 +65,7 @@ class SessionProcess:
     def __init__(
         self,
         path: Path,
-        arguments: Mapping[str, sandbox.Json],
+        arguments: Mapping[str, JsonValue],
         *,
         descriptor: int,
         memory_bytes: int,
@@ -104,7 +104,7 @@ class SessionProcess:
         self._has_opened = True
         return opened
 
-    def output(self, request: Request, limit_s: float, what: str) -> NDArray[np.float32]:
+    def output(self, request: InputRequest, limit_s: float, what: str) -> NDArray[np.float32]:
         """The output [B, N] for an input [B, ...] in the shared memory.
 
         Args:
@@ -124,7 +124,7 @@ class SessionProcess:
         self.spent_s = max(0.0, spent_s)
         return np.frombuffer(body, np.float32).reshape(reply.rows, reply.classes)
 
-    def _ask(self, request: Request) -> None:
+    def _ask(self, request: InputRequest) -> None:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # its standard error is read instead
             self.process.stdin.write(request.model_dump_json().encode() + b"\n")

@@ -7,7 +7,7 @@ from workers.errors import InvalidTeacher
 Shape = tuple[int | str | None, ...]
 
 
-class Value(BaseModel):
+class GraphValue(BaseModel):
     """An input or output; ``shape`` holds sizes, names of symbolic sizes, or None where neither is given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,8 +35,8 @@ class TeacherGraph(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inputs: tuple[Value]
-    outputs: tuple[Value, ...]
+    inputs: tuple[GraphValue]
+    outputs: tuple[GraphValue, ...]
     output: str
     ir_version: int
     opset: int
@@ -72,7 +72,7 @@ class TeacherGraph(BaseModel):
         return (first, second, third) if layout == "nchw" else (third, first, second)
 
     @property
-    def _logits(self) -> Value:
+    def _logits(self) -> GraphValue:
         return next(value for value in self.outputs if value.name == self.output)
 
     @property

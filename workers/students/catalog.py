@@ -19,12 +19,12 @@ from types import MappingProxyType
 from workers.errors import InvalidJob, UnknownName
 from workers.students.cifar_catalog import CIFAR
 from workers.students.student_info import StudentInfo
-from workers.students.torchvision_catalog import TORCHVISION, Family
+from workers.students.torchvision_catalog import TORCHVISION, TorchvisionFamily
 
 PREFIX = "torchvision/"
 
 
-def _torchvision(family: Family) -> tuple[StudentInfo, ...]:
+def _torchvision(family: TorchvisionFamily) -> tuple[StudentInfo, ...]:
     return tuple(
         StudentInfo(
             name=PREFIX + size,

@@ -40,7 +40,7 @@ def _resnet(depth: int, parameters: int, mmacs: float, factor: int = 1) -> Stude
     blocks = f"three stages of {(depth - 2) // 6} basic blocks"
     summary = f"{depth} layers, {blocks}, {_widths(factor)}"
     network = Network("resnet", "ResNet", {"depth": depth} | ({"channels": _FOUR_TIMES} if factor == 4 else {}))
-    return _cifar(name, "ResNet (CIFAR)", RESNET, parameters, mmacs, summary, network)
+    return _cifar(name, "ResNet (CIFAR)", RESNET, parameters=parameters, mmacs=mmacs, summary=summary, network=network)
 
 
 def _wide(depth: int, factor: int, parameters: int, mmacs: float) -> StudentInfo:
@@ -48,7 +48,9 @@ def _wide(depth: int, factor: int, parameters: int, mmacs: float) -> StudentInfo
     summary = f"{depth} layers, {blocks}, {_widths(factor)}"
     name = f"wrn_{depth}_{factor}"
     network = Network("wide_resnet", "WideResNet", {"depth": depth, "factor": factor})
-    return _cifar(name, "Wide ResNet (CIFAR)", WIDE, parameters, mmacs, summary, network)
+    return _cifar(
+        name, "Wide ResNet (CIFAR)", WIDE, parameters=parameters, mmacs=mmacs, summary=summary, network=network
+    )
 
 
 CIFAR = (
@@ -69,63 +71,63 @@ CIFAR = (
         "vgg8",
         "VGG (CIFAR)",
         VGG,
-        3_965_028,
-        96.2,
-        "five convolutions with batch normalisation, 64 to 512 channels, one linear layer",
-        Network("vgg", "Vgg", {"convolutions": 1}),
+        parameters=3_965_028,
+        mmacs=96.2,
+        summary="five convolutions with batch normalisation, 64 to 512 channels, one linear layer",
+        network=Network("vgg", "Vgg", {"convolutions": 1}),
     ),
     _cifar(
         "vgg13",
         "VGG (CIFAR)",
         VGG,
-        9_462_180,
-        284.9,
-        "ten convolutions with batch normalisation, 64 to 512 channels, one linear layer",
-        Network("vgg", "Vgg", {"convolutions": 2}),
+        parameters=9_462_180,
+        mmacs=284.9,
+        summary="ten convolutions with batch normalisation, 64 to 512 channels, one linear layer",
+        network=Network("vgg", "Vgg", {"convolutions": 2}),
     ),
     _cifar(
         "mobilenet_v2",
         "MobileNetV2 (CIFAR)",
         MOBILENET_V2,
-        812_836,
-        6.5,
-        "half width, stride 16 in all, 1280 channels before the classifier",
-        Network("mobilenet", "MobileNetV2", {"width": 0.5}),
+        parameters=812_836,
+        mmacs=6.5,
+        summary="half width, stride 16 in all, 1280 channels before the classifier",
+        network=Network("mobilenet", "MobileNetV2", {"width": 0.5}),
     ),
     _cifar(
         "shufflenet_v1",
         "ShuffleNet (CIFAR)",
         _SHUFFLENET_V1,
-        949_258,
-        38.7,
-        "3 groups, width 1, stride 8 in all: the stem keeps the image's size",
-        Network("shufflenet", "ShuffleNetV1", {}),
+        parameters=949_258,
+        mmacs=38.7,
+        summary="3 groups, width 1, stride 8 in all: the stem keeps the image's size",
+        network=Network("shufflenet", "ShuffleNetV1", {}),
     ),
     _cifar(
         "shufflenet_v2",
         "ShuffleNet V2 (CIFAR)",
         SHUFFLENET_V2,
-        1_355_528,
-        44.5,
-        "width 1, stride 8 in all: the stem keeps the image's size",
-        Network("shufflenet", "ShuffleNetV2", {}),
+        parameters=1_355_528,
+        mmacs=44.5,
+        summary="width 1, stride 8 in all: the stem keeps the image's size",
+        network=Network("shufflenet", "ShuffleNetV2", {}),
     ),
     _cifar(
         "cnn_s",
         "Small CNN",
         _OWN,
-        30_196,
-        2.8,
-        "three convolutions, 16/32/64 channels",
-        Network("small", "SmallCnn", {"width": 16, "convolutions": 1}),
+        parameters=30_196,
+        mmacs=2.8,
+        summary="three convolutions, 16/32/64 channels",
+        network=Network("small", "SmallCnn", {"width": 16, "convolutions": 1}),
     ),
     _cifar(
         "cnn_m",
         "Small CNN",
         _OWN,
-        300_356,
-        38.6,
-        "six convolutions, 32/64/128 channels",
-        Network("small", "SmallCnn", {"width": 32, "convolutions": 2}),
+        parameters=300_356,
+        mmacs=38.6,
+        summary="six convolutions, 32/64/128 channels",
+        network=Network("small", "SmallCnn", {"width": 32, "convolutions": 2}),
     ),
 )

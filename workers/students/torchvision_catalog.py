@@ -15,8 +15,11 @@ SHUFFLENET_V2 = "Ma et al. 2018, ShuffleNet V2, arXiv:1807.11164"
 
 
 @dataclass(frozen=True)
-class Family:
-    """torchvision classifiers with a paper, an image side and a kind of layers in common; sizes: name -> parameters."""
+class TorchvisionFamily:
+    """torchvision classifiers with a paper, an image side and a kind of layers in common; sizes: name -> parameters.
+
+    ``timm``: timm has networks of these names whose weights have the same names and which compute the same.
+    """
 
     family: str
     paper: str
@@ -24,20 +27,21 @@ class Family:
     sizes: Mapping[str, int]
     side_multiple: int = 1
     batch_norm: bool = True
+    timm: bool = False
 
 
 _VIT = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929"
 _SQUEEZENET = "Iandola et al. 2016, SqueezeNet, arXiv:1602.07360"
 
 TORCHVISION = (
-    Family(
+    TorchvisionFamily(
         "AlexNet",
         "Krizhevsky 2014, One weird trick for parallelizing, arXiv:1404.5997",
         63,
         {"alexnet": 57_413_540},
         batch_norm=False,
     ),
-    Family(
+    TorchvisionFamily(
         "ConvNeXt",
         "Liu et al. 2022, A ConvNet for the 2020s, arXiv:2201.03545",
         32,
@@ -49,7 +53,7 @@ TORCHVISION = (
         },
         batch_norm=False,
     ),
-    Family(
+    TorchvisionFamily(
         "DenseNet",
         "Huang et al. 2017, Densely Connected Convolutional Networks, arXiv:1608.06993",
         29,
@@ -59,8 +63,9 @@ TORCHVISION = (
             "densenet169": 12_650_980,
             "densenet201": 18_285_028,
         },
+        timm=True,
     ),
-    Family(
+    TorchvisionFamily(
         "EfficientNet",
         "Tan & Le 2019, EfficientNet, arXiv:1905.11946",
         8,
@@ -75,7 +80,7 @@ TORCHVISION = (
             "efficientnet_b7": 64_043_060,
         },
     ),
-    Family(
+    TorchvisionFamily(
         "EfficientNetV2",
         "Tan & Le 2021, EfficientNetV2, arXiv:2104.00298",
         8,
@@ -85,26 +90,27 @@ TORCHVISION = (
             "efficientnet_v2_s": 20_305_588,
         },
     ),
-    Family(
+    TorchvisionFamily(
         "GoogLeNet",
         "Szegedy et al. 2015, Going Deeper with Convolutions, arXiv:1409.4842",
         15,
         {"googlenet": 5_702_404},
     ),
-    Family(
+    TorchvisionFamily(
         "Inception v3",
         "Szegedy et al. 2016, Rethinking the Inception Architecture, arXiv:1512.00567",
         75,
         {"inception_v3": 21_990_468},
+        timm=True,
     ),
-    Family(
+    TorchvisionFamily(
         "MaxViT",
         "Tu et al. 2022, MaxViT, arXiv:2204.01697",
         224,
         {"maxvit_t": 30_458_824},
         side_multiple=224,
     ),
-    Family(
+    TorchvisionFamily(
         "MNASNet",
         "Tan et al. 2019, MnasNet, arXiv:1807.11626",
         8,
@@ -115,14 +121,14 @@ TORCHVISION = (
             "mnasnet1_3": 5_129_356,
         },
     ),
-    Family("MobileNetV2", MOBILENET_V2, 8, {"mobilenet_v2": 2_351_972}),
-    Family(
+    TorchvisionFamily("MobileNetV2", MOBILENET_V2, 8, {"mobilenet_v2": 2_351_972}),
+    TorchvisionFamily(
         "MobileNetV3",
         "Howard et al. 2019, Searching for MobileNetV3, arXiv:1905.02244",
         8,
         {"mobilenet_v3_large": 4_330_132, "mobilenet_v3_small": 1_620_356},
     ),
-    Family(
+    TorchvisionFamily(
         "RegNet",
         "Radosavovic et al. 2020, Designing Network Design Spaces, arXiv:2003.13678",
         8,
@@ -144,7 +150,7 @@ TORCHVISION = (
             "regnet_y_8gf": 37_566_172,
         },
     ),
-    Family(
+    TorchvisionFamily(
         "ResNet",
         RESNET,
         8,
@@ -155,8 +161,9 @@ TORCHVISION = (
             "resnet34": 21_335_972,
             "resnet50": 23_712_932,
         },
+        timm=True,
     ),
-    Family(
+    TorchvisionFamily(
         "ResNeXt",
         "Xie et al. 2017, Aggregated Residual Transformations, arXiv:1611.05431",
         8,
@@ -165,8 +172,9 @@ TORCHVISION = (
             "resnext101_64x4d": 81_611_172,
             "resnext50_32x4d": 23_184_804,
         },
+        timm=True,
     ),
-    Family(
+    TorchvisionFamily(
         "ShuffleNet V2",
         SHUFFLENET_V2,
         8,
@@ -177,23 +185,23 @@ TORCHVISION = (
             "shufflenet_v2_x2_0": 5_549_896,
         },
     ),
-    Family("SqueezeNet", _SQUEEZENET, 21, {"squeezenet1_0": 786_724}, batch_norm=False),
-    Family("SqueezeNet", _SQUEEZENET, 17, {"squeezenet1_1": 773_796}, batch_norm=False),
-    Family(
+    TorchvisionFamily("SqueezeNet", _SQUEEZENET, 21, {"squeezenet1_0": 786_724}, batch_norm=False),
+    TorchvisionFamily("SqueezeNet", _SQUEEZENET, 17, {"squeezenet1_1": 773_796}, batch_norm=False),
+    TorchvisionFamily(
         "Swin Transformer",
         "Liu et al. 2021, Swin Transformer, arXiv:2103.14030",
         8,
         {"swin_b": 86_845_724, "swin_s": 48_914_158, "swin_t": 27_596_254},
         batch_norm=False,
     ),
-    Family(
+    TorchvisionFamily(
         "Swin Transformer V2",
         "Liu et al. 2022, Swin Transformer V2, arXiv:2111.09883",
         8,
         {"swin_v2_b": 87_008_348, "swin_v2_s": 49_045_342, "swin_v2_t": 27_659_470},
         batch_norm=False,
     ),
-    Family(
+    TorchvisionFamily(
         "VGG",
         VGG,
         32,
@@ -205,7 +213,7 @@ TORCHVISION = (
         },
         batch_norm=False,
     ),
-    Family(
+    TorchvisionFamily(
         "VGG",
         VGG,
         32,
@@ -216,7 +224,7 @@ TORCHVISION = (
             "vgg19_bn": 139_990_948,
         },
     ),
-    Family(
+    TorchvisionFamily(
         "Vision Transformer",
         _VIT,
         16,
@@ -224,7 +232,7 @@ TORCHVISION = (
         side_multiple=16,
         batch_norm=False,
     ),
-    Family(
+    TorchvisionFamily(
         "Vision Transformer",
         _VIT,
         32,
@@ -232,11 +240,15 @@ TORCHVISION = (
         side_multiple=32,
         batch_norm=False,
     ),
-    Family("Vision Transformer", _VIT, 14, {"vit_h_14": 630_892_900}, side_multiple=14, batch_norm=False),
-    Family(
+    TorchvisionFamily("Vision Transformer", _VIT, 14, {"vit_h_14": 630_892_900}, side_multiple=14, batch_norm=False),
+    TorchvisionFamily(
         "Wide ResNet",
         WIDE,
         8,
         {"wide_resnet101_2": 125_042_596, "wide_resnet50_2": 67_039_140},
+        timm=True,
     ),
 )
+
+TIMM = frozenset(size for family in TORCHVISION if family.timm for size in family.sizes)
+"""Names that stand for the same network in torchvision and in timm."""

@@ -51,7 +51,9 @@ def measure_teacher(plan: CachePlan, folders: Folders) -> MeasuredTeacher:
                 **class_document(confusion_cells(labels_N, predicted_N), spec.classes),
             }
     accuracy = TeacherAccuracy(
-        test=top1.get("test"), views=_cached_accuracy(plan.train_cache, folders), validation=top1.get("validation")
+        test=top1.get("test"),
+        views=None if plan.evaluates else _cached_accuracy(plan.train_cache, folders),
+        validation=top1.get("validation"),
     )
     return MeasuredTeacher(accuracy, metrics)
 

@@ -30,6 +30,7 @@ class CachePlan(Spec):
         accuracy: of the teacher, once the caches are complete.
         validation_cache: of the dataset's own validation split, or of the holdout's plain pictures.
         holdout: the validation split is cut from the training split.
+        evaluates: the training split is not inferred: the job trains nothing.
         guard: the check of the training split's cache before most of it is inferred; None for a dense one.
     """
 
@@ -41,8 +42,10 @@ class CachePlan(Spec):
     accuracy: TeacherAccuracy | None = None
     validation_cache: CacheSpec | None = None
     holdout: bool = False
+    evaluates: bool = False
 
     @property
     def caches(self) -> tuple[CacheSpec, ...]:
         """Every cache, in the order in which they are built: the small ones show mistakes early."""
-        return tuple(spec for spec in (self.validation_cache, self.test_cache, self.train_cache) if spec is not None)
+        train_cache = None if self.evaluates else self.train_cache
+        return tuple(spec for spec in (self.validation_cache, self.test_cache, train_cache) if spec is not None)

@@ -206,6 +206,7 @@ def plan_caches(
         test_cache=measured("test"),
         validation_cache=measured("validation"),
         holdout=job.validation is not None,
+        evaluates=job.evaluate,
         contract_forwards=rows,
-        guard=check if train_cache.is_lossy else None,
+        guard=check if train_cache.is_lossy and not job.evaluate else None,
     )

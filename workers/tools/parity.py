@@ -53,7 +53,7 @@ from workers.tools.parity_report import Comparison, LogitDifferences, ParityRepo
 from workers.training.batches import TrainingBatch, student_preprocessing, to_input
 from workers.training.training_feed import TrainingFeed
 
-Progress = Callable[[int, int], None]
+StepProgress = Callable[[int, int], None]
 """Called with (steps done, steps in all) after every step."""
 
 
@@ -68,7 +68,7 @@ def check_parity(
     epoch: int = 1,
     steps: int | None = None,
     threads: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: StepProgress = lambda done, total: None,
 ) -> ParityReport:
     """Train for one epoch on a cache and compare every step with the same step under the live teacher.
 
@@ -105,8 +105,10 @@ def check_parity(
         {"augmentation": spec.augmentation, "count": spec.views, "seed": spec.augmentation_seed}
     )
     torch.set_num_threads(threads)
-    trained = _StudentInTraining(dataset, plan, student, method, seed)
-    feed = TrainingFeed(dataset, plan, reader, batch_size, seed, torch.device("cpu"), method.views)
+    trained = _StudentInTraining(dataset, plan, student=student, method=method, seed=seed)
+    feed = TrainingFeed(
+        dataset, plan, reader, batch_size, seed=seed, device=torch.device("cpu"), views_per_step=method.views
+    )
     total = min(feed.steps, steps or feed.steps)
     found = read_cache_statistics(reader, method.cache_statistics)
     over_cache = {statistic: torch.from_numpy(values) for statistic, values in found.items()}
@@ -174,7 +176,7 @@ def _open_teacher(folders: Folders, spec: CacheSpec, threads: int) -> Teacher:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _StudentStep:
     """One loss and its gradient by everything that is trained, a tensor for each parameter."""
 
     loss: float
@@ -205,7 +207,7 @@ class _StudentInTraining:
 
     def differentiate(
         self, both: Sequence[View], batch: TrainingBatch, epoch: int, over_cache: Mapping[CacheStatistic, Tensor]
-    ) -> _Step:
+    ) -> _StudentStep:
         """Loss and gradient of one view or two; the graph of the student's pass stays for another teacher's rows."""
         of_batch = {each: x[batch.rows] if each.is_per_sample else x for each, x in over_cache.items()}
         outcome = objective_of(
@@ -218,9 +220,9 @@ class _StudentInTraining:
             cache_statistics=of_batch,
         )
         gradients = torch.autograd.grad(outcome.total, self._parameters, retain_graph=True, materialize_grads=True)
-        return _Step(float(outcome.total.detach()), gradients)
+        return _StudentStep(float(outcome.total.detach()), gradients)
 
-    def move(self, step: _Step) -> None:
+    def move(self, step: _StudentStep) -> None:
         """One update of the optimizer."""
         for parameter, gradient in zip(self._parameters, step.gradients, strict=True):
             # The fused update, which is training's and rounds in its own way, takes them to lie as their parameters do.
@@ -236,7 +238,7 @@ class _Differences:
     gradient: list[float] = field(default_factory=list)
     cosine: list[float] = field(default_factory=list)
 
-    def add(self, cached: _Step, live: _Step) -> None:
+    def add(self, cached: _StudentStep, live: _StudentStep) -> None:
         # The sums in float64, so that they add nothing to what they measure.
         cached_P, live_P = (torch.cat([g.reshape(-1) for g in step.gradients]).double() for step in (cached, live))
         self.loss.append(_relative(abs(cached.loss - live.loss), abs(live.loss)))

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from workers.config.teacher import Preprocessing
 from workers.disk_errors import disk_error
 from workers.errors import WorkerError
 from workers.files import disk_full_is_disk_low, replacing, sync, sync_folder
-from workers.run_files import ARTIFACTS, CHECKPOINT, EVENT_FILE
+from workers.run_files import ARTIFACTS, CHECKPOINT, EVENT_FILE, ONNX, WEIGHTS
 from workers.teacher.teacher import Teacher
 from workers.training.batches import to_input
 from workers.training.event_file import write_event_file
@@ -159,7 +159,19 @@ class Written:
     tensors: Mapping[str, Tensor] | None = None
 
 
-def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
+class Exported(NamedTuple):
+    """A student that was exported.
+
+    Attributes:
+        difference: the largest absolute difference of a logit between the ONNX file and the torch student.
+        program: what torch.export has captured of it, for any number of pictures; None in tests that export nothing.
+    """
+
+    difference: float
+    program: torch.export.ExportedProgram | None
+
+
+def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> Exported:
     """Write ``path`` and compare it with the torch student on real pictures.
 
     Args:
@@ -169,11 +181,9 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
             ``probabilities``, softmax(logits / T).
         images_BHWK: uint8 pictures at the student's input size.
 
-    Returns:
-        The largest absolute difference of a logit.
-
     Raises:
-        ExportMismatch: that difference exceeds 1e-3 of the largest logit (at least 1e-3), or a probability's 1e-3.
+        ExportMismatch: the largest absolute difference of a logit exceeds 1e-3 of the largest logit (at least 1e-3), or
+            that of a probability 1e-3.
     """
     network = student.network.cpu().eval()
     network = network.to(memory_format=torch.contiguous_format)
@@ -184,16 +194,20 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
     with warnings.catch_warnings():
         # torch.export warns about its own internals; the file is judged by running it, below.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        onnx_program = torch.onnx.export(
             network,
             (inputs,),
-            str(path),
             input_names=["images"],
             output_names=names,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            external_data=False,
             verbose=False,
         )
+    assert onnx_program is not None
+    # Stack traces, with the paths of this machine.
+    onnx_program.model.graph.metadata_props.clear()
+    for node in onnx_program.model.graph.all_nodes():
+        node.metadata_props.clear()
+    onnx_program.save(path, external_data=False)
     with torch.no_grad():
         given = network(inputs)
     differences = []
@@ -207,7 +221,7 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> float:
                 f"{name} of student.onnx differ from the torch student's by {differences[-1]:.3g} on "
                 f"{len(images_BHWK)} pictures, at most {allowed:.3g} is allowed: report the student's architecture"
             )
-    return differences[0]
+    return Exported(differences[0], onnx_program.exported_program)
 
 
 def state_tensors(network: nn.Module) -> dict[str, Tensor]:
@@ -223,14 +237,16 @@ def write_artifacts(
     images_BHWK: np.ndarray,
     written: Written,
     heed: Callable[[], None] = lambda: None,
+    more: Callable[[Path, Exported], dict[str, object]] = lambda *_: {},
 ) -> dict[str, object]:
     """Write everything a run leaves to ``folder/artifacts``, in one rename at the end.
 
     Args:
         heed: called before each part that takes its time; what it raises ends this, and nothing is left of it.
+        more: adds files to the folder that holds weights and ONNX; returns what result.json tells of them.
 
     Returns:
-        ``written.result`` with ``onnx_max_abs_difference`` added, as in result.json.
+        ``written.result`` with ``onnx_max_abs_difference`` and what ``more`` returns added, as in result.json.
 
     Raises:
         DiskLow: no room; nothing is left of it.
@@ -242,21 +258,22 @@ def write_artifacts(
         try:
             heed()
             partial.mkdir(parents=True)
-            (partial / "student.safetensors").write_bytes(save(state_tensors(student.network)))
+            (partial / WEIGHTS).write_bytes(save(state_tensors(student.network)))
             heed()
-            difference = export_onnx(student, partial / "student.onnx", images_BHWK)
+            exported = export_onnx(student, partial / ONNX, images_BHWK)
             heed()
-            result = {**written.result, "onnx_max_abs_difference": difference}
-            _write_json(partial / "config.json", written.config)
+            result = {**written.result, "onnx_max_abs_difference": exported.difference, **more(partial, exported)}
+            heed()
+            write_json(partial / "config.json", written.config)
             lines = [json.dumps(line, allow_nan=False) for line in written.metrics]
             (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
             write_event_file(partial / EVENT_FILE, written.metrics)
-            _write_json(partial / "evaluation.json", written.evaluation, indent=None)
+            write_json(partial / "evaluation.json", written.evaluation, indent=None)
             if written.temperatures is not None:
-                _write_json(partial / "temperatures.json", written.temperatures, indent=None)
+                write_json(partial / "temperatures.json", written.temperatures, indent=None)
             if written.tensors is not None:
                 (partial / "logits.safetensors").write_bytes(save(dict(written.tensors)))
-            _write_json(partial / "result.json", result)
+            write_json(partial / "result.json", result)
             for path in partial.iterdir():
                 with path.open("rb+") as file:
                     sync(file)
@@ -269,5 +286,6 @@ def write_artifacts(
     return result
 
 
-def _write_json(path: Path, value: Mapping[str, object], indent: int | None = 2) -> None:
+def write_json(path: Path, value: Mapping[str, object], indent: int | None = 2) -> None:
+    """Write a JSON document; no NaN."""
     path.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")

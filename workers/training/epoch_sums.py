@@ -25,9 +25,9 @@ from workers.training.temperatures import (
 )
 
 _SIDES = ("student", "teacher")
-_VARIANCE = "_temperature_variance"
 # Share of rows in the domain of the method's policies; what metrics show is its complement, which costs a step more.
 _INSIDE = "inside_domain"
+_VARIANCE = "_temperature_variance"
 # On a CPU so many steps are added in a row: each takes a tenth of what it takes between the arithmetic of two steps,
 # which drives this code out of the processor's caches. They are added in the same order, so the sums are the same.
 _PENDING_STEPS = 16

@@ -30,6 +30,7 @@ class EvaluationFeed:
         device: torch.device,
         share: Share = ALL,
     ) -> None:
+        self.dataset = dataset
         self._pictures = SplitPictures(dataset, device)
         self._size = size
         self.device = device

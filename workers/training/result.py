@@ -1,15 +1,22 @@
 """result.json and the artifacts of a run that is trained to its end."""
 
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from workers.augmentation.apply import resize
 from workers.errors import Paused, Stopped
+from workers.files import file_sha256
 from workers.methods.cache_values import record
-from workers.training.artifacts import Student, Written, write_artifacts
+from workers.run_files import BUNDLE, WEIGHTS
+from workers.training.artifacts import Exported, Student, Written, write_artifacts, write_json
+from workers.training.bundle import bundle_of
 from workers.training.evaluate import name_of
+from workers.training.int8 import Int8Inputs, leave_int8
+from workers.training.model_folder import ModelFacts, leave_model
 from workers.training.run import RunState, Signal
 from workers.training.setting import Setting
 from workers.training.temperatures import document
@@ -95,7 +102,37 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         temperatures=document(run_state.temperatures) if run_state.method.needs_teacher else None,
         tensors=final.tensors if task.training.keep_logits else None,
     )
-    return write_artifacts(task.folder, student, pictures.numpy(), written, partial(_obey_signal_at_the_end, run_state))
+    heed, more = partial(_obey_signal_at_the_end, run_state), partial(_leave_more, run_state, setting, result)
+    return write_artifacts(task.folder, student, pictures.numpy(), written, heed=heed, more=more)
+
+
+def _leave_more(
+    run_state: RunState, setting: Setting, result: Mapping[str, object], folder: Path, exported: Exported
+) -> dict[str, object]:
+    """Write what is made of weights and ONNX; returns what result.json tells of it."""
+    task = run_state.task
+    told: dict[str, object] = {"int8": None}
+    if task.export.int8 is not None:
+        inputs = Int8Inputs(
+            preprocessing=setting.preprocessing,
+            splits={split: feed.dataset for split, feed in setting.evaluations.items()},
+            threads=task.threads,
+            heed=partial(_obey_signal_at_the_end, run_state),
+        )
+        told["int8"] = leave_int8(folder, task.export.int8, inputs)
+    if task.export.model:
+        facts = ModelFacts(
+            student=task.run.student.name,
+            class_names=setting.train.class_names,
+            preprocessing=setting.preprocessing,
+            origin=task.origin,
+            result={**result, **told},
+        )
+        leave_model(folder, facts, exported.program)
+    if task.origin is not None:
+        bundle = bundle_of(task, run_state.environment, file_sha256(folder / WEIGHTS))
+        write_json(folder / BUNDLE, bundle)
+    return told
 
 
 def _obey_signal_at_the_end(run_state: RunState) -> None:

@@ -333,7 +333,7 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
 def _identity(task: TrainingTask) -> str:
     """What a checkpoint must have been made for to be taken up: all but where it lies, who computes, what is told."""
     elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
-    elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy"}
+    elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy", "export", "origin"}
     text = f"{_CHECKPOINT_FORMAT} {task.model_dump_json(exclude=elsewhere)}"
     return hashlib.sha256(text.encode()).hexdigest()
 

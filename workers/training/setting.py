@@ -175,6 +175,7 @@ def _shared(task: TrainingTask) -> str:
             "folder": True,
             "earlier": True,
             "told_epoch": True,
+            "origin": True,
         }
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from workers.config.job import JobSpec, RunSpec
-from workers.config.task import CHECKPOINT_S, Folders, TrainingTask
+from workers.config.task import CHECKPOINT_S, Folders, Origin, TeacherIdentity, TrainingTask
 from workers.teacher.cache_plan import CachePlan
 
 
@@ -51,6 +51,16 @@ def task_of_run(
         memory_fraction=gpu_share or 1.0,
         checkpoint_s=checkpoint_s,
         stage=stage,
+        export=job.export,
+        origin=Origin(
+            job=job.of_run(run),
+            teacher=TeacherIdentity(
+                name=job.teacher_name,
+                sha256=plan.train_cache.teacher_sha256,
+                output=plan.teacher.output,
+                preprocessing=plan.teacher.preprocessing,
+            ),
+        ),
     )
 
 

@@ -88,7 +88,7 @@ class ResponseCache:
         kept = self._kept.get(key)
         if kept is None or kept.version != version:
             self._forget(key)
-            await self._answer_first(key, version, scope, receive, send)
+            await self._answer_first(key, version, scope, receive=receive, send=send)
             return
         self._kept.move_to_end(key)
         answer = kept.answer.result() if kept.answer.done() else await asyncio.shield(kept.answer)

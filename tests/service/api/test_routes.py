@@ -215,6 +215,10 @@ def test_a_dry_run_shows_the_runs_and_makes_nothing(api: Api) -> None:
         ({"training": {"keep": "best"}}, 422),
         ({"training": {"early_stopping": {}}}, 422),
         ({"test": None}, 422),
+        ({"export": {"int8": {}}, "validation": {"holdout": 0.1}}, 200),
+        ({"export": {"int8": {}}}, 422),
+        ({"evaluate": True, "students": [], "methods": []}, 200),
+        ({"evaluate": True}, 422),
         ({"validation": {"holdout": 1.0}}, 422),
         ({"validation": {"share": 0.1}}, 422),
     ],
@@ -276,11 +280,10 @@ def test_a_page_of_long_documents_has_fewer_of_them_and_says_that_there_are_more
     job = api.post_job(seeds=[0, 1, 2])
     path = f"/v1/jobs/{job['id']}/runs"
     [whole] = pages(api, path, 100)
-    for most, sizes in ((len(json.dumps(whole["data"][:2])), [2, 2, 2]), (1, [1] * 6)):
+    for most, sizes, limit in ((len(json.dumps(whole["data"][:2])), [2, 2, 2], 99), (1, [1] * 6, 98)):
         monkeypatch.setattr(dependencies, "PAGE_BYTES", most)
-        # A commit: until then the pages of before are given.
-        api.post_job()
-        found = list(pages(api, path, 100))
+        # Pages of another limit: those of before are kept until the job changes.
+        found = list(pages(api, path, limit))
         assert [len(page["data"]) for page in found] == sizes
         assert [run for page in found for run in page["data"]] == whole["data"]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from service.cli import main
+from service.db.models import JobRecord
 from service.db.states import State
 from tests.support.reported import logits_of, post_results, result
 from tests.support.service_helpers import Api
@@ -47,7 +48,10 @@ def retort(shared_api: Api, capsys: pytest.CaptureFixture[str]) -> Retort:
 
 def test_report_shows_runs_then_methods_over_seeds_with_notes(retort: Retort) -> None:
     job_id = post_results(retort.api, {**SEEDS, ("kd", 2): result(0.9, 0.9), ("ce", 2): State.CANCELLED})
+    with retort.api.context.database.write() as session:
+        session.get_one(JobRecord, job_id).teacher_metrics = {"validation": {"top1": 0.875}}
     shown = retort("report", job_id)
+    assert "top-1 87.5 % on the validation split" in shown
     runs, over_seeds, rest = shown.split("\n\n", 2)
     assert runs.split()[:6] == ["student", "method", "seed", "state", "top-1", "best"]
     assert len(runs.splitlines()) == 1 + 6

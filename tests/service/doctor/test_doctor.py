@@ -303,7 +303,7 @@ def test_doctor_checks_an_engine_that_is_there_silent_or_was_never_there(setting
         )
 
 
-# ------------------------------------------------------------------------------------------ keys, port, data sets
+# ------------------------------------------------------------------------------------------ keys, port, datasets
 
 
 def test_doctor_wants_keys_or_this_machine_alone(settings: Settings, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_doctor_looks_for_datasets_below_the_data_root(settings: Settings, tmp_p
     root = settings.data_root
     (root / "broken.npz").write_bytes(b"PK")
     (root / "flowers" / "train").mkdir(parents=True)
-    is_bad(installation.check_data_root(settings), "warn", "no data set lies in", "built-in digits")
+    is_bad(installation.check_data_root(settings), "warn", "no dataset lies in", "built-in digits")
     for split in ("train", "test"):
         for name in ("daisy", "rose"):
             folder = root / "flowers" / split / name

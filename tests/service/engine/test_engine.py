@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from service.cli import main
 from service.db.connections import LogGone
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
@@ -41,6 +42,7 @@ from tests.support.processes import (
 from tests.support.service_helpers import check_whole
 from workers.cluster.head_folder import machine_folder
 from workers.config.training import Training
+from workers.run_files import MEDIA_TYPES
 from workers.teacher.teacher import Teacher
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -56,8 +58,13 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert done["state"] == "succeeded", done["error"]
     assert done["teacher_forwards"]["run"] > 2 * len(digits.train.labels_N)
 
-    report = client.report(job["id"])
+    report = client.report(job["id"], paired="samples")
     rows = report["rows"]
+    [test] = report["groups"][1]["test"]["samples"]
+    gained = (rows[1]["accuracy"] - rows[0]["accuracy"]) * test["rows"]
+    # The logits that runs keep are rounded to float16, which may make ties.
+    assert abs(test["only_method"] - test["only_baseline"] - gained) < 2
+    assert report["teacher"]["test"]["per_class"]
     assert [(group["method"], group["test"]["top1"]["mean"]) for group in report["groups"]] == [
         (row["method"], row["accuracy"]) for row in rows
     ]
@@ -65,8 +72,7 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     assert all(row["accuracy_last"] > 0.5 and row["state"] == "succeeded" for row in rows)
     runs = list(client.runs(job["id"]))
     names = {artifact["name"] for artifact in client.artifacts(runs[1]["id"])}
-    of_training = {"config.json", "metrics.jsonl", "events.out.tfevents.retort", "result.json", "log.jsonl"}
-    assert names == {"student.safetensors", "student.onnx", *of_training}
+    assert names == MEDIA_TYPES.keys() - {"student.int8.onnx"}
     for name in ("student.onnx", "config.json", "log.jsonl"):
         client.download(runs[1]["id"], name, tmp_path / name)
     said = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -96,6 +102,70 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     mapped = Path(f"/proc/{service.pid('engine')}/maps").read_text()
     assert "/ray/" in mapped
     assert not re.search("/(torch|onnxruntime)/", mapped)
+
+
+@pytest.fixture(scope="module")
+def trained(service: Processes, teacher_id: str) -> dict[str, Any]:
+    """A run that has ended, of a job with a validation split and an int8 student."""
+    split = {"validation": {"holdout": 0.2}, "export": {"int8": {"max_drop": 1.0}}}
+    job = service.client.submit(job_of(teacher_id, "kd", epochs=1) | split)
+    assert service.client.wait(job["id"])["state"] == "succeeded"
+    [run] = service.client.runs(job["id"])
+    return run
+
+
+def test_reproduce_trains_the_same_bits_from_the_bundle_of_a_run(
+    service: Processes, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = service.client
+    files = {file["name"]: file["sha256"] for file in client.artifacts(trained["id"])}
+    assert files.keys() == MEDIA_TYPES.keys()
+    int8 = trained["result"]["int8"]
+    assert int8["kept"]
+    assert int8["validation"]["rows"] == trained["result"]["splits"]["validation"]
+
+    assert main(["--url", client.base_url, "--json", "reproduce", trained["id"]]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["same_weights"]
+    assert told["differences"] == []
+    assert told["weights_sha256"] == files["student.safetensors"]
+    again = {file["name"]: file["sha256"] for file in client.artifacts(told["again"])}
+    for name in ("student.safetensors", "student.onnx", "student.int8.onnx"):
+        assert again[name] == files[name], name
+
+
+def test_evaluate_measures_a_run_and_a_file_and_trains_nothing(
+    service: Processes, trained: dict[str, Any], digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, dataset = service.client, '{"kind": "digits"}'
+
+    def evaluate(*arguments: str) -> dict[str, Any]:
+        assert main(["--url", client.base_url, "--json", "evaluate", *arguments, "--dataset", dataset]) == 0
+        told: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return told
+
+    told = evaluate(trained["id"])
+    assert told["splits"].keys() == {"test"}
+    # ONNX Runtime and torch may differ on a picture whose two best classes are equally likely.
+    assert told["splits"]["test"]["top1"] == pytest.approx(trained["result"]["last"]["top1"], abs=0.004)
+    job = client.job(told["job"])
+    assert job["caches"].keys() == {"test"}
+    [run] = client.runs(job["id"])
+    assert (run["state"], run["method"], run["epoch"]) == ("succeeded", "evaluation", 1)
+    [row] = client.report(job["id"])["rows"]
+    assert row["accuracy"] == told["splits"]["test"]["top1"]
+    assert client.artifacts(run["id"]) == []
+
+    preprocessing = tmp_path / "preprocessing.json"
+    preprocessing.write_text(digits.preprocessing.model_dump_json())
+    path = str(digits.teacher_spec.path)
+    told = evaluate(path, "--preprocessing", str(preprocessing), "--holdout", "0.2")
+    predicted = digits.teacher().logits(digits.test.images_NHWC).argmax(axis=1)
+    assert told["splits"]["test"]["top1"] == pytest.approx((predicted == digits.test.labels_N).mean())
+    assert told["splits"].keys() == {"validation", "test"}
+    again = evaluate(path, "--preprocessing", str(preprocessing), "--holdout", "0.2")
+    assert again["splits"] == told["splits"]
+    assert client.job(again["job"])["teacher_forwards"]["run"] == 0
 
 
 @pytest.mark.slow

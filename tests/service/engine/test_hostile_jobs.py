@@ -17,7 +17,7 @@ from workers.config.views import NoAugmentation
 from workers.errors import InvalidTeacher
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.onnx import confined_session
-from workers.onnx.confined_session import Limits
+from workers.onnx.confined_session import SessionLimits
 from workers.teacher import sessions
 from workers.teacher.build_caches import build_caches
 from workers.teacher.inference_task import inference_batch, open_teacher
@@ -33,7 +33,7 @@ def job_with(built: onnx.ModelProto, digits: Digits, folder: Path) -> tuple[JobS
     return digits.job("kd").model_copy(update={"teacher": spec}), Folders(data_dir=folder / "data", data_root=folder)
 
 
-def limited(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> None:
+def limited(monkeypatch: pytest.MonkeyPatch, limits: SessionLimits) -> None:
     monkeypatch.setattr(sessions, "limits_of", lambda *_: limits)
 
 
@@ -41,7 +41,7 @@ def test_job_whose_teacher_loops_in_large_batches_is_refused_before_inference(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond what the preflight used to run at once, and at no more than inference does."""
-    limited(monkeypatch, Limits(4 << 30, call_s=1.0))
+    limited(monkeypatch, SessionLimits(4 << 30, call_s=1.0))
     monkeypatch.setattr(confined_session, "PATIENCE", 0.01)
     built = hostile_teachers.endless(onnx.load(digits.teacher_spec.path), trigger=200)
     job, folders = job_with(built, digits, tmp_path)
@@ -55,7 +55,7 @@ def test_job_whose_teacher_loops_in_large_batches_is_refused_before_inference(
 def test_job_whose_teacher_takes_all_memory_in_large_batches_is_done_in_smaller_ones(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limited(monkeypatch, Limits(3 << 30))
+    limited(monkeypatch, SessionLimits(3 << 30))
     built = hostile_teachers.memory_bomb(onnx.load(digits.teacher_spec.path), trigger=200)
     job, folders = job_with(built, digits, tmp_path)
     plan = plan_caches(job, folders, ignore, never, threads=1, device="cpu")
@@ -73,9 +73,9 @@ def test_job_inference_is_confined_and_shares_the_machines_memory(
 ) -> None:
     asked: list[tuple[int, int]] = []
 
-    def limits_of(_: Path, threads: int, sessions: int) -> Limits:
+    def limits_of(_: Path, threads: int, sessions: int) -> SessionLimits:
         asked.append((threads, sessions))
-        return Limits(3 << 30)
+        return SessionLimits(3 << 30)
 
     monkeypatch.setattr(sessions, "limits_of", limits_of)
     order = InferenceTask(

@@ -17,7 +17,7 @@ import pytest
 from safetensors import SafetensorError
 from sqlalchemy import update
 
-from service.cli.follow import JobView
+from service.cli.job_view import JobView
 from service.db.backoff import DISK_TRIES, TryBackoff
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
 from service.db.engine_queries import EngineQueries

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from service.cli.supervisor import free_port
 from service.client.client import Client
 from service.trackers.cursor import Cursor
 from service.trackers.follow import Follower
 from service.trackers.guard import STALLED
-from tests.support.service_helpers import Api
+from tests.support.service_helpers import Api, open_to_others
 from tests.support.tracker_cases import RecordingSink, Work
 from workers.backoff import Schedule
 
@@ -188,6 +190,22 @@ def test_follower_leaves_a_run_out_that_is_deleted_and_tells_the_others(api: Api
     assert tracking.cursor.open_jobs() == {}
 
 
+def test_follower_that_is_there_before_the_service_waits_and_says_so_once(tmp_path: Path) -> None:
+    stop, waits = threading.Event(), list[float | None]()
+
+    def wait(timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        return len(waits) == 3 and not stop.set()
+
+    stop.wait = wait  # type: ignore[method-assign]  # a clock that does not stand still
+    with Client(f"http://127.0.0.1:{free_port()}") as client, capture_logs() as logs:
+        cursor = Cursor(tmp_path / "cursor.sqlite3")
+        Follower(client, cursor, lambda: RecordingSink("here", "retort", tmp_path)).run(stop)
+        cursor.close()
+    assert waits == [2.0, 2.0, 2.0]
+    assert [line["event"] for line in logs] == ["waits for the service"]
+
+
 # Of a tracker that answers never: `retort track` as it is, but for one more sink.
 HANGING = """
 import sys, time
@@ -209,7 +227,7 @@ def test_track_process_of_a_tracker_that_hangs_ends_and_says_so(api: Api, tmp_pa
     work.epoch(0, 1)
     line = [sys.executable, "-c", HANGING, "--url", api.url, "track", "hanging:here"]
     done = subprocess.run(
-        [*line, "--cursor-dir", str(tmp_path), "--stall-s", "1"],
+        [*line, "--cursor-dir", str(tmp_path / "cursor/deep"), "--stall-s", "1"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -218,6 +236,7 @@ def test_track_process_of_a_tracker_that_hangs_ends_and_says_so(api: Api, tmp_pa
     )
     assert done.returncode == STALLED, done.stderr
     assert '"call": "start"' in done.stdout
+    assert not open_to_others(tmp_path / "cursor")
     assert "the tracker hangs" in done.stdout
     # Nobody else has noticed.
     work.epoch(0, 2)

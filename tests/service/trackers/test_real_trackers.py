@@ -61,7 +61,8 @@ class Mlflow:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                env=ENVIRONMENT,
+                # Ten processes for jobs of its own, which nobody gives it here.
+                env={**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 start_new_session=True,
             )
 

@@ -1,4 +1,4 @@
-"""Finding data sets: nothing outside the data root, everything missing named, nothing decoded."""
+"""Finding datasets: nothing outside the data root, everything missing named, nothing decoded."""
 
 import gzip
 import io
@@ -308,7 +308,7 @@ def with_member(path: Path, name: str, start: bytes, zeros: int, method: int = z
 
 
 def refusal(root: Path, path: str) -> tuple[str, int]:
-    """Why a data set is refused, and the bytes that finding out took at its peak."""
+    """Why a dataset is refused, and the bytes that finding out took at its peak."""
     tracemalloc.start()
     try:
         with pytest.raises(InvalidDataset) as caught:

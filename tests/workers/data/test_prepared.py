@@ -1,4 +1,4 @@
-"""Prepared data sets: the right pixels in a fixed order, one identity per content, whole or absent."""
+"""Prepared datasets: the right pixels in a fixed order, one identity per content, whole or absent."""
 
 import errno
 import gzip

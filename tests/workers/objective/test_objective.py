@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.method_inputs import LOSSES, PAIRS, POLICIES, alone, evaluate, ordinary
+from tests.support.method_inputs import LOSSES, POLICIES, alone, evaluate, ordinary
 from workers.errors import NotFinite
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
@@ -28,20 +28,17 @@ DISTILLING = [name for name in PRESETS if name not in ("ce", "custom")]
 
 
 @pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
-@pytest.mark.parametrize(("policy", "loss"), PAIRS)
-def test_objective_refuses_a_teacher_logit_that_is_not_finite_under_every_policy_and_loss(
-    policy: str, loss: str, value: float
-) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_objective_refuses_a_teacher_logit_that_is_not_finite_under_every_loss(loss: str, value: float) -> None:
     """The cached statistics say nothing of it: a bit may have flipped in the logits alone."""
     student_BC, teacher_BC, labels_B = ordinary(dtype=torch.float32)
-    method = alone(POLICIES[policy], LOSSES[loss])
+    method = alone(Fixed(), LOSSES[loss])
     over_cache = batch_as_cache(method.cache_statistics, teacher_BC)
     statistics = row_statistics(teacher_BC)
     broken_BC = teacher_BC.half()
     # The class that every method cares least about: not the label, and far from the top.
     rows = broken_BC.scatter(1, labels_B.unsqueeze(1), math.inf)
     broken_BC[3, int(rows[3].argmin())] = value
-    learned = {name: torch.tensor(theta) for name, theta in method.learned.items()}
 
     def watched(*, check: bool) -> Sequence[Tensor]:
         return objective(
@@ -52,7 +49,6 @@ def test_objective_refuses_a_teacher_logit_that_is_not_finite_under_every_policy
             epochs=9,
             teacher_logits_BC=broken_BC,
             teacher_statistics=statistics,
-            learned=learned,
             cache_statistics=over_cache,
             check=check,
         ).watched
@@ -223,3 +219,19 @@ def test_objective_counts_a_row_once_that_several_terms_exclude() -> None:
 def test_objective_computes_the_domain_of_each_view_once(name: str) -> None:
     result, _ = evaluate(name, ordinary())
     assert len(result.inside) <= (2 if name == "lskd_mlkd" else 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- level
+
+
+@pytest.mark.parametrize("name", DISTILLING)
+def test_objective_depends_on_the_level_of_the_teachers_rows_exactly_for_methods_that_say_so(name: str) -> None:
+    """What a softmax behind a teacher takes away: another constant from each row of logits."""
+    student_BC, teacher_BC, labels_B = ordinary(batch=16)
+    shifted_BC = teacher_BC - teacher_BC.logsumexp(dim=1, keepdim=True)
+    method = parse_method(name).expand()
+    assert bool(method.level_readers) is (name in ("dtkd", "ats", "annealing_kd", "lud"))
+    totals = [
+        evaluate(method, (student_BC, z_BC, labels_B), epoch=2)[0].total.item() for z_BC in (teacher_BC, shifted_BC)
+    ]
+    assert (totals[0] == pytest.approx(totals[1], rel=1e-9)) is not bool(method.level_readers)

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import JsonValue
 
 from tests.support import onnx_models
 from workers.errors import InvalidTeacher
 from workers.onnx import sandbox
-from workers.onnx.check import Limits, check_onnx
+from workers.onnx.check import FileLimits, check_onnx
 from workers.onnx.inspection import inspect_in_subprocess
 from workers.onnx.parsing import refusing
 from workers.onnx.teacher_graph import check_picture
@@ -298,12 +299,12 @@ def test_check_refuses_an_old_opset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (Limits(nodes=1), "has 2 operators, at most 1"),
-        (Limits(tensor_bytes=100), "the constants take 3088 bytes, at most 100"),
-        (Limits(file_bytes=100), "larger than the 100 bytes"),
+        (FileLimits(nodes=1), "has 2 operators, at most 1"),
+        (FileLimits(tensor_bytes=100), "the constants take 3088 bytes, at most 100"),
+        (FileLimits(file_bytes=100), "larger than the 100 bytes"),
     ],
 )
-def test_check_refuses_a_file_over_a_limit(limits: Limits, said: str, tmp_path: Path) -> None:
+def test_check_refuses_a_file_over_a_limit(limits: FileLimits, said: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidTeacher, match=said):
         check_onnx(saved(onnx_models.random_linear(), tmp_path), limits=limits)
 
@@ -407,7 +408,7 @@ def test_inspection_whose_child_crashes_is_the_files_fault(tmp_path: Path, monke
 
 @pytest.mark.parametrize("value", [None, [], {"graph": {"inputs": []}}, {"graph": {}, "error": 1}])
 def test_inspection_with_an_answer_that_the_check_would_not_give_is_a_refusal(
-    value: sandbox.Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: JsonValue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that has taken over its reader may have it say anything."""
     monkeypatch.setattr(sandbox, "call", lambda *_, **__: sandbox.SandboxOutcome(value, None))

@@ -19,7 +19,7 @@ from tests.support import hostile_teachers, onnx_models
 from tests.support.hostile_teachers import TRIGGER
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
 from workers.onnx import confined_session, session_process
-from workers.onnx.confined_session import ConfinedSession, Limits, limits_of
+from workers.onnx.confined_session import ConfinedSession, SessionLimits, limits_of
 from workers.onnx.session import CUDA_PROVIDER, OnnxSession, cuda_providers
 from workers.onnx.session_child import Output
 from workers.onnx.shared_arrays import SharedArrays, SharedReader
@@ -229,7 +229,7 @@ def test_limits_are_the_machines_part_or_what_the_file_needs(tmp_path: Path, mon
     path = tmp_path / "a"
     path.write_bytes(bytes(1000))
     monkeypatch.setattr(confined_session, "memory_bytes", lambda: 64 << 30)
-    assert limits_of(path, 1, 2) == Limits(16 << 30)
+    assert limits_of(path, 1, 2) == SessionLimits(16 << 30)
     assert limits_of(path, 2, 64).memory_bytes == (4 << 30) + 5000 + 2 * confined_session.THREAD_BYTES
 
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from workers.errors import WorkerError
 from workers.onnx import sandbox, seccomp, system_calls
@@ -26,7 +27,7 @@ PROBES = "tests.support.sandbox_probes"
 MEMORY_BYTES = 1 << 30
 
 
-def probe(function: str, timeout_s: float = 20, **arguments: sandbox.Json) -> SandboxOutcome:
+def probe(function: str, timeout_s: float = 20, **arguments: JsonValue) -> SandboxOutcome:
     given = [Path(str(arguments["given"]))] if "given" in arguments else []
     return call(
         f"{PROBES}:{function}",
@@ -131,9 +132,7 @@ def test_sandbox_child_knows_nothing_of_its_parent(monkeypatch: pytest.MonkeyPat
         ("chatter", {"size_bytes": 2 << 20}, 20, "has an answer of more than 1048576 bytes: it is damaged or hostile"),
     ],
 )
-def test_sandbox_names_a_breach(
-    function: str, arguments: dict[str, sandbox.Json], timeout_s: float, breach: str
-) -> None:
+def test_sandbox_names_a_breach(function: str, arguments: dict[str, JsonValue], timeout_s: float, breach: str) -> None:
     assert probe(function, timeout_s, **arguments) == SandboxOutcome(None, breach)
 
 

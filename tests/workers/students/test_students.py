@@ -26,7 +26,7 @@ from workers.students.catalog import (
     student_names,
 )
 from workers.students.shufflenet import shuffle_channels
-from workers.students.torchvision_catalog import TORCHVISION, Family
+from workers.students.torchvision_catalog import TORCHVISION, TorchvisionFamily
 from workers.students.torchvision_models import adapt_channels
 
 CIFAR = tuple(name for name, info in STUDENTS.items() if not info.torchvision)
@@ -67,7 +67,7 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def first_size(family: Family) -> str:
+def first_size(family: TorchvisionFamily) -> str:
     return next(iter(family.sizes))
 
 
@@ -161,7 +161,7 @@ def test_catalog_multiply_accumulates_are_the_published_count(name: str) -> None
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
-def test_catalog_has_torchvisions_parameters_and_the_first_layer_can_change_channels(family: Family) -> None:
+def test_catalog_has_torchvisions_parameters_and_the_first_layer_can_change_channels(family: TorchvisionFamily) -> None:
     for size, published in family.sizes.items():
         network = build_student(PREFIX + size, 100, image_side=224)
         assert parameters(network) == published, size
@@ -171,7 +171,7 @@ def test_catalog_has_torchvisions_parameters_and_the_first_layer_can_change_chan
 
 @pytest.mark.usefixtures("meta")
 @pytest.mark.parametrize("family", TORCHVISION, ids=first_size)
-def test_catalog_least_side_of_torchvision_is_the_least_that_can_be_trained_on(family: Family) -> None:
+def test_catalog_least_side_of_torchvision_is_the_least_that_can_be_trained_on(family: TorchvisionFamily) -> None:
     size = min(family.sizes, key=lambda name: family.sizes[name])
     side = family.min_side
     network = build_student(PREFIX + size, 10, image_side=side).train()

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
+from pydantic import ValidationError
 
 from tests.support import onnx_models
 from tests.support.small_teachers import PLAIN, labelled, pictures, teacher
@@ -94,6 +95,14 @@ def test_preflight_keeps_a_log_softmax_as_it_is(tmp_path: Path) -> None:
     assert report.output_kind == "logits"
     assert report.normalised
     assert "log-softmax" in report.warnings[0]
+
+
+def test_preflight_record_that_does_not_say_whether_outputs_are_normalised_is_none(tmp_path: Path) -> None:
+    """Of a version that did not look: read as a plain teacher's, DTKD would be plain KD on it without a word."""
+    report = teacher(sees_colour(tail=["LogSoftmax"]), tmp_path).run_preflight(coloured())
+    assert PreflightReport.model_validate_json(report.model_dump_json()) == report
+    with pytest.raises(ValidationError, match="normalised"):
+        PreflightReport.model_validate_json(report.model_dump_json(exclude={"normalised"}))
 
 
 @pytest.mark.parametrize("declared", [True, False])

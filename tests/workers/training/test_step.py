@@ -32,6 +32,7 @@ from workers.training.loop import train_group, train_run
 from workers.training.run import RunHandle, RunState
 from workers.training.step import explain_not_finite
 from workers.training.step_graph import _apart
+from workers.training.training_feed import TeacherRows, epoch_order
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -441,3 +442,23 @@ def test_tf32_in_force_is_what_the_device_does_and_not_what_was_asked_for(
     if asked:
         chosen, _ = choose_precision("tf32", torch.device(device), build_student("resnet8", 10), 64, (3, 32, 32))
         assert chosen == ("tf32" if in_force else "float32")
+
+
+def test_step_refuses_an_infinite_teacher_logit_that_the_method_would_not_miss(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit that has flipped in the file: rows are read without their checksums, and rld drops the teacher's last."""
+    row = 5
+    logits_NC = digits.train_reader().logits(0)
+    place = int(np.argsort(logits_NC[row])[0])
+    gather = TeacherRows.gather
+
+    def flipped(self: TeacherRows, start: int, stop: int) -> Tensor:
+        logits_BC = gather(self, start, stop)
+        order_B = epoch_order(len(logits_NC), 0, 0)[start:stop]
+        logits_BC[torch.from_numpy(order_B == row), place] = -math.inf
+        return logits_BC
+
+    monkeypatch.setattr(TeacherRows, "gather", flipped)
+    with pytest.raises(NotFinite, match=rf"teacher's logits of sample .* of the batch.*\(sample {row} of the"):
+        train_run(digits.order("rld", tmp_path, TRAINING), ignore, never)

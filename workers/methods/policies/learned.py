@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable
+from functools import partial
 from typing import Literal
 
 from workers.methods.policies.base import STD_EPS, Policy, PolicyBatch, Statistics, Temperatures, neither_constant
@@ -58,11 +59,6 @@ def learned(student: Statistics, teacher: Statistics, config: Learned, batch: Po
     tau_B1 = batch.full(1.0) * (config.start + config.span / (1.0 + batch.xp.exp(-theta)))
     if config.standardize:
         student_B1, teacher_B1 = tau_B1 * (student["std"] + STD_EPS), tau_B1 * (teacher["std"] + STD_EPS)
-        return Temperatures(
-            student_B1,
-            teacher_B1,
-            tau_B1 * tau_B1,
-            lambda: neither_constant(student, teacher, batch.xp),
-            paper=tau_B1,
-        )
+        inside = partial(neither_constant, student, teacher, batch.xp)
+        return Temperatures(student_B1, teacher_B1, tau_B1 * tau_B1, inside=inside, paper=tau_B1)
     return Temperatures(tau_B1, tau_B1, tau_B1 * tau_B1)

@@ -57,7 +57,9 @@ def max_logit(student: Statistics, teacher: Statistics, config: MaxLogit, batch:
     tau_B1 = (1.0 + math.sqrt(3.0)) / 2.0 * largest_B1
     inside_B1 = tau_B1 > 0
     tau_B1 = xp.where(inside_B1, tau_B1, 1.0)
-    return Temperatures(tau_B1 * spread_s_B1, tau_B1 * spread_t_B1, tau_B1 * tau_B1, lambda: inside_B1, paper=tau_B1)
+    return Temperatures(
+        tau_B1 * spread_s_B1, tau_B1 * spread_t_B1, tau_B1 * tau_B1, inside=lambda: inside_B1, paper=tau_B1
+    )
 
 
 def _reach(statistics: Statistics, xp: ModuleType) -> Array:

@@ -43,6 +43,6 @@ def standardize(student: Statistics, teacher: Statistics, config: Standardize, b
         config.temperature * (student["std"] + config.eps),
         config.temperature * (teacher["std"] + config.eps),
         config.temperature**2,
-        lambda: neither_constant(student, teacher, batch.xp),
+        inside=lambda: neither_constant(student, teacher, batch.xp),
         paper=config.temperature,
     )

@@ -1,0 +1,72 @@
+"""Comparison of jobs through the API: one table over several, its baseline, and what it refuses."""
+
+from typing import Any
+
+import pytest
+
+from service.db.models import JobRecord
+from tests.service.api.reports.test_reports import KD, SEEDS
+from tests.support.reported import post_results, result
+from tests.support.service_helpers import Api
+
+pytest_plugins = ["tests.support.service_fixtures"]
+
+
+def compare(api: Api, *jobs: str, **body: object) -> dict[str, Any]:
+    answer = api.client.post("/v1/reports", json={"jobs": jobs, **body})
+    assert answer.status_code == 200, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+def test_comparison_takes_the_baseline_of_the_own_job_or_of_the_first_that_has_one(shared_api: Api) -> None:
+    both = post_results(shared_api, SEEDS)
+    kd_alone = post_results(shared_api, {("kd", seed): result(KD[seed] + 0.1) for seed in range(3)})
+    document = compare(shared_api, both, kd_alone)
+    assert [job["job_id"] for job in document["jobs"]] == [both, kd_alone]
+    found = {(group["job_id"], group["method"]): group["test"]["difference"] for group in document["groups"]}
+    assert found[both, "ce"] is None
+    assert found[kd_alone, "kd"]["baseline_job_id"] == found[both, "kd"]["baseline_job_id"] == both
+    assert found[kd_alone, "kd"]["mean"] == pytest.approx(found[both, "kd"]["mean"] + 0.1)
+    itself = compare(shared_api, both, kd_alone, baseline_job=both)
+    found = {(group["job_id"], group["method"]): group["test"]["difference"] for group in itself["groups"]}
+    assert found[kd_alone, "kd"]["baseline"] == "kd"
+    assert found[kd_alone, "kd"]["mean"] == pytest.approx(0.1)
+    assert found[both, "kd"] is None
+    text = shared_api.client.post("/v1/reports", json={"jobs": [both, kd_alone], "format": "markdown"}).text
+    # Both jobs have cnn_s kd.
+    assert text.startswith("| job | student | method |")
+    assert sum(kd_alone.replace("_", "\\_") in line for line in text.splitlines()) == 2
+
+
+def test_comparison_refuses_other_data_unless_somebody_insists(shared_api: Api) -> None:
+    digits = post_results(shared_api, {("ce", 0): result(0.5)})
+    other = post_results(shared_api, {("kd", 0): result(0.6)})
+    with shared_api.context.database.write() as session:
+        job = session.get_one(JobRecord, other)
+        job.plan = {**job.plan, "validation": {"holdout": 0.1}}
+    refused = shared_api.client.post("/v1/reports", json={"jobs": [digits, other]})
+    assert refused.status_code == 422
+    assert f"{other} has another validation than {digits}: {{'holdout': 0.1}}" in refused.json()["detail"]
+    assert "accept_different_data" in refused.json()["detail"]
+    document = compare(shared_api, digits, other, accept_different_data=True)
+    assert document["notes"][0].startswith(f"{other} has another validation than {digits}")
+
+
+def test_comparison_is_bounded_and_names_what_is_missing(shared_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = post_results(shared_api, SEEDS)
+    unknown = f"job_{'0' * 32}"
+    for body, status, words in (
+        ({"jobs": [job_id, unknown]}, 404, unknown),
+        ({"jobs": [job_id] * 21}, 422, ""),
+        ({"jobs": []}, 422, ""),
+        ({"jobs": [job_id], "baseline_job": unknown}, 422, "is none of the jobs"),
+        ({"jobs": [job_id], "confidence": 1.5}, 422, ""),
+    ):
+        answer = shared_api.client.post("/v1/reports", json=body)
+        assert answer.status_code == status, answer.text
+        assert words in answer.text
+    monkeypatch.setattr("service.api.routes.reports.RUNS_MAX", 5)
+    refused = shared_api.client.post("/v1/reports", json={"jobs": [job_id]})
+    assert refused.status_code == 413
+    assert "the 1 jobs have 6 runs, at most 5 go into one table" in refused.json()["detail"]
