@@ -11,11 +11,13 @@ from tests.fake_cuda.steps import ALL
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
 ARTIFACTS = [
+    "bundle.json",
     "config.json",
     "evaluation.json",
     "events.out.tfevents.retort",
     "logits.safetensors",
     "metrics.jsonl",
+    "model.zip",
     "result.json",
     "student.onnx",
     "student.safetensors",

@@ -238,4 +238,4 @@ class JobSpec(Plan):
     """
 
     teacher: TeacherSpec
-    teacher_name: Annotated[str, Field(max_length=200)] = ""
+    teacher_name: str = Field("", max_length=200, exclude_if=lambda given: not given)

@@ -62,6 +62,8 @@ def test_a_student_learns_from_the_cache_and_leaves_everything(digits: Digits, t
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {
         "student.safetensors",
         "student.onnx",
+        "model.zip",
+        "bundle.json",
         "config.json",
         "events.out.tfevents.retort",
         "metrics.jsonl",
