@@ -93,7 +93,7 @@ class Measured:
             reliability[name] = [
                 value / count if count else None for value, count in zip(sums.tolist(), counts, strict=True)
             ]
-        return cls(rows, top1, top5, nll, ece, agreement, kl, reliability)
+        return cls(rows, top1, top5, nll, ece=ece, agreement=agreement, kl=kl, reliability=reliability)
 
 
 def measure(logits_NC: Tensor, labels_N: Tensor) -> Measured:

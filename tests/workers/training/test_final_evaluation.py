@@ -197,7 +197,7 @@ def test_evaluation_of_a_run_that_another_process_exports_is_that_of_training(di
 def evaluated(scale: float, rows: int = 50) -> dict[Split, EvaluatedSplit]:
     z_NC, _, y_N = ordinary(batch=rows, dtype=torch.float32)
     z_NC = scale * z_NC
-    return {"validation": EvaluatedSplit(measure(z_NC, y_N), False, z_NC, z_NC.argmax(dim=1), y_N)}
+    return {"validation": EvaluatedSplit(measure(z_NC, y_N), False, z_NC, z_NC.argmax(dim=1), labels_N=y_N)}
 
 
 def test_final_evaluation_keeps_logits_beyond_the_range_of_float16_as_float32() -> None:
@@ -223,7 +223,7 @@ def test_final_evaluation_goes_through_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_onnx")
 def test_students_whose_probabilities_mean_nothing_are_calibrated_by_a_scalar(digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"epochs": 6})
-    tasks = [task_of(digits, method, tmp_path / method, training) for method in ("atkd", "normkd", "lskd")]
+    tasks = [task_of(digits, method, tmp_path / method, training) for method in ("atkd", "normkd")]
     ended = dict(train_group([RunHandle(task, ignore, never) for task in tasks]))
     for how in ended.values():
         assert isinstance(how, dict)
@@ -233,9 +233,10 @@ def test_students_whose_probabilities_mean_nothing_are_calibrated_by_a_scalar(di
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("without_onnx")
 def test_students_of_all_presets_are_calibrated_on_digits(digits: Digits, tmp_path: Path) -> None:
-    job = digits.job(*sorted(set(PRESETS) - {"custom"}), training=SMALL.model_copy(update={"epochs": 12}))
+    job = digits.job(*sorted(set(PRESETS) - {"custom"}), training=SMALL.model_copy(update={"epochs": 30}))
     outcome = run_job(job.model_copy(update={"validation": HOLDOUT}), digits.folders, tmp_path)
     calibrated: dict[str, Figures] = {
         result["method"]: result["calibration"]["test"]["ece"] for result in outcome.results
