@@ -164,7 +164,7 @@ def _do_job(client: Client, own: BackgroundService | None, job: Mapping[str, obj
     report = client.report(posted["id"])
     console.print(Padding(summary(report), (1, 0, 0, 0), expand=False))
     console.print(
-        f"± is the standard deviation over {len(SEEDS)} seeds; calibrated is the ECE at the fitted temperature."
+        f"± is the standard deviation over {len(SEEDS)} seeds; fitted: at the temperature fitted on validation."
     )
     console.print(Padding(render.totals(report), (1, 0), expand=False))
     return ended
@@ -181,7 +181,7 @@ def summary(report: Document) -> Table:
         "top-1>",
         "agreement>",
         "ECE>",
-        "calibrated>",
+        "fitted>",
         "T student>",
         "T teacher>",
         "seconds>",

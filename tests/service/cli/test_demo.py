@@ -27,14 +27,19 @@ def test_demo_shows_that_distillation_helps_and_its_second_job_runs_no_teacher(t
         text = process.stdout.read()
     assert process.returncode == 0, text
     first, second = re.findall(r"([\d,]+) teacher forward passes used, ([\d,]+) avoided", text)
-    # 20 views of 100 training digits and 355 test digits, and the slices that the teacher is tried on first: of the
-    # pictures as they are, and of 100 views.
-    assert 20 * 100 + 355 + 100 < int(first[0].replace(",", "")) < 20 * 100 + 355 + 100 + 1000
+    # 20 views of 200 training digits, half of them held out, and 355 test digits, and the slices that the teacher is
+    # tried on first: of the pictures as they are, and of 200 views.
+    needed = 20 * 200 + 100 + 355
+    assert needed + 200 < int(first[0].replace(",", "")) < needed + 200 + 1000
     assert second[0] == "0"
     for student, methods in (("cnn_s", METHODS), ("resnet8", SECOND_METHODS)):
         table = re.findall(rf"^{student} +(\w+) +([\d.]+) ± ([\d.]+) %", text, re.MULTILINE)
         accuracy = {method: (float(mean), float(deviation)) for method, mean, deviation in table}
         assert accuracy.keys() == set(methods), text
+        # One temperature mends what z-scored logits leave of the students' probabilities.
+        normkd = rf"^{student} +normkd .*? % +[\d.]+ ± [\d.]+ % +([\d.]+) ± [\d.]+ % +([\d.]+) ± [\d.]+ %"
+        [(ece, fitted)] = re.findall(normkd, text, re.MULTILINE)
+        assert float(fitted) < 12 < 40 < float(ece), text
         # What a newcomer sees first: distillation helps, by more than the seeds do.
         (labels, noise), (distilled, other_noise) = accuracy["ce"], accuracy["kd"]
         assert distilled - labels > noise + other_noise, text
