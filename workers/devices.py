@@ -5,6 +5,8 @@ and became one CPU core would be told as success, a hundred times slower. The CP
 (``training.device: "cpu"``, or ``RETORT_GPUS=0`` for a whole service).
 """
 
+import platform
+
 import torch
 
 from workers.errors import DeviceUnavailable, first_line
@@ -63,3 +65,9 @@ def new_stream(device: torch.device) -> "torch.cuda.Stream":
     """A CUDA stream on this device, beside the default one."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch annotates none here
     return stream
+
+
+def describe_environment(device: torch.device, precision: str) -> dict[str, str]:
+    """Device, its name and the precision that a run is trained in, as result.json has them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": device.type, "device_name": name, "precision": precision}

@@ -34,7 +34,7 @@ from workers.teacher.plan_caches import plan_caches, prepare_data
 from workers.text_files import read_text
 from workers.texts import printable
 from workers.training.loop import train_group, train_run
-from workers.training.run import RunHandle
+from workers.training.run_handle import RunHandle
 from workers.training.tasks import share_out, task_of_run
 
 # ------------------------------------------------------------------------------------------------------------- runs

@@ -346,7 +346,7 @@ def resident(bench: Bench) -> Findings:
     data = bench.write("large", *((600, 200, 64) if bench.quick else (20_000, 200, 64)))
     case = Case("resnet20", batch=32 if bench.quick else 256)
     near = bench.seconds([bench.order(case, data)])
-    with patch("workers.training.training_feed._fits", lambda *_: False):
+    with patch("workers.training.on_device._fits", lambda *_: False):
         far = bench.seconds([bench.order(case, data)])
     yield Finding(
         f"64 x 64, B={case.batch}, mapped / resident",

@@ -24,7 +24,7 @@ from workers.errors import Stopped
 from workers.events import Emit, ignore
 from workers.methods.catalog import parse_method
 from workers.training.loop import train_group
-from workers.training.run import RunHandle
+from workers.training.run_handle import RunHandle
 
 SAMPLES, CLASSES, SIDE = 50_000, 100, 32
 CE_WEIGHT, KD_WEIGHT, TEMPERATURE = 0.1, 0.9, 4.0

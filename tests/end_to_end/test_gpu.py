@@ -30,7 +30,8 @@ from workers.run_files import CHECKPOINT
 from workers.teacher.teacher import Teacher
 from workers.training.batches import TrainingBatch
 from workers.training.loop import train_group, train_run
-from workers.training.run import RunHandle, RunState
+from workers.training.run import RunState
+from workers.training.run_handle import RunHandle
 from workers.training.step import check_every, explain_not_finite
 from workers.training.training_feed import TrainingFeed, epoch_order
 
@@ -103,7 +104,7 @@ def test_training_feed_gives_the_batches_of_the_cpu(
     fits: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fits:
-        monkeypatch.setattr("workers.training.training_feed._fits", lambda *_: False)
+        monkeypatch.setattr("workers.training.on_device._fits", lambda *_: False)
     here, there = (
         TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, 3, device, views_per_step=2)
         for device in (torch.device("cpu"), CUDA)

@@ -29,7 +29,7 @@ from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.training import loop
 from workers.training import run as training_run
-from workers.training.run import RunHandle
+from workers.training.run_handle import RunHandle
 
 P, R = ParamSpec("P"), TypeVar("R")
 

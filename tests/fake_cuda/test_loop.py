@@ -29,7 +29,8 @@ from workers.training.batch_loader import BatchLoader, LoadedBatch
 from workers.training.batches import BatchInputs, TrainingBatch
 from workers.training.host_copy import to_host
 from workers.training.prefetch import on_device_ahead
-from workers.training.run import RunHandle, RunState
+from workers.training.run import RunState
+from workers.training.run_handle import RunHandle
 from workers.training.step_graph import StepGraph
 
 pytestmark = pytest.mark.fake_cuda

@@ -25,7 +25,8 @@ from workers.config.teacher import Preprocessing
 from workers.errors import WorkerError
 from workers.pipeline import run_job
 from workers.students.build import build_student
-from workers.training.artifacts import Student, Written, save_checkpoint, write_artifacts
+from workers.training.artifacts import Student, Written, write_artifacts
+from workers.training.checkpoint import save_checkpoint
 
 _STEP_BYTES = 200 << 10
 

@@ -8,7 +8,7 @@ import sys
 from workers.config.task import TrainingTask
 from workers.events import ignore, never
 from workers.training.loop import train_group
-from workers.training.run import RunHandle
+from workers.training.run_handle import RunHandle
 
 
 def main() -> int:

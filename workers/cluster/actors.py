@@ -82,7 +82,7 @@ class TrainingActor(Actor):
         run_logs: list[RunLog] = []
         try:
             from workers.training.loop import train_group
-            from workers.training.run import RunHandle
+            from workers.training.run_handle import RunHandle
 
             tasks = [TrainingTask.model_validate_json(task) for task in tasks_json]
             # Of several processes of one student the first writes.

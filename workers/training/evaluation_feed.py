@@ -14,8 +14,9 @@ from store import CacheReader
 from workers.augmentation.apply import resize
 from workers.data.prepared import Dataset
 from workers.training.batches import TrainingBatch, ViewBatch
+from workers.training.on_device import SplitPictures, TeacherRows
 from workers.training.prefetch import on_device_ahead
-from workers.training.training_feed import ALL, Share, SplitPictures, TeacherRows
+from workers.training.training_feed import ALL, Share
 
 
 class EvaluationFeed:

@@ -19,7 +19,8 @@ from workers.training.batch_loader import BatchLoader, LoadedBatch
 from workers.training.batches import BatchInputs
 from workers.training.cuda_graph import Recorder
 from workers.training.epoch_sums import Reading
-from workers.training.run import RunHandle, RunState, Signal
+from workers.training.run import RunState
+from workers.training.run_handle import RunHandle, Signal
 from workers.training.setting import Setting
 from workers.training.step import check_every, explain_not_finite
 from workers.training.step_graph import StepGraph

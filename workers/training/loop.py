@@ -30,7 +30,8 @@ from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.group import Ended, Group, share_time
 from workers.training.optimizer import learning_rate
 from workers.training.result import leave
-from workers.training.run import RunHandle, RunState
+from workers.training.run import RunState
+from workers.training.run_handle import RunHandle
 from workers.training.setting import Setting, new_run_state, set_up
 from workers.training.step import batch_objective, forward
 from workers.training.step_graph import StepGraph

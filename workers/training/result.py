@@ -17,7 +17,8 @@ from workers.training.bundle import bundle_of
 from workers.training.evaluate import name_of
 from workers.training.int8 import Int8Inputs, leave_int8
 from workers.training.model_folder import ModelFacts, leave_model
-from workers.training.run import RunState, Signal
+from workers.training.run import RunState
+from workers.training.run_handle import Signal
 from workers.training.setting import Setting
 from workers.training.temperatures import document
 

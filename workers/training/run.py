@@ -5,53 +5,31 @@ without touching each other. What they draw (dropout) is a function of (seed, ep
 killed anywhere continues with the same numbers, alone or in another company.
 """
 
-import hashlib
 import itertools
-import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import IntEnum
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from workers.config.task import TrainingTask
-from workers.events import Emit, Epoch, Log, ShouldStop, Step, never
+from workers.devices import describe_environment
+from workers.events import Epoch, Log, Step
 from workers.methods.cache_statistics import CacheStatistic
 from workers.precision import PRECISIONS, choose_precision
-from workers.training.artifacts import load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.batch_counters import BatchCounters
+from workers.training.checkpoint import checkpoint_identity, load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.distributed import Replicas
 from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.final_evaluation import FinalEvaluation
 from workers.training.optimizer import learning_rate, new_optimizer
+from workers.training.run_handle import RunHandle, Signal
+from workers.training.step_seed import seed_step
 from workers.training.temperatures import EpochTemperatures, epoch_document
 
 # A person watches; an event is a row in the database.
 _STEP_EVENT_SECONDS = 2.0
-# Of what is kept in a checkpoint: one of another number is not taken up.
-_CHECKPOINT_FORMAT = 4
-
-
-class Signal(IntEnum):
-    """What somebody wants of a run; of several, the greatest counts."""
-
-    GO_ON = 0
-    PAUSE = 1
-    STOP = 2
-
-
-@dataclass(frozen=True)
-class RunHandle:
-    """One run of a group: what to train, who is told, who may stop or pause it."""
-
-    task: TrainingTask
-    emit: Emit
-    should_stop: ShouldStop
-    should_pause: ShouldStop = never
 
 
 class RunState:
@@ -125,8 +103,8 @@ class RunState:
         self.metrics: list[dict[str, float | None]] = []
         self.temperatures: list[dict[str, object]] = []
         self.final: FinalEvaluation | None = None
-        self.environment: dict[str, str] = environment(device, self.precision)
-        self._identity = _identity(handle.task)
+        self.environment: dict[str, str] = describe_environment(device, self.precision)
+        self._identity = checkpoint_identity(handle.task)
         self._reported_at, self._reported = time.monotonic(), (0, 0.0)
         # Folders with checkpoints that its own first one makes superfluous.
         self._earlier = handle.task.earlier
@@ -167,11 +145,7 @@ class RunState:
 
     def seed(self, step: int) -> None:
         """Begin the random draws of a step of this epoch."""
-        seed = _draw_seed(self.task.run.seed, self.epoch, step)
-        # A tenth of what torch.manual_seed takes, which visits every backend.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        seed_step(self.task.run.seed, self.epoch, step, self.device)
 
     def forward(self, inputs_BKHW: Tensor) -> Tensor:
         """Logits [B, C] of normalised float32 pictures.
@@ -322,22 +296,3 @@ class RunState:
                 self.precision, self.precision_reason = precision, "the run has begun in it"
                 self.environment["precision"] = precision
                 self.emit(Log(message=f"trains in {precision}: the run has begun in it"))
-
-
-def environment(device: torch.device, precision: str) -> dict[str, str]:
-    """What a run is trained on: device, its name, precision."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"device": device.type, "device_name": name, "precision": precision}
-
-
-def _identity(task: TrainingTask) -> str:
-    """What a checkpoint must have been made for to be taken up: all but where it lies, who computes, what is told."""
-    elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
-    elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy", "export", "origin"}
-    text = f"{_CHECKPOINT_FORMAT} {task.model_dump_json(exclude=elsewhere)}"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _draw_seed(seed: int, epoch: int, step: int) -> int:
-    """A seed per step, so that a resumed step draws what it would have drawn."""
-    return ((seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63

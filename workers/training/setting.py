@@ -26,7 +26,8 @@ from workers.training.batches import student_preprocessing
 from workers.training.cuda_graph import why_no_graph
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
-from workers.training.run import RunHandle, RunState
+from workers.training.run import RunState
+from workers.training.run_handle import RunHandle
 from workers.training.training_feed import TrainingFeed
 
 

@@ -38,7 +38,7 @@ from workers.cluster.outcomes import TaskOutcome, outcome
 from workers.disk_errors import disk_error
 from workers.errors import DiskLow, InvalidDataset
 from workers.run_files import CHECKPOINT
-from workers.training.artifacts import load_checkpoint
+from workers.training.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from tests.support.digits import Digits
@@ -173,7 +173,7 @@ def test_load_checkpoint_passes_over_a_damaged_file_but_not_over_one_that_may_be
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("workers.training.artifacts.torch.load", fail)
+    monkeypatch.setattr("workers.training.checkpoint.torch.load", fail)
     if is_damage:
         assert load_checkpoint([tmp_path], "x") is None
         return

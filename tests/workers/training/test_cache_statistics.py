@@ -14,7 +14,7 @@ from workers.events import Epoch, Log, ignore, never
 from workers.methods.cache_statistics import CacheStatistic
 from workers.teacher.cache_statistics import read_cache_statistics
 from workers.training.loop import train_group, train_run
-from workers.training.run import RunHandle
+from workers.training.run_handle import RunHandle
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 LUD = [CacheStatistic("class_confidence", 4.0), CacheStatistic("confident_classes", 4.0)]

@@ -31,7 +31,7 @@ from workers.training.calibration import fit_temperature
 from workers.training.evaluate import EvaluatedSplit
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.loop import train_group, train_run
-from workers.training.run import RunHandle
+from workers.training.run_handle import RunHandle
 from workers.training.tasks import task_of_run
 
 HOLDOUT = Holdout(holdout=0.2, seed=1)

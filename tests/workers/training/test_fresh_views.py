@@ -13,7 +13,7 @@ from workers.errors import InvalidJob
 from workers.events import ignore, never
 from workers.pipeline import run_job
 from workers.training.loop import train_group, train_run
-from workers.training.run import RunHandle
+from workers.training.run_handle import RunHandle
 from workers.training.tasks import share_out, task_of_run
 
 pytestmark = pytest.mark.usefixtures("without_onnx")

@@ -24,7 +24,7 @@ from workers.objective import statistics
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
 from workers.training.loop import train_group, train_run
-from workers.training.run import RunHandle
+from workers.training.run_handle import RunHandle
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 

@@ -29,10 +29,12 @@ from workers.training.batches import BatchInputs
 from workers.training.cuda_graph import why_no_graph
 from workers.training.host_copy import copy_packed
 from workers.training.loop import train_group, train_run
-from workers.training.run import RunHandle, RunState
+from workers.training.on_device import TeacherRows
+from workers.training.run import RunState
+from workers.training.run_handle import RunHandle
 from workers.training.step import explain_not_finite
 from workers.training.step_graph import _apart
-from workers.training.training_feed import TeacherRows, epoch_order
+from workers.training.training_feed import epoch_order
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
