@@ -85,8 +85,7 @@ class JobRecord(Base):
     how many of its runs may be at work at once, NULL for as many as there is room for; ``key_id`` is the API key that
     posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
     is of the losses in a row of the process that completes its caches, NULL without any. ``set_aside`` says why it is
-    paused although no client has asked for that, see ``service.db.set_aside``. ``pinned_at``: when it was pinned, which
-    keeps it from deletion.
+    paused although no client has asked for that, see ``service.db.set_aside``. ``pinned_at`` keeps it from deletion.
     """
 
     __tablename__ = "jobs"
