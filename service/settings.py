@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, given: str | None) -> str | None:
-        """Refuses an SQLite file whose name would end at its own ``?``: another file would be made and used."""
+        """Refuse an SQLite file whose name would end at its own ``?``: another file would be made and used."""
         try:
             url = None if given is None else make_url(given)
         except ArgumentError:
@@ -195,7 +195,7 @@ class Settings(BaseSettings):
 
     @property
     def trackers_dir(self) -> Path:
-        """How far each tracker is, and what its package keeps on this disk."""
+        """Position of each tracker, and what its package keeps on this disk."""
         return self.data_dir.resolve() / "trackers"
 
     @property
@@ -215,7 +215,7 @@ class Settings(BaseSettings):
         return {str(path): names[path] for path in sorted(names, key=lambda path: -len(path.parts))}
 
     def make_folders(self) -> None:
-        """Creates the folders below ``data_dir``; existing ones are left alone."""
+        """Create the folders below ``data_dir``; existing ones are left alone."""
         for folder in (self.teachers_dir, self.caches_dir, self.datasets_dir, self.jobs_dir):
             folder.mkdir(parents=True, exist_ok=True)
 

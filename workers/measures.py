@@ -59,7 +59,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on a split.
+    """Measures of a classifier on a split.
 
     Attributes:
         rows: N.
@@ -82,7 +82,7 @@ class Measured:
 
     @classmethod
     def of(cls, totals: Tensor, rows: int) -> "Measured":
-        """From ``Measures.totals`` of all rows: waits for the device."""
+        """Compute the measures from ``Measures.totals`` of all rows: waits for the device."""
         totals = totals.cpu()
         top1, top5, nll, agreement, kl = (totals[:5] / rows).tolist()
         count_of_bin, correct_of_bin, confidence_of_bin = totals[5:].view(3, ECE_BINS)

@@ -18,7 +18,7 @@ _CONFIDENCE = 0.95
 
 
 class TableFormat(StrEnum):
-    """How a table is printed; ``text`` is the terminal's."""
+    """Format in which a table is printed; ``text`` is the terminal's."""
 
     TEXT = "text"
     JSON = "json"
@@ -28,14 +28,14 @@ class TableFormat(StrEnum):
 
 
 class Pairing(StrEnum):
-    """What is paired with the baseline's."""
+    """Pairing with the baseline's results: by seeds or by samples."""
 
     SEEDS = "seeds"
     SAMPLES = "samples"
 
 
 class Grouping(StrEnum):
-    """What a line of a table is."""
+    """Grouping of a table's lines: one per run, or one per student and method over seeds."""
 
     RUNS = "runs"
     SEEDS = "seeds"
@@ -48,7 +48,7 @@ Paired = Annotated[Pairing, typer.Option(help="samples adds McNemar's exact test
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     for command in (report, compare):
         app.command(rich_help_panel="Jobs")(command)
 

@@ -24,7 +24,7 @@ _TIMES = frozenset({"images_per_s", "seconds"})
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command of this module."""
+    """Add the command of this module."""
     app.command(rich_help_panel="Jobs")(reproduce)
 
 
@@ -59,7 +59,7 @@ def reproduce(
 
 
 def fetch_bundle(client: Client, run_id: str) -> Document:
-    """bundle.json of a run.
+    """Fetch bundle.json of a run.
 
     Raises:
         CommandFailed: it has none, or one of another format.
@@ -80,7 +80,7 @@ def fetch_bundle(client: Client, run_id: str) -> Document:
 
 
 def find_teacher(client: Client, wanted: Document) -> str:
-    """The id of the teacher with this digest, output and preprocessing.
+    """Find the id of the teacher with this digest, output and preprocessing.
 
     Raises:
         CommandFailed: there is none, saying what to upload.
@@ -119,7 +119,7 @@ def stop_if_other_data(client: Client, job_id: str, wanted: Mapping[str, str | N
 def compare(
     before: Document, after: Document, metrics_before: list[Document], metrics_after: list[Document]
 ) -> Document:
-    """What two runs have in common.
+    """Compare the bundles and metrics of two runs.
 
     Returns:
         ``same_weights``, and ``differences``: sentences, the likeliest cause first; of the metrics the first epoch.
@@ -157,6 +157,6 @@ def _shown(value: object) -> str:
 
 
 def _page(document: Document) -> RenderableType:
-    """The verdict if it is good, for a bad one is the command's failure; then what differs."""
+    """Render the verdict if it is good, for a bad one is the command's failure; then what differs."""
     same = [Text(f"the same bits: weights {document['weights_sha256']}")] if document["same_weights"] else []
     return Group(*same, *(render.shown(sentence) for sentence in document["differences"]))

@@ -120,7 +120,7 @@ class Client(JobRoutes, ResourceRoutes, Reports):
         return list(self._connection.pages("/v1/students"))
 
     def recipes(self) -> list[Document]:
-        """What a job's ``recipe`` can name, with the values that it fills in."""
+        """List the recipes that a job can name, with the values that they fill in."""
         return list(self._connection.pages("/v1/recipes"))
 
     def gc(self, *, dry_run: bool = False, **limits: float | None) -> Document:

@@ -11,10 +11,10 @@ _LONG_S = 300.0
 
 
 class Choices(TypedDict, total=False):
-    """How results are compared.
+    """Options of how results are compared.
 
     Attributes:
-        baseline: the method of which differences are told; ``ce`` by default.
+        baseline: the method to which differences are given; ``ce`` by default.
         confidence: of the intervals, 0.95 by default.
         paired: ``"samples"`` adds McNemar's exact test of each seed, from the predictions that runs have kept.
     """
@@ -25,7 +25,7 @@ class Choices(TypedDict, total=False):
 
 
 class JobChoices(Choices, total=False):
-    """How the results of several jobs are compared.
+    """Options of how the results of several jobs are compared.
 
     Attributes:
         baseline_job: the job to compare with, in place of each one's own; without ``baseline`` each method with itself

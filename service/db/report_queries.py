@@ -19,7 +19,7 @@ _IDS = 1000
 
 
 class ReportedRun(NamedTuple):
-    """What a report shows of a run: columns of ``RunRecord``."""
+    """Run as a report shows it: columns of ``RunRecord``."""
 
     id: str
     job_id: str

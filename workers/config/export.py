@@ -27,7 +27,7 @@ class Int8(Spec):
 
 
 class Export(Spec):
-    """What all runs of a job leave beside ``student.safetensors`` and ``student.onnx``.
+    """Artifacts that all runs of a job leave beside ``student.safetensors`` and ``student.onnx``.
 
     Attributes:
         int8: how to quantise the student; None leaves no int8 file.

@@ -70,7 +70,7 @@ class TeacherAccuracy(Spec):
 
     @property
     def measured(self) -> dict[Split, float]:
-        """By split: validation and test, as far as they are there."""
+        """Accuracy by split: validation and test, as far as they are there."""
         both: dict[Split, float | None] = {"validation": self.validation, "test": self.test}
         return {split: top1 for split, top1 in both.items() if top1 is not None}
 
@@ -91,7 +91,7 @@ class TeacherIdentity(Spec):
 
 
 class Origin(Spec):
-    """What a run was made from, for bundle.json and the model card.
+    """Job and teacher that a run was made from, for bundle.json and the model card.
 
     Attributes:
         job: the job as it would be posted for this run alone.
@@ -138,10 +138,10 @@ class TrainingTask(Spec):
         test_fingerprint: None where nothing is measured on the test split.
         validation_fingerprint: None without a validation split. Of a holdout it is rows of the training split, which
             are not trained on.
-        teacher_accuracy: what result.json tells of the teacher; it changes no training.
+        teacher_accuracy: of the teacher, for result.json; it changes no training.
         folder: this attempt's own folder; nobody else writes there.
         earlier: the folders of earlier attempts, whose checkpoints may be taken up.
-        told_epoch: the last epoch whose event has been stored; later ones of a checkpoint are told again.
+        told_epoch: the last epoch whose event has been stored; the events of a checkpoint's later ones are sent again.
         threads: of this process.
         has_gpu_share: the scheduler has given this process a share of a GPU: it is used, or the run fails.
         memory_fraction: of a GPU's memory that this process may take.

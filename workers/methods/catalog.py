@@ -1,4 +1,4 @@
-"""What a client may ask for as a method, and what it is told about methods. No torch here.
+"""Catalog of the methods that a client can ask for, with their descriptions. No torch here.
 
 A method is written as a preset's name or an object that overrides its fields; ``custom`` takes any terms outright.
 
@@ -32,7 +32,7 @@ from workers.spec import MethodPart
 
 
 def parse_method(value: object) -> Preset:
-    """A method as a client writes it.
+    """Parse a method as a client writes it.
 
     Args:
         value: ``"kd"``, ``{"preset": "kd", "temperature": 2}``, or a preset already made.
@@ -61,7 +61,7 @@ def parse_method(value: object) -> Preset:
 
 
 def _explain(name: str, error: ValidationError) -> str:
-    """One sentence per mistake, at most three: where, what was given, what is allowed."""
+    """Write one sentence per mistake, at most three: where, what was given, what is allowed."""
     sentences = []
     for item in error.errors(include_url=False)[:3]:
         where = ".".join(str(step) for step in item["loc"])
@@ -85,7 +85,7 @@ else:
 
 
 def describe() -> list[dict[str, Any]]:
-    """Every preset for ``GET /v1/methods``: formula, paper, defaults per family, needs, JSON Schema."""
+    """Describe every preset for ``GET /v1/methods``: formula, paper, defaults per family, needs, JSON Schema."""
     return [_describe_preset(cls) for cls in PRESETS.values()]
 
 
@@ -114,7 +114,7 @@ def _describe_preset(cls: type[Preset]) -> dict[str, Any]:
 
 
 def describe_policies() -> list[dict[str, Any]]:
-    """Every temperature policy that a ``custom`` method can use: what it reads of both networks, and its domain."""
+    """Describe every temperature policy of ``custom`` methods: what it reads of both networks, and its domain."""
     return [
         {
             **_describe_part(cls),
@@ -127,7 +127,7 @@ def describe_policies() -> list[dict[str, Any]]:
 
 
 def describe_losses() -> list[dict[str, Any]]:
-    """Every loss that a ``custom`` method can use, with the parts it reports."""
+    """Describe every loss that a ``custom`` method can use, with the parts it reports."""
     return [
         {
             **_describe_part(cls),

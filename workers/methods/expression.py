@@ -37,7 +37,7 @@ NAMES = (
 
 
 class Function(NamedTuple):
-    """What a function of the language stands for.
+    """Function of the language: its name in the array libraries, and how many arguments it takes.
 
     Attributes:
         attribute: its name in numpy and in torch, which take the same positional arguments.
@@ -131,7 +131,7 @@ class Expression:
         constant: Callable[[float], Array],
         on_clip: Callable[[Array, Array], None] = lambda given, clipped: None,
     ) -> Array:
-        """The value [B, 1], in the dtype of what is given; with torch, differentiable in every name.
+        """Evaluate the expression: [B, 1], in the dtype of what is given; with torch, differentiable in every name.
 
         Nothing is guarded: outside its domain a function gives NaN or infinity. NumPy also warns then, so a caller with
         NumPy wraps the call in ``numpy.errstate(all="ignore")`` and looks at the result. In torch the branch that
@@ -142,7 +142,7 @@ class Expression:
             names: the value [B, 1] of at least each name in ``self.names``.
             module: ``numpy`` or ``torch``, whichever the arrays are of.
             constant: makes the array [B, 1] of one number.
-            on_clip: told of what each ``clip`` was given and has made of it, [B, 1] both.
+            on_clip: called with what each ``clip`` was given and has made of it, [B, 1] both.
 
         Raises:
             KeyError: ``names`` lacks one.

@@ -36,7 +36,7 @@ Float64 = Any
 
 @dataclass(frozen=True)
 class TermGradient:
-    """What a term begins with.
+    """Gradient that a term begins with.
 
     Attributes:
         parts: what metrics call the parts of its loss.
@@ -152,7 +152,7 @@ _FORMULAS: dict[str, Callable[..., Float64]] = {
 def estimate_gradients(
     method: Method, teacher: Mapping[str, Float32], classes: int, *, epochs: int
 ) -> tuple[TermGradient, ...]:
-    """What each term begins with, of those that can be estimated.
+    """Estimate the gradient that each term begins with; terms that cannot be estimated are left out.
 
     Args:
         teacher: the cached statistics of rows, all of them by name, float32 [V, N].

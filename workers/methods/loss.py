@@ -1,4 +1,4 @@
-"""Base of distillation losses: what each says of itself, and what every one can be told. No torch here."""
+"""Base of distillation losses: the properties that each declares, and the options that all have. No torch here."""
 
 from typing import ClassVar, Literal
 
@@ -40,7 +40,7 @@ class Loss(MethodPart):
 
     @property
     def cache_statistics(self) -> tuple[CacheStatistic, ...]:
-        """What this configuration reads of the whole cache, see ``Logits.cache_statistics``."""
+        """Statistics of the whole cache that this configuration reads, see ``Logits.cache_statistics``."""
         return ()
 
     @property

@@ -1,4 +1,4 @@
-"""What a method is made of: terms that pair a temperature policy with a distillation loss. No torch here.
+"""Method: terms that pair a temperature policy with a distillation loss. No torch here.
 
 A **policy** turns statistics of the two logit rows into temperatures, a **loss** compares the two tempered rows
 (``policies`` and ``losses.py`` configure them), a **term** is one policy with one loss and a weight, a **method** is
@@ -97,7 +97,7 @@ class Term(Config):
 
     @property
     def reads_level(self) -> str | None:
-        """What of it depends on where the teacher's logits lie, as a subject; None if a shift of a row changes nothing.
+        """Part that depends on where the teacher's logits lie, as a subject; None if a shift of a row changes nothing.
 
         A label with a temperature of its own counts: what it has of its class's logit depends on the others' level.
         """
@@ -108,7 +108,7 @@ class Term(Config):
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """What metrics call the loss's parts: the term's name if there is one part, else both names."""
+        """Names of the loss's parts in metrics: the term's name if there is one part, else both names."""
         parts = self.loss.active_parts
         if self.name is None:
             return parts
@@ -154,7 +154,7 @@ class Method(Config):
 
     @property
     def level_readers(self) -> tuple[str, ...]:
-        """What of its terms depends on where the teacher's logits lie, which log-probabilities have lost."""
+        """Policies and losses that depend on where the teacher's logits lie, which log-probabilities have lost."""
         return tuple(dict.fromkeys(term.reads_level for term in self.terms if term.reads_level is not None))
 
     @property
@@ -169,13 +169,13 @@ class Method(Config):
 
     @property
     def cache_statistics(self) -> tuple[CacheStatistic, ...]:
-        """What its policies and losses read of the whole cache, sorted."""
+        """Statistics of the whole cache that its policies and losses read, sorted."""
         parts = [part for term in self.terms for part in (term.policy, term.loss)]
         return tuple(sorted({statistic for part in parts for statistic in part.cache_statistics}))
 
     @property
     def views(self) -> int:
-        """How many views of each sample a step trains on: 1 or 2."""
+        """Number of views of each sample that a step trains on: 1 or 2."""
         return max((term.view for term in self.terms), default=1)
 
     @property
@@ -195,7 +195,7 @@ class Method(Config):
         return (0.0, warmup) if epoch <= self.distil_epochs else (self.ce_weight, 0.0)
 
     def shortfall(self, epochs: int) -> str | None:
-        """What of this method a training of so many epochs never reaches, in words; None if it reaches all."""
+        """Explain which part of this method a training of so many epochs never reaches; None if it reaches all."""
         if self.distil_epochs is not None and epochs <= self.distil_epochs:
             return (
                 f"it trains on the teacher alone for {self.distil_epochs} epochs, and training.epochs is {epochs}: the "

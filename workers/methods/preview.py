@@ -40,7 +40,7 @@ def preview(
     epochs: int,
     bins: int = 32,
 ) -> tuple[PreviewTerm, ...]:
-    """What each term's policy gives for every row; a learned temperature has its initial value.
+    """Preview what each term's policy gives for every row; a learned temperature has its initial value.
 
     Args:
         method: cross-entropy alone has no terms.
@@ -148,7 +148,7 @@ def _notes(term: Term, table: StatisticsTable) -> list[str]:
 def temperatures_of_rows(
     method: Method, term: Term, table: StatisticsTable, classes: int, *, epoch: int, epochs: int
 ) -> Temperatures:
-    """What a term's policy gives for every row: float32 [R] each.
+    """Compute the temperatures and weight that a term's policy gives for every row: float32 [R] each.
 
     Raises:
         NotFinite: a temperature or weight that would stop a run; ``sample`` is its place in the split.

@@ -62,7 +62,7 @@ StudentIs = Literal["unread", "teacher", "student_cache"]
 
 
 class PreviewTerm(PreviewModel):
-    """What the temperature policy of one of the method's terms gives."""
+    """Temperatures and weight that the policy of one of the method's terms gives."""
 
     parts: tuple[str, ...] = Field(description="what metrics call the parts of its loss")
     policy: str

@@ -36,7 +36,7 @@ def kl(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures
 
 
 def compute_divergences(student: Logits, teacher: Logits, wanted: Sequence[SoftenedKl]) -> tuple[Tensor, ...]:
-    """What stands for each of these, [B] each: all of one student and teacher in the same few steps."""
+    """Compute the KL of each of these, [B] each: all of one student and teacher in the same few steps."""
     pairs = [one.temperatures for one in wanted]
     taus_t = [pair.teacher for pair in pairs]
     log_p_KBC = None

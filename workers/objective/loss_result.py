@@ -1,4 +1,4 @@
-"""What a distillation loss returns: weighted values, and what stands for values that are computed together.
+"""Result of a distillation loss: weighted values, and placeholders of values that are computed together.
 
 Shapes: B batch, 1 kept for broadcasting.
 """
@@ -12,7 +12,7 @@ from workers.methods.policies.base import Temperatures
 
 @dataclass(frozen=True)
 class SoftenedKl:
-    """Stands for KL(S(z_t/T_t) || S(z_s/T_s)), [B]: whoever has all terms computes those of one view together."""
+    """Placeholder of KL(S(z_t/T_t) || S(z_s/T_s)), [B]: those of all terms of one view are computed together."""
 
     temperatures: Temperatures
 
@@ -34,7 +34,7 @@ class LossPart:
 
 @dataclass(frozen=True)
 class LossResult:
-    """What a loss returns.
+    """Result of a loss: its parts, and its own temperatures if it has set them.
 
     Attributes:
         parts: by the names of the config's ``parts``, in their order.

@@ -17,8 +17,8 @@ from workers.objective.view import View
 def explain_not_finite(
     name: str, views: Sequence[View], labels_B: Tensor, students: Sequence[Logits], terms: Sequence[TermResult]
 ) -> NotFinite:
-    """Why the total is not finite: an unusable temperature, else the first sample with a bad input, else the first bad
-    part.
+    """Explain why the total is not finite: an unusable temperature, else the first sample with a bad input, else the
+    first bad part.
     """
     for term in terms:
         if isinstance(term.policy, Expression) and (unusable := first_unusable(term.temperatures, torch)):

@@ -1,4 +1,4 @@
-"""What losses and temperature policies are given while a student trains: logits and their statistics, on tensors.
+"""Statistics of logits, on tensors, as losses and temperature policies are given them while a student trains.
 
 Shapes: B batch, C classes, 1 kept for broadcasting; z_BC logits.
 """
@@ -66,7 +66,7 @@ class LiveStatistics(Mapping[str, Tensor]):
         return self._known[name]
 
     def detached(self) -> "LiveStatistics":
-        """The same without gradient."""
+        """Return the same without gradient."""
         return LiveStatistics(self._z_BC.detach())
 
     def __iter__(self) -> Iterator[str]:
@@ -83,7 +83,7 @@ class SharedTeacherTerms:
         self._values: dict[Hashable, Tensor] = {}
 
     def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The value of ``key``; computed by whoever asks first. It must not depend on a student."""
+        """Return the value of ``key``, computed on the first call. It must not depend on a student."""
         if key not in self._values:
             self._values[key] = compute()
         return self._values[key]
@@ -115,7 +115,7 @@ class Logits:
         self._known = known
 
     def derive(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """The value of ``key``, computed from these logits alone by whoever asks first."""
+        """Return the value of ``key``, computed from these logits alone on the first call."""
         return self._known.get((key, self._dtype), compute)
 
     @property
@@ -140,7 +140,7 @@ class Logits:
         return tempered(self.base_BC(tau), tau)
 
     def base_BC(self, tau: Tensor | float) -> Tensor:
-        """What ``tempered`` divides."""
+        """Return what ``tempered`` divides: the raw logits if classes have their own temperatures, else log S(z)."""
         return self.raw_BC if isinstance(tau, Tensor) and tau.shape[1] > 1 else self.log_softmax_BC
 
     def softened(self, tau: Tensor | float) -> Tensor:
@@ -153,13 +153,13 @@ class Logits:
 
 
 def row_statistics(z_BC: Tensor) -> dict[str, Tensor]:
-    """What a cache holds per row, for a teacher that is run live: name -> [B], in z_BC's dtype (at least float32)."""
+    """Compute a cache's statistics, for a teacher that is run live: name -> [B], in z_BC's dtype (at least float32)."""
     z_BC = z_BC.detach().to(torch.promote_types(z_BC.dtype, torch.float32))
     return {name: value_B1.squeeze(1) for name, value_B1 in LiveStatistics(z_BC).items()}
 
 
 def batch_as_cache(wanted: Collection[CacheStatistic], z_BC: Tensor) -> dict[CacheStatistic, Tensor]:
-    """Statistics over logits [B, C] that stand for a whole cache of one view, for a teacher that is run live."""
+    """Compute statistics over logits [B, C] that stand for a whole cache of a view, for a teacher that is run live."""
     if not wanted:
         return {}
     rows = {name: x_B.cpu().numpy()[np.newaxis] for name, x_B in row_statistics(z_BC).items()}

@@ -21,7 +21,7 @@ _ACCURACY_CELLS = 1 << 20
 
 @dataclass(frozen=True)
 class MeasuredTeacher:
-    """What a teacher's cached logits are worth.
+    """Accuracy and metrics of a teacher's cached logits.
 
     Attributes:
         accuracy: top-1 of each split that is measured and of the training views.
@@ -59,7 +59,7 @@ def measure_teacher(plan: CachePlan, folders: Folders) -> MeasuredTeacher:
 
 
 def _finite(value: float) -> float | None:
-    """None for what JSON cannot hold: the NLL of a label that a softmax in the graph rules out."""
+    """Replace by None what JSON cannot hold: the NLL of a label that a softmax in the graph rules out."""
     return value if math.isfinite(value) else None
 
 

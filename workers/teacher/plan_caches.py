@@ -70,7 +70,7 @@ def prepare_data(
 
 
 def identify(teacher: TeacherSpec) -> TeacherSpec:
-    """The same teacher with its digest filled in.
+    """Return the same teacher with its digest filled in.
 
     Raises:
         InvalidTeacher: the file is not there, or not the one whose digest was given.
@@ -100,7 +100,7 @@ def _smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: E
 
 
 def level_refusal(methods: Iterable[Method]) -> str | None:
-    """Why these methods are not to be trained on log-probabilities; None if a shift of the logits changes none."""
+    """Explain why these methods must not train on log-probabilities; None if a shift of the logits changes none."""
     readers = {method.name: method.level_readers for method in methods if method.level_readers}
     if not readers:
         return None

@@ -1,7 +1,7 @@
 """Sessions of ONNX Runtime behind a teacher: on which device, in this process or a confined one, and why there.
 
 ``cuda`` is a promise: CUDA is used or there is no session, for ONNX Runtime itself would fall back without a word.
-``auto`` takes CUDA where it works. A session of a stranger's file runs in a confined process (``confined_session``).
+``auto`` takes CUDA where it works. A session of an untrusted file runs in a confined process (``confined_session``).
 """
 
 import functools
@@ -118,7 +118,7 @@ def _open(
     *,
     confine: bool | None,
 ) -> tuple[Callable[[], AnySession], AnySession, str]:
-    """How to open a session on the best device allowed, such a session, and why it is on that device.
+    """Open a session on the best device allowed; returns how to open another, the session, and why it is there.
 
     Args:
         confine: whether the process that a session on CUDA has of its own is confined; None is this process.
@@ -155,7 +155,7 @@ def memory_limit(memory_fraction: float) -> str:
 def _on_cuda(
     on_cpu: Callable[..., AnySession], memory_fraction: float, graph: TeacherGraph, *, confine: bool | None
 ) -> Callable[[], AnySession]:
-    """How to open a session on CUDA. Raises DeviceUnavailable, saying why there is none."""
+    """Return how to open a session on CUDA, as a function. Raises DeviceUnavailable, saying why there is none."""
     why_not = cuda_failure() if has_cuda() else "the installed ONNX Runtime has no CUDA provider (onnxruntime-gpu)"
     if why_not is not None:
         raise DeviceUnavailable(why_not)

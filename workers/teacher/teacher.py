@@ -64,7 +64,7 @@ class Teacher:
         on_forward: called after each call of the network with its number of pictures; what it raises ends the call.
         sessions: how many teachers are at work beside each other on this machine, this one included: it runs in a
             confined process, with its part of the memory. None runs it in this process, without limits: for files that
-            no stranger made.
+            are trusted.
         confine_on_gpu: False leaves such a process on a GPU without a filter of system calls and file-system rules.
 
     Attributes:
@@ -136,7 +136,7 @@ class Teacher:
 
     @property
     def provider_reason(self) -> str:
-        """Why it runs on that provider and how, as a sentence's part."""
+        """Reason why it runs on that provider, and how many pictures at once if they are limited; a sentence's part."""
         if self.rows_max is None:
             return self._reason
         return f"{self._reason}; {self.rows_max} pictures at once, since more do not fit into its memory"

@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights, ONNX, metrics, TensorBoard events, configuration, result.
+"""Artifacts that a run leaves: weights, ONNX, metrics, TensorBoard events, configuration, result.
 
 A finished run's folder appears under its final name in one rename, so a folder that has the name is
 complete, and a run that was stopped or killed leaves none. The exported ONNX file is compared with
@@ -63,7 +63,7 @@ class _WithProbabilities(nn.Module):
 
 @dataclass(frozen=True)
 class Written:
-    """What the artifacts of a run say beside the student itself.
+    """Contents of a run's artifacts beside the student itself.
 
     Attributes:
         config, result: config.json and result.json.
@@ -165,7 +165,7 @@ def write_artifacts(
 
     Args:
         heed: called before each part that takes its time; what it raises ends this, and nothing is left of it.
-        more: adds files to the folder that holds weights and ONNX; returns what result.json tells of them.
+        more: adds files to the folder that holds weights and ONNX; returns their part of result.json.
 
     Returns:
         ``written.result`` with ``onnx_max_abs_difference`` and what ``more`` returns added, as in result.json.

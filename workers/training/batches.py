@@ -24,7 +24,7 @@ from workers.objective.statistics import SharedTeacherTerms
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """What the student sees of one view of a batch, and what the teacher said of the same boxes; on the device.
+    """View of a batch: the student's pictures, the teacher's logits and statistics of the same boxes; on the device.
 
     Attributes:
         images: uint8 [b, H, W, K], augmented, of the batch's rows ``local_slice``.
@@ -60,7 +60,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class BatchInputs:
-    """What differs between two steps, on the training device.
+    """Inputs that differ between two steps, on the training device.
 
     Attributes:
         rows: which samples of the split these are, int64 [B], on the host.
@@ -69,7 +69,7 @@ class BatchInputs:
         statistics: float32 [V * S, B] of the teacher's logits, or None where no run needs a teacher.
         images: uint8 [b, H, W, K] of each view if they were augmented elsewhere, or one plain picture a sample; empty
             where the pictures are resident.
-        logits: [B, C] of each view whose logits are not resident; empty where nobody needs them.
+        logits: [B, C] of each view whose logits are not resident; empty where no run needs them.
     """
 
     rows: NDArray[np.int64]
@@ -81,11 +81,11 @@ class BatchInputs:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that lies on the device, in a fixed order."""
+        """Tensors that lie on the device, in a fixed order."""
         return (self.integers, *(() if self.statistics is None else (self.statistics,)), *self.images, *self.logits)
 
     def clone(self) -> "BatchInputs":
-        """The same values at addresses of their own, for ``copy_from``."""
+        """Copy the values to addresses of their own, for ``copy_from``."""
         return BatchInputs(
             self.rows,
             self.local_slice,
@@ -102,12 +102,12 @@ class BatchInputs:
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
-        """Of ``tensors``."""
+        """Shapes of ``tensors``."""
         return tuple(tensor.shape for tensor in self.tensors)
 
 
 def student_preprocessing(dataset: Dataset, size: tuple[int, int]) -> Preprocessing:
-    """What turns a picture into the student's input: the training split's own mean and std.
+    """Return the preprocessing from a picture to the student's input, with the training split's own mean and std.
 
     An exported student with this beside it can be uploaded as a teacher.
     """

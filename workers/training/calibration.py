@@ -148,7 +148,7 @@ def fit_temperature(logits_NC: Tensor, labels_N: Tensor) -> FittedTemperature:
 
 
 def _zero_of(increasing: Callable[[float], tuple[float, float]], low: float) -> float:
-    """Where an increasing function of b > 0 is zero: Newton's method in log b within a bracket, halved where it fails.
+    """Find the zero of an increasing function of b > 0: Newton's method in log b in a bracket, halved where it fails.
 
     Args:
         increasing: b -> (value, derivative by b); it is negative at ``low``, and positive from some b on.

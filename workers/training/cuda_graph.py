@@ -22,7 +22,7 @@ WARM_UP_STEPS = 3
 
 
 def why_no_graph(wanted: Literal["auto", "on", "off"], device: torch.device, actors: int) -> str | None:
-    """Why steps are not recorded at all; None if that is to be tried.
+    """Explain why steps are not recorded at all; None if that is to be tried.
 
     Raises:
         InvalidJob: ``on`` where it cannot be.
@@ -61,7 +61,7 @@ class Recorder:
 
 
 def cause_of(error: RuntimeError) -> str:
-    """What went wrong while recording; the end of a recording that failed raises an error of its own."""
+    """Return the first error while recording, in a line; the end of a recording that failed raises one of its own."""
     cause: BaseException = error
     while cause.__context__ is not None:
         cause = cause.__context__

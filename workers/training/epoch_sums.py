@@ -37,7 +37,7 @@ _PENDING_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class _Step:
-    """What is added of a step; without gradients.
+    """Values of a step that are added to the sums; without gradients.
 
     Attributes:
         logits_BC: the student's.
@@ -52,7 +52,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the sums held when they were read.
+    """Reading of the sums: counts, the loss, means and temperatures.
 
     Attributes:
         rows: that were trained on.
@@ -70,7 +70,7 @@ class Reading:
 
 
 class EpochSums:
-    """What an epoch adds up.
+    """Sums of an epoch's metrics, on the device.
 
     Attributes:
         steps, rows: that were trained on.
@@ -96,12 +96,12 @@ class EpochSums:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What ``add`` changes on the device."""
+        """Tensors on the device that ``add`` changes."""
         self._add_pending()
         return [] if self._buffer is None else [self._buffer]
 
     def add(self, outcome: Objective, logits_BC: Tensor, labels_B: Tensor, not_finite: Tensor) -> None:
-        """Add a step's values on the device; ``count`` is told of it apart.
+        """Add a step's values on the device; ``count`` is to be called for it apart.
 
         Args:
             logits_BC: the student's, for the accuracy.
@@ -185,7 +185,7 @@ class EpochSums:
     def _temperatures(
         self, sums: Mapping[str, float], squares: Mapping[str, float], cells_RX: NDArray[np.int64]
     ) -> EpochTemperatures:
-        """What was counted of each network's temperatures."""
+        """Return the distributions of each network's temperatures, from the sums."""
         rows = max(self.rows, 1)
         found = {kind: Distribution(constant, 0.0) for kind, constant in self._constants.items()}
         varying = [name.removesuffix(_VARIANCE) for name in self._names if name.endswith(_VARIANCE)]
@@ -209,7 +209,7 @@ class EpochSums:
             self._buffer.zero_()
 
     def state(self) -> dict[str, object]:
-        """For a checkpoint; ``buffer`` still lies on the device."""
+        """Return the state for a checkpoint; ``buffer`` still lies on the device."""
         self._add_pending()
         return {
             "steps": self.steps,

@@ -22,7 +22,7 @@ _GATHERED_CELLS = 1 << 20
 
 @dataclass(frozen=True)
 class EvaluatedSplit:
-    """What a student says of a whole split, and how good that is.
+    """Logits and predictions of a student on a whole split, and their measures.
 
     Attributes:
         logits_NC: float32, in the split's order, on the host.
@@ -114,7 +114,7 @@ def evaluate(
 def evaluate_with_logits(
     forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
 ) -> EvaluatedSplit:
-    """Measure a student as ``evaluate`` does, and keep what it says of every row."""
+    """Measure a student as ``evaluate`` does, and keep its logits and predicted class of every row."""
     kept = _Kept(feed.samples)
     measured = _measure(forward, feed, preprocessing, replicas, kept=kept)
     logits_NC, predicted_N = kept.whole(feed.classes, replicas, feed.device)

@@ -24,7 +24,7 @@ _HALF_MAX = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True)
 class FinalEvaluation:
-    """What the weights that leave a run do, as plain values and tensors, so that a checkpoint can hold them.
+    """Measures of the weights that leave a run, as plain values and tensors, so that a checkpoint can hold them.
 
     Attributes:
         documents: ``evaluation`` of result.json, by split.
@@ -45,17 +45,17 @@ class FinalEvaluation:
         return None if self.calibration is None else float(self.calibration["temperature"])
 
     def state(self) -> dict[str, object]:
-        """For a checkpoint."""
+        """Return the fields, for a checkpoint."""
         return dict(vars(self))
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "FinalEvaluation":
-        """From what a checkpoint holds."""
+        """Restore the evaluation that a checkpoint holds."""
         return cls(**state)
 
 
 def final_evaluation(splits: Mapping[Split, EvaluatedSplit]) -> FinalEvaluation:
-    """Documents and tensors of what was measured; the temperature is fitted to the validation split.
+    """Make documents and tensors of what was measured; the temperature is fitted to the validation split.
 
     Args:
         splits: ``validation`` and ``test``, as far as they are there.

@@ -47,7 +47,7 @@ class Group:
 
     @contextlib.contextmanager
     def on_behalf_of(self, place: int) -> Iterator[None]:
-        """What is raised inside ends this run, and what is logged is about it, and no one else's."""
+        """Run a block for one run alone: what is raised inside ends that run, and what is logged carries its ids."""
         try:
             with bound_contextvars(**self._ids[place]):
                 yield
@@ -91,10 +91,10 @@ class Group:
             yield step, each, loaded
 
     def _obey_while_waiting(self, behind: Sequence[RunState]) -> None:
-        """While a batch is waited for; what several processes of one student do together has to wait for it, too.
+        """Obey signals while a batch is waited for; where several processes train one student, stop alone.
 
         Raises:
-            _Unwanted: whoever was to train on that batch has ended.
+            _Unwanted: all runs that were to train on that batch have ended.
         """
         for run_state in [*self.run_states]:
             with self.on_behalf_of(run_state.place):
@@ -108,23 +108,23 @@ class Group:
     # ---------------------------------------------------------------------------------------------------------- steps
 
     def fork(self) -> None:
-        """The batch is made: the runs' steps may begin."""
+        """Let the runs' steps begin: the batch is made."""
         self._streams.fork()
 
     def join(self) -> None:
-        """What is launched from here on comes after the steps of all runs."""
+        """Order what is launched from here on after the steps of all runs."""
         self._streams.join()
 
     @contextlib.contextmanager
     def turn_of(self, run_state: RunState, loaded: LoadedBatch) -> Iterator[StepGraph]:
-        """Its step on this batch, to be made on its behalf and its stream."""
+        """Yield the run's step on this batch, to be made on its behalf and its stream."""
         with self.on_behalf_of(run_state.place):
             step = self._steps[run_state.place]
             with self._streams.of(step.place, may_overlap=step.may_overlap(loaded)):
                 yield step
 
     def obey_signal(self, run_state: RunState) -> None:
-        """Between two steps, when all is in the checkpoint that a pause leaves.
+        """Obey stop or pause between two steps, when all is in the checkpoint that a pause leaves.
 
         Raises:
             Stopped, Paused.
@@ -140,7 +140,7 @@ class Group:
                 raise Paused(f"run {run_state.task.run.name!r} was paused {where}")
 
     def report_and_check(self, run_state: RunState) -> None:
-        """After a step that was launched: an event now and then, and whether all steps so far were finite.
+        """Send an event now and then after a step that was launched, and check that all steps so far were finite.
 
         Raises:
             NotFinite.
@@ -167,7 +167,7 @@ class Group:
             raise explain_not_finite(run_state, step, loaded.batch, loaded.inputs)
 
     def save(self, run_states: Sequence[RunState]) -> None:
-        """Checkpoints in the middle of an epoch."""
+        """Save checkpoints in the middle of an epoch."""
         for run_state in self.still_there(run_states):
             with self.on_behalf_of(run_state.place):
                 reading = run_state.sums.read()
@@ -178,7 +178,7 @@ class Group:
 
 
 class _Unwanted(Exception):
-    """Nobody waits for the next batch any more."""
+    """End of an epoch's batches: no run waits for the next one any more."""
 
 
 def _until_unwanted(inputs: Iterator[BatchInputs]) -> Iterator[BatchInputs]:

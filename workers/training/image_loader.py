@@ -53,7 +53,7 @@ _QUEUES_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _NoRoom:
-    """Why a worker could not put a batch in shared memory."""
+    """Reason why a worker could not put a batch in shared memory."""
 
     reason: str
 
@@ -62,19 +62,19 @@ _Made = tuple[Tensor, ...] | _NoRoom | WorkerError | OSError
 
 
 def nothing() -> None:
-    """Nobody wants to hear of a wait."""
+    """Do nothing while a batch is waited for."""
 
 
 def worker_processes(threads: int) -> int:
-    """How many workers a run with so many threads gets: all but the one that its loop needs.
+    """Return the number of workers of a run with so many threads: all but the one that its loop needs.
 
-    None with one thread, or on one core; a ``PictureStream`` for a GPU has one all the same.
+    0 with one thread, or on one core; a ``PictureStream`` for a GPU has one all the same.
     """
     return min(threads, len(os.sched_getaffinity(0))) - 1
 
 
 def workers_with_room(processes: int, batch_bytes: int) -> tuple[int, str | None]:
-    """How many workers shared memory has room for, of so many that are wanted.
+    """Count the workers that shared memory has room for, of so many that are wanted.
 
     Args:
         batch_bytes: of a batch's pictures.
@@ -115,7 +115,7 @@ def _free_bytes() -> int:
 
 
 def _shared(pictures: Iterable[Tensor]) -> tuple[Tensor, ...] | _NoRoom:
-    """The tensors in shared memory. Put there by the queue, in a thread of its own, one without room would be lost."""
+    """Copy tensors to shared memory. Put there by the queue, in a thread of its own, one without room would be lost."""
     made = tuple(pictures)
     missing = sum(tensor.nbytes for tensor in made) - _free_bytes()
     if missing > 0:
@@ -127,7 +127,7 @@ def _shared(pictures: Iterable[Tensor]) -> tuple[Tensor, ...] | _NoRoom:
 
 
 class _Maker(data.Dataset[_Made]):
-    """What a worker does with its work; to torch, a data set whose indices are ``Work``."""
+    """Maker of views in a worker; to torch, a data set whose indices are ``Work``."""
 
     def __init__(self, files: PictureFiles, recipe: Augmentation) -> None:
         self._files = files
@@ -145,7 +145,7 @@ class _Maker(data.Dataset[_Made]):
 
 
 class _Sampler:
-    """What is to be made in this epoch: a loader keeps its workers, and its sampler, for all epochs.
+    """Sampler of the work of an epoch: a loader keeps its workers, and its sampler, for all epochs.
 
     Attributes:
         asked: what the workers were asked for and have not given, in order.
@@ -173,7 +173,7 @@ class PictureStream:
             so it gets one worker at least; fewer where shared memory is too small.
         device: where the batches will go; for a GPU they lie in pinned memory.
         batch_bytes: of a batch's pictures, all views.
-        emit: told of what shared memory is too small for.
+        emit: takes a warning of what shared memory is too small for.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class PictureStream:
         )
 
     def batches(self, work: Iterable[Work], waiting: Callable[[], None] = nothing) -> Iterator[tuple[Tensor, ...]]:
-        """The views of each piece of work in turn, uint8 [B, H, W, C] on the host, one tensor for each view.
+        """Yield the views of each piece of work in turn, uint8 [B, H, W, C] on the host, one tensor for each view.
 
         What an earlier call has not given yet is dropped.
 
@@ -267,7 +267,7 @@ class PictureStream:
             yield tuple(made)
 
     def _next(self, waiting: Callable[[], None]) -> _Made | None:
-        """The next batch, None at the end of the epoch."""
+        """Return the next batch, None at the end of the epoch."""
         begun = time.monotonic()
         while True:
             try:

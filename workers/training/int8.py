@@ -27,7 +27,7 @@ _ROWS, _PIXELS = 64, 64 * 64
 
 @dataclass(frozen=True)
 class Int8Inputs:
-    """What a student is quantised and measured with.
+    """Inputs that a student is quantised and measured with.
 
     Attributes:
         preprocessing: of the student, with its input size.
@@ -49,7 +49,7 @@ def leave_int8(folder: Path, options: Int8, inputs: Int8Inputs) -> dict[str, obj
     whose int8 student is refused does not fail.
 
     Returns:
-        What result.json tells: ``kept``; ``refused``, why it is not, or None; ``max_drop``, ``calibration_pictures``;
+        The part of result.json: ``kept``; ``refused``, why it is not, or None; ``max_drop``, ``calibration_pictures``;
         ``bytes`` of the int8 file and ``bytes_float``; and for each split ``top1``, ``top1_float``, ``agreement``
         (share of rows on which both choose the same class) and ``rows``. Without ``bytes`` and splits if ONNX Runtime
         cannot quantise the student.

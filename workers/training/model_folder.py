@@ -34,7 +34,7 @@ _NO_TIME = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the folder tells of a student.
+    """Facts about a student that the folder states.
 
     Attributes:
         student: its name in the catalog.

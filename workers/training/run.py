@@ -113,7 +113,7 @@ class RunState:
     # -------------------------------------------------------------------------------------------------- its epoch
 
     def signal(self) -> Signal:
-        """What is wanted of it now."""
+        """Return the signal that the run is to obey now."""
         if self._handle.should_stop():
             return Signal.STOP
         return Signal.PAUSE if self._handle.should_pause() else Signal.GO_ON
@@ -148,7 +148,7 @@ class RunState:
         seed_step(self.task.run.seed, self.epoch, step, self.device)
 
     def forward(self, inputs_BKHW: Tensor) -> Tensor:
-        """Logits [B, C] of normalised float32 pictures.
+        """Compute the logits [B, C] of normalised float32 pictures.
 
         bfloat16 while it learns, if that was chosen; what is evaluated is the float32 network that is kept.
         """
@@ -171,7 +171,7 @@ class RunState:
         self.counters.steps += self.method.views
 
     def report_step(self, steps: int) -> Reading | None:
-        """An event with the mean loss since the last one, unless that was just now; returns what it has read for it."""
+        """Send an event with the mean loss since the last, unless that was just now; return what was read for it."""
         now = time.monotonic()
         if now - self._reported_at <= _STEP_EVENT_SECONDS:
             return None
@@ -222,7 +222,7 @@ class RunState:
         }
 
     def release(self) -> None:
-        """Free its memory on the device, whoever still refers to it; it is not used any more."""
+        """Free its memory on the device, even if something still refers to it; it is not used any more."""
         for tensor in itertools.chain(*self.tensors.values()):
             tensor.grad, tensor.data = None, torch.empty(0)
         self.optimizer.state.clear()

@@ -8,7 +8,7 @@ from workers.events import Emit, ShouldStop, never
 
 
 class Signal(IntEnum):
-    """What somebody wants of a run; of several, the greatest counts."""
+    """Signal to a run: go on, pause or stop; of several, the greatest counts."""
 
     GO_ON = 0
     PAUSE = 1
@@ -17,7 +17,7 @@ class Signal(IntEnum):
 
 @dataclass(frozen=True)
 class RunHandle:
-    """One run of a group: what to train, who is told, who may stop or pause it."""
+    """Handle of one run of a group: its task, the receiver of its events, and whether it is to stop or to pause."""
 
     task: TrainingTask
     emit: Emit

@@ -33,7 +33,7 @@ from workers.training.training_feed import TrainingFeed
 
 @dataclass(frozen=True)
 class Setting:
-    """What the runs of a group share.
+    """Set-up that the runs of a group share.
 
     Attributes:
         precision: of float32 products while they train: in full, or ``tf32``.
@@ -168,7 +168,7 @@ def _trained_rows(train: Dataset, measured: Sequence[Dataset]) -> NDArray[np.int
 
 
 def _shared(task: TrainingTask) -> str:
-    """What all runs of a group have in common: all but student, method and the student's learning rate."""
+    """Dump what the tasks of a group have in common: all but student, method, learning rate, folders and origin."""
     return task.model_dump_json(
         exclude={
             "run": {"index", "student", "method"},

@@ -51,7 +51,7 @@ class StepGraph:
 
     @property
     def place(self) -> int:
-        """Of the run in its group."""
+        """Place of the run in its group."""
         return self._run_state.place
 
     def may_overlap(self, loaded: LoadedBatch) -> bool:
@@ -72,7 +72,7 @@ class StepGraph:
         return self._run_state.method.epoch_key(self._run_state.epoch + 1)
 
     def step(self, step: int, loaded: LoadedBatch) -> None:
-        """One update, replayed if it can be."""
+        """Make one update, replayed if it can be."""
         run_state = self._run_state
         if loaded.failure is not None and self._recorder is not None:
             self._give_up(loaded.failure)
@@ -164,7 +164,7 @@ def _restore(tensors: Mapping[str, Sequence[Tensor]], values: Mapping[str, Seque
 
 
 def _apart(before: Sequence[Tensor], eager: Sequence[Tensor], replayed: Sequence[Tensor]) -> float:
-    """How far two results are apart, as a share of how far the step has moved, by the norm over all tensors.
+    """Measure how far two results are apart, as a share of how far the step has moved, by the norm over all tensors.
 
     NaN if one has NaN or infinity where the other has not.
     """

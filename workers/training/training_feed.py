@@ -35,13 +35,13 @@ _MOST_AT_ONCE, _AT_ONCE_BYTES, _INPUT_BYTES = 8, 8 << 20, 4
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of every batch this process computes: part ``rank`` of ``ranks`` nearly equal ones."""
+    """Part of every batch that this process computes: part ``rank`` of ``ranks`` nearly equal ones."""
 
     rank: int = 0
     ranks: int = 1
 
     def of(self, rows: int) -> slice:
-        """Its part of a batch of so many rows; empty if there are fewer rows than parts."""
+        """Return its part of a batch of so many rows; empty if there are fewer rows than parts."""
         return slice(rows * self.rank // self.ranks, rows * (self.rank + 1) // self.ranks)
 
 
@@ -49,7 +49,7 @@ ALL = Share()
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of the samples in one epoch, int64 [samples]; the same on every machine."""
+    """Return the order of the samples in one epoch, int64 [samples]; the same on every machine."""
     # Philox is counter-based: (seed, epoch) is its key, no state is carried from epoch to epoch.
     key = np.array([seed, epoch], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(samples)
@@ -69,7 +69,7 @@ class TrainingFeed:
         views_per_step: 1 or 2.
         share: of each batch's pictures; labels and logits are always the whole batch's.
         threads: of the run; pictures that stay files are decoded by a worker process for each but the first.
-        emit: told where there is no room for what these processes make.
+        emit: takes a warning where there is no room for what these processes make.
         rows_N: int64, the rows of the split that are trained on; None are all of them.
 
     Attributes:
@@ -120,11 +120,11 @@ class TrainingFeed:
             self.batches_at_once = min(max(_AT_ONCE_BYTES // (_INPUT_BYTES * pixels), 1), _MOST_AT_ONCE)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
-        """The batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0."""
+        """Yield the batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0."""
         return map(self.make, self.inputs(epoch, first_step))
 
     def inputs(self, epoch: int, first_step: int = 0, waiting: Callable[[], None] = nothing) -> Iterator[BatchInputs]:
-        """What ``make`` computes the batches of an epoch from, from step ``first_step`` on, both counted from 0.
+        """Yield the inputs of an epoch's batches, for ``make``, from step ``first_step`` on, both counted from 0.
 
         Args:
             waiting: called about every second while pictures are waited for; what it raises ends the epoch here.
@@ -154,7 +154,7 @@ class TrainingFeed:
             yield self._inputs(step, fetched)
 
     def inputs_again(self, step: int) -> BatchInputs:
-        """The inputs of a step of the epoch that is under way, once more."""
+        """Return the inputs of a step of the epoch that is under way, once more."""
         whole, _, here = self._part(step)
         fetched = self._mapped_logits(whole)
         if self._pictures.resident_NHWK is None:
@@ -213,7 +213,7 @@ class TrainingFeed:
         )
 
     def _fetched(self, steps: range, waiting: Callable[[], None]) -> Generator[tuple[Tensor, ...], None, None]:
-        """What is not resident of each step, on the device."""
+        """Yield what is not resident of each step, on the device."""
         if self._pictures.resident_NHWK is not None and not self._mapped_teachers:
             yield from (() for _ in steps)
             return
@@ -241,7 +241,7 @@ class TrainingFeed:
         yield from on_device_ahead(gather, steps, self.device, ask)
 
     def _leave(self) -> None:
-        """Have no thread wait for pictures that nobody wants any more."""
+        """End the wait of a thread for pictures that are not needed any more."""
         if self._stream is not None:
             self._stream.leave()
 

@@ -19,10 +19,10 @@ def check_comparable(jobs: Sequence[JobRecord], catalog: Catalog, *, insists: bo
 
     Args:
         catalog: of the caches, which know the fingerprint of what was found under a dataset's path.
-        insists: somebody wants the table all the same.
+        insists: jobs with different data are compared all the same.
 
     Returns:
-        Sentences about what differs, of which there are none unless somebody insists.
+        Sentences about what differs, of which there are none without ``insists``.
 
     Raises:
         InvalidRequest: naming what differs, and how to insist.
@@ -48,7 +48,7 @@ def check_comparable(jobs: Sequence[JobRecord], catalog: Catalog, *, insists: bo
 
 
 def _data_of(job: JobRecord, catalog: Catalog) -> dict[str, Any]:
-    """What decides a job's pictures and splits, by name; what was left out is null."""
+    """Collect what decides a job's pictures and splits, by name; what was left out is null."""
     dataset = DATASET.validate_python(job.plan["dataset"]).content_description()
     splits = {name: job.plan.get(name, default) for name, default in _OF_SPLITS.items()}
     return (

@@ -29,7 +29,7 @@ GroupKey = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Baseline:
-    """What groups are compared with.
+    """Baseline that groups are compared with.
 
     Attributes:
         method: None for ``ce`` where there is such a run; with ``job_id``, for each group's own method.

@@ -86,7 +86,7 @@ def figures(run: ReportedRun, split: Split) -> dict[str, Any]:
 
 
 def teacher_result(job: JobRecord) -> TeacherResult:
-    """How good the teacher of a job is."""
+    """Return the accuracy and metrics of a job's teacher."""
     return TeacherResult(
         accuracy=job.teacher_accuracy,
         views_accuracy=job.teacher_views_accuracy,

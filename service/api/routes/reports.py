@@ -84,7 +84,7 @@ def get_report(
     confidence: Annotated[Confidence, Query(description="of the intervals")] = CONFIDENCE,
     paired: Pairing = "seeds",
 ) -> Response:
-    """What every run has reached, and every student and method over seeds. Nothing was chosen on the test split."""
+    """Results of every run, and of every student and method over seeds. Nothing was chosen on the test split."""
     chosen = format or ("csv" if CSV in request.headers.get("accept", "") else "json")
     if group is None and chosen != "json":
         group = "runs" if chosen == "csv" else "seeds"

@@ -53,7 +53,7 @@ class CachePage(Page[Cache]):
 
 
 class CacheReport(Document):
-    """What reading every byte of a cache again has found."""
+    """Report of the problems that reading every byte of a cache again has found."""
 
     object: Literal["cache_report"] = "cache_report"
     key: str

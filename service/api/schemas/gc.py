@@ -10,7 +10,7 @@ from service.db.states import State
 
 
 def _number(given: object) -> object:
-    """A ``false`` or ``""`` that passed for 0 would have everything deleted; 30.0 is an integer, as in JSON Schema."""
+    """Refuse ``false`` and ``""``: as 0 they would have everything deleted; 30.0 is an integer, as in JSON Schema."""
     if isinstance(given, bool | str):
         raise ValueError("Input should be a number, without quotes")
     return given
@@ -22,7 +22,7 @@ Count = Annotated[int, Field(ge=0, le=2**31), BeforeValidator(_number)]
 
 
 class GcRequest(Document):
-    """What may stay. What is null or left out is as the service's settings say; 0 lets none stay."""
+    """Limits of what may stay. One that is null or left out is as the service's settings say; 0 lets none stay."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"dry_run": True, "jobs_max_age_s": 2592000}]})
 
@@ -58,7 +58,7 @@ class GcDecoded(Document):
 
 
 class GcUsage(Document):
-    """What the service keeps, before a dry run or after a collection."""
+    """Jobs and bytes that the service keeps, before a dry run or after a collection."""
 
     jobs: int
     ended_jobs: int
@@ -72,7 +72,7 @@ class GcUsage(Document):
 
 
 class GcReport(Document):
-    """What has gone, or would go."""
+    """Report of what has gone, or would go."""
 
     object: Literal["gc_report"] = "gc_report"
     dry_run: bool

@@ -35,7 +35,7 @@ DatasetChoice = Annotated[
 
 
 def _terms(methods: object) -> int:
-    """How many terms methods spell out, as they were posted."""
+    """Count the terms that methods spell out, as they were posted."""
     spelt = (
         [method.get("terms") for method in methods if isinstance(method, Mapping)] if isinstance(methods, list) else []
     )
@@ -43,7 +43,7 @@ def _terms(methods: object) -> int:
 
 
 def _expression_characters(value: object) -> int:
-    """Characters of all texts in the expression policies of a method as it was posted, or of several."""
+    """Count the characters of all texts in the expression policies of a method as it was posted, or of several."""
     if isinstance(value, Mapping):
         if value.get("kind") == "expression":
             return sum(len(text) for name, text in value.items() if name != "kind" and isinstance(text, str))
@@ -85,7 +85,7 @@ class JobRequest(PlanDraft):
     @model_validator(mode="before")
     @classmethod
     def _check_amount(cls, data: object) -> object:
-        """Counts before anything is parsed; not of ``Plan``, for a stored one is read however long it is."""
+        """Limit the counts before anything is parsed; not of ``Plan``, for a stored one is read however long it is."""
         methods = data.get("methods") if isinstance(data, Mapping) else None
         terms = _terms(methods)
         if terms > TERMS_MAX:
@@ -109,7 +109,7 @@ class JobRequest(PlanDraft):
         return self.filled(dataset)
 
     def identity(self) -> dict[str, JsonValue]:
-        """What an Idempotency-Key is known by: all fields, and which were left out where that makes another job.
+        """Return what an Idempotency-Key is known by: all fields, and which were left out where that makes another job.
 
         Of a request that states training and views it is what every version has taken. It is the client's side of the
         job alone, so a recipe that changes in a later version makes no other request of it.
@@ -141,7 +141,7 @@ class ViewSizes(Document):
 
 
 class JobPreview(Document):
-    """What a job would be, had it been posted without `dry_run`."""
+    """Preview of a job: what it would be, had it been posted without `dry_run`."""
 
     object: Literal["job_preview"] = "job_preview"
     teacher: str
@@ -163,7 +163,7 @@ class Inference(Document):
 
 
 class JobProgress(Document):
-    """How far a job is: the teacher's rows, and its runs by state."""
+    """Progress of a job: the teacher's rows, and its runs by state."""
 
     inference: Inference | None
     runs: dict[State, int]

@@ -12,7 +12,7 @@ from workers.spec import Spec
 
 
 class Needs(Document):
-    """What a method has to be given."""
+    """Needs of a method: what it has to be given."""
 
     teacher: bool
     labels: bool

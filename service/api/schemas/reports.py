@@ -56,7 +56,7 @@ class ReportRow(Document):
 
 
 class TeacherSplit(Document):
-    """How good the teacher is on one split."""
+    """Metrics of the teacher on one split."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -68,7 +68,7 @@ class TeacherSplit(Document):
 
 
 class TeacherResult(Document):
-    """How good the teacher is: on the test split, and on the training views, whose logits students learn from."""
+    """Accuracy of the teacher: on each split, and on the training views, whose logits students learn from."""
 
     accuracy: float | None
     views_accuracy: float | None
@@ -183,7 +183,7 @@ class Comparison(Statistics):
 
 
 class ComparisonRequest(Spec):
-    """Which jobs to put into one table.
+    """Jobs to put into one table.
 
     `baseline` is a method. Each group is compared with that of the same student in its own job, else in the first of
     `jobs` that has one; with `baseline_job`, in that job alone. `baseline_job` without `baseline` compares each method

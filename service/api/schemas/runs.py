@@ -11,7 +11,7 @@ from workers.spec import Seed
 
 
 class ErrorInfo(Document):
-    """Why something failed."""
+    """Error with which something failed."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -20,7 +20,7 @@ class ErrorInfo(Document):
 
 
 class SetAside(Document):
-    """Why something is paused that no client has paused; it goes on by itself."""
+    """Reason why something is paused that no client has paused; it goes on by itself."""
 
     code: str = Field(description="name of the system's error: `ENOSPC`, `EDQUOT`, `EROFS`, `EIO`")
     message: str

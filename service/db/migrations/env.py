@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: through the connection that ``Database.upgrade_to_head`` hands in.
+"""Environment of Alembic: it uses the connection to the database that ``Database.upgrade_to_head`` hands in.
 
 That connection already holds the write lock and a transaction, so all missing migrations land together or not at all
 (SQLite's DDL is transactional, too, once the driver leaves BEGIN to us).

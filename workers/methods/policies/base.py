@@ -58,7 +58,7 @@ class Policy(MethodPart):
 
     @property
     def cache_statistics(self) -> tuple[CacheStatistic, ...]:
-        """What this configuration reads of the whole cache, see ``PolicyBatch.of_cache``."""
+        """Statistics of the whole cache that this configuration reads, see ``PolicyBatch.of_cache``."""
         return ()
 
     @property
@@ -96,7 +96,7 @@ def neither_constant(student: Statistics, teacher: Statistics, xp: ModuleType) -
 
 
 class PolicyBatch(Protocol):
-    """What a policy may know beside the statistics, and may do beside arithmetic."""
+    """Batch as a policy sees it: what it may know beside the statistics, and may do beside arithmetic."""
 
     @property
     def xp(self) -> ModuleType:
@@ -104,30 +104,30 @@ class PolicyBatch(Protocol):
 
     @property
     def classes(self) -> int:
-        """C."""
+        """Number of classes, C."""
 
     @property
     def epoch(self) -> int:
-        """Counted from 1."""
+        """Epoch, counted from 1."""
 
     @property
     def epochs(self) -> int | None:
-        """How many the run has; None where nobody knows."""
+        """Number of epochs of the run; None where it is not known."""
 
     def full(self, value: float) -> Array:
-        """[B, 1] of one value."""
+        """Return [B, 1] of one value."""
 
     def is_label(self) -> Array:
-        """Boolean [B, C], true at the sample's class."""
+        """Return a boolean [B, C], true at the sample's class."""
 
     def detached(self, values: Array) -> Array:
-        """The same values without gradient."""
+        """Return the same values without gradient."""
 
     def detached_statistics(self, statistics: Statistics) -> Statistics:
-        """The same statistics without gradient."""
+        """Return the same statistics without gradient."""
 
     def with_slope(self, shared: "Temperatures", by: Array, slope: Array) -> "Temperatures":
-        """The same temperatures, with their derivatives by ``by``.
+        """Return the same temperatures, with their derivatives by ``by``.
 
         Args:
             shared: temperatures [B, 1] of a constant sum, and their product as the weight, all without gradient.
@@ -136,15 +136,15 @@ class PolicyBatch(Protocol):
         """
 
     def of_cache(self, statistic: CacheStatistic) -> Array:
-        """A statistic over the cache, [B, 1]; of the row's sample or label where there is one for each."""
+        """Return a statistic over the cache, [B, 1]; of the row's sample or label where there is one for each."""
 
     def theta(self, config: "Learned", gradient_scale: float) -> Array:
-        """The learned parameter [] of this term; its gradient is multiplied by ``gradient_scale``."""
+        """Return the learned parameter [] of this term; its gradient is multiplied by ``gradient_scale``."""
 
 
 @dataclass(frozen=True)
 class Temperatures:
-    """What a policy decides, per sample.
+    """Temperatures and weight that a policy decides, per sample.
 
     Each is a ``float`` instead where it is one number for every sample of an epoch: a GPU then has nothing to compute.
 
@@ -165,6 +165,6 @@ class Temperatures:
     paper: Array | None = None
 
     def as_arrays(self, batch: PolicyBatch) -> "Temperatures":
-        """The same with [B, 1] in place of each ``float``."""
+        """Return the same with [B, 1] in place of each ``float``."""
         sides = (self.student, self.teacher, self.weight)
         return Temperatures(*(batch.full(side) if isinstance(side, float) else side for side in sides))

@@ -97,7 +97,7 @@ class Expression(Policy):
 
 
 def expression(student: Statistics, teacher: Statistics, config: Expression, batch: PolicyBatch) -> Temperatures:
-    """What the text says, weight T_s T_t unless that is said too; whether it is positive is the caller's to check.
+    """Evaluate the texts; the weight is T_s T_t unless it has one. The caller checks whether the values are positive.
 
     Raises:
         ValueError: the text reads ``epochs``, which is not known here.

@@ -22,7 +22,7 @@ class TeacherSession(Protocol):
 
     @property
     def provider_reason(self) -> str:
-        """Why it runs on that provider."""
+        """Reason why it runs on that provider."""
 
     def outputs(
         self, images_BHWC: Images, preprocessing: Preprocessing | None = None, timeout_s: float | None = None

@@ -1,4 +1,4 @@
-"""What the leading engine has found out about its GPUs.
+"""GPUs of the leading engine: what it has found out about them.
 
 Revision: 0004, after 0003.
 """
@@ -13,5 +13,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """An engine that leads already has not tried them: NULL."""
+    """Add ``gpus`` to the engine: NULL of one that leads already, which has not tried them."""
     op.add_column("engine", sa.Column("gpus", sa.JSON(none_as_null=True), nullable=True))

@@ -1,4 +1,4 @@
-"""What each process of a run was given, which runs need a whole GPU, and what a run waits for.
+"""Shares that the processes of a run were given, runs that need a whole GPU, and what a run waits for.
 
 Revision: 0006, after 0005.
 """
@@ -13,7 +13,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """What an engine of an earlier version has started has told nobody what it was given: NULL."""
+    """Add ``share``, ``whole_gpu`` and ``waits_for`` to runs.
+
+    The share is NULL of a run that an engine of an earlier version has started, for that was not recorded.
+    """
     op.add_column("runs", sa.Column("share", sa.JSON(none_as_null=True), nullable=True))
     op.add_column("runs", sa.Column("whole_gpu", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("runs", sa.Column("waits_for", sa.Text(), nullable=True))

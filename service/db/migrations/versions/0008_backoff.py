@@ -13,6 +13,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """What was lost before this version has forgotten how often: NULL."""
+    """Add ``backoff`` to jobs and runs: NULL of losses before this version, which were not counted."""
     for table in ("jobs", "runs"):
         op.add_column(table, sa.Column("backoff", sa.JSON(none_as_null=True), nullable=True))
