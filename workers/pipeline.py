@@ -101,13 +101,14 @@ def run_job(
                     raise how
                 results[run.index] = how
             waiting = tuple(run for run in waiting if run not in group)
+        epochs_of = {index: int(str(result["epochs"])) for index, result in results.items()}
         return JobOutcome(
             results=tuple(results[run.index] for run in job.runs()),
             teacher_accuracy=teacher.accuracy.measured,
             teacher_views_accuracy=teacher.accuracy.views,
             teacher_metrics=teacher.metrics,
             teacher_forwards=forwards,
-            teacher_forwards_avoided=forwards_avoided(forwards_needed(job, plan), forwards),
+            teacher_forwards_avoided=forwards_avoided(forwards_needed(job, plan, epochs_of), forwards),
         )
 
 

@@ -14,6 +14,7 @@ from service.engine.attempt_files import sweep_attempts
 from service.engine.context import EngineContext
 from service.errors import NotFound
 from workers.disk_errors import passing_over_disk_errors
+from workers.teacher.forwards import forwards_needed
 
 log = structlog.get_logger("retort.engine")
 
@@ -32,6 +33,10 @@ class Endings:
     def end(self, job: ActiveJob) -> None:
         """End a job all of whose runs have ended."""
         runs = self._queries.runs(job.id)
+        if job.cache_plan is not None and job.spec.training.early_stopping is not None:
+            # What a live teacher would have cost is known only now.
+            needed = forwards_needed(job.spec, job.cache_plan, {run.index: run.epoch for run in runs})
+            self._queries.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards(needed))
         state, error = end_of(runs)
         self._queries.move_job(job.id, state, error=error, attempt=job.attempt)
         log.info("job ended", job_id=job.id, state=state, runs=dict(Counter(run.state for run in runs)))

@@ -11,7 +11,6 @@ from tests.fake_cuda.steps import ALL
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
 ARTIFACTS = [
-    "bundle.json",
     "config.json",
     "evaluation.json",
     "events.out.tfevents.retort",

@@ -6,6 +6,7 @@ the training split and the rows; its folder holds their list and no picture.
 Legend: N samples of the training split, V of them held out.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -33,7 +34,8 @@ def holdout_rows(labels_N: NDArray[np.int64], holdout: Holdout, class_names: tup
     labels_N = np.asarray(labels_N)
     groups = [np.arange(len(labels_N))]
     if holdout.stratified:
-        groups = [np.flatnonzero(labels_N == label) for label in range(len(class_names))]
+        counts = np.bincount(labels_N, minlength=len(class_names))
+        groups = np.split(np.argsort(labels_N, kind="stable"), np.cumsum(counts)[:-1])
     chosen = []
     for number, rows in enumerate(groups):
         # Philox is counter-based: (seed, group) is its key, the same on every machine.
@@ -70,15 +72,19 @@ def hold_out(train: Dataset, holdout: Holdout, work_dir: Path) -> Dataset:
     lock = work_dir / decoded.SOURCES / f"{folder.name}.lock"
     # The lock that ``decoded.sweep`` asks before it removes what a killed process has left.
     with alone(lock, never, "cuts the same validation split"), decoded.publish_lock(work_dir):
-        if not folder.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-            with disk_full_is_disk_low(work_dir, "a validation split"):
-                try:
-                    _write(partial, fingerprint, train, rows_V)
-                    partial.rename(folder)
-                    sync_folder(work_dir)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+        # One that is damaged is made again.
+        with contextlib.suppress(InvalidDataset):
+            if folder.is_dir():
+                return open_prepared(work_dir, fingerprint)
+        for old in (partial, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        with disk_full_is_disk_low(work_dir, "a validation split"):
+            try:
+                _write(partial, fingerprint, train, rows_V)
+                partial.rename(folder)
+                sync_folder(work_dir)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return open_prepared(work_dir, fingerprint)
 
 
@@ -97,3 +103,4 @@ def _write(folder: Path, fingerprint: str, train: Dataset, rows_V: Rows) -> None
     for path in folder.iterdir():
         with path.open("rb+") as file:
             sync(file)
+    sync_folder(folder)

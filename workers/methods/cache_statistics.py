@@ -2,7 +2,8 @@
 
 A policy or loss names what it reads in its ``cache_statistics``. The values are computed once, from the cache, before
 the first step; they are constant over training and kept in the run's config.json. They are of all rows of the cache:
-every view of every sample, as training reads their logits.
+every view of every sample of the training split's cache, rows that are held out for validation included: no label is
+read.
 
 | name | shape | value |
 |---|---|---|

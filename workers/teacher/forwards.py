@@ -8,7 +8,9 @@ import contextlib
 import os
 import uuid
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from workers.config.job import JobSpec
 from workers.teacher.cache_plan import CachePlan
@@ -66,18 +68,25 @@ def carry_over(folder: Path, rows: int) -> None:
     partial.replace(earlier)
 
 
-def forwards_needed(job: JobSpec, plan: CachePlan) -> int:
+def forwards_needed(job: JobSpec, plan: CachePlan, epochs_of: Mapping[int, int] = MappingProxyType({})) -> int:
     """Teacher forward passes that a live teacher would need for all runs of a job.
 
     It is run on every training picture of every epoch of every run that distils (on two views of it, if the method
     compares two), and once per run on the validation and test splits (its agreement). Plain cross-entropy needs none
     and counts none.
+
+    Args:
+        epochs_of: epochs that runs, by their index, have trained for, where early stopping has ended them; of others
+            it is all.
     """
-    distilling = [method for method in (run.method.expand() for run in job.runs()) if method.needs_teacher]
+    methods = {run.index: run.method.expand() for run in job.runs()}
+    distilling = {index: method for index, method in methods.items() if method.needs_teacher}
     measured = [spec for spec in (plan.validation_cache, plan.test_cache) if spec is not None]
     held_out = plan.validation_cache.samples if plan.holdout and plan.validation_cache is not None else 0
     trained = plan.train_cache.samples - held_out
-    passes = sum(job.training.epochs * method.views * trained for method in distilling)
+    passes = sum(
+        epochs_of.get(index, job.training.epochs) * method.views * trained for index, method in distilling.items()
+    )
     return passes + len(distilling) * sum(spec.samples for spec in measured)
 
 

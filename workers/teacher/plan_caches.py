@@ -1,4 +1,4 @@
-"""Cache plan of a job: its data, the checks of its teacher, and the specifications of both caches.
+"""Cache plan of a job: its data, the checks of its teacher, and the specifications of its caches.
 
 1. ``prepare_data``: the splits are decoded once and mapped; a holdout is cut from the training split.
 2. The teacher is tried on noise in a confined process (``smoke_test``), unless it was before, then on a labelled slice
@@ -122,7 +122,7 @@ def plan_caches(
     device: Device = "auto",
     forwards_in: Path | None = None,
 ) -> CachePlan:
-    """Prepare the data, run the teacher's preflight on it, and settle both cache specifications.
+    """Prepare the data, run the teacher's preflight on it, and settle the specifications of the caches.
 
     The encoding is for the training split alone: the other caches are small, and results are measured on them.
 

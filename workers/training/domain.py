@@ -12,7 +12,7 @@ def warn_of_domain(run_state: RunState) -> None:
     if line <= _WARNED_SHARE or any(share > _WARNED_SHARE for share in earlier):
         return
     policies = {term.policy.kind: term.policy.domain for term in run_state.method.terms}
-    domains = "; ".join(f"policy {kind!r} is defined for {domain}" for kind, domain in policies.items() if domain)
+    domains = "; ".join(f"domain of policy {kind!r}: {domain}" for kind, domain in policies.items() if domain)
     where = f"{line:.1%} of the rows of epoch {run_state.epoch} lie outside the domain of its temperatures"
     advice = "the metric outside_domain has the share of every epoch; preview the method on this cache"
     message = f"method {run_state.method.name!r}: {where}: {domains}; {advice}, or take another policy"

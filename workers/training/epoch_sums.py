@@ -125,10 +125,11 @@ class EpochSums:
         outcome = step.outcome
         correct_B = step.logits_BC.argmax(1) == step.labels_B
         rows = len(correct_B)
+        # A client names terms: what is the loop's own comes last, and so keeps its name.
         values = {
+            **{f"train_{name}": value for name, value in outcome.terms.items()},
             "train_loss": outcome.total,
             "train_accuracy": correct_B.mean(dtype=torch.float32),
-            **{f"train_{name}": value for name, value in outcome.terms.items()},
         }
         if (inside := outcome.inside_share) is not None:
             values[_INSIDE] = inside
@@ -174,7 +175,7 @@ class EpochSums:
         cells_RX = buffer[size**2 :].reshape(-1, CELLS).astype(np.int64)
         temperatures = self._temperatures(sums, squares, cells_RX)
         means: dict[str, float | None] = {
-            name: value / rows for name, value in sums.items() if "_temperature_" not in name and name != _INSIDE
+            name: value / rows for name, value in sums.items() if name.startswith("train_")
         }
         if _INSIDE in sums:
             means["outside_domain"] = 1.0 - sums[_INSIDE] / rows
@@ -188,7 +189,7 @@ class EpochSums:
         """Return the distributions of each network's temperatures, from the sums."""
         rows = max(self.rows, 1)
         found = {kind: Distribution(constant, 0.0) for kind, constant in self._constants.items()}
-        varying = [name.removesuffix(_VARIANCE) for name in self._names if name.endswith(_VARIANCE)]
+        varying = [kind for kind in (*_SIDES, "paper") if f"{kind}{_VARIANCE}" in sums]
         for kind, cells_X in zip(varying, cells_RX, strict=True):
             mean_name = f"{kind}_temperature_mean"
             mean = sums[mean_name] / rows

@@ -40,24 +40,19 @@ class EvaluatedSplit:
 class _Kept:
     """Logits and predicted classes of this process's share of a split, on the host."""
 
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
-        self._rows: list[Tensor] = []
-        self._logits: list[Tensor] = []
-        self._predicted: list[Tensor] = []
+    def __init__(self, samples: int, classes: int) -> None:
+        self._logits_NC = torch.zeros(samples, classes)
+        self._predicted_N = torch.zeros(samples, dtype=torch.int64)
 
     def add(self, rows_B: Tensor, logits_BC: Tensor, predicted_B: Tensor) -> None:
         """Copy a batch to the host: waits for the device."""
-        self._rows.append(rows_B)
-        self._logits.append(logits_BC.cpu())
-        self._predicted.append(predicted_B.cpu())
+        self._logits_NC[rows_B] = logits_BC.cpu()
+        self._predicted_N[rows_B] = predicted_B.cpu()
 
-    def whole(self, classes: int, replicas: Replicas, device: torch.device) -> tuple[Tensor, Tensor]:
+    def whole(self, replicas: Replicas, device: torch.device) -> tuple[Tensor, Tensor]:
         """(logits float32 [N, C], predicted classes int64 [N]) of all processes, on the host."""
-        logits_NC = torch.zeros(self._samples, classes)
-        predicted_N = torch.zeros(self._samples, dtype=torch.int64)
-        for rows_B, logits_BC, predicted_B in zip(self._rows, self._logits, self._predicted, strict=True):
-            logits_NC[rows_B], predicted_N[rows_B] = logits_BC, predicted_B
+        logits_NC, predicted_N = self._logits_NC, self._predicted_N
+        classes = logits_NC.shape[1]
         if replicas.count > 1:
             # Each row is one process's; added to zeros, every number keeps its bits.
             predicted_N = replicas.sum(predicted_N.to(device)).cpu()
@@ -115,9 +110,9 @@ def evaluate_with_logits(
     forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
 ) -> EvaluatedSplit:
     """Measure a student as ``evaluate`` does, and keep its logits and predicted class of every row."""
-    kept = _Kept(feed.samples)
+    kept = _Kept(feed.samples, feed.classes)
     measured = _measure(forward, feed, preprocessing, replicas, kept=kept)
-    logits_NC, predicted_N = kept.whole(feed.classes, replicas, feed.device)
+    logits_NC, predicted_N = kept.whole(replicas, feed.device)
     return EvaluatedSplit(measured, feed.has_teacher, logits_NC, predicted_N, labels_N=feed.labels_N.cpu())
 
 

@@ -1,6 +1,7 @@
 """Final evaluation of a run: the weights that leave it, on every split that is measured, and the temperature for them.
 
-Made once, when the last epoch is done, by the process that trains, on its device; it is part of the run's last
+Made once, when the last epoch is done, by the process that trains: the network runs on its device, the temperature is
+fitted on the CPU. It is part of the run's last
 checkpoint, so that another process may write the artifacts. What a database keeps of it is bounded whatever the number
 of classes (``documents``); the whole goes to ``evaluation.json``, and the logits to ``logits.safetensors``.
 
@@ -20,6 +21,8 @@ from workers.training.calibration import FittedTemperature, fit_temperature
 from workers.training.evaluate import EvaluatedSplit
 
 _HALF_MAX = torch.finfo(torch.float16).max
+# Logits of evenly spread rows of the validation split that the temperature is fitted to, at most.
+_FITTED_CELLS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class FinalEvaluation:
         documents: ``evaluation`` of result.json, by split.
         calibration: ``calibration`` of result.json; None without a validation split.
         whole: ``evaluation.json`` without its head, by split.
-        tensors: ``logits.safetensors``: of each split its logits [N, C], float16 (float32 where one is beyond its
-            range), and ``SPLIT_labels``, int64 [N]; rows in the split's order.
+        tensors: ``logits.safetensors``: of each split its logits less the row's largest [N, C], float16 (float32 where
+            one is beyond its range), and ``SPLIT_labels``, int64 [N]; rows in the split's order.
     """
 
     documents: dict[str, dict[str, Any]]
@@ -54,14 +57,19 @@ class FinalEvaluation:
         return cls(**state)
 
 
-def final_evaluation(splits: Mapping[Split, EvaluatedSplit]) -> FinalEvaluation:
+def final_evaluation(splits: Mapping[Split, EvaluatedSplit], *, keep_logits: bool = True) -> FinalEvaluation:
     """Make documents and tensors of what was measured; the temperature is fitted to the validation split.
 
     Args:
         splits: ``validation`` and ``test``, as far as they are there.
+        keep_logits: make ``tensors``, too.
     """
     validation = splits.get("validation")
-    fitted = None if validation is None else fit_temperature(validation.logits_NC, validation.labels_N)
+    fitted = None
+    if validation is not None:
+        # A temperature is one number: so many logits fix it, and a whole split of many classes would take minutes.
+        stride = -(-validation.logits_NC.numel() // _FITTED_CELLS)
+        fitted = fit_temperature(validation.logits_NC[::stride], validation.labels_N[::stride])
     calibrated = {} if fitted is None else {split: _calibrated(found, fitted) for split, found in splits.items()}
     documents: dict[str, dict[str, Any]] = {}
     whole: dict[str, dict[str, Any]] = {}
@@ -87,9 +95,12 @@ def final_evaluation(splits: Mapping[Split, EvaluatedSplit]) -> FinalEvaluation:
                 "ece": after.ece,
                 "reliability": dict(after.reliability),
             }
-        is_half = float(found.logits_NC.abs().max()) <= _HALF_MAX
-        tensors[split] = found.logits_NC.to(torch.float16) if is_half else found.logits_NC
-        tensors[f"{split}_labels"] = found.labels_N
+        if keep_logits:
+            # Near 0, where the largest logits of a row are, float16 is fine enough to keep their order.
+            below_NC = found.logits_NC - found.logits_NC.amax(dim=1, keepdim=True)
+            is_half = float(below_NC.min()) >= -_HALF_MAX
+            tensors[split] = below_NC.to(torch.float16) if is_half else below_NC
+            tensors[f"{split}_labels"] = found.labels_N
     calibration = None
     if fitted is not None:
         changes = {split: _change(found.measured, calibrated[split]) for split, found in splits.items()}

@@ -212,7 +212,8 @@ def _final_evaluation(run_state: RunState, setting: Setting) -> FinalEvaluation:
         {
             split: evaluate_with_logits(run_state.forward, feed, setting.preprocessing, setting.replicas)
             for split, feed in setting.evaluations.items()
-        }
+        },
+        keep_logits=run_state.training.keep_logits,
     )
 
 

@@ -162,7 +162,12 @@ def _measured_splits(task: TrainingTask) -> Iterator[tuple[Split, str, CacheSpec
 def _trained_rows(train: Dataset, measured: Sequence[Dataset]) -> NDArray[np.int64] | None:
     """Rows of the training split that are not held out: int64, ascending; None if none is."""
     for dataset in measured:
-        if isinstance(dataset, SubsetDataset) and dataset.base.fingerprint == train.fingerprint:
+        if isinstance(dataset, SubsetDataset):
+            if dataset.base.fingerprint != train.fingerprint:
+                raise InvalidJob(
+                    f"the {dataset.split} split was cut from data {dataset.base.fingerprint[:12]}, and the run trains "
+                    f"on {train.fingerprint[:12]}: the dataset has changed; submit the job again"
+                )
             return np.delete(np.arange(train.samples), dataset.rows_N)
     return None
 

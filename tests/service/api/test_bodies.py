@@ -17,7 +17,7 @@ from service.api.schemas.jobs import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobR
 from tests.benchmarks.memory import own_bytes
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import Api
-from workers.methods import expression
+from workers.methods import expression_parser
 from workers.methods.papers.base import Preset
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -50,11 +50,11 @@ def test_body_of_more_expressions_than_allowed_is_refused_before_one_is_parsed(s
     text = f"max({', '.join(['min'] * 60)})"
     enough = EXPRESSIONS_CHARACTERS_MAX // len(text)
     methods = [custom(f"m{i}", text) for i in range(enough + 1)]
-    parsed = expression.parse.cache_info()
+    parsed = expression_parser.parse.cache_info()
     body = shared_api.job_body(methods=methods)
     answer = problem(shared_api.client.post("/v1/jobs?dry_run=true", json=body), 422, "invalid-request")
     assert f"have {len(methods) * len(text)} characters in all, at most 65536 are allowed" in answer["detail"]
-    assert expression.parse.cache_info() == parsed
+    assert expression_parser.parse.cache_info() == parsed
     JobRequest.model_validate({**body, "methods": [custom(f"m{i}", text) for i in range(enough)]})
 
 
@@ -68,12 +68,12 @@ def test_body_of_more_terms_than_allowed_is_refused(shared_api: Api) -> None:
 
 def test_body_is_refused_at_its_first_wrong_method(shared_api: Api) -> None:
     methods = [custom(f"m{i}", f"{CHAIN} + {i}") for i in range(100)]
-    before = expression.parse.cache_info().misses
+    before = expression_parser.parse.cache_info().misses
     answer = problem(
         shared_api.client.post("/v1/jobs", json=shared_api.job_body(methods=methods)), 422, "invalid-request"
     )
     assert [field["pointer"] for field in answer["errors"]] == ["#/methods/0"]
-    assert expression.parse.cache_info().misses == before + 1
+    assert expression_parser.parse.cache_info().misses == before + 1
 
 
 def test_body_of_1000_methods_is_compared_without_comparing_each_pair(

@@ -274,9 +274,10 @@ def test_body_is_not_read_of_a_key_whose_scope_is_too_small(tmp_path: Path) -> N
         reader, writer = (api.context.keys.issue(scope, scope)[1] for scope in (Scope.READ, Scope.WRITE))
         found = list(iter_route_contexts(create_app(api.settings).routes))
         bodies = [route for route in found if isinstance(route.route, APIRoute) and route.route.body_field is not None]
-        assert len(bodies) == 5
+        assert len(bodies) == 6
         assert all(isinstance(route.route, JsonRoute) for route in bodies)
-        refused = [(str(route.path), reader) for route in bodies]
+        # A comparison reads, though it has a body.
+        refused = [(str(route.path), reader) for route in bodies if route.path != "/v1/reports"]
         refused += [("/v1/teachers", reader), ("/v1/keys", writer)]
         for path, secret in refused:
             with connected(api.url) as connection:

@@ -78,7 +78,7 @@ BAD_JOBS: list[tuple[dict[str, Any], str, str | None, str]] = [
     ({"methods": [{"preset": "kd", "temperature": 0}]}, "invalid-request", "#/methods/0", "temperature is 0"),
     ({"methods": [{"preset": "kd", "temperature": "hot"}]}, "invalid-request", "#/methods/0", "temperature is 'hot'"),
     ({"training": {"epochs": 0}}, "invalid-request", "#/training/epochs", "got 0"),
-    ({"students": []}, "invalid-request", "#/students", "at least 1"),
+    ({"students": []}, "invalid-request", "#", "students is empty: name at least one"),
     ({"seeds": [1, 1]}, "invalid-request", "#", "twice"),
     ({"seeds": list(range(600))}, "invalid-request", "#", "at most 1000"),
     ({"seeds": ["a"] * 100_000}, "invalid-request", "#/seeds", "there are 100000 items, at most 1000"),

@@ -36,6 +36,7 @@ FRESH = {"Last-Event-ID": "0"}
 
 # What the columns with a shape of their own may hold.
 JSON_VALUES = {
+    "teacher_metrics": {"test": {"top1": 0.5}},
     "teacher": {"sha256": "f" * 64},
     "caches": {"train": "c"},
     "inference": {"rows_done": 1, "rows_total": 2},

@@ -102,6 +102,10 @@ def test_open_prepared_refuses_rows_that_are_not_there(tmp_path: Path) -> None:
     np.save(held.path / "rows.npy", rows_V)
     with pytest.raises(InvalidDataset, match=r"not rows of 1442 pictures\); prepare it again"):
         open_prepared(tmp_path, held.fingerprint)
+    # A job makes it again.
+    again = hold_out(train, Holdout(), tmp_path)
+    assert isinstance(again, SubsetDataset)
+    assert int(again.rows_N[-1]) < train.samples
     shutil.rmtree(train.path)
     with pytest.raises(InvalidDataset, match="prepare it again"):
         open_prepared(tmp_path, held.fingerprint)

@@ -2,17 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from tests.support.digits import SMALL, Digits, weights
+from tests.support.digits import SMALL, Digits
 from tests.workers.training.test_loop import stop_after
 from workers.errors import Stopped
-from workers.events import Epoch, Log, ignore, never
-from workers.training.epoch_sums import EpochSums
+from workers.events import Epoch, Log, never
 from workers.training.loop import train_run
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
@@ -45,7 +42,7 @@ def test_domain_metric_is_the_share_of_the_epochs_rows_and_is_warned_of_once(dig
     [warning] = _warnings(events)
     assert "method 'custom'" in warning
     assert f"{shares[0]:.1%} of the rows of epoch 1" in warning
-    assert "policy 'expression' is defined for rows of which no clip" in warning
+    assert "domain of policy 'expression': rows of which no clip" in warning
     lines = (tmp_path / "artifacts/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["outside_domain"] for line in lines] == _outside(events)
 
@@ -78,35 +75,3 @@ def test_domain_metric_is_of_methods_that_have_one(
     train_run(digits.order(method, tmp_path, SMALL.model_copy(update={"epochs": 1})), events.append, never)
     [epoch] = [event for event in events if isinstance(event, Epoch)]
     assert ("outside_domain" in epoch.metrics) is has_domain
-
-
-def test_epoch_sums_of_an_earlier_version_go_on_without_the_metrics_that_it_did_not_have(
-    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that was in the middle of an epoch ends with the same weights."""
-    method, _ = _clipped(digits, 0.2)
-    undisturbed = digits.order(method, tmp_path / "quiet", SMALL)
-    train_run(undisturbed, ignore, never)
-    load = EpochSums.load
-
-    def load_older(self: EpochSums, state: dict[str, Any]) -> None:
-        place = state["names"].index("inside_domain")
-        count = len(state["names"])
-        kept = [row for row in range(2 * count + 1) if row not in (place, count + place)]
-        names = [name for name in state["names"] if name != "inside_domain"]
-        load(self, state | {"names": names, "buffer": state["buffer"][kept]})
-
-    asked = iter(range(100))
-    first = digits.order(method, tmp_path / "a1", SMALL)
-    monkeypatch.setattr("workers.config.task.CHECKPOINT_S", 0.0)
-    monkeypatch.setattr("workers.training.loop._SAVING_SHARE", 1e9)
-    with pytest.raises(Stopped):
-        train_run(first.model_copy(update={"checkpoint_s": 1e-9}), ignore, lambda: next(asked) >= 7)
-    monkeypatch.setattr(EpochSums, "load", load_older)
-    events: list[object] = []
-    train_run(digits.order(method, tmp_path / "a2", SMALL, earlier=(tmp_path / "a1",)), events.append, never)
-    epochs = [event for event in events if isinstance(event, Epoch)]
-    assert all("outside_domain" not in epoch.metrics for epoch in epochs)
-    assert all(epoch.metrics["train_kl"] is not None for epoch in epochs)
-    expected, resumed = weights(tmp_path / "quiet"), weights(tmp_path / "a2")
-    assert all(torch.equal(expected[name], resumed[name]) for name in expected)

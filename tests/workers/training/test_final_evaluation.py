@@ -141,8 +141,10 @@ def test_calibrated_output_of_the_onnx_file_is_softmax_at_the_fitted_temperature
     temperature = left.result["calibration"]["temperature"]
     expected_BC = (torch.from_numpy(logits_BC) / temperature).softmax(dim=1)
     torch.testing.assert_close(torch.from_numpy(probabilities_BC), expected_BC, rtol=1e-5, atol=1e-6)
-    kept_BC = left.tensors["test"][:64].float()
-    torch.testing.assert_close(torch.from_numpy(logits_BC), kept_BC, rtol=1e-2, atol=1e-3)
+    # Kept are the logits less the row's largest.
+    kept_BC, below_BC = left.tensors["test"][:64].float(), torch.from_numpy(logits_BC)
+    below_BC = below_BC - below_BC.amax(dim=1, keepdim=True)
+    torch.testing.assert_close(below_BC, kept_BC, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.usefixtures("without_onnx")
@@ -207,6 +209,18 @@ def test_final_evaluation_keeps_logits_beyond_the_range_of_float16_as_float32() 
     assert found.documents["validation"]["kl"] is None
     assert found.calibration is not None
     assert found.calibration["test"] is None
+
+
+@pytest.mark.parametrize("offset", [0.0, 50.0, 500.0])
+def test_final_evaluation_keeps_logits_of_which_float16_moves_no_row(offset: float) -> None:
+    """No softmax fixes an offset, and far from 0 float16 would make the largest logits of a row alike."""
+    z_NC = 4.0 * torch.randn(5000, 100, generator=torch.Generator().manual_seed(0)) + offset
+    y_N = z_NC.argmax(dim=1)
+    found = final_evaluation({"test": EvaluatedSplit(measure(z_NC, y_N), False, z_NC, y_N, labels_N=y_N)})
+    kept_NC = found.tensors["test"]
+    assert kept_NC.dtype == torch.float16
+    assert torch.equal(kept_NC.argmax(dim=1), y_N)
+    assert final_evaluation(evaluated(1.0), keep_logits=False).tensors == {}
 
 
 def test_final_evaluation_goes_through_a_checkpoint(tmp_path: Path) -> None:

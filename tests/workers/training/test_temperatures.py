@@ -106,6 +106,17 @@ def add(sums: EpochSums, steps: list[Objective]) -> None:
         sums.count(len(tau_B))
 
 
+@pytest.mark.parametrize("name", ["loss", "accuracy", "a_temperature_b", "x_temperature_variance", "inside_domain"])
+def test_epoch_sums_keep_their_own_names_whatever_a_client_calls_a_term(name: str) -> None:
+    tau_B = torch.full((8,), 4.0)
+    step = replace(step_of(tau_B, None), names=("ce", name))
+    sums = EpochSums(CPU)
+    add(sums, [step])
+    means = sums.read().means
+    assert (means["train_loss"], means["train_accuracy"], means["train_ce"]) == (2.0, 1.0, 2.0)
+    assert means[f"train_{name}"] == {"loss": 2.0, "accuracy": 1.0}.get(name, 1.5)
+
+
 @pytest.mark.parametrize("varies", [True, False])
 def test_epoch_sums_tell_means_deviations_and_counts_of_all_rows(varies: bool) -> None:
     generator = torch.Generator().manual_seed(0)

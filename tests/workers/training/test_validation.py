@@ -129,6 +129,12 @@ def test_holdout_shares_the_training_cache_and_is_not_trained_on(digits: Digits,
     )
 
 
+def test_holdout_of_other_data_than_the_run_trains_on_is_refused(digits: Digits, tmp_path: Path) -> None:
+    task = task_of(digits, tmp_path, SMALL).model_copy(update={"train_fingerprint": digits.test.fingerprint})
+    with pytest.raises(InvalidJob, match="the validation split was cut from data"):
+        train_run(task, ignore, never)
+
+
 @pytest.mark.usefixtures("without_onnx")
 def test_early_stopping_keeps_the_best_weights_also_of_a_run_that_was_resumed(digits: Digits, tmp_path: Path) -> None:
     rule = EarlyStopping(metric="nll", patience=2, min_delta=0.05)
@@ -174,3 +180,5 @@ def test_pipeline_without_a_test_split_measures_on_validation_alone(digits: Digi
     plan = plan_caches(job, digits.folders, ignore, never, threads=1, device="cpu")
     held = plan.validation_cache.samples if plan.validation_cache else 0
     assert forwards_needed(job, plan) == (digits.train.samples - held) + held
+    # Early stopping has ended it before the first epoch, say.
+    assert forwards_needed(job, plan, {0: 0}) == held
