@@ -14,6 +14,10 @@ class SinkRefused(ServiceError, ValueError):
     """The tracker refuses what it was told of a run, and would again: the run is left out, the others go on."""
 
 
+class SinkNotReady(ServiceError, RuntimeError):
+    """The tracker takes no run at all until somebody changes something there: all are told again later."""
+
+
 @dataclass(frozen=True)
 class TrackedRun:
     """A run of a job as trackers are told of it.
