@@ -1,7 +1,7 @@
 """MLflow sink: an MLflow run for each run, found again by its tag ``retort.run_id``."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -129,15 +129,15 @@ class MlflowSink(Sink):
                 synchronous=True,
             )
 
-    def log_files(self, run: TrackedRun, files: Sequence[RunFile]) -> None:
-        id = self._ids[run.id]
+    def add_file(self, run: TrackedRun, file: RunFile) -> None:
+        id, tag = self._ids[run.id], f"retort.sha256.{safe_name(file.path.name)}"
         with self._refusals(run):
-            tags = self._client.get_run(id).data.tags
-            for file in files:
-                tag = f"retort.sha256.{safe_name(file.path.name)}"
-                if tags.get(tag) != file.sha256:
-                    self._client.log_artifact(id, str(file.path))
-                    self._client.set_tag(id, tag, file.sha256)
+            if self._client.get_run(id).data.tags.get(tag) != file.sha256:
+                self._client.log_artifact(id, str(file.path))
+                self._client.set_tag(id, tag, file.sha256)
+
+    def commit_files(self, run: TrackedRun) -> None:
+        """Nothing waits: each file has been uploaded."""
 
     def end(self, run: TrackedRun, state: str, at: datetime) -> None:
         with self._refusals(run):
