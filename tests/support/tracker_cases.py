@@ -122,8 +122,8 @@ class Work:
         )
         assert told == 1
 
-    def end_run(self, run: int, state: State = State.SUCCEEDED) -> None:
-        """Ends a run; one that succeeds leaves ``result.json`` and a file."""
+    def end_run(self, run: int, state: State = State.SUCCEEDED, more: Mapping[str, bytes] | None = None) -> None:
+        """Ends a run; one that succeeds leaves ``result.json``, a file, and ``more`` by name."""
         id, attempt, records = self.run_ids[run], self._attempt(run), self._api.records
         if state is not State.SUCCEEDED:
             assert records.move_run(id, attempt, state)
@@ -132,6 +132,8 @@ class Work:
         folder.mkdir(parents=True)
         (folder / "student.safetensors").write_bytes(id.encode())
         (folder / "result.json").write_text("{}\n")
+        for name, content in (more or {}).items():
+            (folder / name).write_bytes(content)
         artifacts = [
             {
                 "name": path.name,

@@ -5,11 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
+from service.client.client import Client
 from service.plots import bins
 from service.plots.bins import BINS, BadLogits, read_calibrations, reliability
+from service.plots.data import LOGITS_FILE, read
 from tests.support.plot_cases import make_prediction
+from tests.support.service_helpers import Api
+from tests.support.tracker_cases import Work
+
+pytest_plugins = ["tests.support.service_fixtures"]
 
 
 def test_reliability_bins_are_those_of_the_ece() -> None:
@@ -59,6 +65,15 @@ def test_calibrations_of_a_large_file_are_read_in_bounded_memory(tmp_path: Path)
     finally:
         tracemalloc.stop()
     assert found["test"].plain.ece == pytest.approx(1.0 - 1.0 / classes)
+
+
+def test_read_of_a_run_keeps_the_bins_of_its_logits(api: Api) -> None:
+    logits_NC, labels_N = make_prediction(0, 5)
+    work = Work(api)
+    work.end_run(0, more={LOGITS_FILE: save({"test": logits_NC, "test_labels": labels_N})})
+    with Client(api.url) as client:
+        [run] = read(client, work.run_ids[0]).runs
+    assert run.calibrations["test"].plain.ece == pytest.approx(reliability(logits_NC, labels_N, 5).ece)
 
 
 def test_calibrations_of_a_damaged_file_are_refused(tmp_path: Path) -> None:
