@@ -140,26 +140,32 @@ def test_export_to_an_mlflow_server_updates(api: Api, mlflow: Mlflow) -> None:
     assert mlflow.files(run) == ["result.json", "student.safetensors"]
 
 
-# Asks for a run of a server whose answers to ``runs/create`` are given; prints what the sink raises.
+# Asks for a run of a server whose answers to ``runs/create`` are given, uploads a file; prints what the sink raises.
 START = """
 import sys
 from pathlib import Path
-from service.trackers.sinks.base import TrackedRun
+from service.trackers.sinks.base import RunFile, TrackedRun
 from service.trackers.sinks.mlflow import MlflowSink
+
+run = TrackedRun("run_1", "job_1", "s/kd/0", "", {}, None)
 
 for url in sys.argv[1:]:
     sink = MlflowSink(url, "retort", Path("unused"))
     try:
-        sink.start(TrackedRun("run_1", "job_1", "s/kd/0", "", {}, None))
+        sink.start(run)
+        sink.add_file(run, RunFile(Path("pyproject.toml"), "0" * 64))
     except Exception as error:
         print(type(error).__name__)
 """
 REFUSED = json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": "no such value"})
+INFO = {"run_id": "1", "experiment_id": "1", "status": "RUNNING", "artifact_uri": "mlflow-artifacts:/1/1/artifacts"}
+RUN = json.dumps({"run": {"info": INFO, "data": {}}})
 # By the first part of the path: status and text of the answer to ``runs/create``, and stages of the experiment.
 ANSWERS = {
     "proxy404": (404, "<html>not found</html>", ["active"]),
     "proxy400": (400, "<html>bad request</html>", ["active"]),
     "refused": (400, REFUSED, ["active", "active"]),
+    "file413": (200, RUN, ["active", "active"]),
     "deleted": (200, "{}", ["deleted"]),
     "deleted-meanwhile": (400, REFUSED, ["active", "deleted"]),
 }
@@ -172,6 +178,9 @@ class Answering(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         case = self.path.split("/")[1]
+        if "/runs/get" in self.path:
+            self._answer(200, RUN)
+            return
         stage = next(self.stages.setdefault(case, iter(ANSWERS[case][2])))
         self._answer(200, json.dumps({"experiment": {"experiment_id": "1", "lifecycle_stage": stage}}))
 
@@ -179,6 +188,10 @@ class Answering(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers["Content-Length"]))
         status, text, _ = ANSWERS[self.path.split("/")[1]]
         self._answer(*((200, "{}") if self.path.endswith("/search") else (status, text)))
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(413, "<html>too large</html>")
 
     def _answer(self, status: int, text: str) -> None:
         self.send_response(status)
@@ -200,6 +213,7 @@ def test_mlflow_sink_leaves_a_run_out_for_an_answer_of_mlflows_own_alone() -> No
         "proxy404": "MlflowException",
         "proxy400": "MlflowException",
         "refused": "SinkRefused",
+        "file413": "SinkRefused",
         "deleted": "SinkNotReady",
         "deleted-meanwhile": "SinkNotReady",
     }, done.stderr
