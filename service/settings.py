@@ -84,6 +84,8 @@ class Settings(BaseSettings):
         trackers: addresses of experiment trackers, separated by spaces (``mlflow:http://127.0.0.1:5000``); ``retort
             serve`` follows all jobs for each in a process of its own, see ``service.trackers``. None tells nobody.
         trackers_project: the trackers' project or experiment.
+        trackers_stall_s: a call of a tracker that takes so long, such as the upload of one file, ends the process that
+            follows for it, and the next one makes the call again.
         checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.
     """
 
@@ -137,6 +139,7 @@ class Settings(BaseSettings):
     confine_on_gpu: bool = True
     trackers: str | None = None
     trackers_project: Annotated[str, Field(min_length=1, max_length=128)] = "retort"
+    trackers_stall_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 300.0
     checkpoint_s: Seconds = 60.0
 
     @field_validator("data_dir")

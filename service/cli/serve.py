@@ -18,6 +18,7 @@ import typer
 from service.cli import streams
 from service.cli.base import CommandFailed, session
 from service.cli.supervisor import GAVE_UP, command, end_with_stdin, free_port, supervise
+from service.cli.trackers import track_arguments
 from service.client.client import Client
 from service.client.errors import ClientError
 from service.gpus import STARTING
@@ -81,8 +82,7 @@ def serve(
     if until_stdin_closes:
         end_with_stdin()
     url = local_url(settings.host, settings.port)
-    options = ("--project", settings.trackers_project, "--cursor-dir", str(settings.trackers_dir))
-    followers = {f"tracker {each}": [*command("--url", url, "track", str(each)), *options] for each in trackers}
+    followers = {f"tracker {each}": command("--url", url, *track_arguments(settings, each)) for each in trackers}
     with Client(url) as client:
         readiness = _ReadinessWatch(client)
         status = supervise(

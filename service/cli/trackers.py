@@ -3,13 +3,17 @@
 import os
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from service.cli.base import CommandFailed, session
 from service.cli.supervisor import UNTIL_STDIN_CLOSES, end_with_stdin
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+    from service.trackers.address import TrackerAddress
 
 Project = Annotated[str, typer.Option(help="The tracker's project or experiment.")]
 WithoutFiles = Annotated[bool, typer.Option("--without-files", help="Leave the artifacts out: weights, ONNX, logs.")]
@@ -66,6 +70,16 @@ def export(
     document["is_ended"] = told.is_ended
     rest = "" if told.is_ended else "; the job goes on, and so does what is missing"
     options.show(document, lambda: Text(f"{told.runs} runs of {job_id} are in {project} at {address}{rest}"))
+
+
+def track_arguments(settings: "Settings", address: "TrackerAddress") -> list[str]:
+    """Arguments of ``retort`` that follow all jobs for a tracker as the settings of the service say."""
+    options = {
+        "--cursor-dir": str(settings.trackers_dir),
+        "--project": settings.trackers_project,
+        "--stall-s": str(settings.trackers_stall_s),
+    }
+    return ["track", str(address), *(part for option in options.items() for part in option)]
 
 
 def track(

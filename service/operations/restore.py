@@ -48,7 +48,7 @@ def restore(settings: Settings, folder: Path, *, replace: bool = False) -> tuple
     Args:
         folder: the backup; it is only read.
         replace: set aside what a service has kept there, under names with ``.replaced-<time>``; else it is refused.
-            A PostgreSQL database has to be empty in any case.
+            A PostgreSQL database has to be empty in any case. Positions of trackers are set aside in any case.
 
     Returns:
         The manifest, and what was set aside.
@@ -92,6 +92,7 @@ class _Target:
         self._data_dir = settings.data_dir.resolve()
         self._database = database
         self._staging = self._data_dir / STAGING
+        self._trackers = settings.trackers_dir
         self._caches = settings.caches_dir
         # A folder of its own, because the caches may be on another disk.
         self._staged_caches = settings.caches_dir / STAGING
@@ -146,6 +147,9 @@ class _Target:
             sync_folder(final.parent)
             staged.rename(final)
             sync_folder(final.parent)
+        if self._trackers.exists():
+            # Its cursors count the events of another database, and may be ahead of the backup's.
+            self._trackers.rename(self._trackers.with_name(f"{self._trackers.name}{self._mark}"))
         for staged, final in self._moves:
             if staged.exists():
                 with suppress(FileNotFoundError):

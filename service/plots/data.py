@@ -8,22 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from service.client.client import Client
 from service.client.transport import Document
+from service.plots.bins import Calibration, read_calibrations
 
 LOGITS_FILE = "logits.safetensors"
 _CONFIG_FILE = "config.json"
 _EVALUATION_FILE = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Logits [rows, classes], float32, and labels [rows], int64, of one split."""
-
-    logits_NC: np.ndarray
-    labels_N: np.ndarray
 
 
 @dataclass
@@ -33,14 +25,14 @@ class RunData:
     Attributes:
         document: of the API.
         metrics: a line for each epoch.
-        predictions: by split; empty where the run has left no logits.
+        calibrations: by split; empty where the run has left no logits.
         class_names: in the order of labels; empty where nobody knows them.
         confusions: int64 [classes, classes] by split, rows are labels; empty where no result has them.
     """
 
     document: Document
     metrics: Sequence[Document]
-    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     class_names: Sequence[str] = ()
     confusions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -90,6 +82,7 @@ def read(client: Client, id: str) -> JobData:
 
     Raises:
         ClientError: there is no such job or run, or the service does not answer.
+        BadLogits: a run's logits.safetensors is damaged.
     """
     documents = [client.run(id)] if id.startswith("run_") else list(client.runs(id))
     job = client.job(documents[0]["job_id"] if documents else id)
@@ -101,13 +94,14 @@ def read(client: Client, id: str) -> JobData:
 
 
 def _run(client: Client, document: Document, folder: Path) -> RunData:
-    id = document["id"]
+    id, result = document["id"], document["result"] or {}
     files = {file["name"] for file in client.artifacts(id)}
-    predictions: dict[str, Prediction] = {}
+    calibrations: Mapping[str, Calibration] = {}
     class_names: Sequence[str] = ()
     if LOGITS_FILE in files:
-        path = client.download(id, LOGITS_FILE, folder / LOGITS_FILE)
-        predictions = read_predictions(path)
+        path = client.download(id, LOGITS_FILE, folder / f"{id}-{LOGITS_FILE}")
+        # The logits of all runs may be more than the memory holds: a figure needs their bins.
+        calibrations = read_calibrations(path, (result.get("calibration") or {}).get("temperature"))
         path.unlink()
     if _CONFIG_FILE in files:
         path = client.download(id, _CONFIG_FILE, folder / _CONFIG_FILE)
@@ -119,9 +113,9 @@ def _run(client: Client, document: Document, folder: Path) -> RunData:
     return RunData(
         document=document,
         metrics=client.metrics(id),
-        predictions=predictions,
+        calibrations=calibrations,
         class_names=class_names,
-        confusions=confusions(document["result"] or {}, whole),
+        confusions=confusions(result, whole),
     )
 
 
@@ -138,13 +132,3 @@ def confusions(result: Document, whole: Document) -> dict[str, np.ndarray]:
             found[split] = np.zeros((classes, classes), np.int64)
             found[split][cells_M3[:, 0], cells_M3[:, 1]] = cells_M3[:, 2]
     return found
-
-
-def read_predictions(path: Path) -> dict[str, Prediction]:
-    """Read logits.safetensors: for each split S a tensor ``S`` [rows, classes] and ``S_labels`` [rows]."""
-    tensors = load_file(path)
-    return {
-        split: Prediction(logits.astype(np.float32), tensors[f"{split}_labels"])
-        for split, logits in sorted(tensors.items())
-        if f"{split}_labels" in tensors
-    }

@@ -1,63 +1,26 @@
-"""Reliability diagrams: accuracy against confidence, of the logits that runs have kept.
-
-Guo et al. 2017 (arXiv 1706.04599): predictions fall into 15 equal bins of confidence, right-closed, as in the ECE that
-runs report (``workers.training.evaluate``).
-"""
+"""Reliability diagrams: accuracy against confidence, of the logits that runs have kept."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from service.plots import text
-from service.plots.data import JobData, Prediction, RunData
+from service.plots.bins import BINS, Reliability
+from service.plots.data import JobData, RunData
 from service.plots.style import COLOURS, PANEL_COLUMNS, PANEL_H, PANEL_W, add_legend
 
-BINS = 15
 # Panels beside each other; more begin another row.
 _COLUMNS = 3
 _CAPTION = "a line for each seed; bars: share of rows in each of 15 bins of confidence, mean over seeds"
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Bins of confidence.
-
-    Attributes:
-        share_B: float64 [BINS], the part of all rows in each bin.
-        confidence_B, accuracy_B: float64 [BINS], means of the rows of a bin; NaN in an empty one.
-        ece: expected calibration error, 0..1.
-    """
-
-    share_B: np.ndarray
-    confidence_B: np.ndarray
-    accuracy_B: np.ndarray
-    ece: float
-
-
-def reliability(prediction: Prediction, temperature: float = 1.0) -> Reliability:
-    """Bin predictions whose logits are divided by a temperature."""
-    logits_NC = prediction.logits_NC.astype(np.float64) / temperature
-    shifted_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-    confidence_N = (shifted_NC / shifted_NC.sum(axis=1, keepdims=True)).max(axis=1)
-    correct_N = logits_NC.argmax(axis=1) == prediction.labels_N
-    bin_N = np.clip(np.ceil(confidence_N * BINS).astype(int), 1, BINS) - 1
-    rows_B = np.bincount(bin_N, minlength=BINS)
-    with np.errstate(invalid="ignore"):
-        confidence_B = np.bincount(bin_N, confidence_N, BINS) / rows_B
-        accuracy_B = np.bincount(bin_N, correct_N, BINS) / rows_B
-    share_B = rows_B / len(confidence_N)
-    ece = float(np.nansum(share_B * np.abs(accuracy_B - confidence_B)))
-    return Reliability(share_B, confidence_B, accuracy_B, ece)
 
 
 def draw_reliability(data: JobData) -> Iterator[tuple[str, Figure]]:
     """``reliability-SPLIT``: a panel for each student and method; calibrated beside plain where a run has both."""
     for split in ("validation", "test"):
         groups = [
-            (f"{student}, {method}", [run for run in runs if split in run.predictions])
+            (f"{student}, {method}", [run for run in runs if split in run.calibrations])
             for student, method, runs in data.groups()
         ]
         with_rows = [(name, runs) for name, runs in groups if runs]
@@ -88,17 +51,13 @@ def _draw(data: JobData, split: str, groups: list[tuple[str, list[RunData]]]) ->
 def _draw_panel(ax: Axes, split: str, runs: list[RunData]) -> dict[str, object]:
     handles: dict[str, object] = {}
     [handles["perfectly calibrated"]] = ax.plot([0, 100], [0, 100], color="#666666", linestyle="--", linewidth=1.0)
-    plain = [reliability(run.predictions[split]) for run in runs]
+    plain = [run.calibrations[split].plain for run in runs]
     share_B = 100.0 * np.mean([each.share_B for each in plain], axis=0)
     edges_B = 100.0 * np.arange(BINS) / BINS
     handles["share of rows"] = ax.bar(edges_B, share_B, 100.0 / BINS, align="edge", color="#cccccc", linewidth=0)
     texts = [f"ECE {100 * np.mean([each.ece for each in plain]):.1f} %"]
     handles["as trained"] = _draw_lines(ax, plain, COLOURS[1], "o")
-    calibrated = [
-        reliability(run.predictions[split], temperature)
-        for run in runs
-        if (temperature := (run.result.get("calibration") or {}).get("temperature"))
-    ]
+    calibrated = [each for run in runs if (each := run.calibrations[split].calibrated) is not None]
     if calibrated:
         handles["calibrated by one temperature"] = _draw_lines(ax, calibrated, COLOURS[0], "s")
         texts.append(f"calibrated {100 * np.mean([each.ece for each in calibrated]):.1f} %")

@@ -6,7 +6,6 @@ taken from the run.
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -130,13 +129,10 @@ class JobExport:
         if not listed:
             return
         with tempfile.TemporaryDirectory(prefix="retort-export-") as folder:
-            files: Sequence[RunFile] = [
-                RunFile(
-                    self._client.download(run.id, file["name"], Path(folder) / Path(file["name"]).name), file["sha256"]
-                )
-                for file in listed
-            ]
-            self._sink.log_files(run, files)
+            for file in listed:
+                path = self._client.download(run.id, file["name"], Path(folder) / Path(file["name"]).name)
+                self._sink.add_file(run, RunFile(path, file["sha256"]))
+            self._sink.commit_files(run)
 
 
 def _at(document: Document) -> datetime:

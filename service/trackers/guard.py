@@ -67,6 +67,7 @@ class Watchdog:
                     "the tracker hangs: this process ends, and its successor tells it again what it has not kept",
                     call=call[0],
                     waited_s=round(time.monotonic() - call[1], 1),
+                    remedy="if it is only slow, raise RETORT_TRACKERS_STALL_S (--stall-s of `retort track`)",
                 )
                 self._end(STALLED)
 

@@ -5,24 +5,25 @@ from typing import Any
 
 import numpy as np
 
-from service.plots.data import JobData, Prediction, RunData, confusions
+from service.plots.bins import Calibration, reliability
+from service.plots.data import JobData, RunData, confusions
 
 HOSTILE = "$x^2$ \\frac{1}{2} <b>&amp;</b>\n_kd\x1b[31m %s {0} " + "long" * 50
 
 
-def make_prediction(seed: int, classes: int, rows: int = 600) -> Prediction:
+def make_prediction(seed: int, classes: int, rows: int = 600) -> tuple[np.ndarray, np.ndarray]:
     """Logits that are right on four of five rows, and too sure of it."""
     rng = np.random.default_rng(seed)
     labels_N = rng.integers(0, classes, rows)
     logits_NC = rng.normal(size=(rows, classes)).astype(np.float32)
     logits_NC[np.arange(rows), labels_N] += 2.0
-    return Prediction(4.0 * logits_NC, labels_N)
+    return 4.0 * logits_NC, labels_N
 
 
-def make_confusion(prediction: Prediction) -> list[list[int]]:
-    classes = prediction.logits_NC.shape[1]
+def make_confusion(logits_NC: np.ndarray, labels_N: np.ndarray) -> list[list[int]]:
+    classes = logits_NC.shape[1]
     counts_CC = np.zeros((classes, classes), dtype=int)
-    np.add.at(counts_CC, (prediction.labels_N, prediction.logits_NC.argmax(1)), 1)
+    np.add.at(counts_CC, (labels_N, logits_NC.argmax(1)), 1)
     confusion: list[list[int]] = counts_CC.tolist()
     return confusion
 
@@ -50,7 +51,7 @@ def make_run(
             line |= {"teacher_temperature_mean": 3.0, "teacher_temperature_std": 0.3}
         metrics.append(line)
     predictions = {split: make_prediction(seed + n, classes) for n, split in enumerate(("validation", "test"))}
-    evaluation = {split: {"confusion": make_confusion(prediction)} for split, prediction in predictions.items()}
+    evaluation = {split: {"confusion": make_confusion(*prediction)} for split, prediction in predictions.items()}
     result = {"last": metrics[-1], "evaluation": evaluation, "calibration": {"temperature": 4.0}}
     document = {
         "id": f"run_{seed}",
@@ -66,7 +67,10 @@ def make_run(
     return RunData(
         document=document,
         metrics=metrics,
-        predictions=predictions,
+        calibrations={
+            split: Calibration(reliability(*prediction, classes), reliability(*prediction, classes, 4.0))
+            for split, prediction in predictions.items()
+        },
         class_names=names or [f"class {n}" for n in range(classes)],
         confusions=confusions(result, {}),
     )

@@ -1,6 +1,6 @@
 """A tracker that is a dictionary, and jobs that an engine works on step by step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ class Kept:
     times: dict[int, datetime] = field(default_factory=dict)
     calls: list[int] = field(default_factory=list)
     result: dict[str, str | float] = field(default_factory=dict)
+    added: list[RunFile] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     state: str = "running"
 
@@ -57,6 +58,7 @@ class RecordingSink(Sink):
         if run.id in self.refuses:
             raise SinkRefused(f"{run.name} is refused")
         kept = self.runs.setdefault(run.id, Kept(dict(run.parameters)))
+        kept.added.clear()
         return max(kept.metrics, default=0)
 
     def log_metrics(self, run: TrackedRun, epoch: int, at: datetime, metrics: Mapping[str, float]) -> None:
@@ -68,9 +70,15 @@ class RecordingSink(Sink):
     def log_result(self, run: TrackedRun, result: Mapping[str, str | float], at: datetime) -> None:
         self.runs[run.id].result = dict(result)
 
-    def log_files(self, run: TrackedRun, files: Sequence[RunFile]) -> None:
-        assert all(file_sha256(file.path) == file.sha256 for file in files)
-        self.runs[run.id].files = {file.path.name: file.path.read_bytes() for file in files}
+    def add_file(self, run: TrackedRun, file: RunFile) -> None:
+        self._fail("add_file")
+        assert file_sha256(file.path) == file.sha256
+        self.runs[run.id].added.append(file)
+
+    def commit_files(self, run: TrackedRun) -> None:
+        kept = self.runs[run.id]
+        kept.files = {file.path.name: file.path.read_bytes() for file in kept.added}
+        kept.added.clear()
 
     def end(self, run: TrackedRun, state: str, at: datetime) -> None:
         self.runs[run.id].state = state
@@ -114,8 +122,8 @@ class Work:
         )
         assert told == 1
 
-    def end_run(self, run: int, state: State = State.SUCCEEDED) -> None:
-        """Ends a run; one that succeeds leaves ``result.json`` and a file."""
+    def end_run(self, run: int, state: State = State.SUCCEEDED, more: Mapping[str, bytes] | None = None) -> None:
+        """Ends a run; one that succeeds leaves ``result.json``, a file, and ``more`` by name."""
         id, attempt, records = self.run_ids[run], self._attempt(run), self._api.records
         if state is not State.SUCCEEDED:
             assert records.move_run(id, attempt, state)
@@ -124,6 +132,8 @@ class Work:
         folder.mkdir(parents=True)
         (folder / "student.safetensors").write_bytes(id.encode())
         (folder / "result.json").write_text("{}\n")
+        for name, content in (more or {}).items():
+            (folder / name).write_bytes(content)
         artifacts = [
             {
                 "name": path.name,

@@ -1,7 +1,7 @@
 """Sink protocol: what an export tells a tracker, in the order of a run's life."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,10 @@ from service.errors import ServiceError
 
 class SinkRefused(ServiceError, ValueError):
     """The tracker refuses what it was told of a run, and would again: the run is left out, the others go on."""
+
+
+class SinkNotReady(ServiceError, RuntimeError):
+    """The tracker takes no run at all until somebody changes something there: all are told again later."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,15 @@ class Sink(ABC):
         """Tell the flat result.json (``best.top1``, ``environment.device``) of a run that has succeeded."""
 
     @abstractmethod
-    def log_files(self, run: TrackedRun, files: Sequence[RunFile]) -> None:
-        """Upload all artifacts of a run; those that the tracker has with the same digest need not go again."""
+    def add_file(self, run: TrackedRun, file: RunFile) -> None:
+        """Upload one artifact of a run, or collect it; one that the tracker has with the same digest need not go again.
+
+        A call for each file, because a call that takes too long ends the process, see ``service.trackers.guard``.
+        """
+
+    @abstractmethod
+    def commit_files(self, run: TrackedRun) -> None:
+        """Upload the artifacts that were collected, if any; their files are there until it returns."""
 
     @abstractmethod
     def end(self, run: TrackedRun, state: str, at: datetime) -> None:

@@ -1,13 +1,13 @@
 """MLflow sink: an MLflow run for each run, found again by its tag ``retort.run_id``."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from service.trackers.sinks.base import RunFile, Sink, SinkRefused, TrackedRun, is_web_address, safe_name
+from service.trackers.sinks.base import RunFile, Sink, SinkNotReady, SinkRefused, TrackedRun, is_web_address, safe_name
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -18,8 +18,11 @@ _PARAMETER_CHARS = 6000
 _TAG_CHARS = 5000
 _KEY_CHARS = 250
 _KEY_ALLOWED = "._- :/"
-# The answers that another try does not change.
-_REFUSALS = frozenset({400, 404, 413, 422})
+# MLflow's own codes for what another try does not change. The client makes ENDPOINT_NOT_FOUND, or BAD_REQUEST, of any
+# 404 or 400 without JSON, which may be a proxy's while the server restarts.
+_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"})
+_REFUSALS_OF_A_SERVER = frozenset({"BAD_REQUEST"})
+_TOO_LARGE = 413
 _EPOCH_TAG = "retort.epoch"
 _STATES = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 
@@ -53,7 +56,7 @@ class MlflowSink(Sink):
     def start(self, run: TrackedRun) -> int:
         from mlflow.entities import Param
 
-        with _refusals(run):
+        with self._refusals(run):
             found = self._find(run)
             tags = found.data.tags
             parameters = {_key(name): value[:_PARAMETER_CHARS] for name, value in run.parameters.items()}
@@ -96,7 +99,8 @@ class MlflowSink(Sink):
                 if found is None:
                     raise
         if found.lifecycle_stage != "active":
-            raise SinkRefused(
+            # No refusal of a run: once it is restored, all runs are told.
+            raise SinkNotReady(
                 f"the MLflow experiment {self._project!r} was deleted: restore it (`mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`), or choose another with --project or RETORT_TRACKERS_PROJECT"
             )
@@ -117,7 +121,7 @@ class MlflowSink(Sink):
     ) -> None:
         from mlflow.entities import Metric, RunTag
 
-        with _refusals(run):
+        with self._refusals(run):
             self._client.log_batch(
                 self._ids[run.id],
                 metrics=[Metric(_key(name), value, _milliseconds(at), step) for name, value in metrics.items()],
@@ -125,18 +129,18 @@ class MlflowSink(Sink):
                 synchronous=True,
             )
 
-    def log_files(self, run: TrackedRun, files: Sequence[RunFile]) -> None:
-        id = self._ids[run.id]
-        with _refusals(run):
-            tags = self._client.get_run(id).data.tags
-            for file in files:
-                tag = f"retort.sha256.{safe_name(file.path.name)}"
-                if tags.get(tag) != file.sha256:
-                    self._client.log_artifact(id, str(file.path))
-                    self._client.set_tag(id, tag, file.sha256)
+    def add_file(self, run: TrackedRun, file: RunFile) -> None:
+        id, tag = self._ids[run.id], f"retort.sha256.{safe_name(file.path.name)}"
+        with self._refusals(run):
+            if self._client.get_run(id).data.tags.get(tag) != file.sha256:
+                self._client.log_artifact(id, str(file.path))
+                self._client.set_tag(id, tag, file.sha256)
+
+    def commit_files(self, run: TrackedRun) -> None:
+        """Nothing waits: each file has been uploaded."""
 
     def end(self, run: TrackedRun, state: str, at: datetime) -> None:
-        with _refusals(run):
+        with self._refusals(run):
             self._client.set_terminated(self._ids.pop(run.id), _STATES[state], _milliseconds(at))
 
     def flush(self) -> None:
@@ -145,19 +149,30 @@ class MlflowSink(Sink):
     def close(self) -> None:
         self._ids.clear()
 
-
-@contextmanager
-def _refusals(run: TrackedRun) -> Iterator[None]:
-    """Raise SinkRefused for an answer that stays; what another try may change goes through."""
-    from mlflow.exceptions import MlflowException
-
-    status: Callable[[Any], int] = MlflowException.get_http_status_code
-    try:
-        yield
-    except MlflowException as error:
-        if status(error) in _REFUSALS:
+    @contextmanager
+    def _refusals(self, run: TrackedRun) -> Iterator[None]:
+        """Raise SinkRefused for an answer that stays; what another try may change goes through."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
+            # The runs of an experiment that was deleted meanwhile are refused, too, until it is restored or made anew.
+            before, self._experiment = self._experiment, self._find_experiment()
+            if before not in (None, self._experiment):
+                raise
             raise SinkRefused(f"MLflow refuses run {run.id} ({run.name}): {error}") from error
-        raise
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether an error is an answer about this run that another try does not change."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    if isinstance(error, MlflowException):
+        is_servers = isinstance(error, RestException) and error.error_code in _REFUSALS_OF_A_SERVER
+        return is_servers or error.error_code in _REFUSALS
+    # An upload of a file raises what ``requests`` raises.
+    return getattr(getattr(error, "response", None), "status_code", None) == _TOO_LARGE
 
 
 def _key(name: str) -> str:

@@ -1,7 +1,7 @@
 """Trackio sink: runs in a folder on this disk, which ``trackio show`` draws."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from service.trackers.sinks.base import RunFile, Sink, TrackedRun, safe_name
 
 if TYPE_CHECKING:
-    from trackio import Run
+    from trackio import Artifact, Run
 
 _NAME_CHARS = 128
 
@@ -35,9 +35,11 @@ class TrackioSink(Sink):
         self._trackio = trackio
         self._project = safe_name(project)[:_NAME_CHARS]
         self._open: dict[str, Run] = {}
+        self._artifacts: dict[str, Artifact] = {}
 
     def start(self, run: TrackedRun) -> int:
         self._leave(run)
+        self._artifacts.pop(run.id, None)
         last = self._trackio.SQLiteStorage.get_max_step_for_run(self._project, _name(run))
         self._resumed(run)
         return int(last or 0)
@@ -48,12 +50,16 @@ class TrackioSink(Sink):
     def log_result(self, run: TrackedRun, result: Mapping[str, str | float], at: datetime) -> None:
         """Nothing: Trackio has no summary of a run, and result.json is among the files."""
 
-    def log_files(self, run: TrackedRun, files: Sequence[RunFile]) -> None:
+    def add_file(self, run: TrackedRun, file: RunFile) -> None:
+        if run.id not in self._artifacts:
+            self._artifacts[run.id] = self._trackio.Artifact(f"retort-{run.id}", type="retort-run")
+        self._artifacts[run.id].add_file(str(file.path))
+
+    def commit_files(self, run: TrackedRun) -> None:
         # Trackio knows files by their digests: the same ones are the same version.
-        artifact = self._trackio.Artifact(f"retort-{run.id}", type="retort-run")
-        for file in files:
-            artifact.add_file(str(file.path))
-        self._resumed(run).log_artifact(artifact)
+        artifact = self._artifacts.pop(run.id, None)
+        if artifact is not None:
+            self._resumed(run).log_artifact(artifact)
 
     def end(self, run: TrackedRun, state: str, at: datetime) -> None:
         self._leave(run)

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from service.trackers.sinks.base import RunFile, Sink, TrackedRun, is_web_address, safe_name
 
 if TYPE_CHECKING:
-    from wandb import Run
+    from wandb import Artifact, Run
 
 _NAME_CHARS = 128
 
@@ -49,9 +49,11 @@ class WandbSink(Sink):
             settings["base_url"] = target
         self._settings = wandb.Settings(**settings)
         self._runs: dict[str, Run] = {}
+        self._artifacts: dict[str, Artifact] = {}
 
     def start(self, run: TrackedRun) -> int:
         self._leave(run)
+        self._artifacts.pop(run.id, None)
         if self._is_offline:
             # A folder of an offline run is not continued: it is written anew, with all epochs.
             for earlier in (self._folder / "wandb").glob(f"offline-run-*-{run.id}"):
@@ -80,13 +82,17 @@ class WandbSink(Sink):
     def log_result(self, run: TrackedRun, result: Mapping[str, str | float], at: datetime) -> None:
         self._runs[run.id].summary.update({f"result/{name}": value for name, value in result.items()})
 
-    def log_files(self, run: TrackedRun, files: Sequence[RunFile]) -> None:
+    def add_file(self, run: TrackedRun, file: RunFile) -> None:
+        if run.id not in self._artifacts:
+            self._artifacts[run.id] = self._wandb.Artifact(f"retort-{run.id}", type="retort-run")
+        # Copied now: the files are gone before W&B's own process comes to them.
+        self._artifacts[run.id].add_file(str(file.path), policy="mutable")
+
+    def commit_files(self, run: TrackedRun) -> None:
         # The same files are the same version: W&B knows them by their digests.
-        artifact = self._wandb.Artifact(f"retort-{run.id}", type="retort-run")
-        for file in files:
-            # Copied now: the files are gone before W&B's own process comes to them.
-            artifact.add_file(str(file.path), policy="mutable")
-        self._runs[run.id].log_artifact(artifact)
+        artifact = self._artifacts.pop(run.id, None)
+        if artifact is not None:
+            self._runs[run.id].log_artifact(artifact)
 
     def end(self, run: TrackedRun, state: str, at: datetime) -> None:
         opened = self._runs.pop(run.id, None)

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from safetensors.numpy import save_file
 
 from service.cli import main
 from service.plots import style, text
 from service.plots.confusion import draw_confusion
 from service.plots.curves import draw_curves, draw_temperatures
-from service.plots.data import JobData, Prediction, confusions, read_predictions
+from service.plots.data import JobData, confusions
 from service.plots.methods import draw_methods, interval
 from service.plots.plot import plot
-from service.plots.reliability import BINS, draw_reliability, reliability
+from service.plots.reliability import draw_reliability
 from service.plots.series import band
 from tests.support.plot_cases import HOSTILE, make_job, make_run
 from tests.support.service_helpers import Api
@@ -175,21 +174,6 @@ def test_methods_are_compared_by_the_weights_that_leave() -> None:
     np.testing.assert_allclose(np.asarray(ax.lines[0].get_xdata()), [100 * data.runs[0].metrics[1]["top1"]])
 
 
-def test_reliability_bins_are_those_of_the_ece() -> None:
-    """Two rows of confidence 0.9 of which one is right, and one of 0.6 that is wrong: |0.5 - 0.9| 2/3 + 0.6 / 3."""
-    high, low = np.log(9.0), np.log(1.5)
-    logits = np.array([[high, 0.0], [high, 0.0], [0.0, low]], dtype=np.float32)
-    found = reliability(Prediction(logits, np.array([0, 1, 0])))
-    assert found.ece == pytest.approx(0.4 * 2 / 3 + 0.6 / 3, abs=1e-6)
-    assert found.share_B.sum() == pytest.approx(1.0)
-    # (0.533, 0.6] holds 0.6, as right-closed bins do; rounding may lift it over the edge.
-    assert found.share_B[13] == pytest.approx(2 / 3)
-    assert found.share_B[8] + found.share_B[9] == pytest.approx(1 / 3)
-    assert len(found.share_B) == BINS
-    flat = reliability(Prediction(logits, np.array([0, 1, 0])), temperature=1e6)
-    assert np.nanmax(flat.confidence_B) == pytest.approx(0.5, abs=1e-3)
-
-
 def test_confusion_is_summed_over_seeds_and_shares_are_of_each_label() -> None:
     data = make_job(methods=("kd",), seeds=2, epochs=1, classes=3)
     matrix = np.array([[6, 2, 0], [0, 4, 0], [0, 0, 0]])
@@ -209,12 +193,3 @@ def test_confusion_of_very_many_classes_is_that_of_the_whole_evaluation() -> Non
     assert list(found) == ["test"]
     np.testing.assert_array_equal(found["test"], [[0, 5, 0], [0, 0, 0], [0, 0, 7]])
     np.testing.assert_array_equal(confusions({"evaluation": {"test": {"confusion": [[1]]}}}, {})["test"], [[1]])
-
-
-def test_predictions_are_read_from_float16(tmp_path: Path) -> None:
-    logits = np.array([[1.0, 2.0]], dtype=np.float16)
-    save_file({"test": logits, "test_labels": np.array([1])}, tmp_path / "logits.safetensors")
-    found = read_predictions(tmp_path / "logits.safetensors")
-    assert list(found) == ["test"]
-    assert found["test"].logits_NC.dtype == np.float32
-    assert found["test"].labels_N.tolist() == [1]

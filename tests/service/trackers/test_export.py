@@ -14,6 +14,7 @@ from service.trackers.address import BadTracker, parse_address, parse_addresses
 from service.trackers.documents import finite, flat_result
 from service.trackers.export import JobExport
 from service.trackers.sinks import base, registry
+from service.trackers.sinks.base import RunFile, TrackedRun
 from service.trackers.sinks.registry import SINKS
 from tests.support.service_helpers import Api, add_job
 from tests.support.tracker_cases import RecordingSink, Work
@@ -103,6 +104,28 @@ def test_export_of_epochs_without_events_takes_them_from_the_run(shared_api: Api
     kept = RecordingSink.runs[work.run_ids[0]]
     assert kept.calls == [1, 2, 3]
     assert (kept.times[2] - kept.times[1]).total_seconds() == 2.0
+
+
+def test_export_gives_each_file_a_call_and_collects_anew_after_a_failure(
+    shared_api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog times calls: all files in one would take longer the more there are."""
+    work, calls = Work(shared_api), []
+
+    class Counting(RecordingSink):
+        def add_file(self, run: TrackedRun, file: RunFile) -> None:
+            calls.append(f"{run.id} {file.path.name}")
+            super().add_file(run, file)
+            self._fail("added")
+
+    monkeypatch.setitem(SINKS, "recording", Counting)
+    work.finish()
+    RecordingSink.fails.append("added")
+    assert export(shared_api, work) == 1
+    assert export(shared_api, work) == 0
+    names = [f"{id} {name}" for id in work.run_ids for name in ("result.json", "student.safetensors")]
+    assert calls == [names[0], *names]
+    assert [sorted(RecordingSink.runs[id].files) for id in work.run_ids] == [["result.json", "student.safetensors"]] * 2
 
 
 def test_export_leaves_a_refused_run_out_and_says_so(shared_api: Api, capsys: pytest.CaptureFixture[str]) -> None:

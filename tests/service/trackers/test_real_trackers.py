@@ -4,16 +4,18 @@ They bring a GB, so they are no part of ``make test``: ``.ci/run`` puts them int
 ``retort`` runs them; ``RETORT_TRACKERS_PYTHON`` names another Python that has them.
 """
 
+import http.server
 import json
 import os
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
@@ -136,6 +138,85 @@ def test_export_to_an_mlflow_server_updates(api: Api, mlflow: Mlflow) -> None:
     assert (parameters["method"], parameters["training.epochs"]) == ("ce", "3")
     assert mlflow.history(run, "result/best.top1") == [(0, 0.3)]
     assert mlflow.files(run) == ["result.json", "student.safetensors"]
+
+
+# Asks for a run of a server whose answers to ``runs/create`` are given, uploads a file; prints what the sink raises.
+START = """
+import sys
+from pathlib import Path
+from service.trackers.sinks.base import RunFile, TrackedRun
+from service.trackers.sinks.mlflow import MlflowSink
+
+run = TrackedRun("run_1", "job_1", "s/kd/0", "", {}, None)
+
+for url in sys.argv[1:]:
+    sink = MlflowSink(url, "retort", Path("unused"))
+    try:
+        sink.start(run)
+        sink.add_file(run, RunFile(Path("pyproject.toml"), "0" * 64))
+    except Exception as error:
+        print(type(error).__name__)
+"""
+REFUSED = json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": "no such value"})
+INFO = {"run_id": "1", "experiment_id": "1", "status": "RUNNING", "artifact_uri": "mlflow-artifacts:/1/1/artifacts"}
+RUN = json.dumps({"run": {"info": INFO, "data": {}}})
+# By the first part of the path: status and text of the answer to ``runs/create``, and stages of the experiment.
+ANSWERS = {
+    "proxy404": (404, "<html>not found</html>", ["active"]),
+    "proxy400": (400, "<html>bad request</html>", ["active"]),
+    "refused": (400, REFUSED, ["active", "active"]),
+    "file413": (200, RUN, ["active", "active"]),
+    "deleted": (200, "{}", ["deleted"]),
+    "deleted-meanwhile": (400, REFUSED, ["active", "deleted"]),
+}
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    """What MLflow, or a proxy before it, answers."""
+
+    stages: ClassVar[dict[str, Iterator[str]]] = {}
+
+    def do_GET(self) -> None:
+        case = self.path.split("/")[1]
+        if "/runs/get" in self.path:
+            self._answer(200, RUN)
+            return
+        stage = next(self.stages.setdefault(case, iter(ANSWERS[case][2])))
+        self._answer(200, json.dumps({"experiment": {"experiment_id": "1", "lifecycle_stage": stage}}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status, text, _ = ANSWERS[self.path.split("/")[1]]
+        self._answer(*((200, "{}") if self.path.endswith("/search") else (status, text)))
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(413, "<html>too large</html>")
+
+    def _answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+def test_mlflow_sink_leaves_a_run_out_for_an_answer_of_mlflows_own_alone() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = [f"http://127.0.0.1:{server.server_port}/{case}" for case in ANSWERS]
+        done = subprocess.run(
+            [PYTHON, "-c", START, *urls], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=120
+        )
+        server.shutdown()
+    raised = dict(zip(ANSWERS, done.stdout.split(), strict=True))
+    assert raised == {
+        "proxy404": "MlflowException",
+        "proxy400": "MlflowException",
+        "refused": "SinkRefused",
+        "file413": "SinkRefused",
+        "deleted": "SinkNotReady",
+        "deleted-meanwhile": "SinkNotReady",
+    }, done.stderr
 
 
 def test_track_follows_through_an_outage_of_the_mlflow_server(api: Api, mlflow: Mlflow, tmp_path: Path) -> None:

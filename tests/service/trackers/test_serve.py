@@ -9,7 +9,10 @@ import pytest
 
 from service.cli import main
 from service.cli.background_service import BackgroundService
+from service.cli.trackers import track_arguments
 from service.client.client import Client
+from service.settings import Settings
+from service.trackers.address import parse_address
 from tests.service.cli.test_supervisor import Toy
 from tests.support.digits import Digits
 from tests.support.process_table import processes_with
@@ -51,6 +54,15 @@ def test_serve_refuses_a_tracker_that_it_cannot_follow(
     assert main(["serve", "--port", "0"]) == 1
     assert "no target of mlflow" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
+
+
+def test_track_arguments_pass_settings_of_the_service_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow upload is no hanging one: whoever runs `retort serve` can say so, too."""
+    monkeypatch.setenv("RETORT_TRACKERS_STALL_S", "1800")
+    arguments = track_arguments(Settings(data_dir=tmp_path), parse_address("mlflow:http://127.0.0.1:5000"))
+    assert arguments[:2] == ["track", "mlflow:http://127.0.0.1:5000"]
+    given = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+    assert given == {"--cursor-dir": str(tmp_path / "trackers"), "--project": "retort", "--stall-s": "1800.0"}
 
 
 @pytest.mark.slow
