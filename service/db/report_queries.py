@@ -11,6 +11,7 @@ from service.db.models import ArtifactRecord, JobRecord, Json, RunRecord
 from service.db.states import State
 from service.db.transitions import existing
 from service.errors import TooLarge
+from workers.methods.names import distinct_names
 
 # Matrices of a result that no report shows; of a thousand runs they take longer to parse than all the rest.
 _UNSHOWN = ("$.evaluation.validation.confusion", "$.evaluation.test.confusion")
@@ -19,12 +20,13 @@ _IDS = 1000
 
 
 class ReportedRun(NamedTuple):
-    """Run as a report shows it: columns of ``RunRecord``."""
+    """Run as a report shows it: columns of ``RunRecord``; ``method`` is the label, numbered where it is of several."""
 
     id: str
     job_id: str
     student: str
     method: str
+    method_spec: Json
     seed: int
     state: State
     metrics: Json | None
@@ -52,9 +54,11 @@ def jobs_and_runs(
             )
         columns = [getattr(RunRecord, name) for name in ReportedRun._fields if name != "result"]
         query = select(*columns, _result(session)).order_by(RunRecord.index)
-        return jobs, [
+        runs = [
             ReportedRun._make(row) for job in jobs for row in session.execute(query.where(RunRecord.job_id == job.id))
         ]
+    names = distinct_names([(run.method, run.method_spec) for run in runs])
+    return jobs, [run._replace(method=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _result(session: Session) -> ColumnElement[Any]:

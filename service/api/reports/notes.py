@@ -8,6 +8,7 @@ from service.api.reports.rows import SPLITS
 from service.api.schemas.reports import Difference, GroupSplit, ReportGroup
 from service.db.models import JobRecord
 from service.db.states import State
+from workers.methods.names import MARK
 from workers.texts import listed
 
 
@@ -19,8 +20,8 @@ def notes_of(
     Args:
         groups, shown: the same, and as documents.
     """
-    sentences = [*_of_splits(jobs, shown), *_of_runs(groups), *_of_seeds(groups), *_of_baseline(groups, baseline)]
-    return [*sentences, *_of_differences(groups, shown)]
+    sentences = [*_of_splits(jobs, shown), *_of_names(groups), *_of_runs(groups), *_of_seeds(groups)]
+    return [*sentences, *_of_baseline(groups, baseline), *_of_differences(groups, shown)]
 
 
 def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Iterator[str]:
@@ -29,6 +30,15 @@ def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Itera
         yield f"{listed(untested)} has no test split ('test' is null): nothing was measured on test"
     if any(group.test for group in shown) and not any(group.validation for group in shown):
         yield "there is no validation split: nothing was chosen, so no epoch is called best"
+
+
+def _of_names(groups: Sequence[Group]) -> Iterator[str]:
+    numbered = list(dict.fromkeys(group.key[2] for group in groups if MARK in group.key[2]))
+    if numbered:
+        yield (
+            f"{listed(numbered)} is another method than that without the number: they share a label, and differ in "
+            "method_spec of their runs"
+        )
 
 
 def _of_runs(groups: Sequence[Group]) -> Iterator[str]:
