@@ -129,6 +129,13 @@ def compare_jobs(request: Annotated[ComparisonRequest, json_body(ComparisonReque
         )
     jobs, runs = jobs_and_runs(ctx.database, ids, RUNS_MAX)
     differences = check_comparable(jobs, ctx.catalog, insists=request.accept_different_data)
+    if differences and request.paired == "samples":
+        # Equal labels would not do: those of stratified holdouts of two seeds are the same, of other pictures.
+        raise InvalidRequest(
+            f"rows of different data cannot be paired ({differences[0]}): leave `paired` out, or name jobs on the same "
+            "dataset and splits",
+            "#/paired",
+        )
     over_seeds = statistics_of(ctx, jobs, runs, baseline, confidence=request.confidence, paired=request.paired)
     over_seeds.notes[:0] = differences
     teachers = {job.id: teacher_result(job) for job in jobs}

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.db.models import JobRecord
 from tests.service.api.reports.test_reports import KD, SEEDS
-from tests.support.reported import post_results, result
+from tests.support.reported import logits_of, post_results, result
 from tests.support.service_helpers import Api
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -51,6 +52,21 @@ def test_comparison_refuses_other_data_unless_somebody_insists(shared_api: Api) 
     assert "accept_different_data" in refused.json()["detail"]
     document = compare(shared_api, digits, other, accept_different_data=True)
     assert document["notes"][0].startswith(f"{other} has another validation than {digits}")
+
+
+def test_comparison_pairs_no_rows_of_different_data_even_if_somebody_insists(shared_api: Api) -> None:
+    """Stratified holdouts of two seeds have the same labels, in the same order."""
+    labels = np.arange(10) % 2
+    logits = logits_of(labels, labels == 0, "validation")
+    one = post_results(shared_api, {("ce", 0): result(0.5, 0.5)}, {("ce", 0): logits}, validation={"holdout": 0.1})
+    other_cut = {"holdout": 0.1, "seed": 1}
+    other = post_results(shared_api, {("kd", 0): result(0.5, 0.5)}, {("kd", 0): logits}, validation=other_cut)
+    assert compare(shared_api, one, other, accept_different_data=True)["notes"][0].startswith(other)
+    body = {"jobs": [one, other], "accept_different_data": True, "paired": "samples"}
+    refused = shared_api.client.post("/v1/reports", json=body)
+    assert refused.status_code == 422
+    assert "rows of different data cannot be paired" in refused.json()["detail"]
+    assert [error["pointer"] for error in refused.json()["errors"]] == ["#/paired"]
 
 
 def test_comparison_is_bounded_and_names_what_is_missing(shared_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
