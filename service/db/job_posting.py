@@ -29,13 +29,14 @@ class Idempotency:
 
     Attributes:
         key_id: of the API key that brought it, empty without one: what one key has made is no other's to see.
-        earlier_digest: of the same body, as versions before the recipes have taken it; None if it is no other.
+        earlier_digests: of the same body, as earlier versions have taken them. No ``digest`` of this version is among
+            them, so they are of keys that were stored before the upgrade alone.
     """
 
     key_id: str
     key: str
     digest: str
-    earlier_digest: str | None = None
+    earlier_digests: tuple[str, ...] = ()
 
 
 class JobPosting:
@@ -183,7 +184,7 @@ def _replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
     known = session.get(IdempotencyRecord, (idempotency.key_id, idempotency.key))
     if known is None:
         return None
-    if known.digest not in (idempotency.digest, idempotency.earlier_digest):
+    if known.digest not in (idempotency.digest, *idempotency.earlier_digests):
         raise IdempotencyMismatch(
             f"the Idempotency-Key {idempotency.key!r} came with another body before, for job {known.job_id}: "
             "use a new key for a new job"

@@ -111,8 +111,8 @@ class JobRequest(PlanDraft):
     def identity(self) -> dict[str, JsonValue]:
         """Return what an Idempotency-Key is known by: all fields, and which were left out where that makes another job.
 
-        Of a request that states training and views it is what every version has taken. It is the client's side of the
-        job alone, so a recipe that changes in a later version makes no other request of it.
+        It is the client's side of the job alone, so a recipe that changes in a later version makes no other request of
+        it.
         """
         whole = self.model_dump(mode="json")
         if self.recipe is not None:
