@@ -21,7 +21,8 @@ def notes_of(
         groups, shown: the same, and as documents.
     """
     sentences = [*_of_splits(jobs, shown), *_of_names(groups), *_of_runs(groups), *_of_seeds(groups)]
-    return [*sentences, *_of_baseline(groups, baseline), *_of_differences(groups, shown)]
+    sentences += [*_of_baseline(groups, baseline), *_of_other_jobs(jobs, groups)]
+    return [*sentences, *_of_differences(groups, shown)]
 
 
 def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Iterator[str]:
@@ -73,6 +74,19 @@ def _of_baseline(groups: Sequence[Group], baseline: Baseline) -> Iterator[str]:
             f"no run of the baseline {method!r} of {listed(lacking)} has succeeded: no difference is told there; name "
             "another method with `baseline`"
         )
+
+
+def _of_other_jobs(jobs: Sequence[JobRecord], groups: Sequence[Group]) -> Iterator[str]:
+    """Say of each group whose baseline is of another job what else differs, which may be the whole difference."""
+    by_id = {job.id: job for job in jobs}
+    for group in groups:
+        if group.baseline is None or group.baseline.key[0] == group.key[0]:
+            continue
+        own, other = by_id[group.key[0]], by_id[group.baseline.key[0]]
+        unlike = [part for part in ("training", "views") if own.plan.get(part) != other.plan.get(part)]
+        unlike += ["teacher"] if own.teacher["sha256"] != other.teacher["sha256"] else []
+        rest = f", which differs in {listed(unlike)}" if unlike else ""
+        yield f"difference of {group.name} of {own.id} is to {group.baseline.key[2]} of {other.id}{rest}"
 
 
 def _of_differences(groups: Sequence[Group], shown: Sequence[ReportGroup]) -> Iterator[str]:
