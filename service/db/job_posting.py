@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.db.database import Database
 from service.db.ids import new_id
-from service.db.models import IdempotencyRecord, JobRecord, RunRecord, TeacherRecord
+from service.db.models import IdempotencyRecord, JobRecord, Json, RunRecord, TeacherRecord
 from service.db.states import LIVE, State
 from service.db.transitions import existing, runs_of
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
@@ -208,12 +208,17 @@ def _new_job(plan: Plan, teacher: TeacherRecord) -> JobRecord:
     )
 
 
+def evaluation_run(teacher: TeacherRecord) -> Json:
+    """Name, student, method and seed of the one run of a job that evaluates a teacher."""
+    name, student = f"evaluation of {teacher.name}", teacher.name[:_STUDENT_MAX]
+    return {"name": name, "student": student, "method": "evaluation", "seed": 0}
+
+
 def _new_runs(plan: Plan, job_id: str, teacher: TeacherRecord) -> list[RunRecord]:
     if plan.evaluate:
         # One run, so that it is paused, resumed, retried and reported as all others are; see RunStage.
-        evaluation = {"name": f"evaluation of {teacher.name}", "student": teacher.name[:_STUDENT_MAX]}
-        kind = {"method": "evaluation", "method_spec": {}, "seed": 0, "epochs": 1}
-        return [RunRecord(id=new_id("run"), job_id=job_id, index=0, **evaluation, **kind)]
+        columns = {**evaluation_run(teacher), "method_spec": {}, "epochs": 1}
+        return [RunRecord(id=new_id("run"), job_id=job_id, index=0, **columns)]
     return [
         RunRecord(
             id=new_id("run"),

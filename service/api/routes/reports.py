@@ -1,9 +1,9 @@
 """Routes of reports: the table of one job, and one table over several."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import READ
 from service.api.bodies.json_bodies import JsonRoute, json_body
@@ -45,20 +45,11 @@ Pairing = Annotated[
 ]
 
 
-async def _in_turn(request: Request, ctx: Ctx, paired: Pairing = "seeds") -> AsyncIterator[None]:
-    """Wait for other long requests of the same key, if this one reads predictions."""
-    if paired == "seeds":
-        yield
-        return
-    async with ctx.heavy.held(request.state.name):
-        yield
-
-
 @router.get(
     "/jobs/{job_id}/report",
     operation_id="get_report",
     summary="The table of results",
-    dependencies=[READ, Depends(_in_turn)],
+    dependencies=[READ, Heavy],
     response_class=Response,
     responses={
         200: {

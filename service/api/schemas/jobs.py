@@ -207,7 +207,7 @@ class JobSummary(Document):
     teacher_accuracy: float | None = Field(description="top-1 on the test split")
     teacher_metrics: dict[str, Stored] | None = Field(
         description="metrics of the teacher by split that is measured, `validation` and `test`; null until its caches "
-        "are complete"
+        "are complete. Lists leave `per_class` out"
     )
     teacher_views_accuracy: float | None = Field(
         description="top-1 on the training views, of the cached logits that students learn from"
