@@ -37,6 +37,7 @@ from store.exact_rows import Reference, read_reference
 from store.locks import CacheLease
 from store.reader import CacheReader
 from store.spec import CacheSpec
+from store.view_statistics import read_view_statistics
 from store.writer import CacheWriter
 
 __all__ = [
@@ -65,4 +66,5 @@ __all__ = [
     "SparseEncoding",
     "StoreError",
     "read_reference",
+    "read_view_statistics",
 ]

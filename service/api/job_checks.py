@@ -65,6 +65,8 @@ def _check_runs(request: JobRequest, settings: Settings) -> None:
 
 
 def _check_epochs(plan: Plan, settings: Settings) -> None:
+    if plan.evaluate:
+        return
     epochs = plan.training.epochs
     if epochs > settings.job_epochs_max:
         raise InvalidRequest(

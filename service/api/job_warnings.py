@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from store import CacheReader, Catalog, StoreError
+from store import Catalog, StoreError, read_view_statistics
 from workers.config.job import Plan
 from workers.methods.gradient_estimate import gradient_warnings
 from workers.teacher.cache_statistics import some_rows
@@ -25,12 +25,12 @@ def gradient_warnings_of_plan(plan: Plan, teacher_sha256: str, caches: Path) -> 
         return []
     key = max((entry.last_used_at.timestamp() if entry.last_used_at else 0.0, entry.key) for entry in entries)[1]
     try:
-        with CacheReader.from_key(caches, key) as reader:
-            statistics, classes = some_rows(reader), reader.spec.classes
-    except StoreError:
+        spec, of_view = read_view_statistics(caches, key, 0)
+    except (StoreError, OSError):
         return []
+    statistics = some_rows(of_view)
     return [
         f"{warning} (estimated from cache {key[:12]} of this teacher)"
         for method in plan.methods
-        for warning in gradient_warnings(method.expand(), statistics, classes, epochs=plan.training.epochs)
+        for warning in gradient_warnings(method.expand(), statistics, spec.classes, epochs=plan.training.epochs)
     ]

@@ -139,20 +139,20 @@ def groups(document: Document) -> RenderableType:
             group["student"],
             group["method"],
             str(len(group["seeds"])),
-            *(text for split in splits for text in _split(group[split])),
+            *(text for split in splits for text in _split(group[split], group["job_id"])),
         ]
         for group in found
     ]
     return render.table(headers, rows)
 
 
-def _split(found: Document | None) -> list[str]:
+def _split(found: Document | None, job_id: str) -> list[str]:
     if found is None:
         return [""] * 4
     worst = found["worst_class"]
     return [
         _spread(found["top1"]),
-        _points(found["difference"], found["samples"] or []),
+        _points(found["difference"], found["samples"] or [], job_id),
         _spread(found["ece"]),
         f"{worst['index']}: {render.percent(worst['accuracy'])}" if worst else "",
     ]
@@ -165,12 +165,13 @@ def _spread(found: Document | None) -> str:
     return f"{100 * found['mean']:.2f}{deviation} %"
 
 
-def _points(found: Document | None, tests: list[Document]) -> str:
+def _points(found: Document | None, tests: list[Document], job_id: str) -> str:
     if found is None:
         return ""
     interval = "" if found["low"] is None else f" [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
     told = "".join(f"; seed {test['seed']} p {test['p_value']:.2g}" for test in tests)
-    return f"{100 * found['mean']:+.2f}{interval}{told}"
+    job = "" if found["baseline_job_id"] == job_id else f" to {found['baseline_job_id']}"
+    return f"{100 * found['mean']:+.2f}{interval}{job}{told}"
 
 
 def _notes(document: Document) -> list[RenderableType]:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.db.database import Database
 from service.db.ids import new_id
-from service.db.models import IdempotencyRecord, JobRecord, RunRecord, TeacherRecord
+from service.db.models import IdempotencyRecord, JobRecord, Json, RunRecord, TeacherRecord
 from service.db.states import LIVE, State
 from service.db.transitions import existing, runs_of
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
@@ -29,13 +29,14 @@ class Idempotency:
 
     Attributes:
         key_id: of the API key that brought it, empty without one: what one key has made is no other's to see.
-        earlier_digest: of the same body, as versions before the recipes have taken it; None if it is no other.
+        earlier_digests: of the same body, as earlier versions have taken them. No ``digest`` of this version is among
+            them, so they are of keys that were stored before the upgrade alone.
     """
 
     key_id: str
     key: str
     digest: str
-    earlier_digest: str | None = None
+    earlier_digests: tuple[str, ...] = ()
 
 
 class JobPosting:
@@ -183,7 +184,7 @@ def _replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
     known = session.get(IdempotencyRecord, (idempotency.key_id, idempotency.key))
     if known is None:
         return None
-    if known.digest not in (idempotency.digest, idempotency.earlier_digest):
+    if known.digest not in (idempotency.digest, *idempotency.earlier_digests):
         raise IdempotencyMismatch(
             f"the Idempotency-Key {idempotency.key!r} came with another body before, for job {known.job_id}: "
             "use a new key for a new job"
@@ -207,12 +208,17 @@ def _new_job(plan: Plan, teacher: TeacherRecord) -> JobRecord:
     )
 
 
+def evaluation_run(teacher: TeacherRecord) -> Json:
+    """Name, student, method and seed of the one run of a job that evaluates a teacher."""
+    name, student = f"evaluation of {teacher.name}", teacher.name[:_STUDENT_MAX]
+    return {"name": name, "student": student, "method": "evaluation", "seed": 0}
+
+
 def _new_runs(plan: Plan, job_id: str, teacher: TeacherRecord) -> list[RunRecord]:
     if plan.evaluate:
         # One run, so that it is paused, resumed, retried and reported as all others are; see RunStage.
-        evaluation = {"name": f"evaluation of {teacher.name}", "student": teacher.name[:_STUDENT_MAX]}
-        kind = {"method": "evaluation", "method_spec": {}, "seed": 0, "epochs": 1}
-        return [RunRecord(id=new_id("run"), job_id=job_id, index=0, **evaluation, **kind)]
+        columns = {**evaluation_run(teacher), "method_spec": {}, "epochs": 1}
+        return [RunRecord(id=new_id("run"), job_id=job_id, index=0, **columns)]
     return [
         RunRecord(
             id=new_id("run"),

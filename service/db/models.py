@@ -121,7 +121,7 @@ class JobRecord(Base):
 
 
 class JobRevisionRecord(Base):
-    """Count of the changes of a job and its runs, kept by triggers (migration 0010), see ``service.db.version``."""
+    """Count of the changes of a job and its runs, kept by triggers (migration 0011), see ``service.db.version``."""
 
     __tablename__ = "job_revisions"
 

@@ -1,4 +1,4 @@
-"""Queries of reports: jobs with what of their runs a report shows, and the files that runs have kept."""
+"""Queries of reports: jobs with what of their runs a report shows, fingerprints of their data, kept files of runs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -7,10 +7,12 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from service.db.database import Database
-from service.db.models import ArtifactRecord, JobRecord, Json, RunRecord
+from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, PackedEventsRecord, RunRecord
+from service.db.packed_events import unpack
 from service.db.states import State
-from service.db.transitions import existing
+from service.db.transitions import event_rows, existing
 from service.errors import TooLarge
+from workers.methods.names import distinct_names
 
 # Matrices of a result that no report shows; of a thousand runs they take longer to parse than all the rest.
 _UNSHOWN = ("$.evaluation.validation.confusion", "$.evaluation.test.confusion")
@@ -19,12 +21,13 @@ _IDS = 1000
 
 
 class ReportedRun(NamedTuple):
-    """Run as a report shows it: columns of ``RunRecord``."""
+    """Run as a report shows it: columns of ``RunRecord``; ``method`` is the label, numbered where it is of several."""
 
     id: str
     job_id: str
     student: str
     method: str
+    method_spec: Json
     seed: int
     state: State
     metrics: Json | None
@@ -52,9 +55,11 @@ def jobs_and_runs(
             )
         columns = [getattr(RunRecord, name) for name in ReportedRun._fields if name != "result"]
         query = select(*columns, _result(session)).order_by(RunRecord.index)
-        return jobs, [
+        runs = [
             ReportedRun._make(row) for job in jobs for row in session.execute(query.where(RunRecord.job_id == job.id))
         ]
+    names = distinct_names([(run.method, run.method_spec) for run in runs])
+    return jobs, [run._replace(method=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _result(session: Session) -> ColumnElement[Any]:
@@ -72,4 +77,24 @@ def files_of_runs(database: Database, run_ids: Iterable[str], name: str) -> list
             query = select(ArtifactRecord).join(RunRecord, RunRecord.id == ArtifactRecord.run_id)
             query = query.where(RunRecord.id.in_(ids[start : start + _IDS]), ArtifactRecord.name == name)
             found += session.scalars(query.where(ArtifactRecord.attempt == RunRecord.attempt))
+    return found
+
+
+def fingerprints_of_jobs(database: Database, job_ids: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Fingerprints of the data that jobs were told of, by job and split, packed events included.
+
+    They outlive caches and decoded copies. A job that has not prepared its data yet has none.
+    """
+    found: dict[str, dict[str, str]] = {}
+    with database.read() as session:
+        for job_id in job_ids:
+            plain = (EventRecord.job_id == job_id) & (EventRecord.run_id == "") & (EventRecord.type == "dataset_ready")
+            # In this order, as ``packed_events.events_of``: what is packed between the two queries is found.
+            rows = {row.seq: row for row in event_rows(session, select(EventRecord).where(plain))}
+            packed = (PackedEventsRecord.job_id == job_id) & (PackedEventsRecord.run_id == "")
+            for some in session.scalars(select(PackedEventsRecord).where(packed)):
+                rows |= {row.seq: row for row in unpack(some) if row.type == "dataset_ready"}
+            # Of several attempts the last has made the results.
+            told = [rows[seq].data for seq in sorted(rows)]
+            found[job_id] = {str(data["split"]): str(data["fingerprint"]) for data in told if "fingerprint" in data}
     return found

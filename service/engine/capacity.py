@@ -93,12 +93,15 @@ class Capacity:
         """
         return "train" if gpu_share and training.actors == 1 and self.run_cpus >= RUN_CORES else "all"
 
-    def refusal(self, training: Training) -> tuple[str, str] | None:
+    def refusal(self, training: Training, *, evaluates: bool = False) -> tuple[str, str] | None:
         """The reason why a run could never start here, as a type of error and a message; None if it can.
 
         Whether the GPUs work is not known here.
+
+        Args:
+            evaluates: the job trains nothing, so none of ``training.actors`` is ever started.
         """
-        actors = training.actors
+        actors = 1 if evaluates else training.actors
         if training.device == "cuda" and not self.gpus:
             return "DeviceUnavailable", (
                 "training.device is 'cuda', but the engine has no GPU: use 'auto' or 'cpu', "
@@ -109,7 +112,7 @@ class Capacity:
                 f"training.actors is {actors}, but the engine has room for {self.cpu_slots} at once: "
                 f"use {self.cpu_slots} or fewer, or set RETORT_CPUS to more or RETORT_RUN_CPUS to less"
             )
-        if self.gpu_share_of(training) * actors > self.gpus:
+        if not evaluates and self.gpu_share_of(training) * actors > self.gpus:
             return "TooFewSlots", (
                 f"training.actors is {actors}, and each takes a whole GPU (NCCL takes no two processes on one), "
                 f"but the engine has {self.gpus}: use {self.gpus} or fewer, or training.device 'cpu'"

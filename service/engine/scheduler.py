@@ -183,7 +183,7 @@ class Scheduler:
             # Stored by another version, say. Raised from here it would stop the engine at every start.
             self._endings.fail(record.id, record.attempt, {"type": type(error).__name__, "message": str(error)})
             return None
-        if (refused := context.capacity.refusal(spec.training)) is not None:
+        if (refused := context.capacity.refusal(spec.training, evaluates=spec.evaluate)) is not None:
             kind, message = refused
             self._endings.fail(record.id, record.attempt, {"type": kind, "message": message})
             return None

@@ -12,6 +12,7 @@ import numpy as np
 from service.client.client import Client
 from service.client.transport import Document
 from service.plots.bins import Calibration, read_calibrations
+from workers.methods.names import distinct_names
 
 LOGITS_FILE = "logits.safetensors"
 _CONFIG_FILE = "config.json"
@@ -63,16 +64,20 @@ class JobData:
 
     @cached_property
     def methods(self) -> list[str]:
-        """Labels of methods, in the job's order."""
-        return list(dict.fromkeys(run.document["method"] for run in self.runs))
+        """Names of methods, in the job's order: labels, numbered where several methods share one."""
+        return list(dict.fromkeys(self._names))
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """Name of each run's method."""
+        return distinct_names([(run.document["method"], run.document.get("method_spec") or {}) for run in self.runs])
 
     def groups(self) -> Iterator[tuple[str, str, list[RunData]]]:
         """(student, method, its runs of all seeds), those that there are."""
         for student in self.students:
             for method in self.methods:
-                runs = [
-                    run for run in self.runs if (run.document["student"], run.document["method"]) == (student, method)
-                ]
+                pairs = zip(self.runs, self._names, strict=True)
+                runs = [run for run, name in pairs if (run.document["student"], name) == (student, method)]
                 if runs:
                     yield student, method, runs
 

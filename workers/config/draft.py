@@ -5,7 +5,8 @@ What the client states wins, field by field. Where it names no recipe, its datas
 for the others. A job is filled in once, when it is posted; what is stored states everything.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -19,6 +20,7 @@ from workers.config.training import Training
 from workers.config.views import Views
 from workers.errors import InvalidJob
 from workers.methods.catalog import parse_method
+from workers.methods.combined import PRESETS
 from workers.methods.papers.base import Preset
 from workers.students.catalog import check_student
 
@@ -74,7 +76,7 @@ class PlanDraft(Plan):
             dataset: in the place of the draft's, which may be a name.
 
         Raises:
-            InvalidJob: what the client states and what is filled in do not go together.
+            InvalidJob: what the client states and what is filled in do not go together, or two methods have one label.
         """
         stated = {name: _stated(getattr(self, name)) for name in ("training", "views")}
         if self.evaluate:
@@ -100,10 +102,13 @@ class PlanDraft(Plan):
                 filled=tuple(sorted(told)),
             )
         try:
-            return Plan.model_validate(fields)
+            plan = Plan.model_validate(fields)
         except ValidationError as error:
             mistakes = error.errors(include_url=False, include_input=False)
             problem = "; ".join(_sentence(item["loc"], item["msg"]) for item in mistakes)
+        else:
+            _check_labels(plan.methods)
+            return plan
         # Outside of the block, see ``workers.methods.catalog.parse_method``.
         if told:
             parts = ", ".join(sorted({path.partition(".")[0] for path in told}))
@@ -161,6 +166,25 @@ class JobDraft(PlanDraft):
             InvalidJob: as ``filled``.
         """
         return JobSpec.model_validate({**dict(self.filled(self.dataset)), "teacher": self.teacher})
+
+
+def _check_labels(methods: Sequence[Preset]) -> None:
+    """Refuse methods that a report could not tell apart by their labels; stored plans may have some.
+
+    Raises:
+        InvalidJob: two methods have one label, or a custom one has the name of a preset.
+    """
+    for method in methods:
+        if method.id() == "custom" and method.label != "custom" and method.label in PRESETS:
+            raise InvalidJob(
+                f"a custom method is named {method.label!r}, which is the name of a preset: give it another `name`"
+            )
+    label, count = Counter(method.label for method in methods).most_common(1)[0]
+    if count > 1:
+        raise InvalidJob(
+            f"{count} different methods have the label {label!r}, by which results are told apart: give each custom "
+            "method a `name` of its own, and let parameters differ within six digits"
+        )
 
 
 def _stated(model: BaseModel) -> dict[str, Any]:

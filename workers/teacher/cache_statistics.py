@@ -1,6 +1,6 @@
 """Statistics over a complete cache, read from its files: see ``methods.cache_statistics``."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,6 @@ def _pieces(reader: CacheReader) -> Iterator[npt.NDArray[np.floating]]:
             yield rows.gather(start, stop)
 
 
-def some_rows(reader: CacheReader) -> dict[str, npt.NDArray[np.float32]]:
-    """Statistics of 16,384 rows of the first view at most, at equal distances: [1, R] by name."""
-    stride = -(-reader.spec.samples // _SOME_ROWS)
-    return {name: values_N[np.newaxis, ::stride] for name, values_N in reader.statistics(0).items()}
+def some_rows(statistics: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[np.float32]]:
+    """Statistics of 16,384 rows at most of those of one view ([N] by name), at equal distances: [1, R] by name."""
+    return {name: values_N[np.newaxis, :: -(-len(values_N) // _SOME_ROWS)] for name, values_N in statistics.items()}

@@ -147,7 +147,7 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
         },
         replicas=replicas,
         cache_statistics={each: torch.from_numpy(values).to(device) for each, values in over_cache.items()},
-        teacher_rows={} if rows is None else some_rows(rows),
+        teacher_rows={} if rows is None else some_rows(rows.statistics(0)),
     )
 
 

@@ -192,7 +192,7 @@ def _cells(group: ReportGroup, splits: Sequence[str], is_tested: bool) -> Iterat
         yield _spread(of_split.top5, 100)
         yield _spread(of_split.nll, 1, 4)
         yield _spread(of_split.ece, 100)
-        yield _points(of_split.difference)
+        yield _points(of_split.difference, group.job_id)
         if is_tested:
             yield ", ".join(f"{_p_value(test.p_value)} (seed {test.seed})" for test in of_split.samples or ())
         yield _class(of_split.best_class)
@@ -229,12 +229,14 @@ def _spread(found: Estimate | None, factor: float, digits: int = 2) -> str:
     return f"{factor * found.mean:.{digits}f}{std}"
 
 
-def _points(found: Difference | None) -> str:
+def _points(found: Difference | None, job_id: str) -> str:
+    """Difference in points with its interval, and the baseline's job where it is another than ``job_id``."""
     if found is None:
         return ""
+    job = "" if found.baseline_job_id == job_id else f" to {found.baseline_job_id}"
     if found.low is None or found.high is None:
-        return f"{100 * found.mean:+.2f}"
-    return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+        return f"{100 * found.mean:+.2f}{job}"
+    return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]{job}"
 
 
 def _class(found: ClassAccuracy | None) -> str:

@@ -8,6 +8,7 @@ from service.api.reports.rows import SPLITS
 from service.api.schemas.reports import Difference, GroupSplit, ReportGroup
 from service.db.models import JobRecord
 from service.db.states import State
+from workers.methods.names import MARK
 from workers.texts import listed
 
 
@@ -19,7 +20,8 @@ def notes_of(
     Args:
         groups, shown: the same, and as documents.
     """
-    sentences = [*_of_splits(jobs, shown), *_of_runs(groups), *_of_seeds(groups), *_of_baseline(groups, baseline)]
+    sentences = [*_of_splits(jobs, shown), *_of_names(groups), *_of_runs(groups), *_of_seeds(groups)]
+    sentences += [*_of_baseline(groups, baseline), *_of_other_jobs(jobs, groups)]
     return [*sentences, *_of_differences(groups, shown)]
 
 
@@ -29,6 +31,15 @@ def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Itera
         yield f"{listed(untested)} has no test split ('test' is null): nothing was measured on test"
     if any(group.test for group in shown) and not any(group.validation for group in shown):
         yield "there is no validation split: nothing was chosen, so no epoch is called best"
+
+
+def _of_names(groups: Sequence[Group]) -> Iterator[str]:
+    numbered = list(dict.fromkeys(group.key[2] for group in groups if MARK in group.key[2]))
+    if numbered:
+        yield (
+            f"{listed(numbered)} is another method than that without the number: they share a label, and differ in "
+            "method_spec of their runs"
+        )
 
 
 def _of_runs(groups: Sequence[Group]) -> Iterator[str]:
@@ -63,6 +74,19 @@ def _of_baseline(groups: Sequence[Group], baseline: Baseline) -> Iterator[str]:
             f"no run of the baseline {method!r} of {listed(lacking)} has succeeded: no difference is told there; name "
             "another method with `baseline`"
         )
+
+
+def _of_other_jobs(jobs: Sequence[JobRecord], groups: Sequence[Group]) -> Iterator[str]:
+    """Say of each group whose baseline is of another job what else differs, which may be the whole difference."""
+    by_id = {job.id: job for job in jobs}
+    for group in groups:
+        if group.baseline is None or group.baseline.key[0] == group.key[0]:
+            continue
+        own, other = by_id[group.key[0]], by_id[group.baseline.key[0]]
+        unlike = [part for part in ("training", "views") if own.plan.get(part) != other.plan.get(part)]
+        unlike += ["teacher"] if own.teacher["sha256"] != other.teacher["sha256"] else []
+        rest = f", which differs in {listed(unlike)}" if unlike else ""
+        yield f"difference of {group.name} of {own.id} is to {group.baseline.key[2]} of {other.id}{rest}"
 
 
 def _of_differences(groups: Sequence[Group], shown: Sequence[ReportGroup]) -> Iterator[str]:

@@ -20,7 +20,8 @@ from workers.texts import listed
 LOGITS = "logits.safetensors"
 # Of all files that one report reads: two seconds of two cores.
 LOGITS_BYTES_MAX = 1 << 30
-_ROWS = 4096
+# Logits that are compared at once: 16 MiB of float32.
+_CELLS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ def _correct(logits, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]: 
             f"it holds {dtype} {shape} with labels {labels_N.dtype} {labels_N.shape}; logits are F16 or F32 "
             "[rows, classes], labels int64 [rows]"
         )
-    parts = []
-    for start in range(0, shape[0], _ROWS):
-        end = min(start + _ROWS, shape[0])
+    parts, step = [], max(1, _CELLS // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        end = min(start + step, shape[0])
         parts.append(logits[start:end].astype(np.float32).argmax(axis=1) == labels_N[start:end])
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)

@@ -1,10 +1,10 @@
 """Routes of jobs: post, preview, list. ``job_control`` has those that end, pause and repeat them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
@@ -28,8 +28,8 @@ from service.api.schemas.jobs import (
 from service.api.schemas.runs import ErrorInfo, Run, SetAside
 from service.db.api_queries import ApiQueries, digest_of
 from service.db.backoff import read_backoff
-from service.db.job_posting import Idempotency
-from service.db.models import JobRecord, TeacherRecord
+from service.db.job_posting import Idempotency, evaluation_run
+from service.db.models import JobRecord, Json, TeacherRecord
 from service.db.states import State
 from workers.config.dataset import thumbnail_warnings
 from workers.config.job import Plan
@@ -48,8 +48,20 @@ IdempotencyKey = Annotated[
 ]
 
 
+DryRun = Annotated[bool, Query(description="check it and show its runs, but make nothing")]
+
+
+async def _in_turn(request: Request, ctx: Ctx, dry_run: DryRun = False) -> AsyncIterator[None]:
+    """Wait for other long requests of the same key, if this one reads a cache's statistics."""
+    if not dry_run:
+        yield
+        return
+    async with ctx.heavy.held(request.state.name):
+        yield
+
+
 def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
-    """Document of a job's row in a list; ``counts`` are of its runs."""
+    """Document of a job's row in a list, without the teacher's accuracy of each class; ``counts`` are of its runs."""
     return JobSummary(
         id=row.id,
         name=row.name,
@@ -70,13 +82,23 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         teacher_forwards=forwards(row),
         teacher_accuracy=row.teacher_accuracy,
         teacher_views_accuracy=row.teacher_views_accuracy,
-        teacher_metrics=row.teacher_metrics,
+        teacher_metrics=_without_classes(row.teacher_metrics),
         waits_for=_waits_for(row),
         priority=row.priority,
         parallel_runs=row.parallel_runs,
         retry_of=row.retry_of,
         pinned=row.pinned_at is not None,
     )
+
+
+def _without_classes(metrics: Json | None) -> Json | None:
+    """Drop what a page of jobs would have thousands of numbers of."""
+    if metrics is None:
+        return None
+    return {
+        split: {name: value for name, value in of_split.items() if name != "per_class"}
+        for split, of_split in metrics.items()
+    }
 
 
 def forwards(row: JobRecord) -> TeacherForwards | None:
@@ -98,14 +120,15 @@ def show_one(row: JobRecord, queries: ApiQueries) -> Job:
 
 def _show(row: JobRecord, runs: Mapping[str, State]) -> Job:
     summary = summarise(row, Counter(runs.values()))
-    return Job(**dict(summary), plan=row.plan, run_ids=list(runs))
+    whole = {**dict(summary), "teacher_metrics": row.teacher_metrics}
+    return Job(**whole, plan=row.plan, run_ids=list(runs))
 
 
 @router.post(
     "",
     operation_id="create_job",
     summary="Post a job",
-    dependencies=[WRITE],
+    dependencies=[WRITE, Depends(_in_turn)],
     status_code=201,
     responses={
         200: {"model": Job | JobPreview, "description": "The same request again, or a dry run"},
@@ -117,7 +140,7 @@ def create_job(
     ctx: Ctx,
     who: Who,
     response: Response,
-    dry_run: Annotated[bool, Query(description="check it and show its runs, but make nothing")] = False,
+    dry_run: DryRun = False,
     idempotency_key: IdempotencyKey = None,
 ) -> Job | JobPreview:
     """Students x methods x seeds become runs. Everything that can be known now is checked now."""
@@ -127,8 +150,7 @@ def create_job(
         return _preview(plan, teacher, gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir))
     idempotency = None
     if idempotency_key is not None:
-        digest, earlier = digest_of(request.identity()), digest_of(request.model_dump(mode="json"))
-        idempotency = Idempotency(who.key_id or "", idempotency_key, digest, earlier)
+        idempotency = _idempotency(request, who.key_id or "", idempotency_key)
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
@@ -147,11 +169,24 @@ def create_job(
     return show_one(row, ctx.queries)
 
 
+def _idempotency(request: JobRequest, key_id: str, key: str) -> Idempotency:
+    """Return an Idempotency-Key with the digest of its request, and those that earlier versions have stored of it.
+
+    The one with recipes has taken ``identity()`` as it is, the one before a dump. A dump does not tell a body that
+    leaves training and views out from one with ``{}``: so this version's digests differ from all of theirs.
+    """
+    identity = request.identity()
+    earlier = digest_of(identity), digest_of(request.model_dump(mode="json"))
+    return Idempotency(key_id, key, digest_of({"digest_version": 2, "identity": identity}), earlier)
+
+
 def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str]) -> JobPreview:
     planned = [
         PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
         for run in plan.runs()
     ]
+    if plan.evaluate:
+        planned = [PlannedRun(**evaluation_run(teacher))]
     preprocessing = Preprocessing.model_validate(teacher.preprocessing)
     return JobPreview(
         teacher=teacher.id,

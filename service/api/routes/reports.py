@@ -1,9 +1,9 @@
 """Routes of reports: the table of one job, and one table over several."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.api.auth import READ
 from service.api.bodies.json_bodies import JsonRoute, json_body
@@ -31,7 +31,7 @@ from service.api.schemas.reports import (
     Statistics,
 )
 from service.db.models import JobRecord
-from service.db.report_queries import ReportedRun, files_of_runs, jobs_and_runs
+from service.db.report_queries import ReportedRun, files_of_runs, fingerprints_of_jobs, jobs_and_runs
 from service.errors import InvalidRequest
 
 RUNS_MAX = 2000
@@ -45,20 +45,11 @@ Pairing = Annotated[
 ]
 
 
-async def _in_turn(request: Request, ctx: Ctx, paired: Pairing = "seeds") -> AsyncIterator[None]:
-    """Wait for other long requests of the same key, if this one reads predictions."""
-    if paired == "seeds":
-        yield
-        return
-    async with ctx.heavy.held(request.state.name):
-        yield
-
-
 @router.get(
     "/jobs/{job_id}/report",
     operation_id="get_report",
     summary="The table of results",
-    dependencies=[READ, Depends(_in_turn)],
+    dependencies=[READ, Heavy],
     response_class=Response,
     responses={
         200: {
@@ -128,9 +119,17 @@ def compare_jobs(request: Annotated[ComparisonRequest, json_body(ComparisonReque
             f"the baseline's job {baseline.job_id!r} is none of the jobs: name it there", "#/baseline_job"
         )
     jobs, runs = jobs_and_runs(ctx.database, ids, RUNS_MAX)
-    differences = check_comparable(jobs, ctx.catalog, insists=request.accept_different_data)
+    fingerprints = fingerprints_of_jobs(ctx.database, ids)
+    found = check_comparable(jobs, fingerprints, insists=request.accept_different_data)
+    if found.differences and request.paired == "samples":
+        # Equal labels would not do: those of stratified holdouts of two seeds are the same, of other pictures.
+        raise InvalidRequest(
+            f"rows of different data cannot be paired ({found.differences[0]}): leave `paired` out, or name jobs on "
+            "the same dataset and splits",
+            "#/paired",
+        )
     over_seeds = statistics_of(ctx, jobs, runs, baseline, confidence=request.confidence, paired=request.paired)
-    over_seeds.notes[:0] = differences
+    over_seeds.notes[:0] = [*found.differences, *found.unknown]
     teachers = {job.id: teacher_result(job) for job in jobs}
     if request.format != "json":
         return _attachment(_groups_text(over_seeds, teachers, request.format), "comparison", request.format)

@@ -111,8 +111,8 @@ class JobRequest(PlanDraft):
     def identity(self) -> dict[str, JsonValue]:
         """Return what an Idempotency-Key is known by: all fields, and which were left out where that makes another job.
 
-        Of a request that states training and views it is what every version has taken. It is the client's side of the
-        job alone, so a recipe that changes in a later version makes no other request of it.
+        It is the client's side of the job alone, so a recipe that changes in a later version makes no other request of
+        it.
         """
         whole = self.model_dump(mode="json")
         if self.recipe is not None:
@@ -207,7 +207,7 @@ class JobSummary(Document):
     teacher_accuracy: float | None = Field(description="top-1 on the test split")
     teacher_metrics: dict[str, Stored] | None = Field(
         description="metrics of the teacher by split that is measured, `validation` and `test`; null until its caches "
-        "are complete"
+        "are complete. Lists leave `per_class` out"
     )
     teacher_views_accuracy: float | None = Field(
         description="top-1 on the training views, of the cached logits that students learn from"

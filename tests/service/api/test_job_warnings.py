@@ -1,5 +1,6 @@
 """Warnings of a dry run from an earlier cache of the teacher."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -35,4 +36,16 @@ def test_job_warnings_say_nothing_of_a_cache_that_cannot_be_read(
     assert sha256 is not None
     # Evicted between the listing and the opening.
     monkeypatch.setattr("service.api.job_warnings.max", lambda *_, **__: (0.0, "0" * 64), raising=False)
+    assert gradient_warnings_of_plan(plan, sha256, digits.folders.caches) == []
+
+
+def test_job_warnings_are_none_where_the_disk_fails(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _plan(digits, {"preset": "normkd", "kd_weight": 9.0})
+    sha256 = digits.plan.teacher.sha256
+    assert sha256 is not None
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("store.chunk_files.read_chunk", fail)
     assert gradient_warnings_of_plan(plan, sha256, digits.folders.caches) == []

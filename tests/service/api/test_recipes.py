@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from service.api.schemas.jobs import JobRequest
 from service.db.api_queries import digest_of
 from service.db.job_posting import Idempotency
@@ -89,13 +91,27 @@ def test_key_takes_fields_left_out_and_their_old_defaults_for_two_bodies(api: Ap
     assert api.client.post("/v1/jobs", json=named, headers={"Idempotency-Key": "k2"}).status_code == 200
 
 
-def test_key_of_an_earlier_version_still_gives_its_job(api: Api) -> None:
-    """Its digest is of the dump with the old defaults; the job keeps them."""
+def test_key_takes_empty_training_and_views_and_none_for_two_bodies(api: Api) -> None:
+    """In either order: the dump of one is that of the other, but the dataset's recipe fills in one alone."""
+    none = without(api.job_body(), "training")
+    empty = {**none, "training": {}, "views": {}}
+    for key, first, second in (("k1", empty, none), ("k2", none, empty)):
+        statuses = [
+            api.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": key}).status_code
+            for body in (first, second, first)
+        ]
+        assert statuses == [201, 422, 200]
+
+
+@pytest.mark.parametrize("version", ["before recipes", "with recipes"])
+def test_key_of_an_earlier_version_still_gives_its_job(api: Api, version: str) -> None:
+    """Its digest is of the dump with the old defaults, or of the client's side of the job; the job keeps them."""
     body = without(api.job_body(), "training")
     dump = JobRequest.model_validate(body).model_dump(mode="json")
     plan = Plan.model_validate(without(dump, "teacher"))
     teacher = api.queries.get(TeacherRecord, body["teacher"])
-    before: JobRecord = api.queries.add_job(plan, teacher, Idempotency("", "k1", digest_of(dump)))[0]
+    stored = dump if version == "before recipes" else JobRequest.model_validate(body).identity()
+    before: JobRecord = api.queries.add_job(plan, teacher, Idempotency("", "k1", digest_of(stored)))[0]
     again = api.client.post("/v1/jobs", json=body, headers=KEY)
     assert (again.status_code, again.json()["id"]) == (200, before.id)
     assert again.json()["plan"]["training"]["epochs"] == 240

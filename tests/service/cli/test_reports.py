@@ -96,6 +96,8 @@ def test_compare_shows_one_table_over_jobs(retort: Retort) -> None:
     table = retort("compare", first, second).splitlines()
     assert table[0].split()[:3] == ["job", "student", "method"]
     assert [line.split()[0] for line in table[1:4]] == [first, first, second]
+    # The baseline's job, in a line of its own.
+    assert table[4].split() == [first, first]
     assert json.loads(retort("--json", "compare", first, second, "--baseline-job", first))["baseline"] is None
     assert retort("compare", first, second, "--format", "csv").count(second) == 1
     other = post_results(retort.api, {("ce", 0): result(0.5)}, validation={"holdout": 0.25})

@@ -425,6 +425,7 @@ def test_capacity_refuses_what_could_never_start() -> None:
     _, why = gpus.refusal(Training(epochs=1, actors=3)) or ("", "")
     assert "each takes a whole GPU (NCCL takes no two processes on one), but the engine has 2" in why
     assert gpus.refusal(Training(epochs=1, actors=3, device="cpu")) is None
+    assert gpus.refusal(Training(epochs=1, actors=64), evaluates=True) is None
     _, why = gpus.refusal(Training(epochs=1, actors=17, device="cpu")) or ("", "")
     assert "the engine has room for 16 at once" in why
 

@@ -92,6 +92,15 @@ def draw_confusion_of_test(data: JobData) -> list[tuple[str, Figure]]:
 # -------------------------------------------------------------------------------------------------------------- names
 
 
+def test_groups_keep_methods_with_one_label_apart() -> None:
+    data = make_job(methods=("custom", "kd"), seeds=2, epochs=1)
+    for run in data.runs:
+        loss = "kl" if run.document["method"] == "kd" else "dkd"
+        run.document |= {"method": "custom", "method_spec": {"preset": "custom", "terms": [{"loss": loss}]}}
+    assert data.methods == ["custom", "custom #2"]
+    assert [(name, len(runs)) for _, name, runs in data.groups()] == [("custom", 2), ("custom #2", 2)]
+
+
 def test_hostile_names_are_plain_text(tmp_path: Path) -> None:
     """Neither a formula, nor markup, nor a line break, nor left out for its underscore; and cut, not a mile long."""
     data = make_job(HOSTILE, students=(HOSTILE,), methods=(HOSTILE, "_hidden", "日本 кот"), seeds=1)

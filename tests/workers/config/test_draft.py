@@ -251,3 +251,27 @@ def test_plan_warns_of_a_baseline_that_sees_fewer_views_than_it_could() -> None:
 def test_fresh_views_need_an_augmentation() -> None:
     with pytest.raises(ValidationError, match="fresh is true, but without augmentation"):
         Views(fresh=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+TERM = {"loss": "kl"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "named"),
+    [
+        ([{"preset": "custom", "terms": [TERM]}, {"preset": "custom", "terms": [{"loss": "dkd"}]}], "label 'custom'"),
+        (["ce", {"preset": "custom", "name": "ce", "terms": [TERM]}], "named 'ce', which is the name of a preset"),
+        ([{"preset": "kd", "temperature": 3}, {"preset": "kd", "temperature": 3.0000001}], r"label 'kd\(temperature=3"),
+    ],
+)
+def test_draft_refuses_methods_with_one_label_and_a_stored_plan_may_have_them(
+    methods: list[object], named: str
+) -> None:
+    body = {"dataset": {"kind": "digits"}, "students": ["cnn_s"], "methods": methods}
+    draft = PlanDraft.model_validate(body)
+    with pytest.raises(InvalidJob, match=named):
+        draft.filled(draft.dataset)
+    assert len(Plan.model_validate(body).methods) == 2

@@ -156,6 +156,22 @@ def test_report_of_a_job_without_a_test_split_says_that_nothing_was_measured_the
     assert " test" not in text.splitlines()[0]
 
 
+def test_report_keeps_stored_methods_with_one_label_apart(shared_api: Api) -> None:
+    """As earlier versions have taken them: a custom method that has the baseline's name, and seeds of both."""
+    outcomes = {(m, seed): result(0.5 + 0.2 * (m == "kd")) for m in ("ce", "kd") for seed in (0, 1)}
+    job_id = post_results(shared_api, outcomes)
+    spec = {"preset": "custom", "name": "ce", "terms": [{"loss": "kl"}]}
+    ours = (RunRecord.job_id == job_id) & (RunRecord.method == "kd")
+    with shared_api.context.database.write() as session:
+        session.execute(update(RunRecord).where(ours).values(method="ce", method_spec=spec))
+    document = report(shared_api, job_id)
+    assert [row["method"] for row in document["rows"]] == ["ce", "ce", "ce #2", "ce #2"]
+    found = groups(document)
+    assert (found["ce"]["test"]["top1"]["mean"], found["ce"]["runs"]) == (0.5, {"succeeded": 2})
+    assert found["ce #2"]["test"]["difference"]["mean"] == pytest.approx(0.2)
+    assert any(note.startswith("ce #2 is another method than that without the number") for note in document["notes"])
+
+
 # --------------------------------------------------------------------------------------------------------- per sample
 
 
