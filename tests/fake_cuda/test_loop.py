@@ -24,7 +24,7 @@ from workers.precision import choose_precision
 from workers.students.build import build_student
 from workers.teacher.sessions import Device
 from workers.teacher.teacher import Teacher
-from workers.training import loop, training_feed
+from workers.training import loop, on_device
 from workers.training.batch_loader import BatchLoader, LoadedBatch
 from workers.training.batches import BatchInputs, TrainingBatch
 from workers.training.host_copy import to_host
@@ -84,7 +84,7 @@ def _in_steady_steps(order: TrainingTask) -> dict[str, int]:
 
 def _data_that_does_not_fit(order: TrainingTask) -> dict[str, int]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training_feed, "_fits", lambda *_: False)
+        patched.setattr(on_device, "_fits", lambda *_: False)
         return _in_steady_steps(order)
 
 
@@ -92,7 +92,7 @@ def _second_view_mapped(order: TrainingTask) -> dict[str, int]:
     """Pictures and the first view's logits fit on the device, the second's no more."""
     answers = iter([True, True, False])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training_feed, "_fits", lambda *_: next(answers, True))
+        patched.setattr(on_device, "_fits", lambda *_: next(answers, True))
         return _in_steady_steps(order)
 
 

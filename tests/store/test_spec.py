@@ -41,6 +41,7 @@ def test_store_has_these_public_names() -> None:
         "SparseEncoding",
         "StoreError",
         "read_reference",
+        "read_view_statistics",
     ]
     assert all(hasattr(store, name) for name in store.__all__)
 

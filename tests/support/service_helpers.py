@@ -172,7 +172,7 @@ def check_whole(settings: Settings) -> int:
         records, queries = EngineQueries(database), ApiQueries(database)
         jobs = queries.jobs(None, None, 1000)[0]
         # An evaluation trains nothing, and leaves no file.
-        trained = [job for job in jobs if not job.plan.get("evaluate")]
+        trained = [job for job in jobs if not queries.get(JobRecord, job.id).plan.get("evaluate")]
         done = [run for job in trained for run in records.runs(job.id) if run.state is State.SUCCEEDED]
         for run in done:
             artifacts = queries.artifacts(run.id)
