@@ -8,8 +8,8 @@
 4. A second job trains another student from the same logits and runs the teacher not once.
 
 The students get ten labelled pictures of each class, and ten more are held out, on which each student's
-temperature is fitted. With so few, the teacher's logits are worth ten points of accuracy, several times the
-spread over seeds; with all 1,442 pictures cross-entropy alone is at 98.6 %, and nothing is left to gain. The
+temperature is fitted. With so few, the teacher's logits are worth six to nine points of accuracy, several
+times the spread over seeds; with all 1,442 pictures cross-entropy alone is at 98.6 %, and nothing is left to gain. The
 distillation methods are within each other's noise.
 """
 

@@ -39,7 +39,7 @@ def test_demo_shows_that_distillation_helps_and_its_second_job_runs_no_teacher(t
         # One temperature mends what z-scored logits leave of the students' probabilities.
         normkd = rf"^{student} +normkd .*? % +[\d.]+ ± [\d.]+ % +([\d.]+) ± [\d.]+ % +([\d.]+) ± [\d.]+ %"
         [(ece, fitted)] = re.findall(normkd, text, re.MULTILINE)
-        assert float(fitted) < 12 < 40 < float(ece), text
+        assert 0 < 2 * float(fitted) < float(ece), text
         # What a newcomer sees first: distillation helps, by more than the seeds do.
         (labels, noise), (distilled, other_noise) = accuracy["ce"], accuracy["kd"]
         assert distilled - labels > noise + other_noise, text
