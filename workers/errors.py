@@ -100,7 +100,8 @@ class UnknownName(UserError, LookupError):
         hint += f" {alike}." if alike else ""
         # Some lists run to a hundred names (torchvision's); a message is read by a person.
         shown = ", ".join(self.allowed[:24]) + (f", ... ({len(self.allowed)} in all)" if len(self.allowed) > 24 else "")
-        super().__init__(f"unknown {kind} {shortened(repr(name))}.{hint} Allowed: {shown}")
+        allowed_here = f"Allowed: {shown}" if shown else f"There is no {kind} of any name yet"
+        super().__init__(f"unknown {kind} {shortened(repr(name))}.{hint} {allowed_here}")
 
     def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, tuple[str, ...]]]:
         return type(self), (self.kind, self.name, self.allowed)
