@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workers.config.task import TrainingTask
 from workers.disk_errors import disk_error
+from workers.events import Emit, Log, ignore
 from workers.files import replacing
 from workers.run_files import CHECKPOINT
 from workers.training.host_copy import to_host
@@ -60,17 +61,19 @@ def _with_tensors(value: object, change: Callable[[Tensor], object]) -> object:
     return change(value) if isinstance(value, Tensor) else value
 
 
-def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | None:
+def load_checkpoint(folders: Sequence[Path], identity: str, emit: Emit = ignore) -> dict[str, Any] | None:
     """The checkpoint with the most epochs and steps among the attempts' folders, or None.
 
-    One that cannot be read, or was made for another run (``identity``), is passed over: what it held is then trained
-    again, to the same weights.
+    One that cannot be read, or was made for another run (``identity``) or by another version, is passed over: what it
+    held is then trained again. Where there are only such, a warning says so.
     """
     farthest: dict[str, Any] | None = None
+    passed_over = 0
     for folder in folders:
         path = folder / CHECKPOINT
         if not path.is_file():
             continue
+        passed_over += 1
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
@@ -82,6 +85,9 @@ def load_checkpoint(folders: Sequence[Path], identity: str) -> dict[str, Any] | 
             continue
         if state.get("identity") == identity and (farthest is None or _place(state) > _place(farthest)):
             farthest = state
+    if farthest is None and passed_over:
+        why = "damaged, or made by another version or for another run"
+        emit(Log(level="warning", message=f"{passed_over} checkpoints are passed over ({why}): trained from epoch 1"))
     return farthest
 
 

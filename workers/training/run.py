@@ -261,7 +261,7 @@ class RunState:
 
     def resume(self) -> None:
         """Continue from the farthest checkpoint of this run's attempts, if there is one."""
-        state = load_checkpoint((*self.task.earlier, self.task.folder), self._identity)
+        state = load_checkpoint((*self.task.earlier, self.task.folder), self._identity, self.emit)
         if state is None:
             return
         with self.counters.attached():

@@ -188,7 +188,9 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(digits: Digits, tmp_path: P
     emit, should_stop = stop_after(1)
     with pytest.raises(Stopped):
         train_run(digits.order("kd", tmp_path / "a1"), emit, should_stop)
-    assert load_checkpoint([tmp_path / "a1"], "another identity") is None
+    told: list[Log] = []
+    assert load_checkpoint([tmp_path / "a1"], "another identity", told.append) is None
+    assert "1 checkpoints are passed over" in told[0].message
     events: list[object] = []
     train_run(digits.order("ce", tmp_path / "a2", earlier=(tmp_path / "a1",)), events.append, never)
     assert next(e.epoch for e in events if isinstance(e, Epoch)) == 1
