@@ -13,6 +13,18 @@ from workers.data.kinds.registry import KINDS
 from workers.errors import UnknownName
 from workers.spec import AtMost, Spec
 
+
+def _cosine(*, epochs: int, warmup_epochs: float) -> Mapping[str, Any]:
+    """Training options of this project's own recipes: SGD, and half a cosine after a warm-up."""
+    return {
+        "epochs": epochs,
+        "batch_size": 64,
+        "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
+        "schedule": {"kind": "cosine", "final": 0.0},
+        "warmup_epochs": warmup_epochs,
+    }
+
+
 # Of a recipe:
 #   title, source: for people, and where its values come from.
 #   training, views: as in a job. ``warmup_epochs`` is of the recipe's own ``epochs``, and is scaled with them.
@@ -81,52 +93,28 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "digits": {
         "title": "pictures of 8 x 8 pixels as they are",
         "source": "this project",
-        "training": {
-            "epochs": 30,
-            "batch_size": 64,
-            "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
-            "schedule": {"kind": "cosine", "final": 0.0},
-            "warmup_epochs": 1.5,
-        },
+        "training": _cosine(epochs=30, warmup_epochs=1.5),
         "views": {"augmentation": {"recipe": "none"}, "count": 1},
         "reference_lr": True,
     },
     "mnist": {
         "title": "pictures that are not to be mirrored, moved by 2 pixels",
         "source": "this project",
-        "training": {
-            "epochs": 20,
-            "batch_size": 64,
-            "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
-            "schedule": {"kind": "cosine", "final": 0.0},
-            "warmup_epochs": 1.0,
-        },
+        "training": _cosine(epochs=20, warmup_epochs=1.0),
         "views": {"augmentation": {"recipe": "crop_flip", "pad": 2, "flip": False}, "count": 4},
         "reference_lr": True,
     },
     "small-pictures": {
         "title": "pictures below 64 pixels a side, or of a size that only the files tell",
         "source": "this project; count: tests/benchmarks/README.md",
-        "training": {
-            "epochs": 30,
-            "batch_size": 64,
-            "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
-            "schedule": {"kind": "cosine", "final": 0.0},
-            "warmup_epochs": 1.5,
-        },
+        "training": _cosine(epochs=30, warmup_epochs=1.5),
         "views": {"augmentation": {"recipe": "crop_flip", "pad": 4, "flip": True}, "count": 4},
         "reference_lr": True,
     },
     "large-pictures": {
         "title": "pictures of 64 pixels a side and more",
         "source": "this project",
-        "training": {
-            "epochs": 30,
-            "batch_size": 64,
-            "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4},
-            "schedule": {"kind": "cosine", "final": 0.0},
-            "warmup_epochs": 1.5,
-        },
+        "training": _cosine(epochs=30, warmup_epochs=1.5),
         "views": {"augmentation": {"recipe": "resized_crop", "scale": (0.25, 1.0), "flip": True}, "count": 4},
         "reference_lr": True,
     },

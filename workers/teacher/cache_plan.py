@@ -29,7 +29,6 @@ class CachePlan(Spec):
         contract_forwards: pictures that the preflight has run through the teacher now.
         accuracy: of the teacher, once the caches are complete.
         validation_cache: of the dataset's own validation split, or of the holdout's plain pictures.
-        holdout: the validation split is cut from the training split.
         evaluates: the training split is not inferred: the job trains nothing.
         guard: the check of the training split's cache before most of it is inferred; None for a dense one.
     """
@@ -41,7 +40,6 @@ class CachePlan(Spec):
     guard: EncodingCheck | None = None
     accuracy: TeacherAccuracy | None = None
     validation_cache: CacheSpec | None = None
-    holdout: bool = False
     evaluates: bool = False
 
     @property

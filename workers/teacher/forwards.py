@@ -82,7 +82,7 @@ def forwards_needed(job: JobSpec, plan: CachePlan, epochs_of: Mapping[int, int] 
     methods = {run.index: run.method.expand() for run in job.runs()}
     distilling = {index: method for index, method in methods.items() if method.needs_teacher}
     measured = [spec for spec in (plan.validation_cache, plan.test_cache) if spec is not None]
-    held_out = plan.validation_cache.samples if plan.holdout and plan.validation_cache is not None else 0
+    held_out = 0 if job.validation is None or plan.validation_cache is None else plan.validation_cache.samples
     trained = plan.train_cache.samples - held_out
     passes = sum(
         epochs_of.get(index, job.training.epochs) * method.views * trained for index, method in distilling.items()

@@ -205,7 +205,6 @@ def plan_caches(
         train_cache=train_cache,
         test_cache=measured("test"),
         validation_cache=measured("validation"),
-        holdout=job.validation is not None,
         evaluates=job.evaluate,
         contract_forwards=rows,
         guard=check if train_cache.is_lossy and not job.evaluate else None,

@@ -7,7 +7,7 @@ numbers; the others have accuracy and ECE in percent with two decimals, differen
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ def groups_csv(groups: Sequence[ReportGroup]) -> str:
     return _csv(names, lines)
 
 
-def _csv(names: Sequence[str], lines: Any) -> str:  # noqa: ANN401
+def _csv(names: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\r\n")
     writer.writeheader()

@@ -16,6 +16,7 @@ from service.api.schemas.reports import (
     ReportGroup,
     SampleTest,
     TeacherResult,
+    TeacherSplit,
 )
 from service.db.report_queries import ReportedRun
 from service.db.states import State
@@ -160,8 +161,7 @@ def _show(found: statistics.Estimate | None) -> Estimate | None:
 
 
 def _extreme_classes(
-    known: Iterable[Mapping[str, Any]],
-    teacher: Any,  # noqa: ANN401
+    known: Iterable[Mapping[str, Any]], teacher: TeacherSplit | None
 ) -> tuple[ClassAccuracy | None, ClassAccuracy | None]:
     """Worst and best class of runs, with the teacher's accuracy on them."""
     accuracies = [run["per_class"] for run in known if run["per_class"]]

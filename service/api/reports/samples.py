@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +129,10 @@ def read_predictions(path: Path, run_id: str) -> dict[Split, Predictions]:
     return found
 
 
-def _correct(logits, labels_N: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _correct(
+    logits: Any,  # noqa: ANN401  # a slice of safetensors, which has no types
+    labels_N: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
     """Compare the largest of each row's logits [rows, classes], a slice of a file, with the labels."""
     shape, dtype = logits.get_shape(), logits.get_dtype()
     are_labels = labels_N.dtype.kind == "i" and labels_N.shape == tuple(shape[:1])
