@@ -117,8 +117,6 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
     rows = reader(task.train_cache) if any(method.needs_teacher for method in methods) else None
     wanted = {statistic for method in methods for statistic in method.cache_statistics}
     over_cache = {} if rows is None else read_cache_statistics(rows, wanted)
-    if over_cache:
-        emit(Log(message=f"read over the whole cache, once: {', '.join(sorted(map(str, over_cache)))}"))
     views_per_step = max(method.views for method in methods)
     replicas = Replicas(task.rank, training.actors, task.folder, device)
     return Setting(
@@ -212,6 +210,9 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
     )
     if setting.device.type == "cuda" or run_state.training.precision not in ("auto", run_state.precision):
         run_state.emit(Log(message=f"trains in {run_state.precision}: {run_state.precision_reason}"))
+    if run_state.cache_statistics:
+        names = ", ".join(sorted(map(str, run_state.cache_statistics)))
+        run_state.emit(Log(message=f"read over the whole cache, once: {names}"))
     run_state.resume()
     _warn_of_gradients(run_state, setting)
     if task.stage == "export" and not run_state.is_done:

@@ -101,3 +101,18 @@ def test_training_warns_of_a_method_that_begins_with_tens_of_times_cross_entropy
         warned[method["preset"]] = [log.message for log in logs if "begins with a gradient of about" in log.message]
     assert warned["kd"] == []
     assert len(warned["normkd"]) == 1
+
+
+def test_cache_statistics_are_told_of_the_run_that_reads_them_alone(digits: Digits, tmp_path: Path) -> None:
+    """Not of others that are trained in its process."""
+    told: dict[str, list[object]] = {"kd": [], "lud": []}
+    handles = [
+        RunHandle(digits.order(method, tmp_path / method).model_copy(update={"stage": "train"}), events.append, never)
+        for method, events in told.items()
+    ]
+    assert all(not isinstance(how, Exception) for _, how in train_group(handles))
+    reads = {
+        method: any(isinstance(event, Log) and "over the whole cache" in event.message for event in events)
+        for method, events in told.items()
+    }
+    assert reads == {"kd": False, "lud": True}
