@@ -86,6 +86,7 @@ class Settings(BaseSettings):
         trackers_project: the trackers' project or experiment.
         trackers_stall_s: a call of a tracker that takes so long, such as the upload of one file, ends the process that
             follows for it, and the next one makes the call again.
+        page: whether the API serves the web page, at ``/``; it needs the extra ``page``.
         checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.
     """
 
@@ -140,6 +141,7 @@ class Settings(BaseSettings):
     trackers: str | None = None
     trackers_project: Annotated[str, Field(min_length=1, max_length=128)] = "retort"
     trackers_stall_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 300.0
+    page: bool = True
     checkpoint_s: Seconds = 60.0
 
     @field_validator("data_dir")
@@ -200,6 +202,11 @@ class Settings(BaseSettings):
     def trackers_dir(self) -> Path:
         """Position of each tracker, and what its package keeps on this disk."""
         return self.data_dir.resolve() / "trackers"
+
+    @property
+    def page_secret_path(self) -> Path:
+        """Secret that signs the sessions of the page."""
+        return self.data_dir.resolve() / "page_secret"
 
     @property
     def jobs_dir(self) -> Path:

@@ -17,6 +17,7 @@ from fastapi.params import Security as SecurityParam
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from fastapi.security.utils import get_authorization_scheme_param
+from starlette.requests import HTTPConnection
 
 from service.db.api_keys import KeyRing, any_live_key, digest_of_secret
 from service.db.scopes import THIS_MACHINE, Caller, Scope
@@ -81,7 +82,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-async def identify(request: Request, ring: KeyRing) -> Caller:
+async def identify(request: HTTPConnection, ring: KeyRing) -> Caller:
     """Identify the caller of a request by its API key, or by its origin where there are no keys.
 
     Raises:
@@ -161,7 +162,7 @@ Who = Annotated[Caller, Depends(_caller)]
 """The type of a route's parameter that receives who calls."""
 
 
-def _check_origin(request: Request) -> None:
+def _check_origin(request: HTTPConnection) -> None:
     for header in ("host", "origin"):
         for value in request.headers.getlist(header):
             if not is_loopback(_host_of(value if header == "origin" else f"//{value}")):

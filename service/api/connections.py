@@ -5,8 +5,7 @@ Where there is no room for one more, the one that has been idle for longest is c
 for a moment, a few are let in even so (``SPARE``), for health checks alone. How long the body of a request may take is
 for ``service.api.bodies.limits``, which can answer; here a connection can only be closed.
 
-The files that the process may open bound the number of connections: without a file for its database or a new
-connection it would answer nobody, health checks included.
+The files that the process may open bound their number: without one for its database it would answer nobody.
 """
 
 import asyncio
@@ -16,8 +15,10 @@ import struct
 import termios
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
+import h11
 import structlog
 from uvicorn import Config
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -26,6 +27,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from service.api.rate_limits import address_group
+from service.api.sockets import Socket
 
 # Beside connections: about 15 at rest, two for each of 40 connections to SQLite, those of uploads and inspections, and
 # connections that were accepted and not counted yet, or closed and not gone yet (five turns of the event loop).
@@ -33,8 +35,8 @@ FILES_RESERVED = 144
 FILES_WANTED = 65_536
 TOTAL_MAX = 10_000
 TOTAL_MIN = 8
-# At a turn of the event loop. Three turns pass until the first bytes of a connection are read, and a health check on
-# a spare one must not be pushed out by those that came after it, so this is less than a third of SPARE.
+# At a turn of the event loop. Three turns pass until a connection is read, and a health check on a spare one must not
+# be pushed out by those that came after it, so this is less than a third of SPARE.
 ACCEPTED_AT_ONCE = 4
 SPARE = 16
 # A connection that has been idle for less is closed for another one only where no spare one is left.
@@ -44,7 +46,7 @@ SENT_BYTES = 64 << 10
 WARN_EVERY_S = 10.0
 # Of the connections that have been idle for longest, in search of one that waits for nothing.
 LOOKED_AT = 16
-# In the state of a request: it came over a spare connection.
+# In a request's state: it came over a spare connection.
 IS_SPARE = "is_spare"
 log = structlog.get_logger("service.api.connections")
 
@@ -64,10 +66,7 @@ def raise_open_files() -> None:
 
 
 def connections_max(wanted: int | None) -> int:
-    """Limit of connections: as wanted, or ``TOTAL_MAX``, but no more than there are files for.
-
-    Each may need a file beside its own, for a download.
-    """
+    """Limit of connections: as wanted, or ``TOTAL_MAX``; each may need a file beside its own, for a download."""
     total, files = wanted or TOTAL_MAX, open_files_max()
     if files is None:
         return total
@@ -195,8 +194,7 @@ class Connections:
 class Connection(H11Protocol):
     """Connection of uvicorn, counted and with deadlines: uvicorn itself waits for a client for ever.
 
-    It is closed when it has brought no whole head of a request in ``head_s``, and when an answer waits for a client
-    that takes too little of it.
+    It is closed when it brings no whole head of a request in ``head_s``, or its client takes too little of an answer.
     """
 
     def __init__(
@@ -234,6 +232,15 @@ class Connection(H11Protocol):
             if self._is_spare:
                 self.cycle.default_headers = [*self.cycle.default_headers, CLOSE_HEADER]
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand over to a ``Socket``, which has deadlines of its own and counts as this connection until it is lost."""
+        self._next_look.cancel()
+        self._table.work(self)
+        super().handle_websocket_upgrade(event)
+        socket = self.transport.get_protocol()
+        if isinstance(socket, Socket):
+            socket.on_lost = partial(self._table.leave, self)
+
     def on_response_complete(self) -> None:
         """Wait for the next request, unless it is there already."""
         super().on_response_complete()
@@ -265,7 +272,7 @@ class Connection(H11Protocol):
         self._table.rest(self)
 
     def _measured(self) -> tuple[float, int]:
-        """Present time and bytes that the client has yet to take: here, and in the kernel, which may hold megabytes."""
+        """Present time and bytes that the client has yet to take: here, and in the kernel, which may hold MB."""
         left = self.transport.get_write_buffer_size()
         if left:
             file: int = self.transport.get_extra_info("socket").fileno()

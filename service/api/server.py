@@ -16,6 +16,8 @@ from service.api.app import create_app
 from service.api.auth import check_binding, has_keys
 from service.api.connections import ACCEPTED_AT_ONCE, Connection, raise_open_files
 from service.api.dependencies import Context
+from service.api.page import add_page, is_page_installed
+from service.api.sockets import MESSAGE_BYTES_MAX, Socket
 from service.logs import begin_log
 from service.operations.data_dir import open_database
 from service.settings import Settings
@@ -60,21 +62,30 @@ class Server(uvicorn.Server):
         await super().shutdown(list(sockets) if sockets is not None else None)
 
 
-def build_server(settings: Settings) -> Server:
+def build_server(settings: Settings, *, with_page: bool = False) -> Server:
     """Build a server for these settings that has not begun to listen.
+
+    Args:
+        with_page: a process can serve the page of one application only, NiceGUI has one for all.
 
     Raises:
         UnsafeBinding: the host is reachable from other machines and there is no key.
         BadKeyFile: the API key file cannot be used.
     """
     check_binding(settings)
+    app = create_app(settings)
+    if with_page:
+        add_page(app, settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         http=Connection,
-        # There is no route for them, and their protocols have no deadlines.
-        ws="none",
+        # The page's, see ``service.api.middleware.page_session``.
+        ws=Socket if with_page else "none",
+        ws_max_size=MESSAGE_BYTES_MAX,
+        # It costs 300 KB for each socket, and the time of the event loop.
+        ws_per_message_deflate=False,
         # asyncio also accepts so many before it does anything else.
         backlog=ACCEPTED_AT_ONCE,
         log_config=None,
@@ -108,7 +119,7 @@ def serve(settings: Settings) -> None:
     """
     begin_log(settings)
     raise_open_files()
-    server = build_server(settings)
+    server = build_server(settings, with_page=settings.page and is_page_installed())
     with open_database(settings):
         if not has_keys(settings):
             log.warning("there is no API key, so only this machine may call", host=settings.host)

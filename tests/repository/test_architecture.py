@@ -22,7 +22,13 @@ PACKAGES = {
         ("training",),
         ("cluster", "tools", "pipeline"),
     ),
-    "service": (("db",), ("operations",), ("api", "engine", "client"), ("doctor", "trackers", "plots"), ("cli",)),
+    "service": (
+        ("db", "client"),
+        ("operations", "page"),
+        ("api", "engine"),
+        ("doctor", "trackers", "plots"),
+        ("cli",),
+    ),
 }
 # package -> the only files that may import it
 HOMES = {
@@ -34,7 +40,8 @@ HOMES = {
     "wandb": ("service/trackers/sinks/wandb.py",),
     "trackio": ("service/trackers/sinks/trackio.py",),
     "tensorboardX": ("workers/training/event_file.py",),
-    "fastapi": ("service/",),
+    "fastapi": ("service/api/", "service/page/"),
+    "nicegui": ("service/page/",),
     "starlette": ("service/",),
     "sqlalchemy": ("service/",),
     "alembic": ("service/",),

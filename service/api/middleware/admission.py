@@ -13,7 +13,8 @@ from service.api.problems import problem_response
 from service.api.rate_limits import ConcurrencyLimit, RateLimit, address_group
 from service.db.api_keys import KeyRing
 from service.db.scopes import Caller
-from service.errors import NoRoom, ServiceError
+from service.errors import ForeignOrigin, NoRoom, ServiceError
+from service.page.paths import is_page_path
 from service.paths import API_PREFIX, HEALTH_PATHS, UPLOAD_PATH
 
 
@@ -100,7 +101,9 @@ class AdmissionMiddleware:
             name = caller.key_id or caller.name or address_group(client_address(request.scope))
         state.name = name
         self._rate.take(name)
-        if state.refusal is not None and request.url.path.startswith(f"{API_PREFIX}/"):
+        path = request.url.path
+        is_foreign_page = isinstance(state.refusal, ForeignOrigin) and is_page_path(path)
+        if state.refusal is not None and (is_foreign_page or path.startswith(f"{API_PREFIX}/")):
             raise state.refusal
         held.enter_context(self._requests.held(name))
         if _wants_stream(request):

@@ -68,7 +68,7 @@ class PagePolicy:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if headers.get("content-type", "").startswith("text/html"):
-                    headers[POLICY_HEADER] = self._policies.get(scope["path"], _NOTHING)
+                    headers.setdefault(POLICY_HEADER, self._policies.get(scope["path"], _NOTHING))
             await send(message)
 
         await self.app(scope, receive, send_with_policy)

@@ -1,0 +1,35 @@
+"""The page beside the API: sessions around the whole application, and the page's own paths behind all others."""
+
+import importlib.util
+import secrets
+
+from fastapi import FastAPI
+
+from service.api.dependencies import Context
+from service.api.middleware.page_session import PageSession
+from service.operations.private_files import write_private
+from service.settings import Settings
+
+
+def is_page_installed() -> bool:
+    """Whether the extra ``page`` is there."""
+    return all(importlib.util.find_spec(name) for name in ("nicegui", "websockets"))
+
+
+def add_page(app: FastAPI, settings: Settings) -> None:
+    """Serve the page from an application, beside its API. Once in a process."""
+    # It loads NiceGUI, which a service without the page does not.
+    from service.page.mount import mount_page
+
+    context: Context = app.state.context
+    mount_page(app)
+    app.add_middleware(PageSession, ring=context.ring, sockets=context.streams, secret=_session_secret(settings))
+
+
+def _session_secret(settings: Settings) -> str:
+    """Secret that signs sessions; made at the first start, and kept: a restart logs nobody out."""
+    path = settings.page_secret_path
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, secrets.token_urlsafe(32))
+    return path.read_text()

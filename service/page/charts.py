@@ -1,0 +1,78 @@
+"""Charts of the page: ECharts, with a colour-blind-safe palette and a description for screen readers.
+
+Curves, bars and points of all views are made by these functions, so that one method has one colour everywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nicegui import ui
+
+# Okabe and Ito (2008), black left out: it cannot be seen on dark ground.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999933", "#882255", "#44AA99", "#888888")
+Options = dict[str, Any]
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """Colour of each name, in their order; beyond the palette's length colours come again."""
+    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def base_options(title: str, *, x: str, y: str, log: bool = False, zoom: bool = True) -> Options:
+    """Options that charts share.
+
+    Args:
+        title: says what is shown; screen readers read it.
+        x, y: names of the axes, with their units.
+        log: whether ``y`` is logarithmic.
+        zoom: whether wheel and slider zoom into ``x``.
+    """
+    options: Options = {
+        "aria": {"enabled": True, "label": {"general": {"withTitle": title}}},
+        "animation": False,
+        "backgroundColor": "transparent",
+        "color": list(PALETTE),
+        "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
+        "legend": {"type": "scroll", "top": 0},
+        "grid": {"left": 8, "right": 16, "top": 40, "bottom": 64 if zoom else 28, "containLabel": True},
+        "xAxis": {"type": "value", "name": x, "nameLocation": "middle", "nameGap": 24, "scale": True},
+        "yAxis": {"type": "log" if log else "value", "name": y, "scale": True},
+        "series": [],
+    }
+    if zoom:
+        options["dataZoom"] = [{"type": "inside"}, {"type": "slider", "height": 18, "bottom": 4}]
+    return options
+
+
+def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **options: object) -> Options:
+    """Series of a line through points (x, y); None in place of y leaves a gap."""
+    return {
+        "type": "line",
+        "name": name,
+        "data": [list(point) for point in points],
+        "showSymbol": len(points) < 2,
+        "color": colour,
+        "lineStyle": {"width": 2},
+        **options,
+    }
+
+
+def band(name: str, rows: Sequence[tuple[float, float, float]], colour: str) -> list[Options]:
+    """Series of the area between lower and upper values (x, lower, upper), such as the range over seeds."""
+    hidden: Options = {"type": "line", "symbol": "none", "silent": True, "lineStyle": {"opacity": 0}, "color": colour}
+    stack = f"band of {name}"
+    return [
+        {**hidden, "name": name, "stack": stack, "data": [[x, lower] for x, lower, _ in rows]},
+        {
+            **hidden,
+            "name": name,
+            "stack": stack,
+            "data": [[x, upper - lower] for x, lower, upper in rows],
+            "areaStyle": {"opacity": 0.18},
+        },
+    ]
+
+
+def chart(options: Mapping[str, Any], title: str) -> ui.echart:
+    """Element of a chart; change its ``options`` to redraw it. ``title`` is read by screen readers."""
+    return ui.echart(dict(options)).classes("chart").props(f"role=img aria-label={title!r}")

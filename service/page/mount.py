@@ -1,0 +1,80 @@
+"""Mount of the page in the application of the API: NiceGUI's application behind all routes, for its own paths alone."""
+
+import logging
+
+from fastapi import FastAPI
+from nicegui import app as page_app
+from nicegui import core, ui
+from starlette.routing import Match, Mount
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.page import login
+from service.page.frame import FAVICON
+from service.page.paths import is_page_path
+from service.page.viewer import API_STATE
+from service.page.views import register_all
+
+# Vue compiles the templates of NiceGUI's components in the browser ('unsafe-eval'), and its document has scripts and
+# styles of its own that change with every page ('unsafe-inline'). Nothing is loaded from, or sent to, another host.
+POLICY = (
+    "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; connect-src 'self'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; manifest-src 'self'; worker-src 'self' blob:"
+)
+# A page that is left open over a night's sleep, or a restart of a proxy, goes on where it was.
+RECONNECT_S = 30.0
+
+
+class PageMount(Mount):
+    """Mount at ``/`` that answers the page's paths only: an unknown path of the API stays the API's 404."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match a path of the page."""
+        return super().matches(scope) if is_page_path(scope["path"]) else (Match.NONE, {})
+
+
+class PageHeaders:
+    """Middleware that gives the page's documents their Content-Security-Policy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and add the policy to its answer."""
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                extra = [
+                    (b"content-security-policy", POLICY.encode()),
+                    (b"referrer-policy", b"same-origin"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+                message["headers"] = [*message["headers"], *extra]
+            await send(message)
+
+        # A copy: the page's application puts itself into the scope, and those outside look for theirs there.
+        await self.app({**scope}, receive, send_with_policy if scope["type"] == "http" else send)
+
+
+def mount_page(app: FastAPI) -> None:
+    """Serve the page's paths from an application, whose API its views call. Once in a process."""
+    setattr(page_app.state, API_STATE, app)
+    # The API logs each of these requests itself.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    register_all()
+    login.register(page_app)
+    core.app.config.socket_io_js_transports = ["websocket"]
+    ui.run_with(
+        app,
+        title="Retort",
+        favicon=FAVICON,
+        dark=None,
+        language="en-US",
+        tailwind=False,
+        binding_refresh_interval=None,
+        reconnect_timeout=RECONNECT_S,
+        show_welcome_message=False,
+    )
+    # ``run_with`` has mounted it for every path.
+    mounted = app.routes[-1]
+    app.routes[-1] = PageMount("/", app=PageHeaders(mounted.app))  # type: ignore[attr-defined]
