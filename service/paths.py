@@ -7,6 +7,9 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 API_PREFIX = "/v1"
+# The API's description: Swagger UI, and ReDoc.
+DOCS_PATH = "/docs"
+REDOC_PATH = "/redoc"
 UPLOAD_PATH = f"{API_PREFIX}/teachers"
 # Asked by load balancers and supervisors, which have no key and must not be kept waiting.
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api import problems
@@ -38,7 +39,7 @@ from service.api.routes import (
     teachers,
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
-from service.paths import API_PREFIX, UPLOAD_PATH
+from service.paths import API_PREFIX, DOCS_PATH, REDOC_PATH, UPLOAD_PATH
 from service.settings import Settings
 from service.version import service_version
 
@@ -67,7 +68,10 @@ def create_app(settings: Settings) -> FastAPI:
         BadKeyFile: the API key file cannot be used.
     """
     context = Context.of(settings)
-    app = FastAPI(
+    # Its programs come from the package, not from another host.
+    app: FastAPI = FastAPIOffline(
+        docs_url=DOCS_PATH,
+        redoc_url=REDOC_PATH,
         title="Retort",
         version=service_version(),
         description=DESCRIPTION,

@@ -81,6 +81,8 @@ def build_server(settings: Settings, *, with_page: bool = False) -> Server:
         host=settings.host,
         port=settings.port,
         http=Connection,
+        # uvloop comes with NiceGUI; the limits of connections were measured on asyncio's own.
+        loop="asyncio",
         # The page's, see ``service.api.middleware.page_session``.
         ws=Socket if with_page else "none",
         ws_max_size=MESSAGE_BYTES_MAX,

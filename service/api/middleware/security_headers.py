@@ -1,8 +1,8 @@
 """Security headers: a Content-Security-Policy on every HTML answer limits what a page may load and run.
 
-The only pages are FastAPI's about the API, which load their programs from a CDN and have scripts of their own inside
-them. Each of these is allowed by its address or its SHA-256, taken from the pages as FastAPI makes them, and nothing
-else; what is sent to another address than this service's is refused. Any other HTML may load and run nothing.
+The API's own pages are FastAPI's about it, which load their programs from this service and have scripts inside them.
+Each of these is allowed by its SHA-256, taken from the pages as FastAPI makes them; from other hosts nothing is loaded,
+and nothing is sent to them. The web page brings a policy of its own. Any other HTML may load and run nothing.
 """
 
 import base64
@@ -15,14 +15,15 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html, get_swagge
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.paths import DOCS_PATH, REDOC_PATH
+
 POLICY_HEADER = "Content-Security-Policy"
 _NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _SCRIPT = re.compile(r'<script(?: src="(?P<source>[^"]+)")?>(?P<text>.*?)</script>', re.DOTALL)
 # Both pages set styles from their scripts; ReDoc has fonts, a logo and a worker of its own.
 _BESIDE_SCRIPTS = (
-    "style-src 'unsafe-inline' https://cdn.jsdelivr.net/npm/ https://fonts.googleapis.com; "
-    "font-src https://fonts.gstatic.com; "
-    "img-src 'self' data: https://fastapi.tiangolo.com https://cdn.redoc.ly; connect-src 'self'; worker-src blob:"
+    "style-src 'self' 'unsafe-inline'; font-src 'self' data:; img-src 'self' data:; connect-src 'self'; "
+    "worker-src blob:"
 )
 
 
@@ -30,10 +31,10 @@ def policies_of(app: FastAPI) -> dict[str, str]:
     """Policy of each page that FastAPI serves for an application, by its path."""
     address, redirect = str(app.openapi_url), str(app.swagger_ui_oauth2_redirect_url)
     pages = {
-        str(app.docs_url): get_swagger_ui_html(
+        DOCS_PATH: get_swagger_ui_html(
             openapi_url=address, title=f"{app.title} - Swagger UI", oauth2_redirect_url=redirect
         ),
-        str(app.redoc_url): get_redoc_html(openapi_url=address, title=f"{app.title} - ReDoc"),
+        REDOC_PATH: get_redoc_html(openapi_url=address, title=f"{app.title} - ReDoc"),
         redirect: get_swagger_ui_oauth2_redirect_html(),
     }
     return {path: _policy(bytes(page.body).decode()) for path, page in pages.items()}
@@ -41,7 +42,7 @@ def policies_of(app: FastAPI) -> dict[str, str]:
 
 def _policy(html: str) -> str:
     allowed = [
-        found["source"] or f"'sha256-{base64.b64encode(hashlib.sha256(found['text'].encode()).digest()).decode()}'"
+        "'self'" if found["source"] else f"'sha256-{base64.b64encode(hashlib.sha256(found['text'].encode()).digest()).decode()}'"
         for found in _SCRIPT.finditer(html)
     ]
     return f"{_NOTHING}; script-src {' '.join(allowed)}; {_BESIDE_SCRIPTS}"
