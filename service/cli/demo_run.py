@@ -13,6 +13,7 @@ times the spread over seeds; with all 1,442 pictures cross-entropy alone is at 9
 distillation methods are within each other's noise.
 """
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -61,13 +62,14 @@ class DemoFailed(ServiceError, RuntimeError):
     """A job of the demo did not succeed; its error is in the message."""
 
 
-def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, keep: bool) -> None:
+def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, keep: bool, hold: bool) -> None:
     """Run the demo: the whole path on this machine.
 
     Args:
         connect: gives a client for an address, or for the one that the user named (None).
         data_dir: where the service writes if one has to be started; None is a new temporary one.
         keep: leave a service that was started here running.
+        hold: let it run until Ctrl-C, for somebody who looks at its page.
 
     Raises:
         DemoFailed, ServiceEnded, ClientError: a step failed; a service started here is ended.
@@ -91,7 +93,9 @@ def run_demo(connect: Callable[[str | None], Client], data_dir: Path | None, *, 
         _heading(console, "Job 2: another student on the same teacher, from its cached logits")
         second = _do_job(client, own, _job(uploaded, SECOND_STUDENT, SECOND_METHODS), console)
         _heading(console, f"Done in {render.duration(time.monotonic() - started)}")
-        console.print(render.facts(_whereabouts(client, own, folder, job=second, keep=keep)))
+        console.print(render.facts(_whereabouts(client, own, folder, job=second, keep=keep or hold)))
+        if hold and own is not None:
+            _hold(own, console)
 
 
 @contextmanager
@@ -107,6 +111,15 @@ def _service(
     _heading(console, f"Starting a service at {own.url}, data in {folder}")
     with own, connect(own.url) as client:
         yield client, own
+
+
+def _hold(own: BackgroundService, console: Console) -> None:
+    """Wait for Ctrl-C while the service runs. Raises ServiceEnded."""
+    console.print(f"\nThe service goes on running: open {own.url} in a browser. Ctrl-C ends it.")
+    # Its end is no error of the demo, which is over.
+    with contextlib.suppress(KeyboardInterrupt):
+        own.wait()
+        own.check()
 
 
 def _train_teacher(folder: Path, console: Console) -> SupervisedModel:
@@ -221,6 +234,7 @@ def _whereabouts(
     if own is None or keep:
         url = client.base_url
         return {
+            "page": url,
             "artifacts": f"retort --url {url} download {run_id}",
             "results": f"retort --url {url} report {job['id']}",
             "API docs": f"{url}/docs",
@@ -228,5 +242,5 @@ def _whereabouts(
         }
     return {
         "artifacts": f"{folder / 'jobs'}, a folder for each run",
-        "API docs": f"`retort serve --data-dir {folder}`, then http://127.0.0.1:8765/docs",
+        "page": f"`retort serve --data-dir {folder}`, then http://127.0.0.1:8765",
     }

@@ -136,7 +136,8 @@ def ready_text(settings: "Settings", url: str) -> str:
     """Text of ``serve`` once it is ready: its address, its data, and whether it is open to this machine alone."""
     from service.api.auth import has_keys
 
-    text = f"ready at {url} (API docs: {url}/docs), data in {settings.data_dir.resolve()}"
+    page = "the page and the API" if settings.page else "the API"
+    text = f"ready at {url} ({page}; API docs: {url}/docs), data in {settings.data_dir.resolve()}"
     if has_keys(settings):
         return text
     return f"{text}; there is no API key (`retort keys create` makes one), so only this machine may call"
@@ -226,13 +227,19 @@ def demo(
         Path | None, typer.Option(help="Where its service writes; a new folder in /tmp by default.")
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave the service running; give --data-dir, too, if it is to be for days.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--keep/--no-keep",
+            help="Leave the service running, with --data-dir, too, if it is to be for days; or end it at once. "
+            "By default it stays until Ctrl-C on a terminal, and elsewhere ends.",
+        ),
+    ] = None,
 ) -> None:
     """Distil digits, all the way over HTTP, in a few minutes."""
     from service.cli.demo_run import run_demo
 
-    run_demo(session(context).client, data_dir, keep=keep)
+    hold = keep is None and sys.stdin.isatty() and sys.stdout.isatty()
+    run_demo(session(context).client, data_dir, keep=bool(keep), hold=hold)
 
 
 def _export(host: str | None, port: int | None, data_dir: Path | None, data_root: Path | None) -> None:

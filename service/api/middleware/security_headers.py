@@ -42,7 +42,9 @@ def policies_of(app: FastAPI) -> dict[str, str]:
 
 def _policy(html: str) -> str:
     allowed = [
-        "'self'" if found["source"] else f"'sha256-{base64.b64encode(hashlib.sha256(found['text'].encode()).digest()).decode()}'"
+        "'self'"
+        if found["source"]
+        else f"'sha256-{base64.b64encode(hashlib.sha256(found['text'].encode()).digest()).decode()}'"
         for found in _SCRIPT.finditer(html)
     ]
     return f"{_NOTHING}; script-src {' '.join(allowed)}; {_BESIDE_SCRIPTS}"
