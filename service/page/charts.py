@@ -8,6 +8,8 @@ from typing import Any
 
 from nicegui import ui
 
+from service.page.elements import set_props
+
 # Okabe and Ito (2008), black left out: it cannot be seen on dark ground.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999933", "#882255", "#44AA99", "#888888")
 Options = dict[str, Any]
@@ -75,4 +77,6 @@ def band(name: str, rows: Sequence[tuple[float, float, float]], colour: str) -> 
 
 def chart(options: Mapping[str, Any], title: str) -> ui.echart:
     """Element of a chart; change its ``options`` to redraw it. ``title`` is read by screen readers."""
-    return ui.echart(dict(options)).classes("chart").props(f"role=img aria-label={title!r}")
+    shown = ui.echart(dict(options)).classes("chart")
+    set_props(shown, role="img", aria_label=title)
+    return shown

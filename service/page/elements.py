@@ -3,7 +3,8 @@
 Text of users (names, notes, messages) is given to labels, tables and ``ui.code`` only, which show markup as text.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from nicegui import ui
@@ -24,6 +25,13 @@ STATES: Mapping[str, tuple[str, str]] = {
     "failed": ("negative", "error"),
 }
 _UNAUTHORIZED = 401
+
+
+def set_props(element: ui.element, **props: object) -> None:
+    """Set attributes to texts that may be a user's: in a string of props, quotes in them would add attributes."""
+    for name, value in props.items():
+        element.props[name.replace("_", "-")] = value
+    element.update()
 
 
 def problem_card(problem: Problem) -> None:
@@ -139,7 +147,8 @@ def table(
         title: for screen readers.
     """
     shown = ui.table(columns=list(columns), rows=list(rows), row_key=key).classes("page-table")
-    shown.props(f"flat dense hide-pagination aria-label='{title}'")
+    shown.props("flat dense hide-pagination")
+    set_props(shown, aria_label=title)
     first = columns[0]["name"]
     shown.add_slot(
         f"body-cell-{first}",
@@ -162,3 +171,21 @@ def table(
                 f" :icon=\"({{{icons}}})[props.value] || 'help'\">{{{{ props.value }}}}</q-chip></q-td>",
             )
     return shown
+
+
+@contextmanager
+def facts() -> Iterator[Callable[[str, str | Callable[[], None]], None]]:
+    """List of named facts; call what it yields with a name, and a text or a function that builds the value."""
+    with ui.element("dl").classes("facts") as shown:
+
+        def fact(name: str, value: str | Callable[[], None]) -> None:
+            with shown:
+                with ui.element("dt"):
+                    ui.label(name)
+                with ui.element("dd"):
+                    if isinstance(value, str):
+                        ui.label(value)
+                    else:
+                        value()
+
+        yield fact

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-MODULES = ("jobs",)
+MODULES = ("caches", "datasets", "jobs", "teachers")
 
 
 def register_all() -> None:

@@ -1,0 +1,193 @@
+"""Datasets: counts per class, sample pictures, and the views of a picture as teacher and student see them."""
+
+from nicegui import ui
+
+from service.page.charts import PALETTE, base_options, chart
+from service.page.elements import (
+    attempt,
+    column,
+    confirm,
+    empty_state,
+    facts,
+    section_heading,
+    set_props,
+    table,
+)
+from service.page.frame import heading, view
+from service.page.paths import viewer_url
+from service.page.texts import count, short_digest
+from service.page.viewer import Document, Problem, ViewerApi
+
+PAGE_ROWS = 100
+_PICTURES = 24
+_VIEWS = 8
+_REGISTER = "retort datasets add NAME --kind folder --path FOLDER   # below RETORT_DATA_ROOT"
+_COLUMNS = (
+    column("name", "Name"),
+    column("kind", "Kind"),
+    column("classes", "Classes", align="right"),
+    column("samples", "Pictures"),
+    column("created_at", "Registered", kind="time"),
+)
+_SPLIT_COLUMNS = (
+    column("split", "Split"),
+    column("fingerprint", "Fingerprint"),
+    column("samples", "Pictures", align="right"),
+    column("classes", "Classes", align="right"),
+)
+
+
+@view("/datasets", "Datasets")
+async def datasets(api: ViewerApi, after: str = "") -> None:
+    """Build the list of registered datasets, and of the splits that caches were made of."""
+    page = await api.get("/v1/datasets", {"limit": PAGE_ROWS, "after": after})
+    if page["data"]:
+        table(_COLUMNS, [_row(dataset) for dataset in page["data"]], title="Datasets")
+        if page["has_more"]:
+            ui.link("More datasets", f"/datasets?after={page['last_id']}")
+    else:
+        empty_state("No dataset has a name yet.", "A job may describe its own; to name one:", code=_REGISTER)
+    await _cached_splits(api)
+
+
+def _row(dataset: Document) -> Document:
+    samples = dataset["samples"] or {}
+    return {
+        "id": dataset["id"],
+        "name": dataset["name"],
+        "kind": dataset["spec"]["kind"],
+        "classes": dataset["classes"] or "–",
+        "samples": ", ".join(f"{split} {count(number)}" for split, number in samples.items()) or "–",
+        "created_at": dataset["created_at"],
+        "url": f"/datasets/{dataset['id']}",
+    }
+
+
+async def _cached_splits(api: ViewerApi) -> None:
+    page = await api.get("/v1/caches", {"limit": 100})
+    found = {}
+    for cache in page["data"]:
+        spec = cache["spec"]
+        if spec:
+            fingerprint = spec["dataset_fingerprint"]
+            found[fingerprint] = {
+                "id": fingerprint,
+                "split": spec["split"],
+                "fingerprint": short_digest(fingerprint),
+                "samples": count(spec["samples"]),
+                "classes": spec["classes"],
+                "url": f"/datasets/{fingerprint}?cache={cache['key']}",
+            }
+    if found:
+        section_heading("Splits that jobs have used")
+        table(_SPLIT_COLUMNS, list(found.values()), title="Splits that jobs have used")
+
+
+@view("/datasets/{dataset_id}", "Dataset")
+async def dataset(
+    api: ViewerApi, dataset_id: str, split: str = "", label: str = "", after: str = "", cache: str = ""
+) -> None:
+    """Build the view of a registered dataset, or of one split by its fingerprint."""
+    if dataset_id.startswith("ds_"):
+        await _registered(api, dataset_id)
+    else:
+        heading(f"Dataset split {short_digest(dataset_id)}")
+    try:
+        splits = (await api.get(f"/v1/datasets/{dataset_id}/splits"))["data"]
+    except Problem as problem:
+        empty_state(str(problem), "A job that uses it decodes it first.", url="/new")
+        return
+    chosen = next((each for each in splits if each["split"] == split), splits[0] if splits else None)
+    if chosen is None:
+        empty_state("It was not decoded yet.", "A job that uses it decodes it first.", url="/new")
+        return
+    base = f"/datasets/{dataset_id}?cache={cache}"
+    if len(splits) > 1:
+        with ui.row():
+            for each in splits:
+                ui.link(f"{each['split']} ({count(each['samples'])})", f"{base}&split={each['split']}")
+    _class_counts(chosen)
+    await _pictures(api, chosen, f"{base}&split={chosen['split']}", label, after)
+    if cache:
+        await _views(api, cache, chosen)
+
+
+async def _registered(api: ViewerApi, dataset_id: str) -> None:
+    shown = await api.get(f"/v1/datasets/{dataset_id}")
+    heading(shown["name"])
+
+    async def delete() -> None:
+        text = "Its name and its decoded copy go; your own files stay."
+        if await confirm(f"Delete the dataset {shown['name']}?", text, "Delete") and await attempt(
+            api.delete(f"/v1/datasets/{dataset_id}")
+        ):
+            ui.navigate.to("/datasets")
+
+    with ui.row():
+        ui.button(
+            "New job with it", icon="add_circle", on_click=lambda: ui.navigate.to(f"/new?dataset={dataset_id}")
+        ).props("no-caps")
+        ui.button("Delete", icon="delete", on_click=delete, color="negative").props("no-caps outline")
+    with facts() as fact:
+        fact("Id", shown["id"])
+        fact("Description", ", ".join(f"{name} {value}" for name, value in shown["spec"].items() if value is not None))
+
+
+def _class_counts(split: Document) -> None:
+    classes = split["classes"]
+    section_heading(f"{count(split['samples'])} pictures of {len(classes)} classes in {split['split']}")
+    names = [each["name"] or str(each["label"]) for each in classes]
+    options = base_options("pictures by class", x="", y="pictures", zoom=len(classes) > 30)
+    options["xAxis"] = {
+        "type": "category",
+        "data": names,
+        "axisLabel": {"rotate": 30, "width": 90, "overflow": "truncate"},
+    }
+    options["legend"] = {"show": False}
+    options["series"] = [{"type": "bar", "data": [each["samples"] for each in classes], "color": PALETTE[0]}]
+    chart(options, f"pictures by class of the split {split['split']}")
+
+
+async def _pictures(api: ViewerApi, split: Document, base: str, label: str, after: str) -> None:
+    names = {str(each["label"]): each["name"] or str(each["label"]) for each in split["classes"]}
+    section_heading("Pictures")
+    ui.select(
+        {"": "all classes", **names},
+        value=label if label in names else "",
+        label="Class",
+        on_change=lambda event: ui.navigate.to(f"{base}&label={event.value}"),
+    ).classes("select")
+    page = await api.get(
+        f"/v1/datasets/{split['fingerprint']}/pictures", {"class": label, "limit": _PICTURES, "after": after}
+    )
+    with ui.element("ul").classes("pictures"):
+        for picture in page["data"]:
+            name = picture["class_name"] or str(picture["label"])
+            with ui.element("li"):
+                thumbnail(picture["picture"], f"row {picture['row']}: {name}")
+                ui.label(name).classes("caption")
+    if page["has_more"]:
+        ui.link("More pictures", f"{base}&label={label}&after={page['last_id']}")
+
+
+async def _views(api: ViewerApi, key: str, split: Document) -> None:
+    spec = (await api.get(f"/v1/caches/{key}"))["spec"]
+    if not spec or spec["dataset_fingerprint"] != split["fingerprint"]:
+        return
+    section_heading("Views of the first pictures, as the teacher and as the student see them")
+    shown = min(spec["views"], _VIEWS)
+    ui.label(f"{shown} of {spec['views']} cached views: {spec['augmentation'].get('recipe', 'none')}.").classes("muted")
+    for row in range(min(3, spec["samples"])):
+        with ui.element("ul").classes("pictures"):
+            for number in range(shown):
+                for network in ("teacher", "student"):
+                    with ui.element("li"):
+                        path = f"/v1/caches/{key}/views/{row}.png?view={number}&network={network}"
+                        thumbnail(path, f"row {row}, view {number}, {network}")
+                        ui.label(f"view {number}, {network}").classes("caption")
+
+
+def thumbnail(api_path: str, description: str) -> None:
+    """Picture that the API has at a path, enlarged where it is small; ``description`` is read by screen readers."""
+    shown = ui.element("img").classes("thumbnail")
+    set_props(shown, src=viewer_url(api_path), alt=description, loading="lazy")

@@ -1,0 +1,210 @@
+"""Teachers: upload of an ONNX classifier, its graph, and how right it is where jobs have measured it."""
+
+import json
+
+from nicegui import ui
+
+from service.page.charts import PALETTE, base_options, chart
+from service.page.elements import attempt, column, confirm, empty_state, facts, local_time, section_heading, table
+from service.page.frame import heading, view
+from service.page.paths import viewer_url
+from service.page.texts import count, percent, size
+from service.page.viewer import Document, Problem, ViewerApi
+
+PAGE_ROWS = 100
+_JOBS = 20
+_COLUMNS = (
+    column("name", "Name"),
+    column("classes", "Classes", align="right"),
+    column("input", "Input"),
+    column("size", "Size", align="right"),
+    column("smoke_run", "First run"),
+    column("created_at", "Uploaded", kind="time"),
+)
+# Sends the chosen file by the browser itself: it never passes through the page's socket.
+_UPLOAD = """
+const file = document.querySelector('#teacher-file').files[0];
+if (!file) return {status: 0, text: 'choose an ONNX file first'};
+const body = new FormData();
+const fields = %s;
+for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);
+body.append('file', file);
+const answer = await fetch(%s, {method: 'POST', body});
+return {status: answer.status, text: await answer.text()};
+"""
+_UPLOAD_TIMEOUT_S = 3600.0
+
+
+@view("/teachers", "Teachers")
+async def teachers(api: ViewerApi, after: str = "") -> None:
+    """Build the list of teachers and the form to upload one."""
+    page = await api.get("/v1/teachers", {"limit": PAGE_ROWS, "after": after})
+    if page["data"]:
+        table(_COLUMNS, [_row(teacher) for teacher in page["data"]], title="Teachers")
+        if page["has_more"]:
+            ui.link("More teachers", f"/teachers?after={page['last_id']}")
+    else:
+        empty_state("There is no teacher yet.", "Upload an ONNX classifier below.")
+    _upload_form()
+
+
+def _row(teacher: Document) -> Document:
+    return {
+        "id": teacher["id"],
+        "name": teacher["name"],
+        "classes": teacher["classes"] or "open",
+        "input": _shape(teacher["inputs"][0]) if teacher["inputs"] else "",
+        "size": size(teacher["size_bytes"]),
+        "smoke_run": teacher["smoke_run"],
+        "created_at": teacher["created_at"],
+        "url": f"/teachers/{teacher['id']}",
+    }
+
+
+def _shape(value: Document) -> str:
+    return f"{value['name']} {value['dtype']} [{', '.join(map(str, value['shape']))}]"
+
+
+def _upload_form() -> None:
+    section_heading("Upload a teacher")
+    with ui.column().classes("form"):
+        ui.label("An ONNX classifier: pictures in, logits out.")
+        with ui.element("label").props("for=teacher-file"):
+            ui.label("ONNX file")
+        ui.element("input").props("type=file id=teacher-file accept=.onnx")
+        name = ui.input("Name (the file's by default)").props("maxlength=128")
+        mean = ui.input("Mean of each channel, for pictures of 0 to 1", value="0.485, 0.456, 0.406")
+        std = ui.input("Standard deviation of each channel", value="0.229, 0.224, 0.225")
+        side = ui.number("Side that pictures are resized to, in pixels; empty leaves them", min=1, precision=0)
+
+        async def upload() -> None:
+            try:
+                preprocessing = {"mean": _numbers(mean.value), "std": _numbers(std.value)}
+            except ValueError:
+                ui.notify("Mean and standard deviation are numbers, separated by commas", type="negative")
+                return
+            if side.value:
+                preprocessing["size"] = [int(side.value)] * 2
+            fields = json.dumps({"name": name.value, "preprocessing": json.dumps(preprocessing)})
+            button.disable()
+            script = _UPLOAD % (fields, json.dumps(viewer_url("/v1/teachers")))
+            answer = await ui.run_javascript(script, timeout=_UPLOAD_TIMEOUT_S)
+            button.enable()
+            _show_upload(answer)
+
+        button = ui.button("Upload", icon="upload", on_click=upload).props("no-caps")
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers of a text that commas separate. Raises ValueError."""
+    return [float(part) for part in text.split(",")]
+
+
+def _show_upload(answer: Document) -> None:
+    try:
+        document = json.loads(answer["text"])
+    except ValueError:
+        document = {}
+    if answer["status"] in (200, 201):
+        ui.navigate.to(f"/teachers/{document['id']}")
+        return
+    text = document.get("detail") or document.get("title") or answer["text"][:300]
+    ui.notify(str(text), type="negative", multi_line=True, timeout=15000)
+
+
+@view("/teachers/{teacher_id}", "Teacher")
+async def teacher(api: ViewerApi, teacher_id: str) -> None:
+    """Build the view of one teacher."""
+    shown = await api.get(f"/v1/teachers/{teacher_id}")
+    heading(shown["name"])
+    with ui.row():
+        ui.button(
+            "New job with it", icon="add_circle", on_click=lambda: ui.navigate.to(f"/new?teacher={teacher_id}")
+        ).props("no-caps")
+        _delete_button(api, shown)
+    with facts() as fact:
+        fact("Id", shown["id"])
+        fact("SHA-256", shown["sha256"])
+        fact("Size", size(shown["size_bytes"]))
+        fact("Inputs", "; ".join(map(_shape, shown["inputs"])))
+        fact("Outputs", "; ".join(map(_shape, shown["outputs"])))
+        fact("Logits", f"output {shown['output']!r}, {shown['classes'] or 'an open number of'} classes")
+        fact("Preprocessing", _preprocessing(shown["preprocessing"]))
+        fact("First run in the sandbox", _first_run(shown["smoke_run"]))
+        fact("Uploaded", lambda: local_time(shown["created_at"]))
+    await _measured(api, shown)
+
+
+def _preprocessing(given: Document) -> str:
+    resized = f"resized to {given['size']}" if given.get("size") else "not resized"
+    return f"mean {given['mean']}, std {given['std']}, {given['channels']}, {given['layout']}, {resized}"
+
+
+def _first_run(state: str) -> str:
+    if state == "passed":
+        return "passed: it answers pictures with finite logits, alike in batches and alone"
+    return f"{state}: the first job runs it on its own pictures before it computes a cache"
+
+
+def _delete_button(api: ViewerApi, shown: Document) -> None:
+    async def delete() -> None:
+        text = f"This frees {size(shown['size_bytes'])}. Its caches stay until they are deleted."
+        if await confirm(f"Delete the teacher {shown['name']}?", text, "Delete") and await attempt(
+            api.delete(f"/v1/teachers/{shown['id']}")
+        ):
+            ui.navigate.to("/teachers")
+
+    ui.button("Delete", icon="delete", on_click=delete, color="negative").props("no-caps outline")
+
+
+async def _measured(api: ViewerApi, shown: Document) -> None:
+    """Accuracy of the teacher on the datasets of its newest jobs, and per class on those of the newest."""
+    page = await api.get("/v1/jobs", {"limit": 100})
+    jobs = [job for job in page["data"] if job["teacher"] == shown["id"]][:_JOBS]
+    section_heading("Jobs with this teacher")
+    if not jobs:
+        empty_state("No job has measured it yet.", "Make one", url=f"/new?teacher={shown['id']}")
+        return
+    columns = (
+        column("name", "Job"),
+        column("state", "State", kind="state"),
+        column("test", "Top-1, test", align="right"),
+        column("validation", "Top-1, validation", align="right"),
+        column("views", "Top-1, training views", align="right"),
+        column("ece", "ECE, test", align="right"),
+    )
+    table(columns, [_job_row(job) for job in jobs], title="Jobs with this teacher")
+    await _per_class(api, jobs[0])
+
+
+def _job_row(job: Document) -> Document:
+    measured = job.get("teacher_metrics") or {}
+    test, validation = measured.get("test") or {}, measured.get("validation") or {}
+    return {
+        "id": job["id"],
+        "name": job["name"] or job["id"],
+        "state": job["state"],
+        "test": percent(test.get("top1")),
+        "validation": percent(validation.get("top1")),
+        "views": percent(job.get("teacher_views_accuracy")),
+        "ece": percent(test.get("ece")),
+        "url": f"/jobs/{job['id']}",
+    }
+
+
+async def _per_class(api: ViewerApi, job: Document) -> None:
+    try:
+        report = await api.get(f"/v1/jobs/{job['id']}/report", {"group": "seeds"})
+    except Problem:
+        return
+    accuracies = (report["teacher"]["test"] or {}).get("per_class")
+    if not accuracies:
+        return
+    section_heading(f"Accuracy by class on the test split of {job['name'] or job['id']}")
+    options = base_options("accuracy by class", x="class", y="accuracy", zoom=len(accuracies) > 30)
+    options["xAxis"] = {"type": "category", "data": [str(index) for index in range(len(accuracies))], "name": "class"}
+    options["legend"] = {"show": False}
+    options["series"] = [{"type": "bar", "data": accuracies, "color": PALETTE[0]}]
+    known = [value for value in accuracies if value is not None]
+    worst = min(known, default=None)
+    chart(options, f"accuracy by class, {count(len(accuracies))} classes, the worst {percent(worst)}")
