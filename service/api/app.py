@@ -32,6 +32,7 @@ from service.api.routes import (
     jobs,
     keys,
     metrics,
+    pictures,
     reports,
     run_logs,
     runs,
@@ -98,7 +99,23 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    modules = (teachers, datasets, catalog, caches, jobs, reports, runs, run_logs, job_control, events, gc, keys)
+    # In the order of the document.
+    shown = (pictures,)
+    modules = (
+        teachers,
+        datasets,
+        catalog,
+        caches,
+        jobs,
+        reports,
+        runs,
+        run_logs,
+        *shown,
+        job_control,
+        events,
+        gc,
+        keys,
+    )
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
     of_admission = problems.responses(429, 503)
