@@ -99,23 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    # In the order of the document.
-    shown = (pictures,)
-    modules = (
-        teachers,
-        datasets,
-        catalog,
-        caches,
-        jobs,
-        reports,
-        runs,
-        run_logs,
-        *shown,
-        job_control,
-        events,
-        gc,
-        keys,
-    )
+    of_jobs = (jobs, reports, runs, run_logs, job_control, events)
+    modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
     of_admission = problems.responses(429, 503)

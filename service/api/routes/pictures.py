@@ -21,7 +21,6 @@ from service.api.routes.caches import Key
 from service.api.schemas.base import Page
 from service.api.schemas.pictures import PictureRow, Split
 from service.errors import NotFound
-from store.spec import CacheSpec
 from workers.augmentation.single import Picture
 from workers.data.prepared import Dataset
 from workers.spec import Size
@@ -33,9 +32,7 @@ router = APIRouter(tags=["pictures"], responses=responses(401, 403, 404, 409, 42
 
 DatasetKey = Annotated[
     str,
-    Path(
-        max_length=64, pattern=r"^[0-9a-z_]+$", description="id of a data set, or the fingerprint of one of its splits"
-    ),
+    Path(max_length=64, pattern=r"^[0-9a-z_]+$", description="id of a data set, or the fingerprint of a split"),
 ]
 SplitName = Literal["train", "validation", "test"]
 Row = Annotated[int, Path(ge=0, le=ROWS_MAX, description="place in the split, from 0")]
@@ -127,10 +124,10 @@ def get_view(
     ] = None,
     side: Side = 128,
 ) -> Response:
-    """The picture as it was augmented for a cache's view, as PNG, which may be kept for good. Needs the extra `page`."""
+    """The picture as it was augmented for a cache's view, as PNG; may be kept for good. Needs the extra `page`."""
     check_installed()
-    spec: CacheSpec | None = ctx.catalog.get(key).spec
-    if spec is None or view >= spec.views or row >= spec.samples:
+    spec = ctx.catalog.spec(key)
+    if view >= spec.views or row >= spec.samples:
         raise NotFound("view", f"{view} of row {row} in cache {key}")
     pixels_HWC = _pixels(open_fingerprint(ctx.settings.datasets_dir, spec.dataset_fingerprint), row)
     shown = view_pixels(pixels_HWC, spec, view, row=row, network=network, size=_size(size))
