@@ -13,6 +13,8 @@ from service.page.elements import set_props
 # Okabe and Ito (2008), black left out: it cannot be seen on dark ground.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999933", "#882255", "#44AA99", "#888888")
 Options = dict[str, Any]
+# Beyond so many names on an axis, part of it is shown at a time.
+_NAMES_SHOWN = 30
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
@@ -73,6 +75,21 @@ def band(name: str, rows: Sequence[tuple[float, float, float]], colour: str) -> 
             "areaStyle": {"opacity": 0.18},
         },
     ]
+
+
+def bars(title: str, rows: Sequence[tuple[str, float | None]], *, y: str) -> Options:
+    """Options of bars from zero, one for each (name, value)."""
+    options = base_options(title, x="", y=y, zoom=len(rows) > _NAMES_SHOWN)
+    names = [name for name, _ in rows]
+    options["xAxis"] = {
+        "type": "category",
+        "data": names,
+        "axisLabel": {"rotate": 30, "width": 90, "overflow": "truncate"},
+    }
+    options["yAxis"]["scale"] = False
+    options["legend"] = {"show": False}
+    options["series"] = [{"type": "bar", "data": [value for _, value in rows], "color": PALETTE[0]}]
+    return options
 
 
 def chart(options: Mapping[str, Any], title: str) -> ui.echart:

@@ -23,6 +23,10 @@ STATES: Mapping[str, tuple[str, str]] = {
     "lost": ("warning", "sync_problem"),
     "succeeded": ("positive", "check_circle"),
     "failed": ("negative", "error"),
+    # Of caches.
+    "complete": ("positive", "check_circle"),
+    "partial": ("grey-7", "hourglass_bottom"),
+    "corrupt": ("negative", "error"),
 }
 _UNAUTHORIZED = 401
 

@@ -2,7 +2,7 @@
 
 from nicegui import ui
 
-from service.page.charts import PALETTE, base_options, chart
+from service.page.charts import bars, chart
 from service.page.elements import (
     attempt,
     column,
@@ -136,15 +136,8 @@ async def _registered(api: ViewerApi, dataset_id: str) -> None:
 def _class_counts(split: Document) -> None:
     classes = split["classes"]
     section_heading(f"{count(split['samples'])} pictures of {len(classes)} classes in {split['split']}")
-    names = [each["name"] or str(each["label"]) for each in classes]
-    options = base_options("pictures by class", x="", y="pictures", zoom=len(classes) > 30)
-    options["xAxis"] = {
-        "type": "category",
-        "data": names,
-        "axisLabel": {"rotate": 30, "width": 90, "overflow": "truncate"},
-    }
-    options["legend"] = {"show": False}
-    options["series"] = [{"type": "bar", "data": [each["samples"] for each in classes], "color": PALETTE[0]}]
+    rows = [(each["name"] or str(each["label"]), each["samples"]) for each in classes]
+    options = bars("pictures by class", rows, y="pictures")
     chart(options, f"pictures by class of the split {split['split']}")
 
 

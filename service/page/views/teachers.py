@@ -4,7 +4,7 @@ import json
 
 from nicegui import ui
 
-from service.page.charts import PALETTE, base_options, chart
+from service.page.charts import bars, chart
 from service.page.elements import attempt, column, confirm, empty_state, facts, local_time, section_heading, table
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
@@ -201,10 +201,8 @@ async def _per_class(api: ViewerApi, job: Document) -> None:
     if not accuracies:
         return
     section_heading(f"Accuracy by class on the test split of {job['name'] or job['id']}")
-    options = base_options("accuracy by class", x="class", y="accuracy", zoom=len(accuracies) > 30)
-    options["xAxis"] = {"type": "category", "data": [str(index) for index in range(len(accuracies))], "name": "class"}
-    options["legend"] = {"show": False}
-    options["series"] = [{"type": "bar", "data": accuracies, "color": PALETTE[0]}]
+    rows = [(str(index), accuracy) for index, accuracy in enumerate(accuracies)]
     known = [value for value in accuracies if value is not None]
     worst = min(known, default=None)
+    options = bars("accuracy by class", rows, y="accuracy")
     chart(options, f"accuracy by class, {count(len(accuracies))} classes, the worst {percent(worst)}")
