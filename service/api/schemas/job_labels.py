@@ -12,6 +12,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.config import JsonDict
@@ -70,7 +71,7 @@ Tag = Annotated[
     StringConstraints(min_length=1, max_length=_TAG_CHARACTERS),
     AfterValidator(_check_tag),
     BeforeValidator(lambda given: composed(given) if isinstance(given, str) else given),
-    Field(json_schema_extra={"pattern": _TAG}),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": _TAG_CHARACTERS, "pattern": _TAG}),
 ]
 Tags = Annotated[
     list[Tag],
@@ -82,7 +83,7 @@ Note = Annotated[
     str,
     StringConstraints(max_length=_NOTE_CHARACTERS),
     AfterValidator(_check_note),
-    Field(json_schema_extra={"pattern": _NOTE}),
+    WithJsonSchema({"type": "string", "maxLength": _NOTE_CHARACTERS, "pattern": _NOTE}),
 ]
 TAGS_HELP = "short words to find it by, without blanks at their ends; they are compared case aside"
 NOTE_HELP = "text for people, of several lines if need be"
