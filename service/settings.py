@@ -3,7 +3,6 @@
 What a *job* wants is no setting; it stands in the job's own JSON (``workers.config.job``).
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
+
+from workers.texts import nearest_name
 
 MiB = 1 << 20
 GiB = 1 << 30
@@ -242,7 +243,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         rest = name.upper().removeprefix(PREFIX)
         if rest == name.upper() or rest in known:
             continue
-        nearest = difflib.get_close_matches(rest, known, 1)
-        advice = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "`service/settings.py` lists the others"
+        nearest = nearest_name(rest, known)
+        advice = f"did you mean {PREFIX}{nearest}?" if nearest else "`service/settings.py` lists the others"
         sentences.append(f"the variable {name} is none of Retort's and has no effect: {advice}")
     return sentences

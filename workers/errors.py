@@ -27,10 +27,9 @@ A message holds the offending value, what is allowed, and the next step. Which H
 becomes is not known here (``service.api.problems`` holds that table).
 """
 
-import difflib
 from collections.abc import Iterable
 
-from workers.texts import difference, shortened
+from workers.texts import difference, nearest_name, shortened
 
 
 class WorkerError(Exception):
@@ -82,7 +81,7 @@ class NotFinite(UserError, ArithmeticError):
 
 
 class UnknownName(UserError, LookupError):
-    """A name that is not in a closed list; the message gives the nearest and the whole list.
+    """A name that is not in a closed list; the message gives the nearest, if one is near, and the whole list.
 
     Args:
         kind: what is being named, e.g. ``"method"``.
@@ -94,7 +93,7 @@ class UnknownName(UserError, LookupError):
         self.kind = kind
         self.name = name
         self.allowed = tuple(sorted(allowed))
-        self.nearest = next(iter(difflib.get_close_matches(name, self.allowed, n=1, cutoff=0.5)), None)
+        self.nearest = nearest_name(name, self.allowed)
         alike = next((found for other in self.allowed if other != name and (found := difference(name, other))), None)
         hint = f" Did you mean {self.nearest!r}?" if self.nearest else ""
         hint += f" {alike}." if alike else ""

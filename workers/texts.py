@@ -4,6 +4,7 @@ A file's name that is no UTF-8 comes from Python with lone surrogates (PEP 383),
 refuses U+0000; terminals obey control characters, and bidirectional ones reorder what is read.
 """
 
+import difflib
 import itertools
 import re
 import unicodedata
@@ -18,6 +19,8 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
 LISTED_MAX = 10
+# Of ``difflib``'s ratio, 1 for equal names: "nmae" is as near to "name" as 0.75, "tags" to "dataset" as 0.55.
+_NEAR = 0.7
 
 
 def storable(value: Any) -> Any:  # noqa: ANN401  # JSON as it comes
@@ -107,13 +110,19 @@ def code_points(name: str) -> str:
 
 def difference(one: str, other: str) -> str | None:
     """Returns how two names differ that a reader may take for the same, such as "only in case"; None if they do not."""
-    if _case_aside(one) == _case_aside(other):
+    if case_aside(one) == case_aside(other):
         how = "in Unicode's normal form" if composed(one) == composed(other) else "in case"
     elif _shown(one) == _shown(other):
         how = "in blanks, forms of letters, or what does not show"
     else:
         return None
     return f"'{code_points(one)}' and '{code_points(other)}' differ only {how}"
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """Returns the name that was probably meant by one that is none of them; None where none is near. Case aside."""
+    by_folded = {known.casefold(): known for known in names}
+    return next((by_folded[near] for near in difflib.get_close_matches(name.casefold(), by_folded, 1, _NEAR)), None)
 
 
 def differences(names: Iterable[str]) -> list[str]:
@@ -125,13 +134,13 @@ def differences(names: Iterable[str]) -> list[str]:
     return [found for one, other in pairs if (found := difference(one, other))]
 
 
-def _case_aside(name: str) -> str:
+def case_aside(name: str) -> str:
     return composed(composed(name).casefold())
 
 
 def _shown(name: str) -> str:
     """Visible form of a name, case aside."""
-    plain = unicodedata.normalize("NFKC", _case_aside(name)).casefold()
+    plain = unicodedata.normalize("NFKC", case_aside(name)).casefold()
     return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())
 
 

@@ -22,6 +22,7 @@ from service.api.middleware.request_context import HeadRequests, RequestContext
 from service.api.middleware.response_cache import ResponseCache
 from service.api.middleware.security_headers import PagePolicy, policies_of
 from service.api.openapi import describe
+from service.api.query_names import KNOWN_QUERY
 from service.api.routes import (
     caches,
     catalog,
@@ -102,15 +103,15 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(HeadRequests)
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
-    app.include_router(health.router)
+    app.include_router(health.router, dependencies=[KNOWN_QUERY], responses=problems.responses(422))
     of_jobs = (jobs, reports, runs, run_logs, job_control, events)
     modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
-    of_admission = problems.responses(429, 503)
-    app.include_router(metrics.router, responses=of_admission)
+    of_all = problems.responses(422, 429, 503)
+    app.include_router(metrics.router, dependencies=[KNOWN_QUERY], responses=of_all)
     for module in modules:
-        app.include_router(module.router, prefix=API_PREFIX, responses=of_admission)
+        app.include_router(module.router, prefix=API_PREFIX, dependencies=[KNOWN_QUERY], responses=of_all)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

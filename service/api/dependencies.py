@@ -154,6 +154,8 @@ Heavy = Depends(_in_turn)
 """A dependency of routes that take long: those of one key wait for each other, and for no thread meanwhile."""
 
 Id = Annotated[str, Query(max_length=128, pattern=r"^[\x21-\x7e]+$")]
+Text = Annotated[str, Query(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+InName = Annotated[Text | None, Query(description="only those whose name holds this, case aside")]
 After = Annotated[Id | None, Query(description="the `last_id` of the page before")]
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="items of a page")]
 

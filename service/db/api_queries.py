@@ -6,14 +6,16 @@ has ``engine_queries`` for its half, new jobs are in ``job_posting``.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import TypeAdapter
-from sqlalchemy import Select, func, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy.orm import Session
 
 from service.db.ids import is_id
+from service.db.job_labels import SEARCHED, search_text
 from service.db.job_posting import JobPosting
+from service.db.job_search import JobFilter, JobOrder, RunFilter, find_jobs
 from service.db.models import (
     ArtifactRecord,
     DatasetRecord,
@@ -53,26 +55,32 @@ class ApiQueries(JobPosting):
         with self.database.read() as session:
             return existing(session, table, id)
 
-    def page(self, table: type[Row], after: str | None, limit: int) -> tuple[list[Row], bool]:
-        """Rows before the id ``after``, newest first, and whether there are more."""
-        return self._page(select(table), table, after, limit)
-
-    def jobs(self, state: State | None, after: str | None, limit: int) -> tuple[list[JobRecord], bool]:
-        """Jobs, newest first, of one state or of all; their plans, which may be long, are not read."""
-        query = select(JobRecord).options(defer(JobRecord.plan, raiseload=True))
-        return self._page(
-            query if state is None else query.where(JobRecord.state == state),
-            JobRecord,
-            after,
-            limit,
-        )
-
-    def _page(self, query: Select[Row], table: type[Row], after: str | None, limit: int) -> tuple[list[Row], bool]:
+    def page(self, table: type[Row], after: str | None, limit: int, name: str | None = None) -> tuple[list[Row], bool]:
+        """Rows before the id ``after``, newest first, and whether there are more; ``name`` is a part of their names."""
+        query = select(table)
+        if name is not None:
+            query = query.where(_has_in_name(table, name))
         if after is not None:
             query = query.where(table.id < after)
         with self.database.read() as session:
             rows = list(session.scalars(query.order_by(table.id.desc()).limit(limit + 1)))
         return rows[:limit], len(rows) > limit
+
+    def jobs(
+        self, wanted: JobFilter | None, after: str | None, limit: int, order: JobOrder = JobOrder.NEWEST
+    ) -> tuple[list[JobRecord], bool]:
+        """Jobs that a filter lets through, all without one, see ``job_search.find_jobs``."""
+        with self.database.read() as session:
+            return find_jobs(session, wanted or JobFilter(), order, after=after, limit=limit)
+
+    def change_job(self, id: str, changes: Mapping[str, object]) -> JobRecord:
+        """Change ``name``, ``tags`` or ``note`` of a job, whatever its state. Raises NotFound."""
+        with self.database.write() as session:
+            job = existing(session, JobRecord, id)
+            for name, value in changes.items():
+                setattr(job, name, value)
+            job.search_text = search_text({name: getattr(job, name) for name in SEARCHED})
+            return job
 
     # --------------------------------------------------------------------------------------------------- teachers
 
@@ -150,10 +158,14 @@ class ApiQueries(JobPosting):
                 found[job_id][state] = count
         return found
 
-    def runs(self, job_id: str, after: str | None = None, limit: int | None = None) -> tuple[list[RunRecord], bool]:
+    def runs(
+        self, job_id: str, after: str | None = None, limit: int | None = None, wanted: RunFilter | None = None
+    ) -> tuple[list[RunRecord], bool]:
         """Runs of a job in the order of its plan, those after the id ``after``. Raises NotFound for the job."""
         # Ids of a job's runs rise with their index, see new_id.
         query = select(RunRecord).where(RunRecord.job_id == job_id).order_by(RunRecord.id)
+        if wanted is not None:
+            query = query.where(*wanted.conditions)
         if after is not None:
             query = query.where(RunRecord.id > after)
         with self.database.read() as session:
@@ -217,6 +229,13 @@ class ApiQueries(JobPosting):
 def _states_of_runs(session: Session, job_id: str) -> dict[str, State]:
     query = select(RunRecord.id, RunRecord.state).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
     return {row.id: row.state for row in session.execute(query)}
+
+
+def _has_in_name(table: type[Row], part: str) -> ColumnElement[bool]:
+    """Whether a name holds this, case aside; SQLite knows the case of ASCII alone."""
+    # A key, too, has a name, and no list of them is asked for one.
+    name = table.name
+    return or_(func.lower(name).contains(part.lower(), autoescape=True), name.contains(part, autoescape=True))
 
 
 def _by_name(name: str) -> Select[DatasetRecord]:

@@ -15,7 +15,7 @@ from service.errors import Conflict, IdempotencyMismatch, QueueFull
 from workers.config.job import Plan
 
 # What a retry has in common with what it tries again.
-_KEPT_JOB = ("name", "teacher_id", "teacher", "plan", "priority", "parallel_runs")
+_KEPT_JOB = ("name", "tags", "note", "teacher_id", "teacher", "plan", "priority", "parallel_runs")
 _KEPT_RUN = ("index", "name", "student", "method", "method_spec", "seed", "epochs")
 _NAMED_RUNS = 3
 # Characters of the column.
@@ -71,6 +71,8 @@ class JobPosting:
         priority: int = 0,
         parallel_runs: int | None = None,
         key_id: str | None = None,
+        tags: Sequence[str] = (),
+        note: str = "",
     ) -> tuple[JobRecord, bool]:
         """Store a job and its runs, all queued, together with its idempotency key.
 
@@ -78,6 +80,7 @@ class JobPosting:
             priority: the highest is claimed first.
             parallel_runs: how many of its runs may be at work at once; None for as many as there is room for.
             key_id: of the API key that posts it.
+            tags, note: see ``job_labels``.
 
         Returns:
             The job, and whether it is new: False if the key was used meanwhile.
@@ -94,6 +97,7 @@ class JobPosting:
             existing(session, TeacherRecord, teacher.id)
             job = _new_job(plan, teacher)
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
+            job.tags, job.note = list(tags) or None, note
             session.add(job)
             session.flush()
             session.add_all(_new_runs(plan, job.id, teacher))

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.db.columns import STATE, UtcDateTime
+from service.db.job_labels import LISTING, JobLabels
 from service.db.states import State
 
 Json = dict[str, Any]
@@ -78,7 +79,7 @@ class DatasetRecord(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
-class JobRecord(Base):
+class JobRecord(JobLabels, Base):
     """A posted job. ``plan`` and ``teacher`` are copies: a teacher may be deleted after its jobs have ended.
 
     ``attempt`` counts the engines that have worked on it, and fences the writes of earlier ones. ``parallel_runs`` is
@@ -90,7 +91,7 @@ class JobRecord(Base):
 
     __tablename__ = "jobs"
     # The engine looks for queued ones, the newest ones of a state are listed; the live ones of a key are counted.
-    __table_args__ = (Index(None, "state", "id"), Index(None, "key_id", "state"))
+    __table_args__ = (Index(None, "state", "id"), Index(None, "key_id", "state"), LISTING)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
@@ -248,10 +249,7 @@ class KeyRecord(Base):
 
 
 class IdempotencyRecord(Base):
-    """An Idempotency-Key that was used, a digest of the body it came with, and the job that it made.
-
-    Each API key has its own; ``key_id`` is empty for whoever calls without one of the table.
-    """
+    """An Idempotency-Key that was used, a digest of its body, and its job; ``key_id`` is empty without an API key."""
 
     __tablename__ = "idempotency_keys"
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote
 
+import structlog
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from nicegui import ui
@@ -36,6 +37,7 @@ SECTIONS = (
 )
 _THEMES = {"auto": ("dark", "brightness_auto"), "dark": ("light", "dark_mode"), "light": ("auto", "light_mode")}
 _UNAUTHORIZED = 401
+log = structlog.get_logger("service.page.frame")
 # A view waits for its first documents; what takes longer than this it loads afterwards.
 _RESPONSE_TIMEOUT_S = 30.0
 _View = Callable[..., Awaitable[None]]
@@ -63,6 +65,9 @@ def view(path: str, title: str) -> Callable[[_View], _View]:
                     if problem.status == _UNAUTHORIZED:
                         return RedirectResponse(login_url(request), 303)
                     problem_card(problem)
+                except Exception:
+                    log.exception("view cannot be built", path=path)
+                    problem_card(Problem(500, {"title": "Internal error", "detail": "the log of the service says why"}))
             return None
 
         functools.update_wrapper(answer, build)

@@ -4,6 +4,7 @@ Every request passes through the whole application, so scopes, limits, audit lin
 client. Views open one by ``viewer()`` and keep it while they are shown.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,7 +72,8 @@ class ViewerApi:
             Problem: the API has refused it.
         """
         given = {name: value for name, value in (params or {}).items() if value not in (None, "")}
-        response = await self._http.request(method, path, params=given, json=body)
+        # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
+        response = await asyncio.create_task(self._http.request(method, path, params=given, json=body))
         if response.is_error:
             try:
                 document = response.json()

@@ -12,7 +12,6 @@ refuses what it does not know:
 """
 
 import ast
-import difflib
 import functools
 import re
 import threading
@@ -28,6 +27,7 @@ from workers.methods.expression import (
     Operation,
     Power,
 )
+from workers.texts import nearest_name
 
 MAX_CHARACTERS = 500
 MAX_DEPTH = 20
@@ -117,8 +117,8 @@ def _check_word(text: str, token: re.Match[str]) -> None:
     if word in other:
         hint = f"{word!r} is a name, not a function" if called else f"{word!r} is a function: write {word}(...)"
         raise _refusal(text, token.start() + 1, f"{hint}. {VOCABULARY}")
-    nearest = difflib.get_close_matches(word.lower(), known, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    nearest = nearest_name(word, known)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
     raise _refusal(text, token.start() + 1, f"unknown {kind} {word[:40]!r}.{hint} {VOCABULARY}")
 
 

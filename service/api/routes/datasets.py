@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import JsonRoute, json_body
-from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, page
+from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, InName, Limit, page
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.datasets import Dataset, DatasetRequest
@@ -70,9 +70,9 @@ def create_dataset(
     response_model=Page[Dataset],
     responses=responses(422),
 )
-def list_datasets(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
+def list_datasets(ctx: Ctx, name: InName = None, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
-    rows, has_more = ctx.queries.page(DatasetRecord, after, limit)
+    rows, has_more = ctx.queries.page(DatasetRecord, after, limit, name)
     return page(rows, has_more, show, lambda row: row.id)
 
 

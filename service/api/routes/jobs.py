@@ -10,10 +10,12 @@ from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.job_checks import check_job, picture_size, student_size
+from service.api.job_filters import Order, Wanted, WantedRuns
 from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.problems import responses
 from service.api.routes import runs
 from service.api.schemas.base import Page
+from service.api.schemas.job_labels import JobChanges
 from service.api.schemas.jobs import (
     Inference,
     Job,
@@ -29,6 +31,7 @@ from service.api.schemas.runs import ErrorInfo, Run, SetAside
 from service.db.api_queries import ApiQueries, digest_of
 from service.db.backoff import read_backoff
 from service.db.job_posting import Idempotency, evaluation_run
+from service.db.job_search import JobOrder
 from service.db.models import JobRecord, Json, TeacherRecord
 from service.db.states import State
 from workers.config.dataset import thumbnail_warnings
@@ -65,6 +68,8 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
     return JobSummary(
         id=row.id,
         name=row.name,
+        tags=row.tags or [],
+        note=row.note,
         state=row.state,
         stage=row.stage,
         created_at=row.created_at,
@@ -163,6 +168,8 @@ def create_job(
             priority=request.priority,
             parallel_runs=request.parallel_runs,
             key_id=who.key_id,
+            tags=request.tags,
+            note=request.note,
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
@@ -203,16 +210,20 @@ def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str]) -> Job
     summary="List jobs",
     dependencies=[READ],
     response_model=Page[JobSummary],
-    responses=responses(422),
+    responses=responses(404, 422),
 )
 def list_jobs(
     ctx: Ctx,
-    status: Annotated[State | None, Query(description="only jobs in this state")] = None,
+    wanted: Wanted,
+    sort: Order = JobOrder.NEWEST,
     after: After = None,
     limit: Limit = PAGE_DEFAULT,
 ) -> Response:
-    """Newest first; what was posted and the ids of the runs are shown for one job."""
-    rows, has_more = ctx.queries.jobs(status, after, limit)
+    """Newest first unless `sort` says otherwise; what was posted and the ids of the runs are shown for one job.
+
+    Filters hold together. A page goes on behind the present place of the job `after`; with `sort` it must be there.
+    """
+    rows, has_more = ([], False) if wanted is None else ctx.queries.jobs(wanted, after, limit, sort)
     counts = ctx.queries.counts_of_runs([row.id for row in rows])
     return page(rows, has_more, lambda row: summarise(row, counts[row.id]), lambda row: row.id)
 
@@ -230,6 +241,18 @@ def get_job(job_id: str, ctx: Ctx) -> Response:
     return document(_show(*ctx.queries.job(job_id)))
 
 
+@router.patch(
+    "/{job_id}",
+    operation_id="change_job",
+    summary="Change name, tags or note of a job",
+    dependencies=[WRITE],
+    responses=responses(400, 404, 408, 413, 422),
+)
+def change_job(job_id: str, changes: Annotated[JobChanges, json_body(JobChanges)], ctx: Ctx) -> Job:
+    """What is given replaces what there was, in any state of the job. Neither its plan nor its results change."""
+    return show_one(ctx.queries.change_job(job_id, changes.given), ctx.queries)
+
+
 @router.get(
     "/{job_id}/runs",
     operation_id="list_runs",
@@ -238,7 +261,7 @@ def get_job(job_id: str, ctx: Ctx) -> Response:
     response_model=Page[Run],
     responses=responses(404, 422),
 )
-def list_runs(job_id: str, ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
+def list_runs(job_id: str, ctx: Ctx, wanted: WantedRuns, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """In the order of the plan: students slowest, seeds fastest."""
-    rows, has_more = ctx.queries.runs(job_id, after, limit)
+    rows, has_more = ctx.queries.runs(job_id, after, limit, wanted)
     return page(rows, has_more, runs.show, lambda row: row.id)

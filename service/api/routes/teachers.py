@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
 from service.api.bodies.multipart import Upload, receive
-from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, Limit, page
+from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.job_checks import classes_of
 from service.api.problems import responses
 from service.api.schemas.base import Name, Page
@@ -178,9 +178,9 @@ def _preprocessing(text: str | None) -> Preprocessing:
     response_model=Page[Teacher],
     responses=responses(422),
 )
-def list_teachers(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
+def list_teachers(ctx: Ctx, name: InName = None, after: After = None, limit: Limit = PAGE_DEFAULT) -> Response:
     """Newest first."""
-    rows, has_more = ctx.queries.page(TeacherRecord, after, limit)
+    rows, has_more = ctx.queries.page(TeacherRecord, after, limit, name)
     return page(rows, has_more, lambda row: show(row, ctx.settings), lambda row: row.id)
 
 

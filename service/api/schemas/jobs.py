@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from service.api.schemas.base import Document, Name, OptionalName, Stored
+from service.api.schemas.job_labels import NOTE_HELP, TAGS_HELP, Note, Tags
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.db.states import State
@@ -63,7 +64,7 @@ class JobRequest(PlanDraft):
     teacher: Annotated[str, Field(max_length=64, examples=[EXAMPLE_TEACHER])]
     # A client may name a data set where the plan needs its description; the route puts it in place.
     dataset: DatasetChoice  # type: ignore[assignment]
-    # Both joined later, and are left out of a dump at their default: an Idempotency-Key is known by the dump's digest,
+    # These joined later, and are left out of a dump at their default: an Idempotency-Key is known by its digest,
     # and one that was used before them is to be known after.
     priority: int = Field(
         0,
@@ -81,6 +82,8 @@ class JobRequest(PlanDraft):
         description="how many of its runs may be at work at once; null for as many as fit",
         exclude_if=lambda given: given is None,
     )
+    tags: Tags = Field([], description=TAGS_HELP, exclude_if=lambda given: not given)
+    note: Note = Field("", description=NOTE_HELP, exclude_if=lambda given: not given)
 
     @model_validator(mode="before")
     @classmethod
@@ -190,6 +193,8 @@ class JobSummary(Document):
     object: Literal["job"] = "job"
     id: str
     name: str
+    tags: list[str]
+    note: str
     state: State
     stage: str | None
     created_at: datetime

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-MODULES = ("caches", "datasets", "jobs", "teachers")
+MODULES = ("caches", "datasets", "jobs", "new_job", "teachers")
 
 
 def register_all() -> None:

@@ -21,6 +21,7 @@ from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
 from service.db.scopes import Scope
+from service.db.job_search import JobFilter
 from service.db.states import State
 from service.errors import InvalidRequest, MalformedBody, QueueFull, TooManyRequests
 from tests.service.api.test_auth import filled
@@ -294,7 +295,7 @@ def test_however_many_post_at_once_the_queue_is_never_longer(database_url: str) 
 
 def oldest(queries: ApiQueries) -> str:
     """The job that an engine would take first."""
-    return queries.jobs(State.QUEUED, None, 100)[0][-1].id
+    return queries.jobs(JobFilter(State.QUEUED), None, 100)[0][-1].id
 
 
 @pytest.mark.parametrize(

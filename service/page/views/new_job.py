@@ -1,0 +1,135 @@
+"""New job: the form, what it would cost, its JSON and the ``curl`` line; also "this job, but ..."."""
+
+import json
+import shlex
+from typing import Any
+
+from nicegui import ui
+
+from service.page.elements import notify_problem, problem_card, section_heading
+from service.page.frame import view
+from service.page.job_form import Catalog, JobForm
+from service.page.texts import count, duration, size
+from service.page.viewer import Document, Problem, ViewerApi
+
+# After the last change; the viewer goes on typing.
+_DRY_RUN_AFTER_S = 0.6
+# Of a job's document, what makes another job like it.
+_COPIED = ("name", "teacher", "tags", "note", "priority", "parallel_runs")
+_EXAMPLE: Document = {"students": ["resnet8"], "methods": ["ce", "kd"], "training": {"epochs": 20}}
+
+
+@view("/new", "New job")
+async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str = "") -> None:
+    """Build the form of a job, from an old one, a teacher or a dataset where one is given."""
+    catalog = await Catalog.load(api)
+    document = await _like(api, job) if job else dict(_EXAMPLE)
+    if teacher or len(catalog.teachers) == 1:
+        document.setdefault("teacher", teacher or catalog.teachers[0]["id"])
+    if dataset:
+        document["dataset"] = dataset
+    if job:
+        ui.label(f"This begins as the job {document.get('name') or job}; change what should differ.").classes("muted")
+    with ui.element("div").classes("two-columns"):
+        with ui.element("div").classes("form"):
+            place = ui.element("div").classes("form")
+        with ui.element("div").classes("preview"):
+            preview = Preview(api)
+    with place:
+        form = JobForm(catalog, document, preview.show)
+
+    async def submit() -> None:
+        try:
+            posted = await api.post("/v1/jobs", form.document)
+        except Problem as problem:
+            notify_problem(problem)
+            return
+        ui.navigate.to(f"/jobs/{posted['id']}")
+
+    with place:
+        ui.button("Start the job", icon="play_arrow", on_click=submit).props("no-caps size=lg")
+    preview.show(form.document)
+
+
+async def _like(api: ViewerApi, job_id: str) -> Document:
+    """Request that makes a job like another one."""
+    old = await api.get(f"/v1/jobs/{job_id}")
+    plan: dict[str, Any] = dict(old.get("plan") or {})
+    recipe = plan.pop("recipe", None)
+    if isinstance(recipe, dict):
+        plan["recipe"] = recipe["name"]
+    return {**plan, **{name: old[name] for name in _COPIED if old.get(name)}}
+
+
+class Preview:
+    """Preview of a job beside its form: what a dry run says, the JSON, the ``curl`` line."""
+
+    def __init__(self, api: ViewerApi) -> None:
+        self._api = api
+        self._document: Document = {}
+        section_heading("Before it starts")
+        self._answer = ui.element("div").props("aria-live=polite")
+        section_heading("The same by HTTP")
+        self._json = ui.code("", language="json").classes("copyable")
+        self._curl = ui.code("", language="bash").classes("copyable")
+        self._timer: ui.timer | None = None
+
+    def show(self, document: Document) -> None:
+        """Show the JSON of a document, and ask for its dry run a moment later."""
+        self._document = document
+        self._json.set_content(json.dumps(document, indent=2, ensure_ascii=False))
+        self._curl.set_content(_curl(document))
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._answer:
+            self._timer = ui.timer(_DRY_RUN_AFTER_S, self._ask, once=True)
+
+    async def _ask(self) -> None:
+        if not self._document.get("teacher") or not self._document.get("dataset"):
+            self._answer.clear()
+            with self._answer:
+                ui.label("Choose a teacher and a dataset.").classes("muted")
+            return
+        try:
+            found = await self._api.post("/v1/jobs", self._document, params={"dry_run": True})
+        except Problem as problem:
+            self._answer.clear()
+            with self._answer:
+                problem_card(problem)
+            return
+        self._answer.clear()
+        with self._answer:
+            _dry_run(found)
+
+
+def _dry_run(found: Document) -> None:
+    """Show what a job would do and cost."""
+    runs = found.get("runs") or []
+    ui.label(f"{count(len(runs))} runs").classes("section-heading")
+    cost = found.get("cost") or {}
+    for name, value in cost.items():
+        _cost(name, value)
+    for warning in found.get("warnings") or []:
+        text = warning if isinstance(warning, str) else warning.get("message") or json.dumps(warning)
+        ui.label(str(text)).classes("warning")
+
+
+def _cost(name: str, value: object) -> None:
+    label = name.removesuffix("_bytes").removesuffix("_s").replace("_", " ").capitalize()
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, int | float) and name.endswith("_bytes"):
+        text = size(value)
+    elif isinstance(value, int | float) and name.endswith("_s"):
+        text = duration(value)
+    elif isinstance(value, int):
+        text = count(value)
+    else:
+        return
+    ui.label(f"{label}: {text}")
+
+
+def _curl(document: Document) -> str:
+    address = "$RETORT_URL/v1/jobs"
+    body = json.dumps(document, ensure_ascii=False)
+    return f'curl {address} -H "Authorization: Bearer $RETORT_API_KEY" --json {shlex.quote(body)}'
