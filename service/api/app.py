@@ -26,6 +26,7 @@ from service.api.routes import (
     catalog,
     datasets,
     events,
+    gallery,
     gc,
     health,
     job_control,
@@ -99,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    of_jobs = (jobs, reports, runs, run_logs, job_control, events)
+    of_jobs = (jobs, reports, runs, gallery, run_logs, job_control, events)
     modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
