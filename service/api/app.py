@@ -24,6 +24,7 @@ from service.api.openapi import describe
 from service.api.routes import (
     caches,
     catalog,
+    curves,
     datasets,
     events,
     gallery,
@@ -100,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    of_jobs = (jobs, reports, runs, gallery, run_logs, job_control, events)
+    of_jobs = (jobs, reports, curves, runs, gallery, run_logs, job_control, events)
     modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
