@@ -39,6 +39,7 @@ from service.api.routes import (
     run_logs,
     runs,
     teachers,
+    temperatures,
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.paths import API_PREFIX, UPLOAD_PATH
@@ -101,7 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    of_jobs = (jobs, reports, curves, runs, gallery, run_logs, job_control, events)
+    of_jobs = (jobs, reports, curves, temperatures, runs, gallery, run_logs, job_control, events)
     modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)

@@ -20,6 +20,7 @@ from service.api.gallery.row_temperatures import (
     method_temperatures,
     student_statistics,
     term_of,
+    training_statistics,
 )
 from service.api.gallery.rows import Chosen, by_disagreement, by_mistake, by_value, check_kept
 from service.api.gallery.splits import picture_path
@@ -36,7 +37,7 @@ from service.paths import API_PREFIX
 from store import CacheReader, StoreError
 from workers.data.prepared import Dataset
 from workers.methods.cache_statistics import CacheStatistic
-from workers.methods.cache_values import Values, compute_cache_statistics
+from workers.methods.cache_values import Values
 from workers.methods.method import Term
 
 MEASURES: Mapping[GalleryOrder, str] = {
@@ -132,10 +133,7 @@ def _of_cache(sources: Sources, query: Query, term: Term) -> dict[CacheStatistic
     root, key = sources.train_cache
     if key is None:
         raise Conflict(f"policy {term.policy.kind!r} reads statistics of the training cache, which is not there yet")
-    with CacheReader.from_key(root, key) as reader:
-        views = [reader.statistics(view) for view in range(reader.spec.views)]
-        stacked = {name: np.stack([view[name] for view in views]) for name in views[0]}
-    return compute_cache_statistics(wanted, stacked, (), reader.spec.classes)
+    return training_statistics(root, key, term)
 
 
 def choose(sources: Sources, query: Query, given: MethodTemperatures | None) -> Chosen:

@@ -5,6 +5,7 @@ Shapes: N rows of the split, V views, C classes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,10 +14,11 @@ import numpy.typing as npt
 from service.api.gallery.kept_logits import KeptLogits, parts
 from service.db.models import RunRecord
 from service.errors import Conflict
+from store import CacheReader
 from store.statistics import row_statistics
 from workers.errors import InvalidMethod, NotFinite, UnknownName
 from workers.methods.cache_statistics import CacheStatistic
-from workers.methods.cache_values import Values
+from workers.methods.cache_values import Values, compute_cache_statistics
 from workers.methods.catalog import parse_method
 from workers.methods.method import Method, Term
 from workers.methods.policies.learned import Learned
@@ -25,8 +27,8 @@ from workers.methods.preview_report import StatisticsTable
 
 Float32 = npt.NDArray[np.float32]
 STAND_IN = (
-    "the student's statistics are taken to equal the teacher's, as of a student that has become its teacher: the run "
-    "has kept none that its policy reads"
+    "the student's statistics are taken to equal the teacher's, as of a student that has become its teacher: its own "
+    "are not known on these pictures"
 )
 
 
@@ -105,6 +107,21 @@ def student_statistics(kept: KeptLogits | None, term: Term, rows: int, classes: 
         return None
     found = [row_statistics(kept.read(part)) for part in parts(rows, classes)]
     return {name: np.concatenate([one[name] for one in found])[np.newaxis] for name in found[0]}
+
+
+def training_statistics(root: Path, key: str, term: Term) -> dict[CacheStatistic, Values]:
+    """Statistics over all views of a training cache that a policy reads, as in training; of most there are none.
+
+    Raises:
+        StoreError: the cache cannot be read.
+    """
+    wanted = term.policy.cache_statistics
+    if not wanted:
+        return {}
+    with CacheReader.from_key(root, key) as reader:
+        views = [reader.statistics(view) for view in range(reader.spec.views)]
+        stacked = {name: np.stack([view[name] for view in views]) for name in views[0]}
+    return compute_cache_statistics(wanted, stacked, (), reader.spec.classes)
 
 
 def method_temperatures(
