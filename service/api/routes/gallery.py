@@ -19,7 +19,7 @@ from service.api.routes.runs import path_of
 from service.api.schemas.gallery import Gallery, GalleryOrder
 from service.db.models import JobRecord, RunRecord
 from service.errors import Conflict, InvalidRequest, NotFound
-from store import CacheReader
+from store import CacheReader, RowOutOfRange
 from workers.data.prepared import Dataset
 
 LIMIT_MAX = 100
@@ -70,7 +70,7 @@ def _check(query: gallery.Query, reader: CacheReader) -> None:
             f"{ANSWER_CELLS_MAX} go into one answer: ask for limit={max(1, ANSWER_CELLS_MAX // classes)} or less"
         )
     if query.view >= views:
-        raise NotFound("view", f"{query.view} of the cache of {query.split}, which has {views}, counted from 0")
+        raise RowOutOfRange(f"view {query.view} does not exist: the cache of {query.split} has {views}")
 
 
 def _sources(ctx: Context, run: RunRecord, job: JobRecord, reader: CacheReader) -> Sources:
