@@ -26,8 +26,10 @@ from service.api.query_names import KNOWN_QUERY
 from service.api.routes import (
     caches,
     catalog,
+    curves,
     datasets,
     events,
+    gallery,
     gc,
     health,
     job_control,
@@ -39,6 +41,7 @@ from service.api.routes import (
     run_logs,
     runs,
     teachers,
+    temperatures,
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.paths import API_PREFIX, DOCS_PATH, REDOC_PATH, UPLOAD_PATH
@@ -104,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router, dependencies=[KNOWN_QUERY], responses=problems.responses(422))
-    of_jobs = (jobs, reports, runs, run_logs, job_control, events)
+    of_jobs = (jobs, reports, curves, temperatures, runs, gallery, run_logs, job_control, events)
     modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)

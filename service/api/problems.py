@@ -35,6 +35,7 @@ from store import (
     CachePinned,
     DiskFull,
     InvalidArgument,
+    RowOutOfRange,
     StoreError,
 )
 from workers.errors import (
@@ -121,6 +122,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     CacheIncomplete: _CONFLICT,
     CacheMismatch: _CONFLICT,
     CachePinned: _CONFLICT,
+    RowOutOfRange: Kind(404, "not-found", "Not found"),
     DiskFull: _NO_ROOM,
     StoreError: _INTERNAL,
     DatabaseFull: Kind(507, "database-full", "No room for the database", headers=_BUSY),

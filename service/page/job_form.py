@@ -49,6 +49,12 @@ class Catalog:
         return variants(described, self.components)
 
 
+def expression_method(temperature: str, name: str) -> Document:
+    """Method of a job that distils at a temperature written as an expression, with the weights of ``kd``."""
+    term = {"policy": {"kind": "expression", "temperature": temperature}, "loss": "kl", "weight": 0.9}
+    return {"preset": "custom", "name": name, "ce_weight": 0.1, "terms": [term]}
+
+
 class JobForm:
     """Form of a job.
 
@@ -185,8 +191,7 @@ class JobForm:
     def _add_expression(self) -> None:
         taken = {row.get("name") for row in self._rows}
         name = next(f"mine{number}" for number in range(1, 1000) if f"mine{number}" not in taken)
-        term = {"policy": {"kind": "expression", "temperature": EXPRESSION}, "loss": "kl", "weight": 0.9}
-        self._rows.append({"preset": "custom", "name": name, "ce_weight": 0.1, "terms": [term]})
+        self._rows.append(expression_method(EXPRESSION, name))
         self._show_methods()
 
     def _show_methods(self) -> None:

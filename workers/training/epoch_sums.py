@@ -13,16 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.methods.temperature_bins import CELLS, Distribution
 from workers.objective.objective import Objective
-from workers.training.temperatures import (
-    CELLS,
-    Distribution,
-    EpochTemperatures,
-    NetworkTemperatures,
-    bin_edges,
-    count_cells,
-    metrics_of,
-)
+from workers.training.temperatures import EpochTemperatures, NetworkTemperatures, bin_edges, count_cells, metrics_of
 
 _SIDES = ("student", "teacher")
 # Share of rows in the domain of the method's policies; what metrics show is its complement, which costs a step more.

@@ -2,13 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from service.api.auth import ADMIN, READ, WRITE
+from service.api.cache_statistics import summarise_statistics
+from service.api.cache_use import use_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, ends
 from service.api.problems import responses
-from service.api.schemas.caches import Cache, CachePage, CacheReport
+from service.api.schemas.caches import Cache, CacheDetail, CachePage, CacheReport, CacheStatistics
 from service.errors import Conflict
+from store import read_view_statistics
 
 router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500))
 Key = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of what the cache is of, in hex")]
@@ -30,9 +33,30 @@ def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> C
 
 
 @router.get("/{key}", operation_id="get_cache", summary="One cache", dependencies=[READ], responses=responses(404, 422))
-def get_cache(key: Key, ctx: Ctx) -> Cache:
-    """By its key, 64 hex digits."""
-    return Cache.of(ctx.catalog.get(key))
+def get_cache(key: Key, ctx: Ctx) -> CacheDetail:
+    """By its key, 64 hex digits; with the jobs that use it, and what it has saved them."""
+    entry = ctx.catalog.get(key)
+    return CacheDetail(**dict(Cache.of(entry)), use=use_of(entry, ctx.catalog, ctx.database))
+
+
+@router.get(
+    "/{key}/statistics",
+    operation_id="get_cache_statistics",
+    summary="Histograms of a cache's statistics",
+    dependencies=[READ, Heavy],
+    responses=responses(404, 409, 422),
+)
+def get_cache_statistics(
+    key: Key,
+    ctx: Ctx,
+    view: Annotated[int, Query(ge=0, le=10_000, description="whose rows are counted, from 0")] = 0,
+    bins: Annotated[int, Query(ge=1, le=200, description="of each histogram")] = 32,
+) -> CacheStatistics:
+    """Of one view of a complete cache; no logit is read."""
+    spec, found = read_view_statistics(ctx.settings.caches_dir, key, view)
+    return CacheStatistics(
+        key=key, view=view, views=spec.views, rows=spec.samples, statistics=summarise_statistics(found, bins)
+    )
 
 
 @router.delete(

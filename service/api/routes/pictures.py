@@ -20,7 +20,7 @@ from service.api.problems import responses
 from service.api.routes.caches import Key
 from service.api.schemas.base import Page
 from service.api.schemas.pictures import PictureRow, Split
-from service.errors import NotFound
+from store import RowOutOfRange
 from workers.augmentation.single import Picture
 from workers.data.prepared import Dataset
 from workers.spec import Size
@@ -50,9 +50,9 @@ def _png(pixels_HWC: Picture, side: int, *, immutable: bool) -> Response:
 
 
 def _pixels(opened: Dataset, row: int) -> Picture:
-    """Picture of a row, uint8 [H, W, C]. Raises NotFound, InvalidDataset (its file has changed)."""
+    """Picture of a row, uint8 [H, W, C]. Raises RowOutOfRange, InvalidDataset (its file has changed)."""
     if row >= opened.samples:
-        raise NotFound("picture", f"{row} of {opened.split}, which has {opened.samples}")
+        raise RowOutOfRange(f"picture {row} of {opened.split} does not exist: there are {opened.samples}")
     pixels_HWC: Picture = opened.take(slice(row, row + 1))[0]
     return pixels_HWC
 
@@ -127,8 +127,8 @@ def get_view(
     """The picture as it was augmented for a cache's view, as PNG; may be kept for good. Needs the extra `page`."""
     check_installed()
     spec = ctx.catalog.spec(key)
-    if view >= spec.views or row >= spec.samples:
-        raise NotFound("view", f"{view} of row {row} in cache {key}")
+    if view >= spec.views:
+        raise RowOutOfRange(f"view {view} does not exist: there are {spec.views}")
     pixels_HWC = _pixels(open_fingerprint(ctx.settings.datasets_dir, spec.dataset_fingerprint), row)
     shown = view_pixels(pixels_HWC, spec, view, row=row, network=network, size=_size(size))
     return _png(shown, side, immutable=True)

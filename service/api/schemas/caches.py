@@ -6,8 +6,10 @@ from typing import Literal, Self
 from pydantic import Field
 
 from service.api.schemas.base import Document, Page, Stored
+from service.db.states import State
 from store.catalog import CacheEntry
 from store.verify import VerifyReport
+from workers.methods.preview_report import Histogram
 
 
 class Cache(Document):
@@ -43,6 +45,63 @@ class Cache(Document):
             pinned=entry.pinned,
             provenance=entry.provenance,
         )
+
+
+class CacheUser(Document):
+    """A job that names a cache."""
+
+    id: str
+    name: str
+    state: State
+    split: str
+    runs: int = Field(description="that distil: cross-entropy alone reads no logits")
+    forwards: int = Field(description="of a live teacher, for what these runs have trained until now")
+
+
+class CacheUse(Document):
+    """Use of a cache, and what it has saved."""
+
+    jobs: list[CacheUser] = Field(description="that name it, the newest 100; the figures below are of these")
+    jobs_total: int
+    forwards_needed: int = Field(description="pictures that a live teacher would have been asked about until now")
+    forwards_run: int = Field(description="pictures that went through the teacher for it")
+    forwards_saved: int = Field(description="what was needed less what was run; never below 0")
+    rows_per_s: float | None = Field(description="rate of the teacher's inference, as `measured` says")
+    measured: str | None = Field(description="which inference gave the rate; null where no job has told one")
+    seconds_saved: float | None = Field(description="what was saved, at this rate")
+    break_even_epochs: float | None = Field(
+        description="epochs of one run after which a live teacher would have cost as much; null but for train"
+    )
+
+
+class CacheDetail(Cache):
+    """A cache, with who uses it and what it has saved."""
+
+    use: CacheUse | None = Field(description="null where its spec cannot be read")
+
+
+class StatisticSummary(Document):
+    """Distribution of a statistic over the rows of a view."""
+
+    mean: float
+    std: float = Field(description="divides by the number of rows")
+    least: float
+    greatest: float
+    histogram: Histogram
+
+
+class CacheStatistics(Document):
+    """Statistics of the teacher's logits on one view, as they were measured before rounding."""
+
+    object: Literal["cache_statistics"] = "cache_statistics"
+    key: str
+    view: int
+    views: int
+    rows: int
+    statistics: dict[str, StatisticSummary] = Field(
+        description="max, min, mean, std and sharpness (log of the sum of exponentials) of each row, and confidence, "
+        "the largest softmax probability at T = 1"
+    )
 
 
 class CachePage(Page[Cache]):

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-MODULES = ("caches", "datasets", "jobs", "new_job", "teachers")
+MODULES = ("caches", "datasets", "gallery", "jobs", "new_job", "teachers", "temperatures")
 
 
 def register_all() -> None:

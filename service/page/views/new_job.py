@@ -8,7 +8,7 @@ from nicegui import ui
 
 from service.page.elements import notify_problem, problem_card, section_heading
 from service.page.frame import view
-from service.page.job_form import Catalog, JobForm
+from service.page.job_form import Catalog, JobForm, expression_method
 from service.page.texts import count, duration, size
 from service.page.viewer import Document, Problem, ViewerApi
 
@@ -20,7 +20,7 @@ _EXAMPLE: Document = {"students": ["resnet8"], "methods": ["ce", "kd"], "trainin
 
 
 @view("/new", "New job")
-async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str = "") -> None:
+async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str = "", expression: str = "") -> None:
     """Build the form of a job, from an old one, a teacher or a dataset where one is given."""
     catalog = await Catalog.load(api)
     document = await _like(api, job) if job else dict(_EXAMPLE)
@@ -28,6 +28,8 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
         document.setdefault("teacher", teacher or catalog.teachers[0]["id"])
     if dataset:
         document["dataset"] = dataset
+    if expression:
+        document["methods"] = [*document.get("methods", []), expression_method(expression, "mine")]
     if job:
         ui.label(f"This begins as the job {document.get('name') or job}; change what should differ.").classes("muted")
     with ui.element("div").classes("two-columns"):

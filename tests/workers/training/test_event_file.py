@@ -12,11 +12,12 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.support.digits import Digits
 from workers.events import ignore, never
+from workers.methods.temperature_bins import CELLS, Distribution
 from workers.run_files import EVENT_FILE
 from workers.training.artifacts import write_artifacts
 from workers.training.event_file import write_event_file
 from workers.training.loop import train_run
-from workers.training.temperatures import CELLS, Distribution, NetworkTemperatures, document, epoch_document
+from workers.training.temperatures import NetworkTemperatures, document, epoch_document
 
 METRICS = [
     {"epoch": 1, "seconds": 2.0, "top1": 0.5, "agreement": None, "student_temperature_mean": 4.0},

@@ -14,11 +14,12 @@ from tests.support.method_inputs import POLICIES, alone, evaluate, ordinary
 from workers.events import ignore, never
 from workers.methods.losses import Kl
 from workers.methods.policies.catalog import POLICIES as POLICY_FUNCTIONS
+from workers.methods.temperature_bins import BINS, CELLS, QUANTILES, Distribution
 from workers.objective.objective import Objective
 from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.loop import train_run
-from workers.training.temperatures import BINS, CELLS, QUANTILES, Distribution, bin_edges, count_cells
+from workers.training.temperatures import bin_edges, count_cells
 
 CPU = torch.device("cpu")
 NAMES = [f"q{round(100 * share):02d}" for share in QUANTILES]

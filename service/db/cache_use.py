@@ -1,0 +1,60 @@
+"""Queries of the use of a cache: the jobs that name it, what their runs have trained, and how fast it was inferred."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Text, cast, func, select
+
+from service.db.database import Database
+from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, RunRecord
+from service.db.packed_events import unpack
+from service.db.states import State
+from service.db.transitions import event_rows
+
+
+class UsingJob(NamedTuple):
+    """Job that names a cache: columns of ``JobRecord``."""
+
+    id: str
+    name: str
+    state: State
+    caches: Json
+    plan: Json
+
+
+class TrainedRun(NamedTuple):
+    """What a run has trained until now: columns of ``RunRecord``."""
+
+    job_id: str
+    method_spec: Json
+    epoch: int
+
+
+def jobs_of_cache(database: Database, key: str, limit: int) -> tuple[list[UsingJob], int]:
+    """The newest jobs that name a cache, and how many there are in all."""
+    # A key is 64 hex digits: as text it is nowhere else in the column.
+    names_it = cast(JobRecord.caches, Text).contains(key)
+    columns = [getattr(JobRecord, name) for name in UsingJob._fields]
+    with database.read() as session:
+        rows = session.execute(select(*columns).where(names_it).order_by(JobRecord.id.desc()).limit(limit))
+        found = [UsingJob._make(row) for row in rows]
+        return found, session.scalar(select(func.count()).select_from(JobRecord).where(names_it)) or 0
+
+
+def trained_runs(database: Database, job_ids: Sequence[str]) -> list[TrainedRun]:
+    """What the runs of these jobs have trained."""
+    columns = [getattr(RunRecord, name) for name in TrainedRun._fields]
+    with database.read() as session:
+        return [TrainedRun._make(row) for row in session.execute(select(*columns).where(RunRecord.job_id.in_(job_ids)))]
+
+
+def cache_events(database: Database, job_ids: Sequence[str]) -> list[tuple[str, Json]]:
+    """Job and data of each event ``cache_ready`` of these jobs, packed ones included, oldest first."""
+    plain = EventRecord.job_id.in_(job_ids) & (EventRecord.run_id == "") & (EventRecord.type == "cache_ready")
+    packed = PackedEventsRecord.job_id.in_(job_ids) & (PackedEventsRecord.run_id == "")
+    with database.read() as session:
+        # In this order, as ``packed_events.events_of``: what is packed between the two queries is found.
+        rows = {row.seq: row for row in event_rows(session, select(EventRecord).where(plain))}
+        for some in session.scalars(select(PackedEventsRecord).where(packed)):
+            rows |= {row.seq: row for row in unpack(some) if row.type == "cache_ready"}
+    return [(rows[seq].job_id, rows[seq].data) for seq in sorted(rows) if "cache" in rows[seq].data]

@@ -1,0 +1,198 @@
+"""Temperatures of a job: of all methods and runs over the same bins, over epochs, and of an expression being written."""
+
+from collections.abc import Sequence
+from urllib.parse import urlencode
+
+from nicegui import ui
+
+from service.page.charts import Options, base_options, chart, colours_of, line
+from service.page.elements import empty_state, notify_problem, problem_card, section_heading
+from service.page.frame import view
+from service.page.job_form import EXPRESSION
+from service.page.texts import count, percent
+from service.page.viewer import Document, Problem, ViewerApi
+
+_KINDS = {"paper": "the paper's T", "divisor": "what divides the logits"}
+_NETWORKS = ("teacher", "student")
+# After the last key: the preview reads the whole cache.
+_PREVIEW_AFTER_S = 0.5
+_JOBS = 100
+
+
+@view("/temperatures", "Temperatures")
+async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> None:
+    """Build the histograms of a job's temperatures; of the newest job if none is named."""
+    jobs = (await api.get("/v1/jobs", {"limit": _JOBS}))["data"]
+    if not jobs:
+        empty_state("There is no job yet, and so no temperature.", "Make one", url="/new")
+        return
+    names = {each["id"]: each["name"] or each["id"] for each in jobs}
+    chosen = job or jobs[0]["id"]
+    names.setdefault(chosen, chosen)
+    kind = kind if kind in _KINDS else "paper"
+    with ui.element("div").classes("filters"):
+        select = ui.select(names, value=chosen, label="Job", with_input=True)
+        select.on_value_change(lambda event: ui.navigate.to(_address(event.value, kind)))
+        shown_kind = ui.select(_KINDS, value=kind, label="Temperature")
+        shown_kind.on_value_change(lambda event: ui.navigate.to(_address(chosen, event.value)))
+    try:
+        found = await api.get(f"/v1/jobs/{chosen}/temperatures", {"kind": kind})
+    except Problem as problem:
+        problem_card(problem)
+        found = {}
+    if found:
+        _methods(found)
+        _runs(found)
+        await _over_epochs(api, chosen, kind)
+    await _editor(api, chosen, found.get("cache"))
+
+
+def _address(job_id: str, kind: str) -> str:
+    return f"/temperatures?{urlencode({'job': job_id, 'kind': kind})}"
+
+
+def _middles(edges: Sequence[float]) -> list[float]:
+    """Middle of each bin on a logarithmic axis."""
+    return [(low * high) ** 0.5 for low, high in zip(edges, edges[1:], strict=False)]
+
+
+def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tuple[str, Sequence[float]]]) -> Options:
+    """Options of histograms over the same logarithmic bins, a stepped line for each name."""
+    colours = colours_of([name for name, _ in series])
+    options = base_options(title, x="temperature", y="share of rows")
+    options["xAxis"] = {**options["xAxis"], "type": "log", "min": edges[0], "max": edges[-1]}
+    options["yAxis"]["scale"] = False
+    middles = _middles(edges)
+    options["series"] = [
+        line(name, list(zip(middles, shares, strict=False)), colours[name], step="middle", areaStyle={"opacity": 0.12})
+        for name, shares in series
+    ]
+    return options
+
+
+def _methods(found: Document) -> None:
+    """What each method gives on every row of the training cache, before anything is trained."""
+    section_heading(f"By each method on the same cache, {count(found['rows'])} rows of view {found['view']}")
+    reasons = [f"{each['method']}: {each['reason']}" for each in found["methods"] if each.get("reason")]
+    for network in _NETWORKS:
+        series = [
+            (_term_name(each, term), term[network]["shares"])
+            for each in found["methods"]
+            for term in each["terms"] or []
+            if term.get(network)
+        ]
+        if series:
+            title = f"T_{network} by method"
+            chart(_histogram_options(title, found["edges"], series), title)
+    for reason in reasons:
+        ui.label(reason).classes("muted")
+
+
+def _term_name(method: Document, term: Document) -> str:
+    return method["method"] if len(method["terms"]) == 1 else f"{method['method']}: {' + '.join(term['parts'])}"
+
+
+def _runs(found: Document) -> None:
+    """What the runs have measured in their last epochs."""
+    measured = [run for run in found["runs"] if run.get("teacher") or run.get("student")]
+    if not measured:
+        return
+    section_heading("By each run, measured in its last epoch")
+    for network in _NETWORKS:
+        series = [(run["name"], run[network]["shares"]) for run in measured if run.get(network)]
+        if series:
+            title = f"T_{network} by run"
+            chart(_histogram_options(title, found["edges"], series), title)
+
+
+async def _over_epochs(api: ViewerApi, job_id: str, kind: str) -> None:
+    """Medians with the band from the 5 % to the 95 % quantile, epoch by epoch, of the first seed of each method."""
+    middle = f"teacher_{kind}_temperature_q50" if kind == "paper" else "teacher_temperature_q50"
+    prefix = middle.removesuffix("_q50")
+    wanted = [f"{prefix}_{name}" for name in ("q05", "q50", "q95")]
+    try:
+        response = await api.request(
+            "GET", f"/v1/jobs/{job_id}/curves?{urlencode([('metric', each) for each in wanted])}"
+        )
+    except Problem as problem:
+        notify_problem(problem)
+        return
+    runs = [run for run in response.json()["runs"] if any(v is not None for v in run["metrics"].get(middle) or [])]
+    if not runs:
+        return
+    section_heading("Over the epochs: median, and from the 5 % to the 95 % quantile")
+    firsts = {(run["student"], run["method"]): run for run in reversed(runs)}
+    colours = colours_of([method for _, method in firsts])
+    options = base_options("T_teacher over the epochs", x="epoch", y="temperature", log=True)
+    for (student, method), run in sorted(firsts.items()):
+        name = f"{method}, {student}, seed {run['seed']}"
+        for metric in wanted:
+            style = {
+                "lineStyle": {"width": 2 if metric == middle else 1, "type": "solid" if metric == middle else "dashed"}
+            }
+            points = list(zip(run["epoch"], run["metrics"].get(metric) or [], strict=False))
+            options["series"].append(line(name, points, colours[method], **style))
+    chart(options, "T_teacher over the epochs")
+
+
+async def _editor(api: ViewerApi, job_id: str, cache: str | None) -> None:
+    """Expression over the statistics of a cache, with the temperatures that it gives."""
+    section_heading("Try an expression")
+    key = cache or ((await api.get(f"/v1/jobs/{job_id}")).get("caches") or {}).get("train")
+    if key is None:
+        empty_state("This job has no cache of its training pictures yet.", "It makes one when it runs.")
+        return
+    names = "max, min, mean, std, sharpness, classes, epoch, epochs; min, max, clip, log, exp, sqrt, abs, tanh, where"
+    ui.label(f"Of the teacher's statistics on this job's training cache: {names}.").classes("muted")
+    with ui.row().classes("wide"):
+        text = ui.input("Temperature", value=EXPRESSION).classes("grow mono")
+        use = ui.button("Use it in a job", icon="add_circle").props("no-caps outline")
+    place = ui.element("div").props("aria-live=polite")
+    timer: list[ui.timer] = []
+    use.on_click(lambda: ui.navigate.to(f"/new?{urlencode({'job': job_id, 'expression': text.value})}"))
+
+    async def preview() -> None:
+        method = {"preset": "custom", "terms": [{"policy": {"kind": "expression", "temperature": text.value}}]}
+        try:
+            found = await api.post("/v1/methods/preview", {"cache": key, "method": method})
+        except Problem as problem:
+            place.clear()
+            with place:
+                problem_card(problem)
+            return
+        place.clear()
+        with place:
+            _preview(found)
+
+    def later() -> None:
+        for each in timer:
+            each.cancel()
+        with place:
+            timer[:] = [ui.timer(_PREVIEW_AFTER_S, preview, once=True)]
+
+    text.on_value_change(later)
+    later()
+
+
+def _preview(found: Document) -> None:
+    term = found["terms"][0]
+    shown = term["teacher"]
+    histogram, total = shown["histogram"], sum(shown["histogram"]["counts"]) or 1
+    quantiles = shown["quantiles"]
+    summary = (
+        f"T from {quantiles['p0']:.3g} to {quantiles['p100']:.3g}, median {quantiles['p50']:.3g}, "
+        f"mean {shown['mean']:.3g}, over {count(found['samples'] * found['views'])} rows"
+    )
+    ui.label(summary)
+    options = base_options(summary, x="temperature", y="share of rows", zoom=False)
+    edges = histogram["edges"]
+    points = [
+        ((low + high) / 2, rows / total) for low, high, rows in zip(edges, edges[1:], histogram["counts"], strict=False)
+    ]
+    options["legend"] = {"show": False}
+    options["yAxis"]["scale"] = False
+    options["series"] = [line("T_teacher", points, "#0072B2", step="middle", areaStyle={"opacity": 0.15})]
+    chart(options, summary)
+    outside = term.get("outside_domain")
+    if outside:
+        ui.label(f"{percent(outside)} of rows are outside the expression's domain.").classes("warning")
