@@ -1,5 +1,6 @@
-"""Temperatures of a job: of all methods and runs over the same bins, over epochs, and of an expression being written."""
+"""Temperatures of a job: of its methods and runs over the same bins, over epochs, and of an expression being written."""
 
+import itertools
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
@@ -53,7 +54,7 @@ def _address(job_id: str, kind: str) -> str:
 
 def _middles(edges: Sequence[float]) -> list[float]:
     """Middle of each bin on a logarithmic axis."""
-    return [(low * high) ** 0.5 for low, high in zip(edges, edges[1:], strict=False)]
+    return [(low * high) ** 0.5 for low, high in itertools.pairwise(edges)]
 
 
 def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tuple[str, Sequence[float]]]) -> Options:
@@ -111,13 +112,12 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str) -> None:
     prefix = middle.removesuffix("_q50")
     wanted = [f"{prefix}_{name}" for name in ("q05", "q50", "q95")]
     try:
-        response = await api.request(
-            "GET", f"/v1/jobs/{job_id}/curves?{urlencode([('metric', each) for each in wanted])}"
-        )
+        query = urlencode([("metric", each) for each in wanted])
+        found = await api.get(f"/v1/jobs/{job_id}/curves?{query}")
     except Problem as problem:
         notify_problem(problem)
         return
-    runs = [run for run in response.json()["runs"] if any(v is not None for v in run["metrics"].get(middle) or [])]
+    runs = [run for run in found["runs"] if any(v is not None for v in run["metrics"].get(middle) or [])]
     if not runs:
         return
     section_heading("Over the epochs: median, and from the 5 % to the 95 % quantile")
@@ -127,11 +127,9 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str) -> None:
     for (student, method), run in sorted(firsts.items()):
         name = f"{method}, {student}, seed {run['seed']}"
         for metric in wanted:
-            style = {
-                "lineStyle": {"width": 2 if metric == middle else 1, "type": "solid" if metric == middle else "dashed"}
-            }
+            style = {"width": 2, "type": "solid"} if metric == middle else {"width": 1, "type": "dashed"}
             points = list(zip(run["epoch"], run["metrics"].get(metric) or [], strict=False))
-            options["series"].append(line(name, points, colours[method], **style))
+            options["series"].append(line(name, points, colours[method], lineStyle=style))
     chart(options, "T_teacher over the epochs")
 
 
