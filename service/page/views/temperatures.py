@@ -1,4 +1,4 @@
-"""Temperatures of a job: of its methods and runs over the same bins, over epochs, and of an expression being written."""
+"""Temperatures of a job: of its methods and runs over the same bins, over epochs, and of a new expression."""
 
 import itertools
 from collections.abc import Sequence
@@ -61,7 +61,8 @@ def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tupl
     """Options of histograms over the same logarithmic bins, a stepped line for each name."""
     colours = colours_of([name for name, _ in series])
     options = base_options(title, x="temperature", y="share of rows")
-    options["xAxis"] = {**options["xAxis"], "type": "log", "min": edges[0], "max": edges[-1]}
+    ends = {"min": edges[0], "max": edges[-1], "axisLabel": {"showMinLabel": False, "showMaxLabel": False}}
+    options["xAxis"] = {**options["xAxis"], "type": "log", **ends}
     options["yAxis"]["scale"] = False
     middles = _middles(edges)
     options["series"] = [
@@ -84,6 +85,7 @@ def _methods(found: Document) -> None:
         ]
         if series:
             title = f"T_{network} by method"
+            ui.label(title).classes("muted")
             chart(_histogram_options(title, found["edges"], series), title)
     for reason in reasons:
         ui.label(reason).classes("muted")
@@ -100,9 +102,10 @@ def _runs(found: Document) -> None:
         return
     section_heading("By each run, measured in its last epoch")
     for network in _NETWORKS:
-        series = [(run["name"], run[network]["shares"]) for run in measured if run.get(network)]
+        series = [(run["method"], run[network]["shares"]) for run in measured if run.get(network)]
         if series:
-            title = f"T_{network} by run"
+            title = f"T_{network} by run, all seeds of a method in one colour"
+            ui.label(title).classes("muted")
             chart(_histogram_options(title, found["edges"], series), title)
 
 
