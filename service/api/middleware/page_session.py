@@ -23,6 +23,7 @@ from service.api.middleware.request_context import client_address
 from service.api.problems import problem_response
 from service.api.rate_limits import ConcurrencyLimit, address_group
 from service.db.api_keys import KeyRing
+from service.db.ids import new_id
 from service.errors import ForeignOrigin, ServiceError
 from service.page.paths import SESSION_COOKIE, SESSION_KEY, VIEWER_PREFIX, is_page_path
 
@@ -71,6 +72,8 @@ class PageSession:
         try:
             _check_same_origin(request)
         except ForeignOrigin as error:
+            # ``RequestContext`` would give it one, inside of here.
+            request.state.request_id = new_id("req")
             await problem_response(request, error)(scope, receive, send)
             return
         viewed = _VIEWED.fullmatch(scope["path"])
