@@ -112,9 +112,13 @@ def empty_state(text: str, next_step: str, *, url: str = "", code: str = "") -> 
             copyable(code)
 
 
-def copyable(text: str, language: str = "bash") -> None:
+def copyable(text: str, language: str = "bash") -> ui.code:
     """Show text to copy, such as a command."""
-    ui.code(text, language=language).classes("copyable")
+    shown = ui.code(text, language=language).classes("copyable")
+    set_props(shown.copy_button, aria_label="Copy")
+    # It scrolls, so the keyboard has to reach it.
+    set_props(shown.markdown, tabindex=0)
+    return shown
 
 
 def state_badge(state: str) -> ui.chip:

@@ -90,7 +90,7 @@ def _frame(request: Request, title: str) -> ui.element:
     """Build header and navigation; return the element of the view's own."""
     theme = request.session.get(THEME_KEY, "auto")
     ui.dark_mode({"auto": None, "dark": True, "light": False}.get(theme))
-    ui.colors(primary="#0072B2", secondary="#56B4E9", accent="#CC79A7", positive="#009E73", negative="#D55E00")
+    ui.colors(primary="#0072B2", secondary="#56B4E9", accent="#CC79A7", positive="#007A58", negative="#B84F00")
     ui.add_css((ASSETS / "page.css").read_text())
     ui.add_body_html(f"<script>{(ASSETS / 'page.js').read_text()}</script>")
     ui.link("Skip to the content", "#main").classes("skip-link")
@@ -114,7 +114,8 @@ def _frame(request: Request, title: str) -> ui.element:
         if request.session.get(SESSION_KEY):
             with ui.link(target=LOGOUT_PATH).props("aria-label='Log out'").classes("header-link"):
                 ui.icon("logout").props("aria-hidden=true")
-    main = ui.element("main").props("id=main tabindex=-1").classes("view")
+    # Quasar's page around it is the <main>.
+    main = ui.element("div").props("id=main tabindex=-1").classes("view")
     with main:
         heading(title)
     return main

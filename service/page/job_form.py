@@ -171,7 +171,7 @@ class JobForm:
         ).props("use-chips").classes("wide")
 
     def _methods(self) -> None:
-        ui.label("Methods").classes("section-heading").props("role=heading aria-level=3")
+        ui.label("Methods").classes("section-heading").props("role=heading aria-level=2")
         self._rows = [each if isinstance(each, dict) else {"preset": each} for each in self.document.get("methods", [])]
         self._method_list = ui.element("div").classes("methods")
         options = {id: f"{id}: {method['title']}" for id, method in self._catalog.methods.items() if id != "custom"}

@@ -21,7 +21,7 @@ from service.page.viewer import Document, Problem, ViewerApi
 PAGE_ROWS = 100
 _PICTURES = 24
 _VIEWS = 8
-_REGISTER = "retort datasets add NAME --kind folder --path FOLDER   # below RETORT_DATA_ROOT"
+_REGISTER = "retort datasets add NAME --kind folder --path FOLDER"
 _COLUMNS = (
     column("name", "Name"),
     column("kind", "Kind"),
@@ -46,7 +46,11 @@ async def datasets(api: ViewerApi, after: str = "") -> None:
         if page["has_more"]:
             ui.link("More datasets", f"/datasets?after={page['last_id']}")
     else:
-        empty_state("No dataset has a name yet.", "A job may describe its own; to name one:", code=_REGISTER)
+        empty_state(
+            "No dataset has a name yet.",
+            "A job may describe its own. To name one below RETORT_DATA_ROOT:",
+            code=_REGISTER,
+        )
     await _cached_splits(api)
 
 

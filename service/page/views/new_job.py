@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from service.page.elements import notify_problem, problem_card, section_heading
+from service.page.elements import copyable, notify_problem, problem_card, section_heading
 from service.page.frame import view
 from service.page.job_form import Catalog, JobForm, expression_method
 from service.page.texts import count, duration, size
@@ -72,8 +72,8 @@ class Preview:
         section_heading("Before it starts")
         self._answer = ui.element("div").props("aria-live=polite")
         section_heading("The same by HTTP")
-        self._json = ui.code("", language="json").classes("copyable")
-        self._curl = ui.code("", language="bash").classes("copyable")
+        self._json = copyable("", language="json")
+        self._curl = copyable("")
         self._timer: ui.timer | None = None
 
     def show(self, document: Document) -> None:
