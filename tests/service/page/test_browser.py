@@ -1,0 +1,104 @@
+"""The page in a real browser (Debian's Chromium), driven as people use it, over a real service.
+
+``RETORT_SCREENSHOTS`` names a folder that keeps pictures of every view at two widths.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.service.page.visitor import Visitor, visitors
+from tests.support.processes import Processes, given_caches, job_of
+
+if TYPE_CHECKING:
+    from tests.support.digits import Digits
+
+pytest_plugins = ["tests.support.service_fixtures"]
+pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
+
+WIDTHS = (1280, 390)
+HOSTILE = "<img src=x onerror=alert(1)> \u202egnp.exe " + "w" * 150
+
+
+@pytest.fixture(scope="module")
+def job(service: Processes, teacher_id: str, digits: "Digits") -> dict[str, Any]:
+    """A job of two methods and two seeds that has ended, whose name is hostile."""
+    given_caches(service, digits)
+    wanted = {**job_of(teacher_id, "ce", "atkd"), "seeds": [0, 1], "name": HOSTILE, "validation": {"holdout": 0.1}}
+    posted = service.client.submit(wanted)
+    ended = service.client.wait(posted["id"], timeout_s=240)
+    assert ended["state"] == "succeeded", ended["error"]
+    return ended
+
+
+@pytest.fixture(scope="module")
+def visitor(service: Processes) -> Iterator[Visitor]:
+    with visitors(service.client.base_url) as open_visitor:
+        yield open_visitor
+
+
+def views_of(service: Processes, job: dict[str, Any], teacher_id: str) -> dict[str, str]:
+    """Address of every view, by the name of its screenshot."""
+    run = job["run_ids"][-1]
+    cache = job["caches"]["train"]
+    spec = next(each["spec"] for each in service.client.caches() if each["key"] == cache)
+    return {
+        "jobs": "/jobs",
+        "jobs-none": "/jobs?q=nothing-is-called-this",
+        "new": "/new",
+        "new-from": f"/new?job={job['id']}",
+        "job": f"/jobs/{job['id']}",
+        "run": f"/runs/{run}",
+        "temperatures": f"/temperatures?job={job['id']}",
+        "gallery": f"/gallery?run={run}",
+        "caches": "/caches",
+        "cache": f"/caches/{cache}",
+        "teachers": "/teachers",
+        "teacher": f"/teachers/{teacher_id}",
+        "datasets": "/datasets",
+        "dataset": f"/datasets/{spec['dataset_fingerprint']}?cache={cache}",
+    }
+
+
+def test_every_view_is_shown_without_errors_or_other_hosts(
+    service: Processes, job: dict[str, Any], teacher_id: str, visitor: Visitor
+) -> None:
+    """At two widths; no console error, nothing asked of another host, nothing wider than the screen."""
+    folder = os.environ.get("RETORT_SCREENSHOTS")
+    wrong = []
+    for name, path in views_of(service, job, teacher_id).items():
+        for width in WIDTHS:
+            visitor.open(path, width)
+            wrong += [f"{name} at {width}: {fault}" for fault in visitor.faults()]
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                visitor.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True)
+    assert not wrong
+
+
+def test_hostile_names_are_shown_as_text(job: dict[str, Any], visitor: Visitor) -> None:
+    visitor.open("/jobs")
+    shown = visitor.page.get_by_role("link", name="<img src=x onerror=alert(1)>").first.inner_text()
+    assert "<img src=x onerror=alert(1)>" in shown
+    visitor.open(f"/jobs/{job['id']}")
+    assert "<img src=x" in visitor.page.get_by_role("heading", level=1).inner_text()
+    assert visitor.page.locator("img[src='x']").count() == 0
+    assert not visitor.faults()
+
+
+@pytest.mark.slow
+def test_views_have_no_serious_accessibility_violations(
+    service: Processes, job: dict[str, Any], teacher_id: str, visitor: Visitor
+) -> None:
+    """axe-core, in light and dark colours."""
+    wrong = []
+    for name, path in views_of(service, job, teacher_id).items():
+        for theme in ("light", "dark"):
+            visitor.open(f"/theme?theme={theme}&next={path.partition('?')[0]}")
+            visitor.open(path)
+            wrong += [f"{name}, {theme}: {violation}" for violation in visitor.violations()]
+    assert not wrong

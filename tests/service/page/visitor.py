@@ -1,0 +1,88 @@
+"""A visitor of the page: Chromium, what went wrong in it, and how often its mouse was pressed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
+
+Role = Literal["button", "link", "tab", "option", "combobox"]
+CHROMIUM = "/usr/bin/chromium"
+# It looks for nobody outside of this machine, and needs neither a sandbox of its own nor a GPU.
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+TIMEOUT_MS = 60_000
+
+
+class Visitor:
+    """One browser with one page.
+
+    Attributes:
+        clicks: since the last view was opened by its address.
+    """
+
+    def __init__(self, page: Page, base_url: str) -> None:
+        self.page = page
+        self.base_url = base_url
+        self.clicks = 0
+        self._wrong: list[str] = []
+        page.set_default_timeout(TIMEOUT_MS)
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self._wrong.append(f"script error: {error}"))
+        page.on("request", self._see)
+
+    def open(self, path: str, width: int = 1280) -> None:
+        """Open a view, and wait until its socket is open and its charts are drawn."""
+        self._wrong.clear()
+        self.clicks = 0
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.goto(self.base_url + path)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the view is there and its socket is open."""
+        self.page.wait_for_function("window.socket === undefined || window.socket.connected")
+        self.page.wait_for_load_state("load")
+        self.page.locator(".page-heading").first.wait_for()
+
+    def click(self, role: Role, name: str, *, exact: bool = False) -> None:
+        """Press an element of a role by its name."""
+        self.clicks += 1
+        self.page.get_by_role(role, name=name, exact=exact).first.click()
+
+    def faults(self) -> list[str]:
+        """What went wrong since the view was opened: errors, requests to other hosts, what is wider than the screen."""
+        wide = self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        return [*self._wrong, *([f"{wide} pixels wider than the screen"] if wide > 0 else [])]
+
+    def violations(self) -> list[str]:
+        """Serious violations that axe-core finds in the view."""
+        found = Axe().run(self.page).response["violations"]
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        return [f"{each['id']}: {each['nodes'][0]['html'][:200]}" for each in serious]
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self._wrong.append(f"console: {message.text}")
+
+    def _see(self, request: Request) -> None:
+        if not request.url.startswith((self.base_url, "data:", "blob:")):
+            self._wrong.append(f"asked another host: {request.url}")
+
+
+@contextmanager
+def visitors(base_url: str) -> Iterator[Visitor]:
+    """Browser for the tests of a module."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        page = browser.new_context(locale="en-GB", timezone_id="Europe/Berlin").new_page()
+        yield Visitor(page, base_url)
+        browser.close()
