@@ -10,12 +10,22 @@ from nicegui import ui
 
 # Okabe and Ito (2008), black left out: it cannot be seen on dark ground.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999933", "#882255", "#44AA99", "#888888")
+# Shapes of points in ECharts, each with a character that looks like it: methods differ in more than colour.
+MARKS = (
+    *(("circle", "●"), ("rect", "■"), ("triangle", "▲"), ("diamond", "◆")),
+    *(("emptyCircle", "○"), ("emptyRect", "□"), ("emptyTriangle", "△"), ("emptyDiamond", "◇")),
+)
 Options = dict[str, Any]
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """Colour of each name, in their order; beyond the palette's length colours come again."""
     return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def marks_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Shape of the points of each name, and a character that looks like it, in their order; they come again, too."""
+    return {name: MARKS[index % len(MARKS)] for index, name in enumerate(dict.fromkeys(names))}
 
 
 def base_options(title: str, *, x: str, y: str, log: bool = False, zoom: bool = True) -> Options:
@@ -60,6 +70,7 @@ def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **opt
 def band(name: str, rows: Sequence[tuple[float, float, float]], colour: str) -> list[Options]:
     """Series of the area between lower and upper values (x, lower, upper), such as the range over seeds."""
     hidden: Options = {"type": "line", "symbol": "none", "silent": True, "lineStyle": {"opacity": 0}, "color": colour}
+    hidden["tooltip"] = {"show": False}
     stack = f"band of {name}"
     return [
         {**hidden, "name": name, "stack": stack, "data": [[x, lower] for x, lower, _ in rows]},

@@ -111,6 +111,13 @@ def state_badge(state: str) -> ui.chip:
     return ui.chip(state, icon=icon, color=colour, text_color="white").props("dense square").classes("state")
 
 
+def set_state(badge: ui.chip, state: str) -> None:
+    """Show another state in a badge."""
+    colour, icon = STATES.get(state, ("grey-7", "help"))
+    badge.set_text(state)
+    badge.props(f"icon={icon} color={colour}")
+
+
 def local_time(at: str | None) -> None:
     """Instant (ISO 8601, UTC) as the viewer's own clock has it."""
     # page.js writes its text, in the zone and the language of the browser.

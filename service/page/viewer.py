@@ -4,7 +4,7 @@ Every request passes through the whole application, so scopes, limits, audit lin
 client. Views open one by ``viewer()`` and keep it while they are shown.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from service.page.paths import SESSION_KEY
 
 Document = dict[str, Any]
-Params = Mapping[str, str | int | float | bool | None]
+Params = Mapping[str, str | int | float | bool | Sequence[str] | None]
 # Attribute of the page application's state: the application whose API is asked.
 API_STATE = "api"
 # The application runs in this process: what takes longer is broken.
@@ -63,7 +63,13 @@ class ViewerApi:
         )
 
     async def request(
-        self, method: str, path: str, *, params: Params | None = None, body: object = None
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
         """Send a request with these query parameters, but for None and empty ones, and this JSON.
 
@@ -71,7 +77,7 @@ class ViewerApi:
             Problem: the API has refused it.
         """
         given = {name: value for name, value in (params or {}).items() if value not in (None, "")}
-        response = await self._http.request(method, path, params=given, json=body)
+        response = await self._http.request(method, path, params=given, json=body, headers=headers)
         if response.is_error:
             try:
                 document = response.json()

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-MODULES = ("jobs",)
+MODULES = ("job", "jobs")
 
 
 def register_all() -> None:

@@ -1,0 +1,31 @@
+"""View of one job: its head, and tabs of curves, results, figures, runs and events."""
+
+from nicegui import ui
+
+from service.page.elements import poll
+from service.page.frame import view
+from service.page.job import curves
+from service.page.job.attention import show_attention
+from service.page.job.curves import show_curves
+from service.page.job.head import show_head
+from service.page.job.page import LIVE_S, JobPage
+from service.page.job.tabs import show_tabs
+from service.page.job.url_state import UrlState
+from service.page.viewer import ViewerApi
+
+_DEFAULTS = {"tab": "curves", **curves.DEFAULTS}
+
+
+@view("/jobs/{job_id}", "Job")
+async def job(api: ViewerApi, job_id: str) -> None:
+    """Build the view of a job."""
+    document = await api.get(f"/v1/jobs/{job_id}")
+    given = dict(ui.context.client.request.query_params)
+    page = JobPage(api, document, UrlState(f"/jobs/{document['id']}", given, _DEFAULTS))
+    await show_head(page)
+    show_attention(page)
+    tabs = {
+        "curves": ("Curves", lambda: show_curves(page)),
+    }
+    await show_tabs(page.url, tabs, page.listeners.clear)
+    page.timer = poll(LIVE_S, page.refresh)
