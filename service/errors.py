@@ -18,6 +18,7 @@
     │   └── QueueFull                                  as many jobs of the key are live as may be
     ├── NoRoom                      (RuntimeError)     as many connections are open as may be
     ├── DiskFloor                   (OSError)          less disk is free than the service keeps in reserve
+    ├── NotInstalled                (ImportError)      a package of an extra is missing where the API runs
     ├── IllegalMove                 (ValueError)       a state that cannot follow the present one
     ├── RayFailed                   (RuntimeError)     Ray does not start, however often it is tried
     ├── LeaseLost                   (RuntimeError)     an engine writes though another one leads
@@ -138,6 +139,22 @@ class NoRoom(ServiceError, RuntimeError):
 
 class DiskFloor(ServiceError, OSError):
     """Less disk is free than the service keeps in reserve."""
+
+
+class NotInstalled(ServiceError, ImportError):
+    """A package that only an extra brings is missing where the API runs.
+
+    Args:
+        what: what needs it, as the subject of a sentence.
+        package: the missing one.
+        extra: that brings it.
+    """
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{what} the package {package}, which is not installed where the API runs: install Retort there with its "
+            f"extra `{extra}` (pip install 'retort[{extra}]')"
+        )
 
 
 class IllegalMove(ServiceError, ValueError):

@@ -20,6 +20,7 @@ DATABASE_ROUTES = {
     f"{API_PREFIX}/jobs/{{job_id}}": "job",
     f"{API_PREFIX}/jobs/{{job_id}}/runs": "job",
     f"{API_PREFIX}/jobs/{{job_id}}/report": "job",
+    f"{API_PREFIX}/jobs/{{job_id}}/curves": "job",
     f"{API_PREFIX}/jobs/{{job_id}}/events": "database",
     f"{API_PREFIX}/runs/{{run_id}}": "run",
     f"{API_PREFIX}/runs/{{run_id}}/metrics": "database",

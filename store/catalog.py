@@ -67,6 +67,10 @@ class Catalog:
         """One cache. Raises CacheNotFound, InvalidArgument."""
         return _describe(self._existing(key))
 
+    def spec(self, key: str) -> CacheSpec:
+        """Read what a cache is of, from its manifest alone. Raises CacheNotFound, InvalidArgument, CacheCorrupt."""
+        return documents.read_manifest(layout.group_path(self.root, key)).spec
+
     def resolve(self, prefix: str) -> str:
         """The one key that starts with ``prefix`` (at least 4 hex digits).
 

@@ -24,14 +24,17 @@ from service.api.openapi import describe
 from service.api.routes import (
     caches,
     catalog,
+    curves,
     datasets,
     events,
+    gallery,
     gc,
     health,
     job_control,
     jobs,
     keys,
     metrics,
+    pictures,
     reports,
     run_logs,
     runs,
@@ -98,7 +101,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    modules = (teachers, datasets, catalog, caches, jobs, reports, runs, run_logs, job_control, events, gc, keys)
+    of_jobs = (jobs, reports, curves, runs, gallery, run_logs, job_control, events)
+    modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
     of_admission = problems.responses(429, 503)

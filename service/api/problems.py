@@ -102,6 +102,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     errors.NoRoom: Kind(503, "no-room", "No room for more connections", headers=_BUSY),
     errors.QueueFull: Kind(429, "queue-full", "Queue full"),
     errors.DiskFloor: _NO_ROOM,
+    errors.NotInstalled: Kind(501, "not-installed", "Not installed here"),
     RequestValidationError: Kind(422, "invalid-request", "Invalid request"),
     InvalidTeacher: Kind(422, "invalid-teacher", "Invalid teacher"),
     InvalidDataset: Kind(422, "invalid-dataset", "Invalid data set"),

@@ -29,7 +29,7 @@ from service.errors import IllegalMove, NotFound
 
 # What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
 # the database itself cannot be read; the next query then says so.
-_DAMAGED = (ValueError, RecursionError, OperationalError)
+DAMAGED = (ValueError, RecursionError, OperationalError)
 
 Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord, KeyRecord)
 _KINDS: Mapping[type[Base], str] = {
@@ -133,7 +133,7 @@ def event_rows(session: Session, query: Select[EventRecord]) -> list[EventRecord
     """The rows of a query for events; in the place of one whose columns cannot be read stands an ``unreadable`` one."""
     try:
         return list(session.scalars(query))
-    except _DAMAGED:
+    except DAMAGED:
         found = [
             _event_or_unreadable(session, seq) for seq in session.scalars(query.with_only_columns(EventRecord.seq))
         ]
@@ -145,7 +145,7 @@ def _event_or_unreadable(session: Session, seq: int) -> EventRecord | None:
     is_this = EventRecord.seq == seq
     try:
         return session.scalars(select(EventRecord).where(is_this)).one_or_none()
-    except _DAMAGED:
+    except DAMAGED:
         owners = session.execute(select(EventRecord.job_id, EventRecord.run_id).where(is_this)).one_or_none()
     return None if owners is None else unreadable(seq, *owners)
 

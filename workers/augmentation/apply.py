@@ -43,7 +43,7 @@ def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters)
         InvalidDataset: the pictures are not uint8 [B, H, W, C].
         ValueError: parameters of another number of samples.
     """
-    return apply_table(images_BHWC, recipe, parameters.table().to(images_BHWC.device))
+    return apply_table(images_BHWC, recipe, torch.from_numpy(parameters.table()).to(images_BHWC.device))
 
 
 def apply_table(images_BHWC: Tensor, recipe: Augmentation, parameters_5B: Tensor) -> Tensor:

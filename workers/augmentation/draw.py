@@ -19,9 +19,7 @@ from dataclasses import dataclass, fields
 from decimal import Context, Decimal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from store.counter_rng import Floats, Ints, Words, below, hash_words, unit
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop
@@ -53,9 +51,9 @@ class ViewParameters:
     def __getitem__(self, rows: slice | Ints) -> "ViewParameters":
         return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
-    def table(self) -> Tensor:
+    def table(self) -> Ints:
         """Table int64 [5, N] in the order of the fields, for ``apply_table``."""
-        return torch.from_numpy(np.stack([getattr(self, f.name) for f in fields(self)]))
+        return np.stack([getattr(self, f.name) for f in fields(self)])
 
 
 def _log(value: float) -> float:

@@ -117,6 +117,17 @@ def fingerprints_of(work_dir: Path, spec: DatasetKind, key: str | None) -> set[s
     return ours - others
 
 
+def splits_of(work_dir: Path, spec: DatasetKind) -> dict[str, str]:
+    """Fingerprints of the copies that a description was decoded to, by split; of several, that which was opened last.
+
+    Files that have changed since are another copy, once a job has used them. Splits that were held out are not found.
+    """
+    wanted = spec.content_description()
+    ours = {note["fingerprint"] for _, note in _notes(work_dir) if note.get("spec") == wanted}
+    # In the order of their last use.
+    return {copy.split: copy.fingerprint for copy in copies(work_dir) if copy.fingerprint in ours}
+
+
 def remove(work_dir: Path, name: str, unused_since: datetime) -> int:
     """Remove a copy unless it was used at that time or later; returns the bytes that are free again."""
     folder = work_dir / name

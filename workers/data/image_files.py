@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.data.blocks import Pictures
-from workers.data.pictures import decode_picture
 from workers.errors import InvalidDataset
 
 NAMES, FILES = "names.npy", "files.npy"
@@ -118,6 +117,9 @@ class PictureFiles:
                 f"{name} has changed since the dataset was prepared: it has {status.st_size:,} bytes and was modified "
                 f"at {status.st_mtime_ns} ns, then {expected_bytes:,} bytes at {expected_ns} ns. Submit the job again"
             )
+        # Here, for a process that opens datasets without decoding any may lack the decoders' packages.
+        from workers.data.pictures import decode_picture
+
         picture = decode_picture(data, name, self._image_size)
         if picture.shape != self.shape:
             raise InvalidDataset(f"{name} is {picture.shape}, not {self.shape} as when the dataset was prepared")

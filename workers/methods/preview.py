@@ -57,16 +57,7 @@ def preview(
         ValueError: the student's statistics have another shape than the teacher's.
     """
     for term in method.terms:
-        if term.loss.own_temperature:
-            raise InvalidMethod(
-                f"method {method.name!r} cannot be previewed: its loss {term.loss.kind!r} sets the temperature of its "
-                "divergence itself, from both networks' logits, and a preview reads cached statistics alone"
-            )
-        if any(statistic.reads_logits for statistic in term.policy.cache_statistics):
-            raise InvalidMethod(
-                f"method {method.name!r} cannot be previewed: its policy {term.policy.kind!r} reads the confidence of "
-                "classes, from the cached logits and the labels, and a preview reads cached statistics alone"
-            )
+        check_previewable(method, term)
     table = StatisticsTable(teacher, student)
     return tuple(_preview_term(method, term, table, classes, epoch, epochs, bins) for term in method.terms)
 
@@ -145,10 +136,40 @@ def _notes(term: Term, table: StatisticsTable) -> list[str]:
     return notes
 
 
+def check_previewable(method: Method, term: Term) -> None:
+    """Refuse a term whose temperatures do not follow from cached statistics.
+
+    Raises:
+        InvalidMethod: as ``preview``.
+    """
+    if term.loss.own_temperature:
+        raise InvalidMethod(
+            f"method {method.name!r} cannot be previewed: its loss {term.loss.kind!r} sets the temperature of its "
+            "divergence itself, from both networks' logits, and a preview reads cached statistics alone"
+        )
+    if any(statistic.reads_logits for statistic in term.policy.cache_statistics):
+        raise InvalidMethod(
+            f"method {method.name!r} cannot be previewed: its policy {term.policy.kind!r} reads the confidence of "
+            "classes, from the cached logits and the labels, and a preview reads cached statistics alone"
+        )
+
+
 def temperatures_of_rows(
-    method: Method, term: Term, table: StatisticsTable, classes: int, *, epoch: int, epochs: int
+    method: Method,
+    term: Term,
+    table: StatisticsTable,
+    classes: int,
+    *,
+    epoch: int,
+    epochs: int,
+    of_cache: Mapping[CacheStatistic, Values] | None = None,
 ) -> Temperatures:
     """Compute the temperatures and weight that a term's policy gives for every row: float32 [R] each.
+
+    ``paper`` is float32 [R] as well, or None where it is what divides the logits.
+
+    Args:
+        of_cache: the statistics of the whole cache that the policy reads; None computes them of the table.
 
     Raises:
         NotFinite: a temperature or weight that would stop a run; ``sample`` is its place in the split.
@@ -156,8 +177,10 @@ def temperatures_of_rows(
     policy = term.policy
     chunk_rows = max(1, _CHUNK_CELLS // classes) if policy.gives_label_its_own else _CHUNK_ROWS
     whole = {side: np.empty(table.rows, np.float32) for side in ("student", "teacher", "weight")}
-    statistics = {name: values_R.reshape(-1, table.samples) for name, values_R in table.teacher.items()}
-    of_cache = compute_cache_statistics(policy.cache_statistics, statistics, (), classes)
+    paper_R: Float32 | None = None
+    if of_cache is None:
+        statistics = {name: values_R.reshape(-1, table.samples) for name, values_R in table.teacher.items()}
+        of_cache = compute_cache_statistics(policy.cache_statistics, statistics, (), classes)
     for start in range(0, table.rows, chunk_rows):
         part = slice(start, min(start + chunk_rows, table.rows))
         student = {name: table.student[name][part, np.newaxis] for name in policy.reads_of_student}
@@ -167,14 +190,18 @@ def temperatures_of_rows(
             samples_B = np.arange(part.start, part.stop) % table.samples
             of_rows = {each: x[samples_B] if each.is_per_sample else x for each, x in of_cache.items()}
             batch = CachedBatch(part.stop - start, classes, epoch, epochs, cache_statistics=of_rows)
-            given = POLICIES[policy.kind](student, teacher, policy, batch).as_arrays(batch)
+            decided = POLICIES[policy.kind](student, teacher, policy, batch)
+            given = decided.as_arrays(batch)
             given = replace(given, teacher=given.teacher.mean(axis=1, keepdims=True))
             unusable = first_unusable(given, np)
         if unusable is not None:
             raise _refusal(method, term, unusable, *table.place(start + unusable.sample))
         for side, values_R in whole.items():
             values_R[part] = getattr(given, side)[:, 0]
-    return Temperatures(whole["student"], whole["teacher"], whole["weight"])
+        if decided.paper is not None:
+            paper_R = np.empty(table.rows, np.float32) if paper_R is None else paper_R
+            paper_R[part] = np.reshape(decided.paper, -1)
+    return Temperatures(whole["student"], whole["teacher"], whole["weight"], paper=paper_R)
 
 
 def _refusal(method: Method, term: Term, unusable: Unusable, view: int, sample: int) -> NotFinite:

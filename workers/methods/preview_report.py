@@ -124,14 +124,14 @@ def distribution(values_R: Float32, table: StatisticsTable, reads_student: bool,
         std=float(std),
         quantiles={f"p{percent}": float(value) for percent, value in zip(PERCENTS, quantiles, strict=True)},
         histogram=Histogram(counts=tuple(counts.tolist()), edges=tuple(edges.tolist())),
-        lowest=show(_lowest(values_R)),
-        highest=show(_lowest(-values_R)),
+        lowest=show(lowest(values_R, EXTREMES)),
+        highest=show(lowest(-values_R, EXTREMES)),
     )
 
 
-def _lowest(values_R: Float32) -> Rows:
-    """The rows of the lowest values, lowest first, of equal ones the earlier: at most ``EXTREMES``."""
-    count = min(EXTREMES, len(values_R))
+def lowest(values_R: Float32, count: int) -> Rows:
+    """Find the rows of the lowest values, lowest first, of equal ones the earlier: at most ``count``."""
+    count = min(count, len(values_R))
     limit = np.partition(values_R, count - 1)[count - 1]
     below = np.flatnonzero(values_R < limit)
     below = below[np.argsort(values_R[below], kind="stable")]

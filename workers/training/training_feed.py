@@ -142,8 +142,8 @@ class TrainingFeed:
             teacher.begin(view, self._order_N)
         # One copy to the device for a whole epoch; a step takes a slice, which is no work at all.
         labels_N = np.asarray(dataset.labels_N)[self._order_N]
-        rows_2N = torch.from_numpy(np.stack([self._order_N, labels_N]))
-        self._integers = torch.cat([rows_2N, *(drawn.table() for drawn in self._drawn)]).to(self.device)
+        integers = np.concatenate([[self._order_N, labels_N], *(drawn.table() for drawn in self._drawn)])
+        self._integers = torch.from_numpy(integers).to(self.device)
         self._statistics: Tensor | None = None
         if self._teachers:
             all_of = np.concatenate([teacher.statistics(self._order_N) for teacher in self._teachers])

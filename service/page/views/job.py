@@ -4,16 +4,27 @@ from nicegui import ui
 
 from service.page.elements import poll
 from service.page.frame import view
-from service.page.job import curves
+from service.page.job import curves, results, run_choice, runs, scatter
 from service.page.job.attention import show_attention
 from service.page.job.curves import show_curves
 from service.page.job.head import show_head
 from service.page.job.page import LIVE_S, JobPage
+from service.page.job.results import show_results
+from service.page.job.run_choice import show_evaluations
+from service.page.job.runs import show_runs
+from service.page.job.scatter import show_scatter
 from service.page.job.tabs import show_tabs
 from service.page.job.url_state import UrlState
 from service.page.viewer import ViewerApi
 
-_DEFAULTS = {"tab": "curves", **curves.DEFAULTS}
+_DEFAULTS = {
+    "tab": "curves",
+    **curves.DEFAULTS,
+    **results.DEFAULTS,
+    **scatter.DEFAULTS,
+    **run_choice.DEFAULTS,
+    **runs.DEFAULTS,
+}
 
 
 @view("/jobs/{job_id}", "Job")
@@ -26,6 +37,10 @@ async def job(api: ViewerApi, job_id: str) -> None:
     show_attention(page)
     tabs = {
         "curves": ("Curves", lambda: show_curves(page)),
+        "results": ("Results", lambda: show_results(page)),
+        "scatter": ("Scatter", lambda: show_scatter(page)),
+        "evaluation": ("Calibration and classes", lambda: show_evaluations(page)),
+        "runs": ("Runs", lambda: show_runs(page)),
     }
     await show_tabs(page.url, tabs, page.listeners.clear)
     page.timer = poll(LIVE_S, page.refresh)

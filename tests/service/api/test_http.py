@@ -69,7 +69,7 @@ def test_other_html_may_run_nothing() -> None:
 def documents(job: dict[str, Any]) -> list[str]:
     """What clients poll."""
     path, run = f"/v1/jobs/{job['id']}", f"/v1/runs/{job['run_ids'][0]}"
-    of_job = [path, f"{path}/runs", f"{path}/report", f"{path}/events"]
+    of_job = [path, f"{path}/runs", f"{path}/report", f"{path}/curves", f"{path}/events"]
     return ["/v1/jobs", "/v1/jobs?status=queued", *of_job, run, f"{run}/metrics", f"{run}/artifacts"]
 
 

@@ -1,0 +1,43 @@
+"""Views of a cache as pixels: what the teacher was given, or the same box at a student's size."""
+
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from service.errors import Conflict
+from store.spec import CacheSpec
+from workers.augmentation.single import Picture, make_view, resize_single
+from workers.config.teacher import Preprocessing
+from workers.config.views import Augmentation, ResizedCrop
+from workers.spec import Size
+
+Network = Literal["teacher", "student"]
+_RECIPE: TypeAdapter[Augmentation] = TypeAdapter(Augmentation)
+
+
+def view_pixels(
+    pixels_HWC: Picture, spec: CacheSpec, view: int, *, row: int, network: Network, size: Size | None
+) -> Picture:
+    """Make a view of a picture of a cache, uint8 [h, w, C].
+
+    Args:
+        pixels_HWC: the picture of row ``row`` of the cache's split.
+        spec: of the cache.
+        network: ``teacher`` has the view at the size of its input, ``student`` at that of the student's views.
+        size: (height, width) of a student's resampled views; None is the size of the picture.
+
+    Raises:
+        Conflict: a size is given for views that are not resampled, or for the teacher's.
+    """
+    recipe = _RECIPE.validate_python(spec.augmentation)
+    is_resampled = isinstance(recipe, ResizedCrop)
+    if size is not None and (network == "teacher" or not is_resampled):
+        raise Conflict(
+            f"size is for a student's views of the recipe resized_crop; this is the {network}'s view of the recipe "
+            f"{recipe.recipe}, which has its own: leave size out"
+        )
+    if network == "student" and is_resampled:
+        recipe = recipe.model_copy(update={"size": size})
+    made = make_view(pixels_HWC, recipe, spec.augmentation_seed, view, sample=row)
+    wanted = Preprocessing.model_validate(spec.preprocessing).size if network == "teacher" else None
+    return made if wanted is None else resize_single(made, *wanted)

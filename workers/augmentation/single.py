@@ -1,0 +1,73 @@
+"""Making of a single view with NumPy alone, for processes without torch: the bytes of ``apply`` and ``resize``.
+
+Integer arithmetic as in ``apply``, which says why. A view at a time is all that somebody looks at; training makes
+batches there.
+
+Legend: H x W pixels in, h x w pixels out, C channels.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from store.counter_rng import Ints
+from workers.augmentation.draw import ViewParameters, draw
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
+
+Picture = NDArray[np.uint8]
+
+# As in ``apply``.
+_BITS = 11
+_ONE = 1 << _BITS
+
+
+def make_view(image_HWC: Picture, recipe: Augmentation, seed: int, view: int, *, sample: int) -> Picture:
+    """Draw and make one view of the picture of a sample: uint8 [H, W, C] -> uint8 [h, w, C].
+
+    Args:
+        seed: of the augmentation.
+        view: its number, from 0.
+        sample: the picture's place in its split.
+    """
+    drawn = draw(recipe, seed, view, np.array([sample]), height=image_HWC.shape[0], width=image_HWC.shape[1])
+    return apply_single(image_HWC, recipe, drawn)
+
+
+def apply_single(image_HWC: Picture, recipe: Augmentation, parameters: ViewParameters) -> Picture:
+    """Make the view that was drawn, uint8 [h, w, C], as ``apply.apply`` does; ``parameters`` are of one sample."""
+    top, left, height, width, flip = parameters.table()[:, 0].tolist()
+    match recipe:
+        case NoAugmentation():
+            return image_HWC
+        case CropFlip(pad=pad):
+            padded = np.pad(image_HWC, ((pad, pad), (pad, pad), (0, 0)))
+            rows, columns = image_HWC.shape[:2]
+            cropped = padded[top + pad : top + pad + rows, left + pad : left + pad + columns]
+            return cropped[:, ::-1] if flip else cropped
+        case ResizedCrop():
+            box = image_HWC[top : top + height, left : left + width]
+            resampled = resize_single(box, *output_size(recipe, *image_HWC.shape[:2]))
+            return resampled[:, ::-1] if flip else resampled
+
+
+def resize_single(image_HWC: Picture, height: int, width: int) -> Picture:
+    """Bilinear resize of a whole picture, uint8 [height, width, C], as ``apply.resize`` does."""
+    if image_HWC.shape[:2] == (height, width):
+        return image_HWC
+    upper, lower, weight_h = _taps(image_HWC.shape[0], height)
+    first, second, weight_w = _taps(image_HWC.shape[1], width)
+    mixed = _lerp(image_HWC[upper], image_HWC[lower], weight_h[:, None, None])
+    total = _lerp(mixed[:, first], mixed[:, second], weight_w[:, None])
+    return ((total + (1 << (2 * _BITS - 1))) >> 2 * _BITS).astype(np.uint8)
+
+
+def _taps(size: int, out_size: int) -> tuple[Ints, Ints, Ints]:
+    """Two source positions and the weight of the second (in 1/2048) of each output pixel, int64 [out_size]."""
+    doubled = (2 * np.arange(out_size) + 1) * size - out_size
+    position = np.clip((doubled * _ONE + out_size) // (2 * out_size), 0, (size - 1) * _ONE)
+    first = position >> _BITS
+    return first, np.minimum(first + 1, size - 1), position & (_ONE - 1)
+
+
+def _lerp(first: NDArray[np.integer], second: NDArray[np.integer], weight: Ints) -> Ints:
+    """``first * (2048 - weight) + second * weight``, int64."""
+    return first.astype(np.int64) * (_ONE - weight) + second.astype(np.int64) * weight
