@@ -43,10 +43,10 @@ def base_options(title: str, *, x: str, y: str, log: bool = False, zoom: bool = 
         "backgroundColor": "transparent",
         "color": list(PALETTE),
         "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
-        "legend": {"type": "scroll", "top": 0},
-        "grid": {"left": 8, "right": 16, "top": 40, "bottom": 64 if zoom else 28, "containLabel": True},
+        "legend": {"type": "scroll", "top": 0, "itemHeight": 12},
+        "grid": {"left": 8, "right": 16, "top": 56, "bottom": 64 if zoom else 28, "containLabel": True},
         "xAxis": {"type": "value", "name": x, "nameLocation": "middle", "nameGap": 24, "scale": True},
-        "yAxis": {"type": "log" if log else "value", "name": y, "scale": True},
+        "yAxis": {"type": "log" if log else "value", "name": y, "scale": True, "nameTextStyle": {"align": "left"}},
         "series": [],
     }
     if zoom:

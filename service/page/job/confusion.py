@@ -19,7 +19,7 @@ Cell = Sequence[int]
 
 
 def show_confusion(cells: Sequence[Cell], per_class: Sequence[float | None], names: Sequence[str]) -> None:
-    """Build the heat map and the table of the pairs that are confused most.
+    """Build the heat map.
 
     Args:
         cells: that are not 0.
@@ -28,17 +28,23 @@ def show_confusion(cells: Sequence[Cell], per_class: Sequence[float | None], nam
     section_heading("Confusion")
     classes = chosen_classes(cells, len(per_class))
     if len(classes) < len(per_class):
-        words = f"The {len(classes)} of {len(per_class)} classes with the most mistakes; shares are of all rows of a class."
-        ui.label(words).classes("muted")
+        words = f"The {len(classes)} of {len(per_class)} classes with the most mistakes."
+        ui.label(f"{words} Shares are of all rows of a class.").classes("muted")
     title = "Confusion matrix: true classes down, predicted ones across"
     chart(confusion_options(cells, classes, names, title), title).classes("chart-square")
+
+
+def show_confused(cells: Sequence[Cell], names: Sequence[str]) -> None:
+    """Build the table of the pairs of classes that are confused most."""
     columns = (
         column("true", "True class"),
         column("predicted", "Taken for"),
         column("rows", "Rows", align="right"),
         column("share", "Of the class", align="right"),
     )
-    table(columns, confused_rows(cells, names), title="Classes that are confused most")
+    with ui.element("div").classes("figure"):
+        section_heading("Confused most")
+        table(columns, confused_rows(cells, names), title="Classes that are confused most")
 
 
 def chosen_classes(cells: Sequence[Cell], count: int) -> list[int]:
@@ -82,12 +88,12 @@ def _label(index: int, names: Sequence[str]) -> str:
 
 def confusion_options(cells: Sequence[Cell], classes: Sequence[int], names: Sequence[str], title: str) -> Options:
     """Heat map of the share of each true class (percent) that is taken for each class."""
-    place = {index: number for number, index in enumerate(classes)}
     totals = _totals(cells)
+    rows_of = {(true, predicted): rows for true, predicted, rows in cells}
     data = [
-        [place[predicted], place[true], round(100.0 * rows / totals[true], 1)]
-        for true, predicted, rows in cells
-        if true in place and predicted in place
+        [across, down, round(100.0 * rows_of.get((true, predicted), 0) / max(1, totals.get(true, 0)), 1)]
+        for down, true in enumerate(classes)
+        for across, predicted in enumerate(classes)
     ]
     labels = [_label(index, names) for index in classes]
     axis = {"type": "category", "data": labels, "nameLocation": "middle", "splitArea": {"show": True}}

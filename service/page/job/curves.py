@@ -24,6 +24,7 @@ from service.page.job.series import POINTS_MAX
 SEEDS = {"range": "mean, least to greatest", "std": "mean ± standard deviation", "each": "a line for each seed"}
 DEFAULTS = {"measure": "top1", "split": "", "seeds": "range", "smooth": "0", "log": "", "only": "", "zoom": ""}
 SMOOTHING_MAX = 0.95
+_EMPTY = "No run has ended an epoch with this measure yet: curves appear here by themselves."
 _TEACHER = "t"
 # Of the teacher, what is known on a split.
 _OF_TEACHER = ("top1", "top5", "nll", "ece")
@@ -67,12 +68,14 @@ class CurveChart:
 
     def _controls(self) -> None:
         names = {name: measure.label for name, measure in MEASURES.items()}
-        measure = ui.select(names, label="Measure", value=self.measure_name, on_change=lambda e: self._set(measure=e.value))
+        measure = ui.select(names, label="Measure", value=self.measure_name)
+        measure.on_value_change(lambda e: self._set(measure=e.value))
         measure.props("outlined dense options-dense").classes("control-wide")
         self.splits = ui.toggle([""], on_change=lambda e: self._set(split=e.value) if e.value else None)
         self.splits.props("no-caps dense unelevated aria-label=Split")
         self._show_splits()
-        seeds = ui.select(SEEDS, label="Seeds", value=self.url.choice("seeds", SEEDS), on_change=lambda e: self._set(seeds=e.value))
+        seeds = ui.select(SEEDS, label="Seeds", value=self.url.choice("seeds", SEEDS))
+        seeds.on_value_change(lambda e: self._set(seeds=e.value))
         seeds.props("outlined dense options-dense").classes("control")
         with ui.element("div").classes("slider-control"):
             ui.label("Smoothing").props("id=smoothing-label")
@@ -126,11 +129,12 @@ class CurveChart:
         series, left_out = await asyncio.to_thread(
             draw_groups, [group for group in groups if str(group.index) in shown], style
         )
-        self.empty.set_text("" if series else "No run has ended an epoch with this measure yet: curves appear here by themselves.")
+        self.empty.set_text("" if series else _EMPTY)
         self.empty.set_visibility(not series)
         teacher = self._teacher(style)
         if teacher is not None and _TEACHER in shown and series:
-            series.append(reference_line("teacher", teacher, max((run.epochs for run in self.page.store.runs.values()), default=2)))
+            epochs = max(run.epochs for run in self.page.store.runs.values())
+            series.append(reference_line("teacher", teacher, epochs))
         options = self._base()
         options["series"] = series
         self.chart.options.clear()
@@ -141,11 +145,11 @@ class CurveChart:
     def _base(self) -> Options:
         style = self._style()
         on = f", {self.split}" if self.split else ""
-        options = base_options(f"{style.measure.label}{on} over epochs", x="epoch", y=f"{style.measure.label}{on}", log=style.is_log)
+        label = f"{style.measure.label}{on}"
+        options = base_options(f"{label} over epochs", x="epoch", y=label, log=style.is_log)
         options["legend"] = {"show": False}
         options["grid"]["top"] = 28
         options["xAxis"] |= {"minInterval": 1, "min": "dataMin", "max": "dataMax"}
-        options["yAxis"]["nameTextStyle"] = {"align": "left"}
         start, _, end = self.url["zoom"].partition("-")
         if start.isdigit() and end.isdigit():
             for each in options["dataZoom"]:
@@ -161,7 +165,8 @@ class CurveChart:
         if not self.url["only"]:
             return {*names[:GROUPS_MAX], _TEACHER}
         wanted = self.url["only"].split(",")
-        return {*[name for name in wanted if name in names][:GROUPS_MAX], *(_TEACHER for each in wanted if each == _TEACHER)}
+        drawn = [name for name in wanted if name in names][:GROUPS_MAX]
+        return {*drawn, _TEACHER} if _TEACHER in wanted else {*drawn}
 
     def _show_legend(self, groups: list[CurveGroup], shown: set[str]) -> None:
         entries = {str(group.index): (group.glyph, group.label, group.colour) for group in groups}
@@ -176,7 +181,8 @@ class CurveChart:
             button.classes(remove="off") if name in shown else button.classes(add="off")
 
     def _legend_button(self, name: str, glyph: str, label: str, colour: str) -> ui.button:
-        with ui.button(on_click=lambda: self._toggle(name)).props("flat dense no-caps").classes("legend-entry") as button:
+        button = ui.button(on_click=lambda: self._toggle(name)).props("flat dense no-caps").classes("legend-entry")
+        with button:
             ui.label(glyph).style(f"color: {colour}").classes("glyph").props("aria-hidden=true")
             ui.label(label).classes("legend-label")
         return button

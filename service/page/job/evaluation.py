@@ -7,7 +7,7 @@ from nicegui import ui
 
 from service.page.charts import PALETTE, Options, base_options, chart
 from service.page.elements import column, empty_state, section_heading, table
-from service.page.job.confusion import show_confusion
+from service.page.job.confusion import show_confused, show_confusion
 from service.page.job.words import NOTHING, percent
 from service.page.viewer import Document, Problem, ViewerApi
 
@@ -16,6 +16,7 @@ _CONFIG_FILE = "config.json"
 _NOT_FOUND = 404
 # Rows of the table of classes; of more, those with the largest gap to the teacher.
 CLASSES_MAX = 200
+_BARS: Options = {"color": "#8a939b", "itemStyle": {"opacity": 0.45}}
 
 
 async def show_evaluation(api: ViewerApi, run: Document, split: str, teacher: Mapping[str, Any] | None) -> None:
@@ -31,17 +32,21 @@ async def show_evaluation(api: ViewerApi, run: Document, split: str, teacher: Ma
     evaluation = await _artifact(api, run["id"], EVALUATION_FILE)
     found = ((evaluation or {}).get("splits") or {}).get(split)
     if evaluation is None or found is None:
-        empty_state(
-            f"This run has no evaluation on the {split} split.", "It is written when a run ends; choose another run or split."
-        )
+        next_step = "It is written when a run ends; choose another run or split."
+        empty_state(f"This run has no evaluation on the {split} split.", next_step)
         return
     names = [str(name) for name in (await _artifact(api, run["id"], _CONFIG_FILE) or {}).get("class_names") or ()]
-    _show_reliability(found, evaluation.get("calibration") or {}, split)
     per_class = found.get("per_class")
-    if found.get("confusion_cells") and per_class:
-        show_confusion(found["confusion_cells"], per_class, names)
-    if per_class:
-        _show_classes(per_class, ((teacher or {}).get(split) or {}).get("per_class"), names)
+    with ui.element("div").classes("figures"):
+        with ui.element("div").classes("figure"):
+            _show_reliability(found, evaluation.get("calibration") or {}, split)
+        if found.get("confusion_cells") and per_class:
+            with ui.element("div").classes("figure"):
+                show_confusion(found["confusion_cells"], per_class, names)
+            show_confused(found["confusion_cells"], names)
+        if per_class:
+            with ui.element("div").classes("figure"):
+                _show_classes(per_class, ((teacher or {}).get(split) or {}).get("per_class"), names)
 
 
 async def _artifact(api: ViewerApi, run_id: str, name: str) -> Document | None:
@@ -69,7 +74,8 @@ def _show_reliability(found: Document, calibration: Document, split: str) -> Non
         words.append(f"which fits {calibration.get('split', 'validation')} best")
     ui.label(", ".join(words) + ". Above the diagonal the student is too cautious, below it too confident.")
     title = f"Reliability on the {split} split: accuracy against confidence"
-    chart(reliability_options(found["reliability"], (calibrated or {}).get("reliability"), title), title).classes("chart-square")
+    options = reliability_options(found["reliability"], (calibrated or {}).get("reliability"), title)
+    chart(options, title).classes("chart-square")
 
 
 def reliability_options(before: Document, after: Document | None, title: str) -> Options:
@@ -81,7 +87,7 @@ def reliability_options(before: Document, after: Document | None, title: str) ->
     width = 100.0 / len(rows)
     shares = [[(index + 0.5) * width, round(100.0 * count / max(1, sum(rows)), 2)] for index, count in enumerate(rows)]
     options["series"] = [
-        {"type": "bar", "name": "share of rows", "data": shares, "barWidth": "5%", "color": "#8a939b", "itemStyle": {"opacity": 0.45}},
+        {"type": "bar", "name": "share of rows", "data": shares, "barWidth": "85%", **_BARS},
         {
             **{"type": "line", "name": "perfectly calibrated", "data": [[0, 0], [100, 100]], "symbol": "none"},
             **{"color": "#888888", "lineStyle": {"type": "dashed", "width": 1.5}},
@@ -95,7 +101,9 @@ def reliability_options(before: Document, after: Document | None, title: str) ->
 
 def _bins(name: str, bins: Document, colour: str, symbol: str) -> Options:
     pairs = zip(bins["confidence"], bins["accuracy"], strict=True)
-    data = [[round(100.0 * at, 2), round(100.0 * value, 2)] for at, value in pairs if at is not None and value is not None]
+    data = [
+        [round(100.0 * at, 2), round(100.0 * value, 2)] for at, value in pairs if at is not None and value is not None
+    ]
     look = {"color": colour, "symbol": symbol, "symbolSize": 7, "lineStyle": {"width": 2}}
     return {"type": "line", "name": name, "data": data, **look}
 
@@ -103,7 +111,9 @@ def _bins(name: str, bins: Document, colour: str, symbol: str) -> Options:
 # ----------------------------------------------------------------------------------------------------------- classes
 
 
-def _show_classes(per_class: Sequence[float | None], teacher: Sequence[float | None] | None, names: Sequence[str]) -> None:
+def _show_classes(
+    per_class: Sequence[float | None], teacher: Sequence[float | None] | None, names: Sequence[str]
+) -> None:
     section_heading("Classes: student and teacher")
     rows = class_rows(per_class, teacher, names)
     columns = (
@@ -113,7 +123,9 @@ def _show_classes(per_class: Sequence[float | None], teacher: Sequence[float | N
         column("gap", "Student less teacher, points", align="right"),
     )
     if len(rows) < len(per_class):
-        ui.label(f"The {len(rows)} of {len(per_class)} classes on which the student is furthest behind.").classes("muted")
+        ui.label(f"The {len(rows)} of {len(per_class)} classes on which the student is furthest behind.").classes(
+            "muted"
+        )
     table(columns, rows, title="Accuracy of each class, student and teacher")
 
 

@@ -1,6 +1,7 @@
 """Head of a job's view: state, progress, actions, labels, links, times, errors, and runs that need attention."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from nicegui import ui
 
@@ -8,7 +9,7 @@ from service.page.elements import local_time, set_state, state_badge
 from service.page.frame import heading
 from service.page.job.actions import action_buttons, delete_job, toggle_pin
 from service.page.job.health import is_live
-from service.page.job.labels import show_labels
+from service.page.job.labels import edit_labels, show_labels
 from service.page.job.page import JobPage
 from service.page.job.words import NOTHING, ended_runs, eta_words, fraction_done, inference_words
 from service.page.viewer import Document, Problem
@@ -23,7 +24,7 @@ async def show_head(page: JobPage) -> None:
         badge = state_badge(page.job["state"])
         badge.props("data-part=job-state")
         update_buttons = _buttons(page)
-    update_labels = show_labels(page.api, page.job, page.refresh)
+    update_labels = show_labels(page.job)
     update_progress = _progress()
     await _facts(page)
 
@@ -46,6 +47,10 @@ def _buttons(page: JobPage) -> Callable[[Document], None]:
     for button in (pin, delete):
         button.props("no-caps outline dense padding='4px 10px'")
     delete.props("color=negative")
+    edit = ui.button(
+        "Name, tags, note", icon="edit", on_click=lambda: edit_labels(page.api, page.job["id"], page.refresh)
+    )
+    edit.props("no-caps outline dense padding='4px 10px'")
     ui.link("This job, but ...", f"/new?from={page.job['id']}").classes("button-link")
 
     def update(job: Document) -> None:
@@ -141,11 +146,9 @@ async def _show_dataset(parent: ui.element, page: JobPage) -> None:
     caches = page.job["caches"] or {}
     fingerprint = ""
     if key := caches.get("test") or caches.get("validation"):
-        try:
+        # It may have been evicted or deleted since.
+        with suppress(Problem):
             fingerprint = (await page.api.get(f"/v1/caches/{key}"))["spec"]["dataset_fingerprint"]
-        except Problem:
-            # Evicted or deleted since.
-            pass
     parent.clear()
     with parent:
         if fingerprint:

@@ -56,7 +56,9 @@ def _of_accuracy(run: RunCurve, medians: Mapping[int, float]) -> str:
     if now < _PART * best:
         return f"diverging: top-1 fell from {100 * best:.1f} % to {100 * now:.1f} % in epoch {epoch}"
     if now < _PART * medians.get(epoch, 0.0):
-        return f"far behind: top-1 {100 * now:.1f} % in epoch {epoch}, half of the runs have {100 * medians[epoch]:.1f} %"
+        return (
+            f"far behind: top-1 {100 * now:.1f} % in epoch {epoch}, half of the runs have {100 * medians[epoch]:.1f} %"
+        )
     return ""
 
 

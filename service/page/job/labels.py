@@ -9,14 +9,11 @@ from service.page.job.actions import Done
 from service.page.viewer import Document, ViewerApi
 
 
-def show_labels(api: ViewerApi, job: Document, done: Done) -> Callable[[Document], None]:
-    """Build tags and note with a button to change them. Returns a function that shows those of a newer document."""
-    with ui.element("div").classes("labels"):
+def show_labels(job: Document) -> Callable[[Document], None]:
+    """Build tags and note. Returns a function that shows those of a newer document."""
+    with ui.element("div").classes("labels") as labels:
         tags = ui.element("div").classes("tags").props("role=list aria-label=Tags")
         note = ui.label().classes("note")
-        ui.button("Name, tags, note", icon="edit", on_click=lambda: _edit(api, job["id"], done)).props(
-            "flat dense no-caps"
-        )
     shown: list[object] = []
 
     def update(now: Document) -> None:
@@ -28,20 +25,22 @@ def show_labels(api: ViewerApi, job: Document, done: Done) -> Callable[[Document
             for tag in now.get("tags") or ():
                 ui.label(str(tag)).classes("tag").props("role=listitem")
         note.set_text(str(now.get("note") or ""))
+        tags.set_visibility(bool(now.get("tags")))
         note.set_visibility(bool(now.get("note")))
+        labels.set_visibility(bool(now.get("tags") or now.get("note")))
 
     update(job)
     return update
 
 
-async def _edit(api: ViewerApi, job_id: str, done: Done) -> None:
+async def edit_labels(api: ViewerApi, job_id: str, done: Done) -> None:
     """Ask for name, tags and note, as they are now, and change what was changed."""
     job = await api.get(f"/v1/jobs/{job_id}")
     with ui.dialog() as dialog, ui.card().classes("dialog-card").props("role=dialog aria-label='Name, tags, note'"):
         ui.label("Name, tags, note").classes("section-heading")
         name = ui.input("Name", value=job["name"]).props("outlined dense autofocus").classes("wide")
-        tags = ui.input_chips("Tags: type one, then Enter", value=list(job.get("tags") or ()), new_value_mode="add-unique")
-        tags.props("outlined dense").classes("wide")
+        tags = ui.input_chips("Tags: type one, then Enter", value=list(job.get("tags") or ()))
+        tags.props("outlined dense new-value-mode=add-unique").classes("wide")
         note = ui.textarea("Note", value=job.get("note") or "").props("outlined dense autogrow").classes("wide")
 
         async def save() -> None:

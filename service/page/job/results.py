@@ -1,4 +1,4 @@
-"""Table of results: each student and method over its seeds, with its difference to a baseline, and the teacher's row."""
+"""Table of results: students and methods over their seeds, differences to a baseline, and the teacher."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,9 +24,7 @@ async def show_results(page: JobPage) -> None:
         methods = list(dict.fromkeys(run.method for run in page.store.runs.values()))
         chosen = page.url["baseline"] if page.url["baseline"] in methods else "ce"
         baseline = ui.select(sorted({*methods, "ce"}), label="Difference to", value=chosen)
-        confidence = ui.select(
-            _CONFIDENCES, label="Interval", value=page.url.choice("confidence", _CONFIDENCES)
-        )
+        confidence = ui.select(_CONFIDENCES, label="Interval", value=page.url.choice("confidence", _CONFIDENCES))
         paired = ui.select(_PAIRED, label="Differences", value=page.url.choice("paired", _PAIRED))
         for each in (baseline, confidence, paired):
             each.props("outlined dense options-dense").classes("control")
@@ -63,7 +61,9 @@ def _params(page: JobPage) -> dict[str, str]:
 
 def _show(page: JobPage, report: Document) -> None:
     if not any(group[split] for group in report["groups"] for split in SPLITS):
-        empty_state("No run has succeeded yet.", "Results appear here by themselves, as runs end. Curves show them before.")
+        empty_state(
+            "No run has succeeded yet.", "Results appear here by themselves, as runs end. Curves show them before."
+        )
         return
     for split in SPLITS:
         rows = group_rows(report, split)
@@ -143,7 +143,9 @@ def _cells(found: Document) -> dict[str, Any]:
         "ece": spread(found["ece"], 100.0, unit=" %"),
         "ece_calibrated": spread(found["ece_calibrated"], 100.0, unit=" %"),
         "top5": spread(found["top5"], 100.0, unit=" %"),
-        "worst": f"{worst['index']}: {percent(worst['accuracy'], 1)} ({percent(worst['teacher'], 1)})" if worst else NOTHING,
+        "worst": f"{worst['index']}: {percent(worst['accuracy'], 1)} ({percent(worst['teacher'], 1)})"
+        if worst
+        else NOTHING,
     }
 
 

@@ -22,7 +22,8 @@ async def show_evaluations(page: JobPage) -> None:
     with ui.element("div").classes("controls"):
         chosen = ui.select(names, label="Run", value=first, with_input=True)
         chosen.props("outlined dense options-dense").classes("control-wide")
-        split = ui.toggle(list(SPLITS), value=page.url.choice("on", SPLITS)).props("no-caps dense unelevated aria-label=Split")
+        split = ui.toggle(list(SPLITS), value=page.url.choice("on", SPLITS))
+        split.props("no-caps dense unelevated aria-label=Split")
         link = ui.link("Open this run", f"/runs/{first}")
     content = ui.element("div").classes("tab-content")
 

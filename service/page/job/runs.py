@@ -66,7 +66,7 @@ def run_row(run: Document, curve: RunCurve | None, complaints: Mapping[str, str]
     """Row of a run's document, with its accuracy over epochs and what is wrong with it, where that is known."""
     metrics, progress, result = run["metrics"] or {}, run["progress"] or {}, run["result"] or {}
     top1 = metrics.get("top1", metrics.get("validation_top1"))
-    inside = f" + {progress['step']}/{progress['steps']}" if progress.get("steps") else ""
+    inside = f", {100 * progress['step'] // progress['steps']} % of the next" if progress.get("steps") else ""
     loss = progress.get("loss", metrics.get("train_loss"))
     problem = run["error"] or run["set_aside"] or {}
     warning = f"⚠ {complaints[run['id']]}" if run["id"] in complaints else ""
@@ -76,7 +76,7 @@ def run_row(run: Document, curve: RunCurve | None, complaints: Mapping[str, str]
         "url": f"/runs/{run['id']}",
         "name": run["name"],
         "state": run["state"],
-        "epoch": f"{run['epoch']}{inside} of {run['epochs']}",
+        "epoch": f"{run['epoch']} of {run['epochs']}{inside}",
         "top1": percent(top1),
         "spark": sparkline(curve) if curve else "",
         "loss": NOTHING if loss is None else f"{loss:.3f}",

@@ -31,7 +31,9 @@ Point = tuple[float, float, int]
 async def show_scatter(page: JobPage) -> None:
     """Build the tab of the scatter; it follows the runs that end. Raises Problem."""
     with ui.element("div").classes("controls"):
-        x = ui.select({name: label for name, (label, _) in AXES.items()}, label="Across", value=page.url.choice("x", AXES))
+        x = ui.select(
+            {name: label for name, (label, _) in AXES.items()}, label="Across", value=page.url.choice("x", AXES)
+        )
         y = ui.select(_SPLITS, label="Up", value=page.url.choice("y", _SPLITS))
         for each in (x, y):
             each.props("outlined dense options-dense").classes("control-wide")
@@ -76,10 +78,10 @@ def _show(page: JobPage, rows: Sequence[Document], x: str, y: str) -> None:
     if not found:
         empty_state("No run has succeeded with both measures yet.", "Points appear here by themselves, as runs end.")
         return
-    label, factor = AXES[x]
+    label, _ = AXES[x]
     options = base_options(f"{_SPLITS[y]} against {label}", x=label, y=_SPLITS[y], zoom=False)
     options["tooltip"] = {"trigger": "item", "confine": True, "renderMode": "richText"}
-    options["legend"]["type"] = "scroll"
+    options["legend"]["itemWidth"] = 12
     options["series"] = _series(found)
     split = "test" if y == "accuracy" else "validation"
     teacher = ((page.job.get("teacher_metrics") or {}).get(split) or {}).get("top1")

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-MODULES = ("job", "jobs")
+MODULES = ("job", "jobs", "run")
 
 
 def register_all() -> None:
