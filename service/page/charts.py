@@ -15,6 +15,9 @@ MARKS = (
     *(("circle", "●"), ("rect", "■"), ("triangle", "▲"), ("diamond", "◆")),
     *(("emptyCircle", "○"), ("emptyRect", "□"), ("emptyTriangle", "△"), ("emptyDiamond", "◇")),
 )
+# In dark mode page.css replaces these two, which nothing else in a chart has.
+TEXT = "#4b5661"
+GRID = "#dde2e7"
 Options = dict[str, Any]
 
 
@@ -28,6 +31,17 @@ def marks_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: MARKS[index % len(MARKS)] for index, name in enumerate(dict.fromkeys(names))}
 
 
+def axis_look(align: str = "center") -> Options:
+    """Colours of an axis, which follow dark and light; ``align`` is of its name."""
+    return {
+        "axisLabel": {"color": TEXT},
+        "axisLine": {"lineStyle": {"color": TEXT}},
+        "axisTick": {"lineStyle": {"color": TEXT}},
+        "splitLine": {"lineStyle": {"color": GRID}},
+        "nameTextStyle": {"color": TEXT, "align": align},
+    }
+
+
 def base_options(title: str, *, x: str, y: str, log: bool = False, zoom: bool = True) -> Options:
     """Options that charts share.
 
@@ -37,16 +51,19 @@ def base_options(title: str, *, x: str, y: str, log: bool = False, zoom: bool = 
         log: whether ``y`` is logarithmic.
         zoom: whether wheel and slider zoom into ``x``.
     """
+    x_axis = {"type": "value", "name": x, "nameLocation": "middle", "nameGap": 24, "scale": True}
+    y_axis = {"type": "log" if log else "value", "name": y, "scale": True}
     options: Options = {
         "aria": {"enabled": True, "label": {"general": {"withTitle": title}}},
         "animation": False,
         "backgroundColor": "transparent",
         "color": list(PALETTE),
+        "textStyle": {"color": TEXT},
         "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
-        "legend": {"type": "scroll", "top": 0, "itemHeight": 12},
+        "legend": {"type": "scroll", "top": 0, "itemHeight": 12, "textStyle": {"color": TEXT}},
         "grid": {"left": 8, "right": 16, "top": 56, "bottom": 64 if zoom else 28, "containLabel": True},
-        "xAxis": {"type": "value", "name": x, "nameLocation": "middle", "nameGap": 24, "scale": True},
-        "yAxis": {"type": "log" if log else "value", "name": y, "scale": True, "nameTextStyle": {"align": "left"}},
+        "xAxis": {**axis_look(), **x_axis},
+        "yAxis": {**axis_look(align="left"), **y_axis},
         "series": [],
     }
     if zoom:
@@ -86,4 +103,4 @@ def band(name: str, rows: Sequence[tuple[float, float, float]], colour: str) -> 
 
 def chart(options: Mapping[str, Any], title: str) -> ui.echart:
     """Element of a chart; change its ``options`` to redraw it. ``title`` is read by screen readers."""
-    return ui.echart(dict(options)).classes("chart").props(f"role=img aria-label={title!r}")
+    return ui.echart(dict(options), renderer="svg").classes("chart").props(f"role=img aria-label={title!r}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from nicegui import ui
 
-from service.page.charts import Options, chart
+from service.page.charts import TEXT, Options, axis_look, chart
 from service.page.elements import column, section_heading, table
 from service.page.viewer import Document
 from workers.texts import shortened
@@ -96,19 +96,19 @@ def confusion_options(cells: Sequence[Cell], classes: Sequence[int], names: Sequ
         for across, predicted in enumerate(classes)
     ]
     labels = [_label(index, names) for index in classes]
-    axis = {"type": "category", "data": labels, "nameLocation": "middle", "splitArea": {"show": True}}
+    axis = {**axis_look(), "type": "category", "data": labels}
     return {
         "aria": {"enabled": True, "label": {"general": {"withTitle": title}}},
         "animation": False,
         "backgroundColor": "transparent",
         "tooltip": {"trigger": "item", "confine": True, "renderMode": "richText"},
         "grid": {"left": 8, "right": 8, "top": 8, "bottom": 64, "containLabel": True},
-        "xAxis": {**axis, "axisLabel": {"rotate": 60, "fontSize": 11}},
-        "yAxis": {**axis, "inverse": True, "axisLabel": {"fontSize": 11}},
+        "xAxis": {**axis, "axisLabel": {"rotate": 60, "fontSize": 11, "color": TEXT}},
+        "yAxis": {**axis, "inverse": True, "axisLabel": {"fontSize": 11, "color": TEXT}},
         # Viridis, which is read without colour vision as well: from dark to light.
         "visualMap": {
             **{"min": 0, "max": 100, "calculable": True, "orient": "horizontal", "left": "center", "bottom": 0},
-            **{"text": ["100 %", "0 %"], "itemHeight": 160, "itemWidth": 12},
+            **{"text": ["100 %", "0 %"], "textStyle": {"color": TEXT}, "itemHeight": 160, "itemWidth": 12},
             "inRange": {"color": ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"]},
         },
         "series": [

@@ -131,6 +131,7 @@ class CurveChart:
         )
         self.empty.set_text("" if series else _EMPTY)
         self.empty.set_visibility(not series)
+        self.chart.set_visibility(bool(series))
         teacher = self._teacher(style)
         if teacher is not None and _TEACHER in shown and series:
             epochs = max(run.epochs for run in self.page.store.runs.values())

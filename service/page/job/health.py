@@ -63,11 +63,13 @@ def _of_accuracy(run: RunCurve, medians: Mapping[int, float]) -> str:
 
 
 def sparkline(run: RunCurve) -> str:
-    """Accuracy over the last epochs as text, from its least to its greatest: ``▁▄▆█``."""
+    """Accuracy over the epochs as text, from its least to its greatest: ``▁▄▆█``."""
     curve = _curve(run)
-    values = [curve[epoch] for epoch in sorted(curve)][-_SPARK_POINTS:]
-    if len(values) < 2:
+    epochs = sorted(curve)
+    if len(epochs) < 2:
         return ""
+    points = min(_SPARK_POINTS, len(epochs))
+    values = [curve[epochs[place * (len(epochs) - 1) // (points - 1)]] for place in range(points)]
     least, width = min(values), max(values) - min(values)
     if not width:
         return _BARS[0] * len(values)

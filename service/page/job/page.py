@@ -1,5 +1,6 @@
 """State of a job's view: the job's document, the curves of its runs, and the parts of the view that follow them."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from nicegui import ui
@@ -48,13 +49,18 @@ class JobPage:
         """Whether the job has not ended."""
         return is_live(self.job["state"])
 
+    async def read_curves(self) -> bool:
+        """Read what is new of the curves, and what is wrong with runs. Returns whether anything is. Raises Problem."""
+        is_changed = await self.store.update()
+        if is_changed:
+            self.complaints = await asyncio.to_thread(complaints, list(self.store.runs.values()))
+        return is_changed
+
     async def refresh(self) -> None:
         """Look at the job and the curves of its runs, and tell all parts. Raises Problem."""
         before = self.job["progress"]["runs"]
         self.job = await self.api.get(self.path)
-        is_changed = await self.store.update()
-        if is_changed:
-            self.complaints = complaints(self.store.runs.values())
+        is_changed = await self.read_curves()
         is_changed |= before != self.job["progress"]["runs"]
         for listener in (*self.head, *self.listeners):
             await listener(is_changed)

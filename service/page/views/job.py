@@ -31,6 +31,10 @@ _DEFAULTS = {
 }
 
 
+# Runs whose curves are read before anything is shown.
+_AT_ONCE = 60
+
+
 @view("/jobs/{job_id}", "Job")
 async def job(api: ViewerApi, job_id: str) -> None:
     """Build the view of a job."""
@@ -38,9 +42,18 @@ async def job(api: ViewerApi, job_id: str) -> None:
     given = dict(ui.context.client.request.query_params)
     page = JobPage(api, document, UrlState(f"/jobs/{document['id']}", given, _DEFAULTS))
     ui.page_title(f"{document['name'] or document['id']} · Retort")
-    await page.store.update()
     await show_head(page)
     show_attention(page)
+    if len(document["run_ids"]) > _AT_ONCE:
+        # The head is shown before curves are read, which takes a while.
+        reading = ui.label(f"Reading the curves of {len(document['run_ids'])} runs ...")
+        await ui.context.client.connected()
+        await page.read_curves()
+        reading.delete()
+    else:
+        await page.read_curves()
+    for listener in page.head:
+        await listener(True)
     tabs = {
         "curves": ("Curves", lambda: show_curves(page)),
         "results": ("Results", lambda: show_results(page)),
