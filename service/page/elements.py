@@ -81,7 +81,7 @@ async def confirm(title: str, text: str, action: str) -> bool:
         ui.label(title).classes("section-heading")
         ui.label(text)
         with ui.row():
-            ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("flat autofocus")
+            ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("flat autofocus no-caps")
             ui.button(action, on_click=lambda: dialog.submit(True), color="negative").props("no-caps")
     agreed = bool(await dialog)
     dialog.delete()

@@ -8,6 +8,8 @@ from service.page.job.measures import RunCurve
 from service.page.job.page import JobPage
 
 SHOWN_MAX = 5
+# A page of thousands of elements is slow.
+ALL_MAX = 200
 
 
 def show_attention(page: JobPage) -> None:
@@ -15,21 +17,27 @@ def show_attention(page: JobPage) -> None:
     with ui.element("section").classes("attention").props("aria-label='Runs that need attention'") as section:
         title = ui.label().classes("attention-title").props("role=heading aria-level=2")
         rows = ui.element("ul").classes("attention-rows")
-        more = ui.label().classes("muted")
+        more = ui.button(on_click=lambda: show_all()).props("flat dense no-caps")
     shown: list[tuple[str, str, str]] = []
+    limit = [SHOWN_MAX]
+
+    async def show_all() -> None:
+        limit[0] = ALL_MAX
+        await update(True)
 
     async def update(_: bool) -> None:
         found = [(run, page.complaints[run.id]) for run in page.store.runs.values() if run.id in page.complaints]
-        now = [(run.id, run.state, words) for run, words in found[:SHOWN_MAX]]
+        now = [(run.id, run.state, words) for run, words in found[: limit[0]]]
         section.set_visibility(bool(found))
         title.set_text(f"{len(found)} {'run needs' if len(found) == 1 else 'runs need'} attention")
-        more.set_text(f"and {len(found) - SHOWN_MAX} more, under Runs" if len(found) > SHOWN_MAX else "")
+        more.set_text(f"Show all {len(found)}")
+        more.set_visibility(len(found) > limit[0])
         if now == shown:
             return
         shown[:] = now
         rows.clear()
         with rows:
-            for run, words in found[:SHOWN_MAX]:
+            for run, words in found[: limit[0]]:
                 _row(page, run, words)
 
     section.set_visibility(False)

@@ -34,8 +34,8 @@ class CurveStore:
     async def update(self) -> bool:
         """Read what is new. Returns whether anything has changed. Raises Problem."""
         asked = self._metrics
-        params = {"after": self._after, "metric": asked}
-        document = await self._api.get(f"/v1/jobs/{self._job_id}/curves", params)
+        path = f"/v1/jobs/{self._job_id}/curves"
+        document = await self._api.get(path, {"after": self._after, "metric": asked})
         if asked != self._metrics:
             # Others are wanted by now, from the first epoch on.
             return False

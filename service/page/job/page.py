@@ -59,8 +59,7 @@ class JobPage:
     async def refresh(self) -> None:
         """Look at the job and the curves of its runs, and tell all parts. Raises Problem."""
         before = self.job["progress"]["runs"]
-        self.job = await self.api.get(self.path)
-        is_changed = await self.read_curves()
+        self.job, is_changed = await asyncio.gather(self.api.get(self.path), self.read_curves())
         is_changed |= before != self.job["progress"]["runs"]
         for listener in (*self.head, *self.listeners):
             await listener(is_changed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from nicegui import ui
 
@@ -56,7 +57,8 @@ async def show_results(page: JobPage) -> None:
 
 
 def _params(page: JobPage) -> dict[str, str]:
-    return {name: page.url[name] for name in ("baseline", "confidence", "paired")}
+    chosen = {"confidence": page.url.choice("confidence", _CONFIDENCES), "paired": page.url.choice("paired", _PAIRED)}
+    return {"baseline": page.url["baseline"], **chosen}
 
 
 def _show(page: JobPage, report: Document) -> None:
@@ -75,7 +77,7 @@ def _show(page: JobPage, report: Document) -> None:
         ui.label(f"Note: {note}").classes("muted")
     with ui.element("div").classes("links"):
         ui.label("As a file:")
-        query = "&".join(f"{name}={value}" for name, value in _params(page).items() if value)
+        query = urlencode({name: value for name, value in _params(page).items() if value})
         for name, label in _FORMATS.items():
             ui.link(label, viewer_url(f"{page.path}/report?format={name}&group=seeds&{query}"))
         ui.link("CSV of every run", viewer_url(f"{page.path}/report?format=csv&group=runs"))

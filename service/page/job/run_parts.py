@@ -22,6 +22,7 @@ _TAIL_BYTES = 20_000
 _NOT_FOUND = 404
 _RANGE_NOT_SATISFIABLE = 416
 _MEASURES = ("top1", "loss", "agreement", "kl", "ece", "nll", "teacher_t", "student_t")
+_MARKED_MAX = 40
 _SPLIT_MARKS = {"train": "triangle", "validation": "rect", "test": "circle", "": "circle"}
 
 
@@ -79,9 +80,6 @@ def run_series(epochs: Sequence[Document], measure: Measure, smoothing: float = 
         look = {"symbol": _SPLIT_MARKS[split], "showSymbol": len(points) <= _MARKED_MAX, "symbolSize": 6}
         series.append(line(split or measure.label, points, colours[split], **look))
     return series
-
-
-_MARKED_MAX = 40
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -176,14 +174,16 @@ async def _tail(page: RunPage) -> str:
 def log_line(text: str) -> str:
     """Line of a log for people: time, level, event, and what else it says."""
     try:
-        line_ = json.loads(text)
-        at, level, event = str(line_.pop("at", ""))[:19], line_.pop("level", ""), line_.pop("event", "")
-    except (ValueError, AttributeError):
+        found = json.loads(text)
+    except ValueError:
         return text
-    rest = {name: value for name, value in line_.items() if name not in ("job_id", "run_id", "attempt")}
+    if not isinstance(found, dict):
+        return text
+    at, level, event = (str(found.pop(name, "")) for name in ("at", "level", "event"))
+    rest = {name: value for name, value in found.items() if name not in ("job_id", "run_id", "attempt")}
     exception = str(rest.pop("exception", "") or "")
-    said = f" {shortened(event_words(str(event), rest), 300)}" if rest else ""
-    return f"{at.replace('T', ' ')} {level:<7} {event}{said}" + (f"\n{exception}" if exception else "")
+    said = f" {shortened(event_words(event, rest), 300)}" if rest else ""
+    return f"{at[:19].replace('T', ' ')} {level:<7} {event}{said}" + (f"\n{exception}" if exception else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ config

@@ -19,9 +19,10 @@ async def show_tabs(url: UrlState, tabs: Mapping[str, tuple[str, Build]], left: 
         tabs: label and content by name.
         left: called before another tab's content is built.
     """
-    with ui.tabs(value=url.choice("tab", tabs)).props("dense no-caps align=left outside-arrows mobile-arrows") as row:
+    with ui.tabs().props("dense no-caps align=left outside-arrows mobile-arrows") as row:
         for name, (label, _) in tabs.items():
             ui.tab(name, label)
+    row.set_value(url.choice("tab", tabs))
     row.classes("view-tabs")
     panel = ui.element("section").classes("tab-panel").props("role=tabpanel")
     opened = [0]
@@ -39,7 +40,7 @@ async def show_tabs(url: UrlState, tabs: Mapping[str, tuple[str, Build]], left: 
                 if mine == opened[0]:
                     problem_card(problem)
 
-    async def change(event: ValueChangeEventArguments) -> None:
+    async def change(event: ValueChangeEventArguments[str]) -> None:
         url.set(tab=event.value)
         await build(event.value)
 

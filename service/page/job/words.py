@@ -48,7 +48,7 @@ def ended_runs(job: Document) -> str:
 def fraction_done(job: Document) -> float:
     """Part of a job's runs that has ended, 0 to 1."""
     runs = job["progress"]["runs"]
-    return sum(runs[state] for state in _ENDED) / max(1, sum(runs.values()))
+    return float(sum(runs[state] for state in _ENDED) / max(1, sum(runs.values())))
 
 
 def inference_words(job: Document) -> str:
