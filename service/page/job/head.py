@@ -51,7 +51,8 @@ def _buttons(page: JobPage) -> Callable[[Document], None]:
         "Name, tags, note", icon="edit", on_click=lambda: edit_labels(page.api, page.job["id"], page.refresh)
     )
     edit.props("no-caps outline dense padding='4px 10px'")
-    ui.link("This job, but ...", f"/new?from={page.job['id']}").classes("button-link")
+    ui.link("This job, but ...", f"/new?job={page.job['id']}").classes("button-link")
+    ui.link("Temperatures", f"/temperatures?job={page.job['id']}").classes("button-link")
 
     def update(job: Document) -> None:
         runs = job["progress"]["runs"]

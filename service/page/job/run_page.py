@@ -56,6 +56,7 @@ def show_run_head(page: RunPage) -> None:
         badge = state_badge(run["state"])
         show_actions = action_buttons(page.api, page.path, run["name"], page.refresh)
         ui.link(f"Job: {page.job['name'] or page.job['id']}", f"/jobs/{run['job_id']}?tab=runs")
+        ui.link("Gallery of its pictures", f"/gallery?run={run['id']}")
     bar = ui.linear_progress(0.0, show_value=False, size="8px").props("aria-label='Epochs that have ended'")
     words = ui.label().props("aria-live=polite")
     with ui.element("section").classes("problem").props("role=alert") as section:

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Mapping
 
 from nicegui import ui
-from nicegui.events import ValueChangeEventArguments
 
 from service.page.elements import problem_card
 from service.page.job.url_state import UrlState
@@ -40,9 +39,10 @@ async def show_tabs(url: UrlState, tabs: Mapping[str, tuple[str, Build]], left: 
                 if mine == opened[0]:
                     problem_card(problem)
 
-    async def change(event: ValueChangeEventArguments[str]) -> None:
-        url.set(tab=event.value)
-        await build(event.value)
+    async def change() -> None:
+        name = str(row.value)
+        url.set(tab=name)
+        await build(name)
 
     row.on_value_change(change)
     await build(url.choice("tab", tabs))
