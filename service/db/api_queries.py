@@ -25,7 +25,7 @@ from service.db.models import (
     RunRecord,
     TeacherRecord,
 )
-from service.db.packed_events import events_of, metrics_by_epoch
+from service.db.packed_events import events_before, events_of, metrics_by_epoch
 from service.db.states import LIVE, State
 from service.db.transitions import Row, event_rows, existing
 from service.errors import Conflict
@@ -182,10 +182,18 @@ class ApiQueries(JobPosting):
 
     # ------------------------------------------------------------------------------------- events, metrics, files
 
-    def events(self, owner: JobRecord | RunRecord, after: int, limit: int) -> tuple[list[EventRecord], bool]:
-        """Events of a job (its runs' included) or of a run, later than ``after``, oldest first."""
+    def events(
+        self, owner: JobRecord | RunRecord, after: int, limit: int, *, before: int | None = None
+    ) -> tuple[list[EventRecord], bool]:
+        """Events of a job (its runs' included) or of a run, later than ``after``, oldest first.
+
+        With ``before`` those that are earlier than it, newest first and without progress, see ``events_before``.
+        """
         with self.database.read() as session:
-            rows = events_of(session, owner, after, limit + 1)
+            if before is None:
+                rows = events_of(session, owner, after, limit + 1)
+            else:
+                rows = events_before(session, owner, after=after, before=before, limit=limit + 1)
         return rows[:limit], len(rows) > limit
 
     def last_event(self) -> int:

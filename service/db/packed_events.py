@@ -22,6 +22,8 @@ from service.db.transitions import event_rows
 
 # Of one packed row: few enough that a page of events does not unpack many more than it shows.
 PACK_MAX = 200
+# Types of events that later ones make superfluous.
+PROGRESS = ("step", "inference_progress")
 # Of one transaction, which holds up every other writer.
 SLICE = 2000
 _LEVEL = 6
@@ -83,6 +85,29 @@ def events_of(session: Session, owner: JobRecord | RunRecord, after: int, limit:
                 break
             rows |= {row.seq: row for row in unpack(some) if row.seq > after}
     return [rows[seq] for seq in sorted(rows)[:limit]]
+
+
+def events_before(
+    session: Session, owner: JobRecord | RunRecord, *, after: int, before: int, limit: int
+) -> list[EventRecord]:
+    """Events as ``events_of`` finds them, between two numbers, newest first and without those of ``PROGRESS``."""
+    is_job = isinstance(owner, JobRecord)
+    plain = (EventRecord.job_id if is_job else EventRecord.run_id) == owner.id
+    plain &= (EventRecord.seq > after) & (EventRecord.seq < before) & EventRecord.type.not_in(PROGRESS)
+    query = select(EventRecord).where(plain).order_by(EventRecord.seq.desc()).limit(limit)
+    # In this order, as above.
+    rows = {row.seq: row for row in event_rows(session, query)}
+    packed = (PackedEventsRecord.job_id if is_job else PackedEventsRecord.run_id) == owner.id
+    packed &= (PackedEventsRecord.last_seq > after) & (PackedEventsRecord.first_seq < before)
+    query_packed = select(PackedEventsRecord).where(packed).order_by(PackedEventsRecord.last_seq.desc())
+    with closing(session.scalars(query_packed.execution_options(yield_per=10))) as found:
+        for some in found:
+            # Those of several runs overlap; what ends earlier than the last event that is wanted holds none.
+            if len(rows) >= limit and sorted(rows, reverse=True)[limit - 1] > some.last_seq:
+                break
+            shown = (row for row in unpack(some) if after < row.seq < before and row.type not in PROGRESS)
+            rows |= {row.seq: row for row in shown}
+    return [rows[seq] for seq in sorted(rows, reverse=True)[:limit]]
 
 
 def epoch_events(session: Session, run_id: str) -> list[EventRecord]:

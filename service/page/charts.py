@@ -12,6 +12,14 @@ from service.page.elements import set_props
 
 # Okabe and Ito (2008), black left out: it cannot be seen on dark ground.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999933", "#882255", "#44AA99", "#888888")
+# Shapes of points in ECharts, each with a character that looks like it: methods differ in more than colour.
+MARKS = (
+    *(("circle", "●"), ("rect", "■"), ("triangle", "▲"), ("diamond", "◆")),
+    *(("emptyCircle", "○"), ("emptyRect", "□"), ("emptyTriangle", "△"), ("emptyDiamond", "◇")),
+)
+# In dark mode page.css replaces these two, which nothing else in a chart has.
+TEXT = "#4b5661"
+GRID = "#dde2e7"
 Options = dict[str, Any]
 # Beyond so many names on an axis, part of it is shown at a time.
 _NAMES_SHOWN = 30
@@ -20,6 +28,22 @@ _NAMES_SHOWN = 30
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """Colour of each name, in their order; beyond the palette's length colours come again."""
     return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def marks_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Shape of the points of each name, and a character that looks like it, in their order; they come again, too."""
+    return {name: MARKS[index % len(MARKS)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def axis_look(align: str = "center") -> Options:
+    """Colours of an axis, which follow dark and light; ``align`` is of its name."""
+    return {
+        "axisLabel": {"color": TEXT},
+        "axisLine": {"lineStyle": {"color": TEXT}},
+        "axisTick": {"lineStyle": {"color": TEXT}},
+        "splitLine": {"lineStyle": {"color": GRID}},
+        "nameTextStyle": {"color": TEXT, "align": align},
+    }
 
 
 def base_options(title: str, *, x: str, y: str, log: bool = False, zoom: bool = True) -> Options:
@@ -31,16 +55,19 @@ def base_options(title: str, *, x: str, y: str, log: bool = False, zoom: bool = 
         log: whether ``y`` is logarithmic.
         zoom: whether wheel and slider zoom into ``x``.
     """
+    x_axis = {"type": "value", "name": x, "nameLocation": "middle", "nameGap": 24, "scale": True}
+    y_axis = {"type": "log" if log else "value", "name": y, "scale": True}
     options: Options = {
         "aria": {"enabled": True, "label": {"general": {"withTitle": title}}},
         "animation": False,
         "backgroundColor": "transparent",
         "color": list(PALETTE),
+        "textStyle": {"color": TEXT},
         "tooltip": {"trigger": "axis", "confine": True, "renderMode": "richText"},
-        "legend": {"type": "scroll", "top": 0},
+        "legend": {"type": "scroll", "top": 0, "itemHeight": 12, "textStyle": {"color": TEXT}},
         "grid": {"left": 8, "right": 16, "top": 56, "bottom": 64 if zoom else 28, "containLabel": True},
-        "xAxis": {"type": "value", "name": x, "nameLocation": "middle", "nameGap": 24, "scale": True},
-        "yAxis": {"type": "log" if log else "value", "name": y, "scale": True, "nameTextStyle": {"align": "left"}},
+        "xAxis": {**axis_look(), **x_axis},
+        "yAxis": {**axis_look(align="left"), **y_axis},
         "series": [],
     }
     if zoom:
@@ -64,6 +91,7 @@ def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **opt
 def band(name: str, rows: Sequence[tuple[float, float, float]], colour: str) -> list[Options]:
     """Series of the area between lower and upper values (x, lower, upper), such as the range over seeds."""
     hidden: Options = {"type": "line", "symbol": "none", "silent": True, "lineStyle": {"opacity": 0}, "color": colour}
+    hidden["tooltip"] = {"show": False}
     stack = f"band of {name}"
     return [
         {**hidden, "name": name, "stack": stack, "data": [[x, lower] for x, lower, _ in rows]},
@@ -94,6 +122,6 @@ def bars(title: str, rows: Sequence[tuple[str, float | None]], *, y: str) -> Opt
 
 def chart(options: Mapping[str, Any], title: str) -> ui.echart:
     """Element of a chart; change its ``options`` to redraw it. ``title`` is read by screen readers."""
-    shown = ui.echart(dict(options)).classes("chart")
+    shown = ui.echart(dict(options), renderer="svg").classes("chart")
     set_props(shown, role="img", aria_label=title)
     return shown

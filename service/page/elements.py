@@ -93,7 +93,7 @@ async def confirm(title: str, text: str, action: str) -> bool:
         ui.label(title).classes("section-heading")
         ui.label(text)
         with ui.row():
-            ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("flat autofocus")
+            ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("flat autofocus no-caps")
             ui.button(action, on_click=lambda: dialog.submit(True), color="negative").props("no-caps")
     agreed = bool(await dialog)
     dialog.delete()
@@ -125,6 +125,13 @@ def state_badge(state: str) -> ui.chip:
     """State of a job or run, as icon, word and colour."""
     colour, icon = STATES.get(state, ("grey-7", "help"))
     return ui.chip(state, icon=icon, color=colour, text_color="white").props("dense square").classes("state")
+
+
+def set_state(badge: ui.chip, state: str) -> None:
+    """Show another state in a badge."""
+    colour, icon = STATES.get(state, ("grey-7", "help"))
+    badge.set_text(state)
+    badge.props(f"icon={icon} color={colour}")
 
 
 def local_time(at: str | None) -> None:

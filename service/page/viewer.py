@@ -5,7 +5,7 @@ client. Views open one by ``viewer()`` and keep it while they are shown.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from service.page.paths import SESSION_KEY
 
 Document = dict[str, Any]
-Params = Mapping[str, str | int | float | bool | None]
+Params = Mapping[str, str | int | float | bool | Sequence[str] | None]
 # Attribute of the page application's state: the application whose API is asked.
 API_STATE = "api"
 # The application runs in this process: what takes longer is broken.
@@ -64,7 +64,13 @@ class ViewerApi:
         )
 
     async def request(
-        self, method: str, path: str, *, params: Params | None = None, body: object = None
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
         """Send a request with these query parameters, but for None and empty ones, and this JSON.
 
@@ -73,7 +79,8 @@ class ViewerApi:
         """
         given = {name: value for name, value in (params or {}).items() if value not in (None, "")}
         # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
-        response = await asyncio.create_task(self._http.request(method, path, params=given, json=body))
+        sent = self._http.request(method, path, params=given, json=body, headers=headers)
+        response = await asyncio.create_task(sent)
         if response.is_error:
             try:
                 document = response.json()

@@ -9,7 +9,8 @@ then, for it has brought the number of the last event, is what ends an EventSour
 
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -27,7 +28,7 @@ from service.api.schemas.base import Page
 from service.api.schemas.events import Event
 from service.db.models import JobRecord, RunRecord
 from service.db.states import TERMINAL, State
-from service.errors import NotFound
+from service.errors import InvalidRequest, NotFound
 
 router = APIRouter(tags=["events"], responses=responses(401, 403, 404, 422, 500, 503))
 
@@ -35,6 +36,10 @@ router = APIRouter(tags=["events"], responses=responses(401, 403, 404, 422, 500,
 CATCH_UP = 200
 # SQLite's and PostgreSQL's largest integer.
 Sequence = Annotated[int, Query(ge=0, lt=2**63, description="the `seq` of the last event that was seen")]
+Before = Annotated[
+    int | None,
+    Query(ge=0, lt=2**63, description="of a page: events before this `seq`, newest first, without `step` and the like"),
+]
 LastEventId = Annotated[
     str | None, Header(pattern=r"^[0-9]{1,18}$", description="as `after`; sent by browsers that come back")
 ]
@@ -59,11 +64,13 @@ async def list_job_events(
     request: Request,
     ctx: Ctx,
     after: Sequence = 0,
+    before: Before = None,
     limit: EventLimit = EVENTS_DEFAULT,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Oldest first. In a page `after` is exclusive, and `last_id` is the `after` of the next page."""
-    return await _answer(request, ctx, lambda: ctx.records.job(job_id), after, limit, last_event_id)
+    """Oldest first, or with `before` newest first. `last_id` of a page is the `after` (or `before`) of the next one."""
+    find = partial(ctx.records.job, job_id)
+    return await _answer(request, ctx, find, Bounds(after, before, limit), last_event_id=last_event_id)
 
 
 @router.get(
@@ -79,24 +86,36 @@ async def list_run_events(
     request: Request,
     ctx: Ctx,
     after: Sequence = 0,
+    before: Before = None,
     limit: EventLimit = EVENTS_DEFAULT,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Oldest first. In a page `after` is exclusive, and `last_id` is the `after` of the next page."""
-    return await _answer(request, ctx, lambda: ctx.records.run(run_id), after, limit, last_event_id)
+    """Oldest first, or with `before` newest first. `last_id` of a page is the `after` (or `before`) of the next one."""
+    find = partial(ctx.records.run, run_id)
+    return await _answer(request, ctx, find, Bounds(after, before, limit), last_event_id=last_event_id)
+
+
+class Bounds(NamedTuple):
+    """Events of a page: their numbers and how many."""
+
+    after: int
+    before: int | None
+    limit: int
 
 
 async def _answer(
     request: Request,
     ctx: Context,
     find: Callable[[], JobRecord | RunRecord],
-    after: int,
-    limit: int,
+    bounds: Bounds,
+    *,
     last_event_id: str | None,
 ) -> Response:
     owner = await anyio.to_thread.run_sync(find)
     if SSE in request.headers.get("accept", ""):
-        start = int(last_event_id) if last_event_id else after
+        if bounds.before is not None:
+            raise InvalidRequest("a stream has events as they come: `before` is of pages, leave it out", "query/before")
+        start = int(last_event_id) if last_event_id else bounds.after
         if last_event_id and owner.state in TERMINAL:
             # The state first, see ``_stream``: there will be no more.
             rows, _ = await anyio.to_thread.run_sync(ctx.queries.events, owner, start, 1)
@@ -108,12 +127,12 @@ async def _answer(
             # Proxies must pass every event on at once.
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
-    return await anyio.to_thread.run_sync(_page, ctx, owner, after, limit)
+    return await anyio.to_thread.run_sync(_page, ctx, owner, bounds)
 
 
-def _page(ctx: Context, owner: JobRecord | RunRecord, after: int, limit: int) -> Response:
+def _page(ctx: Context, owner: JobRecord | RunRecord, bounds: Bounds) -> Response:
     """Page of events. Not on the event loop: a thousand events take tens of milliseconds."""
-    rows, has_more = ctx.queries.events(owner, after, limit)
+    rows, has_more = ctx.queries.events(owner, bounds.after, bounds.limit, before=bounds.before)
     return page(rows, has_more, show, lambda row: row.seq)
 
 

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-MODULES = ("caches", "datasets", "gallery", "jobs", "new_job", "teachers", "temperatures")
+MODULES = ("caches", "datasets", "gallery", "job", "jobs", "new_job", "run", "teachers", "temperatures")
 
 
 def register_all() -> None:

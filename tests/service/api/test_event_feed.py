@@ -103,6 +103,28 @@ def test_pages_go_on_after_the_last_number(api: Api) -> None:
     assert of_run == events[1:]
 
 
+def test_pages_before_a_number_are_newest_first_without_progress(api: Api) -> None:
+    running = begin(api)
+    running.tell(3)
+    steps = [(running.n + n, {"type": "step", "epoch": 1}) for n in range(3)]
+    assert api.records.record_events(running.job, running.run, 1, steps) == 3
+    running.n += 3
+    running.tell(2)
+    path = f"/v1/jobs/{running.job}/events"
+    whole = api.client.get(path).json()["data"]
+    wanted = [event for event in reversed(whole) if event["type"] != "step"]
+    first = api.client.get(path, params={"before": 2**63 - 1, "limit": 3}).json()
+    rest = api.client.get(path, params={"before": first["last_id"]}).json()
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+    assert first["data"] + rest["data"] == wanted
+    newer = api.client.get(path, params={"before": 2**63 - 1, "after": wanted[2]["seq"]}).json()["data"]
+    assert newer == wanted[:2]
+    of_run = api.client.get(f"/v1/runs/{running.run}/events", params={"before": wanted[0]["seq"]}).json()["data"]
+    assert of_run == [event for event in wanted[1:] if event["run_id"]]
+    refused = api.client.get(path, params={"before": 9}, headers=SSE)
+    assert (refused.status_code, "before" in refused.json()["detail"]) == (422, True)
+
+
 def test_a_stream_has_every_event_as_it_comes_and_ends_with_done(api: Api) -> None:
     """The first ones were there before, the others come while it is open."""
     running = begin(api)

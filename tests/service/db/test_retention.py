@@ -24,7 +24,7 @@ from service.db.models import (
     TeacherRecord,
     utc_now,
 )
-from service.db.packed_events import PACK_MAX, compact
+from service.db.packed_events import PACK_MAX, PROGRESS, compact
 from service.db.retention import DAY_S, Limits, Retention
 from service.db.states import State
 from service.engine.housekeeping import Housekeeper
@@ -357,6 +357,13 @@ def test_a_job_of_which_one_run_alone_was_compacted_is_read_in_order(
         assert session.scalar(select(func.count()).where(EventRecord.run_id == run_id)) == 0
         assert session.scalar(select(func.count()).where(EventRecord.job_id == job.id))
     assert every(api_queries, job, limit) == [row for row in before if row[2] != run_id or row[5] != "step"]
+    newest_first = [row[0] for row in reversed(before) if row[5] not in PROGRESS]
+    found, number, has_more = list[int](), 2**62, True
+    while has_more:
+        rows, has_more = api_queries.events(job, 0, limit, before=number)
+        number = rows[-1].seq
+        found += [row.seq for row in rows]
+    assert found == newest_first
 
 
 def test_events_of_a_live_job_are_not_compacted(api_queries: ApiQueries, queries: EngineQueries) -> None:

@@ -1,0 +1,124 @@
+"""Actions on jobs and runs: which one a state allows, and buttons that take them through the API."""
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from nicegui import ui
+
+from service.page.elements import attempt, confirm, notify_problem
+from service.page.viewer import Document, Problem, ViewerApi
+from service.units import size
+
+Done = Callable[[], Awaitable[None]]
+# A sum of the sizes of more runs' files would take too long.
+_SIZED_RUNS = 100
+
+
+@dataclass(frozen=True)
+class Action:
+    """Action on a job or run.
+
+    Attributes:
+        name: the last part of its route.
+        states: in which it can be taken.
+        asks: question that is asked first; none without one.
+    """
+
+    name: str
+    label: str
+    icon: str
+    states: Collection[str]
+    done: str
+    asks: str = ""
+
+
+ACTIONS = (
+    Action("pause", "Pause", "pause", ("queued", "running", "lost"), "Pausing: a checkpoint is saved first"),
+    Action("resume", "Resume", "play_arrow", ("paused", "pausing"), "Resumed"),
+    Action(
+        *("cancel", "Stop", "stop", ("queued", "running", "pausing", "paused", "lost")),
+        "Stopping",
+        "It ends within a batch and keeps its last checkpoint, from which a retry goes on.",
+    ),
+    Action("retry", "Retry", "replay", ("failed", "cancelled"), "Posted again as a new job"),
+)
+
+
+def allowed(state: str, name: str) -> bool:
+    """Whether the state of a job or run allows an action."""
+    return any(action.name == name and state in action.states for action in ACTIONS)
+
+
+def action_buttons(api: ViewerApi, path: str, what: str, done: Done) -> Callable[[str, bool], None]:
+    """Build the buttons of a job or run.
+
+    Args:
+        path: of the job or run in the API.
+        what: its kind and name, for questions.
+        done: called after an action.
+
+    Returns:
+        A function that shows the buttons that a state allows; its second argument is whether a retry has runs to try.
+    """
+    buttons: dict[str, ui.button] = {}
+
+    async def take(action: Action) -> None:
+        if action.asks and not await confirm(f"{action.label} {what}?", action.asks, action.label):
+            return
+        if action.name == "retry":
+            await _retry(api, path)
+        elif await attempt(api.post(f"{path}/{action.name}"), action.done):
+            await done()
+
+    for action in ACTIONS:
+        button = ui.button(action.label, icon=action.icon, on_click=lambda _, action=action: take(action))
+        button.props(f"no-caps outline dense padding='4px 10px' data-action={action.name}")
+        button.set_visibility(False)
+        buttons[action.name] = button
+
+    def show(state: str, can_retry: bool) -> None:
+        for action in ACTIONS:
+            is_shown = can_retry if action.name == "retry" else state in action.states
+            buttons[action.name].set_visibility(is_shown)
+
+    return show
+
+
+async def _retry(api: ViewerApi, path: str) -> None:
+    """Post what failed or was cancelled as a new job, and lead to it."""
+    try:
+        made = await api.post(f"{path}/retry")
+    except Problem as problem:
+        notify_problem(problem)
+        return
+    ui.navigate.to(f"/jobs/{made['id']}")
+
+
+async def delete_job(api: ViewerApi, job: Document) -> None:
+    """Ask, saying what it frees; delete a job and lead to the list."""
+    name = job["name"] or job["id"]
+    text = (
+        f"This deletes the job with its {len(job['run_ids'])} runs, their events and files"
+        f"{await _freed(api, job['run_ids'])}. Its caches stay. It cannot be undone."
+    )
+    if await confirm(f"Delete {name}?", text, "Delete") and await attempt(api.delete(f"/v1/jobs/{job['id']}")):
+        ui.navigate.to("/jobs")
+
+
+async def _freed(api: ViewerApi, run_ids: list[str]) -> str:
+    """Bytes that the files of runs take, in words; empty where there are too many runs to look at."""
+    if len(run_ids) > _SIZED_RUNS:
+        return ""
+    files: list[dict[str, Any]] = []
+    for run_id in run_ids:
+        files += (await api.get(f"/v1/runs/{run_id}/artifacts"))["data"]
+    return f" ({len(files)} files, {size(sum(file['size_bytes'] for file in files))})"
+
+
+async def toggle_pin(api: ViewerApi, job: Document, done: Done) -> None:
+    """Keep a job from deletion, or let it be deleted again."""
+    path = f"/v1/jobs/{job['id']}/pin"
+    action = api.delete(path) if job["pinned"] else api.post(path)
+    if await attempt(action, "It may be deleted again" if job["pinned"] else "It is kept from deletion"):
+        await done()
