@@ -20,8 +20,8 @@ from service.api.rate_limits import NAMES_MAX, ConcurrencyLimit, RateLimit
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
-from service.db.scopes import Scope
 from service.db.job_search import JobFilter
+from service.db.scopes import Scope
 from service.db.states import State
 from service.errors import InvalidRequest, MalformedBody, QueueFull, TooManyRequests
 from tests.service.api.test_auth import filled
