@@ -52,9 +52,9 @@ def moment_of(since: str) -> str:
     Raises:
         BadInput: it is none of these.
     """
-    if age := re.fullmatch(r"(\d{1,6})([mhdw])", since):
-        return (datetime.now().astimezone() - timedelta(**{_UNITS[age[2]]: int(age[1])})).isoformat()
     try:
+        if age := re.fullmatch(r"(\d{1,6})([mhdw])", since):
+            return (datetime.now().astimezone() - timedelta(**{_UNITS[age[2]]: int(age[1])})).isoformat()
         return datetime.fromisoformat(since).astimezone().isoformat()
     except (ValueError, OverflowError):
         raise BadInput(f"--since {since!r} is no date (2026-11-30), time (2026-11-30T08:00) or age (12h, 7d)") from None
