@@ -73,7 +73,7 @@ def _filter(
 
 
 def _datasets(given: str, queries: ApiQueries) -> tuple[str, ...]:
-    """What jobs may have stored of a data set of this kind, path, name or id."""
+    """Texts that jobs may have of a data set with this kind, path, name or id."""
     registered = queries.find_dataset(given)
     return (given,) if registered is None else (given, dataset_text(registered.spec))
 

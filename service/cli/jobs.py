@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -91,7 +91,7 @@ def jobs(
     given = {"state": state, "tag": tag, "name": name, "teacher": teacher, "dataset": dataset, "q": search}
     given |= {"sort": sort, "created_after": None if since is None else moment_of(since)}
     with options.client() as client:
-        wanted = client.jobs(**JobFilters(**{name: value for name, value in given.items() if value is not None}))
+        wanted = client.jobs(**cast("JobFilters", given))
         found = [job for job, _ in zip(wanted, range(limit), strict=False)]
     has_tags = any(job.get("tags") for job in found)
     headers = ("id", "state", "runs", "name", *(("tags",) if has_tags else ()), "created")

@@ -143,7 +143,7 @@ def _is_like(pattern: str) -> ColumnElement[bool]:
 
 
 def _keys(order: JobOrder) -> list[ColumnElement[Any]]:
-    """What jobs are sorted by; the id comes last, and is all there is of the time of their making: ids rise with it."""
+    """Sort keys of an order, the id last, which is all there is of the time of their making: ids rise with it."""
     id: ColumnElement[Any] = JobRecord.id.expression
     match order.removeprefix("-"):
         case JobOrder.NAME:
