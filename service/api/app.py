@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,7 +22,7 @@ from service.api.middleware.request_context import HeadRequests, RequestContext
 from service.api.middleware.response_cache import ResponseCache
 from service.api.middleware.security_headers import PagePolicy, policies_of
 from service.api.openapi import describe
-from service.api.query_names import KNOWN_QUERY
+from service.api.query_names import check_query
 from service.api.routes import (
     caches,
     catalog,
@@ -106,15 +106,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(HeadRequests)
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
-    app.include_router(health.router, dependencies=[KNOWN_QUERY], responses=problems.responses(422))
+    # All others ask for a scope, and ``authorize`` looks at their queries.
+    app.include_router(health.router, dependencies=[Depends(check_query)], responses=problems.responses(422))
     of_jobs = (jobs, reports, curves, temperatures, runs, gallery, run_logs, job_control, events)
     modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
     of_all = problems.responses(422, 429, 503)
-    app.include_router(metrics.router, dependencies=[KNOWN_QUERY], responses=of_all)
+    app.include_router(metrics.router, responses=of_all)
     for module in modules:
-        app.include_router(module.router, prefix=API_PREFIX, dependencies=[KNOWN_QUERY], responses=of_all)
+        app.include_router(module.router, prefix=API_PREFIX, responses=of_all)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

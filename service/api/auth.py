@@ -19,6 +19,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityS
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import HTTPConnection
 
+from service.api.query_names import check_query
 from service.db.api_keys import KeyRing, any_live_key, digest_of_secret
 from service.db.scopes import THIS_MACHINE, Caller, Scope
 from service.errors import BadKeyFile, Forbidden, ForeignOrigin, Unauthorized, UnsafeBinding
@@ -108,7 +109,10 @@ async def authorize(
 ) -> None:
     """Admit a request whose caller has the scope of the route; bind the ids of its path to its log lines.
 
+    The names of its query are looked at here, for this is what every such route asks first.
+
     Raises:
+        UnknownName: as ``check_query``.
         Forbidden: the key's scope is too small.
         Unauthorized, ForeignOrigin: as ``identify``.
     """
@@ -118,6 +122,7 @@ async def authorize(
     check_scope(request, *needed.scopes)
     ids = {name: request.path_params[name][:_LOGGED_CHARS] for name in _LOGGED_IDS if name in request.path_params}
     structlog.contextvars.bind_contextvars(**ids)
+    await check_query(request)
 
 
 READ, WRITE, ADMIN = (Security(authorize, scopes=[scope.value]) for scope in Scope)

@@ -72,10 +72,10 @@ def _filter(
     )
 
 
-def _datasets(given: str, queries: ApiQueries) -> list[str]:
-    """What jobs may have stored of a data set of this kind, path, name or id."""
+def _datasets(given: str, queries: ApiQueries) -> tuple[str, ...]:
+    """Texts that jobs may have of a data set with this kind, path, name or id."""
     registered = queries.find_dataset(given)
-    return [given] if registered is None else [given, dataset_text(registered.spec)]
+    return (given,) if registered is None else (given, dataset_text(registered.spec))
 
 
 def _run_filter(

@@ -1,6 +1,6 @@
 """Names of query parameters: one that the route does not have is refused, not ignored."""
 
-from fastapi import Depends, Request
+from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
@@ -13,7 +13,8 @@ def query_names(dependant: Dependant) -> set[str]:
     return own.union(*map(query_names, dependant.dependencies))
 
 
-async def _check(request: Request) -> None:
+async def check_query(request: Request) -> None:
+    """Refuse a request with a query parameter that its route does not have. Raises UnknownName."""
     if not request.query_params:
         return
     route: APIRoute = request.scope["route"]
@@ -21,7 +22,3 @@ async def _check(request: Request) -> None:
     for name in request.query_params:
         if name not in known:
             raise UnknownName("query parameter", name, known)
-
-
-KNOWN_QUERY = Depends(_check)
-"""A dependency of every route. Raises UnknownName."""

@@ -24,6 +24,7 @@ from service.cli import (
     doctor,
     evaluate,
     gc,
+    job_labels,
     jobs,
     keys,
     methods,
@@ -39,7 +40,7 @@ from service.cli import (
 )
 from service.cli.base import CliSession, sentence
 from service.client.transport import DEFAULT_URL
-from workers.texts import printable
+from workers.texts import nearest_name, printable
 
 app = typer.Typer(
     name="retort",
@@ -51,6 +52,7 @@ app = typer.Typer(
 serve.register(app)
 doctor.register(app)
 jobs.register(app)
+job_labels.register(app)
 reproduce.register(app)
 evaluate.register(app)
 reports.register(app)
@@ -144,10 +146,20 @@ def _run(arguments: list[str]) -> int:
 def _complain_of_usage(error: typer.TyperException) -> int:
     context: typer.Context | None = getattr(error, "ctx", None)
     command = context.command_path if context else "retort"
+    _propose_near_options(error)
     if message := error.format_message():
         return _complain(f"{message} (see `{command} --help`)", error.exit_code)
     # No arguments at all: the help page is printed already.
     return error.exit_code
+
+
+def _propose_near_options(error: typer.TyperException) -> None:
+    """Leave the nearest of the options that Typer proposes for an unknown one: dashes alone make all of them alike."""
+    proposed: Sequence[str] | None = getattr(error, "possibilities", None)
+    if proposed:
+        given = str(vars(error)["option_name"]).lstrip("-")
+        near = nearest_name(given, [option.lstrip("-") for option in proposed])
+        vars(error)["possibilities"] = [f"--{near}"] if near else None
 
 
 def _complain(text: str, status: int) -> int:

@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from service.cli import render
+from service.cli.job_labels import labels
 from service.cli.recipes import filled_in
 from service.client.transport import Document
 
@@ -26,7 +27,7 @@ def job_page(job: Document, runs: list[Document]) -> RenderableType:
     caches = job["caches"] or {}
     pairs = {
         "job": job["id"],
-        "name": job["name"],
+        **labels(job),
         "state": render.state(job["state"]),
         "stage": job["stage"] if job["state"] == "running" else None,
         "error": (job["error"] or {}).get("message"),

@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -13,9 +13,11 @@ from rich.text import Text
 from service.cli import render
 from service.cli.base import BadInput, CliSession, CommandFailed, read_json, session
 from service.cli.follow import follow
+from service.cli.job_labels import NewTags, moment_of
 from service.cli.job_pages import counts, job_page, preview_page, run_page
 from service.cli.reports import results
 from service.client.client import Client
+from service.client.job_routes import JobFilters
 from service.client.transport import Document
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
@@ -37,6 +39,8 @@ def submit(
         bool,
         typer.Option("--dry-run", help="Only show its runs. A teacher file is uploaded even so."),
     ] = False,
+    tag: NewTags = None,
+    note: Annotated[str | None, typer.Option(help="A note on it, instead of the file's.")] = None,
 ) -> None:
     """Post a job.
 
@@ -45,6 +49,10 @@ def submit(
     """
     options = session(context)
     job = read_json(file)
+    if tag:
+        job["tags"] = [*job.get("tags", []), *(new for new in tag if new not in job.get("tags", []))]
+    if note is not None:
+        job["note"] = note
     with options.client() as client:
         if isinstance(job.get("teacher"), dict):
             job["teacher"] = _upload(client, job["teacher"], file.parent)["id"]
@@ -62,20 +70,38 @@ def submit(
 
 def jobs(
     context: typer.Context,
-    status: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[str | None, typer.Option("--state", "--status", help="Only those in this state.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only those with this tag.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only those whose name holds this.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Only those of the teacher with this id or name.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only those on this dataset: name, kind or path.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME|AGE", help="Only those posted since: 2026-11-30, or 12h, 7d ago.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="Only those with this in name, note, tags, teacher, dataset or id.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="By created_at, finished_at, name or state; with - before it in reverse.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first unless --sort says otherwise."""
     options = session(context)
+    given = {"state": state, "tag": tag, "name": name, "teacher": teacher, "dataset": dataset, "q": search}
+    given |= {"sort": sort, "created_after": None if since is None else moment_of(since)}
     with options.client() as client:
-        found = [job for job, _ in zip(client.jobs(status=status), range(limit), strict=False)]
-    headers = ("id", "state", "runs", "name", "created")
+        wanted = client.jobs(**cast("JobFilters", given))
+        found = [job for job, _ in zip(wanted, range(limit), strict=False)]
+    has_tags = any(job.get("tags") for job in found)
+    headers = ("id", "state", "runs", "name", *(("tags",) if has_tags else ()), "created")
     rows = [
         (
             job["id"],
             render.state(job["state"]),
             counts(job),
             job["name"],
+            *((", ".join(job["tags"]),) if has_tags else ()),
             render.moment(job["created_at"]),
         )
         for job in found

@@ -13,6 +13,7 @@ from service.client.transport import Document
 
 PANEL = "What jobs are made of"
 _DIGITS_SHOWN = 12
+InName = Annotated[str | None, typer.Option(help="Only those whose name holds this.")]
 
 teachers = typer.Typer(no_args_is_help=True, help="The ONNX classifiers that teach.")
 datasets = typer.Typer(no_args_is_help=True, help="Data sets below the service's data root.")
@@ -30,11 +31,11 @@ def register(app: typer.Typer) -> None:
 
 
 @teachers.command("list")
-def list_teachers(context: typer.Context) -> None:
+def list_teachers(context: typer.Context, name: InName = None) -> None:
     """List the uploaded teachers."""
     options = session(context)
     with options.client() as client:
-        found = list(client.teachers())
+        found = list(client.teachers(name=name))
     headers = ("id", "name", "size>", "classes>", "sha256", "created")
     rows = [
         (
@@ -83,11 +84,11 @@ def delete_teacher(context: typer.Context, id: Annotated[str, typer.Argument(met
 
 
 @datasets.command("list")
-def list_datasets(context: typer.Context) -> None:
+def list_datasets(context: typer.Context, name: InName = None) -> None:
     """List the registered datasets."""
     options = session(context)
     with options.client() as client:
-        found = list(client.datasets())
+        found = list(client.datasets(name=name))
     headers = ("id", "name", "kind", "path", "classes>", "samples")
     rows = [
         (

@@ -1,13 +1,41 @@
 """Routes of jobs, their runs, events and artifacts, a method of the client each."""
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from service.client.download import download_file
 from service.client.errors import ApiProblem
 from service.client.event_stream import follow_events
 from service.client.transport import LONG_S, PATIENCE_S, Document, ServiceConnection, job_or_run_path, path_part
+
+
+class JobFilters(TypedDict, total=False):
+    """Filters and order of a list of jobs; ``/openapi.json`` describes them. ``status`` is ``state`` by its old name.
+
+    A time is a ``datetime`` or ISO 8601; without a zone it is UTC.
+    """
+
+    state: str
+    status: str
+    tag: str
+    name: str
+    teacher: str
+    dataset: str
+    created_after: datetime | str
+    created_before: datetime | str
+    q: str
+    sort: str
+
+
+class RunFilters(TypedDict, total=False):
+    """Filters of a job's runs; ``method`` is a label (``kd(temperature=2)``) or what comes before the parameters."""
+
+    state: str
+    student: str
+    method: str
 
 
 class JobRoutes:
@@ -35,13 +63,21 @@ class JobRoutes:
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return self._connection.json("POST", "/v1/jobs", json=job, headers=headers)
 
-    def jobs(self, *, status: str | None = None) -> Iterator[Document]:
-        """List the jobs, newest first; ``status`` keeps those in one state."""
-        return self._connection.pages("/v1/jobs", {"status": status} if status else {})
+    def jobs(self, **filters: Unpack[JobFilters]) -> Iterator[Document]:
+        """List the jobs, newest first unless ``sort`` says otherwise, that pass all filters, see ``JobFilters``."""
+        return self._connection.pages("/v1/jobs", _query(filters))
 
     def job(self, job_id: str) -> Document:
         """Get a job with its state, stage and progress."""
         return self._connection.json("GET", f"/v1/jobs/{path_part(job_id)}")
+
+    def update_job(
+        self, job_id: str, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
+    ) -> Document:
+        """Change name, tags (all of them) or note of a job, in any state; what is None stays as it is."""
+        given = {"name": name, "tags": None if tags is None else list(tags), "note": note}
+        body = {field: value for field, value in given.items() if value is not None}
+        return self._connection.json("PATCH", f"/v1/jobs/{path_part(job_id)}", json=body)
 
     def cancel(self, job_or_run_id: str) -> Document:
         """Cancel a job or a run; a second call, or one after its end, changes nothing."""
@@ -71,9 +107,9 @@ class JobRoutes:
         """Delete a job, or one run of it, with events and files; refused until the job has ended, and while pinned."""
         self._connection.done("DELETE", job_or_run_path(job_or_run_id), timeout=LONG_S, repeat=False)
 
-    def runs(self, job_id: str) -> Iterator[Document]:
-        """List the runs of a job, in their order."""
-        return self._connection.pages(f"/v1/jobs/{path_part(job_id)}/runs")
+    def runs(self, job_id: str, **filters: Unpack[RunFilters]) -> Iterator[Document]:
+        """List the runs of a job, in their order, that pass all filters, see ``RunFilters``."""
+        return self._connection.pages(f"/v1/jobs/{path_part(job_id)}/runs", _query(filters))
 
     def run(self, run_id: str) -> Document:
         """Get a run with its state, last metrics and result."""
@@ -163,3 +199,12 @@ class JobRoutes:
         url = f"/v1/runs/{path_part(run_id)}/artifacts/{path_part(name)}"
         download_file(self._connection, url, path, digest=digest, size_bytes=size_bytes, on_bytes=on_bytes)
         return path
+
+
+def _query(filters: Mapping[str, object]) -> dict[str, str]:
+    """Query of a list: those of the filters that are not None."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else str(value)
+        for name, value in filters.items()
+        if value is not None
+    }

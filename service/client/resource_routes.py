@@ -43,9 +43,9 @@ class ResourceRoutes:
                 repeat=False,
             )
 
-    def teachers(self) -> Iterator[Document]:
-        """List the teachers."""
-        return self._connection.pages("/v1/teachers")
+    def teachers(self, *, name: str | None = None) -> Iterator[Document]:
+        """List the teachers; ``name`` keeps those whose name holds it."""
+        return self._connection.pages("/v1/teachers", {"name": name} if name else {})
 
     def teacher(self, teacher_id: str) -> Document:
         """Get a teacher."""
@@ -60,9 +60,9 @@ class ResourceRoutes:
         body = {"name": name, "spec": spec}
         return self._connection.json("POST", "/v1/datasets", json=body, repeat=False)
 
-    def datasets(self) -> Iterator[Document]:
-        """List the registered datasets."""
-        return self._connection.pages("/v1/datasets")
+    def datasets(self, *, name: str | None = None) -> Iterator[Document]:
+        """List the registered datasets; ``name`` keeps those whose name holds it."""
+        return self._connection.pages("/v1/datasets", {"name": name} if name else {})
 
     def dataset(self, dataset_id: str) -> Document:
         """Get a dataset."""

@@ -21,7 +21,8 @@ _END = "\x1f"
 # Columns of a job that its text is made of.
 SEARCHED = ("id", "name", "note", "tags", "teacher_id", "teacher", "plan", "retry_of")
 # PostgreSQL keeps long values apart from the row, and an entry of its indexes holds 2.7 kB at most.
-LISTING = Index(None, "id", "state", "created_at", "finished_at", "name", "search_text").ddl_if(dialect="sqlite")
+_LISTED = ("id", "state", "created_at", "finished_at", "name", "search_text")
+LISTING = Index(None, *_LISTED).ddl_if(dialect="sqlite")
 
 
 class Mark(StrEnum):

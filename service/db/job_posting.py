@@ -74,13 +74,12 @@ class JobPosting:
         tags: Sequence[str] = (),
         note: str = "",
     ) -> tuple[JobRecord, bool]:
-        """Store a job and its runs, all queued, together with its idempotency key.
+        """Store a job and its runs, all queued, together with its labels and idempotency key.
 
         Args:
             priority: the highest is claimed first.
             parallel_runs: how many of its runs may be at work at once; None for as many as there is room for.
             key_id: of the API key that posts it.
-            tags, note: see ``job_labels``.
 
         Returns:
             The job, and whether it is new: False if the key was used meanwhile.

@@ -19,6 +19,9 @@ from service.db.models import JobRecord, RunRecord
 from service.db.states import State
 from service.errors import NotFound
 
+# For the state alone SQLite would take the index of states, and then read a whole row for each job of them.
+_STATE = func.coalesce(JobRecord.state, JobRecord.state)
+
 
 class JobOrder(StrEnum):
     """Orders of a list of jobs; ``-`` is the reverse one. Equal jobs are in the order of their making."""
@@ -52,7 +55,7 @@ class JobFilter:
     tag: str | None = None
     name: str | None = None
     teacher: str | None = None
-    dataset: Sequence[str] | None = None
+    dataset: tuple[str, ...] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     text: str | None = None
@@ -109,9 +112,7 @@ def _conditions(wanted: JobFilter, order: JobOrder) -> list[ColumnElement[bool]]
     conditions: list[ColumnElement[bool]] = []
     if wanted.state is not None:
         is_plain = replace(wanted, state=None) == JobFilter() and order in (JobOrder.CREATED, JobOrder.NEWEST)
-        # For anything else SQLite would take the index of states, and with it a whole row for each job of the state.
-        state = JobRecord.state if is_plain else func.coalesce(JobRecord.state, JobRecord.state)
-        conditions.append(state == wanted.state)
+        conditions.append((JobRecord.state if is_plain else _STATE) == wanted.state)
     if wanted.created_after is not None:
         conditions.append(JobRecord.created_at >= wanted.created_after)
     if wanted.created_before is not None:
@@ -142,13 +143,13 @@ def _is_like(pattern: str) -> ColumnElement[bool]:
 
 
 def _keys(order: JobOrder) -> list[ColumnElement[Any]]:
-    """What jobs are sorted by; the id comes last, and is all there is of the time of their making: ids rise with it."""
+    """Sort keys of an order, the id last, which is all there is of the time of their making: ids rise with it."""
     id: ColumnElement[Any] = JobRecord.id.expression
     match order.removeprefix("-"):
         case JobOrder.NAME:
             return [func.lower(JobRecord.name), id]
         case JobOrder.STATE:
-            return [JobRecord.state.expression, id]
+            return [_STATE, id]
         case JobOrder.FINISHED:
             # Those that have not ended come last either way.
             never = datetime.min if order.startswith("-") else datetime.max

@@ -6,10 +6,20 @@ import logging
 import pytest
 
 from workers.cluster.outcomes import outcome
-from workers.errors import InvalidText
+from workers.errors import InvalidText, UnknownName
 from workers.events import Log
 from workers.text_files import decode_text
-from workers.texts import cell, composed, difference, differences, printable, printable_json, storable, without_folders
+from workers.texts import (
+    cell,
+    composed,
+    difference,
+    differences,
+    nearest_name,
+    printable,
+    printable_json,
+    storable,
+    without_folders,
+)
 
 NAME = b"zz\xfc.png".decode("utf-8", "surrogateescape")
 
@@ -128,3 +138,20 @@ def test_decode_text_says_what_else_it_is_and_what_to_do(content: bytes, says: s
     with pytest.raises(InvalidText) as caught:
         decode_text(content, "job.json")
     assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "nearest"),
+    [
+        ("tags", ["dataset", "teacher", "students"], None),
+        ("tags", ["dataset", "tag"], "tag"),
+        ("nmae", ["name", "output"], "name"),
+        ("DataSet", ["dataset"], "dataset"),
+        ("gpus", ["CPUS", "GPU_SHARE", "GPUS"], "GPUS"),
+        ("", ["a"], None),
+        ("a", [], None),
+    ],
+)
+def test_nearest_name_is_none_where_none_is_near(name: str, names: list[str], nearest: str | None) -> None:
+    assert nearest_name(name, names) == nearest
+    assert UnknownName("field", name, names).nearest == nearest

@@ -249,7 +249,7 @@ def get_job(job_id: str, ctx: Ctx) -> Response:
     responses=responses(400, 404, 408, 413, 422),
 )
 def change_job(job_id: str, changes: Annotated[JobChanges, json_body(JobChanges)], ctx: Ctx) -> Job:
-    """What is given replaces what there was, in any state of the job. Neither its plan nor its results change."""
+    """Replaces what is given and leaves the rest, in any state of the job. Neither its plan nor its results change."""
     return show_one(ctx.queries.change_job(job_id, changes.given), ctx.queries)
 
 

@@ -62,7 +62,7 @@ def _check_note(note: str) -> str:
 
 
 def _no_default(schema: JsonDict) -> None:
-    """What is left out stays as it is."""
+    """Drop the default from a schema: what is left out stays as it is."""
     schema.pop("default", None)
 
 

@@ -274,15 +274,16 @@ def test_body_is_not_read_of_a_key_whose_scope_is_too_small(tmp_path: Path) -> N
         reader, writer = (api.context.keys.issue(scope, scope)[1] for scope in (Scope.READ, Scope.WRITE))
         found = list(iter_route_contexts(create_app(api.settings).routes))
         bodies = [route for route in found if isinstance(route.route, APIRoute) and route.route.body_field is not None]
-        assert len(bodies) == 6
+        assert len(bodies) == 7
         assert all(isinstance(route.route, JsonRoute) for route in bodies)
         # A comparison reads, though it has a body.
-        refused = [(str(route.path), reader) for route in bodies if route.path != "/v1/reports"]
-        refused += [("/v1/teachers", reader), ("/v1/keys", writer)]
-        for path, secret in refused:
+        refused = [(method, str(route.path), reader) for route in bodies for method in route.methods or ()]
+        refused = [each for each in refused if each[1] != "/v1/reports"]
+        refused += [("POST", "/v1/teachers", reader), ("POST", "/v1/keys", writer)]
+        for method, path, secret in refused:
             with connected(api.url) as connection:
                 kind = "Content-Type: application/json"
-                connection.sendall(head(path, bearer(secret), kind, LENGTH, "Expect: 100-continue"))
+                connection.sendall(head(path, bearer(secret), kind, LENGTH, "Expect: 100-continue", method=method))
                 assert connection.recv(1 << 16).startswith(b"HTTP/1.1 403 "), path
 
 

@@ -29,7 +29,7 @@ def upgrade() -> None:
     # One by one: a plan may be long.
     for id in connection.scalars(sa.select(JOBS.c.id)).all():
         job = connection.execute(sa.select(JOBS).where(JOBS.c.id == id)).mappings().one()
-        connection.execute(sa.update(JOBS).where(JOBS.c.id == id).values(search_text=search_text(job)))
+        connection.execute(sa.update(JOBS).where(JOBS.c.id == id).values(search_text=search_text(dict(job))))
     if connection.dialect.name == "sqlite":
         columns = ["id", "state", "created_at", "finished_at", "name", "search_text"]
         op.create_index(f"ix_jobs_{'_'.join(columns)}", "jobs", columns)
