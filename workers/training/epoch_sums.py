@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.objective.objective import Objective
+from workers.objective.results import Objective
 from workers.training.temperatures import (
     CELLS,
     Distribution,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from workers.errors import NotFinite
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
-from workers.objective.objective import Objective, objective_of
+from workers.objective.objective import objective_of
+from workers.objective.results import Objective
 from workers.objective.view import View
 from workers.training.batches import TrainingBatch
 from workers.training.run import RunState
