@@ -108,7 +108,6 @@ STEP = (
     "workers.training.on_device:TeacherRows.gather",
     "store.reader:RowMap.gather",
     "store.reader:CacheReader._take",
-    "store.chunk_map:ChunkRows.take",
     "workers.training.prefetch:on_device_ahead",
     "workers.training.training_feed:TrainingFeed._inputs",
     "workers.training.batch_loader:BatchLoader.batches",
