@@ -26,7 +26,7 @@ from workers.teacher.sessions import Device
 from workers.teacher.teacher import Teacher
 from workers.training import loop, on_device
 from workers.training.batch_loader import BatchLoader, LoadedBatch
-from workers.training.batches import BatchInputs, TrainingBatch
+from workers.training.batches import BatchInputs
 from workers.training.host_copy import to_host
 from workers.training.prefetch import on_device_ahead
 from workers.training.run import RunState
@@ -145,9 +145,9 @@ def _with_compute_step(
     """Runs in which something happens before each step that is computed, or recorded."""
     compute = loop.compute_step
 
-    def changed(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> None:
+    def changed(run_state: RunState, loaded: LoadedBatch) -> None:
         change(run_state)
-        compute(run_state, batch, inputs)
+        compute(run_state, loaded)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "compute_step", changed)

@@ -116,12 +116,8 @@ STEP = (
     "workers.training.training_feed:TrainingFeed.make",
     "workers.augmentation.apply:apply_table",
     "workers.training.batches:to_input",
-    "workers.training.run:RunState.prepare_step",
-    "workers.training.step_graph:StepGraph.step",
+    "workers.training.loop:prepare_step",
     "workers.training.loop:compute_step",
-    "workers.training.step:forward",
-    "workers.training.run:RunState.forward",
-    "workers.training.step:batch_objective",
     "workers.objective.objective:objective_of",
     "workers.objective.objective:_cross_entropy",
     "workers.objective.objective:_distil",
@@ -130,7 +126,6 @@ STEP = (
     "workers.objective.objective:_values",
     "workers.objective.kl:compute_divergences",
     "workers.objective.objective:weighted_sum",
-    "workers.training.run:RunState.flag_not_finite",
     "workers.training.epoch_sums:EpochSums.add",
 )
 

@@ -26,9 +26,9 @@ from workers.teacher.teacher import Teacher
 from workers.training.batches import to_input
 from workers.training.checkpoint import load_checkpoint
 from workers.training.loop import train_group, train_run
+from workers.training.not_finite import check_gradient
 from workers.training.optimizer import learning_rate
 from workers.training.run_handle import RunHandle
-from workers.training.step import check_gradient
 from workers.training.training_feed import _MOST_AT_ONCE, TrainingFeed, epoch_order
 
 

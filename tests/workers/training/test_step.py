@@ -29,10 +29,10 @@ from workers.training.batches import BatchInputs
 from workers.training.cuda_graph import why_no_graph
 from workers.training.host_copy import copy_packed
 from workers.training.loop import train_group, train_run
+from workers.training.not_finite import ComputeStep, explain_not_finite
 from workers.training.on_device import TeacherRows
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
-from workers.training.step import explain_not_finite
 from workers.training.step_graph import _apart
 from workers.training.training_feed import epoch_order
 
@@ -56,10 +56,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, every: int) -> list[tuple[int, int,
     monkeypatch.setattr("workers.training.group.check_every", lambda _: every)
     explain, seen = explain_not_finite, []
 
-    def explain_and_note(run_state: RunState, step: int, *arguments: object) -> NotFinite:
+    def explain_and_note(compute: ComputeStep, run_state: RunState, step: int, loaded: LoadedBatch) -> NotFinite:
         kept = {name: value.detach().clone() for name, value in run_state.network.named_parameters()}
         seen.append((step, run_state.sums.steps, kept))
-        return explain(run_state, step, *arguments)
+        return explain(compute, run_state, step, loaded)
 
     monkeypatch.setattr("workers.training.group.explain_not_finite", explain_and_note)
     return seen
@@ -125,10 +125,10 @@ def test_a_run_that_cannot_begin_says_why_and_leaves_the_others_alone(
 
 def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its weights nor what the functions held that raised: on a GPU the others need it."""
-    compute, held = loop.StepGraph.step, []
+    compute, held = loop.compute_step, []
 
-    def step(self: loop.StepGraph, number: int, loaded: object) -> None:
-        run_state = self._run_state
+    def step(run_state: RunState, loaded: LoadedBatch) -> None:
+        number = run_state.sums.steps
         if run_state.place == 0 and number == 2:
             activations = torch.zeros(1000)
             held.extend([weakref.ref(activations), *map(weakref.ref, [run_state.weights[0].untyped_storage()])])
@@ -136,9 +136,9 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
         if run_state.place == 1 and number == 4:
             gc.collect()
             held.append(held[0]() is None)
-        compute(self, number, loaded)
+        compute(run_state, loaded)
 
-    monkeypatch.setattr("workers.training.loop.StepGraph.step", step)
+    monkeypatch.setattr(loop, "compute_step", step)
     kept: list[RunState] = []
     made = loop.new_run_state
     monkeypatch.setattr("workers.training.loop.new_run_state", lambda *a: kept.append(made(*a)) or kept[-1])
