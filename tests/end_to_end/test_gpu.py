@@ -27,12 +27,12 @@ from workers.objective.statistics import batch_as_cache, row_statistics
 from workers.objective.view import View
 from workers.run_files import CHECKPOINT
 from workers.teacher.teacher import Teacher
-from workers.training.batch_loader import LoadedBatch
+from workers.training.batches import LoadedBatch, epoch_order
 from workers.training.loop import train_group, train_run
 from workers.training.not_finite import ComputeStep, check_every, explain_not_finite
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
-from workers.training.training_feed import TrainingFeed, epoch_order
+from workers.training.training_feed import TrainingFeed
 
 pytestmark = pytest.mark.gpu
 
@@ -103,7 +103,7 @@ def test_training_feed_gives_the_batches_of_the_cpu(
     fits: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fits:
-        monkeypatch.setattr("workers.training.on_device._fits", lambda *_: False)
+        monkeypatch.setattr("workers.training.on_device.fits", lambda *_: False)
     here, there = (
         TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, 3, device, views_per_step=2)
         for device in (torch.device("cpu"), CUDA)

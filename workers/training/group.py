@@ -8,16 +8,13 @@ import contextlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from structlog.contextvars import bound_contextvars
 
 from workers.errors import Paused, Stopped
 from workers.logs import ids_of
-from workers.training.batch_loader import BatchLoader, LoadedBatch
-from workers.training.batches import BatchInputs
-from workers.training.cuda_graph import Recorder
+from workers.training.batches import LoadedBatch, NotWanted
 from workers.training.epoch_sums import Reading
 from workers.training.not_finite import ComputeStep, check_every, explain_not_finite
 from workers.training.run import RunState
@@ -42,8 +39,6 @@ class Group:
         self._setting = setting
         self._compute = compute
         self._graphs: dict[int, StepGraph] = {}
-        recorder = Recorder() if setting.no_graph is None else None
-        self._loader = BatchLoader(setting.feed, setting.preprocessing, recorder)
         self._streams = StepStreams(len(handles), setting.device)
         self._ids = [ids_of(handle.task.folder) for handle in handles]
         self._ended: list[Ended] = []
@@ -90,20 +85,11 @@ class Group:
 
     # -------------------------------------------------------------------------------------------------------- batches
 
-    def batches(
-        self, epoch: int, first_step: int, behind: Sequence[RunState]
-    ) -> Iterator[tuple[int, BatchInputs, LoadedBatch]]:
-        """Batches of an epoch from a step on, numbered; ends early when none of ``behind`` waits for the next one."""
-        waiting = partial(self._obey_while_waiting, behind)
-        inputs = _until_unwanted(self._setting.feed.inputs(epoch, first_step, waiting))
-        for step, (each, loaded) in enumerate(self._loader.batches(inputs), start=first_step):
-            yield step, each, loaded
-
-    def _obey_while_waiting(self, behind: Sequence[RunState]) -> None:
+    def obey_while_waiting(self, behind: Sequence[RunState]) -> None:
         """Obey signals while a batch is waited for; where several processes train one student, stop alone.
 
         Raises:
-            _Unwanted: all runs that were to train on that batch have ended.
+            NotWanted: all runs that were to train on that batch have ended.
         """
         for run_state in [*self.run_states]:
             with self.on_behalf_of(run_state.place):
@@ -112,7 +98,7 @@ class Group:
                 elif run_state.signal() is Signal.STOP:
                     raise Stopped(f"run {run_state.task.run.name!r} was stopped while it waited for pictures")
         if not self.still_there(behind):
-            raise _Unwanted
+            raise NotWanted
 
     # ---------------------------------------------------------------------------------------------------------- steps
 
@@ -173,7 +159,7 @@ class Group:
         """
         if reading.bad_steps:
             step = run_state.sums.steps - reading.bad_steps
-            loaded = self._loader.load_eagerly(self._setting.feed.inputs_again(step))
+            loaded = self._setting.feed.load(self._setting.feed.inputs_again(step))
             raise explain_not_finite(self._compute, run_state, step, loaded)
 
     def save(self, run_states: Sequence[RunState]) -> None:
@@ -185,15 +171,6 @@ class Group:
                     self.check_finite(run_state, reading)
                 if not reading.bad_steps:
                     run_state.save()
-
-
-class _Unwanted(Exception):
-    """End of an epoch's batches: no run waits for the next one any more."""
-
-
-def _until_unwanted(inputs: Iterator[BatchInputs]) -> Iterator[BatchInputs]:
-    with contextlib.suppress(_Unwanted):
-        yield from inputs
 
 
 def share_time(run_states: Sequence[RunState], since: float) -> float:

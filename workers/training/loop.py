@@ -14,6 +14,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -27,7 +28,8 @@ from workers.methods.method import Method
 from workers.objective.objective import objective_of
 from workers.objective.view import View
 from workers.precision import float32_as
-from workers.training.batch_loader import LoadedBatch
+from workers.training.batch_graph import BatchGraph
+from workers.training.batches import LoadedBatch
 from workers.training.domain import warn_of_domain
 from workers.training.evaluate import evaluate_splits, evaluate_with_logits
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation
@@ -83,6 +85,7 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
     """
     with set_up(handles) as setting:
         feed, group = setting.feed, Group(handles, setting, compute_step)
+        load = BatchGraph(feed).load if setting.no_graph is None else feed.load
 
         # ---- resume
         for place, handle in enumerate(handles):
@@ -116,7 +119,8 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
             counted = time.monotonic()
             with float32_as(setting.precision):
                 # ---- batch
-                for step, inputs, loaded in group.batches(epoch, first_step, behind):
+                waiting = partial(group.obey_while_waiting, behind)
+                for step, loaded in feed.batches(epoch, first_step, load, waiting):
                     group.fork()
                     # Whoever waits is asked, too: a run that is to stop does not wait for the others.
                     for run_state in [*group.run_states]:
@@ -129,7 +133,7 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
                                     compute_step(run_state, loaded)
                                 else:
                                     graph.step(step, loaded)
-                                run_state.count_step(len(inputs.rows))
+                                run_state.count_step(len(loaded.batch.rows))
                                 # ---- report
                                 group.report_and_check(run_state)
                     group.join()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from workers.errors import NotFinite
 from workers.methods.method import Method
-from workers.training.batch_loader import LoadedBatch
+from workers.training.batches import LoadedBatch
 from workers.training.run import RunState
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from workers.errors import InvalidJob
 from workers.events import Log
-from workers.training.batch_loader import LoadedBatch
+from workers.training.batches import LoadedBatch
 from workers.training.cuda_graph import WARM_UP_STEPS, Recorder, cause_of
 from workers.training.run import RunState
 
