@@ -77,7 +77,8 @@ def _in_steady_steps(order: TrainingTask) -> dict[str, int]:
     return {
         "synchronisations": between.synchronisations,
         "blocking_copies": between.blocking_copies,
-        "copies_to_device": between.copies_to_device // (len(seen) - 1),
+        # The thread that copies ahead may be a copy ahead of the first count, or behind at the last.
+        "copies_to_device": round(between.copies_to_device / (len(seen) - 1)),
         "graphs": between.graph_launches // (len(seen) - 1),
     }
 
