@@ -33,7 +33,9 @@ class EncodedRows:
         stored: dict[str, NDArray[Any]] = {name: values[view][samples_B] for name, values in self.loaded.items()}
         for name, chunks in self.mapped.items():
             stored[name] = np.empty((len(samples_B), chunks.rows.shape[1]), chunks.rows.dtype)
-            chunks.take(self._located(chunks, view, samples_B), stored[name])
+            located_B = self._located(chunks, view, samples_B)
+            chunks.touch(located_B)
+            chunks.rows.take(located_B, axis=0, out=stored[name], mode="clip")
         codec.decode(self.spec, stored, view, samples_B, out_NC=out_BC)
 
     def prefetch(self, view: int, samples_B: Ints) -> None:

@@ -191,7 +191,8 @@ class CacheReader:
 
     def _take(self, physical_B: RowIndices, out: LogitRows | None) -> LogitRows:
         out = self._checked_out(len(physical_B), out)
-        self._chunks.take(physical_B, out)
+        self._chunks.touch(physical_B)
+        self._chunks.rows.take(physical_B, axis=0, out=out, mode="clip")
         return out
 
     def _decode(self, view: int, samples_B: RowIndices, out: LogitRows | None) -> LogitRows:

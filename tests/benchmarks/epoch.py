@@ -49,6 +49,7 @@ from tests.benchmarks.training import (
     WARM_UP_STEPS,
     write_data,
 )
+from workers.augmentation.apply import to_input
 from workers.config.job import StudentSpec
 from workers.config.task import TrainingTask
 from workers.config.training import Sgd, Training
@@ -57,7 +58,7 @@ from workers.errors import Stopped
 from workers.events import ignore
 from workers.precision import Precision, choose_precision
 from workers.students.build import build_student
-from workers.training.batches import student_preprocessing, to_input
+from workers.training.batches import student_preprocessing
 from workers.training.loop import train_run
 from workers.training.training_feed import TrainingFeed
 

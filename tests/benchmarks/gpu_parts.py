@@ -36,6 +36,7 @@ from tests.benchmarks.training import CLASSES, SAMPLES, SIDE, WARM_UP_STEPS, sec
 from tests.fake_cuda.counts import is_fake
 from tests.support.digits import weights
 from tests.support.evaluation_logits import evaluation_logits, relative_difference
+from workers.augmentation.apply import to_input
 from workers.config.job import RunSpec, StudentSpec
 from workers.config.task import TrainingTask
 from workers.config.training import Sgd, Training
@@ -47,7 +48,7 @@ from workers.methods.catalog import parse_method
 from workers.precision import Precision, choose_precision, float32_as
 from workers.teacher.teacher import Teacher
 from workers.training import loop
-from workers.training.batches import student_preprocessing, to_input
+from workers.training.batches import student_preprocessing
 from workers.training.run import RunState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -346,7 +347,7 @@ def resident(bench: Bench) -> Findings:
     data = bench.write("large", *((600, 200, 64) if bench.quick else (20_000, 200, 64)))
     case = Case("resnet20", batch=32 if bench.quick else 256)
     near = bench.seconds([bench.order(case, data)])
-    with patch("workers.training.on_device._fits", lambda *_: False):
+    with patch("workers.training.on_device.fits", lambda *_: False):
         far = bench.seconds([bench.order(case, data)])
     yield Finding(
         f"64 x 64, B={case.batch}, mapped / resident",

@@ -42,8 +42,9 @@ from workers.data.image_files import PictureFiles
 from workers.data.kinds.folder import FolderDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import FilesDataset
+from workers.training.batches import epoch_order
 from workers.training.image_loader import Work, worker_processes
-from workers.training.training_feed import TrainingFeed, epoch_order
+from workers.training.training_feed import TrainingFeed
 
 BAR = 0.9
 ROUNDS, QUICK_ROUNDS = 9, 3

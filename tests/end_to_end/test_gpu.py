@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,12 @@ from workers.objective.statistics import batch_as_cache, row_statistics
 from workers.objective.view import View
 from workers.run_files import CHECKPOINT
 from workers.teacher.teacher import Teacher
-from workers.training.batches import TrainingBatch
+from workers.training.batches import LoadedBatch, epoch_order
 from workers.training.loop import train_group, train_run
+from workers.training.not_finite import ComputeStep, check_every, explain_not_finite
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
-from workers.training.step import check_every, explain_not_finite
-from workers.training.training_feed import TrainingFeed, epoch_order
+from workers.training.training_feed import TrainingFeed
 
 pytestmark = pytest.mark.gpu
 
@@ -104,7 +103,7 @@ def test_training_feed_gives_the_batches_of_the_cpu(
     fits: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fits:
-        monkeypatch.setattr("workers.training.on_device._fits", lambda *_: False)
+        monkeypatch.setattr("workers.training.on_device.fits", lambda *_: False)
     here, there = (
         TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, 3, device, views_per_step=2)
         for device in (torch.device("cpu"), CUDA)
@@ -227,9 +226,9 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
     order = order.model_copy(update={"run": order.run.model_copy(update={"seed": seed})})
     found: dict[int, dict[str, Tensor]] = {}
 
-    def explain(run_state: RunState, step: int, batch: TrainingBatch, inputs: Sequence[Tensor]) -> NotFinite:
+    def explain(compute: ComputeStep, run_state: RunState, step: int, loaded: LoadedBatch) -> NotFinite:
         found[run_state.sums.steps] = {name: p.detach().cpu() for name, p in run_state.network.named_parameters()}
-        return explain_not_finite(run_state, step, batch, inputs)
+        return explain_not_finite(compute, run_state, step, loaded)
 
     monkeypatch.setattr("workers.training.group.explain_not_finite", explain)
     # An event reads the flag, too.

@@ -25,7 +25,8 @@ from tests.golden.recipes import RECIPES, Recipe
 from workers.errors import NotFinite
 from workers.methods.catalog import parse_method
 from workers.methods.policies.dtkd import MAX_RATIO
-from workers.objective.objective import Objective, objective
+from workers.objective.objective import objective
+from workers.objective.results import Objective
 from workers.objective.view import View
 
 HERE = Path(__file__).parent

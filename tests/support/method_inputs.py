@@ -20,7 +20,8 @@ from workers.methods.policies.learned import Learned
 from workers.methods.policies.max_logit import MaxLogit
 from workers.methods.policies.normkd import Normkd
 from workers.methods.policies.standardize import Standardize
-from workers.objective.objective import Objective, objective
+from workers.objective.objective import objective
+from workers.objective.results import Objective
 from workers.objective.statistics import batch_as_cache, row_statistics
 from workers.objective.view import View
 

@@ -9,45 +9,20 @@ Shapes: B batch, C classes; y_B labels (int64), tau_B1 temperatures, x_BC temper
 sample) or [] (one per batch).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from workers.methods.losses import Bild, CrossEntropy, Dist, Dkd, Kl, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
+from workers.methods.losses import Bild, CrossEntropy, Dist, Dkd, Mlkd, Mse, Nkd, Rld, Wsld, Wttm
 from workers.methods.policies.base import Temperatures
-from workers.objective.divergences import (
-    divergence,
-    gram_distance,
-    masked_divergence,
-    softened_divergences,
-    split_divergence,
-)
+from workers.objective.divergences import divergence, gram_distance, masked_divergence, split_divergence
+from workers.objective.kl import kl
 from workers.objective.log_softmax import cross_entropy, masked_log_softmax, one_hot
-from workers.objective.loss_result import LossPart, LossResult, SoftenedKl
 from workers.objective.lud import lud
 from workers.objective.rank_correlation import pearson
+from workers.objective.results import LossPart, LossResult, SoftenedKl
 from workers.objective.statistics import Logits
-
-
-def kl(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Kl) -> LossResult:
-    """KL(S(z_t/T_t) || S(z_s/T_s)) (Hinton et al. 2015)."""
-    return LossResult({"kl": LossPart(1.0, SoftenedKl(temperatures), temperatures.weight)})
-
-
-def compute_divergences(student: Logits, teacher: Logits, wanted: Sequence[SoftenedKl]) -> tuple[Tensor, ...]:
-    """Compute the KL of each of these, [B] each: all of one student and teacher in the same few steps."""
-    pairs = [one.temperatures for one in wanted]
-    taus_t = [pair.teacher for pair in pairs]
-    log_p_KBC = None
-    if not any(isinstance(tau, Tensor) for tau in taus_t):
-        # The same for every student of the batch that asks for them.
-        known = [teacher.softened(tau) for tau in taus_t]
-        log_p_KBC = torch.stack(known) if len(known) > 1 else known[0].unsqueeze(0)
-    bases = [teacher.base_BC(tau) for tau in taus_t]
-    return softened_divergences(
-        list(zip(bases, taus_t, strict=True)), student.log_softmax_BC, [pair.student for pair in pairs], log_p_KBC
-    )
 
 
 def dkd(student: Logits, teacher: Logits, y_B: Tensor, temperatures: Temperatures, config: Dkd) -> LossResult:

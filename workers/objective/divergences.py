@@ -2,11 +2,8 @@
 
 In log space (``log_softmax.py``): never negative, and finite, value and gradient, for finite input.
 
-Shapes: B batch, C classes, K pairs of temperatures; x_BC tempered logits.
+Shapes: B batch, C classes; x_BC tempered logits.
 """
-
-from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,7 +36,7 @@ class _Divergence(torch.autograd.Function):
         if weight_C is not None:
             p = p * weight_C
         ctx.save_for_backward(p, gap, excess)
-        return _total(p, gap, excess)
+        return (excess - gap).mul_(p).sum(dim=-1)
 
     @staticmethod
     @once_differentiable
@@ -60,108 +57,6 @@ def _parts(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     base = torch.maximum(log_p, log_q - 40.0)
     gap = log_q - base
     return base.exp_(), gap, gap.expm1()
-
-
-def _total(p: Tensor, gap: Tensor, excess: Tensor) -> Tensor:
-    """Sum of q - p - p gap."""
-    return (excess - gap).mul_(p).sum(dim=-1)
-
-
-def softened_divergences(
-    teacher: Sequence[tuple[Tensor, Tensor | float]],
-    log_s_BC: Tensor,
-    taus: Sequence[Tensor | float],
-    log_p_KBC: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """KL(S(t / tau_t) || S(s / tau_s)) of each row at K pairs of temperatures: K of [B], as ``divergence`` has them.
-
-    All in the same few steps, and with the derivatives by s and by the temperatures in closed form. Never negative;
-    differentiable once. A temperature is a number or [B, 1]; the teacher's may be a constant [B, C].
-
-    Args:
-        teacher: t and its temperature, K times; t is the log-softmax of logits, which keeps more digits, or [B, C]
-            logits.
-        log_s_BC: log-softmax of the student's logits.
-        taus: the student's temperatures.
-        log_p_KBC: log S(t / tau_t), where they are numbers and somebody has it.
-    """
-    bases, taus_t = zip(*teacher, strict=True)
-    values: tuple[Tensor, ...] = _SoftenedDivergences.apply(log_s_BC, log_p_KBC, bases, *taus, *taus_t)
-    return values
-
-
-class _SoftenedContext(Context, Protocol):
-    numbers: list[float | None]
-
-
-class _SoftenedDivergences(torch.autograd.Function):
-    """``softened_divergences``: with x = s / tau, dKL/ds = (q - p) / tau and dKL/dtau = -sum_c dKL/ds x; likewise of
-    the teacher, whose dKL/dx is -p (gap - sum_c p gap): minus the derivative of softmax, applied to the gap.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: _SoftenedContext,
-        log_s_BC: Tensor,
-        log_p_KBC: Tensor | None,
-        bases: Sequence[Tensor],
-        *taus: Tensor | float,
-    ) -> tuple[Tensor, ...]:
-        count = len(bases)
-        # The student's last; the teacher's before, unless its softmax is known.
-        if log_p_KBC is None:
-            x_NKBC = _quotients([*bases, *(log_s_BC,) * count], [*taus[count:], *taus[:count]], 2)
-        else:
-            x_NKBC = _quotients((log_s_BC,) * count, taus[:count], 1)
-        logs_NKBC = x_NKBC.log_softmax(dim=3)
-        # e^gap would overflow where p is nothing beside q: p is taken to be e^-80 at least, which changes no digit.
-        base_KBC = (logs_NKBC[0] if log_p_KBC is None else log_p_KBC).clamp(min=-80.0)
-        gap_KBC = logs_NKBC[-1] - base_KBC
-        p_KBC, excess_KBC = base_KBC.exp_(), gap_KBC.expm1()
-        values_KB = _total(p_KBC, gap_KBC, excess_KBC)
-        ctx.numbers = [None if isinstance(tau, Tensor) else tau for tau in taus]
-        tensors = [tau for tau in taus if isinstance(tau, Tensor)]
-        ctx.save_for_backward(p_KBC, gap_KBC, excess_KBC, x_NKBC, *tensors)
-        return values_KB.unbind()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _SoftenedContext, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        p_KBC, gap_KBC, excess_KBC, x_NKBC, *tensors = ctx.saved_tensors
-        remaining = iter(tensors)
-        taus = [next(remaining) if number is None else number for number in ctx.numbers]
-        count, needed = len(gradients), ctx.needs_input_grad[3:]
-        by_taus: list[Tensor | None] = [None] * (2 * count)
-        by_z_NKBC = torch.empty_like(x_NKBC) if any(needed[count:]) else None
-        by_x_KBC = torch.mul(p_KBC, excess_KBC, out=None if by_z_NKBC is None else by_z_NKBC[1])
-        by_s_BC: Tensor | None = None
-        for k, gradient_B in enumerate(gradients):
-            given_B1 = gradient_B.unsqueeze(1)
-            scale_B1, by_x_BC = given_B1 / taus[k], by_x_KBC[k]
-            if not (needed[k] or needed[count + k]):
-                by_s_BC = by_x_BC.mul_(scale_B1) if by_s_BC is None else by_s_BC.addcmul_(by_x_BC, scale_B1)
-                continue
-            by_x_BC.mul_(scale_B1)
-            if by_z_NKBC is not None and needed[count + k]:
-                minus_by_x_BC = torch._softmax_backward_data(gap_KBC[k], p_KBC[k], 1, p_KBC.dtype)
-                torch.mul(minus_by_x_BC, given_B1 / taus[count + k], out=by_z_NKBC[0, k])
-                by_taus[count + k], by_tau_B1 = (by_z_NKBC[:, k] * x_NKBC[:, k]).sum(dim=2, keepdim=True)
-            else:
-                by_tau_B1 = (by_x_BC * x_NKBC[-1, k]).sum(dim=1, keepdim=True)
-            by_taus[k] = -by_tau_B1 if needed[k] else None
-            by_s_BC = by_x_BC if by_s_BC is None else by_s_BC.add_(by_x_BC)
-        return by_s_BC, None, None, *by_taus
-
-
-def _quotients(z: Sequence[Tensor], taus: Sequence[Tensor | float], networks: int) -> Tensor:
-    """Each z [B, C] over its tau: [N, K, B, C]."""
-    shape_NKBC = (networks, len(z) // networks, *z[0].shape)
-    if len(z) == 1:
-        return (z[0] / taus[0]).view(shape_NKBC)
-    x_NKBC = z[0].new_empty(shape_NKBC)
-    for x_BC, z_BC, tau in zip(x_NKBC.flatten(0, 1).unbind(), z, taus, strict=True):
-        torch.div(z_BC, tau, out=x_BC)
-    return x_NKBC
 
 
 def masked_divergence(x_t_BC: Tensor, x_s_BC: Tensor, drop_BC: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 from workers.methods.losses import Lud
 from workers.methods.policies.base import Temperatures
 from workers.objective.divergences import divergence
-from workers.objective.loss_result import LossPart, LossResult
 from workers.objective.rank_correlation import average_ranks, correlation, soft_ranks, spearman
+from workers.objective.results import LossPart, LossResult
 from workers.objective.statistics import Logits
 
 

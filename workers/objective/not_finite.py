@@ -9,8 +9,8 @@ from torch import Tensor
 from workers.errors import NotFinite
 from workers.methods.policies.expression import Expression
 from workers.methods.policies.usable import first_unusable
+from workers.objective.results import Summand, TermResult
 from workers.objective.statistics import Logits
-from workers.objective.summands import Summand, TermResult
 from workers.objective.view import View
 
 

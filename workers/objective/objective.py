@@ -14,14 +14,16 @@ Shapes: B batch, C classes, 1 kept for broadcasting.
 import contextlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial, reduce
-from operator import add, and_
+from operator import add
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
@@ -29,53 +31,13 @@ from workers.methods.policies.base import Temperatures
 from workers.methods.policies.catalog import POLICIES
 from workers.methods.policies.expression import Expression
 from workers.methods.policies.usable import finite_if_usable
-from workers.objective.distillation import LOSSES, compute_divergences
-from workers.objective.loss_result import LossResult, SoftenedKl
+from workers.objective.distillation import LOSSES
+from workers.objective.kl import compute_divergences
+from workers.objective.log_softmax import Context
 from workers.objective.not_finite import explain_not_finite
+from workers.objective.results import LossResult, Objective, SoftenedKl, Summand, TermResult
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
-from workers.objective.summands import Summand, TermResult, weighted_sum
 from workers.objective.view import View, check_cache_statistics, check_view
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One batch's loss.
-
-    Attributes:
-        total: [] with gradient: what to call ``backward`` on.
-        names: of the terms, ``ce`` first.
-        shares, values: a number and a [] each, detached, whose product is the term.
-        student_temperature: of the first term whose temperatures vary, else of the first term: [B] detached, or a
-            number if it is one for every batch of the epoch; None for a method without terms.
-        teacher_temperature: likewise; the mean over classes where the label's class has its own.
-        paper_temperature: likewise, the T of the method's paper, of both networks; None where it is what divides.
-        watched: [] each, detached: all finite, unless a check would raise; the total is the first.
-        inside: boolean [B, 1] for each set of rows that some of the policies are defined for, see ``Policy.domain``.
-    """
-
-    total: Tensor
-    names: tuple[str, ...]
-    shares: Sequence[float]
-    values: Sequence[Tensor]
-    student_temperature: Tensor | float | None
-    teacher_temperature: Tensor | float | None
-    watched: Sequence[Tensor]
-    inside: Sequence[Tensor] = ()
-    paper_temperature: Tensor | float | None = None
-
-    @property
-    def inside_share(self) -> Tensor | None:
-        """Share of rows, [], that lie in the domain of every policy; None if no policy has one."""
-        return reduce(and_, self.inside).mean(dtype=torch.float32) if self.inside else None
-
-    @property
-    def terms(self) -> dict[str, Tensor]:
-        """[] each, detached and unweighted: no method weight and no warm-up, but with the factors that belong to the
-        term itself (T^2 and the like).
-        """
-        ce, *values = self.values
-        means = torch._foreach_mul(values, self.shares[1:]) if values else ()
-        return dict(zip(self.names, [ce, *means], strict=True))
 
 
 def objective(
@@ -282,3 +244,38 @@ def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float) ->
     """The mean of -log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: []."""
     ce: Tensor = F.nll_loss(student.log_softmax_BC, labels_B)
     return ce if label_smoothing == 0.0 else torch.lerp(ce, -student.log_softmax_BC.mean(), label_smoothing)
+
+
+class _FactorsContext(Context, Protocol):
+    factors: Sequence[float]
+
+
+def weighted_sum(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """Sum of factor x value over [] values, in few kernels."""
+    if len(values) < 3:
+        return _add_up(factors, values)
+    total: Tensor = _WeightedSum.apply(factors, *values)
+    return total
+
+
+def _add_up(factors: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    if len(values) > 3:
+        return torch.stack(torch._foreach_mul(list(values), factors)).sum()
+    total = values[0] if factors[0] == 1.0 else values[0] * factors[0]
+    for factor, value in zip(factors[1:], values[1:], strict=True):
+        total = torch.add(total, value, alpha=factor)
+    return total
+
+
+class _WeightedSum(torch.autograd.Function):
+    """``weighted_sum`` whose derivatives are one kernel."""
+
+    @staticmethod
+    def forward(ctx: _FactorsContext, factors: Sequence[float], *values: Tensor) -> Tensor:
+        ctx.factors = factors
+        return _add_up(factors, values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _FactorsContext, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *torch._foreach_mul([gradient] * len(ctx.factors), ctx.factors)

@@ -31,6 +31,7 @@ from torch.nn.functional import normalize
 from torch.optim import SGD
 
 from store import CacheReader, CacheSpec, Catalog
+from workers.augmentation.apply import to_input
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.training import Sgd, Training
@@ -50,7 +51,7 @@ from workers.teacher.inference_task import open_teacher
 from workers.teacher.plan_caches import identify
 from workers.teacher.teacher import Teacher
 from workers.tools.parity_report import Comparison, LogitDifferences, ParityReport, Spread
-from workers.training.batches import TrainingBatch, student_preprocessing, to_input
+from workers.training.batches import TrainingBatch, student_preprocessing
 from workers.training.training_feed import TrainingFeed
 
 StepProgress = Callable[[int, int], None]

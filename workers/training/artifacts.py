@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from workers.augmentation.apply import to_input
 from workers.config.teacher import Preprocessing
 from workers.errors import WorkerError
 from workers.files import disk_full_is_disk_low, sync, sync_folder
 from workers.run_files import ARTIFACTS, EVENT_FILE, ONNX, WEIGHTS
 from workers.teacher.teacher import Teacher
-from workers.training.batches import to_input
 from workers.training.event_file import write_event_file
 from workers.training.host_copy import to_host
 

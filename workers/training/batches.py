@@ -5,12 +5,11 @@ tables that were copied to the device at the start of the epoch. ``TrainingFeed.
 the device alone, so that a CUDA graph can replay it on other inputs.
 
 Shapes: N samples, B batch, b of it in this process, H x W pixels, K channels, C classes, V views, S statistics.
-``images`` are uint8 BHWK until the last moment, then float32 BKHW.
+``images`` are uint8 BHWK until the last moment, then float32 BKHW: see ``to_input`` in ``augmentation.apply``.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -106,6 +105,54 @@ class BatchInputs:
         return tuple(tensor.shape for tensor in self.tensors)
 
 
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A batch as runs train on it.
+
+    Attributes:
+        inputs: normalised float32 [b, K, H, W] of each view.
+        recordable: it lies where the next batch will, so that a run's step on it can be recorded.
+        failure: why making a batch could not be recorded; None if it was, or was not tried.
+    """
+
+    batch: TrainingBatch
+    inputs: tuple[Tensor, ...]
+    recordable: bool = False
+    failure: str | None = None
+
+    def fresh(self, rows: Tensor | None = None) -> "LoadedBatch":
+        """The same without what other runs have derived from it; of these rows of the split, where they are others."""
+        views = tuple(replace(seen, known=SharedTeacherTerms()) for seen in self.batch.views)
+        batch = replace(self.batch, rows=self.batch.rows if rows is None else rows, views=views)
+        return replace(self, batch=batch)
+
+
+class NotWanted(Exception):
+    """End of an epoch's batches: nobody wants the next one."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part of every batch that this process computes: part ``rank`` of ``ranks`` nearly equal ones."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, rows: int) -> slice:
+        """Return its part of a batch of so many rows; empty if there are fewer rows than parts."""
+        return slice(rows * self.rank // self.ranks, rows * (self.rank + 1) // self.ranks)
+
+
+ALL = Share()
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order of the samples in one epoch, int64 [samples]; the same on every machine."""
+    # Philox is counter-based: (seed, epoch) is its key, no state is carried from epoch to epoch.
+    key = np.array([seed, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(samples)
+
+
 def student_preprocessing(dataset: Dataset, size: tuple[int, int]) -> Preprocessing:
     """Return the preprocessing from a picture to the student's input, with the training split's own mean and std.
 
@@ -115,26 +162,3 @@ def student_preprocessing(dataset: Dataset, size: tuple[int, int]) -> Preprocess
     std = tuple(max(float(value), 1e-3) for value in dataset.channel_std)
     mean = tuple(float(value) for value in dataset.channel_mean)
     return Preprocessing(size=size, mean=mean, std=std, channels="gray" if len(mean) == 1 else "rgb")
-
-
-def to_input(images_BHWK: Tensor, preprocessing: Preprocessing, channels_last: bool) -> Tensor:
-    """uint8 [B, H, W, K] -> normalised float32 [B, K, H, W]; the student's own preprocessing."""
-    batch, height, width, channels = images_BHWK.shape
-    mean_r, std_r = (
-        _along_row(values, width, images_BHWK.device) for values in (preprocessing.mean, preprocessing.std)
-    )
-    x_BHr = images_BHWK.reshape(batch, height, width * channels).to(torch.float32)
-    x_BHr.mul_(preprocessing.scale).sub_(mean_r).div_(std_r)
-    x_BKHW = x_BHr.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return x_BKHW.contiguous(memory_format=layout)
-
-
-@cache
-def _along_row(values_K: tuple[float, ...], width: int, device: torch.device) -> Tensor:
-    """A value per channel, repeated for the pixels of a row: [W * K].
-
-    As contiguous as a picture: three times as fast on a CPU as broadcasting over an innermost axis of three. Made once
-    for each device, see ``views``.
-    """
-    return torch.tensor(values_K, device=device).repeat(width)

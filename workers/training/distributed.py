@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from workers.errors import PeerLost, first_line
-from workers.training.training_feed import Share
+from workers.training.batches import Share
 
 _PATIENCE = timedelta(minutes=10)
 MEETING = "rendezvous"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.methods.temperature_bins import CELLS, Distribution
-from workers.objective.objective import Objective
+from workers.objective.results import Objective
 from workers.training.temperatures import EpochTemperatures, NetworkTemperatures, bin_edges, count_cells, metrics_of
 
 _SIDES = ("student", "teacher")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.augmentation.apply import to_input
 from workers.config.teacher import Preprocessing
 from workers.events import Split
 from workers.measures import Measured, Measures
-from workers.training.batches import to_input
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
 

@@ -3,7 +3,6 @@
 Shapes as in ``batches``.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,10 +12,10 @@ from torch import Tensor
 from store import CacheReader
 from workers.augmentation.apply import resize
 from workers.data.prepared import Dataset
-from workers.training.batches import TrainingBatch, ViewBatch
-from workers.training.on_device import SplitPictures, TeacherRows
-from workers.training.prefetch import on_device_ahead
-from workers.training.training_feed import ALL, Share
+from workers.training.batches import ALL, Share, TrainingBatch, ViewBatch
+from workers.training.on_device import SplitPictures
+from workers.training.prefetch import prefetch
+from workers.training.training_feed import TeacherRows
 
 
 class EvaluationFeed:
@@ -73,8 +72,9 @@ class EvaluationFeed:
             return tuple(found)
 
         is_resident = pictures.resident_NHWK is not None and (teacher is None or resident_NC is not None)
-        fetched = itertools.repeat(()) if is_resident else on_device_ahead(on_host, parts, self.device)
-        for part, tensors in zip(parts, fetched, strict=False):
+        is_near = self.device.type == "cpu" or is_resident
+        fetched = map(on_host, parts) if is_near else prefetch(on_host, parts, self.device)
+        for part, tensors in zip(parts, fetched, strict=True):
             left = list(tensors)
             images = left.pop(0) if pictures.resident_NHWK is None else pictures.resident_NHWK[part]
             logits = left.pop(0) if left else (None if resident_NC is None else resident_NC[part])

@@ -8,21 +8,18 @@ import contextlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 from structlog.contextvars import bound_contextvars
 
 from workers.errors import Paused, Stopped
 from workers.logs import ids_of
-from workers.training.batch_loader import BatchLoader, LoadedBatch
-from workers.training.batches import BatchInputs
-from workers.training.cuda_graph import Recorder
+from workers.training.batches import LoadedBatch, NotWanted
 from workers.training.epoch_sums import Reading
+from workers.training.not_finite import ComputeStep, check_every, explain_not_finite
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle, Signal
 from workers.training.setting import Setting
-from workers.training.step import check_every, explain_not_finite
 from workers.training.step_graph import StepGraph
 from workers.training.step_streams import StepStreams
 
@@ -31,14 +28,17 @@ Ended = tuple[int, "dict[str, object] | Exception"]
 
 
 class Group:
-    """The runs that are still training, what is recorded of their steps, and how the others have ended."""
+    """The runs that are still training, what is recorded of their steps, and how the others have ended.
 
-    def __init__(self, handles: Sequence[RunHandle], setting: Setting) -> None:
+    Args:
+        compute: a step, to be recorded where graphs are tried, and computed again where it was not finite.
+    """
+
+    def __init__(self, handles: Sequence[RunHandle], setting: Setting, compute: ComputeStep) -> None:
         self.run_states: list[RunState] = []
         self._setting = setting
-        self._steps: dict[int, StepGraph] = {}
-        recorder = Recorder() if setting.no_graph is None else None
-        self._loader = BatchLoader(setting.feed, setting.preprocessing, recorder)
+        self._compute = compute
+        self._graphs: dict[int, StepGraph] = {}
         self._streams = StepStreams(len(handles), setting.device)
         self._ids = [ids_of(handle.task.folder) for handle in handles]
         self._ended: list[Ended] = []
@@ -55,17 +55,21 @@ class Group:
             _clear_frames(error)
             self.end(place, error)
 
-    def add(self, run_state: RunState, step: StepGraph) -> None:
+    def add(self, run_state: RunState) -> None:
         self.run_states.append(run_state)
-        self._steps[run_state.place] = step
+        no_graph = self._setting.no_graph
+        if no_graph is None:
+            self._graphs[run_state.place] = StepGraph(run_state, self._compute)
+        # A run that was resumed when all was trained keeps what was said of its training.
+        run_state.environment.setdefault("cuda_graph", f"off: {no_graph or 'too few steps'}")
 
     def end(self, place: int, how: dict[str, object] | Exception) -> None:
         """Note the end, and free the memory: the others, and other processes, may need it."""
         self._streams.close(place)
-        step = self._steps.pop(place, None)
-        if step is not None:
+        graph = self._graphs.pop(place, None)
+        if graph is not None:
             # An error raised in its turn, or the loop, may still refer to it.
-            step.forget()
+            graph.forget()
         for run_state in [run_state for run_state in self.run_states if run_state.place == place]:
             self.run_states.remove(run_state)
             run_state.release()
@@ -81,20 +85,11 @@ class Group:
 
     # -------------------------------------------------------------------------------------------------------- batches
 
-    def batches(
-        self, epoch: int, first_step: int, behind: Sequence[RunState]
-    ) -> Iterator[tuple[int, BatchInputs, LoadedBatch]]:
-        """Batches of an epoch from a step on, numbered; ends early when none of ``behind`` waits for the next one."""
-        waiting = partial(self._obey_while_waiting, behind)
-        inputs = _until_unwanted(self._setting.feed.inputs(epoch, first_step, waiting))
-        for step, (each, loaded) in enumerate(self._loader.batches(inputs), start=first_step):
-            yield step, each, loaded
-
-    def _obey_while_waiting(self, behind: Sequence[RunState]) -> None:
+    def obey_while_waiting(self, behind: Sequence[RunState]) -> None:
         """Obey signals while a batch is waited for; where several processes train one student, stop alone.
 
         Raises:
-            _Unwanted: all runs that were to train on that batch have ended.
+            NotWanted: all runs that were to train on that batch have ended.
         """
         for run_state in [*self.run_states]:
             with self.on_behalf_of(run_state.place):
@@ -103,7 +98,7 @@ class Group:
                 elif run_state.signal() is Signal.STOP:
                     raise Stopped(f"run {run_state.task.run.name!r} was stopped while it waited for pictures")
         if not self.still_there(behind):
-            raise _Unwanted
+            raise NotWanted
 
     # ---------------------------------------------------------------------------------------------------------- steps
 
@@ -116,12 +111,13 @@ class Group:
         self._streams.join()
 
     @contextlib.contextmanager
-    def turn_of(self, run_state: RunState, loaded: LoadedBatch) -> Iterator[StepGraph]:
-        """Yield the run's step on this batch, to be made on its behalf and its stream."""
+    def turn_of(self, run_state: RunState, loaded: LoadedBatch) -> Iterator[StepGraph | None]:
+        """Yield the graph of the run's step, if one is tried; within, this batch is worked on for the run alone."""
         with self.on_behalf_of(run_state.place):
-            step = self._steps[run_state.place]
-            with self._streams.of(step.place, may_overlap=step.may_overlap(loaded)):
-                yield step
+            graph = self._graphs.get(run_state.place)
+            may_overlap = graph is not None and graph.may_overlap(loaded)
+            with self._streams.of(run_state.place, may_overlap=may_overlap):
+                yield graph
 
     def obey_signal(self, run_state: RunState) -> None:
         """Obey stop or pause between two steps, when all is in the checkpoint that a pause leaves.
@@ -163,8 +159,8 @@ class Group:
         """
         if reading.bad_steps:
             step = run_state.sums.steps - reading.bad_steps
-            loaded = self._loader.load_eagerly(self._setting.feed.inputs_again(step))
-            raise explain_not_finite(run_state, step, loaded.batch, loaded.inputs)
+            loaded = self._setting.feed.load(self._setting.feed.inputs_again(step))
+            raise explain_not_finite(self._compute, run_state, step, loaded)
 
     def save(self, run_states: Sequence[RunState]) -> None:
         """Save checkpoints in the middle of an epoch."""
@@ -175,15 +171,6 @@ class Group:
                     self.check_finite(run_state, reading)
                 if not reading.bad_steps:
                     run_state.save()
-
-
-class _Unwanted(Exception):
-    """End of an epoch's batches: no run waits for the next one any more."""
-
-
-def _until_unwanted(inputs: Iterator[BatchInputs]) -> Iterator[BatchInputs]:
-    with contextlib.suppress(_Unwanted):
-        yield from inputs
 
 
 def share_time(run_states: Sequence[RunState], since: float) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.augmentation.apply import resize
+from workers.augmentation.apply import resize, to_input
 from workers.config.export import Int8
 from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
@@ -19,7 +19,6 @@ from workers.errors import InvalidTeacher, OutOfMemory
 from workers.onnx.quantization import QuantizationFailed, quantize
 from workers.run_files import INT8, ONNX
 from workers.teacher.teacher import Teacher
-from workers.training.batches import to_input
 
 # Activations of so many pictures are in memory at once, of every tensor of the graph while it is calibrated.
 _ROWS, _PIXELS = 64, 64 * 64

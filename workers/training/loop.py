@@ -10,9 +10,11 @@ anywhere resumes from its last checkpoint and ends with bit-identical weights on
 generator with a history: order, views and dropout are functions of (seed, epoch, step).
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -21,20 +23,23 @@ from torch import Tensor, nn
 from workers.config.task import TrainingTask
 from workers.errors import NotFinite
 from workers.events import Emit, Finished, Log, ShouldStop
+from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
+from workers.objective.objective import objective_of
+from workers.objective.view import View
 from workers.precision import float32_as
-from workers.training.batches import TrainingBatch
+from workers.training.batch_graph import BatchGraph
+from workers.training.batches import LoadedBatch
 from workers.training.domain import warn_of_domain
 from workers.training.evaluate import evaluate_splits, evaluate_with_logits
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.group import Ended, Group, share_time
+from workers.training.not_finite import check_gradient
 from workers.training.optimizer import learning_rate
 from workers.training.result import leave
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
 from workers.training.setting import Setting, new_run_state, set_up
-from workers.training.step import batch_objective, forward
-from workers.training.step_graph import StepGraph
 
 # A checkpoint that takes long is made so seldom that it costs a twentieth of the time at most.
 _SAVING_SHARE = 0.05
@@ -79,13 +84,13 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
         What ``train_run`` raises, where it concerns them all: the device, the data, the caches.
     """
     with set_up(handles) as setting:
-        feed, group = setting.feed, Group(handles, setting)
+        feed, group = setting.feed, Group(handles, setting, compute_step)
+        load = BatchGraph(feed).load if setting.no_graph is None else feed.load
 
         # ---- resume
         for place, handle in enumerate(handles):
             with group.on_behalf_of(place):
-                run_state = new_run_state(place, handle, setting)
-                group.add(run_state, StepGraph(run_state, compute_step, setting.no_graph))
+                group.add(new_run_state(place, handle, setting))
                 if len(handles) > 1:
                     handle.emit(Log(message=f"one of {len(handles)} runs trained in one process on the same batches"))
         yield from group.take_ended()
@@ -114,17 +119,21 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
             counted = time.monotonic()
             with float32_as(setting.precision):
                 # ---- batch
-                for step, inputs, loaded in group.batches(epoch, first_step, behind):
+                waiting = partial(group.obey_while_waiting, behind)
+                for step, loaded in feed.batches(epoch, first_step, load, waiting):
                     group.fork()
                     # Whoever waits is asked, too: a run that is to stop does not wait for the others.
                     for run_state in [*group.run_states]:
-                        with group.turn_of(run_state, loaded) as update:
+                        with group.turn_of(run_state, loaded) as graph:
                             group.obey_signal(run_state)
                             if run_state in behind and run_state.sums.steps == step:
-                                # ---- update: ``compute_step``, or what a CUDA graph has recorded of it
-                                run_state.prepare_step(step, feed.steps)
-                                update.step(step, loaded)
-                                run_state.count_step(len(inputs.rows))
+                                # ---- forward, objective, backward, guard, update; or their replay on a GPU
+                                prepare_step(run_state, step, feed.steps)
+                                if graph is None:
+                                    compute_step(run_state, loaded)
+                                else:
+                                    graph.step(step, loaded)
+                                run_state.count_step(len(loaded.batch.rows))
                                 # ---- report
                                 group.report_and_check(run_state)
                     group.join()
@@ -157,7 +166,7 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
                         "images_per_s": run_state.sums.rows / run_state.sums.seconds,
                         **readings[run_state.place].means,
                         **evaluate_splits(
-                            run_state.forward, setting.evaluations, setting.preprocessing, setting.replicas
+                            run_state.network, setting.evaluations, setting.preprocessing, setting.replicas
                         ),
                         "seconds": run_state.sums.seconds + time.monotonic() - started,
                     }
@@ -173,34 +182,82 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
             yield from group.take_ended()
 
 
-def compute_step(run_state: RunState, batch: TrainingBatch, inputs: Sequence[Tensor]) -> None:
-    """One update of a student. Launched and not waited for, so that a CUDA graph can hold it.
+def prepare_step(run_state: RunState, step: int, steps: int) -> None:
+    """Set learning rate and random draws of a step; both depend on where it is in the run and on nothing else."""
+    lr = learning_rate(run_state.training, run_state.epoch * steps + step, steps)
+    for group in run_state.optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+    run_state.seed(step)
+
+
+def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = False) -> None:
+    """Update a student once. Launched and not waited for, so that a CUDA graph can hold it.
 
     Args:
-        inputs: normalised float32 [b, K, H, W] of each view of the batch; a method of one view sees the first.
+        loaded: of each view of the batch; a method of one view sees the first.
+        check: look for what is not finite instead of the update, which waits for the device.
+
+    Raises:
+        NotFinite: if it is to be checked; its sample is a row of the batch.
     """
-    # ---- forward: logits [B, C] of each view
-    logits = forward(run_state, batch, inputs)
+    batch, method, training = loaded.batch, run_state.method, run_state.training
+
+    # ---- forward: logits [B, C] of each view; what is kept, and evaluated, is the float32 network
+    is_bfloat16 = run_state.precision == "bfloat16"
+    autocast = torch.autocast(run_state.device.type, torch.bfloat16) if is_bfloat16 else contextlib.nullcontext()
+    logits = []
+    # Not a comprehension: what one closes over outlives a failure.
+    for x_bKHW in loaded.inputs[: method.views]:
+        with autocast:
+            logits_bC = run_state.network(x_bKHW)
+        logits.append(run_state.replicas.whole(logits_bC, len(batch.labels), batch.local_slice))
     run_state.optimizer.zero_grad(set_to_none=True)
 
     # ---- objective
-    outcome = batch_objective(run_state, logits, batch, check=False)
+    outcome = objective_of(
+        method,
+        [
+            View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known)
+            for logits_BC, seen in zip(logits, batch.views, strict=False)
+        ],
+        batch.labels,
+        epoch=run_state.epoch + 1,
+        epochs=training.epochs,
+        learned=run_state.learned,
+        cache_statistics=_of_rows(run_state.cache_statistics, batch.device_rows),
+        label_smoothing=training.label_smoothing,
+        check=check,
+    )
 
     # ---- backward
     torch.autograd.backward(outcome.total)
     run_state.replicas.sum_gradients(run_state.weights)
+    if check:
+        check_gradient(run_state.parameters, outcome.total, method)
+        return
 
     # ---- guard: a loss or gradient that is not finite has the optimizer skip this update and all later ones
     checked = [p.grad for p in run_state.parameters if p.grad is not None]
-    if run_state.training.max_gradient_norm is not None:
-        norm = nn.utils.clip_grad_norm_(run_state.parameters, run_state.training.max_gradient_norm)
+    if training.max_gradient_norm is not None:
+        norm = nn.utils.clip_grad_norm_(run_state.parameters, training.max_gradient_norm)
         # A norm that overflows would scale finite gradients to nothing.
         checked.append(norm)
-    run_state.flag_not_finite([*checked, *outcome.watched])
+    # The kernel of torch's gradient scaler, at a scale of 1: one launch, and one pass, for all gradients.
+    torch._amp_foreach_non_finite_check_and_unscale_([*checked, *outcome.watched], run_state.not_finite, run_state.one)
 
     # ---- update
     run_state.optimizer.step()
     run_state.sums.add(outcome, logits[0], batch.labels, run_state.not_finite)
+
+
+def _of_rows(over_cache: Mapping[CacheStatistic, Tensor], rows_B: Tensor) -> dict[CacheStatistic, Tensor]:
+    """Statistics over the cache, those of samples for these rows alone: on the device, without waiting."""
+    return {
+        each: values.index_select(0, rows_B) if each.is_per_sample else values for each, values in over_cache.items()
+    }
 
 
 def _final_evaluation(run_state: RunState, setting: Setting) -> FinalEvaluation:
@@ -210,7 +267,7 @@ def _final_evaluation(run_state: RunState, setting: Setting) -> FinalEvaluation:
     run_state.network.eval()
     return final_evaluation(
         {
-            split: evaluate_with_logits(run_state.forward, feed, setting.preprocessing, setting.replicas)
+            split: evaluate_with_logits(run_state.network, feed, setting.preprocessing, setting.replicas)
             for split, feed in setting.evaluations.items()
         },
         keep_logits=run_state.training.keep_logits,

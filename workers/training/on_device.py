@@ -1,24 +1,28 @@
-"""Pictures and cached logits of a split: on the device if they fit there, else mapped on the host.
+"""Pictures of a split: on the device if they fit there, else mapped on the host, or decoded when asked for.
 
-Legend: N samples, B of a batch, C classes, H x W pixels, K channels, S statistics.
+Legend: N samples, B of a step, H x W pixels, K channels.
 """
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from store import CacheReader
-from workers.data.prepared import Dataset, DecodedDataset, SubsetDataset
+from workers.augmentation.apply import apply
+from workers.augmentation.draw import ViewParameters
+from workers.config.views import Augmentation
+from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, SubsetDataset
+from workers.events import Log
+from workers.training.image_loader import PictureStream, Work, nothing, worker_processes
 
 # Left free on a GPU for weights, activations and the other runs that share it.
 _RESIDENT_SHARE = 0.25
 
-# Where logits come from the disk, it is told so early what will be wanted.
-_BATCHES_AHEAD = 4
 
-
-def _fits(tensor_bytes: int, device: torch.device) -> bool:
+def fits(tensor_bytes: int, device: torch.device) -> bool:
     """Whether a tensor may stay on a GPU: in a quarter of what is free there and within the process's own limit."""
     if device.type != "cuda":
         return False
@@ -39,48 +43,72 @@ class SplitPictures:
         self.resident_NHWK: Tensor | None = None
         if isinstance(dataset, SubsetDataset) and isinstance(dataset.base, DecodedDataset):
             row_bytes = int(np.prod(dataset.picture_shape))
-            if device.type != "cpu" and _fits(dataset.samples * row_bytes, device):
+            if device.type != "cpu" and fits(dataset.samples * row_bytes, device):
                 self.resident_NHWK = torch.from_numpy(dataset.take(slice(None))).to(device)
         elif isinstance(dataset, DecodedDataset):
             mapped_NHWK = torch.from_numpy(np.asarray(dataset.images_NHWC))
             if device.type == "cpu":
                 self.resident_NHWK = mapped_NHWK
-            elif _fits(mapped_NHWK.nbytes, device):
+            elif fits(mapped_NHWK.nbytes, device):
                 self.resident_NHWK = mapped_NHWK.to(device)
 
 
-class TeacherRows:
-    """The teacher's logits and statistics of one view.
+class TrainingPictures(SplitPictures):
+    """Pictures of the training split; those that are not resident are fetched for a step, ahead of the loop.
+
+    Args:
+        recipe: of the views.
+        batch_bytes: of a batch's pictures, all views.
+        threads: of the run; pictures that stay files are decoded by a worker process for each but the first.
+        emit: takes a warning where there is no room for what these processes make.
 
     Attributes:
-        names: of the statistics.
-        resident_NC: logits [N, C] of the current view on the device, always at one address; None if they are mapped.
+        are_views: what is fetched is augmented already.
+
+    Close it when no more are wanted.
     """
 
-    def __init__(self, reader: CacheReader, device: torch.device) -> None:
-        self.reader = reader
-        self.names = tuple(reader.statistics(0))
-        spec = reader.spec
-        self.resident_NC: Tensor | None = None
-        if _fits(spec.samples * spec.row_bytes, device):
-            dtype = torch.from_numpy(np.empty(0, spec.numpy_dtype)).dtype
-            self.resident_NC = torch.empty((spec.samples, spec.classes), dtype=dtype, device=device)
-        self._view = -1
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: Augmentation,
+        device: torch.device,
+        batch_bytes: int,
+        *,
+        threads: int,
+        emit: Callable[[Log], None],
+    ) -> None:
+        super().__init__(dataset, device)
+        self._recipe = recipe
+        self._device = device
+        self._stream: PictureStream | None = None
+        if isinstance(dataset, FilesDataset):
+            processes = worker_processes(threads)
+            self._stream = PictureStream(dataset.files, recipe, processes, device, batch_bytes, emit)
+        self.are_views = self._stream is not None
 
-    def begin(self, view: int, order_N: NDArray[np.int64]) -> None:
-        """Make ``order_N`` of ``view`` current; on a GPU the view is loaded, and verified, when it changes."""
-        if self.resident_NC is None:
-            self._map = self.reader.row_map(view, order_N)
-        elif view != self._view:
-            self.resident_NC.copy_(torch.from_numpy(self.reader.logits(view)))
-        self._view = view
+    def fetched(self, steps: Iterable[Work], waiting: Callable[[], None]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the pictures of each step in turn, on the host: uint8 of each view, or one plain tensor.
 
-    def statistics(self, order_N: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[S, N] in this order, as ``names`` has them."""
-        values = self.reader.statistics(self._view)
-        return np.stack([values[name][order_N] for name in self.names])
+        Args:
+            waiting: called about every second on a CPU while worker processes are waited for; for a GPU it is another
+                thread that waits here.
+        """
+        if self._stream is not None:
+            return self._stream.batches(steps, waiting if self._device.type == "cpu" else nothing)
+        return itertools.starmap(self.fetch, steps)
 
-    def gather(self, start: int, stop: int) -> Tensor:
-        """Mapped logits [B, C] of positions ``start`` to ``stop`` of the order, on the host."""
-        self._map.prefetch(start, stop + _BATCHES_AHEAD * (stop - start))
-        return torch.from_numpy(self._map.gather(start, stop))
+    def fetch(self, rows_B: NDArray[np.int64], drawn: tuple[ViewParameters, ...]) -> tuple[Tensor, ...]:
+        """Make the pictures of a step here and now, as ``fetched`` gives them."""
+        plain = torch.from_numpy(self.dataset.take(rows_B))
+        return tuple(apply(plain, self._recipe, of_B) for of_B in drawn) if self.are_views else (plain,)
+
+    def leave(self) -> None:
+        """End the wait of a thread for pictures that are not needed any more."""
+        if self._stream is not None:
+            self._stream.leave()
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        if self._stream is not None:
+            self._stream.close()

@@ -21,25 +21,22 @@ _AHEAD = 3
 _POLL_S = 1.0
 
 
-def on_device_ahead(
+def prefetch(
     gather: Callable[[T], tuple[Tensor, ...]],
     items: Iterable[T],
     device: torch.device,
     waiting: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """``gather(item)`` of each item in turn, on the device.
+    """Yield ``gather(item)`` of each item in turn, on a GPU.
 
-    On the CPU each is gathered when it is asked for. On a GPU ``gather`` is called in one other thread, in order, and
-    at most three items ahead; what it raises is raised here, at that item's turn.
+    ``gather`` is called in one other thread, in order, and at most three items ahead; what it raises is raised here, at
+    that item's turn.
 
     Args:
         gather: gives tensors on the host; no two calls overlap.
-        waiting: called here about every second while a GPU's next item is gathered; what it raises ends the wait, once
+        waiting: called here about every second while the next item is gathered; what it raises ends the wait, once
             the call of ``gather`` that is under way has ended.
     """
-    if device.type == "cpu":
-        yield from map(gather, items)
-        return
 
     def pinned(item: T) -> tuple[Tensor, ...]:
         # torch keeps pinned blocks for the next batch, and does not give one out while a copy still reads it.

@@ -23,7 +23,7 @@ from workers.training.distributed import Replicas
 from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.final_evaluation import FinalEvaluation
-from workers.training.optimizer import learning_rate, new_optimizer
+from workers.training.optimizer import new_optimizer
 from workers.training.run_handle import RunHandle, Signal
 from workers.training.step_seed import seed_step
 from workers.training.temperatures import EpochTemperatures, epoch_document
@@ -48,7 +48,8 @@ class RunState:
         learned: the temperatures that the method learns, trained beside the student and not part of it.
         epoch: how many are done.
         not_finite: float32 [], on the device; 1 from the first step on whose loss or gradient is not finite: no update
-            is made any more.
+            is made any more, and nothing sets it back.
+        one: float32 [], on the device.
         sums: of the epoch that is under way; ``sums.steps`` of its steps are done.
         metrics: a line for every epoch that is done.
         temperatures: an item of ``temperatures.json`` for every epoch that is done.
@@ -86,7 +87,7 @@ class RunState:
         self.weights = [p for p in network.parameters() if p.requires_grad]
         self.parameters = self.weights + list(self.learned.values())
         self.optimizer = new_optimizer(self.training, self.parameters, device)
-        self.not_finite, self._one = torch.zeros((), device=device), torch.ones((), device=device)
+        self.not_finite, self.one = torch.zeros((), device=device), torch.ones((), device=device)
         # A fused optimizer makes no update where this is 1; torch's own gradient scaler uses it so.
         self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
         self.counters = BatchCounters(network)
@@ -133,37 +134,9 @@ class RunState:
         if self.best_weights:
             self.network.load_state_dict(self.best_weights)
 
-    def prepare_step(self, step: int, steps: int) -> None:
-        """Learning rate and random draws of a step; both depend on where it is in the run and on nothing else."""
-        lr = learning_rate(self.training, self.epoch * steps + step, steps)
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
-        self.seed(step)
-
     def seed(self, step: int) -> None:
         """Begin the random draws of a step of this epoch."""
         seed_step(self.task.run.seed, self.epoch, step, self.device)
-
-    def forward(self, inputs_BKHW: Tensor) -> Tensor:
-        """Compute the logits [B, C] of normalised float32 pictures.
-
-        bfloat16 while it learns, if that was chosen; what is evaluated is the float32 network that is kept.
-        """
-        logits_BC: Tensor
-        if self.network.training and self.precision == "bfloat16":
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                logits_BC = self.network(inputs_BKHW)
-        else:
-            logits_BC = self.network(inputs_BKHW)
-        return logits_BC
-
-    def flag_not_finite(self, values: list[Tensor]) -> None:
-        """Set ``not_finite`` if any element of these is NaN or infinite; nothing sets it back."""
-        # The kernel of torch's gradient scaler, at a scale of 1: one launch, and one pass, for all gradients.
-        torch._amp_foreach_non_finite_check_and_unscale_(values, self.not_finite, self._one)
 
     def count_step(self, rows: int) -> None:
         """Count a step that was given to the device."""

@@ -22,7 +22,6 @@ from workers.methods.gradient_estimate import gradient_warnings
 from workers.precision import Precision, float32_as
 from workers.students.build import build_student
 from workers.teacher.cache_statistics import read_cache_statistics, some_rows
-from workers.training.batches import student_preprocessing
 from workers.training.cuda_graph import why_no_graph
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
@@ -47,13 +46,17 @@ class Setting:
     precision: Precision
     no_graph: str | None
     train: Dataset
-    preprocessing: Preprocessing
     size: tuple[int, int]
     feed: TrainingFeed
     evaluations: Mapping[Split, EvaluationFeed]
     replicas: Replicas
     cache_statistics: Mapping[CacheStatistic, Tensor]
     teacher_rows: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From a picture to the student's input."""
+        return self.feed.preprocessing
 
 
 @contextmanager
@@ -124,7 +127,6 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
         precision="tf32" if training.precision == "tf32" else "float32",
         no_graph=no_graph,
         train=train,
-        preprocessing=student_preprocessing(train, size),
         size=size,
         feed=TrainingFeed(
             train,

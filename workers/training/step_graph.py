@@ -8,8 +8,7 @@ from torch import Tensor
 
 from workers.errors import InvalidJob
 from workers.events import Log
-from workers.training.batch_loader import LoadedBatch
-from workers.training.batches import TrainingBatch
+from workers.training.batches import LoadedBatch
 from workers.training.cuda_graph import WARM_UP_STEPS, Recorder, cause_of
 from workers.training.run import RunState
 
@@ -22,32 +21,28 @@ _COMPARED_STEPS = 2
 _TOLERANCE = 0.05
 
 
-ComputeStep = Callable[[RunState, TrainingBatch, Sequence[Tensor]], None]
+ComputeStep = Callable[[RunState, LoadedBatch], None]
 
 
 class StepGraph:
     """A run's step, recorded after a few eager ones; says in the run's log and environment what became of it.
 
     Args:
-        compute: launches a step on a batch and its normalised inputs.
-        reason: why nothing is to be recorded; None if it is.
+        compute: launches a step on a batch.
     """
 
-    def __init__(self, run_state: RunState, compute: ComputeStep, reason: str | None) -> None:
+    def __init__(self, run_state: RunState, compute: ComputeStep) -> None:
         self._run_state = run_state
         self._compute = compute
-        self._recorder = Recorder() if reason is None else None
+        self._recorder: Recorder | None = Recorder()
         self._draws = False
         self._insists = run_state.training.cuda_graph == "on"
         self._warm_steps, self._warm_rows = 0, 0
         self._compared = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._key: tuple[float, ...] = ()
-        if self._recorder is not None:
-            # The next replay overwrites what the sums of a step are computed from.
-            run_state.sums.is_deferred = False
-        # A run that was resumed when all was trained keeps what was said of its training.
-        run_state.environment.setdefault("cuda_graph", f"off: {reason or 'too few steps'}")
+        # The next replay overwrites what the sums of a step are computed from.
+        run_state.sums.is_deferred = False
 
     @property
     def place(self) -> int:
@@ -77,10 +72,10 @@ class StepGraph:
         if loaded.failure is not None and self._recorder is not None:
             self._give_up(loaded.failure)
         if self._recorder is None:
-            self._compute(run_state, loaded.batch, loaded.inputs)
+            self._compute(run_state, loaded)
             return
         if self._is_warming_up(len(loaded.batch.labels)) or not loaded.recordable:
-            self._compute(run_state, loaded.batch, loaded.inputs)
+            self._compute(run_state, loaded)
             self._draws = self._draws or _has_drawn(run_state.device)
             return
         key = self._key_now
@@ -89,7 +84,7 @@ class StepGraph:
             self._compared = min(self._compared, _COMPARED_STEPS - 1)
             run_state.seed(step)
         if self._graph is None:
-            self._compute(run_state, loaded.batch, loaded.inputs)
+            self._compute(run_state, loaded)
         elif self._compared < _COMPARED_STEPS:
             self._compare(self._graph, step, loaded)
         else:
@@ -105,7 +100,7 @@ class StepGraph:
 
     def _record(self, recorder: Recorder, loaded: LoadedBatch) -> torch.cuda.CUDAGraph | None:
         try:
-            return recorder.record(lambda: self._compute(self._run_state, loaded.batch, loaded.inputs))
+            return recorder.record(lambda: self._compute(self._run_state, loaded))
         except RuntimeError as error:
             self._give_up(f"the step cannot be recorded: {cause_of(error)}")
             return None
@@ -115,7 +110,7 @@ class StepGraph:
         run_state = self._run_state
         tensors = run_state.tensors
         before = _on_host(tensors)
-        self._compute(run_state, loaded.batch, loaded.inputs)
+        self._compute(run_state, loaded)
         eager = _on_host(tensors)
         _restore(tensors, before)
         run_state.seed(step)

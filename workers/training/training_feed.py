@@ -9,8 +9,10 @@ resumed run sees what it would have seen.
 Shapes as in ``batches``.
 """
 
+import contextlib
+import itertools
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,41 +20,70 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store import CacheReader
-from workers.augmentation.apply import apply, apply_table
+from workers.augmentation.apply import apply_table, to_input
 from workers.augmentation.draw import draw
 from workers.config.views import Views, output_size
-from workers.data.prepared import Dataset, FilesDataset
+from workers.data.prepared import Dataset
 from workers.events import Log, ignore
-from workers.training.batches import BatchInputs, TrainingBatch, ViewBatch
-from workers.training.image_loader import PictureStream, nothing, worker_processes
-from workers.training.on_device import SplitPictures, TeacherRows
-from workers.training.prefetch import on_device_ahead
+from workers.training import on_device
+from workers.training.batches import (
+    ALL,
+    BatchInputs,
+    LoadedBatch,
+    NotWanted,
+    Share,
+    TrainingBatch,
+    ViewBatch,
+    epoch_order,
+    student_preprocessing,
+)
+from workers.training.image_loader import Work, nothing
+from workers.training.on_device import TrainingPictures
+from workers.training.prefetch import prefetch
+
+# Where logits come from the disk, it is told so early what will be wanted.
+_BATCHES_AHEAD = 4
 
 # On a CPU a batch takes a third of the time if another was made just before: the network's arithmetic has driven the
 # code that makes it out of the processor's caches. So many are made in a row, in so much memory as float32 inputs.
-_MOST_AT_ONCE, _AT_ONCE_BYTES, _INPUT_BYTES = 8, 8 << 20, 4
+_MOST_AT_ONCE, _AT_ONCE_BYTES, _BYTES_OF_A_PIXEL = 8, 8 << 20, 4
 
 
-@dataclass(frozen=True)
-class Share:
-    """Part of every batch that this process computes: part ``rank`` of ``ranks`` nearly equal ones."""
+class TeacherRows:
+    """The teacher's logits and statistics of one view.
 
-    rank: int = 0
-    ranks: int = 1
+    Attributes:
+        names: of the statistics.
+        resident_NC: logits [N, C] of the current view on the device, always at one address; None if they are mapped.
+    """
 
-    def of(self, rows: int) -> slice:
-        """Return its part of a batch of so many rows; empty if there are fewer rows than parts."""
-        return slice(rows * self.rank // self.ranks, rows * (self.rank + 1) // self.ranks)
+    def __init__(self, reader: CacheReader, device: torch.device) -> None:
+        self.reader = reader
+        self.names = tuple(reader.statistics(0))
+        spec = reader.spec
+        self.resident_NC: Tensor | None = None
+        if on_device.fits(spec.samples * spec.row_bytes, device):
+            dtype = torch.from_numpy(np.empty(0, spec.numpy_dtype)).dtype
+            self.resident_NC = torch.empty((spec.samples, spec.classes), dtype=dtype, device=device)
+        self._view = -1
 
+    def begin(self, view: int, order_N: NDArray[np.int64]) -> None:
+        """Make ``order_N`` of ``view`` current; on a GPU the view is loaded, and verified, when it changes."""
+        if self.resident_NC is None:
+            self._map = self.reader.row_map(view, order_N)
+        elif view != self._view:
+            self.resident_NC.copy_(torch.from_numpy(self.reader.logits(view)))
+        self._view = view
 
-ALL = Share()
+    def statistics(self, order_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[S, N] in this order, as ``names`` has them."""
+        values = self.reader.statistics(self._view)
+        return np.stack([values[name][order_N] for name in self.names])
 
-
-def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order of the samples in one epoch, int64 [samples]; the same on every machine."""
-    # Philox is counter-based: (seed, epoch) is its key, no state is carried from epoch to epoch.
-    key = np.array([seed, epoch], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).permutation(samples)
+    def gather(self, start: int, stop: int) -> Tensor:
+        """Mapped logits [B, C] of positions ``start`` to ``stop`` of the order, on the host."""
+        self._map.prefetch(start, stop + _BATCHES_AHEAD * (stop - start))
+        return torch.from_numpy(self._map.gather(start, stop))
 
 
 class TrainingFeed:
@@ -74,6 +105,7 @@ class TrainingFeed:
 
     Attributes:
         samples: how many pictures an epoch shows.
+        preprocessing: from a picture to the student's input.
         batches_at_once: how many are best made in a row, before the first is trained on.
 
     Close it when no more batches are wanted.
@@ -96,17 +128,16 @@ class TrainingFeed:
         self.device = device
         self._rows_N = rows_N
         self.samples = len(dataset.labels_N) if rows_N is None else len(rows_N)
-        self._pictures = SplitPictures(dataset, device)
-        self._stream: PictureStream | None = None
-        if isinstance(dataset, FilesDataset):
-            height, width = output_size(plan.augmentation, dataset.height, dataset.width)
-            own = share.of(min(batch_size, self.samples))
-            batch_bytes = (own.stop - own.start) * views_per_step * height * width * dataset.channels
-            processes = worker_processes(threads)
-            self._stream = PictureStream(dataset.files, plan.augmentation, processes, device, batch_bytes, emit)
+        height, width = output_size(plan.augmentation, dataset.height, dataset.width)
+        self.preprocessing = student_preprocessing(dataset, (height, width))
+        row_bytes = views_per_step * height * width * dataset.channels
+        own = share.of(min(batch_size, self.samples))
+        batch_bytes = (own.stop - own.start) * row_bytes
+        self._pictures = TrainingPictures(dataset, plan.augmentation, device, batch_bytes, threads=threads, emit=emit)
         self._plan = plan
         self._views_per_step = views_per_step
         self._teachers = [] if reader is None else [TeacherRows(reader, device) for _ in range(views_per_step)]
+        self._mapped_teachers = [teacher for teacher in self._teachers if teacher.resident_NC is None]
         self._batch_size = batch_size
         self._seed = seed
         self._share = share
@@ -114,14 +145,35 @@ class TrainingFeed:
         full, rest = divmod(self.samples, batch_size)
         self.steps = full + (rest > 1 or full == 0)
         self.batches_at_once = 1
-        if device.type == "cpu" and self._stream is None:
-            height, width = output_size(plan.augmentation, dataset.height, dataset.width)
-            pixels = min(batch_size, self.samples) * views_per_step * height * width * dataset.channels
-            self.batches_at_once = min(max(_AT_ONCE_BYTES // (_INPUT_BYTES * pixels), 1), _MOST_AT_ONCE)
+        if device.type == "cpu" and not self._pictures.are_views:
+            input_bytes = _BYTES_OF_A_PIXEL * min(batch_size, self.samples) * row_bytes
+            self.batches_at_once = min(max(_AT_ONCE_BYTES // input_bytes, 1), _MOST_AT_ONCE)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
-        """Yield the batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0."""
+        """Yield the batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0; not normalised."""
         return map(self.make, self.inputs(epoch, first_step))
+
+    def batches(
+        self,
+        epoch: int,
+        first_step: int,
+        load: Callable[[BatchInputs], LoadedBatch],
+        waiting: Callable[[], None] = nothing,
+    ) -> Iterator[tuple[int, LoadedBatch]]:
+        """Yield the batches of an epoch as runs train on them, each with its step; ``batches_at_once`` made in a row.
+
+        Args:
+            load: ``self.load``, or what a CUDA graph has recorded of it.
+            waiting: as of ``inputs``; ``NotWanted`` ends the epoch and is not raised here.
+        """
+        inputs = enumerate(self.inputs(epoch, first_step, waiting), start=first_step)
+        with contextlib.suppress(NotWanted):
+            while some := list(itertools.islice(inputs, self.batches_at_once)):
+                made = deque((step, load(each)) for step, each in some)
+                some.clear()
+                while made:
+                    # Not kept here while it is trained on.
+                    yield made.popleft()
 
     def inputs(self, epoch: int, first_step: int = 0, waiting: Callable[[], None] = nothing) -> Iterator[BatchInputs]:
         """Yield the inputs of an epoch's batches, for ``make``, from step ``first_step`` on, both counted from 0.
@@ -155,20 +207,22 @@ class TrainingFeed:
 
     def inputs_again(self, step: int) -> BatchInputs:
         """Return the inputs of a step of the epoch that is under way, once more."""
-        whole, _, here = self._part(step)
-        fetched = self._mapped_logits(whole)
-        if self._pictures.resident_NHWK is None:
-            images: tuple[Tensor, ...] = (torch.from_numpy(self._pictures.dataset.take(self._order_N[here])),)
-            if self._stream is not None:
-                images = tuple(apply(images[0], self._plan.augmentation, of_N[here]) for of_N in self._drawn)
-            fetched = (*images, *fetched)
+        images = () if self._pictures.resident_NHWK is not None else self._pictures.fetch(*self._shown(step))
+        fetched = (*images, *self._mapped_logits(step))
         return self._inputs(step, tuple(tensor.to(self.device) for tensor in fetched))
+
+    def load(self, inputs: BatchInputs) -> LoadedBatch:
+        """The batch of these inputs, normalised."""
+        batch = self.make(inputs)
+        return LoadedBatch(
+            batch, tuple(to_input(seen.images, self.preprocessing, channels_last=True) for seen in batch.views)
+        )
 
     def make(self, inputs: BatchInputs) -> TrainingBatch:
         """Gather and augment, on the device alone: no copy from the host, no synchronisation."""
         rows_B, labels_B = inputs.integers[0], inputs.integers[1]
         local_slice, plan, images = inputs.local_slice, self._plan, inputs.images
-        if self._stream is None:
+        if not self._pictures.are_views:
             if self._pictures.resident_NHWK is not None:
                 plain = self._pictures.resident_NHWK.index_select(0, rows_B[local_slice])
             else:
@@ -192,19 +246,22 @@ class TrainingFeed:
     def close(self) -> None:
         """End the thread and the worker processes that fetch ahead, if there are any."""
         self._stop_fetching()
-        if self._stream is not None:
-            self._stream.close()
+        self._pictures.close()
 
-    def _part(self, step: int) -> tuple[slice, slice, slice]:
-        """A batch's place in the order, this process's share of the batch, and the place of that in the order."""
+    def _part(self, step: int) -> tuple[slice, slice]:
+        """A batch's place in the order, and this process's share of the batch."""
         start = step * self._batch_size
         stop = min(start + self._batch_size, self.samples)
-        local_slice = self._share.of(stop - start)
-        return slice(start, stop), local_slice, slice(start + local_slice.start, start + local_slice.stop)
+        return slice(start, stop), self._share.of(stop - start)
+
+    def _shown(self, step: int) -> Work:
+        """Samples of a step whose pictures are wanted here, and their views."""
+        whole, local_slice = self._part(step)
+        return self._order_N[whole][local_slice], tuple(of_N[whole][local_slice] for of_N in self._drawn)
 
     def _inputs(self, step: int, fetched: tuple[Tensor, ...]) -> BatchInputs:
         """``fetched``: what is not resident, pictures first."""
-        whole, local_slice, _ = self._part(step)
+        whole, local_slice = self._part(step)
         statistics = None if self._statistics is None else self._statistics[:, whole]
         pictures = len(fetched) - len(self._mapped_teachers)
         integers = self._integers[:, whole]
@@ -213,46 +270,30 @@ class TrainingFeed:
         )
 
     def _fetched(self, steps: range, waiting: Callable[[], None]) -> Generator[tuple[Tensor, ...], None, None]:
-        """Yield what is not resident of each step, on the device."""
-        if self._pictures.resident_NHWK is not None and not self._mapped_teachers:
-            yield from (() for _ in steps)
-            return
-        pictures: Iterator[tuple[Tensor, ...]]
-        parts = [self._part(step)[2] for step in steps]
-        if self._stream is not None:
-            work = ((self._order_N[here], tuple(of_N[here] for of_N in self._drawn)) for here in parts)
-            # For a GPU it is another thread that waits there.
-            pictures = self._stream.batches(work, waiting if self.device.type == "cpu" else nothing)
-        elif self._pictures.resident_NHWK is None:
-            pictures = ((torch.from_numpy(self._pictures.dataset.take(self._order_N[here])),) for here in parts)
-        else:
-            pictures = (() for _ in parts)
+        """Yield what is not resident of each step, on the device: pictures, then logits."""
+        is_resident = self._pictures.resident_NHWK is not None
+        pictures = itertools.repeat(()) if is_resident else self._pictures.fetched(map(self._shown, steps), waiting)
 
         def gather(step: int) -> tuple[Tensor, ...]:
-            return (*next(pictures), *self._mapped_logits(self._part(step)[0]))
+            return (*next(pictures), *self._mapped_logits(step))
 
         def ask() -> None:
             try:
                 waiting()
             except BaseException:
-                self._leave()
+                self._pictures.leave()
                 raise
 
-        yield from on_device_ahead(gather, steps, self.device, ask)
-
-    def _leave(self) -> None:
-        """End the wait of a thread for pictures that are not needed any more."""
-        if self._stream is not None:
-            self._stream.leave()
+        if self.device.type == "cpu" or (is_resident and not self._mapped_teachers):
+            yield from map(gather, steps)
+        else:
+            yield from prefetch(gather, steps, self.device, ask)
 
     def _stop_fetching(self) -> None:
         if self._fetching is not None:
-            self._leave()
+            self._pictures.leave()
             self._fetching.close()
 
-    @property
-    def _mapped_teachers(self) -> list[TeacherRows]:
-        return [teacher for teacher in self._teachers if teacher.resident_NC is None]
-
-    def _mapped_logits(self, whole: slice) -> tuple[Tensor, ...]:
+    def _mapped_logits(self, step: int) -> tuple[Tensor, ...]:
+        whole, _ = self._part(step)
         return tuple(teacher.gather(whole.start, whole.stop) for teacher in self._mapped_teachers)

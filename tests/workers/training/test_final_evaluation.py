@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.support.digits import SMALL, Digits
 from tests.support.method_inputs import ordinary
+from workers.augmentation.apply import to_input
 from workers.config.task import TrainingTask
 from workers.config.training import AdamW, Training
 from workers.data.holdout_spec import Holdout
@@ -26,7 +27,6 @@ from workers.pipeline import run_job
 from workers.run_files import ARTIFACTS
 from workers.teacher.build_caches import build_caches
 from workers.teacher.plan_caches import plan_caches
-from workers.training.batches import to_input
 from workers.training.calibration import fit_temperature
 from workers.training.evaluate import EvaluatedSplit
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation

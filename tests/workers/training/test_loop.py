@@ -13,6 +13,7 @@ import torch
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.full_disk import on_a_small_disk
+from workers.augmentation.apply import to_input
 from workers.config.task import TeacherAccuracy, TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.training import CosineSchedule, Sgd, StepSchedule, Training
@@ -23,13 +24,13 @@ from workers.methods.combined import PRESETS
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
 from workers.teacher.teacher import Teacher
-from workers.training.batches import to_input
+from workers.training.batches import epoch_order
 from workers.training.checkpoint import load_checkpoint
 from workers.training.loop import train_group, train_run
+from workers.training.not_finite import check_gradient
 from workers.training.optimizer import learning_rate
 from workers.training.run_handle import RunHandle
-from workers.training.step import check_gradient
-from workers.training.training_feed import _MOST_AT_ONCE, TrainingFeed, epoch_order
+from workers.training.training_feed import _MOST_AT_ONCE, TrainingFeed
 
 
 def stop_after(epochs: int) -> tuple[Callable[[object], None], Callable[[], bool]]:

@@ -24,17 +24,16 @@ from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.precision import choose_precision, float32_as, tf32_in_force
 from workers.students.build import build_student
 from workers.training import loop
-from workers.training.batch_loader import BatchLoader, LoadedBatch
-from workers.training.batches import BatchInputs
+from workers.training.batch_graph import BatchGraph
+from workers.training.batches import BatchInputs, LoadedBatch, epoch_order
 from workers.training.cuda_graph import why_no_graph
 from workers.training.host_copy import copy_packed
 from workers.training.loop import train_group, train_run
-from workers.training.on_device import TeacherRows
+from workers.training.not_finite import ComputeStep, explain_not_finite
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
-from workers.training.step import explain_not_finite
 from workers.training.step_graph import _apart
-from workers.training.training_feed import epoch_order
+from workers.training.training_feed import TeacherRows
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -56,10 +55,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, every: int) -> list[tuple[int, int,
     monkeypatch.setattr("workers.training.group.check_every", lambda _: every)
     explain, seen = explain_not_finite, []
 
-    def explain_and_note(run_state: RunState, step: int, *arguments: object) -> NotFinite:
+    def explain_and_note(compute: ComputeStep, run_state: RunState, step: int, loaded: LoadedBatch) -> NotFinite:
         kept = {name: value.detach().clone() for name, value in run_state.network.named_parameters()}
         seen.append((step, run_state.sums.steps, kept))
-        return explain(run_state, step, *arguments)
+        return explain(compute, run_state, step, loaded)
 
     monkeypatch.setattr("workers.training.group.explain_not_finite", explain_and_note)
     return seen
@@ -125,10 +124,10 @@ def test_a_run_that_cannot_begin_says_why_and_leaves_the_others_alone(
 
 def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its weights nor what the functions held that raised: on a GPU the others need it."""
-    compute, held = loop.StepGraph.step, []
+    compute, held = loop.compute_step, []
 
-    def step(self: loop.StepGraph, number: int, loaded: object) -> None:
-        run_state = self._run_state
+    def step(run_state: RunState, loaded: LoadedBatch) -> None:
+        number = run_state.sums.steps
         if run_state.place == 0 and number == 2:
             activations = torch.zeros(1000)
             held.extend([weakref.ref(activations), *map(weakref.ref, [run_state.weights[0].untyped_storage()])])
@@ -136,9 +135,9 @@ def test_a_run_that_failed_holds_no_memory(digits: Digits, tmp_path: Path, monke
         if run_state.place == 1 and number == 4:
             gc.collect()
             held.append(held[0]() is None)
-        compute(self, number, loaded)
+        compute(run_state, loaded)
 
-    monkeypatch.setattr("workers.training.loop.StepGraph.step", step)
+    monkeypatch.setattr(loop, "compute_step", step)
     kept: list[RunState] = []
     made = loop.new_run_state
     monkeypatch.setattr("workers.training.loop.new_run_state", lambda *a: kept.append(made(*a)) or kept[-1])
@@ -216,7 +215,7 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     class OnCpu:
         def record(self, work: Callable[[], None]) -> object:
             held = [cell.cell_contents for cell in work.__closure__ or ()]
-            loader = next((each for each in held if isinstance(each, BatchLoader)), None)
+            loader = next((each for each in held if isinstance(each, BatchGraph)), None)
             if loader is None:
                 recorded.append("step")
                 [loaded] = [each for each in held if isinstance(each, LoadedBatch)]
@@ -244,9 +243,11 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
             return SimpleNamespace(replay=replay)
 
-    monkeypatch.setattr("workers.training.group.Recorder", OnCpu)
+    monkeypatch.setattr("workers.training.batch_graph.Recorder", OnCpu)
     monkeypatch.setattr("workers.training.step_graph.Recorder", OnCpu)
     monkeypatch.setattr("workers.training.setting.why_no_graph", lambda *_: None)
+    # On a GPU, too, a batch is trained on before the next one takes its place.
+    monkeypatch.setattr("workers.training.training_feed._MOST_AT_ONCE", 1)
     return recorded
 
 
@@ -315,14 +316,14 @@ def test_step_graph_is_recorded_again_when_the_epoch_changes_the_loss(
 def test_loaded_batch_of_a_replay_has_the_rows_of_its_step(
     digits: Digits, tmp_path: Path, graphs_on_a_cpu: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, rows = BatchLoader.load, []
+    load, rows = BatchGraph.load, []
 
-    def noting(self: BatchLoader, inputs: BatchInputs) -> LoadedBatch:
+    def noting(self: BatchGraph, inputs: BatchInputs) -> LoadedBatch:
         loaded = load(self, inputs)
         rows.append((inputs.rows.tolist(), loaded.batch.rows.tolist(), loaded.recordable))
         return loaded
 
-    monkeypatch.setattr(BatchLoader, "load", noting)
+    monkeypatch.setattr(BatchGraph, "load", noting)
     train_run(digits.order("kd", tmp_path, SMALL.model_copy(update={"epochs": 1})), ignore, never)
     assert any(recordable for _, _, recordable in rows)
     assert all(of_step == of_batch for of_step, of_batch, _ in rows)

@@ -15,7 +15,7 @@ from workers.events import ignore, never
 from workers.methods.losses import Kl
 from workers.methods.policies.catalog import POLICIES as POLICY_FUNCTIONS
 from workers.methods.temperature_bins import BINS, CELLS, QUANTILES, Distribution
-from workers.objective.objective import Objective
+from workers.objective.results import Objective
 from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.loop import train_run

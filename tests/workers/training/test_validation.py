@@ -9,6 +9,7 @@ import torch
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.workers.training.test_loop import stop_after
+from workers.augmentation.apply import to_input
 from workers.config.job import JobSpec
 from workers.config.task import TrainingTask
 from workers.config.training import Training
@@ -23,7 +24,7 @@ from workers.students.build import build_student
 from workers.teacher.build_caches import build_caches
 from workers.teacher.forwards import forwards_needed
 from workers.teacher.plan_caches import plan_caches
-from workers.training.batches import student_preprocessing, to_input
+from workers.training.batches import student_preprocessing
 from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.loop import train_run
 from workers.training.tasks import task_of_run
