@@ -136,7 +136,7 @@ class InferenceActor(Actor):
         return outcome_of(lambda: self._infer(task_json, blocks))
 
     def _infer(self, task_json: str, blocks: list[int]) -> dict[str, Any]:
-        from workers.teacher.inference_task import infer_with, open_teacher
+        from workers.teacher.inference import infer_with, open_teacher
 
         task = InferenceTask.model_validate_json(task_json)
         # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.

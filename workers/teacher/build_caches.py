@@ -1,6 +1,6 @@
 """Complete caches of a plan: reserve them, yield the blocks that are missing, verify what was committed.
 
-``missing_blocks`` yields; whoever drives it infers and commits each with ``inference_task.infer_with`` before it asks
+``missing_blocks`` yields; whoever drives it infers and commits each with ``inference.infer_with`` before it asks
 for more: ``build_caches`` in this process, ``cluster.caches_actor`` with a pool of actors. Nothing here calls back.
 
 Of a lossy cache the first block comes first, and ``encoding_check`` judges by it whether the rest is worth the
@@ -22,8 +22,7 @@ from workers.events import CacheReady, Emit, InferenceProgress, Log, ShouldStop,
 from workers.files import alone
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.encoding_check import check_lossy_encoding
-from workers.teacher.inference import AUGMENTATION
-from workers.teacher.inference_task import infer_here, inference_batch
+from workers.teacher.inference import AUGMENTATION, infer_here, inference_batch
 from workers.teacher.sessions import Device
 
 
@@ -85,7 +84,7 @@ def build_caches(
         How many rows went through the teacher, the preflight's included.
 
     Raises:
-        Stopped, store.StoreError, WorkerError: as of ``missing_blocks`` and ``inference_task.infer_here``.
+        Stopped, store.StoreError, WorkerError: as of ``missing_blocks`` and ``inference.infer_here``.
     """
     forwards = plan.contract_forwards
     with closing(
