@@ -72,16 +72,19 @@ class CacheStage:
             self._take_caches(job, outcome.value)
         # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
         self._context.leases.take(job.id, job.progress.caches.values())
-        gpu_share = work.task.actor_group.gpu_share
         work.task.close()
         job.caches = None
         if outcome.value is None:
-            # Beside what it has emitted: batches of blocks that were under way.
-            self._queries.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
+            self._judge(job, work, outcome)
+
+    def _judge(self, job: ActiveJob, work: Work, outcome: TaskOutcome) -> None:
+        """Decide what comes of caches that are not complete: they are built again, set aside, or the job fails."""
+        # Beside what it has emitted: batches of blocks that were under way.
+        self._queries.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
         if work.requested is None and (reason := self._disk.reason(outcome)) is not None:
             self._set_aside(job, reason)
             return
-        if outcome.kind == "failed" and is_worth_a_whole_gpu(job, outcome, gpu_share):
+        if outcome.kind == "failed" and is_worth_a_whole_gpu(job, outcome, work.task.actor_group.gpu_share):
             return
         if outcome.kind == "failed" and not is_worth_another_device(job, CACHES, outcome, self._context.gpus):
             self._endings.fail(job.id, job.attempt, error_of_work(job, CACHES, outcome))

@@ -48,7 +48,7 @@ from workers.students.build import build_student
 from workers.teacher.inference import infer_blocks, inference_batch
 from workers.teacher.sessions import Device
 from workers.teacher.teacher import Teacher
-from workers.training.artifacts import Student, export_onnx
+from workers.training.onnx_export import Student, export_onnx
 
 BAR = 0.95
 BLOCKS_PER_TURN = 2

@@ -25,8 +25,9 @@ from workers.config.teacher import Preprocessing
 from workers.errors import WorkerError
 from workers.pipeline import run_job
 from workers.students.build import build_student
-from workers.training.artifacts import Student, Written, write_artifacts
 from workers.training.checkpoint import save_checkpoint
+from workers.training.onnx_export import Student
+from workers.training.result import Written, write_artifacts
 
 _STEP_BYTES = 200 << 10
 

@@ -14,11 +14,10 @@ from typing import Any
 
 from workers.cluster import ray_api
 from workers.cluster.actor_group import ActorGroup
-from workers.cluster.actors import TrainingActor
+from workers.cluster.actors import Task, TrainingActor
 from workers.cluster.caches_actor import CachesActor, CachesTask
 from workers.cluster.head_folder import HeadFailed
 from workers.cluster.ray_head import RayHead
-from workers.cluster.tasks import Task
 from workers.config.job import JobSpec
 from workers.config.task import Folders, TrainingTask
 

@@ -137,36 +137,47 @@ def missing_blocks(
         )
 
     emit(Stage(stage="inference"))
-    already: dict[str, int] = {}
+    judged_rows = 0
     if plan.guard is not None:
-        already[plan.train_cache.key] = yield from _first_block(task(plan.train_cache), plan.guard, emit, should_stop)
+        judged_rows = yield from _first_block(task(plan.train_cache), plan.guard, emit, should_stop)
     for spec in plan.caches:
         started = time.monotonic()
+        rows = judged_rows if spec == plan.train_cache else 0
         with _in_turn(folders, spec, should_stop):
-            rows = (yield from _pending_blocks(task(spec))) + already.get(spec.key, 0)
-        rows_total = spec.views * spec.samples
+            writer = CacheWriter(folders.caches, spec)
+            if not writer.is_complete:
+                missing = MissingBlocks(task(spec), writer.pending_blocks())
+                yield missing
+                writer.finish()
+                rows += missing.rows
         _verify(folders, spec)
-        emit(
-            InferenceProgress(
-                cache=spec.key,
-                split=spec.split,
-                rows_done=rows_total,
-                rows_total=rows_total,
-                rows_inferred=rows,
-                rows_per_s=None,
-                eta_s=0.0,
-            )
+        _emit_ready(spec, rows, time.monotonic() - started, emit)
+
+
+def _emit_ready(spec: CacheSpec, rows_inferred: int, seconds: float, emit: Emit) -> None:
+    """Emit the last progress of a cache, and that it is complete."""
+    rows_total = spec.views * spec.samples
+    emit(
+        InferenceProgress(
+            cache=spec.key,
+            split=spec.split,
+            rows_done=rows_total,
+            rows_total=rows_total,
+            rows_inferred=rows_inferred,
+            rows_per_s=None,
+            eta_s=0.0,
         )
-        emit(
-            CacheReady(
-                cache=spec.key,
-                split=spec.split,
-                views=spec.views,
-                rows_total=rows_total,
-                rows_inferred=rows,
-                seconds=time.monotonic() - started,
-            )
+    )
+    emit(
+        CacheReady(
+            cache=spec.key,
+            split=spec.split,
+            views=spec.views,
+            rows_total=rows_total,
+            rows_inferred=rows_inferred,
+            seconds=seconds,
         )
+    )
 
 
 def _in_turn(folders: Folders, spec: CacheSpec, should_stop: ShouldStop) -> AbstractContextManager[None]:
@@ -193,17 +204,6 @@ def _first_block(
     labels_R = torch.from_numpy(dataset.labels_N[: len(reference.exact)])
     check_lossy_encoding(check, spec, reference, labels_R, emit=emit)
     return rows
-
-
-def _pending_blocks(task: InferenceTask) -> Generator[MissingBlocks, None, int]:
-    """Yield the blocks of one cache that are not committed, and finish the cache; returns rows yielded."""
-    writer = CacheWriter(task.folders.caches, task.spec)
-    if writer.is_complete:
-        return 0
-    missing = MissingBlocks(task, writer.pending_blocks())
-    yield missing
-    writer.finish()
-    return missing.rows
 
 
 def _verify(folders: Folders, spec: CacheSpec) -> None:

@@ -1,22 +1,36 @@
-"""result.json and the artifacts of a run that is trained to its end."""
+"""result.json and the artifacts of a run that is trained to its end: weights, ONNX, metrics, events, configuration.
 
-from collections.abc import Mapping
+A finished run's folder appears under its final name in one rename, so a folder that has the name is complete, and a run
+that was stopped or killed leaves none.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from workers.augmentation.apply import resize
+from workers.config.task import TrainingTask
 from workers.errors import Paused, Stopped
-from workers.files import file_sha256
+from workers.files import disk_full_is_disk_low, file_sha256, sync, sync_folder
 from workers.methods.cache_values import record
-from workers.run_files import BUNDLE, WEIGHTS
-from workers.training.artifacts import Exported, Student, Written, write_artifacts, write_json
+from workers.run_files import ARTIFACTS, BUNDLE, EVENT_FILE, ONNX, WEIGHTS
 from workers.training.bundle import bundle_of
 from workers.training.evaluate import name_of
+from workers.training.event_file import write_event_file
+from workers.training.final_evaluation import FinalEvaluation
+from workers.training.host_copy import to_host
 from workers.training.int8 import Int8Inputs, leave_int8
 from workers.training.model_folder import ModelFacts, leave_model
+from workers.training.onnx_export import Exported, Student, export_onnx
 from workers.training.run import RunState
 from workers.training.run_handle import Signal
 from workers.training.setting import Setting
@@ -25,27 +39,66 @@ from workers.training.temperatures import document
 _PARITY_PICTURES = 32
 
 
+@dataclass(frozen=True)
+class Written:
+    """Contents of a run's artifacts beside the student itself.
+
+    Attributes:
+        config, result: config.json and result.json.
+        metrics: a line of metrics.jsonl for each epoch.
+        evaluation: evaluation.json.
+        temperatures: temperatures.json; None for a method without.
+        tensors: logits.safetensors; None leaves it out.
+    """
+
+    config: Mapping[str, object]
+    metrics: Sequence[Mapping[str, float | None]]
+    result: Mapping[str, object]
+    evaluation: Mapping[str, object]
+    temperatures: Mapping[str, object] | None = None
+    tensors: Mapping[str, Tensor] | None = None
+
+
 def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     """Write the artifacts; returns result.json."""
-    task, metrics, final = run_state.task, run_state.metrics, run_state.final
+    task, final = run_state.task, run_state.final
     # Its last checkpoint has it.
     assert final is not None
     run_state.counters.attach()
-    best_epoch = run_state.best_epoch
-    kept = best_epoch if task.training.keep == "best" and best_epoch is not None else len(metrics)
     run_state.take_best_weights()
-    run, samples = task.run, setting.feed.samples
-    trained = sum(samples / (line["images_per_s"] or 1.0) for line in metrics)
-    result: dict[str, object] = {
-        "student": run.student.name,
-        "method": run.method.label,
-        "seed": run.seed,
+    result = _result_of(run_state, setting, final)
+    pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
+    if tuple(pictures.shape[1:3]) != setting.size:
+        pictures = resize(pictures, *setting.size)
+    temperature = final.temperature if task.training.calibrated_output else None
+    student = Student(run_state.network, setting.preprocessing, temperature)
+    written = Written(
+        config=_config_of(run_state, setting, final),
+        metrics=run_state.metrics,
+        result=result,
+        evaluation={"splits": final.whole, "calibration": final.calibration},
+        temperatures=document(run_state.temperatures) if run_state.method.needs_teacher else None,
+        tensors=final.tensors if task.training.keep_logits else None,
+    )
+    heed, more = partial(_obey_signal_at_the_end, run_state), partial(_leave_more, run_state, setting, result)
+    return write_artifacts(task.folder, student, pictures.numpy(), written, heed=heed, more=more)
+
+
+def _result_of(run_state: RunState, setting: Setting, final: FinalEvaluation) -> dict[str, object]:
+    """result.json, without what is known only when its artifacts are made."""
+    task, metrics, best_epoch = run_state.task, run_state.metrics, run_state.best_epoch
+    samples, teacher = setting.feed.samples, task.teacher_accuracy
+    trained_s = sum(samples / (line["images_per_s"] or 1.0) for line in metrics)
+    return {
+        "student": task.run.student.name,
+        "method": task.run.method.label,
+        "seed": task.run.seed,
         "parameters": sum(p.numel() for p in run_state.network.parameters()),
         "epochs": len(metrics),
         "views_seen": task.views.seen(len(metrics), run_state.method.views),
         "stopped_early": len(metrics) < task.training.epochs,
         "selected": task.training.keep,
-        "selected_epoch": kept,
+        "selected_epoch": best_epoch if task.training.keep == "best" and best_epoch is not None else len(metrics),
         "last": metrics[-1],
         "best": None if best_epoch is None else metrics[best_epoch - 1],
         "best_epoch": best_epoch,
@@ -54,29 +107,30 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "calibration": final.calibration,
         "splits": {"train": samples, **{split: feed.samples for split, feed in setting.evaluations.items()}},
         "seconds": run_state.seconds,
-        "images_per_s": len(metrics) * samples / max(trained, 1e-9),
-        "caches": {
-            "train": None if task.train_cache is None else task.train_cache.key,
-            "test": None if task.test_cache is None else task.test_cache.key,
-            **({} if task.validation_cache is None else {"validation": task.validation_cache.key}),
-        },
+        "images_per_s": len(metrics) * samples / max(trained_s, 1e-9),
+        "caches": _cache_keys(task),
         "teacher": None
-        if task.teacher_accuracy is None
+        if teacher is None
         else {
-            **{name_of(split, "top1"): top1 for split, top1 in task.teacher_accuracy.measured.items()},
-            "views_top1": task.teacher_accuracy.views,
+            **{name_of(split, "top1"): top1 for split, top1 in teacher.measured.items()},
+            "views_top1": teacher.views,
         },
         "environment": {
             **run_state.environment,
             **{name: version(name) for name in ("torch", "torchvision", "zarr", "retort")},
         },
     }
-    config = {
-        "run": run.model_dump(mode="json"),
-        "method": run.method.expand().model_dump(mode="json"),
+
+
+def _config_of(run_state: RunState, setting: Setting, final: FinalEvaluation) -> dict[str, object]:
+    """config.json: all that was chosen for the run."""
+    task = run_state.task
+    config: dict[str, object] = {
+        "run": task.run.model_dump(mode="json"),
+        "method": task.run.method.expand().model_dump(mode="json"),
         "training": task.training.model_dump(mode="json"),
         "views": task.views.model_dump(mode="json"),
-        "caches": result["caches"],
+        "caches": _cache_keys(task),
         "datasets": {
             "train": task.train_fingerprint,
             "test": task.test_fingerprint,
@@ -89,22 +143,71 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     if run_state.cache_statistics:
         values = {each: tensor.cpu().numpy() for each, tensor in run_state.cache_statistics.items()}
         config["cache_statistics"] = record(values)
-    pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
-    if tuple(pictures.shape[1:3]) != setting.size:
-        pictures = resize(pictures, *setting.size)
-    student = Student(
-        run_state.network, setting.preprocessing, final.temperature if task.training.calibrated_output else None
-    )
-    written = Written(
-        config=config,
-        metrics=metrics,
-        result=result,
-        evaluation={"splits": final.whole, "calibration": final.calibration},
-        temperatures=document(run_state.temperatures) if run_state.method.needs_teacher else None,
-        tensors=final.tensors if task.training.keep_logits else None,
-    )
-    heed, more = partial(_obey_signal_at_the_end, run_state), partial(_leave_more, run_state, setting, result)
-    return write_artifacts(task.folder, student, pictures.numpy(), written, heed=heed, more=more)
+    return config
+
+
+def _cache_keys(task: TrainingTask) -> dict[str, str | None]:
+    """Keys of the caches that a run reads, by split; validation only where there is one."""
+    return {
+        "train": None if task.train_cache is None else task.train_cache.key,
+        "test": None if task.test_cache is None else task.test_cache.key,
+        **({} if task.validation_cache is None else {"validation": task.validation_cache.key}),
+    }
+
+
+def write_artifacts(
+    folder: Path,
+    student: Student,
+    images_BHWK: np.ndarray,
+    written: Written,
+    heed: Callable[[], None] = lambda: None,
+    more: Callable[[Path, Exported], dict[str, object]] = lambda *_: {},
+) -> dict[str, object]:
+    """Write everything a run leaves to ``folder/artifacts``, in one rename at the end.
+
+    Args:
+        heed: called before each part that takes its time; what it raises ends this, and nothing is left of it.
+        more: adds files to the folder that holds weights and ONNX; returns their part of result.json.
+
+    Returns:
+        ``written.result`` with ``onnx_max_abs_difference`` and what ``more`` returns added, as in result.json.
+
+    Raises:
+        DiskLow: no room; nothing is left of it.
+        ExportMismatch: see ``export_onnx``.
+    """
+    final, partial = folder / ARTIFACTS, folder / f"{ARTIFACTS}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with disk_full_is_disk_low(folder, "a run's artifacts"):
+        try:
+            heed()
+            partial.mkdir(parents=True)
+            (partial / WEIGHTS).write_bytes(save(state_tensors(student.network)))
+            heed()
+            exported = export_onnx(student, partial / ONNX, images_BHWK)
+            heed()
+            result = {**written.result, "onnx_max_abs_difference": exported.difference, **more(partial, exported)}
+            heed()
+            write_json(partial / "config.json", written.config)
+            lines = [json.dumps(line, allow_nan=False) for line in written.metrics]
+            (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+            write_event_file(partial / EVENT_FILE, written.metrics, written.temperatures)
+            write_json(partial / "evaluation.json", written.evaluation, indent=None)
+            if written.temperatures is not None:
+                write_json(partial / "temperatures.json", written.temperatures, indent=None)
+            if written.tensors is not None:
+                (partial / "logits.safetensors").write_bytes(save(dict(written.tensors)))
+            write_json(partial / "result.json", result)
+            for path in partial.iterdir():
+                with path.open("rb+") as file:
+                    sync(file)
+            sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_folder(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return result
 
 
 def _leave_more(
@@ -148,3 +251,15 @@ def _obey_signal_at_the_end(run_state: RunState) -> None:
             raise Stopped(f"run {run_state.task.run.name!r} was stopped {where}")
         case Signal.PAUSE:
             raise Paused(f"run {run_state.task.run.name!r} was paused {where}")
+
+
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers, on the CPU, contiguous and unshared (what safetensors asks for)."""
+    state = network.state_dict()
+    on_host = to_host(list(state.values()))
+    return {name: tensor.contiguous().clone() for name, tensor in zip(state, on_host, strict=True)}
+
+
+def write_json(path: Path, value: Mapping[str, object], indent: int | None = 2) -> None:
+    """Write a JSON document; no NaN."""
+    path.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")

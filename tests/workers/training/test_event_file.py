@@ -13,9 +13,9 @@ from tensorboardX.proto.event_pb2 import Event
 from tests.support.digits import Digits
 from workers.events import ignore, never
 from workers.run_files import EVENT_FILE
-from workers.training.artifacts import write_artifacts
 from workers.training.event_file import write_event_file
 from workers.training.loop import train_run
+from workers.training.result import write_artifacts
 from workers.training.temperatures import CELLS, Distribution, NetworkTemperatures, document, epoch_document
 
 METRICS = [
