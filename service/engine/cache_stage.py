@@ -10,6 +10,7 @@ from service.engine.failures import error_of_work, is_worth_a_whole_gpu, is_wort
 from service.engine.progress import CacheProgress
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
 from workers.cluster.outcomes import TaskOutcome
+from workers.config.task import CachesTask
 from workers.teacher.cache_plan import CachePlan
 from workers.texts import without_folders
 
@@ -42,15 +43,16 @@ class CacheStage:
             job.attempt = adopted.attempt
             job.progress = CacheProgress(self._context.forwards_in(job.id), adopted.teacher_forwards)
         job.has_built = True
-        task = self._context.cluster.build_caches(
-            job.spec,
-            self._context.folders,
-            gpu_share=self._context.capacity.inference_share_of(job.spec.training, whole=CACHES in job.whole),
-            quota_bytes=self._context.settings.caches_max_bytes,
-            forwards_in=job.progress.forwards_in,
-            confine_on_gpu=self._context.settings.confine_on_gpu,
+        context = self._context
+        task = CachesTask(
+            job=job.spec,
+            folders=context.folders,
+            gpu_share=context.capacity.inference_share_of(job.spec.training, whole=CACHES in job.whole),
+            quota_bytes=context.settings.caches_max_bytes,
+            forwards=job.progress.forwards_in,
+            confine_on_gpu=context.settings.confine_on_gpu,
         )
-        job.caches = Work(task, job.attempt)
+        job.caches = Work(context.cluster.build_caches(task), job.attempt)
 
     def poll(self, job: ActiveJob, work: Work) -> None:
         """Store what the process has emitted since the last look, and what follows from its end."""

@@ -130,8 +130,8 @@ class Scheduler:
                 break
             log.info("job claimed", job_id=claimed.id)
             self._begin(claimed)
-        for job, processes in free_slots(self._context):
-            self._run_stage.begin(job, processes)
+        for job, run_ids, processes in free_slots(self._context):
+            self._run_stage.begin(job, run_ids, processes)
         self._endings.release_caches()
 
     def put_down(self, patience_s: float) -> None:

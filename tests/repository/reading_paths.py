@@ -1,8 +1,9 @@
 """Reading paths: how much a newcomer reads to follow a job, a training step and an event. ``python -m`` prints them.
 
 A path lists, in the order in which they are entered, the functions that what is followed passes through when nothing
-fails: checks that only refuse, and helpers that only compute a value about it, are left out. Each function counts as a
-whole. A change of file is a function in another file than the one before it.
+fails: checks that only refuse, helpers that only compute a value about it, and adapters that only hand a call on to a
+library (``ray_api``, a session of the database) are left out. Each function counts as a whole. A change of file is a
+function in another file than the one before it.
 
 How a function is reached is looked up in the syntax trees: it is *called* or *handed over* where an earlier function of
 the path, the nearest one first, names it, and can have it by its imports, or theirs. Else it is
@@ -43,7 +44,6 @@ JOB = (
     # Its caches are planned and built.
     "service.engine.cache_stage:CacheStage.begin",
     "workers.cluster.ray_cluster:Cluster.build_caches",
-    "workers.cluster.ray_api:start",
     "workers.cluster.caches_actor:CachesActor.work",
     "workers.cluster.caches_actor:CachesActor._build",
     "workers.teacher.plan_caches:plan_caches",
@@ -74,7 +74,7 @@ JOB = (
     "workers.cluster.actors:Task.poll",
     "service.engine.cache_stage:CacheStage._take_caches",
     "service.engine.fair_share:free_slots",
-    "service.engine.fair_share:startable",
+    "service.engine.fair_share:_startable",
     "service.engine.fair_share:allot",
     "service.engine.run_stage:RunStage.begin",
     "service.engine.run_stage:RunStage._begin_group",
@@ -94,7 +94,7 @@ JOB = (
     "workers.training.run:RunState.save",
     "workers.training.result:leave",
     "workers.training.result:_result_of",
-    "workers.training.result:write_artifacts",
+    "workers.training.result:artifacts_folder",
 )
 
 # A step of a run that is trained with KD on a CPU; from a cached row to the update of the weights.

@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.cluster import ray_api
@@ -17,11 +16,9 @@ from workers.cluster.block_queue import BlockQueue
 from workers.cluster.inference_workers import InferenceWorker, InferenceWorkers
 from workers.cluster.outcomes import Share, TaskOutcome, WorkFailed, outcome_of
 from workers.cluster.pool_events import PoolProgress, WaitingLog
-from workers.config.job import JobSpec
-from workers.config.task import Folders, InferenceTask
+from workers.config.task import CachesTask, InferenceTask
 from workers.errors import Stopped
 from workers.events import Emit, Log, ShouldStop, Stage
-from workers.spec import Spec
 
 if TYPE_CHECKING:
     from workers.teacher.sessions import Device
@@ -29,27 +26,6 @@ if TYPE_CHECKING:
 
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
 _BLOCKS_PER_CALL = 4
-
-
-class CachesTask(Spec):
-    """Task: the caches of a job to complete, and the resources for it.
-
-    Attributes:
-        cpus: cores of this machine.
-        actors: that infer, at most; one per GPU, or per core.
-        gpu_share: of a GPU for each, see ``InferencePool``; 0 is the CPU.
-        quota_bytes: see ``build_caches.reserve_caches``.
-        forwards, confine_on_gpu: see ``InferenceTask``.
-    """
-
-    job: JobSpec
-    folders: Folders
-    cpus: int
-    actors: int
-    gpu_share: float = 0.0
-    quota_bytes: int = 0
-    forwards: Path | None = None
-    confine_on_gpu: bool = True
 
 
 class CachesActor(Actor):
@@ -63,11 +39,19 @@ class CachesActor(Actor):
         pool = self._pool
         return [] if pool is None else pool.workers.shares()
 
-    def work(self, task_json: str) -> None:
-        """Complete the caches of a ``CachesTask``; ``answer`` returns the outcome."""
-        self._slots[0].outcome = outcome_of(lambda: self._build(CachesTask.model_validate_json(task_json)))
+    def work(self, task_json: str, cpus: int, actors: int) -> None:
+        """Complete the caches of a job; ``answer`` returns the outcome.
 
-    def _build(self, task: CachesTask) -> dict[str, Any]:
+        Args:
+            task_json: a ``CachesTask``.
+            cpus: cores of this machine.
+            actors: that infer, at most; one per GPU, or per core.
+        """
+        self._slots[0].outcome = outcome_of(
+            lambda: self._build(CachesTask.model_validate_json(task_json), cpus, actors)
+        )
+
+    def _build(self, task: CachesTask, cpus: int, actors: int) -> dict[str, Any]:
         from workers.teacher.accuracy import measure_teacher
         from workers.teacher.build_caches import missing_blocks, reserve_caches
         from workers.teacher.forwards import forwards_needed
@@ -79,11 +63,11 @@ class CachesActor(Actor):
         # The preflight is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
         # So no device but an explicit CPU need be named; the pool names that of its actors.
         device: Device = "cpu" if job.training.device == "cpu" else "auto"
-        plan = plan_caches(job, folders, emit, should_stop, threads=task.cpus, device=device, forwards_in=task.forwards)
+        plan = plan_caches(job, folders, emit, should_stop, threads=cpus, device=device, forwards_in=task.forwards)
         # Kept for as long as this process lives, so that the engine can hold the caches before it ends.
         self._reservation = reserve_caches(plan, folders, task.quota_bytes, emit)
         forwards = plan.contract_forwards
-        self._pool = InferencePool(task.actors, task.gpu_share, cpus=task.cpus, confine_on_gpu=task.confine_on_gpu)
+        self._pool = InferencePool(actors, task.gpu_share, cpus=cpus, confine_on_gpu=task.confine_on_gpu)
         with (
             contextlib.closing(self._pool.workers),
             contextlib.closing(

@@ -30,7 +30,7 @@ from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.errors import Stopped
-from workers.events import DatasetReady, Emit, Log, PreflightChecked, ShouldStop, Split, Stage
+from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
 from workers.files import replacing
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.forwards import ForwardCounter
@@ -155,16 +155,7 @@ def prepare_data(
     found: dict[Split, Dataset] = {}
     for split in splits:
         if split == "validation" and holdout is not None:
-            found[split] = hold_out(found["train"], holdout, folders.datasets)
-            emit(
-                DatasetReady(
-                    split=split,
-                    fingerprint=found[split].fingerprint,
-                    samples=found[split].samples,
-                    classes=found[split].classes,
-                    reused=True,
-                )
-            )
+            found[split] = hold_out(found["train"], holdout, folders.datasets, emit)
         else:
             found[split] = prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
     return found

@@ -6,14 +6,15 @@ that was stopped or killed leaves none.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -39,49 +40,59 @@ from workers.training.temperatures import document
 _PARITY_PICTURES = 32
 
 
-@dataclass(frozen=True)
-class Written:
-    """Contents of a run's artifacts beside the student itself.
-
-    Attributes:
-        config, result: config.json and result.json.
-        metrics: a line of metrics.jsonl for each epoch.
-        evaluation: evaluation.json.
-        temperatures: temperatures.json; None for a method without.
-        tensors: logits.safetensors; None leaves it out.
-    """
-
-    config: Mapping[str, object]
-    metrics: Sequence[Mapping[str, float | None]]
-    result: Mapping[str, object]
-    evaluation: Mapping[str, object]
-    temperatures: Mapping[str, object] | None = None
-    tensors: Mapping[str, Tensor] | None = None
-
-
 def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
-    """Write the artifacts; returns result.json."""
+    """Write the artifacts; returns result.json.
+
+    Raises:
+        DiskLow: no room.
+        ExportMismatch: see ``export_onnx``.
+        Stopped, Paused: a client wants it, between two files.
+    """
     task, final = run_state.task, run_state.final
     # Its last checkpoint has it.
     assert final is not None
     run_state.counters.attach()
     run_state.take_best_weights()
     result = _result_of(run_state, setting, final)
-    pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
-    if tuple(pictures.shape[1:3]) != setting.size:
-        pictures = resize(pictures, *setting.size)
     temperature = final.temperature if task.training.calibrated_output else None
     student = Student(run_state.network, setting.preprocessing, temperature)
-    written = Written(
-        config=_config_of(run_state, setting, final),
-        metrics=run_state.metrics,
-        result=result,
-        evaluation={"splits": final.whole, "calibration": final.calibration},
-        temperatures=document(run_state.temperatures) if run_state.method.needs_teacher else None,
-        tensors=final.tensors if task.training.keep_logits else None,
-    )
-    heed, more = partial(_obey_signal_at_the_end, run_state), partial(_leave_more, run_state, setting, result)
-    return write_artifacts(task.folder, student, pictures.numpy(), written, heed=heed, more=more)
+    with artifacts_folder(task.folder) as folder:
+        _obey_signal_at_the_end(run_state)
+        (folder / WEIGHTS).write_bytes(save(state_tensors(student.network)))
+        _obey_signal_at_the_end(run_state)
+        exported = export_onnx(student, folder / ONNX, _some_pictures(setting))
+        _obey_signal_at_the_end(run_state)
+        more = _leave_more(run_state, setting, result, folder=folder, exported=exported)
+        result |= {"onnx_max_abs_difference": exported.difference, **more}
+        _obey_signal_at_the_end(run_state)
+        write_json(folder / "config.json", _config_of(run_state, setting, final))
+        _write_measures(folder, run_state, final)
+        write_json(folder / "result.json", result)
+    return result
+
+
+@contextmanager
+def artifacts_folder(attempt: Path) -> Iterator[Path]:
+    """A new folder that becomes ``attempt/artifacts``, durably and in one rename, where its block ends well.
+
+    Raises:
+        DiskLow: no room; as after any other error, nothing is left of it.
+    """
+    final, partial = attempt / ARTIFACTS, attempt / f"{ARTIFACTS}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with disk_full_is_disk_low(attempt, "a run's artifacts"):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for path in partial.iterdir():
+                with path.open("rb+") as file:
+                    sync(file)
+            sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_folder(attempt)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _result_of(run_state: RunState, setting: Setting, final: FinalEvaluation) -> dict[str, object]:
@@ -155,63 +166,30 @@ def _cache_keys(task: TrainingTask) -> dict[str, str | None]:
     }
 
 
-def write_artifacts(
-    folder: Path,
-    student: Student,
-    images_BHWK: np.ndarray,
-    written: Written,
-    heed: Callable[[], None] = lambda: None,
-    more: Callable[[Path, Exported], dict[str, object]] = lambda *_: {},
-) -> dict[str, object]:
-    """Write everything a run leaves to ``folder/artifacts``, in one rename at the end.
+def _some_pictures(setting: Setting) -> NDArray[np.uint8]:
+    """Pictures [b, H, W, K] of the training split at the student's size, to compare an export on."""
+    pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
+    if tuple(pictures.shape[1:3]) != setting.size:
+        pictures = resize(pictures, *setting.size)
+    return pictures.numpy()
 
-    Args:
-        heed: called before each part that takes its time; what it raises ends this, and nothing is left of it.
-        more: adds files to the folder that holds weights and ONNX; returns their part of result.json.
 
-    Returns:
-        ``written.result`` with ``onnx_max_abs_difference`` and what ``more`` returns added, as in result.json.
-
-    Raises:
-        DiskLow: no room; nothing is left of it.
-        ExportMismatch: see ``export_onnx``.
-    """
-    final, partial = folder / ARTIFACTS, folder / f"{ARTIFACTS}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with disk_full_is_disk_low(folder, "a run's artifacts"):
-        try:
-            heed()
-            partial.mkdir(parents=True)
-            (partial / WEIGHTS).write_bytes(save(state_tensors(student.network)))
-            heed()
-            exported = export_onnx(student, partial / ONNX, images_BHWK)
-            heed()
-            result = {**written.result, "onnx_max_abs_difference": exported.difference, **more(partial, exported)}
-            heed()
-            write_json(partial / "config.json", written.config)
-            lines = [json.dumps(line, allow_nan=False) for line in written.metrics]
-            (partial / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-            write_event_file(partial / EVENT_FILE, written.metrics, written.temperatures)
-            write_json(partial / "evaluation.json", written.evaluation, indent=None)
-            if written.temperatures is not None:
-                write_json(partial / "temperatures.json", written.temperatures, indent=None)
-            if written.tensors is not None:
-                (partial / "logits.safetensors").write_bytes(save(dict(written.tensors)))
-            write_json(partial / "result.json", result)
-            for path in partial.iterdir():
-                with path.open("rb+") as file:
-                    sync(file)
-            sync_folder(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            sync_folder(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return result
+def _write_measures(folder: Path, run_state: RunState, final: FinalEvaluation) -> None:
+    """Write metrics and TensorBoard's events of every epoch, the evaluation, temperatures, and logits if asked for."""
+    metrics, temperatures = run_state.metrics, None
+    if run_state.method.needs_teacher:
+        temperatures = document(run_state.temperatures)
+        write_json(folder / "temperatures.json", temperatures, indent=None)
+    lines = [json.dumps(line, allow_nan=False) for line in metrics]
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    write_event_file(folder / EVENT_FILE, metrics, temperatures)
+    write_json(folder / "evaluation.json", {"splits": final.whole, "calibration": final.calibration}, indent=None)
+    if run_state.training.keep_logits:
+        (folder / "logits.safetensors").write_bytes(save(dict(final.tensors)))
 
 
 def _leave_more(
-    run_state: RunState, setting: Setting, result: Mapping[str, object], folder: Path, exported: Exported
+    run_state: RunState, setting: Setting, result: Mapping[str, object], *, folder: Path, exported: Exported
 ) -> dict[str, object]:
     """Write what is made of weights and ONNX; returns what result.json tells of it."""
     task = run_state.task

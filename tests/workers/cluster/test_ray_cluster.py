@@ -32,7 +32,7 @@ from workers.cluster.outcomes import Share, TaskOutcome
 from workers.cluster.pool_events import WaitingLog
 from workers.cluster.ray_cluster import Cluster, export_name
 from workers.config.cache import CacheOptions
-from workers.config.task import Folders
+from workers.config.task import CachesTask, Folders
 from workers.events import Log, ignore, never
 from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches
@@ -122,7 +122,9 @@ def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_sam
             os.kill(actor_processes("InferenceActor")[0], signal.SIGKILL)
 
     counters = tmp_path / "forwards"
-    outcome = follow(cluster.build_caches(job, folders, forwards_in=counters), kill_one_in_the_middle)
+    outcome = follow(
+        cluster.build_caches(CachesTask(job=job, folders=folders, forwards=counters)), kill_one_in_the_middle
+    )
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert pending_at_the_kill > 0
@@ -154,7 +156,7 @@ def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_sam
         assert shared == alone
 
     # Everything is there: the second time no teacher is run.
-    again = follow(cluster.build_caches(job, folders))
+    again = follow(cluster.build_caches(CachesTask(job=job, folders=folders)))
     assert again.value is not None
     assert again.value["teacher_forwards"] == 0
 
@@ -170,7 +172,8 @@ def test_build_caches_refuses_a_lossy_cache_after_one_block_and_says_so(
         if event["type"] == "inference_progress" and event["split"] == "train":
             told.append((event["rows_done"], event["rows_inferred"]))
 
-    outcome = follow(cluster.build_caches(job, Folders(data_dir=tmp_path, data_root=tmp_path)), hear)
+    task = CachesTask(job=job, folders=Folders(data_dir=tmp_path, data_root=tmp_path))
+    outcome = follow(cluster.build_caches(task), hear)
     assert outcome.error_type == "LossyCache"
     block = digits.train.samples
     assert told[-1] == (block, block)
@@ -342,7 +345,8 @@ def test_cluster_end_others_ends_unwanted_actors_and_gives_back_their_shares(
     assert "inference waits for 1 of the 2 CPU cores, of which 0 are free; 1 other processes" in why_inference_waits(0)
     assert why_inference_waits(0.25) == "inference has its share of the machine: Ray is starting its processes"
     # An engine that was stopped may have left such a one.
-    caches = cluster.build_caches(digits.job("kd"), Folders(data_dir=tmp_path, data_root=tmp_path))
+    folders = Folders(data_dir=tmp_path, data_root=tmp_path)
+    caches = cluster.build_caches(CachesTask(job=digits.job("kd"), folders=folders))
     while not caches.poll()[0]:
         time.sleep(0.02)
     os.kill(trainer_of(tmp_path / "two"), signal.SIGKILL)
