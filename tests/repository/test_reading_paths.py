@@ -10,7 +10,7 @@ from tests.repository.reading_paths import EVENT, JOB, STEP, Entry, Size, size_o
 
 # Where they stand, lines rounded up; the goals are in the module's output. Lower a bar with the way.
 BARS = {
-    "job": (JOB, Size(functions=65, files=26, lines=1920, changes_of_file=37)),
+    "job": (JOB, Size(functions=64, files=25, lines=1840, changes_of_file=36)),
     "step": (STEP, Size(functions=35, files=19, lines=690, changes_of_file=29)),
     "event": (EVENT, Size(functions=7, files=5, lines=133, changes_of_file=4)),
 }
