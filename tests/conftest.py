@@ -121,9 +121,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
 @pytest.fixture
 def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process leave no student.onnx: to export it takes four times as long as to train on digits."""
-    from workers.training.artifacts import Exported
+    from workers.training.onnx_export import Exported
 
-    monkeypatch.setattr("workers.training.artifacts.export_onnx", lambda *_: Exported(0.0, None))
+    monkeypatch.setattr("workers.training.result.export_onnx", lambda *_: Exported(0.0, None))
 
 
 @pytest.fixture(scope="session")

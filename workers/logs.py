@@ -13,7 +13,7 @@ import platform
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -128,20 +128,15 @@ class RunLog(logging.Handler):
         event = "export begins" if stage == "export" else "attempt begins"
         self._say("info", event, {"host": platform.node(), "pid": os.getpid()})
 
-    def emitting(self, emit: Callable[[BaseModel], None]) -> Callable[[BaseModel], None]:
-        """The same, but what it is told is taken down here as well."""
-
-        def heard(event: BaseModel) -> None:
-            # By way of JSON, which has no NaN.
-            told = json.loads(event.model_dump_json())
-            kind = told.pop("type")
-            if kind == "log":
-                self._say(told["level"], told["message"])
-            elif kind != "step":
-                self._say("info", kind, told)
-            emit(event)
-
-        return heard
+    def record(self, event: BaseModel) -> None:
+        """Write down an event of the attempt, unless it is of a single step."""
+        # By way of JSON, which has no NaN.
+        told = json.loads(event.model_dump_json())
+        kind = told.pop("type")
+        if kind == "log":
+            self._say(told["level"], told["message"])
+        elif kind != "step":
+            self._say("info", kind, told)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes down what a logger says, unless that is about another run of this process."""

@@ -35,7 +35,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     """
     _check_runs(request, context.settings)
     teacher = _teacher(request.teacher, context)
-    plan = request.plan(_dataset(request, context.queries))
+    plan = request.filled(_dataset(request, context.queries))
     _check_epochs(plan, context.settings)
     source = examine(plan.dataset, context.settings.data_root)
     plan.splits(source.splits)

@@ -11,8 +11,8 @@ from service.db.states import State
 from service.engine.allocation import Need
 from service.engine.progress import CacheProgress
 from workers.cluster.actor_group import ActorGroup
+from workers.cluster.actors import Task
 from workers.cluster.outcomes import Share
-from workers.cluster.tasks import Task
 from workers.config.job import JobSpec
 from workers.teacher.cache_plan import CachePlan
 

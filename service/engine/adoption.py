@@ -7,8 +7,8 @@ from service.db.states import WORKING, State
 from service.engine.active_jobs import GONE, ActiveJob, Work, share_of
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
+from workers.cluster.actors import Task
 from workers.cluster.ray_cluster import export_name
-from workers.cluster.tasks import Task
 
 
 def find_runs(context: EngineContext, endings: Endings, job: ActiveJob) -> dict[str, int]:

@@ -10,6 +10,7 @@ from service.engine.failures import error_of_work, is_worth_a_whole_gpu, is_wort
 from service.engine.progress import CacheProgress
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
 from workers.cluster.outcomes import TaskOutcome
+from workers.config.task import CachesTask
 from workers.teacher.cache_plan import CachePlan
 from workers.texts import without_folders
 
@@ -42,15 +43,16 @@ class CacheStage:
             job.attempt = adopted.attempt
             job.progress = CacheProgress(self._context.forwards_in(job.id), adopted.teacher_forwards)
         job.has_built = True
-        task = self._context.cluster.build_caches(
-            job.spec,
-            self._context.folders,
-            gpu_share=self._context.capacity.inference_share_of(job.spec.training, whole=CACHES in job.whole),
-            quota_bytes=self._context.settings.caches_max_bytes,
-            forwards_in=job.progress.forwards_in,
-            confine_on_gpu=self._context.settings.confine_on_gpu,
+        context = self._context
+        task = CachesTask(
+            job=job.spec,
+            folders=context.folders,
+            gpu_share=context.capacity.inference_share_of(job.spec.training, whole=CACHES in job.whole),
+            quota_bytes=context.settings.caches_max_bytes,
+            forwards=job.progress.forwards_in,
+            confine_on_gpu=context.settings.confine_on_gpu,
         )
-        job.caches = Work(task, job.attempt)
+        job.caches = Work(context.cluster.build_caches(task), job.attempt)
 
     def poll(self, job: ActiveJob, work: Work) -> None:
         """Store what the process has emitted since the last look, and what follows from its end."""
@@ -72,16 +74,19 @@ class CacheStage:
             self._take_caches(job, outcome.value)
         # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
         self._context.leases.take(job.id, job.progress.caches.values())
-        gpu_share = work.task.actor_group.gpu_share
         work.task.close()
         job.caches = None
         if outcome.value is None:
-            # Beside what it has emitted: batches of blocks that were under way.
-            self._queries.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
+            self._judge(job, work, outcome)
+
+    def _judge(self, job: ActiveJob, work: Work, outcome: TaskOutcome) -> None:
+        """Decide what comes of caches that are not complete: they are built again, set aside, or the job fails."""
+        # Beside what it has emitted: batches of blocks that were under way.
+        self._queries.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
         if work.requested is None and (reason := self._disk.reason(outcome)) is not None:
             self._set_aside(job, reason)
             return
-        if outcome.kind == "failed" and is_worth_a_whole_gpu(job, outcome, gpu_share):
+        if outcome.kind == "failed" and is_worth_a_whole_gpu(job, outcome, work.task.actor_group.gpu_share):
             return
         if outcome.kind == "failed" and not is_worth_another_device(job, CACHES, outcome, self._context.gpus):
             self._endings.fail(job.id, job.attempt, error_of_work(job, CACHES, outcome))

@@ -72,6 +72,15 @@ class EngineContext:
         shares = {"run_cpus": chosen.run_cpus, "gpu_share": chosen.gpu_share if cluster.gpus else 0.0}
         log.info("runs at once", slots=chosen.slots, **shares, reason=chosen.reason)
 
+    def look_at_gpus(self) -> None:
+        """Take the report of GPUs that were tried again, and choose anew what runs get, if none is under way."""
+        self.gpus.begin_again()
+        if self.gpus.poll() is not None:
+            self.record_gpus()
+            if not any(job.runs for job in self.jobs.values()):
+                # What was chosen without knowing the memory of GPUs that work by now.
+                self.choose_capacity()
+
     def record_gpus(self) -> None:
         """Store for health and doctor whether the GPUs work."""
         report = self.gpus.report

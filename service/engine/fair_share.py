@@ -81,11 +81,11 @@ def allot(claims: Sequence[Claim], free: FreeResources) -> Allotment:
         of_key[turn.key_id] += turn.weight
 
 
-def free_slots(context: EngineContext) -> Iterator[tuple[ActiveJob, int]]:
+def free_slots(context: EngineContext) -> Iterator[tuple[ActiveJob, list[str], int]]:
     """Share what is free among the jobs whose runs wait, and store why the others do whose turn it is.
 
     Yields:
-        A job, and in how many processes its waiting runs may start now.
+        A job, its waiting runs that may start now, and in how many processes.
     """
     fault, jobs = context.disk.fault, [*context.jobs.values()]
     waiting_jobs = [job for job in jobs if job.cache_plan is not None and job.state is State.RUNNING and job.waiting]
@@ -95,17 +95,18 @@ def free_slots(context: EngineContext) -> Iterator[tuple[ActiveJob, int]]:
         return
     capacity = context.capacity
     free = FreeResources(capacity.cpus, capacity.gpus, [each for job in jobs for each in job.held()])
-    claims, no_gpu = [], {}
-    for job in waiting_jobs:
-        claim = _claim(job, capacity)
-        claims.append(claim)
-        if claim.wants and claim.need.gpu_share == 1.0:
-            no_gpu[job.id] = {startable(job)[0]: free.why_not(claim.need)}
+    startable = {job.id: _startable(job) for job in waiting_jobs}
+    claims = [_claim(job, startable[job.id], capacity) for job in waiting_jobs]
+    no_gpu = {
+        claim.job_id: {startable[claim.job_id][0]: free.why_not(claim.need)}
+        for claim in claims
+        if claim.wants and claim.need.gpu_share == 1.0
+    }
     given, kept_for = allot(claims, free)
     for job in jobs:
         set_back = why_set_back((id, job.backoffs[id]) for id in job.waiting if id in job.backoffs)
         if given[job.id]:
-            yield job, given[job.id]
+            yield job, startable[job.id], given[job.id]
         elif job.id != kept_for:
             context.record_waiting(job, set_back)
         elif free.is_placed:
@@ -113,7 +114,7 @@ def free_slots(context: EngineContext) -> Iterator[tuple[ActiveJob, int]]:
             context.record_waiting(job, {**no_gpu.get(job.id, {}), **set_back})
 
 
-def startable(job: ActiveJob) -> list[str]:
+def _startable(job: ActiveJob) -> list[str]:
     """The waiting runs that may start next; one that wants a whole GPU starts by itself."""
     at_once = job.record.parallel_runs
     at_work = sum(not work.task.actor_group.exports for work in job.runs.values())
@@ -122,10 +123,9 @@ def startable(job: ActiveJob) -> list[str]:
     return next(([run_id] for run_id in waiting if run_id in job.whole), waiting)
 
 
-def _claim(job: ActiveJob, capacity: Capacity) -> Claim:
-    """The claim of a job whose runs wait."""
-    waiting = startable(job)
-    need = capacity.need_of(job.spec.training, whole=not job.whole.isdisjoint(waiting))
+def _claim(job: ActiveJob, startable: Sequence[str], capacity: Capacity) -> Claim:
+    """The claim of a job for these of its runs."""
+    need = capacity.need_of(job.spec.training, whole=not job.whole.isdisjoint(startable))
     weights = [
         capacity.weight_of(actor_group.processes, share.cpus, share.gpu)
         for actor_group in job.actor_groups
@@ -136,7 +136,7 @@ def _claim(job: ActiveJob, capacity: Capacity) -> Claim:
         job.record.key_id,
         job.record.priority,
         has=sum(weights),
-        wants=len(waiting),
+        wants=len(startable),
         need=need,
         weight=capacity.weight_of(need.processes, need.cpus, need.gpu_share),
     )

@@ -28,7 +28,6 @@ from service.engine.context import EngineContext
 from service.engine.endings import Endings
 from service.engine.evaluation import evaluation_result
 from service.engine.failures import can_have_more_memory, error_of_work, is_worth_another_device
-from service.engine.fair_share import startable
 from service.engine.progress import run_progress
 from service.errors import LeaseLost
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
@@ -61,13 +60,12 @@ class RunStage:
 
     # ------------------------------------------------------------------------------------------------- its beginning
 
-    def begin(self, job: ActiveJob, processes: int) -> None:
-        """Start waiting runs of a job in so many processes."""
-        wanted = startable(job)
+    def begin(self, job: ActiveJob, run_ids: Sequence[str], processes: int) -> None:
+        """Start these waiting runs of a job, or some of them, in so many processes."""
         if job.spec.evaluate:
-            self._end_evaluation(job, wanted)
+            self._end_evaluation(job, run_ids)
             return
-        by_index = {run.index: run for run in self._queries.runs(job.id) if run.id in wanted}
+        by_index = {run.index: run for run in self._queries.runs(job.id) if run.id in run_ids}
         specs = job.spec.runs()
         alone = {run.index for run in by_index.values() if run.id in job.alone}
         waiting = [specs[index] for index in by_index]

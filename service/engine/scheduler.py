@@ -119,14 +119,8 @@ class Scheduler:
         Raises:
             LeaseLost: another engine leads.
         """
-        context = self._context
         self._disk.look()
-        context.gpus.begin_again()
-        if context.gpus.poll() is not None:
-            context.record_gpus()
-            if not any(job.runs for job in self._jobs.values()):
-                # What was chosen without knowing the memory of GPUs that work by now.
-                context.choose_capacity()
+        self._context.look_at_gpus()
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
@@ -136,8 +130,8 @@ class Scheduler:
                 break
             log.info("job claimed", job_id=claimed.id)
             self._begin(claimed)
-        for job, processes in free_slots(context):
-            self._run_stage.begin(job, processes)
+        for job, run_ids, processes in free_slots(self._context):
+            self._run_stage.begin(job, run_ids, processes)
         self._endings.release_caches()
 
     def put_down(self, patience_s: float) -> None:

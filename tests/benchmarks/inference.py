@@ -45,11 +45,10 @@ from workers.data.kinds.npz import NpzDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.students.build import build_student
-from workers.teacher.inference import infer_blocks
-from workers.teacher.inference_task import inference_batch
+from workers.teacher.inference import infer_blocks, inference_batch
 from workers.teacher.sessions import Device
 from workers.teacher.teacher import Teacher
-from workers.training.artifacts import Student, export_onnx
+from workers.training.onnx_export import Student, export_onnx
 
 BAR = 0.95
 BLOCKS_PER_TURN = 2

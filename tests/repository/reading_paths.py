@@ -1,8 +1,9 @@
 """Reading paths: how much a newcomer reads to follow a job, a training step and an event. ``python -m`` prints them.
 
 A path lists, in the order in which they are entered, the functions that what is followed passes through when nothing
-fails: checks that only refuse, and helpers that only compute a value about it, are left out. Each function counts as a
-whole. A change of file is a function in another file than the one before it.
+fails: checks that only refuse, helpers that only compute a value about it, and adapters that only hand a call on to a
+library (``ray_api``, a session of the database) are left out. Each function counts as a whole. A change of file is a
+function in another file than the one before it.
 
 How a function is reached is looked up in the syntax trees: it is *called* or *handed over* where an earlier function of
 the path, the nearest one first, names it, and can have it by its imports, or theirs. Else it is
@@ -28,7 +29,7 @@ JOB = (
     # The request becomes rows.
     "service.api.routes.jobs:create_job",
     "service.api.job_checks:check_job",
-    "service.api.schemas.jobs:JobRequest.plan",
+    "workers.config.draft:PlanDraft.filled",
     "service.db.job_posting:JobPosting.add_job",
     "service.db.job_posting:_new_job",
     "service.db.job_posting:_new_runs",
@@ -39,26 +40,25 @@ JOB = (
     "service.engine.scheduler:Scheduler._begin",
     "service.engine.scheduler:job_spec",
     "service.engine.scheduler:Scheduler._advance",
+    "service.engine.scheduler:Scheduler._poll",
     # Its caches are planned and built.
     "service.engine.cache_stage:CacheStage.begin",
     "workers.cluster.ray_cluster:Cluster.build_caches",
-    "workers.cluster.ray_api:start",
     "workers.cluster.caches_actor:CachesActor.work",
     "workers.cluster.caches_actor:CachesActor._build",
     "workers.teacher.plan_caches:plan_caches",
     "workers.teacher.plan_caches:prepare_data",
     "workers.data.prepare:prepare",
     "workers.data.prepare:_prepare",
-    "workers.teacher.recorded_preflight:run_recorded_preflight",
+    "workers.teacher.plan_caches:run_recorded_preflight",
+    "workers.teacher.plan_caches:_cache_spec",
     "workers.teacher.build_caches:reserve_caches",
     "workers.teacher.build_caches:missing_blocks",
-    "workers.teacher.build_caches:_pending_blocks",
-    "workers.cluster.inference_pool:InferencePool.infer",
-    "workers.cluster.inference_pool:PoolWorker.begin",
-    "workers.cluster.actors:InferenceActor.work",
-    "workers.cluster.actors:InferenceActor._infer",
-    "workers.teacher.inference_task:open_teacher",
-    "workers.teacher.inference_task:infer_with",
+    "workers.cluster.caches_actor:InferencePool.infer",
+    "workers.cluster.caches_actor:InferenceActor.work",
+    "workers.cluster.caches_actor:InferenceActor._infer",
+    "workers.teacher.inference:open_teacher",
+    "workers.teacher.inference:infer_with",
     "workers.teacher.inference:infer_blocks",
     "workers.teacher.inference:_loaded",
     "workers.teacher.inference:_load",
@@ -67,15 +67,14 @@ JOB = (
     "workers.teacher.inference:_commit",
     "store.writer:CacheWriter.write_block",
     "store.writer:CacheWriter._write_and_commit",
-    "workers.cluster.inference_pool:InferencePool._finish",
+    "workers.cluster.caches_actor:InferencePool._finish",
     "store.writer:CacheWriter.finish",
     # The engine takes them, and starts its run.
-    "service.engine.scheduler:Scheduler._poll",
     "service.engine.cache_stage:CacheStage.poll",
-    "workers.cluster.tasks:Task.poll",
+    "workers.cluster.actors:Task.poll",
     "service.engine.cache_stage:CacheStage._take_caches",
     "service.engine.fair_share:free_slots",
-    "service.engine.fair_share:startable",
+    "service.engine.fair_share:_startable",
     "service.engine.fair_share:allot",
     "service.engine.run_stage:RunStage.begin",
     "service.engine.run_stage:RunStage._begin_group",
@@ -90,11 +89,12 @@ JOB = (
     "workers.training.setting:new_run_state",
     "workers.training.run:RunState.__init__",
     "workers.training.run:RunState.resume",
-    "workers.training.evaluate:evaluate",
+    "workers.training.evaluate:evaluate_splits",
     "workers.training.run:RunState.end_epoch",
     "workers.training.run:RunState.save",
     "workers.training.result:leave",
-    "workers.training.artifacts:write_artifacts",
+    "workers.training.result:_result_of",
+    "workers.training.result:artifacts_folder",
 )
 
 # A step of a run that is trained with KD on a CPU; from a cached row to the update of the weights.
@@ -129,11 +129,9 @@ STEP = (
 # An event of a run; from the worker's ``emit`` to its row. Each function that it passes through is a hand.
 EVENT = (
     "workers.training.run:RunState.report_epoch",
-    "workers.logs:RunLog.emitting",
-    "workers.cluster.outcomes:TaskChannel.emit",
-    "workers.cluster.outcomes:TaskChannel.take",
+    "workers.cluster.actors:Actor._emit",
     "workers.cluster.actors:Actor.answer",
-    "workers.cluster.tasks:Task.poll",
+    "workers.cluster.actors:Task.poll",
     "service.engine.run_stage:RunStage.poll",
     "service.db.event_queries:EventQueries.record_events",
     "service.db.transitions:event_row",

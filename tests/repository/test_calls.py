@@ -49,7 +49,6 @@ FORMER = frozenset(
         "event_row",
         "split_divergence",
         "task_of_run",
-        "write_artifacts",
     }
 )
 

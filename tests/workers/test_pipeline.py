@@ -28,7 +28,8 @@ from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
 from workers.teacher.build_caches import build_caches
 from workers.teacher.forwards import ForwardCounter, carry_over, count_forwards, forwards_avoided, forwards_needed
-from workers.teacher.plan_caches import identify, plan_caches
+from workers.teacher.plan_caches import plan_caches
+from workers.teacher.plan_checks import identify
 from workers.teacher.recheck import recheck_rows
 from workers.training.tasks import share_out
 

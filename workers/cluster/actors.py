@@ -1,8 +1,9 @@
-"""Actors that train runs and infer blocks: the plain functions of ``training`` and ``teacher`` in processes of Ray.
+"""Work on the cluster, from outside and inside: a ``Task`` polls, and an ``Actor`` answers with events and the outcome.
 
-An actor works in one of its threads, and answers in another: events, outcome, what it holds, requests to stop.
-Training actors have names and belong to nobody: when the engine is killed they go on, and its successor finds them by
-name. Events since are kept until they are acknowledged.
+An actor works in one of its threads, and answers in another: events, outcome, what it holds, requests to stop. It may
+die at any moment; then its task has vanished, and what it had committed or saved is there. Training actors have names
+and belong to nobody: when the engine is killed they go on, and its successor finds them by name. Events since are kept
+until they are acknowledged.
 
 The engine imports this file, and has no use for torch, which takes 300 MiB and seconds to import: packages for actors
 alone are imported where they begin their work.
@@ -10,44 +11,183 @@ alone are imported where they begin their work.
 
 import contextlib
 import threading
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel
 
 from workers import logs
 from workers.cluster import ray_api
+from workers.cluster.actor_group import ActorGroup, Peers, vanished
 from workers.cluster.deaths import ProcessId, own_id
-from workers.cluster.outcomes import Numbered, Share, TaskChannel, TaskOutcome, outcome, outcome_of
-from workers.config.task import InferenceTask, TrainingTask
+from workers.cluster.memory import oom_kills
+from workers.cluster.outcomes import Numbered, Share, TaskOutcome, outcome
+from workers.config.task import TrainingTask
 from workers.errors import WorkerError
-from workers.events import Log
 from workers.logs import RunLog
 from workers.run_files import ARTIFACTS
 
-if TYPE_CHECKING:
-    from workers.teacher.teacher import Teacher
+# An actor that Ray cannot reach may come back; after so long it counts as gone.
+_UNAVAILABLE_S = 20.0
+# One that is there and does not answer is stopped or stuck in native code; answering takes another of its threads.
+_SILENT_S = 600.0
+# Events of one answer: those that gathered between two answers are passed on bit by bit.
+EVENTS_MAX = 1000
+
+
+# --------------------------------------------------------------------------------------------------------- outside
+
+
+class Task:
+    """Work on the cluster, seen from outside. Its events come in order, and again until acknowledged.
+
+    Args:
+        actor_group: who does it.
+        slot: which of the group's tasks it is.
+        acknowledged: the number of the first event that is wanted.
+        has_begun: whether it is known to have its share of the machine; one that has not need not be asked to stop.
+    """
+
+    def __init__(self, actor_group: ActorGroup, slot: int = 0, acknowledged: int = 0, has_begun: bool = False) -> None:
+        self.actor_group = actor_group
+        self._slot = slot
+        self._acknowledged = acknowledged
+        self._asked: Any = None
+        self._asked_s = 0.0
+        self._kills = 0
+        self._unavailable_since: float | None = None
+        self._has_begun = has_begun
+        self._is_closed = False
+        self._peers = Peers(actor_group)
+
+    def poll(self) -> tuple[list[Numbered], TaskOutcome | None]:
+        """Numbered events that were not acknowledged, and the outcome once the work has ended. Never waits.
+
+        An actor that is gone is ``vanished``; events that it had not been asked for are gone with it.
+        """
+        if self._is_closed:
+            return [], TaskOutcome(kind="vanished", error_type="Closed", message="it was ended from outside")
+        try:
+            if self._asked is None:
+                self._kills = oom_kills()
+                self._asked = self.actor_group.first.answer.remote(self._slot, self._acknowledged)
+                self._asked_s = time.monotonic()
+            lost = self._peers.poll()
+            if not ray_api.is_ready(self._asked):
+                is_silent = self._has_begun and time.monotonic() - self._asked_s > _SILENT_S
+                return [], vanished(TimeoutError(f"no answer in {_SILENT_S:.0f} s")) if is_silent else lost
+            asked, self._asked = self._asked, None
+            held: list[Any]
+            # An actor that an earlier version has started answers without its share and its process.
+            events, outcome, *held = ray_api.get(asked)
+            self.actor_group.note(0, *held, kills=self._kills)
+        except ray_api.ActorUnavailableError as error:
+            now = time.monotonic()
+            self._unavailable_since = self._unavailable_since or now
+            return [], vanished(error) if now - self._unavailable_since > _UNAVAILABLE_S else None
+        except ray_api.RayError as error:
+            return [], self.actor_group.vanished(0, error)
+        self._has_begun, self._unavailable_since = True, None
+        return events, outcome or lost
+
+    def acknowledge(self, events: Sequence[Numbered]) -> None:
+        """Acknowledge events, which are stored now and need not come again."""
+        if events:
+            self._acknowledged = events[-1][0] + 1
+
+    def stop(self) -> None:
+        """Ask it to stop, without waiting: at its next batch, or at once if it still waits for its share.
+
+        An actor that is gone is no error here; ``poll`` returns that. Every process of one student is asked: one that
+        waits for its pictures has the others wait for it, where they hear nothing.
+        """
+        for actor in (self.actor_group.first, *self.actor_group.others):
+            actor.stop.remote(self._slot)
+        if not self._has_begun:
+            self.close()
+
+    def pause(self) -> None:
+        """Ask it to leave a checkpoint and end as ``paused``, as ``stop`` does."""
+        self.actor_group.first.pause.remote(self._slot)
+        if not self._has_begun:
+            self.close()
+
+    def kill(self) -> None:
+        """End its process, whatever that is doing; ``poll`` returns ``vanished`` once it is gone and writes no more.
+
+        Where it still works on another task, this task alone is closed.
+        """
+        if self.actor_group.open_tasks > 1:
+            self.close()
+        else:
+            self.actor_group.kill()
+
+    def close(self) -> None:
+        """End its process, whatever that is doing, unless it still works on another task."""
+        self._is_closed = True
+        self.actor_group.close(self._slot)
+
+
+# ---------------------------------------------------------------------------------------------------------- inside
+
+
+@dataclass
+class Slot:
+    """Slot of an actor's work: its numbered events until they are acknowledged, requests to it, and its one outcome.
+
+    Attributes:
+        next_event: the number of its next event; another process may have emitted the earlier ones.
+        log: of the run, if it is one: its events stand there as well.
+    """
+
+    next_event: int = 0
+    events: list[Numbered] = field(default_factory=list)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    pausing: threading.Event = field(default_factory=threading.Event)
+    outcome: TaskOutcome | None = None
+    log: RunLog | None = None
 
 
 class Actor:
     """Base of all actors: events, outcome and requests of its slots of work.
 
     Args:
-        slots: of work that it does at once, each with its own channel.
+        slots: of work that it does at once.
         first_event: the number of the first event of each.
     """
 
     def __init__(self, slots: int = 1, first_event: int = 0) -> None:
         logs.configure("info")
-        self._channels = [TaskChannel(first_event) for _ in range(slots)]
+        self._slots = [Slot(first_event) for _ in range(slots)]
+        self._lock = threading.Lock()
+
+    def _emit(self, slot: Slot, event: BaseModel) -> None:
+        """Number an event of the work in a slot, and keep it."""
+        if slot.log is not None:
+            slot.log.record(event)
+        with self._lock:
+            slot.events.append((slot.next_event, event.model_dump(mode="json")))
+            slot.next_event += 1
 
     def answer(
         self, slot: int, acknowledged: int
     ) -> tuple[list[Numbered], TaskOutcome | None, list[Share] | str | None, ProcessId]:
         """Answer: events from number ``acknowledged`` on (earlier ones are forgotten), the outcome, the shares held.
 
-        The third is the GPU that this process is on, by Ray's name, or the shares of the processes that it has started;
-        the last identifies this process for a watch.
+        The outcome comes with the last of the events. The third is the GPU that this process is on, by Ray's name, or
+        the shares of the processes that it has started; the last identifies this process for a watch.
         """
-        return (*self._channels[slot].take(acknowledged), self._held(), own_id())
+        asked = self._slots[slot]
+        # Looked at first: with an outcome, the events are all there are.
+        outcome = asked.outcome
+        with self._lock:
+            asked.events = [(n, event) for n, event in asked.events if n >= acknowledged]
+            some = asked.events[:EVENTS_MAX]
+            is_all = len(some) == len(asked.events)
+        return some, outcome if is_all else None, self._held(), own_id()
 
     def process(self) -> ProcessId:
         """Identity of this process, for a watch."""
@@ -59,11 +199,11 @@ class Actor:
 
     def stop(self, slot: int) -> None:
         """Request that the work of a slot stops at its next batch."""
-        self._channels[slot].stopping.set()
+        self._slots[slot].stopping.set()
 
     def pause(self, slot: int) -> None:
         """Request that the work of a slot leaves a checkpoint and ends as ``paused``."""
-        self._channels[slot].pausing.set()
+        self._slots[slot].pausing.set()
 
 
 class TrainingActor(Actor):
@@ -79,79 +219,34 @@ class TrainingActor(Actor):
         threading.Thread(target=self._work, args=(tasks_json,), name="training", daemon=True).start()
 
     def _work(self, tasks_json: list[str]) -> None:
-        run_logs: list[RunLog] = []
         try:
             from workers.training.loop import train_group
             from workers.training.run_handle import RunHandle
 
             tasks = [TrainingTask.model_validate_json(task) for task in tasks_json]
             # Of several processes of one student the first writes.
-            run_logs += [RunLog(task.folder, task.folder / ARTIFACTS, task.rank == 0, task.stage) for task in tasks]
+            run_logs = [RunLog(task.folder, task.folder / ARTIFACTS, task.rank == 0, task.stage) for task in tasks]
+            for slot, log in zip(self._slots, run_logs, strict=True):
+                slot.log = log
             logs.speak_for(run_logs)
-            members = [
-                RunHandle(task, log.emitting(channel.emit), channel.stopping.is_set, channel.pausing.is_set)
-                for task, log, channel in zip(tasks, run_logs, self._channels, strict=True)
+            handles = [
+                RunHandle(task, partial(self._emit, slot), slot.stopping.is_set, slot.pausing.is_set)
+                for task, slot in zip(tasks, self._slots, strict=True)
             ]
-            for slot, how in train_group(members):
-                if tasks[slot].stage == "train" and isinstance(how, dict):
+            for number, how in train_group(handles):
+                if tasks[number].stage == "train" and isinstance(how, dict):
                     # The export may be started by another engine, which has not made this task.
-                    how = {**how, "order": tasks_json[slot]}
-                self._end(slot, how, run_logs)
+                    how = {**how, "order": tasks_json[number]}
+                self._end(self._slots[number], how)
         except BaseException as error:
             # BaseException, for a run without an outcome would never end.
             why = error if isinstance(error, Exception) else WorkerError(f"its process cannot go on: {error!r}")
-            for slot, channel in enumerate(self._channels):
-                if channel.outcome is None:
-                    self._end(slot, why, run_logs)
+            for slot in self._slots:
+                if slot.outcome is None:
+                    self._end(slot, why)
 
-    def _end(self, slot: int, how: dict[str, Any] | Exception, run_logs: Sequence[RunLog]) -> None:
+    def _end(self, slot: Slot, how: dict[str, Any] | Exception) -> None:
         # The log first: once the outcome is there, this process may be ended.
-        with run_logs[slot].ending(how) if run_logs else contextlib.nullcontext():
+        with contextlib.nullcontext() if slot.log is None else slot.log.ending(how):
             ended = outcome(how)
-        self._channels[slot].outcome = ended
-
-
-class InferenceActor(Actor):
-    """Actor that infers blocks of the caches of one job, with a session that is kept while it fits the task."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._teacher: Teacher | None = None
-        self._opened_for = ""
-
-    def gpu_ids(self) -> Sequence[int | str]:
-        """The GPUs of this machine that it may use; none on a CPU."""
-        return ray_api.own_gpus()
-
-    def work(self, task_json: str, blocks: list[int]) -> TaskOutcome:
-        """Infer and commit these blocks.
-
-        Args:
-            task_json: an ``InferenceTask``.
-            blocks: numbers of blocks that are missing in its cache.
-
-        Returns:
-            The outcome, whose value holds ``provider``, ``reason`` and ``warnings``.
-        """
-        return outcome_of(lambda: self._infer(task_json, blocks))
-
-    def _infer(self, task_json: str, blocks: list[int]) -> dict[str, Any]:
-        from workers.teacher.inference_task import infer_with, open_teacher
-
-        task = InferenceTask.model_validate_json(task_json)
-        # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.
-        opened_for = task.model_dump_json(exclude={"folders", "spec"}) + task.spec.output_kind
-        if self._teacher is None or opened_for != self._opened_for:
-            # The first session's memory is given back before the second one takes its own.
-            self._teacher = None
-            self._teacher, self._opened_for = open_teacher(task), opened_for
-        warnings = [*self._teacher.warnings]
-
-        def keep_warnings(event: object) -> None:
-            # The coordinator reports progress, for all actors together.
-            if isinstance(event, Log) and event.level == "warning":
-                warnings.append(event.message)
-
-        should_stop = self._channels[0].stopping.is_set
-        infer_with(self._teacher, task, blocks, emit=keep_warnings, should_stop=should_stop)
-        return {"provider": self._teacher.provider, "reason": self._teacher.provider_reason, "warnings": warnings}
+        slot.outcome = ended

@@ -1,10 +1,9 @@
-"""Numbered events of work on the cluster, requests to stop or pause it, and its one outcome. Without Ray.
+"""Outcome of work on the cluster, as text from its process, and the share of the machine that it holds. Without Ray.
 
 An exception class that cannot be pickled kills an actor's reply, so errors cross processes as text.
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -106,37 +105,3 @@ def outcome(how: dict[str, Any] | Exception) -> TaskOutcome:
     # An unexpected error: the log gets its traceback and the job one line of it.
     _log.error("work failed", exc_info=how)
     return TaskOutcome(kind="failed", message=str(how) or repr(how), **fields)
-
-
-# Events of one answer: those that gathered between two answers are passed on bit by bit.
-_EVENTS_MAX = 1000
-
-
-class TaskChannel:
-    """Events of one slot of work, numbered, kept until they are acknowledged; requests to it; the outcome.
-
-    Args:
-        first: the number of the first event; another process may have emitted the earlier ones.
-    """
-
-    def __init__(self, first: int = 0) -> None:
-        self._lock = threading.Lock()
-        self._events: list[Numbered] = []
-        self._next = first
-        self.stopping, self.pausing = threading.Event(), threading.Event()
-        self.outcome: TaskOutcome | None = None
-
-    def emit(self, event: BaseModel) -> None:
-        """Number an event and keep it."""
-        with self._lock:
-            self._events.append((self._next, event.model_dump(mode="json")))
-            self._next += 1
-
-    def take(self, acknowledged: int) -> tuple[list[Numbered], TaskOutcome | None]:
-        """Forget events before number ``acknowledged``; the next ones, and the outcome with the last of them."""
-        # Looked at first: with an outcome, the events are all there are.
-        outcome = self.outcome
-        with self._lock:
-            self._events = [(n, event) for n, event in self._events if n >= acknowledged]
-            some = self._events[:_EVENTS_MAX]
-            return some, outcome if len(some) == len(self._events) else None

@@ -14,13 +14,11 @@ from typing import Any
 
 from workers.cluster import ray_api
 from workers.cluster.actor_group import ActorGroup
-from workers.cluster.actors import TrainingActor
-from workers.cluster.caches_actor import CachesActor, CachesTask
+from workers.cluster.actors import Task, TrainingActor
+from workers.cluster.caches_actor import CachesActor
 from workers.cluster.head_folder import HeadFailed
 from workers.cluster.ray_head import RayHead
-from workers.cluster.tasks import Task
-from workers.config.job import JobSpec
-from workers.config.task import Folders, TrainingTask
+from workers.config.task import CachesTask, TrainingTask
 
 
 def export_name(name: str, slot: int) -> str:
@@ -72,41 +70,17 @@ class Cluster:
         """Whether Ray is there. If not, nothing here may be asked; a new cluster can be started."""
         return self._head.is_alive
 
-    def build_caches(
-        self,
-        job: JobSpec,
-        folders: Folders,
-        gpu_share: float = 0.0,
-        quota_bytes: int = 0,
-        forwards_in: Path | None = None,
-        confine_on_gpu: bool = True,
-    ) -> Task:
+    def build_caches(self, task: CachesTask) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core.
 
         The outcome's value holds ``plan`` (a ``CachePlan``, with the teacher's accuracy), ``teacher_forwards``
         of this process's own and ``teacher_forwards_needed`` by a live teacher. Until ``Task.close`` neither cache is
         evicted.
-
-        Args:
-            gpu_share: of each GPU that inference takes at least, see ``InferencePool``; 1 has a GPU for itself; 0 is
-                the CPU.
-            quota_bytes: see ``build_caches.reserve_caches``.
-            forwards_in, confine_on_gpu: see ``InferenceTask``.
         """
-        task = CachesTask(
-            job=job,
-            folders=folders,
-            cpus=self.cpus,
-            actors=self.gpus if gpu_share else self.cpus,
-            gpu_share=gpu_share,
-            quota_bytes=quota_bytes,
-            forwards=forwards_in,
-            confine_on_gpu=confine_on_gpu,
-        )
         # The name is for end_others alone: an engine that was stopped leaves it behind.
         actor = ray_api.start(CachesActor, cpus=0.0, gpus=0.0, name=f"caches-{secrets.token_hex(8)}")
-        actor.work.remote(task.model_dump_json())
-        actor_group = ActorGroup([actor], [0], gpu_share=gpu_share)
+        actor.work.remote(task.model_dump_json(), self.cpus, self.gpus if task.gpu_share else self.cpus)
+        actor_group = ActorGroup([actor], [0], gpu_share=task.gpu_share)
         # It reports the shares of its inference itself; until then there are none.
         actor_group.shares = []
         return Task(actor_group)

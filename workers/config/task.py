@@ -1,4 +1,4 @@
-"""Tasks of one process: blocks of a cache to infer, a run to train. Pure data, so that they can cross processes."""
+"""Tasks of one process: caches to complete, blocks to infer, a run to train. Pure data, so that they can be sent."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +7,7 @@ from pydantic import Field
 
 from store import CacheSpec
 from workers.config.export import Export
-from workers.config.job import Plan, RunSpec
+from workers.config.job import JobSpec, Plan, RunSpec
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
@@ -100,6 +100,23 @@ class Origin(Spec):
 
     job: Plan
     teacher: TeacherIdentity
+
+
+class CachesTask(Spec):
+    """Caches of a job to plan and to complete.
+
+    Attributes:
+        gpu_share: of each GPU that inference takes at least, as a run does; 1 has a GPU for itself; 0 is the CPU.
+        quota_bytes: see ``build_caches.reserve_caches``.
+        forwards, confine_on_gpu: see ``InferenceTask``.
+    """
+
+    job: JobSpec
+    folders: Folders
+    gpu_share: float = 0.0
+    quota_bytes: int = 0
+    forwards: Path | None = None
+    confine_on_gpu: bool = True
 
 
 class InferenceTask(Spec):

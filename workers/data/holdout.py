@@ -19,7 +19,7 @@ from workers.data import decoded
 from workers.data.holdout_spec import Holdout
 from workers.data.prepared import FORMAT, Dataset, open_prepared
 from workers.errors import InvalidDataset
-from workers.events import never
+from workers.events import DatasetReady, Emit, ignore, never
 from workers.files import alone, disk_full_is_disk_low, sync, sync_folder
 
 Rows = NDArray[np.int64]
@@ -57,8 +57,10 @@ def holdout_rows(labels_N: NDArray[np.int64], holdout: Holdout, class_names: tup
     return rows_V
 
 
-def hold_out(train: Dataset, holdout: Holdout, work_dir: Path) -> Dataset:
+def hold_out(train: Dataset, holdout: Holdout, work_dir: Path, emit: Emit = ignore) -> Dataset:
     """Make the validation split of a prepared training split, or map that which was made before.
+
+    Emits ``DatasetReady`` at the end.
 
     Raises:
         InvalidDataset: as ``holdout_rows``.
@@ -67,6 +69,16 @@ def hold_out(train: Dataset, holdout: Holdout, work_dir: Path) -> Dataset:
     rows_V = holdout_rows(train.labels_N, holdout, train.class_names)
     header = json.dumps({"format": "retort-rows-1", "split": "validation", "of": train.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(header.encode() + b"\n" + rows_V.astype("<i8").tobytes()).hexdigest()
+    held = _opened_or_made(train, rows_V, work_dir, fingerprint)
+    emit(
+        DatasetReady(
+            split=held.split, fingerprint=held.fingerprint, samples=held.samples, classes=held.classes, reused=True
+        )
+    )
+    return held
+
+
+def _opened_or_made(train: Dataset, rows_V: Rows, work_dir: Path, fingerprint: str) -> Dataset:
     folder = work_dir / f"{fingerprint}{decoded.ROWS_SUFFIX}"
     partial = work_dir / f"{decoded.PARTIAL_PREFIX}{folder.name}"
     lock = work_dir / decoded.SOURCES / f"{folder.name}.lock"

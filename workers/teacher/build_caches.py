@@ -1,6 +1,6 @@
 """Complete caches of a plan: reserve them, yield the blocks that are missing, verify what was committed.
 
-``missing_blocks`` yields; whoever drives it infers and commits each with ``inference_task.infer_with`` before it asks
+``missing_blocks`` yields; whoever drives it infers and commits each with ``inference.infer_with`` before it asks
 for more: ``build_caches`` in this process, ``cluster.caches_actor`` with a pool of actors. Nothing here calls back.
 
 Of a lossy cache the first block comes first, and ``encoding_check`` judges by it whether the rest is worth the
@@ -22,8 +22,7 @@ from workers.events import CacheReady, Emit, InferenceProgress, Log, ShouldStop,
 from workers.files import alone
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
 from workers.teacher.encoding_check import check_lossy_encoding
-from workers.teacher.inference import AUGMENTATION
-from workers.teacher.inference_task import infer_here, inference_batch
+from workers.teacher.inference import AUGMENTATION, infer_here, inference_batch
 from workers.teacher.sessions import Device
 
 
@@ -85,7 +84,7 @@ def build_caches(
         How many rows went through the teacher, the preflight's included.
 
     Raises:
-        Stopped, store.StoreError, WorkerError: as of ``missing_blocks`` and ``inference_task.infer_here``.
+        Stopped, store.StoreError, WorkerError: as of ``missing_blocks`` and ``inference.infer_here``.
     """
     forwards = plan.contract_forwards
     with closing(
@@ -138,36 +137,47 @@ def missing_blocks(
         )
 
     emit(Stage(stage="inference"))
-    already: dict[str, int] = {}
+    judged_rows = 0
     if plan.guard is not None:
-        already[plan.train_cache.key] = yield from _first_block(task(plan.train_cache), plan.guard, emit, should_stop)
+        judged_rows = yield from _first_block(task(plan.train_cache), plan.guard, emit, should_stop)
     for spec in plan.caches:
         started = time.monotonic()
+        rows = judged_rows if spec == plan.train_cache else 0
         with _in_turn(folders, spec, should_stop):
-            rows = (yield from _pending_blocks(task(spec))) + already.get(spec.key, 0)
-        rows_total = spec.views * spec.samples
+            writer = CacheWriter(folders.caches, spec)
+            if not writer.is_complete:
+                missing = MissingBlocks(task(spec), writer.pending_blocks())
+                yield missing
+                writer.finish()
+                rows += missing.rows
         _verify(folders, spec)
-        emit(
-            InferenceProgress(
-                cache=spec.key,
-                split=spec.split,
-                rows_done=rows_total,
-                rows_total=rows_total,
-                rows_inferred=rows,
-                rows_per_s=None,
-                eta_s=0.0,
-            )
+        _emit_ready(spec, rows, time.monotonic() - started, emit)
+
+
+def _emit_ready(spec: CacheSpec, rows_inferred: int, seconds: float, emit: Emit) -> None:
+    """Emit the last progress of a cache, and that it is complete."""
+    rows_total = spec.views * spec.samples
+    emit(
+        InferenceProgress(
+            cache=spec.key,
+            split=spec.split,
+            rows_done=rows_total,
+            rows_total=rows_total,
+            rows_inferred=rows_inferred,
+            rows_per_s=None,
+            eta_s=0.0,
         )
-        emit(
-            CacheReady(
-                cache=spec.key,
-                split=spec.split,
-                views=spec.views,
-                rows_total=rows_total,
-                rows_inferred=rows,
-                seconds=time.monotonic() - started,
-            )
+    )
+    emit(
+        CacheReady(
+            cache=spec.key,
+            split=spec.split,
+            views=spec.views,
+            rows_total=rows_total,
+            rows_inferred=rows_inferred,
+            seconds=seconds,
         )
+    )
 
 
 def _in_turn(folders: Folders, spec: CacheSpec, should_stop: ShouldStop) -> AbstractContextManager[None]:
@@ -194,17 +204,6 @@ def _first_block(
     labels_R = torch.from_numpy(dataset.labels_N[: len(reference.exact)])
     check_lossy_encoding(check, spec, reference, labels_R, emit=emit)
     return rows
-
-
-def _pending_blocks(task: InferenceTask) -> Generator[MissingBlocks, None, int]:
-    """Yield the blocks of one cache that are not committed, and finish the cache; returns rows yielded."""
-    writer = CacheWriter(task.folders.caches, task.spec)
-    if writer.is_complete:
-        return 0
-    missing = MissingBlocks(task, writer.pending_blocks())
-    yield missing
-    writer.finish()
-    return missing.rows
 
 
 def _verify(folders: Folders, spec: CacheSpec) -> None:

@@ -1,5 +1,8 @@
 """Inference of blocks of a cache, from pictures to committed logits, in threads that do not wait for one another.
 
+``infer_with`` is the one way from missing blocks to committed ones, whoever asks for it: ``build_caches`` in one
+process, or an inference actor of the cluster.
+
 Three things happen at once: loading threads draw the next batches' views and preprocess them, the calling thread runs
 the teacher, a writing thread computes the statistics of the last block and commits it. ONNX Runtime, torch's kernels
 and file writes leave the interpreter free, so threads are enough.
@@ -12,9 +15,8 @@ Legend: B rows of a batch, R rows of a block, N classes.
 """
 
 import functools
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -26,17 +28,85 @@ from pydantic import JsonValue, TypeAdapter
 
 from store import CacheWriter
 from workers.augmentation.apply import make_views
+from workers.config.task import InferenceTask
+from workers.config.teacher import TeacherSpec
 from workers.config.views import Augmentation, NoAugmentation
-from workers.data.prepared import Dataset
+from workers.data.prepared import Dataset, open_prepared
 from workers.errors import Stopped
-from workers.events import Emit, InferenceProgress, Log, ShouldStop, ignore, never
+from workers.events import Emit, Log, ShouldStop, ignore, never
+from workers.teacher.forwards import ForwardCounter
+from workers.teacher.inference_counter import InferenceCounter
+from workers.teacher.preflight.rows import BATCH, batch_rows
 from workers.teacher.teacher import Teacher
 
 AHEAD = 2  # batches that may be loaded and not yet inferred, beside those that are being loaded
 BLOCKS_AHEAD = 2  # blocks that may be inferred and not yet committed
-PROGRESS_INTERVAL_S = 0.25
 
 AUGMENTATION: TypeAdapter[Augmentation] = TypeAdapter(Augmentation)
+
+
+def infer_here(task: InferenceTask, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
+    """Open the teacher of a task, infer and commit blocks of its cache, and log where it ran.
+
+    Raises:
+        Stopped, store.StoreError, WorkerError: as of ``open_teacher`` and ``infer_with``.
+    """
+    teacher = open_teacher(task)
+    emit(Log(message=f"inference on {teacher.provider}: {teacher.provider_reason}"))
+    for warning in teacher.warnings:
+        emit(Log(level="warning", message=warning))
+    infer_with(teacher, task, blocks, emit=emit, should_stop=should_stop)
+
+
+def open_teacher(task: InferenceTask) -> Teacher:
+    """Open the session that a task asks for.
+
+    Raises:
+        DeviceUnavailable: the task promises a GPU, and none works or it computes something else than the CPU.
+        InvalidTeacher, InvalidDataset, OutOfMemory.
+    """
+    return Teacher(
+        task.teacher.path,
+        task.teacher.preprocessing,
+        task.teacher.output,
+        threads=task.threads,
+        device=task.device,
+        memory_fraction=task.memory_fraction,
+        output_kind=task.spec.output_kind,
+        dataset=open_prepared(task.folders.datasets, task.spec.dataset_fingerprint),
+        on_forward=None if task.forwards is None else ForwardCounter(task.forwards).add,
+        sessions=task.sessions,
+        confine_on_gpu=task.confine_on_gpu,
+    )
+
+
+def infer_with(
+    teacher: Teacher, task: InferenceTask, blocks: Sequence[int], *, emit: Emit, should_stop: ShouldStop
+) -> None:
+    """Infer and commit blocks of one cache with a session that is open already.
+
+    Raises:
+        Stopped, store.StoreError, WorkerError: as of ``infer_blocks``; committed blocks stay.
+    """
+    infer_blocks(
+        teacher,
+        open_prepared(task.folders.datasets, task.spec.dataset_fingerprint),
+        CacheWriter(task.folders.caches, task.spec),
+        blocks,
+        emit=emit,
+        should_stop=should_stop,
+        batch_size=task.batch_size,
+        load_threads=task.load_threads,
+    )
+
+
+def inference_batch(teacher: TeacherSpec, dataset: Dataset, block_rows: int, recipe: Augmentation) -> int:
+    """Pictures per call of the teacher: 256 up to 128 x 128 pixels, fewer of larger ones, as memory grows with both.
+
+    A power of two, as ``block_rows`` is: every block but a view's last is made of whole batches.
+    """
+    fitting = batch_rows(BATCH, teacher.preprocessing, dataset, recipe)
+    return min(1 << (fitting.bit_length() - 1), block_rows)
 
 
 class _Batch(NamedTuple):
@@ -88,7 +158,7 @@ def infer_blocks(
     if teacher.batch is not None:
         batch_size = teacher.batch * max(1, batch_size // teacher.batch)
     wanted = list(blocks)
-    progress = _Progress(writer, wanted, emit)
+    progress = InferenceCounter(writer, wanted, emit)
     with (
         ThreadPoolExecutor(1, "retort-commit") as committer,
         _loading_threads(load_threads) as loader,
@@ -202,42 +272,3 @@ def _commit(
     writer.add_provenance(provenance)
     writer.write_block(block, logits_RN, labels_R)
     return len(logits_RN)
-
-
-class _Progress:
-    """Counter of rows, which reports them, not too often.
-
-    Attributes:
-        inferred: rows of this call that went through the teacher.
-        committed: rows of this call that are in the cache.
-    """
-
-    def __init__(self, writer: CacheWriter, blocks: list[int], emit: Emit) -> None:
-        spec = writer.spec
-        self.inferred = 0
-        self.committed = 0
-        self._emit = emit
-        self._spec = spec
-        self._wanted = spec.rows_in(blocks)
-        self._total = spec.views * spec.samples
-        self._before = self._total - spec.rows_in({*writer.pending_blocks(), *blocks})
-        self._started = self._reported = time.monotonic()
-
-    def report(self, *, at_end: bool = False) -> None:
-        """Emit progress, unless that was just done."""
-        now = time.monotonic()
-        if not at_end and now - self._reported < PROGRESS_INTERVAL_S:
-            return
-        self._reported = now
-        rate = self.inferred / max(now - self._started, 1e-9)
-        self._emit(
-            InferenceProgress(
-                cache=self._spec.key,
-                split=self._spec.split,
-                rows_done=self._before + self.committed,
-                rows_total=self._total,
-                rows_inferred=self.committed,
-                rows_per_s=rate,
-                eta_s=(self._wanted - self.inferred) / rate if rate else None,
-            )
-        )

@@ -1,14 +1,21 @@
-"""Cache plan of a job: its data, the checks of its teacher, and the specifications of its caches.
+"""Cache plan of a job: its data, the preflight of its teacher, and the specifications of its caches.
 
 1. ``prepare_data``: the splits are decoded once and mapped; a holdout is cut from the training split.
-2. The teacher is tried on noise in a confined process (``smoke_test``), unless it was before, then on a labelled slice
-   and on views of it (``recorded_preflight``), unless this very pairing was tried before.
+2. The teacher is tried on noise in a confined process (``smoke_run``), unless it was before, then on a labelled slice
+   and on views of it (``run_recorded_preflight``), once for every pairing of teacher, data and views. Its records are
+   reports as JSON, named by the digest of what they depend on. Each job decides for itself whether it insists on a
+   teacher that is doubted, whatever was recorded.
 3. That settles the specifications, and so the keys.
 """
 
-import time
-from collections.abc import Collection, Iterable
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from store import CacheSpec, Encoding
 from workers.config.cache import check_encoding
@@ -16,100 +23,27 @@ from workers.config.dataset import DatasetSpec, thumbnail_warnings
 from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
-from workers.config.views import NoAugmentation, Views, output_size, teacher_augmentation
+from workers.config.views import NoAugmentation, Views, teacher_augmentation
 from workers.data.discovery import examine
 from workers.data.holdout import hold_out
 from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
-from workers.errors import ContractViolation, InvalidTeacher
-from workers.events import DatasetReady, Emit, Log, ShouldStop, Split, Stage
-from workers.files import file_sha256
-from workers.methods.method import Method
-from workers.onnx import smoke_test
-from workers.onnx.check import check_onnx
-from workers.onnx.teacher_graph import check_picture
-from workers.students import check_batch_size, check_image_side
+from workers.errors import Stopped
+from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
+from workers.files import replacing
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
-from workers.teacher.recorded_preflight import run_recorded_preflight
+from workers.teacher.forwards import ForwardCounter
+from workers.teacher.plan_checks import check_levels, check_students, identify, smoke_run
+from workers.teacher.preflight.report import PreflightReport, ViewsReport
+from workers.teacher.preflight.views import check_views
 from workers.teacher.sessions import Device
+from workers.teacher.teacher import Teacher
 
+Report = TypeVar("Report", bound=BaseModel)
 
-def prepare_data(
-    spec: DatasetSpec,
-    folders: Folders,
-    emit: Emit,
-    should_stop: ShouldStop,
-    *,
-    splits: Collection[Split] = ("train", "test"),
-    holdout: Holdout | None = None,
-) -> dict[Split, Dataset]:
-    """Prepare these splits of a dataset: decoded on the first call, mapped on every later one.
-
-    Args:
-        splits: to prepare.
-        holdout: the validation split is cut from the training split.
-    """
-    emit(Stage(stage="preparing"))
-    found: dict[Split, Dataset] = {}
-    for split in splits:
-        if split == "validation" and holdout is not None:
-            found[split] = hold_out(found["train"], holdout, folders.datasets)
-            emit(
-                DatasetReady(
-                    split=split,
-                    fingerprint=found[split].fingerprint,
-                    samples=found[split].samples,
-                    classes=found[split].classes,
-                    reused=True,
-                )
-            )
-        else:
-            found[split] = prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
-    return found
-
-
-def identify(teacher: TeacherSpec) -> TeacherSpec:
-    """Return the same teacher with its digest filled in.
-
-    Raises:
-        InvalidTeacher: the file is not there, or not the one whose digest was given.
-    """
-    if not teacher.path.is_file():
-        raise InvalidTeacher(f"teacher file {str(teacher.path)!r} does not exist: upload it again")
-    digest = file_sha256(teacher.path)
-    if teacher.sha256 not in (None, digest):
-        raise InvalidTeacher(
-            f"teacher file {str(teacher.path)!r} has SHA-256 {digest}, expected {teacher.sha256}: "
-            "it was changed after it was uploaded; upload it again"
-        )
-    return teacher.model_copy(update={"sha256": digest})
-
-
-def _smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: Emit) -> None:
-    """Run a teacher that was never run before in a confined process. Raises InvalidTeacher."""
-    if smoke_test.has_passed(folders.smoke, teacher):
-        return
-    started = time.monotonic()
-    wanted = teacher.preprocessing
-    graph = check_onnx(teacher.path, teacher.output)
-    check_picture(graph, channels=wanted.channel_count, size=wanted.size, layout=wanted.layout)
-    smoke_test.smoke_run(teacher.path, graph, wanted, (dataset.height, dataset.width))
-    smoke_test.remember(folders.smoke, teacher)
-    emit(Log(message=f"the teacher has passed its smoke run in {time.monotonic() - started:.1f} s"))
-
-
-def level_refusal(methods: Iterable[Method]) -> str | None:
-    """Explain why these methods must not train on log-probabilities; None if a shift of the logits changes none."""
-    readers = {method.name: method.level_readers for method in methods if method.level_readers}
-    if not readers:
-        return None
-    listed = ", ".join(f"{name!r} ({' and '.join(found)})" for name, found in readers.items())
-    return (
-        f"The teacher's outputs are log-probabilities, and {listed} depend on the size of the logits, which a softmax "
-        "takes away: policy 'dtkd' would make every sample plain KD, say. Export the logits, or name the output that "
-        "holds them in the teacher's `output`, or leave these methods out."
-    )
+# Preflights, of several jobs, that share the machine's memory.
+_SESSIONS = 2
 
 
 def plan_caches(
@@ -133,22 +67,17 @@ def plan_caches(
         ContractViolation: the teacher and the data do not belong together, or a method needs logits and the teacher
             gives log-probabilities; none if the job accepts the teacher.
     """
-    for warning in job.warnings:
-        emit(Log(level="warning", message=warning))
+    _warn(job.warnings, emit)
     splits = job.splits(examine(job.dataset, folders.data_root).splits)
     data = prepare_data(job.dataset, folders, emit, should_stop, splits=splits, holdout=job.validation)
-    train = data["train"]
     if "test" not in data:
-        emit(Log(level="warning", message='nothing is measured on a test split: the job says `"test": null`'))
-    for student in job.students:
-        # Known now, and cheaper to hear now than after the inference.
-        check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
-        check_batch_size(student.name, job.training.batch_size)
+        _warn(['nothing is measured on a test split: the job says `"test": null`'], emit)
+    train = data["train"]
+    check_students(job, train)
     teacher = identify(job.teacher)
-    _smoke_run(teacher, train, folders, emit)
+    smoke_run(teacher, train, folders, emit)
     size = teacher.preprocessing.size
-    for warning in thumbnail_warnings(job.dataset, size):
-        emit(Log(level="warning", message=warning))
+    _warn(thumbnail_warnings(job.dataset, size), emit)
     recipe = teacher_augmentation(job.views.augmentation, size, train.height, train.width)
     # Fresh views are of runs without a teacher.
     seen = job.views.model_copy(update={"augmentation": recipe, "fresh": None})
@@ -164,48 +93,195 @@ def plan_caches(
         should_stop=should_stop,
         forwards_in=forwards_in,
     )
-
-    refusal = level_refusal(method.expand() for method in job.methods) if report.normalised else None
-    if refusal is not None and not job.accept_teacher:
-        raise ContractViolation(f'{refusal} `"accept_teacher": true` in the job trains them all the same')
-    if refusal is not None:
-        emit(Log(level="warning", message=f"{refusal} They are trained, for the job says accept_teacher"))
-
-    encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]
-    check_encoding(encoding, report.classes)
-
-    def spec(dataset: Dataset, views: Views, encoding: Encoding) -> CacheSpec:
-        return CacheSpec(
-            teacher_sha256=teacher.sha256,
-            teacher_output=report.output,
-            output_kind=report.output_kind,
-            dataset_fingerprint=dataset.fingerprint,
-            split=dataset.split,
-            samples=len(dataset.labels_N),
-            classes=report.classes,
-            preprocessing=teacher.preprocessing.model_dump(mode="json"),
-            augmentation=views.augmentation.model_dump(mode="json"),
-            augmentation_seed=views.seed,
-            views=views.count,
-            dtype=job.cache.dtype if encoding == "dense" else "float32",
-            encoding=encoding,
-        )
-
+    check_levels(job, report, emit)
+    check_encoding(job.cache.encoding, report.classes)
     # The output's name is part of a cache's identity; from here on it is always given.
     teacher = teacher.model_copy(update={"output": report.output})
-    plain = Views(augmentation=NoAugmentation())
-    train_cache = spec(train, seen, encoding)
-
-    def measured(split: Split) -> CacheSpec | None:
-        return spec(data[split], plain, "dense") if split in data else None
-
-    check = EncodingCheck(methods=tuple(methods), epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
+    caches = {
+        split: _cache_spec(job, teacher, report, dataset, views=seen if split == "train" else Views())
+        for split, dataset in data.items()
+    }
+    methods = tuple(method for method in job.methods if method.expand().needs_teacher)
+    check = EncodingCheck(methods=methods, epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
         teacher=teacher,
-        train_cache=train_cache,
-        test_cache=measured("test"),
-        validation_cache=measured("validation"),
+        train_cache=caches["train"],
+        test_cache=caches.get("test"),
+        validation_cache=caches.get("validation"),
         evaluates=job.evaluate,
         contract_forwards=rows,
-        guard=check if train_cache.is_lossy and not job.evaluate else None,
+        guard=check if caches["train"].is_lossy and not job.evaluate else None,
     )
+
+
+def _cache_spec(
+    job: JobSpec, teacher: TeacherSpec, report: PreflightReport, dataset: Dataset, *, views: Views
+) -> CacheSpec:
+    """Specification of the cache of a split: the training split in the job's encoding, every other one dense."""
+    encoding: Encoding = job.cache.encoding if dataset.split == "train" else "dense"
+    return CacheSpec(
+        teacher_sha256=teacher.sha256,
+        teacher_output=report.output,
+        output_kind=report.output_kind,
+        dataset_fingerprint=dataset.fingerprint,
+        split=dataset.split,
+        samples=len(dataset.labels_N),
+        classes=report.classes,
+        preprocessing=teacher.preprocessing.model_dump(mode="json"),
+        augmentation=views.augmentation.model_dump(mode="json"),
+        augmentation_seed=views.seed,
+        views=views.count,
+        dtype=job.cache.dtype if encoding == "dense" else "float32",
+        encoding=encoding,
+    )
+
+
+def prepare_data(
+    spec: DatasetSpec,
+    folders: Folders,
+    emit: Emit,
+    should_stop: ShouldStop,
+    *,
+    splits: Collection[Split] = ("train", "test"),
+    holdout: Holdout | None = None,
+) -> dict[Split, Dataset]:
+    """Prepare these splits of a dataset: decoded on the first call, mapped on every later one.
+
+    Args:
+        splits: to prepare.
+        holdout: the validation split is cut from the training split.
+    """
+    emit(Stage(stage="preparing"))
+    found: dict[Split, Dataset] = {}
+    for split in splits:
+        if split == "validation" and holdout is not None:
+            found[split] = hold_out(found["train"], holdout, folders.datasets, emit)
+        else:
+            found[split] = prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
+    return found
+
+
+def _warn(warnings: Iterable[str], emit: Emit) -> None:
+    for warning in warnings:
+        emit(Log(level="warning", message=warning))
+
+
+# ------------------------------------------------------------------------------------------------------ the preflight
+
+
+def run_recorded_preflight(
+    teacher: TeacherSpec,
+    dataset: Dataset,
+    folders: Folders,
+    emit: Emit,
+    *,
+    threads: int,
+    device: Device,
+    accept: bool,
+    views: Views,
+    should_stop: ShouldStop,
+    forwards_in: Path | None,
+) -> tuple[PreflightReport, int]:
+    """Run the preflight on a labelled slice and on views of it, once for every pairing of teacher and data.
+
+    Args:
+        accept: whether the job insists on a teacher that is doubted; each job for itself, whatever was recorded.
+        views: the training views as the teacher sees them; without augmentation plain pictures alone are tried.
+        should_stop: asked after every batch.
+        forwards_in: see ``InferenceTask.forwards``.
+
+    Returns:
+        The report on plain pictures, and the number of forward passes that both took now: 0 when the
+        same teacher, preprocessing, data and views were tried before (the reports are then read back).
+
+    Raises:
+        ContractViolation: they do not belong together; see ``Teacher.run_preflight``.
+        Stopped: ``should_stop`` said so; the next job tries anew.
+    """
+
+    @functools.cache
+    def session() -> Teacher:
+        return Teacher(
+            teacher.path,
+            teacher.preprocessing,
+            teacher.output,
+            threads=threads,
+            device=device,
+            dataset=dataset,
+            on_forward=_counted(forwards_in, should_stop),
+            sessions=_SESSIONS,
+        )
+
+    identity = {
+        "teacher": teacher.model_dump(mode="json", exclude={"path"}),
+        "dataset": dataset.fingerprint,
+        "class_names": dataset.class_names,
+    }
+    record = _record_path(folders, identity)
+    report, forwards = _read_record(record, PreflightReport), 0
+    if report is None:
+        report = session().run_preflight(dataset, accept=accept)
+        forwards = report.forwards
+        _write_record(record, report)
+    report.enforce(accept)
+    on_views = None
+    if not isinstance(views.augmentation, NoAugmentation):
+        record = _record_path(folders, {**identity, "views": views.model_dump(mode="json")})
+        on_views = _read_record(record, ViewsReport)
+        if on_views is None:
+            on_views = check_views(session(), dataset, views, report)
+            forwards += on_views.rows
+            _write_record(record, on_views)
+    if forwards:
+        _warn(session().warnings, emit)
+    _warn((*report.accepted, *report.warnings, *(on_views.warnings if on_views else ())), emit)
+    if forwards:
+        emit(_checked(report, on_views, forwards, session()))
+    return report, forwards
+
+
+def _counted(forwards_in: Path | None, should_stop: ShouldStop) -> Callable[[int], None]:
+    """Count what the teacher is run on, and raise Stopped when the job is to stop: a function of a number of rows."""
+    counter = None if forwards_in is None else ForwardCounter(forwards_in)
+
+    def count(rows: int) -> None:
+        if counter is not None:
+            counter.add(rows)
+        if should_stop():
+            raise Stopped("stopped while the teacher was tried on the data")
+
+    return count
+
+
+def _checked(
+    report: PreflightReport, on_views: ViewsReport | None, forwards: int, session: Teacher
+) -> PreflightChecked:
+    return PreflightChecked(
+        rows=report.rows,
+        forwards=forwards,
+        accuracy=report.accuracy,
+        views_accuracy=on_views.accuracy if on_views else None,
+        chance=report.chance,
+        output_kind=report.output_kind,
+        provider=session.provider,
+        provider_reason=session.provider_reason,
+    )
+
+
+def _record_path(folders: Folders, identity: Mapping[str, object]) -> Path:
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return folders.contracts / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+
+
+def _read_record(record: Path, kind: type[Report]) -> Report | None:
+    """The report of an earlier preflight; one that an older version wrote in another shape is as good as none."""
+    try:
+        return kind.model_validate_json(record.read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _write_record(record: Path, report: BaseModel) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(record, "a contract report") as file:
+        file.write(report.model_dump_json(indent=2).encode())

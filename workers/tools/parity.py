@@ -47,8 +47,8 @@ from workers.objective.view import View
 from workers.students.build import build_student
 from workers.teacher.cache_statistics import read_cache_statistics
 from workers.teacher.encoding_check import describe
-from workers.teacher.inference_task import open_teacher
-from workers.teacher.plan_caches import identify
+from workers.teacher.inference import open_teacher
+from workers.teacher.plan_checks import identify
 from workers.teacher.teacher import Teacher
 from workers.tools.parity_report import Comparison, LogitDifferences, ParityReport, Spread
 from workers.training.batches import TrainingBatch, student_preprocessing

@@ -72,44 +72,37 @@ def evaluate_splits(
     preprocessing: Preprocessing,
     replicas: Replicas,
 ) -> dict[str, float | None]:
-    """Measure a student on each split: as ``evaluate``, the validation split's metrics as ``validation_NAME``."""
-    return {
-        name_of(split, name): value
-        for split, feed in feeds.items()
-        for name, value in evaluate(forward, feed, preprocessing, replicas).items()
-    }
-
-
-def evaluate(
-    forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
-) -> dict[str, float | None]:
-    """Measure a student on a whole split.
+    """Measure a student on each split as a whole.
 
     Args:
         forward: float32 [B, K, H, W] -> logits [B, C], the network in evaluation mode.
-        feed: this process's share of the split, with the teacher's cache or without.
+        feeds: this process's share of each split, with the teacher's cache or without.
         preprocessing: from picture to ``forward``'s input.
         replicas: the processes that measure together.
 
     Returns:
-        ``top1``, ``top5``, ``nll``, ``ece``, ``agreement`` and ``kl_to_teacher`` as ``Measured`` has them; the last two
-        are None without a teacher.
+        ``top1``, ``top5``, ``nll``, ``ece``, ``agreement`` and ``kl_to_teacher`` as ``Measured`` has them, those of the
+        validation split as ``validation_NAME``; the last two are None without a teacher.
     """
-    measured = _measure(forward, feed, preprocessing, replicas)
-    return {
-        "top1": measured.top1,
-        "top5": measured.top5,
-        "nll": measured.nll,
-        "ece": measured.ece,
-        "agreement": measured.agreement if feed.has_teacher else None,
-        "kl_to_teacher": measured.kl if feed.has_teacher else None,
-    }
+    metrics: dict[str, float | None] = {}
+    for split, feed in feeds.items():
+        measured = _measure(forward, feed, preprocessing, replicas)
+        of_split = {
+            "top1": measured.top1,
+            "top5": measured.top5,
+            "nll": measured.nll,
+            "ece": measured.ece,
+            "agreement": measured.agreement if feed.has_teacher else None,
+            "kl_to_teacher": measured.kl if feed.has_teacher else None,
+        }
+        metrics |= {name_of(split, name): value for name, value in of_split.items()}
+    return metrics
 
 
 def evaluate_with_logits(
     forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
 ) -> EvaluatedSplit:
-    """Measure a student as ``evaluate`` does, and keep its logits and predicted class of every row."""
+    """Measure a student as ``evaluate_splits`` does, and keep its logits and predicted class of every row."""
     kept = _Kept(feed.samples, feed.classes)
     measured = _measure(forward, feed, preprocessing, replicas, kept=kept)
     logits_NC, predicted_N = kept.whole(replicas, feed.device)

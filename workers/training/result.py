@@ -1,22 +1,37 @@
-"""result.json and the artifacts of a run that is trained to its end."""
+"""result.json and the artifacts of a run that is trained to its end: weights, ONNX, metrics, events, configuration.
 
-from collections.abc import Mapping
+A finished run's folder appears under its final name in one rename, so a folder that has the name is complete, and a run
+that was stopped or killed leaves none.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from workers.augmentation.apply import resize
+from workers.config.task import TrainingTask
 from workers.errors import Paused, Stopped
-from workers.files import file_sha256
+from workers.files import disk_full_is_disk_low, file_sha256, sync, sync_folder
 from workers.methods.cache_values import record
-from workers.run_files import BUNDLE, WEIGHTS
-from workers.training.artifacts import Exported, Student, Written, write_artifacts, write_json
+from workers.run_files import ARTIFACTS, BUNDLE, EVENT_FILE, ONNX, WEIGHTS
 from workers.training.bundle import bundle_of
 from workers.training.evaluate import name_of
+from workers.training.event_file import write_event_file
+from workers.training.final_evaluation import FinalEvaluation
+from workers.training.host_copy import to_host
 from workers.training.int8 import Int8Inputs, leave_int8
 from workers.training.model_folder import ModelFacts, leave_model
+from workers.training.onnx_export import Exported, Student, export_onnx
 from workers.training.run import RunState
 from workers.training.run_handle import Signal
 from workers.training.setting import Setting
@@ -26,26 +41,75 @@ _PARITY_PICTURES = 32
 
 
 def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
-    """Write the artifacts; returns result.json."""
-    task, metrics, final = run_state.task, run_state.metrics, run_state.final
+    """Write the artifacts; returns result.json.
+
+    Raises:
+        DiskLow: no room.
+        ExportMismatch: see ``export_onnx``.
+        Stopped, Paused: a client wants it, between two files.
+    """
+    task, final = run_state.task, run_state.final
     # Its last checkpoint has it.
     assert final is not None
     run_state.counters.attach()
-    best_epoch = run_state.best_epoch
-    kept = best_epoch if task.training.keep == "best" and best_epoch is not None else len(metrics)
     run_state.take_best_weights()
-    run, samples = task.run, setting.feed.samples
-    trained = sum(samples / (line["images_per_s"] or 1.0) for line in metrics)
-    result: dict[str, object] = {
-        "student": run.student.name,
-        "method": run.method.label,
-        "seed": run.seed,
+    result = _result_of(run_state, setting, final)
+    temperature = final.temperature if task.training.calibrated_output else None
+    student = Student(run_state.network, setting.preprocessing, temperature)
+    with artifacts_folder(task.folder) as folder:
+        _obey_signal_at_the_end(run_state)
+        (folder / WEIGHTS).write_bytes(save(state_tensors(student.network)))
+        _obey_signal_at_the_end(run_state)
+        exported = export_onnx(student, folder / ONNX, _some_pictures(setting))
+        _obey_signal_at_the_end(run_state)
+        more = _leave_more(run_state, setting, result, folder=folder, exported=exported)
+        result |= {"onnx_max_abs_difference": exported.difference, **more}
+        _obey_signal_at_the_end(run_state)
+        write_json(folder / "config.json", _config_of(run_state, setting, final))
+        _write_measures(folder, run_state, final)
+        write_json(folder / "result.json", result)
+    return result
+
+
+@contextmanager
+def artifacts_folder(attempt: Path) -> Iterator[Path]:
+    """A new folder that becomes ``attempt/artifacts``, durably and in one rename, where its block ends well.
+
+    Raises:
+        DiskLow: no room; as after any other error, nothing is left of it.
+    """
+    final, partial = attempt / ARTIFACTS, attempt / f"{ARTIFACTS}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with disk_full_is_disk_low(attempt, "a run's artifacts"):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for path in partial.iterdir():
+                with path.open("rb+") as file:
+                    sync(file)
+            sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            sync_folder(attempt)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _result_of(run_state: RunState, setting: Setting, final: FinalEvaluation) -> dict[str, object]:
+    """result.json, without what is known only when its artifacts are made."""
+    task, metrics, best_epoch = run_state.task, run_state.metrics, run_state.best_epoch
+    samples, teacher = setting.feed.samples, task.teacher_accuracy
+    trained_s = sum(samples / (line["images_per_s"] or 1.0) for line in metrics)
+    return {
+        "student": task.run.student.name,
+        "method": task.run.method.label,
+        "seed": task.run.seed,
         "parameters": sum(p.numel() for p in run_state.network.parameters()),
         "epochs": len(metrics),
         "views_seen": task.views.seen(len(metrics), run_state.method.views),
         "stopped_early": len(metrics) < task.training.epochs,
         "selected": task.training.keep,
-        "selected_epoch": kept,
+        "selected_epoch": best_epoch if task.training.keep == "best" and best_epoch is not None else len(metrics),
         "last": metrics[-1],
         "best": None if best_epoch is None else metrics[best_epoch - 1],
         "best_epoch": best_epoch,
@@ -54,29 +118,30 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
         "calibration": final.calibration,
         "splits": {"train": samples, **{split: feed.samples for split, feed in setting.evaluations.items()}},
         "seconds": run_state.seconds,
-        "images_per_s": len(metrics) * samples / max(trained, 1e-9),
-        "caches": {
-            "train": None if task.train_cache is None else task.train_cache.key,
-            "test": None if task.test_cache is None else task.test_cache.key,
-            **({} if task.validation_cache is None else {"validation": task.validation_cache.key}),
-        },
+        "images_per_s": len(metrics) * samples / max(trained_s, 1e-9),
+        "caches": _cache_keys(task),
         "teacher": None
-        if task.teacher_accuracy is None
+        if teacher is None
         else {
-            **{name_of(split, "top1"): top1 for split, top1 in task.teacher_accuracy.measured.items()},
-            "views_top1": task.teacher_accuracy.views,
+            **{name_of(split, "top1"): top1 for split, top1 in teacher.measured.items()},
+            "views_top1": teacher.views,
         },
         "environment": {
             **run_state.environment,
             **{name: version(name) for name in ("torch", "torchvision", "zarr", "retort")},
         },
     }
-    config = {
-        "run": run.model_dump(mode="json"),
-        "method": run.method.expand().model_dump(mode="json"),
+
+
+def _config_of(run_state: RunState, setting: Setting, final: FinalEvaluation) -> dict[str, object]:
+    """config.json: all that was chosen for the run."""
+    task = run_state.task
+    config: dict[str, object] = {
+        "run": task.run.model_dump(mode="json"),
+        "method": task.run.method.expand().model_dump(mode="json"),
         "training": task.training.model_dump(mode="json"),
         "views": task.views.model_dump(mode="json"),
-        "caches": result["caches"],
+        "caches": _cache_keys(task),
         "datasets": {
             "train": task.train_fingerprint,
             "test": task.test_fingerprint,
@@ -89,26 +154,42 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     if run_state.cache_statistics:
         values = {each: tensor.cpu().numpy() for each, tensor in run_state.cache_statistics.items()}
         config["cache_statistics"] = record(values)
+    return config
+
+
+def _cache_keys(task: TrainingTask) -> dict[str, str | None]:
+    """Keys of the caches that a run reads, by split; validation only where there is one."""
+    return {
+        "train": None if task.train_cache is None else task.train_cache.key,
+        "test": None if task.test_cache is None else task.test_cache.key,
+        **({} if task.validation_cache is None else {"validation": task.validation_cache.key}),
+    }
+
+
+def _some_pictures(setting: Setting) -> NDArray[np.uint8]:
+    """Pictures [b, H, W, K] of the training split at the student's size, to compare an export on."""
     pictures = torch.from_numpy(setting.train.take(slice(_PARITY_PICTURES)).copy())
     if tuple(pictures.shape[1:3]) != setting.size:
         pictures = resize(pictures, *setting.size)
-    student = Student(
-        run_state.network, setting.preprocessing, final.temperature if task.training.calibrated_output else None
-    )
-    written = Written(
-        config=config,
-        metrics=metrics,
-        result=result,
-        evaluation={"splits": final.whole, "calibration": final.calibration},
-        temperatures=document(run_state.temperatures) if run_state.method.needs_teacher else None,
-        tensors=final.tensors if task.training.keep_logits else None,
-    )
-    heed, more = partial(_obey_signal_at_the_end, run_state), partial(_leave_more, run_state, setting, result)
-    return write_artifacts(task.folder, student, pictures.numpy(), written, heed=heed, more=more)
+    return pictures.numpy()
+
+
+def _write_measures(folder: Path, run_state: RunState, final: FinalEvaluation) -> None:
+    """Write metrics and TensorBoard's events of every epoch, the evaluation, temperatures, and logits if asked for."""
+    metrics, temperatures = run_state.metrics, None
+    if run_state.method.needs_teacher:
+        temperatures = document(run_state.temperatures)
+        write_json(folder / "temperatures.json", temperatures, indent=None)
+    lines = [json.dumps(line, allow_nan=False) for line in metrics]
+    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    write_event_file(folder / EVENT_FILE, metrics, temperatures)
+    write_json(folder / "evaluation.json", {"splits": final.whole, "calibration": final.calibration}, indent=None)
+    if run_state.training.keep_logits:
+        (folder / "logits.safetensors").write_bytes(save(dict(final.tensors)))
 
 
 def _leave_more(
-    run_state: RunState, setting: Setting, result: Mapping[str, object], folder: Path, exported: Exported
+    run_state: RunState, setting: Setting, result: Mapping[str, object], *, folder: Path, exported: Exported
 ) -> dict[str, object]:
     """Write what is made of weights and ONNX; returns what result.json tells of it."""
     task = run_state.task
@@ -148,3 +229,15 @@ def _obey_signal_at_the_end(run_state: RunState) -> None:
             raise Stopped(f"run {run_state.task.run.name!r} was stopped {where}")
         case Signal.PAUSE:
             raise Paused(f"run {run_state.task.run.name!r} was paused {where}")
+
+
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The weights and buffers, on the CPU, contiguous and unshared (what safetensors asks for)."""
+    state = network.state_dict()
+    on_host = to_host(list(state.values()))
+    return {name: tensor.contiguous().clone() for name, tensor in zip(state, on_host, strict=True)}
+
+
+def write_json(path: Path, value: Mapping[str, object], indent: int | None = 2) -> None:
+    """Write a JSON document; no NaN."""
+    path.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")

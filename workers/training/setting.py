@@ -83,29 +83,10 @@ def set_up(handles: Sequence[RunHandle]) -> Iterator[Setting]:
 
 
 def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> Setting:
+    _check_group(tasks)
     task = tasks[0]
-    if (option := task.training.needs_validation) is not None and task.validation_fingerprint is None:
-        raise InvalidJob(f"{option} needs a validation split, and the task has none: name one, or leave the option out")
-    if len({_shared(each) for each in tasks}) > 1 or (len(tasks) > 1 and task.training.actors > 1):
-        raise InvalidJob(
-            "the runs of a group share everything but student and method, and one process: train them apart"
-        )
-    if task.views.fresh and any(each.run.method.expand().needs_teacher for each in tasks):
-        raise InvalidJob(
-            "views.fresh is true, and the teacher's logits are cached for views.count views alone: a run with a "
-            "teacher trains on those"
-        )
-    if task.stage == "export":
-        device = torch.device("cpu")
-        no_graph: str | None = "nothing is trained"
-        emit(Log(message="exported on the CPU: no GPU waits for it"))
-    else:
-        device, why = choose_device(task.training.device, task.has_gpu_share)
-        no_graph = why_no_graph(task.training.cuda_graph, device, task.training.actors)
-        emit(Log(message=f"training on {device.type}: {why}"))
+    device, no_graph = _choose_device(task, emit)
     torch.set_num_threads(task.threads)
-    if device.type == "cuda" and task.memory_fraction < 1.0:
-        torch.cuda.set_per_process_memory_fraction(task.memory_fraction, device)
     train = open_prepared(task.folders.datasets, task.train_fingerprint)
     measured = {
         split: (open_prepared(task.folders.datasets, fingerprint), cache)
@@ -149,6 +130,35 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
         cache_statistics={each: torch.from_numpy(values).to(device) for each, values in over_cache.items()},
         teacher_rows={} if rows is None else some_rows(rows.statistics(0)),
     )
+
+
+def _choose_device(task: TrainingTask, emit: Callable[[Log], None]) -> tuple[torch.device, str | None]:
+    """The device, with this process's part of its memory, and why no step is recorded in a CUDA graph there."""
+    if task.stage == "export":
+        emit(Log(message="exported on the CPU: no GPU waits for it"))
+        return torch.device("cpu"), "nothing is trained"
+    device, why = choose_device(task.training.device, task.has_gpu_share)
+    no_graph = why_no_graph(task.training.cuda_graph, device, task.training.actors)
+    emit(Log(message=f"training on {device.type}: {why}"))
+    if device.type == "cuda" and task.memory_fraction < 1.0:
+        torch.cuda.set_per_process_memory_fraction(task.memory_fraction, device)
+    return device, no_graph
+
+
+def _check_group(tasks: Sequence[TrainingTask]) -> None:
+    """Refuse runs that lack what their options need, or cannot be trained side by side. Raises InvalidJob."""
+    task = tasks[0]
+    if (option := task.training.needs_validation) is not None and task.validation_fingerprint is None:
+        raise InvalidJob(f"{option} needs a validation split, and the task has none: name one, or leave the option out")
+    if len({_shared(each) for each in tasks}) > 1 or (len(tasks) > 1 and task.training.actors > 1):
+        raise InvalidJob(
+            "the runs of a group share everything but student and method, and one process: train them apart"
+        )
+    if task.views.fresh and any(each.run.method.expand().needs_teacher for each in tasks):
+        raise InvalidJob(
+            "views.fresh is true, and the teacher's logits are cached for views.count views alone: a run with a "
+            "teacher trains on those"
+        )
 
 
 def _measured_splits(task: TrainingTask) -> Iterator[tuple[Split, str, CacheSpec | None]]:

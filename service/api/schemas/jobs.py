@@ -103,14 +103,6 @@ class JobRequest(PlanDraft):
             )
         return data
 
-    def plan(self, dataset: DatasetSpec) -> Plan:
-        """The plan with its data set in place, and what the client has left out.
-
-        Raises:
-            InvalidJob: as ``PlanDraft.filled``.
-        """
-        return self.filled(dataset)
-
     def identity(self) -> dict[str, JsonValue]:
         """Return what an Idempotency-Key is known by: all fields, and which were left out where that makes another job.
 

@@ -20,7 +20,7 @@ from workers.onnx import confined_session
 from workers.onnx.confined_session import SessionLimits
 from workers.teacher import sessions
 from workers.teacher.build_caches import build_caches
-from workers.teacher.inference_task import inference_batch, open_teacher
+from workers.teacher.inference import inference_batch, open_teacher
 from workers.teacher.plan_caches import plan_caches
 
 pytest_plugins = ["tests.support.service_fixtures"]

@@ -38,7 +38,7 @@ from tests.support.store_cases import is_held, make_spec, write_cache
 from workers.cluster.actor_group import ActorGroup
 from workers.cluster.outcomes import Numbered, TaskOutcome
 from workers.cluster.ray_cluster import Cluster
-from workers.config.task import TeacherAccuracy, TrainingTask
+from workers.config.task import CachesTask, TeacherAccuracy, TrainingTask
 from workers.config.teacher import TeacherSpec
 from workers.run_files import ARTIFACTS, CHECKPOINT
 from workers.teacher.cache_plan import CachePlan
@@ -140,15 +140,14 @@ class _Cluster:
         self.has_ended_others, self.kept = True, names
         return 0
 
-    def build_caches(
-        self, _: object, __: object, gpu_share: float, quota_bytes: int, forwards_in: Path, confine_on_gpu: bool
-    ) -> _Task:
-        self.forwards_in = forwards_in
-        assert confine_on_gpu
+    def build_caches(self, asked: CachesTask) -> _Task:
+        assert asked.forwards is not None
+        self.forwards_in = asked.forwards
+        assert asked.confine_on_gpu
         task = next(self._tasks)
-        task.actor_group = ActorGroup([cast("Any", object())], [0], gpu_share=gpu_share)
+        task.actor_group = ActorGroup([cast("Any", object())], [0], gpu_share=asked.gpu_share)
         task.actor_group.shares = []
-        self.inferring.append(gpu_share)
+        self.inferring.append(asked.gpu_share)
         return task
 
 

@@ -21,17 +21,18 @@ from tests.support.digits import SMALL, Digits
 from tests.support.process_table import processes_with
 from tests.support.store_cases import digests
 from workers import signals
-from workers.cluster import actor_group, inference_pool, pool_events, ray_api
+from workers.cluster import actor_group, inference_workers, pool_events, ray_api
 from workers.cluster.actor_group import ActorGroup
+from workers.cluster.actors import Task
 from workers.cluster.block_queue import ACTOR_DEATHS_MAX, BlockQueue, WorkerLost
+from workers.cluster.caches_actor import InferenceActor
 from workers.cluster.deaths import Death
-from workers.cluster.inference_pool import InferencePool, PoolWorker
+from workers.cluster.inference_workers import InferenceWorker, InferenceWorkers
 from workers.cluster.outcomes import Share, TaskOutcome
 from workers.cluster.pool_events import WaitingLog
 from workers.cluster.ray_cluster import Cluster, export_name
-from workers.cluster.tasks import Task
 from workers.config.cache import CacheOptions
-from workers.config.task import Folders
+from workers.config.task import CachesTask, Folders
 from workers.events import Log, ignore, never
 from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches
@@ -121,7 +122,9 @@ def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_sam
             os.kill(actor_processes("InferenceActor")[0], signal.SIGKILL)
 
     counters = tmp_path / "forwards"
-    outcome = follow(cluster.build_caches(job, folders, forwards_in=counters), kill_one_in_the_middle)
+    outcome = follow(
+        cluster.build_caches(CachesTask(job=job, folders=folders, forwards=counters)), kill_one_in_the_middle
+    )
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert pending_at_the_kill > 0
@@ -153,7 +156,7 @@ def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_sam
         assert shared == alone
 
     # Everything is there: the second time no teacher is run.
-    again = follow(cluster.build_caches(job, folders))
+    again = follow(cluster.build_caches(CachesTask(job=job, folders=folders)))
     assert again.value is not None
     assert again.value["teacher_forwards"] == 0
 
@@ -169,7 +172,8 @@ def test_build_caches_refuses_a_lossy_cache_after_one_block_and_says_so(
         if event["type"] == "inference_progress" and event["split"] == "train":
             told.append((event["rows_done"], event["rows_inferred"]))
 
-    outcome = follow(cluster.build_caches(job, Folders(data_dir=tmp_path, data_root=tmp_path)), hear)
+    task = CachesTask(job=job, folders=Folders(data_dir=tmp_path, data_root=tmp_path))
+    outcome = follow(cluster.build_caches(task), hear)
     assert outcome.error_type == "LossyCache"
     block = digits.train.samples
     assert told[-1] == (block, block)
@@ -341,7 +345,8 @@ def test_cluster_end_others_ends_unwanted_actors_and_gives_back_their_shares(
     assert "inference waits for 1 of the 2 CPU cores, of which 0 are free; 1 other processes" in why_inference_waits(0)
     assert why_inference_waits(0.25) == "inference has its share of the machine: Ray is starting its processes"
     # An engine that was stopped may have left such a one.
-    caches = cluster.build_caches(digits.job("kd"), Folders(data_dir=tmp_path, data_root=tmp_path))
+    folders = Folders(data_dir=tmp_path, data_root=tmp_path)
+    caches = cluster.build_caches(CachesTask(job=digits.job("kd"), folders=folders))
     while not caches.poll()[0]:
         time.sleep(0.02)
     os.kill(trainer_of(tmp_path / "two"), signal.SIGKILL)
@@ -388,34 +393,35 @@ def test_task_whose_process_is_killed_has_vanished(cluster: Cluster, digits: Dig
     assert outcome.kind == "vanished"
 
 
-def test_inference_pool_holds_the_cores_that_it_has_and_none_that_it_waits_for(cluster: Cluster) -> None:
+def test_inference_workers_hold_the_cores_that_they_have_and_none_that_they_wait_for(cluster: Cluster) -> None:
     """Or runs whose turn it is would wait for all inference that was ever asked for."""
-    pool = InferencePool(cluster.cpus + 2, 0.0, cpus=cluster.cpus)
+    workers = InferenceWorkers(InferenceActor, 0.0, several=True)
     try:
-        pool._workers += [pool._new_worker(pool._share) for _ in range(cluster.cpus + 2)]
-        while sum(worker.is_started for worker in pool._workers) < cluster.cpus:
+        for _ in range(cluster.cpus + 2):
+            workers.start()
+        while sum(worker.is_started for worker in workers.all) < cluster.cpus:
             time.sleep(0.02)
-        assert pool.shares() == [Share(cpus=1.0, gpu=0.0)] * cluster.cpus
+        assert workers.shares() == [Share(cpus=1.0, gpu=0.0)] * cluster.cpus
     finally:
-        pool.close()
+        workers.close()
 
 
 # ------------------------------------------------------------------------------------ GPUs that only Ray believes in
 
 
-def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_has_room(
+def test_inference_workers_put_one_actor_on_each_gpu_and_a_smaller_one_where_none_has_room(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def new(pool: InferencePool) -> PoolWorker:
-        pool._workers.append(pool._new_worker(pool._share))
-        return pool._workers[-1]
+    def new(workers: InferenceWorkers) -> InferenceWorker:
+        workers.start()
+        return workers.all[-1]
 
-    def wait_for(worker: PoolWorker) -> Sequence[int | str]:
+    def wait_for(worker: InferenceWorker) -> Sequence[int | str]:
         while not worker.is_started:
             time.sleep(0.02)
         return worker.gpu_ids()
 
-    first, second = (InferencePool(3, 0.25, cpus=2) for _ in range(2))
+    first, second = (InferenceWorkers(InferenceActor, 0.25, several=True) for _ in range(2))
     try:
         workers = [new(first) for _ in range(3)]
         taken = [wait_for(worker) for worker in workers]
@@ -423,27 +429,27 @@ def test_inference_pool_puts_one_actor_on_each_gpu_and_a_smaller_one_where_none_
         assert sorted(share.gpu_id or "" for share in first.shares()) == sorted(NO_GPUS)
 
         waiting = new(second)
-        second._add_small_worker()
-        second._add_small_worker()
-        [_, small] = second._workers
+        second.add_small()
+        second.add_small()
+        [_, small] = second.all
         there = wait_for(small)
         assert not waiting.is_started
         # What holds nothing yet is told as asked for.
         held = [Share(cpus=0.0, gpu=0.5001), Share(cpus=0.0, gpu=0.25, gpu_id=str(there[0]))]
         assert second.shares() == held
-        second._retire_small_worker()
-        assert second._workers == [waiting, small]
+        second.retire_small()
+        assert second.all == [waiting, small]
         # Room for the other one, on the very GPU.
-        first._end(workers[taken.index(there)])
+        first.end(workers[taken.index(there)])
         assert wait_for(waiting) == there
-        second._retire_small_worker()
-        assert second._workers == [waiting]
+        second.retire_small()
+        assert second.all == [waiting]
 
         # Idle, it gives its GPU back: the cache that its job wants next may be in another job's hands.
-        monkeypatch.setattr(inference_pool, "_IDLE_S", 0.0)
-        with second._in_use():
+        monkeypatch.setattr(inference_workers, "_IDLE_S", 0.0)
+        with second.in_use(0):
             pass
-        while second._workers:
+        while second.all:
             time.sleep(0.02)
     finally:
         first.close()

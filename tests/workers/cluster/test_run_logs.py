@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import structlog
-from pydantic import BaseModel
 
 from service.db.states import State
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import Api, start_run
 from workers import logs
+from workers.cluster.actors import EVENTS_MAX, Actor
+from workers.cluster.outcomes import TaskOutcome
 from workers.errors import NotFinite, Paused, Stopped
 from workers.events import Epoch, Log, PreflightChecked, Step
 from workers.logs import BYTES_MAX, RunLog, ids_of
@@ -52,20 +53,48 @@ def lines_of(attempt: Path) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------- what is written
 
 
+class QuietActor(Actor):
+    """An actor outside Ray: it holds nothing."""
+
+    def _held(self) -> None:
+        return None
+
+
+def test_actor_answers_with_events_until_they_are_acknowledged_and_logs_each_once(tmp_path: Path) -> None:
+    attempt, actor = attempt_of(tmp_path), QuietActor(first_event=7)
+    [slot] = actor._slots
+    slot.log = open_log(attempt)
+    for number in range(3):
+        actor._emit(slot, Log(message=f"event {number}"))
+    slot.outcome = TaskOutcome(kind="done", value={})
+    for _ in range(2):
+        events, outcome, *_ = actor.answer(0, 8)
+        assert [(n, event["message"]) for n, event in events] == [(8, "event 1"), (9, "event 2")]
+        assert outcome == slot.outcome
+    assert actor.answer(0, 10)[0] == []
+    assert [line["event"] for line in lines_of(attempt)] == ["attempt begins", "event 0", "event 1", "event 2"]
+    slot.log.close()
+
+
+def test_actor_gives_its_outcome_with_the_last_of_its_events() -> None:
+    actor = QuietActor()
+    [slot] = actor._slots
+    slot.outcome = TaskOutcome(kind="done", value={})
+    for _ in range(EVENTS_MAX + 1):
+        actor._emit(slot, Log(message="x"))
+    events, outcome, *_ = actor.answer(0, 0)
+    assert (len(events), outcome) == (EVENTS_MAX, None)
+    events, outcome, *_ = actor.answer(0, EVENTS_MAX)
+    assert (len(events), outcome) == (1, slot.outcome)
+
+
 def test_run_log_has_events_but_steps_and_logger_messages_as_lines_with_the_ids_at_once(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
-    passed: list[BaseModel] = []
     log = open_log(attempt)
     logging.captureWarnings(True)
-    emit = log.emitting(passed.append)
-    events = [
-        Log(level="warning", message='a "quoted"\nline'),
-        Step(epoch=1, epochs=2, step=3, steps=4, loss=0.5, images_per_s=1.0),
-        Epoch(epoch=1, epochs=2, metrics={"top1": 0.5, "kl": float("nan")}),
-    ]
-    for event in events:
-        emit(event)
-    assert passed == events
+    log.record(Log(level="warning", message='a "quoted"\nline'))
+    log.record(Step(epoch=1, epochs=2, step=3, steps=4, loss=0.5, images_per_s=1.0))
+    log.record(Epoch(epoch=1, epochs=2, metrics={"top1": 0.5, "kl": float("nan")}))
     broken = {"name": "some.library", "levelname": "ERROR", "levelno": logging.ERROR, "msg": "broken: \udcff"}
     # Not by way of the logger: pytest would take it down as well, and cannot pass it on to another process.
     log.handle(logging.makeLogRecord(broken))
@@ -127,7 +156,7 @@ def test_run_log_ends_with_the_outcome_and_is_an_artifact_of_a_success_alone(
 def test_run_log_of_runs_in_one_process_has_own_lines_and_shared_ones(tmp_path: Path) -> None:
     first, second = attempt_of(tmp_path), attempt_of(tmp_path, "run_2")
     both = [open_log(first), open_log(second)]
-    both[0].emitting(lambda event: None)(Log(message="mine"))
+    both[0].record(Log(message="mine"))
     logging.getLogger("x").warning("nobody's")
     with both[1].ending(RuntimeError("boom")):
         logging.getLogger("x").warning("of the second")
@@ -152,7 +181,7 @@ def test_run_log_of_a_killed_process_has_its_lines(tmp_path: Path) -> None:
         logs.configure("info")
         log = logs.RunLog(Path({str(attempt)!r}), Path("none"))
         logs.speak_for([log])
-        log.emitting(lambda event: None)(Log(message="the last words"))
+        log.record(Log(message="the last words"))
         logging.getLogger("x").warning("of a library")
         os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -167,13 +196,12 @@ def test_run_log_of_a_killed_process_has_its_lines(tmp_path: Path) -> None:
 def test_run_log_is_bounded_and_keeps_room_for_warnings_and_the_end(tmp_path: Path) -> None:
     attempt = attempt_of(tmp_path)
     log = open_log(attempt)
-    emit = log.emitting(lambda event: None)
     told = PreflightChecked(
         rows=1, forwards=1, accuracy=1, chance=0.1, output_kind="logits", provider="p" * 900, provider_reason=""
     )
     for _ in range(1200):
-        emit(told)
-    emit(Log(level="warning", message="there is room for this"))
+        log.record(told)
+    log.record(Log(level="warning", message="there is room for this"))
     for _ in range(1200):
         logging.getLogger("x").error("e" * 900)
     with log.ending(NotFinite("n" * 100_000)):
@@ -204,12 +232,10 @@ def test_run_log_has_text_that_every_reader_takes_and_no_terminal_obeys(tmp_path
 
 def test_run_log_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "jobs").write_text("a file where a folder has to be")
-    passed: list[BaseModel] = []
     log = open_log(attempt_of(tmp_path))
-    log.emitting(passed.append)(Log(message="x"))
+    log.record(Log(message="x"))
     with log.ending({}):
         pass
-    assert len(passed) == 1
     log = open_log(attempt_of(tmp_path / "some"))
     log.handle(logging.LogRecord("x", logging.ERROR, "x.py", 1, "%d", ("no number",), None))
     with log.ending({}):

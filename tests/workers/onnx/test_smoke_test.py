@@ -17,7 +17,8 @@ from workers.events import Log, PreflightChecked, never
 from workers.onnx import smoke_test
 from workers.onnx.check import check_onnx
 from workers.onnx.smoke_test import forget, has_passed, remember, smoke_run
-from workers.teacher.plan_caches import identify, plan_caches
+from workers.teacher.plan_caches import plan_caches
+from workers.teacher.plan_checks import identify
 
 
 def run(built: onnx.ModelProto, folder: Path, preprocessing: Preprocessing | None = None, **options: object) -> bool:

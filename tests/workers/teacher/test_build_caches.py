@@ -9,7 +9,7 @@ from workers.errors import Stopped
 from workers.events import CacheReady, ignore, never
 from workers.teacher.build_caches import missing_blocks
 from workers.teacher.cache_plan import CachePlan
-from workers.teacher.inference_task import infer_here
+from workers.teacher.inference import infer_here
 from workers.teacher.plan_caches import plan_caches
 
 VIEWS = 5

@@ -30,9 +30,8 @@ from workers.config.views import Augmentation, CropFlip, NoAugmentation, Resized
 from workers.data.prepared import DecodedDataset
 from workers.errors import InvalidTeacher, Stopped
 from workers.events import InferenceProgress, Log
-from workers.teacher import inference
-from workers.teacher.inference import infer_blocks
-from workers.teacher.inference_task import inference_batch
+from workers.teacher import inference, inference_counter
+from workers.teacher.inference import infer_blocks, inference_batch
 from workers.teacher.teacher import Teacher
 
 SAMPLES = 9000  # three blocks of a view: 4096, 4096, 808
@@ -357,7 +356,7 @@ def test_a_failure_of_the_writing_thread_ends_the_call_before_the_rest_is_inferr
     broken = DecodedDataset(**{**vars(dataset), "images_NHWC": images})
     writer = cache(tmp_path / "caches", CropFlip(pad=0), views=4)
     told: list[InferenceProgress] = []
-    monkeypatch.setattr(inference, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(inference_counter, "PROGRESS_INTERVAL_S", 0.0)
     asked = []
     with pytest.raises(NotStorable, match="sample 3 of view 0"):
         infer_blocks(session, broken, writer, writer.pending_blocks(), told.append, lambda: bool(asked.append(1)), 512)
@@ -372,7 +371,7 @@ def test_a_failure_of_the_writing_thread_ends_the_call_before_the_rest_is_inferr
 def test_progress_counts_what_is_committed_and_what_was_before(
     teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(inference_counter, "PROGRESS_INTERVAL_S", 0.0)
     writer = cache(tmp_path)
     infer_blocks(teacher, dataset, writer, [1])
     told: list[InferenceProgress] = []
@@ -392,7 +391,7 @@ def test_progress_is_told_at_the_end_and_else_at_most_every_quarter_second(
     teacher: Teacher, dataset: DecodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(np.arange(0, 100, 0.1))  # a tenth of a second passes from one look to the next
-    monkeypatch.setattr(inference, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(inference_counter, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
     told: list[InferenceProgress] = []
     writer = cache(tmp_path)
     infer_blocks(teacher, dataset, writer, [0], told.append, batch_size=100)

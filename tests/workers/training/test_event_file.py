@@ -14,7 +14,6 @@ from tests.support.digits import Digits
 from workers.events import ignore, never
 from workers.methods.temperature_bins import CELLS, Distribution
 from workers.run_files import EVENT_FILE
-from workers.training.artifacts import write_artifacts
 from workers.training.event_file import write_event_file
 from workers.training.loop import train_run
 from workers.training.temperatures import NetworkTemperatures, document, epoch_document
@@ -106,7 +105,7 @@ def test_event_file_that_cannot_be_written_leaves_no_artifacts(
     def fail(*_: object) -> None:
         raise OSError(5, "no such luck")
 
-    monkeypatch.setattr(f"{write_artifacts.__module__}.write_event_file", fail)
+    monkeypatch.setattr("workers.training.result.write_event_file", fail)
     with pytest.raises(OSError, match="no such luck"):
         train_run(digits.order("kd", tmp_path), ignore, never)
     assert not list(tmp_path.glob("artifacts*"))

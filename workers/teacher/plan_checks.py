@@ -1,0 +1,83 @@
+"""Checks of a job's teacher and students before anything long is begun: they refuse, warn, and change nothing."""
+
+import time
+from collections.abc import Iterable
+
+from workers.config.job import JobSpec
+from workers.config.task import Folders
+from workers.config.teacher import TeacherSpec
+from workers.config.views import output_size
+from workers.data.prepared import Dataset
+from workers.errors import ContractViolation, InvalidTeacher
+from workers.events import Emit, Log
+from workers.files import file_sha256
+from workers.methods.method import Method
+from workers.onnx import smoke_test
+from workers.onnx.check import check_onnx
+from workers.onnx.teacher_graph import check_picture
+from workers.students import check_batch_size, check_image_side
+from workers.teacher.preflight.report import PreflightReport
+
+
+def check_students(job: JobSpec, train: Dataset) -> None:
+    """Refuse students that cannot take the pictures or the batches: known now, and cheaper than after the inference."""
+    for student in job.students:
+        check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
+        check_batch_size(student.name, job.training.batch_size)
+
+
+def identify(teacher: TeacherSpec) -> TeacherSpec:
+    """Return the same teacher with its digest filled in.
+
+    Raises:
+        InvalidTeacher: the file is not there, or not the one whose digest was given.
+    """
+    if not teacher.path.is_file():
+        raise InvalidTeacher(f"teacher file {str(teacher.path)!r} does not exist: upload it again")
+    digest = file_sha256(teacher.path)
+    if teacher.sha256 not in (None, digest):
+        raise InvalidTeacher(
+            f"teacher file {str(teacher.path)!r} has SHA-256 {digest}, expected {teacher.sha256}: "
+            "it was changed after it was uploaded; upload it again"
+        )
+    return teacher.model_copy(update={"sha256": digest})
+
+
+def smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: Emit) -> None:
+    """Run a teacher that was never run before in a confined process. Raises InvalidTeacher."""
+    if smoke_test.has_passed(folders.smoke, teacher):
+        return
+    started = time.monotonic()
+    wanted = teacher.preprocessing
+    graph = check_onnx(teacher.path, teacher.output)
+    check_picture(graph, channels=wanted.channel_count, size=wanted.size, layout=wanted.layout)
+    smoke_test.smoke_run(teacher.path, graph, wanted, (dataset.height, dataset.width))
+    smoke_test.remember(folders.smoke, teacher)
+    emit(Log(message=f"the teacher has passed its smoke run in {time.monotonic() - started:.1f} s"))
+
+
+def check_levels(job: JobSpec, report: PreflightReport, emit: Emit) -> None:
+    """Refuse methods that need logits where the teacher gives log-probabilities, unless the job accepts the teacher.
+
+    Raises:
+        ContractViolation: naming the methods.
+    """
+    refusal = _level_refusal(method.expand() for method in job.methods) if report.normalised else None
+    if refusal is None:
+        return
+    if not job.accept_teacher:
+        raise ContractViolation(f'{refusal} `"accept_teacher": true` in the job trains them all the same')
+    emit(Log(level="warning", message=f"{refusal} They are trained, for the job says accept_teacher"))
+
+
+def _level_refusal(methods: Iterable[Method]) -> str | None:
+    """Explain why these methods must not train on log-probabilities; None if a shift of the logits changes none."""
+    readers = {method.name: method.level_readers for method in methods if method.level_readers}
+    if not readers:
+        return None
+    listed = ", ".join(f"{name!r} ({' and '.join(found)})" for name, found in readers.items())
+    return (
+        f"The teacher's outputs are log-probabilities, and {listed} depend on the size of the logits, which a softmax "
+        "takes away: policy 'dtkd' would make every sample plain KD, say. Export the logits, or name the output that "
+        "holds them in the teacher's `output`, or leave these methods out."
+    )
