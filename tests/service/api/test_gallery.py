@@ -15,6 +15,7 @@ from scipy.special import softmax
 from sqlalchemy import insert, update
 
 from service.api.gallery import kept_logits, rows
+from service.client.client import Client
 from service.db.models import ArtifactRecord, JobRecord, RunRecord
 from service.db.states import State
 from store import CacheReader, CacheSpec
@@ -266,3 +267,20 @@ def test_cache_says_what_it_has_saved_and_its_statistics(trained: Trained) -> No
     confidence = softmax(trained.train.logits(1).astype(np.float64), axis=1).max(axis=1)
     assert shown["statistics"]["confidence"]["mean"] == pytest.approx(confidence.mean(), rel=1e-3)
     assert client.get(f"/v1/caches/{spec.key}/statistics", params={"view": 2}).status_code == 404
+
+
+def test_client_has_what_pages_show(trained: Trained) -> None:
+    """As the routes give it; a link that leads elsewhere is not followed."""
+    with Client(trained.api.url) as client:
+        fingerprint = trained.test.spec.dataset_fingerprint
+        assert [split["samples"] for split in client.splits(fingerprint)] == [355]
+        pictures = list(client.pictures(fingerprint, split="test", label=3))
+        assert [row["row"] for row in pictures] == np.flatnonzero(trained.labels_N == 3).tolist()
+        assert client.picture(pictures[0]["picture"]).startswith(b"\x89PNG")
+        with pytest.raises(ValueError, match="no link to a picture"):
+            client.picture("http://127.0.0.1:9/v1/x.png")
+        mistakes = trained.gallery(1, by="teacher_mistakes", limit=3).json()
+        assert client.gallery(trained.runs[1], "teacher_mistakes", limit=3) == mistakes
+        assert client.temperatures(trained.job_id, epoch=1)["kind"] == "paper"
+        assert [run["epoch"] for run in client.curves(trained.job_id, metrics=["a b", "c"])["runs"]] == [[]] * 6
+        assert client.cache_statistics(trained.test.spec.key, bins=3)["rows"] == 355
