@@ -13,8 +13,10 @@ from safetensors.numpy import save_file
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 from sqlalchemy import insert, update
+from typer.testing import CliRunner
 
 from service.api.gallery import kept_logits, rows
+from service.cli import app as cli
 from service.client.client import Client
 from service.db.models import ArtifactRecord, JobRecord, RunRecord
 from service.db.states import State
@@ -258,6 +260,8 @@ def test_cache_says_what_it_has_saved_and_its_statistics(trained: Trained) -> No
     trained.api.records.record_events(trained.job_id, None, claimed.attempt, [(0, event)])
     use = client.get(f"/v1/caches/{spec.key}").json()["use"]
     assert (use["rows_per_s"], use["seconds_saved"]) == (721.0, 13 * 1442 / 721.0)
+    shown = CliRunner().invoke(cli, ["--url", trained.api.url, "cache", "show", spec.key]).output
+    assert "18,746 forward passes, 26.0 s at 721 pictures/s" in shown
     test = client.get(f"/v1/caches/{trained.test.spec.key}").json()["use"]
     assert (test["jobs"][0]["forwards"], test["break_even_epochs"]) == (5 * 355, None)
     shown = client.get(f"/v1/caches/{spec.key}/statistics", params={"view": 1, "bins": 7}).json()
