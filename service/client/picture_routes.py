@@ -13,7 +13,8 @@ class PictureRoutes:
 
     def splits(self, dataset: str) -> list[Document]:
         """List the decoded splits of a dataset (id, or fingerprint of a split), the pictures of each class counted."""
-        return list(self._connection.pages(f"/v1/datasets/{path_part(dataset)}/splits"))
+        found: list[Document] = self._connection.json("GET", f"/v1/datasets/{path_part(dataset)}/splits")["data"]
+        return found
 
     def pictures(self, dataset: str, *, split: str | None = None, label: int | None = None) -> Iterator[Document]:
         """List the pictures of a split, of one class or of all: row, label, class_name, picture (a link)."""
