@@ -166,10 +166,20 @@ def _page(item: Document) -> RenderableType:
         "size": render.size(item["size_bytes"]),
         "created": render.moment(item["created_at"]),
         "last used": render.moment(item["last_used_at"]),
+        **_use(item.get("use")),
     }
     pairs |= {name: str(value) for name, value in (item["spec"] or {}).items()}
     # A service of an earlier version does not send it.
     return render.facts(pairs | {name: str(value) for name, value in item.get("provenance", {}).items()})
+
+
+def _use(use: Document | None) -> dict[str, str]:
+    """Facts about who uses a cache; none of a folder's, nor of a service of an earlier version."""
+    if use is None:
+        return {}
+    seconds = use["seconds_saved"]
+    rate = "" if seconds is None else f", {render.duration(seconds)} at {use['rows_per_s']:,.0f} pictures/s"
+    return {"jobs": f"{use['jobs_total']:,}", "saved": f"{use['forwards_saved']:,} forward passes{rate}"}
 
 
 def _findings(document: Document) -> RenderableType:

@@ -29,6 +29,7 @@ from service.client.errors import (
     WaitTimeout,
 )
 from service.client.job_routes import JobRoutes
+from service.client.picture_routes import PictureRoutes
 from service.client.reports import Reports
 from service.client.resource_routes import ResourceRoutes
 from service.client.transport import DEFAULT_URL, LONG_S, Document, ServiceConnection
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 
-class Client(JobRoutes, ResourceRoutes, Reports):
+class Client(JobRoutes, ResourceRoutes, PictureRoutes, Reports):
     """Client of one service; a context manager that closes its connections.
 
     Args:

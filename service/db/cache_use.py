@@ -23,7 +23,7 @@ class UsingJob(NamedTuple):
 
 
 class TrainedRun(NamedTuple):
-    """What a run has trained until now: columns of ``RunRecord``."""
+    """Run with the epochs that it has trained until now: columns of ``RunRecord``."""
 
     job_id: str
     method_spec: Json
@@ -42,7 +42,7 @@ def jobs_of_cache(database: Database, key: str, limit: int) -> tuple[list[UsingJ
 
 
 def trained_runs(database: Database, job_ids: Sequence[str]) -> list[TrainedRun]:
-    """What the runs of these jobs have trained."""
+    """Runs of these jobs, with the epochs that they have trained."""
     columns = [getattr(RunRecord, name) for name in TrainedRun._fields]
     with database.read() as session:
         return [TrainedRun._make(row) for row in session.execute(select(*columns).where(RunRecord.job_id.in_(job_ids)))]

@@ -23,6 +23,8 @@ from service.db.states import State
 from service.settings import Settings
 from tests.support.filled import ARTIFACT, fill, make_cache
 from tests.support.service_helpers import Api, make_plan, make_settings, teacher_row
+from workers.data.kinds.digits import DigitsDataset
+from workers.data.prepare import prepare
 from workers.logs import RUN_LOG
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -67,6 +69,7 @@ def stock(api: Api) -> dict[str, list[str]]:
         api.queries.add_dataset(DatasetRecord(id=new_id("ds"), name=f"digits {n}", spec={"kind": "digits"}))[0].id
         for n in range(6)
     ]
+    decoded = prepare(DigitsDataset(), "test", api.settings.data_root, api.settings.datasets_dir)
     jobs = fill(api.context.database, teacher, make_plan(), [*State, *State])
     runs = [run for job in jobs for run in api.queries.runs(job)[0]]
     for run in runs:
@@ -78,6 +81,7 @@ def stock(api: Api) -> dict[str, list[str]]:
     return {
         "teacher_id": [teacher.id, *others],
         "dataset_id": datasets,
+        "dataset": [*datasets, decoded.fingerprint],
         "job_id": jobs,
         "run_id": [run.id for run in runs],
         "key_id": keys,

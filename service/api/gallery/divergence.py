@@ -14,7 +14,8 @@ _TINY = np.float32(1e-37)
 def log_softmax(logits_BC: Floats) -> Floats:
     """log S(z), [B, C], in the dtype of the logits."""
     below_BC = logits_BC - logits_BC.max(axis=1, keepdims=True)
-    return below_BC - np.log(np.exp(below_BC).sum(axis=1, keepdims=True))
+    logarithms_BC: Floats = below_BC - np.log(np.exp(below_BC).sum(axis=1, keepdims=True))
+    return logarithms_BC
 
 
 def jensen_shannon(teacher_BC: Floats, student_BC: Floats) -> Floats:
@@ -24,4 +25,5 @@ def jensen_shannon(teacher_BC: Floats, student_BC: Floats) -> Floats:
     middle_BC = (p_BC + q_BC) / 2
     entropies_B = (p_BC * log_p_BC + q_BC * log_q_BC).sum(axis=1) / 2
     # Rounding may leave equal rows a hair below 0.
-    return np.maximum(entropies_B - (middle_BC * np.log(np.maximum(middle_BC, _TINY))).sum(axis=1), 0)
+    divergence_B: Floats = entropies_B - (middle_BC * np.log(np.maximum(middle_BC, _TINY))).sum(axis=1)
+    return np.maximum(divergence_B, 0)

@@ -68,7 +68,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a gallery is made of.
+    """Sources of a gallery.
 
     Attributes:
         reader: the teacher's cache of the split.

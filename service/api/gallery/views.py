@@ -7,12 +7,12 @@ from pydantic import TypeAdapter
 from service.errors import Conflict
 from store.spec import CacheSpec
 from workers.augmentation.single import Picture, make_view, resize_single
-from workers.config.teacher import Preprocessing
 from workers.config.views import Augmentation, ResizedCrop
 from workers.spec import Size
 
 Network = Literal["teacher", "student"]
 _RECIPE: TypeAdapter[Augmentation] = TypeAdapter(Augmentation)
+_SIZE: TypeAdapter[Size | None] = TypeAdapter(Size | None)
 
 
 def view_pixels(
@@ -39,5 +39,5 @@ def view_pixels(
     if network == "student" and is_resampled:
         recipe = recipe.model_copy(update={"size": size})
     made = make_view(pixels_HWC, recipe, spec.augmentation_seed, view, sample=row)
-    wanted = Preprocessing.model_validate(spec.preprocessing).size if network == "teacher" else None
+    wanted = _SIZE.validate_python(spec.preprocessing.get("size")) if network == "teacher" else None
     return made if wanted is None else resize_single(made, *wanted)

@@ -111,7 +111,7 @@ async def dataset(
             for each in splits:
                 ui.link(f"{each['split']} ({count(each['samples'])})", f"{base}&split={each['split']}")
     _class_counts(chosen)
-    await _pictures(api, chosen, f"{base}&split={chosen['split']}", label, after)
+    await _pictures(api, chosen, f"{base}&split={chosen['split']}", label=label, after=after)
     if cache:
         await _views(api, cache, chosen)
 
@@ -145,7 +145,7 @@ def _class_counts(split: Document) -> None:
     chart(options, f"pictures by class of the split {split['split']}")
 
 
-async def _pictures(api: ViewerApi, split: Document, base: str, label: str, after: str) -> None:
+async def _pictures(api: ViewerApi, split: Document, base: str, *, label: str, after: str) -> None:
     names = {str(each["label"]): each["name"] or str(each["label"]) for each in split["classes"]}
     section_heading("Pictures")
     ui.select(

@@ -73,7 +73,7 @@ def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tupl
 
 
 def _methods(found: Document) -> None:
-    """What each method gives on every row of the training cache, before anything is trained."""
+    """Histograms of what each method gives on every row of the training cache, before anything is trained."""
     section_heading(f"By each method on the same cache, {count(found['rows'])} rows of view {found['view']}")
     reasons = [f"{each['method']}: {each['reason']}" for each in found["methods"] if each.get("reason")]
     for network in _NETWORKS:
@@ -96,7 +96,7 @@ def _term_name(method: Document, term: Document) -> str:
 
 
 def _runs(found: Document) -> None:
-    """What the runs have measured in their last epochs."""
+    """Histograms that the runs have measured in their last epochs."""
     measured = [run for run in found["runs"] if run.get("teacher") or run.get("student")]
     if not measured:
         return

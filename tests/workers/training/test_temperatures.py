@@ -14,7 +14,7 @@ from tests.support.method_inputs import POLICIES, alone, evaluate, ordinary
 from workers.events import ignore, never
 from workers.methods.losses import Kl
 from workers.methods.policies.catalog import POLICIES as POLICY_FUNCTIONS
-from workers.methods.temperature_bins import BINS, CELLS, QUANTILES, Distribution
+from workers.methods.temperature_bins import BINS, CELLS, EDGES, QUANTILES, Distribution, count
 from workers.objective.results import Objective
 from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.training.epoch_sums import EpochSums, Reading
@@ -82,6 +82,14 @@ def test_distribution_counts_what_lies_outside_of_all_bins() -> None:
     # 1 is where the 161st bin begins.
     assert document["counts"] == [1, *[0] * 159, 1]
     assert (document["q05"], document["q95"]) == (2.0**-10, 2.0**14)
+
+
+def test_distribution_of_a_cache_is_counted_as_on_the_device() -> None:
+    """Edges belong to the bin above them."""
+    values_N = np.concatenate([EDGES, np.random.default_rng(0).lognormal(1, 3, 1000)]).astype(np.float32)
+    found = count(values_N)
+    np.testing.assert_array_equal(found.cells_X, cells_of(torch.from_numpy(values_N)))
+    assert (found.mean, found.std) == (pytest.approx(values_N.mean()), pytest.approx(values_N.std()))
 
 
 def test_distribution_of_a_constant_has_no_counts() -> None:
