@@ -20,7 +20,7 @@ EXPRESSION = "clip(max / log(classes), 1, 16)"
 
 
 class Catalog:
-    """Catalog of what a job may be made of, as the API lists it: schemas, teachers, datasets, students, methods, recipes."""
+    """Catalog of what a job may be made of, by the API: schemas, teachers, datasets, students, methods, recipes."""
 
     def __init__(self, documents: Mapping[str, Any]) -> None:
         self.components: Schema = documents["openapi"]["components"]["schemas"]
