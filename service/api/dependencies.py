@@ -160,6 +160,18 @@ After = Annotated[Id | None, Query(description="the `last_id` of the page before
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="items of a page")]
 
 
+async def _whole_list(
+    _limit: Annotated[
+        int | None, Query(ge=1, le=PAGE_MAX, alias="limit", description="without effect: it is one page")
+    ] = None,
+) -> None:
+    """Accept the parameter that clients send to every list."""
+
+
+Whole = Depends(_whole_list)
+"""A dependency of lists that are not paged."""
+
+
 def document(shown: BaseModel) -> Response:
     """Response with the JSON of a document. Written at once: FastAPI would check it again, and make objects first."""
     return Response(shown.model_dump_json(), media_type="application/json")

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from service.api.auth import READ, WRITE
 from service.api.bodies.json_bodies import JsonRoute, json_body
-from service.api.dependencies import Context, Ctx, Heavy
+from service.api.dependencies import Context, Ctx, Heavy, Whole
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.methods import Method, MethodPage, MethodPreview, Part, PreviewRequest
@@ -28,7 +28,7 @@ _SAME_ROWS = ("dataset_fingerprint", "split", "samples", "classes", "augmentatio
 router = APIRouter(tags=["catalog"], responses=responses(401, 403, 500), route_class=JsonRoute)
 
 
-@router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses", dependencies=[READ])
+@router.get("/methods", operation_id="list_methods", summary="Methods, policies and losses", dependencies=[READ, Whole])
 def list_methods() -> MethodPage:
     """Every preset, and the policies and losses that `{"preset": "custom"}` combines. Not paged."""
     return _methods()
@@ -104,14 +104,16 @@ def _check_same_rows(spec: CacheSpec, other: CacheSpec) -> None:
         )
 
 
-@router.get("/students", operation_id="list_students", summary="Networks that can be trained", dependencies=[READ])
+@router.get(
+    "/students", operation_id="list_students", summary="Networks that can be trained", dependencies=[READ, Whole]
+)
 def list_students() -> Page[Student]:
     """Every student by the name that a job uses. Not paged."""
     students = [Student.model_validate({"id": info["name"], **info}) for info in catalog.describe()]
     return Page(data=students, first_id=students[0].id, last_id=students[-1].id)
 
 
-@router.get("/recipes", operation_id="list_recipes", summary="Recipes that fill in a job", dependencies=[READ])
+@router.get("/recipes", operation_id="list_recipes", summary="Recipes that fill in a job", dependencies=[READ, Whole])
 def list_recipes() -> Page[RecipeEntry]:
     """Every recipe by the name that a job uses, with the values that stand for what a job leaves out. Not paged."""
     found = [RecipeEntry.model_validate({"id": entry["name"], **entry}) for entry in recipes.describe()]

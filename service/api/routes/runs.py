@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 from starlette.responses import Response
 
 from service.api.auth import READ
-from service.api.dependencies import Context, Ctx, document, ends
+from service.api.dependencies import Context, Ctx, Whole, document, ends
 from service.api.middleware.etags import digest_headers, etag_matches
 from service.api.problems import responses
 from service.api.schemas.base import Page
@@ -57,7 +57,9 @@ def get_run(run_id: str, ctx: Ctx) -> Response:
     return document(show(ctx.queries.get(RunRecord, run_id)))
 
 
-@router.get("/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch", dependencies=[READ])
+@router.get(
+    "/{run_id}/metrics", operation_id="list_metrics", summary="Metrics of every epoch", dependencies=[READ, Whole]
+)
 def list_metrics(run_id: str, ctx: Ctx) -> Page[dict[str, Any]]:
     """One object per finished epoch, in order. Not paged."""
     epochs = ctx.queries.metrics(run_id)
@@ -65,7 +67,10 @@ def list_metrics(run_id: str, ctx: Ctx) -> Page[dict[str, Any]]:
 
 
 @router.get(
-    "/{run_id}/artifacts", operation_id="list_artifacts", summary="Files that a run has left", dependencies=[READ]
+    "/{run_id}/artifacts",
+    operation_id="list_artifacts",
+    summary="Files that a run has left",
+    dependencies=[READ, Whole],
 )
 def list_artifacts(run_id: str, ctx: Ctx) -> Page[Artifact]:
     """By name, with size and SHA-256. Not paged."""

@@ -133,3 +133,7 @@ def test_query_parameter_that_a_route_does_not_have_is_refused_on_every_route(sh
     ):
         assert says in problem(get(path), 422, "unknown-name")["detail"]
     assert get("/v1/jobs?limit=1&status=queued&state=queued").status_code == 200
+    # Clients send it to every list, those of earlier versions, too.
+    run = shared_api.post_job()["run_ids"][0]
+    for path in ("methods", "students", "recipes", f"runs/{run}/metrics", f"runs/{run}/artifacts"):
+        assert get(f"/v1/{path}?limit=100").status_code == 200, path
