@@ -1,4 +1,4 @@
-"""The client of the API for ``async`` code, on asyncio or trio.
+"""The client of the API for ``async`` code.
 
 Each method is written here, once: ``python -m tests.repository.documents`` makes the blocking client beside this
 package from it. With the transport ``httpx2.ASGITransport(app)`` it calls an application in its own process; such an
