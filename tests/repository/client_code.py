@@ -66,6 +66,8 @@ def _documents() -> str:
     named = re.findall(r"\bdocuments\.(\w+)", "".join(path.read_text() for path in SOURCES.glob("*.py")))
     written: dict[type[BaseModel], str] = {}
     for name in sorted(set(named)):
+        if name not in models:
+            raise LookupError(f"{SOURCES} names documents.{name}, but service/api/schemas has no such document")
         _write(models[name], written)
     states = ", ".join(f'"{state}"' for state in State)
     head = f'''{HEAD.format("service/api/schemas")}"""Documents of the API as the client returns them, a class each.
