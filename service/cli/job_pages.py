@@ -1,5 +1,7 @@
 """Pages of jobs and runs on a terminal: the runs of a dry run, a job with its runs, a run with its files."""
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -22,7 +24,7 @@ def preview_page(preview: Document) -> RenderableType:
     return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, recipe, *warnings)
 
 
-def job_page(job: Document, runs: list[Document]) -> RenderableType:
+def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:
     """Page of a job with its runs."""
     caches = job["caches"] or {}
     pairs = {
@@ -58,7 +60,7 @@ def job_page(job: Document, runs: list[Document]) -> RenderableType:
     return Group(render.facts(pairs), Text(), render.table(headers, rows))
 
 
-def run_page(run: Document, files: list[Document]) -> RenderableType:
+def run_page(run: Document, files: Sequence[Document]) -> RenderableType:
     """Page of a run with its files."""
     metrics = run["metrics"] or {}
     pairs = {

@@ -17,7 +17,7 @@ from service.cli.job_labels import NewTags, moment_of
 from service.cli.job_pages import counts, job_page, preview_page, run_page
 from service.cli.reports import results
 from service.client.client import Client
-from service.client.job_routes import JobFilters
+from service.client.filters import JobFilters
 from service.client.transport import Document
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import BadInput, session
-from service.client.reports import Choices, JobChoices
+from service.client.choices import Choices, JobChoices
 from service.client.transport import Document
 from workers.texts import printable
 

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -117,7 +117,7 @@ def stop_if_other_data(client: Client, job_id: str, wanted: Mapping[str, str | N
 
 
 def compare(
-    before: Document, after: Document, metrics_before: list[Document], metrics_after: list[Document]
+    before: Document, after: Document, metrics_before: Sequence[Document], metrics_after: Sequence[Document]
 ) -> Document:
     """Compare the bundles and metrics of two runs.
 

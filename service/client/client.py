@@ -1,25 +1,21 @@
-"""Client of the Retort service for Python, synchronous: one method per route, nothing hidden.
+# Generated from asynchronous/client.py by python -m tests.repository.documents: change it there.
+"""Client of the Retort service for Python: one method per route, nothing hidden.
 
-::
-
-    with Client("http://127.0.0.1:8765") as client:
-        teacher = client.upload_teacher(Path("teacher.onnx"), preprocessing={...})
-        job = client.submit({"teacher": teacher["id"], "dataset": {"kind": "digits"}, ...})
-        client.wait(job["id"])
-        print(client.report(job["id"]))
-
-Answers are the JSON documents of the API as plain dictionaries (``/openapi.json`` describes their
-fields), so that a newer service does not break an older client by a field it does not know. Lists
-are walked to their end. Reads, requests of control (cancel, pause, resume, retry), submissions (by their
-Idempotency-Key), event streams (by their numbers) and downloads (by Range) survive a broken
-connection; the errors are those of ``service.client.errors``. It needs httpx2 alone and imports nothing
-else of Retort.
+Answers are the API's documents: dictionaries whose fields are attributes as well (``service.client.documents``). A
+newer service does not break an older client by a field that it does not know. Lists are walked to their end. Reads,
+requests of control (cancel, pause, resume, retry), submissions (by their Idempotency-Key), event streams (by their
+numbers) and downloads (by Range) survive a broken connection; the errors are those of ``service.client.errors``. It
+needs httpx2 alone (rich for a progress bar, pandas for a data frame) and imports nothing else of Retort.
 """
 
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+import httpx2
+
+from service.client import documents
+from service.client.connection import ServiceConnection
 from service.client.errors import (
     ApiProblem,
     ClientError,
@@ -30,9 +26,8 @@ from service.client.errors import (
 )
 from service.client.job_routes import JobRoutes
 from service.client.picture_routes import PictureRoutes
-from service.client.reports import Reports
 from service.client.resource_routes import ResourceRoutes
-from service.client.transport import DEFAULT_URL, LONG_S, Document, ServiceConnection
+from service.client.transport import DEFAULT_URL, LONG_S, Document
 
 __all__ = [
     "DEFAULT_URL",
@@ -47,21 +42,29 @@ __all__ = [
 ]
 
 
-class Client(JobRoutes, ResourceRoutes, PictureRoutes, Reports):
+class Client(JobRoutes, ResourceRoutes, PictureRoutes):
     """Client of one service; a context manager that closes its connections.
 
     Args:
         base_url: its address.
         api_key: sent as a bearer token; None for a service without keys.
         timeout_s: for one short request; uploads, verification and streams have their own.
+        transport: of httpx2, in place of sockets.
 
     Raises:
         ValueError: ``base_url`` is not an http(s) address.
         UnusableProxy: the environment names a proxy that cannot be used.
     """
 
-    def __init__(self, base_url: str = DEFAULT_URL, *, api_key: str | None = None, timeout_s: float = 30.0) -> None:
-        self._connection = ServiceConnection(base_url, api_key, timeout_s)
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        self._connection = ServiceConnection(base_url, api_key, timeout_s, transport)
         self.base_url = self._connection.base_url
 
     def __enter__(self) -> Self:
@@ -87,9 +90,9 @@ class Client(JobRoutes, ResourceRoutes, PictureRoutes, Reports):
         body: Document = response.json()
         return {**body, "ready": response.status_code == 200}
 
-    def methods(self) -> list[Document]:
+    def methods(self) -> list[documents.Method]:
         """List the methods that a job can name, with formula, defaults and JSON Schema."""
-        return list(self._connection.pages("/v1/methods"))
+        return self._connection.all("/v1/methods", documents.Method)
 
     def preview_method(
         self,
@@ -100,7 +103,7 @@ class Client(JobRoutes, ResourceRoutes, PictureRoutes, Reports):
         epoch: int | None = None,
         epochs: int | None = None,
         bins: int | None = None,
-    ) -> Document:
+    ) -> documents.MethodPreview:
         """Preview a method: the temperatures that it gives on a cache, from its statistics; nothing is trained.
 
         Args:
@@ -114,17 +117,17 @@ class Client(JobRoutes, ResourceRoutes, PictureRoutes, Reports):
         options = {"student_cache": student_cache, "epoch": epoch, "epochs": epochs, "bins": bins}
         given = {name: value for name, value in options.items() if value is not None}
         body = {"method": method, "cache": cache, **given}
-        return self._connection.json("POST", "/v1/methods/preview", json=body, timeout=LONG_S)
+        return self._connection.typed("POST", "/v1/methods/preview", documents.MethodPreview, json=body, timeout=LONG_S)
 
-    def students(self) -> list[Document]:
+    def students(self) -> list[documents.Student]:
         """List the students that a job can name."""
-        return list(self._connection.pages("/v1/students"))
+        return self._connection.all("/v1/students", documents.Student)
 
-    def recipes(self) -> list[Document]:
+    def recipes(self) -> list[documents.RecipeEntry]:
         """List the recipes that a job can name, with the values that they fill in."""
-        return list(self._connection.pages("/v1/recipes"))
+        return self._connection.all("/v1/recipes", documents.RecipeEntry)
 
-    def gc(self, *, dry_run: bool = False, **limits: float | None) -> Document:
+    def gc(self, *, dry_run: bool = False, **limits: float | None) -> documents.GcReport:
         """Delete ended jobs, decoded datasets and events beyond limits; the report lists them.
 
         Args:
@@ -133,4 +136,4 @@ class Client(JobRoutes, ResourceRoutes, PictureRoutes, Reports):
                 ``events_max_age_s``; the service's own where one is None or left out.
         """
         body = {"dry_run": dry_run, **limits}
-        return self._connection.json("POST", "/v1/gc", json=body, timeout=LONG_S, repeat=False)
+        return self._connection.typed("POST", "/v1/gc", documents.GcReport, json=body, timeout=LONG_S, repeat=False)

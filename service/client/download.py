@@ -1,15 +1,18 @@
+# Generated from asynchronous/download.py by python -m tests.repository.documents: change it there.
 """Downloads of files by ranges: resumed after a broken connection, and checked against their SHA-256."""
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import httpx2
 
+from service.client.connection import ServiceConnection
 from service.client.errors import DamagedDownload
-from service.client.transport import PATIENCE_S, STREAM_SILENCE_S, Patience, ServiceConnection
+from service.client.transport import PATIENCE_S, STREAM_SILENCE_S, Patience
 
 
 def download_file(
@@ -68,11 +71,10 @@ def _gather(
             except httpx2.TransportError as error:
                 reason = error
             if sink.tell() < size_bytes:
-                patience.spend(connection.base_url, reason)
+                time.sleep(patience.spend(connection.base_url, reason))
         sink.flush()
         os.fsync(sink.fileno())
-    with partial.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = _sha256(partial)
     if found != digest:
         raise DamagedDownload(
             f"{url} arrived with SHA-256 {found}, the service announced {digest}: nothing was kept, download it again"
@@ -96,3 +98,8 @@ def _fetch_rest(connection: ServiceConnection, url: str, digest: str, sink: Bina
         for chunk in response.iter_raw():
             sink.write(chunk)
             yield sink.tell()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

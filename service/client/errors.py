@@ -7,7 +7,8 @@
     ├── ServiceUnreachable    (ConnectionError) nothing answers, or no longer
     ├── UnusableProxy         (ValueError) a proxy that the environment names, of a kind that cannot be used
     ├── DamagedDownload       (OSError) the bytes are not what the service had promised
-    └── WaitTimeout           (TimeoutError) the job is still going
+    ├── WaitTimeout           (TimeoutError) the job is still going
+    └── MissingPackage        (ImportError) a package that only some methods need is not installed
 """
 
 import ipaddress
@@ -109,6 +110,13 @@ class DamagedDownload(ClientError, OSError):
 
 class WaitTimeout(ClientError, TimeoutError):
     """The job had not ended in the time given; it goes on."""
+
+
+class MissingPackage(ClientError, ImportError):
+    """A package that only some methods need is not installed."""
+
+    def __init__(self, what: str, package: str) -> None:
+        super().__init__(f"{what} needs the package {package}, which is not installed here: pip install {package}")
 
 
 def proxy_variables(url: str) -> list[str]:

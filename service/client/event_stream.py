@@ -1,3 +1,4 @@
+# Generated from asynchronous/event_stream.py by python -m tests.repository.documents: change it there.
 """Event streams (SSE): parsing, and resumption after the last event that arrived."""
 
 import json
@@ -6,13 +7,15 @@ from collections.abc import Iterable, Iterator
 
 import httpx2
 
+from service.client import documents
+from service.client.connection import ServiceConnection
 from service.client.errors import WaitTimeout
-from service.client.transport import STREAM_SILENCE_S, Document, Patience, ServiceConnection, job_or_run_path
+from service.client.transport import STREAM_SILENCE_S, Document, Patience, job_or_run_path
 
 
 def follow_events(
     connection: ServiceConnection, job_or_run_id: str, *, after: int, patience_s: float, timeout_s: float | None
-) -> Iterator[Document]:
+) -> Iterator[documents.Event]:
     """Yield every event of an event stream as it happens, until the one of type ``done``, which is the last.
 
     A broken stream is taken up again after the last event that arrived: none is lost, none comes twice.
@@ -37,14 +40,14 @@ def follow_events(
                 connection, f"{job_or_run_path(job_or_run_id)}/events?after={after}", patience, deadline
             ):
                 after = event.get("seq") or after
-                yield event
+                yield documents.Event(event)
                 if event["type"] == "done":
                     return
         except httpx2.TransportError as error:
             reason = error
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeout(f"{job_or_run_id} has not ended after {timeout_s} s; it goes on")
-        patience.spend(connection.base_url, reason)
+        time.sleep(patience.spend(connection.base_url, reason))
 
 
 def _read_events(

@@ -1,55 +1,39 @@
+# Generated from asynchronous/job_routes.py by python -m tests.repository.documents: change it there.
 """Routes of jobs, their runs, events and artifacts, a method of the client each."""
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Literal, Unpack, overload
 
+from service.client import documents
 from service.client.download import download_file
 from service.client.errors import ApiProblem
 from service.client.event_stream import follow_events
-from service.client.transport import LONG_S, PATIENCE_S, Document, ServiceConnection, job_or_run_path, path_part
+from service.client.filters import JobFilters, RunFilters, filters_query
+from service.client.job import Job, JobSummary, Run
+from service.client.progress_bar import progress_bar
+from service.client.reports import Reports
+from service.client.transport import LONG_S, PATIENCE_S, Document, job_or_run_path, path_part
+from service.client.typed_document import TypedDocument
 
 
-class JobFilters(TypedDict, total=False):
-    """Filters and order of a list of jobs; ``/openapi.json`` describes them. ``status`` is ``state`` by its old name.
+class JobRoutes(Reports):
+    """Methods of the client about jobs, their runs and results."""
 
-    A time is a ``datetime`` or ISO 8601; without a zone it is UTC.
-    """
+    @overload
+    def submit(
+        self, job: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: Literal[False] = False
+    ) -> Job: ...
 
-    state: str
-    status: str
-    tag: str
-    name: str
-    teacher: str
-    dataset: str
-    created_after: datetime | str
-    created_before: datetime | str
-    q: str
-    sort: str
-
-
-class RunFilters(TypedDict, total=False):
-    """Filters of a job's runs; ``method`` is a label (``kd(temperature=2)``) or what comes before the parameters."""
-
-    state: str
-    student: str
-    method: str
-
-
-class JobRoutes:
-    """Methods of ``Client`` about jobs and their runs."""
-
-    _connection: ServiceConnection
+    @overload
+    def submit(
+        self, job: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: Literal[True]
+    ) -> documents.JobPreview: ...
 
     def submit(
-        self,
-        job: Mapping[str, object],
-        *,
-        idempotency_key: str | None = None,
-        dry_run: bool = False,
-    ) -> Document:
+        self, job: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: bool = False
+    ) -> Job | documents.JobPreview:
         """Post a job.
 
         Args:
@@ -59,45 +43,47 @@ class JobRoutes:
             dry_run: only show the runs that it would have.
         """
         if dry_run:
-            return self._connection.json("POST", "/v1/jobs", json=job, params={"dry_run": "true"})
+            query = {"dry_run": "true"}
+            return self._connection.typed("POST", "/v1/jobs", documents.JobPreview, json=job, params=query)
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return self._connection.json("POST", "/v1/jobs", json=job, headers=headers)
+        return self._connection.typed("POST", "/v1/jobs", self._job, json=job, headers=headers)
 
-    def jobs(self, **filters: Unpack[JobFilters]) -> Iterator[Document]:
+    def jobs(self, **filters: Unpack[JobFilters]) -> Iterator[JobSummary]:
         """List the jobs, newest first unless ``sort`` says otherwise, that pass all filters, see ``JobFilters``."""
-        return self._connection.pages("/v1/jobs", _query(filters))
+        query = filters_query(filters)
+        return self._connection.pages("/v1/jobs", lambda document: JobSummary(document, self), query)
 
-    def job(self, job_id: str) -> Document:
+    def job(self, job_id: str) -> Job:
         """Get a job with its state, stage and progress."""
-        return self._connection.json("GET", f"/v1/jobs/{path_part(job_id)}")
+        return self._connection.typed("GET", f"/v1/jobs/{path_part(job_id)}", self._job)
 
     def update_job(
         self, job_id: str, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
-    ) -> Document:
+    ) -> Job:
         """Change name, tags (all of them) or note of a job, in any state; what is None stays as it is."""
         given = {"name": name, "tags": None if tags is None else list(tags), "note": note}
         body = {field: value for field, value in given.items() if value is not None}
-        return self._connection.json("PATCH", f"/v1/jobs/{path_part(job_id)}", json=body)
+        return self._connection.typed("PATCH", f"/v1/jobs/{path_part(job_id)}", self._job, json=body)
 
-    def cancel(self, job_or_run_id: str) -> Document:
+    def cancel(self, job_or_run_id: str) -> Job | Run:
         """Cancel a job or a run; a second call, or one after its end, changes nothing."""
-        return self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/cancel")
+        return self._control(job_or_run_id, "cancel")
 
-    def pause(self, job_or_run_id: str) -> Document:
+    def pause(self, job_or_run_id: str) -> Job | Run:
         """Pause a job or a run, which saves its state and stops for now; a second call changes nothing."""
-        return self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/pause")
+        return self._control(job_or_run_id, "pause")
 
-    def resume(self, job_or_run_id: str) -> Document:
+    def resume(self, job_or_run_id: str) -> Job | Run:
         """Resume a paused job or run where it stopped; one that is not paused stays as it is."""
-        return self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/resume")
+        return self._control(job_or_run_id, "resume")
 
-    def retry(self, job_or_run_id: str) -> Document:
+    def retry(self, job_or_run_id: str) -> Job:
         """Retry the runs that failed or were cancelled, as a new job; a second call gives the same one."""
-        return self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/retry")
+        return self._connection.typed("POST", f"{job_or_run_path(job_or_run_id)}/retry", self._job)
 
-    def pin(self, job_id: str) -> Document:
+    def pin(self, job_id: str) -> Job:
         """Pin a job: keep it from deletion, by request or by age."""
-        return self._connection.json("POST", f"/v1/jobs/{path_part(job_id)}/pin")
+        return self._connection.typed("POST", f"/v1/jobs/{path_part(job_id)}/pin", self._job)
 
     def unpin(self, job_id: str) -> None:
         """Unpin a job, so that it can be deleted again."""
@@ -107,17 +93,17 @@ class JobRoutes:
         """Delete a job, or one run of it, with events and files; refused until the job has ended, and while pinned."""
         self._connection.done("DELETE", job_or_run_path(job_or_run_id), timeout=LONG_S, repeat=False)
 
-    def runs(self, job_id: str, **filters: Unpack[RunFilters]) -> Iterator[Document]:
+    def runs(self, job_id: str, **filters: Unpack[RunFilters]) -> Iterator[Run]:
         """List the runs of a job, in their order, that pass all filters, see ``RunFilters``."""
-        return self._connection.pages(f"/v1/jobs/{path_part(job_id)}/runs", _query(filters))
+        return self._connection.pages(f"/v1/jobs/{path_part(job_id)}/runs", self._run, filters_query(filters))
 
-    def run(self, run_id: str) -> Document:
+    def run(self, run_id: str) -> Run:
         """Get a run with its state, last metrics and result."""
-        return self._connection.json("GET", f"/v1/runs/{path_part(run_id)}")
+        return self._connection.typed("GET", f"/v1/runs/{path_part(run_id)}", self._run)
 
-    def metrics(self, run_id: str) -> list[Document]:
+    def metrics(self, run_id: str) -> list[TypedDocument]:
         """List the metrics of a run, one dictionary per trained epoch."""
-        return list(self._connection.pages(f"/v1/runs/{path_part(run_id)}/metrics"))
+        return self._connection.all(f"/v1/runs/{path_part(run_id)}/metrics", TypedDocument)
 
     def events(
         self,
@@ -126,11 +112,11 @@ class JobRoutes:
         after: int = 0,
         patience_s: float = PATIENCE_S,
         timeout_s: float | None = None,
-    ) -> Iterator[Document]:
+    ) -> Iterator[documents.Event]:
         """Events of a job or run as they happen, from the first one, until its end.
 
         A broken stream is taken up again after the last event that arrived: none is lost, none
-        comes twice. The last event has the type ``done``.
+        comes twice. The last event has the type ``done``, and of the other fields only ``state``.
 
         Args:
             job_or_run_id: a ``job_...`` or ``run_...`` id.
@@ -144,30 +130,42 @@ class JobRoutes:
         """
         return follow_events(self._connection, job_or_run_id, after=after, patience_s=patience_s, timeout_s=timeout_s)
 
-    def stored_events(self, job_or_run_id: str, *, after: int = 0) -> Iterator[Document]:
+    def stored_events(self, job_or_run_id: str, *, after: int = 0) -> Iterator[documents.Event]:
         """List the events that there are by now, oldest first, without waiting for more.
 
         Args:
             job_or_run_id: a ``job_...`` or ``run_...`` id.
             after: leave out the events up to this number (``seq``).
         """
-        return self._connection.pages(f"{job_or_run_path(job_or_run_id)}/events", {"after": str(after)})
+        path = f"{job_or_run_path(job_or_run_id)}/events"
+        return self._connection.pages(path, documents.Event, {"after": str(after)})
 
-    def wait(self, job_id: str, *, timeout_s: float | None = None) -> Document:
+    def wait(self, job_id: str, *, timeout_s: float | None = None, progress: bool = False) -> Job:
         """Wait until the job has ended and return it, whatever its end.
 
         A paused job has not ended: this waits on until it is resumed or cancelled.
 
+        Args:
+            job_id: which job.
+            timeout_s: how long; None waits on.
+            progress: show bars where standard error is a terminal, or in a notebook.
+
         Raises:
             WaitTimeout: it had not ended after ``timeout_s``.
         """
-        for _ in self.events(job_id, timeout_s=timeout_s):
-            pass
+        events = self.events(job_id, timeout_s=timeout_s)
+        if not progress:
+            for _ in events:
+                pass
+            return self.job(job_id)
+        with progress_bar(len((self.job(job_id)).run_ids)) as show:
+            for event in events:
+                show(event)
         return self.job(job_id)
 
-    def artifacts(self, run_id: str) -> list[Document]:
+    def artifacts(self, run_id: str) -> list[documents.Artifact]:
         """List the files of a run: name, size_bytes, sha256, media_type."""
-        return list(self._connection.pages(f"/v1/runs/{path_part(run_id)}/artifacts"))
+        return self._connection.all(f"/v1/runs/{path_part(run_id)}/artifacts", documents.Artifact)
 
     def download(
         self,
@@ -200,11 +198,12 @@ class JobRoutes:
         download_file(self._connection, url, path, digest=digest, size_bytes=size_bytes, on_bytes=on_bytes)
         return path
 
+    def _control(self, job_or_run_id: str, action: str) -> Job | Run:
+        document = self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/{action}")
+        return self._run(document) if document["object"] == "run" else self._job(document)
 
-def _query(filters: Mapping[str, object]) -> dict[str, str]:
-    """Query of a list: those of the filters that are not None."""
-    return {
-        name: value.isoformat() if isinstance(value, datetime) else str(value)
-        for name, value in filters.items()
-        if value is not None
-    }
+    def _job(self, document: Document) -> Job:
+        return Job(document, self)
+
+    def _run(self, document: Document) -> Run:
+        return Run(document, self)

@@ -1,14 +1,17 @@
+# Generated from asynchronous/resource_routes.py by python -m tests.repository.documents: change it there.
 """Routes of teachers, datasets and caches, a method of the client each."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from service.client.transport import LONG_S, Document, ServiceConnection, path_part
+from service.client import documents
+from service.client.connection import ServiceConnection
+from service.client.transport import LONG_S, path_part
 
 
 class ResourceRoutes:
-    """Methods of ``Client`` about teachers, datasets and caches."""
+    """Methods of the client about teachers, datasets and caches."""
 
     _connection: ServiceConnection
 
@@ -19,7 +22,7 @@ class ResourceRoutes:
         name: str | None = None,
         preprocessing: Mapping[str, object] | None = None,
         output: str | None = None,
-    ) -> Document:
+    ) -> documents.Teacher:
         """Upload an ONNX file, streamed from disk; the same file again gives the same teacher.
 
         Args:
@@ -34,64 +37,65 @@ class ResourceRoutes:
         if output is not None:
             fields["output"] = output
         with path.open("rb") as stream:
-            return self._connection.json(
+            return self._connection.typed(
                 "POST",
                 "/v1/teachers",
+                documents.Teacher,
                 data=fields,
                 files={"file": (path.name, stream, "application/octet-stream")},
                 timeout=LONG_S,
                 repeat=False,
             )
 
-    def teachers(self, *, name: str | None = None) -> Iterator[Document]:
+    def teachers(self, *, name: str | None = None) -> Iterator[documents.Teacher]:
         """List the teachers; ``name`` keeps those whose name holds it."""
-        return self._connection.pages("/v1/teachers", {"name": name} if name else {})
+        return self._connection.pages("/v1/teachers", documents.Teacher, {"name": name} if name else {})
 
-    def teacher(self, teacher_id: str) -> Document:
+    def teacher(self, teacher_id: str) -> documents.Teacher:
         """Get a teacher."""
-        return self._connection.json("GET", f"/v1/teachers/{path_part(teacher_id)}")
+        return self._connection.typed("GET", f"/v1/teachers/{path_part(teacher_id)}", documents.Teacher)
 
     def delete_teacher(self, teacher_id: str) -> None:
         """Delete a teacher; refused while a job that has not ended uses it."""
         self._connection.done("DELETE", f"/v1/teachers/{path_part(teacher_id)}", repeat=False)
 
-    def create_dataset(self, name: str, spec: Mapping[str, object]) -> Document:
+    def create_dataset(self, name: str, spec: Mapping[str, object]) -> documents.Dataset:
         """Register a dataset below the service's data root by name."""
         body = {"name": name, "spec": spec}
-        return self._connection.json("POST", "/v1/datasets", json=body, repeat=False)
+        return self._connection.typed("POST", "/v1/datasets", documents.Dataset, json=body, repeat=False)
 
-    def datasets(self, *, name: str | None = None) -> Iterator[Document]:
+    def datasets(self, *, name: str | None = None) -> Iterator[documents.Dataset]:
         """List the registered datasets; ``name`` keeps those whose name holds it."""
-        return self._connection.pages("/v1/datasets", {"name": name} if name else {})
+        return self._connection.pages("/v1/datasets", documents.Dataset, {"name": name} if name else {})
 
-    def dataset(self, dataset_id: str) -> Document:
+    def dataset(self, dataset_id: str) -> documents.Dataset:
         """Get a dataset."""
-        return self._connection.json("GET", f"/v1/datasets/{path_part(dataset_id)}")
+        return self._connection.typed("GET", f"/v1/datasets/{path_part(dataset_id)}", documents.Dataset)
 
     def delete_dataset(self, dataset_id: str) -> None:
         """Delete the name of a dataset and its decoded copy; the pictures stay. Refused while a live job uses it."""
         self._connection.done("DELETE", f"/v1/datasets/{path_part(dataset_id)}", repeat=False)
 
-    def caches(self) -> Iterator[Document]:
+    def caches(self) -> Iterator[documents.Cache]:
         """List the caches of teacher logits, complete or not."""
-        return self._connection.pages("/v1/caches")
+        return self._connection.pages("/v1/caches", documents.Cache)
 
-    def cache(self, key: str) -> Document:
-        """Get a cache by its key."""
-        return self._connection.json("GET", f"/v1/caches/{path_part(key)}")
+    def cache(self, key: str) -> documents.CacheDetail:
+        """Get a cache by its key, with its use."""
+        return self._connection.typed("GET", f"/v1/caches/{path_part(key)}", documents.CacheDetail)
 
-    def verify_cache(self, key: str) -> Document:
+    def verify_cache(self, key: str) -> documents.CacheReport:
         """Verify a cache: the service reads every checksum and statistic again, which takes long for a large one."""
         path = f"/v1/caches/{path_part(key)}/verify"
-        return self._connection.json("POST", path, timeout=LONG_S)
+        return self._connection.typed("POST", path, documents.CacheReport, timeout=LONG_S)
 
     def delete_cache(self, key: str) -> None:
         """Delete a cache; refused while it is pinned or a job that is being worked on uses it."""
         self._connection.done("DELETE", f"/v1/caches/{path_part(key)}", repeat=False)
 
-    def pin_cache(self, key: str) -> Document:
+    def pin_cache(self, key: str) -> documents.Cache:
         """Pin a cache: keep it from eviction and deletion."""
-        return self._connection.json("POST", f"/v1/caches/{path_part(key)}/pin")
+        return self._connection.typed("POST", f"/v1/caches/{path_part(key)}/pin", documents.Cache)
 
     def unpin_cache(self, key: str) -> None:
         """Unpin a cache, so that it can be evicted and deleted again."""

@@ -1,5 +1,7 @@
 """Tables of the documents that are generated from the code: ``python -m tests.repository.documents`` rewrites them.
 
+It also writes the generated code of the client (``client_code``).
+
 A generated table stands in its document between ``<!-- generated: NAME -->`` and ``<!-- end -->``. The test
 ``test_documents.py`` compares each with what is generated here, and looks after links and snippets as well.
 """
@@ -21,6 +23,7 @@ from service.api.problems import KINDS
 from service.cli import app as cli
 from service.db.states import TABLE
 from service.settings import PREFIX, GiB, MiB, Settings
+from tests.repository import client_code
 from workers.config import recipes as job_recipes
 from workers.data.kinds.base import DatasetKind
 from workers.data.kinds.registry import KINDS as DATASET_KINDS
@@ -256,10 +259,10 @@ def rewritten(text: str) -> str:
 
 
 def main() -> int:
-    """Rewrite the documents."""
-    for path in documents():
-        text = path.read_text()
-        if (new := rewritten(text)) != text:
+    """Rewrite the documents, and the generated code."""
+    texts = {path: rewritten(path.read_text()) for path in documents()} | client_code.generated()
+    for path, new in texts.items():
+        if not path.exists() or path.read_text() != new:
             path.write_text(new)
             sys.stdout.write(f"rewritten: {path.relative_to(ROOT)}\n")
     return 0

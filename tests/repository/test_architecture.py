@@ -36,6 +36,7 @@ HOMES = {
     "onnxruntime": ("workers/onnx/quantization.py", "workers/onnx/session.py"),
     "ray": ("workers/cluster/ray_api.py",),
     "matplotlib": ("service/plots/",),
+    "pandas": ("service/client/",),
     "mlflow": ("service/trackers/sinks/mlflow.py",),
     "wandb": ("service/trackers/sinks/wandb.py",),
     "trackio": ("service/trackers/sinks/trackio.py",),
@@ -92,6 +93,7 @@ LIGHT = (
     "service.api.app",
     "service.cli",
     "service.client.client",
+    "service.client.asynchronous.client",
     "service.doctor",
     "service.trackers.address",
     "service.trackers.follow",
@@ -99,7 +101,7 @@ LIGHT = (
 )
 HEAVY = (
     *("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL"),
-    *("matplotlib", "mlflow", "wandb", "trackio"),
+    *("matplotlib", "mlflow", "wandb", "trackio", "pandas"),
 )
 TOP_LEVEL = {
     ".ci",

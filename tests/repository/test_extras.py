@@ -66,8 +66,23 @@ def test_base_has_nothing_heavy() -> None:
 
 
 def test_base_imports_the_client() -> None:
-    done = run("from service.client.client import Client; Client('http://127.0.0.1:9').close(); print('made')")
-    assert (done.stdout, done.stderr) == ("made\n", "")
+    code = "from service.client import AsyncClient, Client; Client('http://127.0.0.1:9').close(); print(*sys.modules)"
+    done = run(code)
+    assert done.stderr == ""
+    loaded = {module.partition(".")[0] for module in done.stdout.split()}
+    assert "httpx2" in loaded
+    assert not loaded & {
+        "torch",
+        "ray",
+        "zarr",
+        "numpy",
+        "pandas",
+        "fastapi",
+        "sqlalchemy",
+        "pydantic",
+        "rich",
+        "store",
+    }
 
 
 def test_base_command_line_asks_a_service() -> None:

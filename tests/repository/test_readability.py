@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.repository.test_architecture import ROOT, source_files
 
 LINES_MAX = 300
+GENERATED = ROOT / "service/client/documents.py"
 # A docstring with one of these for its first word answers a question that nobody has asked yet.
 RIDDLES = frozenset({"How", "What", "Where", "Who", "Whoever", "Whose", "Why"})
 
@@ -14,7 +15,8 @@ def test_files_have_at_most_300_lines() -> None:
     lengths = {
         path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines())
         for path in source_files()
-        if "migrations" not in path.parts
+        # The documents of the client are generated: a list that nobody edits.
+        if "migrations" not in path.parts and path != GENERATED
     }
     longer = {name: lines for name, lines in lengths.items() if lines > LINES_MAX}
     assert not longer, "split each along a seam: one responsibility a file"

@@ -4,7 +4,10 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -29,6 +32,8 @@ from service.operations.backup import backup
 from service.operations.readiness import EngineParts
 from service.operations.restore import restore
 from service.settings import Settings
+from tests.repository.test_architecture import ROOT
+from tests.support import notebook
 from tests.support.digits import Digits
 from tests.support.processes import (
     TRAINING,
@@ -166,6 +171,44 @@ def test_evaluate_measures_a_run_and_a_file_and_trains_nothing(
     again = evaluate(path, "--preprocessing", str(preprocessing), "--holdout", "0.2")
     assert again["splits"] == told["splits"]
     assert client.job(again["job"])["teacher_forwards"]["run"] == 0
+
+
+def run_quick_start(python: Path | str, service: Processes, digits: Digits, folder: Path, **environment: str) -> None:
+    """Run the document of the client with this Python, and look at what it prints."""
+    (folder / "teacher.onnx").symlink_to(digits.teacher_spec.path)
+    line = [python, "-P", notebook.__file__, ROOT / "service/client/README.md"]
+    line += ["http://127.0.0.1:8765", service.client.base_url]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=folder, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "10 classes" in done.stdout
+    assert "succeeded {'run': " in done.stdout
+    assert "| cnn\\_s | ce |" in done.stdout
+    assert re.search("^422 Unknown name: .*'kdd'", done.stdout, re.MULTILINE)
+    assert (folder / "student.onnx").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_quick_start_of_the_client_runs_as_it_is_written(service: Processes, digits: Digits, tmp_path: Path) -> None:
+    run_quick_start(sys.executable, service, digits, tmp_path, PYTHONPATH=str(ROOT))
+
+
+@pytest.mark.slow
+def test_base_that_is_installed_alone_runs_the_quick_start(service: Processes, digits: Digits, tmp_path: Path) -> None:
+    """In an environment of its own: what ``pip install`` of this folder brings, then pandas as the document says."""
+    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT)
+    for name in filter(None, listed.stdout.split("\0")):
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    python = tmp_path / "venv/bin/python"
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    subprocess.run([*pip, tmp_path / "source"], check=True)
+    heavy = ("torch", "ray", "zarr", "numpy", "fastapi", "sqlalchemy", "pandas")
+    code = f"import importlib.util as u; print(*(n for n in {heavy} if u.find_spec(n)), u.find_spec('service').origin)"
+    found = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert [Path(each) for each in found.stdout.split()] == [*python.parents[1].glob("lib/*/*/service/__init__.py")]
+    subprocess.run([*pip, "pandas"], check=True)
+    run_quick_start(python, service, digits, tmp_path)
 
 
 @pytest.mark.slow

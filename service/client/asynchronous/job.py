@@ -1,0 +1,115 @@
+"""Jobs and runs as the client returns them: documents of the API that know what can be done with them."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
+
+from service.client import documents
+from service.client.asynchronous.reports import AsyncReport
+from service.client.choices import Choices
+from service.client.transport import Document
+from service.client.typed_document import TypedDocument
+
+if TYPE_CHECKING:
+    from service.client.asynchronous.job_routes import JobRoutes
+
+
+class _Controlled(TypedDocument):
+    """Job or run that can be controlled. An answer that describes it renews this very object."""
+
+    id: str
+
+    def __init__(self, document: Document, routes: "JobRoutes") -> None:
+        super().__init__(document)
+        self._routes = routes
+
+    def _renew(self, document: Mapping[str, Any]) -> Self:
+        renewed = dict(document)
+        self.clear()
+        self.update(renewed)
+        return self
+
+    async def cancel(self) -> Self:
+        """Cancel it; after its end this changes nothing."""
+        return self._renew(await self._routes.cancel(self.id))
+
+    async def pause(self) -> Self:
+        """Pause it: it saves its state and stops for now."""
+        return self._renew(await self._routes.pause(self.id))
+
+    async def resume(self) -> Self:
+        """Resume it where it stopped."""
+        return self._renew(await self._routes.resume(self.id))
+
+    async def retry(self) -> "AsyncJob":
+        """Retry it, as another job: the run, or the job's runs, that failed or were cancelled."""
+        return await self._routes.retry(self.id)
+
+    async def delete(self) -> None:
+        """Delete it with its events and files; refused until the job has ended."""
+        await self._routes.delete(self.id)
+
+    def events(self, *, after: int = 0, timeout_s: float | None = None) -> AsyncIterator[documents.Event]:
+        """Events of it as they happen, later than number ``after``, until its end."""
+        return self._routes.events(self.id, after=after, timeout_s=timeout_s)
+
+
+class AsyncJobSummary(_Controlled, documents.JobSummary):
+    """Job of a list, without ``plan`` and ``run_ids``."""
+
+    async def refresh(self) -> Self:
+        """Get the job again."""
+        return self._renew(await self._routes.job(self.id))
+
+    async def wait(self, *, timeout_s: float | None = None, progress: bool = True) -> Self:
+        """Wait until the job has ended, whatever its end (``state``, ``error``).
+
+        Args:
+            timeout_s: how long; None waits on, through a pause as well.
+            progress: show bars where standard error is a terminal, or in a notebook.
+
+        Raises:
+            WaitTimeout: it had not ended after ``timeout_s``; it goes on.
+        """
+        return self._renew(await self._routes.wait(self.id, timeout_s=timeout_s, progress=progress))
+
+    async def pin(self) -> Self:
+        """Pin the job: keep it from deletion."""
+        return self._renew(await self._routes.pin(self.id))
+
+    async def unpin(self) -> Self:
+        """Unpin the job, so that it can be deleted again."""
+        await self._routes.unpin(self.id)
+        return await self.refresh()
+
+    def runs(self) -> AsyncIterator["AsyncRun"]:
+        """List the runs, in their order."""
+        return self._routes.runs(self.id)
+
+    async def report(self, **choices: Unpack[Choices]) -> AsyncReport:
+        """Results of the job, by run and over seeds; see ``Choices``."""
+        return await self._routes.report(self.id, **choices)
+
+
+class AsyncJob(AsyncJobSummary, documents.Job):
+    """Job with what was posted (``plan``) and the ids of its runs."""
+
+
+class AsyncRun(_Controlled, documents.Run):
+    """Run of a job."""
+
+    async def refresh(self) -> Self:
+        """Get the run again."""
+        return self._renew(await self._routes.run(self.id))
+
+    async def history(self) -> list[TypedDocument]:
+        """List the metrics of every trained epoch; ``metrics`` are those of the last one."""
+        return await self._routes.metrics(self.id)
+
+    async def artifacts(self) -> list[documents.Artifact]:
+        """List the files of the run."""
+        return await self._routes.artifacts(self.id)
+
+    async def download(self, name: str, path: Path, *, on_bytes: Callable[[int], None] | None = None) -> Path:
+        """Download a file of the run, ``student.onnx`` say, to ``path``, as the client does."""
+        return await self._routes.download(self.id, name, path, on_bytes=on_bytes)

@@ -1,0 +1,208 @@
+"""Routes of jobs, their runs, events and artifacts, a method of the client each."""
+
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Unpack, overload
+
+from service.client import documents
+from service.client.asynchronous.download import download_file
+from service.client.asynchronous.event_stream import follow_events
+from service.client.asynchronous.job import AsyncJob, AsyncJobSummary, AsyncRun
+from service.client.asynchronous.reports import Reports
+from service.client.errors import ApiProblem
+from service.client.filters import JobFilters, RunFilters, filters_query
+from service.client.progress_bar import progress_bar
+from service.client.transport import LONG_S, PATIENCE_S, Document, job_or_run_path, path_part
+from service.client.typed_document import TypedDocument
+
+
+class JobRoutes(Reports):
+    """Methods of the client about jobs, their runs and results."""
+
+    @overload
+    async def submit(
+        self, job: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: Literal[False] = False
+    ) -> AsyncJob: ...
+
+    @overload
+    async def submit(
+        self, job: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: Literal[True]
+    ) -> documents.JobPreview: ...
+
+    async def submit(
+        self, job: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: bool = False
+    ) -> AsyncJob | documents.JobPreview:
+        """Post a job.
+
+        Args:
+            job: teacher (id), dataset, students, methods, seeds, recipe, views, cache, training.
+            idempotency_key: the same key and job give the same job again. One is made up for
+                every call, so that a repetition after a broken connection cannot start two.
+            dry_run: only show the runs that it would have.
+        """
+        if dry_run:
+            query = {"dry_run": "true"}
+            return await self._connection.typed("POST", "/v1/jobs", documents.JobPreview, json=job, params=query)
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return await self._connection.typed("POST", "/v1/jobs", self._job, json=job, headers=headers)
+
+    def jobs(self, **filters: Unpack[JobFilters]) -> AsyncIterator[AsyncJobSummary]:
+        """List the jobs, newest first unless ``sort`` says otherwise, that pass all filters, see ``JobFilters``."""
+        query = filters_query(filters)
+        return self._connection.pages("/v1/jobs", lambda document: AsyncJobSummary(document, self), query)
+
+    async def job(self, job_id: str) -> AsyncJob:
+        """Get a job with its state, stage and progress."""
+        return await self._connection.typed("GET", f"/v1/jobs/{path_part(job_id)}", self._job)
+
+    async def update_job(
+        self, job_id: str, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
+    ) -> AsyncJob:
+        """Change name, tags (all of them) or note of a job, in any state; what is None stays as it is."""
+        given = {"name": name, "tags": None if tags is None else list(tags), "note": note}
+        body = {field: value for field, value in given.items() if value is not None}
+        return await self._connection.typed("PATCH", f"/v1/jobs/{path_part(job_id)}", self._job, json=body)
+
+    async def cancel(self, job_or_run_id: str) -> AsyncJob | AsyncRun:
+        """Cancel a job or a run; a second call, or one after its end, changes nothing."""
+        return await self._control(job_or_run_id, "cancel")
+
+    async def pause(self, job_or_run_id: str) -> AsyncJob | AsyncRun:
+        """Pause a job or a run, which saves its state and stops for now; a second call changes nothing."""
+        return await self._control(job_or_run_id, "pause")
+
+    async def resume(self, job_or_run_id: str) -> AsyncJob | AsyncRun:
+        """Resume a paused job or run where it stopped; one that is not paused stays as it is."""
+        return await self._control(job_or_run_id, "resume")
+
+    async def retry(self, job_or_run_id: str) -> AsyncJob:
+        """Retry the runs that failed or were cancelled, as a new job; a second call gives the same one."""
+        return await self._connection.typed("POST", f"{job_or_run_path(job_or_run_id)}/retry", self._job)
+
+    async def pin(self, job_id: str) -> AsyncJob:
+        """Pin a job: keep it from deletion, by request or by age."""
+        return await self._connection.typed("POST", f"/v1/jobs/{path_part(job_id)}/pin", self._job)
+
+    async def unpin(self, job_id: str) -> None:
+        """Unpin a job, so that it can be deleted again."""
+        await self._connection.done("DELETE", f"/v1/jobs/{path_part(job_id)}/pin")
+
+    async def delete(self, job_or_run_id: str) -> None:
+        """Delete a job, or one run of it, with events and files; refused until the job has ended, and while pinned."""
+        await self._connection.done("DELETE", job_or_run_path(job_or_run_id), timeout=LONG_S, repeat=False)
+
+    def runs(self, job_id: str, **filters: Unpack[RunFilters]) -> AsyncIterator[AsyncRun]:
+        """List the runs of a job, in their order, that pass all filters, see ``RunFilters``."""
+        return self._connection.pages(f"/v1/jobs/{path_part(job_id)}/runs", self._run, filters_query(filters))
+
+    async def run(self, run_id: str) -> AsyncRun:
+        """Get a run with its state, last metrics and result."""
+        return await self._connection.typed("GET", f"/v1/runs/{path_part(run_id)}", self._run)
+
+    async def metrics(self, run_id: str) -> list[TypedDocument]:
+        """List the metrics of a run, one dictionary per trained epoch."""
+        return await self._connection.all(f"/v1/runs/{path_part(run_id)}/metrics", TypedDocument)
+
+    def events(
+        self,
+        job_or_run_id: str,
+        *,
+        after: int = 0,
+        patience_s: float = PATIENCE_S,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[documents.Event]:
+        """Events of a job or run as they happen, from the first one, until its end.
+
+        A broken stream is taken up again after the last event that arrived: none is lost, none
+        comes twice. The last event has the type ``done``, and of the other fields only ``state``.
+
+        Args:
+            job_or_run_id: a ``job_...`` or ``run_...`` id.
+            after: leave out the events up to this number (``seq``).
+            patience_s: how long nothing may answer before that is an error.
+            timeout_s: how long to follow at all, to within the service's keep-alive of 15 s.
+
+        Raises:
+            ServiceUnreachable: after ``patience_s`` without an answer.
+            WaitTimeout: after ``timeout_s``.
+        """
+        return follow_events(self._connection, job_or_run_id, after=after, patience_s=patience_s, timeout_s=timeout_s)
+
+    def stored_events(self, job_or_run_id: str, *, after: int = 0) -> AsyncIterator[documents.Event]:
+        """List the events that there are by now, oldest first, without waiting for more.
+
+        Args:
+            job_or_run_id: a ``job_...`` or ``run_...`` id.
+            after: leave out the events up to this number (``seq``).
+        """
+        path = f"{job_or_run_path(job_or_run_id)}/events"
+        return self._connection.pages(path, documents.Event, {"after": str(after)})
+
+    async def wait(self, job_id: str, *, timeout_s: float | None = None, progress: bool = False) -> AsyncJob:
+        """Wait until the job has ended and return it, whatever its end.
+
+        A paused job has not ended: this waits on until it is resumed or cancelled.
+
+        Args:
+            job_id: which job.
+            timeout_s: how long; None waits on.
+            progress: show bars where standard error is a terminal, or in a notebook.
+
+        Raises:
+            WaitTimeout: it had not ended after ``timeout_s``.
+        """
+        events = self.events(job_id, timeout_s=timeout_s)
+        if not progress:
+            async for _ in events:
+                pass
+            return await self.job(job_id)
+        with progress_bar(len((await self.job(job_id)).run_ids)) as show:
+            async for event in events:
+                show(event)
+        return await self.job(job_id)
+
+    async def artifacts(self, run_id: str) -> list[documents.Artifact]:
+        """List the files of a run: name, size_bytes, sha256, media_type."""
+        return await self._connection.all(f"/v1/runs/{path_part(run_id)}/artifacts", documents.Artifact)
+
+    async def download(
+        self,
+        run_id: str,
+        name: str,
+        path: Path,
+        *,
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Path:
+        """Download one artifact to ``path``; there is never half a file under that name.
+
+        The bytes gather in a hidden file beside it, whose name holds the digest. When the
+        connection or this process breaks, the next call goes on where it ended.
+
+        Args:
+            run_id: whose artifact.
+            name: which, e.g. ``student.safetensors``.
+            path: the file to write, replaced if it exists; its folder must exist.
+            on_bytes: called with the number of bytes there so far.
+
+        Raises:
+            DamagedDownload: the SHA-256 differs from the service's; the bytes are deleted.
+        """
+        known = {artifact["name"]: artifact for artifact in await self.artifacts(run_id)}
+        if name not in known:
+            has = ", ".join(known) or "none yet"
+            raise ApiProblem(404, "No such artifact", f"{run_id} has no {name!r}; it has {has}")
+        digest, size_bytes = known[name]["sha256"], known[name]["size_bytes"]
+        url = f"/v1/runs/{path_part(run_id)}/artifacts/{path_part(name)}"
+        await download_file(self._connection, url, path, digest=digest, size_bytes=size_bytes, on_bytes=on_bytes)
+        return path
+
+    async def _control(self, job_or_run_id: str, action: str) -> AsyncJob | AsyncRun:
+        document = await self._connection.json("POST", f"{job_or_run_path(job_or_run_id)}/{action}")
+        return self._run(document) if document["object"] == "run" else self._job(document)
+
+    def _job(self, document: Document) -> AsyncJob:
+        return AsyncJob(document, self)
+
+    def _run(self, document: Document) -> AsyncRun:
+        return AsyncRun(document, self)

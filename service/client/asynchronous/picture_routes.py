@@ -1,0 +1,68 @@
+"""Routes of pictures, galleries, temperatures and curves, a method of the client each."""
+
+from collections.abc import AsyncIterator, Sequence
+from urllib.parse import urlencode
+
+from service.client import documents
+from service.client.asynchronous.connection import ServiceConnection
+from service.client.transport import path_part
+
+
+class PictureRoutes:
+    """Methods of the client about what pages show of datasets, caches, jobs and runs."""
+
+    _connection: ServiceConnection
+
+    async def splits(self, dataset: str) -> list[documents.Split]:
+        """List the decoded splits of a dataset (id, or fingerprint of a split), the pictures of each class counted."""
+        return await self._connection.all(f"/v1/datasets/{path_part(dataset)}/splits", documents.Split)
+
+    def pictures(
+        self, dataset: str, *, split: str | None = None, label: int | None = None
+    ) -> AsyncIterator[documents.PictureRow]:
+        """List the pictures of a split, of one class or of all: row, label, class_name, picture (a link)."""
+        wanted = {"split": split, "class": None if label is None else str(label)}
+        params = {name: value for name, value in wanted.items() if value is not None}
+        return self._connection.pages(f"/v1/datasets/{path_part(dataset)}/pictures", documents.PictureRow, params)
+
+    async def picture(self, link: str) -> bytes:
+        """Get the PNG behind a link of a document.
+
+        Raises:
+            ValueError: the link is no path of the API.
+        """
+        if not link.startswith("/v1/"):
+            raise ValueError(f"{link!r} is no link to a picture: it has to begin with /v1/")
+        response = await self._connection.done("GET", link)
+        return response.content
+
+    async def gallery(
+        self, run_id: str, by: str, *, split: str = "test", limit: int = 24, term: int = 0
+    ) -> documents.Gallery:
+        """Get the rows of a split that a run is worth looking at for, with both networks' logits.
+
+        Args:
+            by: ``highest_temperature``, ``lowest_temperature``, ``disagreement`` or ``teacher_mistakes``.
+        """
+        params = {"by": by, "split": split, "limit": str(limit), "term": str(term)}
+        path = f"/v1/runs/{path_part(run_id)}/gallery"
+        return await self._connection.typed("GET", path, documents.Gallery, params=params)
+
+    async def temperatures(
+        self, job_id: str, *, kind: str = "paper", epoch: int | None = None
+    ) -> documents.JobTemperatures:
+        """Get the temperatures of a job's methods and runs as histograms over common bins."""
+        params = {"kind": kind} | ({} if epoch is None else {"epoch": str(epoch)})
+        path = f"/v1/jobs/{path_part(job_id)}/temperatures"
+        return await self._connection.typed("GET", path, documents.JobTemperatures, params=params)
+
+    async def curves(self, job_id: str, *, after: int = 0, metrics: Sequence[str] = ()) -> documents.JobCurves:
+        """Get the metrics of all runs of a job as columns, of epochs after ``last_id`` of an earlier answer."""
+        query = urlencode([("after", after), *(("metric", name) for name in metrics)])
+        return await self._connection.typed("GET", f"/v1/jobs/{path_part(job_id)}/curves?{query}", documents.JobCurves)
+
+    async def cache_statistics(self, key: str, *, view: int = 0, bins: int = 32) -> documents.CacheStatistics:
+        """Get the histograms of a cache's statistics on one view."""
+        params = {"view": str(view), "bins": str(bins)}
+        path = f"/v1/caches/{path_part(key)}/statistics"
+        return await self._connection.typed("GET", path, documents.CacheStatistics, params=params)

@@ -1,0 +1,101 @@
+"""Routes of teachers, datasets and caches, a method of the client each."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from service.client import documents
+from service.client.asynchronous.connection import ServiceConnection
+from service.client.transport import LONG_S, path_part
+
+
+class ResourceRoutes:
+    """Methods of the client about teachers, datasets and caches."""
+
+    _connection: ServiceConnection
+
+    async def upload_teacher(
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        preprocessing: Mapping[str, object] | None = None,
+        output: str | None = None,
+    ) -> documents.Teacher:
+        """Upload an ONNX file, streamed from disk; the same file again gives the same teacher.
+
+        Args:
+            path: the ONNX file.
+            name: for people; the file's name by default.
+            preprocessing: how a picture becomes the network's input (size, mean, std, ...).
+            output: which output holds the logits; needed when there are several.
+        """
+        fields = {"name": name or path.stem}
+        if preprocessing is not None:
+            fields["preprocessing"] = json.dumps(preprocessing)
+        if output is not None:
+            fields["output"] = output
+        with path.open("rb") as stream:
+            return await self._connection.typed(
+                "POST",
+                "/v1/teachers",
+                documents.Teacher,
+                data=fields,
+                files={"file": (path.name, stream, "application/octet-stream")},
+                timeout=LONG_S,
+                repeat=False,
+            )
+
+    def teachers(self, *, name: str | None = None) -> AsyncIterator[documents.Teacher]:
+        """List the teachers; ``name`` keeps those whose name holds it."""
+        return self._connection.pages("/v1/teachers", documents.Teacher, {"name": name} if name else {})
+
+    async def teacher(self, teacher_id: str) -> documents.Teacher:
+        """Get a teacher."""
+        return await self._connection.typed("GET", f"/v1/teachers/{path_part(teacher_id)}", documents.Teacher)
+
+    async def delete_teacher(self, teacher_id: str) -> None:
+        """Delete a teacher; refused while a job that has not ended uses it."""
+        await self._connection.done("DELETE", f"/v1/teachers/{path_part(teacher_id)}", repeat=False)
+
+    async def create_dataset(self, name: str, spec: Mapping[str, object]) -> documents.Dataset:
+        """Register a dataset below the service's data root by name."""
+        body = {"name": name, "spec": spec}
+        return await self._connection.typed("POST", "/v1/datasets", documents.Dataset, json=body, repeat=False)
+
+    def datasets(self, *, name: str | None = None) -> AsyncIterator[documents.Dataset]:
+        """List the registered datasets; ``name`` keeps those whose name holds it."""
+        return self._connection.pages("/v1/datasets", documents.Dataset, {"name": name} if name else {})
+
+    async def dataset(self, dataset_id: str) -> documents.Dataset:
+        """Get a dataset."""
+        return await self._connection.typed("GET", f"/v1/datasets/{path_part(dataset_id)}", documents.Dataset)
+
+    async def delete_dataset(self, dataset_id: str) -> None:
+        """Delete the name of a dataset and its decoded copy; the pictures stay. Refused while a live job uses it."""
+        await self._connection.done("DELETE", f"/v1/datasets/{path_part(dataset_id)}", repeat=False)
+
+    def caches(self) -> AsyncIterator[documents.Cache]:
+        """List the caches of teacher logits, complete or not."""
+        return self._connection.pages("/v1/caches", documents.Cache)
+
+    async def cache(self, key: str) -> documents.CacheDetail:
+        """Get a cache by its key, with its use."""
+        return await self._connection.typed("GET", f"/v1/caches/{path_part(key)}", documents.CacheDetail)
+
+    async def verify_cache(self, key: str) -> documents.CacheReport:
+        """Verify a cache: the service reads every checksum and statistic again, which takes long for a large one."""
+        path = f"/v1/caches/{path_part(key)}/verify"
+        return await self._connection.typed("POST", path, documents.CacheReport, timeout=LONG_S)
+
+    async def delete_cache(self, key: str) -> None:
+        """Delete a cache; refused while it is pinned or a job that is being worked on uses it."""
+        await self._connection.done("DELETE", f"/v1/caches/{path_part(key)}", repeat=False)
+
+    async def pin_cache(self, key: str) -> documents.Cache:
+        """Pin a cache: keep it from eviction and deletion."""
+        return await self._connection.typed("POST", f"/v1/caches/{path_part(key)}/pin", documents.Cache)
+
+    async def unpin_cache(self, key: str) -> None:
+        """Unpin a cache, so that it can be evicted and deleted again."""
+        await self._connection.done("DELETE", f"/v1/caches/{path_part(key)}/pin")
