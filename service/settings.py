@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         trackers_project: the trackers' project or experiment.
         trackers_stall_s: a call of a tracker that takes so long, such as the upload of one file, ends the process that
             follows for it, and the next one makes the call again.
+        webhook_hosts: hosts that webhooks may be sent to, separated by spaces: ``hooks.example.org`` is
+            ``https://hooks.example.org:443``, and ``http://10.0.0.5:8000`` that alone; None refuses webhooks.
+        webhook_networks: networks, separated by spaces, of addresses that are not public and that these hosts may have
+            even so (``10.0.0.0/8``); an address among the hosts needs none. None allows public addresses alone.
+        webhook_secret_file: its lines are the secrets that webhooks are signed with; None is ``webhook_secret`` in
+            ``data_dir``, which is made when it is needed first.
         checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.
     """
 
@@ -140,6 +146,9 @@ class Settings(BaseSettings):
     trackers: str | None = None
     trackers_project: Annotated[str, Field(min_length=1, max_length=128)] = "retort"
     trackers_stall_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 300.0
+    webhook_hosts: str | None = None
+    webhook_networks: str | None = None
+    webhook_secret_file: Path | None = None
     checkpoint_s: Seconds = 60.0
 
     @field_validator("data_dir")
@@ -200,6 +209,11 @@ class Settings(BaseSettings):
     def trackers_dir(self) -> Path:
         """Position of each tracker, and what its package keeps on this disk."""
         return self.data_dir.resolve() / "trackers"
+
+    @property
+    def webhook_secret_path(self) -> Path:
+        """The file with the secrets of webhooks."""
+        return self.webhook_secret_file or self.data_dir.resolve() / "webhook_secret"
 
     @property
     def jobs_dir(self) -> Path:

@@ -38,9 +38,11 @@ from service.api.routes import (
     teachers,
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
+from service.db.webhook_outbox import WebhookOutbox
 from service.paths import API_PREFIX, UPLOAD_PATH
 from service.settings import Settings
 from service.version import service_version
+from service.webhooks.dispatcher import WebhookDispatcher
 
 # Of an upload's body beside the file: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB
 # from uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.
@@ -65,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         BadKeyFile: the API key file cannot be used.
+        InvalidSettings: the hosts of webhooks cannot be used.
     """
     context = Context.of(settings)
     app = FastAPI(
@@ -115,7 +118,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context.settings.make_folders()
     log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
     maintenance = asyncio.create_task(_maintain(context))
-    yield
+    async with WebhookDispatcher(context.settings, context.webhook_hosts, WebhookOutbox(context.database)):
+        yield
     maintenance.cancel()
     await _note_uses_once(context.ring)
     context.version.close()

@@ -37,6 +37,9 @@ def submit(
         bool,
         typer.Option("--dry-run", help="Only show its runs. A teacher file is uploaded even so."),
     ] = False,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where its end is told; of a host that the service allows.")
+    ] = None,
 ) -> None:
     """Post a job.
 
@@ -45,6 +48,8 @@ def submit(
     """
     options = session(context)
     job = read_json(file)
+    if webhook is not None:
+        job["webhook"] = {"url": webhook}
     with options.client() as client:
         if isinstance(job.get("teacher"), dict):
             job["teacher"] = _upload(client, job["teacher"], file.parent)["id"]

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_val
 from service.api.schemas.base import Document, Name, OptionalName, Stored
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
+from service.api.schemas.webhooks import WebhookDelivery, WebhookRequest
 from service.db.states import State
 from workers.config.dataset import DatasetSpec
 from workers.config.draft import PlanDraft
@@ -79,6 +80,12 @@ class JobRequest(PlanDraft):
         ge=1,
         le=10_000,
         description="how many of its runs may be at work at once; null for as many as fit",
+        exclude_if=lambda given: given is None,
+    )
+
+    webhook: WebhookRequest | None = Field(
+        None,
+        description="where the end of the job is told; null for nowhere",
         exclude_if=lambda given: given is None,
     )
 
@@ -227,3 +234,4 @@ class Job(JobSummary):
     # As it was stored: a version that names things differently still shows its predecessor's jobs.
     plan: Stored = Field(description="what was posted, every default filled in")
     run_ids: list[str]
+    webhook: WebhookDelivery | None = Field(description="where its end is told, and how far that is")
