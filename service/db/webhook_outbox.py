@@ -133,12 +133,10 @@ class WebhookOutbox:
 
     Args:
         database: migrated to head.
-        lease_s: how long a claim keeps others out.
     """
 
-    def __init__(self, database: Database, lease_s: float = LEASE_S) -> None:
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self._lease_s = lease_s
 
     def claim(self, in_flight: Mapping[str, int]) -> list[Claim]:
         """Claim what is due, the longest due first; at most ``HOST_MAX`` of a host.
@@ -161,7 +159,7 @@ class WebhookOutbox:
                     continue
                 hosts[row.host] += 1
                 row.attempts, row.last_attempt_at = row.attempts + 1, now
-                row.next_at = now + timedelta(seconds=self._lease_s)
+                row.next_at = now + timedelta(seconds=LEASE_S)
                 known = {"id": row.id, "job_id": row.job_id, "url": row.url, "host": row.host}
                 claims.append(Claim(**known, attempt=row.attempts, body=row.body or ""))
         return claims
