@@ -46,7 +46,12 @@ def send_test(
     data_dir: DataDir = None,
 ) -> None:
     """Send a signed message of type webhook.test from this machine, under the service's settings."""
-    status_code = asyncio.run(_send(_settings(data_dir), url))
+    import httpx2
+
+    try:
+        status_code = asyncio.run(_send(_settings(data_dir), url))
+    except (httpx2.HTTPError, TimeoutError) as error:
+        raise CommandFailed(f"there is no answer from {url}: {str(error) or type(error).__name__}") from error
     if not 200 <= status_code < 300:
         raise CommandFailed(
             f"the receiver answered {status_code}, which is no 2xx: a job's webhook would be tried again"

@@ -18,6 +18,7 @@ import pytest
 import standardwebhooks
 from sqlalchemy import update
 
+from service.cli import main
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.deletion import Deletion
@@ -402,3 +403,32 @@ def test_job_tells_its_end_to_the_url_that_it_was_posted_with(tmp_path: Path) ->
             assert refused.status_code == 422
             assert refused.json()["errors"][0]["pointer"] == "#/webhook/url"
             assert api.post_job()["webhook"] is None
+
+
+def test_command_line_submits_with_a_webhook_and_tries_one_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def retort(*words: str) -> str:
+        capsys.readouterr()
+        status = main(words)
+        told = capsys.readouterr()
+        assert status == 0, told.err
+        return told.out
+
+    with receiving() as receiver:
+        monkeypatch.setenv("RETORT_WEBHOOK_HOSTS", receiver.origin)
+        data_dir = ("--data-dir", str(tmp_path / "data"))
+        key = retort("webhooks", "secret", *data_dir).strip()
+        assert "answered 204" in retort("webhooks", "test", f"{receiver.origin}/try", *data_dir)
+        message = receiver.next()
+        assert standardwebhooks.Webhook(key).verify(message.body, message.headers)["type"] == "webhook.test"
+        for url, says in (("https://elsewhere.example/", "RETORT_WEBHOOK_HOSTS"), (receiver.origin, "answered 500")):
+            receiver.answers = [500]
+            assert main(["webhooks", "test", url, *data_dir]) == 1
+            assert says in capsys.readouterr().err
+        with running_api(make_settings(tmp_path, webhook_hosts=receiver.origin)) as api:
+            file = tmp_path / "job.json"
+            file.write_text(json.dumps(api.job_body()))
+            job_id = retort("--url", api.url, "submit", str(file), "--webhook", receiver.origin).strip()
+            shown = " ".join(retort("--url", api.url, "show", job_id).split())
+            assert f"waiting, 0 attempts, {receiver.origin}/" in shown
