@@ -116,15 +116,10 @@ def _message(session: Session, job: JobRecord) -> str:
     counts = {row[0]: row[1] for row in session.execute(states)}
     assert job.finished_at is not None
     at = job.finished_at.isoformat().replace("+00:00", "Z")
-    data: Json = {
-        "id": job.id,
-        "name": job.name,
-        "state": job.state,
-        "finished_at": at,
-        "runs": {state.value: counts.get(state, 0) for state in sorted(TERMINAL)},
-        "error": job.error,
-        "links": {"job": f"/v1/jobs/{job.id}", "report": f"/v1/jobs/{job.id}/report"},
-    }
+    data: Json = {name: getattr(job, name) for name in ("id", "name", "state", "error")}
+    data["runs"] = {state.value: counts.get(state, 0) for state in sorted(TERMINAL)}
+    data["finished_at"] = at
+    data["links"] = {"job": f"/v1/jobs/{job.id}", "report": f"/v1/jobs/{job.id}/report"}
     return json.dumps({"type": f"job.{job.state}", "timestamp": at, "data": data}, separators=(",", ":"))
 
 
