@@ -25,6 +25,7 @@ from service.api.routes import (
     caches,
     catalog,
     datasets,
+    deletions,
     events,
     gc,
     health,
@@ -101,7 +102,21 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestContext)
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     app.include_router(health.router)
-    modules = (teachers, datasets, catalog, caches, jobs, reports, runs, run_logs, job_control, events, gc, keys)
+    modules = (
+        teachers,
+        datasets,
+        catalog,
+        caches,
+        jobs,
+        reports,
+        runs,
+        run_logs,
+        job_control,
+        deletions,
+        events,
+        gc,
+        keys,
+    )
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
     of_admission = problems.responses(429, 503)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import BadInput, CliSession, CommandFailed, read_json, session
+from service.cli.deletions import DryRun, show_preview
 from service.cli.follow import follow
 from service.cli.job_pages import counts, job_page, preview_page, run_page
 from service.cli.reports import results
@@ -151,11 +152,14 @@ def unpin(context: typer.Context, id: JobId) -> None:
         client.unpin(id)
 
 
-def delete(context: typer.Context, id: AnyId) -> None:
+def delete(context: typer.Context, id: AnyId, dry_run: DryRun = False) -> None:
     """Delete a job that has ended, or one run of it, with events and files."""
-    _check_id(id)
-    with session(context).client() as client:
-        client.delete(id)
+    options, kind = session(context), "runs" if _is_run(id) else "jobs"
+    with options.client() as client:
+        if dry_run:
+            show_preview(options, client, kind, id)
+        else:
+            client.delete(id)
 
 
 def download(
