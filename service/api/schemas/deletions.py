@@ -8,7 +8,7 @@ from service.api.schemas.base import Document
 
 
 class Deletion(Document):
-    """What a deletion would free at this moment."""
+    """Deletion that was not made: bytes that it would free at this moment."""
 
     object: Literal["deletion"] = "deletion"
     id: str
