@@ -24,7 +24,7 @@ from service.webhooks.sender import WebhookSender
 from service.webhooks.signature import headers_of, load_secrets
 
 POLL_S = 1.0
-DATABASE_RETRY_S = 10.0
+RETRY_S = 10.0
 Result = TypeVar("Result")
 log = structlog.get_logger("retort.webhooks")
 
@@ -37,6 +37,7 @@ class WebhookDispatcher:
         hosts: where messages may go.
         outbox: what is due.
         poll_s: how often it is asked.
+        retry_s: pause after a failure of the machine's own.
         open_sender: makes what sends them, when the first one is due.
     """
 
@@ -47,10 +48,13 @@ class WebhookDispatcher:
         outbox: WebhookOutbox,
         *,
         poll_s: float = POLL_S,
+        retry_s: float = RETRY_S,
         open_sender: Callable[[AllowedHosts], WebhookSender] = WebhookSender,
     ) -> None:
-        self._settings, self._hosts, self._outbox, self._poll_s = settings, hosts, outbox, poll_s
+        self._settings, self._hosts, self._outbox = settings, hosts, outbox
+        self._poll_s, self._retry_s = poll_s, retry_s
         self._open_sender = open_sender
+        self._sender: WebhookSender | None = None
         self._in_flight: dict[asyncio.Task[None], str] = {}
         self._is_free = asyncio.Event()
 
@@ -67,38 +71,40 @@ class WebhookDispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _deliver_all(self) -> None:
-        sender = None
         try:
             while True:
-                claims = await self._claim()
-                if claims and sender is None:
-                    # It reads the certificates of the system, which takes a moment, and most services need none.
-                    sender = await self._in_thread(lambda: self._open_sender(self._hosts))
-                for claim in claims:
-                    assert sender is not None
-                    task = asyncio.create_task(self._deliver(claim, sender))
-                    self._in_flight[task] = claim.host
-                    task.add_done_callback(self._forget)
-                if not claims:
-                    self._is_free.clear()
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._is_free.wait(), self._poll_s)
+                try:
+                    await self._begin_due()
+                except Exception as error:
+                    # The database is away, say, or the system's certificates: what was claimed is due again later.
+                    log.warning("webhooks cannot be delivered now", error=f"{type(error).__name__}: {error}")
+                    await asyncio.sleep(self._retry_s)
         finally:
-            if sender is not None:
-                await sender.__aexit__(None, None, None)
+            if self._sender is not None:
+                await self._sender.__aexit__(None, None, None)
+
+    async def _begin_due(self) -> None:
+        """Begin what is due now; without any, wait until that may have changed."""
+        in_flight = Counter(self._in_flight.values())
+        claims = await self._in_thread(lambda: self._outbox.claim(in_flight))
+        if not claims:
+            self._is_free.clear()
+            # Not ``wait_for``, which Python 3.11 lets swallow a cancellation that meets the event.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._is_free.wait()
+            return
+        if self._sender is None:
+            # It reads the certificates of the system, which takes a moment, and most services need none.
+            self._sender = await self._in_thread(lambda: self._open_sender(self._hosts))
+        for claim in claims:
+            task = asyncio.create_task(self._deliver(claim, self._sender))
+            self._in_flight[task] = claim.host
+            task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         del self._in_flight[task]
         self._is_free.set()
-
-    async def _claim(self) -> list[Claim]:
-        in_flight = Counter(self._in_flight.values())
-        try:
-            return await self._in_thread(lambda: self._outbox.claim(in_flight))
-        except SQLAlchemyError as error:
-            log.warning("what webhooks are due cannot be asked", error=type(error).__name__)
-            await asyncio.sleep(DATABASE_RETRY_S)
-            return []
 
     async def _deliver(self, claim: Claim, sender: WebhookSender) -> None:
         status_code, error = await self._attempt(claim, sender)

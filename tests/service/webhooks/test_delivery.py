@@ -36,8 +36,10 @@ from service.db.webhook_outbox import (
     WebhookOutbox,
 )
 from service.errors import InvalidSettings
+from service.settings import Settings
 from service.webhooks.allowed import AllowedHosts
 from service.webhooks.dispatcher import WebhookDispatcher
+from service.webhooks.sender import WebhookSender
 from service.webhooks.signature import load_secrets
 from tests.support.service_helpers import Api, add_job, finish, make_plan, make_settings, running_api, teacher_row
 from tests.support.webhook_receiver import Receiver, receiving
@@ -298,6 +300,31 @@ def test_dispatcher_says_in_the_row_what_was_refused_or_did_not_answer(
     assert "redirects are not followed" in str(rows[0].last_error)
     assert "ConnectError" in str(rows[1].last_error)
     assert "RETORT_WEBHOOK_HOSTS" in str(rows[2].last_error)
+
+
+@SQLITE
+def test_dispatcher_goes_on_after_a_failure_of_the_machine(
+    api_queries: ApiQueries, outbox: WebhookOutbox, tmp_path: Path
+) -> None:
+    """The file of SSL_CERT_FILE is gone for a while, say."""
+    failures = ["no certificates"]
+
+    def open_sender(hosts: AllowedHosts) -> WebhookSender:
+        if failures:
+            set_due(outbox, job_id)
+            raise FileNotFoundError(failures.pop())
+        return WebhookSender(hosts)
+
+    async def work(settings: Settings) -> None:
+        hosts = AllowedHosts.of(settings)
+        async with WebhookDispatcher(settings, hosts, outbox, poll_s=0.02, retry_s=0.02, open_sender=open_sender):
+            await asyncio.to_thread(receiver.next)
+
+    with receiving() as receiver:
+        job_id = post(api_queries, receiver.origin)
+        JobControl(outbox.database).cancel_job(job_id)
+        asyncio.run(work(make_settings(tmp_path, webhook_hosts=receiver.origin)))
+    assert (failures, delivery(outbox, job_id).attempts) == ([], 2)
 
 
 _CHILD = """
