@@ -88,6 +88,12 @@ class Settings(BaseSettings):
         trackers_stall_s: a call of a tracker that takes so long, such as the upload of one file, ends the process that
             follows for it, and the next one makes the call again.
         page: whether the API serves the web page, at ``/``; it needs the extra ``page``.
+        webhook_hosts: hosts that webhooks may be sent to, separated by spaces: ``hooks.example.org`` is
+            ``https://hooks.example.org:443``, and ``http://10.0.0.5:8000`` that alone; None refuses webhooks.
+        webhook_networks: networks, separated by spaces, of addresses that are not public and that these hosts may have
+            even so (``10.0.0.0/8``); an address among the hosts needs none. None allows public addresses alone.
+        webhook_secret_file: its lines are the secrets that webhooks are signed with; None is ``webhook_secret`` in
+            ``data_dir``, which is made when it is needed first.
         checkpoint_s: a run writes a checkpoint after each epoch, and within one after so many seconds.
     """
 
@@ -143,6 +149,9 @@ class Settings(BaseSettings):
     trackers_project: Annotated[str, Field(min_length=1, max_length=128)] = "retort"
     trackers_stall_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 300.0
     page: bool = True
+    webhook_hosts: str | None = None
+    webhook_networks: str | None = None
+    webhook_secret_file: Path | None = None
     checkpoint_s: Seconds = 60.0
 
     @field_validator("data_dir")
@@ -208,6 +217,11 @@ class Settings(BaseSettings):
     def page_secret_path(self) -> Path:
         """Secret that signs the sessions of the page."""
         return self.data_dir.resolve() / "page_secret"
+
+    @property
+    def webhook_secret_path(self) -> Path:
+        """The file with the secrets of webhooks."""
+        return self.webhook_secret_file or self.data_dir.resolve() / "webhook_secret"
 
     @property
     def jobs_dir(self) -> Path:

@@ -28,6 +28,7 @@ from service.api.routes import (
     catalog,
     curves,
     datasets,
+    deletions,
     events,
     gallery,
     gc,
@@ -44,9 +45,11 @@ from service.api.routes import (
     temperatures,
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
+from service.db.webhook_outbox import WebhookOutbox
 from service.paths import API_PREFIX, DOCS_PATH, REDOC_PATH, UPLOAD_PATH
 from service.settings import Settings
 from service.version import service_version
+from service.webhooks.dispatcher import WebhookDispatcher
 
 # Of an upload's body beside the file: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB
 # from uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.
@@ -71,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         BadKeyFile: the API key file cannot be used.
+        InvalidSettings: the hosts of webhooks cannot be used.
     """
     context = Context.of(settings)
     # Its programs come from the package, not from another host.
@@ -108,7 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     # All others ask for a scope, and ``authorize`` looks at their queries.
     app.include_router(health.router, dependencies=[Depends(check_query)], responses=problems.responses(422))
-    of_jobs = (jobs, reports, curves, temperatures, runs, gallery, run_logs, job_control, events)
+    of_jobs = (jobs, reports, curves, temperatures, runs, gallery, run_logs, job_control, deletions, events)
     modules = (teachers, datasets, pictures, catalog, caches, *of_jobs, gc, keys)
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
@@ -126,7 +130,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context.settings.make_folders()
     log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
     maintenance = asyncio.create_task(_maintain(context))
-    yield
+    async with WebhookDispatcher(context.settings, context.webhook_hosts, WebhookOutbox(context.database)):
+        yield
     maintenance.cancel()
     await _note_uses_once(context.ring)
     context.version.close()

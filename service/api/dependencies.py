@@ -25,6 +25,7 @@ from service.errors import DiskFloor
 from service.operations.disk import Freeable
 from service.operations.readiness import ReadinessCheck
 from service.settings import Settings
+from service.webhooks.allowed import AllowedHosts
 from store import Catalog
 
 PAGE_DEFAULT = 20
@@ -55,6 +56,7 @@ class Context:
         event_feed: the newest events, for all streams.
         closing: set when the server begins to shut down; streams end then.
         freeable: what of the disk can be freed, for messages.
+        webhook_hosts: where webhooks may be sent to.
     """
 
     settings: Settings
@@ -78,10 +80,11 @@ class Context:
     closing: asyncio.Event
     readiness: ReadinessCheck
     freeable: Freeable
+    webhook_hosts: AllowedHosts
 
     @classmethod
     def of(cls, settings: Settings) -> "Context":
-        """Assemble the context of a process with these settings. Raises BadKeyFile."""
+        """Assemble the context of a process with these settings. Raises BadKeyFile, InvalidSettings."""
         file_digest = load_key_digest(settings.api_key_file)
         database = Database(settings.database)
         keys = Keys(database)
@@ -116,6 +119,7 @@ class Context:
             closing=closing,
             readiness=ReadinessCheck(database, settings),
             freeable=Freeable(settings, database),
+            webhook_hosts=AllowedHosts.of(settings),
         )
 
     def check_disk(self, needed_bytes: int = 0) -> None:

@@ -9,6 +9,7 @@ from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
 from service.settings import Settings
+from service.webhooks.allowed import WebhookRefused
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec
 from workers.config.job import Plan
@@ -24,7 +25,8 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     """Check a request; return its plan with the dataset in place, and its teacher.
 
     Raises:
-        InvalidRequest: there is no such teacher, or more runs or epochs than the settings allow.
+        InvalidRequest: there is no such teacher, more runs or epochs than the settings allow, or a webhook to a host
+            that they do not.
         InvalidTeacher: its file is gone.
         UnknownName: there is no dataset of that name.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
@@ -34,6 +36,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
             that the job needs.
     """
     _check_runs(request, context.settings)
+    _check_webhook(request, context)
     teacher = _teacher(request.teacher, context)
     plan = request.filled(_dataset(request, context.queries))
     _check_epochs(plan, context.settings)
@@ -62,6 +65,15 @@ def _check_runs(request: JobRequest, settings: Settings) -> None:
     runs = len(request.students) * len(request.methods) * len(request.seeds)
     if runs > settings.job_runs_max:
         raise InvalidRequest(f"the job has {runs} runs, at most {settings.job_runs_max} are allowed: split it", "#")
+
+
+def _check_webhook(request: JobRequest, context: Context) -> None:
+    if request.webhook is None:
+        return
+    try:
+        context.webhook_hosts.check_url(str(request.webhook.url))
+    except WebhookRefused as error:
+        raise InvalidRequest(str(error), "#/webhook/url") from error
 
 
 def _check_epochs(plan: Plan, settings: Settings) -> None:

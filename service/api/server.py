@@ -21,6 +21,7 @@ from service.api.sockets import MESSAGE_BYTES_MAX, Socket
 from service.logs import begin_log
 from service.operations.data_dir import open_database
 from service.settings import Settings
+from service.webhooks.signature import load_secrets
 from workers import signals
 
 GRACE_S = 20
@@ -117,6 +118,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         UnsafeBinding, BadKeyFile: as ``build_server``.
+        InvalidSettings: the hosts of webhooks, or their secret, cannot be used.
         DataDirBusy, NewerDatabase, sqlalchemy.exc.SQLAlchemyError: as ``open_database``.
     """
     begin_log(settings)
@@ -125,6 +127,9 @@ def serve(settings: Settings) -> None:
     with open_database(settings):
         if not has_keys(settings):
             log.warning("there is no API key, so only this machine may call", host=settings.host)
+        if settings.webhook_hosts:
+            # What cannot be used ends the start, not the first delivery.
+            load_secrets(settings)
         # All that is there now stays: looking through it for garbage would hold up everybody for 0.1 s, often.
         gc.collect()
         gc.freeze()

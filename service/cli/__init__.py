@@ -37,6 +37,7 @@ from service.cli import (
     serve,
     streams,
     trackers,
+    webhooks,
 )
 from service.cli.base import CliSession, sentence
 from service.client.transport import DEFAULT_URL
@@ -65,6 +66,7 @@ keys.register(app)
 backup.register(app)
 gc.register(app)
 trackers.register(app)
+webhooks.register(app)
 plot.register(app)
 # Commands that have a log for unknown variables, or whose processes have one.
 _LOGGING = frozenset({"serve", "api", "engine", "track"})

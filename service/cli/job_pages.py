@@ -44,6 +44,7 @@ def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:
         "recipe": filled_in(job["plan"]),
         "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
         "cost": render.forwards(job),
+        "webhook": _webhook(job),
     }
     headers = ("run", "state", "name", "epoch>", "top-1>", "error or why it is set aside")
     rows = [
@@ -92,6 +93,19 @@ def counts(job: Document) -> str:
     """Number of a job's runs in each state."""
     counts = job["progress"]["runs"]
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _webhook(job: Document) -> str | None:
+    """Delivery of a job's webhook in words; a service of an earlier version does not send one."""
+    delivery = job.get("webhook")
+    if not delivery:
+        return None
+    text = f"{delivery['status'].replace('_', ' ')}, {delivery['attempts']} attempts, {delivery['url']}"
+    if delivery["last_error"]:
+        text += f"; last: {delivery['last_error']}"
+    if delivery["next_attempt_at"]:
+        text += f"; next: {render.moment(delivery['next_attempt_at'])}"
+    return text
 
 
 def _set_aside(document: Document) -> str | None:

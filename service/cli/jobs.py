@@ -12,6 +12,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import BadInput, CliSession, CommandFailed, read_json, session
+from service.cli.deletions import DryRun, show_preview
 from service.cli.follow import follow
 from service.cli.job_labels import NewTags, moment_of
 from service.cli.job_pages import counts, job_page, preview_page, run_page
@@ -41,6 +42,9 @@ def submit(
     ] = False,
     tag: NewTags = None,
     note: Annotated[str | None, typer.Option(help="A note on it, instead of the file's.")] = None,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where its end is told; of a host that the service allows.")
+    ] = None,
 ) -> None:
     """Post a job.
 
@@ -53,6 +57,8 @@ def submit(
         job["tags"] = [*job.get("tags", []), *(new for new in tag if new not in job.get("tags", []))]
     if note is not None:
         job["note"] = note
+    if webhook is not None:
+        job["webhook"] = {"url": webhook}
     with options.client() as client:
         if isinstance(job.get("teacher"), dict):
             job["teacher"] = _upload(client, job["teacher"], file.parent)["id"]
@@ -172,11 +178,14 @@ def unpin(context: typer.Context, id: JobId) -> None:
         client.unpin(id)
 
 
-def delete(context: typer.Context, id: AnyId) -> None:
+def delete(context: typer.Context, id: AnyId, dry_run: DryRun = False) -> None:
     """Delete a job that has ended, or one run of it, with events and files."""
-    _check_id(id)
-    with session(context).client() as client:
-        client.delete(id)
+    options, kind = session(context), "runs" if _is_run(id) else "jobs"
+    with options.client() as client:
+        if dry_run:
+            show_preview(options, client, kind, id)
+        else:
+            client.delete(id)
 
 
 def download(

@@ -9,6 +9,7 @@ from rich.text import Text
 from service.cli import render
 from service.cli.base import BadInput, parse_json, read_json, session
 from service.cli.dataset_fields import EPILOG, KIND_HELP, with_dataset_fields
+from service.cli.deletions import DryRun, show_preview
 from service.client.transport import Document
 
 PANEL = "What jobs are made of"
@@ -74,9 +75,17 @@ def upload_teacher(
 
 
 @teachers.command("delete")
-def delete_teacher(context: typer.Context, id: Annotated[str, typer.Argument(metavar="TEACHER_ID")]) -> None:
+def delete_teacher(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="TEACHER_ID")],
+    dry_run: DryRun = False,
+) -> None:
     """Delete a teacher that no live job uses."""
-    with session(context).client() as client:
+    options = session(context)
+    with options.client() as client:
+        if dry_run:
+            show_preview(options, client, "teachers", id)
+            return
         client.delete_teacher(id)
 
 
@@ -121,9 +130,17 @@ def add_dataset(
 
 
 @datasets.command("delete")
-def delete_dataset(context: typer.Context, id: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
+def delete_dataset(
+    context: typer.Context,
+    id: Annotated[str, typer.Argument(metavar="DATASET_ID")],
+    dry_run: DryRun = False,
+) -> None:
     """Forget a name that no live job uses, and what it was decoded to; the pictures stay."""
-    with session(context).client() as client:
+    options = session(context)
+    with options.client() as client:
+        if dry_run:
+            show_preview(options, client, "datasets", id)
+            return
         client.delete_dataset(id)
 
 

@@ -226,6 +226,15 @@ class Dataset(TypedDocument):
     created_at: str
 
 
+class Deletion(TypedDocument):
+    """Deletion that was not made: bytes that it would free at this moment."""
+
+    object: Literal["deletion"]
+    id: str
+    frees_bytes: int
+    refused: str | None
+
+
 class Event(TypedDocument):
     """Something that happened, in the order of `seq`."""
 
@@ -410,11 +419,25 @@ class JobSummary(TypedDocument):
     pinned: bool
 
 
+class WebhookDelivery(TypedDocument):
+    """Delivery of the message at the end of a job."""
+
+    url: str
+    id: str
+    status: Any
+    attempts: int
+    last_attempt_at: str | None
+    last_status_code: int | None
+    last_error: str | None
+    next_attempt_at: str | None
+
+
 class Job(JobSummary):
     """A job, what was posted, and how far it is."""
 
     plan: dict[str, Any]
     run_ids: list[str]
+    webhook: WebhookDelivery | None
 
 
 class RunCurves(TypedDocument):

@@ -69,7 +69,7 @@ class Deletion:
             Conflict: it has not ended, is pinned, or a live retry needs it.
         """
         with self.database.read() as session:
-            _check_job(session, existing(session, JobRecord, job_id))
+            check_job(session, existing(session, JobRecord, job_id))
             events = select(func.count()).select_from(EventRecord).where(EventRecord.job_id == job_id)
             is_long = (session.scalar(events) or 0) > EVENTS_AT_ONCE
         if is_long:
@@ -77,7 +77,7 @@ class Deletion:
         path = f"jobs/{job_id}"
         with self.database.write() as session:
             job = existing(session, JobRecord, job_id)
-            _check_job(session, job)
+            check_job(session, job)
             runs = list(session.scalars(runs_of(job_id)))
             for run in runs:
                 _unlink_run(session, run)
@@ -97,7 +97,7 @@ class Deletion:
         """
         with self.database.write() as session:
             run = existing(session, RunRecord, run_id)
-            _check_deletable(session, session.get_one(JobRecord, run.job_id), [run_id])
+            check_deletable(session, session.get_one(JobRecord, run.job_id), [run_id])
             path = f"jobs/{run.job_id}/{run_id}"
             _unlink_run(session, run)
             _add_sums(session, _sums_of_runs([run]))
@@ -130,29 +130,14 @@ class Deletion:
         """
         with self.database.read() as session:
             spec = DATASET.validate_python(existing(session, DatasetRecord, dataset_id).spec)
-        copies = self._copies_of(spec)
+        copies = copies_of(self._settings, spec)
         with self.database.write() as session:
             dataset = existing(session, DatasetRecord, dataset_id)
-            users = [job_id for job_id, used in _datasets_of_live_jobs(session) if _is_same(used, spec)]
-            _refuse_in_use(f"data set {dataset_id}", users)
+            paths = [f"datasets/{copy.name}" for copy in removable_copies(session, dataset, copies)]
             session.delete(dataset)
-            session.flush()
-            others = [DATASET.validate_python(other) for other in session.scalars(select(DatasetRecord.spec))]
-            if any(_is_same(other, spec) for other in others):
-                copies = []
-            used = decoded_in_use(session)
-            paths = [f"datasets/{copy.name}" for copy in copies if copy.fingerprint not in used]
             bury(session, paths)
         for path in paths:
             self.tombstones.remove(path)
-
-    def _copies_of(self, spec: DatasetSpec) -> list[decoded.Copy]:
-        work_dir, key = self._settings.datasets_dir, None
-        # Where the pictures are gone, or others than they were, the copy is found by its description.
-        with suppress(InvalidDataset, OSError):
-            key = examine(spec, self._settings.data_root).key()
-        ours = decoded.fingerprints_of(work_dir, spec, key)
-        return [copy for copy in decoded.copies(work_dir) if copy.fingerprint in ours]
 
     def delete_teacher(self, teacher_id: str) -> None:
         """Delete a teacher, and its file unless another teacher has the same bytes.
@@ -162,15 +147,49 @@ class Deletion:
             Conflict: a live job uses it.
         """
         with self.database.write() as session:
-            teacher = existing(session, TeacherRecord, teacher_id)
-            users = (JobRecord.teacher_id == teacher_id) & JobRecord.state.in_(LIVE)
-            _refuse_in_use(f"teacher {teacher_id}", session.scalars(select(JobRecord.id).where(users)).all())
+            teacher = check_teacher(session, teacher_id)
             session.delete(teacher)
             session.flush()
             path = f"teachers/{teacher.sha256}.onnx"
             if not has_teacher(session, teacher.sha256):
                 bury(session, [path])
         self.tombstones.remove(path)
+
+
+def copies_of(settings: Settings, spec: DatasetSpec) -> list[decoded.Copy]:
+    """Decoded copies of a dataset."""
+    work_dir, key = settings.datasets_dir, None
+    # Where the pictures are gone, or others than they were, the copy is found by its description.
+    with suppress(InvalidDataset, OSError):
+        key = examine(spec, settings.data_root).key()
+    ours = decoded.fingerprints_of(work_dir, spec, key)
+    return [copy for copy in decoded.copies(work_dir) if copy.fingerprint in ours]
+
+
+def removable_copies(
+    session: Session, dataset: DatasetRecord, copies: Iterable[decoded.Copy]
+) -> Sequence[decoded.Copy]:
+    """Those copies that go with the name of a dataset: no other name or live job has them.
+
+    Raises:
+        Conflict: a live job uses it.
+    """
+    spec = DATASET.validate_python(dataset.spec)
+    users = [job_id for job_id, used in _datasets_of_live_jobs(session) if _is_same(used, spec)]
+    _refuse_in_use(f"data set {dataset.id}", users)
+    others = session.scalars(select(DatasetRecord.spec).where(DatasetRecord.id != dataset.id))
+    if any(_is_same(DATASET.validate_python(other), spec) for other in others):
+        return []
+    used = decoded_in_use(session)
+    return [copy for copy in copies if copy.fingerprint not in used]
+
+
+def check_teacher(session: Session, teacher_id: str) -> TeacherRecord:
+    """The teacher, which may be deleted. Raises NotFound; Conflict: a live job uses it."""
+    teacher = existing(session, TeacherRecord, teacher_id)
+    users = (JobRecord.teacher_id == teacher_id) & JobRecord.state.in_(LIVE)
+    _refuse_in_use(f"teacher {teacher_id}", session.scalars(select(JobRecord.id).where(users)).all())
+    return teacher
 
 
 def decoded_in_use(session: Session) -> set[str]:
@@ -191,11 +210,11 @@ def live_retries(session: Session, run_ids: Collection[str]) -> list[str]:
     return sorted(found)
 
 
-def _check_job(session: Session, job: JobRecord) -> None:
-    _check_deletable(session, job, session.scalars(select(RunRecord.id).where(RunRecord.job_id == job.id)).all())
+def check_job(session: Session, job: JobRecord) -> None:
+    check_deletable(session, job, session.scalars(select(RunRecord.id).where(RunRecord.job_id == job.id)).all())
 
 
-def _check_deletable(session: Session, job: JobRecord, run_ids: Sequence[str]) -> None:
+def check_deletable(session: Session, job: JobRecord, run_ids: Sequence[str]) -> None:
     """Raises Conflict."""
     if job.state in LIVE:
         raise Conflict(f"job {job.id} is {job.state}: cancel it, wait until it has ended, then delete")
@@ -263,8 +282,3 @@ def _datasets_of_live_jobs(session: Session) -> list[tuple[str, DatasetSpec]]:
 def _is_same(one: DatasetSpec, other: DatasetSpec) -> bool:
     """Whether two descriptions are of the same pictures, however they are stored."""
     return one.content_description() == other.content_description()
-
-
-def _has_teacher(session: Session, sha256: str) -> bool:
-    same_bytes = select(func.count()).where(TeacherRecord.sha256 == sha256)
-    return bool(session.scalar(same_bytes))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from service.db import webhook_outbox
 from service.db.database import Database
 from service.db.ids import new_id
 from service.db.models import IdempotencyRecord, JobRecord, Json, RunRecord, TeacherRecord
@@ -73,6 +74,7 @@ class JobPosting:
         key_id: str | None = None,
         tags: Sequence[str] = (),
         note: str = "",
+        webhook_url: str | None = None,
     ) -> tuple[JobRecord, bool]:
         """Store a job and its runs, all queued, together with its labels and idempotency key.
 
@@ -80,6 +82,7 @@ class JobPosting:
             priority: the highest is claimed first.
             parallel_runs: how many of its runs may be at work at once; None for as many as there is room for.
             key_id: of the API key that posts it.
+            webhook_url: where its end is told, see ``webhook_outbox``; None for nowhere.
 
         Returns:
             The job, and whether it is new: False if the key was used meanwhile.
@@ -100,6 +103,7 @@ class JobPosting:
             session.add(job)
             session.flush()
             session.add_all(_new_runs(plan, job.id, teacher))
+            webhook_outbox.register(session, job.id, webhook_url)
             if idempotency is not None:
                 own = {"key_id": idempotency.key_id, "key": idempotency.key, "digest": idempotency.digest}
                 session.add(IdempotencyRecord(**own, job_id=job.id))
@@ -168,6 +172,7 @@ class JobPosting:
             for run, same in zip(left, kept, strict=True)
         ]
         session.add_all(made)
+        webhook_outbox.copy_to_retry(session, job.id, again.id)
         return again, True
 
     def _check_queue(self, session: Session, key_id: str | None) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import CursorResult, Select, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from service.db import webhook_outbox
 from service.db.ids import is_id
 from service.db.models import (
     Base,
@@ -95,6 +96,8 @@ def transition(
     if (reason := values["set_aside"]) is not None:
         event["set_aside"] = reason
     add_event(session, row, event)
+    if isinstance(row, JobRecord):
+        webhook_outbox.make_due(session, row)
     return True
 
 

@@ -25,6 +25,7 @@ PACKAGES = {
     "service": (
         ("db", "client"),
         ("operations", "page"),
+        ("webhooks",),
         ("api", "engine"),
         ("doctor", "trackers", "plots"),
         ("cli",),

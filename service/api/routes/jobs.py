@@ -28,12 +28,14 @@ from service.api.schemas.jobs import (
     ViewSizes,
 )
 from service.api.schemas.runs import ErrorInfo, Run, SetAside
+from service.api.schemas.webhooks import WebhookDelivery
 from service.db.api_queries import ApiQueries, digest_of
 from service.db.backoff import read_backoff
 from service.db.job_posting import Idempotency, evaluation_run
 from service.db.job_search import JobOrder
 from service.db.models import JobRecord, Json, TeacherRecord
 from service.db.states import State
+from service.db.webhook_outbox import WebhookOutbox
 from workers.config.dataset import thumbnail_warnings
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
@@ -120,13 +122,15 @@ def _waits_for(row: JobRecord) -> str | None:
 
 def show_one(row: JobRecord, queries: ApiQueries) -> Job:
     """Document of a job's row, with the ids and states of its runs."""
-    return _show(row, queries.states_of_runs(row.id))
+    return _show(row, queries.states_of_runs(row.id), queries)
 
 
-def _show(row: JobRecord, runs: Mapping[str, State]) -> Job:
+def _show(row: JobRecord, runs: Mapping[str, State], queries: ApiQueries) -> Job:
     summary = summarise(row, Counter(runs.values()))
     whole = {**dict(summary), "teacher_metrics": row.teacher_metrics}
-    return Job(**whole, plan=row.plan, run_ids=list(runs))
+    delivery = WebhookOutbox(queries.database).of_job(row.id)
+    webhook = None if delivery is None else WebhookDelivery.of(delivery)
+    return Job(**whole, plan=row.plan, run_ids=list(runs), webhook=webhook)
 
 
 @router.post(
@@ -170,6 +174,7 @@ def create_job(
             key_id=who.key_id,
             tags=request.tags,
             note=request.note,
+            webhook_url=None if request.webhook is None else str(request.webhook.url),
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
@@ -238,7 +243,7 @@ def list_jobs(
 )
 def get_job(job_id: str, ctx: Ctx) -> Response:
     """State, stage, progress, plan, and the ids of its runs."""
-    return document(_show(*ctx.queries.job(job_id)))
+    return document(_show(*ctx.queries.job(job_id), ctx.queries))
 
 
 @router.patch(

@@ -10,6 +10,7 @@ from service.api.schemas.base import Document, Name, OptionalName, Stored
 from service.api.schemas.job_labels import NOTE_HELP, TAGS_HELP, Note, Tags
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
+from service.api.schemas.webhooks import WebhookDelivery, WebhookRequest
 from service.db.states import State
 from workers.config.dataset import DatasetSpec
 from workers.config.draft import PlanDraft
@@ -84,6 +85,12 @@ class JobRequest(PlanDraft):
     )
     tags: Tags = Field([], description=TAGS_HELP, exclude_if=lambda given: not given)
     note: Note = Field("", description=NOTE_HELP, exclude_if=lambda given: not given)
+
+    webhook: WebhookRequest | None = Field(
+        None,
+        description="where the end of the job is told; null for nowhere",
+        exclude_if=lambda given: given is None,
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -224,3 +231,4 @@ class Job(JobSummary):
     # As it was stored: a version that names things differently still shows its predecessor's jobs.
     plan: Stored = Field(description="what was posted, every default filled in")
     run_ids: list[str]
+    webhook: WebhookDelivery | None = Field(description="where its end is told, and how far that is")

@@ -58,6 +58,16 @@ class ResourceRoutes:
         """Delete a teacher; refused while a job that has not ended uses it."""
         await self._connection.done("DELETE", f"/v1/teachers/{path_part(teacher_id)}", repeat=False)
 
+    async def preview_deletion(self, kind: str, id: str) -> documents.Deletion:
+        """Say what a deletion would free (``frees_bytes``), or why it is refused now (``refused``).
+
+        Args:
+            kind: ``"jobs"``, ``"runs"``, ``"datasets"``, ``"teachers"`` or ``"caches"``.
+            id: of one of these.
+        """
+        path = f"/v1/{path_part(kind)}/{path_part(id)}/deletion"
+        return await self._connection.typed("GET", path, documents.Deletion)
+
     async def create_dataset(self, name: str, spec: Mapping[str, object]) -> documents.Dataset:
         """Register a dataset below the service's data root by name."""
         body = {"name": name, "spec": spec}

@@ -208,6 +208,21 @@ ROWS: Mapping[str, list[dict[str, object]]] = {
     "packed_events": [
         {"id": 1, "job_id": JOB_ID, "run_id": "", "first_seq": 0, "last_seq": 0, "content": pack([])},
     ],
+    "webhook_deliveries": [
+        {
+            "id": new_id("msg"),
+            "job_id": JOB_ID,
+            "url": "https://hooks.example.org/x",
+            "host": "https://hooks.example.org",
+            "status": "pending",
+            "body": "{}",
+            "attempts": 1,
+            "last_attempt_at": AT,
+            "last_status_code": 503,
+            "last_error": "the receiver answered 503",
+            "next_at": AT,
+        }
+    ],
     "deleted_paths": [{"path": "jobs/gone", "deleted_at": AT}],
     "deleted_sums": [{"name": "run_attempts", "value": 2.0}],
     "idempotency_keys": [{"key_id": "", "key": "mine", "digest": "e" * 64, "job_id": JOB_ID, "created_at": AT}],
