@@ -21,13 +21,13 @@ def is_live(state: str) -> bool:
 
 
 def complaints(runs: Iterable[RunCurve]) -> dict[str, str]:
-    """What is wrong with runs by id, in words; what has ended well or was cancelled is not looked at."""
+    """Complaints about runs by id, in words; what has ended well or was cancelled is not looked at."""
     all_runs = list(runs)
     medians = _medians(all_runs)
     found: dict[str, str] = {}
     for run in all_runs:
         if run.state == "failed":
-            found[run.id] = "failed"
+            found[run.id] = "failed: the run says why"
         elif run.state == "lost":
             found[run.id] = "its process was lost; it is tried again"
         elif is_live(run.state) and (words := _of_accuracy(run, medians)):
