@@ -1,12 +1,13 @@
 # Generated from asynchronous/job.py by python -m tests.repository.documents: change it there.
 """Jobs and runs as the client returns them: documents of the API that know what can be done with them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from service.client import documents
 from service.client.choices import Choices
+from service.client.filters import RunFilters
 from service.client.reports import Report
 from service.client.transport import Document
 from service.client.typed_document import TypedDocument
@@ -74,6 +75,10 @@ class JobSummary(_Controlled, documents.JobSummary):
         """
         return self._renew(self._routes.wait(self.id, timeout_s=timeout_s, progress=progress))
 
+    def edit(self, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None) -> Self:
+        """Change name, tags (all of them) or note; what is None stays as it is."""
+        return self._renew(self._routes.update_job(self.id, name=name, tags=tags, note=note))
+
     def pin(self) -> Self:
         """Pin the job: keep it from deletion."""
         return self._renew(self._routes.pin(self.id))
@@ -83,9 +88,9 @@ class JobSummary(_Controlled, documents.JobSummary):
         self._routes.unpin(self.id)
         return self.refresh()
 
-    def runs(self) -> Iterator["Run"]:
-        """List the runs, in their order."""
-        return self._routes.runs(self.id)
+    def runs(self, **filters: Unpack[RunFilters]) -> Iterator["Run"]:
+        """List the runs, in their order, that pass all filters, see ``RunFilters``."""
+        return self._routes.runs(self.id, **filters)
 
     def report(self, **choices: Unpack[Choices]) -> Report:
         """Results of the job, by run and over seeds; see ``Choices``."""

@@ -1,12 +1,13 @@
 """Jobs and runs as the client returns them: documents of the API that know what can be done with them."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from service.client import documents
 from service.client.asynchronous.reports import AsyncReport
 from service.client.choices import Choices
+from service.client.filters import RunFilters
 from service.client.transport import Document
 from service.client.typed_document import TypedDocument
 
@@ -73,6 +74,12 @@ class AsyncJobSummary(_Controlled, documents.JobSummary):
         """
         return self._renew(await self._routes.wait(self.id, timeout_s=timeout_s, progress=progress))
 
+    async def edit(
+        self, *, name: str | None = None, tags: Sequence[str] | None = None, note: str | None = None
+    ) -> Self:
+        """Change name, tags (all of them) or note; what is None stays as it is."""
+        return self._renew(await self._routes.update_job(self.id, name=name, tags=tags, note=note))
+
     async def pin(self) -> Self:
         """Pin the job: keep it from deletion."""
         return self._renew(await self._routes.pin(self.id))
@@ -82,9 +89,9 @@ class AsyncJobSummary(_Controlled, documents.JobSummary):
         await self._routes.unpin(self.id)
         return await self.refresh()
 
-    def runs(self) -> AsyncIterator["AsyncRun"]:
-        """List the runs, in their order."""
-        return self._routes.runs(self.id)
+    def runs(self, **filters: Unpack[RunFilters]) -> AsyncIterator["AsyncRun"]:
+        """List the runs, in their order, that pass all filters, see ``RunFilters``."""
+        return self._routes.runs(self.id, **filters)
 
     async def report(self, **choices: Unpack[Choices]) -> AsyncReport:
         """Results of the job, by run and over seeds; see ``Choices``."""
