@@ -10,13 +10,13 @@ import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from store import CacheSpec, Encoding
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec, thumbnail_warnings
 from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
-from workers.config.views import NoAugmentation, Views, output_size, teacher_augmentation
+from workers.config.views import output_size
+from workers.data.decoded import KnownSplit
 from workers.data.discovery import examine
 from workers.data.holdout import hold_out
 from workers.data.holdout_spec import Holdout
@@ -31,6 +31,7 @@ from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
 from workers.students import check_batch_size, check_image_side
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
+from workers.teacher.cache_specs import KnownTeacher, cache_specs, views_of_teacher
 from workers.teacher.recorded_preflight import run_recorded_preflight
 from workers.teacher.sessions import Device
 
@@ -149,9 +150,7 @@ def plan_caches(
     size = teacher.preprocessing.size
     for warning in thumbnail_warnings(job.dataset, size):
         emit(Log(level="warning", message=warning))
-    recipe = teacher_augmentation(job.views.augmentation, size, train.height, train.width)
-    # Fresh views are of runs without a teacher.
-    seen = job.views.model_copy(update={"augmentation": recipe, "fresh": None})
+    seen = views_of_teacher(job, teacher.preprocessing, train.height, train.width)
     report, rows = run_recorded_preflight(
         teacher,
         train,
@@ -171,40 +170,25 @@ def plan_caches(
     if refusal is not None:
         emit(Log(level="warning", message=f"{refusal} They are trained, for the job says accept_teacher"))
 
-    encoding, methods = job.cache.encoding, [method for method in job.methods if method.expand().needs_teacher]
-    check_encoding(encoding, report.classes)
-
-    def spec(dataset: Dataset, views: Views, encoding: Encoding) -> CacheSpec:
-        return CacheSpec(
-            teacher_sha256=teacher.sha256,
-            teacher_output=report.output,
-            output_kind=report.output_kind,
-            dataset_fingerprint=dataset.fingerprint,
-            split=dataset.split,
-            samples=len(dataset.labels_N),
-            classes=report.classes,
-            preprocessing=teacher.preprocessing.model_dump(mode="json"),
-            augmentation=views.augmentation.model_dump(mode="json"),
-            augmentation_seed=views.seed,
-            views=views.count,
-            dtype=job.cache.dtype if encoding == "dense" else "float32",
-            encoding=encoding,
-        )
+    methods = [method for method in job.methods if method.expand().needs_teacher]
+    check_encoding(job.cache.encoding, report.classes)
 
     # The output's name is part of a cache's identity; from here on it is always given.
     teacher = teacher.model_copy(update={"output": report.output})
-    plain = Views(augmentation=NoAugmentation())
-    train_cache = spec(train, seen, encoding)
-
-    def measured(split: Split) -> CacheSpec | None:
-        return spec(data[split], plain, "dense") if split in data else None
+    known = KnownTeacher(str(teacher.sha256), report.output, report.output_kind, report.classes, teacher.preprocessing)
+    facts = {
+        split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
+        for split, found in data.items()
+    }
+    caches = cache_specs(job, known, facts)
+    train_cache = caches["train"]
 
     check = EncodingCheck(methods=tuple(methods), epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
         teacher=teacher,
         train_cache=train_cache,
-        test_cache=measured("test"),
-        validation_cache=measured("validation"),
+        test_cache=caches.get("test"),
+        validation_cache=caches.get("validation"),
         evaluates=job.evaluate,
         contract_forwards=rows,
         guard=check if train_cache.is_lossy and not job.evaluate else None,
