@@ -15,7 +15,7 @@ from service.errors import Conflict, IdempotencyMismatch, QueueFull
 from workers.config.job import Plan
 
 # What a retry has in common with what it tries again.
-_KEPT_JOB = ("name", "teacher_id", "teacher", "plan", "priority", "parallel_runs")
+_KEPT_JOB = ("name", "teacher_id", "teacher", "plan", "priority", "parallel_runs", "samples")
 _KEPT_RUN = ("index", "name", "student", "method", "method_spec", "seed", "epochs")
 _NAMED_RUNS = 3
 # Characters of the column.
@@ -71,6 +71,7 @@ class JobPosting:
         priority: int = 0,
         parallel_runs: int | None = None,
         key_id: str | None = None,
+        samples: Json | None = None,
     ) -> tuple[JobRecord, bool]:
         """Store a job and its runs, all queued, together with its idempotency key.
 
@@ -78,6 +79,7 @@ class JobPosting:
             priority: the highest is claimed first.
             parallel_runs: how many of its runs may be at work at once; None for as many as there is room for.
             key_id: of the API key that posts it.
+            samples: pictures of each split of its dataset; None where nobody has looked.
 
         Returns:
             The job, and whether it is new: False if the key was used meanwhile.
@@ -94,6 +96,7 @@ class JobPosting:
             existing(session, TeacherRecord, teacher.id)
             job = _new_job(plan, teacher)
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
+            job.samples = samples
             session.add(job)
             session.flush()
             session.add_all(_new_runs(plan, job.id, teacher))

@@ -86,6 +86,8 @@ class JobRecord(Base):
     posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
     is of the losses in a row of the process that completes its caches, NULL without any. ``set_aside`` says why it is
     paused although no client has asked for that, see ``service.db.set_aside``. ``pinned_at`` keeps it from deletion.
+    ``samples`` are the pictures of each split of its dataset when it was posted; ``eta`` is
+    ``estimates.forecast.Eta``.
     """
 
     __tablename__ = "jobs"
@@ -115,6 +117,8 @@ class JobRecord(Base):
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     pinned_at: Mapped[datetime | None] = mapped_column()
+    samples: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    eta: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()
@@ -138,7 +142,8 @@ class RunRecord(Base):
     and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
     ``lost_attempts`` (column ``losses``) counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``)
     those since the last epoch. ``retry_of`` is the run that this one tries again, each at most once.
-    ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.set_aside``.
+    ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.set_aside``. ``eta`` is
+    ``estimates.forecast.Eta``.
     """
 
     __tablename__ = "runs"
@@ -169,6 +174,7 @@ class RunRecord(Base):
     whole_gpu: Mapped[bool] = mapped_column(default=False, server_default=false())
     waits_for: Mapped[str | None] = mapped_column(Text)
     backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    eta: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True, unique=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
@@ -288,7 +294,8 @@ class EngineRecord(Base):
     """The lease of the one engine that may lead: a single row, ``id`` 1.
 
     ``gpus`` is what its holder has found out about its GPUs (``gpus.GpuReport``); NULL where it has none, or not yet.
-    ``parts`` is what it says of the parts of its readiness (``readiness.EngineParts``).
+    ``parts`` is what it says of the parts of its readiness (``readiness.EngineParts``); ``capacity`` what runs get, as
+    the last one that led has chosen it (``estimates.workload.Slots``).
     """
 
     __tablename__ = "engine"
@@ -298,3 +305,4 @@ class EngineRecord(Base):
     heartbeat_at: Mapped[datetime | None] = mapped_column()
     gpus: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     parts: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    capacity: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))

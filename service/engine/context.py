@@ -9,7 +9,7 @@ from service.db.engine_queries import EngineQueries
 from service.db.models import RunRecord
 from service.engine.active_jobs import ActiveJob
 from service.engine.cache_leases import CacheLeases
-from service.engine.capacity import Capacity, choose_capacity
+from service.engine.capacity import Capacity, choose_capacity, slots_of
 from service.engine.disk import EngineDisk
 from service.errors import LeaseLost
 from service.gpus import GpuWatch
@@ -71,6 +71,10 @@ class EngineContext:
         self.capacity = chosen = choose_capacity(self.settings, cluster.cpus, cluster.gpus, memory)
         shares = {"run_cpus": chosen.run_cpus, "gpu_share": chosen.gpu_share if cluster.gpus else 0.0}
         log.info("runs at once", slots=chosen.slots, **shares, reason=chosen.reason)
+
+    def record_capacity(self) -> None:
+        """Store for estimates how many runs fit at once."""
+        self.queries.record_capacity(slots_of(self.capacity).model_dump())
 
     def record_gpus(self) -> None:
         """Store for health and doctor whether the GPUs work."""

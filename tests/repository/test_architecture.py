@@ -22,7 +22,13 @@ PACKAGES = {
         ("training",),
         ("cluster", "tools", "pipeline"),
     ),
-    "service": (("db",), ("operations",), ("api", "engine", "client"), ("doctor", "trackers", "plots"), ("cli",)),
+    "service": (
+        ("db",),
+        ("operations", "estimates"),
+        ("api", "engine", "client"),
+        ("doctor", "trackers", "plots"),
+        ("cli",),
+    ),
 }
 # package -> the only files that may import it
 HOMES = {
