@@ -106,7 +106,12 @@ class EtaKeeper:
             if found is not None:
                 shown.append(found)
             coming.add(facts.identity)
-        expected = forecast(shown, slots, now)
+        try:
+            expected = forecast(shown, slots, now)
+        except Exception:
+            # No estimate is worth the engine, which would end at every look.
+            log.exception("expected ends cannot be computed")
+            return
         of_jobs = {job.id: job.eta for job in jobs}
         of_runs = {run.id: run.eta for run in runs}
         self._queries.record_etas(_moved(of_jobs, expected, now), _moved(of_runs, expected, now))

@@ -63,9 +63,10 @@ class RunNow:
     @property
     def pace_s(self) -> float | None:
         """Seconds from the end of one epoch to that of the next, in the second half of this attempt's epochs."""
-        later = self.epoch_ends[len(self.epoch_ends) // 2 :]
-        first, last = (later[0], later[-1]) if len(later) > 1 else (self.epoch_ends[0], self.epoch_ends[-1])
-        return (last[1] - first[1]).total_seconds() / (last[0] - first[0]) if last[0] > first[0] else None
+        if len(self.epoch_ends) < 2:
+            return None
+        first, last = self.epoch_ends[(len(self.epoch_ends) - 1) // 2], self.epoch_ends[-1]
+        return (last[1] - first[1]).total_seconds() / (last[0] - first[0])
 
 
 @dataclass(frozen=True)

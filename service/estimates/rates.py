@@ -87,7 +87,7 @@ def epoch_rate(measured: Measured, wanted: Wanted) -> Rate | None:
         return None
     first = best[0]
     where = f"{_count(best, 'run')} of {first.student} by {first.method}, batch {first.batch_size}, {first.group} in a "
-    where += f"process, {round(first.at_once)} processes at once, on {first.device}"
+    where += f"process, {round(first.at_once)} at once, on {first.device}"
     others = [
         f"{name} {given} was never measured"
         for name, given, found in (

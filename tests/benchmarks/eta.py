@@ -112,10 +112,8 @@ def measure(client: Client, teacher: str, epochs: int) -> list[Observed]:
         sys.stderr.write(f"{name}: {each.predicted_s} s predicted, {each.seconds:.0f} s taken\n")
         observed.append(each)
     body = jobs(teacher, epochs)["the same, other seeds"]
-    both = [
-        begin(client, f"{which} of two at once", {**body, "seeds": [seed]})
-        for which, seed in (("first", 8), ("second", 9))
-    ]
+    names = {"first of two at once": 8, "second of two at once": 9}
+    both = [begin(client, name, {**body, "seeds": [seed]}) for name, seed in names.items()]
     for each in both:
         # What else is there is no part of what a job takes.
         each.predicted_s = None
