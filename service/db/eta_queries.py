@@ -66,7 +66,7 @@ class EtaQueries(LeaseQueries):
             return [LiveRun(*row) for row in rows]
 
     def plan_and_teacher(self, job_id: str) -> tuple[Json, Json] | None:
-        """What was posted; None if the job is gone."""
+        """Plan and teacher of a job, as they were stored; None if it is gone."""
         query = select(JobRecord.plan, JobRecord.teacher).where(JobRecord.id == job_id)
         with self.database.read() as session:
             row = session.execute(query).one_or_none()

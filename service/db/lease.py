@@ -146,12 +146,12 @@ class LeaseQueries:
             session.get_one(EngineRecord, ENGINE_ROW).parts = parts
 
     def record_capacity(self, capacity: Json) -> None:
-        """Set what runs get from the leading engine, ``estimates.workload.Slots``. Raises LeaseLost."""
+        """Set the capacity of the leading engine, ``estimates.workload.Slots``. Raises LeaseLost."""
         with self.write() as session:
             session.get_one(EngineRecord, ENGINE_ROW).capacity = capacity
 
     def capacity(self) -> Json | None:
-        """What runs get from the engine that led last; None where none ever has."""
+        """Capacity of the engine that led last, ``estimates.workload.Slots``; None where none ever has."""
         with self.database.read() as session:
             return session.get_one(EngineRecord, ENGINE_ROW).capacity
 

@@ -4,8 +4,7 @@ Times are UTC and timezone-aware. JSON columns hold what pydantic dumped. ``seq`
 commits (see ``Database.write``), so a reader that has seen ``seq`` has missed nothing before it.
 """
 
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 
 from sqlalchemy import (
     JSON,
@@ -14,38 +13,18 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Text,
     UniqueConstraint,
     false,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-from service.db.columns import STATE, UtcDateTime
+from service.db.base import Base as Base
+from service.db.base import Json as Json
+from service.db.base import utc_now as utc_now
+from service.db.columns import STATE
 from service.db.states import State
-
-Json = dict[str, Any]
-
-
-def utc_now() -> datetime:
-    """This machine's clock, timezone-aware."""
-    return datetime.now(UTC)
-
-
-class Base(DeclarativeBase):
-    """Base of the models; every constraint has a name, so that a later migration can refer to it."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {datetime: UtcDateTime, Json: JSON, list[Json]: JSON}
 
 
 class TeacherRecord(Base):

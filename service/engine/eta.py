@@ -40,7 +40,7 @@ class _Epochs:
 
 
 class _JobFacts:
-    """What does not change while a job lives, or only when something more was measured."""
+    """Facts about a job that stay while it lives, or change only when something more was measured."""
 
     def __init__(self, plan: Plan, document: Json, teacher: Json) -> None:
         self.plan = plan

@@ -117,7 +117,7 @@ def forecast(jobs: Sequence[JobNow], slots: Slots, now: datetime) -> dict[str, E
 
 
 def _expected(job: JobNow, now: datetime) -> _Expected | None:
-    """What is expected of a job; None where it is not known."""
+    """Load of a job as it is expected; None where it is not known."""
     caches = _caches_left(job, now)
     if caches is None:
         return None

@@ -178,7 +178,9 @@ def _process(runs: Sequence[MeasuredRun]) -> MeasuredProcess:
     whole_s = (ends[-1] - min(run.started_at for run in runs)).total_seconds()
     tail_s = (ends[-1] - ends[0]).total_seconds() / (len(runs) - 1) if len(runs) > 1 else None
     beside_s = max(0.0, whole_s - sum(run.seconds for run in runs))
-    return MeasuredProcess(first.student, first.pictures, first.device, len(runs), beside_s, tail_s)
+    return MeasuredProcess(
+        first.student, first.pictures, first.device, runs=len(runs), beside_s=beside_s, tail_s=tail_s
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- queries
@@ -186,7 +188,7 @@ def _process(runs: Sequence[MeasuredRun]) -> MeasuredProcess:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is needed of a job's row."""
+    """Columns of a job that tell how its times compare."""
 
     id: str
     plan: Json

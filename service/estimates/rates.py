@@ -101,7 +101,9 @@ def epoch_rate(measured: Measured, wanted: Wanted) -> Rate | None:
     return Rate(seconds, where + (f" ({', '.join(others)})" if others else ""))
 
 
-def process_rate(measured: Measured, student: str, pictures: str, device: str | None, runs: int) -> ProcessRate | None:
+def process_rate(
+    measured: Measured, student: str, pictures: str, device: str | None, *, runs: int
+) -> ProcessRate | None:
     """Seconds of a process of so many runs beside their epochs; None where no process was measured on that device."""
     alike = [each for each in measured.processes if device in (None, each.device)]
 

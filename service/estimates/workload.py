@@ -112,7 +112,7 @@ def workload_of(plan: Plan, rows: Rows, measured: Measured, slots: Slots | None)
     missing = [f"no run of {name} on such pictures has ever ended here{on}" for name in unknown]
     process = None
     if runs:
-        process = process_rate(measured, runs[0].student.name, pictures, device, later)
+        process = process_rate(measured, runs[0].student.name, pictures, device, runs=later)
         if process is None:
             missing.append(f"no process that trains has ever ended here{on}")
     known = {index: each for index, each in found.items() if each is not None}

@@ -54,13 +54,9 @@ class Observed:
         """From then to its end."""
         return (datetime.fromisoformat(self.job["finished_at"]) - self.began_at).total_seconds()
 
-    def left_ratio(self, fraction: float, since: datetime | None = None) -> float | None:
-        """Seconds left by its document over those that were left, at a fraction of its time.
-
-        Args:
-            since: when its time begins; None is when the engine took it up.
-        """
-        begin, end = since or self.began_at, datetime.fromisoformat(self.job["finished_at"])
+    def left_ratio(self, fraction: float) -> float | None:
+        """Seconds left by its document over those that were left, at a fraction of its time."""
+        begin, end = self.began_at, datetime.fromisoformat(self.job["finished_at"])
         moment = begin + fraction * (end - begin)
         before = [expected for read_at, expected in self.ends if read_at <= moment]
         if not before or before[-1] is None:
@@ -109,7 +105,7 @@ def measure(client: Client, teacher: str, epochs: int) -> list[Observed]:
     for name, body in jobs(teacher, epochs).items():
         each = begin(client, name, body)
         observe(client, [each])
-        sys.stderr.write(f"{name}: {each.predicted_s} s predicted, {each.seconds:.0f} s taken\n")
+        sys.stderr.write("  ".join(_row(each)) + "\n")
         observed.append(each)
     body = jobs(teacher, epochs)["the same, other seeds"]
     names = {"first of two at once": 8, "second of two at once": 9}
@@ -123,6 +119,18 @@ def measure(client: Client, teacher: str, epochs: int) -> list[Observed]:
 
 def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _row(found: Observed) -> list[str]:
+    dry_run = found.predicted_s
+    return [
+        found.name,
+        "-" if dry_run is None else f"{dry_run:.0f}",
+        f"{found.seconds:.0f}",
+        _ratio(None if dry_run is None else dry_run / found.seconds),
+        *(_ratio(found.left_ratio(fraction)) for fraction in FRACTIONS),
+        f"{min(found.load):.0f} to {max(found.load):.0f}",
+    ]
 
 
 def main() -> int:
@@ -143,19 +151,8 @@ def main() -> int:
             digits.teacher_spec.path, preprocessing=digits.preprocessing.model_dump(mode="json")
         )
         observed = measure(client, teacher["id"], given.epochs)
-    rows = [
-        [
-            each.name,
-            "-" if each.predicted_s is None else f"{each.predicted_s:.0f}",
-            f"{each.seconds:.0f}",
-            _ratio(None if each.predicted_s is None else each.predicted_s / each.seconds),
-            *(_ratio(each.left_ratio(fraction)) for fraction in FRACTIONS),
-            f"{min(each.load):.0f} to {max(each.load):.0f}",
-        ]
-        for each in observed
-    ]
     heads = ["job", "dry run, s>", "taken, s>", "ratio>", *(f"left at {100 * f:.0f} %>" for f in FRACTIONS), "load>"]
-    show(heads, rows)
+    show(heads, map(_row, observed))
     return 0
 
 

@@ -175,7 +175,13 @@ def plan_caches(
 
     # The output's name is part of a cache's identity; from here on it is always given.
     teacher = teacher.model_copy(update={"output": report.output})
-    known = KnownTeacher(str(teacher.sha256), report.output, report.output_kind, report.classes, teacher.preprocessing)
+    known = KnownTeacher(
+        sha256=str(teacher.sha256),
+        output=report.output,
+        output_kind=report.output_kind,
+        classes=report.classes,
+        preprocessing=teacher.preprocessing,
+    )
     facts = {
         split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
         for split, found in data.items()

@@ -167,7 +167,7 @@ def create_job(
             priority=request.priority,
             parallel_runs=request.parallel_runs,
             key_id=who.key_id,
-            samples=dict(source.samples),
+            samples={str(split): count for split, count in source.samples.items()},
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"

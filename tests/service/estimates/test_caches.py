@@ -21,7 +21,12 @@ def expected(digits: Digits, job: JobSpec, datasets: Path | None = None, **chang
     source = replace(examine(job.dataset, digits.folders.data_root), **changes)  # type: ignore[arg-type]
     spec = digits.plan.train_cache
     teacher = KnownTeacher(
-        spec.teacher_sha256, spec.teacher_output, "log_probabilities", spec.classes, digits.preprocessing
+        sha256=spec.teacher_sha256,
+        output=spec.teacher_output,
+        # Another than theirs: what is there tells.
+        output_kind="log_probabilities",
+        classes=spec.classes,
+        preprocessing=digits.preprocessing,
     )
     catalog = Catalog(digits.folders.caches)
     return expected_caches(job, teacher, source, datasets=datasets or digits.folders.datasets, catalog=catalog)

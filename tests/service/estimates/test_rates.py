@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_epoch_rate_grows_with_what_is_trained_and_what_is_evaluated() -> None:
 
 
 @pytest.mark.parametrize("change", [{"student": "cnn_m"}, {"pictures": "cifar10"}, {"device": "cuda"}])
-def test_epoch_rate_of_what_was_never_measured_is_none(change: dict[str, str]) -> None:
+def test_epoch_rate_of_what_was_never_measured_is_none(change: dict[str, Any]) -> None:
     assert epoch_rate(measured_of([RUN]), replace(WANTED, **change)) is None
 
 
@@ -61,10 +62,10 @@ def test_epoch_rate_takes_the_most_alike_and_says_what_differs() -> None:
 def test_process_rate_tells_start_from_end_by_the_runs_of_a_group() -> None:
     # Two runs share a process: 20 s of epochs, 4 s to start, 3 s for the end of each.
     runs = [replace(RUN, seconds=10.0, finished_at=AT + timedelta(seconds=seconds)) for seconds in (27, 30)]
-    rate = process_rate(measured_of(runs), "cnn_s", "digits", "cpu", 2)
+    rate = process_rate(measured_of(runs), "cnn_s", "digits", "cpu", runs=2)
     assert rate is not None
     assert (rate.start_s, rate.tail_s) == pytest.approx((4.0, 3.0))
-    assert process_rate(measured_of(runs), "cnn_s", "digits", "cuda", 2) is None
+    assert process_rate(measured_of(runs), "cnn_s", "digits", "cuda", runs=2) is None
 
 
 def test_runs_that_trained_at_the_same_time_are_counted() -> None:
