@@ -2,13 +2,16 @@
 
 A run that has finished two epochs goes on at the pace of the second half of those that it has; before, it takes what
 earlier runs have taken. A run that waits takes what runs of its student in this job take now, else what earlier ones
-have. An expected end is a moment, not a number of seconds left: it stays true while nothing happens.
+have. Starts and exports are as much slower, or faster, than measured ones as epochs are now.
+
+An expected end is a moment, not a number of seconds left: it stays true while nothing happens.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from statistics import median
 from typing import Any, NamedTuple
 
 from service.db.models import Json
@@ -20,6 +23,8 @@ from workers.config.job import Plan
 
 _WAITING = frozenset({State.QUEUED, State.LOST})
 _LEAST_S = 0.5
+# An epoch that took so much longer than those that were measured says nothing of an export.
+_SPEED_RATIO_MAX = 4.0
 
 
 class Eta(NamedTuple):
@@ -126,11 +131,10 @@ def _expected(job: JobNow, now: datetime) -> _Expected | None:
     for run in job.runs:
         if run.state is State.RUNNING:
             groups[run.process or run.id].append(run)
-    under_way, basis, paces = list[dict[str, float]](), dict[str, str](), dict[str, list[float]]()
+    paces = {run.index: pace_s / len(group) for group in groups.values() for run in group if (pace_s := run.pace_s)}
+    job = _at_present_speed(job, paces)
+    under_way, basis = list[dict[str, float]](), dict[str, str]()
     for group in groups.values():
-        for run in group:
-            if (pace_s := run.pace_s) is not None:
-                paces.setdefault(_student(job, run), []).append(pace_s / len(group))
         ends = _group_ends(job, group, now)
         if ends is None:
             return None
@@ -153,8 +157,9 @@ def _expected(job: JobNow, now: datetime) -> _Expected | None:
         processes=1 if job.plan.evaluate else job.plan.training.actors,
         at_once=job.parallel_runs,
         largest_group=job.plan.largest_group,
-        start_s=0.0 if process is None or job.plan.evaluate else process.start_s,
-        tail_s=0.0 if process is None or job.plan.evaluate else process.tail_s,
+        start_s=0.0 if process is None else process.start_s,
+        end_s=0.0 if process is None else process.end_s,
+        tail_s=0.0 if process is None else process.tail_s,
         waiting=waiting,
         under_way=under_way,
         batches_of=lambda run: None if job.plan.evaluate else job.plan.batches_of(specs[run.index]),
@@ -165,9 +170,24 @@ def _expected(job: JobNow, now: datetime) -> _Expected | None:
     return _Expected(load, {**basis, job.id: "; ".join(each for each in whole if each)})
 
 
-def _student(job: JobNow, run: RunNow) -> str:
+def _at_present_speed(job: JobNow, paces: Mapping[int, float]) -> JobNow:
+    """The job, starts and ends of its processes taking as much longer than they did as its epochs do.
+
+    A machine that has more or less to do than when it was measured is slower or faster at all of it.
+    """
+    process = job.workload.process
+    ratios = [pace_s / rate.seconds for index, pace_s in paces.items() if (rate := job.workload.epoch.get(index))]
+    if process is None or not ratios:
+        return job
+    ratio = min(max(median(ratios), 1 / _SPEED_RATIO_MAX), _SPEED_RATIO_MAX)
+    times = {name: ratio * getattr(process, name) for name in ("start_s", "end_s", "tail_s")}
+    slower = replace(process, **times)
+    return replace(job, workload=replace(job.workload, process=slower))
+
+
+def _student(job: JobNow, index: int) -> str:
     per_student = len(job.plan.methods) * len(job.plan.seeds)
-    return job.plan.students[run.index // per_student].name if job.plan.students else ""
+    return job.plan.students[index // per_student].name if job.plan.students else ""
 
 
 # ------------------------------------------------------------------------------------------------------- what is left
@@ -196,7 +216,7 @@ def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:
 def _group_ends(job: JobNow, group: Sequence[RunNow], now: datetime) -> dict[str, tuple[float, str]] | None:
     """Seconds until each run of a process ends, and how that was found; None where it is not known."""
     process = job.workload.process
-    tail_s = 0.0 if process is None else process.tail_s
+    end_s, tail_s = (0.0, 0.0) if process is None else (process.end_s, process.tail_s)
     left: list[tuple[float, RunNow, str]] = []
     for run in group:
         found = _epochs_left(job, run, group, now)
@@ -206,16 +226,16 @@ def _group_ends(job: JobNow, group: Sequence[RunNow], now: datetime) -> dict[str
     left.sort(key=lambda each: each[0])
     # One after the other leaves its artifacts.
     return {
-        run.id: (max(left_s, 0.0) + _tail_left(run, job, tail_s, now) + tail_s * place, basis)
+        run.id: (max(left_s, 0.0) + _end_left(run, job, end_s, now) + tail_s * place, basis)
         for place, (left_s, run, basis) in enumerate(left)
     }
 
 
-def _tail_left(run: RunNow, job: JobNow, tail_s: float, now: datetime) -> float:
-    """Seconds that the end of a run still takes, once its turn has come."""
+def _end_left(run: RunNow, job: JobNow, end_s: float, now: datetime) -> float:
+    """Seconds that the end of a run still takes."""
     if run.epoch < job.workload.epochs or not run.epoch_ends:
-        return tail_s
-    return max(0.0, tail_s - (now - run.epoch_ends[-1][1]).total_seconds())
+        return end_s
+    return max(0.0, end_s - (now - run.epoch_ends[-1][1]).total_seconds())
 
 
 def _epochs_left(job: JobNow, run: RunNow, group: Sequence[RunNow], now: datetime) -> tuple[float, str] | None:
@@ -240,9 +260,10 @@ def _epochs_left(job: JobNow, run: RunNow, group: Sequence[RunNow], now: datetim
     return job.workload.process.start_s + epochs_s - elapsed_s, f"epochs: {rates[0].basis if rates[0] else ''}"
 
 
-def _epoch_of_waiting(job: JobNow, run: RunNow, paces: Mapping[str, Sequence[float]]) -> tuple[float, str] | None:
+def _epoch_of_waiting(job: JobNow, run: RunNow, paces: Mapping[int, float]) -> tuple[float, str] | None:
     """Seconds of an epoch of a run that waits; None where it is not known."""
-    own = paces.get(_student(job, run))
+    student = _student(job, run.index)
+    own = [pace_s for index, pace_s in paces.items() if _student(job, index) == student]
     if own:
         return sum(own) / len(own), "the epochs so far of runs of its student in this job"
     rate = job.workload.epoch.get(run.index)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.db.database import Database
@@ -24,6 +24,8 @@ from service.db.transitions import event_rows
 # The newest ones: those of long ago were perhaps measured on another machine.
 RUNS_MAX = 300
 JOBS_MAX = 32
+# Runs whose last epoch is looked for among their events.
+_ENDS_MAX = 32
 _CACHE_EVENTS = ("stage", "cache_ready")
 
 
@@ -40,6 +42,7 @@ class MeasuredRun:
         images_per_s: while it trained.
         group: runs of its process.
         at_once: processes that trained at the same time, itself included, in the mean.
+        end_s: from its last epoch to its end; None where the events are packed, or were not looked at.
     """
 
     job_id: str
@@ -58,6 +61,7 @@ class MeasuredRun:
     finished_at: datetime
     group: int = 1
     at_once: float = 1.0
+    end_s: float | None = None
 
     def epoch_s(self, trained: int, measured: int) -> float:
         """Seconds of an epoch of so many pictures; evaluation takes what was left of the measured time."""
@@ -73,6 +77,7 @@ class MeasuredProcess:
 
     Attributes:
         runs: how many.
+        end_s: of the first that has ended, as of ``MeasuredRun``.
         tail_s: between the end of one run and that of the next; None of a single run.
     """
 
@@ -81,6 +86,7 @@ class MeasuredProcess:
     device: str
     runs: int
     beside_s: float
+    end_s: float | None
     tail_s: float | None
 
 
@@ -174,12 +180,18 @@ def _at_once(name: str, spans: Mapping[str, tuple[datetime, datetime]]) -> float
 
 
 def _process(runs: Sequence[MeasuredRun]) -> MeasuredProcess:
-    first, ends = runs[0], sorted(run.finished_at for run in runs)
+    first, ends = min(runs, key=lambda run: run.finished_at), sorted(run.finished_at for run in runs)
     whole_s = (ends[-1] - min(run.started_at for run in runs)).total_seconds()
     tail_s = (ends[-1] - ends[0]).total_seconds() / (len(runs) - 1) if len(runs) > 1 else None
     beside_s = max(0.0, whole_s - sum(run.seconds for run in runs))
     return MeasuredProcess(
-        first.student, first.pictures, first.device, runs=len(runs), beside_s=beside_s, tail_s=tail_s
+        student=first.student,
+        pictures=first.pictures,
+        device=first.device,
+        runs=len(runs),
+        beside_s=beside_s,
+        end_s=first.end_s,
+        tail_s=tail_s,
     )
 
 
@@ -222,39 +234,49 @@ def _jobs(session: Session) -> dict[str, _Job]:
 
 def _runs(session: Session, jobs: Mapping[str, _Job]) -> list[MeasuredRun]:
     """Runs of these jobs that have succeeded in one attempt, of processes all of whose runs have."""
-    names = ("job_id", "actor", "state", "attempt", "student", "method", "started_at", "finished_at")
+    names = ("id", "job_id", "actor", "state", "attempt", "student", "method", "started_at", "finished_at")
     columns = [getattr(RunRecord, name) for name in names]
     result = RunRecord.result
     figures = [result["seconds"].as_float(), result["images_per_s"].as_float(), result["epochs"].as_integer()]
     query = select(*columns, *figures, result["splits"], result["environment"])
     query = query.where(RunRecord.job_id.in_(jobs), RunRecord.state.in_(TERMINAL), RunRecord.actor.is_not(None))
-    found, spoilt = list[MeasuredRun](), set[str]()
-    for job_id, process, state, attempt, student, method, started_at, finished_at, *known in session.execute(
+    found, spoilt = dict[str, MeasuredRun](), set[str]()
+    for id, job_id, process, state, attempt, student, method, started_at, finished_at, *known in session.execute(
         query.order_by(RunRecord.id.desc()).limit(RUNS_MAX)
     ):
         seconds, images_per_s, epochs, splits, environment = known
         if state is not State.SUCCEEDED or attempt != 1 or not (seconds and images_per_s and epochs and splits):
             spoilt.add(process)
             continue
-        found.append(
-            MeasuredRun(
-                job_id=job_id,
-                process=process,
-                student=student,
-                method=method,
-                batch_size=jobs[job_id].plan["training"]["batch_size"],
-                pictures=jobs[job_id].pictures,
-                device=(environment or {}).get("device", "cpu"),
-                trained=splits["train"],
-                measured=sum(count for split, count in splits.items() if split != "train"),
-                epochs=epochs,
-                seconds=seconds,
-                images_per_s=images_per_s,
-                started_at=started_at,
-                finished_at=finished_at,
-            )
+        found[id] = MeasuredRun(
+            job_id=job_id,
+            process=process,
+            student=student,
+            method=method,
+            batch_size=jobs[job_id].plan["training"]["batch_size"],
+            pictures=jobs[job_id].pictures,
+            device=(environment or {}).get("device", "cpu"),
+            trained=splits["train"],
+            measured=sum(count for split, count in splits.items() if split != "train"),
+            epochs=epochs,
+            seconds=seconds,
+            images_per_s=images_per_s,
+            started_at=started_at,
+            finished_at=finished_at,
         )
-    return [run for run in found if run.process not in spoilt]
+    whole = {id: run for id, run in found.items() if run.process not in spoilt}
+    last = _last_epochs(session, list(whole)[:_ENDS_MAX])
+    return [
+        replace(run, end_s=(run.finished_at - last[id]).total_seconds()) if id in last else run
+        for id, run in whole.items()
+    ]
+
+
+def _last_epochs(session: Session, run_ids: Sequence[str]) -> dict[str, datetime]:
+    """Ends of the last epochs of runs whose events are not packed."""
+    query = select(EventRecord.run_id, func.max(EventRecord.at).label("at"))
+    query = query.where(EventRecord.run_id.in_(run_ids), EventRecord.type == "epoch").group_by(EventRecord.run_id)
+    return {row.run_id: row.at for row in session.execute(query)}
 
 
 def _caches(session: Session, jobs: Mapping[str, _Job]) -> Iterable[MeasuredCaches]:

@@ -50,9 +50,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class ProcessRate:
-    """Seconds of a process beside the epochs of its runs: until its first batch, and for the end of each run."""
+    """Seconds of a process beside the epochs of its runs.
+
+    Attributes:
+        start_s: until its first batch.
+        end_s: from the last epoch of its runs to the end of the first one; the first export loads what exports.
+        tail_s: from then on to the end of each further one.
+    """
 
     start_s: float
+    end_s: float
     tail_s: float
     basis: str
 
@@ -114,12 +121,16 @@ def process_rate(
     if not best:
         return None
     first = best[0]
-    tails = [each.tail_s for each in alike if each.tail_s is not None and each.student == first.student]
     beside_s = median(each.beside_s for each in best)
-    # Of single runs alone nobody knows what is start and what is end; together they are what was measured.
-    tail_s = min(median(tails[:_NEWEST]), beside_s / first.runs) if tails else beside_s / (first.runs + 1)
+    ends = [each.end_s for each in best if each.end_s is not None]
+    # Where events are packed nobody knows what is start and what is end; together they are what was measured.
+    end_s = min(median(ends) if ends else beside_s / 2, beside_s)
+    tails = [each.tail_s for each in alike if each.tail_s is not None and each.student == first.student]
+    # Of single runs alone nobody knows what a further one takes.
+    tail_s = median(tails[:_NEWEST]) if tails else 0.0
     basis = f"{_count(best, 'process', 'processes')} of {first.runs} {first.student}"
-    return ProcessRate(beside_s - tail_s * first.runs, tail_s, basis)
+    start_s = max(0.0, beside_s - end_s - tail_s * (first.runs - 1))
+    return ProcessRate(start_s=start_s, end_s=end_s, tail_s=tail_s, basis=basis)
 
 
 @dataclass(frozen=True)

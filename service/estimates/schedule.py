@@ -35,7 +35,7 @@ class Load:
         ready_s: when its caches are complete.
         processes: slots of each of its groups.
         at_once: runs that may be at work at once; None for as many as fit.
-        start_s, tail_s: of a process, as ``rates.ProcessRate``.
+        start_s, end_s, tail_s: of a process, as ``rates.ProcessRate``.
         waiting: runs without a slot, in the order of the plan.
         under_way: ends of the runs of each process that is at work, by run id.
         batches_of: by index; equal for runs that can share a process.
@@ -49,6 +49,7 @@ class Load:
     at_once: int | None = None
     largest_group: int = 1
     start_s: float = 0.0
+    end_s: float = 0.0
     tail_s: float = 0.0
     waiting: Sequence[WaitingRun] = ()
     under_way: Sequence[Mapping[str, float]] = ()
@@ -140,9 +141,9 @@ def _begin(state: _State, processes: int, now: float) -> list[tuple[float, int]]
     load, begun = state.load, []
     startable = state.waiting[: _wants(state)]
     for group in share_out(startable, processes, load.largest_group, batches_of=load.batches_of):
-        trained_s = now + load.start_s + sum(run.epochs_s for run in group)
-        state.ends |= {run.id: trained_s + load.tail_s * place for place, run in enumerate(group, 1)}
+        ended_s = now + load.start_s + sum(run.epochs_s for run in group) + load.end_s
+        state.ends |= {run.id: ended_s + load.tail_s * place for place, run in enumerate(group)}
         state.at_work += len(group)
-        begun.append((trained_s + load.tail_s * len(group), len(group)))
+        begun.append((ended_s + load.tail_s * (len(group) - 1), len(group)))
         state.waiting = [run for run in state.waiting if run not in group]
     return begun

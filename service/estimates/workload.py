@@ -135,6 +135,7 @@ def load_of(plan: Plan, workload: Workload) -> Load:
         processes=plan.training.actors,
         largest_group=plan.largest_group,
         start_s=workload.process.start_s,
+        end_s=workload.process.end_s,
         tail_s=workload.process.tail_s,
         waiting=[
             WaitingRun(str(run.index), run.index, workload.epochs * workload.epoch[run.index].seconds) for run in runs

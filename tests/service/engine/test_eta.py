@@ -51,6 +51,11 @@ def train(api: Api, job_id: str, run_id: str, epochs: int, epoch_s: float) -> No
         event: Json = {"type": "epoch", "epoch": number, "epochs": 3, "metrics": {"epoch": number, "seconds": epoch_s}}
         progress = {"epoch": number, "metrics": event["metrics"]}
         api.records.record_events(job_id, run_id, 1, [(number, event)], progress=progress)
+    pace(api, run_id, epochs, epoch_s)
+
+
+def pace(api: Api, run_id: str, epochs: int, epoch_s: float) -> None:
+    """Let the epochs of a run have ended as if each took so many seconds."""
     with api.context.database.write() as session:
         for row in session.query(EventRecord).filter_by(run_id=run_id, type="epoch"):
             row.at = utc_now() - timedelta(seconds=(epochs - row.data["epoch"]) * epoch_s)
@@ -87,9 +92,13 @@ def test_eta_that_has_hardly_moved_is_not_written_again(api: Api, clock: Clock) 
     train(api, job_id, first, epochs=5, epoch_s=10.0)
     clock.look()
     before = clock.document(f"jobs/{job_id}")["eta"]
-    clock.look()
     assert before is not None
+    pace(api, first, epochs=5, epoch_s=10.1)
+    Clock(api).look()
     assert clock.document(f"jobs/{job_id}")["eta"] == before
+    pace(api, first, epochs=5, epoch_s=11.0)
+    Clock(api).look()
+    assert left_s(clock.document(f"jobs/{job_id}")["eta"]) == pytest.approx(1.1 * left_s(before), rel=0.01)
 
 
 def test_eta_of_what_does_not_go_on_is_null(api: Api, clock: Clock) -> None:

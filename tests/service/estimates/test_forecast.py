@@ -13,7 +13,7 @@ from tests.support.service_helpers import make_plan
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 PLAN = make_plan(training={"epochs": 10}, group_size=1)
-KNOWN = Workload(10, {0: Rate(2.0, "earlier runs"), 1: Rate(2.0, "earlier runs")}, ProcessRate(4.0, 3.0, "b"), ())
+KNOWN = Workload(10, {0: Rate(2.0, "earlier runs"), 1: Rate(2.0, "earlier runs")}, ProcessRate(4.0, 3.0, 3.0, "b"), ())
 UNKNOWN = Workload(10, {}, None, ("never",))
 CACHES = InferenceRate(100.0, 5.0, "earlier rows")
 WAITING = [RunNow("run_0", 0, State.QUEUED), RunNow("run_1", 1, State.QUEUED)]
@@ -67,9 +67,10 @@ def test_forecast_takes_the_caches_that_are_there_and_the_time_that_has_passed_i
 
 
 def test_forecast_of_a_run_goes_on_at_the_pace_of_its_latest_epochs() -> None:
-    # 1 s an epoch at first, 3 s in the second half: 5 epochs are left, and 2 s of the next have passed.
+    # 1 s an epoch at first, 3 s in the second half: 5 epochs are left, and 2 s of the next have passed. An epoch of 2 s
+    # was measured with an end of 3 s, so that takes 4.5 s now.
     slowed = running(5, 12.0, 11.0, 8.0, 5.0, 2.0)
-    assert seconds(job(runs=[slowed], stage="training"))["run_0"] == 5 * 3.0 - 2.0 + 3.0
+    assert seconds(job(runs=[slowed], stage="training"))["run_0"] == 5 * 3.0 - 2.0 + 4.5
 
 
 def test_forecast_of_a_run_without_two_epochs_takes_what_is_known_of_one_or_of_earlier_runs() -> None:
@@ -78,12 +79,12 @@ def test_forecast_of_a_run_without_two_epochs_takes_what_is_known_of_one_or_of_e
 
 
 def test_forecast_of_a_trained_run_is_what_is_left_of_its_end() -> None:
-    assert seconds(job(runs=[running(10, 9.0, 1.0)], stage="training"))["run_0"] == pytest.approx(2.0)
+    assert seconds(job(runs=[running(10, 3.0, 1.0)], stage="training"))["run_0"] == pytest.approx(2.0)
 
 
 def test_forecast_of_a_group_ends_one_run_after_the_other() -> None:
-    group = [replace(running(9, 7.0, 4.0, 1.0, index=index), process="p") for index in (0, 1)]
-    assert seconds(job(runs=group, stage="training")) == {"run_0": 5.0, "run_1": 8.0, "job": 8.0}
+    group = [replace(running(9, 9.0, 5.0, 1.0, index=index), process="p") for index in (0, 1)]
+    assert seconds(job(runs=group, stage="training")) == {"run_0": 6.0, "run_1": 9.0, "job": 9.0}
 
 
 def test_forecast_of_waiting_runs_takes_the_pace_of_their_student_in_this_job() -> None:
@@ -104,9 +105,9 @@ def test_forecast_of_what_was_never_measured_is_none_until_it_has_epochs_of_its_
 
 
 def test_forecast_of_a_second_job_waits_for_the_slots_of_the_first() -> None:
-    first = job(runs=[running(5, 6.0, 3.0, 0.0)], stage="training")
+    first = job(runs=[running(5, 4.0, 2.0, 0.0)], stage="training")
     second = job(id="job_2", rows_to_infer=0, runs=[RunNow("run_2", 0, State.QUEUED)])
-    assert seconds(first, second, slots=1)["job_2"] == 18.0 + 27.0
+    assert seconds(first, second, slots=1)["job_2"] == 13.0 + 27.0
 
 
 def test_forecast_of_an_evaluation_is_that_of_its_caches() -> None:

@@ -59,13 +59,22 @@ def test_epoch_rate_takes_the_most_alike_and_says_what_differs() -> None:
     assert other.basis.endswith("(method dkd was never measured)")
 
 
-def test_process_rate_tells_start_from_end_by_the_runs_of_a_group() -> None:
-    # Two runs share a process: 20 s of epochs, 4 s to start, 3 s for the end of each.
-    runs = [replace(RUN, seconds=10.0, finished_at=AT + timedelta(seconds=seconds)) for seconds in (27, 30)]
+def test_process_rate_tells_start_from_the_end_of_the_first_run_and_those_of_others() -> None:
+    # Two runs share a process: 20 s of epochs, 4 s to start, 3 s until the first has ended and 2 s until the other has.
+    runs = [
+        replace(RUN, seconds=10.0, finished_at=AT + timedelta(seconds=seconds), end_s=seconds - 24.0)
+        for seconds in (29, 27)
+    ]
     rate = process_rate(measured_of(runs), "cnn_s", "digits", "cpu", runs=2)
     assert rate is not None
-    assert (rate.start_s, rate.tail_s) == pytest.approx((4.0, 3.0))
+    assert (rate.start_s, rate.end_s, rate.tail_s) == pytest.approx((4.0, 3.0, 2.0))
     assert process_rate(measured_of(runs), "cnn_s", "digits", "cuda", runs=2) is None
+
+
+def test_process_rate_of_packed_events_divides_what_was_measured() -> None:
+    rate = process_rate(measured_of([RUN]), "cnn_s", "digits", "cpu", runs=1)
+    assert rate is not None
+    assert (rate.start_s, rate.end_s, rate.tail_s) == pytest.approx((2.5, 2.5, 0.0))
 
 
 def test_runs_that_trained_at_the_same_time_are_counted() -> None:

@@ -8,13 +8,13 @@ def waiting(*names: str, epochs_s: float = 10.0) -> list[WaitingRun]:
 
 
 def test_expected_ends_of_runs_that_fit_at_once_are_those_of_each_alone() -> None:
-    load = Load("job", start_s=3.0, tail_s=2.0, waiting=waiting("a", "b"))
+    load = Load("job", start_s=3.0, end_s=2.0, waiting=waiting("a", "b"))
     assert expected_ends([load], slots=2) == {"a": 15.0, "b": 15.0, "job": 15.0}
 
 
 def test_expected_ends_of_a_group_have_the_sum_of_its_epochs_and_one_end_after_the_other() -> None:
-    load = Load("job", start_s=3.0, tail_s=2.0, largest_group=4, waiting=waiting("a", "b", "c"))
-    assert expected_ends([load], slots=1) == {"a": 35.0, "b": 37.0, "c": 39.0, "job": 39.0}
+    load = Load("job", start_s=3.0, end_s=5.0, tail_s=2.0, largest_group=4, waiting=waiting("a", "b", "c"))
+    assert expected_ends([load], slots=1) == {"a": 38.0, "b": 40.0, "c": 42.0, "job": 42.0}
 
 
 def test_expected_ends_of_runs_without_a_group_wait_for_a_slot_one_after_the_other() -> None:
