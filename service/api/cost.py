@@ -12,7 +12,8 @@ from service.db.database import Database
 from service.db.models import JobRecord, TeacherRecord
 from service.db.states import LIVE
 from service.estimates.caches import ExpectedCaches, expected_caches
-from service.estimates.measured import Measured, pictures_of_plan, read_measured
+from service.estimates.history import read_measured
+from service.estimates.measured import Measured, pictures_of_plan
 from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate
 from service.estimates.workload import Rows, Slots, rows_of, training_s, workload_of
 from workers.config.job import Plan

@@ -15,7 +15,8 @@ from service.db.eta_queries import EtaQueries, LiveJob, LiveRun
 from service.db.models import Json, utc_now
 from service.db.states import State
 from service.estimates.forecast import Eta, JobNow, RunNow, forecast
-from service.estimates.measured import Measured, cache_identity, pictures_of_plan, read_measured
+from service.estimates.history import read_measured
+from service.estimates.measured import Measured, cache_identity, pictures_of_plan
 from service.estimates.rates import WantedTeacher, inference_rate
 from service.estimates.workload import Slots, Workload, rows_of, workload_of
 from store import CacheNotFound, Catalog

@@ -24,7 +24,7 @@ class Wanted:
     """Run whose time is asked for.
 
     Attributes:
-        pictures: as of ``MeasuredRun``.
+        pictures, recipe: as of ``MeasuredRun``.
         device: None where it is not known which the engine has.
         group, at_once: runs of its process, and processes at the same time.
     """
@@ -33,6 +33,7 @@ class Wanted:
     method: str
     batch_size: int
     pictures: str
+    recipe: str
     device: str | None
     trained: int
     measured: int
@@ -81,9 +82,10 @@ def epoch_rate(measured: Measured, wanted: Wanted) -> Rate | None:
         if (run.student, run.pictures) == (wanted.student, wanted.pictures) and wanted.device in (None, run.device)
     ]
 
-    def likeness(run: MeasuredRun) -> tuple[bool, bool, bool, float]:
+    def likeness(run: MeasuredRun) -> tuple[bool, bool, bool, bool, float]:
         return (
             run.batch_size == wanted.batch_size,
+            run.recipe == wanted.recipe,
             run.method == wanted.method,
             run.group == wanted.group,
             -abs(round(run.at_once) - round(wanted.at_once)),
@@ -99,6 +101,7 @@ def epoch_rate(measured: Measured, wanted: Wanted) -> Rate | None:
         f"{name} {given} was never measured"
         for name, given, found in (
             ("batch", wanted.batch_size, first.batch_size),
+            ("augmentation", wanted.recipe, first.recipe),
             ("method", wanted.method, first.method),
             ("a group of", wanted.group, first.group),
         )

@@ -95,6 +95,7 @@ def workload_of(plan: Plan, rows: Rows, measured: Measured, slots: Slots | None)
         method="",
         batch_size=plan.training.batch_size,
         pictures=pictures,
+        recipe=plan.views.augmentation.recipe,
         device=device,
         trained=rows.trained,
         measured=rows.measured,

@@ -18,6 +18,7 @@ RUN = MeasuredRun(
     method="kd",
     batch_size=64,
     pictures="digits",
+    recipe="none",
     device="cpu",
     trained=1000,
     measured=500,
@@ -27,7 +28,9 @@ RUN = MeasuredRun(
     started_at=AT,
     finished_at=AT + timedelta(seconds=20),
 )
-WANTED = Wanted("cnn_s", "kd", 64, "digits", "cpu", trained=1000, measured=500, group=1, at_once=1.0)
+WANTED = Wanted(
+    "cnn_s", "kd", 64, "digits", recipe="none", device="cpu", trained=1000, measured=500, group=1, at_once=1.0
+)
 CACHES = MeasuredCaches("job", "a" * 64, 1000, "null", "digits", rows=1000, seconds=4.0, beside_s=6.0)
 TEACHER = WantedTeacher("a" * 64, 1000, "null", "digits")
 
