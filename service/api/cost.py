@@ -3,6 +3,8 @@
 Made from the database, the dataset's listing and the caches' descriptions; no picture is decoded and no teacher run.
 """
 
+import json
+
 from sqlalchemy import func, select
 
 from service.api.dependencies import Context
@@ -65,7 +67,7 @@ def _rate(plan: Plan, teacher: TeacherRecord, measured: Measured, *, infers: boo
     wanted = WantedTeacher(
         sha256=teacher.sha256,
         size_bytes=teacher.size_bytes,
-        input_size=str(teacher.preprocessing.get("size")),
+        input_size=json.dumps(teacher.preprocessing.get("size")),
         pictures=pictures_of_plan(plan.model_dump(mode="json", include={"dataset", "views"})),
     )
     return inference_rate(measured, wanted, infers=infers)

@@ -4,6 +4,7 @@ Looked at every two seconds, and written where they have moved by more than a pa
 makes every client that polls it read it anew. Beyond ``JOBS_MAX`` jobs nothing is expected of a job.
 """
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ class _JobFacts:
         self.teacher = WantedTeacher(
             sha256=teacher["sha256"],
             size_bytes=None,
-            input_size=str(teacher["preprocessing"].get("size")),
+            input_size=json.dumps(teacher["preprocessing"].get("size")),
             pictures=pictures_of_plan(document),
         )
         self.workload: Workload | None = None

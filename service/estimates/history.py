@@ -142,14 +142,18 @@ def _caches_of(job: _Job, sizes: Mapping[str, int], events: Sequence[EventRecord
     if not trains or not ready or job.started_at is None:
         return None
     inferred = [data for data in ready if data["rows_inferred"]]
-    seconds = sum(data["seconds"] for data in inferred)
+    # The first one waits for the processes that infer to start; the largest of the others has the teacher's rate.
+    rated = max(inferred[1:] or inferred, key=lambda data: data["rows_inferred"], default=None)
+    rows, seconds = (0, 0.0) if rated is None else (rated["rows_inferred"], rated["seconds"])
+    whole_s = (trains[0] - job.started_at).total_seconds()
+    inference_s = sum(data["rows_inferred"] for data in inferred) * seconds / rows if rows else 0.0
     return MeasuredCaches(
         job_id=job.id,
         teacher_sha256=job.teacher["sha256"],
         teacher_bytes=sizes.get(job.teacher_id),
         teacher_input=json.dumps(job.teacher["preprocessing"].get("size")),
         pictures=job.pictures,
-        rows=sum(data["rows_inferred"] for data in inferred),
+        rows=rows,
         seconds=seconds,
-        beside_s=max(0.0, (trains[0] - job.started_at).total_seconds() - seconds),
+        beside_s=max(0.0, whole_s - inference_s),
     )

@@ -82,7 +82,7 @@ class MeasuredCaches:
 
     Attributes:
         teacher_bytes: of its file; None of one that was deleted.
-        rows, seconds: that went through the teacher, and how long that took.
+        rows, seconds: of one cache that went through the teacher, and how long that took; 0 where nothing was inferred.
         beside_s: all else: starting, preparing the data, the preflight, verification.
     """
 
