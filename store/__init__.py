@@ -32,7 +32,7 @@ from store.errors import (
     RowOutOfRange,
     StoreError,
 )
-from store.eviction import Reservation
+from store.eviction import Reservation, chunks_bytes, full_bytes
 from store.exact_rows import Reference, read_reference
 from store.locks import CacheLease
 from store.reader import CacheReader
@@ -65,6 +65,8 @@ __all__ = [
     "RowOutOfRange",
     "SparseEncoding",
     "StoreError",
+    "chunks_bytes",
+    "full_bytes",
     "read_reference",
     "read_view_statistics",
 ]

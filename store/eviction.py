@@ -69,14 +69,19 @@ class Reservation:
         self.release()
 
 
-def full_bytes(spec: CacheSpec) -> int:
-    """Size of a cache when it is complete, at most (its provenance has to stay below some 3,000 bytes)."""
-    metadata_bytes = _GROUP_BYTES + _ARRAY_BYTES * len(spec.arrays)
+def chunks_bytes(spec: CacheSpec) -> int:
+    """Bytes of all chunk files of a complete cache, padding and checksums included: exact for every encoding."""
     every, first = (
-        sum(layout.chunk_bytes(array.name, spec) + _RECORD_BYTES for array in arrays)
+        sum(layout.chunk_bytes(array.name, spec) for array in arrays)
         for arrays in (spec.arrays_of(1), spec.arrays_of(0))
     )
-    return metadata_bytes + (spec.blocks - 1) * every + first
+    return (spec.blocks - 1) * every + first
+
+
+def full_bytes(spec: CacheSpec) -> int:
+    """Size of a cache when it is complete, at most (its provenance has to stay below some 3,000 bytes)."""
+    records = (spec.blocks - 1) * len(spec.arrays_of(1)) + len(spec.arrays_of(0))
+    return _GROUP_BYTES + _ARRAY_BYTES * len(spec.arrays) + chunks_bytes(spec) + _RECORD_BYTES * records
 
 
 def pin(group: Path) -> None:

@@ -21,8 +21,8 @@ from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
 
 
-def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord]:
-    """Check a request; return its plan with the dataset in place, and its teacher.
+def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord, Source]:
+    """Check a request; return its plan with the dataset in place, its teacher, and the dataset as it was found.
 
     Raises:
         InvalidRequest: there is no such teacher, more runs or epochs than the settings allow, or a webhook to a host
@@ -51,7 +51,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     if size is not None:
         for student in plan.students:
             check_image_side(student.name, min(size))
-    return plan, teacher
+    return plan, teacher, source
 
 
 def classes_of(teacher: TeacherRecord) -> int | None:

@@ -1,11 +1,15 @@
-"""Progress of a job: bars on a terminal, plain lines elsewhere, both from the event stream alone.
+"""Progress of a job: bars on a terminal, plain lines elsewhere, both from the event stream.
+
+When the job is expected to end is asked of the service now and then, as long as there are events.
 
 ``follow`` feeds a ``JobView`` from the client, which takes a broken stream up again by itself. Stopping
 to watch does not stop the job.
 """
 
+import contextlib
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +20,7 @@ from rich.text import Text
 from service.cli import render as terminal
 from service.cli.job_view import JobView, RunLine
 from service.client.client import Client
+from service.client.errors import ServiceUnreachable
 from service.client.transport import PATIENCE_S, Document
 from service.db.states import TERMINAL
 
@@ -27,6 +32,8 @@ _WAITING_STATES = frozenset({"queued", "paused"})
 # In a log, a line per so much progress is enough.
 _LOG_EVERY_S = 5.0
 _LOG_EPOCHS = 5
+_ASK_EVERY_S = 5.0
+_LOG_ETA_EVERY_S = 30.0
 
 
 def follow(client: Client, job_id: str, console: Console, *, patience_s: float = PATIENCE_S) -> Document:
@@ -43,12 +50,24 @@ def follow(client: Client, job_id: str, console: Console, *, patience_s: float =
         ClientError: there is no such job, or the service does not come back.
     """
     view = JobView.of(client.job(job_id), list(client.runs(job_id)))
-    events = client.events(job_id, patience_s=patience_s)
+    events = _with_expected_end(client.events(job_id, patience_s=patience_s), view, client)
     if console.is_terminal:
         _follow_live(events, view, console)
     else:
         _follow_lines(events, view, console)
     return client.job(job_id)
+
+
+def _with_expected_end(events: Iterable[Document], view: JobView, client: Client) -> Iterator[Document]:
+    """Pass events on, and put the expected end of the job into its view every few seconds."""
+    asked = -math.inf
+    for event in events:
+        if time.monotonic() - asked > _ASK_EVERY_S:
+            # The stream waits for a service that is away, and says so if it does not come back.
+            with contextlib.suppress(ServiceUnreachable):
+                view.eta = client.job(view.id).get("eta")
+            asked = time.monotonic()
+        yield event
 
 
 def _follow_live(events: Iterable[Document], view: JobView, console: Console) -> None:
@@ -61,7 +80,7 @@ def _follow_live(events: Iterable[Document], view: JobView, console: Console) ->
 
 
 def _follow_lines(events: Iterable[Document], view: JobView, console: Console) -> None:
-    started = last_rows = time.monotonic()
+    started = last_rows = last_eta = time.monotonic()
     for event in events:
         sentence = view.apply(event)
         now = time.monotonic()
@@ -72,6 +91,9 @@ def _follow_lines(events: Iterable[Document], view: JobView, console: Console) -
         if sentence and not (event["type"] == "epoch" and _between(event["data"])):
             # One line, so that no message can look like the next one.
             console.print(f"{now - started:7.1f} s  {' '.join(sentence.split())}", soft_wrap=True)
+        if view.eta and now - last_eta > _LOG_ETA_EVERY_S and view.state == "running":
+            last_eta = now
+            console.print(f"{now - started:7.1f} s  {terminal.left(view.eta)}", soft_wrap=True)
 
 
 def _between(data: Document) -> bool:
@@ -99,7 +121,8 @@ def render(view: JobView, runs_max: int) -> RenderableType:
     if len(shown) < len(view.runs):
         counts += f" ({len(shown)} of {len(view.runs)} shown)"
     stage = view.stage if view.state == "running" and view.stage else view.state
-    parts: list[RenderableType] = [terminal.shown(f"{view.name}: {stage}; runs: {counts}"), grid]
+    left = f"; {terminal.left(view.eta)}" if view.eta and view.state in ("queued", "running") else ""
+    parts: list[RenderableType] = [terminal.shown(f"{view.name}: {stage}; runs: {counts}{left}"), grid]
     if view.error:
         parts.append(terminal.shown(view.error, "red"))
     elif view.note:

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from service.cli import render
+from service.cli.cost import cost_table
 from service.cli.job_labels import labels
 from service.cli.recipes import filled_in
 from service.client.transport import Document
@@ -21,7 +22,9 @@ def preview_page(preview: Document) -> RenderableType:
     warnings = [Text(f"warning: {warning}") for warning in preview.get("warnings", [])]
     table = render.table(("student", "method", "seed"), rows)
     recipe = render.facts({"recipe": filled_in(preview["plan"])})
-    return Group(Text(f"{len(rows)} runs, none started"), table, Text(), seen, recipe, *warnings)
+    # A service of an earlier version estimates nothing.
+    cost = [Text(), cost_table(preview["cost"])] if preview.get("cost") else []
+    return Group(Text(f"{len(rows)} runs, none started"), table, *cost, Text(), seen, recipe, *warnings)
 
 
 def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:
@@ -37,6 +40,7 @@ def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:
         "created": render.moment(job["created_at"]),
         "started": render.moment(job["started_at"]),
         "finished": render.moment(job["finished_at"]),
+        "expected end": _expected(job),
         "priority": str(job["priority"]) if job["priority"] else None,
         "runs at once": str(job["parallel_runs"]) if job["parallel_runs"] else None,
         "retry of": job["retry_of"],
@@ -46,13 +50,14 @@ def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:
         "cost": render.forwards(job),
         "webhook": _webhook(job),
     }
-    headers = ("run", "state", "name", "epoch>", "top-1>", "error or why it is set aside")
+    headers = ("run", "state", "name", "epoch>", "expected", "top-1>", "error or why it is set aside")
     rows = [
         (
             run["id"],
             render.state(run["state"]),
             run["name"],
             f"{run['epoch']}/{run['epochs']}",
+            render.left(run.get("eta")),
             render.percent((run["metrics"] or {}).get("top1")),
             (run["error"] or {}).get("message") or _set_aside(run) or "",
         )
@@ -77,6 +82,7 @@ def run_page(run: Document, files: Sequence[Document]) -> RenderableType:
         "epoch": f"{run['epoch']}/{run['epochs']}",
         "started": render.moment(run["started_at"]),
         "finished": render.moment(run["finished_at"]),
+        "expected end": _expected(run),
         "top-1": render.percent(metrics.get("top1")),
         "agreement": render.percent(metrics.get("agreement")),
         "ECE": render.percent(metrics.get("ece")),
@@ -111,3 +117,9 @@ def _webhook(job: Document) -> str | None:
 def _set_aside(document: Document) -> str | None:
     """Reason why a job or run is set aside; a service of an earlier version does not send one."""
     return (document.get("set_aside") or {}).get("message")
+
+
+def _expected(document: Document) -> str | None:
+    """Expected end of a job or run; a service of an earlier version expects none."""
+    eta = document.get("eta")
+    return eta and f"{render.moment(eta['expected_at'])}, {render.left(eta)} (by {eta['based_on']})"

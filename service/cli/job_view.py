@@ -79,6 +79,7 @@ class JobView:
         name: the job's name, or its id.
         runs: by run id, in the job's order.
         caches: by key, in order of appearance.
+        eta: its expected end, as in its document.
     """
 
     id: str
@@ -90,6 +91,7 @@ class JobView:
     set_aside: str | None = None
     caches: dict[str, CacheLine] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    eta: Document | None = None
 
     @classmethod
     def of(cls, job: Document, runs: list[Document]) -> "JobView":

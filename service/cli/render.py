@@ -6,7 +6,7 @@ no cell is cut, so that logs and pipes get every character.
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -97,6 +97,14 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def left(eta: Document | None) -> str:
+    """Time until an expected end: ``about 3:05 left``; empty where nothing is expected."""
+    if eta is None:
+        return ""
+    seconds = (datetime.fromisoformat(eta["expected_at"]) - datetime.now(UTC)).total_seconds()
+    return f"about {duration(seconds)} left" if seconds > 0 else "about to end"
 
 
 def moment(iso: str | None) -> str:

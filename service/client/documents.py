@@ -389,6 +389,14 @@ class TeacherForwards(TypedDocument):
     avoided: int
 
 
+class Eta(TypedDocument):
+    """Expected end of a job or run that is queued, lost or at work: a moment, so that it stays true between changes."""
+
+    expected_at: str
+    as_of: str
+    based_on: str
+
+
 class JobSummary(TypedDocument):
     """A job and how far it is, as lists show it: without what was posted."""
 
@@ -417,6 +425,7 @@ class JobSummary(TypedDocument):
     parallel_runs: int | None
     retry_of: str | None
     pinned: bool
+    eta: Eta | None
 
 
 class WebhookDelivery(TypedDocument):
@@ -482,6 +491,68 @@ class ViewSizes(TypedDocument):
     teacher: list[int] | None
 
 
+class CacheCost(TypedDocument):
+    """One cache that the job would have."""
+
+    split: str
+    key: str | None
+    samples: int
+    views: int
+    rows: int
+    is_exact: bool
+    chunks_bytes: int
+    full_bytes: int
+    rows_cached: int
+
+
+class ForwardsCost(TypedDocument):
+    """Rows of the caches that go through the teacher, beside the preflight's some hundred pictures."""
+
+    needed: int
+    cached: int
+    to_run: int
+    cached_known_by: str
+
+
+class SecondsCost(TypedDocument):
+    """Seconds if the engine has nothing else to do, by measured times; null for what was never measured."""
+
+    preparing: float | None
+    inference: float | None
+    training: float | None
+    total: float | None
+    measured_by: list[str]
+    missing: list[str]
+
+
+class BreakEven(TypedDocument):
+    """When the caches have paid for themselves, compared with a teacher that runs in every step."""
+
+    live_forwards: int
+    runs: float | None
+    epochs: float | None
+    live_seconds: float | None
+    saved_seconds: float | None
+
+
+class OtherWork(TypedDocument):
+    """Work that the engine has already."""
+
+    jobs: int
+    expected_at: str | None
+
+
+class Cost(TypedDocument):
+    """Cost of a job before it is posted."""
+
+    samples: dict[str, int]
+    caches: list[CacheCost]
+    forwards: ForwardsCost
+    seconds: SecondsCost
+    break_even: BreakEven
+    other_work: OtherWork
+
+
 class JobPreview(TypedDocument):
     """Preview of a job: what it would be, had it been posted without `dry_run`."""
 
@@ -491,6 +562,7 @@ class JobPreview(TypedDocument):
     runs: list[PlannedRun]
     views: ViewSizes
     warnings: list[str]
+    cost: Cost
 
 
 class TemperatureHistogram(TypedDocument):
@@ -696,6 +768,7 @@ class Run(TypedDocument):
     set_aside: SetAside | None
     waits_for: str | None
     retry_of: str | None
+    eta: Eta | None
     created_at: str
     started_at: str | None
     finished_at: str | None

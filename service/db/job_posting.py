@@ -16,7 +16,7 @@ from service.errors import Conflict, IdempotencyMismatch, QueueFull
 from workers.config.job import Plan
 
 # What a retry has in common with what it tries again.
-_KEPT_JOB = ("name", "tags", "note", "teacher_id", "teacher", "plan", "priority", "parallel_runs")
+_KEPT_JOB = ("name", "tags", "note", "teacher_id", "teacher", "plan", "priority", "parallel_runs", "samples")
 _KEPT_RUN = ("index", "name", "student", "method", "method_spec", "seed", "epochs")
 _NAMED_RUNS = 3
 # Characters of the column.
@@ -75,6 +75,7 @@ class JobPosting:
         tags: Sequence[str] = (),
         note: str = "",
         webhook_url: str | None = None,
+        samples: Json | None = None,
     ) -> tuple[JobRecord, bool]:
         """Store a job and its runs, all queued, together with its labels and idempotency key.
 
@@ -83,6 +84,7 @@ class JobPosting:
             parallel_runs: how many of its runs may be at work at once; None for as many as there is room for.
             key_id: of the API key that posts it.
             webhook_url: where its end is told, see ``webhook_outbox``; None for nowhere.
+            samples: pictures of each split of its dataset; None where nobody has looked.
 
         Returns:
             The job, and whether it is new: False if the key was used meanwhile.
@@ -99,7 +101,7 @@ class JobPosting:
             existing(session, TeacherRecord, teacher.id)
             job = _new_job(plan, teacher)
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
-            job.tags, job.note = list(tags) or None, note
+            job.tags, job.note, job.samples = list(tags) or None, note, samples
             session.add(job)
             session.flush()
             session.add_all(_new_runs(plan, job.id, teacher))

@@ -145,6 +145,16 @@ class LeaseQueries:
         with self.write() as session:
             session.get_one(EngineRecord, ENGINE_ROW).parts = parts
 
+    def record_capacity(self, capacity: Json) -> None:
+        """Set the capacity of the leading engine, ``estimates.workload.Slots``. Raises LeaseLost."""
+        with self.write() as session:
+            session.get_one(EngineRecord, ENGINE_ROW).capacity = capacity
+
+    def capacity(self) -> Json | None:
+        """Capacity of the engine that led last, ``estimates.workload.Slots``; None where none ever has."""
+        with self.database.read() as session:
+            return session.get_one(EngineRecord, ENGINE_ROW).capacity
+
     def gpus(self) -> Json | None:
         """GPU report of the leading engine; None where it has none, or not yet."""
         with self.database.read() as session:

@@ -4,8 +4,7 @@ Times are UTC and timezone-aware. JSON columns hold what pydantic dumped. ``seq`
 commits (see ``Database.write``), so a reader that has seen ``seq`` has missed nothing before it.
 """
 
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 
 from sqlalchemy import (
     JSON,
@@ -14,39 +13,19 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Text,
     UniqueConstraint,
     false,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-from service.db.columns import STATE, UtcDateTime
+from service.db.base import Base as Base
+from service.db.base import Json as Json
+from service.db.base import utc_now as utc_now
+from service.db.columns import STATE
 from service.db.job_labels import LISTING, JobLabels
 from service.db.states import State
-
-Json = dict[str, Any]
-
-
-def utc_now() -> datetime:
-    """This machine's clock, timezone-aware."""
-    return datetime.now(UTC)
-
-
-class Base(DeclarativeBase):
-    """Base of the models; every constraint has a name, so that a later migration can refer to it."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {datetime: UtcDateTime, Json: JSON, list[Json]: JSON}
 
 
 class TeacherRecord(Base):
@@ -87,6 +66,8 @@ class JobRecord(JobLabels, Base):
     posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
     is of the losses in a row of the process that completes its caches, NULL without any. ``set_aside`` says why it is
     paused although no client has asked for that, see ``service.db.set_aside``. ``pinned_at`` keeps it from deletion.
+    ``samples`` are the pictures of each split of its dataset when it was posted; ``eta`` is
+    ``estimates.forecast.Eta``.
     """
 
     __tablename__ = "jobs"
@@ -116,6 +97,8 @@ class JobRecord(JobLabels, Base):
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     pinned_at: Mapped[datetime | None] = mapped_column()
+    samples: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    eta: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()
@@ -139,7 +122,8 @@ class RunRecord(Base):
     and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
     ``lost_attempts`` (column ``losses``) counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``)
     those since the last epoch. ``retry_of`` is the run that this one tries again, each at most once.
-    ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.set_aside``.
+    ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.set_aside``. ``eta`` is
+    ``estimates.forecast.Eta``.
     """
 
     __tablename__ = "runs"
@@ -170,6 +154,7 @@ class RunRecord(Base):
     whole_gpu: Mapped[bool] = mapped_column(default=False, server_default=false())
     waits_for: Mapped[str | None] = mapped_column(Text)
     backoff: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    eta: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("runs.id"), index=True, unique=True)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column()
@@ -286,7 +271,8 @@ class EngineRecord(Base):
     """The lease of the one engine that may lead: a single row, ``id`` 1.
 
     ``gpus`` is what its holder has found out about its GPUs (``gpus.GpuReport``); NULL where it has none, or not yet.
-    ``parts`` is what it says of the parts of its readiness (``readiness.EngineParts``).
+    ``parts`` is what it says of the parts of its readiness (``readiness.EngineParts``); ``capacity`` what runs get, as
+    the last one that led has chosen it (``estimates.workload.Slots``).
     """
 
     __tablename__ = "engine"
@@ -296,3 +282,4 @@ class EngineRecord(Base):
     heartbeat_at: Mapped[datetime | None] = mapped_column()
     gpus: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
     parts: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    capacity: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))

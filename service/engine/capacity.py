@@ -11,6 +11,7 @@ from typing import Literal
 
 from service.engine.allocation import UNITS, Need
 from service.errors import InvalidSettings
+from service.estimates.workload import Slots
 from service.settings import GiB, Settings
 from workers.config.training import Training
 
@@ -118,6 +119,11 @@ class Capacity:
                 f"but the engine has {self.gpus}: use {self.gpus} or fewer, or training.device 'cpu'"
             )
         return None
+
+
+def slots_of(capacity: Capacity) -> Slots:
+    """Slots as estimates count them."""
+    return Slots(cpu=capacity.cpu_slots, gpu=capacity.slots if capacity.gpus else 0)
 
 
 def choose_capacity(settings: Settings, cpus: int, gpus: int, gpu_memory_bytes: int | None = None) -> Capacity:

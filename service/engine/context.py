@@ -9,7 +9,7 @@ from service.db.engine_queries import EngineQueries
 from service.db.models import RunRecord
 from service.engine.active_jobs import ActiveJob
 from service.engine.cache_leases import CacheLeases
-from service.engine.capacity import Capacity, choose_capacity
+from service.engine.capacity import Capacity, choose_capacity, slots_of
 from service.engine.disk import EngineDisk
 from service.errors import LeaseLost
 from service.gpus import GpuWatch
@@ -72,6 +72,10 @@ class EngineContext:
         shares = {"run_cpus": chosen.run_cpus, "gpu_share": chosen.gpu_share if cluster.gpus else 0.0}
         log.info("runs at once", slots=chosen.slots, **shares, reason=chosen.reason)
 
+    def record_capacity(self) -> None:
+        """Store for estimates how many runs fit at once."""
+        self.queries.record_capacity(slots_of(self.capacity).model_dump())
+
     def look_at_gpus(self) -> None:
         """Take the report of GPUs that were tried again, and choose anew what runs get, if none is under way."""
         self.gpus.begin_again()
@@ -80,6 +84,7 @@ class EngineContext:
             if not any(job.runs for job in self.jobs.values()):
                 # What was chosen without knowing the memory of GPUs that work by now.
                 self.choose_capacity()
+                self.record_capacity()
 
     def record_gpus(self) -> None:
         """Store for health and doctor whether the GPUs work."""

@@ -8,7 +8,8 @@ lease in the database; a second one waits for it. (That inference had too little
 that is found out once more.)
 
 This file is the loop and the life of a job. ``cache_stage`` builds a job's caches, ``run_stage`` trains its runs,
-``fair_share`` chooses which runs start, ``adoption`` finds those of an earlier engine, ``endings`` ends jobs.
+``fair_share`` chooses which runs start, ``adoption`` finds those of an earlier engine, ``endings`` ends jobs, ``eta``
+says when they are expected to end.
 
 A run is started only where it fits at once by the books (``allocation``) of what each process holds, so what is said to
 be running has its share of the machine, and what waits for one is said to wait.
@@ -21,19 +22,23 @@ from structlog.contextvars import bound_contextvars
 
 from service.db.backoff import read_backoff
 from service.db.engine_queries import EngineQueries
+from service.db.eta_queries import EtaQueries
 from service.db.models import JobRecord
 from service.db.states import TERMINAL, State
 from service.engine.active_jobs import CACHES, ActiveJob, Work
 from service.engine.adoption import find_runs
 from service.engine.cache_stage import CacheStage
+from service.engine.capacity import slots_of
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
+from service.engine.eta import EtaKeeper
 from service.engine.fair_share import free_slots
 from service.engine.progress import CacheProgress
 from service.engine.run_stage import RunStage
 from service.gpus import GpuWatch
 from service.operations.readiness import EngineParts
 from service.settings import Settings
+from store import Catalog
 from workers.cluster.ray_cluster import Cluster
 from workers.config.job import JobSpec
 
@@ -79,6 +84,7 @@ class Scheduler:
         self._endings = Endings(context)
         self._cache_stage = CacheStage(context, self._endings)
         self._run_stage = RunStage(context, self._endings)
+        self._etas = EtaKeeper(EtaQueries(queries.database, queries.holder), Catalog(context.folders.caches))
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
@@ -111,6 +117,7 @@ class Scheduler:
         strays = cluster.end_others(actor_groups)
         if strays:
             log.info("ended processes that nobody waits for", processes=strays)
+        context.record_capacity()
         context.record_gpus()
 
     def tick(self) -> None:
@@ -133,6 +140,7 @@ class Scheduler:
         for job, run_ids, processes in free_slots(self._context):
             self._run_stage.begin(job, run_ids, processes)
         self._endings.release_caches()
+        self._etas.look(slots_of(self._context.capacity))
 
     def put_down(self, patience_s: float) -> None:
         """Have every run leave a checkpoint and end, so that the next engine goes on from there.

@@ -24,7 +24,7 @@ PACKAGES = {
     ),
     "service": (
         ("db", "client"),
-        ("operations", "page"),
+        ("operations", "page", "estimates"),
         ("webhooks",),
         ("api", "engine"),
         ("doctor", "trackers", "plots"),

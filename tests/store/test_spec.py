@@ -40,6 +40,8 @@ def test_store_has_these_public_names() -> None:
         "RowOutOfRange",
         "SparseEncoding",
         "StoreError",
+        "chunks_bytes",
+        "full_bytes",
         "read_reference",
         "read_view_statistics",
     ]

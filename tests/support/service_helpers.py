@@ -65,7 +65,7 @@ class PostgresServer:
         self.execute(name, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
         tables = ", ".join(name for name in Base.metadata.tables if name != EngineRecord.__tablename__)
         self.execute(name, f"TRUNCATE {tables} RESTART IDENTITY")
-        reset = "holder = NULL, heartbeat_at = NULL, gpus = NULL, parts = NULL"
+        reset = "holder = NULL, heartbeat_at = NULL, gpus = NULL, parts = NULL, capacity = NULL"
         self.execute(name, f"UPDATE {EngineRecord.__tablename__} SET {reset}")
         return self.url(name)
 

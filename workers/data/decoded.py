@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workers.data.kinds.base import DatasetKind
 from workers.events import never
@@ -48,6 +48,36 @@ class Copy:
     samples: int
     size_bytes: int
     used_at: datetime
+
+
+class KnownSplit(NamedTuple):
+    """Split whose fingerprint is known.
+
+    Attributes:
+        height, width: of its pictures, in pixels.
+    """
+
+    fingerprint: str
+    samples: int
+    height: int
+    width: int
+
+
+def known_split(work_dir: Path, source_key: str, split: str) -> KnownSplit | None:
+    """The split that a source (``Source.key``) was decoded to; None where it was not, or the copy is gone."""
+    try:
+        note = json.loads((work_dir / SOURCES / f"{source_key}.{split}.json").read_text())
+        folder = folder_of_copy(work_dir, note["fingerprint"])
+        samples, height, width, _ = json.loads((folder / META).read_text())["shape"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return KnownSplit(str(note["fingerprint"]), samples, height, width)
+
+
+def folder_of_copy(work_dir: Path, fingerprint: str) -> Path:
+    """Folder of a decoded copy, or else of the list of pictures that stay files."""
+    folder = work_dir / fingerprint
+    return folder if folder.is_dir() else work_dir / f"{fingerprint}{FILES_SUFFIX}"
 
 
 def publish_lock(work_dir: Path) -> contextlib.AbstractContextManager[None]:

@@ -1,60 +1,22 @@
-"""Holdout of a training split: which rows become the validation split, and the folder that lists them.
+"""Holdout of a training split: the folder that lists the rows of the validation split, and no picture.
 
-The rows are a pure function of (labels, holdout): the same on every machine. The split is known by the fingerprint of
-the training split and the rows; its folder holds their list and no picture.
-
-Legend: N samples of the training split, V of them held out.
+Legend: V rows are held out.
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from workers.data import decoded
+from workers.data.holdout_rows import Rows, holdout_fingerprint, holdout_rows
 from workers.data.holdout_spec import Holdout
 from workers.data.prepared import FORMAT, Dataset, open_prepared
 from workers.errors import InvalidDataset
 from workers.events import DatasetReady, Emit, ignore, never
 from workers.files import alone, disk_full_is_disk_low, sync, sync_folder
-
-Rows = NDArray[np.int64]
-
-
-def holdout_rows(labels_N: NDArray[np.int64], holdout: Holdout, class_names: tuple[str, ...]) -> Rows:
-    """Draw the rows of the validation split: int64 [V], ascending.
-
-    Raises:
-        InvalidDataset: nothing would be held out, or a class would keep no picture to train on.
-    """
-    labels_N = np.asarray(labels_N)
-    groups = [np.arange(len(labels_N))]
-    if holdout.stratified:
-        counts = np.bincount(labels_N, minlength=len(class_names))
-        groups = np.split(np.argsort(labels_N, kind="stable"), np.cumsum(counts)[:-1])
-    chosen = []
-    for number, rows in enumerate(groups):
-        # Philox is counter-based: (seed, group) is its key, the same on every machine.
-        order = np.random.Generator(np.random.Philox(key=np.array([holdout.seed, number], dtype=np.uint64)))
-        count = min(round(holdout.holdout * len(rows)), len(rows) - 1)
-        chosen.append(order.permutation(rows)[:count])
-    rows_V = np.sort(np.concatenate(chosen)).astype(np.int64)
-    if not len(rows_V):
-        raise InvalidDataset(
-            f"validation.holdout of {holdout.holdout} holds none of {len(labels_N)} training pictures out "
-            f'({len(class_names)} classes): raise it, or say `"stratified": false`'
-        )
-    kept = np.bincount(np.delete(labels_N, rows_V), minlength=len(class_names))
-    if (empty := np.flatnonzero(kept == 0)).size:
-        raise InvalidDataset(
-            f"validation.holdout of {holdout.holdout} leaves class {int(empty[0])} ({class_names[empty[0]]!r}) without "
-            f'a training picture ({empty.size} of {len(class_names)} classes): lower it, or say `"stratified": true`'
-        )
-    return rows_V
 
 
 def hold_out(train: Dataset, holdout: Holdout, work_dir: Path, emit: Emit = ignore) -> Dataset:
@@ -67,9 +29,7 @@ def hold_out(train: Dataset, holdout: Holdout, work_dir: Path, emit: Emit = igno
         DiskLow: no room for the list of rows.
     """
     rows_V = holdout_rows(train.labels_N, holdout, train.class_names)
-    header = json.dumps({"format": "retort-rows-1", "split": "validation", "of": train.fingerprint}, sort_keys=True)
-    fingerprint = hashlib.sha256(header.encode() + b"\n" + rows_V.astype("<i8").tobytes()).hexdigest()
-    held = _opened_or_made(train, rows_V, work_dir, fingerprint)
+    held = _opened_or_made(train, rows_V, work_dir, holdout_fingerprint(rows_V, train.fingerprint))
     emit(
         DatasetReady(
             split=held.split, fingerprint=held.fingerprint, samples=held.samples, classes=held.classes, reused=True

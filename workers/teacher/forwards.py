@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from workers.config.job import JobSpec
+from workers.config.job import JobSpec, Plan
 from workers.teacher.cache_plan import CachePlan
 
 # Of a fixed width, so that a number is replaced in one write.
@@ -69,6 +69,20 @@ def carry_over(folder: Path, rows: int) -> None:
 
 
 def forwards_needed(job: JobSpec, plan: CachePlan, epochs_of: Mapping[int, int] = MappingProxyType({})) -> int:
+    """Teacher forward passes that a live teacher would need for all runs of a job whose caches are planned.
+
+    Args:
+        epochs_of: as of ``forwards_of_live_teacher``.
+    """
+    measured = [spec for spec in (plan.validation_cache, plan.test_cache) if spec is not None]
+    held_out = 0 if job.validation is None or plan.validation_cache is None else plan.validation_cache.samples
+    trained = plan.train_cache.samples - held_out
+    return forwards_of_live_teacher(job, trained, sum(spec.samples for spec in measured), epochs_of)
+
+
+def forwards_of_live_teacher(
+    job: Plan, trained: int, measured: int, epochs_of: Mapping[int, int] = MappingProxyType({})
+) -> int:
     """Teacher forward passes that a live teacher would need for all runs of a job.
 
     It is run on every training picture of every epoch of every run that distils (on two views of it, if the method
@@ -76,18 +90,17 @@ def forwards_needed(job: JobSpec, plan: CachePlan, epochs_of: Mapping[int, int] 
     and counts none.
 
     Args:
+        trained: pictures of an epoch.
+        measured: pictures of the validation and test splits.
         epochs_of: epochs that runs, by their index, have trained for, where early stopping has ended them; of others
             it is all.
     """
     methods = {run.index: run.method.expand() for run in job.runs()}
     distilling = {index: method for index, method in methods.items() if method.needs_teacher}
-    measured = [spec for spec in (plan.validation_cache, plan.test_cache) if spec is not None]
-    held_out = 0 if job.validation is None or plan.validation_cache is None else plan.validation_cache.samples
-    trained = plan.train_cache.samples - held_out
     passes = sum(
         epochs_of.get(index, job.training.epochs) * method.views * trained for index, method in distilling.items()
     )
-    return passes + len(distilling) * sum(spec.samples for spec in measured)
+    return passes + len(distilling) * measured
 
 
 def forwards_avoided(needed: int, run: int) -> int:

@@ -17,13 +17,13 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from store import CacheSpec, Encoding
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec, thumbnail_warnings
 from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
-from workers.config.views import NoAugmentation, Views, teacher_augmentation
+from workers.config.views import NoAugmentation, Views
+from workers.data.decoded import KnownSplit
 from workers.data.discovery import examine
 from workers.data.holdout import hold_out
 from workers.data.holdout_spec import Holdout
@@ -33,6 +33,7 @@ from workers.errors import Stopped
 from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
 from workers.files import replacing
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
+from workers.teacher.cache_specs import KnownTeacher, cache_specs, views_of_teacher
 from workers.teacher.forwards import ForwardCounter
 from workers.teacher.plan_checks import check_levels, check_students, identify, smoke_run
 from workers.teacher.preflight.report import PreflightReport, ViewsReport
@@ -78,9 +79,7 @@ def plan_caches(
     smoke_run(teacher, train, folders, emit)
     size = teacher.preprocessing.size
     _warn(thumbnail_warnings(job.dataset, size), emit)
-    recipe = teacher_augmentation(job.views.augmentation, size, train.height, train.width)
-    # Fresh views are of runs without a teacher.
-    seen = job.views.model_copy(update={"augmentation": recipe, "fresh": None})
+    seen = views_of_teacher(job, teacher.preprocessing, train.height, train.width)
     report, rows = run_recorded_preflight(
         teacher,
         train,
@@ -97,10 +96,18 @@ def plan_caches(
     check_encoding(job.cache.encoding, report.classes)
     # The output's name is part of a cache's identity; from here on it is always given.
     teacher = teacher.model_copy(update={"output": report.output})
-    caches = {
-        split: _cache_spec(job, teacher, report, dataset, views=seen if split == "train" else Views())
-        for split, dataset in data.items()
+    known = KnownTeacher(
+        sha256=str(teacher.sha256),
+        output=report.output,
+        output_kind=report.output_kind,
+        classes=report.classes,
+        preprocessing=teacher.preprocessing,
+    )
+    facts = {
+        split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
+        for split, found in data.items()
     }
+    caches = cache_specs(job, known, facts)
     methods = tuple(method for method in job.methods if method.expand().needs_teacher)
     check = EncodingCheck(methods=methods, epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
@@ -111,28 +118,6 @@ def plan_caches(
         evaluates=job.evaluate,
         contract_forwards=rows,
         guard=check if caches["train"].is_lossy and not job.evaluate else None,
-    )
-
-
-def _cache_spec(
-    job: JobSpec, teacher: TeacherSpec, report: PreflightReport, dataset: Dataset, *, views: Views
-) -> CacheSpec:
-    """Specification of the cache of a split: the training split in the job's encoding, every other one dense."""
-    encoding: Encoding = job.cache.encoding if dataset.split == "train" else "dense"
-    return CacheSpec(
-        teacher_sha256=teacher.sha256,
-        teacher_output=report.output,
-        output_kind=report.output_kind,
-        dataset_fingerprint=dataset.fingerprint,
-        split=dataset.split,
-        samples=len(dataset.labels_N),
-        classes=report.classes,
-        preprocessing=teacher.preprocessing.model_dump(mode="json"),
-        augmentation=views.augmentation.model_dump(mode="json"),
-        augmentation_seed=views.seed,
-        views=views.count,
-        dtype=job.cache.dtype if encoding == "dense" else "float32",
-        encoding=encoding,
     )
 
 

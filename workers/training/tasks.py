@@ -5,11 +5,21 @@ Light: the engine makes them, and loads no torch.
 
 from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from workers.config.job import JobSpec, RunSpec
 from workers.config.task import CHECKPOINT_S, Folders, Origin, TeacherIdentity, TrainingTask
 from workers.teacher.cache_plan import CachePlan
+
+
+class HasIndex(Protocol):
+    """Anything that stands for a run, by its place in the job's plan."""
+
+    @property
+    def index(self) -> int: ...
+
+
+AnyRun = TypeVar("AnyRun", bound=HasIndex)
 
 
 def task_of_run(
@@ -65,13 +75,13 @@ def task_of_run(
 
 
 def share_out(
-    runs: Sequence[RunSpec],
+    runs: Sequence[AnyRun],
     slots: int,
     largest_group: int,
     alone: Collection[int] = (),
     *,
-    batches_of: Callable[[RunSpec], Hashable],
-) -> list[list[RunSpec]]:
+    batches_of: Callable[[AnyRun], Hashable],
+) -> list[list[AnyRun]]:
     """Which of the waiting runs to start now, each list in one process.
 
     Runs that see the same batches can share a process. They do where there are more of them than slots, and then no
@@ -87,7 +97,7 @@ def share_out(
     Returns:
         At most ``slots`` groups.
     """
-    waiting, groups = list(runs), list[list[RunSpec]]()
+    waiting, groups = list(runs), list[list[AnyRun]]()
     batches = {run.index: batches_of(run) for run in runs}
     while waiting and len(groups) < slots:
         first = waiting[0]

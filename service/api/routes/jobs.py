@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
+from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.job_checks import check_job, picture_size, student_size
 from service.api.job_filters import Order, Wanted, WantedRuns
@@ -15,6 +16,7 @@ from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.problems import responses
 from service.api.routes import runs
 from service.api.schemas.base import Page
+from service.api.schemas.costs import Cost
 from service.api.schemas.job_labels import JobChanges
 from service.api.schemas.jobs import (
     Inference,
@@ -53,7 +55,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-DryRun = Annotated[bool, Query(description="check it and show its runs, but make nothing")]
+DryRun = Annotated[bool, Query(description="check it and show its runs and its cost, but make nothing")]
 
 
 async def _in_turn(request: Request, ctx: Ctx, dry_run: DryRun = False) -> AsyncIterator[None]:
@@ -95,6 +97,7 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         parallel_runs=row.parallel_runs,
         retry_of=row.retry_of,
         pinned=row.pinned_at is not None,
+        eta=runs.eta_of(row),
     )
 
 
@@ -154,16 +157,17 @@ def create_job(
 ) -> Job | JobPreview:
     """Students x methods x seeds become runs. Everything that can be known now is checked now."""
     if dry_run:
-        plan, teacher = check_job(request, ctx)
+        plan, teacher, source = check_job(request, ctx)
         response.status_code = 200
-        return _preview(plan, teacher, gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir))
+        warnings = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
+        return _preview(plan, teacher, warnings, cost_of(plan, teacher, source, ctx))
     idempotency = None
     if idempotency_key is not None:
         idempotency = _idempotency(request, who.key_id or "", idempotency_key)
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
-        plan, teacher = check_job(request, ctx)
+        plan, teacher, source = check_job(request, ctx)
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
             plan,
@@ -175,6 +179,7 @@ def create_job(
             tags=request.tags,
             note=request.note,
             webhook_url=None if request.webhook is None else str(request.webhook.url),
+            samples={str(split): count for split, count in source.samples.items()},
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
@@ -192,7 +197,7 @@ def _idempotency(request: JobRequest, key_id: str, key: str) -> Idempotency:
     return Idempotency(key_id, key, digest_of({"digest_version": 2, "identity": identity}), earlier)
 
 
-def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str]) -> JobPreview:
+def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str], cost: Cost) -> JobPreview:
     planned = [
         PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
         for run in plan.runs()
@@ -206,6 +211,7 @@ def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str]) -> Job
         runs=planned,
         views=ViewSizes(student=student_size(plan), teacher=preprocessing.size or picture_size(plan)),
         warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size), *warnings],
+        cost=cost,
     )
 
 

@@ -13,14 +13,24 @@ from service.api.dependencies import Context, Ctx, Whole, document, ends
 from service.api.middleware.etags import digest_headers, etag_matches
 from service.api.problems import responses
 from service.api.schemas.base import Page
+from service.api.schemas.costs import Eta
 from service.api.schemas.runs import Artifact, ErrorInfo, Run, SetAside
-from service.db.models import ArtifactRecord, RunRecord
+from service.db.models import ArtifactRecord, JobRecord, RunRecord
+from service.db.states import State
 from service.errors import NotFound, RangeNotSatisfiable
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=responses(401, 403, 404, 422, 500, 503))
 
 _PART = r"(?:\d{1,18}-\d{0,18}|-\d{1,18})"
 _RANGE = re.compile(rf"bytes=\s*{_PART}(?:\s*,\s*{_PART})*\s*")
+
+
+_EXPECTED = frozenset({State.QUEUED, State.RUNNING, State.LOST})
+
+
+def eta_of(row: JobRecord | RunRecord) -> Eta | None:
+    """Expected end of a job or run; None where the engine has none, or it does not go on."""
+    return Eta.model_validate(row.eta) if row.eta and row.state in _EXPECTED else None
 
 
 def show(row: RunRecord) -> Run:
@@ -45,6 +55,7 @@ def show(row: RunRecord) -> Run:
         error=ErrorInfo.model_validate(row.error) if row.error else None,
         set_aside=SetAside.model_validate(row.set_aside) if row.set_aside else None,
         retry_of=row.retry_of,
+        eta=eta_of(row),
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
 from service.api.schemas.base import Document, Name, OptionalName, Stored
+from service.api.schemas.costs import Cost, Eta
 from service.api.schemas.job_labels import NOTE_HELP, TAGS_HELP, Note, Tags
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
@@ -151,6 +152,7 @@ class JobPreview(Document):
     runs: list[PlannedRun]
     views: ViewSizes
     warnings: list[str] = Field(description="what is probably not meant; the job's log says it, too")
+    cost: Cost
 
 
 class Inference(Document):
@@ -223,6 +225,7 @@ class JobSummary(Document):
     parallel_runs: int | None
     retry_of: str | None = Field(description="the job whose failed or cancelled runs it tries again")
     pinned: bool = Field(description="whether it is kept from deletion")
+    eta: Eta | None = Field(description="null once it has ended, while it is paused, and while nothing is known")
 
 
 class Job(JobSummary):

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from service.api.schemas.base import Document, Stored
+from service.api.schemas.costs import Eta
 from service.db.states import State
 from workers.spec import Seed
 
@@ -55,6 +56,7 @@ class Run(Document):
         "which it starts again after its process was lost"
     )
     retry_of: str | None = Field(description="the run that it tries again")
+    eta: Eta | None = Field(description="null once it has ended, while it is paused, and while nothing is known")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -36,6 +36,7 @@ FRESH = {"Last-Event-ID": "0"}
 
 # What the columns with a shape of their own may hold.
 JSON_VALUES = {
+    "eta": {"expected_at": "2026-01-01T00:00:00Z", "as_of": "2026-01-01T00:00:00Z", "based_on": "its own epochs"},
     "teacher_metrics": {"test": {"top1": 0.5}},
     "teacher": {"sha256": "f" * 64},
     "tags": ["another"],
@@ -140,7 +141,7 @@ def test_response_cache_shows_every_write_at_once_and_its_etag_changes(api_of_ei
                     )
                 before = changes
                 look(f"{table.__tablename__}.{column.name}")
-                hidden = {"holder", "key_id", "actor", "piece", "share", "whole_gpu", "losses", "backoff"}
+                hidden = {"holder", "key_id", "actor", "piece", "share", "whole_gpu", "losses", "backoff", "samples"}
                 hidden |= {"search_text"}
                 if column.name not in hidden and (table, column.name) != (JobRecord, "attempt"):
                     assert changes > before, f"no document shows {table.__tablename__}.{column.name}"

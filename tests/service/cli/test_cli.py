@@ -318,6 +318,9 @@ def test_submit_dry_run_shows_the_runs_and_posts_nothing(cli: Retort, job_file: 
     assert "teacher sees  8x8 pixels of each box" in out
     assert "digits, the default of digits, has filled in views.augmentation.recipe" in " ".join(out.split())
     assert "warning" not in out
+    assert "1,797 forward passes to run, 0 of 1,797 cached" in out
+    assert "total        not known, it was never measured" in out
+    assert "no run of cnn_s on such pictures has ever ended here" in " ".join(out.split())
     out = cli("submit", "--dry-run", job_file(methods=["rld"]))[1]
     assert "warning: method 'rld': its distillation terms warm up over 20 epochs" in " ".join(out.split())
     assert cli("--json", "jobs")[1] == "[]\n"

@@ -2,6 +2,7 @@
 
 import io
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -115,6 +116,15 @@ def test_follow_waits_for_a_paused_job_and_says_what_it_waits_for(view: JobView)
     assert text.count("epoch") == 1, "one has not begun"
     view.apply(event("state", state="queued", error=None))
     assert told not in drawn(view)
+
+
+def test_follow_render_shows_what_is_left_while_the_job_goes_on(view: JobView) -> None:
+    view.apply(event("state", state="running", error=None))
+    for seconds, shown in ((190.4, "2 queued; about 3:10 left"), (-5, "2 queued; about to end")):
+        view.eta = {"expected_at": (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()}
+        assert shown in drawn(view)
+    view.apply(event("state", state="paused", error=None))
+    assert "about" not in drawn(view)
 
 
 def test_job_view_keeps_a_warning(view: JobView) -> None:

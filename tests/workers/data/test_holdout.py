@@ -12,7 +12,8 @@ import pytest
 from tests.workers.data.test_discovery import make_folder
 from workers.data import decoded
 from workers.data.discovery import examine
-from workers.data.holdout import hold_out, holdout_rows
+from workers.data.holdout import hold_out
+from workers.data.holdout_rows import holdout_rows
 from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset

@@ -14,7 +14,7 @@ from workers.config.job import JobSpec
 from workers.config.task import TrainingTask
 from workers.config.training import Training
 from workers.config.validation import EarlyStopping
-from workers.data.holdout import holdout_rows
+from workers.data.holdout_rows import holdout_rows
 from workers.data.holdout_spec import Holdout
 from workers.data.prepared import SubsetDataset, open_prepared
 from workers.errors import InvalidJob, Stopped

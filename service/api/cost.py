@@ -1,0 +1,133 @@
+"""Cost of a job before it is posted: rows, bytes, forward passes, seconds by measured times, break-even.
+
+Made from the database, the dataset's listing and the caches' descriptions; no picture is decoded and no teacher run.
+"""
+
+import json
+
+from sqlalchemy import func, select
+
+from service.api.dependencies import Context
+from service.api.job_checks import classes_of
+from service.api.schemas.costs import BreakEven, CacheCost, Cost, ForwardsCost, OtherWork, SecondsCost
+from service.db.database import Database
+from service.db.models import JobRecord, TeacherRecord
+from service.db.states import LIVE
+from service.estimates.caches import ExpectedCaches, expected_caches
+from service.estimates.history import read_measured
+from service.estimates.measured import Measured, pictures_of_plan
+from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate
+from service.estimates.workload import Rows, Slots, rows_of, training_s, workload_of
+from workers.config.job import Plan
+from workers.config.teacher import Preprocessing
+from workers.data.kinds.base import Source
+from workers.teacher.cache_specs import KnownTeacher
+from workers.teacher.forwards import forwards_of_live_teacher
+
+_NO_SLOTS = "no engine has led here yet, so it is not known how many runs fit at once"
+_TOO_LARGE = "a run needs more slots than the engine has"
+
+
+def cost_of(plan: Plan, teacher: TeacherRecord, source: Source, context: Context) -> Cost:
+    """Estimate a job that was checked."""
+    known = KnownTeacher(
+        sha256=teacher.sha256,
+        output=teacher.output,
+        output_kind="logits",
+        classes=classes_of(teacher) or source.classes,
+        preprocessing=Preprocessing.model_validate(teacher.preprocessing),
+    )
+    caches = expected_caches(plan, known, source, datasets=context.settings.datasets_dir, catalog=context.catalog)
+    samples = {str(split): count for split, count in caches.samples.items()}
+    rows, measured = rows_of(plan, samples), read_measured(context.database)
+    to_run = sum(cache.rows - cache.rows_cached for cache in caches.caches)
+    rate = _rate(plan, teacher, measured, infers=to_run > 0)
+    capacity = context.records.capacity()
+    slots = None if capacity is None else Slots.model_validate(capacity)
+    return Cost(
+        samples=samples,
+        caches=_caches(caches),
+        forwards=ForwardsCost(
+            needed=sum(cache.rows for cache in caches.caches),
+            cached=sum(cache.rows_cached for cache in caches.caches),
+            to_run=to_run,
+            cached_known_by=caches.known_by,
+        ),
+        seconds=_seconds(plan, rows, measured, slots, rate=rate, to_run=to_run),
+        break_even=_break_even(plan, rows, to_run, rate),
+        other_work=_other_work(context.database),
+    )
+
+
+def _caches(found: ExpectedCaches) -> list[CacheCost]:
+    return [CacheCost(**{name: getattr(cache, name) for name in CacheCost.model_fields}) for cache in found.caches]
+
+
+def _rate(plan: Plan, teacher: TeacherRecord, measured: Measured, *, infers: bool) -> InferenceRate | None:
+    wanted = WantedTeacher(
+        sha256=teacher.sha256,
+        size_bytes=teacher.size_bytes,
+        input_size=json.dumps(teacher.preprocessing.get("size")),
+        pictures=pictures_of_plan(plan.model_dump(mode="json", include={"dataset", "views"})),
+    )
+    return inference_rate(measured, wanted, infers=infers)
+
+
+def _seconds(
+    plan: Plan, rows: Rows, measured: Measured, slots: Slots | None, *, rate: InferenceRate | None, to_run: int
+) -> SecondsCost:
+    measured_by, missing = list[str](), list[str]()
+    inference = 0.0 if not to_run else None
+    if rate is None:
+        missing.append("no job has ever completed its caches here")
+    else:
+        measured_by.append(f"caches: {rate.basis}")
+        if to_run and rate.rows_per_s is None:
+            missing.append("neither this teacher nor one of about its size and the same input was ever run here")
+        elif to_run and rate.rows_per_s is not None:
+            inference = to_run / rate.rows_per_s
+    training: float | None = 0.0
+    if not plan.evaluate:
+        workload = workload_of(plan, rows, measured, slots)
+        training = None if slots is None else training_s(plan, workload, slots)
+        measured_by += workload.basis
+        missing += workload.missing
+        if slots is None:
+            missing.append(_NO_SLOTS)
+        elif training is None and not workload.missing:
+            missing.append(_TOO_LARGE)
+    preparing = None if rate is None else rate.beside_s
+    parts = [preparing, inference, training]
+    known = [part for part in parts if part is not None]
+    return SecondsCost(
+        preparing=preparing,
+        inference=inference,
+        training=training,
+        total=sum(known) if len(known) == len(parts) else None,
+        measured_by=measured_by,
+        missing=missing,
+    )
+
+
+def _break_even(plan: Plan, rows: Rows, to_run: int, rate: InferenceRate | None) -> BreakEven:
+    distilling = sum(run.method.expand().needs_teacher for run in plan.runs())
+    live = forwards_of_live_teacher(plan, rows.trained, rows.measured)
+    # In the mean over the runs: a method that compares two views needs two passes.
+    runs = to_run * distilling / live if live else None
+    per_s = None if rate is None else rate.rows_per_s
+    return BreakEven(
+        live_forwards=live,
+        epochs=None if runs is None else runs * plan.training.epochs,
+        runs=runs,
+        live_seconds=None if per_s is None else live / per_s,
+        saved_seconds=None if per_s is None else (live - to_run) / per_s,
+    )
+
+
+def _other_work(database: Database) -> OtherWork:
+    """Live jobs, and the end of the last one where all of them have an expected end."""
+    with database.read() as session:
+        count = session.scalar(select(func.count()).select_from(JobRecord).where(JobRecord.state.in_(LIVE))) or 0
+        etas = session.scalars(select(JobRecord.eta).where(JobRecord.state.in_(LIVE)).limit(1000)).all()
+    ends = [eta["expected_at"] for eta in etas if eta]
+    return OtherWork.model_validate({"jobs": count, "expected_at": max(ends) if ends and len(ends) == count else None})

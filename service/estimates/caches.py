@@ -1,0 +1,185 @@
+"""Caches that a job would have: rows, bytes, and what of them is there already, without decoding a picture.
+
+A cache is known by its key, which contains the fingerprint of the decoded pictures. That is known where the very files
+of the dataset were decoded before; else no cache of them can be looked up.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from store import CacheNotFound, CacheSpec, Catalog, chunks_bytes, full_bytes
+from workers.config.job import Plan
+from workers.data.decoded import META, KnownSplit, folder_of_copy, known_split
+from workers.data.holdout_rows import holdout_fingerprint, holdout_rows
+from workers.data.holdout_spec import Holdout
+from workers.data.kinds.base import Source
+from workers.errors import InvalidDataset
+from workers.events import Split
+from workers.teacher.cache_specs import KnownTeacher, cache_specs
+
+# In the place of a fingerprint that is not known; a cache's size does not depend on it.
+_UNKNOWN = "0" * 64
+_OUTPUT_KINDS: tuple[Literal["logits", "log_probabilities"], ...] = ("logits", "log_probabilities")
+KNOWN = "looked up by key: these very files were decoded before"
+NOT_DECODED = "these files were not decoded before, or the copy is gone: no cache of them can be looked up"
+
+
+@dataclass(frozen=True)
+class ExpectedCache:
+    """Cache that a job would have.
+
+    Attributes:
+        key: None where it is not known.
+        is_exact: whether the number of its samples, and so everything else, is exact.
+        samples, rows: pictures, and rows of all views.
+        chunks_bytes: of its arrays when complete.
+        full_bytes: the same with its descriptions, at most.
+        rows_cached: that are committed.
+    """
+
+    split: Split
+    key: str | None
+    is_exact: bool
+    samples: int
+    views: int
+    chunks_bytes: int
+    full_bytes: int
+    rows_cached: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all views."""
+        return self.samples * self.views
+
+
+@dataclass(frozen=True)
+class ExpectedCaches:
+    """Caches that a job would have, and how it is known what of them is there.
+
+    Attributes:
+        samples: pictures of each split that the job uses; a validation split that is held out is part of train, too.
+    """
+
+    caches: tuple[ExpectedCache, ...]
+    samples: Mapping[Split, int]
+    is_exact: bool
+    known_by: str
+
+
+def expected_caches(
+    plan: Plan, teacher: KnownTeacher, source: Source, datasets: Path, catalog: Catalog
+) -> ExpectedCaches:
+    """Look up the caches of a job.
+
+    Args:
+        source: the dataset, as it was examined.
+        datasets: folder of the decoded datasets.
+        catalog: of the caches.
+    """
+    wanted = plan.splits(source.splits)
+    known = _known_splits(plan, source, datasets, wanted)
+    size = plan.dataset.picture_size or (0, 0)
+    train = known.get("train")
+    height, width = (train.height, train.width) if train is not None else size
+    splits, exact = dict[Split, KnownSplit](), set[Split]()
+    for split in wanted:
+        count, is_exact = _samples(plan.validation, source, split)
+        splits[split] = known.get(split) or KnownSplit(_UNKNOWN, count, height, width)
+        if is_exact or split in known:
+            exact.add(split)
+    cached = () if plan.evaluate else ("train",)
+    shown = [split for split in wanted if split != "train" or split in cached]
+    found = _look_up(plan, teacher, splits, known, catalog=catalog)
+    caches = tuple(_expected(split, found[split], known, exact, catalog=catalog) for split in shown)
+    is_known = all(split in known for split in shown)
+    samples = {split: splits[split].samples for split in wanted}
+    return ExpectedCaches(caches, samples, len(exact) == len(splits), KNOWN if is_known else NOT_DECODED)
+
+
+def _look_up(
+    plan: Plan,
+    teacher: KnownTeacher,
+    splits: Mapping[Split, KnownSplit],
+    known: Mapping[Split, KnownSplit],
+    *,
+    catalog: Catalog,
+) -> dict[Split, CacheSpec]:
+    """Specifications, of the kind of output with which caches are there: only running the teacher tells the kind."""
+    of_kind = [cache_specs(plan, teacher._replace(output_kind=kind), splits) for kind in _OUTPUT_KINDS]
+    there = [sum(_is_there(specs[split], catalog) for split in specs if split in known) for specs in of_kind]
+    return of_kind[there.index(max(there))]
+
+
+def _is_there(spec: CacheSpec, catalog: Catalog) -> bool:
+    return (catalog.root / spec.key).is_dir()
+
+
+def _expected(
+    split: Split, spec: CacheSpec, known: Collection[str], exact: Collection[str], *, catalog: Catalog
+) -> ExpectedCache:
+    return ExpectedCache(
+        split=split,
+        key=spec.key if split in known else None,
+        is_exact=split in exact,
+        samples=spec.samples,
+        views=spec.views,
+        chunks_bytes=chunks_bytes(spec),
+        full_bytes=full_bytes(spec),
+        rows_cached=_rows_cached(spec.key, catalog) if split in known else 0,
+    )
+
+
+def _rows_cached(key: str, catalog: Catalog) -> int:
+    try:
+        return catalog.get(key).rows_committed
+    except CacheNotFound:
+        return 0
+
+
+def _samples(holdout: Holdout | None, source: Source, split: Split) -> tuple[int, bool]:
+    """Pictures of a split, and whether that is exact: labels tell how many are held out of each class."""
+    if split != "validation" or holdout is None:
+        return source.samples[split], True
+    if not holdout.stratified:
+        return _held_out(holdout, source.samples["train"]), True
+    counts = source.class_counts.get("train")
+    if counts is None:
+        return max(1, round(holdout.holdout * source.samples["train"])), False
+    return sum(_held_out(holdout, count) for count in counts), True
+
+
+def _held_out(holdout: Holdout, count: int) -> int:
+    return min(round(holdout.holdout * count), count - 1)
+
+
+def _known_splits(plan: Plan, source: Source, datasets: Path, wanted: Collection[Split]) -> dict[Split, KnownSplit]:
+    """Splits whose fingerprints are known."""
+    key = source.key()
+    own = [split for split in wanted if split in source.samples]
+    found = {split: known for split in own if (known := known_split(datasets, key, split)) is not None}
+    if plan.validation is not None and "train" in found:
+        held_out = _known_holdout(plan.validation, found["train"], datasets)
+        if held_out is not None:
+            found["validation"] = held_out
+    return found
+
+
+def _known_holdout(holdout: Holdout, train: KnownSplit, datasets: Path) -> KnownSplit | None:
+    """The validation split that is held out, by the labels of the training split."""
+    folder = folder_of_copy(datasets, train.fingerprint)
+    try:
+        labels_N = np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False)
+        names = _class_names(folder)
+        rows_V = holdout_rows(labels_N, holdout, names)
+    except (OSError, ValueError, KeyError, InvalidDataset):
+        return None
+    return train._replace(fingerprint=holdout_fingerprint(rows_V, train.fingerprint), samples=len(rows_V))
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(json.loads((folder / META).read_text())["class_names"])

@@ -1,0 +1,162 @@
+"""Expected ends that an engine keeps in the rows of live jobs and runs, and how the API shows them."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from service.db.eta_queries import EtaQueries
+from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
+from service.db.states import State
+from service.engine.eta import EtaKeeper
+from service.estimates.workload import Slots
+from tests.support.service_helpers import Api
+
+pytest_plugins = ["tests.support.service_fixtures"]
+SLOTS = Slots(cpu=1)
+
+
+class Clock:
+    """Keeper that looks whenever it is asked."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self.keeper = EtaKeeper(EtaQueries(api.context.database), api.context.catalog)
+
+    def look(self) -> None:
+        self.keeper._next_s = 0.0
+        self.keeper.look(SLOTS)
+
+    def document(self, path: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._api.client.get(f"/v1/{path}").json()
+        return found
+
+
+@pytest.fixture
+def clock(api: Api) -> Clock:
+    return Clock(api)
+
+
+def begin(api: Api, **changes: object) -> tuple[str, list[str]]:
+    """A job whose caches are complete, and its runs, which wait."""
+    job = api.post_job(**changes)
+    assert api.records.claim_job() is not None
+    api.records.update_job(job["id"], attempt=1, stage="training")
+    return job["id"], job["run_ids"]
+
+
+def train(api: Api, job_id: str, run_id: str, epochs: int, epoch_s: float) -> None:
+    """Epochs of a run that began before, the last one now; each takes so many seconds."""
+    for number in range(1, epochs + 1):
+        event: Json = {"type": "epoch", "epoch": number, "epochs": 3, "metrics": {"epoch": number, "seconds": epoch_s}}
+        progress = {"epoch": number, "metrics": event["metrics"]}
+        api.records.record_events(job_id, run_id, 1, [(number, event)], progress=progress)
+    pace(api, run_id, epochs, epoch_s)
+
+
+def pace(api: Api, run_id: str, epochs: int, epoch_s: float) -> None:
+    """Let the epochs of a run have ended as if each took so many seconds."""
+    with api.context.database.write() as session:
+        for row in session.query(EventRecord).filter_by(run_id=run_id, type="epoch"):
+            row.at = utc_now() - timedelta(seconds=(epochs - row.data["epoch"]) * epoch_s)
+
+
+def left_s(eta: dict[str, str]) -> float:
+    return (datetime.fromisoformat(eta["expected_at"]) - datetime.fromisoformat(eta["as_of"])).total_seconds()
+
+
+def test_eta_of_a_job_of_which_nothing_is_known_is_null(api: Api, clock: Clock) -> None:
+    job_id, _ = begin(api)
+    clock.look()
+    assert clock.document(f"jobs/{job_id}")["eta"] is None
+
+
+def test_eta_of_job_and_runs_follows_from_epochs_and_counts_those_that_wait(api: Api, clock: Clock) -> None:
+    job_id, (first, second) = begin(api, training={"epochs": 11}, methods=["ce", "kd"])
+    api.records.start_attempts([first])
+    clock.look()
+    train(api, job_id, first, epochs=5, epoch_s=10.0)
+    clock.look()
+    run, job = clock.document(f"runs/{first}"), clock.document(f"jobs/{job_id}")
+    assert left_s(run["eta"]) == pytest.approx(60.0, abs=1.0)
+    assert run["eta"]["based_on"] == "its own epochs so far"
+    # The second waits for the only slot, and takes all of its epochs.
+    assert left_s(job["eta"]) == pytest.approx(60.0 + 110.0, abs=1.0)
+    assert clock.document(f"runs/{second}")["eta"]["expected_at"] == job["eta"]["expected_at"]
+    assert clock.document("jobs")["data"][0]["eta"] == job["eta"]
+
+
+def test_eta_that_has_hardly_moved_is_not_written_again(api: Api, clock: Clock) -> None:
+    job_id, (first, _) = begin(api, training={"epochs": 100})
+    api.records.start_attempts([first])
+    train(api, job_id, first, epochs=5, epoch_s=10.0)
+    clock.look()
+    before = clock.document(f"jobs/{job_id}")["eta"]
+    assert before is not None
+    pace(api, first, epochs=5, epoch_s=10.1)
+    Clock(api).look()
+    assert clock.document(f"jobs/{job_id}")["eta"] == before
+    pace(api, first, epochs=5, epoch_s=11.0)
+    Clock(api).look()
+    assert left_s(clock.document(f"jobs/{job_id}")["eta"]) == pytest.approx(1.1 * left_s(before), rel=0.01)
+
+
+def test_eta_of_what_does_not_go_on_is_null(api: Api, clock: Clock) -> None:
+    job_id, (first, _) = begin(api, training={"epochs": 100})
+    api.records.start_attempts([first])
+    train(api, job_id, first, epochs=5, epoch_s=10.0)
+    clock.look()
+    api.client.post(f"/v1/runs/{first}/pause")
+    assert clock.document(f"runs/{first}")["eta"] is None
+    api.client.post(f"/v1/jobs/{job_id}/cancel")
+    assert clock.document(f"jobs/{job_id}")["eta"] is None
+
+
+def test_eta_and_cost_are_known_by_earlier_runs_and_inference(api: Api, clock: Clock) -> None:
+    """A job was measured: 6 s of caches, 1,442 rows in 2 s; then two runs of 15 s, and 1 s to start and end."""
+    measured_job(api)
+    api.records.record_capacity(SLOTS.model_dump())
+    cost = api.client.post("/v1/jobs?dry_run=true", json=api.job_body(group_size=1)).json()["cost"]
+    assert cost["seconds"]["missing"] == []
+    parts = [cost["seconds"][name] for name in ("preparing", "inference", "training", "total")]
+    assert parts == pytest.approx([6 - 1797 / 721, 1797 / 721, 32.0, 38.0], abs=0.1)
+    assert cost["forwards"]["to_run"] == 1797
+    assert cost["break_even"]["saved_seconds"] == pytest.approx((4681 - 1797) / 721, abs=0.1)
+    job = api.post_job(group_size=1)
+    clock.look()
+    eta = clock.document(f"jobs/{job['id']}")["eta"]
+    assert left_s(eta) == pytest.approx(38.0, abs=0.2)
+    assert "1 run of cnn_s by ce, batch 64" in eta["based_on"]
+
+
+def measured_job(api: Api) -> None:
+    """A job that has ended, whose events and runs say what it has taken."""
+    job_id, run_ids = begin(api, group_size=1)
+    result = {
+        "seconds": 15.0,
+        "images_per_s": 1442 / 4,
+        "epochs": 3,
+        "splits": {"train": 1442, "test": 355},
+        "environment": {"device": "cpu"},
+    }
+    ready = {"type": "cache_ready", "cache": "c", "views": 1, "seconds": 2.0}
+    events: list[Json] = [
+        {**ready, "split": "test", "rows_total": 355, "rows_inferred": 355},
+        {**ready, "split": "train", "rows_total": 1442, "rows_inferred": 1442},
+        {"type": "stage", "stage": "training"},
+    ]
+    caches = {"caches": {"train": "a" * 64, "test": "b" * 64}}
+    api.records.record_events(job_id, None, 1, [*enumerate(events)], progress=caches)
+    for run_id in run_ids:
+        api.records.start_attempts([run_id])
+        assert api.records.record_result(run_id, 1, [], result)
+    assert api.records.move_job(job_id, State.SUCCEEDED, attempt=1)
+    at = utc_now() - timedelta(seconds=100)
+    with api.context.database.write() as session:
+        session.get_one(JobRecord, job_id).started_at = at
+        for row in session.query(EventRecord).filter_by(job_id=job_id, type="stage"):
+            row.at = at + timedelta(seconds=6)
+        for number, run_id in enumerate(run_ids):
+            run = session.get_one(RunRecord, run_id)
+            run.started_at = at + timedelta(seconds=6 + 16 * number)
+            run.finished_at = run.started_at + timedelta(seconds=16)
