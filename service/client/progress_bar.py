@@ -36,6 +36,8 @@ def progress_bar(runs: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             progress.update(runs_bar, completed=sum(bars.runs.values()), description=bars.state)
 
         yield show
+        # In a notebook rich would leave the bars as they were up to a tenth of a second ago.
+        progress.refresh()
 
 
 class _Bars:
