@@ -1,42 +1,28 @@
-"""Numbers as people read them: counts, sizes, durations, shares, digests."""
+"""Numbers as people read them: counts, durations, shares, digests; sizes are of ``service.units``."""
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
+_NOTHING = "–"
 
 
 def count(number: int | None) -> str:
     """Count with separators of thousands."""
-    return "–" if number is None else f"{number:,}"
-
-
-def size(size_bytes: float | None) -> str:
-    """Size in the largest unit of which it has at least one (powers of 1,000)."""
-    if size_bytes is None:
-        return "–"
-    power = 0
-    while size_bytes >= 1000 and power < len(_UNITS) - 1:
-        size_bytes /= 1000
-        power += 1
-    return f"{size_bytes:.0f} {_UNITS[power]}" if power == 0 else f"{size_bytes:.3g} {_UNITS[power]}"
+    return _NOTHING if number is None else f"{number:,}"
 
 
 def duration(seconds: float | None) -> str:
-    """Duration in its two largest units."""
+    """Seconds as people say them: ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
     if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < _MINUTE_S:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < _HOUR_S:
-        return f"{whole // _MINUTE_S} min {whole % _MINUTE_S} s"
-    if whole < _DAY_S:
-        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} min"
-    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+        return _NOTHING
+    whole = max(0, round(seconds))
+    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // part
+            return f"{whole // unit} {name}" + (f" {rest} {part_name}" if rest else "")
+    return f"{whole} s"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Share of one as percent."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+    """Fraction as a percentage."""
+    return _NOTHING if share is None else f"{100 * share:.{digits}f} %"
 
 
 def short_digest(digest: str) -> str:

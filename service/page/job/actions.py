@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 from nicegui import ui
 
@@ -11,8 +10,6 @@ from service.page.viewer import Document, Problem, ViewerApi
 from service.units import size
 
 Done = Callable[[], Awaitable[None]]
-# A sum of the sizes of more runs' files would take too long.
-_SIZED_RUNS = 100
 
 
 @dataclass(frozen=True)
@@ -108,23 +105,22 @@ async def _retry(api: ViewerApi, path: str) -> None:
 
 async def delete_job(api: ViewerApi, job: Document) -> None:
     """Ask, saying what it frees; delete a job and lead to the list."""
-    name = job["name"] or job["id"]
+    try:
+        found = await api.get(f"/v1/jobs/{job['id']}/deletion")
+    except Problem as problem:
+        notify_problem(problem)
+        return
+    if found["refused"]:
+        ui.notify(str(found["refused"]), type="warning", multi_line=True)
+        return
     text = (
-        f"This deletes the job with its {len(job['run_ids'])} runs, their events and files"
-        f"{await _freed(api, job['run_ids'])}. Its caches stay. It cannot be undone."
+        f"This deletes the job with its {len(job['run_ids'])} runs, their events and files, and frees "
+        f"{size(found['frees_bytes'])}. Its caches stay. It cannot be undone."
     )
-    if await confirm(f"Delete {name}?", text, "Delete") and await attempt(api.delete(f"/v1/jobs/{job['id']}")):
+    if await confirm(f"Delete {job['name'] or job['id']}?", text, "Delete") and await attempt(
+        api.delete(f"/v1/jobs/{job['id']}")
+    ):
         ui.navigate.to("/jobs")
-
-
-async def _freed(api: ViewerApi, run_ids: list[str]) -> str:
-    """Bytes that the files of runs take, in words; empty where there are too many runs to look at."""
-    if len(run_ids) > _SIZED_RUNS:
-        return ""
-    files: list[dict[str, Any]] = []
-    for run_id in run_ids:
-        files += (await api.get(f"/v1/runs/{run_id}/artifacts"))["data"]
-    return f" ({len(files)} files, {size(sum(file['size_bytes'] for file in files))})"
 
 
 async def toggle_pin(api: ViewerApi, job: Document, done: Done) -> None:

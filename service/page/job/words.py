@@ -3,25 +3,17 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from service.page import texts
+from service.page.texts import duration
 from service.page.viewer import Document
 
 NOTHING = "–"
 _ENDED = ("succeeded", "failed", "cancelled")
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
-    whole = max(0, round(seconds))
-    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            rest = whole % unit // part
-            return f"{whole // unit} {name}" + (f" {rest} {part_name}" if rest else "")
-    return f"{whole} s"
-
-
 def percent(value: float | None, digits: int = 2) -> str:
-    """Fraction as a percentage."""
-    return NOTHING if value is None else f"{100 * value:.{digits}f} %"
+    """Fraction as a percentage, to the digit in which methods differ."""
+    return texts.percent(value, digits)
 
 
 def number(value: float | None, digits: int = 3) -> str:

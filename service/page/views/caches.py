@@ -17,8 +17,9 @@ from service.page.elements import (
     table,
 )
 from service.page.frame import heading, view
-from service.page.texts import count, duration, percent, short_digest, size
+from service.page.texts import count, duration, percent, short_digest
 from service.page.viewer import Document, Problem, ViewerApi
+from service.units import size
 
 PAGE_ROWS = 100
 _COLUMNS = (

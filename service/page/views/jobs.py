@@ -5,9 +5,9 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
+from service.page.cost import time_left
 from service.page.elements import column, empty_state, poll, table
 from service.page.frame import view
-from service.page.texts import duration
 from service.page.viewer import Document, Params, ViewerApi
 
 PAGE_ROWS = 50
@@ -107,14 +107,9 @@ def _row(job: Document) -> Document:
         "name": job["name"] or job["id"],
         "state": job["state"],
         "runs": f"{ended} of {sum(runs.values())}{failed}",
-        "eta": _left(job),
+        "eta": time_left(job),
         "forwards": f"{forwards['avoided']:,}" if forwards.get("avoided") is not None else "–",
         "tags": ", ".join(job.get("tags") or []),
         "created_at": job["created_at"],
         "url": f"/jobs/{job['id']}",
     }
-
-
-def _left(job: Document) -> str:
-    eta = job.get("eta_s")
-    return duration(eta) if isinstance(eta, int | float) else "–"

@@ -6,10 +6,11 @@ from typing import Any
 
 from nicegui import ui
 
+from service.page.cost import show_cost
 from service.page.elements import copyable, notify_problem, problem_card, section_heading
 from service.page.frame import view
 from service.page.job_form import Catalog, JobForm, expression_method
-from service.page.texts import count, duration, size
+from service.page.texts import count
 from service.page.viewer import Document, Problem, ViewerApi
 
 # After the last change; the viewer goes on typing.
@@ -108,27 +109,11 @@ def _dry_run(found: Document) -> None:
     """Show what a job would do and cost."""
     runs = found.get("runs") or []
     ui.label(f"{count(len(runs))} runs").classes("section-heading")
-    cost = found.get("cost") or {}
-    for name, value in cost.items():
-        _cost(name, value)
+    if found.get("cost"):
+        show_cost(found["cost"])
     for warning in found.get("warnings") or []:
         text = warning if isinstance(warning, str) else warning.get("message") or json.dumps(warning)
         ui.label(str(text)).classes("warning")
-
-
-def _cost(name: str, value: object) -> None:
-    label = name.removesuffix("_bytes").removesuffix("_s").replace("_", " ").capitalize()
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, int | float) and name.endswith("_bytes"):
-        text = size(value)
-    elif isinstance(value, int | float) and name.endswith("_s"):
-        text = duration(value)
-    elif isinstance(value, int):
-        text = count(value)
-    else:
-        return
-    ui.label(f"{label}: {text}")
 
 
 def _curl(document: Document) -> str:

@@ -8,8 +8,9 @@ from service.page.charts import bars, chart
 from service.page.elements import attempt, column, confirm, empty_state, facts, local_time, section_heading, table
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
-from service.page.texts import count, percent, size
+from service.page.texts import count, percent
 from service.page.viewer import Document, Problem, ViewerApi
+from service.units import size
 
 PAGE_ROWS = 100
 _JOBS = 20
