@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from service.page import texts
-from service.page.texts import duration
+from service.page.texts import duration as duration
 from service.page.viewer import Document
 
 NOTHING = "–"
