@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from service.api.dependencies import Context
 from service.api.middleware.page_session import PageSession
-from service.operations.private_files import write_private
+from service.operations.private_files import create_secret
 from service.settings import Settings
 
 
@@ -29,7 +29,6 @@ def add_page(app: FastAPI, settings: Settings) -> None:
 def _session_secret(settings: Settings) -> str:
     """Secret that signs sessions; made at the first start, and kept: a restart logs nobody out."""
     path = settings.page_secret_path
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, secrets.token_urlsafe(32))
-    return path.read_text()
+    if not path.exists():
+        create_secret(path, secrets.token_urlsafe(32))
+    return path.read_text().strip()

@@ -27,7 +27,7 @@ from service.db.models import (
 )
 from service.db.packed_events import events_before, events_of, metrics_by_epoch
 from service.db.states import LIVE, State
-from service.db.transitions import Row, event_rows, existing
+from service.db.transitions import Row, assign, event_rows, existing
 from service.errors import Conflict
 from workers.config.dataset import DatasetSpec
 
@@ -77,8 +77,7 @@ class ApiQueries(JobPosting):
         """Change ``name``, ``tags`` or ``note`` of a job, whatever its state. Raises NotFound."""
         with self.database.write() as session:
             job = existing(session, JobRecord, id)
-            for name, value in changes.items():
-                setattr(job, name, value)
+            assign(job, changes)
             job.search_text = search_text({name: getattr(job, name) for name in SEARCHED})
             return job
 

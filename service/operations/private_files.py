@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -71,6 +72,22 @@ def write_private(path: Path, content: str) -> None:
 def create_private(path: Path) -> BinaryIO:
     """A new file for this user alone, open for writing."""
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
+
+
+def create_secret(path: Path, secret: str) -> None:
+    """A file with a secret, whole; of several processes that make it at once the first one's stays."""
+    make_folder(path.parent)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        with create_private(partial) as file:
+            file.write(f"{secret}\n".encode())
+            sync(file)
+        os.link(partial, path)
+        sync_folder(path.parent)
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:

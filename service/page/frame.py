@@ -21,7 +21,7 @@ from fastapi.responses import RedirectResponse, Response
 from nicegui import ui
 
 from service.page.elements import problem_card
-from service.page.paths import LOGIN_PATH, LOGOUT_PATH, SESSION_KEY, THEME_KEY, THEME_PATH
+from service.page.paths import LOGOUT_PATH, SESSION_KEY, THEME_COOKIE, THEME_PATH, login_url
 from service.page.viewer import Problem, ViewerApi
 
 ASSETS = Path(__file__).parent / "assets"
@@ -55,8 +55,6 @@ def view(path: str, title: str) -> Callable[[_View], _View]:
         given = list(inspect.signature(build).parameters.values())[1:]
 
         async def answer(request: Request, **values: object) -> Response | None:
-            if request.state.refusal is not None:
-                return RedirectResponse(login_url(request), 303)
             api = ViewerApi(request)
             with _frame(request, title):
                 try:
@@ -80,15 +78,9 @@ def view(path: str, title: str) -> Callable[[_View], _View]:
     return register
 
 
-def login_url(request: Request) -> str:
-    """Address of the log-in that leads back to the view that was asked for."""
-    query = f"?{request.url.query}" if request.url.query else ""
-    return f"{LOGIN_PATH}?next={quote(request.url.path + query, safe='')}"
-
-
 def _frame(request: Request, title: str) -> ui.element:
     """Build header and navigation; return the element of the view's own."""
-    theme = request.session.get(THEME_KEY, "auto")
+    theme = request.cookies.get(THEME_COOKIE, "auto")
     ui.dark_mode({"auto": None, "dark": True, "light": False}.get(theme))
     ui.colors(primary="#0072B2", secondary="#56B4E9", accent="#CC79A7", positive="#007A58", negative="#B84F00")
     ui.add_css((ASSETS / "page.css").read_text())

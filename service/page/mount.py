@@ -5,12 +5,14 @@ import logging
 from fastapi import FastAPI
 from nicegui import app as page_app
 from nicegui import core, ui
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.page import login
 from service.page.frame import FAVICON
-from service.page.paths import is_page_path
+from service.page.paths import is_page_path, login_url, needs_key
 from service.page.viewer import API_STATE
 from service.page.views import register_all
 
@@ -33,14 +35,21 @@ class PageMount(Mount):
         return super().matches(scope) if is_page_path(scope["path"]) else (Match.NONE, {})
 
 
-class PageHeaders:
-    """Middleware that gives the page's documents their Content-Security-Policy."""
+class PageGate:
+    """Middleware in front of NiceGUI: whoever has no key is led to the log-in; documents get their security policy.
+
+    NiceGUI keeps something for every view that it builds, so none is built for those without a key.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and add the policy to its answer."""
+        is_http = scope["type"] == "http"
+        if is_http and scope["state"].get("refusal") is not None and needs_key(scope["path"]):
+            await RedirectResponse(login_url(Request(scope)), 303)(scope, receive, send)
+            return
 
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -53,7 +62,7 @@ class PageHeaders:
             await send(message)
 
         # A copy: the page's application puts itself into the scope, and those outside look for theirs there.
-        await self.app({**scope}, receive, send_with_policy if scope["type"] == "http" else send)
+        await self.app({**scope}, receive, send_with_policy if is_http else send)
 
 
 def mount_page(app: FastAPI) -> None:
@@ -64,6 +73,8 @@ def mount_page(app: FastAPI) -> None:
     register_all()
     login.register(page_app)
     core.app.config.socket_io_js_transports = ["websocket"]
+    # Long polling would pass by the checks and limits of sockets.
+    core.sio.eio.transports = ["websocket"]
     ui.run_with(
         app,
         title="Retort",
@@ -77,4 +88,4 @@ def mount_page(app: FastAPI) -> None:
     )
     # ``run_with`` has mounted it for every path.
     mounted = app.routes[-1]
-    app.routes[-1] = PageMount("/", app=PageHeaders(mounted.app))  # type: ignore[attr-defined]
+    app.routes[-1] = PageMount("/", app=PageGate(mounted.app))  # type: ignore[attr-defined]

@@ -3,16 +3,13 @@
 import base64
 import binascii
 import hmac
-import os
 import secrets
 from datetime import datetime
-from pathlib import Path
 
 from service.errors import InvalidSettings
-from service.operations.private_files import create_private
+from service.operations.private_files import create_secret
 from service.settings import Settings
 from workers.errors import InvalidText
-from workers.files import sync, sync_folder
 from workers.text_files import read_text
 
 PREFIX = "whsec_"
@@ -48,7 +45,7 @@ def load_secrets(settings: Settings) -> list[str]:
     """
     path = settings.webhook_secret_path
     if settings.webhook_secret_file is None and not path.exists():
-        _make(path)
+        create_secret(path, PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode())
     advice = f"write {PREFIX} and {_BYTES_MIN} to {_BYTES_MAX} random bytes in base64 there, a line for each secret"
     try:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
@@ -69,19 +66,3 @@ def _bytes_of(key: str) -> bytes:
         return base64.b64decode(key.removeprefix(PREFIX), validate=True)
     except (binascii.Error, ValueError):
         return b""
-
-
-def _make(path: Path) -> None:
-    """Make the file, whole; of several processes that do so at once the first one's stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        with create_private(partial) as file:
-            file.write(f"{PREFIX}{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}\n".encode())
-            sync(file)
-        os.link(partial, path)
-        sync_folder(path.parent)
-    except FileExistsError:
-        pass
-    finally:
-        partial.unlink(missing_ok=True)

@@ -170,13 +170,14 @@ def requirements(text: str) -> set[str]:
 def test_each_image_installs_its_extras_and_make_all_but_the_trackers() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name: set(texts) - {"retort[server]"} for name, texts in project["optional-dependencies"].items()}
-    of_the_api = {*project["dependencies"], *extras["server"], *extras["postgres"]}
-    assert requirements(" ".join(arguments("api", "RUN"))) == of_the_api
-    [own] = [stage for stage in lineage("engine") if stage not in lineage("api") and stage != "engine"]
-    assert requirements(" ".join(i.argument for i in STAGES[own][1])) == extras["engine"]
-    assert set(lineage("api")) - {"api"} < set(lineage("engine"))
-    assert requirements((ROOT / "Makefile").read_text()) == of_the_api.union(
-        extras["engine"], extras["plots"], extras["dev"]
+    of_both = {*project["dependencies"], *extras["server"], *extras["postgres"]}
+    assert requirements(" ".join(arguments("api", "RUN"))) == of_both | extras["page"]
+    assert requirements(" ".join(arguments("engine", "RUN"))) == of_both | extras["engine"]
+    for image, other, extra in (("engine", "api", "engine"), ("api", "engine", "page")):
+        [own] = [stage for stage in lineage(image) if stage not in lineage(other) and stage != image]
+        assert requirements(" ".join(i.argument for i in STAGES[own][1])) == extras[extra]
+    assert requirements((ROOT / "Makefile").read_text()) == of_both.union(
+        extras["engine"], extras["page"], extras["plots"], extras["dev"]
     )
 
 
@@ -206,7 +207,7 @@ def test_every_install_compares_digests() -> None:
     lines = [part.strip() for text in [*commands, makefile] for part in re.split(r"&&|\n", text)]
     installs = [line for line in lines if re.search(r"\bpip (install|wheel) ", line) and not line.startswith("PIP :=")]
     fetching = [line for line in installs if not re.search(r"--no-index|--no-build-isolation", line)]
-    assert len(fetching) == 6, fetching
+    assert len(fetching) == 7, fetching
     assert all("--require-hashes" in line for line in fetching)
     assert all("--no-deps" in line for line in installs if line not in fetching)
 

@@ -9,6 +9,7 @@ A page of another origin has the cookie sent by no browser; beside that, an ``Or
 asked is refused here.
 """
 
+import hashlib
 import re
 from contextlib import ExitStack
 from urllib.parse import urlsplit
@@ -19,12 +20,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from service.api.auth import identify
+from service.api.connections import IS_SPARE
 from service.api.middleware.request_context import client_address
 from service.api.problems import problem_response
 from service.api.rate_limits import ConcurrencyLimit, address_group
 from service.db.api_keys import KeyRing
 from service.db.ids import new_id
-from service.errors import ForeignOrigin, ServiceError
+from service.errors import ForeignOrigin, NoRoom, ServiceError
 from service.page.paths import SESSION_COOKIE, SESSION_KEY, VIEWER_PREFIX, is_page_path
 
 SESSION_AGE_S = 14 * 24 * 3600
@@ -48,14 +50,23 @@ class PageSession:
         self.app = app
         self._ring = ring
         self._sockets = sockets
-        self._with_session = SessionMiddleware(
-            self._answer, secret, session_cookie=SESSION_COOKIE, max_age=SESSION_AGE_S, same_site="strict"
-        )
+        name = SESSION_COOKIE + hashlib.sha256(secret.encode()).hexdigest()[:12]
+        self._with_session = {
+            is_secure: SessionMiddleware(
+                self._answer,
+                secret,
+                session_cookie=name,
+                max_age=SESSION_AGE_S,
+                same_site="strict",
+                https_only=is_secure,
+            )
+            for is_secure in (False, True)
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, with its session if it is one of the page."""
         if scope["type"] in ("http", "websocket") and is_page_path(scope["path"]):
-            await self._with_session(scope, receive, send)
+            await self._with_session[scope["scheme"] in ("https", "wss")](scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -88,6 +99,8 @@ class PageSession:
         with ExitStack() as held:
             try:
                 _check_same_origin(connection)
+                if IS_SPARE in scope.get("state", {}):
+                    raise NoRoom("as many connections are open as this service takes")
                 caller = await identify(connection, self._ring)
                 name = caller.key_id or caller.name or address_group(client_address(scope))
                 held.enter_context(self._sockets.held(name))

@@ -33,7 +33,10 @@ from tests.support.service_helpers import Api, make_settings, onnx_bytes, runnin
 
 pytest_plugins = ["tests.support.service_fixtures"]
 KEY = "0123456789abcdef0123456789abcdef"
-IDS = {"teacher_id": "tch", "dataset_id": "ds", "job_id": "job", "run_id": "run", "key_id": "key"}
+IDS = {
+    **{"teacher_id": "tch", "dataset_id": "ds", "dataset": "ds", "job_id": "job", "run_id": "run", "key_id": "key"},
+    **{"split": "test", "row": "row"},
+}
 # What a client might try in place of an id, as it stands in the request.
 STRANGE = (
     "..",

@@ -269,8 +269,9 @@ def test_a_list_of_jobs_has_neither_what_was_posted_nor_the_ids_of_runs(api: Api
     """Which are as long as the poster likes, and stand in the document of one job, the same otherwise."""
     job = api.post_job()
     [listed] = api.client.get("/v1/jobs").json()["data"]
-    assert job == listed | {"plan": job["plan"], "run_ids": job["run_ids"]}
-    assert set(job) - set(listed) == {"plan", "run_ids"}
+    whole = {"plan", "run_ids", "webhook"}
+    assert job == listed | {name: job[name] for name in whole}
+    assert set(job) - set(listed) == whole
 
 
 def test_a_page_of_long_documents_has_fewer_of_them_and_says_that_there_are_more(
@@ -443,7 +444,8 @@ def test_caches_are_listed_verified_and_deleted(api: Api) -> None:
     assert (whole["rows_committed"], whole["spec"]["classes"]) == (5, 3)
     assert whole["provenance"] == {"device": "cpu"}
     path = f"/v1/caches/{whole['key']}"
-    assert api.client.get(path).json() == whole
+    detail = api.client.get(path).json()
+    assert detail == {**whole, "use": detail["use"]}
     assert api.client.post(f"{path}/verify").json()["ok"]
     folder = api.settings.caches_dir / whole["key"] / "logits" / "c"
     chunk = next(file for file in folder.rglob("*") if file.is_file())

@@ -144,7 +144,8 @@ def refusal(address: str, origin: str, cookie: str) -> int:
 def test_socket_wants_a_session_and_its_own_origin(page: PageService) -> None:
     address = page.url.replace("http", "ws") + SOCKET
     with page.client(logged_in=True) as client:
-        session = f"{SESSION_COOKIE}={client.cookies[SESSION_COOKIE]}"
+        [name] = [name for name in client.cookies if name.startswith(SESSION_COOKIE)]
+        session = f"{name}={client.cookies[name]}"
     assert refusal(address, page.url, "") == 403
     assert refusal(address, "https://elsewhere.example", session) == 403
     with connect(address, origin=page.url, additional_headers={"Cookie": session}) as opened:
@@ -178,3 +179,37 @@ def test_page_requests_are_those_of_the_session_key_in_the_audit_log(page: PageS
     assert lines
     assert '"key_name": null' not in lines[-1]
     assert KEY not in page.log.read_text()
+
+
+@pytest.mark.parametrize("path", ["/jobs/job_x", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", "/gallery"])
+def test_nicegui_is_not_reached_without_a_key(page: PageService, path: str) -> None:
+    """It keeps something for each view and each socket, long polling among them."""
+    with page.client() as client:
+        assert client.get(path).headers["location"].startswith("/login?")
+    with page.client(logged_in=True) as client:
+        assert client.get("/_nicegui_ws/socket.io/?EIO=4&transport=polling").status_code == 400
+
+
+def test_theme_has_a_cookie_of_its_own(page: PageService) -> None:
+    """A link of another site comes without the session, which it must not replace by an empty one."""
+    with page.client() as client:
+        answer = client.get("/theme?theme=dark&next=/jobs")
+    assert "retort_theme=dark" in answer.headers["set-cookie"]
+    assert SESSION_COOKIE not in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize("target", ["foo", "*", "//v1/jobs"])
+def test_requests_for_no_path_are_no_requests_of_the_page(page: PageService, target: str) -> None:
+    parts = urlsplit(page.url)
+    with socket.create_connection((str(parts.hostname), parts.port or 80)) as raw:
+        raw.sendall(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert b"500" not in answer.split(b"\r\n", 1)[0]
+    assert b"problem+json" in answer
+
+
+def test_secret_of_the_sessions_is_for_this_user_alone(page: PageService) -> None:
+    secret = page.log.parent / "data" / "page_secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert secret.parent.stat().st_mode & 0o777 == 0o700
+    assert "others could read the data directory" not in page.log.read_text()
