@@ -170,6 +170,8 @@ def table(
         '<q-td :props="props"><a v-if="props.row.url" :href="props.row.url" class="nicegui-link">{{ props.value }}</a>'
         "<span v-else>{{ props.value }}</span></q-td>",
     )
+    # It scrolls sideways, so the keyboard has to reach it.
+    shown.props("tabindex=0 role=region")
     for each in columns:
         if each.get("kind") == "time":
             shown.add_slot(

@@ -27,7 +27,7 @@ def complaints(runs: Iterable[RunCurve]) -> dict[str, str]:
     found: dict[str, str] = {}
     for run in all_runs:
         if run.state == "failed":
-            found[run.id] = "failed"
+            found[run.id] = "failed: the run says why"
         elif run.state == "lost":
             found[run.id] = "its process was lost; it is tried again"
         elif is_live(run.state) and (words := _of_accuracy(run, medians)):

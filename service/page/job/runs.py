@@ -21,9 +21,9 @@ _COLUMNS = (
     column("top1", "Top-1", align="right"),
     column("spark", "Top-1 over epochs"),
     column("loss", "Loss now", align="right"),
+    column("words", "Says"),
     column("device", "Device"),
     column("attempt", "Attempt", align="right"),
-    column("words", "Says"),
 )
 
 
