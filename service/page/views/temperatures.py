@@ -18,6 +18,8 @@ _NETWORKS = ("teacher", "student")
 # After the last key: the preview reads the whole cache.
 _PREVIEW_AFTER_S = 0.5
 _JOBS = 100
+# Between the ends of an axis, so that it has at least two ticks at powers of 10.
+_DECADES = 1000
 
 
 @view("/temperatures", "Temperatures")
@@ -61,7 +63,10 @@ def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tupl
     """Options of histograms over the same logarithmic bins, a stepped line for each name."""
     colours = colours_of([name for name, _ in series])
     options = base_options(title, x="temperature", y="share of rows")
-    ends = {"min": edges[0], "max": edges[-1], "axisLabel": {"showMinLabel": False, "showMaxLabel": False}}
+    # ECharts has ticks at powers of the base alone: of 10 there may be none between the ends.
+    base = 10 if edges[-1] / edges[0] > _DECADES else 2
+    labels = {**options["xAxis"]["axisLabel"], "showMinLabel": False, "showMaxLabel": False}
+    ends = {"min": edges[0], "max": edges[-1], "logBase": base, "axisLabel": labels}
     options["xAxis"] = {**options["xAxis"], "type": "log", **ends}
     options["yAxis"]["scale"] = False
     middles = _middles(edges)
@@ -127,6 +132,8 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str) -> None:
     firsts = {(run["student"], run["method"]): run for run in reversed(runs)}
     colours = colours_of([method for _, method in firsts])
     options = base_options("T_teacher over the epochs", x="epoch", y="temperature", log=True)
+    options["xAxis"]["minInterval"] = 1
+    options["yAxis"]["logBase"] = 2
     for (student, method), run in sorted(firsts.items()):
         name = f"{method}, {student}, seed {run['seed']}"
         for metric in wanted:
