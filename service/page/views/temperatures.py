@@ -153,7 +153,7 @@ async def _editor(api: ViewerApi, job_id: str, cache: str | None) -> None:
     names = "max, min, mean, std, sharpness, classes, epoch, epochs; min, max, clip, log, exp, sqrt, abs, tanh, where"
     ui.label(f"Of the teacher's statistics on this job's training cache: {names}.").classes("muted")
     with ui.row().classes("wide"):
-        text = ui.input("Temperature", value=EXPRESSION).classes("grow mono")
+        text = ui.input("Expression of the temperature", value=EXPRESSION).classes("grow mono")
         use = ui.button("Use it in a job", icon="add_circle").props("no-caps outline")
     place = ui.element("div").props("aria-live=polite")
     timer: list[ui.timer] = []

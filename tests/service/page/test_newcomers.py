@@ -1,4 +1,4 @@
-"""Tasks of people who see the page for the first time, each within five clicks; and a page that outlives its service."""
+"""Tasks of people who see the page for the first time, within five clicks each; a page that outlives its service."""
 
 import re
 import shutil
@@ -76,7 +76,9 @@ def visitor(service: Processes) -> Iterator[Visitor]:
 def started(service: Processes, visitor: Visitor) -> dict[str, Any]:
     """The job to whose view the visitor was led; it is cancelled."""
     visitor.page.wait_for_url(re.compile("/jobs/job_"))
-    job = service.client.job(visitor.page.url.rpartition("/")[2])
+    visitor.settle()
+    [job_id] = re.findall(r"job_\w+", visitor.page.url)
+    job = service.client.job(job_id)
     service.client.cancel(job["id"])
     return job
 
@@ -116,7 +118,7 @@ def test_a_new_temperature_is_tried_and_becomes_a_job(
     service: Processes, ended: dict[str, Any], visitor: Visitor
 ) -> None:
     visitor.open("/temperatures")
-    visitor.write("Temperature", "clip(sharpness / 2, 1, 9)")
+    visitor.write("Expression", "clip(sharpness / 2, 1, 9)")
     visitor.page.get_by_text("T from").wait_for()
     visitor.click("button", "Use it in a job")
     visitor.click("button", "Start the job")
