@@ -121,9 +121,11 @@ def test_a_new_temperature_is_tried_and_becomes_a_job(
     visitor.write("Expression", "clip(sharpness / 2, 1, 9)")
     visitor.page.get_by_text("T from").wait_for()
     visitor.click("button", "Use it in a job")
+    visitor.write("Name", "my temperature")
     visitor.click("button", "Start the job")
-    methods = started(service, visitor)["plan"]["methods"]
-    assert methods[-1]["terms"][0]["policy"]["temperature"] == "clip(sharpness / 2, 1, 9)"
+    job = started(service, visitor)
+    assert job["name"] == "my temperature"
+    assert job["plan"]["methods"][-1]["terms"][0]["policy"]["temperature"] == "clip(sharpness / 2, 1, 9)"
     assert visitor.clicks <= CLICKS
     assert not visitor.faults()
 
