@@ -18,8 +18,8 @@ _NETWORKS = ("teacher", "student")
 # After the last key: the preview reads the whole cache.
 _PREVIEW_AFTER_S = 0.5
 _JOBS = 100
-# Between the ends of an axis, so that it has at least two ticks at powers of 10.
-_DECADES = 1000
+# Ratio of the ends of an axis from which it is logarithmic.
+_LOG_BEYOND = 100
 
 
 @view("/temperatures", "Temperatures")
@@ -63,11 +63,11 @@ def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tupl
     """Options of histograms over the same logarithmic bins, a stepped line for each name."""
     colours = colours_of([name for name, _ in series])
     options = base_options(title, x="temperature", y="share of rows")
-    # ECharts has ticks at powers of the base alone: of 10 there may be none between the ends.
-    base = 10 if edges[-1] / edges[0] > _DECADES else 2
+    # A logarithmic axis has ticks at powers of 10 alone: a short one would have none.
+    kind = "log" if edges[-1] / edges[0] > _LOG_BEYOND else "value"
     labels = {**options["xAxis"]["axisLabel"], "showMinLabel": False, "showMaxLabel": False}
-    ends = {"min": edges[0], "max": edges[-1], "logBase": base, "axisLabel": labels}
-    options["xAxis"] = {**options["xAxis"], "type": "log", **ends}
+    ends = {"min": edges[0], "max": edges[-1], "axisLabel": labels}
+    options["xAxis"] = {**options["xAxis"], "type": kind, **ends}
     options["yAxis"]["scale"] = False
     middles = _middles(edges)
     options["series"] = [
