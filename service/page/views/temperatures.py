@@ -24,13 +24,14 @@ _LOG_BEYOND = 100
 
 @view("/temperatures", "Temperatures")
 async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> None:
-    """Build the histograms of a job's temperatures; of the newest job if none is named."""
+    """Build the histograms of a job's temperatures; of the newest job with a cache if none is named."""
     jobs = (await api.get("/v1/jobs", {"limit": _JOBS}))["data"]
     if not jobs:
         empty_state("There is no job yet, and so no temperature.", "Make one", url="/new")
         return
     names = {each["id"]: each["name"] or each["id"] for each in jobs}
-    chosen = job or jobs[0]["id"]
+    newest = next((each for each in jobs if (each.get("caches") or {}).get("train")), jobs[0])
+    chosen = job or newest["id"]
     names.setdefault(chosen, chosen)
     kind = kind if kind in _KINDS else "paper"
     with ui.element("div").classes("filters"):
@@ -79,7 +80,8 @@ def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tupl
 
 def _methods(found: Document) -> None:
     """Histograms of what each method gives on every row of the training cache, before anything is trained."""
-    section_heading(f"By each method on the same cache, {count(found['rows'])} rows of view {found['view']}")
+    rows = "" if found["rows"] is None else f", {count(found['rows'])} rows of view {found['view']}"
+    section_heading(f"By each method on the same cache{rows}")
     reasons = [f"{each['method']}: {each['reason']}" for each in found["methods"] if each.get("reason")]
     for network in _NETWORKS:
         series = [
