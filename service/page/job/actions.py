@@ -34,14 +34,25 @@ class Action:
 
 
 ACTIONS = (
-    Action("pause", "Pause", "pause", ("queued", "running", "lost"), "Pausing: a checkpoint is saved first"),
-    Action("resume", "Resume", "play_arrow", ("paused", "pausing"), "Resumed"),
     Action(
-        *("cancel", "Stop", "stop", ("queued", "running", "pausing", "paused", "lost")),
-        "Stopping",
-        "It ends within a batch and keeps its last checkpoint, from which a retry goes on.",
+        name="pause",
+        label="Pause",
+        icon="pause",
+        states=("queued", "running", "lost"),
+        done="Pausing: a checkpoint is saved first",
     ),
-    Action("retry", "Retry", "replay", ("failed", "cancelled"), "Posted again as a new job"),
+    Action(name="resume", label="Resume", icon="play_arrow", states=("paused", "pausing"), done="Resumed"),
+    Action(
+        name="cancel",
+        label="Stop",
+        icon="stop",
+        states=("queued", "running", "pausing", "paused", "lost"),
+        done="Stopping",
+        asks="It ends within a batch and keeps its last checkpoint, from which a retry goes on.",
+    ),
+    Action(
+        name="retry", label="Retry", icon="replay", states=("failed", "cancelled"), done="Posted again as a new job"
+    ),
 )
 
 

@@ -61,7 +61,8 @@ def group_runs(runs: Collection[RunCurve]) -> list[CurveGroup]:
         symbol, glyph = marks[method]
         label = method if len(students) == 1 else f"{student} {method}"
         dash = _DASHES[students.index(student) % len(_DASHES)]
-        groups.append(CurveGroup(index, shortened(label, _LABEL_CHARS), colours[method], symbol, glyph, dash, members))
+        look = {"colour": colours[method], "symbol": symbol, "glyph": glyph, "dash": dash}
+        groups.append(CurveGroup(index=index, label=shortened(label, _LABEL_CHARS), runs=members, **look))
     return groups
 
 

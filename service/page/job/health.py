@@ -21,7 +21,7 @@ def is_live(state: str) -> bool:
 
 
 def complaints(runs: Iterable[RunCurve]) -> dict[str, str]:
-    """What is wrong with runs by id, in words; what has ended well or was cancelled is not looked at."""
+    """Complaints about runs by id, in words; what has ended well or was cancelled is not looked at."""
     all_runs = list(runs)
     medians = _medians(all_runs)
     found: dict[str, str] = {}

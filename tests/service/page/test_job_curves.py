@@ -15,7 +15,8 @@ from service.page.job.url_state import UrlState
 
 def curve(name: str, top1: list[float], *, state: str = "running", method: str = "kd", seed: int = 0) -> RunCurve:
     values = {"validation_top1": dict(enumerate(top1, 1))}
-    return RunCurve(name, name, "cnn_s", method, seed, state, 100, values)
+    known = {"id": name, "name": name, "student": "cnn_s", "method": method}
+    return RunCurve(**known, seed=seed, state=state, epochs=100, values=values)
 
 
 def document(last_id: int, epochs: list[int], top1: list[float | None], state: str = "running") -> dict[str, Any]:
@@ -56,7 +57,9 @@ def test_thinned_keeps_first_and_last_of_many_epochs() -> None:
 
 
 def test_group_runs_has_one_colour_and_shape_for_each_method_and_a_dash_for_each_student() -> None:
-    runs = [RunCurve(f"{s}{m}", "", s, m, 0, "running", 9) for s in ("small", "large") for m in ("ce", "kd")]
+    pairs = [(student, method) for student in ("small", "large") for method in ("ce", "kd")]
+    known: dict[str, Any] = {"name": "", "seed": 0, "state": "running", "epochs": 9}
+    runs = [RunCurve(id=f"{student} {method}", student=student, method=method, **known) for student, method in pairs]
     groups = group_runs(runs)
     assert [group.label for group in groups] == ["small ce", "small kd", "large ce", "large kd"]
     assert [group.colour == groups[0].colour for group in groups] == [True, False, True, False]
