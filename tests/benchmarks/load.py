@@ -123,8 +123,23 @@ def watch(pid: int, done: threading.Event, seen: list[Look]) -> None:
         done.wait(1.0)
 
 
-def measure_clients(folder: Path, pollers: int, streams: int, seconds: float) -> dict[str, object]:
-    """All figures of the part, as JSON."""
+@contextmanager
+def open_pages(url: str, job: str, pages: int) -> Iterator[None]:
+    """Pages of a job that stay open, in a process of their own."""
+    if not pages:
+        yield
+        return
+    line = [sys.executable, "-m", "tests.benchmarks.open_pages", url, f"/jobs/{job}", str(pages)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield
+        messages, _ = process.communicate("")
+    print(f"{pages} open pages have had {int(messages):,} updates")
+
+
+def measure_clients(folder: Path, pollers: int, streams: int, seconds: float, pages: int = 0) -> dict[str, object]:
+    """All figures of the part, as JSON; ``pages`` of the job are open meanwhile."""
     with served(folder) as service, Client(service.url) as client:
         job = submit(client, folder)
         while client.job(job)["state"] != "running" or not any(run["epoch"] for run in client.runs(job)):
@@ -132,7 +147,8 @@ def measure_clients(folder: Path, pollers: int, streams: int, seconds: float) ->
         done, seen = threading.Event(), list[Look]()
         watcher = threading.Thread(target=watch, args=(api_process(service.pid), done, seen))
         watcher.start()
-        told = ask(service.url, job, pollers, streams, seconds, INTERVAL_S)
+        with open_pages(service.url, job, pages):
+            told = ask(service.url, job, pollers, streams, seconds, INTERVAL_S)
         done.set()
         watcher.join()
         events = [event["seq"] for event in all_events(service.url, job)]
@@ -239,8 +255,8 @@ def api_alone(folder: Path, url: str) -> Iterator[tuple[httpx2.Client, int]]:
             process.terminate()
 
 
-def measure_lists(folder: Path, url: str, jobs: int, requests: int) -> dict[str, dict[str, float]]:
-    """Times of a page of each kind, by its name."""
+def fill_list(url: str, jobs: int) -> list[str]:
+    """Fill an empty database with jobs of four runs; returns their ids, oldest first."""
     upgrade_to_head(url)
     database = Database(url)
     teacher = ApiQueries(database).add_teacher(teacher_row(), lambda: None)[0]
@@ -249,6 +265,12 @@ def measure_lists(folder: Path, url: str, jobs: int, requests: int) -> dict[str,
     states += [State.RUNNING] * 2 + [State.QUEUED] * 18
     ids = [id for first in range(0, jobs, 500) for id in fill(database, teacher, plan, states[first : first + 500])]
     database.close()
+    return ids
+
+
+def measure_lists(folder: Path, url: str, jobs: int, requests: int) -> dict[str, dict[str, float]]:
+    """Times of a page of each kind, by its name."""
+    ids = fill_list(url, jobs)
     pages: dict[str, tuple[str, dict[str, str | int]]] = {
         f"first of {PAGE}": ("/v1/jobs", {"limit": PAGE}),
         f"{jobs // PAGE:,}th of {PAGE}": ("/v1/jobs", {"limit": PAGE, "after": ids[PAGE]}),

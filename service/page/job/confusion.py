@@ -83,7 +83,8 @@ def _totals(cells: Sequence[Cell]) -> dict[int, int]:
 
 
 def _label(index: int, names: Sequence[str]) -> str:
-    return f"{index} {shortened(names[index], _NAME_CHARS)}" if index < len(names) else str(index)
+    is_told = index < len(names) and names[index] != str(index)
+    return f"{index} {shortened(names[index], _NAME_CHARS)}" if is_told else str(index)
 
 
 def confusion_options(cells: Sequence[Cell], classes: Sequence[int], names: Sequence[str], title: str) -> Options:

@@ -145,5 +145,5 @@ def class_rows(
 
 
 def class_name(index: int, names: Sequence[str]) -> str:
-    """Number of a class, with its name where that is known."""
-    return f"{index} {names[index]}" if index < len(names) else str(index)
+    """Number of a class, with its name where that is known, and says more."""
+    return f"{index} {names[index]}" if index < len(names) and names[index] != str(index) else str(index)

@@ -15,6 +15,8 @@ from service.page.viewer import Document, Problem, ViewerApi
 
 # After the last change; the viewer goes on typing.
 _DRY_RUN_AFTER_S = 0.6
+# Where no dataset has a name, the form asks for the path of a folder of pictures; until it has one, none is chosen.
+_FOLDER: Document = {"kind": "folder"}
 # Of a job's document, what makes another job like it.
 _COPIED = ("name", "teacher", "tags", "note", "priority", "parallel_runs")
 _EXAMPLE: Document = {"students": ["resnet8"], "methods": ["ce", "kd"], "training": {"epochs": 20}}
@@ -29,10 +31,13 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
         document.setdefault("teacher", teacher or catalog.teachers[0]["id"])
     if dataset:
         document["dataset"] = dataset
+    elif not catalog.datasets:
+        document.setdefault("dataset", _FOLDER)
     if expression:
         document["methods"] = [*document.get("methods", []), expression_method(expression, "mine")]
     if job:
-        ui.label(f"This begins as the job {document.get('name') or job}; change what should differ.").classes("muted")
+        ui.label("Change what should differ from this job:").classes("muted")
+        ui.link(str(document.get("name") or job), f"/jobs/{job}").classes("muted")
     with ui.element("div").classes("two-columns"):
         with ui.element("div").classes("form"):
             place = ui.element("div").classes("form")
@@ -88,7 +93,7 @@ class Preview:
             self._timer = ui.timer(_DRY_RUN_AFTER_S, self._ask, once=True)
 
     async def _ask(self) -> None:
-        if not self._document.get("teacher") or not self._document.get("dataset"):
+        if not self._document.get("teacher") or self._document.get("dataset") in (None, _FOLDER):
             self._answer.clear()
             with self._answer:
                 ui.label("Choose a teacher and a dataset.").classes("muted")

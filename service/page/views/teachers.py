@@ -74,16 +74,18 @@ def _upload_form() -> None:
             ui.label("ONNX file")
         ui.element("input").props("type=file id=teacher-file accept=.onnx")
         name = ui.input("Name (the file's by default)").props("maxlength=128")
-        mean = ui.input("Mean of each channel, for pictures of 0 to 1", value="0.485, 0.456, 0.406")
+        mean = ui.input("Mean of each channel (one: grey), for pictures of 0 to 1", value="0.485, 0.456, 0.406")
         std = ui.input("Standard deviation of each channel", value="0.229, 0.224, 0.225")
         side = ui.number("Side that pictures are resized to, in pixels; empty leaves them", min=1, precision=0)
 
         async def upload() -> None:
             try:
-                preprocessing = {"mean": _numbers(mean.value), "std": _numbers(std.value)}
+                preprocessing: Document = {"mean": _numbers(mean.value), "std": _numbers(std.value)}
             except ValueError:
                 ui.notify("Mean and standard deviation are numbers, separated by commas", type="negative")
                 return
+            if len(preprocessing["mean"]) == 1:
+                preprocessing["channels"] = "gray"
             if side.value:
                 preprocessing["size"] = [int(side.value)] * 2
             fields = json.dumps({"name": name.value, "preprocessing": json.dumps(preprocessing)})

@@ -18,17 +18,20 @@ _NETWORKS = ("teacher", "student")
 # After the last key: the preview reads the whole cache.
 _PREVIEW_AFTER_S = 0.5
 _JOBS = 100
+# Ratio of the ends of an axis from which it is logarithmic.
+_LOG_BEYOND = 100
 
 
 @view("/temperatures", "Temperatures")
 async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> None:
-    """Build the histograms of a job's temperatures; of the newest job if none is named."""
+    """Build the histograms of a job's temperatures; of the newest job with a cache if none is named."""
     jobs = (await api.get("/v1/jobs", {"limit": _JOBS}))["data"]
     if not jobs:
         empty_state("There is no job yet, and so no temperature.", "Make one", url="/new")
         return
     names = {each["id"]: each["name"] or each["id"] for each in jobs}
-    chosen = job or jobs[0]["id"]
+    newest = next((each for each in jobs if (each.get("caches") or {}).get("train")), jobs[0])
+    chosen = job or newest["id"]
     names.setdefault(chosen, chosen)
     kind = kind if kind in _KINDS else "paper"
     with ui.element("div").classes("filters"):
@@ -61,8 +64,11 @@ def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tupl
     """Options of histograms over the same logarithmic bins, a stepped line for each name."""
     colours = colours_of([name for name, _ in series])
     options = base_options(title, x="temperature", y="share of rows")
-    ends = {"min": edges[0], "max": edges[-1], "axisLabel": {"showMinLabel": False, "showMaxLabel": False}}
-    options["xAxis"] = {**options["xAxis"], "type": "log", **ends}
+    # A logarithmic axis has ticks at powers of 10 alone: a short one would have none.
+    kind = "log" if edges[-1] / edges[0] > _LOG_BEYOND else "value"
+    labels = {**options["xAxis"]["axisLabel"], "showMinLabel": False, "showMaxLabel": False}
+    ends = {"min": edges[0], "max": edges[-1], "axisLabel": labels}
+    options["xAxis"] = {**options["xAxis"], "type": kind, **ends}
     options["yAxis"]["scale"] = False
     middles = _middles(edges)
     options["series"] = [
@@ -74,7 +80,8 @@ def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tupl
 
 def _methods(found: Document) -> None:
     """Histograms of what each method gives on every row of the training cache, before anything is trained."""
-    section_heading(f"By each method on the same cache, {count(found['rows'])} rows of view {found['view']}")
+    rows = "" if found["rows"] is None else f", {count(found['rows'])} rows of view {found['view']}"
+    section_heading(f"By each method on the same cache{rows}")
     reasons = [f"{each['method']}: {each['reason']}" for each in found["methods"] if each.get("reason")]
     for network in _NETWORKS:
         series = [
@@ -127,6 +134,8 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str) -> None:
     firsts = {(run["student"], run["method"]): run for run in reversed(runs)}
     colours = colours_of([method for _, method in firsts])
     options = base_options("T_teacher over the epochs", x="epoch", y="temperature", log=True)
+    options["xAxis"]["minInterval"] = 1
+    options["yAxis"]["logBase"] = 2
     for (student, method), run in sorted(firsts.items()):
         name = f"{method}, {student}, seed {run['seed']}"
         for metric in wanted:
@@ -146,7 +155,7 @@ async def _editor(api: ViewerApi, job_id: str, cache: str | None) -> None:
     names = "max, min, mean, std, sharpness, classes, epoch, epochs; min, max, clip, log, exp, sqrt, abs, tanh, where"
     ui.label(f"Of the teacher's statistics on this job's training cache: {names}.").classes("muted")
     with ui.row().classes("wide"):
-        text = ui.input("Temperature", value=EXPRESSION).classes("grow mono")
+        text = ui.input("Expression of the temperature", value=EXPRESSION).classes("grow mono")
         use = ui.button("Use it in a job", icon="add_circle").props("no-caps outline")
     place = ui.element("div").props("aria-live=polite")
     timer: list[ui.timer] = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.support.service_fixtures"]
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
 
-WIDTHS = (1280, 390)
+DESK, PHONE = 1280, 390
 HOSTILE = "<img src=x onerror=alert(1)> \u202egnp.exe " + "w" * 150
 
 
@@ -41,7 +41,8 @@ def visitor(service: Processes) -> Iterator[Visitor]:
         yield open_visitor
 
 
-def views_of(service: Processes, job: dict[str, Any], teacher_id: str) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def views(service: Processes, job: dict[str, Any], teacher_id: str) -> dict[str, str]:
     """Address of every view, by the name of its screenshot."""
     run = job["run_ids"][-1]
     cache = job["caches"]["train"]
@@ -50,7 +51,6 @@ def views_of(service: Processes, job: dict[str, Any], teacher_id: str) -> dict[s
         "jobs": "/jobs",
         "jobs-none": "/jobs?q=nothing-is-called-this",
         "new": "/new",
-        "new-from": f"/new?job={job['id']}",
         "job": f"/jobs/{job['id']}",
         "run": f"/runs/{run}",
         "temperatures": f"/temperatures?job={job['id']}",
@@ -64,19 +64,23 @@ def views_of(service: Processes, job: dict[str, Any], teacher_id: str) -> dict[s
     }
 
 
-def test_every_view_is_shown_without_errors_or_other_hosts(
-    service: Processes, job: dict[str, Any], teacher_id: str, visitor: Visitor
-) -> None:
-    """At two widths; no console error, nothing asked of another host, nothing wider than the screen."""
-    folder = os.environ.get("RETORT_SCREENSHOTS")
+@pytest.fixture(scope="module")
+def all_views(views: dict[str, str], job: dict[str, Any]) -> dict[str, str]:
+    """Views with the tabs of job and run."""
+    tabs = {
+        "job": ("results", "scatter", "evaluation", "runs", "events", "request"),
+        "run": ("evaluation", "files", "log", "events", "config"),
+    }
+    of_tabs = {f"{of}-{tab}": f"{views[of]}?tab={tab}" for of, names in tabs.items() for tab in names}
+    return {**views, **of_tabs, "new-from": f"/new?job={job['id']}", "no-job": "/jobs/job_0000000000000000"}
+
+
+def test_every_view_is_shown_without_errors_or_other_hosts(views: dict[str, str], visitor: Visitor) -> None:
+    """At a phone's width; no console error, nothing asked of another host, nothing wider than the screen."""
     wrong = []
-    for name, path in views_of(service, job, teacher_id).items():
-        for width in WIDTHS:
-            visitor.open(path, width)
-            wrong += [f"{name} at {width}: {fault}" for fault in visitor.faults()]
-            if folder is not None:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                visitor.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True)
+    for name, path in views.items():
+        visitor.open(path, PHONE)
+        wrong += [f"{name}: {fault}" for fault in visitor.faults()]
     assert not wrong
 
 
@@ -91,14 +95,29 @@ def test_hostile_names_are_shown_as_text(job: dict[str, Any], visitor: Visitor) 
 
 
 @pytest.mark.slow
-def test_views_have_no_serious_accessibility_violations(
-    service: Processes, job: dict[str, Any], teacher_id: str, visitor: Visitor
-) -> None:
+@pytest.mark.timeout(900)
+def test_every_tab_is_shown_at_both_widths(all_views: dict[str, str], visitor: Visitor) -> None:
+    folder = os.environ.get("RETORT_SCREENSHOTS")
+    wrong = []
+    for name, path in all_views.items():
+        for width in (DESK, PHONE):
+            visitor.open(path, width)
+            wrong += [f"{name} at {width}: {fault}" for fault in visitor.faults()]
+            if folder is not None:
+                visitor.page.wait_for_load_state("networkidle")
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                visitor.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True)
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_views_have_no_serious_accessibility_violations(all_views: dict[str, str], visitor: Visitor) -> None:
     """axe-core, in light and dark colours."""
     wrong = []
-    for name, path in views_of(service, job, teacher_id).items():
-        for theme in ("light", "dark"):
-            visitor.open(f"/theme?theme={theme}&next={path.partition('?')[0]}")
+    for theme in ("light", "dark"):
+        visitor.open(f"/theme?theme={theme}&next=/jobs")
+        for name, path in all_views.items():
             visitor.open(path)
             wrong += [f"{name}, {theme}: {violation}" for violation in visitor.violations()]
     assert not wrong

@@ -1,11 +1,13 @@
 """A visitor of the page: Chromium, what went wrong in it, and how often its mouse was pressed."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
 
 Role = Literal["button", "link", "tab", "option", "combobox"]
 CHROMIUM = "/usr/bin/chromium"
@@ -20,6 +22,13 @@ ARGUMENTS = (
     "--disable-sync",
 )
 TIMEOUT_MS = 60_000
+_SETTLED = """() => window.socket?.connected
+    && [...document.querySelectorAll('.chart')].every(chart => !chart.checkVisibility() || chart.querySelector('svg'))
+    && [...document.images].every(image => image.complete || image.loading === 'lazy')"""
+# Wider than the screen, and in nothing that scrolls by itself.
+_WIDEST = """() => [...document.querySelectorAll('body *')]
+    .filter(element => element.getBoundingClientRect().right > window.innerWidth + 1)
+    .slice(0, 3).map(element => element.outerHTML.slice(0, 120))"""
 
 
 class Visitor:
@@ -40,7 +49,7 @@ class Visitor:
         page.on("request", self._see)
 
     def open(self, path: str, width: int = 1280) -> None:
-        """Open a view, and wait until its socket is open and its charts are drawn."""
+        """Open a view, and wait until it is drawn."""
         self._wrong.clear()
         self.clicks = 0
         self.page.set_viewport_size({"width": width, "height": 900})
@@ -48,20 +57,30 @@ class Visitor:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until the view is there and its socket is open."""
-        self.page.wait_for_function("window.socket === undefined || window.socket.connected")
-        self.page.wait_for_load_state("load")
+        """Wait until the view is there, its socket open, its charts drawn and its pictures loaded."""
         self.page.locator(".page-heading").first.wait_for()
+        self.page.wait_for_function(_SETTLED)
 
-    def click(self, role: Role, name: str, *, exact: bool = False) -> None:
+    def click(self, role: Role, name: str | re.Pattern[str], *, within: Locator | None = None) -> None:
         """Press an element of a role by its name."""
         self.clicks += 1
-        self.page.get_by_role(role, name=name, exact=exact).first.click()
+        (within or self.page).get_by_role(role, name=name).first.click()
+
+    def choose_file(self, label: str, path: Path) -> None:
+        """Press what chooses a file, and choose this one."""
+        self.clicks += 1
+        self.page.get_by_label(label).set_input_files(path)
+
+    def write(self, label: str, text: str) -> None:
+        """Write into a field: the keyboard reaches it, so that no click is counted."""
+        self.page.get_by_label(label).first.fill(text)
 
     def faults(self) -> list[str]:
         """What went wrong since the view was opened: errors, requests to other hosts, what is wider than the screen."""
         wide = self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        return [*self._wrong, *([f"{wide} pixels wider than the screen"] if wide > 0 else [])]
+        if wide <= 0:
+            return list(self._wrong)
+        return [*self._wrong, f"{wide} pixels wider than the screen: {self.page.evaluate(_WIDEST)}"]
 
     def violations(self) -> list[str]:
         """Serious violations that axe-core finds in the view."""
