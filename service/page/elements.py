@@ -89,14 +89,16 @@ def poll(interval_s: float, update: Callable[[], Awaitable[None]]) -> ui.timer:
 
 async def confirm(title: str, text: str, action: str) -> bool:
     """Ask before something that cannot be undone. Returns whether the viewer has agreed."""
-    with ui.dialog() as dialog, ui.card().props("role=alertdialog"):
+    # Outside of what has asked: a list may be rebuilt meanwhile, and a dialog goes with its parent.
+    with ui.context.client.content, ui.dialog() as dialog, ui.card().props("role=alertdialog"):
         ui.label(title).classes("section-heading")
         ui.label(text)
         with ui.row():
             ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("flat autofocus no-caps")
             ui.button(action, on_click=lambda: dialog.submit(True), color="negative").props("no-caps")
     agreed = bool(await dialog)
-    dialog.delete()
+    if not dialog.is_deleted:
+        dialog.delete()
     return agreed
 
 

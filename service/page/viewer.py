@@ -79,7 +79,8 @@ class ViewerApi:
         """
         given = {name: value for name, value in (params or {}).items() if value not in (None, "")}
         # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
-        sent = self._http.request(method, path, params=given, json=body, headers=headers)
+        # Parameters that are empty, rather than absent, would replace the query of a path.
+        sent = self._http.request(method, path, params=given or None, json=body, headers=headers)
         response = await asyncio.create_task(sent)
         if response.is_error:
             try:

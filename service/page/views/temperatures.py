@@ -122,8 +122,7 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str) -> None:
     prefix = middle.removesuffix("_q50")
     wanted = [f"{prefix}_{name}" for name in ("q05", "q50", "q95")]
     try:
-        query = urlencode([("metric", each) for each in wanted])
-        found = await api.get(f"/v1/jobs/{job_id}/curves?{query}")
+        found = await api.get(f"/v1/jobs/{job_id}/curves", {"metric": wanted})
     except Problem as problem:
         notify_problem(problem)
         return
