@@ -55,6 +55,22 @@ def expression_method(temperature: str, name: str) -> Document:
     return {"preset": "custom", "name": name, "ce_weight": 0.1, "terms": [term]}
 
 
+def seeds_of(text: str) -> list[int]:
+    """Seeds that commas or semicolons separate. Raises ValueError."""
+    return [int(part) for part in text.replace(";", ",").split(",") if part.strip()]
+
+
+def seeds_error(text: str | None) -> str | None:
+    """Message on seeds that are none, cannot be read, or are less than 0; None if all is well."""
+    try:
+        found = seeds_of(text or "")
+    except ValueError:
+        found = []
+    if found and min(found) >= 0:
+        return None
+    return f"{(text or '')[:40]!r} is not whole numbers from 0, separated by commas, like {_SEEDS}"
+
+
 class JobForm:
     """Form of a job.
 
@@ -98,8 +114,10 @@ class JobForm:
         if not teachers:
             ui.link("Upload a teacher first", "/teachers")
         seeds = ", ".join(map(str, given.get("seeds", []))) or _SEEDS
-        ui.input("Seeds, separated by commas", value=seeds, on_change=lambda event: self._set_seeds(event.value))
-        self._set_seeds(seeds)
+        self._seeds = ui.input(
+            "Seeds, separated by commas", value=seeds, validation=seeds_error, on_change=self._read_seeds
+        )
+        self._read_seeds()
         recipes = {each["id"]: f"{each['id']}: {each['title']}" for each in self._catalog.recipes}
         chosen = (given.get("recipe") or {}).get("name") if isinstance(given.get("recipe"), dict) else None
         ui.select(
@@ -121,9 +139,16 @@ class JobForm:
             ),
         ).classes("wide")
 
-    def _set_seeds(self, text: str) -> None:
-        seeds = [int(part) for part in text.replace(";", ",").split(",") if part.strip().isdigit()]
-        self.set("seeds", seeds)
+    @property
+    def is_readable(self) -> bool:
+        """Whether the document says what is shown; the fields that do not let it show why."""
+        return self._seeds.validate()
+
+    def _read_seeds(self) -> None:
+        """Take the seeds up, unless they cannot be read."""
+        text = str(self._seeds.value or "")
+        if seeds_error(text) is None:
+            self.set("seeds", seeds_of(text))
 
     def _dataset(self) -> None:
         """Choice between the registered datasets and a description of one, by kind."""

@@ -47,6 +47,9 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
         form = JobForm(catalog, document, preview.show)
 
     async def submit() -> None:
+        if not form.is_readable:
+            ui.notify("A field cannot be read: it says why. Nothing was started.", type="negative")
+            return
         try:
             posted = await api.post("/v1/jobs", form.document)
         except Problem as problem:

@@ -30,8 +30,12 @@ const body = new FormData();
 const fields = %s;
 for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);
 body.append('file', file);
-const answer = await fetch(%s, {method: 'POST', body});
-return {status: answer.status, text: await answer.text()};
+try {
+  const answer = await fetch(%s, {method: 'POST', body});
+  return {status: answer.status, text: await answer.text()};
+} catch (error) {
+  return {status: 0, text: `The upload was cut off (${error.message}): look at the connection and try again`};
+}
 """
 _UPLOAD_TIMEOUT_S = 3600.0
 
@@ -91,8 +95,12 @@ def _upload_form() -> None:
             fields = json.dumps({"name": name.value, "preprocessing": json.dumps(preprocessing)})
             button.disable()
             script = _UPLOAD % (fields, json.dumps(viewer_url("/v1/teachers")))
-            answer = await ui.run_javascript(script, timeout=_UPLOAD_TIMEOUT_S)
-            button.enable()
+            try:
+                answer = await ui.run_javascript(script, timeout=_UPLOAD_TIMEOUT_S)
+            except TimeoutError:
+                answer = {"status": 0, "text": "The upload took too long: retort teachers upload FILE does it from a terminal"}
+            finally:
+                button.enable()
             _show_upload(answer)
 
         button = ui.button("Upload", icon="upload", on_click=upload).props("no-caps")
@@ -161,9 +169,9 @@ def _delete_button(api: ViewerApi, shown: Document) -> None:
 
 
 async def _measured(api: ViewerApi, shown: Document) -> None:
-    """Accuracy of the teacher on the datasets of its newest jobs, and per class on those of the newest."""
-    page = await api.get("/v1/jobs", {"limit": 100})
-    jobs = [job for job in page["data"] if job["teacher"] == shown["id"]][:_JOBS]
+    """Accuracy of the teacher on the datasets of its newest jobs, and per class as the newest has measured it."""
+    page = await api.get("/v1/jobs", {"teacher": shown["id"], "limit": _JOBS})
+    jobs = page["data"]
     section_heading("Jobs with this teacher")
     if not jobs:
         empty_state("No job has measured it yet.", "Make one", url=f"/new?teacher={shown['id']}")
@@ -177,7 +185,11 @@ async def _measured(api: ViewerApi, shown: Document) -> None:
         column("ece", "ECE, test", align="right"),
     )
     table(columns, [_job_row(job) for job in jobs], title="Jobs with this teacher")
-    await _per_class(api, jobs[0])
+    if page["has_more"]:
+        ui.link("All jobs with this teacher", f"/jobs?teacher={shown['id']}")
+    measured = next((job for job in jobs if job.get("teacher_metrics")), None)
+    if measured is not None:
+        await _per_class(api, measured)
 
 
 def _job_row(job: Document) -> Document:
