@@ -3,10 +3,9 @@
 from nicegui import ui
 
 from service.page.charts import bars, chart
+from service.page.deletion import ask_and_delete
 from service.page.elements import (
-    attempt,
     column,
-    confirm,
     empty_state,
     facts,
     section_heading,
@@ -121,11 +120,9 @@ async def _registered(api: ViewerApi, dataset_id: str) -> None:
     heading(shown["name"])
 
     async def delete() -> None:
-        text = "Its name and its decoded copy go; your own files stay."
-        if await confirm(f"Delete the dataset {shown['name']}?", text, "Delete") and await attempt(
-            api.delete(f"/v1/datasets/{dataset_id}")
-        ):
-            ui.navigate.to("/datasets")
+        also = "Its name goes, and its decoded copy if nothing else has that; your own files stay."
+        path, what = f"/v1/datasets/{shown['id']}", f"the dataset {shown['name']}"
+        await ask_and_delete(api, path, what, also=also, leads_to="/datasets")
 
     with ui.row():
         ui.button(

@@ -5,7 +5,8 @@ import json
 from nicegui import ui
 
 from service.page.charts import bars, chart
-from service.page.elements import attempt, column, confirm, empty_state, facts, local_time, section_heading, table
+from service.page.deletion import ask_and_delete
+from service.page.elements import column, empty_state, facts, local_time, section_heading, table
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, percent
@@ -98,7 +99,7 @@ def _upload_form() -> None:
             try:
                 answer = await ui.run_javascript(script, timeout=_UPLOAD_TIMEOUT_S)
             except TimeoutError:
-                answer = {"status": 0, "text": "The upload took too long: retort teachers upload FILE does it from a terminal"}
+                answer = {"status": 0, "text": "It took too long: upload it by `retort teachers upload FILE`"}
             finally:
                 button.enable()
             _show_upload(answer)
@@ -159,11 +160,9 @@ def _first_run(state: str) -> str:
 
 def _delete_button(api: ViewerApi, shown: Document) -> None:
     async def delete() -> None:
-        text = f"This frees {size(shown['size_bytes'])}. Its caches stay until they are deleted."
-        if await confirm(f"Delete the teacher {shown['name']}?", text, "Delete") and await attempt(
-            api.delete(f"/v1/teachers/{shown['id']}")
-        ):
-            ui.navigate.to("/teachers")
+        path, what = f"/v1/teachers/{shown['id']}", f"the teacher {shown['name']}"
+        also = "Its caches stay until they are deleted."
+        await ask_and_delete(api, path, what, also=also, leads_to="/teachers")
 
     ui.button("Delete", icon="delete", on_click=delete, color="negative").props("no-caps outline")
 
