@@ -5,6 +5,7 @@ client. Views open one by ``viewer()`` and keep it while they are shown.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,10 @@ Document = dict[str, Any]
 Params = Mapping[str, str | int | float | bool | Sequence[str] | None]
 # Attribute of the page application's state: the application whose API is asked.
 API_STATE = "api"
-# The application runs in this process: what takes longer is broken.
-_TIMEOUT_S = 60.0
+NOT_FOUND = 404
+# Of ids of all kinds, keys and fingerprints. Nothing else of an address gets into a path: the application sees it
+# decoded, where even a quoted slash would lead to another route.
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class Problem(Exception):
@@ -60,7 +63,8 @@ class ViewerApi:
             transport=transport,
             base_url="http://127.0.0.1",
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=_TIMEOUT_S,
+            # The application runs in this process, and its transport knows no time limit.
+            timeout=None,
         )
 
     async def request(
@@ -81,7 +85,10 @@ class ViewerApi:
         # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
         # Parameters that are empty, rather than absent, would replace the query of a path.
         sent = self._http.request(method, path, params=given or None, json=body, headers=headers)
-        response = await asyncio.create_task(sent)
+        try:
+            response = await asyncio.create_task(sent)
+        except httpx2.InvalidURL as error:
+            raise Problem(NOT_FOUND, {"title": "Not found", "detail": f"{path[:80]!r} is no path: {error}"}) from error
         if response.is_error:
             try:
                 document = response.json()
@@ -114,6 +121,20 @@ class ViewerApi:
         response = await self.request(method, path, params=params, body=body)
         document: Document = response.json() if response.content else {}
         return document
+
+
+def resource(kind: str, id: str) -> str:
+    """Path in the API of what has an id, which the viewer's address may have given.
+
+    Args:
+        kind: as in paths, such as ``jobs``.
+
+    Raises:
+        Problem: it is no id.
+    """
+    if _ID.fullmatch(id) is None:
+        raise Problem(NOT_FOUND, {"title": "Not found", "detail": f"{id[:80]!r} is no id: open one from /{kind}"})
+    return f"/v1/{kind}/{id}"
 
 
 def viewer() -> ViewerApi:

@@ -9,11 +9,10 @@ from service.page.charts import PALETTE, Options, base_options, chart
 from service.page.elements import column, empty_state, section_heading, table
 from service.page.job.confusion import show_confused, show_confusion
 from service.page.job.words import NOTHING, percent
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import NOT_FOUND, Document, Problem, ViewerApi
 
 EVALUATION_FILE = "evaluation.json"
 _CONFIG_FILE = "config.json"
-_NOT_FOUND = 404
 # Rows of the table of classes; of more, those with the largest gap to the teacher.
 CLASSES_MAX = 200
 _BARS: Options = {"color": "#8a939b", "itemStyle": {"opacity": 0.45}}
@@ -54,7 +53,7 @@ async def _artifact(api: ViewerApi, run_id: str, name: str) -> Document | None:
     try:
         return await api.get(f"/v1/runs/{run_id}/artifacts/{name}")
     except Problem as problem:
-        if problem.status == _NOT_FOUND:
+        if problem.status == NOT_FOUND:
             return None
         raise
 

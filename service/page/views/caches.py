@@ -18,7 +18,7 @@ from service.page.elements import (
 )
 from service.page.frame import heading, view
 from service.page.texts import count, duration, percent, short_digest
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import Document, Problem, ViewerApi, resource
 from service.units import size
 
 PAGE_ROWS = 100
@@ -75,7 +75,7 @@ def _row(cache: Document) -> Document:
 @view("/caches/{key}", "Cache")
 async def cache(api: ViewerApi, key: str) -> None:
     """Build the view of one cache."""
-    shown = await api.get(f"/v1/caches/{key}")
+    shown = await api.get(resource("caches", key))
     spec = shown["spec"] or {}
     heading(f"Cache {short_digest(key)}")
     with ui.row():

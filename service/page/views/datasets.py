@@ -15,7 +15,7 @@ from service.page.elements import (
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, short_digest
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import Document, Problem, ViewerApi, resource
 
 PAGE_ROWS = 100
 _PICTURES = 24
@@ -96,7 +96,7 @@ async def dataset(
     else:
         heading(f"Dataset split {short_digest(dataset_id)}")
     try:
-        splits = (await api.get(f"/v1/datasets/{dataset_id}/splits"))["data"]
+        splits = (await api.get(f"{resource('datasets', dataset_id)}/splits"))["data"]
     except Problem as problem:
         empty_state(str(problem), "A job that uses it decodes it first.", url="/new")
         return
@@ -116,7 +116,7 @@ async def dataset(
 
 
 async def _registered(api: ViewerApi, dataset_id: str) -> None:
-    shown = await api.get(f"/v1/datasets/{dataset_id}")
+    shown = await api.get(resource("datasets", dataset_id))
     heading(shown["name"])
 
     async def delete() -> None:
@@ -165,7 +165,7 @@ async def _pictures(api: ViewerApi, split: Document, base: str, *, label: str, a
 
 
 async def _views(api: ViewerApi, key: str, split: Document) -> None:
-    spec = (await api.get(f"/v1/caches/{key}"))["spec"]
+    spec = (await api.get(resource("caches", key)))["spec"]
     if not spec or spec["dataset_fingerprint"] != split["fingerprint"]:
         return
     section_heading("Views of the first pictures, as the teacher and as the student see them")

@@ -18,7 +18,7 @@ from service.page.job.runs import show_runs
 from service.page.job.scatter import show_scatter
 from service.page.job.tabs import show_tabs
 from service.page.job.url_state import UrlState
-from service.page.viewer import ViewerApi
+from service.page.viewer import ViewerApi, resource
 
 _DEFAULTS = {
     "tab": "curves",
@@ -38,7 +38,7 @@ _AT_ONCE = 60
 @view("/jobs/{job_id}", "Job")
 async def job(api: ViewerApi, job_id: str) -> None:
     """Build the view of a job."""
-    document = await api.get(f"/v1/jobs/{job_id}")
+    document = await api.get(resource("jobs", job_id))
     given = dict(ui.context.client.request.query_params)
     page = JobPage(api, document, UrlState(f"/jobs/{document['id']}", given, _DEFAULTS))
     ui.page_title(f"{document['name'] or document['id']} · Retort")

@@ -11,7 +11,7 @@ from service.page.job.run_page import RunPage, show_run_head
 from service.page.job.run_parts import show_config, show_files, show_log, show_run_curves
 from service.page.job.tabs import show_tabs
 from service.page.job.url_state import UrlState
-from service.page.viewer import ViewerApi
+from service.page.viewer import ViewerApi, resource
 
 _DEFAULTS = {"tab": "curves", "on": "test", "before": "0"}
 _SPLITS = ("test", "validation")
@@ -20,7 +20,7 @@ _SPLITS = ("test", "validation")
 @view("/runs/{run_id}", "Run")
 async def run(api: ViewerApi, run_id: str) -> None:
     """Build the view of a run."""
-    document = await api.get(f"/v1/runs/{run_id}")
+    document = await api.get(resource("runs", run_id))
     job = await api.get(f"/v1/jobs/{document['job_id']}")
     given = dict(ui.context.client.request.query_params)
     page = RunPage(api, document, job, UrlState(f"/runs/{document['id']}", given, _DEFAULTS))

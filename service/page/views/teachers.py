@@ -10,7 +10,7 @@ from service.page.elements import column, empty_state, facts, local_time, sectio
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, percent
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import Document, Problem, ViewerApi, resource
 from service.units import size
 
 PAGE_ROWS = 100
@@ -127,7 +127,7 @@ def _show_upload(answer: Document) -> None:
 @view("/teachers/{teacher_id}", "Teacher")
 async def teacher(api: ViewerApi, teacher_id: str) -> None:
     """Build the view of one teacher."""
-    shown = await api.get(f"/v1/teachers/{teacher_id}")
+    shown = await api.get(resource("teachers", teacher_id))
     heading(shown["name"])
     with ui.row():
         ui.button(

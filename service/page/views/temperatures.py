@@ -12,7 +12,7 @@ from service.page.elements import empty_state, notify_problem, problem_card, sec
 from service.page.frame import view
 from service.page.job_form import EXPRESSION
 from service.page.texts import count, percent
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import NOT_FOUND, Document, Problem, ViewerApi, resource
 
 _KINDS = {"paper": "the paper's T", "divisor": "what divides the logits"}
 _NETWORKS = ("teacher", "student")
@@ -50,8 +50,10 @@ async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> No
         shown_kind = ui.select(_KINDS, value=kind, label="Temperature")
         shown_kind.on_value_change(lambda event: ui.navigate.to(_address(chosen, event.value)))
     try:
-        found = await api.get(f"/v1/jobs/{chosen}/temperatures", {"kind": kind})
+        found = await api.get(f"{resource('jobs', chosen)}/temperatures", {"kind": kind})
     except Problem as problem:
+        if problem.status == NOT_FOUND:
+            raise
         problem_card(problem)
         found = {}
     if found:

@@ -178,3 +178,14 @@ def test_page_requests_are_those_of_the_session_key_in_the_audit_log(page: PageS
     assert lines
     assert '"key_name": null' not in lines[-1]
     assert KEY not in page.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs/job_none", "/jobs/%00", "/gallery?run=..%2fjobs", "/new?job=..%2fruns", "/caches/x%3fy=1"]
+)
+def test_views_of_what_is_not_there_are_not_found(page: PageService, path: str) -> None:
+    """Nor does an id of the address lead into another path of the API."""
+    with page.client(logged_in=True) as client:
+        answer = client.get(path)
+    assert answer.status_code == 404
+    assert "Internal error" not in answer.text
