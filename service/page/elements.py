@@ -5,7 +5,7 @@ Text of users (names, notes, messages) is given to labels, tables and ``ui.code`
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from nicegui import ui
 
@@ -29,6 +29,7 @@ STATES: Mapping[str, tuple[str, str]] = {
     "corrupt": ("negative", "error"),
 }
 _UNAUTHORIZED = 401
+T = TypeVar("T")
 
 
 def set_props(element: ui.element, **props: object) -> None:
@@ -85,6 +86,30 @@ def poll(interval_s: float, update: Callable[[], Awaitable[None]]) -> ui.timer:
             shown.clear()
 
     return ui.timer(interval_s, update_once, immediate=False)
+
+
+class Newest:
+    """Order guard of what draws a part of a view: of several readings at once, only the newest is drawn.
+
+    Args:
+        place: element that is drawn to; once it is deleted, nothing is.
+    """
+
+    def __init__(self, place: ui.element) -> None:
+        self._place = place
+        self._begun = 0
+
+    async def of(self, reading: Awaitable[T]) -> T | None:
+        """Result of a reading; None where a newer one has begun meanwhile. Raises what the newest one raises."""
+        self._begun += 1
+        mine = self._begun
+        try:
+            found = await reading
+        except Problem:
+            if mine == self._begun:
+                raise
+            return None
+        return found if mine == self._begun and not self._place.is_deleted else None
 
 
 async def confirm(title: str, text: str, action: str) -> bool:

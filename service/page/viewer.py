@@ -82,10 +82,10 @@ class ViewerApi:
             Problem: the API has refused it.
         """
         given = {name: value for name, value in (params or {}).items() if value not in (None, "")}
-        # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
         # Parameters that are empty, rather than absent, would replace the query of a path.
         sent = self._http.request(method, path, params=given or None, json=body, headers=headers)
         try:
+            # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
             response = await asyncio.create_task(sent)
         except httpx2.InvalidURL as error:
             raise Problem(NOT_FOUND, {"title": "Not found", "detail": f"{path[:80]!r} is no path: {error}"}) from error

@@ -1,7 +1,7 @@
 """Final evaluation of a run: reliability diagram, confusion matrix, and accuracy of each class beside the teacher's."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from nicegui import ui
 
@@ -18,27 +18,37 @@ CLASSES_MAX = 200
 _BARS: Options = {"color": "#8a939b", "itemStyle": {"opacity": 0.45}}
 
 
-async def show_evaluation(api: ViewerApi, run: Document, split: str, teacher: Mapping[str, Any] | None) -> None:
+class Evaluation(NamedTuple):
+    """Evaluation of a run, with the names of its classes; the document is empty where the run has left none."""
+
+    document: Document
+    class_names: Sequence[str]
+
+
+async def read_evaluation(api: ViewerApi, run_id: str) -> Evaluation:
+    """Read the final evaluation of a run from its files. Raises Problem."""
+    document = await _artifact(api, run_id, EVALUATION_FILE) or {}
+    config = await _artifact(api, run_id, _CONFIG_FILE) if document else None
+    return Evaluation(document, [str(name) for name in (config or {}).get("class_names") or ()])
+
+
+def show_evaluation(evaluation: Evaluation, split: str, teacher: Mapping[str, Any] | None) -> None:
     """Build the figures of a run that has succeeded.
 
     Args:
         split: ``test`` or ``validation``.
         teacher: its metrics by split, with ``per_class``; None where they are not known.
-
-    Raises:
-        Problem: the API has refused something.
     """
-    evaluation = await _artifact(api, run["id"], EVALUATION_FILE)
-    found = ((evaluation or {}).get("splits") or {}).get(split)
-    if evaluation is None or found is None:
+    found = (evaluation.document.get("splits") or {}).get(split)
+    if found is None:
         next_step = "It is written when a run ends; choose another run or split."
         empty_state(f"This run has no evaluation on the {split} split.", next_step)
         return
-    names = [str(name) for name in (await _artifact(api, run["id"], _CONFIG_FILE) or {}).get("class_names") or ()]
+    names = evaluation.class_names
     per_class = found.get("per_class")
     with ui.element("div").classes("figures"):
         with ui.element("div").classes("figure"):
-            _show_reliability(found, evaluation.get("calibration") or {}, split)
+            _show_reliability(found, evaluation.document.get("calibration") or {}, split)
         if found.get("confusion_cells") and per_class:
             with ui.element("div").classes("figure"):
                 show_confusion(found["confusion_cells"], per_class, names)

@@ -38,6 +38,7 @@ async def show_scatter(page: JobPage) -> None:
         for each in (x, y):
             each.props("outlined dense options-dense").classes("control-wide")
     content = ui.element("div").classes("tab-content")
+    listeners = page.listeners
     rows = await _rows(page)
 
     def draw() -> None:
@@ -56,7 +57,7 @@ async def show_scatter(page: JobPage) -> None:
 
     x.on_value_change(choose)
     y.on_value_change(choose)
-    page.listeners.append(follow)
+    listeners.append(follow)
     draw()
 
 

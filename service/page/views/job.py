@@ -63,15 +63,16 @@ async def job(api: ViewerApi, job_id: str) -> None:
         "events": ("Events", lambda: _show_events(page)),
         "request": ("Request", lambda: _show_request(page)),
     }
-    await show_tabs(page.url, tabs, page.listeners.clear)
+    await show_tabs(page.url, tabs, page.leave_tab)
     page.timer = poll(LIVE_S, page.refresh)
 
 
 async def _show_events(page: JobPage) -> None:
+    listeners = page.listeners
     names = {run.id: run.name for run in page.store.runs.values()}
     events = EventList(page.api, page.path, int(page.url.number("before", 0, 2.0**53)), names)
     await events.build(f"/jobs/{page.job['id']}?tab=events")
-    page.listeners.append(events.follow)
+    listeners.append(events.follow)
 
 
 async def _show_request(page: JobPage) -> None:
