@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from nicegui import ui
 
 from service.page.paths import LOGIN_PATH
-from service.page.viewer import Problem
+from service.page.viewer import LIST_MAX, Problem
 
 # Of states: colour-blind-safe colour (Okabe and Ito), and an icon that says the same without colour.
 STATES: Mapping[str, tuple[str, str]] = {
@@ -146,6 +146,12 @@ def copyable(text: str, language: str = "bash") -> ui.code:
     # It scrolls, so the keyboard has to reach it.
     set_props(shown.markdown, tabindex=0)
     return shown
+
+
+def more_note(what: str, has_more: bool) -> None:
+    """Say that a choice has no more than the newest of a longer list."""
+    if has_more:
+        ui.label(f"The newest {LIST_MAX:,} {what}: there are more.").classes("muted")
 
 
 def state_badge(state: str) -> ui.chip:

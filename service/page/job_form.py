@@ -9,7 +9,7 @@ from typing import Any
 
 from nicegui import ui
 
-from service.page.elements import set_props
+from service.page.elements import more_note, set_props
 from service.page.schema_form import Schema, SchemaForm, resolve, variants
 from service.page.texts import count
 from service.page.viewer import Document, ViewerApi
@@ -29,15 +29,17 @@ class Catalog:
         self.students: list[Document] = documents["students"]
         self.methods: dict[str, Document] = {each["id"]: each for each in documents["methods"]}
         self.recipes: list[Document] = documents["recipes"]
+        # Of teachers and datasets, whether there are more.
+        self.longer: dict[str, bool] = documents["longer"]
 
     @classmethod
     async def load(cls, api: ViewerApi) -> "Catalog":
         """Ask the API for all of it. Raises Problem."""
-        lists = {
-            name: (await api.get(f"/v1/{name}", {"limit": 100} if name in ("teachers", "datasets") else None))["data"]
-            for name in ("teachers", "datasets", "students", "methods", "recipes")
-        }
-        return cls({**lists, "openapi": await api.get("/openapi.json")})
+        lists = {name: (await api.get(f"/v1/{name}"))["data"] for name in ("students", "methods", "recipes")}
+        longer = {}
+        for name in ("teachers", "datasets"):
+            lists[name], longer[name] = await api.list(f"/v1/{name}")
+        return cls({**lists, "longer": longer, "openapi": await api.get("/openapi.json")})
 
     def schema(self, field: str) -> Schema:
         """Schema of a field of a job request."""
@@ -111,6 +113,7 @@ class JobForm:
             with_input=True,
             on_change=lambda event: self.set("teacher", event.value),
         ).classes("wide")
+        more_note("teachers", self._catalog.longer["teachers"])
         if not teachers:
             ui.link("Upload a teacher first", "/teachers")
         seeds = ", ".join(map(str, given.get("seeds", []))) or _SEEDS
@@ -159,6 +162,7 @@ class JobForm:
         by_name = {name: id for id, name in names.items()}
         first = f"kind:{given['kind']}" if isinstance(given, dict) else by_name.get(str(given), given)
         chosen = ui.select(options, value=first if first in options else None, label="Dataset").classes("wide")
+        more_note("datasets", self._catalog.longer["datasets"])
         place = ui.element("div").classes("nested")
 
         def fill(choice: str | None, value: Mapping[str, Any]) -> None:

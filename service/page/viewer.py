@@ -21,6 +21,9 @@ Params = Mapping[str, str | int | float | bool | Sequence[str] | None]
 # Attribute of the page application's state: the application whose API is asked.
 API_STATE = "api"
 NOT_FOUND = 404
+# Items of a list that a choice shows; of more, it says that there are.
+LIST_MAX = 1000
+_PAGE = 100
 # Of ids of all kinds, keys and fingerprints. Nothing else of an address gets into a path: the application sees it
 # decoded, where even a quoted slash would lead to another route.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -100,6 +103,16 @@ class ViewerApi:
     async def get(self, path: str, params: Params | None = None) -> Document:
         """Document at a path. Raises Problem."""
         return await self._document("GET", path, params)
+
+    async def list(self, path: str, params: Params | None = None) -> tuple[list[Document], bool]:
+        """All items of a list, page by page, up to ``LIST_MAX``, and whether there are more. Raises Problem."""
+        found: list[Document] = []
+        after, has_more = "", True
+        while has_more and len(found) < LIST_MAX:
+            page = await self.get(path, {**(params or {}), "limit": _PAGE, "after": after})
+            found += page["data"]
+            after, has_more = page["last_id"], page["has_more"]
+        return found, has_more
 
     async def post(self, path: str, body: object = None, params: Params | None = None) -> Document:
         """Answer to a POST, empty where it has none. Raises Problem."""

@@ -8,6 +8,7 @@ from service.page.elements import (
     column,
     empty_state,
     facts,
+    more_note,
     section_heading,
     set_props,
     table,
@@ -67,9 +68,9 @@ def _row(dataset: Document) -> Document:
 
 
 async def _cached_splits(api: ViewerApi) -> None:
-    page = await api.get("/v1/caches", {"limit": 100})
+    caches, has_more = await api.list("/v1/caches")
     found = {}
-    for cache in page["data"]:
+    for cache in caches:
         spec = cache["spec"]
         if spec:
             fingerprint = spec["dataset_fingerprint"]
@@ -84,6 +85,7 @@ async def _cached_splits(api: ViewerApi) -> None:
     if found:
         section_heading("Splits that jobs have used")
         table(_SPLIT_COLUMNS, list(found.values()), title="Splits that jobs have used")
+        more_note("caches are looked at", has_more)
 
 
 @view("/datasets/{dataset_id}", "Dataset")

@@ -35,7 +35,8 @@ class _Histogram(NamedTuple):
 @view("/temperatures", "Temperatures")
 async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> None:
     """Build the histograms of a job's temperatures; of the newest job with a cache if none is named."""
-    jobs = (await api.get("/v1/jobs", {"limit": _JOBS}))["data"]
+    page = await api.get("/v1/jobs", {"limit": _JOBS})
+    jobs = page["data"]
     if not jobs:
         empty_state("There is no job yet, and so no temperature.", "Make one", url="/new")
         return
@@ -49,6 +50,8 @@ async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> No
         select.on_value_change(lambda event: ui.navigate.to(_address(event.value, kind)))
         shown_kind = ui.select(_KINDS, value=kind, label="Temperature")
         shown_kind.on_value_change(lambda event: ui.navigate.to(_address(chosen, event.value)))
+    if page["has_more"]:
+        ui.label(f"The newest {_JOBS} jobs can be chosen here; others link to their temperatures.").classes("muted")
     try:
         found = await api.get(f"{resource('jobs', chosen)}/temperatures", {"kind": kind})
     except Problem as problem:
