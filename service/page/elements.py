@@ -5,12 +5,12 @@ Text of users (names, notes, messages) is given to labels, tables and ``ui.code`
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from nicegui import ui
 
 from service.page.paths import LOGIN_PATH
-from service.page.viewer import Problem
+from service.page.viewer import LIST_MAX, Problem
 
 # Of states: colour-blind-safe colour (Okabe and Ito), and an icon that says the same without colour.
 STATES: Mapping[str, tuple[str, str]] = {
@@ -29,6 +29,7 @@ STATES: Mapping[str, tuple[str, str]] = {
     "corrupt": ("negative", "error"),
 }
 _UNAUTHORIZED = 401
+T = TypeVar("T")
 
 
 def set_props(element: ui.element, **props: object) -> None:
@@ -87,16 +88,42 @@ def poll(interval_s: float, update: Callable[[], Awaitable[None]]) -> ui.timer:
     return ui.timer(interval_s, update_once, immediate=False)
 
 
+class Newest:
+    """Order guard of what draws a part of a view: of several readings at once, only the newest is drawn.
+
+    Args:
+        place: element that is drawn to; once it is deleted, nothing is.
+    """
+
+    def __init__(self, place: ui.element) -> None:
+        self._place = place
+        self._begun = 0
+
+    async def of(self, reading: Awaitable[T]) -> T | None:
+        """Result of a reading; None where a newer one has begun meanwhile. Raises what the newest one raises."""
+        self._begun += 1
+        mine = self._begun
+        try:
+            found = await reading
+        except Problem:
+            if mine == self._begun:
+                raise
+            return None
+        return found if mine == self._begun and not self._place.is_deleted else None
+
+
 async def confirm(title: str, text: str, action: str) -> bool:
     """Ask before something that cannot be undone. Returns whether the viewer has agreed."""
-    with ui.dialog() as dialog, ui.card().props("role=alertdialog"):
+    # Outside of what has asked: a list may be rebuilt meanwhile, and a dialog goes with its parent.
+    with ui.context.client.content, ui.dialog() as dialog, ui.card().props("role=alertdialog"):
         ui.label(title).classes("section-heading")
         ui.label(text)
         with ui.row():
             ui.button("Cancel", on_click=lambda: dialog.submit(False)).props("flat autofocus no-caps")
             ui.button(action, on_click=lambda: dialog.submit(True), color="negative").props("no-caps")
     agreed = bool(await dialog)
-    dialog.delete()
+    if not dialog.is_deleted:
+        dialog.delete()
     return agreed
 
 
@@ -119,6 +146,12 @@ def copyable(text: str, language: str = "bash") -> ui.code:
     # It scrolls, so the keyboard has to reach it.
     set_props(shown.markdown, tabindex=0)
     return shown
+
+
+def more_note(what: str, has_more: bool) -> None:
+    """Say that a choice has no more than the newest of a longer list."""
+    if has_more:
+        ui.label(f"The newest {LIST_MAX:,} {what}: there are more.").classes("muted")
 
 
 def state_badge(state: str) -> ui.chip:

@@ -22,7 +22,7 @@ from nicegui import ui
 
 from service.page.elements import problem_card
 from service.page.paths import LOGOUT_PATH, SESSION_KEY, THEME_COOKIE, THEME_PATH, login_url
-from service.page.viewer import Problem, ViewerApi
+from service.page.viewer import NOT_FOUND, Problem, ViewerApi
 
 ASSETS = Path(__file__).parent / "assets"
 FAVICON = ASSETS / "favicon.svg"
@@ -38,7 +38,7 @@ SECTIONS = (
 _THEMES = {"auto": ("dark", "brightness_auto"), "dark": ("light", "dark_mode"), "light": ("auto", "light_mode")}
 _UNAUTHORIZED = 401
 log = structlog.get_logger("service.page.frame")
-# A view waits for its first documents; what takes longer than this it loads afterwards.
+# NiceGUI cancels a view that is not built after it, unless that has awaited ``client.connected()`` before it reads on.
 _RESPONSE_TIMEOUT_S = 30.0
 _View = Callable[..., Awaitable[None]]
 
@@ -62,6 +62,8 @@ def view(path: str, title: str) -> Callable[[_View], _View]:
                 except Problem as problem:
                     if problem.status == _UNAUTHORIZED:
                         return RedirectResponse(login_url(request), 303)
+                    if problem.status == NOT_FOUND:
+                        ui.context.client.status_code = NOT_FOUND
                     problem_card(problem)
                 except Exception:
                     log.exception("view cannot be built", path=path)

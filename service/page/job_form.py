@@ -9,7 +9,7 @@ from typing import Any
 
 from nicegui import ui
 
-from service.page.elements import set_props
+from service.page.elements import more_note, set_props
 from service.page.schema_form import Schema, SchemaForm, resolve, variants
 from service.page.texts import count
 from service.page.viewer import Document, ViewerApi
@@ -29,15 +29,17 @@ class Catalog:
         self.students: list[Document] = documents["students"]
         self.methods: dict[str, Document] = {each["id"]: each for each in documents["methods"]}
         self.recipes: list[Document] = documents["recipes"]
+        # Of teachers and datasets, whether there are more.
+        self.longer: dict[str, bool] = documents["longer"]
 
     @classmethod
     async def load(cls, api: ViewerApi) -> "Catalog":
         """Ask the API for all of it. Raises Problem."""
-        lists = {
-            name: (await api.get(f"/v1/{name}", {"limit": 100} if name in ("teachers", "datasets") else None))["data"]
-            for name in ("teachers", "datasets", "students", "methods", "recipes")
-        }
-        return cls({**lists, "openapi": await api.get("/openapi.json")})
+        lists = {name: (await api.get(f"/v1/{name}"))["data"] for name in ("students", "methods", "recipes")}
+        longer = {}
+        for name in ("teachers", "datasets"):
+            lists[name], longer[name] = await api.list(f"/v1/{name}")
+        return cls({**lists, "longer": longer, "openapi": await api.get("/openapi.json")})
 
     def schema(self, field: str) -> Schema:
         """Schema of a field of a job request."""
@@ -53,6 +55,22 @@ def expression_method(temperature: str, name: str) -> Document:
     """Method of a job that distils at a temperature written as an expression, with the weights of ``kd``."""
     term = {"policy": {"kind": "expression", "temperature": temperature}, "loss": "kl", "weight": 0.9}
     return {"preset": "custom", "name": name, "ce_weight": 0.1, "terms": [term]}
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds that commas or semicolons separate. Raises ValueError."""
+    return [int(part) for part in text.replace(";", ",").split(",") if part.strip()]
+
+
+def seeds_error(text: str | None) -> str | None:
+    """Message on seeds that are none, cannot be read, or are less than 0; None if all is well."""
+    try:
+        found = seeds_of(text or "")
+    except ValueError:
+        found = []
+    if found and min(found) >= 0:
+        return None
+    return f"{(text or '')[:40]!r} is not whole numbers from 0, separated by commas, like {_SEEDS}"
 
 
 class JobForm:
@@ -95,11 +113,14 @@ class JobForm:
             with_input=True,
             on_change=lambda event: self.set("teacher", event.value),
         ).classes("wide")
+        more_note("teachers", self._catalog.longer["teachers"])
         if not teachers:
             ui.link("Upload a teacher first", "/teachers")
         seeds = ", ".join(map(str, given.get("seeds", []))) or _SEEDS
-        ui.input("Seeds, separated by commas", value=seeds, on_change=lambda event: self._set_seeds(event.value))
-        self._set_seeds(seeds)
+        self._seeds = ui.input(
+            "Seeds, separated by commas", value=seeds, validation=seeds_error, on_change=self._read_seeds
+        )
+        self._read_seeds()
         recipes = {each["id"]: f"{each['id']}: {each['title']}" for each in self._catalog.recipes}
         chosen = (given.get("recipe") or {}).get("name") if isinstance(given.get("recipe"), dict) else None
         ui.select(
@@ -121,9 +142,16 @@ class JobForm:
             ),
         ).classes("wide")
 
-    def _set_seeds(self, text: str) -> None:
-        seeds = [int(part) for part in text.replace(";", ",").split(",") if part.strip().isdigit()]
-        self.set("seeds", seeds)
+    @property
+    def is_readable(self) -> bool:
+        """Whether the document says what is shown; the fields that do not let it show why."""
+        return self._seeds.validate()
+
+    def _read_seeds(self) -> None:
+        """Take the seeds up, unless they cannot be read."""
+        text = str(self._seeds.value or "")
+        if seeds_error(text) is None:
+            self.set("seeds", seeds_of(text))
 
     def _dataset(self) -> None:
         """Choice between the registered datasets and a description of one, by kind."""
@@ -134,6 +162,7 @@ class JobForm:
         by_name = {name: id for id, name in names.items()}
         first = f"kind:{given['kind']}" if isinstance(given, dict) else by_name.get(str(given), given)
         chosen = ui.select(options, value=first if first in options else None, label="Dataset").classes("wide")
+        more_note("datasets", self._catalog.longer["datasets"])
         place = ui.element("div").classes("nested")
 
         def fill(choice: str | None, value: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ client. Views open one by ``viewer()`` and keep it while they are shown.
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,13 @@ Document = dict[str, Any]
 Params = Mapping[str, str | int | float | bool | Sequence[str] | None]
 # Attribute of the page application's state: the application whose API is asked.
 API_STATE = "api"
-# The application runs in this process: what takes longer is broken.
-_TIMEOUT_S = 60.0
+NOT_FOUND = 404
+# Items of a list that a choice shows; of more, it says that there are.
+LIST_MAX = 1000
+_PAGE = 100
+# Of ids of all kinds, keys and fingerprints. Nothing else of an address gets into a path: the application sees it
+# decoded, where even a quoted slash would lead to another route.
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class Problem(Exception):
@@ -60,7 +66,8 @@ class ViewerApi:
             transport=transport,
             base_url="http://127.0.0.1",
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=_TIMEOUT_S,
+            # The application runs in this process, and its transport knows no time limit.
+            timeout=None,
         )
 
     async def request(
@@ -78,9 +85,13 @@ class ViewerApi:
             Problem: the API has refused it.
         """
         given = {name: value for name, value in (params or {}).items() if value not in (None, "")}
-        # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
-        sent = self._http.request(method, path, params=given, json=body, headers=headers)
-        response = await asyncio.create_task(sent)
+        # Parameters that are empty, rather than absent, would replace the query of a path.
+        sent = self._http.request(method, path, params=given or None, json=body, headers=headers)
+        try:
+            # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
+            response = await asyncio.create_task(sent)
+        except httpx2.InvalidURL as error:
+            raise Problem(NOT_FOUND, {"title": "Not found", "detail": f"{path[:80]!r} is no path: {error}"}) from error
         if response.is_error:
             try:
                 document = response.json()
@@ -92,6 +103,16 @@ class ViewerApi:
     async def get(self, path: str, params: Params | None = None) -> Document:
         """Document at a path. Raises Problem."""
         return await self._document("GET", path, params)
+
+    async def list(self, path: str, params: Params | None = None) -> tuple[list[Document], bool]:
+        """All items of a list, page by page, up to ``LIST_MAX``, and whether there are more. Raises Problem."""
+        found: list[Document] = []
+        after, has_more = "", True
+        while has_more and len(found) < LIST_MAX:
+            page = await self.get(path, {**(params or {}), "limit": _PAGE, "after": after})
+            found += page["data"]
+            after, has_more = page["last_id"], page["has_more"]
+        return found, has_more
 
     async def post(self, path: str, body: object = None, params: Params | None = None) -> Document:
         """Answer to a POST, empty where it has none. Raises Problem."""
@@ -113,6 +134,20 @@ class ViewerApi:
         response = await self.request(method, path, params=params, body=body)
         document: Document = response.json() if response.content else {}
         return document
+
+
+def resource(kind: str, id: str) -> str:
+    """Path in the API of what has an id, which the viewer's address may have given.
+
+    Args:
+        kind: as in paths, such as ``jobs``.
+
+    Raises:
+        Problem: it is no id.
+    """
+    if _ID.fullmatch(id) is None:
+        raise Problem(NOT_FOUND, {"title": "Not found", "detail": f"{id[:80]!r} is no id: open one from /{kind}"})
+    return f"/v1/{kind}/{id}"
 
 
 def viewer() -> ViewerApi:

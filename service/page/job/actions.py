@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from nicegui import ui
 
+from service.page.deletion import ask_and_delete
 from service.page.elements import attempt, confirm, notify_problem
 from service.page.viewer import Document, Problem, ViewerApi
-from service.units import size
 
 Done = Callable[[], Awaitable[None]]
 
@@ -105,22 +105,8 @@ async def _retry(api: ViewerApi, path: str) -> None:
 
 async def delete_job(api: ViewerApi, job: Document) -> None:
     """Ask, saying what it frees; delete a job and lead to the list."""
-    try:
-        found = await api.get(f"/v1/jobs/{job['id']}/deletion")
-    except Problem as problem:
-        notify_problem(problem)
-        return
-    if found["refused"]:
-        ui.notify(str(found["refused"]), type="warning", multi_line=True)
-        return
-    text = (
-        f"This deletes the job with its {len(job['run_ids'])} runs, their events and files, and frees "
-        f"{size(found['frees_bytes'])}. Its caches stay. It cannot be undone."
-    )
-    if await confirm(f"Delete {job['name'] or job['id']}?", text, "Delete") and await attempt(
-        api.delete(f"/v1/jobs/{job['id']}")
-    ):
-        ui.navigate.to("/jobs")
+    also = f"Its {len(job['run_ids'])} runs go with their events and files; its caches stay."
+    await ask_and_delete(api, f"/v1/jobs/{job['id']}", job["name"] or job["id"], also=also, leads_to="/jobs")
 
 
 async def toggle_pin(api: ViewerApi, job: Document, done: Done) -> None:

@@ -47,10 +47,12 @@ def show_attention(page: JobPage) -> None:
 def _row(page: JobPage, run: RunCurve, words: str) -> None:
     async def stop() -> None:
         text = "It ends within a batch and keeps its last checkpoint, from which a retry goes on."
-        if await confirm(f"Stop {run.name}?", text, "Stop") and await attempt(
-            page.api.post(f"/v1/runs/{run.id}/cancel"), "Stopping"
-        ):
-            await page.refresh()
+        # The row, its slot with it, may be gone before the answer is there.
+        with ui.context.client.content:
+            if await confirm(f"Stop {run.name}?", text, "Stop") and await attempt(
+                page.api.post(f"/v1/runs/{run.id}/cancel"), "Stopping"
+            ):
+                await page.refresh()
 
     with ui.element("li"):
         ui.icon("warning").props("aria-hidden=true").classes("warning-icon")

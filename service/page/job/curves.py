@@ -7,6 +7,7 @@ from nicegui import ui
 from nicegui.events import GenericEventArguments
 
 from service.page.charts import Options, base_options, chart
+from service.page.elements import Newest, attempt
 from service.page.job.curve_groups import (
     GROUPS_MAX,
     CurveGroup,
@@ -62,6 +63,7 @@ class CurveChart:
         self.chart = chart(self._base(), "Curves of all runs over epochs").on(
             "chart:datazoom", self._zoom, ["start", "end", "batch"], throttle=0.5
         )
+        self._newest = Newest(self.chart)
         self.notes = ui.label().classes("muted").props("aria-live=polite")
         self.page.listeners.append(self._follow)
         await self._read()
@@ -96,7 +98,7 @@ class CurveChart:
         self.url.set(**changes)
         if "measure" in changes:
             self._show_splits()
-        await self._read()
+        await attempt(self._read())
 
     def _style(self) -> CurveStyle:
         measure = MEASURES[self.measure_name]
@@ -126,9 +128,11 @@ class CurveChart:
         shown = self._shown(groups)
         self._show_legend(groups, shown)
         # Thousands of points are not worked on where all others wait.
-        series, left_out = await asyncio.to_thread(
-            draw_groups, [group for group in groups if str(group.index) in shown], style
-        )
+        chosen = [group for group in groups if str(group.index) in shown]
+        drawn = await self._newest.of(asyncio.to_thread(draw_groups, chosen, style))
+        if drawn is None:
+            return
+        series, left_out = drawn
         self.empty.set_text("" if series else _EMPTY)
         self.empty.set_visibility(not series)
         self.chart.set_visibility(bool(series))

@@ -1,7 +1,7 @@
 """Final evaluation of a run: reliability diagram, confusion matrix, and accuracy of each class beside the teacher's."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from nicegui import ui
 
@@ -9,37 +9,46 @@ from service.page.charts import PALETTE, Options, base_options, chart
 from service.page.elements import column, empty_state, section_heading, table
 from service.page.job.confusion import show_confused, show_confusion
 from service.page.job.words import NOTHING, percent
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import NOT_FOUND, Document, Problem, ViewerApi
 
 EVALUATION_FILE = "evaluation.json"
 _CONFIG_FILE = "config.json"
-_NOT_FOUND = 404
 # Rows of the table of classes; of more, those with the largest gap to the teacher.
 CLASSES_MAX = 200
 _BARS: Options = {"color": "#8a939b", "itemStyle": {"opacity": 0.45}}
 
 
-async def show_evaluation(api: ViewerApi, run: Document, split: str, teacher: Mapping[str, Any] | None) -> None:
+class Evaluation(NamedTuple):
+    """Evaluation of a run, with the names of its classes; the document is empty where the run has left none."""
+
+    document: Document
+    class_names: Sequence[str]
+
+
+async def read_evaluation(api: ViewerApi, run_id: str) -> Evaluation:
+    """Read the final evaluation of a run from its files. Raises Problem."""
+    document = await _artifact(api, run_id, EVALUATION_FILE) or {}
+    config = await _artifact(api, run_id, _CONFIG_FILE) if document else None
+    return Evaluation(document, [str(name) for name in (config or {}).get("class_names") or ()])
+
+
+def show_evaluation(evaluation: Evaluation, split: str, teacher: Mapping[str, Any] | None) -> None:
     """Build the figures of a run that has succeeded.
 
     Args:
         split: ``test`` or ``validation``.
         teacher: its metrics by split, with ``per_class``; None where they are not known.
-
-    Raises:
-        Problem: the API has refused something.
     """
-    evaluation = await _artifact(api, run["id"], EVALUATION_FILE)
-    found = ((evaluation or {}).get("splits") or {}).get(split)
-    if evaluation is None or found is None:
+    found = (evaluation.document.get("splits") or {}).get(split)
+    if found is None:
         next_step = "It is written when a run ends; choose another run or split."
         empty_state(f"This run has no evaluation on the {split} split.", next_step)
         return
-    names = [str(name) for name in (await _artifact(api, run["id"], _CONFIG_FILE) or {}).get("class_names") or ()]
+    names = evaluation.class_names
     per_class = found.get("per_class")
     with ui.element("div").classes("figures"):
         with ui.element("div").classes("figure"):
-            _show_reliability(found, evaluation.get("calibration") or {}, split)
+            _show_reliability(found, evaluation.document.get("calibration") or {}, split)
         if found.get("confusion_cells") and per_class:
             with ui.element("div").classes("figure"):
                 show_confusion(found["confusion_cells"], per_class, names)
@@ -54,7 +63,7 @@ async def _artifact(api: ViewerApi, run_id: str, name: str) -> Document | None:
     try:
         return await api.get(f"/v1/runs/{run_id}/artifacts/{name}")
     except Problem as problem:
-        if problem.status == _NOT_FOUND:
+        if problem.status == NOT_FOUND:
             return None
         raise
 

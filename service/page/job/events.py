@@ -1,7 +1,7 @@
 """List of the events of a job or run, newest first; new ones come to its top by themselves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from nicegui import ui
 
@@ -41,7 +41,7 @@ class EventList:
 
     async def build(self, url: str) -> None:
         """Build the list; ``url`` is the view's, to which the number of an event is added. Raises Problem."""
-        found = await self._read(0)
+        found = await self._read(0, self._before or _NEWEST)
         self._newest = found["data"][0]["seq"] if found["data"] else 0
         if not found["data"]:
             empty_state("There is no event yet.", "Events appear here by themselves once an engine takes the job up.")
@@ -58,14 +58,14 @@ class EventList:
         """Put new events on top. Raises Problem."""
         if self._before:
             return
-        found = await self._read(self._newest)
-        if found["data"]:
-            self._newest = found["data"][0]["seq"]
+        found = await newest_events(self._read, self._newest)
+        if found and not self.table.is_deleted:
+            self._newest = found[0]["seq"]
             self.table.set_visibility(True)
-            self.table.rows = [*map(self._row, found["data"]), *self.table.rows][:SHOWN_MAX]
+            self.table.rows = [*map(self._row, found), *self.table.rows][:SHOWN_MAX]
 
-    async def _read(self, after: int) -> Document:
-        params = {"after": after, "before": self._before or _NEWEST, "limit": PAGE_EVENTS}
+    async def _read(self, after: int, before: int) -> Document:
+        params = {"after": after, "before": before, "limit": PAGE_EVENTS}
         return await self._api.get(f"{self._path}/events", params)
 
     def _row(self, event: Document) -> Document:
@@ -77,6 +77,21 @@ class EventList:
             "run": self._names.get(run, run) if run else "",
             "words": shortened(event_words(event["type"], event["data"] or {}), _CHARS),
         }
+
+
+async def newest_events(read: Callable[[int, int], Awaitable[Document]], after: int) -> list[Document]:
+    """Events after a number, newest first, page by page: all, or as many as are shown at most.
+
+    Args:
+        read: a page of the events between two numbers, newest first.
+    """
+    found: list[Document] = []
+    before, has_more = _NEWEST, True
+    while has_more and len(found) < SHOWN_MAX:
+        page = await read(after, before)
+        found += page["data"]
+        before, has_more = int(page["last_id"] or 0), page["has_more"]
+    return found
 
 
 def event_words(kind: str, data: Document) -> str:

@@ -25,7 +25,7 @@ class JobPage:
     Attributes:
         complaints: what is wrong with runs, by their id.
         head: parts that are always there; each is called after a look, with whether curves or states have changed.
-        listeners: those of the open tab.
+        listeners: those of the open tab; a tab takes the list before it waits for its first answer.
     """
 
     def __init__(self, api: ViewerApi, job: Document, url: UrlState) -> None:
@@ -38,6 +38,7 @@ class JobPage:
         self.head: list[Listener] = []
         self.listeners: list[Listener] = []
         self.timer: ui.timer | None = None
+        self._refreshing = asyncio.Lock()
 
     @property
     def path(self) -> str:
@@ -56,12 +57,18 @@ class JobPage:
             self.complaints = await asyncio.to_thread(complaints, list(self.store.runs.values()))
         return is_changed
 
+    def leave_tab(self) -> None:
+        """Follow no more of the tab: what it adds later, once an answer is there, goes to its own old list."""
+        self.listeners = []
+
     async def refresh(self) -> None:
         """Look at the job and the curves of its runs, and tell all parts. Raises Problem."""
-        before = self.job["progress"]["runs"]
-        self.job, is_changed = await asyncio.gather(self.api.get(self.path), self.read_curves())
-        is_changed |= before != self.job["progress"]["runs"]
-        for listener in (*self.head, *self.listeners):
-            await listener(is_changed)
+        # One at a time: an action looks as well, and parts would add the same news twice.
+        async with self._refreshing:
+            before = self.job["progress"]["runs"]
+            self.job, is_changed = await asyncio.gather(self.api.get(self.path), self.read_curves())
+            is_changed |= before != self.job["progress"]["runs"]
+            for listener in (*self.head, *self.listeners):
+                await listener(is_changed)
         if self.timer is not None:
             self.timer.interval = LIVE_S if self.is_live else ENDED_S

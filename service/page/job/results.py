@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
-from service.page.elements import column, empty_state, section_heading, table
+from service.page.elements import Newest, attempt, column, empty_state, section_heading, table
 from service.page.job.page import JobPage
 from service.page.job.words import NOTHING, number, percent, spread
 from service.page.paths import viewer_url
@@ -31,8 +31,12 @@ async def show_results(page: JobPage) -> None:
             each.props("outlined dense options-dense").classes("control")
     content = ui.element("div").classes("tab-content")
 
+    newest = Newest(content)
+
     async def draw() -> None:
-        report = await page.api.get(f"{page.path}/report", _params(page))
+        report = await newest.of(page.api.get(f"{page.path}/report", _params(page)))
+        if report is None:
+            return
         content.clear()
         with content:
             _show(page, report)
@@ -40,7 +44,7 @@ async def show_results(page: JobPage) -> None:
     async def choose() -> None:
         picked = "" if baseline.value == "ce" else str(baseline.value)
         page.url.set(baseline=picked, confidence=str(confidence.value), paired=str(paired.value))
-        await draw()
+        await attempt(draw())
 
     for each in (baseline, confidence, paired):
         each.on_value_change(choose)

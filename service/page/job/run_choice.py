@@ -2,8 +2,8 @@
 
 from nicegui import ui
 
-from service.page.elements import empty_state
-from service.page.job.evaluation import show_evaluation
+from service.page.elements import Newest, attempt, empty_state
+from service.page.job.evaluation import read_evaluation, show_evaluation
 from service.page.job.page import JobPage
 
 DEFAULTS = {"run": "", "on": "test"}
@@ -27,18 +27,22 @@ async def show_evaluations(page: JobPage) -> None:
         link = ui.link("Open this run", f"/runs/{first}")
     content = ui.element("div").classes("tab-content")
 
+    newest = Newest(content)
+
     async def draw() -> None:
         run_id = str(chosen.value)
-        run = await page.api.get(f"/v1/runs/{run_id}")
+        evaluation = await newest.of(read_evaluation(page.api, run_id))
+        if evaluation is None:
+            return
         link.props(f"href=/runs/{run_id}")
         content.clear()
         with content:
-            await show_evaluation(page.api, run, str(split.value), page.job.get("teacher_metrics"))
+            show_evaluation(evaluation, str(split.value), page.job.get("teacher_metrics"))
 
     async def choose() -> None:
         if chosen.value in names:
             page.url.set(run=str(chosen.value), on=str(split.value))
-            await draw()
+            await attempt(draw())
 
     chosen.on_value_change(choose)
     split.on_value_change(choose)

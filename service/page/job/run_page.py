@@ -1,5 +1,7 @@
 """State of a run's view: the run's document, and the parts of the view that follow it."""
 
+import asyncio
+
 from nicegui import ui
 
 from service.page.elements import local_time, set_state, state_badge
@@ -21,7 +23,7 @@ class RunPage:
 
     Attributes:
         head: parts that are always there; each is called after a look at the run.
-        listeners: those of the open tab.
+        listeners: those of the open tab; a tab takes the list before it waits for its first answer.
     """
 
     def __init__(self, api: ViewerApi, run: Document, job: Document, url: UrlState) -> None:
@@ -32,18 +34,25 @@ class RunPage:
         self.head: list[Listener] = []
         self.listeners: list[Listener] = []
         self.timer: ui.timer | None = None
+        self._refreshing = asyncio.Lock()
 
     @property
     def path(self) -> str:
         """Path of the run in the API."""
         return f"/v1/runs/{self.run['id']}"
 
+    def leave_tab(self) -> None:
+        """Follow no more of the tab: what it adds later, once an answer is there, goes to its own old list."""
+        self.listeners = []
+
     async def refresh(self) -> None:
         """Look at the run, and tell all parts. Raises Problem."""
-        before = self.run
-        self.run = await self.api.get(self.path)
-        for listener in (*self.head, *self.listeners):
-            await listener(before != self.run)
+        # One at a time: an action looks as well, and parts would add the same news twice.
+        async with self._refreshing:
+            before = self.run
+            self.run = await self.api.get(self.path)
+            for listener in (*self.head, *self.listeners):
+                await listener(before != self.run)
         if self.timer is not None:
             self.timer.interval = LIVE_S if is_live(self.run["state"]) else ENDED_S
 

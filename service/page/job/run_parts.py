@@ -13,13 +13,12 @@ from service.page.job.run_page import RunPage
 from service.page.job.series import scaled, smooth, thinned
 from service.page.job.words import percent
 from service.page.paths import viewer_url
-from service.page.viewer import Document, Problem
+from service.page.viewer import NOT_FOUND, Document, Problem
 from service.units import size
 from workers.texts import shortened
 
 # Of the log, what is shown of its end; the whole one is a file.
 _TAIL_BYTES = 20_000
-_NOT_FOUND = 404
 _RANGE_NOT_SATISFIABLE = 416
 _MEASURES = ("top1", "loss", "agreement", "kl", "ece", "nll", "teacher_t", "student_t")
 _MARKED_MAX = 40
@@ -162,7 +161,7 @@ async def _tail(page: RunPage) -> str:
     try:
         response = await page.api.request("GET", f"{page.path}/log", headers={"Range": f"bytes=-{_TAIL_BYTES}"})
     except Problem as problem:
-        if problem.status in (_NOT_FOUND, _RANGE_NOT_SATISFIABLE):
+        if problem.status in (NOT_FOUND, _RANGE_NOT_SATISFIABLE):
             return ""
         raise
     lines = response.content.decode(errors="replace").splitlines()

@@ -29,6 +29,7 @@ _COLUMNS = (
 
 async def show_runs(page: JobPage) -> None:
     """Build the table of runs; it follows them. Raises Problem."""
+    listeners = page.listeners
     found = await _read(page)
     shown = table(_COLUMNS, _rows(page, found), title="Runs of the job").classes("runs-table")
     with ui.element("div").classes("links"):
@@ -47,7 +48,7 @@ async def show_runs(page: JobPage) -> None:
             if rows != shown.rows:
                 shown.rows = rows
 
-    page.listeners.append(follow)
+    listeners.append(follow)
 
 
 def _params(page: JobPage) -> dict[str, str | int]:

@@ -38,6 +38,7 @@ async def show_scatter(page: JobPage) -> None:
         for each in (x, y):
             each.props("outlined dense options-dense").classes("control-wide")
     content = ui.element("div").classes("tab-content")
+    listeners = page.listeners
     rows = await _rows(page)
 
     def draw() -> None:
@@ -56,7 +57,7 @@ async def show_scatter(page: JobPage) -> None:
 
     x.on_value_change(choose)
     y.on_value_change(choose)
-    page.listeners.append(follow)
+    listeners.append(follow)
     draw()
 
 
@@ -82,7 +83,8 @@ def _show(page: JobPage, rows: Sequence[Document], x: str, y: str) -> None:
     options = base_options(f"{_SPLITS[y]} against {label}", x=label, y=_SPLITS[y], zoom=False)
     options["tooltip"] = {"trigger": "item", "confine": True, "renderMode": "richText"}
     options["legend"]["itemWidth"] = 12
-    options["series"] = _series(found)
+    # All of the job, as in its curves: some may have no point yet.
+    options["series"] = _series(found, [run.method for run in page.store.runs.values()])
     split = "test" if y == "accuracy" else "validation"
     teacher = ((page.job.get("teacher_metrics") or {}).get(split) or {}).get("top1")
     if teacher is not None:
@@ -105,8 +107,8 @@ def points_of(rows: Sequence[Document], x: str, y: str) -> dict[tuple[str, str],
     return found
 
 
-def _series(found: Mapping[tuple[str, str], list[Point]]) -> list[Options]:
-    methods = [method for _, method in found]
+def _series(found: Mapping[tuple[str, str], list[Point]], of_job: Sequence[str]) -> list[Options]:
+    methods = [*of_job, *(method for _, method in found)]
     colours, marks = colours_of(methods), marks_of(methods)
     has_students = len({student for student, _ in found}) > 1
     series = []

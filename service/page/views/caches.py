@@ -5,10 +5,10 @@ import itertools
 from nicegui import ui
 
 from service.page.charts import PALETTE, base_options, chart
+from service.page.deletion import ask_and_delete
 from service.page.elements import (
     attempt,
     column,
-    confirm,
     empty_state,
     facts,
     local_time,
@@ -18,7 +18,7 @@ from service.page.elements import (
 )
 from service.page.frame import heading, view
 from service.page.texts import count, duration, percent, short_digest
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import Document, Problem, ViewerApi, resource
 from service.units import size
 
 PAGE_ROWS = 100
@@ -75,7 +75,7 @@ def _row(cache: Document) -> Document:
 @view("/caches/{key}", "Cache")
 async def cache(api: ViewerApi, key: str) -> None:
     """Build the view of one cache."""
-    shown = await api.get(f"/v1/caches/{key}")
+    shown = await api.get(resource("caches", key))
     spec = shown["spec"] or {}
     heading(f"Cache {short_digest(key)}")
     with ui.row():
@@ -121,9 +121,8 @@ def _actions(api: ViewerApi, shown: Document) -> None:
             ui.navigate.reload()
 
     async def delete() -> None:
-        text = f"This frees {size(shown['size_bytes'])}. A job that needs these logits runs the teacher again."
-        if await confirm(f"Delete cache {short_digest(key)}?", text, "Delete") and await attempt(api.delete(path)):
-            ui.navigate.to("/caches")
+        also = "A job that needs these logits runs the teacher again."
+        await ask_and_delete(api, path, f"the cache {short_digest(key)}", also=also, leads_to="/caches")
 
     ui.button("Verify", icon="fact_check", on_click=verify).props("no-caps outline")
     ui.button("Unpin" if shown["pinned"] else "Pin", icon="push_pin", on_click=toggle_pin).props("no-caps outline")

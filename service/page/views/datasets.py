@@ -3,12 +3,12 @@
 from nicegui import ui
 
 from service.page.charts import bars, chart
+from service.page.deletion import ask_and_delete
 from service.page.elements import (
-    attempt,
     column,
-    confirm,
     empty_state,
     facts,
+    more_note,
     section_heading,
     set_props,
     table,
@@ -16,7 +16,7 @@ from service.page.elements import (
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, short_digest
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import Document, Problem, ViewerApi, resource
 
 PAGE_ROWS = 100
 _PICTURES = 24
@@ -68,9 +68,9 @@ def _row(dataset: Document) -> Document:
 
 
 async def _cached_splits(api: ViewerApi) -> None:
-    page = await api.get("/v1/caches", {"limit": 100})
+    caches, has_more = await api.list("/v1/caches")
     found = {}
-    for cache in page["data"]:
+    for cache in caches:
         spec = cache["spec"]
         if spec:
             fingerprint = spec["dataset_fingerprint"]
@@ -85,6 +85,7 @@ async def _cached_splits(api: ViewerApi) -> None:
     if found:
         section_heading("Splits that jobs have used")
         table(_SPLIT_COLUMNS, list(found.values()), title="Splits that jobs have used")
+        more_note("caches are looked at", has_more)
 
 
 @view("/datasets/{dataset_id}", "Dataset")
@@ -97,7 +98,7 @@ async def dataset(
     else:
         heading(f"Dataset split {short_digest(dataset_id)}")
     try:
-        splits = (await api.get(f"/v1/datasets/{dataset_id}/splits"))["data"]
+        splits = (await api.get(f"{resource('datasets', dataset_id)}/splits"))["data"]
     except Problem as problem:
         empty_state(str(problem), "A job that uses it decodes it first.", url="/new")
         return
@@ -117,15 +118,13 @@ async def dataset(
 
 
 async def _registered(api: ViewerApi, dataset_id: str) -> None:
-    shown = await api.get(f"/v1/datasets/{dataset_id}")
+    shown = await api.get(resource("datasets", dataset_id))
     heading(shown["name"])
 
     async def delete() -> None:
-        text = "Its name and its decoded copy go; your own files stay."
-        if await confirm(f"Delete the dataset {shown['name']}?", text, "Delete") and await attempt(
-            api.delete(f"/v1/datasets/{dataset_id}")
-        ):
-            ui.navigate.to("/datasets")
+        also = "Its name goes, and its decoded copy if nothing else has that; your own files stay."
+        path, what = f"/v1/datasets/{shown['id']}", f"the dataset {shown['name']}"
+        await ask_and_delete(api, path, what, also=also, leads_to="/datasets")
 
     with ui.row():
         ui.button(
@@ -168,7 +167,7 @@ async def _pictures(api: ViewerApi, split: Document, base: str, *, label: str, a
 
 
 async def _views(api: ViewerApi, key: str, split: Document) -> None:
-    spec = (await api.get(f"/v1/caches/{key}"))["spec"]
+    spec = (await api.get(resource("caches", key)))["spec"]
     if not spec or spec["dataset_fingerprint"] != split["fingerprint"]:
         return
     section_heading("Views of the first pictures, as the teacher and as the student see them")

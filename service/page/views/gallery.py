@@ -10,7 +10,7 @@ from service.page.elements import empty_state, problem_card, section_heading, se
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, percent
-from service.page.viewer import Document, Params, Problem, ViewerApi
+from service.page.viewer import Document, Params, Problem, ViewerApi, resource
 
 _ORDERS = {
     "disagreement": "teacher and student disagree most",
@@ -29,7 +29,7 @@ async def gallery(api: ViewerApi, run: str = "", by: str = "", split: str = "tes
     if not run:
         empty_state("The gallery shows the pictures of a run.", "Choose a job", url="/jobs")
         return
-    shown = await api.get(f"/v1/runs/{run}")
+    shown = await api.get(resource("runs", run))
     heading(f"Gallery of {shown['name']}")
     ui.link("The job of this run", f"/jobs/{shown['job_id']}")
     order = by if by in _ORDERS else "disagreement"
@@ -43,7 +43,7 @@ async def gallery(api: ViewerApi, run: str = "", by: str = "", split: str = "tes
         ui.select(_SPLITS, value=given["split"], label="Split", on_change=lambda event: lead("split", event.value))
     query: Params = {"by": order, "split": given["split"], "limit": 24}
     try:
-        found = await api.get(f"/v1/runs/{run}/gallery", query)
+        found = await api.get(f"/v1/runs/{shown['id']}/gallery", query)
     except Problem as problem:
         problem_card(problem)
         return

@@ -18,7 +18,7 @@ from service.page.job.runs import show_runs
 from service.page.job.scatter import show_scatter
 from service.page.job.tabs import show_tabs
 from service.page.job.url_state import UrlState
-from service.page.viewer import ViewerApi
+from service.page.viewer import ViewerApi, resource
 
 _DEFAULTS = {
     "tab": "curves",
@@ -38,7 +38,7 @@ _AT_ONCE = 60
 @view("/jobs/{job_id}", "Job")
 async def job(api: ViewerApi, job_id: str) -> None:
     """Build the view of a job."""
-    document = await api.get(f"/v1/jobs/{job_id}")
+    document = await api.get(resource("jobs", job_id))
     given = dict(ui.context.client.request.query_params)
     page = JobPage(api, document, UrlState(f"/jobs/{document['id']}", given, _DEFAULTS))
     ui.page_title(f"{document['name'] or document['id']} · Retort")
@@ -63,15 +63,16 @@ async def job(api: ViewerApi, job_id: str) -> None:
         "events": ("Events", lambda: _show_events(page)),
         "request": ("Request", lambda: _show_request(page)),
     }
-    await show_tabs(page.url, tabs, page.listeners.clear)
+    await show_tabs(page.url, tabs, page.leave_tab)
     page.timer = poll(LIVE_S, page.refresh)
 
 
 async def _show_events(page: JobPage) -> None:
+    listeners = page.listeners
     names = {run.id: run.name for run in page.store.runs.values()}
     events = EventList(page.api, page.path, int(page.url.number("before", 0, 2.0**53)), names)
     await events.build(f"/jobs/{page.job['id']}?tab=events")
-    page.listeners.append(events.follow)
+    listeners.append(events.follow)
 
 
 async def _show_request(page: JobPage) -> None:

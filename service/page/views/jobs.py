@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from nicegui import ui
 
 from service.page.cost import time_left
-from service.page.elements import column, empty_state, poll, table
+from service.page.elements import column, empty_state, more_note, poll, table
 from service.page.frame import view
 from service.page.viewer import Document, Params, ViewerApi
 
@@ -50,8 +50,9 @@ async def jobs(
     if not page["data"] and not is_filtered:
         empty_state("There is no job yet.", "Make the first one", url="/new")
         return
-    teachers = (await api.get("/v1/teachers", {"limit": 100}))["data"]
+    teachers, has_more = await api.list("/v1/teachers")
     _filters(given, {each["id"]: each["name"] for each in teachers})
+    more_note("teachers can be chosen", has_more)
     if not page["data"]:
         empty_state("No job is like that.", "Show all jobs", url="/jobs")
         return

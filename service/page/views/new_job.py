@@ -11,7 +11,7 @@ from service.page.elements import copyable, notify_problem, problem_card, sectio
 from service.page.frame import view
 from service.page.job_form import Catalog, JobForm, expression_method
 from service.page.texts import count
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import Document, Problem, ViewerApi, resource
 
 # After the last change; the viewer goes on typing.
 _DRY_RUN_AFTER_S = 0.6
@@ -47,6 +47,9 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
         form = JobForm(catalog, document, preview.show)
 
     async def submit() -> None:
+        if not form.is_readable:
+            ui.notify("A field cannot be read: it says why. Nothing was started.", type="negative")
+            return
         try:
             posted = await api.post("/v1/jobs", form.document)
         except Problem as problem:
@@ -61,7 +64,7 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
 
 async def _like(api: ViewerApi, job_id: str) -> Document:
     """Request that makes a job like another one."""
-    old = await api.get(f"/v1/jobs/{job_id}")
+    old = await api.get(resource("jobs", job_id))
     plan: dict[str, Any] = dict(old.get("plan") or {})
     recipe = plan.pop("recipe", None)
     if isinstance(recipe, dict):

@@ -2,16 +2,16 @@
 
 from nicegui import ui
 
-from service.page.elements import poll
+from service.page.elements import Newest, attempt, poll
 from service.page.frame import view
-from service.page.job.evaluation import show_evaluation
+from service.page.job.evaluation import read_evaluation, show_evaluation
 from service.page.job.events import EventList
 from service.page.job.page import LIVE_S
 from service.page.job.run_page import RunPage, show_run_head
 from service.page.job.run_parts import show_config, show_files, show_log, show_run_curves
 from service.page.job.tabs import show_tabs
 from service.page.job.url_state import UrlState
-from service.page.viewer import ViewerApi
+from service.page.viewer import ViewerApi, resource
 
 _DEFAULTS = {"tab": "curves", "on": "test", "before": "0"}
 _SPLITS = ("test", "validation")
@@ -20,7 +20,7 @@ _SPLITS = ("test", "validation")
 @view("/runs/{run_id}", "Run")
 async def run(api: ViewerApi, run_id: str) -> None:
     """Build the view of a run."""
-    document = await api.get(f"/v1/runs/{run_id}")
+    document = await api.get(resource("runs", run_id))
     job = await api.get(f"/v1/jobs/{document['job_id']}")
     given = dict(ui.context.client.request.query_params)
     page = RunPage(api, document, job, UrlState(f"/runs/{document['id']}", given, _DEFAULTS))
@@ -34,7 +34,7 @@ async def run(api: ViewerApi, run_id: str) -> None:
         "events": ("Events", lambda: _show_events(page)),
         "config": ("Configuration", lambda: show_config(page)),
     }
-    await show_tabs(page.url, tabs, page.listeners.clear)
+    await show_tabs(page.url, tabs, page.leave_tab)
     await page.refresh()
     page.timer = poll(LIVE_S, page.refresh)
 
@@ -44,18 +44,27 @@ async def _show_evaluation(page: RunPage) -> None:
     split.props("no-caps dense unelevated aria-label=Split")
     content = ui.element("div").classes("tab-content")
 
+    newest = Newest(content)
+
     async def draw() -> None:
-        page.url.set(on=str(split.value))
+        evaluation = await newest.of(read_evaluation(page.api, page.run["id"]))
+        if evaluation is None:
+            return
         content.clear()
         with content:
-            await show_evaluation(page.api, page.run, str(split.value), page.job.get("teacher_metrics"))
+            show_evaluation(evaluation, str(split.value), page.job.get("teacher_metrics"))
 
-    split.on_value_change(draw)
+    async def choose() -> None:
+        page.url.set(on=str(split.value))
+        await attempt(draw())
+
+    split.on_value_change(choose)
     await draw()
 
 
 async def _show_events(page: RunPage) -> None:
+    listeners = page.listeners
     before = int(page.url.number("before", 0, 2.0**53))
     events = EventList(page.api, page.path, before, {page.run["id"]: page.run["name"]})
     await events.build(f"/runs/{page.run['id']}?tab=events")
-    page.listeners.append(events.follow)
+    listeners.append(events.follow)

@@ -5,11 +5,12 @@ import json
 from nicegui import ui
 
 from service.page.charts import bars, chart
-from service.page.elements import attempt, column, confirm, empty_state, facts, local_time, section_heading, table
+from service.page.deletion import ask_and_delete
+from service.page.elements import column, empty_state, facts, local_time, section_heading, table
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, percent
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import Document, Problem, ViewerApi, resource
 from service.units import size
 
 PAGE_ROWS = 100
@@ -30,8 +31,12 @@ const body = new FormData();
 const fields = %s;
 for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);
 body.append('file', file);
-const answer = await fetch(%s, {method: 'POST', body});
-return {status: answer.status, text: await answer.text()};
+try {
+  const answer = await fetch(%s, {method: 'POST', body});
+  return {status: answer.status, text: await answer.text()};
+} catch (error) {
+  return {status: 0, text: `The upload was cut off (${error.message}): look at the connection and try again`};
+}
 """
 _UPLOAD_TIMEOUT_S = 3600.0
 
@@ -91,8 +96,12 @@ def _upload_form() -> None:
             fields = json.dumps({"name": name.value, "preprocessing": json.dumps(preprocessing)})
             button.disable()
             script = _UPLOAD % (fields, json.dumps(viewer_url("/v1/teachers")))
-            answer = await ui.run_javascript(script, timeout=_UPLOAD_TIMEOUT_S)
-            button.enable()
+            try:
+                answer = await ui.run_javascript(script, timeout=_UPLOAD_TIMEOUT_S)
+            except TimeoutError:
+                answer = {"status": 0, "text": "It took too long: upload it by `retort teachers upload FILE`"}
+            finally:
+                button.enable()
             _show_upload(answer)
 
         button = ui.button("Upload", icon="upload", on_click=upload).props("no-caps")
@@ -118,7 +127,7 @@ def _show_upload(answer: Document) -> None:
 @view("/teachers/{teacher_id}", "Teacher")
 async def teacher(api: ViewerApi, teacher_id: str) -> None:
     """Build the view of one teacher."""
-    shown = await api.get(f"/v1/teachers/{teacher_id}")
+    shown = await api.get(resource("teachers", teacher_id))
     heading(shown["name"])
     with ui.row():
         ui.button(
@@ -151,19 +160,17 @@ def _first_run(state: str) -> str:
 
 def _delete_button(api: ViewerApi, shown: Document) -> None:
     async def delete() -> None:
-        text = f"This frees {size(shown['size_bytes'])}. Its caches stay until they are deleted."
-        if await confirm(f"Delete the teacher {shown['name']}?", text, "Delete") and await attempt(
-            api.delete(f"/v1/teachers/{shown['id']}")
-        ):
-            ui.navigate.to("/teachers")
+        path, what = f"/v1/teachers/{shown['id']}", f"the teacher {shown['name']}"
+        also = "Its caches stay until they are deleted."
+        await ask_and_delete(api, path, what, also=also, leads_to="/teachers")
 
     ui.button("Delete", icon="delete", on_click=delete, color="negative").props("no-caps outline")
 
 
 async def _measured(api: ViewerApi, shown: Document) -> None:
-    """Accuracy of the teacher on the datasets of its newest jobs, and per class on those of the newest."""
-    page = await api.get("/v1/jobs", {"limit": 100})
-    jobs = [job for job in page["data"] if job["teacher"] == shown["id"]][:_JOBS]
+    """Accuracy of the teacher on the datasets of its newest jobs, and per class as the newest has measured it."""
+    page = await api.get("/v1/jobs", {"teacher": shown["id"], "limit": _JOBS})
+    jobs = page["data"]
     section_heading("Jobs with this teacher")
     if not jobs:
         empty_state("No job has measured it yet.", "Make one", url=f"/new?teacher={shown['id']}")
@@ -177,7 +184,11 @@ async def _measured(api: ViewerApi, shown: Document) -> None:
         column("ece", "ECE, test", align="right"),
     )
     table(columns, [_job_row(job) for job in jobs], title="Jobs with this teacher")
-    await _per_class(api, jobs[0])
+    if page["has_more"]:
+        ui.link("All jobs with this teacher", f"/jobs?teacher={shown['id']}")
+    measured = next((job for job in jobs if job.get("teacher_metrics")), None)
+    if measured is not None:
+        await _per_class(api, measured)
 
 
 def _job_row(job: Document) -> Document:

@@ -1,7 +1,8 @@
 """Temperatures of a job: of its methods and runs over the same bins, over epochs, and of a new expression."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from nicegui import ui
@@ -11,7 +12,7 @@ from service.page.elements import empty_state, notify_problem, problem_card, sec
 from service.page.frame import view
 from service.page.job_form import EXPRESSION
 from service.page.texts import count, percent
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import NOT_FOUND, Document, Problem, ViewerApi, resource
 
 _KINDS = {"paper": "the paper's T", "divisor": "what divides the logits"}
 _NETWORKS = ("teacher", "student")
@@ -20,12 +21,22 @@ _PREVIEW_AFTER_S = 0.5
 _JOBS = 100
 # Ratio of the ends of an axis from which it is logarithmic.
 _LOG_BEYOND = 100
+# Of the terms of one method, which has one colour.
+_DASHES = ("solid", "dashed", "dotted")
+
+
+class _Histogram(NamedTuple):
+    name: str
+    colour: str
+    shares: Sequence[float]
+    term: int = 0
 
 
 @view("/temperatures", "Temperatures")
 async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> None:
     """Build the histograms of a job's temperatures; of the newest job with a cache if none is named."""
-    jobs = (await api.get("/v1/jobs", {"limit": _JOBS}))["data"]
+    page = await api.get("/v1/jobs", {"limit": _JOBS})
+    jobs = page["data"]
     if not jobs:
         empty_state("There is no job yet, and so no temperature.", "Make one", url="/new")
         return
@@ -39,15 +50,21 @@ async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> No
         select.on_value_change(lambda event: ui.navigate.to(_address(event.value, kind)))
         shown_kind = ui.select(_KINDS, value=kind, label="Temperature")
         shown_kind.on_value_change(lambda event: ui.navigate.to(_address(chosen, event.value)))
+    if page["has_more"]:
+        ui.label(f"The newest {_JOBS} jobs can be chosen here; others link to their temperatures.").classes("muted")
     try:
-        found = await api.get(f"/v1/jobs/{chosen}/temperatures", {"kind": kind})
+        found = await api.get(f"{resource('jobs', chosen)}/temperatures", {"kind": kind})
     except Problem as problem:
+        if problem.status == NOT_FOUND:
+            raise
         problem_card(problem)
         found = {}
     if found:
-        _methods(found)
-        _runs(found)
-        await _over_epochs(api, chosen, kind)
+        # All of the job, in its order, as in its curves: a chart may lack some.
+        colours = colours_of([each["method"] for each in found["methods"]])
+        _methods(found, colours)
+        _runs(found, colours)
+        await _over_epochs(api, chosen, kind, colours)
     await _editor(api, chosen, found.get("cache"))
 
 
@@ -60,9 +77,8 @@ def _middles(edges: Sequence[float]) -> list[float]:
     return [(low * high) ** 0.5 for low, high in itertools.pairwise(edges)]
 
 
-def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tuple[str, Sequence[float]]]) -> Options:
-    """Options of histograms over the same logarithmic bins, a stepped line for each name."""
-    colours = colours_of([name for name, _ in series])
+def _histogram_options(title: str, edges: Sequence[float], series: Sequence[_Histogram]) -> Options:
+    """Options of histograms over the same logarithmic bins, a stepped line for each."""
     options = base_options(title, x="temperature", y="share of rows")
     # A logarithmic axis has ticks at powers of 10 alone: a short one would have none.
     kind = "log" if edges[-1] / edges[0] > _LOG_BEYOND else "value"
@@ -72,22 +88,29 @@ def _histogram_options(title: str, edges: Sequence[float], series: Sequence[tupl
     options["yAxis"]["scale"] = False
     middles = _middles(edges)
     options["series"] = [
-        line(name, list(zip(middles, shares, strict=False)), colours[name], step="middle", areaStyle={"opacity": 0.12})
-        for name, shares in series
+        line(
+            each.name,
+            list(zip(middles, each.shares, strict=False)),
+            each.colour,
+            step="middle",
+            areaStyle={"opacity": 0.12},
+            lineStyle={"width": 2, "type": _DASHES[each.term % len(_DASHES)]},
+        )
+        for each in series
     ]
     return options
 
 
-def _methods(found: Document) -> None:
+def _methods(found: Document, colours: Mapping[str, str]) -> None:
     """Histograms of what each method gives on every row of the training cache, before anything is trained."""
     rows = "" if found["rows"] is None else f", {count(found['rows'])} rows of view {found['view']}"
     section_heading(f"By each method on the same cache{rows}")
     reasons = [f"{each['method']}: {each['reason']}" for each in found["methods"] if each.get("reason")]
     for network in _NETWORKS:
         series = [
-            (_term_name(each, term), term[network]["shares"])
+            _Histogram(_term_name(each, term), colours[each["method"]], term[network]["shares"], index)
             for each in found["methods"]
-            for term in each["terms"] or []
+            for index, term in enumerate(each["terms"] or [])
             if term.get(network)
         ]
         if series:
@@ -102,28 +125,31 @@ def _term_name(method: Document, term: Document) -> str:
     return method["method"] if len(method["terms"]) == 1 else f"{method['method']}: {' + '.join(term['parts'])}"
 
 
-def _runs(found: Document) -> None:
+def _runs(found: Document, colours: Mapping[str, str]) -> None:
     """Histograms that the runs have measured in their last epochs."""
     measured = [run for run in found["runs"] if run.get("teacher") or run.get("student")]
     if not measured:
         return
     section_heading("By each run, measured in its last epoch")
     for network in _NETWORKS:
-        series = [(run["method"], run[network]["shares"]) for run in measured if run.get(network)]
+        series = [
+            _Histogram(run["method"], colours[run["method"]], run[network]["shares"])
+            for run in measured
+            if run.get(network)
+        ]
         if series:
             title = f"T_{network} by run, all seeds of a method in one colour"
             ui.label(title).classes("muted")
             chart(_histogram_options(title, found["edges"], series), title)
 
 
-async def _over_epochs(api: ViewerApi, job_id: str, kind: str) -> None:
+async def _over_epochs(api: ViewerApi, job_id: str, kind: str, colours: Mapping[str, str]) -> None:
     """Medians with the band from the 5 % to the 95 % quantile, epoch by epoch, of the first seed of each method."""
     middle = f"teacher_{kind}_temperature_q50" if kind == "paper" else "teacher_temperature_q50"
     prefix = middle.removesuffix("_q50")
     wanted = [f"{prefix}_{name}" for name in ("q05", "q50", "q95")]
     try:
-        query = urlencode([("metric", each) for each in wanted])
-        found = await api.get(f"/v1/jobs/{job_id}/curves?{query}")
+        found = await api.get(f"/v1/jobs/{job_id}/curves", {"metric": wanted})
     except Problem as problem:
         notify_problem(problem)
         return
@@ -132,7 +158,8 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str) -> None:
         return
     section_heading("Over the epochs: median, and from the 5 % to the 95 % quantile")
     firsts = {(run["student"], run["method"]): run for run in reversed(runs)}
-    colours = colours_of([method for _, method in firsts])
+    # Of two methods with one name, curves have that name, histograms others.
+    colours = colours_of([*colours, *(method for _, method in firsts)])
     options = base_options("T_teacher over the epochs", x="epoch", y="temperature", log=True)
     options["xAxis"]["minInterval"] = 1
     options["yAxis"]["logBase"] = 2

@@ -213,3 +213,14 @@ def test_secret_of_the_sessions_is_for_this_user_alone(page: PageService) -> Non
     assert secret.stat().st_mode & 0o777 == 0o600
     assert secret.parent.stat().st_mode & 0o777 == 0o700
     assert "others could read the data directory" not in page.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "path", ["/jobs/job_none", "/jobs/%00", "/gallery?run=..%2fjobs", "/new?job=..%2fruns", "/caches/x%3fy=1"]
+)
+def test_views_of_what_is_not_there_are_not_found(page: PageService, path: str) -> None:
+    """Nor does an id of the address lead into another path of the API."""
+    with page.client(logged_in=True) as client:
+        answer = client.get(path)
+    assert answer.status_code == 404
+    assert "Internal error" not in answer.text
