@@ -19,7 +19,7 @@ from service.estimates.forecast import Eta, JobNow, RunNow, forecast
 from service.estimates.history import read_measured
 from service.estimates.measured import Measured, cache_identity, pictures_of_plan
 from service.estimates.rates import WantedTeacher, inference_rate
-from service.estimates.workload import Slots, Workload, rows_of, workload_of
+from service.estimates.workload import Slots, Workload, batch_numbers, rows_of, workload_of
 from store import CacheNotFound, Catalog
 from workers.config.job import Plan
 
@@ -53,6 +53,7 @@ class _JobFacts:
             input_size=json.dumps(teacher["preprocessing"].get("size")),
             pictures=pictures_of_plan(document),
         )
+        self.batches = batch_numbers(plan)
         self.workload: Workload | None = None
         self.rows_to_infer = 0
 
@@ -179,6 +180,7 @@ class EtaKeeper:
             inference=job.inference,
             workload=facts.workload,
             inference_rate=inference_rate(self._measured, facts.teacher, infers=bool(to_infer)),
+            batches=facts.batches,
             rows_to_infer=to_infer,
         )
 

@@ -81,8 +81,7 @@ class JobNow:
     Attributes:
         runs: in the order of the plan.
         inference: of the training split's rows, as in the column.
-        inference_at: when that was looked at.
-        has_caches: whether it trains.
+        batches: a number for each run's batches, see ``workload.batch_numbers``.
         rows_to_infer: None where that is not known.
     """
 
@@ -97,6 +96,7 @@ class JobNow:
     inference: Mapping[str, Any] | None
     workload: Workload
     inference_rate: InferenceRate | None
+    batches: Mapping[int, int]
     rows_to_infer: int | None = None
 
 
@@ -148,7 +148,7 @@ def _expected(job: JobNow, now: datetime) -> _Expected | None:
         seconds, of_epoch = epoch or (0.0, "")
         waiting.append(WaitingRun(run.id, run.index, (job.workload.epochs - run.epoch) * seconds))
         basis[run.id] = of_epoch
-    process, specs = job.workload.process, job.plan.runs()
+    process = job.workload.process
     load = Load(
         id=job.id,
         priority=job.priority,
@@ -162,7 +162,7 @@ def _expected(job: JobNow, now: datetime) -> _Expected | None:
         tail_s=0.0 if process is None else process.tail_s,
         waiting=waiting,
         under_way=under_way,
-        batches_of=lambda run: None if job.plan.evaluate else job.plan.batches_of(specs[run.index]),
+        batches_of=lambda run: job.batches.get(run.index),
     )
     whole = [*([of_caches] if of_caches else []), *dict.fromkeys(basis.values())]
     if process is None and not job.plan.evaluate:

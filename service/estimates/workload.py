@@ -126,11 +126,20 @@ def _groups(plan: Plan, runs: Sequence[RunSpec], slots: int) -> list[list[RunSpe
     return share_out(runs, processes, plan.largest_group, batches_of=plan.batches_of)
 
 
+def batch_numbers(plan: Plan) -> dict[int, int]:
+    """A number for each run's batches, by its index: equal for runs that can share a process.
+
+    Numbers are compared much faster than the views that they stand for.
+    """
+    known = dict[Hashable, int]()
+    return {run.index: known.setdefault(plan.batches_of(run), len(known)) for run in plan.runs()}
+
+
 def load_of(plan: Plan, workload: Workload) -> Load:
     """Load of a job none of whose runs has begun, its caches being complete. All of it was measured."""
     assert workload.process is not None
     runs = plan.runs()
-    batches: dict[int, Hashable] = {run.index: plan.batches_of(run) for run in runs}
+    batches = batch_numbers(plan)
     return Load(
         id="",
         processes=plan.training.actors,

@@ -8,7 +8,7 @@ import pytest
 from service.db.states import State
 from service.estimates.forecast import JobNow, RunNow, forecast
 from service.estimates.rates import InferenceRate, ProcessRate, Rate
-from service.estimates.workload import Slots, Workload
+from service.estimates.workload import Slots, Workload, batch_numbers
 from tests.support.service_helpers import make_plan
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
@@ -36,6 +36,7 @@ def job(**changes: object) -> JobNow:
         inference=None,
         workload=KNOWN,
         inference_rate=CACHES,
+        batches=batch_numbers(PLAN),
         rows_to_infer=1000,
     )
     return replace(waiting, **changes)  # type: ignore[arg-type]  # whatever a test changes
