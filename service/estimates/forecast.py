@@ -8,7 +8,7 @@ An expected end is a moment, not a number of seconds left: it stays true while n
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from statistics import median
@@ -107,18 +107,52 @@ class _Expected(NamedTuple):
     basis: dict[str, str]
 
 
-def forecast(jobs: Sequence[JobNow], slots: Slots, now: datetime) -> dict[str, Eta]:
-    """Expected ends, by the id of job or run. What nothing is known of is left out."""
+def forecast(
+    jobs: Sequence[JobNow], slots: Slots, now: datetime, *, failed: Callable[[str, Exception], None] | None = None
+) -> dict[str, Eta]:
+    """Expected ends, by the id of job or run. What nothing is known of is left out, and what waits behind that.
+
+    Args:
+        jobs: in the order in which they are served.
+        failed: told the id of a job that cannot be computed, and why; it counts as unknown. None raises.
+    """
     found: dict[str, Eta] = {}
     for device in ("cpu", "cuda"):
-        expected = [each for job in jobs if slots.device_of(job.plan) == device and (each := _expected(job, now))]
-        ends = expected_ends([each.load for each in expected], slots.of(device))
+        expected, free, behind = list[_Expected](), slots.of(device), set[str]()
+        is_known = True
+        for job in (job for job in jobs if slots.device_of(job.plan) == device):
+            each = _guarded(job, now, failed)
+            if each is None:
+                # Nobody knows when its slots are free again, nor who gets those that are before it has ended.
+                is_known = False
+                free -= _slots_held(job)
+                continue
+            expected.append(each)
+            if not is_known and each.load.waiting:
+                behind |= {job.id, *(run.id for run in each.load.waiting)}
+        ends = expected_ends([each.load for each in expected], free)
         for each in expected:
             for id, basis in each.basis.items():
-                if id in ends:
+                if id in ends and id not in behind:
                     end = now + timedelta(seconds=max(_LEAST_S, ends[id]))
                     found[id] = Eta(end, now, basis)
     return found
+
+
+def _guarded(job: JobNow, now: datetime, failed: Callable[[str, Exception], None] | None) -> _Expected | None:
+    try:
+        return _expected(job, now)
+    except Exception as error:
+        if failed is None:
+            raise
+        failed(job.id, error)
+        return None
+
+
+def _slots_held(job: JobNow) -> int:
+    """Slots of the processes that are at work for a job."""
+    at_work = {run.process or run.id for run in job.runs if run.state is State.RUNNING}
+    return len(at_work) * (1 if job.plan.evaluate else job.plan.training.actors)
 
 
 def _expected(job: JobNow, now: datetime) -> _Expected | None:

@@ -111,6 +111,24 @@ def test_forecast_of_a_second_job_waits_for_the_slots_of_the_first() -> None:
     assert seconds(first, second, slots=1)["job_2"] == 13.0 + 27.0
 
 
+def test_forecast_gives_what_waits_behind_an_unknown_job_no_end() -> None:
+    unknown = job(id="unknown", workload=UNKNOWN, runs=[replace(running(0, began=5.0), id="x")], stage="training")
+    behind = job(id="behind", rows_to_infer=0, runs=[RunNow("run_2", 0, State.QUEUED)])
+    trains = job(id="trains", runs=[replace(running(5, 4.0, 2.0, 0.0), id="run_3", process="q")], stage="training")
+    assert set(seconds(unknown, trains, behind)) == {"trains", "run_3"}
+    # Those before it have the slots that it leaves.
+    assert seconds(job(), unknown, slots=2)["job"] == 69.0
+    assert seconds(job(), unknown, slots=1) == {}
+
+
+def test_forecast_goes_on_without_a_job_that_cannot_be_computed() -> None:
+    told = dict[str, Exception]()
+    broken = job(id="broken", inference={"eta_s": "soon", "rows_done": 0, "rows_total": 1}, stage="inference")
+    found = forecast([job(), broken], Slots(cpu=2), NOW, failed=told.__setitem__)
+    assert "job" in found
+    assert list(told) == ["broken"]
+
+
 def test_forecast_of_an_evaluation_is_that_of_its_caches() -> None:
     plan = make_plan(evaluate=True, students=(), methods=())
     evaluation = job(plan=plan, workload=Workload(1, {}, None, ()), runs=[RunNow("run_0", 0, State.QUEUED)])
