@@ -24,7 +24,6 @@ class LiveJob(NamedTuple):
     key_id: str | None
     parallel_runs: int | None
     stage: str | None
-    started_at: datetime | None
     inference: Json | None
     caches: Json | None
     samples: Json | None
@@ -74,6 +73,18 @@ class EtaQueries(LeaseQueries):
         with self.database.read() as session:
             row = session.execute(query).one_or_none()
         return None if row is None else (row.plan, row.teacher)
+
+    def began_at(self, job_ids: Collection[str]) -> dict[str, datetime]:
+        """When the present attempt of each of these jobs began: after a pause, say, that is not when it was started."""
+        if not job_ids:
+            return {}
+        query = select(EventRecord.job_id, func.max(EventRecord.at).label("at"))
+        query = query.where(EventRecord.job_id.in_(job_ids), EventRecord.run_id == "", EventRecord.type == "state")
+        query = query.join(JobRecord, JobRecord.id == EventRecord.job_id).where(
+            EventRecord.attempt == JobRecord.attempt
+        )
+        with self.database.read() as session:
+            return {row.job_id: row.at for row in session.execute(query.group_by(EventRecord.job_id))}
 
     def last_event(self) -> int:
         """Number of the newest event of all; 0 before the first."""

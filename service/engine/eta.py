@@ -9,6 +9,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -136,13 +137,16 @@ class EtaKeeper:
         of_job: defaultdict[str, list[LiveRun]] = defaultdict(list)
         for run in runs:
             of_job[run.job_id].append(run)
+        preparing = [job.id for job in jobs if job.state is State.RUNNING and job.stage != "training"]
+        began_at = self._queries.began_at(preparing)
         shown, coming = list[JobNow](), set[str]()
         for job in jobs:
             facts = self._facts[job.id]
             if facts is None or not of_job[job.id]:
                 continue
             try:
-                shown.append(self._job_now(job, facts, of_job[job.id], slots, coming=coming))
+                known = self._job_now(job, facts, of_job[job.id], slots, coming=coming)
+                shown.append(replace(known, began_at=began_at.get(job.id)))
             except (LeaseLost, DatabaseDiskError):
                 raise
             except Exception as error:
@@ -216,7 +220,6 @@ class EtaKeeper:
             parallel_runs=job.parallel_runs,
             runs=[self._run_now(run) for run in runs],
             stage=job.stage,
-            started_at=job.started_at,
             inference=job.inference,
             workload=facts.workload or Workload(facts.plan.training.epochs, {}, None, ()),
             inference_rate=inference_rate(self._measured, facts.teacher, infers=bool(to_infer)),

@@ -3,8 +3,6 @@
 A run that has finished two epochs goes on at the pace of the second half of those that it has; before, it takes what
 earlier runs have taken. A run that waits takes what runs of its student in this job take now, else what earlier ones
 have. Starts and exports are as much slower, or faster, than measured ones as epochs are now.
-
-An expected end is a moment, not a number of seconds left: it stays true while nothing happens.
 """
 
 from collections import defaultdict
@@ -80,6 +78,7 @@ class JobNow:
 
     Attributes:
         runs: in the order of the plan.
+        began_at: when its present attempt began; None of one that waits for it.
         inference: of the training split's rows, as in the column.
         batches: a number for each run's batches, see ``workload.batch_numbers``.
         rows_to_infer: None where that is not known.
@@ -92,12 +91,12 @@ class JobNow:
     parallel_runs: int | None
     runs: Sequence[RunNow]
     stage: str | None
-    started_at: datetime | None
     inference: Mapping[str, Any] | None
     workload: Workload
     inference_rate: InferenceRate | None
     batches: Mapping[int, int]
     rows_to_infer: int | None = None
+    began_at: datetime | None = None
 
 
 class _Expected(NamedTuple):
@@ -224,9 +223,6 @@ def _student(job: JobNow, index: int) -> str:
     return job.plan.students[index // per_student].name if job.plan.students else ""
 
 
-# ------------------------------------------------------------------------------------------------------- what is left
-
-
 def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:
     """Seconds until the caches are complete, and how that was found; None where it is not known."""
     if job.stage == "training" or any(run.state is State.RUNNING for run in job.runs):
@@ -237,7 +233,7 @@ def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:
     rate = job.inference_rate
     if rate is None:
         return None
-    elapsed_s = 0.0 if job.started_at is None else (now - job.started_at).total_seconds()
+    elapsed_s = 0.0 if job.began_at is None else (now - job.began_at).total_seconds()
     if not job.rows_to_infer:
         # None is missing, or it is not known how many are.
         return None if job.rows_to_infer is None else (max(0.0, rate.beside_s - elapsed_s), f"caches: {rate.basis}")

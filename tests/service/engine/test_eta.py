@@ -116,6 +116,16 @@ def test_eta_of_what_does_not_go_on_is_null(api: Api, clock: Clock) -> None:
     assert clock.document(f"jobs/{job_id}")["eta"] is None
 
 
+def test_eta_of_a_job_that_was_paused_counts_from_its_present_attempt(api: Api, clock: Clock) -> None:
+    measured_job(api)
+    job = api.post_job(group_size=1)
+    assert api.records.claim_job() is not None
+    with api.context.database.write() as session:
+        session.get_one(JobRecord, job["id"]).started_at = utc_now() - timedelta(hours=1)
+    clock.look()
+    assert left_s(clock.document(f"jobs/{job['id']}")["eta"]) == pytest.approx(38.0, abs=1.0)
+
+
 def test_eta_of_other_jobs_and_the_cost_survive_damaged_plans(api: Api, clock: Clock) -> None:
     measured_job(api)
     api.records.record_capacity(SLOTS.model_dump())

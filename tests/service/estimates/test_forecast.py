@@ -32,7 +32,6 @@ def job(**changes: object) -> JobNow:
         parallel_runs=None,
         runs=WAITING,
         stage=None,
-        started_at=None,
         inference=None,
         workload=KNOWN,
         inference_rate=CACHES,
@@ -62,9 +61,9 @@ def test_forecast_of_a_queued_job_is_caches_and_then_its_runs_by_what_was_measur
 
 def test_forecast_takes_the_caches_that_are_there_and_the_time_that_has_passed_into_account() -> None:
     assert seconds(job(rows_to_infer=0))["job"] == 32.0
-    assert seconds(job(started_at=ago(7.0), stage="preparing"))["job"] == 35.0
+    assert seconds(job(began_at=ago(7.0), stage="preparing"))["job"] == 35.0
     inference = {"rows_done": 500, "rows_total": 1000, "rows_per_s": 50.0, "eta_s": 10.0}
-    assert seconds(job(started_at=ago(7.0), stage="inference", inference=inference))["job"] == 37.0
+    assert seconds(job(began_at=ago(7.0), stage="inference", inference=inference))["job"] == 37.0
 
 
 def test_forecast_of_a_run_goes_on_at_the_pace_of_its_latest_epochs() -> None:
