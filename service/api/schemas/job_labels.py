@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from service.api.schemas.base import OptionalName
 from workers.spec import AtMost, Spec
-from workers.texts import composed
+from workers.texts import case_aside, composed
 
 TAGS_MAX = 20
 _TAG_CHARACTERS = 50
@@ -45,7 +45,7 @@ class _Distinct:
         counts = Counter(map(case_aside, texts))
         twice = next((text for text in texts if counts[case_aside(text)] > 1), None)
         if twice is not None:
-            raise ValueError(f"{twice!r} is there twice: name each once")
+            raise ValueError(f"{twice!r} is there twice, upper and lower case being the same: name each once")
         return texts
 
 
