@@ -312,6 +312,8 @@ def test_client_has_what_pages_show(trained: Trained) -> None:
             client.picture("http://127.0.0.1:9/v1/x.png")
         mistakes = trained.gallery(1, by="teacher_mistakes", limit=3).json()
         assert client.gallery(trained.runs[1], "teacher_mistakes", limit=3) == mistakes
+        views = trained.gallery(4, by="highest_temperature", split="train", view=1, epoch=2).json()
+        assert client.gallery(trained.runs[4], "highest_temperature", split="train", view=1, epoch=2) == views
         assert client.temperatures(trained.job_id, epoch=1)["kind"] == "paper"
         assert [run["epoch"] for run in client.curves(trained.job_id, metrics=["a b", "c"])["runs"]] == [[]] * 6
         assert client.cache_statistics(trained.test.spec.key, bins=3)["rows"] == 355
