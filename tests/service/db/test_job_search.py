@@ -129,9 +129,14 @@ def test_job_search_pages_by_ends_whatever_the_time_zone_of_the_server(
     api_queries: ApiQueries, jobs: Mapping[str, JobRecord]
 ) -> None:
     for zone in ("Asia/Tokyo", "America/New_York"):
-        url = api_queries.database.url.update_query_dict({"options": f"-c timezone={zone}"})
+        url = api_queries.database.url
+        with api_queries.database.write() as session:
+            session.execute(text(f"ALTER DATABASE \"{url.database}\" SET timezone = '{zone}'"))
+        # Its connections are new ones.
         database = Database(url.render_as_string(hide_password=False))
         elsewhere = ApiQueries(database)
+        with database.read() as session:
+            assert session.scalar(text("SHOW timezone")) == zone
         for order, last in ((JobOrder.FINISHED, "zebra"), (JobOrder.LAST_FINISHED, "zebra")):
             found = names(elsewhere, JobFilter(), order, 1)
             assert (len(found), found[-1]) == (len(jobs), last)
