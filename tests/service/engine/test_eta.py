@@ -13,6 +13,7 @@ from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
 from service.db.states import State
 from service.engine import eta
 from service.engine.eta import EtaKeeper
+from service.estimates.history import read_measured
 from service.estimates.workload import Slots
 from tests.support.service_helpers import Api
 
@@ -163,6 +164,20 @@ def test_eta_that_fails_is_logged_once_and_leaves_the_engine(api: Api, clock: Cl
         clock.look()
         clock.look()
     assert [entry["event"] for entry in logs] == ["expected ends cannot be computed"]
+
+
+def test_measured_times_leave_out_a_process_of_which_a_run_has_not_ended(api: Api) -> None:
+    job_id, (first, second) = begin(api)
+    caches = {"caches": {"train": "a" * 64}}
+    api.records.record_events(job_id, None, 1, [(0, {"type": "stage", "stage": "training"})], progress=caches)
+    api.records.start_attempts([first, second])
+    result = {"seconds": 15.0, "images_per_s": 360.0, "epochs": 3, "splits": {"train": 1442, "test": 355}}
+    with api.context.database.write() as session:
+        assert session.get_one(RunRecord, first).actor == session.get_one(RunRecord, second).actor
+    for run_id, measured in ((first, 0), (second, 2)):
+        assert api.records.record_result(run_id, 1, [], result)
+        found = read_measured(api.context.database)
+        assert (len(found.runs), [process.runs for process in found.processes]) == (measured, [2] if measured else [])
 
 
 def test_eta_and_cost_are_known_by_earlier_runs_and_inference(api: Api, clock: Clock) -> None:
