@@ -4,7 +4,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,10 +64,11 @@ def _gather(
     with partial.open("ab") as sink:
         while sink.tell() < size_bytes:
             try:
-                for there in _fetch_rest(connection, url, digest, sink):
-                    patience.restore()
-                    if on_bytes is not None:
-                        on_bytes(there)
+                with closing(_fetch_rest(connection, url, digest, sink)) as sizes:
+                    for there in sizes:
+                        patience.restore()
+                        if on_bytes is not None:
+                            on_bytes(there)
                 reason: Exception | str = f"{url} ends early"
             except httpx2.TransportError as error:
                 reason = error
@@ -81,7 +83,7 @@ def _gather(
         )
 
 
-def _fetch_rest(connection: ServiceConnection, url: str, digest: str, sink: BinaryIO) -> Iterator[int]:
+def _fetch_rest(connection: ServiceConnection, url: str, digest: str, sink: BinaryIO) -> Generator[int]:
     """Append to ``sink`` what it lacks of the file; yields its size after each piece."""
     start = sink.tell()
     headers = {"Range": f"bytes={start}-", "If-Range": f'"{digest}"'} if start else {}

@@ -2,7 +2,8 @@
 """Routes of jobs, their runs, events and artifacts, a method of the client each."""
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, Unpack, overload
 
@@ -112,7 +113,7 @@ class JobRoutes(Reports):
         after: int = 0,
         patience_s: float = PATIENCE_S,
         timeout_s: float | None = None,
-    ) -> Iterator[documents.Event]:
+    ) -> Generator[documents.Event]:
         """Events of a job or run as they happen, from the first one, until its end.
 
         A broken stream is taken up again after the last event that arrived: none is lost, none
@@ -153,14 +154,14 @@ class JobRoutes(Reports):
         Raises:
             WaitTimeout: it had not ended after ``timeout_s``.
         """
-        events = self.events(job_id, timeout_s=timeout_s)
-        if not progress:
-            for _ in events:
-                pass
-            return self.job(job_id)
-        with progress_bar(len((self.job(job_id)).run_ids)) as show:
-            for event in events:
-                show(event)
+        with closing(self.events(job_id, timeout_s=timeout_s)) as events:
+            if not progress:
+                for _ in events:
+                    pass
+                return self.job(job_id)
+            with progress_bar(len((self.job(job_id)).run_ids)) as show:
+                for event in events:
+                    show(event)
         return self.job(job_id)
 
     def artifacts(self, run_id: str) -> list[documents.Artifact]:

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from service.client import documents
 from service.client.connection import ServiceConnection
-from service.client.transport import path_part
+from service.client.transport import LONG_S, path_part
 
 
 class PictureRoutes:
@@ -16,7 +16,8 @@ class PictureRoutes:
 
     def splits(self, dataset: str) -> list[documents.Split]:
         """List the decoded splits of a dataset (id, or fingerprint of a split), the pictures of each class counted."""
-        return self._connection.all(f"/v1/datasets/{path_part(dataset)}/splits", documents.Split)
+        page = self._connection.json("GET", f"/v1/datasets/{path_part(dataset)}/splits")
+        return [documents.Split(split) for split in page["data"]]
 
     def pictures(
         self, dataset: str, *, split: str | None = None, label: int | None = None
@@ -38,22 +39,36 @@ class PictureRoutes:
         return response.content
 
     def gallery(
-        self, run_id: str, by: str, *, split: str = "test", limit: int = 24, term: int = 0
+        self,
+        run_id: str,
+        by: str,
+        *,
+        split: str = "test",
+        limit: int = 24,
+        view: int = 0,
+        term: int = 0,
+        epoch: int | None = None,
     ) -> documents.Gallery:
         """Get the rows of a split that a run is worth looking at for, with both networks' logits.
 
         Args:
             by: ``highest_temperature``, ``lowest_temperature``, ``disagreement`` or ``teacher_mistakes``.
+            split: of the run's data set.
+            limit: rows.
+            view: of the cache.
+            term: of a method with several, from 0.
+            epoch: that policies may read; None for the last that the run has trained.
         """
-        params = {"by": by, "split": split, "limit": str(limit), "term": str(term)}
+        params = {"by": by, "split": split, "limit": str(limit), "view": str(view), "term": str(term)}
+        params |= {} if epoch is None else {"epoch": str(epoch)}
         path = f"/v1/runs/{path_part(run_id)}/gallery"
-        return self._connection.typed("GET", path, documents.Gallery, params=params)
+        return self._connection.typed("GET", path, documents.Gallery, params=params, timeout=LONG_S)
 
     def temperatures(self, job_id: str, *, kind: str = "paper", epoch: int | None = None) -> documents.JobTemperatures:
         """Get the temperatures of a job's methods and runs as histograms over common bins."""
         params = {"kind": kind} | ({} if epoch is None else {"epoch": str(epoch)})
         path = f"/v1/jobs/{path_part(job_id)}/temperatures"
-        return self._connection.typed("GET", path, documents.JobTemperatures, params=params)
+        return self._connection.typed("GET", path, documents.JobTemperatures, params=params, timeout=LONG_S)
 
     def curves(self, job_id: str, *, after: int = 0, metrics: Sequence[str] = ()) -> documents.JobCurves:
         """Get the metrics of all runs of a job as columns, of epochs after ``last_id`` of an earlier answer."""
@@ -64,4 +79,4 @@ class PictureRoutes:
         """Get the histograms of a cache's statistics on one view."""
         params = {"view": str(view), "bins": str(bins)}
         path = f"/v1/caches/{path_part(key)}/statistics"
-        return self._connection.typed("GET", path, documents.CacheStatistics, params=params)
+        return self._connection.typed("GET", path, documents.CacheStatistics, params=params, timeout=LONG_S)

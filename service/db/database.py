@@ -40,6 +40,13 @@ class DatabaseFull(DatabaseDiskError):
     """The disk of the database has no room for what was to be written; it is not."""
 
 
+def now_of(session: Session) -> datetime:
+    """The time by ``Database.now``, of a session alone."""
+    if session.get_bind().dialect.name == "sqlite":
+        return datetime.now(UTC)
+    return session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()
+
+
 class Database:
     """Connections to one database.
 
@@ -115,9 +122,7 @@ class Database:
 
     def now(self, session: Session) -> datetime:
         """The time by which leases run: PostgreSQL's own, since its clients' may differ; else this machine's."""
-        if self.is_sqlite:
-            return datetime.now(UTC)
-        return session.scalars(select(func.clock_timestamp(type_=DateTime(timezone=True)))).one()
+        return now_of(session)
 
     def upgrade_to_head(self) -> None:
         """Run the migrations that are missing; two processes may do so at once. Raises NewerDatabase."""

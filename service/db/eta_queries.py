@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, case, func, select, update
 
 from service.db.lease import LeaseQueries
 from service.db.models import EventRecord, JobRecord, Json, RunRecord
@@ -24,7 +24,6 @@ class LiveJob(NamedTuple):
     key_id: str | None
     parallel_runs: int | None
     stage: str | None
-    started_at: datetime | None
     inference: Json | None
     caches: Json | None
     samples: Json | None
@@ -58,11 +57,14 @@ class EtaQueries(LeaseQueries):
             return [LiveJob._make(row) for row in session.execute(query.order_by(*order).limit(limit))]
 
     def live_runs(self, job_ids: Collection[str], limit: int) -> list[LiveRun]:
-        """Runs of these jobs that are queued, lost or worked on, in the order of the plans."""
+        """Runs of these jobs that are queued, lost or worked on, in the order of the jobs and their plans."""
+        if not job_ids:
+            return []
+        place = case({id: number for number, id in enumerate(job_ids)}, value=RunRecord.job_id)
         query = select(*(getattr(RunRecord, column.name) for column in fields(LiveRun)))
         query = query.where(RunRecord.job_id.in_(job_ids), RunRecord.state.in_(_EXPECTED))
         with self.database.read() as session:
-            rows = session.execute(query.order_by(RunRecord.job_id, RunRecord.index).limit(limit))
+            rows = session.execute(query.order_by(place, RunRecord.index).limit(limit))
             return [LiveRun(*row) for row in rows]
 
     def plan_and_teacher(self, job_id: str) -> tuple[Json, Json] | None:
@@ -71,6 +73,18 @@ class EtaQueries(LeaseQueries):
         with self.database.read() as session:
             row = session.execute(query).one_or_none()
         return None if row is None else (row.plan, row.teacher)
+
+    def began_at(self, job_ids: Collection[str]) -> dict[str, datetime]:
+        """When the present attempt of each of these jobs began: after a pause, say, that is not when it was started."""
+        if not job_ids:
+            return {}
+        query = select(EventRecord.job_id, func.max(EventRecord.at).label("at"))
+        query = query.where(EventRecord.job_id.in_(job_ids), EventRecord.run_id == "", EventRecord.type == "state")
+        query = query.join(JobRecord, JobRecord.id == EventRecord.job_id).where(
+            EventRecord.attempt == JobRecord.attempt
+        )
+        with self.database.read() as session:
+            return {row.job_id: row.at for row in session.execute(query.group_by(EventRecord.job_id))}
 
     def last_event(self) -> int:
         """Number of the newest event of all; 0 before the first."""
@@ -95,6 +109,13 @@ class EtaQueries(LeaseQueries):
         with self.database.read() as session:
             return session.scalar(query) or 0
 
+    def with_eta_beside(self, job_ids: Collection[str], run_ids: Collection[str]) -> tuple[list[str], list[str]]:
+        """Ids of live jobs and runs beside these that have an expected end."""
+        with self.database.read() as session:
+            jobs = session.scalars(_with_eta(JobRecord)).all()
+            runs = session.scalars(_with_eta(RunRecord)).all()
+        return [id for id in jobs if id not in job_ids], [id for id in runs if id not in run_ids]
+
     def record_etas(self, jobs: Mapping[str, Json | None], runs: Mapping[str, Json | None]) -> None:
         """Store expected ends by id, None for what nothing is known of any more. Raises LeaseLost."""
         if not jobs and not runs:
@@ -104,3 +125,7 @@ class EtaQueries(LeaseQueries):
                 session.execute(update(JobRecord).where(JobRecord.id == id, JobRecord.state.in_(LIVE)).values(eta=eta))
             for id, eta in runs.items():
                 session.execute(update(RunRecord).where(RunRecord.id == id, RunRecord.state.in_(LIVE)).values(eta=eta))
+
+
+def _with_eta(table: type[JobRecord] | type[RunRecord]) -> Select[str]:
+    return select(table.id).where(table.state.in_(LIVE), table.eta.is_not(None))

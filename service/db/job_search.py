@@ -22,6 +22,9 @@ from service.errors import NotFound
 # For the state alone SQLite would take the index of states, and then read a whole row for each job of them.
 _STATE = func.coalesce(JobRecord.state, JobRecord.state)
 
+# PostgreSQL gives times in its server's zone, where the ends of the calendar would be out of it.
+_FIRST, _LAST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
+
 
 class JobOrder(StrEnum):
     """Orders of a list of jobs; ``-`` is the reverse one. Equal jobs are in the order of their making."""
@@ -152,8 +155,8 @@ def _keys(order: JobOrder) -> list[ColumnElement[Any]]:
             return [_STATE, id]
         case JobOrder.FINISHED:
             # Those that have not ended come last either way.
-            never = datetime.min if order.startswith("-") else datetime.max
-            return [func.coalesce(JobRecord.finished_at, literal(never.replace(tzinfo=UTC), UtcDateTime())), id]
+            never = _FIRST if order.startswith("-") else _LAST
+            return [func.coalesce(JobRecord.finished_at, literal(never, UtcDateTime())), id]
     return [id]
 
 

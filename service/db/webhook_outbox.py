@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import ColumnElement, CursorResult, ForeignKey, Index, Select, String, Text, and_, func, select, update
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from service.db.database import Database
+from service.db.database import Database, now_of
 from service.db.ids import new_id
 from service.db.models import Base, JobRecord, Json, RunRecord
 from service.db.states import TERMINAL
@@ -103,7 +103,8 @@ def make_due(session: Session, job: JobRecord) -> None:
     if job.state not in TERMINAL:
         return
     for row in session.scalars(_of(job.id)):
-        row.status, row.body, row.next_at = DeliveryStatus.PENDING, _message(session, job), job.finished_at
+        # By the clock that what is due is claimed by; the job's end is of this process's, which may be ahead.
+        row.status, row.body, row.next_at = DeliveryStatus.PENDING, _message(session, job), now_of(session)
 
 
 def _of(job_id: str) -> Select[WebhookDeliveryRecord]:

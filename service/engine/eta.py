@@ -1,25 +1,30 @@
 """Expected ends of live jobs and runs, kept in their rows while the engine leads.
 
 Looked at every two seconds, and written where they have moved by more than a part of what is left: a row that changes
-makes every client that polls it read it anew. Beyond ``JOBS_MAX`` jobs nothing is expected of a job.
+makes every client that polls it read it anew. Beyond ``JOBS_MAX`` jobs, or ``RUNS_MAX`` runs of them, nothing is
+expected of a job. No estimate is worth the engine: what fails here is logged, and the engine goes on.
 """
 
 import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
 
+from service.db.database import DatabaseDiskError
 from service.db.eta_queries import EtaQueries, LiveJob, LiveRun
 from service.db.models import Json, utc_now
 from service.db.states import State
+from service.db.transitions import DAMAGED
+from service.errors import LeaseLost
 from service.estimates.forecast import Eta, JobNow, RunNow, forecast
 from service.estimates.history import read_measured
 from service.estimates.measured import Measured, cache_identity, pictures_of_plan
 from service.estimates.rates import WantedTeacher, inference_rate
-from service.estimates.workload import Slots, Workload, rows_of, workload_of
+from service.estimates.workload import Slots, Workload, batch_numbers, rows_of, workload_of
 from store import CacheNotFound, Catalog
 from workers.config.job import Plan
 
@@ -53,8 +58,11 @@ class _JobFacts:
             input_size=json.dumps(teacher["preprocessing"].get("size")),
             pictures=pictures_of_plan(document),
         )
+        self.batches = batch_numbers(plan)
         self.workload: Workload | None = None
         self.rows_to_infer = 0
+        # Stage and caches by which the rows were counted; counting walks through the folders of the caches.
+        self.counted_by: tuple[str | None, ...] | None = None
 
 
 class EtaKeeper:
@@ -72,58 +80,92 @@ class EtaKeeper:
         self._epochs: dict[str, _Epochs] = {}
         self._seen = -1
         self._measured, self._ended = Measured(), -1
+        # Rows that were not looked at may have an end, as after a look at others.
+        self._is_cut = True
+        # What was logged of each job, or of a whole look: not again at the next.
+        self._told: dict[str, str] = {}
 
     def look(self, slots: Slots) -> None:
         """Look at all live jobs, if it is time, and store what has moved.
 
         Raises:
             LeaseLost: another engine leads.
+            DatabaseDiskError: the disk of the database fails.
         """
         began_s = time.monotonic()
         if began_s < self._next_s:
             return
-        jobs = self._queries.live_jobs(JOBS_MAX)
-        if jobs:
-            self._look(jobs, slots)
-        else:
-            self._facts, self._epochs = {}, {}
+        before, self._told = self._told, {}
+        try:
+            self._look(slots, before)
+        except (LeaseLost, DatabaseDiskError):
+            raise
+        except Exception as error:
+            self._tell("", error, before)
         now_s = time.monotonic()
         self._next_s = now_s + max(_EVERY_S, (now_s - began_s) / _SHARE)
 
-    def _look(self, jobs: Sequence[LiveJob], slots: Slots) -> None:
+    def _look(self, slots: Slots, told: Mapping[str, str]) -> None:
+        jobs = self._queries.live_jobs(JOBS_MAX)
+        if not jobs:
+            self._facts, self._epochs = {}, {}
+            return
         runs = self._queries.live_runs([job.id for job in jobs], RUNS_MAX)
+        is_cut = len(jobs) == JOBS_MAX or len(runs) == RUNS_MAX
+        if len(runs) == RUNS_MAX:
+            # Of the last job some may be missing, and its end would be that of the others.
+            runs = [run for run in runs if run.job_id != runs[-1].job_id]
         self._read_epochs(runs)
         self._read_measured(slots)
         self._facts = {job.id: self._facts[job.id] if job.id in self._facts else self._read(job) for job in jobs}
+        now = utc_now()
+        shown = self._jobs_now(jobs, runs, slots, told)
+        expected = forecast(shown, slots, now, failed=lambda id, error: self._tell(id, error, told))
+        of_jobs = {job.id: job.eta for job in jobs}
+        of_runs = {run.id: run.eta for run in runs}
+        changed = _moved(of_jobs, expected, now), _moved(of_runs, expected, now)
+        if is_cut or self._is_cut:
+            for found, ids in zip(changed, self._queries.with_eta_beside(of_jobs, of_runs), strict=True):
+                found |= dict.fromkeys(ids)
+        self._queries.record_etas(*changed)
+        self._is_cut = is_cut
+
+    def _jobs_now(
+        self, jobs: Sequence[LiveJob], runs: Sequence[LiveRun], slots: Slots, told: Mapping[str, str]
+    ) -> list[JobNow]:
+        """Jobs that have runs to do, as they stand; one of which something cannot be read is left out."""
         of_job: defaultdict[str, list[LiveRun]] = defaultdict(list)
-        # The runs of the last job may be cut off.
-        for run in runs[: RUNS_MAX - 1] if len(runs) == RUNS_MAX else runs:
+        for run in runs:
             of_job[run.job_id].append(run)
-        now, shown, coming = utc_now(), list[JobNow](), set[str]()
+        preparing = [job.id for job in jobs if job.state is State.RUNNING and job.stage != "training"]
+        began_at = self._queries.began_at(preparing)
+        shown, coming = list[JobNow](), set[str]()
         for job in jobs:
             facts = self._facts[job.id]
             if facts is None or not of_job[job.id]:
                 continue
-            found = self._job_now(job, facts, of_job[job.id], slots, coming=coming)
-            if found is not None:
-                shown.append(found)
+            try:
+                known = self._job_now(job, facts, of_job[job.id], slots, coming=coming)
+                shown.append(replace(known, began_at=began_at.get(job.id)))
+            except (LeaseLost, DatabaseDiskError):
+                raise
+            except Exception as error:
+                self._tell(job.id, error, told)
             coming.add(facts.identity)
-        try:
-            expected = forecast(shown, slots, now)
-        except Exception:
-            # No estimate is worth the engine, which would end at every look.
-            log.exception("expected ends cannot be computed")
-            return
-        of_jobs = {job.id: job.eta for job in jobs}
-        of_runs = {run.id: run.eta for run in runs}
-        self._queries.record_etas(_moved(of_jobs, expected, now), _moved(of_runs, expected, now))
+        return shown
+
+    def _tell(self, job_id: str, error: Exception, told: Mapping[str, str]) -> None:
+        """Log why there are no ends, of one job or of all, unless the last look has."""
+        self._told[job_id] = f"{type(error).__name__}: {error}"
+        if told.get(job_id) != self._told[job_id]:
+            log.error("expected ends cannot be computed", job_id=job_id or None, exc_info=error)
 
     def _read(self, job: LiveJob) -> _JobFacts | None:
-        found = self._queries.plan_and_teacher(job.id)
         try:
+            found = self._queries.plan_and_teacher(job.id)
             return None if found is None else _JobFacts(Plan.model_validate(found[0]), *found)
-        except (ValueError, LookupError):
-            # Stored by another version, say: whoever begins it says so.
+        except (*DAMAGED, LookupError, TypeError, AttributeError):
+            # Damaged, or stored by another version: whoever begins it says so.
             return None
 
     def _read_measured(self, slots: Slots) -> None:
@@ -139,33 +181,36 @@ class EtaKeeper:
     def _read_epochs(self, runs: Sequence[LiveRun]) -> None:
         """Read when attempts began and epochs ended, since the last look or, the first time, from the beginning."""
         running = [run.id for run in runs if run.state is State.RUNNING]
+        newest = self._queries.last_event()
         if self._seen < 0:
-            self._seen = self._queries.last_event()
             events = self._queries.progress_events(0, running)
         else:
             events = self._queries.progress_events(self._seen)
+        # Events of other types are not read again. Of those that have come since ``newest`` only these were read.
+        self._seen = max(newest, *(event.seq for event in events), self._seen)
         for event in events:
-            self._seen = max(self._seen, event.seq)
             known = self._epochs.get(event.run_id)
             if event.type == "state":
                 if event.data.get("state") == State.RUNNING:
                     self._epochs[event.run_id] = _Epochs(event.attempt, event.at)
-            elif known is not None and known.attempt == event.attempt:
+            elif known is not None and known.attempt == event.attempt and isinstance(event.data.get("epoch"), int):
                 known.ends.append((event.data["epoch"], event.at))
         # One that has begun since its row was read is among them.
         self._epochs = {run.id: self._epochs[run.id] for run in runs if run.id in self._epochs}
 
     def _job_now(
         self, job: LiveJob, facts: _JobFacts, runs: Sequence[LiveRun], slots: Slots, *, coming: set[str]
-    ) -> JobNow | None:
-        """A job as it stands; None where nobody knows how much it is."""
-        if job.samples is None:
-            return None
-        rows = rows_of(facts.plan, job.samples)
-        if facts.workload is None:
-            facts.workload = workload_of(facts.plan, rows, self._measured, slots)
-            known = (job.caches or {}).values() or self._measured.keys.get(facts.identity, ())
-            facts.rows_to_infer = max(0, rows.cached - sum(map(self._rows_of, known)))
+    ) -> JobNow:
+        """A job as it stands; without times where nobody knows yet how many pictures it has."""
+        if facts.workload is None and job.samples is not None:
+            rows = rows_of(facts.plan, job.samples)
+            facts.workload = workload_of(facts.plan, rows, self._measured, slots, batches=facts.batches)
+        if job.samples is not None and job.stage != "training":
+            known = tuple((job.caches or {}).values() or self._measured.keys.get(facts.identity, ()))
+            if facts.counted_by != (job.stage, *known):
+                cached = rows_of(facts.plan, job.samples).cached
+                facts.rows_to_infer = max(0, cached - sum(map(self._rows_of, known)))
+                facts.counted_by = job.stage, *known
         to_infer = 0 if facts.identity in coming else facts.rows_to_infer
         return JobNow(
             id=job.id,
@@ -175,11 +220,11 @@ class EtaKeeper:
             parallel_runs=job.parallel_runs,
             runs=[self._run_now(run) for run in runs],
             stage=job.stage,
-            started_at=job.started_at,
             inference=job.inference,
-            workload=facts.workload,
+            workload=facts.workload or Workload(facts.plan.training.epochs, {}, None, ()),
             inference_rate=inference_rate(self._measured, facts.teacher, infers=bool(to_infer)),
-            rows_to_infer=to_infer,
+            batches=facts.batches,
+            rows_to_infer=None if job.samples is None else to_infer,
         )
 
     def _rows_of(self, key: str) -> int:

@@ -3,12 +3,10 @@
 A run that has finished two epochs goes on at the pace of the second half of those that it has; before, it takes what
 earlier runs have taken. A run that waits takes what runs of its student in this job take now, else what earlier ones
 have. Starts and exports are as much slower, or faster, than measured ones as epochs are now.
-
-An expected end is a moment, not a number of seconds left: it stays true while nothing happens.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from statistics import median
@@ -80,9 +78,9 @@ class JobNow:
 
     Attributes:
         runs: in the order of the plan.
+        began_at: when its present attempt began; None of one that waits for it.
         inference: of the training split's rows, as in the column.
-        inference_at: when that was looked at.
-        has_caches: whether it trains.
+        batches: a number for each run's batches, see ``workload.batch_numbers``.
         rows_to_infer: None where that is not known.
     """
 
@@ -93,11 +91,12 @@ class JobNow:
     parallel_runs: int | None
     runs: Sequence[RunNow]
     stage: str | None
-    started_at: datetime | None
     inference: Mapping[str, Any] | None
     workload: Workload
     inference_rate: InferenceRate | None
+    batches: Mapping[int, int]
     rows_to_infer: int | None = None
+    began_at: datetime | None = None
 
 
 class _Expected(NamedTuple):
@@ -107,18 +106,52 @@ class _Expected(NamedTuple):
     basis: dict[str, str]
 
 
-def forecast(jobs: Sequence[JobNow], slots: Slots, now: datetime) -> dict[str, Eta]:
-    """Expected ends, by the id of job or run. What nothing is known of is left out."""
+def forecast(
+    jobs: Sequence[JobNow], slots: Slots, now: datetime, *, failed: Callable[[str, Exception], None] | None = None
+) -> dict[str, Eta]:
+    """Expected ends, by the id of job or run. What nothing is known of is left out, and what waits behind that.
+
+    Args:
+        jobs: in the order in which they are served.
+        failed: told the id of a job that cannot be computed, and why; it counts as unknown. None raises.
+    """
     found: dict[str, Eta] = {}
     for device in ("cpu", "cuda"):
-        expected = [each for job in jobs if slots.device_of(job.plan) == device and (each := _expected(job, now))]
-        ends = expected_ends([each.load for each in expected], slots.of(device))
+        expected, free, behind = list[_Expected](), slots.of(device), set[str]()
+        is_known = True
+        for job in (job for job in jobs if slots.device_of(job.plan) == device):
+            each = _guarded(job, now, failed)
+            if each is None:
+                # Nobody knows when its slots are free again, nor who gets those that are before it has ended.
+                is_known = False
+                free -= _slots_held(job)
+                continue
+            expected.append(each)
+            if not is_known and each.load.waiting:
+                behind |= {job.id, *(run.id for run in each.load.waiting)}
+        ends = expected_ends([each.load for each in expected], free)
         for each in expected:
             for id, basis in each.basis.items():
-                if id in ends:
+                if id in ends and id not in behind:
                     end = now + timedelta(seconds=max(_LEAST_S, ends[id]))
                     found[id] = Eta(end, now, basis)
     return found
+
+
+def _guarded(job: JobNow, now: datetime, failed: Callable[[str, Exception], None] | None) -> _Expected | None:
+    try:
+        return _expected(job, now)
+    except Exception as error:
+        if failed is None:
+            raise
+        failed(job.id, error)
+        return None
+
+
+def _slots_held(job: JobNow) -> int:
+    """Slots of the processes that are at work for a job."""
+    at_work = {run.process or run.id for run in job.runs if run.state is State.RUNNING}
+    return len(at_work) * (1 if job.plan.evaluate else job.plan.training.actors)
 
 
 def _expected(job: JobNow, now: datetime) -> _Expected | None:
@@ -148,7 +181,7 @@ def _expected(job: JobNow, now: datetime) -> _Expected | None:
         seconds, of_epoch = epoch or (0.0, "")
         waiting.append(WaitingRun(run.id, run.index, (job.workload.epochs - run.epoch) * seconds))
         basis[run.id] = of_epoch
-    process, specs = job.workload.process, job.plan.runs()
+    process = job.workload.process
     load = Load(
         id=job.id,
         priority=job.priority,
@@ -162,7 +195,7 @@ def _expected(job: JobNow, now: datetime) -> _Expected | None:
         tail_s=0.0 if process is None else process.tail_s,
         waiting=waiting,
         under_way=under_way,
-        batches_of=lambda run: None if job.plan.evaluate else job.plan.batches_of(specs[run.index]),
+        batches_of=lambda run: job.batches.get(run.index),
     )
     whole = [*([of_caches] if of_caches else []), *dict.fromkeys(basis.values())]
     if process is None and not job.plan.evaluate:
@@ -190,9 +223,6 @@ def _student(job: JobNow, index: int) -> str:
     return job.plan.students[index // per_student].name if job.plan.students else ""
 
 
-# ------------------------------------------------------------------------------------------------------- what is left
-
-
 def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:
     """Seconds until the caches are complete, and how that was found; None where it is not known."""
     if job.stage == "training" or any(run.state is State.RUNNING for run in job.runs):
@@ -203,7 +233,7 @@ def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:
     rate = job.inference_rate
     if rate is None:
         return None
-    elapsed_s = 0.0 if job.started_at is None else (now - job.started_at).total_seconds()
+    elapsed_s = 0.0 if job.began_at is None else (now - job.began_at).total_seconds()
     if not job.rows_to_infer:
         # None is missing, or it is not known how many are.
         return None if job.rows_to_infer is None else (max(0.0, rate.beside_s - elapsed_s), f"caches: {rate.basis}")

@@ -1,8 +1,8 @@
 """History: measured times of the newest runs and inferences, read from the database."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from service.db.database import Database
 from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, RunRecord, TeacherRecord
 from service.db.packed_events import unpack
-from service.db.states import TERMINAL, State
-from service.db.transitions import event_rows
+from service.db.states import State
+from service.db.transitions import DAMAGED, event_rows
 from service.estimates.measured import (
     Measured,
     MeasuredCaches,
@@ -30,70 +30,96 @@ JOBS_MAX = 32
 # Runs whose last epoch is looked for among their events.
 _ENDS_MAX = 32
 _CACHE_EVENTS = ("stage", "cache_ready")
+# What reading a stored job raises: damage, and documents that lack something, or are none.
+_UNREADABLE = (*DAMAGED, zlib.error, LookupError, TypeError, AttributeError)
 
 
 def read_measured(database: Database) -> Measured:
-    """Read the newest measured times."""
+    """Read the newest measured times. Jobs of which something cannot be read are left out."""
+    newest = select(JobRecord.id).where(JobRecord.caches.is_not(None)).order_by(JobRecord.id.desc()).limit(JOBS_MAX)
+    runs, caches, keys = dict[str, MeasuredRun](), list[MeasuredCaches](), dict[str, list[str]]()
     with database.read() as session:
-        jobs = _jobs(session)
-        runs = _runs(session, jobs)
-        caches = list(_caches(session, jobs))
-    # The newest of an identity counts.
-    keys = {cache_identity(job.plan, job.teacher): [*job.caches.values()] for job in reversed(jobs.values())}
-    return replace(measured_of(runs, caches), keys=keys)
+        teachers = session.execute(select(TeacherRecord.id, TeacherRecord.size_bytes))
+        sizes = {row.id: row.size_bytes for row in teachers}
+        for id in session.scalars(newest).all():
+            try:
+                job = _job(session, id)
+                of_runs, of_caches = _runs(session, job, RUNS_MAX - len(runs)), _caches(session, job, sizes)
+            except _UNREADABLE:
+                continue
+            runs |= of_runs
+            caches += [of_caches] if of_caches else []
+            # The newest of an identity counts.
+            keys.setdefault(job.identity, list(job.caches.values()))
+        last = _last_epochs(session, list(runs)[:_ENDS_MAX])
+    ended = [
+        replace(run, end_s=(run.finished_at - last[id]).total_seconds()) if id in last else run
+        for id, run in runs.items()
+    ]
+    return replace(measured_of(ended, caches), keys=keys)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Columns of a job that tell how its times compare."""
+    """Facts about a job that tell how its times compare."""
 
     id: str
-    plan: Json
+    identity: str
+    pictures: str
+    recipe: str
+    batch_size: int
     teacher: Json
     teacher_id: str
     caches: Mapping[str, str]
     attempt: int
     started_at: datetime | None
 
-    @property
-    def pictures(self) -> str:
-        return pictures_of_plan(self.plan)
+
+def _job(session: Session, id: str) -> _Job:
+    columns = (JobRecord.plan, JobRecord.teacher, JobRecord.teacher_id, JobRecord.caches, JobRecord.attempt)
+    row = session.execute(select(*columns, JobRecord.started_at).where(JobRecord.id == id)).one_or_none()
+    if row is None:
+        raise LookupError(f"job {id} was deleted meanwhile")
+    return _Job(
+        id=id,
+        identity=cache_identity(row.plan, row.teacher),
+        pictures=pictures_of_plan(row.plan),
+        recipe=augmentation_of_plan(row.plan)["recipe"],
+        batch_size=row.plan["training"]["batch_size"],
+        teacher=row.teacher,
+        teacher_id=row.teacher_id,
+        caches=row.caches or {},
+        attempt=row.attempt,
+        started_at=row.started_at,
+    )
 
 
-def _jobs(session: Session) -> dict[str, _Job]:
-    columns = (JobRecord.id, JobRecord.plan, JobRecord.teacher, JobRecord.teacher_id, JobRecord.caches)
-    query = select(*columns, JobRecord.attempt, JobRecord.started_at).where(JobRecord.caches.is_not(None))
-    rows = session.execute(query.order_by(JobRecord.id.desc()).limit(JOBS_MAX)).all()
-    return {
-        id: _Job(id, plan, teacher, teacher_id, caches=caches or {}, attempt=attempt, started_at=started_at)
-        for id, plan, teacher, teacher_id, caches, attempt, started_at in rows
-    }
-
-
-def _runs(session: Session, jobs: Mapping[str, _Job]) -> list[MeasuredRun]:
-    """Runs of these jobs that have succeeded in one attempt, of processes all of whose runs have."""
-    names = ("id", "job_id", "actor", "state", "attempt", "student", "method", "started_at", "finished_at")
+def _runs(session: Session, job: _Job, limit: int) -> dict[str, MeasuredRun]:
+    """The newest runs of a job that have succeeded in one attempt, of processes all of whose runs have."""
+    names = ("id", "actor", "state", "attempt", "student", "method", "started_at", "finished_at")
     columns = [getattr(RunRecord, name) for name in names]
     result = RunRecord.result
     figures = [result["seconds"].as_float(), result["images_per_s"].as_float(), result["epochs"].as_integer()]
     query = select(*columns, *figures, result["splits"], result["environment"])
-    query = query.where(RunRecord.job_id.in_(jobs), RunRecord.state.in_(TERMINAL), RunRecord.actor.is_not(None))
+    query = query.where(RunRecord.job_id == job.id, RunRecord.actor.is_not(None))
+    rows = session.execute(query.order_by(RunRecord.id.desc()).limit(limit)).all()
     found, spoilt = dict[str, MeasuredRun](), set[str]()
-    for id, job_id, process, state, attempt, student, method, started_at, finished_at, *known in session.execute(
-        query.order_by(RunRecord.id.desc()).limit(RUNS_MAX)
-    ):
+    if rows and len(rows) == limit:
+        # Others of its process may be cut off.
+        spoilt.add(rows[-1].actor)
+    for id, process, state, attempt, student, method, started_at, finished_at, *known in rows:
         seconds, images_per_s, epochs, splits, environment = known
         if state is not State.SUCCEEDED or attempt != 1 or not (seconds and images_per_s and epochs and splits):
             spoilt.add(process)
             continue
         found[id] = MeasuredRun(
-            job_id=job_id,
+            job_id=job.id,
             process=process,
             student=student,
             method=method,
-            batch_size=jobs[job_id].plan["training"]["batch_size"],
-            pictures=jobs[job_id].pictures,
-            recipe=augmentation_of_plan(jobs[job_id].plan)["recipe"],
+            batch_size=job.batch_size,
+            pictures=job.pictures,
+            recipe=job.recipe,
             device=(environment or {}).get("device", "cpu"),
             trained=splits["train"],
             measured=sum(count for split, count in splits.items() if split != "train"),
@@ -103,12 +129,7 @@ def _runs(session: Session, jobs: Mapping[str, _Job]) -> list[MeasuredRun]:
             started_at=started_at,
             finished_at=finished_at,
         )
-    whole = {id: run for id, run in found.items() if run.process not in spoilt}
-    last = _last_epochs(session, list(whole)[:_ENDS_MAX])
-    return [
-        replace(run, end_s=(run.finished_at - last[id]).total_seconds()) if id in last else run
-        for id, run in whole.items()
-    ]
+    return {id: run for id, run in found.items() if run.process not in spoilt}
 
 
 def _last_epochs(session: Session, run_ids: Sequence[str]) -> dict[str, datetime]:
@@ -118,22 +139,20 @@ def _last_epochs(session: Session, run_ids: Sequence[str]) -> dict[str, datetime
     return {row.run_id: row.at for row in session.execute(query)}
 
 
-def _caches(session: Session, jobs: Mapping[str, _Job]) -> Iterable[MeasuredCaches]:
-    """Caches of jobs that were built in one attempt, the newest first."""
-    ids = [job.id for job in jobs.values() if job.attempt == 1 and job.started_at is not None]
-    plain = EventRecord.job_id.in_(ids) & (EventRecord.run_id == "") & EventRecord.type.in_(_CACHE_EVENTS)
-    of_job: defaultdict[str, dict[int, EventRecord]] = defaultdict(dict)
-    for row in event_rows(session, select(EventRecord).where(plain)):
-        of_job[row.job_id][row.seq] = row
-    packed = select(PackedEventsRecord).where(PackedEventsRecord.job_id.in_(ids), PackedEventsRecord.run_id == "")
+def _caches(session: Session, job: _Job, sizes: Mapping[str, int]) -> MeasuredCaches | None:
+    """Caches of a job that were built in one attempt.
+
+    Args:
+        sizes: of the teachers' files in bytes, by id.
+    """
+    if job.attempt != 1 or job.started_at is None:
+        return None
+    plain = (EventRecord.job_id == job.id) & (EventRecord.run_id == "") & EventRecord.type.in_(_CACHE_EVENTS)
+    of_seq = {row.seq: row for row in event_rows(session, select(EventRecord).where(plain))}
+    packed = select(PackedEventsRecord).where(PackedEventsRecord.job_id == job.id, PackedEventsRecord.run_id == "")
     for some in session.scalars(packed):
-        of_job[some.job_id] |= {row.seq: row for row in unpack(some) if row.type in _CACHE_EVENTS}
-    teachers = session.execute(select(TeacherRecord.id, TeacherRecord.size_bytes))
-    sizes = {row.id: row.size_bytes for row in teachers}
-    for id in ids:
-        found = _caches_of(jobs[id], sizes, [of_job[id][seq] for seq in sorted(of_job[id])])
-        if found is not None:
-            yield found
+        of_seq |= {row.seq: row for row in unpack(some) if row.type in _CACHE_EVENTS}
+    return _caches_of(job, sizes, [of_seq[seq] for seq in sorted(of_seq)])
 
 
 def _caches_of(job: _Job, sizes: Mapping[str, int], events: Sequence[EventRecord]) -> MeasuredCaches | None:

@@ -138,12 +138,13 @@ def _wants(state: _State) -> int:
 
 def _begin(state: _State, processes: int, now: float) -> list[tuple[float, int]]:
     """Start groups of a job; the end of each, and its runs."""
-    load, begun = state.load, []
+    load, begun, started = state.load, [], set[str]()
     startable = state.waiting[: _wants(state)]
     for group in share_out(startable, processes, load.largest_group, batches_of=load.batches_of):
         ended_s = now + load.start_s + sum(run.epochs_s for run in group) + load.end_s
         state.ends |= {run.id: ended_s + load.tail_s * place for place, run in enumerate(group)}
         state.at_work += len(group)
         begun.append((ended_s + load.tail_s * (len(group) - 1), len(group)))
-        state.waiting = [run for run in state.waiting if run not in group]
+        started |= {run.id for run in group}
+    state.waiting = [run for run in state.waiting if run.id not in started]
     return begun

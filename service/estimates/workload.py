@@ -78,15 +78,19 @@ class Workload:
         return [*dict.fromkeys(f"epochs: {rate.basis}" for rate in self.epoch.values()), *of_process]
 
 
-def workload_of(plan: Plan, rows: Rows, measured: Measured, slots: Slots | None) -> Workload:
+def workload_of(
+    plan: Plan, rows: Rows, measured: Measured, slots: Slots | None, *, batches: Mapping[int, int] | None = None
+) -> Workload:
     """Estimate the training of a job from earlier runs.
 
     Args:
         slots: of the engine; None where none has ever led.
+        batches: ``batch_numbers`` of the plan, if they are known.
     """
     runs, pictures = plan.runs(), pictures_of_plan(plan.model_dump(mode="json", include={"dataset", "views"}))
     device = None if slots is None else slots.device_of(plan)
-    groups = _groups(plan, runs, 1 if slots is None or device is None else slots.of(device))
+    numbers = batch_numbers(plan) if batches is None else batches
+    groups = _groups(plan, runs, 1 if slots is None or device is None else slots.of(device), numbers)
     size = {run.index: len(group) for group in groups for run in group}
     # Whoever is not among the first processes comes later, in one like theirs.
     later = len(groups[0]) if groups else 1
@@ -120,17 +124,26 @@ def workload_of(plan: Plan, rows: Rows, measured: Measured, slots: Slots | None)
     return Workload(plan.training.epochs, known, process, missing)
 
 
-def _groups(plan: Plan, runs: Sequence[RunSpec], slots: int) -> list[list[RunSpec]]:
+def _groups(plan: Plan, runs: Sequence[RunSpec], slots: int, batches: Mapping[int, int]) -> list[list[RunSpec]]:
     """Runs that share a process, where the whole machine is there for the job."""
     processes = max(1, slots // plan.training.actors)
-    return share_out(runs, processes, plan.largest_group, batches_of=plan.batches_of)
+    return share_out(runs, processes, plan.largest_group, batches_of=lambda run: batches[run.index])
+
+
+def batch_numbers(plan: Plan) -> dict[int, int]:
+    """A number for each run's batches, by its index: equal for runs that can share a process.
+
+    Numbers are compared much faster than the views that they stand for.
+    """
+    known = dict[Hashable, int]()
+    return {run.index: known.setdefault(plan.batches_of(run), len(known)) for run in plan.runs()}
 
 
 def load_of(plan: Plan, workload: Workload) -> Load:
     """Load of a job none of whose runs has begun, its caches being complete. All of it was measured."""
     assert workload.process is not None
     runs = plan.runs()
-    batches: dict[int, Hashable] = {run.index: plan.batches_of(run) for run in runs}
+    batches = batch_numbers(plan)
     return Load(
         id="",
         processes=plan.training.actors,

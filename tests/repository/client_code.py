@@ -31,6 +31,7 @@ BLOCKING = (
     (r"\bAsync(?=[A-Z])", ""),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\basynccontextmanager\b", "contextmanager"),
+    (r"\baclosing\b", "closing"),
     (r"\.a(close|read|iter_bytes|iter_raw)\(", r".\1("),
     (r"\bservice\.client\.asynchronous\b", "service.client"),
 )

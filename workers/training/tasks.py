@@ -104,5 +104,6 @@ def share_out(
         size = 1 if first.index in alone else min(largest_group, -(-len(waiting) // (slots - len(groups))))
         alike = [run for run in waiting[1:] if batches[run.index] == batches[first.index] and run.index not in alone]
         groups.append([first, *alike[: size - 1]])
-        waiting = [run for run in waiting if run not in groups[-1]]
+        taken = {run.index for run in groups[-1]}
+        waiting = [run for run in waiting if run.index not in taken]
     return groups

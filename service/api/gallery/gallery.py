@@ -55,7 +55,7 @@ class Query:
     Attributes:
         view: of the cache.
         term: of the method, from 0.
-        epoch: that policies may read; None is the last that the run has trained.
+        epoch: that policies may read, at most the run's last; None is the last that it has trained.
     """
 
     by: GalleryOrder
@@ -107,7 +107,7 @@ def temperatures(sources: Sources, query: Query) -> MethodTemperatures:
         teacher,
         spec.classes,
         student=_student(sources.kept, term, teacher, classes=spec.classes),
-        epoch=query.epoch or run.epoch or run.epochs,
+        epoch=min(query.epoch or run.epoch or run.epochs, run.epochs),
         epochs=run.epochs,
         of_cache=_of_cache(sources, query, term),
     )
@@ -133,7 +133,13 @@ def _of_cache(sources: Sources, query: Query, term: Term) -> dict[CacheStatistic
     root, key = sources.train_cache
     if key is None:
         raise Conflict(f"policy {term.policy.kind!r} reads statistics of the training cache, which is not there yet")
-    return training_statistics(root, key, term)
+    try:
+        return training_statistics(root, key, term)
+    except StoreError as error:
+        raise Conflict(
+            f"policy {term.policy.kind!r} reads statistics of the training cache, which cannot be read ({error}): a "
+            "job like this one makes it anew"
+        ) from None
 
 
 def choose(sources: Sources, query: Query, given: MethodTemperatures | None) -> Chosen:

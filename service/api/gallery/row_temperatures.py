@@ -6,7 +6,7 @@ Shapes: N rows of the split, V views, C classes.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from service.api.gallery.kept_logits import KeptLogits, parts
 from service.db.models import RunRecord
 from service.errors import Conflict
 from store import CacheReader
-from store.statistics import row_statistics
+from store.statistics import STATISTICS, row_statistics
 from workers.errors import InvalidMethod, NotFinite, UnknownName
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.cache_values import Values, compute_cache_statistics
@@ -26,6 +26,9 @@ from workers.methods.preview import check_previewable, temperatures_of_rows
 from workers.methods.preview_report import StatisticsTable
 
 Float32 = npt.NDArray[np.float32]
+HELD_OUT = (
+    "rows that are held out for validation are among those of train: its cache has them, though no run trains on them"
+)
 STAND_IN = (
     "the student's statistics are taken to equal the teacher's, as of a student that has become its teacher: its own "
     "are not known on these pictures"
@@ -61,6 +64,11 @@ class MethodTemperatures:
             f"the method gives every picture the same teacher temperature, {self.teacher.divisor[0]:g}: there is no "
             "highest or lowest; ask for by=disagreement or by=teacher_mistakes"
         )
+
+
+def held_out_notes(plan: Mapping[str, Any]) -> list[str]:
+    """Sentence on the rows of a stored plan's ``train`` that no run trains on; nothing without a holdout."""
+    return [HELD_OUT] if "holdout" in (plan.get("validation") or {}) else []
 
 
 def method_of(run: RunRecord) -> Method:
@@ -118,10 +126,17 @@ def training_statistics(root: Path, key: str, term: Term) -> dict[CacheStatistic
     wanted = term.policy.cache_statistics
     if not wanted:
         return {}
+    names = {each.name.removeprefix("sample_").removesuffix("_mean") for each in wanted}
     with CacheReader.from_key(root, key) as reader:
-        views = [reader.statistics(view) for view in range(reader.spec.views)]
-        stacked = {name: np.stack([view[name] for view in views]) for name in views[0]}
-    return compute_cache_statistics(wanted, stacked, (), reader.spec.classes)
+        spec = reader.spec
+        # One view after the other: those of all views and names can be larger than what this process may take.
+        sums = {name: np.zeros(spec.samples) for name in names & set(STATISTICS)}
+        for view in range(spec.views):
+            for name, values_N in reader.statistics(view).items():
+                if name in sums:
+                    sums[name] += values_N
+    means = {name: (sum_N / spec.views).astype(np.float32)[np.newaxis] for name, sum_N in sums.items()}
+    return compute_cache_statistics(wanted, means, (), spec.classes)
 
 
 def method_temperatures(

@@ -64,7 +64,8 @@ class ResponseCache:
     """Middleware that answers GET for documents of ``DATABASE_ROUTES`` from memory.
 
     Everybody who may read is given the same documents, so the caller is no part of the key. Needs a request that
-    ``middleware.AdmissionMiddleware`` has let pass. Beyond ``KEPT_BYTES_MAX`` what was asked for longest ago goes.
+    ``middleware.admission.AdmissionMiddleware`` has let pass. Beyond ``KEPT_BYTES_MAX`` what was asked for
+    longest ago goes.
 
     Args:
         version: of the database from which the routes read.

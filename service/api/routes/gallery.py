@@ -12,7 +12,7 @@ from service.api.dependencies import Context, Ctx, Heavy, document
 from service.api.gallery import gallery
 from service.api.gallery.gallery import MEASURES, Sources
 from service.api.gallery.kept_logits import LOGITS, open_kept_logits
-from service.api.gallery.row_temperatures import MethodTemperatures, method_of
+from service.api.gallery.row_temperatures import MethodTemperatures, held_out_notes, method_of
 from service.api.gallery.splits import open_fingerprint
 from service.api.problems import responses
 from service.api.routes.runs import path_of
@@ -59,7 +59,10 @@ def get_gallery(
     job, _ = ctx.queries.job(run.job_id)
     with closing(gallery.open_cache(ctx.settings.caches_dir, job.caches, split, job.id)) as reader:
         _check(query, reader)
-        return document(_gallery(ctx, query, run, _sources(ctx, run, job, reader)))
+        shown = _gallery(ctx, query, run, _sources(ctx, run, job, reader))
+        if split == "train":
+            shown.notes.extend(held_out_notes(job.plan))
+        return document(shown)
 
 
 def _check(query: gallery.Query, reader: CacheReader) -> None:

@@ -9,7 +9,13 @@ from fastapi import APIRouter, Query, Response
 from service.api.auth import READ
 from service.api.dependencies import Context, Ctx, Heavy, document
 from service.api.gallery.histograms import FILE, Shares, common_bins, edges_of, measured, show
-from service.api.gallery.row_temperatures import method_of, method_temperatures, term_of, training_statistics
+from service.api.gallery.row_temperatures import (
+    held_out_notes,
+    method_of,
+    method_temperatures,
+    term_of,
+    training_statistics,
+)
 from service.api.problems import responses
 from service.api.routes.runs import path_of
 from service.api.schemas.temperatures import (
@@ -91,6 +97,8 @@ def get_temperatures(
     cache = _cache(ctx, key)
     first_of = dict(reversed(list(zip(names, rows, strict=True))))
     methods = [_method(ctx, name, first_of[name], cache, epoch=epoch, kind=kind) for name in dict.fromkeys(names)]
+    for term in (term for method in methods for term in method.terms):
+        term.notes.extend(held_out_notes(job.plan))
     files = {file.run_id: file for file in files_of_runs(ctx.database, [row.id for row in rows], FILE)}
     runs = [
         _run(ctx, row, name, files.get(row.id), epoch=epoch, kind=kind) for row, name in zip(rows, names, strict=True)

@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from service.api.schemas.base import OptionalName
 from workers.spec import AtMost, Spec
-from workers.texts import composed
+from workers.texts import case_aside, composed
 
 TAGS_MAX = 20
 _TAG_CHARACTERS = 50
@@ -33,7 +33,7 @@ _TAG, _NOTE = rf"^{_AT_END}({_SEEN}*{_AT_END})?$", rf"^[^{_HIDDEN}]*$"
 
 
 class _Distinct:
-    """Refuse a list with a text twice, in Python and in the JSON schema."""
+    """Refuse a list with a text twice, in Python case aside, which JSON schema has no word for."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -42,9 +42,10 @@ class _Distinct:
         return handler(schema) | {"uniqueItems": True}
 
     def _check(self, texts: list[str]) -> list[str]:
-        twice = next((text for text, count in Counter(texts).items() if count > 1), None)
+        counts = Counter(map(case_aside, texts))
+        twice = next((text for text in texts if counts[case_aside(text)] > 1), None)
         if twice is not None:
-            raise ValueError(f"{twice!r} is there twice: name each once")
+            raise ValueError(f"{twice!r} is there twice, upper and lower case being the same: name each once")
         return texts
 
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,10 +63,11 @@ async def _gather(
     with partial.open("ab") as sink:
         while sink.tell() < size_bytes:
             try:
-                async for there in _fetch_rest(connection, url, digest, sink):
-                    patience.restore()
-                    if on_bytes is not None:
-                        on_bytes(there)
+                async with aclosing(_fetch_rest(connection, url, digest, sink)) as sizes:
+                    async for there in sizes:
+                        patience.restore()
+                        if on_bytes is not None:
+                            on_bytes(there)
                 reason: Exception | str = f"{url} ends early"
             except httpx2.TransportError as error:
                 reason = error
@@ -80,7 +82,7 @@ async def _gather(
         )
 
 
-async def _fetch_rest(connection: ServiceConnection, url: str, digest: str, sink: BinaryIO) -> AsyncIterator[int]:
+async def _fetch_rest(connection: ServiceConnection, url: str, digest: str, sink: BinaryIO) -> AsyncGenerator[int]:
     """Append to ``sink`` what it lacks of the file; yields its size after each piece."""
     start = sink.tell()
     headers = {"Range": f"bytes={start}-", "If-Range": f'"{digest}"'} if start else {}

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import aclosing
 
 import anyio
 import httpx2
@@ -15,7 +16,7 @@ from service.client.transport import STREAM_SILENCE_S, Document, Patience, job_o
 
 async def follow_events(
     connection: ServiceConnection, job_or_run_id: str, *, after: int, patience_s: float, timeout_s: float | None
-) -> AsyncIterator[documents.Event]:
+) -> AsyncGenerator[documents.Event]:
     """Yield every event of an event stream as it happens, until the one of type ``done``, which is the last.
 
     A broken stream is taken up again after the last event that arrived: none is lost, none comes twice.
@@ -36,13 +37,14 @@ async def follow_events(
     while True:
         reason: Exception | str = "the event stream keeps ending early"
         try:
-            async for event in _read_events(
-                connection, f"{job_or_run_path(job_or_run_id)}/events?after={after}", patience, deadline
-            ):
-                after = event.get("seq") or after
-                yield documents.Event(event)
-                if event["type"] == "done":
-                    return
+            url = f"{job_or_run_path(job_or_run_id)}/events?after={after}"
+            # Whoever stops reading gives the connection back at once, not when the garbage is collected.
+            async with aclosing(_read_events(connection, url, patience, deadline)) as events:
+                async for event in events:
+                    after = event.get("seq") or after
+                    yield documents.Event(event)
+                    if event["type"] == "done":
+                        return
         except httpx2.TransportError as error:
             reason = error
         if deadline is not None and time.monotonic() >= deadline:
@@ -52,7 +54,7 @@ async def follow_events(
 
 async def _read_events(
     connection: ServiceConnection, url: str, patience: Patience, deadline: float | None
-) -> AsyncIterator[Document]:
+) -> AsyncGenerator[Document]:
     """Yield the events of one connection, until it ends or the deadline has passed."""
     # The number is in the URL: as Last-Event-ID it is not answered with ``done`` where nothing else is left.
     silence_s = STREAM_SILENCE_S

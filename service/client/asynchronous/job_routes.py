@@ -1,7 +1,8 @@
 """Routes of jobs, their runs, events and artifacts, a method of the client each."""
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Literal, Unpack, overload
 
@@ -111,7 +112,7 @@ class JobRoutes(Reports):
         after: int = 0,
         patience_s: float = PATIENCE_S,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[documents.Event]:
+    ) -> AsyncGenerator[documents.Event]:
         """Events of a job or run as they happen, from the first one, until its end.
 
         A broken stream is taken up again after the last event that arrived: none is lost, none
@@ -152,14 +153,14 @@ class JobRoutes(Reports):
         Raises:
             WaitTimeout: it had not ended after ``timeout_s``.
         """
-        events = self.events(job_id, timeout_s=timeout_s)
-        if not progress:
-            async for _ in events:
-                pass
-            return await self.job(job_id)
-        with progress_bar(len((await self.job(job_id)).run_ids)) as show:
-            async for event in events:
-                show(event)
+        async with aclosing(self.events(job_id, timeout_s=timeout_s)) as events:
+            if not progress:
+                async for _ in events:
+                    pass
+                return await self.job(job_id)
+            with progress_bar(len((await self.job(job_id)).run_ids)) as show:
+                async for event in events:
+                    show(event)
         return await self.job(job_id)
 
     async def artifacts(self, run_id: str) -> list[documents.Artifact]:

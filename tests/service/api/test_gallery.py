@@ -16,6 +16,7 @@ from sqlalchemy import insert, update
 from typer.testing import CliRunner
 
 from service.api.gallery import kept_logits, rows
+from service.api.gallery.row_temperatures import HELD_OUT, STAND_IN
 from service.cli import app as cli
 from service.client.client import Client
 from service.db.models import ArtifactRecord, JobRecord, RunRecord
@@ -171,7 +172,7 @@ def test_gallery_reads_statistics_of_the_training_cache_as_training_does(trained
     """Its mean over all views, in the run's last epoch; one value a training picture says nothing of test pictures."""
     mean = np.mean([trained.train.statistics(view)["max"].astype(np.float64).mean() for view in (0, 1)])
     max_N = trained.test.statistics(0)["max"]
-    for epoch, query in ((3, {}), (1, {"epoch": 1})):
+    for epoch, query in ((3, {}), (1, {"epoch": 1}), (3, {"epoch": 1000})):
         row = trained.gallery(4, by="highest_temperature", limit=1, **query).json()["data"][0]
         assert row["row"] == max_N.argmax()
         assert row["value"] == pytest.approx(1 + epoch * max_N.max() / mean, rel=1e-5)
@@ -183,6 +184,32 @@ def test_gallery_reads_statistics_of_the_training_cache_as_training_does(trained
     assert train["data"][0]["student"] is None
     picture = trained.api.client.get(train["data"][0]["picture"])
     assert (picture.status_code, "view=1" in str(picture.url)) == (200, True)
+
+
+def test_gallery_without_the_training_cache_has_what_needs_no_statistics_of_it(trained: Trained) -> None:
+    folder = trained.api.settings.caches_dir / trained.train.spec.key
+    aside = folder.rename(folder.with_name("aside"))
+    try:
+        refused = trained.gallery(4, by="highest_temperature")
+        assert (refused.status_code, "cannot be read" in refused.json()["detail"]) == (409, True)
+        found = trained.gallery(4, by="disagreement").json()
+        assert (len(found["data"]), "cannot be read" in found["notes"][0]) == (24, True)
+    finally:
+        aside.rename(folder)
+
+
+def test_gallery_of_train_says_that_held_out_rows_are_among_its(trained: Trained) -> None:
+    assert trained.gallery(3, by="highest_temperature", split="train").json()["notes"] == [STAND_IN]
+    with trained.api.context.database.write() as session:
+        job = session.get_one(JobRecord, trained.job_id)
+        before, job.plan = job.plan, {**job.plan, "validation": {"holdout": 0.1}}
+    try:
+        assert HELD_OUT in trained.gallery(3, by="highest_temperature", split="train").json()["notes"]
+        terms = trained.api.client.get(f"/v1/jobs/{trained.job_id}/temperatures").json()["methods"]
+        assert all(HELD_OUT in term["notes"] for method in terms for term in method["terms"])
+    finally:
+        with trained.api.context.database.write() as session:
+            session.get_one(JobRecord, trained.job_id).plan = before
 
 
 @pytest.mark.parametrize(
@@ -285,6 +312,8 @@ def test_client_has_what_pages_show(trained: Trained) -> None:
             client.picture("http://127.0.0.1:9/v1/x.png")
         mistakes = trained.gallery(1, by="teacher_mistakes", limit=3).json()
         assert client.gallery(trained.runs[1], "teacher_mistakes", limit=3) == mistakes
+        views = trained.gallery(4, by="highest_temperature", split="train", view=1, epoch=2).json()
+        assert client.gallery(trained.runs[4], "highest_temperature", split="train", view=1, epoch=2) == views
         assert client.temperatures(trained.job_id, epoch=1)["kind"] == "paper"
         assert [run["epoch"] for run in client.curves(trained.job_id, metrics=["a b", "c"])["runs"]] == [[]] * 6
         assert client.cache_statistics(trained.test.spec.key, bins=3)["rows"] == 355

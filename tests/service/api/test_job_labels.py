@@ -46,6 +46,7 @@ def test_job_labels_are_posted_changed_and_shown(shared_api: Api) -> None:
         ({"tags": None}, "invalid-request", "valid list"),
         ({"tags": "a"}, "invalid-request", "valid list"),
         ({"tags": ["a", "a"]}, "invalid-request", "'a' is there twice"),
+        ({"tags": ["A", "b", "a"]}, "invalid-request", "'A' is there twice"),
         ({"tags": ["\u00e9", "e\u0301"]}, "invalid-request", "is there twice"),
         ({"tags": [""]}, "invalid-request", "at least 1 character"),
         ({"tags": ["a "]}, "invalid-request", "blank at an end"),

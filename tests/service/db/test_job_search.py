@@ -124,6 +124,27 @@ def test_job_search_pages_in_its_order_without_loss_or_repetition(
         api_queries.jobs(JobFilter(), gone, 9, JobOrder.NAME)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_job_search_pages_by_ends_whatever_the_time_zone_of_the_server(
+    api_queries: ApiQueries, jobs: Mapping[str, JobRecord]
+) -> None:
+    for zone in ("Asia/Tokyo", "America/New_York"):
+        url = api_queries.database.url
+        with api_queries.database.write() as session:
+            session.execute(text(f"ALTER DATABASE \"{url.database}\" SET timezone = '{zone}'"))
+        # Its connections are new ones.
+        database = Database(url.render_as_string(hide_password=False))
+        elsewhere = ApiQueries(database)
+        with database.read() as session:
+            assert session.scalar(text("SHOW timezone")) == zone
+        for order, last in ((JobOrder.FINISHED, "zebra"), (JobOrder.LAST_FINISHED, "zebra")):
+            found = names(elsewhere, JobFilter(), order, 1)
+            assert (len(found), found[-1]) == (len(jobs), last)
+            # A page behind the one that has not ended.
+            assert elsewhere.jobs(JobFilter(), jobs[last].id, 9, order) == ([], False)
+        database.close()
+
+
 def test_job_search_follows_changes_and_a_retry_has_the_labels(
     api_queries: ApiQueries, jobs: Mapping[str, JobRecord]
 ) -> None:

@@ -1,14 +1,19 @@
 """Expected ends that an engine keeps in the rows of live jobs and runs, and how the API shows them."""
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from service.db.eta_queries import EtaQueries
 from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
 from service.db.states import State
+from service.engine import eta
 from service.engine.eta import EtaKeeper
+from service.estimates.history import read_measured
 from service.estimates.workload import Slots
 from tests.support.service_helpers import Api
 
@@ -110,6 +115,69 @@ def test_eta_of_what_does_not_go_on_is_null(api: Api, clock: Clock) -> None:
     assert clock.document(f"runs/{first}")["eta"] is None
     api.client.post(f"/v1/jobs/{job_id}/cancel")
     assert clock.document(f"jobs/{job_id}")["eta"] is None
+
+
+def test_eta_of_a_job_that_was_paused_counts_from_its_present_attempt(api: Api, clock: Clock) -> None:
+    measured_job(api)
+    job = api.post_job(group_size=1)
+    assert api.records.claim_job() is not None
+    with api.context.database.write() as session:
+        session.get_one(JobRecord, job["id"]).started_at = utc_now() - timedelta(hours=1)
+    clock.look()
+    assert left_s(clock.document(f"jobs/{job['id']}")["eta"]) == pytest.approx(38.0, abs=1.0)
+
+
+def test_eta_of_other_jobs_and_the_cost_survive_damaged_plans(api: Api, clock: Clock) -> None:
+    measured_job(api)
+    api.records.record_capacity(SLOTS.model_dump())
+    job, *damaged = (api.post_job(group_size=1) for _ in range(4))
+    caches = json.dumps({"train": "a" * 64})
+    plans = ("{", "{}", json.dumps({"dataset": {}, "training": {}}))
+    with api.context.database.write() as session:
+        for each, plan in zip(damaged, plans, strict=True):
+            values = {"plan": plan, "caches": caches, "id": each["id"]}
+            session.execute(text("UPDATE jobs SET plan = :plan, caches = :caches WHERE id = :id"), values)
+    clock.look()
+    assert clock.document(f"jobs/{job['id']}")["eta"] is not None
+    cost = api.client.post("/v1/jobs?dry_run=true", json=api.job_body(group_size=1)).json()["cost"]
+    assert cost["seconds"]["missing"] == []
+
+
+def test_eta_of_jobs_beyond_the_limits_is_cleared(api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured_job(api)
+    jobs = [api.post_job(group_size=1)["id"] for _ in range(3)]
+    clock.look()
+    assert all(clock.document(f"jobs/{id}")["eta"] for id in jobs)
+    # All runs of the first, and one of the second.
+    monkeypatch.setattr(eta, "RUNS_MAX", 3)
+    clock.look()
+    assert [clock.document(f"jobs/{id}")["eta"] is not None for id in jobs] == [True, False, False]
+    runs = [run for id in jobs for run in clock.document(f"jobs/{id}")["run_ids"]]
+    assert [clock.document(f"runs/{id}")["eta"] is not None for id in runs] == [True, True] + 4 * [False]
+
+
+def test_eta_that_fails_is_logged_once_and_leaves_the_engine(api: Api, clock: Clock) -> None:
+    api.post_job()
+    with api.context.database.write() as session:
+        session.execute(text("UPDATE jobs SET samples = '{'"))
+    with capture_logs() as logs:
+        clock.look()
+        clock.look()
+    assert [entry["event"] for entry in logs] == ["expected ends cannot be computed"]
+
+
+def test_measured_times_leave_out_a_process_of_which_a_run_has_not_ended(api: Api) -> None:
+    job_id, (first, second) = begin(api)
+    caches = {"caches": {"train": "a" * 64}}
+    api.records.record_events(job_id, None, 1, [(0, {"type": "stage", "stage": "training"})], progress=caches)
+    api.records.start_attempts([first, second])
+    result = {"seconds": 15.0, "images_per_s": 360.0, "epochs": 3, "splits": {"train": 1442, "test": 355}}
+    with api.context.database.write() as session:
+        assert session.get_one(RunRecord, first).actor == session.get_one(RunRecord, second).actor
+    for run_id, measured in ((first, 0), (second, 2)):
+        assert api.records.record_result(run_id, 1, [], result)
+        found = read_measured(api.context.database)
+        assert (len(found.runs), [process.runs for process in found.processes]) == (measured, [2] if measured else [])
 
 
 def test_eta_and_cost_are_known_by_earlier_runs_and_inference(api: Api, clock: Clock) -> None:

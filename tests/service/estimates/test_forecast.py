@@ -8,7 +8,7 @@ import pytest
 from service.db.states import State
 from service.estimates.forecast import JobNow, RunNow, forecast
 from service.estimates.rates import InferenceRate, ProcessRate, Rate
-from service.estimates.workload import Slots, Workload
+from service.estimates.workload import Slots, Workload, batch_numbers
 from tests.support.service_helpers import make_plan
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
@@ -32,10 +32,10 @@ def job(**changes: object) -> JobNow:
         parallel_runs=None,
         runs=WAITING,
         stage=None,
-        started_at=None,
         inference=None,
         workload=KNOWN,
         inference_rate=CACHES,
+        batches=batch_numbers(PLAN),
         rows_to_infer=1000,
     )
     return replace(waiting, **changes)  # type: ignore[arg-type]  # whatever a test changes
@@ -61,9 +61,9 @@ def test_forecast_of_a_queued_job_is_caches_and_then_its_runs_by_what_was_measur
 
 def test_forecast_takes_the_caches_that_are_there_and_the_time_that_has_passed_into_account() -> None:
     assert seconds(job(rows_to_infer=0))["job"] == 32.0
-    assert seconds(job(started_at=ago(7.0), stage="preparing"))["job"] == 35.0
+    assert seconds(job(began_at=ago(7.0), stage="preparing"))["job"] == 35.0
     inference = {"rows_done": 500, "rows_total": 1000, "rows_per_s": 50.0, "eta_s": 10.0}
-    assert seconds(job(started_at=ago(7.0), stage="inference", inference=inference))["job"] == 37.0
+    assert seconds(job(began_at=ago(7.0), stage="inference", inference=inference))["job"] == 37.0
 
 
 def test_forecast_of_a_run_goes_on_at_the_pace_of_its_latest_epochs() -> None:
@@ -108,6 +108,24 @@ def test_forecast_of_a_second_job_waits_for_the_slots_of_the_first() -> None:
     first = job(runs=[running(5, 4.0, 2.0, 0.0)], stage="training")
     second = job(id="job_2", rows_to_infer=0, runs=[RunNow("run_2", 0, State.QUEUED)])
     assert seconds(first, second, slots=1)["job_2"] == 13.0 + 27.0
+
+
+def test_forecast_gives_what_waits_behind_an_unknown_job_no_end() -> None:
+    unknown = job(id="unknown", workload=UNKNOWN, runs=[replace(running(0, began=5.0), id="x")], stage="training")
+    behind = job(id="behind", rows_to_infer=0, runs=[RunNow("run_2", 0, State.QUEUED)])
+    trains = job(id="trains", runs=[replace(running(5, 4.0, 2.0, 0.0), id="run_3", process="q")], stage="training")
+    assert set(seconds(unknown, trains, behind)) == {"trains", "run_3"}
+    # Those before it have the slots that it leaves.
+    assert seconds(job(), unknown, slots=2)["job"] == 69.0
+    assert seconds(job(), unknown, slots=1) == {}
+
+
+def test_forecast_goes_on_without_a_job_that_cannot_be_computed() -> None:
+    told = dict[str, Exception]()
+    broken = job(id="broken", inference={"eta_s": "soon", "rows_done": 0, "rows_total": 1}, stage="inference")
+    found = forecast([job(), broken], Slots(cpu=2), NOW, failed=told.__setitem__)
+    assert "job" in found
+    assert list(told) == ["broken"]
 
 
 def test_forecast_of_an_evaluation_is_that_of_its_caches() -> None:

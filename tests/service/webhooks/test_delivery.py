@@ -19,6 +19,7 @@ import standardwebhooks
 from sqlalchemy import update
 
 from service.cli import main
+from service.db import transitions
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.deletion import Deletion
@@ -124,6 +125,15 @@ def test_outbox_counts_runs_and_tells_the_error_however_a_job_ends(
     assert [message["type"] for message in told] == ["job.cancelled", "job.failed"]
     assert [message["data"]["runs"]["cancelled"] for message in told] == [2, 2]
     assert [message["data"]["error"] for message in told] == [None, {"type": "DiskLow", "message": "no room"}]
+
+
+def test_outbox_is_due_at_once_where_the_clock_of_whoever_ends_a_job_is_ahead(
+    api_queries: ApiQueries, outbox: WebhookOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = post(api_queries)
+    monkeypatch.setattr(transitions, "utc_now", lambda: utc_now() + timedelta(hours=1))
+    JobControl(outbox.database).cancel_job(job_id)
+    assert [claim.attempt for claim in outbox.claim({})] == [1]
 
 
 def test_outbox_fences_a_claim_that_has_run_out(api_queries: ApiQueries, outbox: WebhookOutbox) -> None:

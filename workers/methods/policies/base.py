@@ -5,9 +5,9 @@ statistics, config, batch) -> ``Temperatures``, both in one file. The same funct
 gradient, and the preview of a method, on NumPy arrays in a process without torch: array functions are taken from
 ``batch.xp``, whose NumPy and torch forms agree in name and arguments. No torch here.
 
-A policy sees statistics (``store.STATISTICS``), never logits: the teacher's come from the cache as they were measured
-on the unrounded logits, the student's are computed when a policy asks for them. Z-scoring is a temperature too, because
-softmax ignores shifts: S((z - mean) / (std + eps) / T) = S(z / (T (std + eps))).
+A policy sees statistics (``store.statistics.STATISTICS``), never logits: the teacher's come from the cache as they were
+measured on the unrounded logits, the student's are computed when a policy asks for them. Z-scoring is a temperature
+too, because softmax ignores shifts: S((z - mean) / (std + eps) / T) = S(z / (T (std + eps))).
 
 Every policy but the expression returns positive, finite temperatures for finite statistics. Where its formula gives
 none (a maximum of the other sign, a constant row), that one sample falls back as the function's docstring says.
@@ -83,7 +83,7 @@ class Policy(MethodPart):
 
 
 Statistics = Mapping[str, Array]
-"""Name -> [B, 1]; the names are those of ``store.STATISTICS``."""
+"""Name -> [B, 1]; the names are those of ``store.statistics.STATISTICS``."""
 
 
 STD_EPS = 1e-7

@@ -22,7 +22,7 @@ def check_views(
     """Run the teacher on views of the very pictures that ``check`` took, views in turn.
 
     Args:
-        views: of the teacher's views, see ``config.teacher_augmentation``.
+        views: of the teacher's views, see ``config.views.teacher_augmentation``.
         plain: what ``check`` said of the pictures as they are.
         rows: that ``check`` was asked for; those that it took may be more.
 
