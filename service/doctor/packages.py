@@ -37,7 +37,7 @@ def check_packages(settings: Settings) -> Finding:
         if installed is None or not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} {installed or 'is missing'} ({requirement.specifier})")
     # What is not there of these is the other checks' affair.
-    for requirement in (*_requirements("postgres"), *_requirements("engine")):
+    for requirement in (*_requirements("postgres"), *_requirements("page"), *_requirements("engine")):
         installed = _installed(requirement.name)
         if installed is not None and not requirement.specifier.contains(installed, prereleases=True):
             wrong.append(f"{requirement.name} {installed} ({requirement.specifier})")

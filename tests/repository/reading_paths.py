@@ -51,7 +51,7 @@ JOB = (
     "workers.data.prepare:prepare",
     "workers.data.prepare:_prepare",
     "workers.teacher.plan_caches:run_recorded_preflight",
-    "workers.teacher.plan_caches:_cache_spec",
+    "workers.teacher.cache_specs:cache_specs",
     "workers.teacher.build_caches:reserve_caches",
     "workers.teacher.build_caches:missing_blocks",
     "workers.cluster.caches_actor:InferencePool.infer",

@@ -127,4 +127,4 @@ def _dry_run(found: Document) -> None:
 def _curl(document: Document) -> str:
     address = "$RETORT_URL/v1/jobs"
     body = json.dumps(document, ensure_ascii=False)
-    return f'curl {address} -H "Authorization: Bearer $RETORT_API_KEY" --json {shlex.quote(body)}'
+    return f'curl {address} -H "Authorization: Bearer $KEY" --json {shlex.quote(body)}'

@@ -46,7 +46,7 @@ def test_a_pin_over_http_is_idempotent_shown_and_refuses_deletion(api: Api) -> N
         response = api.client.post(f"{path}/pin")
         assert response.status_code == 200
         assert response.json()["pinned"] is True
-        assert response.json() == api.client.get(path).json()
+        assert response.json().items() <= api.client.get(path).json().items()
     assert "unpin it first" in problem(api.client.delete(path), 409, "conflict")["detail"]
     for _ in range(2):
         response = api.client.delete(f"{path}/pin")
