@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from tests.support.digits import Digits
 
 pytest_plugins = ["tests.support.service_fixtures"]
-pytestmark = pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH"),
+]
 
 DESK, PHONE = 1280, 390
 HOSTILE = "<img src=x onerror=alert(1)> \u202egnp.exe " + "w" * 150
@@ -94,7 +97,6 @@ def test_hostile_names_are_shown_as_text(job: dict[str, Any], visitor: Visitor) 
     assert not visitor.faults()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_tab_is_shown_at_both_widths(all_views: dict[str, str], visitor: Visitor) -> None:
     folder = os.environ.get("RETORT_SCREENSHOTS")
@@ -110,7 +112,6 @@ def test_every_tab_is_shown_at_both_widths(all_views: dict[str, str], visitor: V
     assert not wrong
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_views_have_no_serious_accessibility_violations(all_views: dict[str, str], visitor: Visitor) -> None:
     """axe-core, in light and dark colours."""
