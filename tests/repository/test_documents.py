@@ -227,7 +227,7 @@ def test_the_quick_start_and_the_python_snippets_run(tmp_path: Path, digits: Dig
     files.symlink_to(digits.teacher_spec.path.parent)
     (tmp_path / "teacher.onnx").symlink_to(digits.teacher_spec.path)
     [walk] = snippets(ROOT / "README.md", "bash")
-    before = ". .venv/bin/activate\nretort demo --data-dir demo-data\n"
+    before = ". .venv/bin/activate\nretort demo --no-keep --data-dir demo-data\n"
     assert before in walk
     python = [code for name in ("README.md", "service/README.md") for code in snippets(ROOT / name, "python")]
     preview = snippets(ROOT / "workers/methods/README.md", "bash")
