@@ -3,6 +3,7 @@
 ``RETORT_SCREENSHOTS`` names a folder that keeps pictures of every view at two widths.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from playwright.sync_api import TimeoutError
 
 from tests.service.page.visitor import Visitor, visitors
 from tests.support.processes import Processes, given_caches, job_of
@@ -104,9 +106,13 @@ def test_every_tab_is_shown_at_both_widths(all_views: dict[str, str], visitor: V
     for name, path in all_views.items():
         for width in (DESK, PHONE):
             visitor.open(path, width)
-            wrong += [f"{name} at {width}: {fault}" for fault in visitor.faults()]
+            # A job that is not there is a 404, which Chromium calls an error.
+            faults = [fault for fault in visitor.faults() if name != "no-job" or "404" not in fault]
+            wrong += [f"{name} at {width}: {fault}" for fault in faults]
             if folder is not None:
-                visitor.page.wait_for_load_state("networkidle")
+                # Pictures that are still on their way then are not waited for.
+                with contextlib.suppress(TimeoutError):
+                    visitor.page.wait_for_load_state("networkidle", timeout=5000)
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 visitor.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True)
     assert not wrong
