@@ -39,10 +39,17 @@ def _saved(saved_s: float) -> str:
     return duration(saved_s) if saved_s >= 0 else f"none: it costs {duration(-saved_s)} more"
 
 
+def seconds_left(document: Document, now: datetime | None = None) -> float | None:
+    """Seconds until the expected end of a job or run, negative once that is past; None where none is known."""
+    eta = document.get("eta")
+    if not eta or not eta.get("expected_at"):
+        return None
+    return (datetime.fromisoformat(eta["expected_at"]) - (now or datetime.now(UTC))).total_seconds()
+
+
 def time_left(document: Document) -> str:
     """Time until the expected end of a job or run; a dash where none is known."""
-    eta = document.get("eta")
-    if not eta:
-        return "–"
-    left_s = (datetime.fromisoformat(eta["expected_at"]) - datetime.now(UTC)).total_seconds()
+    left_s = seconds_left(document)
+    if left_s is None:
+        return duration(None)
     return duration(left_s) if left_s > 0 else "any moment"

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.cache_statistics import summarise_statistics
 from service.api.cache_use import use_of
-from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, Limit, ends
+from service.api.dependencies import PAGE_DEFAULT, After, Context, Ctx, Heavy, Limit, ends
 from service.api.problems import responses
 from service.api.schemas.caches import Cache, CacheDetail, CachePage, CacheReport, CacheStatistics
 from service.errors import Conflict
@@ -69,10 +69,16 @@ def get_cache_statistics(
 )
 def delete_cache(key: Key, ctx: Ctx) -> None:
     """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew."""
-    job_id = ctx.queries.user_of_cache(key)
-    if job_id is not None:
-        raise Conflict(f"cache {key} is used by job {job_id}: cancel that, or wait for it")
+    used = why_in_use(key, ctx)
+    if used is not None:
+        raise Conflict(used)
     ctx.catalog.delete(key)
+
+
+def why_in_use(key: str, ctx: Context) -> str | None:
+    """Say which job that is being worked on uses a cache; None if none does."""
+    job_id = ctx.queries.user_of_cache(key)
+    return None if job_id is None else f"cache {key} is used by job {job_id}: cancel that, or wait for it"
 
 
 @router.post(

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from service.api.auth import READ
 from service.api.dependencies import Ctx
 from service.api.problems import responses
-from service.api.routes.caches import Key
+from service.api.routes.caches import Key, why_in_use
 from service.api.schemas.deletions import Deletion
 from service.db.deletion_preview import DeletionPreview, DeletionPreviews
 
@@ -58,9 +58,9 @@ def preview_teacher(teacher_id: str, ctx: Ctx) -> Deletion:
 )
 def preview_cache(key: Key, ctx: Ctx) -> Deletion:
     """Bytes of its files, or why it is refused now."""
-    entry, job_id = ctx.catalog.get(key), ctx.queries.user_of_cache(key)
-    if job_id is not None:
-        return _show(key, DeletionPreview(0, f"cache {key} is used by job {job_id}: cancel that, or wait for it"))
+    entry, used = ctx.catalog.get(key), why_in_use(key, ctx)
+    if used is not None:
+        return _show(key, DeletionPreview(0, used))
     if entry.pinned:
         return _show(key, DeletionPreview(0, f"cache {key} is pinned: unpin it first, then delete it"))
     return _show(key, DeletionPreview(entry.size_bytes))

@@ -1,9 +1,10 @@
 """Words for numbers of a job: durations, percentages, estimates, progress."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 
 from service.page import texts
+from service.page.cost import seconds_left
 from service.page.texts import duration as duration
 from service.page.viewer import Document
 
@@ -55,10 +56,9 @@ def inference_words(job: Document) -> str:
 
 def eta_words(document: Document, now: datetime | None = None) -> str:
     """Time until a job or run is expected to end, with what that is based on; empty where nobody knows."""
-    eta = document.get("eta")
-    if not isinstance(eta, Mapping) or not eta.get("expected_at"):
+    left = seconds_left(document, now)
+    if left is None:
         return ""
-    expected = datetime.fromisoformat(str(eta["expected_at"]))
-    left = (expected - (now or datetime.now(UTC))).total_seconds()
+    eta = document["eta"]
     based = f" (by {eta['based_on']})" if eta.get("based_on") else ""
     return f"about {duration(left)} left{based}" if left > 0 else f"due any moment{based}"
