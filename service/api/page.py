@@ -35,7 +35,7 @@ def _without_socket_clients() -> Iterator[None]:
     """Hide what engineio imports for its clients alone, where it is installed: half a second of the start and 15 MB."""
     hidden = [name for name in ("aiohttp", "requests") if name not in sys.modules]
     # None makes the import an ImportError, which engineio expects.
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # see above
     try:
         yield
     finally:

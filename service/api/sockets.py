@@ -10,7 +10,7 @@ from collections.abc import Callable
 try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 except ImportError:
-    WebSocketsSansIOProtocol = asyncio.Protocol  # type: ignore[assignment, misc]
+    WebSocketsSansIOProtocol = asyncio.Protocol  # type: ignore[assignment, misc]  # never served
 
 _QUIET = logging.getLogger(__name__)
 _QUIET.setLevel(logging.WARNING)

@@ -26,6 +26,8 @@ from service.page.viewer import NOT_FOUND, Problem, ViewerApi
 
 ASSETS = Path(__file__).parent / "assets"
 FAVICON = ASSETS / "favicon.svg"
+_STYLES = (ASSETS / "page.css").read_text()
+_SCRIPT = f"<script>{(ASSETS / 'page.js').read_text()}</script>"
 # Sections of the navigation, in its order: path, name, icon.
 SECTIONS = (
     ("/jobs", "Jobs", "list"),
@@ -85,8 +87,8 @@ def _frame(request: Request, title: str) -> ui.element:
     theme = request.cookies.get(THEME_COOKIE, "auto")
     ui.dark_mode({"auto": None, "dark": True, "light": False}.get(theme))
     ui.colors(primary="#0072B2", secondary="#56B4E9", accent="#CC79A7", positive="#007A58", negative="#B84F00")
-    ui.add_css((ASSETS / "page.css").read_text())
-    ui.add_body_html(f"<script>{(ASSETS / 'page.js').read_text()}</script>")
+    ui.add_css(_STYLES)
+    ui.add_body_html(_SCRIPT)
     ui.link("Skip to the content", "#main").classes("skip-link")
     with ui.header(elevated=False).classes("page-header").props("aria-label='Page header'"):
         ui.link("Retort", "/jobs").classes("brand")

@@ -1,60 +1,45 @@
 """State of a run's view: the run's document, and the parts of the view that follow it."""
 
-import asyncio
-
 from nicegui import ui
 
 from service.page.elements import local_time, set_state, state_badge
 from service.page.frame import heading
 from service.page.job.actions import action_buttons
+from service.page.job.followed import FollowedPage
 from service.page.job.health import is_live
-from service.page.job.page import ENDED_S, LIVE_S, Listener
 from service.page.job.url_state import UrlState
 from service.page.job.words import NOTHING, eta_words
 from service.page.viewer import Document, ViewerApi
 
 
-class RunPage:
+class RunPage(FollowedPage):
     """Run that is shown.
 
     Args:
         run: its document.
         job: the document of its job.
-
-    Attributes:
-        head: parts that are always there; each is called after a look at the run.
-        listeners: those of the open tab; a tab takes the list before it waits for its first answer.
     """
 
     def __init__(self, api: ViewerApi, run: Document, job: Document, url: UrlState) -> None:
-        self.api = api
+        super().__init__(api, url)
         self.run = run
         self.job = job
-        self.url = url
-        self.head: list[Listener] = []
-        self.listeners: list[Listener] = []
-        self.timer: ui.timer | None = None
-        self._refreshing = asyncio.Lock()
 
     @property
     def path(self) -> str:
         """Path of the run in the API."""
         return f"/v1/runs/{self.run['id']}"
 
-    def leave_tab(self) -> None:
-        """Follow no more of the tab: what it adds later, once an answer is there, goes to its own old list."""
-        self.listeners = []
+    @property
+    def is_live(self) -> bool:
+        """Whether the run has not ended."""
+        return is_live(self.run["state"])
 
-    async def refresh(self) -> None:
-        """Look at the run, and tell all parts. Raises Problem."""
-        # One at a time: an action looks as well, and parts would add the same news twice.
-        async with self._refreshing:
-            before = self.run
-            self.run = await self.api.get(self.path)
-            for listener in (*self.head, *self.listeners):
-                await listener(before != self.run)
-        if self.timer is not None:
-            self.timer.interval = LIVE_S if is_live(self.run["state"]) else ENDED_S
+    async def look(self) -> bool:
+        """Read the run; return whether it has changed. Raises Problem."""
+        before = self.run
+        self.run = await self.api.get(self.path)
+        return before != self.run
 
 
 def show_run_head(page: RunPage) -> None:

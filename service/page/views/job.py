@@ -10,8 +10,9 @@ from service.page.job import curves, results, run_choice, runs, scatter
 from service.page.job.attention import show_attention
 from service.page.job.curves import show_curves
 from service.page.job.events import EventList
+from service.page.job.followed import LIVE_S
 from service.page.job.head import show_head
-from service.page.job.page import LIVE_S, JobPage
+from service.page.job.page import JobPage
 from service.page.job.results import show_results
 from service.page.job.run_choice import show_evaluations
 from service.page.job.runs import show_runs

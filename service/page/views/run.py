@@ -6,7 +6,7 @@ from service.page.elements import Newest, attempt, poll
 from service.page.frame import view
 from service.page.job.evaluation import read_evaluation, show_evaluation
 from service.page.job.events import EventList
-from service.page.job.page import LIVE_S
+from service.page.job.followed import LIVE_S
 from service.page.job.run_page import RunPage, show_run_head
 from service.page.job.run_parts import show_config, show_files, show_log, show_run_curves
 from service.page.job.tabs import show_tabs
