@@ -289,8 +289,9 @@ def test_whatever_is_killed_a_run_goes_on_and_tells_every_epoch_once(service: Pr
     os.kill(keeper_of(service.data_dir), signal.SIGKILL)
     trained_on(3)
     service.kill("engine")
+    assert client.run(run["id"])["epoch"] < epochs
+    # It may end before the next engine is there, which then tells the epochs that are left.
     service.start("engine")
-    trained_on(3)
 
     done = client.wait(stormy["id"])
     assert done["state"] == "succeeded", (done["error"], service.logs())
