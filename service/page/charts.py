@@ -76,11 +76,14 @@ def base_options(title: str, *, x: str, y: str, log: bool = False, zoom: bool = 
 
 
 def line(name: str, points: Sequence[Sequence[float | None]], colour: str, **options: object) -> Options:
-    """Series of a line through points (x, y); None in place of y leaves a gap."""
+    """Series of a line through points (x, y); None in place of y leaves a gap.
+
+    Data are tuples: NiceGUI watches every list and dictionary of a chart for changes, which costs more than to draw it.
+    """
     return {
         "type": "line",
         "name": name,
-        "data": [list(point) for point in points],
+        "data": tuple(map(tuple, points)),
         "showSymbol": len(points) < 2,
         "color": colour,
         "lineStyle": {"width": 2},
@@ -94,12 +97,12 @@ def band(name: str, rows: Sequence[tuple[float, float, float]], colour: str) -> 
     hidden["tooltip"] = {"show": False}
     stack = f"band of {name}"
     return [
-        {**hidden, "name": name, "stack": stack, "data": [[x, lower] for x, lower, _ in rows]},
+        {**hidden, "name": name, "stack": stack, "data": tuple((x, lower) for x, lower, _ in rows)},
         {
             **hidden,
             "name": name,
             "stack": stack,
-            "data": [[x, upper - lower] for x, lower, upper in rows],
+            "data": tuple((x, upper - lower) for x, lower, upper in rows),
             "areaStyle": {"opacity": 0.18},
         },
     ]

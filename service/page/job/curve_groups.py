@@ -95,8 +95,9 @@ def _mean(group: CurveGroup, curves: Sequence[dict[int, float]], style: CurveSty
     if style.is_log:
         # A logarithm has no place for what is not positive.
         rows = [(epoch, mean, min(mean, max(low, mean / 100)), high) for epoch, mean, low, high in rows if mean > 0]
-    area = band(group.label, [(epoch, low, high) for epoch, _, low, high in rows], group.colour)
-    return [_drawn(group, group.label, rows), *area]
+    # Of one seed it would have no width.
+    widths = [(epoch, low, high) for epoch, _, low, high in rows] if len(curves) > 1 else []
+    return [_drawn(group, group.label, rows), *(band(group.label, widths, group.colour) if widths else [])]
 
 
 def _line(group: CurveGroup, curves: Sequence[dict[int, float]], style: CurveStyle, name: str) -> Options:
@@ -108,11 +109,11 @@ def _drawn(group: CurveGroup, name: str, rows: Sequence[Row]) -> Options:
     """Line with the group's shape on a few of its points, the last one among them."""
     step = max(1, len(rows) // _MARKS_OF_A_LINE)
     marked = {*range(len(rows) - 1, -1, -step)}
-    points = [
-        {"value": [epoch, mean], "symbol": group.symbol if index in marked else "none"}
+    points = tuple(
+        {"value": (epoch, mean), "symbol": group.symbol} if index in marked else (epoch, mean)
         for index, (epoch, mean, _, _) in enumerate(rows)
-    ]
-    look = {"symbolSize": 7, "showSymbol": True, "lineStyle": {"width": 2, "type": group.dash}, "z": 3}
+    )
+    look = {"symbol": "none", "symbolSize": 7, "showSymbol": True, "lineStyle": {"width": 2, "type": group.dash}, "z": 3}
     return line(name, [], group.colour, data=points, **look)
 
 

@@ -71,7 +71,7 @@ def test_draw_groups_draws_a_mean_with_its_band_and_leaves_out_seeds_beyond_a_li
     runs = [curve(f"run {seed}", [0.1, 0.2], seed=seed) for seed in range(SEED_LINES_MAX + 7)]
     style = CurveStyle(MEASURES["top1"], "validation_top1", "range", 0.0, is_log=False)
     series, left_out = draw_groups(group_runs(runs), style)
-    assert [point["value"] for point in series[0]["data"]] == [[1, 10.0], [2, 20.0]]
+    assert [point["value"] for point in series[0]["data"]] == [(1, 10.0), (2, 20.0)]
     assert (len(series), left_out) == (3, "")
     each = CurveStyle(MEASURES["top1"], "validation_top1", "each", 0.0, is_log=False)
     series, left_out = draw_groups(group_runs(runs), each)
@@ -83,7 +83,9 @@ def test_draw_groups_draws_a_mean_with_its_band_and_leaves_out_seeds_beyond_a_li
 def test_draw_groups_leaves_what_is_not_positive_out_of_a_log_axis() -> None:
     style = CurveStyle(MEASURES["top1"], "validation_top1", "range", 0.0, is_log=True)
     series, _ = draw_groups(group_runs([curve("run", [0.0, 0.2])]), style)
-    assert [point["value"] for point in series[0]["data"]] == [[2, 20.0]]
+    assert [point["value"] for point in series[0]["data"]] == [(2, 20.0)]
+    # Of one seed there is no band.
+    assert len(series) == 1
 
 
 def test_complaints_name_runs_that_fell_are_far_behind_failed_or_were_lost() -> None:
