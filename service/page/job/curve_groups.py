@@ -113,7 +113,13 @@ def _drawn(group: CurveGroup, name: str, rows: Sequence[Row]) -> Options:
         {"value": (epoch, mean), "symbol": group.symbol} if index in marked else (epoch, mean)
         for index, (epoch, mean, _, _) in enumerate(rows)
     )
-    look = {"symbol": "none", "symbolSize": 7, "showSymbol": True, "lineStyle": {"width": 2, "type": group.dash}, "z": 3}
+    look = {
+        "symbol": "none",
+        "symbolSize": 7,
+        "showSymbol": True,
+        "lineStyle": {"width": 2, "type": group.dash},
+        "z": 3,
+    }
     return line(name, [], group.colour, data=points, **look)
 
 
