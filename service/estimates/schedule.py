@@ -1,6 +1,6 @@
 """Schedule: who gets which slot when, played through with the engine's rules, and so when each run and job ends. Pure.
 
-As ``engine.fair_share`` shares slots: the highest priority first, then the API key with the fewest runs at work, its
+As ``engine.run_start`` shares slots: the highest priority first, then the API key with the fewest runs at work, its
 job with the fewest, the oldest; and as ``workers.training.tasks.share_out`` puts runs into processes. Times are seconds
 from now.
 """
