@@ -25,7 +25,7 @@ from service.engine.evaluation import evaluation_result
 from service.engine.progress import run_progress
 from service.errors import LeaseLost
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
-from workers.training.tasks import share_out, task_of_run
+from workers.training.share_out import share_out
 
 log = structlog.get_logger("retort.engine")
 
@@ -192,9 +192,8 @@ def _start_group(context: EngineContext, job: ActiveJob, runs: Sequence[RunRecor
         return
     specs = job.spec.runs()
     training_tasks = [
-        task_of_run(
+        job.cache_plan.task_of_run(
             job.spec,
-            job.cache_plan,
             specs[run.index],
             context.folders,
             folder=context.run_folder(run) / f"a{run.attempt}",

@@ -51,7 +51,7 @@ JOB = (
     "workers.data.prepare:prepare",
     "workers.data.prepare:_prepare",
     "workers.teacher.plan_caches:run_recorded_preflight",
-    "workers.teacher.cache_specs:cache_specs",
+    "workers.teacher.cache_plan:cache_specs",
     "workers.teacher.build_caches:reserve_caches",
     "workers.teacher.build_caches:missing_blocks",
     "workers.cluster.caches_actor:InferencePool.infer",
@@ -79,7 +79,7 @@ JOB = (
     "service.engine.run_start:_start_runs_of",
     "service.engine.run_start:_start_group",
     "service.db.engine_queries:EngineQueries.start_attempts",
-    "workers.training.tasks:task_of_run",
+    "workers.teacher.cache_plan:CachePlan.task_of_run",
     "workers.cluster.ray_cluster:Cluster.train",
     # The run is trained.
     "workers.cluster.actors:TrainingActor._work",
