@@ -64,7 +64,6 @@ JOB = (
     "workers.teacher.inference:_load",
     "workers.teacher.inference:_infer",
     "workers.teacher.teacher:Teacher.run",
-    "workers.teacher.inference:_commit",
     "store.writer:CacheWriter.write_block",
     "store.writer:CacheWriter._write_and_commit",
     "workers.cluster.caches_actor:InferencePool._finish",
