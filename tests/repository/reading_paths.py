@@ -66,7 +66,6 @@ JOB = (
     "workers.teacher.teacher:Teacher.run",
     "store.writer:CacheWriter.write_block",
     "store.writer:CacheWriter._write_and_commit",
-    "workers.cluster.caches_actor:InferencePool._finish",
     "store.writer:CacheWriter.finish",
     # The engine takes them, and starts its run.
     "service.engine.cache_stage:CacheStage.poll",

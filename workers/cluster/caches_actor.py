@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from workers.cluster import ray_api
 from workers.cluster.actors import Actor
 from workers.cluster.block_queue import BlockQueue
-from workers.cluster.inference_workers import InferenceWorker, InferenceWorkers
+from workers.cluster.inference_workers import InferenceWorkers
 from workers.cluster.outcomes import Share, TaskOutcome, WorkFailed, outcome_of
 from workers.cluster.pool_events import PoolProgress, WaitingLog
 from workers.config.task import CachesTask, InferenceTask
@@ -119,37 +119,38 @@ class InferencePool:
         text = self._on_its_device(task, count).model_dump_json()
         queue = BlockQueue(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // count)))
         progress, waiting, workers = PoolProgress(task, emit), WaitingLog(self._gpu_share, emit), self.workers
-        try:
-            with workers.in_use(count):
-                while True:
-                    workers.look_after()
-                    for worker in workers.all:
-                        if worker.reference is None and queue and worker.is_started:
-                            worker.watch_process()
-                            worker.blocks = queue.take()
-                            worker.reference = worker.actor.work.remote(text, worker.blocks)
-                    busy = {worker.reference: worker for worker in workers.all if worker.reference is not None}
-                    if not busy and not queue:
-                        return
-                    if not busy and waiting.report():
-                        workers.add_small()
-                    references = list(busy) or [worker.started for worker in workers.all]
-                    ready = ray_api.first_ready(references, timeout_s=0.25) if references else []
-                    if not references:
-                        # All have died, and are started again in a while.
-                        time.sleep(0.05)
-                    for reference in ready:
-                        if reference in busy:
-                            self._finish(busy[reference], queue, emit)
-                    progress.report()
-                    if should_stop():
-                        raise Stopped("inference was stopped; committed blocks are kept")
-        except BaseException:
-            # Some are in the middle of a call that nobody waits for any more.
-            workers.close()
-            raise
-        finally:
-            progress.report(now=True)
+        with progress, workers.in_use(count):
+            while True:
+                workers.look_after()
+                for worker in workers.all:
+                    if worker.reference is None and queue and worker.is_started:
+                        worker.watch_process()
+                        worker.blocks = queue.take()
+                        worker.reference = worker.actor.work.remote(text, worker.blocks)
+                busy = {worker.reference: worker for worker in workers.all if worker.reference is not None}
+                if not busy and not queue:
+                    return
+                if not busy and waiting.report():
+                    workers.add_small()
+                references = list(busy) or [worker.started for worker in workers.all]
+                ready = ray_api.first_ready(references, timeout_s=0.25) if references else []
+                if not references:
+                    # All have died, and are started again in a while.
+                    time.sleep(0.05)
+                for worker in [busy[reference] for reference in ready if reference in busy]:
+                    try:
+                        outcome = ray_api.get(worker.reference)
+                    except ray_api.RayError as error:
+                        death = worker.watch.death(error)
+                        workers.replace_later(worker, death, emit)
+                        queue.give_back(worker.blocks, death)
+                        continue
+                    workers.note_alive()
+                    worker.free()
+                    self._check(outcome, emit)
+                progress.report()
+                if should_stop():
+                    raise Stopped("inference was stopped; committed blocks are kept")
 
     def _on_its_device(self, task: InferenceTask, count: int) -> InferenceTask:
         if self._gpu_share:
@@ -166,20 +167,11 @@ class InferencePool:
             changes = {"threads": max(1, self._actors // count), "sessions": self._actors}
         return task.model_copy(update=changes)
 
-    def _finish(self, worker: InferenceWorker, queue: BlockQueue, emit: Emit) -> None:
-        """Take the outcome of a call; a dead actor is replaced."""
-        try:
-            outcome = ray_api.get(worker.reference)
-        except ray_api.RayError as error:
-            death = worker.watch.death(error)
-            self.workers.replace_later(worker, death, emit)
-            queue.give_back(worker.blocks, death)
-            return
-        self.workers.note_alive()
-        worker.free()
+    def _check(self, outcome: TaskOutcome, emit: Emit) -> None:
+        """Raise what is wrong with an outcome; of one that is done, log once where it ran and what it warned of."""
         if outcome.kind == "stopped":
             raise Stopped(outcome.message)
-        if outcome.kind in {"failed", "vanished"}:
+        if outcome.value is None:
             raise WorkFailed(outcome)
         if not self._reported:
             emit(Log(message=f"inference on {outcome.value['provider']}: {outcome.value['reason']}"))
