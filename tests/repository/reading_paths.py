@@ -70,7 +70,6 @@ JOB = (
     # The engine takes them, and starts its run.
     "service.engine.cache_stage:CacheStage.poll",
     "workers.cluster.actors:Task.poll",
-    "service.engine.cache_stage:CacheStage._take_caches",
     "service.engine.run_start:start_runs",
     "service.engine.run_start:_startable",
     "service.engine.run_start:allot",
