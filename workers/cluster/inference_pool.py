@@ -1,91 +1,28 @@
-"""Caches of one job on the cluster: an actor plans them, its pool fans the blocks out, inference actors infer them.
+"""Inference pool of one job: the missing blocks of its caches are fanned out to inference actors, which infer them.
 
 ``teacher.build_caches`` says which blocks are missing. Whatever inference actor dies, its blocks go back to the queue.
-All of them end with their engine, or when another one leads; the blocks that were committed are there.
+All of them end with the actor that has the pool (``ray_cluster.CachesActor``).
 """
 
-import contextlib
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workers.cluster import ray_api
 from workers.cluster.actors import Actor
 from workers.cluster.block_queue import BlockQueue
 from workers.cluster.inference_workers import InferenceWorkers
-from workers.cluster.outcomes import Share, TaskOutcome, WorkFailed, outcome_of
+from workers.cluster.outcomes import TaskOutcome, WorkFailed, outcome_of
 from workers.cluster.pool_events import PoolProgress, WaitingLog
-from workers.config.task import CachesTask, InferenceTask
+from workers.config.task import InferenceTask
 from workers.errors import Stopped
-from workers.events import Emit, Log, ShouldStop, Stage
+from workers.events import Emit, Log, ShouldStop
 
 if TYPE_CHECKING:
-    from workers.teacher.sessions import Device
     from workers.teacher.teacher import Teacher
 
 # Blocks of one call: enough to overlap loading, inference and writing, few enough to share work evenly.
 _BLOCKS_PER_CALL = 4
-
-
-class CachesActor(Actor):
-    """Actor that prepares the data and completes the caches of one job; its inference is fanned out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pool: InferencePool | None = None
-
-    def _held(self) -> list[Share]:
-        pool = self._pool
-        return [] if pool is None else pool.workers.shares()
-
-    def work(self, task_json: str, cpus: int, actors: int) -> None:
-        """Complete the caches of a job; ``answer`` returns the outcome.
-
-        Args:
-            task_json: a ``CachesTask``.
-            cpus: cores of this machine.
-            actors: that infer, at most; one per GPU, or per core.
-        """
-        self._slots[0].outcome = outcome_of(
-            lambda: self._build(CachesTask.model_validate_json(task_json), cpus, actors)
-        )
-
-    def _build(self, task: CachesTask, cpus: int, actors: int) -> dict[str, Any]:
-        from workers.teacher.accuracy import measure_teacher
-        from workers.teacher.build_caches import missing_blocks, reserve_caches
-        from workers.teacher.forwards import forwards_needed
-        from workers.teacher.plan_caches import plan_caches
-
-        job, folders = task.job, task.folders
-        slot = self._slots[0]
-        emit, should_stop = partial(self._emit, slot), slot.stopping.is_set
-        # The preflight is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
-        # So no device but an explicit CPU need be named; the pool names that of its actors.
-        device: Device = "cpu" if job.training.device == "cpu" else "auto"
-        plan = plan_caches(job, folders, emit, should_stop, threads=cpus, device=device, forwards_in=task.forwards)
-        # Kept for as long as this process lives, so that the engine can hold the caches before it ends.
-        self._reservation = reserve_caches(plan, folders, task.quota_bytes, emit)
-        forwards = plan.contract_forwards
-        self._pool = InferencePool(actors, task.gpu_share, cpus=cpus, confine_on_gpu=task.confine_on_gpu)
-        with (
-            contextlib.closing(self._pool.workers),
-            contextlib.closing(
-                missing_blocks(plan, folders, emit, should_stop, threads=1, device=device, forwards_in=task.forwards)
-            ) as found,
-        ):
-            for missing in found:
-                self._pool.infer(missing.task, missing.blocks, emit, should_stop)
-                forwards += missing.rows
-        teacher = measure_teacher(plan, folders)
-        plan = plan.model_copy(update={"accuracy": teacher.accuracy})
-        emit(Stage(stage="training"))
-        return {
-            "plan": plan.model_dump(mode="json"),
-            "teacher_metrics": teacher.metrics,
-            "teacher_forwards": forwards,
-            "teacher_forwards_needed": forwards_needed(job, plan),
-        }
 
 
 class InferencePool:
