@@ -28,7 +28,6 @@ _IMPORTS_FOLLOWED = 3
 JOB = (
     # The request becomes rows.
     "service.api.routes.jobs:create_job",
-    "service.api.job_checks:check_job",
     "workers.config.draft:PlanDraft.filled",
     "service.db.job_posting:JobPosting.add_job",
     "service.db.job_posting:_new_job",
