@@ -55,7 +55,6 @@ JOB = (
     "workers.teacher.build_caches:missing_blocks",
     "workers.cluster.inference_pool:InferencePool.infer",
     "workers.cluster.inference_pool:InferenceActor.work",
-    "workers.cluster.inference_pool:InferenceActor._infer",
     "workers.teacher.inference:open_teacher",
     "workers.teacher.inference:infer_with",
     "workers.teacher.inference:infer_blocks",

@@ -12,7 +12,7 @@ from workers.cluster import ray_api
 from workers.cluster.actors import Actor
 from workers.cluster.block_queue import BlockQueue
 from workers.cluster.inference_workers import InferenceWorkers
-from workers.cluster.outcomes import TaskOutcome, WorkFailed, outcome_of
+from workers.cluster.outcomes import TaskOutcome, WorkFailed, with_outcome
 from workers.cluster.pool_events import PoolProgress, WaitingLog
 from workers.config.task import InferenceTask
 from workers.errors import Stopped
@@ -131,7 +131,8 @@ class InferenceActor(Actor):
         """The GPUs of this machine that it may use; none on a CPU."""
         return ray_api.own_gpus()
 
-    def work(self, task_json: str, blocks: list[int]) -> TaskOutcome:
+    @with_outcome
+    def work(self, task_json: str, blocks: list[int]) -> dict[str, Any]:
         """Infer and commit these blocks.
 
         Args:
@@ -139,13 +140,11 @@ class InferenceActor(Actor):
             blocks: numbers of blocks that are missing in its cache.
 
         Returns:
-            The outcome, whose value holds ``provider``, ``reason`` and ``warnings``.
+            ``provider``, ``reason`` and ``warnings``.
         """
-        return outcome_of(lambda: self._infer(InferenceTask.model_validate_json(task_json), blocks))
-
-    def _infer(self, task: InferenceTask, blocks: list[int]) -> dict[str, Any]:
         from workers.teacher.inference import infer_with, open_teacher
 
+        task = InferenceTask.model_validate_json(task_json)
         # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.
         opened_for = task.model_dump_json(exclude={"folders", "spec"}) + task.spec.output_kind
         if self._teacher is None or opened_for != self._opened_for:

@@ -22,7 +22,7 @@ from workers.cluster.actor_group import ActorGroup
 from workers.cluster.actors import Actor, Slot, Task
 from workers.cluster.connection import RayConnection
 from workers.cluster.inference_pool import InferencePool
-from workers.cluster.outcomes import Share, outcome, outcome_of
+from workers.cluster.outcomes import Share, outcome, with_outcome
 from workers.config.task import CachesTask, TrainingTask
 from workers.errors import WorkerError
 from workers.events import Stage
@@ -188,16 +188,16 @@ class CachesActor(Actor):
             cpus: cores of this machine.
             actors: that infer, at most; one per GPU, or per core.
         """
-        self._slots[0].outcome = outcome_of(
-            lambda: self._build(CachesTask.model_validate_json(task_json), cpus, actors)
-        )
+        self._slots[0].outcome = self._build(task_json, cpus, actors)
 
-    def _build(self, task: CachesTask, cpus: int, actors: int) -> dict[str, Any]:
+    @with_outcome
+    def _build(self, task_json: str, cpus: int, actors: int) -> dict[str, Any]:
         from workers.teacher.accuracy import measure_teacher
         from workers.teacher.build_caches import missing_blocks, reserve_caches
         from workers.teacher.forwards import forwards_needed
         from workers.teacher.plan_caches import plan_caches
 
+        task = CachesTask.model_validate_json(task_json)
         job, folders = task.job, task.folders
         slot = self._slots[0]
         emit, should_stop = partial(self._emit, slot), slot.stopping.is_set
