@@ -209,12 +209,8 @@ class CachesActor(Actor):
         self._reservation = reserve_caches(plan, folders, task.quota_bytes, emit)
         forwards = plan.contract_forwards
         self._pool = InferencePool(actors, task.gpu_share, cpus=cpus, confine_on_gpu=task.confine_on_gpu)
-        with (
-            contextlib.closing(self._pool.workers),
-            contextlib.closing(
-                missing_blocks(plan, folders, emit, should_stop, threads=1, device=device, forwards_in=task.forwards)
-            ) as found,
-        ):
+        found = missing_blocks(plan, folders, emit, should_stop, threads=1, device=device, forwards_in=task.forwards)
+        with contextlib.closing(self._pool.workers), contextlib.closing(found):
             for missing in found:
                 self._pool.infer(missing.task, missing.blocks, emit, should_stop)
                 forwards += missing.rows
